@@ -1,0 +1,33 @@
+"""The errors that specdec raises for a user's mistake, and nothing else.
+
+Each one carries a single sentence that names what was wrong and what would be right. The command line prints that
+sentence and exits with code 2; a library user catches `SpecdecError`, or the built-in class that each also is.
+"""
+
+
+class SpecdecError(Exception):
+    """Base class of every error that specdec raises on purpose."""
+
+
+class InvalidArgumentError(SpecdecError, ValueError):
+    """An argument is out of range or contradicts another one."""
+
+
+class UnknownNameError(InvalidArgumentError):
+    """A policy, view, drafter, runtime or model name that nobody registered; the message lists those that exist."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(f"unknown {kind} {name!r}: choose from {', '.join(sorted(known)) or '(none installed)'}")
+        self.kind, self.name, self.known = kind, name, sorted(known)
+
+
+class ModelFormatError(SpecdecError, ValueError):
+    """A model file or folder that is missing, damaged, or of a kind that this version does not read."""
+
+
+class StoreError(ModelFormatError):
+    """A bucket store that is missing, unfinished, damaged, or written by a newer version."""
+
+
+class RuntimeUnavailableError(SpecdecError, RuntimeError):
+    """A runtime was asked for by name and cannot run here; the message says what to install."""

@@ -1,0 +1,97 @@
+"""The one interface between the engine and whatever multiplies the matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from specdec.config import ModelConfig
+from specdec.effort import EffortSchedule
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResult:
+    """What one pass returns.
+
+    Attributes:
+        logits: float32 array of shape (M, V), or (1, V) when only the last row was asked for; owned by the caller.
+        bytes_read: bytes of weights and cache that the pass had to read, in the layout of the view it used.
+    """
+
+    logits: np.ndarray
+    bytes_read: int
+
+
+class Cache(Protocol):
+    """Keys and values of one sequence. Entries past `length` are garbage that the next pass overwrites."""
+
+    @property
+    def length(self) -> int:
+        """Tokens held, T."""
+        ...
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens that fit."""
+        ...
+
+    def trim(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            InvalidArgumentError: `length` is negative or larger than the current one.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """Runs one model. Equal inputs give equal bits, whatever the number of rows M that share a pass."""
+
+    name: str
+    config: ModelConfig
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Draft views that `forward` accepts beside "exact"."""
+        ...
+
+    def prepare_view(self, view: str) -> None:
+        """Make `view` ready ahead of the first pass that uses it, so that its cost is not counted as drafting.
+
+        Raises:
+            UnknownNameError: this runtime has no such view.
+        """
+        ...
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for `capacity` tokens."""
+        ...
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        *,
+        effort: EffortSchedule,
+        view: str = "exact",
+        last_only: bool = False,
+    ) -> ForwardResult:
+        """Append M tokens to `cache` (positions `cache.length` onwards) and return their logits.
+
+        Each row's arithmetic depends on its own token and history alone, never on M.
+
+        Args:
+            tokens: M >= 1 token ids.
+            cache: made by this runtime's `new_cache`; grows by M.
+            effort: share of each matrix's multiplications to perform.
+            view: "exact", or a draft view from `views`.
+            last_only: compute the logits layer for the last row only.
+
+        Raises:
+            InvalidArgumentError: a token id is outside the vocabulary or the cache has no room.
+            UnknownNameError: unknown view.
+        """
+        ...
