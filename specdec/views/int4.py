@@ -76,7 +76,7 @@ class Int4Matrix:
             prefix: integer (in,), 1 for an input that is taken, else 0.
         """
         taken = np.flatnonzero(prefix)
-        return int(taken.size) * self.q.shape[1] + int(np.unique(taken // GROUP).size) * 2 * self.shape[0]
+        return int(taken.size * self.q.shape[1]) + int(np.unique(taken // GROUP).size) * 2 * self.shape[0]
 
 
 def _quantise(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
