@@ -29,5 +29,9 @@ class StoreError(ModelFormatError):
     """A bucket store that is missing, unfinished, damaged, or written by a newer version."""
 
 
+class DownloadError(SpecdecError, RuntimeError):
+    """A model could not be fetched, or what came has another checksum than the catalogue says."""
+
+
 class RuntimeUnavailableError(SpecdecError, RuntimeError):
     """A runtime was asked for by name and cannot run here; the message says what to install."""

@@ -1,0 +1,8 @@
+"""`python -m specdec`: the same command line as the installed `specdec`."""
+
+import sys
+
+from specdec.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,14 @@
+"""The version of the installed distribution."""
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
+
+DISTRIBUTION = "specdec-mlx"
+
+
+def version() -> str:
+    """Version of the installed distribution, or "unknown" when the code runs without being installed."""
+    try:
+        return distribution_version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown"
