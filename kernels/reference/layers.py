@@ -1,0 +1,62 @@
+"""The small layers of a transformer block in float64 NumPy: norm, rotary positions, gating, expert choice.
+
+Attention is in `attention`, matrices in `bucketmul`, the whole model in `transformer`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.config import ModelConfig
+
+
+def rms_norm(x: NDArray[np.floating], weight: NDArray[np.floating], *, eps: float) -> NDArray[np.float64]:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis. Source: Zhang and Sennrich, 1910.07467, equation 4."""
+    x = x.astype(np.float64)
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight)
+
+
+def rotary_frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    """(D / 2,) radians per position: theta^(-2j / D), divided by `rope_factors` where the model has them.
+
+    Source: Su et al. 2104.09864, section 3.2.2.
+    """
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    return frequencies if config.rope_factors is None else frequencies / np.asarray(config.rope_factors)
+
+
+def rotate(x: NDArray[np.floating], angles: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn dimension j and j + D / 2 of every head by angle j.
+
+    Args:
+        x: (..., D).
+        angles: broadcastable to (..., D / 2), radians.
+    """
+    low, high = np.split(x.astype(np.float64), 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def gated(gate: NDArray[np.floating], up: NDArray[np.floating]) -> NDArray[np.float64]:
+    """silu(gate) * up. Source: Shazeer, 2002.05202, section 2 (SwiGLU)."""
+    gate = gate.astype(np.float64)
+    return np.asarray(gate / (1 + np.exp(-gate)) * up)
+
+
+def choose_experts(router_logits: NDArray[np.floating], count: int) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
+    """The `count` experts of one token and their weights, by rising expert number.
+
+    Args:
+        router_logits: (experts,), any float dtype.
+        count: experts per token; of equal logits the lower number is taken.
+
+    Returns:
+        Expert numbers (count,), and the softmax over the chosen logits alone (count,), in the dtype of the logits.
+
+    Source: Mixtral, Jiang et al. 2401.04088, section 2.1.
+    """
+    chosen = np.sort(np.argsort(-router_logits, kind="stable")[:count])
+    weights = np.exp(router_logits[chosen] - router_logits.max())
+    return chosen, weights / weights.sum()

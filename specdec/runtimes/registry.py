@@ -1,0 +1,55 @@
+"""Runtimes by name: which exist, which `auto` means here, and how one is made. Each imports its libraries when made."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from specdec.errors import InvalidArgumentError, UnknownNameError
+
+if TYPE_CHECKING:
+    from specdec.runtimes.base import Runtime
+    from specdec.store import Store
+
+
+def _reference(store: Store, threads: int | None) -> Runtime:
+    from specdec.runtimes.reference import ReferenceRuntime
+
+    if threads is not None:
+        warnings.warn(
+            f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses", stacklevel=3
+        )
+    return ReferenceRuntime(store)
+
+
+# Best first: "auto" takes the first one.
+_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {"reference": _reference}
+
+
+def known_runtimes() -> list[str]:
+    """Names that `create_runtime` accepts beside "auto", best first."""
+    return list(_RUNTIMES)
+
+
+def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Runtime:
+    """A runtime with the model of `store` loaded.
+
+    Args:
+        name: "auto", or one of `known_runtimes`.
+        store: an open bucket store; must stay open as long as the runtime is used.
+        threads: threads to compute with, at least 1; None leaves it to the runtime. The reference runtime cannot
+            choose: it warns (UserWarning) and goes on.
+
+    Raises:
+        UnknownNameError: no runtime has this name.
+        InvalidArgumentError: `threads` is no whole number of at least 1.
+        RuntimeUnavailableError: the runtime cannot run here; the message says what to install.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InvalidArgumentError(f"threads must be a whole number of at least 1, not {threads!r}")
+    if name == "auto":
+        name = next(iter(_RUNTIMES))
+    if name not in _RUNTIMES:
+        raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
+    return _RUNTIMES[name](store, threads)
