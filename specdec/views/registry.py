@@ -1,19 +1,18 @@
 """Views by name: those of this package, and those that other packages add through the entry-point group
-`specdec.views` (an entry point names a `View` subclass)."""
+`specdec.views` (an entry point names a `View` subclass or a function that returns a view)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
 
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError
+from specdec.registry import Registry
 from specdec.views.base import View
 from specdec.views.bucket import BucketView
 from specdec.views.int4 import Int4View
 
-ENTRY_POINT_GROUP = "specdec.views"
-
-_makers: dict[str, Callable[[], View]] = {}
+_views: Registry[Callable[[], View]] = Registry("view", "specdec.views")
 
 
 def register_view(name: str, maker: Callable[[], View]) -> None:
@@ -22,16 +21,13 @@ def register_view(name: str, maker: Callable[[], View]) -> None:
     Raises:
         InvalidArgumentError: the name is taken, or cannot be part of a file name.
     """
-    if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii() or name == "exact":
-        raise InvalidArgumentError(f"view name {name!r} must be letters, digits, '-' and '_', and not 'exact'")
-    if name in known_views():
-        raise InvalidArgumentError(f"a view named {name!r} is already registered")
-    _makers[name] = maker
+    _check_name(name)
+    _views.register(name, maker)
 
 
 def known_views() -> list[str]:
     """Names of all views, sorted."""
-    return sorted({*_makers, *(point.name for point in entry_points(group=ENTRY_POINT_GROUP))})
+    return _views.names()
 
 
 def get_view(name: str) -> View:
@@ -39,16 +35,19 @@ def get_view(name: str) -> View:
 
     Raises:
         UnknownNameError: nobody registered it; the message lists those that exist.
+        InvalidArgumentError: what another package registered is no view.
     """
-    if name in _makers:
-        return _makers[name]()
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name == name:
-            view = point.load()()
-            if not isinstance(view, View):
-                raise InvalidArgumentError(f"entry point {point.value!r} of view {name!r} must name a View subclass")
-            return view
-    raise UnknownNameError("view", name, known_views())
+    view = _views.get(name)()
+    if not isinstance(view, View) or view.name != name:
+        raise InvalidArgumentError(f"view {name!r} must be a View with that name, not {view!r}")
+    _check_name(name)
+    return view
+
+
+def _check_name(name: str) -> None:
+    """A view's name is part of a file's, and "exact" is what is not a draft."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name == "exact":
+        raise InvalidArgumentError(f"a view's name must be letters, digits, '-' or '_', and not 'exact': not {name!r}")
 
 
 register_view("bucket", BucketView)

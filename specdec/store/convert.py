@@ -1,0 +1,253 @@
+"""From a source of weights to a bucket store: `convert`. Reading models is `sources`, reading stores is `store`.
+
+One matrix at a time is read, cut into slices of inputs, and bucketed by a few threads; slices are written in order.
+So the memory in use is about two dense matrices and a few slices, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from specdec.errors import ModelFormatError, StoreError
+from specdec.store.description import DESCRIPTION_FILE, FileRecord, StoreDescription
+from specdec.store.dither import check_seed, dithered
+from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
+from specdec.store.staging import check_target, staged_folder, sync_folder, writing
+from specdec.store.tensorfile import FileLayout, TensorFileWriter, lay_out
+from specdec.views.base import View
+from specdec.views.bucket import BucketedMatrix
+from specdec.views.dtypes import all_finite
+from specdec.views.layout import BucketLayout
+from specdec.views.registry import get_view
+
+if TYPE_CHECKING:
+    from specdec.progress import Progress
+    from specdec.sources.base import Source
+
+_SLICE_WEIGHTS = 1 << 22
+_MAX_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Slice:
+    """Some inputs of a matrix on their way to the files: arrays by file name and by part of the tensor's name."""
+
+    matrix: str
+    weights: int
+    parts: dict[str, dict[str, np.ndarray]]
+
+
+def convert(
+    source: Source,
+    target: str | Path,
+    *,
+    layout: BucketLayout | None = None,
+    views: Sequence[str] = (),
+    dither: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    threads: int | None = None,
+) -> Path:
+    """Write a bucket store. It appears whole under its name, or not at all.
+
+    Args:
+        source: the model; not closed.
+        target: folder to make; its parent must exist.
+        layout: bucket and tier sizes; default 16 in tiers of 4.
+        views: draft views to store beside the exact one; those that need no arrays (`bucket`) are skipped.
+        dither: seed of noise to add to every matrix (`dither.dithered`), or None for the model as it is.
+        overwrite: replace a store at `target`. Anything else there is refused in any case.
+        progress: called with ("converting", weights done, weights in all).
+        threads: worker threads; default one per processor, at most 4.
+
+    Returns:
+        The absolute path of the store.
+
+    Raises:
+        UnknownNameError: an unknown view.
+        InvalidArgumentError: the seed or layout is out of range.
+        ModelFormatError: a tensor has the wrong shape or holds an infinite weight or a NaN.
+        StoreError: `target` is taken or cannot be written, or space runs out.
+    """
+    kinds = {name: get_view(name) for name in views}
+    conversion = _Conversion(source, layout or BucketLayout(), kinds, check_seed(dither), progress, threads)
+    return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
+
+
+class _Conversion:
+    """One run of `convert`."""
+
+    def __init__(
+        self,
+        source: Source,
+        layout: BucketLayout,
+        views: dict[str, View],
+        dither: int | None,
+        progress: Progress | None,
+        threads: int | None,
+    ) -> None:
+        self.source, self.layout, self.dither = source, layout, dither
+        self.progress = progress
+        self.threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
+        self.shapes = source.config.matrices()
+        self.files = {EXACT_FILE: lay_out(exact_tensors(source.config, layout, dtype=source.dtype))}
+        self.views: dict[str, View] = {}
+        for name, view in views.items():
+            if specs := view_tensors(view, source.config, layout):
+                self.views[name] = view
+                self.files[view_file(name)] = lay_out(specs)
+
+    def run(self, target: Path, *, overwrite: bool) -> Path:
+        """Convert to `target`."""
+        check_target(target, overwrite=overwrite)
+        with staged_folder(target, overwrite=overwrite) as folder:
+            _check_space(target, self.files)
+            records = self._write_tokenizer(folder / TOKENIZER_FOLDER)
+            with ExitStack() as stack:
+                writers = {
+                    name: stack.enter_context(TensorFileWriter(folder / name, file))
+                    for name, file in self.files.items()
+                }
+                self._write_outside_effort(writers[EXACT_FILE])
+                self._write_matrices(writers)
+                for name, writer in writers.items():
+                    header = hashlib.sha256(writer.layout.header).hexdigest()
+                    records[name] = FileRecord(writer.layout.nbytes, header, writer.finish())
+            description = StoreDescription(
+                config=self.source.config,
+                layout=self.layout,
+                dtype=self.source.dtype,
+                dither=self.dither,
+                source=dict(self.source.description),
+                views=tuple(self.views),
+                files=dict(sorted(records.items())),
+            )
+            text = json.dumps(description.to_dict(), indent=1, ensure_ascii=True) + "\n"
+            write_file(folder / DESCRIPTION_FILE, text.encode())
+        return target
+
+    def _report(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress("converting", done, sum(outputs * inputs for outputs, inputs in self.shapes.values()))
+
+    def _write_tokenizer(self, folder: Path) -> dict[str, FileRecord]:
+        with writing(folder):
+            folder.mkdir()
+        records = {}
+        for name, data in sorted(self.source.tokenizer_files.items()):
+            write_file(folder / name, data)
+            records[f"{TOKENIZER_FOLDER}/{name}"] = FileRecord(len(data), hashlib.sha256(data).hexdigest())
+        with writing(folder):
+            sync_folder(folder)
+        return records
+
+    def _write_outside_effort(self, writer: TensorFileWriter) -> None:
+        """Vectors and tables, as the source has them."""
+        for name, length in self.source.config.vectors().items():
+            vector = self.source.vector(name)
+            _check_tensor(name, vector, (length,), np.dtype(np.float32))
+            if not np.isfinite(vector).all():
+                raise ModelFormatError(f"tensor {name!r} holds an infinite number or a NaN: the model is damaged")
+            writer.append(name, vector)
+        for name, shape in self.source.config.tables().items():
+            writer.append(name, self._read(name, shape))
+
+    def _write_matrices(self, writers: dict[str, TensorFileWriter]) -> None:
+        """Bucket every matrix and build its views, a few slices at a time, and write them in order."""
+        done = 0
+        self._report(done)
+        waiting: deque[Future[_Slice]] = deque()
+        with ThreadPoolExecutor(self.threads) as pool:
+            jobs = self._slices()
+            try:
+                while True:
+                    while len(waiting) <= self.threads and (job := next(jobs, None)) is not None:
+                        waiting.append(pool.submit(self._convert_slice, *job))
+                        del job
+                    if not waiting:
+                        return
+                    result = waiting.popleft().result()
+                    for file, parts in result.parts.items():
+                        for part, array in parts.items():
+                            writers[file].append(f"{result.matrix}.{part}", array)
+                    done += result.weights
+                    self._report(done)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _slices(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every matrix in order, in slices of inputs: (name, uint16 (out, inputs of the slice))."""
+        group = math.lcm(*(view.input_group for view in self.views.values()), 1)
+        for name, (outputs, inputs) in self.shapes.items():
+            bits = self._read(name, (outputs, inputs))
+            if self.dither is not None:
+                bits = dithered(bits, dtype=self.source.dtype, name=name, seed=self.dither)
+            step = max(1, _SLICE_WEIGHTS // (outputs * group)) * group
+            for start in range(0, inputs, step):
+                yield name, bits[:, start : start + step]
+
+    def _convert_slice(self, name: str, bits: np.ndarray) -> _Slice:
+        try:
+            matrix = BucketedMatrix.from_dense(bits, dtype=self.source.dtype, layout=self.layout)
+        except ModelFormatError:
+            raise _not_finite(name) from None
+        parts = {EXACT_FILE: matrix.arrays()}
+        for view_name, view in self.views.items():
+            parts[view_file(view_name)] = view.arrays(view.build(matrix))
+        return _Slice(name, bits.size, parts)
+
+    def _read(self, name: str, shape: tuple[int, int]) -> np.ndarray:
+        bits = self.source.matrix(name)
+        _check_tensor(name, bits, shape, np.dtype(np.uint16))
+        if name not in self.shapes and not all_finite(bits, self.source.dtype):
+            raise _not_finite(name)
+        return bits
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file and push it to the disk.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with writing(path), path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _not_finite(name: str) -> ModelFormatError:
+    return ModelFormatError(f"tensor {name!r} holds an infinite weight or a NaN: the model is damaged")
+
+
+def _check_tensor(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    """Refuse what a source must not hand out."""
+    if array.shape != shape or array.dtype != dtype:
+        raise ModelFormatError(
+            f"tensor {name!r} must be {dtype} of shape {shape} for this model, not {array.dtype} {array.shape}"
+        )
+
+
+def _check_space(target: Path, files: dict[str, FileLayout]) -> None:
+    """Refuse before the work rather than at its end."""
+    needed = sum(file.nbytes for file in files.values())
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise StoreError(
+            f"no space left for {target}: it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free some, "
+            "or choose another place"
+        )

@@ -1,0 +1,158 @@
+"""`store.json`: what a store says about itself, read, written and checked. The tensors are in `tensorfile`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from specdec.config import ModelConfig
+from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
+from specdec.views.dtypes import check_dtype
+from specdec.views.layout import BucketLayout
+
+FORMAT = "specdec bucket store"
+VERSION = 1
+DESCRIPTION_FILE = "store.json"
+_FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What a file of the store must be.
+
+    Attributes:
+        nbytes: its size.
+        sha256: of the whole file, or of its header where `tensors` has the rest.
+        tensors: SHA-256 of every tensor by name, for a safetensors file.
+    """
+
+    nbytes: int
+    sha256: str
+    tensors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreDescription:
+    """The contents of `store.json`.
+
+    Attributes:
+        config: the model.
+        layout: bucket and tier sizes.
+        dtype: "float16" or "bfloat16", of matrices and tables.
+        dither: seed of the noise that was added to the weights, or None.
+        source: where the weights came from.
+        views: draft views that have a file.
+        files: every other file of the store, by its path inside it.
+    """
+
+    config: ModelConfig
+    layout: BucketLayout
+    dtype: str
+    dither: int | None
+    source: dict[str, str]
+    views: tuple[str, ...]
+    files: dict[str, FileRecord]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the checksum over all the others included."""
+        body = {
+            "format": FORMAT,
+            "version": VERSION,
+            "config": self.config.to_dict(),
+            "layout": self.layout.to_dict(),
+            "dtype": self.dtype,
+            "dither": self.dither,
+            "source": self.source,
+            "views": list(self.views),
+            "files": {
+                name: {"bytes": record.nbytes, "sha256": record.sha256, "tensors": record.tensors}
+                for name, record in self.files.items()
+            },
+        }
+        return body | {"checksum": _checksum(body)}
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 over the description, hence, through the checksums in it, over every byte of the store."""
+        return str(self.to_dict()["checksum"])
+
+    @classmethod
+    def read(cls, folder: Path) -> StoreDescription:
+        """Read and check `folder / store.json`.
+
+        Raises:
+            StoreError: it is missing, damaged, of a newer version, or describes an impossible model.
+        """
+        values = _load(folder)
+        version = values.get("version")
+        if isinstance(version, int) and version > VERSION:
+            raise StoreError(
+                f"{folder} was written by a newer version of specdec (store format {version}, this one reads "
+                f"{VERSION}): upgrade specdec"
+            )
+        damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
+        body = {key: value for key, value in values.items() if key != "checksum"}
+        if version != VERSION or values.get("checksum") != _checksum(body):
+            raise damaged
+        try:
+            description = cls._from_body(body)
+        except (ModelFormatError, InvalidArgumentError) as error:
+            raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise damaged from None
+        return description
+
+    @classmethod
+    def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
+        for name in body["files"]:
+            if not _FILE_NAME.fullmatch(name):
+                raise ModelFormatError(f"a store has no file named {name!r}")
+        dither = body["dither"]
+        return cls(
+            config=ModelConfig.from_dict(body["config"]),
+            layout=BucketLayout.from_dict(body["layout"]),
+            dtype=check_dtype(body["dtype"]),
+            dither=None if dither is None else int(dither),
+            source={str(key): str(value) for key, value in body["source"].items()},
+            views=tuple(str(name) for name in body["views"]),
+            files={
+                name: FileRecord(int(entry["bytes"]), str(entry["sha256"]), dict(entry["tensors"]))
+                for name, entry in body["files"].items()
+            },
+        )
+
+
+def is_store(folder: Path) -> bool:
+    """Whether `folder` calls itself a store: of any version, whole or not."""
+    try:
+        return bool(_load(folder))
+    except StoreError:
+        return False
+
+
+def _load(folder: Path) -> dict[str, Any]:
+    """The JSON object in `store.json`, known to be that of a store."""
+    path = folder / DESCRIPTION_FILE
+    try:
+        values = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise StoreError(
+            f"{folder} is no store, it has no {DESCRIPTION_FILE}: make one with `specdec convert SOURCE -o STORE`"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise StoreError(f"{path} is damaged: convert the model again") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise StoreError(f"{path} does not describe a specdec store")
+    return values
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of `body`: sorted keys, no spaces, ASCII."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

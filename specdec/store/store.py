@@ -1,0 +1,231 @@
+"""A bucket store opened for reading: checks it, and maps its tensors. Writing one is `convert`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from specdec.config import ModelConfig
+from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.store.description import FileRecord, StoreDescription
+from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
+from specdec.store.staging import MARKER
+from specdec.store.tensorfile import FILLER, TensorFile, read_layout
+from specdec.views.base import TensorSpec, ViewMatrix
+from specdec.views.bucket import BucketedMatrix
+from specdec.views.layout import BucketLayout
+from specdec.views.registry import get_view, known_views
+
+_AGAIN = "the store is damaged, convert the model again"
+_VERIFY_THREADS = 2
+
+
+class Store:
+    """A converted model on disk. Its arrays are memory-mapped: a tensor that nobody touches is never read.
+
+    Attributes:
+        path: its folder.
+        config: the model.
+        layout: bucket and tier sizes.
+        dtype: "float16" or "bfloat16", of matrices and tables.
+        dithered: seed of the noise that was added to the weights, or None for the model as it came.
+        source: where the weights came from.
+        views: draft views that are stored; others are built when they are asked for.
+        checksum: SHA-256 that stands for every byte of the store.
+    """
+
+    def __init__(self, path: Path, description: StoreDescription, files: dict[str, TensorFile]) -> None:
+        self.path = path
+        self.description = description
+        self.config: ModelConfig = description.config
+        self.layout: BucketLayout = description.layout
+        self.dtype = description.dtype
+        self.dithered = description.dither
+        self.source = dict(description.source)
+        self.views = description.views
+        self.checksum = description.checksum
+        self._files = files
+        self._shapes = self.config.matrices()
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> Store:
+        """Open a store.
+
+        Sizes, shapes, the description's own checksum and the scores are always checked.
+
+        Args:
+            path: the store's folder.
+            verify: also read every byte and compare checksums.
+
+        Raises:
+            StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise StoreError(f"there is no store at {path}")
+        if not path.is_dir():
+            raise StoreError(f"{path} is a file, and a store is a folder with a store.json in it")
+        if (path / MARKER).exists():
+            raise StoreError(f"{path} is an unfinished conversion: convert the model again")
+        description = StoreDescription.read(path)
+        wanted = {EXACT_FILE, *(view_file(view) for view in description.views)}
+        found = {name for name in description.files if not name.startswith(f"{TOKENIZER_FOLDER}/")}
+        for name in description.files:
+            _check_size(path / name, description.files[name])
+        if wanted != found:
+            raise StoreError(f"{path} lists the files {sorted(found)} where its views need {sorted(wanted)}: {_AGAIN}")
+        files = {name: _open_file(path, name, description) for name in sorted(wanted)}
+        store = cls(path, description, files)
+        store._check_scores()
+        if verify:
+            store.verify()
+        return store
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The folder with the tokenizer's files."""
+        return self.path / TOKENIZER_FOLDER
+
+    def exact(self, name: str) -> BucketedMatrix:
+        """A matrix in the exact view, memory-mapped.
+
+        Args:
+            name: canonical, one of `config.matrices()`.
+
+        Raises:
+            InvalidArgumentError: the model has no such matrix.
+        """
+        shape = self._shape(name)
+        file = self._files[EXACT_FILE]
+        parts = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype)
+        arrays = {part: file.array(f"{name}.{part}") for part in parts}
+        return BucketedMatrix.from_arrays(arrays, shape=shape, dtype=self.dtype, layout=self.layout)
+
+    def table(self, name: str) -> np.ndarray:
+        """A table of `config.tables()`: uint16 (rows, columns), raw bits, memory-mapped.
+
+        Raises:
+            InvalidArgumentError: the model has no such table.
+        """
+        if name not in self.config.tables():
+            raise InvalidArgumentError(f"this model has no table {name!r}: it has {sorted(self.config.tables())}")
+        return self._files[EXACT_FILE].array(name)
+
+    def vector(self, name: str) -> np.ndarray:
+        """A vector of `config.vectors()`: float32 (n,), memory-mapped.
+
+        Raises:
+            InvalidArgumentError: the model has no such vector.
+        """
+        if name not in self.config.vectors():
+            raise InvalidArgumentError(f"this model has no vector {name!r}: names look like 'layers.0.attn_norm'")
+        return self._files[EXACT_FILE].array(name)
+
+    def view(self, view: str, name: str) -> dict[str, np.ndarray]:
+        """The stored arrays of one matrix in a draft view, memory-mapped (F16 as raw bits).
+
+        Raises:
+            UnknownNameError: that view is not stored here.
+            InvalidArgumentError: the model has no such matrix.
+        """
+        self._shape(name)
+        if view not in self.views:
+            raise UnknownNameError("stored view", view, list(self.views))
+        file = self._files[view_file(view)]
+        return {full[len(name) + 1 :]: file.array(full) for full in file.layout.tensors if full.startswith(f"{name}.")}
+
+    def draft(self, view: str, name: str) -> ViewMatrix:
+        """A matrix in a draft view: from the store where it is stored, else built now from the exact one.
+
+        Raises:
+            UnknownNameError: there is no such view.
+            InvalidArgumentError: the model has no such matrix.
+        """
+        kind, exact = get_view(view), self.exact(name)
+        return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
+
+    def verify(self) -> None:
+        """Read every byte and compare with the checksums of the description.
+
+        Raises:
+            StoreError: something differs; the message names the tensor or file.
+        """
+        jobs: list[tuple[str, str, Callable[[], str]]] = []
+        for name, record in self.description.files.items():
+            if name in self._files:
+                file = self._files[name]
+                jobs += [
+                    (f"tensor {tensor!r} in {file.path}", wanted, partial(file.checksum, tensor))
+                    for tensor, wanted in record.tensors.items()
+                ]
+            else:
+                jobs.append((str(self.path / name), record.sha256, partial(_file_checksum, self.path / name)))
+        with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
+            for (what, wanted, _), found in zip(jobs, pool.map(lambda job: job[2](), jobs), strict=True):
+                if found != wanted:
+                    raise StoreError(f"{what} was altered: {_AGAIN}")
+
+    def _shape(self, name: str) -> tuple[int, int]:
+        if name not in self._shapes:
+            raise InvalidArgumentError(
+                f"this model has no matrix {name!r}: names look like 'layers.0.attn.q' or 'head'"
+            )
+        return self._shapes[name]
+
+    def _check_scores(self) -> None:
+        """Scores that are not finite or increase would break effort selection, and mean that weights are not finite."""
+        for file in self._files.values():
+            for name in (name for name in file.layout.tensors if name.endswith(".scores")):
+                scores = file.array(name)
+                if not (np.isfinite(scores).all() and (scores >= 0).all() and (np.diff(scores, axis=1) <= 0).all()):
+                    raise StoreError(f"tensor {name!r} in {file.path} is not a table of scores: {_AGAIN}")
+
+
+def _open_file(folder: Path, name: str, description: StoreDescription) -> TensorFile:
+    """Map one safetensors file after checking its size, its header and the shapes in it."""
+    path, record = folder / name, description.files[name]
+    layout = read_layout(path)
+    if hashlib.sha256(layout.header).hexdigest() != record.sha256 or set(record.tensors) != set(layout.tensors):
+        raise StoreError(f"the header of {path} was altered, or the file belongs to another store: {_AGAIN}")
+    found = {tensor: placed.spec for tensor, placed in layout.tensors.items() if not tensor.startswith(FILLER)}
+    wanted = _expected(name, description) or found
+    for tensor in sorted({*found, *wanted}):
+        have, need = found.get(tensor), wanted.get(tensor)
+        if have != need:
+            raise StoreError(
+                f"tensor {tensor!r} in {path} is {_say(have)} where the model needs {_say(need)}: {_AGAIN}"
+            )
+    return TensorFile(path, layout)
+
+
+def _expected(name: str, description: StoreDescription) -> dict[str, TensorSpec] | None:
+    """The tensors that a file must have, or None for a view that is not installed here."""
+    if name == EXACT_FILE:
+        return exact_tensors(description.config, description.layout, dtype=description.dtype)
+    view = next(view for view in description.views if view_file(view) == name)
+    return view_tensors(get_view(view), description.config, description.layout) if view in known_views() else None
+
+
+def _say(spec: TensorSpec | None) -> str:
+    return f"{spec.dtype} {spec.shape}" if spec else "missing"
+
+
+def _file_checksum(path: Path) -> str:
+    """SHA-256 of a whole file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_size(path: Path, record: FileRecord) -> None:
+    """Refuse a file that is missing or has another size."""
+    try:
+        nbytes = path.stat().st_size
+    except OSError:
+        raise StoreError(f"{path} is missing: {_AGAIN}") from None
+    if nbytes != record.nbytes:
+        raise StoreError(f"{path} has {nbytes} bytes instead of {record.nbytes}: {_AGAIN}")
