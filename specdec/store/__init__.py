@@ -1,6 +1,8 @@
 """The bucket store: a converted model on disk, byte by byte in docs/format.md."""
 
 from specdec.store.convert import convert
+from specdec.store.description import FORMAT_VERSION
 from specdec.store.store import Store
+from specdec.views.layout import BucketLayout
 
-__all__ = ["Store", "convert"]
+__all__ = ["FORMAT_VERSION", "BucketLayout", "Store", "convert"]

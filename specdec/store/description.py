@@ -15,7 +15,7 @@ from specdec.views.dtypes import check_dtype
 from specdec.views.layout import BucketLayout
 
 FORMAT = "specdec bucket store"
-VERSION = 1
+FORMAT_VERSION = 1
 DESCRIPTION_FILE = "store.json"
 _FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -61,7 +61,7 @@ class StoreDescription:
         """Plain JSON values, the checksum over all the others included."""
         body = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": FORMAT_VERSION,
             "config": self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
@@ -89,14 +89,14 @@ class StoreDescription:
         """
         values = _load(folder)
         version = values.get("version")
-        if isinstance(version, int) and version > VERSION:
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreError(
                 f"{folder} was written by a newer version of specdec (store format {version}, this one reads "
-                f"{VERSION}): upgrade specdec"
+                f"{FORMAT_VERSION}): upgrade specdec"
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        if version != VERSION or values.get("checksum") != _checksum(body):
+        if version != FORMAT_VERSION or values.get("checksum") != _checksum(body):
             raise damaged
         try:
             description = cls._from_body(body)

@@ -33,11 +33,6 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F32": np.dtype("<f4"),
 }
-    "U8": np.dtype(np.uint8),
-    "F16": np.dtype("<u2"),
-    "BF16": np.dtype("<u2"),
-    "F32": np.dtype("<f4"),
-}
 
 
 @dataclass(frozen=True, slots=True)
