@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,7 +34,6 @@ from specdec.views.layout import BucketLayout
 from specdec.views.registry import get_view
 
 if TYPE_CHECKING:
-    from specdec.progress import Progress
     from specdec.sources.base import Source
 
 _SLICE_WEIGHTS = 1 << 22
@@ -58,7 +57,7 @@ def convert(
     views: Sequence[str] = (),
     dither: int | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
 ) -> Path:
     """Write a bucket store. It appears whole under its name, or not at all.
@@ -70,7 +69,7 @@ def convert(
         views: draft views to store beside the exact one; those that need no arrays (`bucket`) are skipped.
         dither: seed of noise to add to every matrix (`dither.dithered`), or None for the model as it is.
         overwrite: replace a store at `target`. Anything else there is refused in any case.
-        progress: called with ("converting", weights done, weights in all).
+        progress: called with (weights done, weights in all), first with nothing done.
         threads: worker threads; default one per processor, at most 4.
 
     Returns:
@@ -96,7 +95,7 @@ class _Conversion:
         layout: BucketLayout,
         views: dict[str, View],
         dither: int | None,
-        progress: Progress | None,
+        progress: Callable[[int, int], None] | None,
         threads: int | None,
     ) -> None:
         self.source, self.layout, self.dither = source, layout, dither
@@ -141,7 +140,7 @@ class _Conversion:
 
     def _report(self, done: int) -> None:
         if self.progress is not None:
-            self.progress("converting", done, sum(outputs * inputs for outputs, inputs in self.shapes.values()))
+            self.progress(done, sum(outputs * inputs for outputs, inputs in self.shapes.values()))
 
     def _write_tokenizer(self, folder: Path) -> dict[str, FileRecord]:
         with writing(folder):
