@@ -1,0 +1,6 @@
+// Python bindings of the draft views.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_draft(nb::module_&) {}

@@ -1,0 +1,93 @@
+#include "dispatch.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
+namespace specdec {
+
+#if defined(__x86_64__)
+const KernelTable& avx512vbmi2_table();
+const KernelTable& avx512_table();
+const KernelTable& avx2_table();
+#elif defined(__aarch64__)
+const KernelTable& neon_dotprod_table();
+const KernelTable& neon_table();
+#endif
+const KernelTable& scalar_table();
+
+namespace {
+
+bool always() { return true; }
+
+#if defined(__x86_64__)
+// The compiler's own check also asks whether the operating system saves the wide registers.
+bool has_f16c() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool has_avx512vbmi2() {
+  return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#elif defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__APPLE__)
+  return true;  // every Apple processor of the 64-bit Macs has it
+#elif defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+struct Entry {
+  const char* name;
+  bool (*supported)();
+  const KernelTable& (*table)();
+};
+
+constexpr Entry kEntries[] = {
+#if defined(__x86_64__)
+    {"avx512vbmi2", has_avx512vbmi2, avx512vbmi2_table},
+    {"avx512", has_avx512, avx512_table},
+    {"avx2", has_avx2, avx2_table},
+#elif defined(__aarch64__)
+    {"neon_dotprod", has_dotprod, neon_dotprod_table},
+    {"neon", always, neon_table},
+#endif
+    {"scalar", always, scalar_table},
+};
+
+}  // namespace
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (const auto& entry : kEntries)
+    if (entry.supported()) names.emplace_back(entry.name);
+  return names;
+}
+
+const KernelTable& kernels_for(const std::string& name) {
+  std::string known;
+  for (const auto& entry : kEntries) {
+    if (!entry.supported()) continue;
+    if (name.empty() || name == entry.name) return entry.table();
+    known += known.empty() ? entry.name : std::string(", ") + entry.name;
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is not one that this machine can run: choose from " + known);
+}
+
+}  // namespace specdec

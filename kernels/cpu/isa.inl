@@ -1,0 +1,14 @@
+// Every kernel, instantiated for the instruction set SPECDEC_ISA whose simd_*.h the including file has chosen.
+//
+// Everything lives in a namespace of that name and uses no inline function of the standard library: a linker keeps one
+// copy of such a function for all files, and that copy might use instructions that the machine lacks.
+
+#include "kernel_table.h"
+
+#include "draft_kernels.inl"
+
+namespace specdec::SPECDEC_ISA {
+
+inline KernelTable make_table(const char* name) { return KernelTable{name, {}, {}, {}, draft_kernels()}; }
+
+}  // namespace specdec::SPECDEC_ISA

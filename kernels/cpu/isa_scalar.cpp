@@ -1,0 +1,14 @@
+// The kernels for scalar; its compiler flags are in CMakeLists.txt.
+#define SPECDEC_ISA scalar
+#include "simd_scalar.h"
+
+#include "isa.inl"
+
+namespace specdec {
+
+const KernelTable& scalar_table() {
+  static const KernelTable table = scalar::make_table("scalar");
+  return table;
+}
+
+}  // namespace specdec

@@ -1,0 +1,121 @@
+// What each instruction set provides: one table of plain functions, filled by isa_*.cpp, picked by dispatch.cpp.
+//
+// Pointers and sizes are trusted here; bindings.cpp and Model check them. No function allocates or throws.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "draft_kernels.h"
+
+// Small functions of headers that files of different instruction sets share must not be emitted as such: the linker
+// would keep one copy for all of them.
+#define SPECDEC_INLINE [[gnu::always_inline]] inline
+
+namespace specdec {
+
+// Outputs that a packed matrix keeps together: for each input, their weights lie side by side (64 bytes).
+constexpr int kPanel = 32;
+// Positions of the context that attention treats as one: partial results meet at multiples of it, whatever is asked.
+constexpr int kChunk = 128;
+// Most rows that one register tile holds, over all instruction sets.
+constexpr int kMaxTile = 14;
+// Weights are converted, for more rows than a tile, in blocks of this many inputs.
+constexpr int kBlock = 128;
+
+enum class Dtype : int { float16 = 0, bfloat16 = 1 };
+
+// Rows of activations in tiles: M rows in `count` tiles whose sizes differ by at most one; tile t holds its rows
+// interleaved, value (row, i) at data[start(t) * in + i * size(t) + row].
+struct RowTiles {
+  int rows = 0, count = 0;
+  SPECDEC_INLINE RowTiles() {}
+  SPECDEC_INLINE RowTiles(int m, int max_tile) : rows(m), count((m + max_tile - 1) / max_tile) {}
+  SPECDEC_INLINE int start(int t) const { return static_cast<int>(static_cast<int64_t>(rows) * t / count); }
+  SPECDEC_INLINE int size(int t) const { return start(t + 1) - start(t); }
+};
+
+// y[r][o] = sum over i, ascending, of w[o][i] * x[r][i]: one accumulator, fused multiply-adds, from 0.
+struct DenseCall {
+  const uint16_t* panels;  // [ceil(out / 32)][in][32]
+  Dtype dtype;
+  int64_t in, out;
+  const float* x;  // tiles
+  RowTiles tiles;
+  float* y;  // y[r * y_stride + o]
+  int64_t y_stride;
+  float* scratch;  // of this thread: scratch_floats(rows)
+};
+
+// The same over chosen products only. Input i takes part in row r for the outputs in its first n(r, i) tiers.
+struct MaskedCall {
+  DenseCall dense;
+  int tiers;                // K
+  const uint32_t* masks;    // [ceil(out / 32)][in][K - 1]: outputs in tiers 0..k; none when K is 1
+  const uint8_t* chosen;    // n(r, i), in tiles as x
+  const int32_t* active;    // ascending inputs that any row takes a tier of
+  int64_t active_count;
+};
+
+SPECDEC_INLINE constexpr int64_t scratch_floats(int64_t rows) {
+  return rows * kPanel + kBlock * kPanel + kBlock * 66 + 64;  // accumulators, converted weights, masks
+}
+
+struct DenseKernels {
+  int max_tile;  // rows per tile that this instruction set wants, at most kMaxTile
+  void (*multiply)(const DenseCall&, int64_t first_panel, int64_t last_panel);
+  void (*multiply_masked)(const MaskedCall&, int64_t first_panel, int64_t last_panel);
+};
+
+// One chunk of positions seen by some rows of one key-value head. Row r is (token, query head of the group).
+struct AttentionCall {
+  const uint16_t* keys;    // float16 [position / 32][head_dim][32]
+  const uint16_t* values;  // float16 [position][value_stride]
+  int64_t value_stride;    // head_dim rounded up to 32
+  int head_dim;
+  float scale;
+  const float* q;    // tile: q[d * rows + r]
+  int rows;          // at most max_tile
+  int64_t chunk;     // positions chunk * kChunk onwards
+  const int32_t* from;  // per row: first and one past the last position seen, within the chunk, 0..kChunk
+  const int32_t* to;
+  float* peak;    // out, per row: largest score, -inf when the row sees nothing
+  float* total;   // out, per row: sum of exp(score - peak)
+  float* sums;    // out, row r at sums + r * value_stride: sum of exp(score - peak) * value
+  float* scratch; // attention_scratch_floats()
+};
+
+SPECDEC_INLINE constexpr int64_t attention_scratch_floats() { return int64_t{2} * kMaxTile * kChunk + 64; }
+
+struct AttentionKernels {
+  void (*chunk)(const AttentionCall&);
+  // Adds a chunk's result to a running one (peak, total, sums), in place; a first chunk starts from peak = -inf.
+  void (*combine)(float* peak, float* total, float* sums, float chunk_peak, float chunk_total, const float* chunk_sums,
+                  int64_t value_stride);
+};
+
+struct ElementKernels {
+  // y = x / rms(x) * weight, over n values.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
+  // Rotates pairs (j, j + half) of each of `heads` heads by the angles of cosine and sine (half values each).
+  void (*rope)(float* x, int heads, int64_t head_dim, const float* cosine, const float* sine);
+  // gate = silu(gate) * up.
+  void (*silu_mul)(float* gate, const float* up, int64_t n);
+  // y += a * x.
+  void (*add_scaled)(float* y, const float* x, float a, int64_t n);
+  // In place; returns nothing useful beyond x.
+  void (*softmax)(float* x, int64_t n);
+  void (*to_half)(const float* x, uint16_t* y, int64_t n);
+  // y[i] = value of bits[i * stride].
+  void (*widen)(const uint16_t* bits, int64_t stride, Dtype dtype, int64_t n, float* y);
+};
+
+struct KernelTable {
+  const char* name;
+  DenseKernels dense;
+  AttentionKernels attention;
+  ElementKernels element;
+  DraftKernels draft;
+};
+
+}  // namespace specdec

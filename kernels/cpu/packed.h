@@ -1,0 +1,46 @@
+// The exact view in memory: every weight of a matrix in panels of 32 outputs, and tier masks when effort needs them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "kernel_table.h"
+
+namespace specdec {
+
+// Bucket and tier sizes of a store (specdec.views.layout.BucketLayout).
+struct Layout {
+  int bucket_size = 16;
+  std::vector<int> tier_sizes = {4, 4, 4, 4};
+  int tiers() const { return static_cast<int>(tier_sizes.size()); }
+};
+
+// A matrix as the store keeps it (specdec.views.bucket.BucketedMatrix); borrowed, usually memory-mapped.
+struct BucketSource {
+  std::vector<const uint16_t*> values;  // tier k: [in][buckets][tier_sizes[k]]
+  std::vector<const uint8_t*> masks;    // tiers 0..K-2: [in][buckets][bucket_size / 8]
+  const float* scores = nullptr;        // [in][K]
+};
+
+struct PackedMatrix {
+  int64_t out = 0, in = 0;
+  Dtype dtype = Dtype::float16;
+  Buffer<uint16_t> panels;  // [panel_count()][in][32]; outputs past `out` are +0
+  int tiers = 1;
+  Buffer<uint32_t> masks;   // [panel_count()][in][K - 1], empty until needed: outputs in tiers 0..k
+  Buffer<float> scores;     // [K][in], with the masks
+  int64_t panel_count() const { return (out + kPanel - 1) / kPanel; }
+  bool has_masks() const { return !scores.empty(); }
+};
+
+// Fills `panels` for inputs [first, last) and checks what it reads. Returns "" or what is wrong with the matrix.
+std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first, int64_t last);
+
+// Fills `masks` and `scores` for inputs [first, last); both must be allocated.
+void pack_masks(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first, int64_t last);
+
+}  // namespace specdec

@@ -1,0 +1,61 @@
+// Vectors of 8 floats for AVX2 with FMA and F16C. The functions are those of every simd_*.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace specdec::SPECDEC_ISA {
+
+constexpr int kLanes = 8;
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 2;
+using F32 = __m256;
+using I32 = __m256i;
+using Mask = __m256;  // all bits of a lane, or none
+
+static inline F32 zero() { return _mm256_setzero_ps(); }
+static inline F32 set1(float x) { return _mm256_set1_ps(x); }
+static inline F32 load(const float* p) { return _mm256_loadu_ps(p); }
+static inline void store(float* p, F32 x) { _mm256_storeu_ps(p, x); }
+static inline F32 add(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+static inline F32 sub(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+static inline F32 mul(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+static inline F32 div(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+static inline F32 vmax(F32 a, F32 b) { return _mm256_max_ps(a, b); }
+static inline F32 vmin(F32 a, F32 b) { return _mm256_min_ps(a, b); }
+static inline F32 fma(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+
+static inline Mask mask_of(uint32_t bits) {
+  const I32 lane_bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+  const I32 all = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
+  return _mm256_castsi256_ps(_mm256_cmpeq_epi32(all, lane_bit));
+}
+static inline F32 choose(Mask m, F32 yes, F32 no) { return _mm256_blendv_ps(no, yes, m); }
+static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return choose(m, fma(a, b, c), c); }
+static inline Mask lanes_between(int base, int first, int last) {
+  const I32 lane = _mm256_add_epi32(_mm256_set1_epi32(base), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  const I32 from = _mm256_cmpgt_epi32(lane, _mm256_set1_epi32(first - 1));
+  const I32 to = _mm256_cmpgt_epi32(_mm256_set1_epi32(last), lane);
+  return _mm256_castsi256_ps(_mm256_and_si256(from, to));
+}
+
+static inline F32 load_half(const uint16_t* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+static inline F32 load_bfloat(const uint16_t* p) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+static inline void store_half(uint16_t* p, F32 x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+static inline F32 nearest(F32 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline F32 power_of_two(F32 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+
+static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace specdec::SPECDEC_ISA

@@ -1,0 +1,61 @@
+// Vectors of 16 floats for AVX-512 (F, BW, VL, DQ). The functions are those of every simd_*.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace specdec::SPECDEC_ISA {
+
+constexpr int kLanes = 16;
+constexpr int kTileRows = 12;    // rows of a register tile; with kTileVectors they leave room for weights and a broadcast
+constexpr int kTileVectors = 2;  // vectors of outputs of a register tile
+using F32 = __m512;
+using I32 = __m512i;
+using Mask = __mmask16;
+
+static inline F32 zero() { return _mm512_setzero_ps(); }
+static inline F32 set1(float x) { return _mm512_set1_ps(x); }
+static inline F32 load(const float* p) { return _mm512_loadu_ps(p); }
+static inline void store(float* p, F32 x) { _mm512_storeu_ps(p, x); }
+static inline F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+static inline F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+static inline F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+static inline F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+static inline F32 vmax(F32 a, F32 b) { return _mm512_max_ps(a, b); }
+static inline F32 vmin(F32 a, F32 b) { return _mm512_min_ps(a, b); }
+// a * b + c, rounded once.
+static inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+
+static inline Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
+// c, with a * b added where the mask is set.
+static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return _mm512_mask3_fmadd_ps(a, b, c, m); }
+// Lanes first..last-1 of a vector that starts at lane `base`.
+static inline Mask lanes_between(int base, int first, int last) {
+  const I32 lane = _mm512_add_epi32(_mm512_set1_epi32(base),
+                                    _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  return _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first)) &
+         _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(last));
+}
+static inline F32 choose(Mask m, F32 yes, F32 no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+static inline F32 load_half(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline F32 load_bfloat(const uint16_t* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+static inline void store_half(uint16_t* p, F32 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// Nearest whole number, and 2 to the power of a whole number from -126 to 127.
+static inline F32 nearest(F32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline F32 power_of_two(F32 n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
+}
+
+static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace specdec::SPECDEC_ISA

@@ -1,0 +1,67 @@
+// Vectors of 4 floats in plain C++, which any compiler turns into whatever the machine has. The functions are those of
+// every simd_*.h, except that products and sums are rounded apart: machines without a fused instruction are slow at it.
+#pragma once
+
+#include <cstdint>
+
+#include "half.h"
+
+namespace specdec::SPECDEC_ISA {
+
+constexpr int kLanes = 4;
+constexpr int kTileRows = 4;
+constexpr int kTileVectors = 2;
+struct F32 {
+  float v[kLanes];
+};
+struct Mask {
+  bool v[kLanes];
+};
+
+#define SPECDEC_LANES(expression)                          \
+  F32 r;                                                   \
+  for (int j = 0; j < kLanes; ++j) r.v[j] = (expression);  \
+  return r
+static inline F32 set1(float x) { SPECDEC_LANES(x); }
+static inline F32 zero() { return set1(0.0F); }
+static inline F32 load(const float* p) { SPECDEC_LANES(p[j]); }
+static inline void store(float* p, F32 x) {
+  for (int j = 0; j < kLanes; ++j) p[j] = x.v[j];
+}
+static inline F32 add(F32 a, F32 b) { SPECDEC_LANES(a.v[j] + b.v[j]); }
+static inline F32 sub(F32 a, F32 b) { SPECDEC_LANES(a.v[j] - b.v[j]); }
+static inline F32 mul(F32 a, F32 b) { SPECDEC_LANES(a.v[j] * b.v[j]); }
+static inline F32 div(F32 a, F32 b) { SPECDEC_LANES(a.v[j] / b.v[j]); }
+static inline F32 vmax(F32 a, F32 b) { SPECDEC_LANES(a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
+static inline F32 vmin(F32 a, F32 b) { SPECDEC_LANES(a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
+static inline F32 fma(F32 a, F32 b, F32 c) { SPECDEC_LANES(a.v[j] * b.v[j] + c.v[j]); }
+
+static inline Mask mask_of(uint32_t bits) {
+  Mask m;
+  for (int j = 0; j < kLanes; ++j) m.v[j] = (bits >> j & 1) != 0;
+  return m;
+}
+static inline F32 choose(Mask m, F32 yes, F32 no) { SPECDEC_LANES(m.v[j] ? yes.v[j] : no.v[j]); }
+static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return choose(m, fma(a, b, c), c); }
+static inline Mask lanes_between(int base, int first, int last) {
+  Mask m;
+  for (int j = 0; j < kLanes; ++j) m.v[j] = base + j >= first && base + j < last;
+  return m;
+}
+
+static inline F32 load_half(const uint16_t* p) { SPECDEC_LANES(half_to_float(p[j])); }
+static inline F32 load_bfloat(const uint16_t* p) { SPECDEC_LANES(bits_to_float(static_cast<uint32_t>(p[j]) << 16)); }
+static inline void store_half(uint16_t* p, F32 x) {
+  for (int j = 0; j < kLanes; ++j) p[j] = float_to_half(x.v[j]);
+}
+
+// Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, for magnitudes below 2^22.
+static inline F32 nearest(F32 x) { SPECDEC_LANES((x.v[j] + 12582912.0F) - 12582912.0F); }
+static inline F32 power_of_two(F32 n) {
+  SPECDEC_LANES(bits_to_float(static_cast<uint32_t>(static_cast<int32_t>(n.v[j]) + 127) << 23));
+}
+#undef SPECDEC_LANES
+
+static inline void prefetch(const void*) {}
+
+}  // namespace specdec::SPECDEC_ISA
