@@ -18,13 +18,15 @@ from specdec.views.layout import BucketLayout
 
 __all__ = ["BucketLayout", "BucketView", "BucketedMatrix"]
 
+_NUMPY = {"F16": np.uint16, "BF16": np.uint16, "U8": np.uint8, "F32": np.float32}
 # Weights handled at once: enough to keep NumPy busy, little enough for the working set to stay in cache.
-_CHUNK_WEIGHTS = 1 << 20
+_CHUNK_WEIGHTS = 1 << 17
+# Inputs transposed at once: a cache line of a row.
+_CHUNK_INPUTS = 32
 
 
-def _slices(inputs: int, outputs: int) -> list[slice]:
-    """Consecutive slices of inputs of about `_CHUNK_WEIGHTS` weights each."""
-    step = max(1, _CHUNK_WEIGHTS // outputs)
+def _slices(inputs: int, step: int) -> list[slice]:
+    """Consecutive slices of `step` inputs; the last may be shorter."""
     return [slice(start, min(start + step, inputs)) for start in range(0, inputs, step)]
 
 
@@ -62,12 +64,11 @@ class BucketedMatrix:
             raise InvalidArgumentError(
                 f"a matrix of {self.layout.num_tiers} tiers has {len(specs)} arrays, not {len(found)}"
             )
-        types = {"F16": np.uint16, "BF16": np.uint16, "U8": np.uint8, "F32": np.float32}
         for name, spec in specs.items():
             array = found[name]
-            if array.shape != spec.shape or array.dtype != types[spec.dtype]:
+            if array.shape != spec.shape or array.dtype != _NUMPY[spec.dtype]:
                 raise InvalidArgumentError(
-                    f"{name} of a {self.shape} matrix must be {np.dtype(types[spec.dtype])} {spec.shape}, "
+                    f"{name} of a {self.shape} matrix must be {np.dtype(_NUMPY[spec.dtype])} {spec.shape}, "
                     f"not {array.dtype} {array.shape}"
                 )
 
@@ -117,13 +118,20 @@ class BucketedMatrix:
         if bits.ndim != 2 or bits.dtype != np.uint16:
             raise InvalidArgumentError(f"bits must be a uint16 matrix, not {bits.dtype} of shape {bits.shape}")
         shape = (bits.shape[0], bits.shape[1])
-        types = {"F16": np.uint16, "BF16": np.uint16, "U8": np.uint8, "F32": np.float32}
         arrays = {
-            name: np.empty(spec.shape, dtype=types[spec.dtype])
+            name: np.empty(spec.shape, dtype=_NUMPY[spec.dtype])
             for name, spec in cls.tensors(shape, layout, dtype=check_dtype(dtype)).items()
         }
-        for part in _slices(shape[1], shape[0]):
-            _fill(arrays, part, bits, dtype, layout)
+        for block in _slices(shape[1], _CHUNK_INPUTS):
+            columns = np.zeros(
+                (block.stop - block.start, layout.buckets(shape[0]), layout.bucket_size), dtype=np.uint16
+            )
+            columns.reshape(count, -1)[:, : shape[0]] = bits[:, block].T
+            if not all_finite(columns, dtype):
+                raise ModelFormatError("the matrix holds an infinite weight or a NaN")
+            for part in _slices(count, max(1, _CHUNK_WEIGHTS // shape[0])):
+                place = slice(block.start + part.start, block.start + part.stop)
+                _rank({name: array[place] for name, array in arrays.items()}, columns[part], dtype, layout)
         return cls.from_arrays(arrays, shape=shape, dtype=dtype, layout=layout)
 
     @property
@@ -139,22 +147,33 @@ class BucketedMatrix:
     def inputs_bits(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Dense raw bits of inputs `start` to `stop`, uint16 (stop - start, out): a row is a column of W."""
         first, last, _ = slice(start, stop).indices(self.shape[1])
-        tiers = self.layout.num_tiers
-        dense = np.empty((last - first, self.values[0].shape[1], self.layout.bucket_size), dtype=np.uint16)
-        rest = np.ones(dense.shape, dtype=bool)
-        for k in range(tiers):
-            if k < tiers - 1:
-                held = np.unpackbits(self.masks[k][first:last], axis=-1, bitorder="little").view(bool)
-                rest &= ~held
-            else:
-                held = rest
-            dense[held] = self.values[k][first:last].reshape(-1)
-        return dense.reshape(last - first, -1)[:, : self.shape[0]]
+        dense = np.empty((last - first, self.layout.buckets(self.shape[0]) * self.layout.bucket_size), dtype=np.uint16)
+        for part in _slices(len(dense), max(1, _CHUNK_WEIGHTS // self.shape[0])):
+            self._unrank(dense[part], slice(first + part.start, first + part.stop))
+        return dense[:, : self.shape[0]]
+
+    def _unrank(self, dense: np.ndarray, part: slice) -> None:
+        """Write the weights of the inputs `part` in order of output: uint16 (inputs, padded outputs)."""
+        size, tiers = self.layout.bucket_size, self.layout.num_tiers
+        # Where the outputs of a bucket lie in its values: by tier, then by output.
+        order = np.empty((len(dense), dense.shape[1] // size, size), dtype=np.uint16)
+        order[:] = np.arange(size) + 64 * (tiers - 1)
+        for k in range(tiers - 1):
+            held = np.unpackbits(self.masks[k][part], axis=-1, bitorder="little")
+            order -= held * np.uint16(64 * (tiers - 1 - k))
+        order.sort(axis=-1)
+        keyed = (order & np.uint16(63)).astype(np.uint32) << np.uint32(16)
+        rank = 0
+        for values in self.values:
+            keyed[..., rank : rank + values.shape[-1]] |= values[part]
+            rank += values.shape[-1]
+        keyed.sort(axis=-1)
+        dense[:] = keyed.astype(np.uint16).reshape(dense.shape)
 
     def dense_bits(self) -> np.ndarray:
         """The matrix as `from_dense` took it, bit for bit: uint16 (out, in), contiguous."""
         dense = np.empty(self.shape, dtype=np.uint16)
-        for part in _slices(self.shape[1], self.shape[0]):
+        for part in _slices(self.shape[1], _CHUNK_INPUTS):
             dense[:, part] = self.inputs_bits(part.start, part.stop).T
         return dense
 
@@ -186,32 +205,41 @@ class BucketedMatrix:
         return sum(int(taken[n]) * buckets * sum(cost[:n]) for n in range(tiers + 1))
 
 
-def _fill(arrays: dict[str, np.ndarray], part: slice, bits: np.ndarray, dtype: str, layout: BucketLayout) -> None:
-    """Bucket the inputs `part` of `bits` into their place in `arrays`."""
-    count, outputs = part.stop - part.start, bits.shape[0]
-    dense = np.zeros((count, layout.buckets(outputs), layout.bucket_size), dtype=np.uint16)
-    dense.reshape(count, -1)[:, :outputs] = bits[:, part].T
-    if not all_finite(dense, dtype):
-        raise ModelFormatError("the matrix holds an infinite weight or a NaN")
-    # One key per weight, smaller for larger |w| and, between equal ones, for the lower output; so keys never tie and
-    # the key at the last rank of a tier splits the bucket.
-    keys = (np.uint32(0x7FFF) - magnitude(dense)).astype(np.uint32) << np.uint32(6)
-    keys |= np.arange(layout.bucket_size, dtype=np.uint32)
+def _rank(arrays: dict[str, np.ndarray], dense: np.ndarray, dtype: str, layout: BucketLayout) -> None:
+    """Split some inputs into tiers.
+
+    Args:
+        arrays: as `BucketedMatrix.tensors` names them, for these inputs; written.
+        dense: uint16 (inputs, buckets, bucket_size), contiguous.
+        dtype: what the bits mean.
+        layout: bucket and tier sizes.
+    """
+    inputs, size = len(dense), layout.bucket_size
+    # One key per weight: smaller for larger |w| and, between equal ones, for the lower output; so keys never tie.
+    # From the top: 15 bits of inverted magnitude, 6 of output, the sign. One sort ranks the weights; then the tier
+    # that a rank belongs to goes on top and a second sort puts each tier in order of output.
+    keys = (np.uint16(0x7FFF) - magnitude(dense)).astype(np.uint32) << np.uint32(7)
+    keys |= np.arange(size, dtype=np.uint32) << np.uint32(1)
+    keys |= dense >> np.uint16(15)
     ranked = np.sort(keys, axis=-1)
+    tiered = np.uint32(0x7FFF) - (ranked >> np.uint32(7))
+    tiered |= (ranked & np.uint32(0x7F)) << np.uint32(15)  # the sign to bit 15, the output to bits 16 to 21
+    tiered |= np.repeat(np.arange(layout.num_tiers, dtype=np.uint32), layout.tier_sizes) << np.uint32(22)
+    tiered.sort(axis=-1)
+    values = tiered.astype(np.uint16)
     above, rank = np.zeros(dense.shape, dtype=bool), 0
-    for k, size in enumerate(layout.tier_sizes):
-        rank += size
-        upto = keys <= ranked[..., rank - 1 : rank]
-        held = upto & ~above
-        above = upto
-        values = dense[held].reshape(*dense.shape[:2], size)
-        arrays[f"tier{k}.values"][part] = values
+    for k, count in enumerate(layout.tier_sizes):
+        tier = np.ascontiguousarray(values[..., rank : rank + count])
+        rank += count
+        arrays[f"tier{k}.values"][:] = tier
         if k < layout.num_tiers - 1:
-            arrays[f"tier{k}.mask"][part] = np.packbits(held, axis=-1, bitorder="little")
-        sizes = to_float32(magnitude(values), dtype).reshape(count, -1)
-        arrays["scores"][part, k] = sizes.mean(axis=1, dtype=np.float64)
+            upto = keys <= ranked[..., rank - 1 : rank]
+            arrays[f"tier{k}.mask"][:] = np.packbits(upto ^ above, axis=-1, bitorder="little")
+            above = upto
+        sizes = to_float32(magnitude(tier), dtype).reshape(inputs, -1)
+        arrays["scores"][:, k] = sizes.mean(axis=1, dtype=np.float64)
     # Equal weights in neighbouring tiers can leave means that differ in the last place, the wrong way round.
-    arrays["scores"][part] = np.minimum.accumulate(arrays["scores"][part], axis=1)
+    np.minimum.accumulate(arrays["scores"], axis=1, out=arrays["scores"])
 
 
 class BucketView(View):
