@@ -123,9 +123,8 @@ class BucketedMatrix:
             for name, spec in cls.tensors(shape, layout, dtype=check_dtype(dtype)).items()
         }
         for block in _slices(shape[1], _CHUNK_INPUTS):
-            columns = np.zeros(
-                (block.stop - block.start, layout.buckets(shape[0]), layout.bucket_size), dtype=np.uint16
-            )
+            count = block.stop - block.start
+            columns = np.zeros((count, layout.buckets(shape[0]), layout.bucket_size), dtype=np.uint16)
             columns.reshape(count, -1)[:, : shape[0]] = bits[:, block].T
             if not all_finite(columns, dtype):
                 raise ModelFormatError("the matrix holds an infinite weight or a NaN")
