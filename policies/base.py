@@ -1,6 +1,7 @@
 """The policy protocol: what a policy is told, and what it may decide. No model code, no array library.
 
-A round runs `plan`, then `next_step` after every drafted token, then `observe` once the verifier has spoken.
+A round runs `plan`, then `next_step` after every drafted token but the last one planned, then `observe` once the
+verifier has spoken.
 """
 
 from __future__ import annotations
@@ -17,23 +18,49 @@ class RoundState:
         round_index: rounds finished so far in this generation.
         position: absolute position of the first token that this round may emit.
         max_draft_tokens: most tokens that may be drafted now (budget and context room allow no more); may be 0.
-        draft_effort: effort that the caller asked drafts to use.
-        verify_effort: effort of verification.
+        draft_len: draft length that the caller asked for.
+        draft_effort: effort that the caller asked drafts to use (the mean, when it is a schedule).
+        verify_effort: effort of verification (the mean, when it is a schedule).
     """
 
     round_index: int
     position: int
     max_draft_tokens: int
+    draft_len: int
     draft_effort: float
     verify_effort: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPlan:
-    """A policy's decision for one round: up to `num_draft_tokens` drafts (0 means a plain step), first at `effort`."""
+    """A policy's decision for one round.
+
+    Attributes:
+        num_draft_tokens: most tokens to draft, 0 for a plain step; the engine caps it at `max_draft_tokens`.
+        effort: effort in (0, 1] of the first draft step.
+    """
 
     num_draft_tokens: int
     effort: float
+
+
+class Distribution(Protocol):
+    """Shape of a draft step's next-token distribution at temperature 1. Computed when first asked for."""
+
+    @property
+    def entropy(self) -> float:
+        """In nats."""
+        ...
+
+    @property
+    def top_probability(self) -> float:
+        """Largest probability."""
+        ...
+
+    @property
+    def margin(self) -> float:
+        """Largest minus second largest logit."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,25 +70,29 @@ class StepSignals:
     Attributes:
         index: number of the drafted token within the round, from 0.
         position: its absolute position.
-        entropy: of the draft distribution at temperature 1, in nats.
-        top_probability: largest probability of that distribution.
-        margin: largest minus second largest logit.
         effort: effort that the step used.
         context_length: tokens in the cache before the step.
+        distribution: what the step's logits look like; a policy that never reads it costs nothing.
     """
 
     index: int
     position: int
-    entropy: float
-    top_probability: float
-    margin: float
     effort: float
     context_length: int
+    distribution: Distribution
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundOutcome:
-    """What came of a round: drafted and accepted counts, per-step signals, and the times that it took in seconds."""
+    """What came of a round.
+
+    Attributes:
+        drafted: tokens proposed.
+        accepted: how many of them the verifier kept.
+        signals: one per drafted token, or none when the drafter has no distribution to show.
+        draft_s: seconds spent drafting.
+        verify_s: seconds spent in the verify pass.
+    """
 
     drafted: int
     accepted: int

@@ -1,0 +1,32 @@
+"""Drafters by name, and the reading of `name` or `name:argument`. What a drafter does lives in its own file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from specdec.drafters.base import Drafter, DrafterSetup
+from specdec.drafters.effort import EffortDrafter
+from specdec.errors import InvalidArgumentError
+from specdec.registry import Registry
+
+_registry: Registry[Callable[[str, DrafterSetup], Drafter]] = Registry("drafter", "specdec.drafters")
+
+register = _registry.register
+names = _registry.names
+
+
+def create(spec: str, setup: DrafterSetup) -> Drafter:
+    """A new drafter from `name` or `name:argument`; what the argument means is the drafter's business.
+
+    Raises:
+        UnknownNameError: no drafter of that name.
+        InvalidArgumentError: the drafter refuses its argument or its setup.
+    """
+    name, _, argument = spec.partition(":")
+    drafter = _registry.get(name)(argument, setup)
+    if not isinstance(drafter, Drafter):
+        raise InvalidArgumentError(f"drafter {name!r} must have a property view and a method draft")
+    return drafter
+
+
+register("effort", EffortDrafter)

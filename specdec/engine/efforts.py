@@ -1,0 +1,46 @@
+"""From the mean effort that a policy names to the effort of every matrix: `EffortScale`."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from specdec.config import ModelConfig
+from specdec.effort import EffortSchedule
+
+_REMEMBERED = 256  # schedules kept; working out a new one costs milliseconds when it has rules
+
+
+class EffortScale:
+    """Schedules of one shape: `scale(e)` has mean effort `e` and the proportions of the caller's schedule.
+
+    Args:
+        base: what the caller asked for.
+        config: the model, whose matrices weigh in the mean.
+
+    Raises:
+        InvalidArgumentError: a rule of `base` matches no matrix of the model.
+    """
+
+    def __init__(self, base: EffortSchedule, config: ModelConfig) -> None:
+        self._base, self._config = base, config
+        self.mean = base.mean(config) if base.rules else base.default
+        self._known: OrderedDict[float, EffortSchedule] = OrderedDict({self.mean: base})
+
+    def __call__(self, effort: float) -> EffortSchedule:
+        """The schedule of mean effort `effort`, the same object for the same number while it is remembered."""
+        schedule = self._known.get(effort)
+        if schedule is None:
+            scaled = self._base.scaled_to(effort, self._config) if self._base.rules else EffortSchedule(effort)
+            schedule = self._known[effort] = scaled
+            if len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+        return schedule
+
+
+def describe_target(schedule: EffortSchedule, config: ModelConfig) -> str:
+    """What plain decoding at this effort is: "dense", "effort 0.6", or "effort schedule (mean 0.6)"."""
+    efforts = set(schedule.resolve(config).values())
+    if len(efforts) > 1:
+        return f"effort schedule (mean {schedule.mean(config):.3g})"
+    effort = efforts.pop()
+    return "dense" if effort == 1 else f"effort {effort:g}"

@@ -1,0 +1,189 @@
+"""The round: draft cheaply, verify in one pass, keep what plain decoding would have produced. All tokens, no text.
+
+What this file promises: whatever the policy and the drafter propose, the tokens are those of one-by-one decoding at the
+verify effort. It rests on three things. The verify pass reads the exact view at the verify effort for every token that
+stays in the cache; a row of it is computed from its own token and history alone, however many rows share the pass
+(`runtimes.base`); and a token is drawn from its row by a pure function of logits, seed and position (`sampler`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specdec.drafters.base import Draft, DraftContext, Drafter
+from specdec.effort import EffortSchedule
+from specdec.engine.accept import accept
+from specdec.engine.sampler import Sampler
+from specdec.errors import SpecdecError
+from specdec.policies.base import Policy, RoundOutcome, RoundState
+from specdec.runtimes.base import Runtime
+
+PREFILL_CHUNK = 512  # tokens a pass over the prompt: bounds its memory, and how long an interrupt waits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """A finished round.
+
+    Attributes:
+        position: absolute position of the first token that it emitted.
+        draft: what was proposed.
+        accepted: leading proposed tokens that the verifier kept.
+        bonus_token: the verifier's own token after them.
+        draft_s: seconds spent drafting.
+        verify_s: seconds spent in the verify pass.
+        verify_bytes_read: bytes that the verify pass had to read.
+    """
+
+    position: int
+    draft: Draft
+    accepted: int
+    bonus_token: int
+    draft_s: float
+    verify_s: float
+    verify_bytes_read: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """The accepted tokens and the bonus token."""
+        return [*self.draft.tokens[: self.accepted], self.bonus_token]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """Who proposes tokens, and who decides how many at what effort.
+
+    Attributes:
+        drafter: proposes.
+        policy: decides; its answers are trusted here, `policy_guard` checks them.
+        context: what the drafter works with; its history and cache are the engine's own.
+        draft_len: draft length that the caller asked for.
+        draft_effort: mean effort that the caller asked for.
+        verify_effort: mean effort of verification.
+    """
+
+    drafter: Drafter
+    policy: Policy
+    context: DraftContext
+    draft_len: int
+    draft_effort: float
+    verify_effort: float
+
+
+class Engine:
+    """The state of one generation, in tokens: between rounds the cache holds every token but the last one, `pending`.
+
+    Args:
+        runtime: runs the model.
+        prompt: token ids, at least one.
+        limit: most tokens in all, prompt included; above `len(prompt)`, at most the model's context.
+        effort: verify effort.
+        sampler: draws every token, for drafter and verifier alike.
+
+    Attributes:
+        tokens: prompt and answer so far.
+        cache: keys and values, at verify quality between rounds.
+        speculation: None decodes one token a round.
+    """
+
+    def __init__(
+        self, runtime: Runtime, prompt: Sequence[int], *, limit: int, effort: EffortSchedule, sampler: Sampler
+    ) -> None:
+        self.runtime, self.effort, self.sampler = runtime, effort, sampler
+        self.tokens, self.limit = list(prompt), limit
+        self.cache = runtime.new_cache(limit)
+        self.speculation: Speculation | None = None
+        self.rounds = 0
+
+    def prefill(self) -> int:
+        """Read the prompt up to its last token, which is the first to be pending; returns the bytes read.
+
+        The same passes with and without speculation.
+        """
+        bytes_read = 0
+        while rest := self.tokens[self.cache.length : -1]:
+            step = self.runtime.forward(rest[:PREFILL_CHUNK], self.cache, effort=self.effort, last_only=True)
+            bytes_read += step.bytes_read
+        return bytes_read
+
+    def step(self) -> Round:
+        """One round. It happens as a whole or, when anything raises, not at all."""
+        held = self.cache.length
+        try:
+            done = self._round()
+            self.tokens.extend(done.tokens)
+        except BaseException:
+            self._rewind(held)
+            raise
+        self.rounds += 1
+        return done
+
+    def _round(self) -> Round:
+        position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
+        start_s = time.perf_counter()
+        draft = self._draft(position)
+        # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
+        self.cache.trim(position - 1)
+
+        drafted_s = time.perf_counter()
+        verify = self.runtime.forward([self.tokens[-1], *draft.tokens], self.cache, effort=self.effort)
+        verified_s = time.perf_counter()
+
+        # Row j of the verify pass saw the pending token and drafts before j. The verifier draws its own token from
+        # each row; drafts are kept as long as they equal it, and its first different (or additional) token comes last.
+        verdict = accept(draft.tokens, verify.logits, self.sampler, position=position)
+        self.cache.trim(position + verdict.accepted)
+
+        done = Round(
+            position=position,
+            draft=draft,
+            accepted=verdict.accepted,
+            bonus_token=verdict.bonus_token,
+            draft_s=drafted_s - start_s,
+            verify_s=verified_s - drafted_s,
+            verify_bytes_read=verify.bytes_read,
+        )
+        self._report(done)
+        return done
+
+    def _draft(self, position: int) -> Draft:
+        """A proposal for the next tokens, or an empty one."""
+        if (speculation := self.speculation) is None:
+            return Draft()
+        state = RoundState(
+            round_index=self.rounds,
+            position=position,
+            # A round emits one token more than it accepts, so the last one before the limit needs no draft.
+            max_draft_tokens=self.limit - position - 1,
+            draft_len=speculation.draft_len,
+            draft_effort=speculation.draft_effort,
+            verify_effort=speculation.verify_effort,
+        )
+        plan = speculation.policy.plan(state)
+        if plan.num_draft_tokens == 0:
+            return Draft()
+        draft = speculation.drafter.draft(plan, speculation.context, policy=speculation.policy)
+        if len(draft.tokens) > plan.num_draft_tokens:
+            name = type(speculation.drafter).__name__
+            raise SpecdecError(f"{name} drafted {len(draft.tokens)} tokens where {plan.num_draft_tokens} were allowed")
+        return draft
+
+    def _report(self, done: Round) -> None:
+        if self.speculation is not None:
+            self.speculation.policy.observe(
+                RoundOutcome(
+                    drafted=len(done.draft.tokens),
+                    accepted=done.accepted,
+                    signals=tuple(done.draft.signals),
+                    draft_s=done.draft_s,
+                    verify_s=done.verify_s,
+                )
+            )
+
+    def _rewind(self, length: int) -> None:
+        """Back to `length` tokens in the cache and one pending."""
+        if self.cache.length > length:
+            self.cache.trim(length)
+        del self.tokens[length + 1 :]

@@ -1,0 +1,49 @@
+"""What a caller gets: `Piece`s while an answer grows, and its `Result`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from specdec.engine.stats import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one round added to the answer.
+
+    Attributes:
+        text: new text; may be empty while a character is incomplete or a stop string may have begun.
+        tokens: new token ids.
+    """
+
+    text: str
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """An answer.
+
+    Attributes:
+        text: the text, without the stop string that ended it, or anything behind that.
+        tokens: every token of the answer, the end token or those of the stop string included.
+        finish_reason: "stop" (an end token or a stop string), "length" (max_tokens or the context is used up), or
+            "interrupted" (the caller stopped early).
+        stopped_by: the same in detail: "end token", "stop string", "max_tokens", "context" or "caller".
+        stats: counts, times and bytes.
+        identical_to: whose tokens these are: "dense" (plain decoding of the model itself), or plain decoding at a lower
+            verify effort, as "effort 0.6".
+    """
+
+    text: str
+    tokens: list[int]
+    finish_reason: str
+    stopped_by: str
+    stats: Stats
+    identical_to: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        own = ("text", "tokens", "finish_reason", "stopped_by", "identical_to")
+        return {name: getattr(self, name) for name in own} | {"stats": self.stats.to_dict()}

@@ -1,0 +1,64 @@
+"""Everything that a caller may ask of one generation, checked: `GenerationSettings`."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from specdec.drafters.base import Drafter
+from specdec.effort import EffortSchedule, check_effort
+from specdec.engine.sampler import SamplingParams
+from specdec.errors import InvalidArgumentError
+from specdec.policies.base import Policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationSettings:
+    """What to generate and how, in the engine's own types; `specdec.generate` describes each.
+
+    Raises:
+        InvalidArgumentError: a value is out of range.
+    """
+
+    max_tokens: int = 256
+    draft_effort: EffortSchedule = field(default_factory=lambda: EffortSchedule(0.15))
+    draft_view: str = "bucket"
+    verify_effort: EffortSchedule = field(default_factory=EffortSchedule)
+    draft_len: int = 4
+    policy: str | Policy = "fixed"
+    drafter: str | Drafter = "effort"
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop: tuple[str, ...] = ()
+    speculate: bool = True
+
+    def __post_init__(self) -> None:
+        _check_count("max_tokens", self.max_tokens)
+        _check_count("draft_len", self.draft_len, "; use speculate=False to decode without drafts")
+
+
+def effort_schedule(name: str, value: float | EffortSchedule) -> EffortSchedule:
+    """A schedule from the argument called `name`.
+
+    Raises:
+        InvalidArgumentError: it is neither a schedule nor a number in (0, 1].
+    """
+    return value if isinstance(value, EffortSchedule) else EffortSchedule(check_effort(value, name))
+
+
+def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings from one string or several.
+
+    Raises:
+        InvalidArgumentError: one of them is empty or no text.
+    """
+    stops = (value,) if isinstance(value, str) else tuple(value)
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise InvalidArgumentError(f"a stop string must be text of at least one character, not {stop!r}")
+    return stops
+
+
+def _check_count(name: str, value: object, hint: str = "") -> None:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+        raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {value!r}{hint}")

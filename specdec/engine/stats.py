@@ -1,0 +1,113 @@
+"""What a generation did and what it cost: `Stats`, filled a round at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specdec.engine.engine import Round
+
+
+@dataclass(slots=True)
+class Stats:
+    """Counts, times in seconds, and bytes.
+
+    `accepted` and everything made from it counts what the verifier said. `emitted` counts what the caller got. They
+    differ when an end token or a stop string cuts a round's tokens short, by `cut`:
+    `emitted + cut == accepted + rounds`, always.
+
+    Attributes:
+        draft_view: view that drafts were read from; None when nothing was drafted with weights.
+        prompt_tokens: tokens of the prompt.
+        rounds: verify passes after the prompt; with speculation off, one for each token.
+        drafted: tokens proposed.
+        accepted: proposed tokens that the verifier kept, never counting its own token.
+        emitted: tokens handed to the caller.
+        cut: tokens that were produced behind the end of the answer and dropped.
+        drafted_per_position: element j counts the rounds that proposed a (j + 1)-th token.
+        accepted_per_position: element j counts the rounds whose (j + 1)-th proposed token was kept.
+        rounds_by_accepted: element n counts the rounds that kept n proposed tokens.
+        prefill_s: passes over the prompt.
+        draft_s: drafting: passes, sampling, and the policy's steps in between.
+        verify_s: verify passes.
+        overhead_s: the rest of the rounds: policy, sampling from the verify pass, text, trace.
+        prefill_bytes_read: bytes of weights and cache that the passes over the prompt had to read.
+        draft_bytes_read: the same, of drafting.
+        verify_bytes_read: the same, of the verify passes.
+    """
+
+    draft_view: str | None = None
+    prompt_tokens: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    cut: int = 0
+    drafted_per_position: list[int] = field(default_factory=list)
+    accepted_per_position: list[int] = field(default_factory=list)
+    rounds_by_accepted: list[int] = field(default_factory=list)
+    prefill_s: float = 0.0
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    overhead_s: float = 0.0
+    prefill_bytes_read: int = 0
+    draft_bytes_read: int = 0
+    verify_bytes_read: int = 0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """accepted / drafted; 0 when nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def mean_accepted_length(self) -> float:
+        """accepted / rounds; 0 before the first round."""
+        return self.accepted / self.rounds if self.rounds else 0.0
+
+    @property
+    def decode_s(self) -> float:
+        """Time of all rounds: drafting, verifying and the rest, without the passes over the prompt."""
+        return self.draft_s + self.verify_s + self.overhead_s
+
+    @property
+    def tok_per_s(self) -> float:
+        """emitted / decode_s: what the caller got, over all the time after the prompt had been read."""
+        return self.emitted / self.decode_s if self.decode_s else 0.0
+
+    @property
+    def gb_per_s(self) -> float:
+        """10^9 bytes of weights and cache read a second by draft and verify passes."""
+        seconds = self.draft_s + self.verify_s
+        return (self.draft_bytes_read + self.verify_bytes_read) / seconds / 1e9 if seconds else 0.0
+
+    def add(self, done: Round, *, emitted: int, wall_s: float) -> None:
+        """Count a finished round.
+
+        Args:
+            done: the round.
+            emitted: how many of its tokens the caller gets.
+            wall_s: its whole time, text and trace included.
+        """
+        drafted = len(done.draft.tokens)
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += done.accepted
+        self.emitted += emitted
+        self.cut += done.accepted + 1 - emitted
+        for counts, length in ((self.drafted_per_position, drafted), (self.accepted_per_position, done.accepted)):
+            counts.extend([0] * (drafted - len(counts)))
+            for position in range(length):
+                counts[position] += 1
+        self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
+        self.rounds_by_accepted[done.accepted] += 1
+        self.draft_s += done.draft_s
+        self.verify_s += done.verify_s
+        self.overhead_s += wall_s - done.draft_s - done.verify_s
+        self.draft_bytes_read += done.draft.bytes_read
+        self.verify_bytes_read += done.verify_bytes_read
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, derived ones included."""
+        derived = ("acceptance_rate", "mean_accepted_length", "decode_s", "tok_per_s", "gb_per_s")
+        return {name: getattr(self, name) for name in (*self.__slots__, *derived)}

@@ -1,0 +1,62 @@
+"""One JSON line for every round, written as the round ends: `TraceWriter`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specdec.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from specdec.engine.engine import Round
+
+
+class TraceWriter:
+    """Writes rounds to a file, a line each, flushed so that a killed run leaves whole lines.
+
+    A line holds `round` (from 0), `position` (absolute, of the first token that the round emits), `drafted` (token
+    ids), `entropies` (nats) and `efforts` (one per drafted token; both empty when the drafter has no distribution to
+    show), `accepted`, `bonus_token`, `emitted` (fewer than accepted + 1 when the answer ended inside the round),
+    `draft_s` and `verify_s`.
+
+    Raises:
+        InvalidArgumentError: the file cannot be opened for writing, or cannot be written to.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        try:
+            self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115
+        except OSError as error:
+            raise self._error(error) from None
+
+    def write(self, index: int, done: Round, *, emitted: int) -> None:
+        """Append a round."""
+        line = {
+            "round": index,
+            "position": done.position,
+            "drafted": done.draft.tokens,
+            "entropies": [round(signals.distribution.entropy, 6) for signals in done.draft.signals],
+            "efforts": [round(signals.effort, 6) for signals in done.draft.signals],
+            "accepted": done.accepted,
+            "bonus_token": done.bonus_token,
+            "emitted": emitted,
+            "draft_s": round(done.draft_s, 9),
+            "verify_s": round(done.verify_s, 9),
+        }
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise self._error(error) from None
+
+    def close(self) -> None:
+        """Close the file; more than once does no harm."""
+        try:
+            self._file.close()
+        except OSError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: OSError) -> InvalidArgumentError:
+        return InvalidArgumentError(f"cannot write the trace {str(self._path)!r}: {error.strerror or error}")

@@ -1,0 +1,89 @@
+"""A loaded model: `load` finds and opens it, `Model` holds its parts. Generating text lives in `engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from specdec.effort import EffortSchedule
+from specdec.engine.engine import PREFILL_CHUNK
+from specdec.engine.prompt import token_ids
+from specdec.engine.settings import effort_schedule
+from specdec.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    from specdec.config import ModelConfig
+    from specdec.runtimes.base import Runtime
+    from specdec.store import Store
+    from specdec.tokenizers import Tokenizer
+
+
+class Model:
+    """A model that is ready to run. Generations of one model do not disturb each other.
+
+    Attributes:
+        runtime: multiplies the matrices.
+        tokenizer: None when the model came without one; prompts are token ids then.
+        store: where the weights lie; stays open as long as the model.
+    """
+
+    def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
+        self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape of the model."""
+        return self.runtime.config
+
+    def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = "exact") -> np.ndarray:
+        """Next-token logits behind every token of a text.
+
+        Args:
+            ids: T token ids, at least one and at most the model's context.
+            effort: share of each matrix's multiplications to perform, in (0, 1], or a schedule by matrix.
+            view: "exact", or a draft view.
+
+        Returns:
+            float32 (T, V); row t has seen ids[0] to ids[t].
+
+        Raises:
+            InvalidArgumentError: no ids, too many, one outside the vocabulary, or an effort out of range.
+            UnknownNameError: the runtime has no such view.
+        """
+        tokens = token_ids(ids, self.config)
+        if not 0 < len(tokens) <= self.config.max_context:
+            raise InvalidArgumentError(f"ids must hold 1 to {self.config.max_context} tokens, not {len(tokens)}")
+        schedule = effort_schedule("effort", effort)
+        cache = self.runtime.new_cache(len(tokens))
+        logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = tokens[start : start + PREFILL_CHUNK]
+            logits[start : start + len(chunk)] = self.runtime.forward(chunk, cache, effort=schedule, view=view).logits
+        return logits
+
+
+def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None) -> Model:
+    """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
+
+    Args:
+        model: a catalogue name ("smollm2-135m"), a bucket store, a Hugging Face folder, or a .gguf file.
+        runtime: "auto" takes the fastest that runs here.
+        threads: threads to compute with; None leaves it to the runtime.
+
+    Raises:
+        UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
+        ModelFormatError: the model is damaged or of a kind that this version does not read.
+        InvalidArgumentError: `threads` is no whole number of at least 1.
+        RuntimeUnavailableError: the runtime cannot run here.
+    """
+    from specdec.catalogue import resolve_model
+    from specdec.runtimes.registry import create_runtime
+    from specdec.store import Store
+    from specdec.tokenizers import load_tokenizer
+
+    store = Store.open(resolve_model(model))
+    tokenizer = load_tokenizer(store.tokenizer_path) if any(store.tokenizer_path.glob("*")) else None
+    return Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)

@@ -1,0 +1,73 @@
+"""Plug-ins by name: one `Registry` each for policies and drafters.
+
+A registry maps names to constructors. The package's own entries are registered when their module is imported; other
+packages add theirs through an entry-point group, which is read when a name is first looked up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Generic, TypeVar
+
+from specdec.errors import InvalidArgumentError, UnknownNameError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Constructors of one kind of plug-in.
+
+    Args:
+        kind: what an entry is called in messages, for instance "policy".
+        group: entry-point group in which other packages announce theirs.
+    """
+
+    def __init__(self, kind: str, group: str) -> None:
+        self.kind, self.group = kind, group
+        self._own: dict[str, T] = {}
+
+    def register(self, name: str, constructor: T) -> None:
+        """Add an entry.
+
+        Raises:
+            InvalidArgumentError: the name is registered already, or holds a separator (`:`, `,`, `=`, space).
+        """
+        if not name or any(c in ":,=" or c.isspace() for c in name):
+            raise InvalidArgumentError(f"a {self.kind} name must be one word without ':', ',' or '=', not {name!r}")
+        if name in self._own:  # other packages' names are not read here: this runs at import
+            raise InvalidArgumentError(f"{self.kind} {name!r} is registered already: choose another name")
+        self._own[name] = constructor
+
+    def names(self) -> list[str]:
+        """Every name that `get` knows, sorted."""
+        return sorted({*self._own, *(point.name for point in self._announced())})
+
+    def get(self, name: str) -> T:
+        """The constructor behind a name.
+
+        Raises:
+            UnknownNameError: nobody registered the name; the message lists those that exist.
+            InvalidArgumentError: the package that announces the name cannot be imported, or two packages claim it.
+        """
+        found: list[T] = [self._own[name]] if name in self._own else []
+        for point in self._announced():
+            if point.name == name and (constructor := self._load(point)) not in found:
+                found.append(constructor)
+        if not found:
+            raise UnknownNameError(self.kind, name, self.names())
+        if len(found) > 1:
+            raise InvalidArgumentError(f"{self.kind} {name!r} is registered by {len(found)} packages: keep one of them")
+        return found[0]
+
+    def _announced(self) -> list[EntryPoint]:
+        return list(entry_points(group=self.group))
+
+    def _load(self, point: EntryPoint) -> T:
+        try:
+            constructor: T = point.load()
+        except Exception as error:
+            raise InvalidArgumentError(
+                f"{self.kind} {point.name!r} cannot be loaded from {point.value}: {type(error).__name__}: {error}"
+            ) from error
+        return constructor
