@@ -1,0 +1,61 @@
+"""Opening files of a model so that each failure is one clear sentence."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from pathlib import Path
+from typing import Any
+
+from specdec.errors import ModelFormatError
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's bytes, mapped for reading.
+
+    Raises:
+        ModelFormatError: it is missing, unreadable or empty.
+    """
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except ValueError:
+        raise ModelFormatError(f"{path.name} is empty") from None
+    except OSError as error:
+        raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        ModelFormatError: it is missing or unreadable.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        ModelFormatError: it is missing, unreadable, no JSON, or something else than an object.
+    """
+    return parse_json(read_bytes(path), path.name)
+
+
+def parse_json(content: bytes, where: str) -> dict[str, Any]:
+    """A JSON object from bytes; `where` names it in messages.
+
+    Raises:
+        ModelFormatError: no JSON, or something else than an object.
+    """
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ModelFormatError(f"{where} is not valid JSON") from None
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{where} must hold a JSON object")
+    return value

@@ -1,0 +1,159 @@
+"""From a file's tensors to the project's matrices and vectors: where each comes from, and the checks on its values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from specdec.config import ModelConfig
+from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.sources.tensor_file import TensorFile
+from specdec.views.dtypes import all_finite, check_dtype, from_float32
+
+# Values decoded at a time: 8 MB of float32, so that a large matrix never exists in float32 as a whole.
+BLOCK_VALUES = 1 << 21
+_STORED_AS = {"F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where one canonical matrix or vector lies in a file.
+
+    Attributes:
+        tensor: the file's name for it.
+        shape: shape that the whole tensor must have.
+        first_row: first row of the matrix, when the tensor holds several.
+        interleaved_heads: number of heads whose rows have to be brought from the interleaved rotary layout into the
+            half-split one; 0 leaves the rows as they are.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    first_row: int = 0
+    interleaved_heads: int = 0
+
+
+def check_tensors(file: TensorFile, origins: Mapping[str, Origin], *, ignored: Collection[str] = ()) -> None:
+    """The file holds every tensor of `origins` in its shape, and nothing else but `ignored`.
+
+    Raises:
+        ModelFormatError: a tensor is missing, unexpected, or has another shape.
+    """
+    present = set(file.names())
+    wanted = {origin.tensor: origin.shape for origin in origins.values()}
+    if missing := [name for name in wanted if name not in present]:
+        raise ModelFormatError(f"{file.label} lacks {_listed(missing)}")
+    if extra := sorted(present - wanted.keys() - set(ignored)):
+        raise ModelFormatError(f"{file.label} has {_listed(extra)}, which this architecture does not have")
+    for name, shape in wanted.items():
+        if file.shape(name) != shape:
+            raise ModelFormatError(f"{file.label}: tensor {name!r} must have shape {shape}, not {file.shape(name)}")
+
+
+def natural_dtype(file: TensorFile, origins: Mapping[str, Origin], config: ModelConfig) -> str:
+    """bfloat16 when at least half of the weights are stored as BF16, else float16."""
+    sizes: Counter[bool] = Counter()
+    for name, shape in (config.matrices() | config.tables()).items():
+        sizes[file.type_name(origins[name].tensor) == "BF16"] += prod(shape)
+    return "bfloat16" if sizes[True] >= sizes[False] else "float16"
+
+
+def stored_types(file: TensorFile) -> str:
+    """How the tensors are stored, most frequent first: "Q4_1 x210, F32 x61"."""
+    counts = Counter(file.type_name(name) for name in file.names())
+    return ", ".join(f"{kind} x{count}" for kind, count in counts.most_common())
+
+
+class FileSource:
+    """A `Source` over one open container.
+
+    Args:
+        file: the container; closed with this source.
+        config: shape of the model.
+        origins: where each of the model's matrices, tables and vectors lies in `file`.
+        dtype: "float16" or "bfloat16", or None for the one that suits the file.
+        description: where the weights come from.
+        tokenizer_files: content of the tokenizer folder.
+    """
+
+    def __init__(
+        self,
+        file: TensorFile,
+        config: ModelConfig,
+        *,
+        origins: Mapping[str, Origin],
+        dtype: str | None,
+        description: dict[str, str],
+        tokenizer_files: dict[str, bytes],
+    ) -> None:
+        self.config = config
+        self.dtype = natural_dtype(file, origins, config) if dtype is None else check_dtype(dtype)
+        self.description = description
+        self.tokenizer_files = tokenizer_files
+        self._file, self._origins = file, origins
+        self._shapes = config.matrices() | config.tables()
+        self._lengths = config.vectors()
+
+    def matrix(self, name: str) -> np.ndarray:
+        """See `Source.matrix`."""
+        if name not in self._shapes:
+            raise InvalidArgumentError(f"this model has no matrix or table {name!r}")
+        origin, (rows, columns) = self._origins[name], self._shapes[name]
+        out = np.empty((rows, columns), dtype=np.uint16)
+        step = max(1, BLOCK_VALUES // columns)
+        for start in range(0, rows, step):
+            stop = min(rows, start + step)
+            out[start:stop] = self._block(origin.tensor, origin.first_row + start, origin.first_row + stop)
+        return _half_split(out, origin.interleaved_heads) if origin.interleaved_heads else out
+
+    def vector(self, name: str) -> np.ndarray:
+        """See `Source.vector`."""
+        if name not in self._lengths:
+            raise InvalidArgumentError(f"this model has no vector {name!r}")
+        tensor = self._origins[name].tensor
+        values: np.ndarray = self._file.float32(tensor, 0, 1)[0]
+        if not np.isfinite(values).all():
+            raise self._not_finite(tensor)
+        return values
+
+    def close(self) -> None:
+        """See `Source.close`."""
+        self._file.close()
+
+    def _block(self, tensor: str, start: int, stop: int) -> np.ndarray:
+        """uint16 rows of `tensor` in this source's dtype, all of them finite."""
+        if _STORED_AS.get(self._file.type_name(tensor)) == self.dtype:
+            bits = self._file.raw16(tensor, start, stop)
+            if not all_finite(bits, self.dtype):
+                raise self._not_finite(tensor)
+            return bits
+        values = self._file.float32(tensor, start, stop)
+        bits = from_float32(values, self.dtype)
+        if not all_finite(bits, self.dtype):
+            if not np.isfinite(values).all():
+                raise self._not_finite(tensor)
+            largest = float(np.abs(values).max())
+            hint = "; read the model as bfloat16" if self.dtype == "float16" else ""
+            raise ModelFormatError(
+                f"{self._file.label}: tensor {tensor!r} holds {largest:.6g}, too large for {self.dtype}{hint}"
+            )
+        return bits
+
+    def _not_finite(self, tensor: str) -> ModelFormatError:
+        return ModelFormatError(f"{self._file.label}: tensor {tensor!r} holds NaN or infinity, so the model is damaged")
+
+
+def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of `heads` heads from pairs (0, 1), (2, 3), … to pairs (0, D/2), (1, D/2 + 1), …; (rows, columns)."""
+    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:3])
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"tensor {shown}{more}" if len(names) == 1 else f"tensors {shown}{more}"

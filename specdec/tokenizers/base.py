@@ -1,0 +1,105 @@
+"""What every tokenizer does. The two kinds live in `bpe` and `sentencepiece`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from specdec.errors import InvalidArgumentError
+from specdec.tokenizers.chat_template import ChatTemplate
+from specdec.tokenizers.detokenizer import IncrementalDetokenizer
+from specdec.tokenizers.meta import TokenizerMeta
+from specdec.tokenizers.pieces import PieceTable
+
+
+class Tokenizer(ABC):
+    """Text to ids and back, for one model.
+
+    Attributes:
+        bos_id: token that begins a text, or None.
+        eos_ids: tokens that end one; generation stops at any of them.
+        add_bos: whether the model wants `bos_id` first.
+        vocab_size: number of ids that mean something; the model's logits may have more rows.
+    """
+
+    def __init__(self, meta: TokenizerMeta, table: PieceTable) -> None:
+        self._meta = meta
+        # Whatever ends a turn is no text, even when the file lists it as an ordinary token.
+        self._table = PieceTable(table.pieces, table.special | set(meta.eos_ids), table.strip_leading_space)
+        self.bos_id = meta.bos_id
+        self.eos_ids = frozenset(meta.eos_ids)
+        self.add_bos = meta.add_bos
+        self.vocab_size = len(table.pieces)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over the vocabulary: equal when, and only when, the same ids mean the same tokens."""
+        return self._table.fingerprint()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether `apply_chat_template` can work."""
+        return self._meta.chat_template is not None
+
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of `text`. The names of special tokens inside it become those tokens.
+
+        Args:
+            text: any text.
+            add_bos: put `bos_id` first; None does what the model wants, and not twice when the text begins with it
+                (as rendered chat templates may).
+
+        Raises:
+            InvalidArgumentError: the text holds half a surrogate pair, or there is no `bos_id` to add.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                f"the text is not valid Unicode: half a surrogate pair at position {error.start}"
+            ) from None
+        ids = self._encode(text)
+        wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
+        if not wanted:
+            return ids
+        if self.bos_id is None:
+            raise InvalidArgumentError("this model has no token that begins a text: leave add_bos out")
+        return [self.bos_id, *ids]
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False) -> str:
+        """Text of `ids`; bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: token ids; those beyond the vocabulary stand for nothing.
+            skip_special: leave out special tokens.
+            continues: text comes before these tokens, so that a leading space stays (only sentencepiece drops it).
+
+        Raises:
+            InvalidArgumentError: an id is negative.
+        """
+        joined = self._table.join(ids, skip_special=skip_special, continues=continues)
+        return joined.decode("utf-8", errors="replace")
+
+    def detokenizer(self, *, continues: bool = False) -> IncrementalDetokenizer:
+        """A fresh incremental decoder; `continues` as in `decode`."""
+        return IncrementalDetokenizer(self._table, continues=continues)
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+        """The prompt for `messages`; encode it with `add_bos=False`, since templates write what they want themselves.
+
+        Raises:
+            InvalidArgumentError: the model has no template, or the template refuses these messages.
+            ModelFormatError: the template cannot be read, or fails.
+        """
+        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+
+    @cached_property
+    def _chat_template(self) -> ChatTemplate:
+        if self._meta.chat_template is None:
+            raise InvalidArgumentError("this model has no chat template: give a raw prompt instead")
+        return ChatTemplate(self._meta.chat_template, self._meta.special_tokens)
+
+    @abstractmethod
+    def _encode(self, text: str) -> list[int]:
+        """Ids of valid text, without anything added."""

@@ -1,0 +1,108 @@
+"""Tokenizers in Hugging Face's tokenizer.json format. Building one from a GGUF vocabulary lives in `pretokenizers`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from specdec.errors import ModelFormatError
+from specdec.tokenizers.base import Tokenizer
+from specdec.tokenizers.meta import BPE_NAME, TokenizerMeta
+from specdec.tokenizers.pieces import (
+    WORD_START,
+    PieceTable,
+    byte_fallback_piece,
+    byte_level_piece,
+    byte_of_character,
+)
+
+
+class BPETokenizer(Tokenizer):
+    """A tokenizer.json, of byte-level BPE or of sentencepiece's BPE with byte fallback.
+
+    Args:
+        meta: what the file does not say.
+        content: the tokenizer.json.
+
+    Raises:
+        ModelFormatError: the file is damaged, or decodes in a way that is not supported.
+    """
+
+    def __init__(self, meta: TokenizerMeta, content: bytes) -> None:
+        self._backend = read_backend(content)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        super().__init__(meta, _table(self._backend, json.loads(content).get("decoder")))
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+def read_backend(content: bytes) -> Backend:
+    """The tokenizers library's object.
+
+    Raises:
+        ModelFormatError: the content is no valid tokenizer.json.
+    """
+    try:
+        return Backend.from_str(content.decode("utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelFormatError(f"{BPE_NAME} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _table(backend: Backend, decoder: Any) -> PieceTable:
+    byte_level, strip = _decoding(decoder)
+    alphabet = byte_of_character()
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, index in vocabulary.items():
+        pieces[index] = byte_level_piece(token, alphabet) if byte_level else byte_fallback_piece(token)
+    special = set()
+    for index, added in backend.get_added_tokens_decoder().items():
+        pieces[index] = added.content.encode("utf-8")
+        if added.special:
+            special.add(index)
+    return PieceTable(tuple(pieces), frozenset(special), strip)
+
+
+def _decoding(decoder: Any) -> tuple[bool, bool]:
+    """(byte-level alphabet, first space dropped) of a tokenizer.json's decoder section."""
+    steps = _steps(decoder)
+    kinds = [step.get("type") for step in steps]
+    if kinds == ["ByteLevel"]:
+        return True, False
+    if not kinds or not all(_is_word_start_step(step) for step in steps):
+        shown = ", ".join(map(str, kinds)) or "none"
+        raise ModelFormatError(f"{BPE_NAME} has an unsupported decoder ({shown}): ByteLevel or sentencepiece's is read")
+    strip = any(step["type"] == "Strip" and step.get("start") == 1 for step in steps)
+    metaspace = any(step["type"] == "Metaspace" and _prepends(step) for step in steps)
+    return False, strip or metaspace
+
+
+def _steps(decoder: Any) -> list[dict[str, Any]]:
+    if not isinstance(decoder, dict):
+        return []
+    if decoder.get("type") == "Sequence":
+        return [step for inner in decoder.get("decoders", []) for step in _steps(inner)]
+    return [decoder]
+
+
+def _is_word_start_step(step: dict[str, Any]) -> bool:
+    """Whether this decoding step is one of those that sentencepiece vocabularies have."""
+    match step:
+        case {"type": "Replace", "pattern": {"String": pattern}, "content": " "}:
+            return bool(pattern == WORD_START)
+        case {"type": "ByteFallback"} | {"type": "Fuse"}:
+            return True
+        case {"type": "Strip", "content": " ", "start": 0 | 1, "stop": 0}:
+            return True
+        case {"type": "Metaspace", "replacement": replacement}:
+            return bool(replacement == WORD_START)
+    return False
+
+
+def _prepends(step: dict[str, Any]) -> bool:
+    return step.get("prepend_scheme", "always") != "never" and step.get("add_prefix_space", True) is not False

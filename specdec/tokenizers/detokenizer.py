@@ -1,0 +1,40 @@
+"""Text while tokens arrive: complete characters as soon as they are complete, and never half of one."""
+
+from __future__ import annotations
+
+import codecs
+
+from specdec.tokenizers.pieces import PieceTable
+
+
+class IncrementalDetokenizer:
+    """Turns tokens into text one at a time, in time proportional to the token's own bytes.
+
+    All that `add` returned plus what `finish` returns equals `Tokenizer.decode(ids, skip_special=True)`.
+
+    Args:
+        table: the vocabulary.
+        continues: text comes before the first token, so that its leading space stays.
+    """
+
+    def __init__(self, table: PieceTable, *, continues: bool = False) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip = table.strip_leading_space and not continues
+
+    def add(self, token: int) -> str:
+        """Text that `token` completes: empty for special tokens and inside a character.
+
+        Raises:
+            InvalidArgumentError: the id is negative.
+        """
+        piece = self._table.piece(token)
+        if token in self._table.special:
+            return ""
+        if self._strip and piece:
+            piece, self._strip = piece.removeprefix(b" "), False
+        return self._decoder.decode(piece)
+
+    def finish(self) -> str:
+        """U+FFFD for a character that was begun and never ended, else nothing. To be called once, at the end."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,38 @@
+"""Opens the tokenizer folder of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from specdec.errors import ModelFormatError
+from specdec.tokenizers.base import Tokenizer
+from specdec.tokenizers.bpe import BPETokenizer
+from specdec.tokenizers.meta import KINDS, META_NAME, TokenizerMeta
+from specdec.tokenizers.sentencepiece import SentencePieceTokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` holds a tokenizer; a model without one takes and gives token ids only."""
+    return (folder / META_NAME).exists()
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in `folder`.
+
+    Raises:
+        ModelFormatError: there is none, or it is damaged.
+    """
+    if not has_tokenizer(folder):
+        raise ModelFormatError("this model has no tokenizer: give token ids instead of text")
+    meta = TokenizerMeta.from_bytes(_read(folder / META_NAME))
+    content = _read(folder / KINDS[meta.kind])
+    if meta.kind == "bpe":
+        return BPETokenizer(meta, content)
+    return SentencePieceTokenizer(meta, content)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFormatError(f"cannot read the tokenizer file {path}: {error.strerror}") from None

@@ -1,0 +1,81 @@
+"""A sentencepiece model file made from a bare vocabulary, written in the protobuf wire format by hand.
+
+Field numbers: sentencepiece_model.proto of https://github.com/google/sentencepiece. Wire format:
+https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Types of a piece; GGUF uses the same numbers."""
+
+_VARINT, _BYTES, _FIXED32 = 0, 2, 5
+_MODEL_PIECES, _MODEL_TRAINER, _MODEL_NORMALIZER = 1, 2, 3
+_PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
+_TRAINER_MODEL_TYPE, _TRAINER_VOCAB_SIZE, _TRAINER_BYTE_FALLBACK = 3, 4, 35
+_NORMALIZER_NAME, _NORMALIZER_DUMMY_PREFIX, _NORMALIZER_REMOVE_SPACES, _NORMALIZER_ESCAPE = 1, 3, 4, 5
+_BPE = 2
+
+
+def build_model(
+    pieces: Sequence[str],
+    scores: Sequence[float],
+    types: Sequence[int],
+    *,
+    add_dummy_prefix: bool = True,
+    remove_extra_whitespaces: bool = False,
+) -> bytes:
+    """Content of a tokenizer.model of type BPE.
+
+    Args:
+        pieces: text of each token, by id.
+        scores: its score; the highest is merged first.
+        types: its type, one of the constants above.
+        add_dummy_prefix: text is encoded as if a space came before it.
+        remove_extra_whitespaces: runs of spaces count as one.
+
+    Returns:
+        The serialised model; sentencepiece itself checks it when it loads it.
+    """
+    model = bytearray()
+    for text, score, kind in zip(pieces, scores, types, strict=True):
+        piece = _bytes(_PIECE_TEXT, text.encode("utf-8")) + _float(_PIECE_SCORE, score) + _int(_PIECE_TYPE, kind)
+        model += _bytes(_MODEL_PIECES, piece)
+    model += _bytes(
+        _MODEL_TRAINER,
+        _int(_TRAINER_MODEL_TYPE, _BPE)
+        + _int(_TRAINER_VOCAB_SIZE, len(pieces))
+        + _int(_TRAINER_BYTE_FALLBACK, BYTE in types),
+    )
+    model += _bytes(
+        _MODEL_NORMALIZER,
+        _bytes(_NORMALIZER_NAME, b"identity")
+        + _int(_NORMALIZER_DUMMY_PREFIX, add_dummy_prefix)
+        + _int(_NORMALIZER_REMOVE_SPACES, remove_extra_whitespaces)
+        + _int(_NORMALIZER_ESCAPE, True),
+    )
+    return bytes(model)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _int(field: int, value: int) -> bytes:
+    return _varint(field << 3 | _VARINT) + _varint(int(value))
+
+
+def _float(field: int, value: float) -> bytes:
+    return _varint(field << 3 | _FIXED32) + struct.pack("<f", value)
+
+
+def _bytes(field: int, value: bytes) -> bytes:
+    return _varint(field << 3 | _BYTES) + _varint(len(value)) + value
