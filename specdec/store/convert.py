@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.errors import ModelFormatError, StoreError
-from specdec.store.description import DESCRIPTION_FILE, FileRecord, StoreDescription
+from specdec.store.description import DESCRIPTION_FILE, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
 from specdec.store.staging import check_target, staged_folder, sync_folder, writing
@@ -147,6 +147,7 @@ class _Conversion:
             folder.mkdir()
         records = {}
         for name, data in sorted(self.source.tokenizer_files.items()):
+            check_file_name(f"{TOKENIZER_FOLDER}/{name}")
             write_file(folder / name, data)
             records[f"{TOKENIZER_FOLDER}/{name}"] = FileRecord(len(data), hashlib.sha256(data).hexdigest())
         with writing(folder):

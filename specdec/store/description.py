@@ -109,8 +109,7 @@ class StoreDescription:
     @classmethod
     def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
         for name in body["files"]:
-            if not _FILE_NAME.fullmatch(name):
-                raise ModelFormatError(f"a store has no file named {name!r}")
+            check_file_name(name)
         dither = body["dither"]
         return cls(
             config=ModelConfig.from_dict(body["config"]),
@@ -124,6 +123,16 @@ class StoreDescription:
                 for name, entry in body["files"].items()
             },
         )
+
+
+def check_file_name(name: str) -> None:
+    """Refuse a file that a store does not have, above all one outside its folder.
+
+    Raises:
+        ModelFormatError: `name` is no file's path inside a store.
+    """
+    if not _FILE_NAME.fullmatch(name):
+        raise ModelFormatError(f"a store has no file named {name!r}")
 
 
 def is_store(folder: Path) -> bool:

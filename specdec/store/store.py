@@ -66,12 +66,15 @@ class Store:
             StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
         """
         path = Path(path)
-        if not path.exists():
-            raise StoreError(f"there is no store at {path}")
-        if not path.is_dir():
-            raise StoreError(f"{path} is a file, and a store is a folder with a store.json in it")
-        if (path / MARKER).exists():
-            raise StoreError(f"{path} is an unfinished conversion: convert the model again")
+        try:
+            if not path.exists():
+                raise StoreError(f"there is no store at {path}")
+            if not path.is_dir():
+                raise StoreError(f"{path} is a file, and a store is a folder with a store.json in it")
+            if (path / MARKER).exists():
+                raise StoreError(f"{path} is an unfinished conversion: convert the model again")
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from None
         description = StoreDescription.read(path)
         wanted = {EXACT_FILE, *(view_file(view) for view in description.views)}
         found = {name for name in description.files if not name.startswith(f"{TOKENIZER_FOLDER}/")}
@@ -148,6 +151,26 @@ class Store:
         """
         kind, exact = get_view(view), self.exact(name)
         return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
+
+    def part_bytes(self) -> dict[str, int]:
+        """Bytes of the exact view's file by part: vectors, tables, scores, every tier's values and masks, the rest."""
+        layout = self._files[EXACT_FILE].layout
+        parts = {"vectors": 0, "tables": 0}
+        for name, placed in layout.tensors.items():
+            if name.startswith(FILLER):
+                continue
+            if name in self.config.vectors():
+                part = "vectors"
+            elif name in self.config.tables():
+                part = "tables"
+            else:
+                part = name.rsplit(".", 1)[-1] if name.endswith(".scores") else ".".join(name.rsplit(".", 2)[-2:])
+            parts[part] = parts.get(part, 0) + placed.spec.nbytes
+        return parts | {"header, padding": layout.nbytes - sum(parts.values())}
+
+    def view_bytes(self, view: str) -> int:
+        """Bytes of a stored draft view's file."""
+        return self._files[view_file(view)].layout.nbytes
 
     def verify(self) -> None:
         """Read every byte and compare with the checksums of the description.

@@ -103,7 +103,7 @@ class View(ABC):
         """A matrix from stored arrays.
 
         Args:
-            arrays: as `tensors` describes them; may be memory-mapped.
+            arrays: as `tensors` describes them, F16 and BF16 as uint16 raw bits; may be memory-mapped.
             exact: the same matrix in the exact view.
 
         Raises:
