@@ -20,6 +20,8 @@ from specdec.errors import InvalidArgumentError, SpecdecError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
 _BLOCK = 64  # logits per block when top-k looks for its threshold
+_BINS_PER_NAT = 64  # resolution of top-p's first look
+_LAST_BIN = 104 * _BINS_PER_NAT  # tokens further below the top weigh nothing in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +107,9 @@ class Sampler:
         """Ids that can still win, ascending: those that would beat the likeliest token with the largest noise drawn."""
         largest, own = _gumbel(np.array([noise.max(), noise[top]], np.uint32))
         # A thousandth of a nat and the next float below leave room for rounding; extra contenders do no harm.
-        lowest = np.nextafter(
-            np.float32(highest - self.params.temperature * (largest - own + 1e-3)), np.float32(-np.inf)
-        )
+        lowest = highest - self.params.temperature * (largest - own + 1e-3)
+        with np.errstate(over="ignore"):
+            lowest = np.nextafter(np.float32(lowest), np.float32(-np.inf))
         return np.flatnonzero(logits >= lowest)
 
     def _noise_of(self, position: int, size: int) -> np.ndarray:
@@ -148,18 +150,24 @@ def _top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
 
 def _top_p(logits: np.ndarray, kept: np.ndarray | None, p: float, highest: float) -> np.ndarray:
-    """Ids, ascending, of the fewest most likely tokens (of `kept`, or of all) that hold at least probability p."""
-    values = (logits if kept is None else logits[kept]) - np.float32(highest)
-    weights = np.exp(values)
-    total = float(np.sum(weights, dtype=np.float64))
-    # Tokens more than `depth` nats below the top weigh less than (1 - p) of the whole together, so sorting the others
-    # is enough.
-    depth = math.log(len(values) / ((1 - p) * total)) + 1e-3
-    head = np.flatnonzero(values >= -depth)
-    order = head[np.argsort(-values[head], kind="stable")]
-    reached = int(np.searchsorted(np.cumsum(weights[order], dtype=np.float64), p * total))
-    nucleus = np.sort(order[: reached + 1])
-    return np.asarray(nucleus if kept is None else kept[nucleus])
+    """Ids, ascending, of the fewest most likely tokens (of `kept`, or of all) that hold at least probability p.
+
+    Tokens are put into bins by how far they lie below the top, so that only those of one bin, where the sum passes p,
+    need sorting.
+    """
+    depths = np.float32(highest) - (logits if kept is None else logits[kept])
+    weights = np.exp(-depths).astype(np.float64)
+    bins = np.minimum(depths * np.float32(_BINS_PER_NAT), _LAST_BIN).astype(np.intp)
+    sums = np.cumsum(np.bincount(bins, weights))
+    needed = p * sums[-1]
+    edge = int(np.searchsorted(sums, needed))
+    within = np.flatnonzero(bins == edge)
+    within = within[np.argsort(depths[within], kind="stable")]
+    before = sums[edge - 1] if edge else 0.0
+    reached = int(np.searchsorted(before + np.cumsum(weights[within]), needed))
+    inside = bins < edge
+    inside[within[: reached + 1]] = True
+    return np.asarray(np.flatnonzero(inside) if kept is None else kept[inside])
 
 
 def _number(value: object) -> float:
