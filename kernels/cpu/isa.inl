@@ -5,10 +5,15 @@
 
 #include "kernel_table.h"
 
+#include "dense.inl"
+#include "elementwise.inl"
+#include "attention.inl"
 #include "draft_kernels.inl"
 
 namespace specdec::SPECDEC_ISA {
 
-inline KernelTable make_table(const char* name) { return KernelTable{name, {}, {}, {}, draft_kernels()}; }
+inline KernelTable make_table(const char* name) {
+  return KernelTable{name, dense_kernels(), attention_kernels(), element_kernels(), draft_kernels()};
+}
 
 }  // namespace specdec::SPECDEC_ISA

@@ -95,19 +95,16 @@ struct AttentionKernels {
 };
 
 struct ElementKernels {
-  // y = x / rms(x) * weight, over n values.
+  // y = x / sqrt(mean(x^2) + eps) * weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
-  // Rotates pairs (j, j + half) of each of `heads` heads by the angles of cosine and sine (half values each).
-  void (*rope)(float* x, int heads, int64_t head_dim, const float* cosine, const float* sine);
+  // Turns pairs (j, j + head_dim / 2) of each of `heads` heads by the angles of cosine and sine (head_dim / 2 each).
+  void (*rope)(float* x, int64_t heads, int64_t head_dim, const float* cosine, const float* sine);
   // gate = silu(gate) * up.
   void (*silu_mul)(float* gate, const float* up, int64_t n);
-  // y += a * x.
-  void (*add_scaled)(float* y, const float* x, float a, int64_t n);
-  // In place; returns nothing useful beyond x.
-  void (*softmax)(float* x, int64_t n);
+  // Rounds to float16.
   void (*to_half)(const float* x, uint16_t* y, int64_t n);
-  // y[i] = value of bits[i * stride].
-  void (*widen)(const uint16_t* bits, int64_t stride, Dtype dtype, int64_t n, float* y);
+  // Exact values of 16-bit weights.
+  void (*widen)(const uint16_t* bits, Dtype dtype, int64_t n, float* y);
 };
 
 struct KernelTable {
