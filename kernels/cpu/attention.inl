@@ -1,0 +1,112 @@
+// Attention of some rows over one chunk of the context, and how the chunks' results meet.
+//
+// Scores and weighted sums are matrix products over the cache (keys as panels of 32 positions, values as lines of
+// positions), under the same contract as dense.inl: one accumulator, ascending dimension or position. The chunk
+// boundaries are multiples of kChunk, so a row's result is the same alone and among others.
+
+namespace specdec::SPECDEC_ISA {
+
+static constexpr float kMinusInfinity = -__builtin_inff();
+
+template <int R>
+static void score_tile(const AttentionCall& call, float* scores) {
+  const uint16_t* keys = call.keys + call.chunk * kChunk * call.head_dim;
+  for (int first = 0; first < kChunk; first += kTileVectors * kLanes) {
+    F32 tile[R][kTileVectors];
+    clear(tile);
+    const uint16_t* panel = keys + static_cast<int64_t>(first / kPanel) * call.head_dim * kPanel + first % kPanel;
+    accumulate<Half, R, kTileVectors, 1, false>(tile, panel, kPanel, 0, call.q, call.head_dim);
+    store_tile(tile, scores + first, kChunk);
+  }
+}
+
+// Sums of values with R rows of weights, weights[position][row].
+template <int R>
+static void value_tile(const AttentionCall& call, const float* weights, int from, int to, float* sums) {
+  const uint16_t* values = call.values + (call.chunk * kChunk + from) * call.value_stride;
+  for (int64_t first = 0; first < call.value_stride; first += kTileVectors * kLanes) {
+    F32 tile[R][kTileVectors];
+    clear(tile);
+    accumulate<Half, R, kTileVectors, 1, false>(tile, values + first, call.value_stride, 0, weights, to - from);
+    store_tile(tile, sums + first, call.value_stride);
+  }
+}
+
+// Scores of one row to exp(score - peak), zeros outside [from, to).
+static void soften(float* scores, float scale, int from, int to, float* peak, float* total) {
+  if (from >= to) {
+    *peak = kMinusInfinity;
+    *total = 0.0F;
+    return;
+  }
+  const int first = from / kLanes * kLanes;
+  const F32 factor = set1(scale), low = set1(kMinusInfinity);
+  F32 best = low;
+  for (int j = first; j < to; j += kLanes) {
+    const F32 score = choose(lanes_between(j, from, to), mul(load(scores + j), factor), low);
+    store(scores + j, score);
+    best = vmax(best, score);
+  }
+  *peak = max_lanes(best);
+  F32 sum = zero();
+  for (int j = first; j < to; j += kLanes) {
+    const F32 weight = choose(lanes_between(j, from, to), exponential(sub(load(scores + j), set1(*peak))), zero());
+    store(scores + j, weight);
+    sum = add(sum, weight);
+  }
+  *total = sum_lanes(sum);
+}
+
+using ScoreTile = void (*)(const AttentionCall&, float*);
+using ValueTile = void (*)(const AttentionCall&, const float*, int, int, float*);
+template <int R>
+static constexpr ScoreTile score_of() {
+  if constexpr (R <= kTileRows) return score_tile<R>;
+  else return nullptr;
+}
+template <int R>
+static constexpr ValueTile value_of() {
+  if constexpr (R <= kTileRows) return value_tile<R>;
+  else return nullptr;
+}
+#define SPECDEC_SCORE(rows) score_of<rows>()
+#define SPECDEC_VALUE(rows) value_of<rows>()
+
+static void attention_chunk(const AttentionCall& call) {
+  static constexpr ScoreTile score_by_rows[] = SPECDEC_BY_ROWS(SPECDEC_SCORE);
+  static constexpr ValueTile value_by_rows[] = SPECDEC_BY_ROWS(SPECDEC_VALUE);
+  float* scores = call.scratch;
+  float* weights = scores + static_cast<int64_t>(kMaxTile) * kChunk;
+  score_by_rows[call.rows](call, scores);
+  for (int r = 0; r < call.rows; ++r)
+    soften(scores + static_cast<int64_t>(r) * kChunk, call.scale, call.from[r], call.to[r], call.peak + r, call.total + r);
+  for (int r = 0; r < call.rows;) {
+    const int from = call.from[r], to = call.to[r];
+    int run = 1;  // rows that see the same positions share the loads
+    while (r + run < call.rows && call.from[r + run] == from && call.to[r + run] == to) ++run;
+    if (from < to) {
+      for (int p = from; p < to; ++p)
+        for (int k = 0; k < run; ++k) weights[(p - from) * run + k] = scores[(r + k) * kChunk + p];
+      value_by_rows[run](call, weights, from, to, call.sums + r * call.value_stride);
+    }
+    r += run;
+  }
+}
+
+// A chunk in which the row sees nothing has peak -inf and must not be passed.
+static void attention_combine(float* peak, float* total, float* sums, float chunk_peak, float chunk_total,
+                              const float* chunk_sums, int64_t value_stride) {
+  const float best = *peak > chunk_peak ? *peak : chunk_peak;
+  float factors[kLanes];
+  for (int j = 0; j < kLanes; ++j) factors[j] = (j % 2 == 0 ? *peak : chunk_peak) - best;
+  store(factors, exponential(load(factors)));
+  const float old = *peak == kMinusInfinity ? 0.0F : factors[0], fresh = factors[1];
+  *peak = best;
+  *total = *total * old + chunk_total * fresh;
+  for (int64_t j = 0; j < value_stride; j += kLanes)
+    store(sums + j, add(mul(load(sums + j), set1(old)), mul(load(chunk_sums + j), set1(fresh))));
+}
+
+inline AttentionKernels attention_kernels() { return AttentionKernels{attention_chunk, attention_combine}; }
+
+}  // namespace specdec::SPECDEC_ISA

@@ -1,0 +1,278 @@
+// Matrix times rows for the exact view: every product, or only those that effort has chosen.
+//
+// The contract: for each (row, output) one accumulator takes its products in ascending order of input, each by one
+// fused multiply-add, starting at zero. Tiles, blocks, panels and threads only decide when that happens.
+
+namespace specdec::SPECDEC_ISA {
+
+#if defined(__clang__)
+#define SPECDEC_UNROLL _Pragma("unroll")
+#else
+#define SPECDEC_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+constexpr int kPanelVectors = kPanel / kLanes;
+constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
+// How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth.
+constexpr int64_t kAheadInputs = 24;
+
+struct Half {
+  using Bits = uint16_t;
+  static inline F32 get(const uint16_t* p) { return load_half(p); }
+};
+struct Bfloat {
+  using Bits = uint16_t;
+  static inline F32 get(const uint16_t* p) { return load_bfloat(p); }
+};
+struct Float {
+  using Bits = float;
+  static inline F32 get(const float* p) { return load(p); }
+};
+
+template <int R, int V>
+[[gnu::always_inline]] static inline void clear(F32 (&acc)[R][V]) {
+  SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = zero();
+}
+
+template <int R, int V>
+[[gnu::always_inline]] static inline void load_tile(F32 (&acc)[R][V], const float* p, int64_t stride) {
+  SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v)
+      acc[r][v] = load(p + r * stride + v * kLanes);
+}
+
+template <int R, int V>
+[[gnu::always_inline]] static inline void store_tile(const F32 (&acc)[R][V], float* p, int64_t stride) {
+  SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v)
+      store(p + r * stride + v * kLanes, acc[r][v]);
+}
+
+// acc[r][v] += w[i][v] * x[i][r] for i = 0..n-1; P panels lie `panel_stride` apart, V vectors in each.
+template <class W, int R, int V, int P, bool kAhead>
+[[gnu::always_inline]] static inline void accumulate(F32 (&acc)[R][V * P], const typename W::Bits* w, int64_t stride,
+                                                     int64_t panel_stride, const float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    F32 weights[V * P];
+    SPECDEC_UNROLL for (int p = 0; p < P; ++p) {
+      if (kAhead) prefetch(w + p * panel_stride + kAheadInputs * stride);
+      SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride + v * kLanes);
+    }
+    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+      const F32 value = set1(x[r]);
+      SPECDEC_UNROLL for (int v = 0; v < V * P; ++v) acc[r][v] = fma(weights[v], value, acc[r][v]);
+    }
+    w += stride;
+    x += R;
+  }
+}
+
+// Stores one panel's row; the last panel may be cut.
+static inline void store_outputs(const DenseCall& call, int64_t panel, int row, const float* values) {
+  const int64_t first = panel * kPanel, left = call.out - first;
+  float* y = call.y + row * call.y_stride + first;
+  if (left >= kPanel) {
+    for (int v = 0; v < kPanelVectors; ++v) store(y + v * kLanes, load(values + v * kLanes));
+  } else {
+    for (int64_t j = 0; j < left; ++j) y[j] = values[j];
+  }
+}
+
+// Weights straight from memory into one tile of R rows, P panels at a time.
+template <class W, int R, int P>
+static void direct(const DenseCall& call, int64_t panel) {
+  const int64_t panel_stride = call.in * kPanel;
+  F32 acc[R][kPanelVectors * P];
+  clear(acc);
+  accumulate<W, R, kPanelVectors, P, true>(acc, call.panels + panel * panel_stride, kPanel, panel_stride, call.x, call.in);
+  for (int p = 0; p < P; ++p) {
+    float values[R][kPanel];
+    SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v)
+        store(values[r] + v * kLanes, acc[r][p * kPanelVectors + v]);
+    for (int r = 0; r < R; ++r) store_outputs(call, panel + p, r, values[r]);
+  }
+}
+
+template <class W, int R>
+static void direct_panels(const DenseCall& call, int64_t first, int64_t last) {
+  if constexpr (R * kPanelVectors * 2 <= kAccumulators) {
+    for (; first + 2 <= last; first += 2) direct<W, R, 2>(call, first);
+  }
+  for (; first < last; ++first) direct<W, R, 1>(call, first);
+}
+
+// Converted weights of one block times one tile.
+template <int R>
+static void block_tile(const float* weights, const float* x, int64_t n, float* acc) {
+  for (int first = 0; first < kPanelVectors; first += kTileVectors) {
+    F32 tile[R][kTileVectors];
+    load_tile(tile, acc + first * kLanes, kPanel);
+    accumulate<Float, R, kTileVectors, 1, false>(tile, weights + first * kLanes, kPanel, 0, x, n);
+    store_tile(tile, acc + first * kLanes, kPanel);
+  }
+}
+
+// The same, chosen products only: inputs active[0..n-1], the outputs in each of their prefixes in `masks`.
+template <int R>
+static void masked_block_tile(const float* weights, const uint32_t* masks, int mask_stride, const int32_t* active,
+                              const float* x, const uint8_t* chosen, int64_t n, float* acc) {
+  for (int first = 0; first < kPanelVectors; first += kTileVectors) {
+    F32 tile[R][kTileVectors];
+    load_tile(tile, acc + first * kLanes, kPanel);
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t input = active[i];
+      F32 w[kTileVectors];
+      SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v) w[v] = load(weights + i * kPanel + (first + v) * kLanes);
+      SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+        const F32 value = set1(x[input * R + r]);
+        const uint32_t bits = masks[i * mask_stride + chosen[input * R + r]];
+        SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v)
+            tile[r][v] = fma_where(mask_of(bits >> ((first + v) * kLanes)), w[v], value, tile[r][v]);
+      }
+    }
+    store_tile(tile, acc + first * kLanes, kPanel);
+  }
+}
+
+using BlockTile = void (*)(const float*, const float*, int64_t, float*);
+using MaskedBlockTile = void (*)(const float*, const uint32_t*, int, const int32_t*, const float*, const uint8_t*, int64_t,
+                                 float*);
+using DirectPanels = void (*)(const DenseCall&, int64_t, int64_t);
+
+// Functions by number of rows, R = 1 .. kTileRows (nullptr where a tile would not stay in registers).
+template <class W, int R>
+static constexpr DirectPanels direct_of() {
+  if constexpr (R <= kTileRows && R * kPanelVectors <= kAccumulators) return direct_panels<W, R>;
+  else return nullptr;
+}
+template <int R>
+static constexpr BlockTile block_of() {
+  if constexpr (R <= kTileRows) return block_tile<R>;
+  else return nullptr;
+}
+template <int R>
+static constexpr MaskedBlockTile masked_of() {
+  if constexpr (R <= kTileRows) return masked_block_tile<R>;
+  else return nullptr;
+}
+#define SPECDEC_BY_ROWS(of)                                                                               \
+  {nullptr, of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14)}
+#define SPECDEC_DIRECT(rows) direct_of<W, rows>()
+#define SPECDEC_BLOCK(rows) block_of<rows>()
+#define SPECDEC_MASKED(rows) masked_of<rows>()
+
+template <class W>
+static void convert(const uint16_t* bits, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kLanes) store(out + i, W::get(bits + i));
+}
+
+template <class W>
+static void blocked(const DenseCall& call, int64_t first, int64_t last) {
+  static constexpr BlockTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_BLOCK);
+  float* acc = call.scratch;
+  float* weights = acc + static_cast<int64_t>(call.tiles.rows) * kPanel;
+  for (int64_t panel = first; panel < last; ++panel) {
+    const uint16_t* bits = call.panels + panel * call.in * kPanel;
+    for (int64_t j = 0; j < static_cast<int64_t>(call.tiles.rows) * kPanel; j += kLanes) store(acc + j, zero());
+    for (int64_t i = 0; i < call.in; i += kBlock) {
+      const int64_t n = call.in - i < kBlock ? call.in - i : kBlock;
+      convert<W>(bits + i * kPanel, n * kPanel, weights);
+      for (int t = 0; t < call.tiles.count; ++t) {
+        const int rows = call.tiles.size(t);
+        const int64_t start = call.tiles.start(t);
+        by_rows[rows](weights, call.x + start * call.in + i * rows, n, acc + start * kPanel);
+      }
+    }
+    for (int r = 0; r < call.tiles.rows; ++r) store_outputs(call, panel, r, acc + r * kPanel);
+  }
+}
+
+template <class W>
+static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
+  static constexpr DirectPanels by_rows[] = SPECDEC_BY_ROWS(SPECDEC_DIRECT);
+  if (call.tiles.count == 1 && by_rows[call.tiles.rows] != nullptr) by_rows[call.tiles.rows](call, first, last);
+  else blocked<W>(call, first, last);
+}
+
+static void multiply(const DenseCall& call, int64_t first, int64_t last) {
+  if (call.dtype == Dtype::float16) multiply_as<Half>(call, first, last);
+  else multiply_as<Bfloat>(call, first, last);
+}
+
+// One row: only the lines of active inputs are touched.
+template <class W>
+static void masked_row(const MaskedCall& call, int64_t panel) {
+  const DenseCall& dense = call.dense;
+  const int tiers = call.tiers;
+  const uint16_t* bits = dense.panels + panel * dense.in * kPanel;
+  const uint32_t* masks = call.masks + panel * dense.in * (tiers - 1);
+  F32 acc[1][kPanelVectors];
+  clear(acc);
+  for (int64_t e = 0; e < call.active_count; ++e) {
+    const int64_t i = call.active[e];
+    if (e + 16 < call.active_count) prefetch(bits + static_cast<int64_t>(call.active[e + 16]) * kPanel);
+    const int n = call.chosen[i];
+    const uint32_t all = n == tiers ? ~0U : 0U;
+    const uint32_t some = tiers > 1 ? masks[i * (tiers - 1) + n - 1 - (n == tiers)] | all : all;
+    const F32 value = set1(dense.x[i]);
+    SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v)
+        acc[0][v] = fma_where(mask_of(some >> (v * kLanes)), W::get(bits + i * kPanel + v * kLanes), value, acc[0][v]);
+  }
+  float values[kPanel];
+  store_tile(acc, values, kPanel);
+  store_outputs(dense, panel, 0, values);
+}
+
+// The masks of one block, with a row of none and a row of all so that n(r, i) can index them: [n][K + 1].
+static inline void gather_masks(const MaskedCall& call, const uint32_t* masks, const int32_t* active, int64_t n,
+                                uint32_t* out) {
+  const int tiers = call.tiers;
+  for (int64_t i = 0; i < n; ++i, out += tiers + 1) {
+    out[0] = 0;
+    for (int k = 0; k < tiers - 1; ++k) out[k + 1] = masks[static_cast<int64_t>(active[i]) * (tiers - 1) + k];
+    out[tiers] = ~0U;
+  }
+}
+
+template <class W>
+static void masked_rows(const MaskedCall& call, int64_t panel) {
+  static constexpr MaskedBlockTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_MASKED);
+  const DenseCall& dense = call.dense;
+  const RowTiles tiles = dense.tiles;
+  float* acc = dense.scratch;
+  float* weights = acc + static_cast<int64_t>(tiles.rows) * kPanel;
+  auto* masks = reinterpret_cast<uint32_t*>(weights + kBlock * kPanel);
+  const uint16_t* bits = dense.panels + panel * dense.in * kPanel;
+  const uint32_t* panel_masks = call.masks + panel * dense.in * (call.tiers - 1);
+  for (int64_t j = 0; j < static_cast<int64_t>(tiles.rows) * kPanel; j += kLanes) store(acc + j, zero());
+  for (int64_t e = 0; e < call.active_count; e += kBlock) {
+    const int64_t n = call.active_count - e < kBlock ? call.active_count - e : kBlock;
+    const int32_t* active = call.active + e;
+    for (int64_t i = 0; i < n; ++i) {
+      if (e + i + 16 < call.active_count) prefetch(bits + static_cast<int64_t>(active[i + 16]) * kPanel);
+      convert<W>(bits + static_cast<int64_t>(active[i]) * kPanel, kPanel, weights + i * kPanel);
+    }
+    gather_masks(call, panel_masks, active, n, masks);
+    for (int t = 0; t < tiles.count; ++t) {
+      const int64_t offset = tiles.start(t) * dense.in;
+      by_rows[tiles.size(t)](weights, masks, call.tiers + 1, active, dense.x + offset, call.chosen + offset, n,
+                             acc + static_cast<int64_t>(tiles.start(t)) * kPanel);
+    }
+  }
+  for (int r = 0; r < tiles.rows; ++r) store_outputs(dense, panel, r, acc + r * kPanel);
+}
+
+template <class W>
+static void masked_as(const MaskedCall& call, int64_t first, int64_t last) {
+  for (int64_t panel = first; panel < last; ++panel) {
+    if (call.dense.tiles.rows == 1) masked_row<W>(call, panel);
+    else masked_rows<W>(call, panel);
+  }
+}
+
+static void multiply_masked(const MaskedCall& call, int64_t first, int64_t last) {
+  if (call.dense.dtype == Dtype::float16) masked_as<Half>(call, first, last);
+  else masked_as<Bfloat>(call, first, last);
+}
+
+inline DenseKernels dense_kernels() { return DenseKernels{kTileRows, multiply, multiply_masked}; }
+
+}  // namespace specdec::SPECDEC_ISA
