@@ -130,7 +130,7 @@ class Store:
         return self._files[EXACT_FILE].array(name)
 
     def view(self, view: str, name: str) -> dict[str, np.ndarray]:
-        """The stored arrays of one matrix in a draft view, memory-mapped (F16 as raw bits).
+        """The stored arrays of one matrix in a draft view, memory-mapped (F16 as float16, BF16 as raw bits).
 
         Raises:
             UnknownNameError: that view is not stored here.
@@ -140,7 +140,11 @@ class Store:
         if view not in self.views:
             raise UnknownNameError("stored view", view, list(self.views))
         file = self._files[view_file(view)]
-        return {full[len(name) + 1 :]: file.array(full) for full in file.layout.tensors if full.startswith(f"{name}.")}
+        arrays = {full: file.array(full) for full in file.layout.tensors if full.startswith(f"{name}.")}
+        return {
+            full[len(name) + 1 :]: array.view(np.float16) if file.layout.tensors[full].spec.dtype == "F16" else array
+            for full, array in arrays.items()
+        }
 
     def draft(self, view: str, name: str) -> ViewMatrix:
         """A matrix in a draft view: from the store where it is stored, else built now from the exact one.

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from specdec.views.layout import BucketLayout
 
 
+_MEMORY = {"U8": np.uint8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
     """Type and shape of one stored array.
 
     Attributes:
-        dtype: safetensors name: "U8", "F16", "BF16" (both uint16 raw bits in memory) or "F32".
+        dtype: safetensors name: "U8", "F16", "BF16" (uint16 raw bits in memory) or "F32".
         shape: its dimensions.
     """
 
@@ -103,7 +106,7 @@ class View(ABC):
         """A matrix from stored arrays.
 
         Args:
-            arrays: as `tensors` describes them, F16 and BF16 as uint16 raw bits; may be memory-mapped.
+            arrays: as `tensors` describes them; may be memory-mapped.
             exact: the same matrix in the exact view.
 
         Raises:
@@ -120,8 +123,7 @@ class View(ABC):
         if set(arrays) != set(specs):
             raise StoreError(f"view {self.name!r} needs the arrays {sorted(specs)}, not {sorted(arrays)}")
         for name, spec in specs.items():
-            itemsize = spec.nbytes // max(1, int(np.prod(spec.shape)))
-            if arrays[name].shape != spec.shape or arrays[name].dtype.itemsize != itemsize:
+            if arrays[name].shape != spec.shape or arrays[name].dtype != _MEMORY[spec.dtype]:
                 raise StoreError(
                     f"array {name!r} of view {self.name!r} must be {spec.dtype} {spec.shape} for a matrix of shape "
                     f"{shape}, not {arrays[name].dtype} {arrays[name].shape}"

@@ -169,9 +169,9 @@ class Int4View(View):
         """The three arrays."""
         if not isinstance(matrix, Int4Matrix):
             raise InvalidArgumentError(f"view 'int4' stores an Int4Matrix, not a {type(matrix).__name__}")
-        return {"scale": matrix.scale.view(np.uint16), "q": matrix.q, "scores": matrix.scores}
+        return {"scale": matrix.scale, "q": matrix.q, "scores": matrix.scores}
 
     def load(self, arrays: Mapping[str, np.ndarray], exact: BucketedMatrix) -> Int4Matrix:
-        """From stored arrays; `scale` may be float16 or its raw bits."""
+        """From stored arrays."""
         self.check_arrays(arrays, exact.shape, exact.layout)
-        return Int4Matrix(exact.shape, arrays["q"], arrays["scale"].view(np.float16), arrays["scores"])
+        return Int4Matrix(exact.shape, arrays["q"], arrays["scale"], arrays["scores"])
