@@ -1,0 +1,65 @@
+"""Views by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.views import registry
+from specdec.views.bucket import BucketedMatrix, BucketView
+from specdec.views.int4 import Int4View
+from specdec.views.layout import BucketLayout
+from specdec.views.registry import get_view, known_views, register_view
+
+
+@pytest.fixture
+def scratch_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test registers is forgotten."""
+    monkeypatch.setattr(registry._views, "_own", dict(registry._views._own))
+
+
+def test_the_views_of_the_package() -> None:
+    assert {"bucket", "int4"} <= set(known_views())
+    assert isinstance(get_view("bucket"), BucketView)
+    assert isinstance(get_view("int4"), Int4View)
+
+
+def test_an_unknown_view_lists_those_that_exist() -> None:
+    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, int4"):
+        get_view("int5")
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_another_view_can_be_registered() -> None:
+    class Other(BucketView):
+        name = "other"
+
+    register_view("other", Other)
+    assert isinstance(get_view("other"), Other)
+    with pytest.raises(InvalidArgumentError, match="registered already"):
+        register_view("other", Other)
+
+
+@pytest.mark.usefixtures("scratch_registry")
+@pytest.mark.parametrize("name", ["exact", "", "a/b", "..", "a b", "é"])
+def test_a_name_that_cannot_be_a_file_is_refused(name: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="view's name"):
+        register_view(name, BucketView)
+
+
+@pytest.mark.usefixtures("scratch_registry")
+def test_what_is_no_view_is_refused() -> None:
+    register_view("dud", dict)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="'dud' must be a View"):
+        get_view("dud")
+
+
+def test_the_bucket_view_is_the_exact_matrix() -> None:
+    bits = np.arange(40, dtype=np.uint16).reshape(8, 5)
+    matrix = BucketedMatrix.from_dense(bits, dtype="float16", layout=BucketLayout())
+    view = get_view("bucket")
+    assert view.build(matrix) is matrix
+    assert view.tensors(matrix.shape, matrix.layout) == {}
+    assert view.arrays(matrix) == {}
+    assert view.load({}, matrix) is matrix
