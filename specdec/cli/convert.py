@@ -1,0 +1,77 @@
+"""`specdec convert`: write a bucket store from somebody else's model file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specdec import catalogue
+from specdec.cli.common import Subparsers, whole_numbers
+from specdec.progress import StreamProgress
+
+if TYPE_CHECKING:
+    from specdec.store import BucketLayout
+
+_DTYPES = {"f16": "float16", "float16": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `convert` to the command line."""
+    parser = subparsers.add_parser("convert", help="convert a model into a bucket store")
+    parser.add_argument(
+        "source", metavar="SOURCE", help="a .gguf file, a Hugging Face folder, or a name of the catalogue"
+    )
+    parser.add_argument("-o", "--output", metavar="STORE", required=True, help="folder to make")
+    parser.add_argument(
+        "--views", metavar="NAME,...", default="", help="draft views to store, such as int4; others are built at load"
+    )
+    parser.add_argument(
+        "--dither", type=int, metavar="SEED", help="add one quantisation step of noise to every weight (16 real bits)"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, help="16-bit type of the weights (default: the source's own)")
+    parser.add_argument("--bucket-size", type=int, metavar="B", help="consecutive outputs in a bucket (default 16)")
+    parser.add_argument(
+        "--tiers",
+        type=whole_numbers,
+        metavar="N,...",
+        help="weights of a bucket in each tier (default: four equal tiers)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert, and print the folder of the store."""
+    from specdec.sources import open_source
+    from specdec.store import convert
+
+    layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
+    progress = StreamProgress()
+    try:
+        path = catalogue.source_file(arguments.source, progress=progress)
+        source = open_source(path, dtype=_DTYPES.get(arguments.dtype))
+        try:
+            store = convert(
+                source,
+                Path(arguments.output),
+                layout=layout,
+                views=views,
+                dither=arguments.dither,
+                overwrite=arguments.overwrite,
+                progress=lambda done, total: progress(f"converting {path.name}", done, total),
+            )
+        finally:
+            source.close()
+    finally:
+        progress.close()
+    print(store)
+    return 0
+
+
+def _layout(arguments: argparse.Namespace) -> BucketLayout:
+    """The layout that the options describe, in four equal tiers unless they say otherwise."""
+    from specdec.store import BucketLayout
+
+    size = arguments.bucket_size if arguments.bucket_size is not None else sum(arguments.tiers or (16,))
+    return BucketLayout(size, arguments.tiers or (size // 4,) * 4)

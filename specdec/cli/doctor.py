@@ -1,0 +1,180 @@
+"""`specdec doctor`: what this machine and this installation offer, and what would be used."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires
+from importlib.metadata import version as distribution_version
+from pathlib import Path
+from typing import Any
+
+from specdec import catalogue, paths
+from specdec.cli.common import Subparsers, readable_bytes
+from specdec.errors import RuntimeUnavailableError
+from specdec.runtimes.registry import known_runtimes
+from specdec.version import DISTRIBUTION, version
+
+# Those that decide which kernels can run; the rest of the list would only be noise.
+_CPU_FEATURES = re.compile(r"(avx|fma|f16c|sse4|amx|bmi2|vnni|asimd|neon|dotprod|sve|i8mm|bf16|fp16)", re.IGNORECASE)
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `doctor` to the command line."""
+    parser = subparsers.add_parser("doctor", help="show what this machine offers and what would be used")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the findings."""
+    findings = examine()
+    if arguments.json:
+        print(json.dumps(findings))
+    else:
+        for line in _lines(findings):
+            print(line)
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    """Everything that `doctor` says, as plain JSON values."""
+    runtimes = {name: _unavailable(name) for name in known_runtimes()}
+    usable = [name for name, reason in runtimes.items() if reason is None]
+    return {
+        "version": version(),
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "mlx": _mlx(),
+        "dependencies": _dependencies(),
+        "runtimes": {name: {"available": reason is None, "reason": reason} for name, reason in runtimes.items()},
+        "auto": usable[0] if usable else None,
+        "cache": _cache(),
+    }
+
+
+def _unavailable(runtime: str) -> str | None:
+    """Why a runtime cannot run here; None when it can. A runtime's module is named as it is, and refuses on import."""
+    try:
+        importlib.import_module(f"specdec.runtimes.{runtime}")
+    except (RuntimeUnavailableError, ImportError) as error:
+        return str(error)
+    return None
+
+
+def _cpu() -> dict[str, Any]:
+    name, flags = _cpu_description()
+    try:
+        usable = len(os.sched_getaffinity(0))  # type: ignore[attr-defined,unused-ignore]
+    except AttributeError:  # not on macOS
+        usable = os.cpu_count() or 1
+    features = sorted({flag for flag in flags if _CPU_FEATURES.search(flag)})
+    return {"name": name, "architecture": platform.machine(), "usable_threads": usable, "features": features}
+
+
+def _cpu_description() -> tuple[str, list[str]]:
+    """Model name and feature flags, as the operating system tells them; empty where it does not."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return _sysctl("machdep.cpu.brand_string"), _sysctl_features()
+    fields = dict(re.findall(r"^([^\t:]+?)\s*:\s*(.*)$", text, re.MULTILINE))
+    return fields.get("model name", ""), (fields.get("flags") or fields.get("Features") or "").split()
+
+
+def _sysctl(*names: str) -> str:
+    try:
+        done = subprocess.run(["sysctl", "-n", *names], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
+
+
+def _sysctl_features() -> list[str]:
+    """Features that macOS lists as `hw.optional.arm.FEAT_X: 1` (Apple silicon)."""
+    try:
+        done = subprocess.run(["sysctl", "hw.optional"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [
+        name.rsplit(".", 1)[-1]
+        for name, value in re.findall(r"^(\S+): (\d+)$", done.stdout, re.MULTILINE)
+        if value == "1"
+    ]
+
+
+def _mlx() -> dict[str, Any]:
+    """Version and devices of MLX, or why it cannot be loaded."""
+    try:
+        import mlx.core as mx
+    except ImportError as error:
+        return {"version": None, "default_device": None, "metal": False, "error": str(error)}
+    return {
+        "version": mx.__version__,
+        "default_device": str(mx.default_device()),
+        "metal": bool(mx.metal.is_available()),
+        "error": None,
+    }
+
+
+def _dependencies() -> dict[str, str | None]:
+    """Installed version of everything that this distribution requires or can use."""
+    try:
+        stated = requires(DISTRIBUTION) or []
+    except PackageNotFoundError:
+        stated = []
+    needed = [re.split(r"[\s<>=!~;\[(]", line, maxsplit=1)[0] for line in stated if "extra ==" not in line]
+    return {name: _installed(name) for name in [*sorted(needed), "huggingface_hub"]}
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return distribution_version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _cache() -> dict[str, Any]:
+    home = paths.home()
+    existing = next(folder for folder in (home, *home.parents) if folder.exists())
+    files = [path.stat().st_size for path in home.rglob("*") if path.is_file()] if home.exists() else []
+    return {
+        "path": str(home),
+        "used_bytes": sum(files),
+        "free_bytes": shutil.disk_usage(existing).free,
+        "models": [name for name in catalogue.list_names() if catalogue.is_pulled(name)],
+    }
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    cpu, mlx, cache = found["cpu"], found["mlx"], found["cache"]
+    yield f"specdec    {found['version']}, Python {found['python']['version']} ({found['python']['executable']})"
+    yield f"platform   {found['platform']}"
+    yield f"cpu        {cpu['name'] or cpu['architecture']}, {cpu['usable_threads']} usable threads"
+    yield f"           {' '.join(cpu['features']) or 'features unknown'}"
+    yield (
+        f"mlx        {mlx['version']}, default device {mlx['default_device']}"
+        if mlx["version"]
+        else f"mlx        {mlx['error']}"
+    )
+    for name, state in found["runtimes"].items():
+        chosen = ", taken by auto" if name == found["auto"] else ""
+        yield f"runtime    {name}: {'available' if state['available'] else state['reason']}{chosen}"
+    if found["auto"] is None:
+        yield "runtime    none can run here"
+    versions = ", ".join(
+        f"{name} {found_version or '(missing)'}" for name, found_version in found["dependencies"].items()
+    )
+    yield f"packages   {versions}"
+    used, free = readable_bytes(cache["used_bytes"]), readable_bytes(cache["free_bytes"])
+    yield f"cache      {cache['path']}: {used} used, {free} free"
+    yield f"models     {', '.join(cache['models']) or 'none pulled yet'}"

@@ -1,0 +1,106 @@
+"""The `specdec` command: its parser, and how every subcommand ends. What a subcommand does lives in its own module.
+
+Exit codes: 0 done; 1 a check failed; 2 a mistake in what was asked, told in one sentence; 130 interrupted; 141 the
+reader of the output went away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, TextIO
+
+from specdec.errors import InvalidArgumentError, SpecdecError
+from specdec.version import version
+
+# Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
+# arguments that returns the exit code. A new subcommand is one file and one name here.
+COMMANDS = ("generate", "convert", "inspect", "pull", "doctor")
+
+EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
+EXIT_CLOSED_PIPE = 141
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are told like every other mistake: one sentence, no usage text before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidArgumentError(f"{message} (see {self.prog} --help)")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = _Parser(
+        prog="specdec",
+        description="Speculative decoding without a second model: drafts at low effort, verifies in one batched pass.",
+    )
+    parser.add_argument("--version", action="version", version=f"specdec {version()}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name in COMMANDS:
+        importlib.import_module(f"specdec.cli.{name}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        argv: arguments after the program name; those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    _speak_utf8(sys.stdout, sys.stderr)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except SpecdecError as error:
+        return _complain(str(error))
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_CLOSED_PIPE
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}")
+    except MemoryError:
+        return _complain("not enough memory for this model")
+    except KeyboardInterrupt:
+        print("specdec: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse's way to end after --help and --version
+        return stop.code if isinstance(stop.code, int) else 0
+    code: int = arguments.run(arguments)
+    return code
+
+
+def _complain(sentence: str) -> int:
+    print(f"specdec: error: {' '.join(sentence.split())}", file=sys.stderr)
+    return EXIT_MISTAKE
+
+
+def _speak_utf8(*streams: TextIO) -> None:
+    """Write UTF-8 whatever the locale says: a model's text knows no other encoding."""
+    for stream in streams:
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace")
+
+
+def _drop_output() -> None:
+    """Point the standard streams at nothing, so that the interpreter's last flush does not meet the closed pipe."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nothing, stream.fileno())
+    os.close(nothing)
