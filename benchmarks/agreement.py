@@ -1,0 +1,159 @@
+"""How often a draft agrees with the dense model: top-1, top-2 and KL by draft view and effort.
+
+The model writes a greedy answer at effort 1.0. At every position one draft step runs over the exact history, and its
+logits are compared with the dense ones. No drafted token enters the history, so the figures describe single steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from common import PROMPTS, add_json_option, log_softmax, print_machine, print_table, write_json
+
+import specdec
+from specdec.effort import EffortSchedule
+from specdec.model import Model
+from specdec.sources import open_source
+from specdec.store import BucketLayout, Store, convert
+
+DENSE = EffortSchedule(1.0)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One column of the table: a draft view and its schedule."""
+
+    view: str
+    effort: float
+    schedule: EffortSchedule
+
+
+@dataclass
+class Tally:
+    """Counts over positions for one draft."""
+
+    top1: list[bool] = field(default_factory=list)
+    top2: list[bool] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+
+    def add(self, dense: np.ndarray, draft: np.ndarray) -> None:
+        """Compare one position: dense and draft logits, both (V,)."""
+        choice = int(dense.argmax())
+        best = np.argpartition(draft, -2)[-2:]
+        self.top1.append(int(draft.argmax()) == choice)
+        self.top2.append(choice in best)
+        p, q = log_softmax(dense), log_softmax(draft)
+        self.kl.append(float((np.exp(p) * (p - q)).sum()))
+
+
+def parse_drafts(texts: list[str], head: float | None) -> list[Draft]:
+    """`view:e1,e2,…` arguments as drafts; the logits layer at `head`, or at the same effort when it is None."""
+    drafts = []
+    for text in texts:
+        view, _, efforts = text.partition(":")
+        for effort in (float(e) for e in efforts.split(",")):
+            rules = {} if head is None else {"head": head}
+            drafts.append(Draft(view, effort, EffortSchedule(effort, rules)))
+    return drafts
+
+
+def answer_positions(model: Model, prompt: str, max_tokens: int, drafts: list[Draft], tallies: list[Tally]) -> int:
+    """Write one greedy answer and tally every draft at each of its positions; returns the number of positions."""
+    assert model.tokenizer is not None
+    text = model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+    ids = model.tokenizer.encode(text)
+    cache = model.runtime.new_cache(len(ids) + max_tokens + 1)
+    model.runtime.forward(ids[:-1], cache, effort=DENSE, last_only=True)
+    token, count = ids[-1], 0
+    while count < max_tokens:
+        start = cache.length
+        drafted = []
+        for draft in drafts:
+            drafted.append(model.runtime.forward([token], cache, effort=draft.schedule, view=draft.view).logits[0])
+            cache.trim(start)
+        dense = model.runtime.forward([token], cache, effort=DENSE).logits[0]
+        for tally, logits in zip(tallies, drafted, strict=True):
+            tally.add(dense, logits)
+        token, count = int(dense.argmax()), count + 1
+        if token in model.tokenizer.eos_ids:
+            break
+    return count
+
+
+def measure(model: Model, drafts: list[Draft], max_tokens: int) -> list[dict[str, float | str]]:
+    """Rows of the table for one model."""
+    tallies = [Tally() for _ in drafts]
+    for draft in drafts:
+        model.runtime.prepare_view(draft.view)
+    for prompt in PROMPTS:
+        done = answer_positions(model, prompt, max_tokens, drafts, tallies)
+        print(f"  {done} positions: {prompt[:50]}…", file=sys.stderr)
+    rows = []
+    for draft, tally in zip(drafts, tallies, strict=True):
+        share = float(np.mean(tally.top1))
+        rows.append(
+            {
+                "view": draft.view,
+                "effort": draft.effort,
+                "top1": share,
+                "standard_error": float(np.sqrt(share * (1 - share) / len(tally.top1))),
+                "top2": float(np.mean(tally.top2)),
+                "kl": float(np.mean(tally.kl)),
+                "positions": len(tally.top1),
+            }
+        )
+    return rows
+
+
+def open_model(args: argparse.Namespace, folder: Path) -> Model:
+    """The model to measure: as it is, or converted for this run when a layout or dither seed is given."""
+    if args.layout is None and args.dither is None:
+        return specdec.load(args.model, runtime=args.runtime)
+    layout = BucketLayout() if args.layout is None else BucketLayout(sum(args.layout), tuple(args.layout))
+    with_source = open_source(Path(args.model))
+    try:
+        store = convert(with_source, folder / "store", layout=layout, dither=args.dither)
+    finally:
+        with_source.close()
+    return specdec.load(Store.open(store).path, runtime=args.runtime)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help="catalogue name, store, folder or .gguf")
+    parser.add_argument(
+        "--draft", nargs="+", default=["bucket:0.15,0.25,0.4,0.6", "int4:0.35,0.5,1.0"], metavar="VIEW:E,E"
+    )
+    parser.add_argument(
+        "--head", type=float, default=1.0, help="effort of the logits layer (default 1.0; 0: as the rest)"
+    )
+    parser.add_argument(
+        "--layout", type=lambda s: [int(x) for x in s.split(",")], help="tier sizes, for instance 16 or 4,4,4,4"
+    )
+    parser.add_argument(
+        "--dither", type=int, metavar="SEED", help="measure the dithered twin (needs a .gguf or folder)"
+    )
+    parser.add_argument("--max-tokens", type=int, default=100, help="positions per prompt")
+    parser.add_argument("--runtime", default="auto")
+    add_json_option(parser)
+    args = parser.parse_args()
+    print_machine()
+    with tempfile.TemporaryDirectory() as folder:
+        model = open_model(args, Path(folder))
+        drafts = parse_drafts(args.draft, args.head or None)
+        rows = measure(model, drafts, args.max_tokens)
+    print(f"{args.model}, runtime {model.runtime.name}, dither {args.dither}, layout {model.store.layout}")
+    header = list(rows[0])
+    print_table(header, [[row[key] for key in header] for row in rows])
+    settings = {"model": args.model, "dither": args.dither, "layout": asdict(model.store.layout), "head": args.head}
+    write_json(args.json, {"settings": settings, "rows": rows}, benchmark="agreement")
+
+
+if __name__ == "__main__":
+    main()
