@@ -16,7 +16,7 @@ from specdec.sources.fields import Fields
 from specdec.sources.gguf_file import GGUFFile
 from specdec.sources.gguf_tokenizer import tokenizer_files
 from specdec.sources.rope import linear_factors
-from specdec.sources.weights import FileSource, Origin, check_tensors, stored_types
+from specdec.sources.weights import FileSource, Origin, check_counts, check_tensors, stored_types
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 _EMBED, _HEAD, _ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
@@ -58,6 +58,7 @@ def open_gguf(path: Path, *, dtype: str | None = None) -> FileSource:
     try:
         fields = Fields(file.metadata, file.label)
         config = _read_config(fields, file)
+        check_counts(config, file)
         origins = _origins(config, file)
         check_tensors(file, origins, ignored={_ROPE_FACTORS})
         return FileSource(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from specdec.errors import ModelFormatError
 from specdec.sources.files import read_json
 from specdec.sources.huggingface_config import read_config
 from specdec.sources.huggingface_tokenizer import tokenizer_files
-from specdec.sources.safetensors_file import SafetensorsFolder
+from specdec.sources.safetensors_file import READABLE, SafetensorsFolder
 from specdec.sources.tensor_file import TensorFile
-from specdec.sources.weights import FileSource, Origin, check_tensors, stored_types
+from specdec.sources.weights import FileSource, Origin, check_counts, check_tensors, stored_types
 
 CONFIG_NAME = "config.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -34,9 +35,11 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
     config = read_config(config_values, CONFIG_NAME)
     file = SafetensorsFolder(folder)
     try:
+        check_counts(config, file)
         origins = _origins(config, file)
         ignored = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config.num_layers)}
         check_tensors(file, origins, ignored=ignored | _redundant_head(config, file))
+        _check_types(file, origins)
         return FileSource(
             file,
             config,
@@ -48,6 +51,14 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
     except BaseException:
         file.close()
         raise
+
+
+def _check_types(file: TensorFile, origins: Mapping[str, Origin]) -> None:
+    for origin in origins.values():
+        if (kind := file.type_name(origin.tensor)) not in READABLE:
+            raise ModelFormatError(
+                f"{file.label}: tensor {origin.tensor!r} has type {kind}: this version reads {', '.join(READABLE)}"
+            )
 
 
 def _origins(config: ModelConfig, file: TensorFile) -> dict[str, Origin]:

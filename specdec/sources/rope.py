@@ -10,10 +10,12 @@ from specdec.errors import ModelFormatError
 from specdec.sources.fields import Fields
 
 SUPPORTED = ("default", "linear", "llama3")
+MAX_HEAD_DIM = 1 << 16  # far above any model; a damaged number must not make a list of billions
 
 
 def linear_factors(factor: float, head_dim: int) -> tuple[float, ...]:
     """Position interpolation (Chen et al., 2306.15595): every frequency divided by the same number."""
+    _check(head_dim)
     return (float(factor),) * (head_dim // 2)
 
 
@@ -37,6 +39,7 @@ def llama3_factors(
     Returns:
         D/2 divisors, computed in float64.
     """
+    _check(head_dim)
     inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     turns = original_context * inverse / (2 * math.pi)
     kept = np.clip((turns - low_freq) / (high_freq - low_freq), 0.0, 1.0)
@@ -67,3 +70,8 @@ def factors_from(fields: Fields, *, theta: float, head_dim: int) -> tuple[float,
         high_freq=high,
         original_context=fields.integer("original_max_position_embeddings"),
     )
+
+
+def _check(head_dim: int) -> None:
+    if not 0 < head_dim <= MAX_HEAD_DIM:
+        raise ModelFormatError(f"the head size must be 1 to {MAX_HEAD_DIM}, not {head_dim}")

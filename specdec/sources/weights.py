@@ -16,6 +16,8 @@ from specdec.views.dtypes import all_finite, check_dtype, from_float32
 
 # Values decoded at a time: 8 MB of float32, so that a large matrix never exists in float32 as a whole.
 BLOCK_VALUES = 1 << 21
+# More experts a layer than any published model has; a damaged count must not make millions of names.
+MAX_EXPERTS = 1024
 _STORED_AS = {"F16": "float16", "BF16": "bfloat16"}
 
 
@@ -35,6 +37,23 @@ class Origin:
     shape: tuple[int, ...]
     first_row: int = 0
     interleaved_heads: int = 0
+
+
+def check_counts(config: ModelConfig, file: TensorFile) -> None:
+    """The layers and experts that a description claims can be in the file at all.
+
+    Raises:
+        ModelFormatError: there are more layers than tensors, or a senseless number of experts.
+    """
+    tensors = len(file.names())
+    if config.num_layers > tensors:
+        raise ModelFormatError(
+            f"{file.label} is said to have {config.num_layers} layers, but has only {tensors} tensors"
+        )
+    if config.num_experts > MAX_EXPERTS:
+        raise ModelFormatError(
+            f"{file.label} is said to have {config.num_experts} experts; at most {MAX_EXPERTS} are read"
+        )
 
 
 def check_tensors(file: TensorFile, origins: Mapping[str, Origin], *, ignored: Collection[str] = ()) -> None:
