@@ -14,12 +14,14 @@
 
 namespace specdec {
 
+enum class Pages { huge, small };
+
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  // `count` zeros. Zeros cost nothing until touched when the buffer is large.
-  explicit Buffer(size_t count) { allocate(count); }
+  // `count` zeros, 64-byte aligned. Zeros cost nothing until touched when the buffer is large.
+  explicit Buffer(size_t count, Pages pages = Pages::huge) { allocate(count, pages); }
   ~Buffer() { release(); }
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
@@ -41,16 +43,17 @@ class Buffer {
   void reserve(size_t count) {
     if (count <= count_) return;
     release();
-    allocate(count);
+    allocate(count, Pages::huge);
   }
 
  private:
   static constexpr size_t kHuge = size_t{2} << 20;
 
-  void allocate(size_t count) {
+  void allocate(size_t count, Pages pages) {
     if (count == 0) return;
     // Room past the end lets kernels load whole vectors.
     size_t bytes = count * sizeof(T) + 256;
+    (void)pages;
 #if defined(__linux__)
     if (bytes >= kHuge) {
       bytes = (bytes + kHuge - 1) / kHuge * kHuge;
@@ -60,7 +63,7 @@ class Buffer {
       mapped_ = bytes + kHuge;
       const auto address = (reinterpret_cast<uintptr_t>(room) + kHuge - 1) / kHuge * kHuge;
       data_ = reinterpret_cast<T*>(address);
-      madvise(data_, bytes, MADV_HUGEPAGE);
+      if (pages == Pages::huge) madvise(data_, bytes, MADV_HUGEPAGE);
       count_ = count;
       return;
     }

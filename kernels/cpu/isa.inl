@@ -6,6 +6,7 @@
 #include "kernel_table.h"
 
 #include "dense.inl"
+#include "select_exact.inl"
 #include "elementwise.inl"
 #include "attention.inl"
 #include "draft_kernels.inl"
@@ -13,7 +14,7 @@
 namespace specdec::SPECDEC_ISA {
 
 inline KernelTable make_table(const char* name) {
-  return KernelTable{name, dense_kernels(), attention_kernels(), element_kernels(), draft_kernels()};
+  return KernelTable{name, dense_kernels(), select_tiers, attention_kernels(), element_kernels(), draft_kernels()};
 }
 
 }  // namespace specdec::SPECDEC_ISA

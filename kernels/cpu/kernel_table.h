@@ -107,9 +107,24 @@ struct ElementKernels {
   void (*widen)(const uint16_t* bits, Dtype dtype, int64_t n, float* y);
 };
 
+// Tiers that one row takes of each input of a matrix, as kernels/reference/selection.py defines them.
+struct SelectCall {
+  int64_t in;
+  int tiers;
+  const int* tier_sizes;
+  const float* x;
+  const float* scores;  // [K][in]
+  int64_t target;       // weights to take, counted in one bucket per input: 1 .. in * bucket_size
+  uint8_t* chosen;      // out: n(i)
+  uint32_t* keys;       // scratch: K * in
+  uint32_t* counts;     // scratch: kSelectCounts
+};
+constexpr int kSelectCounts = 4 << 12;
+
 struct KernelTable {
   const char* name;
   DenseKernels dense;
+  void (*select)(const SelectCall&);
   AttentionKernels attention;
   ElementKernels element;
   DraftKernels draft;

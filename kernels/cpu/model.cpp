@@ -1,0 +1,171 @@
+#include "model.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "dispatch.h"
+
+namespace specdec {
+namespace {
+
+// Inputs that one part of a parallel region packs.
+constexpr int64_t kPackInputs = 64;
+
+void check(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+void check_shape(const ModelShape& s) {
+  check(s.vocab > 0 && s.hidden > 0 && s.intermediate > 0 && s.layers > 0, "model sizes must be positive");
+  check(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "heads must be a multiple of key-value heads");
+  check(s.head_dim > 0 && s.head_dim % 2 == 0, "head size must be even");
+  check(s.frequencies.size() == static_cast<size_t>(s.head_dim / 2), "there must be head_dim / 2 rotary frequencies");
+  check(s.windows.size() == static_cast<size_t>(s.layers), "there must be one window per layer");
+  check(s.experts >= 0 && (s.experts == 0 || (s.experts_per_token > 0 && s.experts_per_token <= s.experts)),
+        "experts per token must be 1 to the number of experts");
+  int sum = 0;
+  for (const int size : s.layout.tier_sizes) {
+    check(size > 0, "tier sizes must be positive");
+    sum += size;
+  }
+  check(s.layout.bucket_size % 8 == 0 && s.layout.bucket_size >= 8 && s.layout.bucket_size <= 64 &&
+            sum == s.layout.bucket_size,
+        "tier sizes must add up to a bucket size of 8 to 64, a multiple of 8");
+}
+
+void shape_matrix(PackedMatrix& matrix, int64_t out, int64_t in, const ModelShape& shape) {
+  matrix.out = out;
+  matrix.in = in;
+  matrix.dtype = shape.dtype;
+  matrix.tiers = shape.layout.tiers();
+}
+
+}  // namespace
+
+Model::Model(const ModelShape& shape, const std::string& isa, int threads)
+    : shape_(shape), kernels_(kernels_for(isa)), matrices_(static_cast<size_t>(shape.matrix_count())), process_(getpid()) {
+  check_shape(shape);
+  check(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+  pool_ = Pool::shared(threads);
+  const int64_t q = int64_t{shape.heads} * shape.head_dim, kv = int64_t{shape.kv_heads} * shape.head_dim;
+  auto add_vector = [&](const std::string& name, int64_t size) {
+    vector_names_.push_back(name);
+    vectors_.emplace(name, Buffer<float>(static_cast<size_t>(size)));
+  };
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    auto* m = &matrices_[static_cast<size_t>(layer_matrix(layer, 0))];
+    shape_matrix(*m++, q, shape.hidden, shape);
+    shape_matrix(*m++, kv, shape.hidden, shape);
+    shape_matrix(*m++, kv, shape.hidden, shape);
+    shape_matrix(*m++, shape.hidden, q, shape);
+    for (int e = 0; e < shape.mlps(); ++e) {
+      shape_matrix(*m++, shape.intermediate, shape.hidden, shape);
+      shape_matrix(*m++, shape.intermediate, shape.hidden, shape);
+      shape_matrix(*m++, shape.hidden, shape.intermediate, shape);
+    }
+    const std::string base = "layers." + std::to_string(layer) + ".";
+    add_vector(base + "attn_norm", shape.hidden);
+    add_vector(base + "mlp_norm", shape.hidden);
+    if (shape.qk_norm) {
+      add_vector(base + "attn.q_norm", shape.head_dim);
+      add_vector(base + "attn.k_norm", shape.head_dim);
+    }
+    if (shape.qkv_bias) {
+      add_vector(base + "attn.q.bias", q);
+      add_vector(base + "attn.k.bias", kv);
+      add_vector(base + "attn.v.bias", kv);
+    }
+  }
+  shape_matrix(matrices_.back(), shape.vocab, shape.hidden, shape);
+  add_vector("final_norm", shape.hidden);
+  final_norm_ = find_vector("final_norm");
+  for (int layer = 0; layer < shape.layers; ++layer) {
+    const std::string base = "layers." + std::to_string(layer) + ".";
+    layer_vectors_.push_back({find_vector(base + "attn_norm"),
+                              find_vector(base + "mlp_norm"),
+                              find_vector(base + "attn.q_norm"),
+                              find_vector(base + "attn.k_norm"),
+                              {find_vector(base + "attn.q.bias"), find_vector(base + "attn.k.bias"),
+                               find_vector(base + "attn.v.bias")}});
+  }
+  if (shape.experts > 0) {
+    routers_.resize(static_cast<size_t>(shape.layers));
+    for (auto& router : routers_) shape_matrix(router, shape.experts, shape.hidden, shape);
+  }
+}
+
+std::string Model::load_values(int index, const BucketSource& source, int64_t first, int64_t last) {
+  PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
+  if (matrix.panels.empty())
+    matrix.panels = Buffer<uint16_t>(static_cast<size_t>(matrix.panel_count() * matrix.in * kPanel));
+  std::mutex mutex;
+  std::string problem;
+  const auto parts = static_cast<int>((last - first + kPackInputs - 1) / kPackInputs);
+  pool_->run(parts, [&](int part, int) {
+    const int64_t begin = first + part * kPackInputs;
+    const std::string found = pack_values(matrix, source, shape_.layout, begin, std::min(begin + kPackInputs, last));
+    if (found.empty()) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    problem = found;
+  });
+  return problem;
+}
+
+void Model::load_masks(int index, const BucketSource& source) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
+  if (matrix.has_masks()) return;
+  matrix.masks = Buffer<uint32_t>(static_cast<size_t>(matrix.panel_count() * matrix.in * (matrix.tiers - 1)));
+  matrix.scores = Buffer<float>(static_cast<size_t>(matrix.in * matrix.tiers));
+  const auto parts = static_cast<int>((matrix.in + kPackInputs - 1) / kPackInputs);
+  pool_->run(parts, [&](int part, int) {
+    const int64_t begin = part * kPackInputs;
+    pack_masks(matrix, source, shape_.layout, begin, std::min(begin + kPackInputs, matrix.in));
+  });
+}
+
+void Model::load_vector(const std::string& name, const float* values) {
+  Buffer<float>& vector = vectors_.at(name);
+  std::memcpy(vector.data(), values, vector.bytes());
+}
+
+void Model::load_embedding(const uint16_t* bits) {
+  embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.vocab * shape_.hidden));
+  std::memcpy(embedding_.data(), bits, embedding_.bytes());
+}
+
+void Model::load_router(int layer, const uint16_t* bits) {
+  PackedMatrix& router = routers_.at(static_cast<size_t>(layer));
+  router.panels = Buffer<uint16_t>(static_cast<size_t>(router.panel_count() * router.in * kPanel));
+  for (int64_t o = 0; o < router.out; ++o)
+    for (int64_t i = 0; i < router.in; ++i)
+      router.panels[static_cast<size_t>((o / kPanel * router.in + i) * kPanel + o % kPanel)] = bits[o * router.in + i];
+}
+
+uint64_t Model::bytes() const {
+  uint64_t sum = embedding_.bytes();
+  for (const auto& matrix : matrices_) sum += matrix.panels.bytes();
+  for (const auto& router : routers_) sum += router.panels.bytes();
+  for (const auto& [name, vector] : vectors_) sum += vector.bytes();
+  return sum;
+}
+
+uint64_t Model::mask_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& matrix : matrices_) sum += matrix.masks.bytes() + matrix.scores.bytes();
+  return sum;
+}
+
+std::unique_ptr<KvCache> Model::new_cache(int64_t capacity) const {
+  return std::make_unique<KvCache>(shape_.layers, shape_.kv_heads, shape_.head_dim, capacity);
+}
+
+const float* Model::find_vector(const std::string& name) const {
+  const auto found = vectors_.find(name);
+  return found == vectors_.end() ? nullptr : found->second.data();
+}
+
+}  // namespace specdec
