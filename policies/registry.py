@@ -29,7 +29,7 @@ def create(spec: str) -> Policy:
     """
     name, _, parameters = spec.partition(":")
     constructor = _registry.get(name)
-    arguments = _arguments(name, parameters, allowed=list(inspect.signature(constructor).parameters))
+    arguments = _arguments(name, parameters, constructor)
     try:
         policy = constructor(**arguments)
     except Exception as error:
@@ -39,9 +39,11 @@ def create(spec: str) -> Policy:
     return policy
 
 
-def _arguments(name: str, parameters: str, *, allowed: list[str]) -> dict[str, Any]:
+def _arguments(name: str, parameters: str, constructor: Callable[..., Policy]) -> dict[str, Any]:
     arguments: dict[str, Any] = {}
-    for item in filter(None, (part.strip() for part in parameters.split(","))):
+    items = [part.strip() for part in parameters.split(",") if part.strip()]
+    allowed = list(inspect.signature(constructor).parameters) if items else []
+    for item in items:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
             raise InvalidArgumentError(f"policy parameter {item!r} must be written key=value")

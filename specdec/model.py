@@ -82,8 +82,8 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
     from specdec.catalogue import resolve_model
     from specdec.runtimes.registry import create_runtime
     from specdec.store import Store
-    from specdec.tokenizers import load_tokenizer
+    from specdec.tokenizers import has_tokenizer, load_tokenizer
 
     store = Store.open(resolve_model(model))
-    tokenizer = load_tokenizer(store.tokenizer_path) if any(store.tokenizer_path.glob("*")) else None
+    tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     return Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)

@@ -26,6 +26,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, group: str) -> None:
         self.kind, self.group = kind, group
         self._own: dict[str, T] = {}
+        self._points: list[EntryPoint] | None = None
 
     def register(self, name: str, constructor: T) -> None:
         """Add an entry.
@@ -61,7 +62,9 @@ class Registry(Generic[T]):
         return found[0]
 
     def _announced(self) -> list[EntryPoint]:
-        return list(entry_points(group=self.group))
+        if self._points is None:  # reading the metadata of all installed packages takes milliseconds: once will do
+            self._points = list(entry_points(group=self.group))
+        return self._points
 
     def _load(self, point: EntryPoint) -> T:
         try:

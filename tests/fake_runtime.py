@@ -162,7 +162,9 @@ class ByteTokenizer:
     vocab_size = 258
     fingerprint = "bytes"
 
-    def __init__(self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None) -> None:
+    def __init__(
+        self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None
+    ) -> None:
         self.add_bos, self.has_chat_template = add_bos, has_chat_template
         self.eos_ids = frozenset({EOS}) if eos is None else eos
 
@@ -171,7 +173,7 @@ class ByteTokenizer:
             return [EOS]
         return [BOS] * (self.add_bos if add_bos is None else add_bos) + list(text.encode())
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False) -> str:  # noqa: ARG002
         names = {BOS: b"", EOS: b"" if skip_special else b"<end>"}
         return b"".join(names.get(token, bytes([token % 256])) for token in ids).decode(errors="replace")
 
@@ -179,7 +181,7 @@ class ByteTokenizer:
         text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
         return text + "<assistant>" * add_generation_prompt
 
-    def detokenizer(self) -> ByteDetokenizer:
+    def detokenizer(self, *, continues: bool = False) -> ByteDetokenizer:  # noqa: ARG002
         return ByteDetokenizer()
 
 

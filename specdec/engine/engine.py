@@ -17,7 +17,7 @@ from specdec.effort import EffortSchedule
 from specdec.engine.accept import accept
 from specdec.engine.sampler import Sampler
 from specdec.errors import SpecdecError
-from specdec.policies.base import Policy, RoundOutcome, RoundState
+from specdec.policies.base import DraftPlan, Policy, RoundOutcome, RoundState
 from specdec.runtimes.base import Runtime
 
 PREFILL_CHUNK = 512  # tokens a pass over the prompt: bounds its memory, and how long an interrupt waits
@@ -122,8 +122,9 @@ class Engine:
 
     def _round(self) -> Round:
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
+        plan = self._plan(position)
         start_s = time.perf_counter()
-        draft = self._draft(position)
+        draft = self._draft(plan)
         # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
         self.cache.trim(position - 1)
 
@@ -141,17 +142,17 @@ class Engine:
             draft=draft,
             accepted=verdict.accepted,
             bonus_token=verdict.bonus_token,
-            draft_s=drafted_s - start_s,
+            draft_s=drafted_s - start_s if plan else 0.0,
             verify_s=verified_s - drafted_s,
             verify_bytes_read=verify.bytes_read,
         )
         self._report(done)
         return done
 
-    def _draft(self, position: int) -> Draft:
-        """A proposal for the next tokens, or an empty one."""
+    def _plan(self, position: int) -> DraftPlan | None:
+        """The policy's plan for this round; None for a plain step."""
         if (speculation := self.speculation) is None:
-            return Draft()
+            return None
         state = RoundState(
             round_index=self.rounds,
             position=position,
@@ -162,7 +163,11 @@ class Engine:
             verify_effort=speculation.verify_effort,
         )
         plan = speculation.policy.plan(state)
-        if plan.num_draft_tokens == 0:
+        return plan if plan.num_draft_tokens else None
+
+    def _draft(self, plan: DraftPlan | None) -> Draft:
+        """The drafter's proposal under a plan."""
+        if plan is None or (speculation := self.speculation) is None:
             return Draft()
         draft = speculation.drafter.draft(plan, speculation.context, policy=speculation.policy)
         if len(draft.tokens) > plan.num_draft_tokens:

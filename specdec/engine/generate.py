@@ -15,7 +15,7 @@ from specdec.engine.efforts import EffortScale, describe_target
 from specdec.engine.engine import Engine, Speculation
 from specdec.engine.generation import Generation
 from specdec.engine.policy_guard import GuardedPolicy
-from specdec.engine.prompt import Prompt, prompt_ids
+from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
 from specdec.engine.result import Result
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.engine.settings import GenerationSettings, effort_schedule, stop_strings
@@ -101,7 +101,7 @@ def stream(
         stop=stop_strings(stop),
         speculate=speculate,
     )
-    return _begin(model, prompt_ids(prompt, model.tokenizer, model.config, chat=chat), settings, trace)
+    return _begin(model, encode_prompt(prompt, model.tokenizer, model.config, chat=chat), settings, trace)
 
 
 def _with_arguments_of(source: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -129,14 +129,14 @@ def generate(*arguments: Any, **options: Any) -> Result:
         return generation.result()
 
 
-def _begin(model: Model, prompt: list[int], settings: GenerationSettings, trace: str | Path | None) -> Generation:
+def _begin(model: Model, prompt: EncodedPrompt, settings: GenerationSettings, trace: str | Path | None) -> Generation:
     config, tokenizer = model.config, model.tokenizer
     identical_to = describe_target(settings.verify_effort, config)
     end_tokens, stops = _end_conditions(tokenizer, settings.stop)
     engine = Engine(
         model.runtime,
-        prompt,
-        limit=min(len(prompt) + settings.max_tokens, config.max_context),
+        prompt.ids,
+        limit=min(len(prompt.ids) + settings.max_tokens, config.max_context),
         effort=settings.verify_effort,
         sampler=Sampler(settings.sampling),
     )
@@ -147,7 +147,7 @@ def _begin(model: Model, prompt: list[int], settings: GenerationSettings, trace:
         max_tokens=settings.max_tokens,
         end_tokens=end_tokens,
         stops=stops,
-        detokenizer=None if tokenizer is None else tokenizer.detokenizer(),
+        detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
         identical_to=identical_to,
         draft_view=None if engine.speculation is None else engine.speculation.drafter.view,
         trace=None if trace is None else TraceWriter(trace),
@@ -165,7 +165,8 @@ def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tupl
             raise InvalidArgumentError("this model has no tokenizer: stop strings need one")
         return frozenset(), StopStrings()
     ids = {stop: tokenizer.encode(stop, add_bos=False) for stop in stops}
-    controls = {stop for stop in stops if len(ids[stop]) == 1 and not tokenizer.decode(ids[stop], skip_special=True)}
+    texts = {stop: tokenizer.decode(ids[stop], skip_special=True, continues=True) for stop in stops}
+    controls = {stop for stop in stops if len(ids[stop]) == 1 and not texts[stop]}
     end_tokens = tokenizer.eos_ids | {ids[stop][0] for stop in controls}
     return end_tokens, StopStrings(stop for stop in stops if stop not in controls)
 

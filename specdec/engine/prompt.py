@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from specdec.errors import InvalidArgumentError
 
@@ -15,8 +15,22 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig, *, chat: bool) -> list[int]:
-    """Token ids of a prompt.
+class EncodedPrompt(NamedTuple):
+    """A prompt in tokens.
+
+    Attributes:
+        ids: token ids, at least one.
+        continues: the answer's text goes on where the prompt's ends, rather than being a message of its own.
+    """
+
+    ids: list[int]
+    continues: bool
+
+
+def encode_prompt(
+    prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig, *, chat: bool = True
+) -> EncodedPrompt:
+    """A prompt in tokens.
 
     Args:
         prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content".
@@ -29,11 +43,14 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig,
             vocabulary, or needs a tokenizer or a chat template that the model does not have.
     """
     if isinstance(prompt, str):
-        ids = _text_ids(prompt, tokenizer, chat=chat)
+        is_chat = chat and tokenizer is not None and tokenizer.has_chat_template
+        ids = _text_ids(prompt, tokenizer, is_chat=is_chat)
     else:
         items = _items(prompt)
-        messages = any(isinstance(item, Mapping) for item in items)
-        ids = _message_ids(items, tokenizer, chat=chat) if messages else token_ids(items, config)
+        is_chat = any(isinstance(item, Mapping) for item in items)
+        if is_chat and not chat:
+            raise InvalidArgumentError("chat messages need the chat template: leave out chat=False, or give text")
+        ids = _message_ids(items, tokenizer) if is_chat else token_ids(items, config)
     if not ids:
         raise InvalidArgumentError("the prompt is empty: give at least one character or token")
     if len(ids) >= config.max_context:
@@ -41,7 +58,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig,
             f"the prompt has {len(ids)} tokens and the model's context holds {config.max_context}, answer included: "
             "shorten the prompt"
         )
-    return ids
+    return EncodedPrompt(ids, continues=not is_chat)
 
 
 def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
@@ -67,19 +84,15 @@ def _items(prompt: Sequence[object]) -> list[object]:
         raise InvalidArgumentError(f"a prompt must be text, token ids, or chat messages, not {prompt!r}") from None
 
 
-def _text_ids(text: str, tokenizer: Tokenizer | None, *, chat: bool) -> list[int]:
+def _text_ids(text: str, tokenizer: Tokenizer | None, *, is_chat: bool) -> list[int]:
     if tokenizer is None:
         raise InvalidArgumentError("this model has no tokenizer: give the prompt as token ids")
     if not text:
         return []
-    if chat and tokenizer.has_chat_template:
-        return _message_ids([{"role": "user", "content": text}], tokenizer, chat=True)
-    return tokenizer.encode(text)
+    return _message_ids([{"role": "user", "content": text}], tokenizer) if is_chat else tokenizer.encode(text)
 
 
-def _message_ids(messages: list[object], tokenizer: Tokenizer | None, *, chat: bool) -> list[int]:
-    if not chat:
-        raise InvalidArgumentError("chat messages need the chat template: leave out chat=False, or give text")
+def _message_ids(messages: Sequence[object], tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None or not tokenizer.has_chat_template:
         raise InvalidArgumentError("this model has no chat template: give the prompt as text or token ids")
     checked: list[Mapping[str, str]] = []

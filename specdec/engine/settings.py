@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from specdec.drafters.base import Drafter
@@ -35,6 +35,9 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         _check_count("max_tokens", self.max_tokens)
         _check_count("draft_len", self.draft_len, "; use speculate=False to decode without drafts")
+        for name, kind in (("policy", Policy), ("drafter", Drafter)):
+            if not isinstance(value := getattr(self, name), (str, kind)):
+                raise InvalidArgumentError(f"{name} must be a name or an object with a {name}'s methods, not {value!r}")
 
 
 def effort_schedule(name: str, value: float | EffortSchedule) -> EffortSchedule:
@@ -52,6 +55,8 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         InvalidArgumentError: one of them is empty or no text.
     """
+    if not isinstance(value, Iterable):
+        raise InvalidArgumentError(f"stop must be text or a sequence of texts, not {value!r}")
     stops = (value,) if isinstance(value, str) else tuple(value)
     for stop in stops:
         if not isinstance(stop, str) or not stop:

@@ -1,0 +1,159 @@
+"""Statistics and traces: every number follows its definition."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
+
+import specdec
+from specdec.drafters.base import Draft
+from specdec.engine.engine import Round
+from specdec.engine.stats import Stats
+from specdec.errors import InvalidArgumentError
+
+
+def round_of(drafted: int, accepted: int, **values) -> Round:
+    draft = Draft(tokens=list(range(drafted)), bytes_read=values.pop("draft_bytes_read", 0))
+    times = {"draft_s": 0.0, "verify_s": 0.0, "verify_bytes_read": 0} | values
+    return Round(position=9, draft=draft, accepted=accepted, bonus_token=99, **times)
+
+
+def test_known_rounds_give_known_numbers():
+    stats = Stats()
+    stats.add(round_of(4, 4, draft_s=0.5, verify_s=1.0, draft_bytes_read=3, verify_bytes_read=7), emitted=5, wall_s=2.0)
+    stats.add(round_of(4, 1, draft_s=0.5, verify_s=1.0, draft_bytes_read=3, verify_bytes_read=7), emitted=2, wall_s=2.0)
+    stats.add(round_of(0, 0, verify_s=1.0, verify_bytes_read=5), emitted=1, wall_s=1.5)
+    stats.add(round_of(2, 2, verify_s=1.0), emitted=1, wall_s=1.5)  # an end token cut two tokens off
+    assert (stats.rounds, stats.drafted, stats.accepted, stats.emitted, stats.cut) == (4, 10, 7, 9, 2)
+    assert (stats.acceptance_rate, stats.mean_accepted_length) == (0.7, 1.75)
+    assert stats.drafted_per_position == [3, 3, 2, 2]
+    assert stats.accepted_per_position == [3, 2, 1, 1]
+    assert stats.rounds_by_accepted == [1, 1, 1, 0, 1]
+    assert (stats.draft_s, stats.verify_s, stats.overhead_s, stats.decode_s) == (1.0, 4.0, 2.0, 7.0)
+    assert stats.tok_per_s == 9 / 7
+    assert (stats.draft_bytes_read, stats.verify_bytes_read, stats.gb_per_s) == (6, 19, 25 / 5 / 1e9)
+
+
+def test_nothing_done_divides_by_nothing():
+    values = Stats().to_dict()
+    assert all(values[name] == 0 for name in ("acceptance_rate", "mean_accepted_length", "tok_per_s", "gb_per_s"))
+
+
+def test_json_holds_every_field_that_the_library_promises():
+    values = specdec.generate(fake_model(), "hello", max_tokens=12, draft_effort=0.6).to_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert set(values) == {"text", "tokens", "finish_reason", "stopped_by", "identical_to", "stats"}
+    promised = (
+        "rounds drafted accepted emitted acceptance_rate mean_accepted_length draft_view accepted_per_position "
+        "prefill_s draft_s verify_s overhead_s tok_per_s draft_bytes_read verify_bytes_read"
+    )
+    assert set(promised.split()) <= set(values["stats"])
+
+
+@pytest.mark.parametrize("draft_len", [1, 4, 8])
+def test_counts_agree_with_each_other_and_with_the_passes(draft_len):
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
+    stats = specdec.generate(model, [1, 2, 3], max_tokens=50, draft_len=draft_len, draft_effort=0.6).stats
+    assert 0 < stats.accepted < stats.drafted
+    assert (stats.emitted, stats.cut) == (50, 0)
+    assert stats.emitted == stats.accepted + stats.rounds
+    assert sum(stats.drafted_per_position) == stats.drafted
+    assert sum(stats.accepted_per_position) == stats.accepted
+    assert sum(stats.rounds_by_accepted) == stats.rounds
+    assert sum(n * count for n, count in enumerate(stats.rounds_by_accepted)) == stats.accepted
+    passes = model.runtime.passes
+    assert stats.draft_bytes_read == sum(1000 * rows + 3 for view, _, _, rows in passes if view == "bucket")
+    assert stats.verify_bytes_read == sum(1000 * rows + 7 for view, _, _, rows in passes[1:] if view == "exact")
+    assert stats.prefill_bytes_read == 2007
+    assert (stats.prompt_tokens, stats.draft_view) == (3, "bucket")
+
+
+def test_plain_decoding_counts_every_token_as_a_round():
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
+    stats = specdec.generate(model, [1], max_tokens=10, speculate=False).stats
+    assert (stats.rounds, stats.emitted, stats.drafted, stats.accepted) == (10, 10, 0, 0)
+    assert (stats.draft_view, stats.acceptance_rate, stats.draft_s, stats.draft_bytes_read) == (None, 0.0, 0.0, 0)
+    assert stats.rounds_by_accepted == [10]
+
+
+class SlowRuntime(FakeRuntime):
+    """Takes 2 ms for a draft step and 6 ms for every other pass."""
+
+    def forward(self, tokens, cache, *, view="exact", **options):
+        time.sleep(0.006 if view == "exact" else 0.002)
+        return super().forward(tokens, cache, view=view, **options)
+
+
+def test_times_add_up():
+    model = specdec.Model(SlowRuntime(), ByteTokenizer(eos=frozenset()))
+    start_s = time.perf_counter()
+    stats = specdec.generate(model, [1, 2], max_tokens=20, draft_len=3, draft_effort=0.6).stats
+    wall_s = time.perf_counter() - start_s
+    # sleep() never returns early, so these are lower bounds on any machine.
+    assert stats.prefill_s >= 0.006
+    assert stats.draft_s >= 0.002 * stats.drafted
+    assert stats.verify_s >= 0.006 * stats.rounds
+    assert stats.overhead_s > 0
+    assert stats.prefill_s + stats.decode_s <= wall_s
+    assert stats.tok_per_s == 20 / (stats.draft_s + stats.verify_s + stats.overhead_s)
+
+
+def test_time_between_pieces_is_not_counted():
+    stream = specdec.stream(fake_model(), [1], max_tokens=6)
+    for _ in stream:
+        time.sleep(0.05)
+    assert stream.stats.decode_s < 0.05 * stream.stats.rounds
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_trace_holds_a_line_for_every_round(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    result = specdec.generate(
+        fake_model(seed=4), [1, 2, 3], max_tokens=30, draft_effort=0.6, temperature=0.7, trace=path
+    )
+    lines = read_lines(path)
+    assert [line["round"] for line in lines] == list(range(result.stats.rounds))
+    position = 3
+    tokens: list[int] = []
+    for line in lines:
+        assert line["position"] == position + len(tokens)
+        assert len(line["entropies"]) == len(line["efforts"]) == len(line["drafted"])
+        assert all(entropy >= 0 for entropy in line["entropies"])
+        assert set(line["efforts"]) <= {0.6}
+        tokens += [*line["drafted"][: line["accepted"]], line["bonus_token"]][: line["emitted"]]
+    assert tokens == result.tokens
+    assert sum(line["draft_s"] for line in lines) == pytest.approx(result.stats.draft_s, abs=1e-6)  # rounded to ns
+    assert sum(line["verify_s"] for line in lines) == pytest.approx(result.stats.verify_s, abs=1e-6)
+
+
+def test_trace_is_written_as_the_rounds_end(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    stream = specdec.stream(fake_model(), [1], max_tokens=30, trace=path)
+    for count in (1, 2, 3):
+        next(stream)
+        assert len(read_lines(path)) == count
+    stream.close()
+    assert len(read_lines(path)) == 3
+
+
+def test_a_trace_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    model = fake_model()
+    for path in (tmp_path / "missing" / "trace.jsonl", tmp_path):
+        with pytest.raises(InvalidArgumentError, match="cannot write the trace"):
+            specdec.stream(model, [1], trace=path)
+    assert model.runtime.passes == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_ends_the_generation_with_one_sentence():
+    stream = specdec.stream(fake_model(), [1], trace="/dev/full")
+    with pytest.raises(InvalidArgumentError, match="cannot write the trace '/dev/full': No space left"):
+        next(stream)
+    assert next(stream, None) is None

@@ -1,0 +1,175 @@
+"""Text: stop strings however the text is cut, prompts of every kind, and what a wrong prompt is told."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from fake_runtime import BOS, EOS, ByteTokenizer, FakeRuntime, fake_config, fake_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+import specdec
+from specdec.engine.prompt import encode_prompt
+from specdec.engine.stops import StopStrings
+from specdec.errors import InvalidArgumentError
+from specdec.model import Model
+
+few_letters = st.text(alphabet="abc", max_size=30)
+
+
+def shown_by_definition(text: str, stops: list[str]) -> tuple[str, str | None]:
+    """Read one character at a time; the first stop string that the text so far ends with, the longest of several."""
+    for end in range(1, len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            longest = max(ending, key=len)
+            return text[: end - len(longest)], longest
+    return text, None
+
+
+@given(
+    text=few_letters,
+    stops=st.lists(st.text(alphabet="abc", min_size=1, max_size=5), max_size=4),
+    cuts=st.lists(st.integers(0, 30)),
+)
+def test_stop_strings_however_the_text_is_cut(text, stops, cuts):
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    watch, shown = StopStrings(stops), ""
+    expected, found = shown_by_definition(text, stops)
+    for start, end in pairwise(edges):
+        shown += watch.feed(text[start:end])
+        assert expected.startswith(shown)  # nothing of a stop string is ever shown, not even for a moment
+    if watch.found is None:
+        shown += watch.flush()
+    assert (shown, watch.found) == (expected, found)
+
+
+def test_nothing_is_shown_after_a_stop_string():
+    watch = StopStrings(["x"])
+    assert (watch.feed("axb"), watch.feed("c"), watch.flush()) == ("a", "", "")
+
+
+def test_text_is_held_back_only_while_it_may_begin_a_stop_string():
+    watch = StopStrings(["abcd"])
+    assert [watch.feed(piece) for piece in ("xa", "b", "c", "x")] == ["x", "", "", "abcx"]
+
+
+class SpellingRuntime(FakeRuntime):
+    """Greedily spells out a text whatever came before; drafts are right but for every third byte."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.spelled = [*text.encode(), EOS]
+
+    def _row(self, cache, _kind, view, _effort):
+        token = self.spelled[min(cache.length - 1, len(self.spelled) - 1)]
+        row = np.zeros(self.config.vocab_size, np.float32)
+        row[5 if view != "exact" and cache.length % 3 == 0 else token] = 1
+        return row
+
+
+def spell(text: str, **options) -> specdec.Result:
+    """The answer of a model that says `text` to a prompt of one token."""
+    return specdec.generate(Model(SpellingRuntime(text), ByteTokenizer()), [BOS], **options)
+
+
+def test_text_tokens_and_reason_at_an_end_token():
+    result = spell("naïve café 東京 🙂")
+    assert result.text == "naïve café 東京 🙂"
+    assert result.tokens == [*result.text.encode(), EOS]
+    assert (result.finish_reason, result.stopped_by) == ("stop", "end token")
+
+
+def test_characters_arrive_whole():
+    stream = specdec.stream(Model(SpellingRuntime("a東🙂b"), ByteTokenizer()), [BOS], draft_len=2)
+    pieces = list(stream)
+    assert "".join(piece.text for piece in pieces) == stream.result().text == "a東🙂b"
+    assert [token for piece in pieces for token in piece.tokens] == stream.result().tokens
+    assert not any("�" in piece.text for piece in pieces)
+
+
+def test_an_incomplete_character_at_the_end_is_shown_as_such():
+    assert spell("ab東", max_tokens=4).text == "ab�"
+
+
+@pytest.mark.parametrize("draft_len", [1, 2, 5, 8])
+def test_stop_string_across_tokens(draft_len):
+    result = spell("One. Two. Three.", stop=[". T"], draft_len=draft_len)
+    assert (result.text, result.finish_reason, result.stopped_by) == ("One", "stop", "stop string")
+    assert result.tokens == list(b"One. T")
+
+
+def test_one_stop_string_may_be_given_as_text():
+    assert spell("say stop now", stop="stop").text == "say "
+
+
+def test_the_beginning_of_a_stop_string_is_shown_when_the_answer_ends_there():
+    assert spell("abc", stop="cd").text == "abc"
+    assert spell("abc", stop="bcd", max_tokens=3).text == "abc"
+
+
+def test_a_stop_string_that_the_last_flush_completes():
+    result = spell("a東", stop="�", max_tokens=3)
+    assert (result.text, result.stopped_by) == ("a", "stop string")
+
+
+def test_a_control_token_given_as_stop_string_ends_the_answer():
+    model = Model(SpellingRuntime("hello"), ByteTokenizer(eos=frozenset()))
+    result = specdec.generate(model, [BOS], stop="<end>", max_tokens=20)
+    assert (result.text, result.tokens[-1], result.finish_reason) == ("hello", EOS, "stop")
+
+
+def test_prompt_as_text_ids_and_messages():
+    config = fake_config()
+    plain, chatty = ByteTokenizer(add_bos=True), ByteTokenizer(add_bos=True, has_chat_template=True)
+    assert encode_prompt("hi", plain, config) == ([BOS, *b"hi"], True)
+    assert encode_prompt("hi", chatty, config) == (list(b"<user>hi\n<assistant>"), False)
+    assert encode_prompt("hi", chatty, config, chat=False) == ([BOS, *b"hi"], True)
+    assert encode_prompt(np.array([4, 5]), None, config) == ([4, 5], True)
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    assert encode_prompt(messages, chatty, config) == (list(b"<system>be brief\n<user>hi\n<assistant>"), False)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        ("", {}, "the prompt is empty"),
+        ([], {}, "the prompt is empty"),
+        (7, {}, "text, token ids, or chat messages, not 7"),
+        ([1, "a"], {}, "a token id must be a whole number, not 'a'"),
+        ([1.5], {}, "a token id must be a whole number"),
+        ([True], {}, "a token id must be a whole number"),
+        ([258], {}, "token id 258 is outside the vocabulary of 258"),
+        ([-1], {}, "token id -1 is outside"),
+        ([1] * 512, {}, "the prompt has 512 tokens and the model's context holds 512"),
+        ([{"role": "user", "content": "x"}], {}, "no chat template"),
+        ([{"role": "user", "content": "x"}], {"chat": False}, "chat messages need the chat template"),
+    ],
+)
+def test_wrong_prompts(prompt, options, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        specdec.generate(fake_model(), prompt, **options)
+
+
+@pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, "text"])
+def test_wrong_messages(message):
+    prompt = [{"role": "user", "content": "x"}, message]
+    with pytest.raises(InvalidArgumentError, match="a chat message must be a mapping with the texts"):
+        specdec.generate(fake_model(tokenizer=ByteTokenizer(has_chat_template=True)), prompt)
+
+
+def test_a_model_without_a_tokenizer_takes_ids_and_gives_ids():
+    model = Model(FakeRuntime(), None)
+    result = specdec.generate(model, [1, 2], max_tokens=5)
+    assert (len(result.tokens), result.text) == (5, "")
+    with pytest.raises(InvalidArgumentError, match="no tokenizer: give the prompt as token ids"):
+        specdec.generate(model, "hi")
+    with pytest.raises(InvalidArgumentError, match="no tokenizer: stop strings need one"):
+        specdec.generate(model, [1], stop="x")
+
+
+def test_the_longest_prompt_leaves_room_for_one_token():
+    result = specdec.generate(fake_model(), [1] * 511, max_tokens=5)
+    assert (len(result.tokens), result.finish_reason, result.stopped_by) == (1, "length", "context")

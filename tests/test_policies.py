@@ -1,0 +1,188 @@
+"""Policies by name, the fixed policy, and the rule that policies know nothing of models."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import specdec.policies
+from fake_runtime import fake_model
+from specdec.policies import registry
+from specdec.policies.base import DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
+from specdec.policies.fixed import FixedPolicy
+
+import specdec
+from specdec import registry as registry_module
+from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.registry import Registry
+
+
+def state(**values) -> RoundState:
+    defaults = {
+        "round_index": 0,
+        "position": 5,
+        "max_draft_tokens": 100,
+        "draft_len": 4,
+        "draft_effort": 0.15,
+        "verify_effort": 1.0,
+    }
+    return RoundState(**(defaults | values))
+
+
+class Level:
+    """A distribution with the given numbers."""
+
+    entropy, top_probability, margin = 1.0, 0.5, 2.0
+
+
+def signals(index: int = 0) -> StepSignals:
+    return StepSignals(index=index, position=5 + index, effort=0.15, context_length=4 + index, distribution=Level())
+
+
+def test_fixed_takes_length_and_effort_from_the_caller():
+    policy = FixedPolicy()
+    assert isinstance(policy, Policy)
+    assert policy.plan(state()) == DraftPlan(num_draft_tokens=4, effort=0.15)
+    assert policy.next_step(signals()) == 0.15
+    policy.observe(RoundOutcome(drafted=4, accepted=2, signals=(), draft_s=0.1, verify_s=0.1))
+    assert policy.plan(state(draft_len=7, draft_effort=0.3)) == DraftPlan(num_draft_tokens=7, effort=0.3)
+    assert policy.next_step(signals()) == 0.3
+
+
+def test_fixed_prefers_its_own_parameters():
+    policy = FixedPolicy(length=6, effort=0.25)
+    assert policy.plan(state()) == DraftPlan(num_draft_tokens=6, effort=0.25)
+    assert policy.next_step(signals()) == 0.25
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_fixed_respects_the_room(room):
+    assert FixedPolicy().plan(state(max_draft_tokens=room)).num_draft_tokens == room
+
+
+def test_create_reads_parameters():
+    assert registry.create("fixed") == FixedPolicy()
+    assert registry.create("fixed:") == FixedPolicy()
+    assert registry.create("fixed:length=8") == FixedPolicy(length=8)
+    assert registry.create(" fixed: length = 8 , effort = 0.5 ".strip()) == FixedPolicy(length=8, effort=0.5)
+    assert registry.create("fixed:length=none,effort=1") == FixedPolicy(effort=1.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("fixed:size=3", "policy 'fixed' has no parameter 'size': choose from length, effort"),
+        ("fixed:length", "policy parameter 'length' must be written key=value"),
+        ("fixed:length=", "must be written key=value"),
+        ("fixed:length=2,length=3", "policy parameter 'length' is given twice"),
+        ("fixed:length=0", "policy 'fixed' refuses its parameters: length must be .* at least 1, not 0"),
+        ("fixed:length=2.5", "at least 1, not 2.5"),
+        ("fixed:length=many", "at least 1, not 'many'"),
+        ("fixed:length=true", "at least 1, not True"),
+        ("fixed:effort=1.5", "effort must be a number above 0 and at most 1, not 1.5"),
+        ("fixed:_current=1", "has no parameter '_current'"),
+    ],
+)
+def test_create_refuses_wrong_parameters(spec, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        registry.create(spec)
+
+
+def test_unknown_policy_lists_what_exists():
+    with pytest.raises(UnknownNameError, match=r"unknown policy 'magic': choose from .*fixed") as caught:
+        specdec.generate(fake_model(), [1], policy="magic")
+    assert "fixed" in caught.value.known
+
+
+def test_parameters_reach_the_engine():
+    model = fake_model()
+    specdec.generate(model, [1], max_tokens=9, policy="fixed:length=2,effort=0.75", draft_len=8, draft_effort=0.1)
+    drafts = [one for one in model.runtime.passes if one[0] == "bucket"]
+    assert {effort for _, effort, _, _ in drafts} == {0.75}
+    assert max(rows for view, _, _, rows in model.runtime.passes if view == "exact") == 3
+
+
+@dataclass
+class Sometimes(FixedPolicy):
+    """Drafts in every second round."""
+
+    def plan(self, state: RoundState) -> DraftPlan:
+        plan = super().plan(state)
+        return plan if state.round_index % 2 else DraftPlan(num_draft_tokens=0, effort=plan.effort)
+
+
+@pytest.fixture
+def policies(monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """A registry of its own for one test, in the place of the real one."""
+    fresh: Registry = Registry("policy", "specdec.policies")
+    fresh.register("fixed", FixedPolicy)
+    monkeypatch.setattr(registry, "_registry", fresh)
+    return fresh
+
+
+def announce(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    points = [EntryPoint(name, value, "specdec.policies") for name, value in values.items()]
+    monkeypatch.setattr(registry_module, "entry_points", lambda group: points if group == "specdec.policies" else [])
+
+
+def test_a_registered_policy_is_used(policies):
+    policies.register("sometimes", Sometimes)
+    result = specdec.generate(fake_model(), [1], max_tokens=12, policy="sometimes:length=3")
+    assert 0 < result.stats.drafted_per_position[0] <= result.stats.rounds / 2
+
+
+def test_registering_twice_raises(policies):
+    with pytest.raises(InvalidArgumentError, match="policy 'fixed' is registered already"):
+        policies.register("fixed", Sometimes)
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a:b", "a=b", "a,b"])
+def test_names_that_could_not_be_written_are_refused(policies, name):
+    with pytest.raises(InvalidArgumentError, match="must be one word"):
+        policies.register(name, Sometimes)
+
+
+def test_another_package_adds_a_policy(policies, monkeypatch):
+    announce(monkeypatch, sometimes="test_policies:Sometimes")
+    assert policies.names() == ["fixed", "sometimes"]
+    assert isinstance(registry.create("sometimes:length=2"), Policy)
+
+
+def test_the_packages_own_entry_point_is_no_duplicate(policies, monkeypatch):
+    announce(monkeypatch, fixed="specdec.policies.fixed:FixedPolicy")
+    assert registry.create("fixed") == FixedPolicy()
+
+
+def test_two_packages_with_one_name(policies, monkeypatch):
+    announce(monkeypatch, fixed="test_policies:Sometimes")
+    with pytest.raises(InvalidArgumentError, match="policy 'fixed' is registered by 2 packages"):
+        registry.create("fixed")
+
+
+def test_a_package_that_does_not_load_is_named_and_disturbs_no_other(policies, monkeypatch):
+    announce(monkeypatch, broken="no_such_package:Policy")
+    assert registry.create("fixed") == FixedPolicy()
+    with pytest.raises(InvalidArgumentError, match="policy 'broken' cannot be loaded from no_such_package:Policy"):
+        registry.create("broken")
+
+
+def test_a_class_that_is_no_policy_is_refused(policies):
+    policies.register("thing", dict)
+    with pytest.raises(InvalidArgumentError, match="policy 'thing' must have the methods plan, next_step and observe"):
+        registry.create("thing")
+
+
+def test_policies_import_no_model_code():
+    """Nothing but the standard library and the few modules named here, so a policy is testable with no engine."""
+    allowed = {"specdec.effort", "specdec.errors", "specdec.registry"}
+    for path in Path(specdec.policies.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                assert not name.startswith(("mlx", "numpy")), f"{path.name} imports {name}"
+                if name.startswith("specdec"):
+                    assert name.startswith("specdec.policies") or name in allowed, f"{path.name} imports {name}"
