@@ -1,0 +1,337 @@
+"""The native CPU runtime: one C++ call per forward pass. Loading, checks and errors are here; the arithmetic is in
+`kernels/cpu`, the draft views of this runtime beside `bucket` are in `native_drafts`."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.config import ModelConfig
+from specdec.effort import EffortSchedule
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
+from specdec.runtimes.base import Cache, ForwardResult
+from specdec.runtimes.cores import usable_cores
+from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft
+
+if TYPE_CHECKING:
+    from specdec.store import Store
+    from specdec.views.bucket import BucketedMatrix
+
+CPU_VARIABLE = "SPECDEC_CPU"
+# Mapped bytes of the store that may be resident while it is packed, beyond what is being read.
+_RELEASE_BYTES = 32 << 20
+_MOST_SCHEDULES = 1024
+
+
+def native_module() -> Any:
+    """The extension module.
+
+    Raises:
+        RuntimeUnavailableError: it was not built, or does not load here.
+    """
+    try:
+        from specdec.kernels.cpu import _native
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"the native runtime is not installed ({error}): install specdec-mlx where there is a C++ compiler and "
+            "SPECDEC_NO_NATIVE is not set"
+        ) from None
+    return _native
+
+
+class NativeCache:
+    """Keys and values of one sequence, float16, in the layout of the native kernels."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return int(self.handle.length)
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens that fit."""
+        return int(self.handle.capacity)
+
+    def trim(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            InvalidArgumentError: `length` is negative or larger than the current one.
+        """
+        if not 0 <= length <= self.length:
+            raise InvalidArgumentError(f"a cache of {self.length} tokens cannot be trimmed to {length}")
+        self.handle.trim(length)
+
+
+@dataclass(frozen=True, slots=True)
+class _Efforts:
+    """A schedule as the kernels take it: one float64 per matrix, and whether any is below 1."""
+
+    values: NDArray[np.float64]
+    partial: bool
+
+
+class NativeRuntime:
+    """Runs one model from a bucket store on the processor.
+
+    Weights are held once, in 16 bits; tier masks (0.19 times the weights with four tiers) are packed when the `bucket`
+    view or a verify effort below 1 first needs them. The cache is float16, everything between is float32. Logits are
+    equal bits for equal token histories, efforts and views, whatever shares the pass and however many threads run.
+
+    Args:
+        store: an open store; must stay open as long as the runtime is used.
+        threads: threads to compute with, the caller's included; None takes the physical cores this process may use.
+        isa: instruction set, one of `native_module().supported_isas()`; None takes the environment's SPECDEC_CPU, or
+            else the best.
+
+    Raises:
+        RuntimeUnavailableError: the extension module is not installed.
+        InvalidArgumentError: `threads` is out of range, or this machine cannot run that instruction set.
+        StoreError: the weights hold an infinite number or NaN, or tier masks contradict the layout.
+    """
+
+    name = "native"
+
+    def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
+        module = native_module()
+        self.config: ModelConfig = store.config
+        self._store = store
+        self._index = {name: number for number, name in enumerate(store.config.matrices())}
+        self._efforts: dict[EffortSchedule, _Efforts] = {}
+        self._drafts: dict[str, Any] = {}
+        self._has_masks = False
+        self._max_rows = int(module.MAX_ROWS)
+        self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
+        _load(self._model, store, self._index)
+
+    @property
+    def isa(self) -> str:
+        """Name of the instruction set in use."""
+        return str(self._model.isa)
+
+    @property
+    def threads(self) -> int:
+        """Threads in use, the caller's included."""
+        return int(self._model.threads)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes held: `exact` weights, tier `masks`, and each draft view that is loaded."""
+        drafts = {view: int(draft.nbytes) for view, draft in self._drafts.items()}
+        return {"exact": int(self._model.nbytes), "masks": int(self._model.mask_bytes), **drafts}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Draft views that `forward` accepts beside "exact"."""
+        return ("bucket", *DRAFT_VIEWS)
+
+    def prepare_view(self, view: str) -> None:
+        """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
+
+        Raises:
+            UnknownNameError: this runtime has no such view.
+        """
+        if view == "bucket":
+            self._need_masks()
+        elif view not in self._drafts and view != "exact":
+            if view not in self.views:
+                raise UnknownNameError("view", view, ["exact", *self.views])
+            self._drafts[view] = build_draft(view, self._model, self._store)
+            _release_pages(self._store)
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for `capacity` tokens.
+
+        Raises:
+            InvalidArgumentError: `capacity` is not a positive whole number, or there is no memory for it.
+        """
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+            raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
+        try:
+            return NativeCache(self._model.new_cache(capacity))
+        except MemoryError:
+            raise InvalidArgumentError(f"there is no memory for a cache of {capacity} tokens: ask for fewer") from None
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        *,
+        effort: EffortSchedule,
+        view: str = "exact",
+        last_only: bool = False,
+    ) -> ForwardResult:
+        """Append M tokens to `cache` and return their logits; see `Runtime.forward`.
+
+        Long inputs run in pieces (the bits do not depend on it), so that an interrupt is noticed between them. When
+        anything is raised the cache is as it was.
+        """
+        ids = self._checked(tokens, cache)
+        assert isinstance(cache, NativeCache)
+        efforts = self._resolved(effort)
+        draft = None
+        if view not in ("exact", "bucket"):
+            self.prepare_view(view)
+            draft = self._drafts[view]
+        elif efforts.partial:
+            self._need_masks()
+        logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), dtype=np.float32)
+        start, read = cache.length, 0
+        try:
+            for first in range(0, len(ids), self._max_rows):
+                piece = ids[first : first + self._max_rows]
+                rows = logits if last_only else logits[first : first + len(piece)]
+                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows)
+        except BaseException:
+            cache.handle.trim(min(start, cache.length))
+            raise
+        return ForwardResult(logits, read)
+
+    def _checked(self, tokens: Sequence[int], cache: Cache) -> NDArray[np.int32]:
+        if not isinstance(cache, NativeCache):
+            raise InvalidArgumentError("cache must come from new_cache of this runtime")
+        ids = np.asarray(tokens, dtype=np.int64)
+        if ids.ndim != 1 or not len(ids):
+            raise InvalidArgumentError("a pass needs at least one token")
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            wrong = next(token for token in ids.tolist() if not 0 <= token < self.config.vocab_size)
+            raise InvalidArgumentError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+        if cache.length + len(ids) > cache.capacity:
+            raise InvalidArgumentError(
+                f"the cache holds {cache.length} of at most {cache.capacity} tokens: no room for {len(ids)} more"
+            )
+        return ids.astype(np.int32)
+
+    def _resolved(self, schedule: EffortSchedule) -> _Efforts:
+        found = self._efforts.get(schedule)
+        if found is None:
+            if len(self._efforts) >= _MOST_SCHEDULES:  # a policy may try any number of efforts
+                self._efforts.clear()
+            if schedule.rules:
+                values = np.fromiter(schedule.resolve(self.config).values(), dtype=np.float64)
+            else:
+                values = np.full(len(self._index), schedule.default, dtype=np.float64)
+            found = self._efforts[schedule] = _Efforts(values, bool((values < 1).any()))
+        return found
+
+    def _need_masks(self) -> None:
+        """Pack the tier masks, unless they are there."""
+        if self._has_masks:
+            return
+        for name, index in self._index.items():
+            matrix = self._store.exact(name)
+            self._model.load_masks(index, list(matrix.values), list(matrix.masks), matrix.scores)
+        self._has_masks = True
+        _release_pages(self._store)
+
+
+def _isa(module: Any, isa: str | None) -> str:
+    """The instruction set to use, by name."""
+    known = list(module.supported_isas())
+    wanted = isa if isa is not None else os.environ.get(CPU_VARIABLE, "")
+    if wanted and wanted not in known:
+        raise InvalidArgumentError(
+            f"{CPU_VARIABLE if isa is None else 'isa'} is {wanted!r}, which this machine cannot run: "
+            f"choose from {', '.join(known)}"
+        )
+    return wanted or known[0]
+
+
+def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
+    config = store.config
+    if not 1 <= threads <= 1024:
+        raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
+    half = config.head_dim // 2
+    frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    if config.rope_factors is not None:
+        frequencies = frequencies / np.asarray(config.rope_factors)
+    return module.Model(
+        vocab=config.vocab_size,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.num_layers,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        norm_eps=config.norm_eps,
+        frequencies=frequencies.tolist(),
+        windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
+        tie_embeddings=config.tie_embeddings,
+        qkv_bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
+        experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        bfloat16=store.dtype == "bfloat16",
+        bucket_size=store.layout.bucket_size,
+        tier_sizes=list(store.layout.tier_sizes),
+        isa=isa,
+        threads=threads,
+    )
+
+
+def _load(model: Any, store: Store, index: dict[str, int]) -> None:
+    """Pack every tensor of the store."""
+    config = store.config
+    _release_pages(store)
+    for name in model.vector_names:
+        vector = np.ascontiguousarray(store.vector(name), dtype=np.float32)
+        if not np.isfinite(vector).all():
+            raise StoreError(f"vector {name!r} holds an infinite number or a NaN: convert the model again")
+        model.load_vector(name, vector)
+    for name in config.tables():
+        table = store.table(name)
+        if _has_non_finite(table, store.dtype):
+            raise StoreError(f"table {name!r} holds an infinite number or a NaN: convert the model again")
+        if name == "embed":
+            model.load_embedding(table)
+        else:
+            model.load_router(int(name.split(".")[1]), table)
+    _release_pages(store)
+    mapped = 0
+    for name, number in index.items():
+        mapped += _load_matrix(model, store, store.exact(name), name, number)
+        if mapped > _RELEASE_BYTES:
+            _release_pages(store)
+            mapped = 0
+    _release_pages(store)
+
+
+def _load_matrix(model: Any, store: Store, matrix: BucketedMatrix, name: str, number: int) -> int:
+    """Pack one matrix, a large one in slices. Returns the mapped bytes read since pages were last released."""
+    inputs = matrix.shape[1]
+    step = max(64, _RELEASE_BYTES * inputs // matrix.nbytes // 64 * 64)
+    for first in range(0, inputs, step):
+        if first:
+            _release_pages(store)
+        problem = model.load_values(
+            number, list(matrix.values), list(matrix.masks), matrix.scores, first, min(first + step, inputs)
+        )
+        if problem:
+            raise StoreError(f"matrix {name!r} {problem}: convert the model again")
+    return matrix.nbytes if step >= inputs else _RELEASE_BYTES
+
+
+def _has_non_finite(bits: NDArray[np.uint16], dtype: str) -> bool:
+    exponent = np.uint16(0x7C00 if dtype == "float16" else 0x7F80)
+    rows = max(1, (1 << 20) // bits.shape[1])
+    return any(bool(((bits[first : first + rows] & exponent) == exponent).any()) for first in range(0, len(bits), rows))
+
+
+def _release_pages(store: Store) -> None:
+    """Tell the system that the store's mapped pages are not needed now; they would count as this process's memory."""
+    array: Any = store.exact("head").values[0]
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
+    if array is not None and hasattr(mmap, "MADV_DONTNEED"):
+        array.madvise(mmap.MADV_DONTNEED)
