@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from specdec.kernels.reference.mlx_backend import mx
+
 from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError
-from specdec.kernels.reference.mlx_backend import mx
 
 _STEP = 256  # tokens by which the arrays grow: few copies for long texts, little memory for short ones
 

@@ -12,12 +12,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
 from specdec.kernels.reference.mlx_backend import mx
 
-# Temporary arrays of a block stay below glibc's largest threshold for memory that goes back to the system on every
-# free: above it, each masked or gathered block costs more page faults than arithmetic.
-_BLOCK_WEIGHTS = 4 << 20
+# 2 MiB of float32: temporary arrays of this size are reused by the C library's allocator, while those of tens of MiB go
+# back to the system on every free, and then page faults cost more than the arithmetic.
+_BLOCK_WEIGHTS = 1 << 19
 
 
 def block_starts(inputs: int, outputs: int) -> list[int]:

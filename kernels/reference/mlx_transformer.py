@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from specdec.config import ModelConfig
 from specdec.kernels.reference import mlx_layers
 from specdec.kernels.reference.attention import first_visible
 from specdec.kernels.reference.layers import choose_experts, rotary_frequencies
 from specdec.kernels.reference.mlx_backend import mx
 from specdec.kernels.reference.mlx_cache import KeyValueCache
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
+
+from specdec.config import ModelConfig
 
 # Canonical matrix name and rows (1, in) to rows (1, out).
 Multiply = Callable[[str, list[Any]], list[Any]]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-from specdec.config import ModelConfig
 from specdec.kernels.reference.attention import attention_rows
 from specdec.kernels.reference.layers import choose_experts, gated, rms_norm, rotary_frequencies, rotate
+
+from specdec.config import ModelConfig
 
 Array = NDArray[np.floating]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,19 @@ from specdec.views.base import ViewMatrix
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
 from specdec.views.int4 import GROUP, Int4Matrix
-from specdec.views.registry import get_view, known_views
+from specdec.views.registry import known_views
 
 if TYPE_CHECKING:
     from specdec.store import Store
+
+
+@runtime_checkable
+class TieredMatrix(Protocol):
+    """A view's matrix that can say which tier each weight is in; needed of views with more than one tier."""
+
+    def tier_of_weight(self) -> NDArray[np.uint8]:
+        """uint8 (in, at least out); anything past `out` is ignored."""
+        ...
 
 
 @dataclass
@@ -178,27 +187,23 @@ class ReferenceRuntime:
         return _Operand(matrix, FloatMatrix(matrix.dequantise()), fixed_order=True)
 
     def _load_view(self, view: str, name: str) -> _Operand:
-        kind, exact = get_view(view), self._exact[name]
-        assert isinstance(exact.matrix, BucketedMatrix)
-        if not kind.tensors(exact.matrix.shape, self._store.layout):
-            return _Operand(exact.matrix, exact.multiplier, fixed_order=False)
-        stored = view in self._store.views
-        matrix = kind.load(self._store.view(view, name), exact.matrix) if stored else kind.build(exact.matrix)
+        matrix = self._store.draft(view, name)
+        if isinstance(matrix, BucketedMatrix):
+            return _Operand(matrix, self._exact[name].multiplier, fixed_order=False)
         if isinstance(matrix, Int4Matrix):
             return _Operand(matrix, GroupScaledMatrix(matrix.levels(), matrix.scale, GROUP), fixed_order=False)
+        if len(matrix.tier_sizes) > 1 and not isinstance(matrix, TieredMatrix):
+            raise InvalidArgumentError(
+                f"the reference runtime cannot tell tiers apart: view {view!r} has tiers but no tier_of_weight()"
+            )
         return _Operand(matrix, FloatMatrix(matrix.dequantise()), fixed_order=False)
 
     def _need_tiers(self, operand: _Operand) -> None:
-        """Load the tier of every weight, where the view has more than one tier and they are not there yet."""
+        """Load the tier of every weight, where the view has more than one and they are not there yet."""
         weights, matrix = operand.multiplier, operand.matrix
-        if not isinstance(weights, FloatMatrix) or weights.has_tiers or len(matrix.tier_sizes) == 1:
-            return
-        if not hasattr(matrix, "tier_of_weight"):
-            raise InvalidArgumentError(
-                f"the reference runtime needs tier_of_weight() of a view with tiers; {type(matrix).__name__} has none"
-            )
-        with mx.stream(self._device):
-            weights.set_tiers(matrix.tier_of_weight())
+        if isinstance(weights, FloatMatrix) and not weights.has_tiers and isinstance(matrix, TieredMatrix):
+            with mx.stream(self._device):
+                weights.set_tiers(matrix.tier_of_weight())
 
     def _embed(self, token: int) -> Any:
         if self._embeddings is not None:
