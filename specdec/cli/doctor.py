@@ -119,7 +119,7 @@ def _mlx() -> dict[str, Any]:
     except ImportError as error:
         return {"version": None, "default_device": None, "metal": False, "error": str(error)}
     return {
-        "version": mx.__version__,
+        "version": _installed("mlx"),
         "default_device": str(mx.default_device()),
         "metal": bool(mx.metal.is_available()),
         "error": None,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
+from specdec.cli import check
 from specdec.cli.common import Subparsers, check_writable
 from specdec.cli.statistics import report
 from specdec.effort import EffortSchedule, check_effort
@@ -22,7 +25,6 @@ from specdec.policies.registry import create as create_policy
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
 
-EXIT_DIFFERENT = 1
 EXIT_INTERRUPTED = 130
 
 # Options that go to the library under their own name; where one is not given, the library's default holds.
@@ -66,31 +68,54 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--draft-effort", type=float, metavar="E", help="share of multiplications in a draft step (0.15)"
-    )
+    _add(group, "draft_effort", float, "E", "share of the multiplications that a draft step performs")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    group.add_argument("--draft-view", metavar="VIEW", help="weights that drafts read: bucket, int4, ... (bucket)")
-    group.add_argument("--verify-effort", type=float, metavar="E", help="effort of verification; 1 is the model (1.0)")
-    group.add_argument("--verify-schedule", metavar="FILE", help="the same by matrix")
-    group.add_argument("--draft-len", type=int, metavar="K", help="tokens drafted in a round (4)")
-    group.add_argument("--policy", help="NAME or NAME:key=value,...: how much to draft (fixed)")
-    group.add_argument("--drafter", help="NAME or NAME:argument: who drafts (effort)")
+    _add(group, "draft_view", str, "VIEW", "weights that drafts read: bucket, int4, ...")
+    _add(group, "verify_effort", float, "E", "the same share for verification; 1 is the model itself")
+    group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
+    _add(group, "draft_len", int, "K", "tokens that the policy `fixed` drafts in a round")
+    _add(group, "policy", str, "NAME[:KEY=VALUE,...]", "decides how much to draft")
+    _add(group, "drafter", str, "NAME[:ARGUMENT]", "proposes tokens")
     group.add_argument("--plain", action="store_true", help="decode without speculation")
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-tokens", type=int, metavar="N", help="most tokens to generate (256)")
-    group.add_argument("--temperature", type=float, metavar="T", help="0 takes the likeliest token (0)")
-    group.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 from all (0)")
-    group.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens that hold P (1.0)")
-    group.add_argument("--min-p", type=float, metavar="P", help="draw from tokens at least P times the likeliest (0)")
-    group.add_argument("--seed", type=int, metavar="N", help="of the draw (0)")
+    _add(group, "max_tokens", int, "N", "most tokens to generate")
+    _add(group, "temperature", float, "T", "0 takes the likeliest token, above 0 tokens are drawn")
+    _add(group, "top_k", int, "K", "draw from the K likeliest tokens only; 0 from all")
+    _add(group, "top_p", float, "P", "draw from the fewest likeliest tokens that hold this probability")
+    _add(group, "min_p", float, "P", "draw from tokens at least P times as likely as the likeliest")
+    _add(group, "seed", int, "N", "of the draw")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+
+
+def _add(group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, description: str) -> None:
+    """An option that is an argument of the library under the same name; the library's default holds."""
+    default = inspect.signature(specdec.stream).parameters[name].default
+    flag = "--" + name.replace("_", "-")
+    group.add_argument(flag, type=kind, metavar=metavar, help=f"{description} (default: {default})")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
+    try:
+        return _run(arguments)
+    except UnknownNameError:
+        raise
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(_with_flags(str(error))) from None
+
+
+def _with_flags(sentence: str) -> str:
+    """The library's complaint in the command line's words."""
+    words = {"speculate=False": "--plain", "chat=False": "--raw"}
+    words |= {name: "--" + name.replace("_", "-") for name in (*_LIBRARY_OPTIONS, "threads")}
+    return re.sub(
+        r"^(\w+)(?= must be)|speculate=False|chat=False", lambda found: words.get(found[0], found[0]), sentence
+    )
+
+
+def _run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     options = _options(arguments)
     _check_early(arguments, options)
@@ -101,69 +126,14 @@ def run(arguments: argparse.Namespace) -> int:
     checked = None
     if arguments.check and not interrupted:
         plain = specdec.generate(model, prompt, **{**options, "speculate": False, "trace": None})
-        checked = compare(model, result, plain)
+        checked = check.compare(model, result, plain)
     if arguments.json:
         print(json.dumps(result.to_dict() | ({} if checked is None else {"check": checked})))
     else:
         report(result, options, sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
-    return _verdict(checked)
-
-
-def compare(model: specdec.Model, speculative: specdec.Result, plain: specdec.Result) -> dict[str, Any]:
-    """The first difference between two answers that should be one, as plain JSON values.
-
-    `identical` tells whether tokens, text and the reason to stop are equal. When tokens differ, `position` is the index
-    in the answer of the first that does, and `speculative` and `plain` are what stands there (id and text, or null
-    where an answer has ended).
-    """
-    found: dict[str, Any] = {"identical": True, "tokens": len(speculative.tokens), "plain_stats": plain.stats.to_dict()}
-    if speculative.tokens != plain.tokens:
-        pairs = zip(speculative.tokens, plain.tokens, strict=False)
-        shorter = min(len(speculative.tokens), len(plain.tokens))
-        position = next((i for i, (left, right) in enumerate(pairs) if left != right), shorter)
-        found |= {
-            "identical": False,
-            "position": position,
-            "speculative": _token_at(model, speculative, position),
-            "plain": _token_at(model, plain, position),
-        }
-    elif (speculative.text, speculative.stopped_by) != (plain.text, plain.stopped_by):
-        found |= {
-            "identical": False,
-            "position": None,
-            "speculative": speculative.stopped_by,
-            "plain": plain.stopped_by,
-        }
-    return found
-
-
-def _token_at(model: specdec.Model, result: specdec.Result, position: int) -> dict[str, Any] | None:
-    if position >= len(result.tokens):
-        return None
-    token = result.tokens[position]
-    return {"id": token, "text": "" if model.tokenizer is None else model.tokenizer.decode([token])}
-
-
-def _verdict(checked: dict[str, Any] | None) -> int:
-    """Say what the check found; the exit code."""
-    if checked is None:
-        return 0
-    if checked["identical"]:
-        print(f"check      identical to plain decoding, {checked['tokens']} tokens", file=sys.stderr)
-        return 0
-    if checked["position"] is None:
-        what = f"same tokens, but ended by {checked['speculative']} with speculation and by {checked['plain']} without"
-    else:
-        told = {side: _told(checked[side]) for side in ("speculative", "plain")}
-        what = f"token {checked['position']} is {told['speculative']} with speculation and {told['plain']} without"
-    print(f"specdec: CHECK FAILED: {what}", file=sys.stderr)
-    return EXIT_DIFFERENT
-
-
-def _told(token: dict[str, Any] | None) -> str:
-    return "missing" if token is None else f"{token['id']} {token['text']!r}"
+    return 0 if checked is None else check.conclude(checked)
 
 
 def _answer(
@@ -203,7 +173,7 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
     if arguments.prompt_file is None:
         if arguments.prompt is None:
             raise InvalidArgumentError("generate needs --prompt TEXT or --prompt-file FILE ('-' reads standard input)")
-        data = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
+        data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
     elif arguments.prompt_file == "-":
         data = sys.stdin.buffer.read().removesuffix(b"\n")
     else:

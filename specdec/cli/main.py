@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _speak_utf8(sys.stdout, sys.stderr)
     try:
-        code = _run(argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            code = _run(argv)
         sys.stdout.flush()
         return code
     except SpecdecError as error:
@@ -87,6 +90,11 @@ def _run(argv: Sequence[str] | None) -> int:
 def _complain(sentence: str) -> int:
     print(f"specdec: error: {' '.join(sentence.split())}", file=sys.stderr)
     return EXIT_MISTAKE
+
+
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
+    """A warning as a sentence, without the place in the code that gave it."""
+    print(f"specdec: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _speak_utf8(*streams: TextIO) -> None:

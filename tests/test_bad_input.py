@@ -1,0 +1,476 @@
+"""What a user can get wrong: each mistake is one clear sentence, exit code 2, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import Outcome, run, start, tree
+from gguf import GGMLQuantizationType
+from model_files import DATA, gguf_parts, safetensors_bytes, tiny_config, tiny_weights, write_gguf, write_huggingface
+from text_model import text_source, text_store, tokenizer_files
+
+from specdec.store import Store, convert
+
+MODELS = "qwen2.5-coder-0.5b, .*smollm2-135m"
+
+
+def says(outcome: Outcome, told: str) -> None:
+    """The outcome is a mistake, and its one sentence matches."""
+    error = outcome.error
+    assert re.search(told, error), error
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------
+
+
+def truncate(store: Path) -> None:
+    with (store / "exact.safetensors").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 100)
+
+
+def flip_a_bit_of_the_weights(store: Path) -> None:
+    path = store / "exact.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-len(content) // 3] ^= 4
+    path.write_bytes(content)
+
+
+def flip_a_bit_of_the_description(store: Path) -> None:
+    path = store / "store.json"
+    path.write_text(path.read_text().replace('"max_context": 128', '"max_context": 129'))
+
+
+def make_newer(store: Path) -> None:
+    path = store / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+
+
+def put_foreign_weights(store: Path) -> None:
+    shutil.copy(DATA / "tiny-llama" / "model.safetensors", store / "exact.safetensors")
+
+
+def put_foreign_weights_of_the_same_size(store: Path) -> None:
+    path = store / "exact.safetensors"
+    size = path.stat().st_size
+    header = {"other": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}
+    empty = len(safetensors_bytes(header, b""))
+    header["other"] = {"dtype": "U8", "shape": [size - empty], "data_offsets": [0, size - empty]}
+    while (found := len(content := safetensors_bytes(header, bytes(header["other"]["shape"][0])))) != size:
+        header["other"]["shape"][0] -= found - size
+        header["other"]["data_offsets"][1] -= found - size
+    path.write_bytes(content)
+
+
+def lose_a_file(store: Path) -> None:
+    (store / "tokenizer" / "tokenizer.json").unlink()
+
+
+def damage_the_tokenizer(store: Path) -> None:
+    path = store / "tokenizer" / "tokenizer.json"
+    path.write_bytes(path.read_bytes().replace(b"{", b"[", 1))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncate, r"exact.safetensors has \d+ bytes instead of \d+: .*convert the model again"),
+        (flip_a_bit_of_the_weights, "tensor .* was altered: .*convert the model again"),
+        (flip_a_bit_of_the_description, "store.json is damaged: convert the model again"),
+        (make_newer, r"newer version of specdec \(store format 99.*upgrade specdec"),
+        (put_foreign_weights, "exact.safetensors has .*convert the model again"),
+        (put_foreign_weights_of_the_same_size, "exact.safetensors.*another store.*convert the model again"),
+        (lose_a_file, "tokenizer.json is missing: .*convert the model again"),
+        (damage_the_tokenizer, "tokenizer.json was altered: .*convert the model again"),
+    ],
+)
+def test_damaged_stores(
+    damage: Callable[[Path], None],
+    told: str,
+    text_model_copy: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(text_model_copy)
+    before = tree(text_model_copy.parent)
+    says(run(capsys, "generate", "--model", text_model_copy, "--prompt", "x"), told)
+    says(run(capsys, "inspect", text_model_copy), told)
+    assert tree(text_model_copy.parent) == before
+
+
+def test_no_store_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    says(run(capsys, "inspect", tmp_path / "nothing"), "there is no store at .*nothing")
+    says(run(capsys, "inspect", tmp_path), "no store, it has no store.json.*specdec convert")
+    says(run(capsys, "inspect", "smollm2-135m"), "has not been pulled: run `specdec pull smollm2-135m`")
+    assert not home.exists()
+
+
+def test_the_chat_template_is_unreadable(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = text_store(tmp_path / "store", files=tokenizer_files(chat_template="{% for message in %}"))
+    says(run(capsys, "generate", "--model", store, "--prompt", "x"), "chat template cannot be read: .*")
+
+
+def test_the_chat_template_refuses_the_messages(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    template = "{{ raise_exception('no system messages, please') }}"
+    store = text_store(tmp_path / "store", files=tokenizer_files(chat_template=template))
+    says(run(capsys, "generate", "--model", store, "--prompt", "x"), "no system messages, please")
+
+
+def test_a_model_without_a_tokenizer(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = text_store(tmp_path / "store", files={})
+    says(run(capsys, "generate", "--model", store, "--prompt", "x"), "no tokenizer")
+
+
+# --- other projects' files ------------------------------------------------------------------------------------------
+
+
+def unknown_quant_type(folder: Path) -> Path:
+    """A GGUF file with a tensor of a type that no program knows."""
+    metadata, tensors = gguf_parts("tiny-llama")
+    path = write_gguf(folder / "model.gguf", metadata, tensors)
+    name = b"blk.0.ffn_up.weight"
+    content = bytearray(path.read_bytes())
+    # Behind the name: the number of dimensions, the dimensions, and then the type.
+    type_at = content.index(name) + len(name) + 4 + 2 * 8
+    assert content[type_at : type_at + 4] == int(GGMLQuantizationType.F16).to_bytes(4, "little")
+    content[type_at : type_at + 4] = (77).to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+def known_type_that_is_not_read(folder: Path) -> Path:
+    """A GGUF file with a tensor of a type that the format has and this program does not read."""
+    metadata, tensors = gguf_parts("tiny-llama")
+    raw = np.zeros(tensors["blk.0.ffn_up.weight"].shape, np.int32)
+    return write_gguf(folder / "model.gguf", metadata, tensors | {"blk.0.ffn_up.weight": raw})
+
+
+def unknown_gguf_architecture(folder: Path) -> Path:
+    metadata, tensors = gguf_parts("tiny-llama")
+    return write_gguf(folder / "model.gguf", metadata | {"general.architecture": "gptj"}, tensors)
+
+
+def truncated_gguf(folder: Path) -> Path:
+    path = write_gguf(folder / "model.gguf", *gguf_parts("tiny-llama"))
+    path.write_bytes(path.read_bytes()[:-1000])
+    return path
+
+
+def half_a_gguf_header(folder: Path) -> Path:
+    path = write_gguf(folder / "model.gguf", *gguf_parts("tiny-llama"))
+    path.write_bytes(path.read_bytes()[:50])
+    return path
+
+
+def empty_file(folder: Path) -> Path:
+    path = folder / "model.gguf"
+    path.touch()
+    return path
+
+
+def foreign_safetensors(folder: Path) -> Path:
+    """A folder of the right kind whose tensors belong to another sort of network."""
+    foreign = {name.replace("model.", "unet."): tensor for name, tensor in tiny_weights("tiny-llama").items()}
+    tensors = {name: ("F16", tensor) for name, tensor in foreign.items()}
+    return write_huggingface(folder / "model", tiny_config("tiny-llama"), tensors)
+
+
+def single_safetensors(folder: Path) -> Path:
+    return Path(shutil.copy(DATA / "tiny-llama" / "model.safetensors", folder / "model.safetensors"))
+
+
+def unknown_huggingface_architecture(folder: Path) -> Path:
+    config = tiny_config("tiny-llama") | {"architectures": ["FooForCausalLM"], "model_type": "foo"}
+    return write_huggingface(folder / "model", config, {})
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "model").mkdir()
+    return folder / "model"
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (unknown_quant_type, "77"),
+        (known_type_that_is_not_read, "blk.0.ffn_up.weight.*I32|I32.*blk.0.ffn_up.weight"),
+        (unknown_gguf_architecture, "gptj"),
+        (truncated_gguf, "model.gguf"),
+        (half_a_gguf_header, "model.gguf"),
+        (empty_file, "model.gguf"),
+        (foreign_safetensors, "lacks tensors .model.layers.0"),
+        (single_safetensors, "give the folder"),
+        (unknown_huggingface_architecture, "foo"),
+        (empty_folder, "config.json"),
+    ],
+)
+def test_model_files_that_cannot_be_read(
+    make: Callable[[Path], Path], told: str, tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    source = make(tmp_path / "in")
+    says(run(capsys, "convert", source, "-o", tmp_path / "out"), told)
+    says(run(capsys, "generate", "--model", source, "--prompt", "x"), told)
+    assert not (tmp_path / "out").exists()
+    assert list((home / "stores").glob("*")) == []
+    assert {path.name for path in tmp_path.iterdir()} <= {"in", home.name}
+
+
+# --- arguments ------------------------------------------------------------------------------------------------------
+
+ASK = ("generate", "--model", "MODEL", "--prompt", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--draft-effort", "0"), "--draft-effort must be a number above 0 and at most 1, not 0"),
+        (("--draft-effort", "1.5"), "--draft-effort must be a number above 0 and at most 1, not 1.5"),
+        (("--verify-effort", "-0.5"), "--verify-effort must be a number above 0 and at most 1, not -0.5"),
+        (("--verify-effort", "nan"), "--verify-effort must be a number above 0 and at most 1, not nan"),
+        (("--draft-effort", "much"), "argument --draft-effort: invalid float value: 'much'"),
+        (("--draft-len", "0"), "--draft-len must be a whole number of at least 1, not 0; use --plain"),
+        (("--draft-len", "-2"), "--draft-len must be a whole number of at least 1, not -2"),
+        (("--draft-len", "2.5"), "argument --draft-len: invalid int value: '2.5'"),
+        (("--max-tokens", "0"), "--max-tokens must be a whole number of at least 1, not 0"),
+        (("--temperature", "-1"), "--temperature .*-1"),
+        (("--top-k", "-1"), "--top-k .*-1"),
+        (("--top-p", "0"), "--top-p .*0"),
+        (("--min-p", "1.5"), "--min-p .*1.5"),
+        (("--seed", "-1"), "--seed .*-1"),
+        (("--stop", ""), "a stop string must be text of at least one character"),
+        (("--policy", "nosuch"), "unknown policy 'nosuch': choose from .*fixed"),
+        (("--policy", "fixed:nosuch=1"), "policy 'fixed' has no parameter 'nosuch'"),
+        (("--drafter", "nosuch"), "unknown drafter 'nosuch': choose from .*effort"),
+        (("--draft-view", "nosuch"), "unknown .*view 'nosuch': choose from .*bucket.*int4"),
+        (("--runtime", "nosuch"), "unknown runtime 'nosuch': choose from auto.*reference"),
+        (("--threads", "0"), "--threads must be a whole number of at least 1, not 0"),
+        (("--draft-schedule", "nosuch"), "unknown effort schedule 'nosuch': choose from .*uniform"),
+        (("--draft-schedule", "nosuch.yaml"), "cannot read effort schedule nosuch.yaml"),
+        (("--verify-schedule", "./nosuch"), "cannot read effort schedule ./nosuch"),
+        (("--check", "--plain"), "--check compares with plain decoding"),
+        (("--raw", "--system", "x"), "--system needs the chat template"),
+        (("--trace", "nosuch/trace.jsonl"), "--trace nosuch/trace.jsonl: the folder nosuch does not exist"),
+        (("--trace", "."), "--trace . is a folder"),
+        (("--nosuch",), "unrecognized arguments: --nosuch"),
+    ],
+)
+def test_arguments_of_generate(
+    arguments: tuple[str, ...],
+    told: str,
+    text_model: Path,
+    tmp_path: Path,
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    command = [str(text_model) if part == "MODEL" else part for part in ASK]
+    says(run(capsys, *command, *arguments), f"^{told}")
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert not home.exists()
+
+
+def test_a_trace_on_a_full_disk(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "x", "--json", "--trace", "/dev/full")
+    says(ran, "cannot write the trace '/dev/full': No space left on device")
+
+
+def test_prompts(text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1"))
+    generate = ("generate", "--model", text_model)
+    says(run(capsys, *generate), "generate needs --prompt TEXT or --prompt-file FILE")
+    says(run(capsys, *generate, "--prompt", ""), "the prompt is empty")
+    says(run(capsys, *generate, "--prompt", "\udcff"), r"the prompt is not valid UTF-8 \(byte 0\)")
+    says(run(capsys, *generate, "--prompt-file", tmp_path / "empty.txt"), "the prompt is empty")
+    says(run(capsys, *generate, "--prompt-file", tmp_path / "latin1.txt"), r"the prompt is not valid UTF-8 \(byte 3\)")
+    says(run(capsys, *generate, "--prompt-file", tmp_path / "nosuch.txt"), "cannot read the prompt .*nosuch.txt")
+    says(run(capsys, *generate, "--prompt-file", tmp_path), "cannot read the prompt .*directory")
+    says(run(capsys, *generate, "--prompt", "x", "--prompt-file", "y"), "not allowed with argument")
+    says(run(capsys, *generate, "--prompt", "x" * 200), "the prompt has 203 tokens and the model's context holds 128")
+
+
+def test_models(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    says(run(capsys, "generate", "--model", "nosuch", "--prompt", "x"), f"unknown model 'nosuch': choose from {MODELS}")
+    says(run(capsys, "pull", "nosuch"), f"unknown model 'nosuch': choose from {MODELS}")
+    says(run(capsys, "pull"), f"pull needs the name of a model: one of .*{MODELS[:10]}")
+    says(run(capsys, "generate", "--model", "./nosuch", "--prompt", "x"), "no model at ./nosuch: give a store")
+    says(run(capsys, "generate", "--model", "nosuch.gguf", "--prompt", "x"), "no model at nosuch.gguf")
+    says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    says(run(capsys), "required: COMMAND.*specdec --help")
+    says(run(capsys, "nosuch"), "invalid choice: 'nosuch'.*generate.*doctor")
+    says(run(capsys, "inspect"), "required: STORE.*specdec inspect --help")
+
+
+def test_a_cache_folder_that_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path / "file" / "home"))
+    says(run(capsys, "pull", "smollm2-135m"), "cannot create the cache folder .*SPECDEC_HOME")
+
+
+# --- converting -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--views", "nosuch"), "unknown view 'nosuch': choose from bucket, int4"),
+        (("--dither", "-1"), "dither.*-1|seed.*-1"),
+        (("--bucket-size", "12"), "bucket_size must be a multiple of 8 from 8 to 64, not 12"),
+        (("--tiers", "4,x"), "argument --tiers: must be whole numbers with commas between"),
+        (("--bucket-size", "16", "--tiers", "4,4"), "tier_sizes must be positive and add up to bucket_size 16"),
+        (("--dtype", "float64"), "argument --dtype: invalid choice: 'float64'"),
+    ],
+)
+def test_arguments_of_convert(
+    arguments: tuple[str, ...], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(run(capsys, "convert", DATA / "tiny-llama", "-o", tmp_path / "out", *arguments), told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_convert_must_not_touch(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    store = Path(shutil.copytree(text_model, tmp_path / "store"))
+    before = tree(tmp_path)
+    source = DATA / "tiny-llama"
+    says(run(capsys, "convert", source, "-o", tmp_path / "mine", "--overwrite"), "exists and is not a store")
+    says(run(capsys, "convert", source, "-o", store), "is a store already: .*overwrite")
+    says(run(capsys, "convert", source, "-o", tmp_path / "no" / "such"), "no does not exist")
+    says(run(capsys, "convert", source), "required: -o/--output")
+    says(run(capsys, "convert", text_model, "-o", tmp_path / "out"), "converted store already")
+    assert tree(tmp_path) == before
+
+
+def test_too_little_space_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
+    says(run(capsys, "convert", DATA / "tiny-llama", "-o", tmp_path / "out"), "no space left for .*free some")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_space_that_runs_out_in_the_middle(tmp_path: Path) -> None:
+    """A limit on the size of a file makes the system refuse a write half-way, as a full disk does."""
+    limit = 20_000
+    assert limit < sum(path.stat().st_size for path in text_store(tmp_path / "whole").rglob("exact.safetensors"))
+    shutil.rmtree(tmp_path / "whole")
+    script = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "from specdec.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "convert", str(DATA / "tiny-llama"), "-o", str(tmp_path / "out")]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    told = [line for line in ran.stderr.splitlines() if not line.startswith("converting")]
+    assert ran.returncode == 2
+    assert len(told) == 1
+    assert re.match("specdec: error: no space left to write .*free some, or choose another place", told[0])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_conversion_leaves_nothing_that_looks_finished(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = (
+        "import os, signal, sys; import specdec.cli.convert as command; from specdec.cli.main import main\n"
+        "class Killer(command.StreamProgress):\n"
+        "    def __call__(self, stage, done, total):\n"
+        "        if done > total / 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "command.StreamProgress = Killer\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    arguments = ("convert", str(DATA / "tiny-llama"), "-o", str(tmp_path / "out"))
+    killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert any(path.stat().st_size > 0 for path in tmp_path.rglob("exact.safetensors"))  # it was in the middle of it
+    for partial in tmp_path.glob(".*"):
+        if partial.is_dir():
+            says(run(capsys, "inspect", partial), "unfinished conversion: convert the model again")
+    again = run(capsys, *arguments)
+    assert again.code == 0, again.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    Store.open(tmp_path / "out")
+
+
+# --- how a generation may end ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with room for an answer that takes a while, and no token that ends it."""
+    source = text_source(max_context=20_000)
+    source.tokenizer_files = tokenizer_files()
+    return convert(source, tmp_path_factory.mktemp("long") / "store")
+
+
+LONG = ("--prompt", "x", "--temperature", "1", "--stop", "never", "--max-tokens", "15000")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupt_keeps_the_text_so_far(long_model: Path, as_json: bool, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.jsonl"
+    flags = ("--json",) if as_json else ()
+    process = start("generate", "--model", long_model, *LONG, "--trace", trace, *flags)
+    assert process.stdout is not None
+    deadline = 60_000
+    while deadline and not (trace.exists() and trace.read_text().count("\n") > 3):
+        deadline -= 1
+        signal.sigtimedwait([], 0.001)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err.decode()
+    assert b"Traceback" not in err
+    if as_json:
+        said = json.loads(out)
+        assert said["finish_reason"] == "interrupted"
+        assert len(said["tokens"]) >= 4
+    else:
+        assert len(out) >= 4
+        assert out.endswith(b"\n")
+        assert b"ended by   caller" in err
+
+
+def test_an_interrupt_while_loading(
+    text_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("specdec.load", interrupted)
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "x")
+    assert (ran.code, ran.out, ran.err) == (130, "", "specdec: interrupted\n")
+
+
+def test_a_closed_pipe_ends_quietly(long_model: Path) -> None:
+    process = start("generate", "--model", long_model, *LONG)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read(1)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 141
+    assert err == b""

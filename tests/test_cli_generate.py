@@ -1,0 +1,192 @@
+"""`specdec generate`: what it prints where, and that it says what the library says."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import run, start
+
+import specdec
+import specdec.engine.engine as engine_module
+from specdec.engine.accept import Verdict
+
+QUICK = ("--max-tokens", "12", "--draft-effort", "0.8")
+
+
+def result_of(text_model: Path, prompt: str = "hello", **options: object) -> specdec.Result:
+    """What the library says to the same question."""
+    model = specdec.load(text_model)
+    return specdec.generate(model, prompt, **{"max_tokens": 12, "draft_effort": 0.8, **options})
+
+
+def test_text_goes_to_standard_output_and_statistics_to_standard_error(
+    text_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK)
+    assert ran.code == 0
+    expected = result_of(text_model)
+    assert ran.out == expected.text + ("" if expected.text.endswith("\n") else "\n")
+    stats = expected.stats
+    assert f"{stats.accepted} of {stats.drafted} accepted" in ran.err
+    assert "tokens/s: 12 tokens in" in ran.err
+    assert "to plain decoding, dense\n" in ran.err
+    assert "GB/s" in ran.err
+
+
+def test_json_is_the_librarys_result(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--json")
+    said, expected = json.loads(ran.out), result_of(text_model).to_dict()
+    assert ran.out.count("\n") == 1
+    assert said.keys() == expected.keys()
+    assert said["stats"].keys() == expected["stats"].keys()
+    assert {key: said[key] for key in said if key != "stats"} == {key: expected[key] for key in said if key != "stats"}
+    assert ran.err == ""
+
+
+def test_sampling_options_reach_the_library(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sampling = {"temperature": 0.9, "top_k": 30, "top_p": 0.8, "min_p": 0.01, "seed": 5}
+    flags = [part for name, value in sampling.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, *flags, "--json")
+    assert json.loads(ran.out)["tokens"] == result_of(text_model, **sampling).tokens
+    assert json.loads(ran.out)["tokens"] != result_of(text_model).tokens
+
+
+def test_speculation_options_reach_the_library(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--draft-view", "int4", "--verify-effort", "0.9", "--draft-len", "2", "--policy", "fixed")
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, *flags, "--json")
+    said = json.loads(ran.out)
+    expected = result_of(text_model, draft_view="int4", verify_effort=0.9, draft_len=2)
+    assert said["tokens"] == expected.tokens
+    assert said["identical_to"] == "effort 0.9"
+    assert said["stats"]["drafted"] == expected.stats.drafted
+    assert len(said["stats"]["drafted_per_position"]) == 2
+
+
+def test_a_lossy_effort_is_labelled(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(
+        capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "4", "--verify-effort", "0.5"
+    )
+    assert "effort 0.5 (lossy" in ran.err
+
+
+def test_plain_decoding_drafts_nothing(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--plain")
+    assert ran.out.rstrip("\n") == result_of(text_model, speculate=False).text.rstrip("\n")
+    assert "none (plain decoding)" in ran.err
+
+
+def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--check")
+    assert ran.code == 0
+    assert "identical to plain decoding, 12 tokens" in ran.err
+
+
+def accept_everything(drafted: list[int], logits: object, sampler: object, *, position: int) -> Verdict:
+    """What a broken engine would do."""
+    return Verdict(accepted=len(drafted), bonus_token=65)
+
+
+def test_the_check_fails_loudly(
+    text_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "accept", accept_everything)
+    command = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "12", "--draft-effort", "0.1")
+    ran = run(capsys, *command, "--check")
+    assert ran.code == 1
+    assert "CHECK FAILED: token " in ran.err
+    said = json.loads(run(capsys, *command, "--check", "--json").out)
+    check, plain = said["check"], [65] * 12  # plain decoding takes the broken engine's own token every time
+    assert not check["identical"]
+    position = check["position"]
+    assert said["tokens"][:position] == plain[:position]
+    assert check["speculative"]["id"] == said["tokens"][position] != 65
+    assert check["plain"]["id"] == 65
+
+
+def test_the_trace_holds_every_round(text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "trace.jsonl"
+    ran = run(
+        capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--json", "--trace", trace, "--check"
+    )
+    rounds = [json.loads(line) for line in trace.read_text().splitlines()]
+    stats = json.loads(ran.out)["stats"]
+    assert len(rounds) == stats["rounds"]
+    assert sum(line["accepted"] for line in rounds) == stats["accepted"]
+    assert sum(line["emitted"] for line in rounds) == 12
+    assert {"position", "drafted", "entropies", "efforts", "accepted", "draft_s", "verify_s"} <= rounds[0].keys()
+
+
+def test_prompts_from_files_and_standard_input(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "héllo\nworld"
+    expected = result_of(text_model, text).tokens
+    file = tmp_path / "prompt.txt"
+    file.write_text(text + "\n", encoding="utf-8")  # the last line's end is no part of the prompt
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8")), encoding="ascii"))
+    for source in (("--prompt", text), ("--prompt-file", file), ("--prompt-file", "-")):
+        ran = run(capsys, "generate", "--model", text_model, *source, *QUICK, "--json")
+        assert json.loads(ran.out)["tokens"] == expected
+
+
+def test_raw_and_system_prompts(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def prompt_tokens(*flags: str) -> int:
+        ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "1", "--json", *flags)
+        return int(json.loads(ran.out)["stats"]["prompt_tokens"])
+
+    assert prompt_tokens("--raw") == 5
+    assert prompt_tokens() == 5 + 3  # <|user|> … <|end|><|assistant|>
+    assert prompt_tokens("--system", "be brief") == 5 + 3 + 8 + 2
+
+
+def test_stop_texts_can_be_repeated(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = result_of(text_model, "hello", temperature=1.0, seed=2, max_tokens=40).text
+    stop = next(c for i, c in enumerate(whole) if i > 3 and c != "�" and c not in whole[:i])
+    ran = run(
+        capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "40", "--draft-effort", "0.8",
+        "--temperature", "1", "--seed", "2", "--stop", "never to be seen", "--stop", stop, "--json",
+    )  # fmt: skip
+    said = json.loads(ran.out)
+    assert (said["text"], said["stopped_by"]) == (whole[: whole.index(stop)], "stop string")
+
+
+def test_schedules_by_preset_and_by_file(text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("effort: 0.5\nrules:\n  head: 1.0\n")
+    schedule = specdec.EffortSchedule(0.5, {"head": 1.0})
+    command = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "12", "--json")
+    said = json.loads(run(capsys, *command, "--draft-schedule", file).out)
+    assert said["stats"]["accepted"] == result_of(text_model, draft_effort=schedule).stats.accepted
+    scaled = schedule.scaled_to(0.9, specdec.load(text_model).config)
+    said = json.loads(run(capsys, *command, "--draft-schedule", file, "--draft-effort", "0.9").out)
+    assert said["stats"]["draft_bytes_read"] == result_of(text_model, draft_effort=scaled).stats.draft_bytes_read
+    said = json.loads(run(capsys, *command, "--verify-schedule", "uniform").out)
+    assert said["identical_to"] == "effort 0.25"
+
+
+def test_drafting_above_the_verify_effort_is_allowed_and_warned(
+    text_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = run(
+        capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "4",
+        "--draft-effort", "0.9", "--verify-effort", "0.5", "--check",
+    )  # fmt: skip
+    assert ran.code == 0
+    assert ran.err.count("specdec: warning: draft effort 0.9 is above verify effort 0.5") == 1
+    assert ".py" not in ran.err
+
+
+def test_text_is_utf8_in_any_locale(text_model: Path) -> None:
+    expected = result_of(text_model, "hello", temperature=1.0, seed=4, max_tokens=30, draft_effort=0.15).text
+    assert not expected.isascii()
+    process = start(
+        "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "30", "--temperature", "1",
+        "--seed", "4", LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", PYTHONIOENCODING="",
+    )  # fmt: skip
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err.decode()
+    assert out.decode("utf-8").removesuffix("\n") == expected.removesuffix("\n")

@@ -1,0 +1,221 @@
+"""`specdec convert`, `inspect`, `pull` and `doctor`, and the model names that every command takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import run
+from model_files import DATA, gguf_parts, write_gguf
+
+import specdec
+from specdec import catalogue, download
+from specdec.cli import doctor
+from specdec.errors import DownloadError, RuntimeUnavailableError
+from specdec.store import BucketLayout, Store
+from specdec.views.dtypes import to_float32
+
+TINY = DATA / "tiny-llama"
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    """A GGUF file of a tiny model without a tokenizer."""
+    return write_gguf(tmp_path / "tiny.gguf", *gguf_parts("tiny-llama"))
+
+
+def test_convert_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "store"
+    ran = run(capsys, "convert", TINY, "-o", target, "--views", "int4,bucket", "--bucket-size", 32, "--tiers", "4,4,24")
+    assert (ran.code, ran.out) == (0, f"{target}\n")
+    assert "converting tiny-llama" in ran.err
+    store = Store.open(target)
+    assert store.layout == BucketLayout(32, (4, 4, 24))
+    assert store.views == ("int4",)
+    assert store.dithered is None
+
+    described = json.loads(run(capsys, "inspect", target, "--json").out)
+    assert described["checksum"] == store.checksum
+    assert described["bytes"] == sum(
+        path.stat().st_size for path in target.rglob("*") if path.name != "store.json" and path.is_file()
+    )
+    assert described["matrices"].keys() == store.config.matrices().keys()
+    for name, matrix in described["matrices"].items():
+        weights = to_float32(store.exact(name).dense_bits(), store.dtype).astype(np.float64)
+        tiers = store.exact(name).tier_of_weight().T[: weights.shape[0]]
+        for tier, share in enumerate(matrix["tier_energy"]):
+            expected = (weights[tiers == tier] ** 2).sum() / (weights**2).sum()
+            assert share == pytest.approx(expected, rel=1e-5)  # float32 sums of at most 64 inputs' weights
+
+    text = run(capsys, "inspect", target).out
+    for part in (str(target), store.checksum, "tiers of 4+4+24", "int4 stored", "mlp.down", "float16"):
+        assert part in text
+
+
+def test_convert_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "store"
+    assert run(capsys, "convert", TINY, "-o", target, "--dtype", "bf16").code == 0
+    assert Store.open(target).dtype == "bfloat16"
+    assert run(capsys, "convert", TINY, "-o", target, "--overwrite", "--dither", "3", "--bucket-size", "32").code == 0
+    store = Store.open(target)
+    assert (store.dtype, store.dithered, store.layout) == ("float16", 3, BucketLayout(32, (8, 8, 8, 8)))
+    assert "dithered with seed 3" in run(capsys, "inspect", target).out
+    assert run(capsys, "convert", TINY, "-o", target, "--overwrite", "--tiers", "2,2,4").code == 0
+    assert Store.open(target).layout == BucketLayout(8, (2, 2, 4))
+
+
+def test_a_model_file_is_converted_once(
+    gguf: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = catalogue.resolve_model(gguf)
+    assert first.parent == home / "stores"
+    assert first.name.startswith("tiny-")
+    assert "converting tiny.gguf" in capsys.readouterr().err
+    written = (first / "store.json").stat().st_mtime_ns
+    assert catalogue.resolve_model(str(gguf)) == first
+    assert (first / "store.json").stat().st_mtime_ns == written
+    assert capsys.readouterr().err == ""
+
+    metadata, tensors = gguf_parts("tiny-llama")
+    write_gguf(gguf, metadata | {"general.name": "another"}, tensors)
+    assert catalogue.resolve_model(gguf) != first
+
+
+def test_folders_and_stores_as_models(home: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert catalogue.resolve_model(text_model) == text_model
+    assert not home.exists()
+    ids = specdec.generate(specdec.load(TINY), [1, 2, 3], max_tokens=4, draft_effort=0.9).tokens
+    assert (
+        ids
+        == specdec.generate(
+            specdec.load(catalogue.resolve_model(TINY)), [1, 2, 3], max_tokens=4, speculate=False
+        ).tokens
+    )
+    monkeypatch.chdir(TINY.parent)
+    assert catalogue.resolve_model("tiny-llama") == catalogue.resolve_model(TINY)
+
+
+@pytest.fixture
+def shelf(gguf: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """A catalogue of one tiny model and its dithered twin, fetched from a file; returns a count of the fetches."""
+    fetches = 0
+
+    def fetch(name: str, target: Path, *, sha256: str, progress: object, **_: object) -> None:
+        nonlocal fetches
+        if not target.exists():
+            fetches += 1
+            shutil.copy(gguf, target)
+        assert download.file_sha256(target) == sha256
+
+    entry = catalogue.CatalogueEntry(
+        name="tiny", title="Tiny", licence="CC0-1.0", size_bytes=gguf.stat().st_size, sha256=download.file_sha256(gguf),
+        packages=("tiny==1",), hub=None, source="tiny", dither=None,
+    )  # fmt: skip
+    twin = replace(entry, name="tiny-dithered", dither=1)
+    monkeypatch.setattr(catalogue, "entries", lambda: {"tiny": entry, "tiny-dithered": twin})
+    monkeypatch.setattr(download, "fetch", fetch)
+    return lambda: fetches
+
+
+def test_pull(shelf: Callable[[], int], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "tiny-dithered" in run(capsys, "pull", "--list").out
+    ran = run(capsys, "pull", "tiny")
+    store = Path(ran.out.rstrip("\n"))
+    assert ran.code == 0
+    assert store.parent == home / "stores"
+    assert Store.open(store).dithered is None
+    assert run(capsys, "pull", "tiny").out == ran.out
+    assert (home / "models" / "tiny.gguf").exists()
+    listed = run(capsys, "pull", "--list").out.splitlines()
+    assert listed[0].endswith("CC0-1.0: here")
+    assert not listed[1].endswith("here")
+
+    twin = Path(run(capsys, "pull", "tiny-dithered").out.rstrip("\n"))
+    assert Store.open(twin).dithered == 1
+    assert Store.open(twin).checksum != Store.open(store).checksum
+    assert shelf() == 1
+
+
+def test_pull_again_repairs_a_store(shelf: Callable[[], int], capsys: pytest.CaptureFixture[str]) -> None:
+    store = catalogue.pull("tiny")
+    checksum = Store.open(store).checksum
+    (store / "exact.safetensors").write_bytes(b"damaged")
+    assert "convert the model again" in run(capsys, "inspect", "tiny").error
+    assert run(capsys, "pull", "tiny", "--force").code == 0
+    assert Store.open(store).checksum == checksum
+
+
+def test_a_name_of_the_catalogue_is_a_model(
+    shelf: Callable[[], int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert specdec.load("tiny").config == specdec.load(TINY).config
+    assert "converting tiny.gguf" in capsys.readouterr().err
+    assert run(capsys, "convert", "tiny", "-o", tmp_path / "mine", "--dither", "7").code == 0
+    assert Store.open(tmp_path / "mine").dithered == 7
+    assert shelf() == 1
+
+
+def test_a_fetch_that_fails_leaves_nothing(
+    shelf: Callable[[], int], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DownloadError("cannot fetch tiny: the network is away")
+
+    monkeypatch.setattr(download, "fetch", fail)
+    assert run(capsys, "pull", "tiny").error == "cannot fetch tiny: the network is away"
+    assert not (home / "stores").exists()
+
+
+def test_the_catalogue_is_sound() -> None:
+    entries = catalogue.entries()
+    assert next(iter(entries)) == catalogue.DEFAULT_MODEL
+    for name, entry in entries.items():
+        assert len(entry.sha256) == 64
+        assert int(entry.sha256, 16)
+        assert entry.packages
+        assert all(package.count("==") == 1 for package in entry.packages)
+        assert (entry.dither is None) == (entry.source == name)
+        assert entries[entry.source].sha256 == entry.sha256
+    assert len({catalogue.store_path(name) for name in entries}) == len(entries)
+
+
+def test_doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(capsys, "doctor", "--json").out)
+    assert found["version"] != "unknown"
+    assert found["runtimes"]["reference"] == {"available": True, "reason": None}
+    assert found["auto"] in found["runtimes"]
+    assert found["dependencies"]["numpy"] == np.__version__
+    assert found["cpu"]["usable_threads"] >= 1
+    assert found["mlx"]["default_device"]
+    assert found["cache"]["path"] == str(home)
+    assert found["cache"]["free_bytes"] > 0
+    assert found["cache"]["models"] == []
+    text = run(capsys, "doctor").out
+    for part in (found["version"], "reference: available", np.__version__, str(home), "none pulled yet"):
+        assert part in text
+
+
+def test_doctor_says_why_a_runtime_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise RuntimeUnavailableError(f"install the backend of {name}")
+
+    monkeypatch.setattr(doctor.importlib, "import_module", refuse)
+    found = doctor.examine()
+    assert found["auto"] is None
+    assert found["runtimes"]["reference"]["reason"] == "install the backend of specdec.runtimes.reference"
+    assert "none can run here" in "\n".join(doctor._lines(found))
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "--version")
+    assert (ran.code, ran.out.split()[0]) == (0, "specdec")
+    for command in ("generate", "convert", "inspect", "pull", "doctor"):
+        assert command in run(capsys, "--help").out
+        ran = run(capsys, command, "--help")
+        assert (ran.code, ran.err) == (0, "")
+        assert f"usage: specdec {command}" in ran.out
