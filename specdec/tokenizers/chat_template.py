@@ -71,7 +71,9 @@ class ChatTemplate:
         try:
             return self._template.render({"tools": None, "documents": None, **variables})
         except _TemplateRefusalError as refusal:
-            raise InvalidArgumentError(f"the model's chat template refuses these messages: {refusal}") from None
+            raise InvalidArgumentError(
+                f"the model's chat template refuses these messages: {_one_line(refusal)}"
+            ) from None
         except Exception as error:  # a template can fail in any way that Python can
             raise ModelFormatError(f"the model's chat template fails: {_one_line(error)}") from None
 

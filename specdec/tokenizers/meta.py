@@ -68,17 +68,22 @@ class TokenizerMeta:
         Raises:
             ModelFormatError: damaged, or written by another version.
         """
+        damaged = ModelFormatError(f"{META_NAME} is damaged: convert the model again")
         try:
             values = json.loads(content)
-            if values.pop("format") != FORMAT:
-                raise ModelFormatError(f"{META_NAME} has another format than {FORMAT}, the one that this version reads")
+            version = values.pop("format")
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise damaged from None
+        if version != FORMAT:
+            raise ModelFormatError(f"{META_NAME} has another format than {FORMAT}, the one that this version reads")
+        try:
             values["eos_ids"] = tuple(values["eos_ids"])
             values["added_tokens"] = tuple(AddedToken(**token) for token in values["added_tokens"])
             meta = cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ModelFormatError(f"{META_NAME} is damaged: convert the model again") from None
+        except (TypeError, KeyError):
+            raise damaged from None
         if not _is_valid(meta):
-            raise ModelFormatError(f"{META_NAME} is damaged: convert the model again")
+            raise damaged
         return meta
 
 

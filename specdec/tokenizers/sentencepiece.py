@@ -56,6 +56,8 @@ def read_model(content: bytes) -> SentencePieceProcessor:
         ModelFormatError: the content is no sentencepiece model, or marks words at their end.
     """
     try:
+        if not content:  # the library takes this for "no model yet"
+            raise ValueError("it is empty")
         model = SentencePieceProcessor(model_proto=content)
         normalized = model.normalize("a")
     except (RuntimeError, ValueError, OSError) as error:
