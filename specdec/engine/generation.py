@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -77,14 +78,14 @@ class Generation(Iterator[Piece]):
         return piece
 
     def result(self) -> Result:
-        """The answer so far; the whole of it once the iteration has ended."""
+        """The answer so far, as it will not change any more; the whole of it once the iteration has ended."""
         stopped_by = self._stopped_by or "caller"
         return Result(
             text="".join(piece.text for piece in self._pieces),
             tokens=[token for piece in self._pieces for token in piece.tokens],
             finish_reason=FINISH_REASONS[stopped_by],
             stopped_by=stopped_by,
-            stats=self.stats,
+            stats=copy.deepcopy(self.stats),
             identical_to=self._identical_to,
         )
 

@@ -18,7 +18,7 @@ class Stats:
     `emitted + cut == accepted + rounds`, always.
 
     Attributes:
-        draft_view: view that drafts were read from; None when nothing was drafted with weights.
+        draft_view: view that the drafter reads; None without speculation, or for a drafter that reads no weights.
         prompt_tokens: tokens of the prompt.
         rounds: verify passes after the prompt; with speculation off, one for each token.
         drafted: tokens proposed.
