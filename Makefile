@@ -22,9 +22,9 @@ help:  ## list the targets
 demo: $(VENV)/run.stamp  ## fetch a small real model, answer with speculation, and prove the output identical to plain decoding
 	@$(BIN)/specdec pull $(MODEL)
 	@echo && echo "# specdec generate: draft at low effort, verify in one batched pass"
-	@$(BIN)/specdec generate --model $(MODEL) --max-tokens 48 --prompt "Explain in two sentences why the sky is blue."
+	@$(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3 --max-tokens 48 --prompt "Explain in two sentences why the sky is blue."
 	@echo && echo "# specdec generate --check: the same tokens with and without speculation"
-	@$(BIN)/specdec generate --model $(MODEL) --max-tokens 32 --check --prompt "Name three primary colours."
+	@$(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3 --max-tokens 24 --check --prompt "Name three primary colours."
 
 test: lint type  ## lint, types and every test that takes seconds
 	@$(PYTEST) -m "not slow"
