@@ -8,6 +8,7 @@ from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from specdec.policies.base import DraftPlan
 
 import specdec
+from specdec.drafters import registry as drafters
 from specdec.drafters.base import Draft
 from specdec.drafters.signals import LogitDistribution
 from specdec.effort import EffortSchedule
@@ -17,6 +18,7 @@ from specdec.engine.engine import PREFILL_CHUNK, Engine
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.errors import InvalidArgumentError, SpecdecError, UnknownNameError
 from specdec.model import Model
+from specdec.registry import Registry
 
 
 def rows_choosing(*tokens: int) -> np.ndarray:
@@ -217,6 +219,24 @@ def test_any_drafter_gives_plain_decodings_tokens():
     assert fast.tokens == plain.tokens
     assert fast.stats.accepted > 5
     assert fast.stats.draft_view is None
+
+
+def test_a_drafter_that_another_package_registers(monkeypatch):
+    seen = []
+
+    def construct(argument, setup):
+        seen.append((argument, setup.view, setup.vocabulary))
+        return RandomDrafter(setup.runtime)
+
+    fresh = Registry("drafter", "specdec.drafters")
+    fresh.register("guess", construct)
+    fresh.register("thing", lambda *_: 3)
+    monkeypatch.setattr(drafters, "_registry", fresh)
+    result = specdec.generate(fake_model(), [1], max_tokens=9, drafter="guess:a,b=c", draft_view="int4")
+    assert seen == [("a,b=c", "int4", "bytes")]
+    assert result.stats.drafted > 0
+    with pytest.raises(InvalidArgumentError, match="drafter 'thing' must have a property view and a method draft"):
+        specdec.generate(fake_model(), [1], drafter="thing")
 
 
 def test_a_drafter_that_proposes_too_much_is_named():
