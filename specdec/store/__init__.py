@@ -1,6 +1,6 @@
 """The bucket store: a converted model on disk, byte by byte in docs/format.md."""
 
-from specdec.store.convert import convert
+from specdec.store.conversion import convert
 from specdec.store.description import FORMAT_VERSION
 from specdec.store.store import Store
 from specdec.views.layout import BucketLayout

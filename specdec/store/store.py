@@ -1,4 +1,4 @@
-"""A bucket store opened for reading: checks it, and maps its tensors. Writing one is `convert`."""
+"""A bucket store opened for reading: checks it, and maps its tensors. Writing one is `conversion`."""
 
 from __future__ import annotations
 
