@@ -10,6 +10,7 @@ COMMA := ,
 EXTRAS := $(if $(BACKEND),[$(BACKEND)],)
 TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
@@ -19,12 +20,12 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "variables: PYTHON (interpreter for the environment), VENV (its folder, $(VENV)), MODEL ($(MODEL))"
 
-demo: $(VENV)/run.stamp  ## fetch a small real model, answer with speculation, and prove the output identical to plain decoding
+demo: $(VENV)/run.stamp  ## run a small real model with speculation, and check that the tokens are plain decoding's
 	@$(BIN)/specdec pull $(MODEL)
-	@echo && echo "# specdec generate: draft at low effort, verify in one batched pass"
-	@$(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3 --max-tokens 48 --prompt "Explain in two sentences why the sky is blue."
-	@echo && echo "# specdec generate --check: the same tokens with and without speculation"
-	@$(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3 --max-tokens 24 --check --prompt "Name three primary colours."
+	@echo && echo "# drafting at low effort, verifying in one batched pass:"
+	@$(DEMO) --max-tokens 48 --prompt "Explain in two sentences why the sky is blue."
+	@echo && echo "# the same with --check, which decodes plainly too and compares:"
+	@$(DEMO) --max-tokens 24 --check --prompt "Name three primary colours."
 
 test: lint type  ## lint, types and every test that takes seconds
 	@$(PYTEST) -m "not slow"
