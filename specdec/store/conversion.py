@@ -248,6 +248,6 @@ def _check_space(target: Path, files: dict[str, FileLayout]) -> None:
     free = shutil.disk_usage(target.parent).free
     if free < needed:
         raise StoreError(
-            f"no space left for {target}: it needs {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are free; free some, "
+            f"no space left for {target}: it needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; free some, "
             "or choose another place"
         )

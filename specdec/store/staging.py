@@ -1,4 +1,4 @@
-"""Writing a folder so that it appears whole or not at all: lock, temporary sibling, rename. What is in it: `conversion`.
+"""Writing a folder so that it appears whole or not at all: lock, sibling, rename. What is in it: `conversion`.
 
 For a target `NAME` the siblings are `.NAME.lock` (held with flock while a conversion runs: the system lets go of it
 when the process dies, however it dies), `.NAME.partial` (the unfinished folder, marked as such by a file inside) and,
