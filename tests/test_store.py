@@ -168,16 +168,18 @@ def test_size_within_the_promise(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
-    peaks = []
+    peaks, sizes = [], []
     for layers in (2, 10):
-        config = tiny_config(num_layers=layers, hidden_size=256, intermediate_size=1024, head_dim=64)
+        config = tiny_config(num_layers=layers, hidden_size=192, intermediate_size=768, head_dim=48)
         source = synthetic_source(config)
         tracemalloc.start()
-        convert(source, tmp_path / str(layers), views=["int4"], threads=2)
+        target = convert(source, tmp_path / str(layers), views=["int4"], threads=2)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    # Five times the model; a tenth leaves room for its table of tensors.
-    assert peaks[1] < 1.1 * peaks[0]
+        sizes.append(sum(path.stat().st_size for path in target.iterdir()))
+    # Holding the model would add all of the difference. How many matrices are in flight at the worst moment is a matter
+    # of luck between threads: a third leaves room for that, and for the longer table of tensors.
+    assert peaks[1] - peaks[0] < (sizes[1] - sizes[0]) / 3
 
 
 def test_arrays_are_mapped_and_read_only(tmp_path: Path) -> None:
