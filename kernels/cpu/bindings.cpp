@@ -8,6 +8,7 @@
 
 #include <stdexcept>
 
+#include "bandwidth.h"
 #include "dispatch.h"
 #include "model.h"
 
@@ -161,6 +162,11 @@ void bind_model(nb::module_& module) {
 
 NB_MODULE(_native, module) {
   module.def("supported_isas", &specdec::supported_isas, "Instruction sets that this machine can run, best first.");
+  module.def("seconds_to_read", [](int threads, size_t bytes) {
+    check(threads >= 1 && bytes >= (size_t{1} << 20), "needs a thread and a mebibyte");
+    nb::gil_scoped_release release;
+    return specdec::seconds_to_read(*specdec::Pool::shared(threads), bytes);
+  }, "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
   module.attr("MAX_ROWS") = specdec::kMaxRows;
   nb::class_<specdec::DraftView>(module, "DraftView", "A draft view of a whole model.")
       .def_prop_ro("nbytes", &specdec::DraftView::bytes)

@@ -31,6 +31,14 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
+  // Part of another buffer, which must live as long.
+  static Buffer part(T* data, size_t count) {
+    Buffer buffer;
+    buffer.data_ = data;
+    buffer.count_ = count;
+    return buffer;
+  }
+
   T* data() { return data_; }
   const T* data() const { return data_; }
   size_t size() const { return count_; }

@@ -97,10 +97,22 @@ Model::Model(const ModelShape& shape, const std::string& isa, int threads)
   }
 }
 
+// Matrix `index`'s place in one array for all of them: small matrices share huge pages then, and a pass reads memory
+// from front to back.
+template <class T>
+Buffer<T> Model::part_of(Buffer<T>& all, int index, size_t (PackedMatrix::*size)() const) {
+  size_t before = 0, sum = 0;
+  for (size_t j = 0; j < matrices_.size(); ++j) {
+    if (j == static_cast<size_t>(index)) before = sum;
+    sum += (matrices_[j].*size)();
+  }
+  all.reserve(sum);
+  return Buffer<T>::part(all.data() + before, (matrices_[static_cast<size_t>(index)].*size)());
+}
+
 std::string Model::load_values(int index, const BucketSource& source, int64_t first, int64_t last) {
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
-  if (matrix.panels.empty())
-    matrix.panels = Buffer<uint16_t>(static_cast<size_t>(matrix.panel_count() * matrix.in * kPanel));
+  if (matrix.panels.empty()) matrix.panels = part_of(panels_, index, &PackedMatrix::panel_values);
   std::mutex mutex;
   std::string problem;
   const auto parts = static_cast<int>((last - first + kPackInputs - 1) / kPackInputs);
@@ -118,7 +130,7 @@ void Model::load_masks(int index, const BucketSource& source) {
   std::lock_guard<std::mutex> lock(mutex_);
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
   if (matrix.has_masks()) return;
-  matrix.masks = Buffer<uint32_t>(static_cast<size_t>(matrix.panel_count() * matrix.in * (matrix.tiers - 1)));
+  matrix.masks = part_of(masks_, index, &PackedMatrix::mask_words);
   matrix.scores = Buffer<float>(static_cast<size_t>(matrix.in * matrix.tiers));
   const auto parts = static_cast<int>((matrix.in + kPackInputs - 1) / kPackInputs);
   pool_->run(parts, [&](int part, int) {
@@ -139,7 +151,7 @@ void Model::load_embedding(const uint16_t* bits) {
 
 void Model::load_router(int layer, const uint16_t* bits) {
   PackedMatrix& router = routers_.at(static_cast<size_t>(layer));
-  router.panels = Buffer<uint16_t>(static_cast<size_t>(router.panel_count() * router.in * kPanel));
+  router.panels = Buffer<uint16_t>(router.panel_values());
   for (int64_t o = 0; o < router.out; ++o)
     for (int64_t i = 0; i < router.in; ++i)
       router.panels[static_cast<size_t>((o / kPanel * router.in + i) * kPanel + o % kPanel)] = bits[o * router.in + i];

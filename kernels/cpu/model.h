@@ -86,11 +86,15 @@ class Model {
                   const double* efforts) const;
   int layer_matrix(int layer, int offset) const { return layer * shape_.matrices_per_layer() + offset; }
   int head_matrix() const { return shape_.matrix_count() - 1; }
+  template <class T>
+  Buffer<T> part_of(Buffer<T>& all, int index, size_t (PackedMatrix::*size)() const);
   const float* find_vector(const std::string& name) const;
 
   ModelShape shape_;
   const KernelTable& kernels_;
   std::shared_ptr<Pool> pool_;
+  Buffer<uint16_t> panels_;  // of all matrices
+  Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;
   std::vector<PackedMatrix> routers_;
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied

@@ -29,11 +29,13 @@ struct BucketSource {
 struct PackedMatrix {
   int64_t out = 0, in = 0;
   Dtype dtype = Dtype::float16;
-  Buffer<uint16_t> panels;  // [panel_count()][in][32]; outputs past `out` are +0
+  Buffer<uint16_t> panels;  // [panel_count()][in][32]; outputs past `out` are +0; part of one array for all matrices
   int tiers = 1;
   Buffer<uint32_t> masks;   // [panel_count()][in][K - 1], empty until needed: outputs in tiers 0..k
   Buffer<float> scores;     // [K][in], with the masks
   int64_t panel_count() const { return (out + kPanel - 1) / kPanel; }
+  size_t panel_values() const { return static_cast<size_t>(panel_count() * in * kPanel); }
+  size_t mask_words() const { return static_cast<size_t>(panel_count() * in * (tiers - 1)); }
   bool has_masks() const { return !scores.empty(); }
 };
 

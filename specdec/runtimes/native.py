@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,13 +37,12 @@ def native_module() -> Any:
         RuntimeUnavailableError: it was not built, or does not load here.
     """
     try:
-        from specdec.kernels.cpu import _native
+        return import_module("specdec.kernels.cpu._native")
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"the native runtime is not installed ({error}): install specdec-mlx where there is a C++ compiler and "
             "SPECDEC_NO_NATIVE is not set"
         ) from None
-    return _native
 
 
 class NativeCache:
