@@ -133,10 +133,24 @@ def golden_rows(name: str) -> list[dict[str, Any]]:
     return json.loads((DATA / f"golden_logits-{name}.json").read_text())["rows"]
 
 
+@pytest.fixture(scope="module")
+def smollm2(store_of: Callable[[Path], Store]) -> ReferenceRuntime:
+    return ReferenceRuntime(store_of(real_model_path("smollm2-135m")))
+
+
 @pytest.mark.model
-def test_smollm2_follows_golden_on_one_row(store_of: Callable[[Path], Store]) -> None:
-    runtime = ReferenceRuntime(store_of(real_model_path("smollm2-135m")))
-    check_real_row(runtime, golden_rows("smollm2-135m")[4])
+def test_smollm2_follows_golden_on_one_row(smollm2: ReferenceRuntime) -> None:
+    check_real_row(smollm2, golden_rows("smollm2-135m")[4])
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("view", "effort"), [("exact", 1.0), ("exact", 0.6), ("bucket", 0.15), ("int4", 0.5)])
+def test_smollm2_rows_equal_single_rows_bit_for_bit(smollm2: ReferenceRuntime, view: str, effort: float) -> None:
+    ids, schedule = golden_rows("smollm2-135m")[4]["prompt_ids"][:4], EffortSchedule(effort)
+    together = smollm2.forward(ids, smollm2.new_cache(4), effort=schedule, view=view).logits
+    cache_ = smollm2.new_cache(300)
+    alone = [smollm2.forward([token], cache_, effort=schedule, view=view).logits[0] for token in ids]
+    assert np.array_equal(together, np.stack(alone))
 
 
 @pytest.mark.model

@@ -70,12 +70,19 @@ def select_tiers(
     if target == inputs * bucket_size:
         return np.full(inputs, tiers, np.uint8)
     keys = _order_keys(v, scores)
-    ordered = np.sort(keys, axis=None)
-    sizes = np.repeat(np.asarray(tier_sizes, np.int64), inputs)
-    taken = np.cumsum(sizes[(ordered & np.uint64(0xFFFFFFFF)).astype(np.intp)])
-    last = ordered[np.searchsorted(taken, target)]
+    last = _last_key(keys.ravel(), np.repeat(np.asarray(tier_sizes, np.int64), inputs), target)
     chosen: NDArray[np.uint8] = (keys <= last).sum(axis=0, dtype=np.uint8)
     return chosen
+
+
+def _last_key(keys: NDArray[np.uint64], sizes: NDArray[np.int64], target: int) -> np.uint64:
+    """Key of the tier with which the weights taken in ascending order of keys first reach `target`."""
+    if (sizes == sizes[0]).all():
+        count = -(-target // int(sizes[0]))  # equal tiers need no running sum, so no full sort either
+        return np.uint64(np.partition(keys, count - 1)[count - 1])
+    ordered = np.sort(keys)
+    taken = np.cumsum(sizes[(ordered & np.uint64(0xFFFFFFFF)).astype(np.intp)])
+    return np.uint64(ordered[np.searchsorted(taken, target)])
 
 
 def _order_keys(v: NDArray[np.float32], scores: NDArray[np.float32]) -> NDArray[np.uint64]:
