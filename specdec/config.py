@@ -63,7 +63,8 @@ class ModelConfig:
             raise ModelFormatError(
                 f"unknown architecture {self.architecture!r}: this version reads {', '.join(ARCHITECTURES)}"
             )
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "max_context")
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
+        sizes += ("head_dim", "max_context")
         for name in sizes:
             if not isinstance(getattr(self, name), int) or getattr(self, name) <= 0:
                 raise ModelFormatError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
@@ -96,7 +97,8 @@ class ModelConfig:
         q, kv, hidden = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.hidden_size
         for i in range(self.num_layers):
             attn = f"layers.{i}.attn"
-            shapes |= {f"{attn}.q": (q, hidden), f"{attn}.k": (kv, hidden), f"{attn}.v": (kv, hidden), f"{attn}.o": (hidden, q)}
+            shapes |= {f"{attn}.q": (q, hidden), f"{attn}.k": (kv, hidden), f"{attn}.v": (kv, hidden)}
+            shapes[f"{attn}.o"] = (hidden, q)
             for mlp in self.mlp_names(i):
                 shapes |= {
                     f"{mlp}.gate": (self.intermediate_size, hidden),
@@ -107,7 +109,7 @@ class ModelConfig:
         return shapes
 
     def tables(self) -> dict[str, tuple[int, int]]:
-        """Two-dimensional 16-bit tensors outside effort, (rows, columns): `embed` unless tied, `layers.{i}.mlp.router`."""
+        """16-bit tensors outside effort by (rows, columns): `embed` unless tied, and `layers.{i}.mlp.router`."""
         tables = {} if self.tie_embeddings else {"embed": (self.vocab_size, self.hidden_size)}
         if self.num_experts:
             tables |= {f"layers.{i}.mlp.router": (self.num_experts, self.hidden_size) for i in range(self.num_layers)}

@@ -111,7 +111,8 @@ class EffortSchedule:
             raise InvalidArgumentError(f"cannot read effort schedule {path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError):
             raise InvalidArgumentError(f"effort schedule {path} is not valid YAML") from None
-        if not isinstance(loaded, dict) or set(loaded) - {"effort", "rules"} or not isinstance(loaded.get("rules") or {}, dict):
+        keys = set(loaded) if isinstance(loaded, dict) else {"not a mapping"}
+        if keys - {"effort", "rules"} or not isinstance(loaded.get("rules") or {}, dict):
             raise InvalidArgumentError(
                 f"effort schedule {path} must be a mapping with 'effort' (a number) and 'rules' (pattern: number)"
             )
