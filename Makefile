@@ -46,7 +46,7 @@ format: $(VENV)/test.stamp  ## rewrite the code in the house format
 # An editable install maps the top-level folders at import time, which a type checker cannot follow: check a real copy.
 type: $(VENV)/test.stamp  ## mypy, on an installed copy
 	@rm -rf build/typed
-	@$(PIP) install --no-deps --no-build-isolation --target build/typed .
+	@SPECDEC_NO_NATIVE=1 $(PIP) install --no-deps --no-build-isolation --target build/typed .
 	@cd build/typed && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p specdec
 
 bench: $(VENV)/test.stamp  ## agreement of drafts with the dense model, by view and effort
