@@ -26,7 +26,7 @@ def check_effort(value: Any, name: str = "effort") -> float:
     return float(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EffortSchedule:
     """Effort for every matrix of a model.
 
@@ -48,8 +48,15 @@ class EffortSchedule:
         object.__setattr__(self, "default", check_effort(self.default, "effort"))
         object.__setattr__(self, "rules", {str(k): check_effort(v, f"effort of {k!r}") for k, v in self.rules.items()})
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EffortSchedule) and self._key() == other._key()
+
     def __hash__(self) -> int:
-        return hash((self.default, tuple(self.rules.items())))
+        return hash(self._key())
+
+    def _key(self) -> tuple[float, tuple[tuple[str, float], ...]]:
+        """What makes two schedules the same; the order of the rules counts, since the last match wins."""
+        return self.default, tuple(self.rules.items())
 
     def of(self, matrix: str) -> float:
         """Effort of the matrix with this canonical name."""

@@ -97,7 +97,7 @@ class ReferenceRuntime:
         self.config: ModelConfig = store.config
         self._store = store
         self._device = compute_device()
-        self._efforts: dict[tuple[Any, ...], dict[str, float]] = {}
+        self._efforts: dict[EffortSchedule, dict[str, float]] = {}
         with mx.stream(self._device):
             self._exact = {name: self._load_exact(name) for name in self.config.matrices()}
             self._views: dict[str, dict[str, _Operand]] = {"exact": self._exact}
@@ -177,10 +177,9 @@ class ReferenceRuntime:
         return ids, cache
 
     def _resolved(self, schedule: EffortSchedule) -> dict[str, float]:
-        key = (schedule.default, tuple(schedule.rules.items()))
-        if key not in self._efforts:
-            self._efforts[key] = schedule.resolve(self.config)
-        return self._efforts[key]
+        if schedule not in self._efforts:
+            self._efforts[schedule] = schedule.resolve(self.config)
+        return self._efforts[schedule]
 
     def _load_exact(self, name: str) -> _Operand:
         matrix = self._store.exact(name)
