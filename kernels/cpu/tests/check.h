@@ -1,0 +1,82 @@
+// A test runner of a few lines: the kernel tests run where there is no Python (other processors, sanitizers).
+#pragma once
+
+#include <cstdint>
+#include <cstdio>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "dispatch.h"
+#include "half.h"
+
+namespace specdec::test {
+
+struct Test {
+  const char* name;
+  void (*run)();
+};
+
+inline std::vector<Test>& all_tests() {
+  static std::vector<Test> tests;
+  return tests;
+}
+
+inline int& failures() {
+  static int count = 0;
+  return count;
+}
+
+inline int& checks() {
+  static int count = 0;
+  return count;
+}
+
+struct Register {
+  Register(const char* name, void (*run)()) { all_tests().push_back({name, run}); }
+};
+
+inline void check(bool good, const std::string& what, const char* file, int line) {
+  ++checks();
+  if (good) return;
+  if (++failures() <= 20) std::printf("%s:%d: %s\n", file, line, what.c_str());
+}
+
+#define TEST(name)                                                     \
+  static void name();                                                  \
+  static const ::specdec::test::Register register_##name(#name, name); \
+  static void name()
+#define CHECK(good, what) ::specdec::test::check((good), (what), __FILE__, __LINE__)
+
+inline std::vector<float> random_floats(size_t count, uint32_t seed, float scale = 1) {
+  std::mt19937 engine(seed);
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> values(count);
+  for (auto& value : values) value = normal(engine);
+  return values;
+}
+
+inline float value_of(uint16_t bits, Dtype dtype) {
+  return dtype == Dtype::float16 ? half_to_float(bits) : bits_to_float(static_cast<uint32_t>(bits) << 16);
+}
+
+// Random weights, with some denormal, zero and large ones among them.
+inline std::vector<uint16_t> random_bits(size_t count, Dtype dtype, uint32_t seed) {
+  const auto values = random_floats(count, seed);
+  std::vector<uint16_t> bits(count);
+  for (size_t i = 0; i < count; ++i) {
+    const float scale = i % 41 == 0 ? 1e-6F : i % 43 == 0 ? 100.0F : i % 47 == 0 ? 0.0F : 0.05F;
+    const float value = values[i] * scale;
+    bits[i] = dtype == Dtype::float16 ? float_to_half(value) : static_cast<uint16_t>(float_to_bits(value) >> 16);
+  }
+  return bits;
+}
+
+// The tables of every instruction set that this machine can run.
+inline std::vector<const KernelTable*> tables() {
+  std::vector<const KernelTable*> found;
+  for (const auto& name : supported_isas()) found.push_back(&kernels_for(name));
+  return found;
+}
+
+}  // namespace specdec::test
