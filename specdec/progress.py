@@ -13,7 +13,7 @@ class Progress(Protocol):
     """Called as work goes on; the first call of a stage announces it, the call with `done == total` ends it."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Report that `done` of `total` units (bytes for a download, tensors for a conversion) of `stage` are done."""
+        """Report that `done` of `total` units (bytes for a download, weights for a conversion) of `stage` are done."""
         ...
 
 
@@ -46,15 +46,8 @@ class StreamProgress:
         if self._bar is None or stage != self._stage:
             self.close()
             self._stage = stage
-            is_bytes = total > 1 << 20
-            self._bar = tqdm(
-                total=total,
-                desc=stage,
-                file=self._stream,
-                unit="B" if is_bytes else "",
-                unit_scale=is_bytes,
-                leave=True,
-            )
+            # Units differ by stage (bytes, weights), so none is named.
+            self._bar = tqdm(total=total, desc=stage, file=self._stream, unit="", unit_scale=total > 1 << 20)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()

@@ -1,0 +1,41 @@
+"""What a person, and what a log, sees of long work."""
+
+from __future__ import annotations
+
+import io
+
+from specdec.progress import StreamProgress
+
+
+class Terminal(io.StringIO):
+    """A text stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def report(stream: io.StringIO, *, interval_s: float) -> str:
+    progress = StreamProgress(stream, interval_s=interval_s)
+    for stage in ("fetching", "converting"):
+        for done in range(5):
+            progress(stage, done, 4)
+    progress("checking", 1, 4)
+    progress.close()
+    return stream.getvalue()
+
+
+def test_a_log_gets_a_line_for_each_stage() -> None:
+    assert report(io.StringIO(), interval_s=60.0) == "fetching …\nconverting …\nchecking …\n"
+
+
+def test_a_log_of_long_work_gets_shares_too() -> None:
+    lines = report(io.StringIO(), interval_s=0.0).splitlines()
+    assert lines[:5] == ["fetching …", "fetching: 25%", "fetching: 50%", "fetching: 75%", "converting …"]
+
+
+def test_a_terminal_gets_a_bar_that_ends_with_its_stage() -> None:
+    shown = report(Terminal(), interval_s=60.0)
+    lines = [line.split("\r")[-1] for line in shown.split("\n")]
+    assert [line.split(":")[0] for line in lines] == ["fetching", "converting", "checking", ""]
+    assert "100%" in lines[0]
+    assert "25%" in lines[2]  # closed half-way: what is printed next starts on its own line
