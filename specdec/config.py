@@ -63,8 +63,8 @@ class ModelConfig:
             raise ModelFormatError(
                 f"unknown architecture {self.architecture!r}: this version reads {', '.join(ARCHITECTURES)}"
             )
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads")
-        sizes += ("head_dim", "max_context")
+        sizes: tuple[str, ...] = ("vocab_size", "hidden_size", "intermediate_size", "num_layers", "num_heads")
+        sizes += ("num_kv_heads", "head_dim", "max_context")
         for name in sizes:
             if not isinstance(getattr(self, name), int) or getattr(self, name) <= 0:
                 raise ModelFormatError(f"{name} must be a positive whole number, not {getattr(self, name)!r}")
