@@ -474,3 +474,21 @@ def test_a_closed_pipe_ends_quietly(long_model: Path) -> None:
     err = process.stderr.read()
     assert process.wait(timeout=60) == 141
     assert err == b""
+
+
+def test_streams_that_were_closed_before_the_start(text_model: Path) -> None:
+    command = f"{sys.executable} -m specdec generate --model {text_model} --max-tokens 2 --prompt"
+    ran = subprocess.run(["sh", "-c", f"{command} x >&-"], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "2 tokens" in ran.stderr
+    ran = subprocess.run(["sh", "-c", f"{command}-file - <&-"], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == "specdec: error: --prompt-file - reads standard input, which is closed\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_cannot_be_written(text_model: Path) -> None:
+    command = [sys.executable, "-m", "specdec", "generate", "--model", str(text_model), "--prompt", "x"]
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stderr) == (2, "specdec: error: No space left on device\n")

@@ -175,6 +175,8 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
             raise InvalidArgumentError("generate needs --prompt TEXT or --prompt-file FILE ('-' reads standard input)")
         data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
     elif arguments.prompt_file == "-":
+        if sys.stdin is None:
+            raise InvalidArgumentError("--prompt-file - reads standard input, which is closed")
         data = sys.stdin.buffer.read().removesuffix(b"\n")
     else:
         try:
