@@ -81,7 +81,9 @@ def write_json(path: Path | None, results: Any, *, benchmark: str) -> None:
     """Write results with machine and command to `path` (nothing when it is None)."""
     if path is None:
         return
-    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    # File names without their folders: the record is for others to read and to run.
+    words = [Path(word).name if word.startswith(("/", "~", "..")) else word for word in sys.argv]
+    command = " ".join([Path(words[0]).name, *words[1:]])
     record = {
         "benchmark": benchmark,
         "command": f"python benchmarks/{command}",
