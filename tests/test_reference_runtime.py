@@ -335,7 +335,7 @@ def test_schedules_with_the_same_rules_in_another_order_are_told_apart(make: Mak
     _, runtime = make("llama")
     rules = {"layers.*": 0.3, "*.down": 0.9}
     one, two = EffortSchedule(1.0, rules), EffortSchedule(1.0, dict(reversed(rules.items())))
-    assert one == two  # as mappings; but the last matching rule wins
+    assert one != two  # equal as mappings, but the last matching rule wins
     logits = [in_passes(runtime, [24], capacity=24, effort=schedule, view="exact") for schedule in (one, two)]
     assert not np.array_equal(*logits)
 
@@ -345,7 +345,7 @@ def test_registry_makes_the_reference_by_name_and_as_auto(make: Make) -> None:
     assert "reference" in known_runtimes()
     assert create_runtime("reference", store).name == "reference"
     assert create_runtime("auto", store).name in known_runtimes()
-    with pytest.raises(UnknownNameError, match="unknown runtime 'gpu': choose from auto, reference"):
+    with pytest.raises(UnknownNameError, match="unknown runtime 'gpu': choose from auto, .*reference"):
         create_runtime("gpu", store)
     for threads in (0, -1, 1.5, True):
         with pytest.raises(InvalidArgumentError, match="threads must be"):
