@@ -345,7 +345,7 @@ def test_registry_makes_the_reference_by_name_and_as_auto(make: Make) -> None:
     assert "reference" in known_runtimes()
     assert create_runtime("reference", store).name == "reference"
     assert create_runtime("auto", store).name in known_runtimes()
-    with pytest.raises(UnknownNameError, match="unknown runtime 'gpu': choose from auto, .*reference"):
+    with pytest.raises(UnknownNameError, match=r"unknown runtime 'gpu': choose from auto, .*reference"):
         create_runtime("gpu", store)
     for threads in (0, -1, 1.5, True):
         with pytest.raises(InvalidArgumentError, match="threads must be"):
