@@ -151,7 +151,8 @@ def main() -> None:
     print(f"{args.model}, runtime {model.runtime.name}, dither {args.dither}, layout {model.store.layout}")
     header = list(rows[0])
     print_table(header, [[row[key] for key in header] for row in rows])
-    settings = {"model": Path(args.model).name, "dither": args.dither, "layout": asdict(model.store.layout), "head": args.head}
+    settings = {"model": Path(args.model).name, "dither": args.dither, "layout": asdict(model.store.layout)}
+    settings["head"] = args.head
     write_json(args.json, {"settings": settings, "rows": rows}, benchmark="agreement")
 
 

@@ -18,7 +18,8 @@ import numpy as np
 PROMPTS = (
     "Write a Python function that merges two sorted lists without using sort, and explain its running time.",
     "Explain to a ten-year-old why the sky is blue in the day and red at sunset.",
-    "A train leaves at 9:40 and arrives at 13:05 after two stops of 5 minutes each. How long was it moving? Think step by step.",
+    "A train leaves at 9:40 and arrives at 13:05 after two stops of 5 minutes each. How long was it moving? "
+    "Think step by step.",
     "Write a short letter to a landlord asking to have a broken heater repaired before winter.",
 )
 
