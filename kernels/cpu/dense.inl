@@ -15,6 +15,7 @@ constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
 // How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth.
 constexpr int64_t kAheadInputs = 24;
+constexpr int64_t kAheadActive = 32;
 
 struct Half {
   using Bits = uint16_t;
@@ -110,31 +111,7 @@ static void block_tile(const float* weights, const float* x, int64_t n, float* a
   }
 }
 
-// The same, chosen products only: inputs active[0..n-1], the outputs in each of their prefixes in `masks`.
-template <int R>
-static void masked_block_tile(const float* weights, const uint32_t* masks, int mask_stride, const int32_t* active,
-                              const float* x, const uint8_t* chosen, int64_t n, float* acc) {
-  for (int first = 0; first < kPanelVectors; first += kTileVectors) {
-    F32 tile[R][kTileVectors];
-    load_tile(tile, acc + first * kLanes, kPanel);
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t input = active[i];
-      F32 w[kTileVectors];
-      SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v) w[v] = load(weights + i * kPanel + (first + v) * kLanes);
-      SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
-        const F32 value = set1(x[input * R + r]);
-        const uint32_t bits = masks[i * mask_stride + chosen[input * R + r]];
-        SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v)
-            tile[r][v] = fma_where(mask_of(bits >> ((first + v) * kLanes)), w[v], value, tile[r][v]);
-      }
-    }
-    store_tile(tile, acc + first * kLanes, kPanel);
-  }
-}
-
 using BlockTile = void (*)(const float*, const float*, int64_t, float*);
-using MaskedBlockTile = void (*)(const float*, const uint32_t*, int, const int32_t*, const float*, const uint8_t*, int64_t,
-                                 float*);
 using DirectPanels = void (*)(const DenseCall&, int64_t, int64_t);
 
 // Functions by number of rows, R = 1 .. kTileRows (nullptr where a tile would not stay in registers).
@@ -148,16 +125,11 @@ static constexpr BlockTile block_of() {
   if constexpr (R <= kTileRows) return block_tile<R>;
   else return nullptr;
 }
-template <int R>
-static constexpr MaskedBlockTile masked_of() {
-  if constexpr (R <= kTileRows) return masked_block_tile<R>;
-  else return nullptr;
-}
 #define SPECDEC_BY_ROWS(of)                                                                               \
   {nullptr, of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14)}
 #define SPECDEC_DIRECT(rows) direct_of<W, rows>()
 #define SPECDEC_BLOCK(rows) block_of<rows>()
-#define SPECDEC_MASKED(rows) masked_of<rows>()
+#define SPECDEC_MASKED(rows) masked_of<W, rows>()
 
 template <class W>
 static void convert(const uint16_t* bits, int64_t count, float* out) {
@@ -197,75 +169,52 @@ static void multiply(const DenseCall& call, int64_t first, int64_t last) {
   else multiply_as<Bfloat>(call, first, last);
 }
 
-// One row: only the lines of active inputs are touched.
-template <class W>
-static void masked_row(const MaskedCall& call, int64_t panel) {
+// One tile of R rows: the lines of active inputs only, each row under the mask that its offset names.
+template <class W, int R>
+static void masked_tile(const MaskedCall& call, int64_t panel, int tile) {
   const DenseCall& dense = call.dense;
-  const int tiers = call.tiers;
+  const int64_t start = dense.tiles.start(tile), last = call.active_count - 1;
   const uint16_t* bits = dense.panels + panel * dense.in * kPanel;
-  const uint32_t* masks = call.masks + panel * dense.in * (tiers - 1);
-  F32 acc[1][kPanelVectors];
-  clear(acc);
-  for (int64_t e = 0; e < call.active_count; ++e) {
-    const int64_t i = call.active[e];
-    if (e + 16 < call.active_count) prefetch(bits + static_cast<int64_t>(call.active[e + 16]) * kPanel);
-    const int n = call.chosen[i];
-    const uint32_t all = n == tiers ? ~0U : 0U;
-    const uint32_t some = tiers > 1 ? masks[i * (tiers - 1) + n - 1 - (n == tiers)] | all : all;
-    const F32 value = set1(dense.x[i]);
-    SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v)
-        acc[0][v] = fma_where(mask_of(some >> (v * kLanes)), W::get(bits + i * kPanel + v * kLanes), value, acc[0][v]);
+  const uint32_t* masks = call.masks + panel * mask_words(dense.in, call.tiers);
+  const float* x = dense.x + start * dense.in;
+  const int32_t* offsets = call.offsets + start * dense.in;
+  float values[R][kPanel];
+  for (int first = 0; first < kPanelVectors; first += kTileVectors) {
+    F32 acc[R][kTileVectors];
+    clear(acc);
+    for (int64_t e = 0; e <= last; ++e) {
+      const int64_t i = call.active[e], ahead = call.active[e + kAheadActive < last ? e + kAheadActive : last];
+      prefetch(bits + ahead * kPanel);
+      prefetch(masks + ahead * (call.tiers - 1));
+      F32 w[kTileVectors];
+      SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v) w[v] = W::get(bits + i * kPanel + (first + v) * kLanes);
+      const float* values_of_input = x + i * R;
+      const int32_t* offsets_of_input = offsets + i * R;
+      SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+        const F32 value = set1(values_of_input[r]);
+        const Word word = load_word(masks + offsets_of_input[r]);
+        SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v)
+            acc[r][v] = fma_where(lanes_of(word, first + v), w[v], value, acc[r][v]);
+      }
+    }
+    store_tile(acc, values[0] + first * kLanes, kPanel);
   }
-  float values[kPanel];
-  store_tile(acc, values, kPanel);
-  store_outputs(dense, panel, 0, values);
+  for (int r = 0; r < R; ++r) store_outputs(dense, panel, static_cast<int>(start) + r, values[r]);
 }
 
-// The masks of one block, with a row of none and a row of all so that n(r, i) can index them: [n][K + 1].
-static inline void gather_masks(const MaskedCall& call, const uint32_t* masks, const int32_t* active, int64_t n,
-                                uint32_t* out) {
-  const int tiers = call.tiers;
-  for (int64_t i = 0; i < n; ++i, out += tiers + 1) {
-    out[0] = 0;
-    for (int k = 0; k < tiers - 1; ++k) out[k + 1] = masks[static_cast<int64_t>(active[i]) * (tiers - 1) + k];
-    out[tiers] = ~0U;
-  }
-}
-
-template <class W>
-static void masked_rows(const MaskedCall& call, int64_t panel) {
-  static constexpr MaskedBlockTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_MASKED);
-  const DenseCall& dense = call.dense;
-  const RowTiles tiles = dense.tiles;
-  float* acc = dense.scratch;
-  float* weights = acc + static_cast<int64_t>(tiles.rows) * kPanel;
-  auto* masks = reinterpret_cast<uint32_t*>(weights + kBlock * kPanel);
-  const uint16_t* bits = dense.panels + panel * dense.in * kPanel;
-  const uint32_t* panel_masks = call.masks + panel * dense.in * (call.tiers - 1);
-  for (int64_t j = 0; j < static_cast<int64_t>(tiles.rows) * kPanel; j += kLanes) store(acc + j, zero());
-  for (int64_t e = 0; e < call.active_count; e += kBlock) {
-    const int64_t n = call.active_count - e < kBlock ? call.active_count - e : kBlock;
-    const int32_t* active = call.active + e;
-    for (int64_t i = 0; i < n; ++i) {
-      if (e + i + 16 < call.active_count) prefetch(bits + static_cast<int64_t>(active[i + 16]) * kPanel);
-      convert<W>(bits + static_cast<int64_t>(active[i]) * kPanel, kPanel, weights + i * kPanel);
-    }
-    gather_masks(call, panel_masks, active, n, masks);
-    for (int t = 0; t < tiles.count; ++t) {
-      const int64_t offset = tiles.start(t) * dense.in;
-      by_rows[tiles.size(t)](weights, masks, call.tiers + 1, active, dense.x + offset, call.chosen + offset, n,
-                             acc + static_cast<int64_t>(tiles.start(t)) * kPanel);
-    }
-  }
-  for (int r = 0; r < tiles.rows; ++r) store_outputs(dense, panel, r, acc + r * kPanel);
+using MaskedTile = void (*)(const MaskedCall&, int64_t, int);
+template <class W, int R>
+static constexpr MaskedTile masked_of() {
+  if constexpr (R <= kTileRows) return masked_tile<W, R>;
+  else return nullptr;
 }
 
 template <class W>
 static void masked_as(const MaskedCall& call, int64_t first, int64_t last) {
-  for (int64_t panel = first; panel < last; ++panel) {
-    if (call.dense.tiles.rows == 1) masked_row<W>(call, panel);
-    else masked_rows<W>(call, panel);
-  }
+  static constexpr MaskedTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_MASKED);
+  const RowTiles& tiles = call.dense.tiles;
+  for (int64_t panel = first; panel < last; ++panel)
+    for (int t = 0; t < tiles.count; ++t) by_rows[tiles.size(t)](call, panel, t);
 }
 
 static void multiply_masked(const MaskedCall& call, int64_t first, int64_t last) {

@@ -1,8 +1,75 @@
-// The functions that draft views need from each instruction set.
+// The functions that draft views need from each instruction set, and the data that passes between them.
 #pragma once
+
+#include <cstdint>
 
 namespace specdec {
 
-struct DraftKernels {};
+enum class Dtype : int;
+
+// Inputs that share a scale per output in the int4 view; also the unit in which chosen inputs are listed.
+constexpr int kGroup = 32;
+
+// The inputs that effort has chosen from one group, with their activations in 8 bits, in quads.
+struct alignas(32) ChosenGroup {
+  uint8_t index[kGroup];  // place within the group, ascending; the last quad is filled up with the last one
+  int8_t value[kGroup];   // activation / step, rounded; 0 where a quad is filled up
+  float step;             // largest |activation| chosen / 127
+  int32_t sum;            // of the values
+  int32_t count, quads;   // chosen inputs, and groups of four of them
+};
+
+// Which inputs take part, for an activation row x: those of largest |x_i| * scores_i.
+struct ChooseCall {
+  const float* x;         // `in` floats, readable up to a multiple of kGroup
+  const float* scores;    // the same, zeros past `in`
+  int64_t in;
+  float effort;           // share of the inputs to take, in (0, 1]
+  float* scratch;         // in rounded up to kGroup
+  ChosenGroup* groups;    // out: in / kGroup, rounded up
+};
+
+// Part of a matrix in the int4 view: some outputs and all inputs. Layout of the data in draft_int4.cpp.
+struct Int4Tile {
+  const uint8_t* data;
+  int64_t width;          // outputs, a multiple of kInt4Block / 2
+};
+
+struct Int4Call {
+  Int4Tile tile;
+  const ChosenGroup* groups;
+  int64_t first, last;            // groups to multiply
+  int64_t first_out, last_out;    // outputs of the tile to multiply, multiples of kInt4Block or the tile's end
+  float* sums;                    // out: one for each output of the tile
+  int32_t* carry;                 // scratch of the running thread: one for each output of the tile
+  const Int4Call* next;           // what this thread is likely to multiply afterwards, or nullptr: fetched ahead
+  bool cold;                      // nothing has fetched the first group ahead
+};
+
+// Outputs whose weights of one input are 64 consecutive bytes (the last block of a tile may be half as wide).
+constexpr int kInt4Block = 128;
+
+// Bytes in front of a group's rows: a step for every 64 outputs, filled up to a line; then a scale code per output.
+constexpr int64_t int4_steps_bytes(int64_t width) { return (width / 16 + 63) / 64 * 64; }
+constexpr int64_t int4_group_bytes(int64_t width) { return int4_steps_bytes(width) + width + kGroup * (width / 2); }
+
+// Rounds the weights of up to kGroup inputs and a panel's outputs (32) to 4 bits.
+struct Int4BuildCall {
+  const uint16_t* weights;  // [inputs][32]
+  Dtype dtype;
+  int64_t inputs;
+  uint8_t* levels;          // out: [inputs][32], 8 added
+  float* scales;            // out: [32], each a float16
+  double* magnitudes;       // one for each input: the |w| of the result are added
+};
+
+struct DraftKernels {
+  // Returns how many inputs were chosen. Deterministic; the share is within 0.002 (or one input) of the effort.
+  int64_t (*choose)(const ChooseCall&);
+  void (*int4)(const Int4Call&);
+  void (*int4_build)(const Int4BuildCall&);
+  // y[o] = sum over `chunks` of sums[c * stride + o], ascending.
+  void (*add_up)(const float* sums, int64_t chunks, int64_t stride, int64_t count, float* y);
+};
 
 }  // namespace specdec

@@ -1,7 +1,29 @@
 // Fills DraftKernels for one instruction set; included by each isa_*.cpp inside no namespace, after its simd header.
 
 namespace specdec::SPECDEC_ISA {
+// Into the second-level cache. A macro: GCC takes a function that only prefetches for one without effect, and drops it.
+#define SPECDEC_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
+}  // namespace specdec::SPECDEC_ISA
 
-inline DraftKernels draft_kernels() { return DraftKernels{}; }
+#include "select_draft.inl"
+#include "int4.inl"
+#include "int4_build.inl"
+
+namespace specdec::SPECDEC_ISA {
+
+static void add_up(const float* sums, int64_t chunks, int64_t stride, int64_t count, float* y) {
+  int64_t o = 0;
+  for (; o + kLanes <= count; o += kLanes) {
+    F32 total = load(sums + o);
+    for (int64_t c = 1; c < chunks; ++c) total = add(total, load(sums + c * stride + o));
+    store(y + o, total);
+  }
+  for (; o < count; ++o) {
+    y[o] = sums[o];
+    for (int64_t c = 1; c < chunks; ++c) y[o] += sums[c * stride + o];
+  }
+}
+
+inline DraftKernels draft_kernels() { return DraftKernels{choose, int4, int4_build, add_up}; }
 
 }  // namespace specdec::SPECDEC_ISA

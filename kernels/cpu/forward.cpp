@@ -13,6 +13,9 @@ namespace {
 // for threads to finish together.
 constexpr int64_t kPartBytes = 64 << 10;
 
+// Scratch of one selection, counts and keys.
+int64_t select_words(int64_t in, int64_t tiers) { return kSelectCounts + 2 * in * tiers + 16; }
+
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Smallest whole number of weights whose share of `total` is at least `effort` (kernels/reference/selection.py).
@@ -58,10 +61,10 @@ void Pass::allocate() {
   thread_floats_ = round_up(std::max(scratch_floats(rows_), attention), 16);
   s.thread.reserve(threads * static_cast<size_t>(thread_floats_));
   if (draft_ != nullptr || std::all_of(efforts_, efforts_ + shape_.matrix_count(), [](double e) { return e >= 1; })) return;
-  s.chosen.reserve(3 * rows * static_cast<size_t>(widest));
+  s.offsets.reserve(3 * rows * static_cast<size_t>(widest));
   s.active.reserve(3 * static_cast<size_t>(widest));
   s.chosen_row.reserve(threads * static_cast<size_t>(widest));
-  s.keys.reserve(threads * static_cast<size_t>(widest * tiers + kSelectCounts));
+  s.keys.reserve(threads * static_cast<size_t>(select_words(widest, tiers)));
 }
 
 uint64_t Pass::run(const int32_t* tokens, bool last_only, float* logits) {
@@ -341,39 +344,43 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
   const int64_t width = plans[0].matrix->in;
   const RowTiles tiles = plans[0].call.dense.tiles;
   const auto& sizes = shape_.layout.tier_sizes;
-  const int64_t keys_floats = width * shape_.layout.tiers() + kSelectCounts;
+  const int64_t keys_words = select_words(width, shape_.layout.tiers());
   const auto count = static_cast<int>(plans.size());
   each(in.rows * count, in.rows * count * width * shape_.layout.tiers() * 10, [&](int part, int thread) {
     const int j = part / in.rows, row = part % in.rows;
     const Plan& p = plans[static_cast<size_t>(j)];
     if (!p.masked) return;
     uint8_t* chosen = scratch_.chosen_row.data() + thread * width;
-    uint32_t* keys = scratch_.keys.data() + thread * keys_floats;
+    uint32_t* keys = scratch_.keys.data() + thread * keys_words;
     const double effort = efforts_[p.matrix - model_.matrices_.data()];
     kernels_.select({width, p.matrix->tiers, sizes.data(), in.x + row * in.stride, p.matrix->scores.data(),
-                     weights_to_take(effort, width * shape_.layout.bucket_size), chosen, keys, keys + width * p.matrix->tiers});
+                     weights_to_take(effort, width * shape_.layout.bucket_size), chosen, keys + kSelectCounts, keys});
     int tile = 0;
     while (row >= tiles.start(tile + 1)) ++tile;
     const int64_t size = tiles.size(tile);
-    uint8_t* to = scratch_.chosen.data() + (j * in.rows + tiles.start(tile)) * width + (row - tiles.start(tile));
-    for (int64_t i = 0; i < width; ++i) to[i * size] = chosen[i];
+    int32_t* to = scratch_.offsets.data() + (j * in.rows + tiles.start(tile)) * width + (row - tiles.start(tile));
+    for (int64_t i = 0; i < width; ++i) to[i * size] = mask_offset(i, chosen[i], p.matrix->tiers);
   });
   each(count, in.rows * count * width, [&](int j, int) {
     Plan& p = plans[static_cast<size_t>(j)];
     if (!p.masked) return;
-    const uint8_t* chosen = scratch_.chosen.data() + j * in.rows * width;
+    const int32_t* offsets = scratch_.offsets.data() + j * in.rows * width;
     int32_t* active = scratch_.active.data() + j * width;
     int64_t found = 0;
     for (int64_t i = 0; i < width; ++i) {
-      unsigned any = 0;
+      int32_t any = 0;
       for (int t = 0; t < tiles.count; ++t) {
-        const uint8_t* row = chosen + tiles.start(t) * width + i * tiles.size(t);
+        const int32_t* row = offsets + tiles.start(t) * width + i * tiles.size(t);
         for (int r = 0; r < tiles.size(t); ++r) any |= row[r];
       }
       active[found] = static_cast<int32_t>(i);
       found += any != 0;
     }
-    p.call = MaskedCall{p.call.dense, p.matrix->tiers, p.matrix->masks.data(), chosen, active, found};
+    // Lines read one after another come faster than half of them with gaps; an input that no row takes adds nothing.
+    if (found * 2 > width) {
+      for (found = 0; found < width; ++found) active[found] = static_cast<int32_t>(found);
+    }
+    p.call = MaskedCall{p.call.dense, p.matrix->tiers, p.matrix->masks.data(), offsets, active, found};
   });
 }
 

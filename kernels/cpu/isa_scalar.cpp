@@ -1,5 +1,6 @@
 // The kernels for scalar; its compiler flags are in CMakeLists.txt.
 #define SPECDEC_ISA scalar
+#define SPECDEC_SCALAR  // whatever the compiler could use
 #include "simd_scalar.h"
 
 #include "isa.inl"

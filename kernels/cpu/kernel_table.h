@@ -48,17 +48,25 @@ struct DenseCall {
 };
 
 // The same over chosen products only. Input i takes part in row r for the outputs in its first n(r, i) tiers.
+//
+// A panel's masks are [none, all][in][K - 1]: a word of no outputs, one of every output, then for each input the outputs
+// in its tiers 0..k. So one offset names the mask of any n(r, i).
 struct MaskedCall {
   DenseCall dense;
-  int tiers;                // K
-  const uint32_t* masks;    // [ceil(out / 32)][in][K - 1]: outputs in tiers 0..k; none when K is 1
-  const uint8_t* chosen;    // n(r, i), in tiles as x
-  const int32_t* active;    // ascending inputs that any row takes a tier of
+  int tiers;               // K
+  const uint32_t* masks;   // panel p at p * mask_words(in, K)
+  const int32_t* offsets;  // mask_offset(i, n(r, i), K), in tiles as x
+  const int32_t* active;   // ascending inputs that any row takes a tier of
   int64_t active_count;
 };
 
+SPECDEC_INLINE constexpr int64_t mask_words(int64_t in, int tiers) { return 2 + in * (tiers - 1); }
+SPECDEC_INLINE constexpr int32_t mask_offset(int64_t input, int taken, int tiers) {
+  return taken == 0 ? 0 : taken == tiers ? 1 : static_cast<int32_t>(2 + input * (tiers - 1) + taken - 1);
+}
+
 SPECDEC_INLINE constexpr int64_t scratch_floats(int64_t rows) {
-  return rows * kPanel + kBlock * kPanel + kBlock * 66 + 64;  // accumulators, converted weights, masks
+  return rows * kPanel + kBlock * kPanel;  // accumulators, converted weights
 }
 
 struct DenseKernels {
@@ -116,10 +124,11 @@ struct SelectCall {
   const float* scores;  // [K][in]
   int64_t target;       // weights to take, counted in one bucket per input: 1 .. in * bucket_size
   uint8_t* chosen;      // out: n(i)
-  uint32_t* keys;       // scratch: K * in
+  uint32_t* keys;       // scratch: 2 * K * in + 1
   uint32_t* counts;     // scratch: kSelectCounts
 };
 constexpr int kSelectCounts = 4 << 12;
+constexpr int kMaxTiers = 64;
 
 struct KernelTable {
   const char* name;

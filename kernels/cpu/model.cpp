@@ -130,7 +130,7 @@ void Model::load_masks(int index, const BucketSource& source) {
   std::lock_guard<std::mutex> lock(mutex_);
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
   if (matrix.has_masks()) return;
-  matrix.masks = part_of(masks_, index, &PackedMatrix::mask_words);
+  matrix.masks = part_of(masks_, index, &PackedMatrix::all_mask_words);
   matrix.scores = Buffer<float>(static_cast<size_t>(matrix.in * matrix.tiers));
   const auto parts = static_cast<int>((matrix.in + kPackInputs - 1) / kPackInputs);
   pool_->run(parts, [&](int part, int) {

@@ -74,8 +74,8 @@ class Model {
   struct Scratch {
     Buffer<float> x, normed, qkv[3], attended, gate, up, expert_in, expert_out, cosine, sine;
     Buffer<float> tiles, partial, thread, logits;
-    Buffer<uint8_t> chosen, chosen_row;
-    Buffer<int32_t> active;
+    Buffer<uint8_t> chosen_row;
+    Buffer<int32_t> offsets, active;
     Buffer<uint32_t> keys;
   };
   struct LayerVectors {

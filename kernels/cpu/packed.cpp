@@ -76,6 +76,9 @@ std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const 
 void pack_masks(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first, int64_t last) {
   const int size = layout.bucket_size, tiers = layout.tiers(), mask_bytes = size / 8;
   const int64_t buckets = (matrix.out + size - 1) / size, panels = matrix.panel_count();
+  const int64_t words = mask_words(matrix.in, tiers);
+  for (int64_t panel = 0; first == 0 && panel < panels; ++panel)
+    matrix.masks[static_cast<size_t>(panel * words + mask_offset(0, tiers, tiers))] = ~0U;
   for (int64_t input = first; input < last; ++input) {
     for (int k = 0; k < tiers; ++k)
       matrix.scores[static_cast<size_t>(k * matrix.in + input)] = source.scores[input * tiers + k];
@@ -86,7 +89,7 @@ void pack_masks(PackedMatrix& matrix, const BucketSource& source, const Layout& 
         for (int j = 0; j < size; j += 8) {
           const int64_t output = bucket * size + j, panel = output / kPanel;
           if (panel >= panels) break;
-          matrix.masks[static_cast<size_t>((panel * matrix.in + input) * (tiers - 1) + k)] |=
+          matrix.masks[static_cast<size_t>(panel * words + mask_offset(input, k + 1, tiers))] |=
               static_cast<uint32_t>(held >> j & 0xFF) << (output % kPanel);
         }
       }

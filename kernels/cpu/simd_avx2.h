@@ -31,6 +31,10 @@ static inline Mask mask_of(uint32_t bits) {
   const I32 all = _mm256_and_si256(_mm256_set1_epi32(static_cast<int>(bits)), lane_bit);
   return _mm256_castsi256_ps(_mm256_cmpeq_epi32(all, lane_bit));
 }
+// The lanes of a word of 32 outputs, and those of its vector `vector`.
+using Word = uint32_t;
+static inline Word load_word(const uint32_t* p) { return *p; }
+static inline Mask lanes_of(Word word, int vector) { return mask_of(word >> (vector * kLanes)); }
 static inline F32 choose(Mask m, F32 yes, F32 no) { return _mm256_blendv_ps(no, yes, m); }
 static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return choose(m, fma(a, b, c), c); }
 static inline Mask lanes_between(int base, int first, int last) {

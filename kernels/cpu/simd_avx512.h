@@ -28,6 +28,18 @@ static inline F32 vmin(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 static inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 
 static inline Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
+// The lanes of a word of 32 outputs, and those of its vector `vector`. In assembly, as compilers would go through
+// general registers, which takes half as long again.
+using Word = __mmask32;
+static inline Word load_word(const uint32_t* p) {
+  Word word;
+  asm("kmovd %1, %0" : "=k"(word) : "m"(*p));
+  return word;
+}
+static inline Mask lanes_of(Word word, int vector) {
+  if (vector != 0) asm("kshiftrd $16, %1, %0" : "=k"(word) : "k"(word));
+  return static_cast<Mask>(word);
+}
 // c, with a * b added where the mask is set.
 static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return _mm512_mask3_fmadd_ps(a, b, c, m); }
 // Lanes first..last-1 of a vector that starts at lane `base`.

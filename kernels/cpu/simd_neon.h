@@ -30,6 +30,10 @@ static inline Mask mask_of(uint32_t bits) {
   const uint32_t values[4] = {1, 2, 4, 8};
   return vtstq_u32(vdupq_n_u32(bits), vld1q_u32(values));
 }
+// The lanes of a word of 32 outputs, and those of its vector `vector`.
+using Word = uint32_t;
+static inline Word load_word(const uint32_t* p) { return *p; }
+static inline Mask lanes_of(Word word, int vector) { return mask_of(word >> (vector * kLanes)); }
 static inline F32 choose(Mask m, F32 yes, F32 no) { return vbslq_f32(m, yes, no); }
 static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return choose(m, fma(a, b, c), c); }
 static inline Mask lanes_between(int base, int first, int last) {

@@ -41,6 +41,10 @@ static inline Mask mask_of(uint32_t bits) {
   for (int j = 0; j < kLanes; ++j) m.v[j] = (bits >> j & 1) != 0;
   return m;
 }
+// The lanes of a word of 32 outputs, and those of its vector `vector`.
+using Word = uint32_t;
+static inline Word load_word(const uint32_t* p) { return *p; }
+static inline Mask lanes_of(Word word, int vector) { return mask_of(word >> (vector * kLanes)); }
 static inline F32 choose(Mask m, F32 yes, F32 no) { SPECDEC_LANES(m.v[j] ? yes.v[j] : no.v[j]); }
 static inline F32 fma_where(Mask m, F32 a, F32 b, F32 c) { return choose(m, fma(a, b, c), c); }
 static inline Mask lanes_between(int base, int first, int last) {

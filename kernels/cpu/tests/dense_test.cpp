@@ -100,13 +100,19 @@ TEST(masked_takes_the_chosen_products_only) {
           std::vector<uint8_t> tier(static_cast<size_t>(p.panel_count() * in * kPanel)), chosen(static_cast<size_t>(rows * in));
           for (auto& k : tier) k = static_cast<uint8_t>(engine() % static_cast<unsigned>(tiers));
           for (auto& n : chosen) n = static_cast<uint8_t>(engine() % static_cast<unsigned>(tiers + 1));
-          std::vector<uint32_t> masks(tier.size() / kPanel * static_cast<size_t>(tiers - 1) + 1);
-          for (size_t line = 0; line < tier.size() / kPanel; ++line)
-            for (int k = 0; k < tiers - 1; ++k)
-              for (int j = 0; j < kPanel; ++j)
-                if (tier[line * kPanel + static_cast<size_t>(j)] <= k)
-                  masks[line * static_cast<size_t>(tiers - 1) + static_cast<size_t>(k)] |= 1U << j;
-          const auto tiles = p.tiled(chosen);
+          std::vector<uint32_t> masks(static_cast<size_t>(p.panel_count() * mask_words(in, tiers)));
+          for (int64_t panel = 0; panel < p.panel_count(); ++panel) {
+            uint32_t* own = masks.data() + panel * mask_words(in, tiers);
+            own[1] = ~0U;
+            for (int64_t i = 0; i < in; ++i)
+              for (int k = 0; k < tiers - 1; ++k)
+                for (int j = 0; j < kPanel; ++j)
+                  if (tier[static_cast<size_t>((panel * in + i) * kPanel + j)] <= k) own[mask_offset(i, k + 1, tiers)] |= 1U << j;
+          }
+          std::vector<int32_t> offsets(chosen.size());
+          for (size_t j = 0; j < chosen.size(); ++j)
+            offsets[j] = mask_offset(static_cast<int64_t>(j) % in, chosen[j], tiers);
+          const auto tiles = p.tiled(offsets);
           std::vector<int32_t> active;
           for (int64_t i = 0; i < in; ++i) {
             bool any = false;
@@ -121,7 +127,7 @@ TEST(masked_takes_the_chosen_products_only) {
             std::vector<int32_t> own;
             for (int64_t i = 0; i < in; ++i)
               if (chosen[static_cast<size_t>(r * in + i)] > 0) own.push_back(static_cast<int32_t>(i));
-            MaskedCall one{p.call(alone, alone_scratch), tiers, masks.data(), chosen.data() + r * in, own.data(),
+            MaskedCall one{p.call(alone, alone_scratch), tiers, masks.data(), offsets.data() + r * in, own.data(),
                            static_cast<int64_t>(own.size())};
             one.dense.x = p.x.data() + r * in;
             one.dense.tiles = RowTiles(1, 1);
