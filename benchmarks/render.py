@@ -1,0 +1,166 @@
+# ruff: noqa: E501 (prose)
+"""Write BENCHMARKS.md from the results in `benchmarks/results`: `python benchmarks/render.py`.
+
+Every table names the file that it comes from and the command that made that file. Prose lives here, beside the table it
+explains; a section whose results are missing is left out, and said to be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+
+
+@dataclass
+class Section:
+    """One part of the report: a title, what the numbers mean, and the result files that its table is drawn from."""
+
+    title: str
+    prose: str
+    files: Sequence[str]
+    table: Any
+    notes: str = ""
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The section in Markdown."""
+        self.records = [
+            json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in self.files if _exists(name)
+        ]
+        if not self.records:
+            return f"## {self.title}\n\nNot measured yet.\n"
+        sources = "\n".join(
+            f"- `results/{name}`, {record['machine']['date']}: `{record['command']}`"
+            for name, record in zip([n for n in self.files if _exists(n)], self.records, strict=True)
+        )
+        parts = [f"## {self.title}", self.prose, self.table(self.records), self.notes, sources]
+        return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _exists(name: str) -> bool:
+    return (RESULTS / name).exists()
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A Markdown table; floats with three decimals."""
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    lines = [header, ["---"] * len(header), *cells]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cosine_table(records: list[dict[str, Any]]) -> str:
+    """Mean cosine over all matrices but the logits layer, by method and effort."""
+    results = records[0]["results"]
+    rows = []
+    for activation in ("captured", "Gaussian"):
+        for method in ("bucketMul", "whole inputs", "static pruning"):
+            chosen = [
+                row["mean"]
+                for row in results["matrices"]
+                if row["method"] == method
+                and row["activation"].lower() == activation.lower()
+                and row["matrix"] != "head"
+            ]
+            if chosen:
+                means = [sum(column) / len(column) for column in zip(*chosen, strict=True)]
+                rows.append([activation, method, *means])
+    return markdown(["activation", "products kept", *map(str, results["efforts"])], rows)
+
+
+def agreement_table(records: list[dict[str, Any]]) -> str:
+    """One row for every model, layout, view and effort."""
+    rows = []
+    for record in records:
+        settings = record["results"]["settings"]
+        name = settings["model"].removesuffix(".gguf").removesuffix(".store")
+        tiers = "+".join(map(str, settings["layout"]["tier_sizes"]))
+        for row in record["results"]["rows"]:
+            tiers_shown = tiers if row["view"] == "bucket" else "inputs"
+            rows.append(
+                [
+                    name,
+                    row["view"],
+                    "1 each"
+                    if tiers_shown.count("+") > 8
+                    else "16 (whole inputs)"
+                    if tiers_shown == "16"
+                    else tiers_shown,
+                    row["effort"],
+                    f"{row['top1']:.3f} ± {row['standard_error']:.3f}",
+                    row["top2"],
+                    row["kl"],
+                    row["positions"],
+                ]
+            )
+    return markdown(["model", "view", "tiers", "effort", "top-1", "in draft's top 2", "KL, nats", "positions"], rows)
+
+
+SECTIONS = [
+    Section(
+        title="How close a multiplication stays to the dense one",
+        prose=(
+            "Cosine between W v and what is left of it when only a share of the products is done, for real matrices of "
+            "SmolLM2-135M-Instruct (the original 4-bit file, in float16), mean over every matrix but the logits layer. "
+            '"Captured" activations are those that enter the matrix in the dense model; they are spikier than Gaussian '
+            "ones, which every method that looks at the activation gains from. Static pruning keeps the largest weights "
+            "of the matrix whatever the activation."
+        ),
+        files=["cosine-smollm2-135m.json"],
+        table=cosine_table,
+    ),
+    Section(
+        title="How often a draft agrees with the dense model",
+        prose=(
+            "The model writes a greedy answer to four prompts at effort 1; at every position one draft step runs over the "
+            "exact history, with the logits layer at full effort. Top-1: the draft's choice is the dense one (± one "
+            "standard error). Names that end in `-dithered` are twins with 16 real bits (one quantisation step of seeded "
+            "noise on every weight); the others are the original 4- to 5-bit files, whose 4-bit drafts flatter."
+        ),
+        files=[
+            "agreement-smollm2-135m.json",
+            "agreement-smollm2-135m-16-tiers.json",
+            "agreement-smollm2-135m-whole-inputs.json",
+            "agreement-smollm2-135m-int4.json",
+            "agreement-smollm2-135m-dithered.json",
+            "agreement-smollm2-135m-dithered-int4.json",
+            "agreement-qwen2.5-coder-0.5b.json",
+            "agreement-qwen2.5-coder-0.5b-whole-inputs.json",
+            "agreement-qwen2.5-coder-0.5b-int4.json",
+            "agreement-qwen2.5-coder-0.5b-dithered.json",
+            "agreement-qwen2.5-coder-0.5b-dithered-int4.json",
+        ],
+        table=agreement_table,
+        notes=(
+            "Bigger models bear lower effort; tiers of 4 lose little against a tier for every rank; skipping whole inputs "
+            "of 16-bit weights loses much. 4-bit values with every second input left out agree more often than 16-bit "
+            "bucketMul at a quarter of the multiplications, and read fewer bytes."
+        ),
+    ),
+]
+
+
+def render() -> str:
+    """The whole of BENCHMARKS.md."""
+    machines = sorted(
+        {
+            f"{record['machine']['device']}, {record['machine']['cores']} cores, Python {record['machine']['python']}, "
+            + ", ".join(f"{name} {version}" for name, version in record["machine"]["versions"].items())
+            for record in (json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json")))
+        }
+    )
+    head = (
+        "# Benchmarks\n\nWritten by `python benchmarks/render.py` from the files in `benchmarks/results`; run the commands "
+        "from the folder `benchmarks`, naming your own copy of a model (`specdec pull` brings the originals, "
+        "`specdec convert --dither 1` makes the twins).\n\nMachine: " + "; ".join(machines) + ".\n"
+    )
+    return "\n".join([head, *(section.text() for section in SECTIONS)])
+
+
+if __name__ == "__main__":
+    (HERE.parent / "BENCHMARKS.md").write_text(render(), encoding="utf-8")
