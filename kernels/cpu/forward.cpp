@@ -13,8 +13,8 @@ namespace {
 // for threads to finish together.
 constexpr int64_t kPartBytes = 64 << 10;
 
-// Scratch of one selection, counts and keys.
-int64_t select_words(int64_t in, int64_t tiers) { return kSelectCounts + 2 * in * tiers + 16; }
+// Scratch of one selection.
+int64_t select_words(int64_t in, int64_t tiers) { return 2 * in * tiers + 16; }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -354,7 +354,7 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
     uint32_t* keys = scratch_.keys.data() + thread * keys_words;
     const double effort = efforts_[p.matrix - model_.matrices_.data()];
     kernels_.select({width, p.matrix->tiers, sizes.data(), in.x + row * in.stride, p.matrix->scores.data(),
-                     weights_to_take(effort, width * shape_.layout.bucket_size), chosen, keys + kSelectCounts, keys});
+                     weights_to_take(effort, width * shape_.layout.bucket_size), chosen, keys});
     int tile = 0;
     while (row >= tiles.start(tile + 1)) ++tile;
     const int64_t size = tiles.size(tile);

@@ -125,9 +125,7 @@ struct SelectCall {
   int64_t target;       // weights to take, counted in one bucket per input: 1 .. in * bucket_size
   uint8_t* chosen;      // out: n(i)
   uint32_t* keys;       // scratch: 2 * K * in + 1
-  uint32_t* counts;     // scratch: kSelectCounts
 };
-constexpr int kSelectCounts = 4 << 12;
 constexpr int kMaxTiers = 64;
 
 struct KernelTable {

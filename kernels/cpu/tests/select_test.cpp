@@ -52,9 +52,9 @@ TEST(selection_is_the_definition) {
           for (const double effort : {0.001, 0.15, 0.5, 0.77, 0.999, 1.0}) {
             const auto target = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(effort * static_cast<double>(in * bucket))));
             std::vector<uint8_t> chosen(x.size());
-            std::vector<uint32_t> keys(static_cast<size_t>(2 * tiers * in + 1)), counts(kSelectCounts);
+            std::vector<uint32_t> keys(static_cast<size_t>(2 * tiers * in + 1));
             table->select({in, static_cast<int>(tiers), sizes.data(), x.data(), scores.data(), target, chosen.data(),
-                           keys.data(), counts.data()});
+                           keys.data()});
             CHECK(chosen == by_sorting(x, scores, sizes, target),
                   std::string(table->name) + " in " + std::to_string(in) + " tiers " + std::to_string(tiers) + " kind " +
                       std::to_string(kind) + " effort " + std::to_string(effort));
