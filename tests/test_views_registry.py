@@ -26,7 +26,7 @@ def test_the_views_of_the_package() -> None:
 
 
 def test_an_unknown_view_lists_those_that_exist() -> None:
-    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, int4"):
+    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, bucket8, int4"):
         get_view("int5")
 
 

@@ -10,6 +10,7 @@ from specdec.errors import InvalidArgumentError
 from specdec.registry import Registry
 from specdec.views.base import View
 from specdec.views.bucket import BucketView
+from specdec.views.bucket8 import Bucket8View
 from specdec.views.int4 import Int4View
 
 _views: Registry[Callable[[], View]] = Registry("view", "specdec.views")
@@ -51,4 +52,5 @@ def _check_name(name: str) -> None:
 
 
 register_view("bucket", BucketView)
+register_view("bucket8", Bucket8View)
 register_view("int4", Int4View)
