@@ -89,7 +89,7 @@ def test_stored_and_built_views_are_equal(tmp_path: Path) -> None:
     assert with_view.view("int4", "head")["scale"].dtype == np.float16
     with pytest.raises(UnknownNameError, match="unknown stored view 'int4'"):
         without.view("int4", "head")
-    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, int4"):
+    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, bucket8, int4"):
         without.draft("int5", "head")
 
 
@@ -253,7 +253,7 @@ def test_a_tokenizer_file_cannot_leave_the_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_views_and_seeds_are_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match="choose from bucket, int4"):
+    with pytest.raises(UnknownNameError, match="choose from bucket, bucket8, int4"):
         convert(synthetic_source(), tmp_path / "store", views=["int4", "int5"])
     with pytest.raises(InvalidArgumentError, match="dither seed"):
         convert(synthetic_source(), tmp_path / "store", dither=-1)
