@@ -148,14 +148,14 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
       .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")
       .def_prop_ro("vector_names", &Model::vector_names)
-      .def("load_values", &load_values, "index"_a, "values"_a, "masks"_a, "scores"_a, "first"_a, "last"_a,
+      .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert(), "first"_a, "last"_a,
            "Packs some inputs of a matrix; returns '' or what is wrong with it.")
-      .def("load_masks", &load_masks, "index"_a, "values"_a, "masks"_a, "scores"_a)
-      .def("load_vector", &load_vector, "name"_a, "values"_a)
-      .def("load_embedding", &load_embedding, "bits"_a)
-      .def("load_router", &load_router, "layer"_a, "bits"_a)
+      .def("load_masks", &load_masks, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert())
+      .def("load_vector", &load_vector, "name"_a, "values"_a.noconvert())
+      .def("load_embedding", &load_embedding, "bits"_a.noconvert())
+      .def("load_router", &load_router, "layer"_a, "bits"_a.noconvert())
       .def("new_cache", &Model::new_cache, "capacity"_a)
-      .def("forward", &forward, "tokens"_a, "cache"_a, "draft"_a.none(), "efforts"_a, "last_only"_a, "logits"_a);
+      .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(), "last_only"_a, "logits"_a.noconvert());
 }
 
 }  // namespace

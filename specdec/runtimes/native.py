@@ -253,14 +253,20 @@ def _isa(module: Any, isa: str | None) -> str:
     return wanted or known[0]
 
 
+def rotary_frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    """(head_dim / 2,) radians per position: theta^(-2j / D), divided by `rope_factors` where the model has them.
+
+    Source: Su et al. 2104.09864, section 3.2.2.
+    """
+    half = config.head_dim // 2
+    frequencies: NDArray[np.float64] = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    return frequencies if config.rope_factors is None else frequencies / np.asarray(config.rope_factors)
+
+
 def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
     config = store.config
     if not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
-    if config.rope_factors is not None:
-        frequencies = frequencies / np.asarray(config.rope_factors)
     return module.Model(
         vocab=config.vocab_size,
         hidden=config.hidden_size,
@@ -270,7 +276,7 @@ def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
         kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         norm_eps=config.norm_eps,
-        frequencies=frequencies.tolist(),
+        frequencies=rotary_frequencies(config).tolist(),
         windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
         tie_embeddings=config.tie_embeddings,
         qkv_bias=config.qkv_bias,

@@ -1,0 +1,65 @@
+"""The C++ kernel tests (`kernels/cpu/tests`): built and run here, under sanitizers, and for 64-bit Arm in an emulator."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+ARM = [
+    "-DCMAKE_SYSTEM_NAME=Linux",
+    "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+    f"-DCMAKE_CXX_COMPILER={ARM_COMPILER}",
+    "-DCMAKE_EXE_LINKER_FLAGS=-static",
+]
+
+pytestmark = pytest.mark.slow
+
+
+def need(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    if not (ROOT / "CMakeLists.txt").exists():
+        pytest.skip("needs the source tree")
+
+
+def run(command: list[str], environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def build(folder: Path, *options: str) -> Path:
+    """The test program, built in `folder`."""
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    fixed = ["-DSPECDEC_PYTHON=OFF", "-DSPECDEC_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release"]
+    run(["cmake", "-S", str(ROOT), "-B", str(folder), *generator, *fixed, *options])
+    run(["cmake", "--build", str(folder), "--parallel", "2"])
+    return folder / "kernel_tests"
+
+
+def check_output(output: str) -> None:
+    assert output.splitlines()[-1].endswith(" 0 failed")
+    assert int(output.splitlines()[-1].split()[0]) > 100_000
+
+
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_kernels_run_clean_under_sanitizers(tmp_path: Path, sanitizers: str) -> None:
+    need("cmake", "c++")
+    program = build(tmp_path / "build", f"-DSPECDEC_SANITIZE={sanitizers}")
+    # Without address randomisation: older thread sanitizers do not know the wider ranges of newer kernels.
+    fixed_addresses = ["setarch", platform.machine(), "-R"] if shutil.which("setarch") else []
+    check_output(run([*fixed_addresses, str(program)]))
+
+
+def test_kernels_for_arm_in_an_emulator(tmp_path: Path) -> None:
+    need("cmake", ARM_COMPILER, ARM_EMULATOR)
+    output = run([ARM_EMULATOR, str(build(tmp_path / "build", *ARM))])
+    assert "instruction sets: neon_dotprod neon scalar" in output
+    check_output(output)
