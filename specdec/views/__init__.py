@@ -1,1 +1,1 @@
-"""Views: the same weights, laid out or rounded for a purpose (exact, and the draft views `bucket`, `bucket8` and `int4`)."""
+"""Views: the same weights for different purposes: the exact view, and the draft views `bucket`, `bucket8`, `int4`."""
