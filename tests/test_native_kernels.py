@@ -1,4 +1,4 @@
-"""The C++ kernel tests (`kernels/cpu/tests`): built and run here, under sanitizers, and for 64-bit Arm in an emulator."""
+"""The C++ kernel tests (`kernels/cpu/tests`), built and run here: under sanitizers, and for 64-bit Arm emulated."""
 
 from __future__ import annotations
 

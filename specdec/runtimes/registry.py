@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError, UnknownNameError
@@ -29,8 +30,13 @@ def _native(store: Store, threads: int | None) -> Runtime:
     return NativeRuntime(store, threads=threads)
 
 
-# Best first: "auto" takes the first one.
-_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {"reference": _reference, "native": _native}
+# Best first: "auto" takes the first one that is installed.
+_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {"native": _native, "reference": _reference}
+
+
+def best_runtime() -> str:
+    """The runtime that "auto" means: `native` where its extension module was built, else `reference`."""
+    return "native" if find_spec("specdec.kernels.cpu._native") is not None else "reference"
 
 
 def known_runtimes() -> list[str]:
@@ -55,7 +61,7 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InvalidArgumentError(f"threads must be a whole number of at least 1, not {threads!r}")
     if name == "auto":
-        name = next(iter(_RUNTIMES))
+        name = best_runtime()
     if name not in _RUNTIMES:
         raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
     return _RUNTIMES[name](store, threads)
