@@ -48,7 +48,8 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
+        # Buffered as in a shell, whatever this process's own environment says.
+        env={**os.environ, "PYTHONUNBUFFERED": "", **environment},
     )
 
 

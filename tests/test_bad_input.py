@@ -490,5 +490,13 @@ def test_streams_that_were_closed_before_the_start(text_model: Path) -> None:
 def test_output_that_cannot_be_written(text_model: Path) -> None:
     command = [sys.executable, "-m", "specdec", "generate", "--model", str(text_model), "--prompt", "x"]
     with Path("/dev/full").open("w") as full:
-        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        ran = subprocess.run(
+            command,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": ""},
+            text=True,
+            timeout=60,
+            check=False,
+        )
     assert (ran.returncode, ran.stderr) == (2, "specdec: error: No space left on device\n")

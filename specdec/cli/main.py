@@ -67,10 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecdecError as error:
         return _complain(str(error))
     except BrokenPipeError:
-        _drop_output()
+        _drop(sys.stdout, sys.stderr)
         return EXIT_CLOSED_PIPE
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # it is the output that cannot be written: the interpreter's last flush would say so again
+            _drop(sys.stdout)
         return _complain(f"{error.strerror or error}{where}")
     except MemoryError:
         return _complain("not enough memory for this model")
@@ -106,10 +111,10 @@ def _speak_utf8(*streams: TextIO) -> None:
             reconfigure(encoding="utf-8", errors="replace")
 
 
-def _drop_output() -> None:
-    """Point the standard streams at nothing, so that the interpreter's last flush does not meet the closed pipe."""
+def _drop(*streams: TextIO) -> None:
+    """Point streams at nothing, so that what they still hold does not meet the closed pipe or the full disk."""
     nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(nothing, stream.fileno())
     os.close(nothing)
