@@ -303,7 +303,7 @@ def test_mistakes_of_a_caller_are_refused_and_leave_the_cache_alone(make: Make) 
         runtime.forward([], cache, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="holds 3 of at most 4 tokens: no room for 2 more"):
         runtime.forward([1, 2], cache, effort=FULL)
-    with pytest.raises(UnknownNameError, match=r"unknown view 'int5': choose from bucket, exact, int4"):
+    with pytest.raises(UnknownNameError, match=r"unknown view 'int5': choose from bucket, .*exact, int4"):
         runtime.forward([1], cache, effort=FULL, view="int5")
     with pytest.raises(UnknownNameError):
         runtime.prepare_view("int5")

@@ -81,7 +81,8 @@ class Bucket8Matrix:
         taken = np.asarray(prefix, dtype=np.int64)
         values = int(taken.sum()) * LAYOUT.tier_sizes[0]
         masks = int(np.minimum(taken, LAYOUT.num_tiers - 1).sum()) * LAYOUT.mask_bytes
-        return (values + masks) * self.values[0].shape[1] + 4 * int(np.count_nonzero(taken))
+        buckets = int(self.values[0].shape[1])
+        return (values + masks) * buckets + 4 * int(np.count_nonzero(taken))
 
 
 class Bucket8View(View):
