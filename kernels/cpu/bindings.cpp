@@ -102,6 +102,21 @@ uint64_t forward(Model& model, const Array<int32_t, 1>& tokens, KvCache& cache, 
   return model.forward(tokens.data(), static_cast<int>(rows), cache, draft, efforts.data(), last_only, logits.data());
 }
 
+uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
+                  const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& y) {
+  check_index(model, index);
+  const PackedMatrix& matrix = model.matrix(index);
+  const size_t rows = x.shape(0);
+  check(rows >= 1 && rows <= specdec::kMaxRows && x.shape(1) == static_cast<size_t>(matrix.in) && y.shape(0) == rows &&
+            y.shape(1) == static_cast<size_t>(matrix.out),
+        "the arrays do not fit the matrix");
+  check(effort > 0 && effort <= 1 && !matrix.panels.empty() && (draft == nullptr || draft->complete()) &&
+            (draft != nullptr || effort >= 1 || matrix.has_masks()),
+        "the effort is out of range, or needs what is not loaded");
+  nb::gil_scoped_release release;
+  return model.multiply(index, x.data(), static_cast<int>(rows), draft, effort, y.data());
+}
+
 void make_model(Model* self, int64_t vocab, int64_t hidden, int64_t intermediate, int layers, int heads, int kv_heads,
                 int head_dim, float norm_eps, std::vector<double> frequencies, std::vector<int64_t> windows,
                 bool tie_embeddings, bool qkv_bias, bool qk_norm, int experts, int experts_per_token, bool bfloat16,
@@ -155,6 +170,8 @@ void bind_model(nb::module_& module) {
       .def("load_embedding", &load_embedding, "bits"_a.noconvert())
       .def("load_router", &load_router, "layer"_a, "bits"_a.noconvert())
       .def("new_cache", &Model::new_cache, "capacity"_a)
+      .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
+           "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(), "last_only"_a, "logits"_a.noconvert());
 }
 

@@ -14,7 +14,7 @@ namespace specdec::SPECDEC_ISA {
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
 // How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth.
-constexpr int64_t kAheadInputs = 24;
+constexpr int64_t kAheadInputs = 48;
 constexpr int64_t kAheadActive = 32;
 
 struct Half {

@@ -79,6 +79,20 @@ uint64_t Pass::run(const int32_t* tokens, bool last_only, float* logits) {
   return bytes_;
 }
 
+uint64_t Pass::run_matrix(int index, const float* x, float* y) {
+  const PackedMatrix& matrix = model_.matrix(index);
+  const int64_t in_stride = padded(matrix.in), out_stride = padded(matrix.out);
+  Buffer<float> rows(static_cast<size_t>(rows_ * in_stride)), results(static_cast<size_t>(rows_ * out_stride));
+  for (int row = 0; row < rows_; ++row)
+    std::copy(x + row * matrix.in, x + (row + 1) * matrix.in, rows.data() + row * in_stride);
+  multiply({rows.data(), in_stride, rows_}, {{index, results.data(), out_stride}}, false,
+           [&](int, int row, int64_t from, int64_t to) {
+             const float* result = results.data() + row * out_stride;
+             std::copy(result + from, result + to, y + row * matrix.out + from);
+           });
+  return bytes_;
+}
+
 void Pass::embed(const int32_t* tokens) {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
   const PackedMatrix& head = model_.matrices_.back();
@@ -405,6 +419,13 @@ uint64_t Model::forward(const int32_t* tokens, int rows, KvCache& cache, DraftVi
   std::lock_guard<std::mutex> lock(mutex_);
   check_pass(tokens, rows, cache, draft, efforts);
   return Pass(*this, rows, cache, draft, efforts).run(tokens, last_only, logits);
+}
+
+uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  KvCache none(1, 1, 2, 1);
+  const std::vector<double> efforts(static_cast<size_t>(shape_.matrix_count()), effort);
+  return Pass(*this, rows, none, draft, efforts.data()).run_matrix(index, x, y);
 }
 
 void Model::check_pass(const int32_t* tokens, int rows, const KvCache& cache, const DraftView* draft,

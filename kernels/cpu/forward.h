@@ -15,6 +15,8 @@ class Pass {
  public:
   Pass(Model& model, int rows, KvCache& cache, DraftView* draft, const double* efforts);
   uint64_t run(const int32_t* tokens, bool last_only, float* logits);
+  // One matrix times the rows, x (rows, in) to y (rows, out).
+  uint64_t run_matrix(int matrix, const float* x, float* y);
 
  private:
   // One matrix of a group that shares its input rows, and where its result goes.

@@ -68,6 +68,11 @@ class Model {
   uint64_t forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
                    bool last_only, float* logits);
 
+
+  // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
+  // The caller has checked that what `draft` and `effort` need is loaded.
+  uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y);
+
  private:
   friend class Pass;  // one forward call: forward.h
   // Activations are (rows, stride) float arrays whose stride is the width rounded up to 64.
