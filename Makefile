@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*.cpp kernels
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
 TEST_DATA := mistral-common==1.13.1
-DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-effort 0.5 --draft-len 3
+DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-view int4 --draft-effort 0.5 --draft-len 3
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
@@ -27,9 +27,9 @@ help:  ## list the targets
 demo: $(VENV)/run.stamp  ## run a small real model with speculation, and check that the tokens are plain decoding's
 	@$(BIN)/specdec pull $(MODEL)
 	@echo && echo "# drafting at low effort, verifying in one batched pass:"
-	@$(DEMO) --max-tokens 48 --prompt "Explain in two sentences why the sky is blue."
+	@$(DEMO) --max-tokens 64 --prompt "Explain in two sentences why the sky is blue."
 	@echo && echo "# the same with --check, which decodes plainly too and compares:"
-	@$(DEMO) --max-tokens 24 --check --prompt "Name three primary colours."
+	@$(DEMO) --max-tokens 32 --check --prompt "Name three primary colours."
 
 test: lint type  ## lint, types and every test that takes seconds
 	@$(PYTEST) -m "not slow"

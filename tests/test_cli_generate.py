@@ -82,7 +82,7 @@ def test_plain_decoding_drafts_nothing(text_model: Path, capsys: pytest.CaptureF
 def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--check")
     assert ran.code == 0
-    assert "identical to plain decoding, 12 tokens" in ran.err
+    assert "identical to plain decoding (12 tokens; " in ran.err
 
 
 def accept_everything(drafted: list[int], logits: object, sampler: object, *, position: int) -> Verdict:

@@ -173,11 +173,11 @@ def test_the_catalogue_is_sound() -> None:
     assert len({catalogue.store_path(name) for name in entries}) == len(entries)
 
 
-def test_doctor(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor(home: Path, text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(run(capsys, "doctor", "--json").out)
     assert found["version"] != "unknown"
     assert found["runtimes"]["reference"] == {"available": True, "reason": None}
-    assert found["auto"] in found["runtimes"]
+    assert found["auto"] == specdec.load(text_model).runtime.name
     assert found["dependencies"]["numpy"] == np.__version__
     assert found["cpu"]["usable_threads"] >= 1
     assert found["mlx"]["default_device"]
@@ -195,9 +195,9 @@ def test_doctor_says_why_a_runtime_cannot_run(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(doctor.importlib, "import_module", refuse)
     found = doctor.examine()
-    assert found["auto"] is None
-    assert found["runtimes"]["reference"]["reason"] == "install the backend of specdec.runtimes.reference"
-    assert "none can run here" in "\n".join(doctor._lines(found))
+    reason = "install the backend of specdec.runtimes.reference"
+    assert found["runtimes"]["reference"] == {"available": False, "reason": reason}
+    assert f"reference: {reason}" in "\n".join(doctor._lines(found))
 
 
 def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,8 @@ def _token_at(model: specdec.Model, result: specdec.Result, position: int) -> di
 def conclude(checked: dict[str, Any]) -> int:
     """Say on standard error what `compare` found; returns the exit code."""
     if checked["identical"]:
-        print(f"check      identical to plain decoding, {checked['tokens']} tokens", file=sys.stderr)
+        plain = f"{checked['plain_stats']['tok_per_s']:.2f} tokens/s"
+        print(f"check      identical to plain decoding ({checked['tokens']} tokens; {plain})", file=sys.stderr)
         return 0
     if checked["position"] is None:
         what = f"same tokens, but {checked['speculative']} with speculation and {checked['plain']} without"

@@ -20,7 +20,7 @@ from typing import Any
 from specdec import catalogue, paths
 from specdec.cli.common import Subparsers, readable_bytes
 from specdec.errors import RuntimeUnavailableError
-from specdec.runtimes.registry import known_runtimes
+from specdec.runtimes.registry import best_runtime, known_runtimes
 from specdec.version import DISTRIBUTION, version
 
 # Those that decide which kernels can run; the rest of the list would only be noise.
@@ -48,7 +48,6 @@ def run(arguments: argparse.Namespace) -> int:
 def examine() -> dict[str, Any]:
     """Everything that `doctor` says, as plain JSON values."""
     runtimes = {name: _unavailable(name) for name in known_runtimes()}
-    usable = [name for name, reason in runtimes.items() if reason is None]
     return {
         "version": version(),
         "python": {"version": platform.python_version(), "executable": sys.executable},
@@ -57,7 +56,7 @@ def examine() -> dict[str, Any]:
         "mlx": _mlx(),
         "dependencies": _dependencies(),
         "runtimes": {name: {"available": reason is None, "reason": reason} for name, reason in runtimes.items()},
-        "auto": usable[0] if usable else None,
+        "auto": best_runtime(),
         "cache": _cache(),
     }
 
@@ -169,8 +168,6 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     for name, state in found["runtimes"].items():
         chosen = ", taken by auto" if name == found["auto"] else ""
         yield f"runtime    {name}: {'available' if state['available'] else state['reason']}{chosen}"
-    if found["auto"] is None:
-        yield "runtime    none can run here"
     versions = ", ".join(
         f"{name} {found_version or '(missing)'}" for name, found_version in found["dependencies"].items()
     )
