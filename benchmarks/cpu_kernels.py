@@ -1,5 +1,7 @@
-"""Kernels of the native runtime by themselves: GB/s, and the ratio to a dense 16-bit product of the same matrix, by view,
-effort and rows M. A random model of one layer; its weights take turns, so that none stays in cache. See also `cpu_step`.
+"""Kernels of the native runtime by themselves: GB/s, and the ratio to a dense 16-bit product of the same matrix.
+
+By view, effort and rows M, on random weights; copies of the matrix take turns, so that none stays in cache. Whole steps
+are in `cpu_step`.
 
     python benchmarks/cpu_kernels.py --shape 8960x1536
 """
@@ -28,16 +30,25 @@ COPIES_BYTES = 256 << 20
 class RandomSource:
     """Gaussian weights in a model whose MLP matrices have the wanted shape."""
 
-    description = {"kind": "random"}
-    dtype = "float16"
-
     def __init__(self, outputs: int, inputs: int) -> None:
+        self.description = {"kind": "random"}
+        self.dtype = "float16"
         layers = max(1, COPIES_BYTES // (3 * 2 * outputs * inputs))
         self.tokenizer_files: dict[str, bytes] = {}
         self.config = ModelConfig(
-            architecture="llama", vocab_size=64, hidden_size=inputs, intermediate_size=outputs, num_layers=layers,
-            num_heads=1, num_kv_heads=1, head_dim=64, norm_eps=1e-5, rope_theta=1e4, max_context=64, tie_embeddings=True,
-        )  # fmt: skip
+            architecture="llama",
+            vocab_size=64,
+            hidden_size=inputs,
+            intermediate_size=outputs,
+            num_layers=layers,
+            num_heads=1,
+            num_kv_heads=1,
+            head_dim=64,
+            norm_eps=1e-5,
+            rope_theta=1e4,
+            max_context=64,
+            tie_embeddings=True,
+        )
         self._random = np.random.default_rng(0)
 
     def matrix(self, name: str) -> np.ndarray:
@@ -93,13 +104,13 @@ def main() -> None:
             check(runtime, store, names["layers.0.mlp.gate"], "layers.0.mlp.gate", rows)
         results = measure(runtime, matrices, (outputs, inputs), arguments.repeat)
     print_machine()
-    print(f"{arguments.shape}, {runtime.isa}, {runtime.threads} threads, {len(matrices)} copies; median of "
-          f"{arguments.repeat} rounds after one of warm-up; streaming read {results[0]['read_gb_s']:.1f} GB/s")  # fmt: skip
-    header = ("view", "effort", "M", "us", "spread", "GB/s", "of dense M=1")
-    print_table(
-        header,
-        [tuple(row[key] for key in ("view", "effort", "rows", "us", "spread", "gb_s", "ratio")) for row in results],
+    print(f"{arguments.shape}, {runtime.isa}, {runtime.threads} threads, {len(matrices)} copies")
+    print(
+        f"median of {arguments.repeat} rounds after one of warm-up; streaming read {results[0]['read_gb_s']:.1f} GB/s"
     )
+    header = ("view", "effort", "M", "us", "spread", "GB/s", "of dense M=1")
+    keys = ("view", "effort", "rows", "us", "spread", "gb_s", "ratio")
+    print_table(header, [tuple(row[key] for key in keys) for row in results])
     write_json(arguments.json, results, benchmark="cpu_kernels")
 
 

@@ -1,5 +1,6 @@
-"""Steps of the native runtime in units of its own dense step: verification by rows and effort, drafts by view and effort,
-prefill; and, with --llama, plain decoding and prefill of llama.cpp on the same weights, alternating in the same run.
+"""Steps of the native runtime in units of its own dense step: verification by rows and effort, drafts by view and effort.
+
+Also prefill and plain decoding, and with --llama those of llama.cpp on the same weights, alternating in the same run.
 
     python benchmarks/cpu_step.py smollm2-135m
     python benchmarks/cpu_step.py STORE --llama .../llama-bench --gguf model-f16.gguf
@@ -134,8 +135,8 @@ def report(
 ) -> None:
     """Print the tables and write the JSON file."""
     print_machine()
-    print(f"{arguments.model}, {runtime.isa}, {runtime.threads} threads, context {CONTEXT}; median of {arguments.repeat} "
-          f"rounds after one of warm-up; streaming read {statistics.median(reading):.1f} GB/s")  # fmt: skip
+    print(f"{arguments.model}, {runtime.isa}, {runtime.threads} threads, context {CONTEXT}")
+    print(f"median of {arguments.repeat} rounds after one of warm-up; read {statistics.median(reading):.1f} GB/s")
     dense, rows = times["exact", 1.0, 1], []
     for (view, effort, count), taken in times.items():
         middle = statistics.median(taken)
