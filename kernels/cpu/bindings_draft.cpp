@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 
+#include "draft_bucket8.h"
 #include "draft_int4.h"
 #include "model.h"
 
@@ -14,51 +15,40 @@ using namespace nb::literals;
 
 namespace {
 
+using specdec::Bucket8View;
 using specdec::Int4View;
 using specdec::Model;
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Halves = nb::ndarray<const uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Scores = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+template <class T, size_t N>
+using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 
 void check(bool good, const std::string& message) {
   if (!good) throw std::invalid_argument(message);
 }
 
-std::vector<specdec::MatrixShape> shapes_of(const Model& model) {
+template <class Array>
+void check_shape(const Array& array, std::initializer_list<size_t> shape, const char* what) {
+  size_t axis = 0;
+  for (const size_t length : shape)
+    check(array.shape(axis++) == length, std::string("an array of ") + what + " has the wrong shape");
+}
+
+specdec::JoinedMatrices joined_of(const Model& model, const std::vector<std::vector<int>>& lists) {
   std::vector<specdec::MatrixShape> shapes;
   for (int m = 0; m < model.shape().matrix_count(); ++m) shapes.push_back({model.matrix(m).out, model.matrix(m).in});
-  return shapes;
+  return {std::move(shapes), lists};
 }
 
-void make_int4(Int4View* self, const Model& model, const std::vector<std::vector<int>>& joined) {
-  new (self) Int4View(model.kernels(), shapes_of(model), joined);
+template <class View>
+void make(View* self, const Model& model, const std::vector<std::vector<int>>& lists) {
+  new (self) View(model.kernels(), joined_of(model, lists));
 }
 
-void load_int4(Int4View& view, Model& model, size_t j, const std::vector<Bytes>& q, const std::vector<Halves>& scale,
-               const std::vector<Scores>& scores) {
-  check(j < view.joined_count(), "no joined matrices of that number");
-  const std::vector<int>& matrices = view.joined(j);
-  check(q.size() == matrices.size() && scale.size() == q.size() && scores.size() == q.size(),
-        "joined matrices must be loaded together");
-  std::vector<specdec::Int4Source> sources;
-  for (size_t m = 0; m < q.size(); ++m) {
-    const auto& shape = view.shapes()[static_cast<size_t>(matrices[m])];
-    const auto in = static_cast<size_t>(shape.in), out = static_cast<size_t>(shape.out);
-    const size_t groups = (in + specdec::kGroup - 1) / specdec::kGroup;
-    check(q[m].shape(0) == in && q[m].shape(1) == (out + 1) / 2, "an array of levels has the wrong shape");
-    check(scale[m].shape(0) == groups && scale[m].shape(1) == out, "an array of scales has the wrong shape");
-    check(scores[m].shape(0) == in && scores[m].shape(1) == 1, "an array of scores has the wrong shape");
-    sources.push_back({q[m].data(), scale[m].data(), scores[m].data()});
-  }
-  nb::gil_scoped_release release;
-  view.load(model.pool(), j, sources);
-}
-
-void build_int4(Int4View& view, Model& model, size_t j) {
-  check(j < view.joined_count(), "no joined matrices of that number");
+template <class View>
+void build(View& view, Model& model, size_t j) {
+  check(j < view.joined().count(), "no joined matrices of that number");
   std::vector<const specdec::PackedMatrix*> exact;
-  for (const int m : view.joined(j)) {
+  for (const int m : view.joined().list(j)) {
     check(!model.matrix(m).panels.empty(), "the exact weights are not loaded");
     exact.push_back(&model.matrix(m));
   }
@@ -66,12 +56,71 @@ void build_int4(Int4View& view, Model& model, size_t j) {
   view.build(model.pool(), j, exact);
 }
 
+void load_int4(Int4View& view, Model& model, size_t j, const std::vector<Array<uint8_t, 2>>& q,
+               const std::vector<Array<uint16_t, 2>>& scale, const std::vector<Array<float, 2>>& scores) {
+  check(j < view.joined().count(), "no joined matrices of that number");
+  const std::vector<int>& list = view.joined().list(j);
+  check(q.size() == list.size() && scale.size() == list.size() && scores.size() == list.size(),
+        "joined matrices must be loaded together");
+  std::vector<specdec::Int4Source> sources;
+  for (size_t m = 0; m < list.size(); ++m) {
+    const auto& shape = view.joined().shape(list[m]);
+    const auto in = static_cast<size_t>(shape.in), out = static_cast<size_t>(shape.out);
+    check_shape(q[m], {in, (out + 1) / 2}, "levels");
+    check_shape(scale[m], {(in + specdec::kGroup - 1) / specdec::kGroup, out}, "scales");
+    check_shape(scores[m], {in, 1}, "scores");
+    sources.push_back({q[m].data(), scale[m].data(), scores[m].data()});
+  }
+  nb::gil_scoped_release release;
+  view.load(model.pool(), j, sources);
+}
+
+// values and masks: all tiers of the first matrix, then those of the next.
+void load_bucket8(Bucket8View& view, Model& model, size_t j, const std::vector<Array<uint8_t, 3>>& values,
+                  const std::vector<Array<uint8_t, 3>>& masks, const std::vector<Array<float, 1>>& step,
+                  const std::vector<Array<float, 2>>& scores) {
+  constexpr size_t kTiers = specdec::kTiers;
+  check(j < view.joined().count(), "no joined matrices of that number");
+  const std::vector<int>& list = view.joined().list(j);
+  check(values.size() == kTiers * list.size() && masks.size() == (kTiers - 1) * list.size() &&
+            step.size() == list.size() && scores.size() == list.size(),
+        "joined matrices must be loaded together");
+  std::vector<specdec::Bucket8Source> sources;
+  for (size_t m = 0; m < list.size(); ++m) {
+    const auto& shape = view.joined().shape(list[m]);
+    const auto in = static_cast<size_t>(shape.in);
+    const size_t buckets = (static_cast<size_t>(shape.out) + specdec::kBucket - 1) / specdec::kBucket;
+    specdec::Bucket8Source source{};
+    for (size_t k = 0; k < kTiers; ++k) {
+      const auto& tier = values[m * kTiers + k];
+      check_shape(tier, {in, buckets, specdec::kTierSize}, "levels");
+      source.values[k] = reinterpret_cast<const int8_t*>(tier.data());
+      if (k + 1 == kTiers) break;
+      const auto& mask = masks[m * (kTiers - 1) + k];
+      check_shape(mask, {in, buckets, specdec::kBucket / 8}, "masks");
+      source.masks[k] = mask.data();
+    }
+    check_shape(step[m], {in}, "steps");
+    check_shape(scores[m], {in, kTiers}, "scores");
+    source.steps = step[m].data();
+    source.scores = scores[m].data();
+    sources.push_back(source);
+  }
+  nb::gil_scoped_release release;
+  view.load(model.pool(), j, sources);
+}
+
 }  // namespace
 
 void bind_draft(nb::module_& module) {
   nb::class_<Int4View, specdec::DraftView>(module, "Int4View", "The int4 view of a whole model.")
-      .def("__init__", &make_int4, "model"_a, "joined"_a, nb::keep_alive<1, 2>())
+      .def("__init__", &make<Int4View>, "model"_a, "joined"_a, nb::keep_alive<1, 2>())
       .def("load", &load_int4, "model"_a, "joined"_a, "q"_a, "scale"_a, "scores"_a,
            "Packs one list of joined matrices from stored arrays.")
-      .def("build", &build_int4, "model"_a, "joined"_a, "Rounds and packs one list of joined matrices.");
+      .def("build", &build<Int4View>, "model"_a, "joined"_a, "Rounds and packs one list of joined matrices.");
+  nb::class_<Bucket8View, specdec::DraftView>(module, "Bucket8View", "The bucket8 view of a whole model.")
+      .def("__init__", &make<Bucket8View>, "model"_a, "joined"_a, nb::keep_alive<1, 2>())
+      .def("load", &load_bucket8, "model"_a, "joined"_a, "values"_a, "masks"_a, "step"_a, "scores"_a,
+           "Packs one list of joined matrices from stored arrays.")
+      .def("build", &build<Bucket8View>, "model"_a, "joined"_a, "Ranks, rounds and packs one list of joined matrices.");
 }

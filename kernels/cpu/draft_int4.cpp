@@ -13,7 +13,8 @@ namespace {
 constexpr int64_t kTileOutputs = 8960;
 // A part reads at least so many bytes, of at least so many inputs.
 constexpr int64_t kPartBytes = 64 << 10, kPartInputs = 256;
-constexpr int64_t kMaxParts = 8;
+// Parts of a matrix in one tile, and chunks of each tile where there are more.
+constexpr int64_t kMaxChunks = 8, kMaxTileChunks = 2;
 // Parts that rounding a matrix is split into.
 constexpr int64_t kBuildParts = 32;
 
@@ -33,32 +34,17 @@ NibblePlace nibble_place(int64_t width, int64_t out) {
 
 }  // namespace
 
-Int4View::Int4View(const KernelTable& kernels, std::vector<MatrixShape> shapes,
-                   const std::vector<std::vector<int>>& joined)
-    : kernels_(kernels), shapes_(std::move(shapes)), joined_(joined.size()), places_(shapes_.size()) {
-  for (size_t j = 0; j < joined.size(); ++j) {
-    Joined& target = joined_[j];
-    target.matrices = joined[j];
-    for (const int m : joined[j]) {
-      if (m < 0 || static_cast<size_t>(m) >= shapes_.size() || places_[static_cast<size_t>(m)].joined >= 0)
-        throw std::invalid_argument("the joined lists must name every matrix once");
-      const MatrixShape& shape = shapes_[static_cast<size_t>(m)];
-      if (shape.in < 1 || shape.out < 1 || (target.in != 0 && target.in != shape.in))
-        throw std::invalid_argument("joined matrices must have outputs, and equally many inputs");
-      places_[static_cast<size_t>(m)].joined = static_cast<int>(j);
-      places_[static_cast<size_t>(m)].first = target.width;
-      target.in = shape.in;
-      target.width += shape.out;
-    }
-    if (target.matrices.empty()) throw std::invalid_argument("a joined list must name a matrix");
-  }
-  for (const Place& place : places_)
-    if (place.joined < 0) throw std::invalid_argument("the joined lists must name every matrix once");
-}
+Int4View::Int4View(const KernelTable& kernels, JoinedMatrices joined)
+    : kernels_(kernels), joined_(std::move(joined)), packed_(joined_.count()) {}
 
-void Int4View::layout(Joined& joined) {
-  joined.groups = (joined.in + kGroup - 1) / kGroup;
-  const int64_t outputs = round_up(joined.width, kInt4Block / 2);
+void Int4View::layout(Packed& packed, size_t j) const {
+  packed.in = joined_.inputs(j);
+  packed.groups = (packed.in + kGroup - 1) / kGroup;
+  for (const int m : joined_.list(j)) {
+    packed.starts.push_back(packed.width);
+    packed.width += joined_.shape(m).out;
+  }
+  const int64_t outputs = round_up(packed.width, kInt4Block / 2);
   // Many tiles come in fours, so that few threads finish together.
   int64_t count = (outputs + kTileOutputs - 1) / kTileOutputs;
   if (count > 4) count = round_up(count, 4);
@@ -66,39 +52,40 @@ void Int4View::layout(Joined& joined) {
   int64_t bytes = 0;
   for (int64_t first = 0; first < outputs; first += width) {
     const int64_t part = std::min(width, outputs - first);
-    joined.tiles.push_back({first, part, nullptr});
-    bytes += joined.groups * int4_group_bytes(part);
+    packed.tiles.push_back({first, part, nullptr});
+    bytes += packed.groups * int4_group_bytes(part);
   }
-  joined.data = Buffer<uint8_t>(static_cast<size_t>(bytes));
-  uint8_t* data = joined.data.data();
-  for (Tile& tile : joined.tiles) {
+  packed.data = Buffer<uint8_t>(static_cast<size_t>(bytes));
+  uint8_t* data = packed.data.data();
+  for (Tile& tile : packed.tiles) {
     tile.data = data;
-    data += joined.groups * int4_group_bytes(tile.width);
+    data += packed.groups * int4_group_bytes(tile.width);
   }
-  const auto tiles = static_cast<int64_t>(joined.tiles.size());
-  joined.chunks = std::max<int64_t>(1, std::min({bytes / tiles / kPartBytes, joined.in / kPartInputs, kMaxParts / tiles / (tiles > 1 ? 2 : 1)}));
-  joined.scores = Buffer<float>(static_cast<size_t>(joined.groups * kGroup));
+  const auto tiles = static_cast<int64_t>(packed.tiles.size());
+  const int64_t most = tiles == 1 ? kMaxChunks : tiles <= 4 ? kMaxTileChunks : 1;
+  packed.chunks = std::max<int64_t>(1, std::min({bytes / tiles / kPartBytes, packed.in / kPartInputs, most}));
 }
 
 void Int4View::load(Pool& pool, size_t j, const std::vector<Int4Source>& sources) {
-  Joined& joined = joined_.at(j);
-  if (joined.loaded) throw std::invalid_argument("matrices can be loaded once");
-  if (sources.size() != joined.matrices.size()) throw std::invalid_argument("joined matrices must be loaded together");
-  layout(joined);
-  pool.run(static_cast<int>(joined.groups), [&](int g, int) {
-    pack_scales(joined, sources, g);
-    pack_rows(joined, sources, g);
+  const std::vector<int>& list = joined_.list(j);
+  Packed& packed = packed_[j];
+  if (!packed.data.empty()) throw std::invalid_argument("matrices can be loaded once");
+  if (sources.size() != list.size()) throw std::invalid_argument("joined matrices must be loaded together");
+  layout(packed, j);
+  pool.run(static_cast<int>(packed.groups), [&](int g, int) {
+    pack_scales(packed, j, sources, g);
+    pack_rows(packed, j, sources, g);
   });
+  packed.scores = Buffer<float>(static_cast<size_t>(packed.groups * kGroup));
   for (size_t m = 0; m < sources.size(); ++m) {
-    const auto matrix = static_cast<size_t>(joined.matrices[m]);
-    const float share = static_cast<float>(shapes_[matrix].out) / static_cast<float>(joined.width);
-    Buffer<float>& own = places_[matrix].scores = Buffer<float>(joined.scores.size());
-    for (int64_t i = 0; i < joined.in; ++i) {
-      own[static_cast<size_t>(i)] = sources[m].scores[i];
-      joined.scores[static_cast<size_t>(i)] += share * sources[m].scores[i];
+    const float share = static_cast<float>(joined_.shape(list[m]).out) / static_cast<float>(packed.width);
+    Buffer<float> own(packed.scores.size());
+    for (size_t i = 0; i < static_cast<size_t>(packed.in); ++i) {
+      own[i] = sources[m].scores[i];
+      packed.scores[i] += share * sources[m].scores[i];
     }
+    packed.own_scores.push_back(std::move(own));
   }
-  joined.loaded = true;
 }
 
 // What build rounds a matrix to, as Int4Source describes it.
@@ -151,14 +138,14 @@ void Int4View::build(Pool& pool, size_t j, const std::vector<const PackedMatrix*
   load(pool, j, sources);
 }
 
-void Int4View::pack_scales(const Joined& joined, const std::vector<Int4Source>& sources, int64_t group) const {
-  std::vector<float> scales(static_cast<size_t>(round_up(joined.width, kInt4Block)));
+void Int4View::pack_scales(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const {
+  std::vector<float> scales(static_cast<size_t>(round_up(packed.width, kInt4Block)));
   size_t at = 0;
   for (size_t m = 0; m < sources.size(); ++m) {
-    const int64_t out = shapes_[static_cast<size_t>(joined.matrices[m])].out;
+    const int64_t out = joined_.shape(joined_.list(j)[m]).out;
     for (int64_t o = 0; o < out; ++o) scales[at++] = half_to_float(sources[m].scales[group * out + o]);
   }
-  for (const Tile& tile : joined.tiles) {
+  for (const Tile& tile : packed.tiles) {
     uint8_t* data = tile.data + group * int4_group_bytes(tile.width);
     auto* steps = reinterpret_cast<float*>(data);
     auto* codes = reinterpret_cast<int8_t*>(data + int4_steps_bytes(tile.width));
@@ -173,17 +160,17 @@ void Int4View::pack_scales(const Joined& joined, const std::vector<Int4Source>& 
   }
 }
 
-void Int4View::pack_rows(const Joined& joined, const std::vector<Int4Source>& sources, int64_t group) const {
-  std::vector<uint8_t> levels(static_cast<size_t>(round_up(joined.width, kInt4Block)));
-  const int64_t last = std::min((group + 1) * kGroup, joined.in);
+void Int4View::pack_rows(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const {
+  std::vector<uint8_t> levels(static_cast<size_t>(round_up(packed.width, kInt4Block)));
+  const int64_t last = std::min((group + 1) * kGroup, packed.in);
   for (int64_t i = group * kGroup; i < last; ++i) {
     size_t at = 0;
     for (size_t m = 0; m < sources.size(); ++m) {
-      const int64_t out = shapes_[static_cast<size_t>(joined.matrices[m])].out;
+      const int64_t out = joined_.shape(joined_.list(j)[m]).out;
       const uint8_t* nibbles = sources[m].nibbles + i * ((out + 1) / 2);
       for (int64_t o = 0; o < out; ++o) levels[at++] = o % 2 == 0 ? nibbles[o / 2] & 15 : nibbles[o / 2] >> 4;
     }
-    for (const Tile& tile : joined.tiles) {
+    for (const Tile& tile : packed.tiles) {
       uint8_t* row = tile.data + group * int4_group_bytes(tile.width) + int4_steps_bytes(tile.width) + tile.width +
                      (i - group * kGroup) * (tile.width / 2);
       for (int64_t o = 0; o < tile.width; ++o) {
@@ -196,98 +183,100 @@ void Int4View::pack_rows(const Joined& joined, const std::vector<Int4Source>& so
 
 uint64_t Int4View::bytes() const {
   uint64_t total = 0;
-  for (const Joined& joined : joined_) total += joined.data.bytes() + joined.scores.bytes();
-  for (const Place& place : places_) total += place.scores.bytes();
+  for (const Packed& packed : packed_) {
+    total += packed.data.bytes() + packed.scores.bytes();
+    for (const Buffer<float>& scores : packed.own_scores) total += scores.bytes();
+  }
   return total;
 }
 
 bool Int4View::complete() const {
-  return std::all_of(joined_.begin(), joined_.end(), [](const Joined& joined) { return joined.loaded; });
+  return std::all_of(packed_.begin(), packed_.end(), [](const Packed& packed) { return !packed.data.empty(); });
 }
 
-// Returns the bytes that one output needs, in 1/2: a level per chosen input, a scale per group that has any.
-uint64_t Int4View::choose(const Joined& joined, const float* scores, const float* x, float effort) {
-  choose_scratch_.reserve(static_cast<size_t>(joined.groups * kGroup));
-  chosen_.reserve(static_cast<size_t>(joined.groups));
-  const ChooseCall call{x, scores, joined.in, effort, choose_scratch_.data(), chosen_.data()};
-  auto halves = static_cast<uint64_t>(kernels_.draft.choose(call));
-  for (int64_t g = 0; g < joined.groups; ++g) halves += chosen_[static_cast<size_t>(g)].quads > 0 ? 2 : 0;
+// Returns twice the bytes that one output needs: a level per chosen input, a scale per group that has any.
+uint64_t Int4View::choose(const Packed& packed, const float* scores, const float* x, float effort) {
+  choose_scratch_.reserve(static_cast<size_t>(packed.groups * kGroup));
+  masks_.reserve(static_cast<size_t>(packed.groups));
+  auto halves = static_cast<uint64_t>(
+      kernels_.draft.choose({x, scores, packed.in, effort, choose_scratch_.data(), masks_.data()}));
+  for (int64_t g = 0; g < packed.groups; ++g) halves += masks_[static_cast<size_t>(g)] != 0 ? 2 : 0;
   return halves;
 }
 
-// Splits the groups into chunks with about equal numbers of quads.
-void Int4View::split(const Joined& joined) {
-  int64_t total = 0, done = 0;
-  for (int64_t g = 0; g < joined.groups; ++g) total += chosen_[static_cast<size_t>(g)].quads;
-  bounds_.assign(static_cast<size_t>(joined.chunks) + 1, joined.groups);
+// Splits the groups into chunks with about equal numbers of chosen inputs.
+void Int4View::split(const Packed& packed) {
+  bounds_.assign(static_cast<size_t>(packed.chunks) + 1, packed.groups);
   bounds_[0] = 0;
-  int64_t chunk = 1;
-  for (int64_t g = 0; g < joined.groups && chunk < joined.chunks; ++g) {
-    done += chosen_[static_cast<size_t>(g)].quads;
-    while (chunk < joined.chunks && done * joined.chunks >= total * chunk) bounds_[static_cast<size_t>(chunk++)] = g + 1;
+  if (packed.chunks == 1) return;
+  int64_t total = 0, done = 0, chunk = 1;
+  for (int64_t g = 0; g < packed.groups; ++g) total += __builtin_popcount(masks_[static_cast<size_t>(g)]);
+  for (int64_t g = 0; g < packed.groups && chunk < packed.chunks; ++g) {
+    done += __builtin_popcount(masks_[static_cast<size_t>(g)]);
+    while (chunk < packed.chunks && done * packed.chunks >= total * chunk) bounds_[static_cast<size_t>(chunk++)] = g + 1;
   }
 }
 
 // One call per tile and chunk, for outputs [first, last).
-void Int4View::plan(const Joined& joined, int64_t first, int64_t last, float* direct, int threads) {
-  const int64_t padded = round_up(joined.width, kInt4Block);
+void Int4View::plan(const Packed& packed, const float* x, int64_t first, int64_t last, float* direct, int threads) {
+  const int64_t padded = round_up(packed.width, kInt4Block);
   calls_.clear();
-  for (const Tile& tile : joined.tiles) {
+  for (const Tile& tile : packed.tiles) {
     const int64_t from = std::max<int64_t>(first / kInt4Block * kInt4Block - tile.first, 0);
     const int64_t to = std::min(round_up(last, kInt4Block) - tile.first, tile.width);
-    for (int64_t c = 0; from < to && c < joined.chunks; ++c) {
-      float* sums = direct != nullptr ? direct + tile.first : sums_.data() + c * padded + tile.first;
-      calls_.push_back({{tile.data, tile.width}, chosen_.data(), bounds_[static_cast<size_t>(c)],
+    for (int64_t c = 0; from < to && c < packed.chunks; ++c) {
+      float* sums = (direct != nullptr ? direct : sums_.data() + c * padded) + tile.first;
+      calls_.push_back({{tile.data, tile.width}, x, masks_.data(), bounds_[static_cast<size_t>(c)],
                         bounds_[static_cast<size_t>(c) + 1], from, to, sums, nullptr, nullptr, true});
     }
   }
-  // The share of a thread (see Pool::run) is fetched ahead from one part to the next.
-  const size_t parts = calls_.size();
+  // Within the share of a thread (see Pool::run) one part fetches ahead for the next.
+  const size_t parts = calls_.size(), shares = static_cast<size_t>(threads);
   for (size_t p = 0; p + 1 < parts; ++p) {
     bool same = true;
-    for (int t = 1; t < threads; ++t) same &= parts * static_cast<size_t>(t) / static_cast<size_t>(threads) != p + 1;
+    for (size_t t = 1; t < shares; ++t) same &= parts * t / shares != p + 1;
     if (!same) continue;
     calls_[p].next = &calls_[p + 1];
     calls_[p + 1].cold = false;
   }
 }
 
-// Multiplies outputs [first, last) of joined matrices by the chosen inputs, and hands the sums to the `count` matrices.
-void Int4View::run(Pool& pool, const Joined& joined, int64_t first, int64_t last, int count, const int* matrices,
-                   float* const* y) {
-  split(joined);
-  const bool direct = joined.chunks == 1 && joined.matrices.size() == 1;
-  const auto padded = static_cast<size_t>(round_up(joined.width, kInt4Block));
-  if (!direct) sums_.reserve(static_cast<size_t>(joined.chunks) * padded);
-  carry_.reserve(static_cast<size_t>(pool.threads() * (kTileOutputs + kInt4Block)));
-  plan(joined, first, last, direct ? y[0] : nullptr, pool.threads());
+// Multiplies outputs [first, last) of joined matrices by the chosen inputs, into `direct` or else into chunks of sums_.
+void Int4View::run(Pool& pool, const Packed& packed, const float* x, int64_t first, int64_t last, float* direct) {
+  const int64_t padded = round_up(packed.width, kInt4Block), carry = kTileOutputs + kInt4Block;
+  split(packed);
+  if (direct == nullptr) sums_.reserve(static_cast<size_t>(packed.chunks * padded));
+  carry_.reserve(static_cast<size_t>(pool.threads() * carry));
+  plan(packed, x, first, last, direct, pool.threads());
   pool.run(static_cast<int>(calls_.size()), [&](int part, int thread) {
     Int4Call& call = calls_[static_cast<size_t>(part)];
-    call.carry = carry_.data() + thread * (kTileOutputs + kInt4Block);
+    call.carry = carry_.data() + thread * carry;
     kernels_.draft.int4(call);
   });
-  if (direct) return;
-  for (int m = 0; m < count; ++m) {
-    const Place& place = places_[static_cast<size_t>(matrices[m])];
-    kernels_.draft.add_up(sums_.data() + place.first, joined.chunks, static_cast<int64_t>(padded),
-                          shapes_[static_cast<size_t>(matrices[m])].out, y[m]);
-  }
 }
 
 uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
                             float* const* y) {
-  const Joined& joined = joined_[static_cast<size_t>(places_[static_cast<size_t>(matrices[0])].joined)];
+  const size_t j = joined_.list_of(matrices[0]);
+  const Packed& packed = packed_[j];
+  const int64_t padded = round_up(packed.width, kInt4Block);
+  auto hand_out = [&](int m) {
+    kernels_.draft.add_up(sums_.data() + packed.starts[static_cast<size_t>(m)], packed.chunks, padded,
+                          joined_.shape(matrices[m]).out, y[m]);
+  };
   if (std::all_of(efforts, efforts + count, [&](float e) { return e == efforts[0]; })) {
-    const uint64_t halves = choose(joined, joined.scores.data(), x, efforts[0]);
-    run(pool, joined, 0, joined.width, count, matrices, y);
-    return halves * static_cast<uint64_t>(joined.width) / 2;
+    const uint64_t halves = choose(packed, packed.scores.data(), x, efforts[0]);
+    const bool direct = packed.chunks == 1 && count == 1;
+    run(pool, packed, x, 0, packed.width, direct ? y[0] : nullptr);
+    for (int m = 0; m < count && !direct; ++m) hand_out(m);
+    return halves * static_cast<uint64_t>(packed.width) / 2;
   }
   uint64_t bytes = 0;
   for (int m = 0; m < count; ++m) {
-    const Place& place = places_[static_cast<size_t>(matrices[m])];
-    const int64_t out = shapes_[static_cast<size_t>(matrices[m])].out;
-    bytes += choose(joined, place.scores.data(), x, efforts[m]) * static_cast<uint64_t>(out) / 2;
-    run(pool, joined, place.first, place.first + out, 1, matrices + m, y + m);
+    const int64_t out = joined_.shape(matrices[m]).out, first = packed.starts[static_cast<size_t>(m)];
+    bytes += choose(packed, packed.own_scores[static_cast<size_t>(m)].data(), x, efforts[m]) * static_cast<uint64_t>(out) / 2;
+    run(pool, packed, x, first, first + out, nullptr);
+    hand_out(m);
   }
   return bytes;
 }

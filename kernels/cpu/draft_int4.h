@@ -9,14 +9,11 @@
 #include <vector>
 
 #include "buffer.h"
+#include "draft_joined.h"
 #include "draft_view.h"
 #include "packed.h"
 
 namespace specdec {
-
-struct MatrixShape {
-  int64_t out = 0, in = 0;
-};
 
 // A matrix as specdec.views.int4.Int4Matrix has it; borrowed.
 struct Int4Source {
@@ -27,13 +24,9 @@ struct Int4Source {
 
 class Int4View : public DraftView {
  public:
-  // joined: lists of matrix numbers that are always multiplied by the same row (q|k|v, gate|up, o, ...); together they
-  // name every matrix once. Throws std::invalid_argument where that does not hold.
-  Int4View(const KernelTable& kernels, std::vector<MatrixShape> shapes, const std::vector<std::vector<int>>& joined);
+  Int4View(const KernelTable& kernels, JoinedMatrices joined);
 
-  const std::vector<MatrixShape>& shapes() const { return shapes_; }
-  size_t joined_count() const { return joined_.size(); }
-  const std::vector<int>& joined(size_t j) const { return joined_.at(j).matrices; }
+  const JoinedMatrices& joined() const { return joined_; }
 
   // Packs the matrices of one list, in its order. Each list is loaded once.
   void load(Pool& pool, size_t j, const std::vector<Int4Source>& sources);
@@ -47,41 +40,35 @@ class Int4View : public DraftView {
 
  private:
   struct Tile {
-    int64_t first, width;  // outputs of the joined matrix
+    int64_t first, width;  // outputs of the joined matrices
     uint8_t* data;         // [groups] of int4_group_bytes(width): steps, codes, rows of nibbles
   };
-  struct Joined {
-    std::vector<int> matrices;
+  struct Packed {  // one list
     int64_t in = 0, groups = 0, width = 0;
     int64_t chunks = 1;  // the chosen groups are split into so many parts per tile
     Buffer<uint8_t> data;
     std::vector<Tile> tiles;
-    Buffer<float> scores;  // mean |w| over all the outputs
-    bool loaded = false;
+    std::vector<int64_t> starts;            // first output of each matrix
+    std::vector<Buffer<float>> own_scores;  // of each matrix
+    Buffer<float> scores;                   // mean |w| over all the outputs
   };
-  struct Place {  // of a matrix
-    int joined = -1;
-    int64_t first = 0;  // its first output there
-    Buffer<float> scores;
-  };
-
   struct Rounded;
-  static void layout(Joined& joined);
+
+  void layout(Packed& packed, size_t j) const;
+  void pack_scales(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
+  void pack_rows(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   Rounded round(Pool& pool, const PackedMatrix& exact) const;
-  void pack_scales(const Joined& joined, const std::vector<Int4Source>& sources, int64_t group) const;
-  void pack_rows(const Joined& joined, const std::vector<Int4Source>& sources, int64_t group) const;
-  uint64_t choose(const Joined& joined, const float* scores, const float* x, float effort);
-  void split(const Joined& joined);
-  void plan(const Joined& joined, int64_t first, int64_t last, float* direct, int threads);
-  void run(Pool& pool, const Joined& joined, int64_t first, int64_t last, int count, const int* matrices, float* const* y);
+  uint64_t choose(const Packed& packed, const float* scores, const float* x, float effort);
+  void split(const Packed& packed);
+  void plan(const Packed& packed, const float* x, int64_t first, int64_t last, float* direct, int threads);
+  void run(Pool& pool, const Packed& packed, const float* x, int64_t first, int64_t last, float* direct);
 
   const KernelTable& kernels_;
-  std::vector<MatrixShape> shapes_;
-  std::vector<Joined> joined_;
-  std::vector<Place> places_;
+  JoinedMatrices joined_;
+  std::vector<Packed> packed_;  // by list
   // Scratch of one multiplication.
   Buffer<float> choose_scratch_, sums_;
-  Buffer<ChosenGroup> chosen_;
+  Buffer<uint32_t> masks_;
   Buffer<int32_t> carry_;
   std::vector<int64_t> bounds_;
   std::vector<Int4Call> calls_;

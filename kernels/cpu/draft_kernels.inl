@@ -8,6 +8,8 @@ namespace specdec::SPECDEC_ISA {
 #include "select_draft.inl"
 #include "int4.inl"
 #include "int4_build.inl"
+#include "select_draft_tiers.inl"
+#include "bucket8.inl"
 
 namespace specdec::SPECDEC_ISA {
 
@@ -24,6 +26,8 @@ static void add_up(const float* sums, int64_t chunks, int64_t stride, int64_t co
   }
 }
 
-inline DraftKernels draft_kernels() { return DraftKernels{choose, int4, int4_build, add_up}; }
+inline DraftKernels draft_kernels() {
+  return DraftKernels{choose, choose_tiers, quantise_group, int4, int4_build, bucket8, bucket8_rank, add_up};
+}
 
 }  // namespace specdec::SPECDEC_ISA

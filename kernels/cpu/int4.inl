@@ -17,25 +17,21 @@ struct Int4Pass {
   const Int4Call* call;
   int64_t group;
   int32_t first, last;
+  const ChosenGroup* chosen;
 };
 
-static inline int64_t next_chosen(const Int4Call& call, int64_t g) {
-  while (g < call.last && call.groups[g].quads == 0) ++g;
-  return g;
+// The first pass over group g or a later one; its call is null when there is none. `room` is for the group's activations.
+static inline Int4Pass first_pass(const Int4Call* call, int64_t g, ChosenGroup* room) {
+  while (g < call->last && call->masks[g] == 0) ++g;
+  if (g >= call->last) return {nullptr, 0, 0, 0, nullptr};
+  quantise_group(call->x + g * kGroup, call->masks[g], room);
+  return {call, g, 0, room->quads <= kMaxPass ? room->quads : (room->quads + 1) / 2, room};
 }
 
-static inline Int4Pass first_pass(const Int4Call* call, int64_t g) {
-  g = next_chosen(*call, g);
-  if (g >= call->last) return {nullptr, 0, 0, 0};
-  const int32_t quads = call->groups[g].quads;
-  return {call, g, 0, quads <= kMaxPass ? quads : (quads + 1) / 2};
-}
-
-// The pass after `pass` of the same call; none is left when its call is null.
-static inline Int4Pass next_pass(const Int4Pass& pass) {
-  const int32_t quads = pass.call->groups[pass.group].quads;
-  if (pass.last < quads) return {pass.call, pass.group, pass.last, quads};
-  return first_pass(pass.call, pass.group + 1);
+// The pass after `pass` of the same call.
+static inline Int4Pass next_pass(const Int4Pass& pass, ChosenGroup* room) {
+  if (pass.last < pass.chosen->quads) return {pass.call, pass.group, pass.last, pass.chosen->quads, pass.chosen};
+  return first_pass(pass.call, pass.group + 1, room);
 }
 
 // Asks for the lines of one pass: the group's steps and codes, then the rows, a quad at a time.
@@ -49,7 +45,7 @@ class Ahead {
     head_ = data;
     head_left_ = pass.first == 0 ? (head + 255) / 256 : 0;
     rows_ = data + head + call.first_out / 2;
-    index_ = call.groups[pass.group].index;
+    index_ = pass.chosen->index;
     stride_ = static_cast<uint32_t>(width / 2);
     lines_ = ((call.last_out - call.first_out) / 2 + 63) / 64;
     left_ = head_left_ + lines_ * (pass.last - pass.first);
@@ -134,7 +130,7 @@ static void int4_pass(const Int4Pass& pass, Ahead& ahead) {
   const Int4Call& call = *pass.call;
   const int64_t width = call.tile.width;
   const uint8_t* data = call.tile.data + pass.group * int4_group_bytes(width);
-  const ChosenGroup& group = call.groups[pass.group];
+  const ChosenGroup& group = *pass.chosen;
   Int4Rows in;
   in.rows = data + int4_steps_bytes(width) + width;
   in.quads = pass.last - pass.first;
@@ -163,12 +159,16 @@ static void int4_pass(const Int4Pass& pass, Ahead& ahead) {
 
 static void int4(const Int4Call& call) {
   for (int64_t o = call.first_out; o < call.last_out; o += kLanes) store(call.sums + o, zero());
-  Int4Pass pass = first_pass(&call, call.first);
+  ChosenGroup rooms[2];  // of the pass under way and of the next one
+  int room = 0;
+  Int4Pass pass = first_pass(&call, call.first, rooms + room);
   if (call.cold) Ahead(pass).rest();
   while (pass.call != nullptr) {
-    const Int4Pass next = next_pass(pass);
-    Ahead ahead(next.call != nullptr || call.next == nullptr ? next : first_pass(call.next, call.next->first));
+    ChosenGroup* const other = rooms + (1 - room);
+    const Int4Pass next = next_pass(pass, other);
+    Ahead ahead(next.call != nullptr || call.next == nullptr ? next : first_pass(call.next, call.next->first, other));
     int4_pass(pass, ahead);
+    if (next.chosen == other) room = 1 - room;
     pass = next;
   }
 }

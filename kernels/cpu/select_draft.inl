@@ -28,19 +28,20 @@ static inline float float_of(uint32_t bits) {
 }
 
 // Scores are not negative, so their bits order as they do, and are close to linear in the logarithm.
-static Cut find_cut(const float* scores, int64_t n, float mean, float effort) {
+// `scanned` scores are looked at, of which all but `n` are fillings that score zero.
+static Cut find_cut(const float* scores, int64_t scanned, int64_t n, float mean, float effort) {
   const double total = static_cast<double>(n);
   const int64_t target = effort * total < 1 ? 1 : static_cast<int64_t>(effort * total + 0.5);
   const int64_t slack = static_cast<int64_t>(kEffortSlack * total);
   int64_t low = 0, high = int64_t{0x7F800000} + 1;  // takes everything, takes nothing
-  int64_t low_count = n, high_count = 0;
+  int64_t low_count = scanned, high_count = 0;
   // Scores near an exponential distribution: the share above t is exp(-t / mean).
   const float u = -__builtin_logf(effort);
   int64_t at = bits_of(mean * (u > 0.01F ? u : 0.01F));
   double slope = -total * effort * (u > 0.01F ? u : 0.01F) * 0.693 / (1 << 23);  // count per step of the bits
   while (high - low > 1) {
     if (at <= low || at >= high) at = low + (high - low) / 2;
-    const int64_t count = count_from(scores, n, float_of(static_cast<uint32_t>(at)));
+    const int64_t count = count_from(scores, scanned, float_of(static_cast<uint32_t>(at)));
     if (count >= target - slack && count <= target + slack) return Cut{float_of(static_cast<uint32_t>(at)), n};
     if (count > target) {
       low = at;
@@ -72,25 +73,23 @@ static int64_t choose(const ChooseCall& call) {
   const int64_t tail = call.in - (groups - 1) * kGroup;
   const uint32_t last_mask = tail == kGroup ? ~0U : (1U << tail) - 1;
   if (call.effort >= 1.0F) {
-    for (int64_t g = 0; g < groups; ++g)
-      quantise_group(call.x + g * kGroup, g == groups - 1 ? last_mask : ~0U, call.groups + g);
+    for (int64_t g = 0; g < groups; ++g) call.masks[g] = g == groups - 1 ? last_mask : ~0U;
     return call.in;
   }
-  const float mean = score_inputs(call.x, call.scores, groups * kGroup, call.scratch) / static_cast<float>(call.in);
-  const Cut cut = find_cut(call.scratch, call.in, mean, call.effort);
+  const float sum = score_inputs(call.x, call.scores, groups * kGroup, call.scratch);
+  const Cut cut = find_cut(call.scratch, groups * kGroup, call.in, sum / static_cast<float>(call.in), call.effort);
   int64_t taken = 0, ties = cut.ties;
   for (int64_t g = 0; g < groups; ++g) {
     const float* scores = call.scratch + g * kGroup;
-    const uint32_t valid = g == groups - 1 ? last_mask : ~0U;
-    uint32_t mask = mask_from(scores, cut.cut) & valid;
+    uint32_t mask = mask_from(scores, cut.cut);
+    if (g == groups - 1) mask &= last_mask;
     if (ties < call.in) {
-      const uint32_t above = mask_from(scores, float_of(bits_of(cut.cut) + 1)) & valid;
-      uint32_t equal = mask & ~above;
+      uint32_t equal = mask & ~mask_from(scores, float_of(bits_of(cut.cut) + 1));
       for (; equal != 0 && ties > 0; --ties) equal &= equal - 1;
-      mask = (mask & ~equal);
+      mask &= ~equal;
     }
     taken += __builtin_popcount(mask);
-    quantise_group(call.x + g * kGroup, mask, call.groups + g);
+    call.masks[g] = mask;
   }
   return taken;
 }

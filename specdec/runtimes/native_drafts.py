@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.config import ModelConfig
-from specdec.errors import UnknownNameError
+from specdec.errors import StoreError, UnknownNameError
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -24,10 +24,13 @@ def build_draft(view: str, model: Any, store: Store) -> Any:
 
     Raises:
         UnknownNameError: there is no such view.
+        StoreError: its stored arrays contradict the view's definition.
     """
     if view not in _BUILDERS:
         raise UnknownNameError("view", view, list(DRAFT_VIEWS))
-    return _BUILDERS[view](model, store)
+    from specdec.runtimes.native import native_module
+
+    return _BUILDERS[view](native_module(), model, store)
 
 
 def joined_names(config: ModelConfig) -> list[list[str]]:
@@ -41,26 +44,52 @@ def joined_names(config: ModelConfig) -> list[list[str]]:
     return [*joined, ["head"]]
 
 
-def _build_int4(model: Any, store: Store) -> Any:
-    from specdec.runtimes.native import native_module
+def _joined_numbers(config: ModelConfig) -> tuple[list[list[str]], list[list[int]]]:
+    """`joined_names`, and the same as matrix numbers."""
+    index = {name: number for number, name in enumerate(config.matrices())}
+    names = joined_names(config)
+    return names, [[index[name] for name in joined] for joined in names]
 
-    index = {name: number for number, name in enumerate(store.config.matrices())}
-    joined = joined_names(store.config)
-    view = native_module().Int4View(model, [[index[name] for name in names] for names in joined])
-    for number, names in enumerate(joined):
-        if "int4" in store.views:
-            stored = [store.view("int4", name) for name in names]
-            view.load(
-                model,
-                number,
-                [arrays["q"] for arrays in stored],
-                [np.ascontiguousarray(arrays["scale"]).view(np.uint16) for arrays in stored],
-                [arrays["scores"] for arrays in stored],
-            )
-        else:
+
+def _build_int4(module: Any, model: Any, store: Store) -> Any:
+    names, numbers = _joined_numbers(store.config)
+    view = module.Int4View(model, numbers)
+    for number, joined in enumerate(names):
+        if "int4" not in store.views:
             view.build(model, number)
+            continue
+        stored = [store.view("int4", name) for name in joined]
+        view.load(
+            model,
+            number,
+            q=[arrays["q"] for arrays in stored],
+            scale=[arrays["scale"].view(np.uint16) for arrays in stored],
+            scores=[arrays["scores"] for arrays in stored],
+        )
     return view
 
 
-_BUILDERS: dict[str, Callable[[Any, Store], Any]] = {"int4": _build_int4}
+def _build_bucket8(module: Any, model: Any, store: Store) -> Any:
+    names, numbers = _joined_numbers(store.config)
+    view = module.Bucket8View(model, numbers)
+    for number, joined in enumerate(names):
+        if "bucket8" not in store.views:
+            view.build(model, number)
+            continue
+        stored = [store.view("bucket8", name) for name in joined]
+        try:
+            view.load(
+                model,
+                number,
+                values=[arrays[f"tier{k}.values"].view(np.uint8) for arrays in stored for k in range(4)],
+                masks=[arrays[f"tier{k}.mask"] for arrays in stored for k in range(3)],
+                step=[arrays["step"] for arrays in stored],
+                scores=[arrays["scores"] for arrays in stored],
+            )
+        except ValueError as error:
+            raise StoreError(f"view 'bucket8' of {joined[0]!r}: {error}; convert the model again") from None
+    return view
+
+
+_BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {"bucket8": _build_bucket8, "int4": _build_int4}
 DRAFT_VIEWS: tuple[str, ...] = tuple(_BUILDERS)

@@ -88,7 +88,7 @@ struct Case {
       shapes.push_back(m.shape);
       sources.push_back(m.source());
     }
-    Int4View made(table, shapes, {numbers});
+    Int4View made(table, JoinedMatrices(shapes, {numbers}));
     made.load(pool, 0, sources);
     return made;
   }
@@ -107,15 +107,17 @@ struct Case {
   // Checks matrix m against float64, for the inputs that `scores` and `effort` choose.
   void check_matrix(const KernelTable& table, size_t m, const std::vector<float>& scores, float effort, const std::string& where) {
     const int64_t in = matrices[m].shape.in, out = matrices[m].shape.out;
-    std::vector<ChosenGroup> groups(static_cast<size_t>((in + kGroup - 1) / kGroup));
+    std::vector<uint32_t> masks(static_cast<size_t>((in + kGroup - 1) / kGroup));
     std::vector<float> scratch(x.size());
-    table.draft.choose({x.data(), scores.data(), in, effort, scratch.data(), groups.data()});
+    table.draft.choose({x.data(), scores.data(), in, effort, scratch.data(), masks.data()});
     std::vector<double> sums(static_cast<size_t>(out)), sizes(static_cast<size_t>(out));
-    for (size_t g = 0; g < groups.size(); ++g) {
+    for (size_t g = 0; g < masks.size(); ++g) {
       const auto kept = kept_scales(matrices, static_cast<int64_t>(g))[m];
-      for (int k = 0; k < groups[g].count; ++k) {
-        const int64_t i = static_cast<int64_t>(g) * kGroup + groups[g].index[k];
-        const double value = groups[g].value[k] * static_cast<double>(groups[g].step);
+      ChosenGroup group;
+      table.draft.quantise(x.data() + g * kGroup, masks[g], &group);
+      for (int k = 0; k < group.count; ++k) {
+        const int64_t i = static_cast<int64_t>(g) * kGroup + group.index[k];
+        const double value = group.value[k] * static_cast<double>(group.step);
         for (int64_t o = 0; o < out; ++o) {
           const double product = value * matrices[m].level(i, o) * kept[static_cast<size_t>(o)];
           sums[static_cast<size_t>(o)] += product;
@@ -223,7 +225,7 @@ TEST(int4_rounds_exact_weights_well) {
         for (int64_t i = 0; i < shape.in; ++i)
           for (int64_t o = 0; o < shape.out; ++o)
             exact.panels[static_cast<size_t>((o / kPanel * shape.in + i) * kPanel + o % kPanel)] = bits_of(i, o);
-        Int4View view(*table, {shape}, {{0}});
+        Int4View view(*table, JoinedMatrices({shape}, {{0}}));
         view.build(pool, 0, {&exact});
         CHECK(view.complete(), "built");
         double error = 0, power = 0;

@@ -34,25 +34,21 @@ TEST(draft_choice_is_the_top_of_the_order_and_near_the_effort) {
         const Row row = make_row(in, kind);
         for (const float effort : {0.001F, 0.15F, 0.5F, 0.77F, 0.999F, 1.0F}) {
           const auto count = static_cast<size_t>((in + kGroup - 1) / kGroup);
-          std::vector<ChosenGroup> groups(count);
+          std::vector<uint32_t> masks(count);
           std::vector<float> scratch(row.x.size());
           const int64_t taken =
-              table->draft.choose({row.x.data(), row.scores.data(), in, effort, scratch.data(), groups.data()});
+              table->draft.choose({row.x.data(), row.scores.data(), in, effort, scratch.data(), masks.data()});
           const std::string where = std::string(table->name) + " in " + std::to_string(in) + " kind " + std::to_string(kind) +
                                     " effort " + std::to_string(effort);
           std::vector<bool> chosen(static_cast<size_t>(in));
           int64_t total = 0;
-          bool ascending = true;
-          for (size_t g = 0; g < count; ++g) {
-            total += groups[g].count;
-            for (int k = 0; k < groups[g].count; ++k) {
-              ascending &= k == 0 || groups[g].index[k] > groups[g].index[k - 1];
-              const size_t i = g * kGroup + groups[g].index[k];
-              if (i < chosen.size()) chosen[i] = true;
-              else ascending = false;
+          for (size_t g = 0; g < count; ++g)
+            for (size_t j = 0; j < kGroup; ++j) {
+              if ((masks[g] >> j & 1U) == 0) continue;
+              ++total;
+              if (g * kGroup + j < chosen.size()) chosen[g * kGroup + j] = true;
+              else CHECK(false, where + ": inputs exist");
             }
-          }
-          CHECK(ascending, where + ": inputs ascend and exist");
           CHECK(total == taken, where + ": counts add up");
           // Half an input is rounding; the rest is what the search may leave open.
           const double wanted = std::max(1.0, static_cast<double>(effort) * static_cast<double>(in));
@@ -74,17 +70,19 @@ TEST(draft_activations_are_rounded_to_8_bits) {
       for (int kind = 0; kind < 5; ++kind) {
         const Row row = make_row(in, kind);
         const auto count = static_cast<size_t>((in + kGroup - 1) / kGroup);
-        std::vector<ChosenGroup> groups(count);
+        std::vector<uint32_t> masks(count);
         std::vector<float> scratch(row.x.size());
-        table->draft.choose({row.x.data(), row.scores.data(), in, 0.6F, scratch.data(), groups.data()});
+        table->draft.choose({row.x.data(), row.scores.data(), in, 0.6F, scratch.data(), masks.data()});
         for (size_t g = 0; g < count; ++g) {
-          const ChosenGroup& group = groups[g];
+          ChosenGroup group;
+          table->draft.quantise(row.x.data() + g * kGroup, masks[g], &group);
           const std::string where = std::string(table->name) + " in " + std::to_string(in) + " kind " + std::to_string(kind);
           int32_t sum = 0;
-          bool close = true, filled = group.quads == (group.count + 3) / 4;
+          bool close = group.count == __builtin_popcount(masks[g]), filled = group.quads == (group.count + 3) / 4;
           for (int k = 0; k < 4 * group.quads; ++k) {
             sum += group.value[k];
             if (k < group.count) {
+              close &= (masks[g] >> group.index[k] & 1U) != 0 && (k == 0 || group.index[k] > group.index[k - 1]);
               const double x = row.x[g * kGroup + group.index[k]];
               // Half a step, and a float's rounding of the quotient (up to 127). Activations below 1e-30 count as zero.
               const double bound = std::max(0.5001 * group.step, 1e-30);
