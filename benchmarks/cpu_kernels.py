@@ -106,7 +106,7 @@ def main() -> None:
     print_machine()
     print(f"{arguments.shape}, {runtime.isa}, {runtime.threads} threads, {len(matrices)} copies")
     print(
-        f"median of {arguments.repeat} rounds after one of warm-up; streaming read {results[0]['read_gb_s']:.1f} GB/s"
+        f"median of {arguments.repeat} rounds after one of warm-up; read {results[0]['read_gb_s']:.1f} GB/s"
     )
     header = ("view", "effort", "M", "us", "spread", "GB/s", "of dense M=1")
     keys = ("view", "effort", "rows", "us", "spread", "gb_s", "ratio")

@@ -1,4 +1,4 @@
-"""Steps of the native runtime in units of its own dense step: verification by rows and effort, drafts by view and effort.
+"""Steps of the native runtime in units of its own dense step: verification by rows, drafts by view and effort.
 
 Also prefill and plain decoding, and with --llama those of llama.cpp on the same weights, alternating in the same run.
 

@@ -24,10 +24,14 @@ bool expand_bucket(const BucketSource& source, const Layout& layout, int64_t buc
     const auto index = static_cast<size_t>(k);
     uint64_t held = k < tiers - 1 ? mask_bits(source.masks[index] + bucket * mask_bytes, mask_bytes) : rest;
     const int size = layout.tier_sizes[index];
-    if ((held & ~rest) != 0 || __builtin_popcountll(held) != size) return false;
+    if ((held & ~rest) != 0) return false;
     rest &= ~held;
     const uint16_t* values = source.values[index] + bucket * size;
-    for (; held != 0; held &= held - 1) out[__builtin_ctzll(held)] = *values++;
+    for (int j = 0; j < size; ++j, held &= held - 1) {
+      if (held == 0) return false;
+      out[__builtin_ctzll(held)] = values[j];
+    }
+    if (held != 0) return false;
   }
   return true;
 }

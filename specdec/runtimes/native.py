@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CPU_VARIABLE = "SPECDEC_CPU"
 # Mapped bytes of the store that may be resident while it is packed, beyond what is being read.
-_RELEASE_BYTES = 32 << 20
+_RELEASE_BYTES = 8 << 20
 _MOST_SCHEDULES = 1024
 
 

@@ -140,7 +140,15 @@ class TensorFile:
         """SHA-256 of one tensor's bytes, hexadecimal."""
         placed = self.layout.tensors[name]
         with memoryview(self._map) as whole, whole[placed.offset : placed.offset + placed.spec.nbytes] as part:
-            return hashlib.sha256(part).hexdigest()
+            digest = hashlib.sha256(part).hexdigest()
+        self._release(placed)
+        return digest
+
+    def _release(self, placed: Placed) -> None:
+        """Tell the system that a tensor's pages are not needed now; they would count as this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            first = placed.offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, first, placed.offset + placed.spec.nbytes - first)
 
 
 class TensorFileWriter:
