@@ -69,6 +69,7 @@ class FakeRuntime:
     """
 
     name = "fake"
+    auto_draft = ("int4", 0.5)
 
     def __init__(
         self,

@@ -190,3 +190,17 @@ def test_text_is_utf8_in_any_locale(text_model: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err.decode()
     assert out.decode("utf-8").removesuffix("\n") == expected.removesuffix("\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--draft-view", "auto")])
+def test_what_was_left_open_is_what_the_runtime_drafts_fastest_with(
+    text_model: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
+) -> None:
+    model = specdec.load(text_model, runtime="reference")
+    view, effort = model.runtime.auto_draft
+    wanted = specdec.generate(model, "Hello", max_tokens=6, draft_view=view, draft_effort=effort)
+    generate = ("generate", "--model", text_model, "--prompt", "Hello", "--max-tokens", 6, "--json")
+    ran = run(capsys, *generate, "--runtime", "reference", *options)
+    stats = json.loads(ran.out)["stats"]
+    assert stats["draft_view"] == view
+    assert (stats["drafted"], stats["accepted"]) == (wanted.stats.drafted, wanted.stats.accepted)

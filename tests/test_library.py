@@ -266,3 +266,11 @@ def test_importing_specdec_imports_no_runtime():
     code = f"import sys, specdec; print([name for name in '{heavy}'.split() if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_automatic_view_is_the_runtimes_choice():
+    model = fake_model()
+    result = specdec.generate(model, [1, 2, 3], max_tokens=8, draft_view="auto", draft_effort=0.5)
+    assert result.stats.draft_view == model.runtime.auto_draft[0]
+    with pytest.raises(UnknownNameError, match="auto, bucket, exact, int4"):
+        specdec.generate(model, [1, 2, 3], draft_view="nonesuch")

@@ -68,9 +68,10 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
+    group.description = "Given neither a draft view nor an effort, drafts use what is fastest on the runtime."
     _add(group, "draft_effort", float, "E", "share of the multiplications that a draft step performs")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    _add(group, "draft_view", str, "VIEW", "weights that drafts read: bucket, int4, ...")
+    _add(group, "draft_view", str, "VIEW", "weights that drafts read: auto, bucket, int4, ...")
     _add(group, "verify_effort", float, "E", "the same share for verification; 1 is the model itself")
     group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
     _add(group, "draft_len", int, "K", "tokens that the policy `fixed` drafts in a round")
@@ -122,6 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
+    options |= _automatic_draft(options, model)
     result, interrupted = _answer(model, prompt, options, show=not arguments.json)
     checked = None
     if arguments.check and not interrupted:
@@ -134,6 +136,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if interrupted:
         return EXIT_INTERRUPTED
     return 0 if checked is None else check.conclude(checked)
+
+
+def _automatic_draft(options: dict[str, Any], model: specdec.Model) -> dict[str, Any]:
+    """What the runtime drafts fastest with, where neither a view (or "auto") nor an effort was asked for."""
+    view, effort = model.runtime.auto_draft
+    if "draft_effort" in options or options.get("draft_view", "auto") != "auto":
+        return {}
+    return {"draft_view": view, "draft_effort": effort}
 
 
 def _answer(

@@ -24,10 +24,11 @@ class EffortDrafter:
             raise InvalidArgumentError(
                 f"drafter 'effort' takes no argument, not {argument!r}: see the policy's parameters"
             )
+        self.runtime = setup.runtime
+        self._view = setup.runtime.auto_draft[0] if setup.view == "auto" else setup.view
         views = ["exact", *setup.runtime.views]
-        if setup.view not in views:
-            raise UnknownNameError("draft view", setup.view, views)
-        self.runtime, self._view = setup.runtime, setup.view
+        if self._view not in views:
+            raise UnknownNameError("draft view", setup.view, ["auto", *views])
         self.runtime.prepare_view(self._view)
 
     @property

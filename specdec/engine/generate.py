@@ -65,7 +65,7 @@ def stream(
         max_tokens: most tokens to generate; the model's context may end the answer before.
         draft_effort: share of the multiplications that a draft step performs, in (0, 1], or a schedule by matrix.
         draft_view: layout of the weights that drafts are made with: "bucket", "int4", or another one that the runtime
-            has; "exact" is the verifier's own.
+            has; "exact" is the verifier's own, "auto" the one that measured fastest on the model's runtime.
         verify_effort: share of the multiplications that verification performs; 1.0 is the model itself.
         draft_len: tokens that the policy "fixed" drafts a round.
         policy: decides how many tokens to draft and at what effort: a name, `name:key=value,key=value`, or an object

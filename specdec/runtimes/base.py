@@ -52,6 +52,8 @@ class Runtime(Protocol):
 
     name: str
     config: ModelConfig
+    # Draft view and effort that have measured fastest on this runtime: what "auto" stands for.
+    auto_draft: tuple[str, float]
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -107,6 +107,7 @@ class NativeRuntime:
     """
 
     name = "native"
+    auto_draft = ("int4", 1.0)
 
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
         module = native_module()

@@ -92,6 +92,7 @@ class ReferenceRuntime:
     """
 
     name = "reference"
+    auto_draft = ("bucket", 0.25)
 
     def __init__(self, store: Store) -> None:
         self.config: ModelConfig = store.config
