@@ -105,9 +105,7 @@ def main() -> None:
         results = measure(runtime, matrices, (outputs, inputs), arguments.repeat)
     print_machine()
     print(f"{arguments.shape}, {runtime.isa}, {runtime.threads} threads, {len(matrices)} copies")
-    print(
-        f"median of {arguments.repeat} rounds after one of warm-up; read {results[0]['read_gb_s']:.1f} GB/s"
-    )
+    print(f"median of {arguments.repeat} rounds after one of warm-up; read {results[0]['read_gb_s']:.1f} GB/s")
     header = ("view", "effort", "M", "us", "spread", "GB/s", "of dense M=1")
     keys = ("view", "effort", "rows", "us", "spread", "gb_s", "ratio")
     print_table(header, [tuple(row[key] for key in keys) for row in results])
