@@ -51,8 +51,10 @@ void Pass::attend(int layer) {
   const int64_t last = start_ + rows_ - 1, first_chunk = first_seen(layer, start_) / kChunk;
   bytes_ += static_cast<uint64_t>(last + 1 - first_seen(layer, start_)) * 2 * sizeof(uint16_t) *
             static_cast<uint64_t>(shape_.kv_heads) * static_cast<uint64_t>(shape_.head_dim);
-  if (rows_ <= kFewRows) attend_by_chunk(layer, first_chunk, last / kChunk + 1 - first_chunk);
-  else attend_by_tile(layer);
+  if (rows_ <= kFewRows)
+    attend_by_chunk(layer, first_chunk, last / kChunk + 1 - first_chunk);
+  else
+    attend_by_tile(layer);
 }
 
 void Pass::gather_q(const AttentionTile& tile, float* q) const {
@@ -77,8 +79,8 @@ void Pass::attend_tile(int layer, const AttentionTile& tile, int64_t chunk, cons
     to[r] = static_cast<int32_t>(std::clamp<int64_t>(position + 1 - base, 0, kChunk));
   }
   kernels_.attention.chunk({cache_.keys(layer, tile.kv_head), cache_.values(layer, tile.kv_head), cache_.value_stride,
-                            shape_.head_dim, 1.0F / std::sqrt(static_cast<float>(shape_.head_dim)), q, tile.rows(), chunk,
-                            from, to, peak, total, sums, scratch});
+                            shape_.head_dim, 1.0F / std::sqrt(static_cast<float>(shape_.head_dim)), q, tile.rows(),
+                            chunk, from, to, peak, total, sums, scratch});
 }
 
 void Pass::finish_row(const float* sums, float total, int token, int head) {

@@ -61,13 +61,17 @@ using ScoreTile = void (*)(const AttentionCall&, float*);
 using ValueTile = void (*)(const AttentionCall&, const float*, int, int, float*);
 template <int R>
 static constexpr ScoreTile score_of() {
-  if constexpr (R <= kTileRows) return score_tile<R>;
-  else return nullptr;
+  if constexpr (R <= kTileRows)
+    return score_tile<R>;
+  else
+    return nullptr;
 }
 template <int R>
 static constexpr ValueTile value_of() {
-  if constexpr (R <= kTileRows) return value_tile<R>;
-  else return nullptr;
+  if constexpr (R <= kTileRows)
+    return value_tile<R>;
+  else
+    return nullptr;
 }
 #define SPECDEC_SCORE(rows) score_of<rows>()
 #define SPECDEC_VALUE(rows) value_of<rows>()
@@ -79,7 +83,8 @@ static void attention_chunk(const AttentionCall& call) {
   float* weights = scores + static_cast<int64_t>(kMaxTile) * kChunk;
   score_by_rows[call.rows](call, scores);
   for (int r = 0; r < call.rows; ++r)
-    soften(scores + static_cast<int64_t>(r) * kChunk, call.scale, call.from[r], call.to[r], call.peak + r, call.total + r);
+    soften(scores + static_cast<int64_t>(r) * kChunk, call.scale, call.from[r], call.to[r], call.peak + r,
+           call.total + r);
   for (int r = 0; r < call.rows;) {
     const int from = call.from[r], to = call.to[r];
     int run = 1;  // rows that see the same positions share the loads

@@ -37,20 +37,23 @@ void check_index(const Model& model, int index) {
   check(index >= 0 && index < model.shape().matrix_count(), "no matrix of that number");
 }
 
-BucketSource bucket_source(const Model& model, int index, const std::vector<Bits>& values, const std::vector<Masks>& masks,
-                           const Array<float, 2>& scores) {
+BucketSource bucket_source(const Model& model, int index, const std::vector<Bits>& values,
+                           const std::vector<Masks>& masks, const Array<float, 2>& scores) {
   check_index(model, index);
   const PackedMatrix& matrix = model.matrix(index);
   const specdec::Layout& layout = model.shape().layout;
   const auto tiers = static_cast<size_t>(layout.tiers());
   const int64_t buckets = (matrix.out + layout.bucket_size - 1) / layout.bucket_size;
-  check(values.size() == tiers && masks.size() == tiers - 1, "a matrix has one array of values a tier, and masks for all but the last");
+  check(values.size() == tiers && masks.size() == tiers - 1,
+        "a matrix has one array of values a tier, and masks for all but the last");
   BucketSource source;
   for (size_t k = 0; k < tiers; ++k) {
-    check(values[k].size() == static_cast<size_t>(matrix.in * buckets * layout.tier_sizes[k]), "a tier's values have the wrong size");
+    check(values[k].size() == static_cast<size_t>(matrix.in * buckets * layout.tier_sizes[k]),
+          "a tier's values have the wrong size");
     source.values.push_back(values[k].data());
     if (k + 1 == tiers) break;
-    check(masks[k].size() == static_cast<size_t>(matrix.in * buckets * layout.bucket_size / 8), "a tier's mask has the wrong size");
+    check(masks[k].size() == static_cast<size_t>(matrix.in * buckets * layout.bucket_size / 8),
+          "a tier's mask has the wrong size");
     source.masks.push_back(masks[k].data());
   }
   check(scores.size() == static_cast<size_t>(matrix.in) * tiers, "the scores have the wrong size");
@@ -80,13 +83,15 @@ void load_vector(Model& model, const std::string& name, const Array<float, 1>& v
 
 void load_embedding(Model& model, const Array<uint16_t, 2>& bits) {
   const auto& shape = model.shape();
-  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.vocab * shape.hidden), "the embedding has the wrong size");
+  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.vocab * shape.hidden),
+        "the embedding has the wrong size");
   model.load_embedding(bits.data());
 }
 
 void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
   const auto& shape = model.shape();
-  check(layer >= 0 && layer < shape.layers && bits.size() == static_cast<size_t>(shape.experts * shape.hidden), "the router has the wrong size");
+  check(layer >= 0 && layer < shape.layers && bits.size() == static_cast<size_t>(shape.experts * shape.hidden),
+        "the router has the wrong size");
   model.load_router(layer, bits.data());
 }
 
@@ -163,7 +168,8 @@ void bind_model(nb::module_& module) {
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
       .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")
       .def_prop_ro("vector_names", &Model::vector_names)
-      .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert(), "first"_a, "last"_a,
+      .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(),
+           "scores"_a.noconvert(), "first"_a, "last"_a,
            "Packs some inputs of a matrix; returns '' or what is wrong with it.")
       .def("load_masks", &load_masks, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert())
       .def("load_vector", &load_vector, "name"_a, "values"_a.noconvert())
@@ -172,18 +178,22 @@ void bind_model(nb::module_& module) {
       .def("new_cache", &Model::new_cache, "capacity"_a)
       .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
-      .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(), "last_only"_a, "logits"_a.noconvert());
+      .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(),
+           "last_only"_a, "logits"_a.noconvert());
 }
 
 }  // namespace
 
 NB_MODULE(_native, module) {
   module.def("supported_isas", &specdec::supported_isas, "Instruction sets that this machine can run, best first.");
-  module.def("seconds_to_read", [](int threads, size_t bytes) {
-    check(threads >= 1 && bytes >= (size_t{1} << 20), "needs a thread and a mebibyte");
-    nb::gil_scoped_release release;
-    return specdec::seconds_to_read(*specdec::Pool::shared(threads), bytes);
-  }, "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
+  module.def(
+      "seconds_to_read",
+      [](int threads, size_t bytes) {
+        check(threads >= 1 && bytes >= (size_t{1} << 20), "needs a thread and a mebibyte");
+        nb::gil_scoped_release release;
+        return specdec::seconds_to_read(*specdec::Pool::shared(threads), bytes);
+      },
+      "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
   module.attr("MAX_ROWS") = specdec::kMaxRows;
   nb::class_<specdec::DraftView>(module, "DraftView", "A draft view of a whole model.")
       .def_prop_ro("nbytes", &specdec::DraftView::bytes)

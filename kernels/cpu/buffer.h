@@ -86,7 +86,8 @@ class Buffer {
 
   void release() {
 #if defined(__linux__)
-    if (mapped_ != 0) munmap(base_, mapped_);
+    if (mapped_ != 0)
+      munmap(base_, mapped_);
     else
 #endif
       std::free(base_);

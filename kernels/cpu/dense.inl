@@ -37,8 +37,8 @@ template <int R, int V>
 
 template <int R, int V>
 [[gnu::always_inline]] static inline void load_tile(F32 (&acc)[R][V], const float* p, int64_t stride) {
-  SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v)
-      acc[r][v] = load(p + r * stride + v * kLanes);
+  SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] =
+      load(p + r * stride + v * kLanes);
 }
 
 template <int R, int V>
@@ -83,7 +83,8 @@ static void direct(const DenseCall& call, int64_t panel) {
   const int64_t panel_stride = call.in * kPanel;
   F32 acc[R][kPanelVectors * P];
   clear(acc);
-  accumulate<W, R, kPanelVectors, P, true>(acc, call.panels + panel * panel_stride, kPanel, panel_stride, call.x, call.in);
+  accumulate<W, R, kPanelVectors, P, true>(acc, call.panels + panel * panel_stride, kPanel, panel_stride, call.x,
+                                           call.in);
   for (int p = 0; p < P; ++p) {
     float values[R][kPanel];
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v)
@@ -117,16 +118,20 @@ using DirectPanels = void (*)(const DenseCall&, int64_t, int64_t);
 // Functions by number of rows, R = 1 .. kTileRows (nullptr where a tile would not stay in registers).
 template <class W, int R>
 static constexpr DirectPanels direct_of() {
-  if constexpr (R <= kTileRows && R * kPanelVectors <= kAccumulators) return direct_panels<W, R>;
-  else return nullptr;
+  if constexpr (R <= kTileRows && R * kPanelVectors <= kAccumulators)
+    return direct_panels<W, R>;
+  else
+    return nullptr;
 }
 template <int R>
 static constexpr BlockTile block_of() {
-  if constexpr (R <= kTileRows) return block_tile<R>;
-  else return nullptr;
+  if constexpr (R <= kTileRows)
+    return block_tile<R>;
+  else
+    return nullptr;
 }
-#define SPECDEC_BY_ROWS(of)                                                                               \
-  {nullptr, of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14)}
+#define SPECDEC_BY_ROWS(of) \
+  { nullptr, of(1), of(2), of(3), of(4), of(5), of(6), of(7), of(8), of(9), of(10), of(11), of(12), of(13), of(14) }
 #define SPECDEC_DIRECT(rows) direct_of<W, rows>()
 #define SPECDEC_BLOCK(rows) block_of<rows>()
 #define SPECDEC_MASKED(rows) masked_of<W, rows>()
@@ -160,13 +165,17 @@ static void blocked(const DenseCall& call, int64_t first, int64_t last) {
 template <class W>
 static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
   static constexpr DirectPanels by_rows[] = SPECDEC_BY_ROWS(SPECDEC_DIRECT);
-  if (call.tiles.count == 1 && by_rows[call.tiles.rows] != nullptr) by_rows[call.tiles.rows](call, first, last);
-  else blocked<W>(call, first, last);
+  if (call.tiles.count == 1 && by_rows[call.tiles.rows] != nullptr)
+    by_rows[call.tiles.rows](call, first, last);
+  else
+    blocked<W>(call, first, last);
 }
 
 static void multiply(const DenseCall& call, int64_t first, int64_t last) {
-  if (call.dtype == Dtype::float16) multiply_as<Half>(call, first, last);
-  else multiply_as<Bfloat>(call, first, last);
+  if (call.dtype == Dtype::float16)
+    multiply_as<Half>(call, first, last);
+  else
+    multiply_as<Bfloat>(call, first, last);
 }
 
 // One tile of R rows: the lines of active inputs only, each row under the mask that its offset names.
@@ -193,8 +202,8 @@ static void masked_tile(const MaskedCall& call, int64_t panel, int tile) {
       SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
         const F32 value = set1(values_of_input[r]);
         const Word word = load_word(masks + offsets_of_input[r]);
-        SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v)
-            acc[r][v] = fma_where(lanes_of(word, first + v), w[v], value, acc[r][v]);
+        SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v) acc[r][v] =
+            fma_where(lanes_of(word, first + v), w[v], value, acc[r][v]);
       }
     }
     store_tile(acc, values[0] + first * kLanes, kPanel);
@@ -205,8 +214,10 @@ static void masked_tile(const MaskedCall& call, int64_t panel, int tile) {
 using MaskedTile = void (*)(const MaskedCall&, int64_t, int);
 template <class W, int R>
 static constexpr MaskedTile masked_of() {
-  if constexpr (R <= kTileRows) return masked_tile<W, R>;
-  else return nullptr;
+  if constexpr (R <= kTileRows)
+    return masked_tile<W, R>;
+  else
+    return nullptr;
 }
 
 template <class W>
@@ -218,8 +229,10 @@ static void masked_as(const MaskedCall& call, int64_t first, int64_t last) {
 }
 
 static void multiply_masked(const MaskedCall& call, int64_t first, int64_t last) {
-  if (call.dense.dtype == Dtype::float16) masked_as<Half>(call, first, last);
-  else masked_as<Bfloat>(call, first, last);
+  if (call.dense.dtype == Dtype::float16)
+    masked_as<Half>(call, first, last);
+  else
+    masked_as<Bfloat>(call, first, last);
 }
 
 inline DenseKernels dense_kernels() { return DenseKernels{kTileRows, multiply, multiply_masked}; }

@@ -87,7 +87,8 @@ const KernelTable& kernels_for(const std::string& name) {
     if (name.empty() || name == entry.name) return entry.table();
     known += known.empty() ? entry.name : std::string(", ") + entry.name;
   }
-  throw std::invalid_argument("instruction set '" + name + "' is not one that this machine can run: choose from " + known);
+  throw std::invalid_argument("instruction set '" + name + "' is not one that this machine can run: choose from " +
+                              known);
 }
 
 }  // namespace specdec

@@ -73,7 +73,8 @@ static void silu_mul(float* gate, const float* up, int64_t n) {
     float g_part[kLanes], u_part[kLanes];
     const bool whole = i + kLanes <= n;
     if (!whole)
-      for (int j = 0; j < kLanes; ++j) g_part[j] = i + j < n ? gate[i + j] : 0.0F, u_part[j] = i + j < n ? up[i + j] : 0.0F;
+      for (int j = 0; j < kLanes; ++j)
+        g_part[j] = i + j < n ? gate[i + j] : 0.0F, u_part[j] = i + j < n ? up[i + j] : 0.0F;
     const F32 g = whole ? load(gate + i) : load(g_part), u = whole ? load(up + i) : load(u_part);
     const F32 result = mul(div(g, add(one, exponential(sub(zero(), g)))), u);
     store(whole ? gate + i : g_part, result);

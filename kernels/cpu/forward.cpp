@@ -60,7 +60,8 @@ void Pass::allocate() {
   const int64_t attention = attention_scratch_floats() + kMaxTile * (padded(shape_.head_dim) * 3 + 4);
   thread_floats_ = round_up(std::max(scratch_floats(rows_), attention), 16);
   s.thread.reserve(threads * static_cast<size_t>(thread_floats_));
-  if (draft_ != nullptr || std::all_of(efforts_, efforts_ + shape_.matrix_count(), [](double e) { return e >= 1; })) return;
+  if (draft_ != nullptr || std::all_of(efforts_, efforts_ + shape_.matrix_count(), [](double e) { return e >= 1; }))
+    return;
   s.offsets.reserve(3 * rows * static_cast<size_t>(widest));
   s.active.reserve(3 * static_cast<size_t>(widest));
   s.chosen_row.reserve(threads * static_cast<size_t>(widest));
@@ -225,8 +226,9 @@ void Pass::expert_mlp(int layer) {
   std::vector<float> weights(static_cast<size_t>(rows_ * experts)), logits(static_cast<size_t>(experts));
   std::vector<int> order(static_cast<size_t>(experts));
   for (int row = 0; row < rows_; ++row) {
-    const DenseCall call{router.panels.data(), router.dtype, router.in, router.out, scratch_.normed.data() + row * stride,
-                         RowTiles(1, 1), logits.data(), experts, thread_scratch(0)};
+    const DenseCall call{
+        router.panels.data(), router.dtype,  router.in, router.out,       scratch_.normed.data() + row * stride,
+        RowTiles(1, 1),       logits.data(), experts,   thread_scratch(0)};
     kernels_.dense.multiply(call, 0, router.panel_count());
     for (int e = 0; e < experts; ++e) order[static_cast<size_t>(e)] = e;
     std::stable_sort(order.begin(), order.end(),
@@ -279,7 +281,8 @@ void Pass::head(bool last_only, float* logits) {
   const int64_t wide = padded(shape_.vocab);
   scratch_.logits.reserve(static_cast<size_t>(in.rows * wide));
   multiply(in, {{model_.head_matrix(), scratch_.logits.data(), wide}}, false, [&](int, int row, int64_t, int64_t) {
-    std::memcpy(logits + row * shape_.vocab, scratch_.logits.data() + row * wide, static_cast<size_t>(shape_.vocab) * 4);
+    std::memcpy(logits + row * shape_.vocab, scratch_.logits.data() + row * wide,
+                static_cast<size_t>(shape_.vocab) * 4);
   });
 }
 
@@ -295,8 +298,10 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
   auto panels = [&](const Plan& p, int64_t first, int64_t last, float* scratch) {
     MaskedCall call = p.call;
     call.dense.scratch = scratch;
-    if (p.masked) kernels_.dense.multiply_masked(call, first, last);
-    else kernels_.dense.multiply(call.dense, first, last);
+    if (p.masked)
+      kernels_.dense.multiply_masked(call, first, last);
+    else
+      kernels_.dense.multiply(call.dense, first, last);
   };
   each(parts, static_cast<int64_t>(in.rows) * outputs.size() * plans[0].matrix->in * plans[0].matrix->out,
        [&](int part, int thread) {
@@ -337,9 +342,10 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
   for (const Output& output : outputs) {
     const PackedMatrix& matrix = model_.matrix(output.matrix);
     const int64_t group = std::max<int64_t>(1, kPartBytes / (matrix.in * kPanel * 2));
-    Plan p{&matrix, {}, efforts_[output.matrix] < 1, group, static_cast<int>((matrix.panel_count() + group - 1) / group)};
-    p.call.dense = DenseCall{matrix.panels.data(), matrix.dtype, matrix.in, matrix.out, x, tiles, output.y, output.stride,
-                             nullptr};
+    Plan p{
+        &matrix, {}, efforts_[output.matrix] < 1, group, static_cast<int>((matrix.panel_count() + group - 1) / group)};
+    p.call.dense = DenseCall{matrix.panels.data(), matrix.dtype, matrix.in, matrix.out, x, tiles, output.y,
+                             output.stride,        nullptr};
     masked |= p.masked;
     plans.push_back(p);
   }

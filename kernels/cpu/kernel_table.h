@@ -49,8 +49,8 @@ struct DenseCall {
 
 // The same over chosen products only. Input i takes part in row r for the outputs in its first n(r, i) tiers.
 //
-// A panel's masks are [none, all][in][K - 1]: a word of no outputs, one of every output, then for each input the outputs
-// in its tiers 0..k. So one offset names the mask of any n(r, i).
+// A panel's masks are [none, all][in][K - 1]: a word of no outputs, one of every output, then for each input the
+// outputs in its tiers 0..k. So one offset names the mask of any n(r, i).
 struct MaskedCall {
   DenseCall dense;
   int tiers;               // K
@@ -82,15 +82,15 @@ struct AttentionCall {
   int64_t value_stride;    // head_dim rounded up to 32
   int head_dim;
   float scale;
-  const float* q;    // tile: q[d * rows + r]
-  int rows;          // at most max_tile
-  int64_t chunk;     // positions chunk * kChunk onwards
+  const float* q;       // tile: q[d * rows + r]
+  int rows;             // at most max_tile
+  int64_t chunk;        // positions chunk * kChunk onwards
   const int32_t* from;  // per row: first and one past the last position seen, within the chunk, 0..kChunk
   const int32_t* to;
-  float* peak;    // out, per row: largest score, -inf when the row sees nothing
-  float* total;   // out, per row: sum of exp(score - peak)
-  float* sums;    // out, row r at sums + r * value_stride: sum of exp(score - peak) * value
-  float* scratch; // attention_scratch_floats()
+  float* peak;     // out, per row: largest score, -inf when the row sees nothing
+  float* total;    // out, per row: sum of exp(score - peak)
+  float* sums;     // out, row r at sums + r * value_stride: sum of exp(score - peak) * value
+  float* scratch;  // attention_scratch_floats()
 };
 
 SPECDEC_INLINE constexpr int64_t attention_scratch_floats() { return int64_t{2} * kMaxTile * kChunk + 64; }

@@ -46,7 +46,10 @@ void shape_matrix(PackedMatrix& matrix, int64_t out, int64_t in, const ModelShap
 }  // namespace
 
 Model::Model(const ModelShape& shape, const std::string& isa, int threads)
-    : shape_(shape), kernels_(kernels_for(isa)), matrices_(static_cast<size_t>(shape.matrix_count())), process_(getpid()) {
+    : shape_(shape),
+      kernels_(kernels_for(isa)),
+      matrices_(static_cast<size_t>(shape.matrix_count())),
+      process_(getpid()) {
   check_shape(shape);
   check(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
   pool_ = Pool::shared(threads);
@@ -84,12 +87,12 @@ Model::Model(const ModelShape& shape, const std::string& isa, int threads)
   final_norm_ = find_vector("final_norm");
   for (int layer = 0; layer < shape.layers; ++layer) {
     const std::string base = "layers." + std::to_string(layer) + ".";
-    layer_vectors_.push_back({find_vector(base + "attn_norm"),
-                              find_vector(base + "mlp_norm"),
-                              find_vector(base + "attn.q_norm"),
-                              find_vector(base + "attn.k_norm"),
-                              {find_vector(base + "attn.q.bias"), find_vector(base + "attn.k.bias"),
-                               find_vector(base + "attn.v.bias")}});
+    layer_vectors_.push_back(
+        {find_vector(base + "attn_norm"),
+         find_vector(base + "mlp_norm"),
+         find_vector(base + "attn.q_norm"),
+         find_vector(base + "attn.k_norm"),
+         {find_vector(base + "attn.q.bias"), find_vector(base + "attn.k.bias"), find_vector(base + "attn.v.bias")}});
   }
   if (shape.experts > 0) {
     routers_.resize(static_cast<size_t>(shape.layers));

@@ -68,7 +68,6 @@ class Model {
   uint64_t forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
                    bool last_only, float* logits);
 
-
   // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
   // The caller has checked that what `draft` and `effort` need is loaded.
   uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y);
@@ -108,7 +107,7 @@ class Model {
   std::vector<LayerVectors> layer_vectors_;
   const float* final_norm_ = nullptr;
   const int process_;  // threads do not survive a fork
-  std::mutex mutex_;  // one pass at a time
+  std::mutex mutex_;   // one pass at a time
   Scratch scratch_;
 };
 

@@ -68,7 +68,8 @@ std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const 
     for (int64_t input = first; input < last; ++input) {
       for (int64_t bucket = block; bucket < end; ++bucket) {
         uint16_t bits[kMaxBucket];
-        if (!expand_bucket(source, layout, input * buckets + bucket, bits)) return "has tier masks that contradict its layout";
+        if (!expand_bucket(source, layout, input * buckets + bucket, bits))
+          return "has tier masks that contradict its layout";
         if (!finite(bits, size, exponent)) return "holds an infinite weight or a NaN";
         place_bucket(matrix, bits, size, bucket, input);
       }

@@ -31,8 +31,8 @@ struct PackedMatrix {
   Dtype dtype = Dtype::float16;
   Buffer<uint16_t> panels;  // [panel_count()][in][32]; outputs past `out` are +0; part of one array for all matrices
   int tiers = 1;
-  Buffer<uint32_t> masks;   // as MaskedCall has them, empty until needed
-  Buffer<float> scores;     // [K][in], with the masks
+  Buffer<uint32_t> masks;  // as MaskedCall has them, empty until needed
+  Buffer<float> scores;    // [K][in], with the masks
   int64_t panel_count() const { return (out + kPanel - 1) / kPanel; }
   size_t panel_values() const { return static_cast<size_t>(panel_count() * in * kPanel); }
   size_t all_mask_words() const { return static_cast<size_t>(panel_count() * mask_words(in, tiers)); }
@@ -40,7 +40,8 @@ struct PackedMatrix {
 };
 
 // Fills `panels` for inputs [first, last) and checks what it reads. Returns "" or what is wrong with the matrix.
-std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first, int64_t last);
+std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first,
+                        int64_t last);
 
 // Fills `masks` (zeros before) and `scores` for inputs [first, last); both must be allocated.
 void pack_masks(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first, int64_t last);

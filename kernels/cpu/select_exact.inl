@@ -1,7 +1,8 @@
 // Effort for the exact view: which tiers of which inputs one row takes, exactly as kernels/reference/selection.py says.
 //
-// The order is total: falling score, then rising tier, then rising input. Scores are not negative, so their bits order as
-// they do; the lowest score taken is found by halving the range of bits, which is a few plain passes over the scores.
+// The order is total: falling score, then rising tier, then rising input. Scores are not negative, so their bits order
+// as they do; the lowest score taken is found by halving the range of bits, which is a few plain passes over the
+// scores.
 
 namespace specdec::SPECDEC_ISA {
 
@@ -11,7 +12,8 @@ struct Candidates {
   int64_t from[kMaxTiers], to[kMaxTiers];
 };
 
-// Once the range of bits is this narrow (an eighth of an octave) few scores are left in it, and only those are looked at.
+// Once the range of bits is this narrow (an eighth of an octave) few scores are left in it, and only those are looked
+// at.
 constexpr uint32_t kNarrow = 1U << 20;
 
 // Weights in the candidates that score at least `low`.
@@ -19,7 +21,8 @@ static int64_t weights_from(const SelectCall& call, const Candidates& all, uint3
   int64_t weights = 0;
   for (int k = 0; k < call.tiers; ++k) {
     int32_t count = 0;
-    for (int64_t i = all.from[k]; i < all.to[k]; ++i) count += static_cast<int32_t>(all.keys[i]) >= static_cast<int32_t>(low);
+    for (int64_t i = all.from[k]; i < all.to[k]; ++i)
+      count += static_cast<int32_t>(all.keys[i]) >= static_cast<int32_t>(low);
     weights += int64_t{count} * call.tier_sizes[k];
   }
   return weights;
@@ -62,14 +65,17 @@ static void select_tiers(const SelectCall& call) {
       narrowed = true;
     }
     const uint32_t middle = prefix + (high - prefix) / 2;
-    if (weights_from(call, all, middle) >= left) prefix = middle;
-    else high = middle;
+    if (weights_from(call, all, middle) >= left)
+      prefix = middle;
+    else
+      high = middle;
   }
   left -= weights_from(call, all, high);  // to take from the scores that equal `prefix`
   for (int64_t i = 0; i < call.in; ++i) call.chosen[i] = 0;
   for (int k = 0; k < call.tiers; ++k) {
     const uint32_t* keys = call.keys + k * call.in;
-    for (int64_t i = 0; i < call.in; ++i) call.chosen[i] = static_cast<uint8_t>(call.chosen[i] + (keys[i] > prefix ? 1 : 0));
+    for (int64_t i = 0; i < call.in; ++i)
+      call.chosen[i] = static_cast<uint8_t>(call.chosen[i] + (keys[i] > prefix ? 1 : 0));
   }
   for (int k = 0; k < call.tiers && left > 0; ++k) {
     const uint32_t* keys = call.keys + k * call.in;

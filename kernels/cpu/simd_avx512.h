@@ -8,7 +8,7 @@
 namespace specdec::SPECDEC_ISA {
 
 constexpr int kLanes = 16;
-constexpr int kTileRows = 12;    // rows of a register tile; with kTileVectors they leave room for weights and a broadcast
+constexpr int kTileRows = 12;  // rows of a register tile; with kTileVectors they leave room for weights and a broadcast
 constexpr int kTileVectors = 2;  // vectors of outputs of a register tile
 using F32 = __m512;
 using I32 = __m512i;

@@ -18,9 +18,9 @@ struct Mask {
   bool v[kLanes];
 };
 
-#define SPECDEC_LANES(expression)                          \
-  F32 r;                                                   \
-  for (int j = 0; j < kLanes; ++j) r.v[j] = (expression);  \
+#define SPECDEC_LANES(expression)                         \
+  F32 r;                                                  \
+  for (int j = 0; j < kLanes; ++j) r.v[j] = (expression); \
   return r
 static inline F32 set1(float x) { SPECDEC_LANES(x); }
 static inline F32 zero() { return set1(0.0F); }

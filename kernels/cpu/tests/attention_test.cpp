@@ -42,9 +42,11 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
   const auto rows = static_cast<int>(from.size());
   std::vector<float> tile(q.size()), scratch(static_cast<size_t>(attention_scratch_floats()));
   for (int r = 0; r < rows; ++r)
-    for (int64_t d = 0; d < c.size; ++d) tile[static_cast<size_t>(d * rows + r)] = q[static_cast<size_t>(r * c.size + d)];
+    for (int64_t d = 0; d < c.size; ++d)
+      tile[static_cast<size_t>(d * rows + r)] = q[static_cast<size_t>(r * c.size + d)];
   std::vector<float> sums(static_cast<size_t>(rows * c.stride)), chunk_sums(sums.size()), total(from.size());
-  std::vector<float> peak(from.size(), -std::numeric_limits<float>::infinity()), chunk_peak(from.size()), chunk_total(from.size());
+  std::vector<float> peak(from.size(), -std::numeric_limits<float>::infinity()), chunk_peak(from.size()),
+      chunk_total(from.size());
   for (int64_t chunk = 0; chunk * kChunk < kLength; ++chunk) {
     std::vector<int32_t> first(from.size()), last(from.size());
     for (size_t r = 0; r < from.size(); ++r) {
@@ -52,17 +54,18 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
       last[r] = static_cast<int32_t>(std::clamp<int64_t>(to[r] - chunk * kChunk, 0, kChunk));
     }
     table.attention.chunk({c.keys.data(), c.values.data(), c.stride, static_cast<int>(c.size),
-                           1 / std::sqrt(static_cast<float>(c.size)), tile.data(), rows, chunk, first.data(), last.data(),
-                           chunk_peak.data(), chunk_total.data(), chunk_sums.data(), scratch.data()});
+                           1 / std::sqrt(static_cast<float>(c.size)), tile.data(), rows, chunk, first.data(),
+                           last.data(), chunk_peak.data(), chunk_total.data(), chunk_sums.data(), scratch.data()});
     for (size_t r = 0; r < from.size(); ++r)
       if (first[r] < last[r])
-        table.attention.combine(&peak[r], &total[r], &sums[r * static_cast<size_t>(c.stride)], chunk_peak[r], chunk_total[r],
-                                &chunk_sums[r * static_cast<size_t>(c.stride)], c.stride);
+        table.attention.combine(&peak[r], &total[r], &sums[r * static_cast<size_t>(c.stride)], chunk_peak[r],
+                                chunk_total[r], &chunk_sums[r * static_cast<size_t>(c.stride)], c.stride);
   }
   std::vector<float> y(q.size());
   for (size_t r = 0; r < from.size(); ++r)
     for (int64_t d = 0; d < c.size; ++d)
-      y[r * static_cast<size_t>(c.size) + static_cast<size_t>(d)] = sums[r * static_cast<size_t>(c.stride) + static_cast<size_t>(d)] / total[r];
+      y[r * static_cast<size_t>(c.size) + static_cast<size_t>(d)] =
+          sums[r * static_cast<size_t>(c.stride) + static_cast<size_t>(d)] / total[r];
   return y;
 }
 
@@ -73,16 +76,19 @@ TEST(attention_matches_float64_and_rows_match_one_row) {
     for (const int64_t size : {2, 16, 33 + 1, 64, 128}) {
       const Context c(size);
       // Whole chunks, ends of chunks, single positions, windows that start within and across chunks.
-      const std::vector<int64_t> from = {0, 0, 0, 5, 120, 128, 250, 0, 299, 127}, to = {300, 300, 299, 6, 260, 256, 300, 1, 300, 129};
+      const std::vector<int64_t> from = {0, 0, 0, 5, 120, 128, 250, 0, 299, 127},
+                                 to = {300, 300, 299, 6, 260, 256, 300, 1, 300, 129};
       const int tile = table->dense.max_tile;
       for (size_t start = 0; start < from.size(); start += static_cast<size_t>(tile)) {
         const auto end = std::min(from.size(), start + static_cast<size_t>(tile));
-        const std::vector<int64_t> f(from.begin() + static_cast<int64_t>(start), from.begin() + static_cast<int64_t>(end));
+        const std::vector<int64_t> f(from.begin() + static_cast<int64_t>(start),
+                                     from.begin() + static_cast<int64_t>(end));
         const std::vector<int64_t> t(to.begin() + static_cast<int64_t>(start), to.begin() + static_cast<int64_t>(end));
         const auto q = random_floats(f.size() * static_cast<size_t>(size), 9);
         const auto y = attend(*table, c, q, f, t);
         for (size_t r = 0; r < f.size(); ++r) {
-          const std::vector<float> own(q.begin() + static_cast<int64_t>(r) * size, q.begin() + static_cast<int64_t>(r + 1) * size);
+          const std::vector<float> own(q.begin() + static_cast<int64_t>(r) * size,
+                                       q.begin() + static_cast<int64_t>(r + 1) * size);
           const auto alone = attend(*table, c, own, {f[r]}, {t[r]});
           std::vector<double> weights(static_cast<size_t>(t[r] - f[r]));
           double best = -1e300, sum = 0;
@@ -98,7 +104,8 @@ TEST(attention_matches_float64_and_rows_match_one_row) {
             double wanted = 0, magnitude = 0;
             for (int64_t p = f[r]; p < t[r]; ++p) {
               wanted += weights[static_cast<size_t>(p - f[r])] / sum * c.v[static_cast<size_t>(p * size + d)];
-              magnitude += weights[static_cast<size_t>(p - f[r])] / sum * std::fabs(c.v[static_cast<size_t>(p * size + d)]);
+              magnitude +=
+                  weights[static_cast<size_t>(p - f[r])] / sum * std::fabs(c.v[static_cast<size_t>(p * size + d)]);
             }
             const auto i = r * static_cast<size_t>(size) + static_cast<size_t>(d);
             // Scores of up to 4 or so, each off by up to (size + 2) half units, move the weights by 2e-5 at most; sums

@@ -23,7 +23,8 @@ struct Problem {
     panels.assign(static_cast<size_t>((out + kPanel - 1) / kPanel * in * kPanel) + 64, 0);
     for (int64_t o = 0; o < out; ++o)
       for (int64_t i = 0; i < in; ++i)
-        panels[static_cast<size_t>((o / kPanel * in + i) * kPanel + o % kPanel)] = bits[static_cast<size_t>(o * in + i)];
+        panels[static_cast<size_t>((o / kPanel * in + i) * kPanel + o % kPanel)] =
+            bits[static_cast<size_t>(o * in + i)];
     tiles = tiled(x);
   }
 
@@ -82,7 +83,8 @@ TEST(dense_matches_float64_and_rows_match_one_row) {
               }
               const float found = y[static_cast<size_t>(r * out + o)];
               CHECK(std::fabs(found - sum) <= bound(in, magnitude), about(*table, p, r, o));
-              CHECK(std::memcmp(&found, &alone[static_cast<size_t>(o)], sizeof found) == 0, about(*table, p, r, o) + " alone");
+              CHECK(std::memcmp(&found, &alone[static_cast<size_t>(o)], sizeof found) == 0,
+                    about(*table, p, r, o) + " alone");
             }
           }
         }
@@ -97,7 +99,8 @@ TEST(masked_takes_the_chosen_products_only) {
           const Problem p(out, in, rows, dtype, table->dense.max_tile, static_cast<uint32_t>(out * in));
           std::mt19937 engine(static_cast<uint32_t>(tiers + rows));
           // The tier of every weight, the masks that follow from it, and random prefixes.
-          std::vector<uint8_t> tier(static_cast<size_t>(p.panel_count() * in * kPanel)), chosen(static_cast<size_t>(rows * in));
+          std::vector<uint8_t> tier(static_cast<size_t>(p.panel_count() * in * kPanel)),
+              chosen(static_cast<size_t>(rows * in));
           for (auto& k : tier) k = static_cast<uint8_t>(engine() % static_cast<unsigned>(tiers));
           for (auto& n : chosen) n = static_cast<uint8_t>(engine() % static_cast<unsigned>(tiers + 1));
           std::vector<uint32_t> masks(static_cast<size_t>(p.panel_count() * mask_words(in, tiers)));
@@ -107,7 +110,8 @@ TEST(masked_takes_the_chosen_products_only) {
             for (int64_t i = 0; i < in; ++i)
               for (int k = 0; k < tiers - 1; ++k)
                 for (int j = 0; j < kPanel; ++j)
-                  if (tier[static_cast<size_t>((panel * in + i) * kPanel + j)] <= k) own[mask_offset(i, k + 1, tiers)] |= 1U << j;
+                  if (tier[static_cast<size_t>((panel * in + i) * kPanel + j)] <= k)
+                    own[mask_offset(i, k + 1, tiers)] |= 1U << j;
           }
           std::vector<int32_t> offsets(chosen.size());
           for (size_t j = 0; j < chosen.size(); ++j)
@@ -120,22 +124,23 @@ TEST(masked_takes_the_chosen_products_only) {
             if (any) active.push_back(static_cast<int32_t>(i));
           }
           std::vector<float> y, scratch, alone, alone_scratch;
-          const MaskedCall call{p.call(y, scratch), tiers, masks.data(), tiles.data(), active.data(),
-                                static_cast<int64_t>(active.size())};
+          const MaskedCall call{p.call(y, scratch), tiers,         masks.data(),
+                                tiles.data(),       active.data(), static_cast<int64_t>(active.size())};
           table->dense.multiply_masked(call, 0, p.panel_count());
           for (int r = 0; r < rows; ++r) {
             std::vector<int32_t> own;
             for (int64_t i = 0; i < in; ++i)
               if (chosen[static_cast<size_t>(r * in + i)] > 0) own.push_back(static_cast<int32_t>(i));
-            MaskedCall one{p.call(alone, alone_scratch), tiers, masks.data(), offsets.data() + r * in, own.data(),
-                           static_cast<int64_t>(own.size())};
+            MaskedCall one{p.call(alone, alone_scratch), tiers,      masks.data(),
+                           offsets.data() + r * in,      own.data(), static_cast<int64_t>(own.size())};
             one.dense.x = p.x.data() + r * in;
             one.dense.tiles = RowTiles(1, 1);
             table->dense.multiply_masked(one, 0, p.panel_count());
             for (int64_t o = 0; o < out; ++o) {
               double sum = 0, magnitude = 0;
               for (int64_t i = 0; i < in; ++i) {
-                if (tier[static_cast<size_t>((o / kPanel * in + i) * kPanel + o % kPanel)] >= chosen[static_cast<size_t>(r * in + i)])
+                if (tier[static_cast<size_t>((o / kPanel * in + i) * kPanel + o % kPanel)] >=
+                    chosen[static_cast<size_t>(r * in + i)])
                   continue;
                 const double product = static_cast<double>(value_of(p.bits[static_cast<size_t>(o * in + i)], dtype)) *
                                        p.x[static_cast<size_t>(r * in + i)];
@@ -144,7 +149,8 @@ TEST(masked_takes_the_chosen_products_only) {
               }
               const float found = y[static_cast<size_t>(r * out + o)];
               CHECK(std::fabs(found - sum) <= bound(in, magnitude), about(*table, p, r, o));
-              CHECK(std::memcmp(&found, &alone[static_cast<size_t>(o)], sizeof found) == 0, about(*table, p, r, o) + " alone");
+              CHECK(std::memcmp(&found, &alone[static_cast<size_t>(o)], sizeof found) == 0,
+                    about(*table, p, r, o) + " alone");
             }
           }
         }

@@ -15,8 +15,11 @@ TEST(widen_is_exact_for_every_float16_and_bfloat16) {
       table->element.widen(bits.data(), dtype, static_cast<int64_t>(bits.size()), y.data());
       for (size_t i = 0; i < bits.size(); ++i) {
         const float wanted = value_of(bits[i], dtype);
-        if (std::isnan(wanted)) CHECK(std::isnan(y[i]), std::string(table->name) + " NaN " + std::to_string(i));
-        else CHECK(std::memcmp(&wanted, &y[i], sizeof wanted) == 0, std::string(table->name) + " bits " + std::to_string(i));
+        if (std::isnan(wanted))
+          CHECK(std::isnan(y[i]), std::string(table->name) + " NaN " + std::to_string(i));
+        else
+          CHECK(std::memcmp(&wanted, &y[i], sizeof wanted) == 0,
+                std::string(table->name) + " bits " + std::to_string(i));
       }
     }
 }
@@ -48,7 +51,8 @@ TEST(norm_gate_and_rotation_match_float64) {
       const double norm_bound = static_cast<double>(n + 8) * 0x1p-24;
       for (size_t i = 0; i < x.size(); ++i) {
         const double wanted = x[i] * scale * weight[i];
-        CHECK(std::fabs(y[i] - wanted) <= norm_bound * std::fabs(wanted), std::string(table->name) + " norm of " + std::to_string(n));
+        CHECK(std::fabs(y[i] - wanted) <= norm_bound * std::fabs(wanted),
+              std::string(table->name) + " norm of " + std::to_string(n));
       }
       auto gate = random_floats(static_cast<size_t>(n), 3, 20.0F);
       gate[0] = -200.0F;  // past where e^x overflows
@@ -57,7 +61,8 @@ TEST(norm_gate_and_rotation_match_float64) {
       for (size_t i = 0; i < x.size(); ++i) {
         const double g = before[i], wanted = g / (1 + std::exp(-g)) * x[i];
         // e^x to 2 units in the last place, and four roundings; below -88 the clamp leaves something below 1e-35.
-        CHECK(std::fabs(gate[i] - wanted) <= 6 * 0x1p-23 * std::fabs(wanted) + 1e-34, std::string(table->name) + " gate");
+        CHECK(std::fabs(gate[i] - wanted) <= 6 * 0x1p-23 * std::fabs(wanted) + 1e-34,
+              std::string(table->name) + " gate");
       }
     }
   for (const auto* table : tables())

@@ -14,7 +14,8 @@
 namespace specdec::test {
 namespace {
 
-// A matrix in buckets and tiers, as the store holds it; tiers are shared out at random, which the packing does not mind.
+// A matrix in buckets and tiers, as the store holds it; tiers are shared out at random, which the packing does not
+// mind.
 struct Bucketed {
   std::vector<std::vector<uint16_t>> values;
   std::vector<std::vector<uint8_t>> masks;
@@ -27,7 +28,8 @@ struct Bucketed {
     values.resize(tiers);
     masks.resize(tiers - 1);
     for (size_t k = 0; k < tiers; ++k)
-      values[k] = random_bits(static_cast<size_t>(in * buckets * layout.tier_sizes[k]), dtype, seed + static_cast<uint32_t>(k));
+      values[k] =
+          random_bits(static_cast<size_t>(in * buckets * layout.tier_sizes[k]), dtype, seed + static_cast<uint32_t>(k));
     for (int64_t n = 0; n < in * buckets; ++n) {
       std::vector<int> order(static_cast<size_t>(layout.bucket_size));
       for (size_t j = 0; j < order.size(); ++j) order[j] = static_cast<int>(j);
@@ -36,7 +38,8 @@ struct Bucketed {
       for (size_t k = 0; k + 1 < tiers; ++k) {
         uint64_t mask = 0;
         for (int j = 0; j < layout.tier_sizes[k]; ++j) mask |= uint64_t{1} << order[at++];
-        for (int byte = 0; byte < layout.bucket_size / 8; ++byte) masks[k].push_back(static_cast<uint8_t>(mask >> (8 * byte)));
+        for (int byte = 0; byte < layout.bucket_size / 8; ++byte)
+          masks[k].push_back(static_cast<uint8_t>(mask >> (8 * byte)));
       }
     }
     for (int64_t i = 0; i < in; ++i)
@@ -83,8 +86,10 @@ std::unique_ptr<Model> random_model(const ModelShape& shape, const std::string& 
     model->load_masks(j, bucketed.source());
   }
   uint32_t seed = 99;
-  for (const auto& name : model->vector_names()) model->load_vector(name, random_floats(model->vector_size(name), ++seed).data());
-  if (!shape.tie_embeddings) model->load_embedding(random_bits(static_cast<size_t>(shape.vocab * shape.hidden), shape.dtype, 3).data());
+  for (const auto& name : model->vector_names())
+    model->load_vector(name, random_floats(model->vector_size(name), ++seed).data());
+  if (!shape.tie_embeddings)
+    model->load_embedding(random_bits(static_cast<size_t>(shape.vocab * shape.hidden), shape.dtype, 3).data());
   for (int layer = 0; layer < shape.layers && shape.experts > 0; ++layer)
     model->load_router(layer, random_bits(static_cast<size_t>(shape.experts * shape.hidden), shape.dtype, 4).data());
   return model;
@@ -141,8 +146,9 @@ TEST(model_gives_the_same_bits_in_any_company) {
         for (const float value : wanted) finite &= std::isfinite(value);
         CHECK(finite, isa + ": logits are finite");
         for (const int piece : {1, 2, 5, 13, 40, 150})
-          CHECK(equal(logits_of(*two, tokens, piece, effort), wanted),
-                isa + " layout " + std::to_string(j) + " effort " + std::to_string(effort) + " pieces of " + std::to_string(piece));
+          CHECK(equal(logits_of(*two, tokens, piece, effort), wanted), isa + " layout " + std::to_string(j) +
+                                                                           " effort " + std::to_string(effort) +
+                                                                           " pieces of " + std::to_string(piece));
       }
     }
 }

@@ -8,8 +8,8 @@
 namespace specdec::test {
 namespace {
 
-std::vector<uint8_t> by_sorting(const std::vector<float>& x, const std::vector<float>& scores, const std::vector<int>& sizes,
-                                int64_t target) {
+std::vector<uint8_t> by_sorting(const std::vector<float>& x, const std::vector<float>& scores,
+                                const std::vector<int>& sizes, int64_t target) {
   const auto in = static_cast<int64_t>(x.size());
   std::vector<std::tuple<float, int, int64_t>> order;  // score falling, tier, input
   for (int k = 0; k < static_cast<int>(sizes.size()); ++k)
@@ -28,7 +28,8 @@ std::vector<uint8_t> by_sorting(const std::vector<float>& x, const std::vector<f
 }  // namespace
 
 TEST(selection_is_the_definition) {
-  const std::vector<std::vector<int>> layouts = {{16}, {4, 4, 4, 4}, {2, 2, 4, 8}, {8, 8, 16, 32}, std::vector<int>(16, 1)};
+  const std::vector<std::vector<int>> layouts = {
+      {16}, {4, 4, 4, 4}, {2, 2, 4, 8}, {8, 8, 16, 32}, std::vector<int>(16, 1)};
   for (const auto* table : tables())
     for (const int64_t in : {1, 7, 33, 200, 1023})
       for (const auto& sizes : layouts)
@@ -50,14 +51,15 @@ TEST(selection_is_the_definition) {
           if (kind == 3)
             for (auto& value : x) value *= 1e-38F;  // denormal scores
           for (const double effort : {0.001, 0.15, 0.5, 0.77, 0.999, 1.0}) {
-            const auto target = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(effort * static_cast<double>(in * bucket))));
+            const auto target =
+                std::max<int64_t>(1, static_cast<int64_t>(std::ceil(effort * static_cast<double>(in * bucket))));
             std::vector<uint8_t> chosen(x.size());
             std::vector<uint32_t> keys(static_cast<size_t>(2 * tiers * in + 1));
             table->select({in, static_cast<int>(tiers), sizes.data(), x.data(), scores.data(), target, chosen.data(),
                            keys.data()});
             CHECK(chosen == by_sorting(x, scores, sizes, target),
-                  std::string(table->name) + " in " + std::to_string(in) + " tiers " + std::to_string(tiers) + " kind " +
-                      std::to_string(kind) + " effort " + std::to_string(effort));
+                  std::string(table->name) + " in " + std::to_string(in) + " tiers " + std::to_string(tiers) +
+                      " kind " + std::to_string(kind) + " effort " + std::to_string(effort));
           }
         }
 }
