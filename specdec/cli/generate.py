@@ -68,7 +68,10 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
-    group.description = "Given neither a draft view nor an effort, drafts use what is fastest on the runtime."
+    group.description = (
+        "Given neither --draft-view nor --draft-effort, both are what the runtime drafts fastest with; the defaults "
+        "below hold where only one of them is given."
+    )
     _add(group, "draft_effort", float, "E", "share of the multiplications that a draft step performs")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
     _add(group, "draft_view", str, "VIEW", "weights that drafts read: auto, bucket, int4, ...")
