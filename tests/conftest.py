@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from text_model import text_store
+
+# A shell without job control starts its background commands, and a test run among them, with SIGINT ignored. Programs
+# started from here would inherit that and could not be interrupted, which some tests are about.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
