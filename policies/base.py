@@ -1,51 +1,34 @@
 """The policy protocol: what a policy is told, and what it may decide. No model code, no array library.
 
 A round runs `plan`, then `next_step` after every drafted token but the last one planned, then `observe` once the
-verifier has spoken.
+verifier has spoken. What a policy may learn across generations comes in through `begin`, what it has to tell goes out
+through `summary`; both are optional.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundState:
-    """What is known before a round.
-
-    Attributes:
-        round_index: rounds finished so far in this generation.
-        position: absolute position of the first token that this round may emit.
-        max_draft_tokens: most tokens that may be drafted now (budget and context room allow no more); may be 0.
-        draft_len: draft length that the caller asked for.
-        draft_effort: effort that the caller asked drafts to use (the mean, when it is a schedule).
-        verify_effort: effort of verification (the mean, when it is a schedule).
-    """
-
-    round_index: int
-    position: int
-    max_draft_tokens: int
-    draft_len: int
-    draft_effort: float
-    verify_effort: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftPlan:
-    """A policy's decision for one round.
+@dataclass(frozen=True, slots=True)
+class DraftOption:
+    """Something that a round may draft with.
 
     Attributes:
-        num_draft_tokens: most tokens to draft, 0 for a plain step; the engine caps it at `max_draft_tokens`.
-        effort: effort in (0, 1] of the first draft step.
+        drafter: its name.
+        view: draft view that it would read; None for a drafter that reads no weights.
+        takes_effort: the plan's effort means something to it.
     """
 
-    num_draft_tokens: int
-    effort: float
+    drafter: str
+    view: str | None
+    takes_effort: bool
 
 
 class Distribution(Protocol):
-    """Shape of a draft step's next-token distribution at temperature 1. Computed when first asked for."""
+    """Shape of a next-token distribution at temperature 1. Computed when first asked for."""
 
     @property
     def entropy(self) -> float:
@@ -64,6 +47,56 @@ class Distribution(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RoundState:
+    """What is known before a round.
+
+    Attributes:
+        round_index: rounds finished so far in this generation.
+        position: absolute position of the first token that this round may emit.
+        max_draft_tokens: most tokens that may be drafted now (budget and context room allow no more); may be 0.
+        draft_len: draft length that the caller asked for.
+        draft_effort: effort that the caller asked drafts to use (the mean, when it is a schedule).
+        verify_effort: effort of verification (the mean, when it is a schedule).
+        options: what may draft, at least one; the first is what the caller asked for, or the default.
+        temperature: of the sampling; 0 is greedy.
+        is_effort_asked: the caller named the draft effort, rather than leaving it to the policy.
+        matches: for drafters that can tell beforehand, by name: tokens of context that speak for their proposal
+            (for a lookup, how long the suffix is that it found again), 0 when they have nothing to propose.
+        distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
+            first round.
+    """
+
+    round_index: int
+    position: int
+    max_draft_tokens: int
+    draft_len: int
+    draft_effort: float
+    verify_effort: float
+    options: tuple[DraftOption, ...]
+    temperature: float = 0.0
+    is_effort_asked: bool = True
+    matches: Mapping[str, int] = field(default_factory=dict)
+    distribution: Distribution | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DraftPlan:
+    """A policy's decision for one round.
+
+    Attributes:
+        num_draft_tokens: most tokens to draft, 0 for a plain step; the engine caps it at `max_draft_tokens`.
+        effort: effort in (0, 1] of the first draft step.
+        drafter: who drafts, by name; None: the first option's drafter.
+        view: draft view to read; None: the first one that is offered for the drafter.
+    """
+
+    num_draft_tokens: int
+    effort: float
+    drafter: str | None = None
+    view: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepSignals:
     """What one draft step showed.
 
@@ -72,6 +105,9 @@ class StepSignals:
         position: its absolute position.
         effort: effort that the step used.
         context_length: tokens in the cache before the step.
+        drafter: who drafted it.
+        view: draft view that was read, if any.
+        seconds: what the step cost.
         distribution: what the step's logits look like; a policy that never reads it costs nothing.
     """
 
@@ -79,6 +115,9 @@ class StepSignals:
     position: int
     effort: float
     context_length: int
+    drafter: str
+    view: str | None
+    seconds: float
     distribution: Distribution
 
 
@@ -90,15 +129,50 @@ class RoundOutcome:
         drafted: tokens proposed.
         accepted: how many of them the verifier kept.
         signals: one per drafted token, or none when the drafter has no distribution to show.
+        drafter: who was asked to draft; None after a plain step.
+        view: draft view that was read, if any.
+        context_length: tokens in the cache before the round.
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
+        round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
     """
 
     drafted: int
     accepted: int
     signals: tuple[StepSignals, ...]
+    drafter: str | None
+    view: str | None
+    context_length: int
     draft_s: float
     verify_s: float
+    round_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostTable:
+    """Seconds of passes, measured on this machine before the first round.
+
+    Attributes:
+        verify_s: seconds of an exact pass, by its number of rows.
+        draft_s: seconds of one draft step, by drafter, view, and effort.
+    """
+
+    verify_s: Mapping[int, float] = field(default_factory=dict)
+    draft_s: Mapping[tuple[str, str | None, float], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knowledge:
+    """What a policy starts from.
+
+    Attributes:
+        costs: measured seconds, or an empty table where nothing was measured.
+        memory: belongs to the loaded model and outlives the generation: a policy keeps there, under a key that begins
+            with its own name, what it has learnt. It may change speed only; the engine sees to that.
+    """
+
+    costs: CostTable = field(default_factory=CostTable)
+    memory: dict[Any, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -115,4 +189,22 @@ class Policy(Protocol):
 
     def observe(self, outcome: RoundOutcome) -> None:
         """Learn from the finished round."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A policy that wants measured costs and a memory."""
+
+    def begin(self, knowledge: Knowledge) -> None:
+        """Called once, before the first round."""
+        ...
+
+
+@runtime_checkable
+class Reporter(Protocol):
+    """A policy that has something to say in the statistics."""
+
+    def summary(self) -> Mapping[str, Any]:
+        """Plain JSON values; asked for after the last round."""
         ...

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from specdec.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from specdec.config import ModelConfig
+    from specdec.drafters.base import LoadedModel
     from specdec.runtimes.base import Runtime
     from specdec.store import Store
     from specdec.tokenizers import Tokenizer
@@ -28,10 +29,15 @@ class Model:
         runtime: multiplies the matrices.
         tokenizer: None when the model came without one; prompts are token ids then.
         store: where the weights lie; stays open as long as the model.
+        shared: what drafters and policies keep from one generation to the next: tables, other models, what they have
+            learnt. It changes how fast tokens come, never which.
+        load_other: loads another model for a drafter; None where there is no way to.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
+        self.shared: dict[Any, Any] = {}
+        self.load_other: Callable[[str], LoadedModel] | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -86,4 +92,14 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
 
     store = Store.open(resolve_model(model))
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
-    return Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
+    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
+    loaded.load_other = lambda name: _other(name, runtime, threads)
+    return loaded
+
+
+def _other(name: str, runtime: str, threads: int | None) -> LoadedModel:
+    """The model called `name` on the runtime of the one that asks."""
+    from specdec.drafters.base import LoadedModel
+
+    other = load(name, runtime=runtime, threads=threads)
+    return LoadedModel(other.runtime, other.tokenizer)

@@ -141,6 +141,11 @@ class ScriptedPolicy:
         ({"plan": DraftPlan(num_draft_tokens=-1, effort=0.5)}, "num_draft_tokens .* not -1"),
         ({"plan": DraftPlan(num_draft_tokens=1.5, effort=0.5)}, "num_draft_tokens .* not 1.5"),
         ({"plan": DraftPlan(num_draft_tokens=2, effort=0)}, "above 0 and at most 1, not 0"),
+        (
+            {"plan": DraftPlan(num_draft_tokens=2, effort=1, drafter="magic")},
+            r"must be on offer \(effort with view bucket\), not \('magic', None\)",
+        ),
+        ({"plan": DraftPlan(num_draft_tokens=2, effort=1, view="int3")}, r"must be on offer .* not \(None, 'int3'\)"),
         ({"step": 1.2}, "above 0 and at most 1, not 1.2"),
         ({"step": float("nan")}, "above 0 and at most 1, not nan"),
         ({"step": "low"}, "above 0 and at most 1, not 'low'"),
@@ -196,7 +201,8 @@ def test_a_policy_may_decline_to_draft():
 class RandomDrafter:
     """Proposes tokens without a model: no signals, no view, and a cache left in disorder."""
 
-    view = None
+    views = ()
+    takes_effort = False
 
     def __init__(self, runtime, excess=0):
         self.runtime, self.excess, self.random = runtime, excess, np.random.default_rng(0)
@@ -235,13 +241,13 @@ def test_a_drafter_that_another_package_registers(monkeypatch):
     result = specdec.generate(fake_model(), [1], max_tokens=9, drafter="guess:a,b=c", draft_view="int4")
     assert seen == [("a,b=c", "int4", "bytes")]
     assert result.stats.drafted > 0
-    with pytest.raises(InvalidArgumentError, match="drafter 'thing' must have a property view and a method draft"):
+    with pytest.raises(InvalidArgumentError, match="drafter 'thing' must have properties views and takes_effort"):
         specdec.generate(fake_model(), [1], drafter="thing")
 
 
 def test_a_drafter_that_proposes_too_much_is_named():
     model = fake_model()
-    with pytest.raises(SpecdecError, match="RandomDrafter drafted 6 tokens where 4 were allowed"):
+    with pytest.raises(SpecdecError, match="drafter 'RandomDrafter' drafted 6 tokens where 4 were allowed"):
         specdec.generate(model, [1, 2], drafter=RandomDrafter(model.runtime, excess=2))
 
 

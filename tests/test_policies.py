@@ -11,7 +11,7 @@ import pytest
 import specdec.policies
 from fake_runtime import fake_model
 from specdec.policies import registry
-from specdec.policies.base import DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
+from specdec.policies.base import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
 from specdec.policies.fixed import FixedPolicy
 
 import specdec
@@ -28,6 +28,7 @@ def state(**values) -> RoundState:
         "draft_len": 4,
         "draft_effort": 0.15,
         "verify_effort": 1.0,
+        "options": (DraftOption("effort", "bucket", takes_effort=True),),
     }
     return RoundState(**(defaults | values))
 
@@ -39,7 +40,31 @@ class Level:
 
 
 def signals(index: int = 0) -> StepSignals:
-    return StepSignals(index=index, position=5 + index, effort=0.15, context_length=4 + index, distribution=Level())
+    return StepSignals(
+        index=index,
+        position=5 + index,
+        effort=0.15,
+        context_length=4 + index,
+        drafter="effort",
+        view="bucket",
+        seconds=0.001,
+        distribution=Level(),
+    )
+
+
+def outcome(**values) -> RoundOutcome:
+    defaults = {
+        "drafted": 4,
+        "accepted": 2,
+        "signals": (),
+        "drafter": "effort",
+        "view": "bucket",
+        "context_length": 4,
+        "draft_s": 0.1,
+        "verify_s": 0.1,
+        "round_s": 0.2,
+    }
+    return RoundOutcome(**(defaults | values))
 
 
 def test_fixed_takes_length_and_effort_from_the_caller():
@@ -47,7 +72,7 @@ def test_fixed_takes_length_and_effort_from_the_caller():
     assert isinstance(policy, Policy)
     assert policy.plan(state()) == DraftPlan(num_draft_tokens=4, effort=0.15)
     assert policy.next_step(signals()) == 0.15
-    policy.observe(RoundOutcome(drafted=4, accepted=2, signals=(), draft_s=0.1, verify_s=0.1))
+    policy.observe(outcome())
     assert policy.plan(state(draft_len=7, draft_effort=0.3)) == DraftPlan(num_draft_tokens=7, effort=0.3)
     assert policy.next_step(signals()) == 0.3
 

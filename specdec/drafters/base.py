@@ -6,15 +6,31 @@ text, stop conditions or statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from specdec.effort import EffortSchedule
 from specdec.policies.base import DraftPlan, Policy, StepSignals
 from specdec.runtimes.base import Cache, Runtime
+
+if TYPE_CHECKING:
+    from specdec.tokenizers import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Another model, for drafters that bring one.
+
+    Attributes:
+        runtime: runs it.
+        tokenizer: None for a model without one.
+    """
+
+    runtime: Runtime
+    tokenizer: Tokenizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +39,21 @@ class DrafterSetup:
 
     Attributes:
         runtime: runs the model that is being sped up.
-        view: draft view that the caller asked for.
+        view: draft view that the caller asked for, or "auto".
         vocabulary: fingerprint of the tokenizer's vocabulary, or None for a model without one; a drafter that brings
             its own model compares it.
+        tokenizer: of the model, for drafters that read text; None for a model without one.
+        load_model: loads another model by catalogue name or path, or None where there is no way to.
+        shared: what drafters keep from one generation of a model to the next, such as a table read from a file; keys
+            begin with the drafter's name. Whatever is in it must serve generations side by side.
     """
 
     runtime: Runtime
     view: str
     vocabulary: str | None = None
+    tokenizer: Tokenizer | None = None
+    load_model: Callable[[str], LoadedModel] | None = None
+    shared: MutableMapping[Any, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +70,7 @@ class DraftContext:
             verifier draws at that position, which is what makes the two agree (2408.07978, section 3). A drafter with
             logits must use it, and must not mix it with any other use of randomness.
         end_tokens: tokens after which nothing follows; drafting past one is wasted.
+        prompt_length: tokens of `history` that are the prompt.
     """
 
     history: Sequence[int]
@@ -54,6 +78,7 @@ class DraftContext:
     efforts: Callable[[float], EffortSchedule]
     sample: Callable[[np.ndarray, int], int]
     end_tokens: frozenset[int] = frozenset()
+    prompt_length: int = 0
 
 
 @dataclass(slots=True)
@@ -64,11 +89,16 @@ class Draft:
         tokens: proposed tokens, first one at position `len(history)`; may be empty.
         signals: one per token, or none when the drafter has no distribution to show.
         bytes_read: bytes of weights and cache read for it.
+        sources: per token, the name of the drafter that proposed it; empty when it is the drafter's own for all.
+        expected_acceptance: the drafter's own estimate of the chance that a token is kept when those before it are,
+            where it keeps book of that.
     """
 
     tokens: list[int] = field(default_factory=list)
     signals: list[StepSignals] = field(default_factory=list)
     bytes_read: int = 0
+    sources: list[str] = field(default_factory=list)
+    expected_acceptance: float | None = None
 
 
 @runtime_checkable
@@ -76,13 +106,56 @@ class Drafter(Protocol):
     """Proposes tokens. May be stateful; one object serves one generation."""
 
     @property
-    def view(self) -> str | None:
-        """Draft view that it reads weights from, or None when it reads none; for the statistics."""
+    def views(self) -> tuple[str, ...]:
+        """Draft views that it can read weights from, its default first; empty when it reads none."""
+        ...
+
+    @property
+    def takes_effort(self) -> bool:
+        """Whether the effort of a plan and of `policy.next_step` means anything to it."""
         ...
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
         """Propose at most `plan.num_draft_tokens` tokens, asking `policy.next_step` between one and the next.
 
-        A drafter without a distribution to show does not ask.
+        A drafter without a distribution to show does not ask. `plan.view`, one of `views` or None for the first, says
+        where to read weights from.
+        """
+        ...
+
+
+@runtime_checkable
+class Extender(Drafter, Protocol):
+    """A drafter that can go on where a cheaper one ended, which is what makes it a later level of a chain."""
+
+    def checks(self, plan: DraftPlan) -> bool:
+        """Whether `extend` judges the tokens that it gets, at less than what drafting them would cost."""
+        ...
+
+    def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+        """Judge what `draft` proposes, if this drafter does that, and add to what is left of it.
+
+        Args:
+            draft: at most `plan.num_draft_tokens` tokens; empty asks for what the method `draft` gives. The cache holds
+                none of them.
+            plan: as for the method `draft`; its length includes what `draft` holds.
+            context: as for the method `draft`.
+            policy: as for the method `draft`.
+
+        Returns:
+            A prefix of the tokens of `draft`, and tokens of its own; `sources` says which is which, and `bytes_read`
+            counts both.
+        """
+        ...
+
+
+@runtime_checkable
+class Foreteller(Protocol):
+    """A drafter that knows before the round, at next to no cost, whether it has anything to propose."""
+
+    def match_length(self, context: DraftContext) -> int:
+        """Tokens of context that speak for its proposal, 0 when it has nothing to propose.
+
+        For a lookup: how long the suffix is that it found again. It reaches the policy as `RoundState.matches`.
         """
         ...

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from specdec.drafters.base import Drafter, DrafterSetup
-from specdec.drafters.effort import EffortDrafter
+from specdec.drafters.chain import ChainDrafter
+from specdec.drafters.effort import EarlyExitDrafter, EffortDrafter
+from specdec.drafters.model import ModelDrafter
+from specdec.drafters.ngram import NgramDrafter
+from specdec.drafters.replay import ReplayDrafter
 from specdec.errors import InvalidArgumentError
 from specdec.registry import Registry
 
@@ -25,8 +29,13 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
     name, _, argument = spec.partition(":")
     drafter = _registry.get(name)(argument, setup)
     if not isinstance(drafter, Drafter):
-        raise InvalidArgumentError(f"drafter {name!r} must have a property view and a method draft")
+        raise InvalidArgumentError(f"drafter {name!r} must have properties views and takes_effort and a method draft")
     return drafter
 
 
+register("chain", ChainDrafter)
+register("early-exit", EarlyExitDrafter)
 register("effort", EffortDrafter)
+register("model", ModelDrafter)
+register("ngram", NgramDrafter)
+register("replay", ReplayDrafter)

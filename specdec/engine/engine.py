@@ -9,15 +9,16 @@ stays in the cache; a row of it is computed from its own token and history alone
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from specdec.drafters.base import Draft, DraftContext, Drafter
+from specdec.drafters.base import Draft, DraftContext, Drafter, Foreteller
+from specdec.drafters.signals import LogitDistribution
 from specdec.effort import EffortSchedule
 from specdec.engine.accept import accept
 from specdec.engine.sampler import Sampler
 from specdec.errors import SpecdecError
-from specdec.policies.base import DraftPlan, Policy, RoundOutcome, RoundState
+from specdec.policies.base import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState
 from specdec.runtimes.base import Runtime
 
 PREFILL_CHUNK = 512  # tokens a pass over the prompt: bounds its memory, and how long an interrupt waits
@@ -29,6 +30,7 @@ class Round:
 
     Attributes:
         position: absolute position of the first token that it emitted.
+        plan: what the policy decided; None after a plain step.
         draft: what was proposed.
         accepted: leading proposed tokens that the verifier kept.
         bonus_token: the verifier's own token after them.
@@ -38,6 +40,7 @@ class Round:
     """
 
     position: int
+    plan: DraftPlan | None
     draft: Draft
     accepted: int
     bonus_token: int
@@ -56,20 +59,34 @@ class Speculation:
     """Who proposes tokens, and who decides how many at what effort.
 
     Attributes:
-        drafter: proposes.
+        drafters: who may propose, by name; the first is the default.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
         draft_len: draft length that the caller asked for.
         draft_effort: mean effort that the caller asked for.
         verify_effort: mean effort of verification.
+        temperature: of the sampling.
+        is_effort_asked: the caller named the draft effort.
+        options: the drafters with the views that the policy may choose from, the default first.
     """
 
-    drafter: Drafter
+    drafters: Mapping[str, Drafter]
+    options: tuple[DraftOption, ...]
     policy: Policy
     context: DraftContext
     draft_len: int
     draft_effort: float
     verify_effort: float
+    temperature: float = 0.0
+    is_effort_asked: bool = True
+
+    def matches(self) -> dict[str, int]:
+        """What the drafters that can tell beforehand have found, by name."""
+        return {
+            name: drafter.match_length(self.context)
+            for name, drafter in self.drafters.items()
+            if isinstance(drafter, Foreteller)
+        }
 
 
 class Engine:
@@ -96,6 +113,7 @@ class Engine:
         self.cache = runtime.new_cache(limit)
         self.speculation: Speculation | None = None
         self.rounds = 0
+        self._last_distribution: LogitDistribution | None = None
 
     def prefill(self) -> int:
         """Read the prompt up to its last token, which is the first to be pending; returns the bytes read.
@@ -122,6 +140,7 @@ class Engine:
 
     def _round(self) -> Round:
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
+        began_s = time.perf_counter()
         plan = self._plan(position)
         start_s = time.perf_counter()
         draft = self._draft(plan)
@@ -139,6 +158,7 @@ class Engine:
 
         done = Round(
             position=position,
+            plan=plan,
             draft=draft,
             accepted=verdict.accepted,
             bonus_token=verdict.bonus_token,
@@ -146,7 +166,9 @@ class Engine:
             verify_s=verified_s - drafted_s,
             verify_bytes_read=verify.bytes_read,
         )
-        self._report(done)
+        if self.speculation is not None:
+            self._last_distribution = LogitDistribution(verify.logits[verdict.accepted])
+            self._report(done, self.speculation.policy, round_s=time.perf_counter() - began_s)
         return done
 
     def _plan(self, position: int) -> DraftPlan | None:
@@ -161,6 +183,11 @@ class Engine:
             draft_len=speculation.draft_len,
             draft_effort=speculation.draft_effort,
             verify_effort=speculation.verify_effort,
+            options=speculation.options,
+            temperature=speculation.temperature,
+            is_effort_asked=speculation.is_effort_asked,
+            matches=speculation.matches(),
+            distribution=self._last_distribution,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
@@ -169,23 +196,28 @@ class Engine:
         """The drafter's proposal under a plan."""
         if plan is None or (speculation := self.speculation) is None:
             return Draft()
-        draft = speculation.drafter.draft(plan, speculation.context, policy=speculation.policy)
-        if len(draft.tokens) > plan.num_draft_tokens:
-            name = type(speculation.drafter).__name__
-            raise SpecdecError(f"{name} drafted {len(draft.tokens)} tokens where {plan.num_draft_tokens} were allowed")
+        name = plan.drafter or speculation.options[0].drafter
+        draft = speculation.drafters[name].draft(plan, speculation.context, policy=speculation.policy)
+        drafted = len(draft.tokens)
+        if drafted > plan.num_draft_tokens:
+            raise SpecdecError(f"drafter {name!r} drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
+        draft.sources = draft.sources or [name] * drafted
         return draft
 
-    def _report(self, done: Round) -> None:
-        if self.speculation is not None:
-            self.speculation.policy.observe(
-                RoundOutcome(
-                    drafted=len(done.draft.tokens),
-                    accepted=done.accepted,
-                    signals=tuple(done.draft.signals),
-                    draft_s=done.draft_s,
-                    verify_s=done.verify_s,
-                )
+    def _report(self, done: Round, policy: Policy, *, round_s: float) -> None:
+        policy.observe(
+            RoundOutcome(
+                drafted=len(done.draft.tokens),
+                accepted=done.accepted,
+                signals=tuple(done.draft.signals),
+                drafter=None if done.plan is None else done.plan.drafter,
+                view=None if done.plan is None else done.plan.view,
+                context_length=done.position - 1,
+                draft_s=done.draft_s,
+                verify_s=done.verify_s,
+                round_s=round_s,
             )
+        )
 
     def _rewind(self, length: int) -> None:
         """Back to `length` tokens in the cache and one pending."""

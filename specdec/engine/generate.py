@@ -21,13 +21,15 @@ from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.engine.settings import GenerationSettings, effort_schedule, stop_strings
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.errors import InvalidArgumentError
-from specdec.policies.base import Policy
+from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.policies.base import DraftOption, Policy
 from specdec.policies.registry import create as create_policy
 
 if TYPE_CHECKING:
     from specdec.model import Model
     from specdec.tokenizers import Tokenizer
+
+AUTO_DRAFTERS = ("effort",)  # what the drafter "auto" offers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,7 +45,7 @@ def stream(
     verify_effort: float | EffortSchedule = 1.0,
     draft_len: int = 4,
     policy: str | Policy = "fixed",
-    drafter: str | Drafter = "effort",
+    drafter: str | Drafter | Sequence[str | Drafter] = "effort",
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -65,12 +67,15 @@ def stream(
         max_tokens: most tokens to generate; the model's context may end the answer before.
         draft_effort: share of the multiplications that a draft step performs, in (0, 1], or a schedule by matrix.
         draft_view: layout of the weights that drafts are made with: "bucket", "int4", or another one that the runtime
-            has; "exact" is the verifier's own, "auto" the one that measured fastest on the model's runtime.
+            has; "exact" is the verifier's own, "auto" the one that measured fastest on the model's runtime. Several,
+            with commas between, are offered to the policy, which may choose for each round.
         verify_effort: share of the multiplications that verification performs; 1.0 is the model itself.
         draft_len: tokens that the policy "fixed" drafts a round.
         policy: decides how many tokens to draft and at what effort: a name, `name:key=value,key=value`, or an object
             with the methods of `specdec.policies.base.Policy`, which then serves this generation only.
-        drafter: proposes tokens: a name, `name:argument`, or an object as in `specdec.drafters.base`.
+        drafter: proposes tokens: a name, `name:argument`, or an object as in `specdec.drafters.base`. Several, as a
+            sequence or with semicolons between, are offered to the policy, which may choose for each round; "auto"
+            offers the model itself at low effort and lookup in the text so far.
         temperature: 0 always takes the likeliest token; above 0, tokens are drawn, 1.0 from the model's distribution.
         top_k: draw from the k likeliest tokens only; 0 from all.
         top_p: draw from the fewest likeliest tokens that hold this probability together.
@@ -96,7 +101,7 @@ def stream(
         verify_effort=effort_schedule("verify_effort", verify_effort),
         draft_len=draft_len,
         policy=policy,
-        drafter=drafter,
+        drafter=tuple(drafter) if isinstance(drafter, (list, tuple)) else cast("str | Drafter", drafter),
         sampling=SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed),
         stop=stop_strings(stop),
         speculate=speculate,
@@ -149,7 +154,7 @@ def _begin(model: Model, prompt: EncodedPrompt, settings: GenerationSettings, tr
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
         identical_to=identical_to,
-        draft_view=None if engine.speculation is None else engine.speculation.drafter.view,
+        draft_view=None if engine.speculation is None else engine.speculation.options[0].view,
         trace=None if trace is None else TraceWriter(trace),
     )
 
@@ -179,14 +184,12 @@ def _speculation(model: Model, engine: Engine, settings: GenerationSettings, end
             f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save",
             stacklevel=4,  # the caller of stream
         )
-    policy, drafter = settings.policy, settings.drafter
+    policy = settings.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
-    if isinstance(drafter, str):
-        vocabulary = None if model.tokenizer is None else model.tokenizer.fingerprint
-        setup = DrafterSetup(model.runtime, settings.draft_view, vocabulary)
-        drafter = create_drafter(drafter, setup)
+    drafters = _drafters(model, settings)
     return Speculation(
-        drafter=drafter,
+        drafters=drafters,
+        options=_options(model, drafters, settings.draft_view.split(",")[1:]),
         policy=GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name),
         context=DraftContext(
             history=engine.tokens,
@@ -194,8 +197,57 @@ def _speculation(model: Model, engine: Engine, settings: GenerationSettings, end
             efforts=efforts,
             sample=engine.sampler,
             end_tokens=end_tokens,
+            prompt_length=len(engine.tokens),
         ),
         draft_len=settings.draft_len,
         draft_effort=efforts.mean,
         verify_effort=verify_effort,
+        temperature=settings.sampling.temperature,
     )
+
+
+def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
+    """The drafters that were asked for, by name, in order.
+
+    Raises:
+        InvalidArgumentError: one is asked for twice.
+    """
+    tokenizer = model.tokenizer
+    setup = DrafterSetup(
+        model.runtime,
+        settings.draft_view.split(",")[0],
+        vocabulary=None if tokenizer is None else tokenizer.fingerprint,
+        tokenizer=tokenizer,
+        load_model=model.load_other,
+        shared=model.shared,
+    )
+    asked: list[str | Drafter] = []
+    for one in settings.drafter if isinstance(settings.drafter, tuple) else (settings.drafter,):
+        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
+    drafters: dict[str, Drafter] = {}
+    for one in asked:
+        for spec in AUTO_DRAFTERS if one == "auto" else (one,):
+            name = spec if isinstance(spec, str) else type(spec).__name__
+            if name in drafters:
+                raise InvalidArgumentError(f"drafter {name!r} is asked for twice")
+            drafters[name] = create_drafter(spec, setup) if isinstance(spec, str) else spec
+    return drafters
+
+
+def _options(model: Model, drafters: dict[str, Drafter], further_views: Sequence[str]) -> tuple[DraftOption, ...]:
+    """What a round may use: every drafter with its first view, and with the further ones that the caller named.
+
+    Raises:
+        UnknownNameError: no drafter reads such a view.
+    """
+    offered: list[DraftOption] = []
+    for name, drafter in drafters.items():
+        views: list[str | None] = list(drafter.views[:1]) or [None]
+        views += [view for view in further_views if view in drafter.views and view not in views]
+        offered += [DraftOption(name, view, drafter.takes_effort) for view in views]
+    known = sorted({view for drafter in drafters.values() for view in drafter.views})
+    for view in further_views:
+        if view not in known:
+            raise UnknownNameError("draft view", view, known)
+        model.runtime.prepare_view(view)
+    return tuple(offered)

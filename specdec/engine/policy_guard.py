@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from specdec.errors import InvalidArgumentError
-from specdec.policies.base import DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
+from specdec.policies.base import (
+    DraftPlan,
+    Knowledge,
+    Learner,
+    Policy,
+    Reporter,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+)
 
 
 class GuardedPolicy:
@@ -20,8 +30,22 @@ class GuardedPolicy:
     def __init__(self, policy: Policy, name: str) -> None:
         self._policy, self._name = policy, name
 
+    @property
+    def learns(self) -> bool:
+        """Whether the policy wants measured costs and a memory."""
+        return isinstance(self._policy, Learner)
+
+    def begin(self, knowledge: Knowledge) -> None:
+        """Hand the policy what it starts from, if it wants it."""
+        if isinstance(self._policy, Learner):
+            self._ask("begin", self._policy.begin, knowledge)
+
+    def summary(self) -> dict[str, Any]:
+        """What the policy has to say in the statistics."""
+        return dict(self._policy.summary()) if isinstance(self._policy, Reporter) else {}
+
     def plan(self, state: RoundState) -> DraftPlan:
-        """The policy's plan, its length capped at what the budget allows."""
+        """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
         plan = self._ask("plan", self._policy.plan, state)
         if not isinstance(plan, DraftPlan):
             raise self._error("plan must answer a DraftPlan", plan)
@@ -30,7 +54,16 @@ class GuardedPolicy:
             raise self._error("num_draft_tokens must be a whole number of at least 0", length)
         if length:
             self._check_effort(plan.effort)
-        return DraftPlan(num_draft_tokens=min(int(length), state.max_draft_tokens), effort=plan.effort)
+        length = min(int(length), state.max_draft_tokens)
+        return self._with_option(replace(plan, num_draft_tokens=length), state)
+
+    def _with_option(self, plan: DraftPlan, state: RoundState) -> DraftPlan:
+        """The plan with the option that it means written out."""
+        for option in state.options:
+            if plan.drafter in (None, option.drafter) and plan.view in (None, option.view):
+                return replace(plan, drafter=option.drafter, view=option.view)
+        offered = ", ".join(f"{option.drafter} with view {option.view}" for option in state.options)
+        raise self._error(f"drafter and view must be on offer ({offered})", (plan.drafter, plan.view))
 
     def next_step(self, signals: StepSignals) -> float | None:
         """The policy's effort for the next step, or None to stop."""

@@ -27,7 +27,7 @@ class GenerationSettings:
     verify_effort: EffortSchedule = field(default_factory=EffortSchedule)
     draft_len: int = 4
     policy: str | Policy = "fixed"
-    drafter: str | Drafter = "effort"
+    drafter: str | Drafter | tuple[str | Drafter, ...] = "effort"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     speculate: bool = True
@@ -35,8 +35,12 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         _check_count("max_tokens", self.max_tokens)
         _check_count("draft_len", self.draft_len, "; use speculate=False to decode without drafts")
-        for name, kind in (("policy", Policy), ("drafter", Drafter)):
-            if not isinstance(value := getattr(self, name), (str, kind)):
+        drafters = self.drafter if isinstance(self.drafter, tuple) else (self.drafter,)
+        if not drafters:
+            raise InvalidArgumentError("drafter must be at least one: use speculate=False to decode without drafts")
+        named = [("policy", Policy, self.policy), *(("drafter", Drafter, drafter) for drafter in drafters)]
+        for name, kind, value in named:
+            if not isinstance(value, (str, kind)):
                 raise InvalidArgumentError(f"{name} must be a name or an object with a {name}'s methods, not {value!r}")
 
 
