@@ -254,7 +254,7 @@ def test_a_drafter_that_proposes_too_much_is_named():
 def test_unknown_view_or_drafter_lists_what_exists():
     with pytest.raises(UnknownNameError, match="unknown draft view 'int3': choose from auto, bucket, exact, int4"):
         specdec.generate(fake_model(), [1], draft_view="int3")
-    with pytest.raises(UnknownNameError, match="unknown drafter 'oracle': choose from effort"):
+    with pytest.raises(UnknownNameError, match="unknown drafter 'oracle': choose from chain, early-exit, effort"):
         specdec.generate(fake_model(), [1], drafter="oracle")
     with pytest.raises(InvalidArgumentError, match="drafter 'effort' takes no argument, not '0\\.3'"):
         specdec.generate(fake_model(), [1], drafter="effort:0.3")

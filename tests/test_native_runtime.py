@@ -399,3 +399,39 @@ def test_work_done_and_memory_are_counted(store_of):
 def test_threads_default_to_the_cores_that_may_be_used(store_of):
     assert NativeRuntime(store_of("llama")).threads == usable_cores()
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
+
+
+def test_the_first_layers_alone_are_those_of_a_model_that_has_no_others(store_of):
+    """An early exit reads the very weights of the first layers, the final norm and the logits layer, and nothing else.
+
+    A random tensor depends on its name alone, so a shallower random model is the first layers of a deeper one.
+    """
+    deep, shallow = (SyntheticSource(tiny_config(num_layers=layers)) for layers in (3, 2))
+    folder = store_of("llama").path.parent
+    runtimes = [
+        NativeRuntime(Store.open(convert(source, folder / f"layers-{source.config.num_layers}")), threads=1)
+        for source in (deep, shallow)
+    ]
+    ids = [3, 1, 4, 1, 5]
+    for view in ("exact", "bucket", "int4", "bucket8"):
+        rows = []
+        for runtime, layers in zip(runtimes, (2, None), strict=True):
+            kv, options = runtime.new_cache(16), {"effort": EffortSchedule(0.5), "view": view, "layers": layers}
+            rows.append(np.concatenate([runtime.forward(some, kv, **options).logits for some in (ids, [9])]))
+        assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
+    kv = runtimes[0].new_cache(4)
+    for layers in (0, 4, True, 1.0):
+        with pytest.raises(InvalidArgumentError, match="layers must be a whole number from 1 to 3"):
+            runtimes[0].forward([1], kv, effort=FULL, layers=layers)
+    assert kv.length == 0
+
+
+def test_layers_that_an_early_exit_left_unwritten_do_not_show_afterwards(store_of):
+    runtime = NativeRuntime(store_of("llama"), threads=1)
+    clean, used = runtime.new_cache(16), runtime.new_cache(16)
+    for kv in (clean, used):
+        runtime.forward([7, 8], kv, effort=FULL)
+    runtime.forward([1, 2, 3], used, effort=FULL, view="int4", layers=1)
+    used.trim(2)
+    rows = [runtime.forward([5, 6, 7], kv, effort=FULL).logits for kv in (clean, used)]
+    assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))

@@ -340,6 +340,27 @@ def test_schedules_with_the_same_rules_in_another_order_are_told_apart(make: Mak
     assert not np.array_equal(*logits)
 
 
+def test_the_first_layers_alone_are_those_of_a_model_that_has_no_others(tmp_path) -> None:
+    """A random tensor depends on its name alone, so a shallower random model is the first layers of a deeper one."""
+    deep, shallow = (
+        ReferenceRuntime(Store.open(convert(SyntheticSource(tiny_config(num_layers=layers)), tmp_path / str(layers))))
+        for layers in (3, 2)
+    )
+    for view in ("exact", "int4"):
+        rows, read = [], []
+        for runtime, layers in ((deep, 2), (shallow, None)):
+            cache, options = runtime.new_cache(16), {"effort": EffortSchedule(0.5), "view": view, "layers": layers}
+            passes = [runtime.forward(some, cache, **options) for some in (TOKENS[:5], [9])]
+            rows.append(np.concatenate([one.logits for one in passes]))
+            read.append(sum(one.bytes_read for one in passes))
+        assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
+        # Beside what the layers read, every pass counts the norms, and the deeper model has a layer's more of them.
+        assert read[0] - read[1] == 2 * 4 * 2 * deep.config.hidden_size
+    for layers in (0, 4, True, 1.0):
+        with pytest.raises(InvalidArgumentError, match="layers must be a whole number from 1 to 3"):
+            deep.forward([1], deep.new_cache(4), effort=FULL, layers=layers)  # type: ignore[arg-type]
+
+
 def test_registry_makes_the_reference_by_name_and_as_auto(make: Make) -> None:
     store = make("llama")[1]._store
     assert "reference" in known_runtimes()

@@ -97,14 +97,15 @@ void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
 
 uint64_t forward(Model& model, const Array<int32_t, 1>& tokens, KvCache& cache, specdec::DraftView* draft,
                  const Array<double, 1>& efforts, bool last_only,
-                 const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits) {
+                 const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits, int layers) {
   const size_t rows = tokens.size();
   check(rows >= 1 && rows <= specdec::kMaxRows, "too many rows for one call");
   check(efforts.size() == static_cast<size_t>(model.shape().matrix_count()), "there must be one effort a matrix");
   check(logits.shape(0) == (last_only ? 1 : rows) && logits.shape(1) == static_cast<size_t>(model.shape().vocab),
         "the array of logits has the wrong shape");
   nb::gil_scoped_release release;
-  return model.forward(tokens.data(), static_cast<int>(rows), cache, draft, efforts.data(), last_only, logits.data());
+  return model.forward(tokens.data(), static_cast<int>(rows), cache, draft, efforts.data(), last_only, logits.data(),
+                       layers);
 }
 
 uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
@@ -179,7 +180,7 @@ void bind_model(nb::module_& module) {
       .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(),
-           "last_only"_a, "logits"_a.noconvert());
+           "last_only"_a, "logits"_a.noconvert(), "layers"_a = 0, "Layers 0 runs all of them; returns the bytes read.");
 }
 
 }  // namespace

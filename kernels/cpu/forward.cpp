@@ -68,10 +68,10 @@ void Pass::allocate() {
   s.keys.reserve(threads * static_cast<size_t>(select_words(widest, tiers)));
 }
 
-uint64_t Pass::run(const int32_t* tokens, bool last_only, float* logits) {
+uint64_t Pass::run(const int32_t* tokens, bool last_only, float* logits, int layers) {
   embed(tokens);
   rotary();
-  for (int layer = 0; layer < shape_.layers; ++layer) {
+  for (int layer = 0; layer < layers; ++layer) {
     attention_block(layer);
     mlp_block(layer);
   }
@@ -421,10 +421,11 @@ const float* Pass::to_tiles(Input in, int64_t width, RowTiles tiles) {
 }
 
 uint64_t Model::forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
-                        bool last_only, float* logits) {
+                        bool last_only, float* logits, int layers) {
   std::lock_guard<std::mutex> lock(mutex_);
   check_pass(tokens, rows, cache, draft, efforts);
-  return Pass(*this, rows, cache, draft, efforts).run(tokens, last_only, logits);
+  if (layers < 0 || layers > shape_.layers) throw std::invalid_argument("there are not so many layers");
+  return Pass(*this, rows, cache, draft, efforts).run(tokens, last_only, logits, layers == 0 ? shape_.layers : layers);
 }
 
 uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y) {

@@ -48,13 +48,18 @@ class RowTransformer:
         self._frequencies = rotary_frequencies(config)
         mx.eval(self._vectors)
 
-    def forward(self, tokens: Sequence[int], cache: KeyValueCache, multiply: Multiply, *, last_only: bool) -> Any:
-        """Append `tokens` to `cache`; logits (M, V), or (1, V) of the last row, evaluated, as an MLX array."""
+    def forward(
+        self, tokens: Sequence[int], cache: KeyValueCache, multiply: Multiply, *, last_only: bool, layers: int
+    ) -> Any:
+        """Append `tokens` to `cache`; logits (M, V), or (1, V) of the last row, evaluated, as an MLX array.
+
+        They are those of the first `layers` layers, the final norm and the logits layer.
+        """
         config = self._config
         positions = range(cache.length, cache.length + len(tokens))
         rows = [self._embed(token) for token in tokens]
         turns = [self._rotation(position) for position in positions]
-        for layer in range(config.num_layers):
+        for layer in range(layers):
             normed = [self._norm(row, f"layers.{layer}.attn_norm") for row in rows]
             mixed = self._attention(normed, layer, positions, turns, cache, multiply)
             rows = [row + part for row, part in zip(rows, mixed, strict=True)]

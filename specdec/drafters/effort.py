@@ -1,11 +1,15 @@
-"""The main drafter: the model itself, at low effort, on the shared cache."""
+"""The main drafter: the model itself, at low effort, on the shared cache; all of its layers, or the first few."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from specdec.drafters.arguments import whole_number
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup
-from specdec.drafters.signals import LogitDistribution
+from specdec.drafters.steps import ModelSteps
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.policies.base import DraftPlan, Policy, StepSignals
+from specdec.policies.base import DraftPlan, Policy
+from specdec.runtimes.base import ForwardResult, Runtime
 
 
 class EffortDrafter:
@@ -19,45 +23,91 @@ class EffortDrafter:
         UnknownNameError: the runtime has no such draft view.
     """
 
+    name = "effort"
+    takes_effort = True
+    layers: int | None = None
+
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
         if argument:
             raise InvalidArgumentError(
                 f"drafter 'effort' takes no argument, not {argument!r}: see the policy's parameters"
             )
-        self.runtime = setup.runtime
-        self._view = setup.runtime.auto_draft[0] if setup.view == "auto" else setup.view
-        views = ["exact", *setup.runtime.views]
-        if self._view not in views:
-            raise UnknownNameError("draft view", setup.view, ["auto", *views])
-        self.runtime.prepare_view(self._view)
+        self._begin(setup)
 
-    @property
-    def view(self) -> str:
-        """Draft view that it reads weights from."""
-        return self._view
+    def _begin(self, setup: DrafterSetup) -> None:
+        self.runtime = setup.runtime
+        self.views = draft_views(setup.runtime, setup.view)
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
         """Propose tokens until the plan is full, the policy stops, or an end token comes up."""
-        draft = Draft()
-        pending, effort = context.history[-1], plan.effort
-        for index in range(plan.num_draft_tokens):
-            context_length = context.cache.length
-            step = self.runtime.forward([pending], context.cache, effort=context.efforts(effort), view=self._view)
-            pending = context.sample(step.logits[0], context_length + 1)
-            draft.tokens.append(pending)
-            draft.bytes_read += step.bytes_read
-            signals = StepSignals(
-                index=index,
-                position=context_length + 1,
-                effort=effort,
-                context_length=context_length,
-                distribution=LogitDistribution(step.logits[0]),
-            )
-            draft.signals.append(signals)
-            if pending in context.end_tokens or index + 1 == plan.num_draft_tokens:
-                break
-            next_effort = policy.next_step(signals)
-            if next_effort is None:
-                break
-            effort = next_effort
-        return draft
+        return self._steps(plan, context).go_on(Draft(), plan.effort, plan, context, policy)
+
+    def checks(self, plan: DraftPlan) -> bool:
+        """Where a pass over several rows costs about as much as over one.
+
+        With one row at a time, checking a token costs a draft step, which would have drafted that token anyway.
+        """
+        return batches(self.runtime, plan.view or self.views[0])
+
+    def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+        """Check `draft` in one pass and go on from there."""
+        return self._steps(plan, context).check(draft, plan.effort, plan, context, policy)
+
+    def _steps(self, plan: DraftPlan, context: DraftContext) -> ModelSteps:
+        view = plan.view or self.views[0]
+
+        def forward(tokens: Sequence[int], effort: float) -> ForwardResult:
+            schedule = context.efforts(effort)
+            if self.layers is None:
+                return self.runtime.forward(tokens, context.cache, effort=schedule, view=view)
+            return self.runtime.forward(tokens, context.cache, effort=schedule, view=view, layers=self.layers)
+
+        return ModelSteps(name=self.name, view=view, cache=context.cache, forward=forward)
+
+
+class EarlyExitDrafter(EffortDrafter):
+    """Runs only the first layers, then the final norm and the logits layer.
+
+    It leaves keys and values of those layers in the cache, and garbage in the others; every later pass over these
+    positions writes all layers anew. Models that were not trained for it guess badly from their middle layers: with
+    them the drafter is for comparison. Sources: LayerSkip (Elhoushi et al. 2404.16710, section 4.3), Draft & Verify
+    (Zhang et al. 2309.08168).
+
+    Args:
+        argument: number of layers, at least 1 and fewer than the model has.
+
+    Raises:
+        InvalidArgumentError: `argument` is something else.
+        UnknownNameError: the runtime has no such draft view.
+    """
+
+    name = "early-exit"
+
+    def __init__(self, argument: str, setup: DrafterSetup) -> None:
+        most = setup.runtime.config.num_layers - 1
+        self.layers = whole_number("early-exit", "number of layers", argument, low=1, high=most)
+        self._begin(setup)
+
+
+def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
+    """The draft views that were asked for, made ready: one, several with commas between, or "auto" for the one that is
+    fastest on the runtime.
+
+    Raises:
+        UnknownNameError: the runtime has no such view.
+        InvalidArgumentError: one is asked for twice.
+    """
+    known = ["exact", *runtime.views]
+    views = tuple(runtime.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
+    for view in views:
+        if view not in known:
+            raise UnknownNameError("draft view", view, ["auto", *known])
+        if views.count(view) > 1:
+            raise InvalidArgumentError(f"draft view {view!r} is asked for twice")
+        runtime.prepare_view(view)
+    return views
+
+
+def batches(runtime: Runtime, view: str) -> bool:
+    """Whether a pass of `runtime` over several rows through `view` costs about as much as over one."""
+    return view in getattr(runtime, "batched_views", ())

@@ -10,6 +10,7 @@ import numpy as np
 
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
+from specdec.errors import InvalidArgumentError
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Runtime(Protocol):
     config: ModelConfig
     # Draft view and effort that have measured fastest on this runtime: what "auto" stands for.
     auto_draft: tuple[str, float]
+    # Draft views in which a pass over several rows costs about as much as over one.
+    batched_views: tuple[str, ...]
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -80,6 +83,7 @@ class Runtime(Protocol):
         effort: EffortSchedule,
         view: str = "exact",
         last_only: bool = False,
+        layers: int | None = None,
     ) -> ForwardResult:
         """Append M tokens to `cache` (positions `cache.length` onwards) and return their logits.
 
@@ -91,9 +95,25 @@ class Runtime(Protocol):
             effort: share of each matrix's multiplications to perform.
             view: "exact", or a draft view from `views`.
             last_only: compute the logits layer for the last row only.
+            layers: run the first so many layers, then the final norm and the logits layer; None runs all. What the
+                cache holds in the other layers for these positions is garbage then.
 
         Raises:
-            InvalidArgumentError: a token id is outside the vocabulary or the cache has no room.
+            InvalidArgumentError: a token id is outside the vocabulary, the cache has no room, or `layers` is out of
+                range.
             UnknownNameError: unknown view.
         """
         ...
+
+
+def checked_layers(layers: int | None, config: ModelConfig) -> int:
+    """The number of layers to run.
+
+    Raises:
+        InvalidArgumentError: it is no whole number from 1 to what the model has.
+    """
+    if layers is None:
+        return config.num_layers
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= config.num_layers:
+        raise InvalidArgumentError(f"layers must be a whole number from 1 to {config.num_layers}, not {layers!r}")
+    return layers

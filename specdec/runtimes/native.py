@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
-from specdec.runtimes.base import Cache, ForwardResult
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft
 
@@ -108,6 +108,7 @@ class NativeRuntime:
 
     name = "native"
     auto_draft = ("int4", 1.0)
+    batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
         module = native_module()
@@ -177,6 +178,7 @@ class NativeRuntime:
         effort: EffortSchedule,
         view: str = "exact",
         last_only: bool = False,
+        layers: int | None = None,
     ) -> ForwardResult:
         """Append M tokens to `cache` and return their logits; see `Runtime.forward`.
 
@@ -185,7 +187,7 @@ class NativeRuntime:
         """
         ids = self._checked(tokens, cache)
         assert isinstance(cache, NativeCache)
-        efforts = self._resolved(effort)
+        efforts, depth = self._resolved(effort), checked_layers(layers, self.config)
         draft = None
         if view not in ("exact", "bucket"):
             self.prepare_view(view)
@@ -198,7 +200,7 @@ class NativeRuntime:
             for first in range(0, len(ids), self._max_rows):
                 piece = ids[first : first + self._max_rows]
                 rows = logits if last_only else logits[first : first + len(piece)]
-                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows)
+                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth)
         except BaseException:
             cache.handle.trim(min(start, cache.length))
             raise

@@ -22,7 +22,7 @@ from specdec.kernels.reference.mlx_cache import KeyValueCache
 from specdec.kernels.reference.mlx_matrix import FloatMatrix, GroupScaledMatrix, Multiplier
 from specdec.kernels.reference.mlx_transformer import RowTransformer
 from specdec.kernels.reference.selection import select_tiers
-from specdec.runtimes.base import Cache, ForwardResult
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers
 from specdec.views.base import ViewMatrix
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
@@ -93,6 +93,7 @@ class ReferenceRuntime:
 
     name = "reference"
     auto_draft = ("bucket", 0.25)
+    batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store) -> None:
         self.config: ModelConfig = store.config
@@ -141,13 +142,15 @@ class ReferenceRuntime:
         effort: EffortSchedule,
         view: str = "exact",
         last_only: bool = False,
+        layers: int | None = None,
     ) -> ForwardResult:
         """Append M tokens to `cache` and return their logits; see `Runtime.forward`."""
         ids, kv = self._checked(tokens, cache)
+        depth = checked_layers(layers, self.config)
         self.prepare_view(view)
         efforts = self._resolved(effort)
         operands = self._views[view]
-        read = self._fixed_bytes(kv.length, len(ids))
+        read = self._fixed_bytes(kv.length, len(ids), depth)
 
         def multiply(name: str, rows: list[Any]) -> list[Any]:
             nonlocal read
@@ -158,7 +161,7 @@ class ReferenceRuntime:
             return results
 
         with mx.stream(self._device):
-            logits = self._transformer.forward(ids, kv, multiply, last_only=last_only)
+            logits = self._transformer.forward(ids, kv, multiply, last_only=last_only, layers=depth)
             return ForwardResult(np.array(logits, dtype=np.float32), read)
 
     def _checked(self, tokens: Sequence[int], cache: Cache) -> tuple[list[int], KeyValueCache]:
@@ -215,10 +218,10 @@ class ReferenceRuntime:
     def _router(self, layer: int) -> NDArray[np.float32]:
         return to_float32(np.array(self._store.table(f"layers.{layer}.mlp.router")), self._store.dtype)
 
-    def _fixed_bytes(self, length: int, rows: int) -> int:
+    def _fixed_bytes(self, length: int, rows: int, layers: int) -> int:
         """Bytes of a pass beside its matrices: embeddings, routers, vectors, and the history once for all rows."""
         config = self.config
-        tables = 2 * rows * config.hidden_size + 2 * config.num_experts * config.hidden_size * config.num_layers
+        tables = 2 * rows * config.hidden_size + 2 * config.num_experts * config.hidden_size * layers
         vectors = 4 * sum(config.vectors().values())
-        seen = sum(length + rows - first_visible(length, config.window(layer)) for layer in range(config.num_layers))
+        seen = sum(length + rows - first_visible(length, config.window(layer)) for layer in range(layers))
         return tables + vectors + seen * 2 * 4 * config.num_kv_heads * config.head_dim

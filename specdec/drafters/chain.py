@@ -1,0 +1,99 @@
+"""Several drafters, one after the other: the cheapest proposes, those after it check and extend. `ChainDrafter`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from specdec.drafters.acceptance import ProposalBook
+from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Extender, Foreteller
+from specdec.errors import InvalidArgumentError
+from specdec.policies.base import DraftPlan, Policy
+
+# An unchecked proposal goes to the verifier when its tokens are kept at least this often; else the next level drafts
+# afresh. With a verify row at 0.05 dense steps and draft steps at 0.25, 90% of them kept: four drafted tokens give
+# 4.1 tokens in 2.2 steps; eight looked-up ones that give as many for their 1.4 steps must be kept 64% of the time.
+_WORTH_KEEPING = 0.64
+_UNTRIED = 0.7  # acceptance that is assumed of a level that keeps no book itself, until its proposals show another one
+
+
+class ChainDrafter:
+    """Levels of drafters, cheapest first; only the verifier decides what stays.
+
+    The first level proposes. Each later one gets the proposal so far. A level without a model (`ngram`, `replay`) adds
+    to its end. A level with a model checks it in one pass and goes on from the first token that it disagrees with,
+    where a pass over several rows costs about as much as over one. Elsewhere checking a token would cost as much as
+    drafting it: there a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's
+    own draft.
+
+    Args:
+        argument: names of at least two drafters with commas between, each with its own argument, as in
+            `ngram:min=3,max=6,effort`; a part `key=value` belongs to the drafter before it.
+
+    Raises:
+        InvalidArgumentError: fewer than two levels, or one after the first that can only start a draft.
+    """
+
+    def __init__(self, argument: str, setup: DrafterSetup) -> None:
+        from specdec.drafters.registry import create  # it registers this class
+
+        specs = _split(argument)
+        if len(specs) < 2:
+            raise InvalidArgumentError("drafter 'chain' needs at least two drafters, as in chain:ngram,effort")
+        self.levels: list[tuple[str, Drafter]] = [(spec.partition(":")[0], create(spec, setup)) for spec in specs]
+        self._book = ProposalBook(_UNTRIED)  # by level
+        for name, level in self.levels[1:]:
+            if not isinstance(level, Extender):
+                raise InvalidArgumentError(f"drafter {name!r} can only come first in a chain: it has no method extend")
+        # The last level that reads weights does most of the work: its views are the chain's.
+        self.views = next((level.views for _, level in reversed(self.levels) if level.views), ())
+        self.takes_effort = any(level.takes_effort for _, level in self.levels)
+
+    def match_length(self, context: DraftContext) -> int:
+        """What the first level found; 1 when it cannot tell, or when a later level proposes in any case."""
+        first = self.levels[0][1]
+        found = first.match_length(context) if isinstance(first, Foreteller) else 1
+        return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
+
+    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+        """What the levels make of it together."""
+        self._book.learn(context.history)
+        held, draft = context.cache.length, Draft()
+        for number, (name, level) in enumerate(self.levels):
+            own = replace(plan, view=plan.view if plan.view in level.views else None)
+            if not draft.tokens or not isinstance(level, Extender):
+                draft = self._afresh(level, own, context, policy, draft.bytes_read)
+            elif not level.views or level.checks(own):
+                draft = level.extend(draft, own, context, policy=policy)
+            elif not self._is_worth_keeping(draft, number - 1):
+                draft = self._afresh(level, own, context, policy, draft.bytes_read)
+            draft.sources += [name] * (len(draft.tokens) - len(draft.sources))
+            if len(draft.signals) != len(draft.tokens):
+                draft.signals = []
+            # The next level is to find the history in the cache, and nothing of this level's making.
+            context.cache.trim(held)
+            self._book.note(number, len(context.history), draft.tokens)
+        return draft
+
+    def _is_worth_keeping(self, draft: Draft, number: int) -> bool:
+        """Whether a proposal that level `number` made or passed on should go to the verifier unchecked."""
+        expected = draft.expected_acceptance
+        return (self._book.rate(number) if expected is None else expected) >= _WORTH_KEEPING
+
+    @staticmethod
+    def _afresh(level: Drafter, plan: DraftPlan, context: DraftContext, policy: Policy, bytes_read: int) -> Draft:
+        """The level's own draft, with the bytes counted that earlier ones read."""
+        draft = level.draft(plan, context, policy=policy)
+        draft.bytes_read += bytes_read
+        return draft
+
+
+def _split(argument: str) -> list[str]:
+    """The levels of "ngram:min=3,max=6,effort": a part "key=value" belongs to the drafter before it."""
+    specs: list[str] = []
+    for part in argument.split(",") if argument else ():
+        head, equals, _ = part.partition("=")
+        if specs and equals and ":" not in head:
+            specs[-1] += f",{part}"
+        else:
+            specs.append(part)
+    return specs

@@ -1,0 +1,162 @@
+"""Drafting with another, smaller model of the same vocabulary, as in Leviathan et al. 2211.17192."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
+from specdec.drafters.effort import batches, draft_views
+from specdec.drafters.steps import ModelSteps
+from specdec.effort import EffortSchedule, check_effort
+from specdec.errors import InvalidArgumentError
+from specdec.policies.base import DraftPlan, Policy
+from specdec.runtimes.base import Cache, ForwardResult
+
+_OPTIONS = ("view", "effort")
+_FULL = EffortSchedule()
+_CHUNK = 512  # tokens a pass when catching up: bounds its memory, and how long an interrupt waits
+_FEW = 4  # tokens to catch up with that are read like draft steps; more are read in one exact pass, which batches
+
+
+class ModelDrafter:
+    """Runs another model on a cache of its own, one token at a time.
+
+    Before it drafts, its cache is cut to what the text still has in common with it and caught up with the rest, so
+    tokens that other drafters proposed, or that were rejected, need no care elsewhere.
+
+    Args:
+        argument: `NAME[,view=V][,effort=E]`: a catalogue name or a path of a model; draft view (default: the one that
+            is fastest on the runtime); effort of every draft step (default 1, whatever the policy says).
+
+    Raises:
+        InvalidArgumentError: no name, an unknown option, or a model whose token ids mean something else.
+        UnknownNameError: no such model, or no such draft view.
+    """
+
+    name = "model"
+    takes_effort = False
+
+    def __init__(self, argument: str, setup: DrafterSetup) -> None:
+        name, options = _split(argument)
+        if setup.load_model is None:
+            raise InvalidArgumentError("drafter 'model' cannot load another model here: use specdec.load and generate")
+        model = setup.load_model(name)
+        _check_vocabulary(name, model, setup)
+        self.runtime = model.runtime
+        self.views = draft_views(self.runtime, options.get("view", "auto"))
+        self._effort = _effort(options.get("effort", "1"))
+        self._schedule = EffortSchedule(self._effort)
+        # Logits layers are padded to round sizes: ids that only one of the two models has mean nothing.
+        self._vocab_size = min(self.runtime.config.vocab_size, setup.runtime.config.vocab_size)
+        self._cache: Cache | None = None
+        self._read: list[int] = []  # tokens that the cache holds
+
+    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+        """Propose tokens until the plan is full, the policy stops, an end token comes up, or the model's own context is
+        full."""
+        plan = self._within_context(plan, context)
+        if plan.num_draft_tokens == 0:
+            return Draft()
+        draft = Draft(bytes_read=self._catch_up(context))
+        return self._steps().go_on(draft, self._effort, plan, context, policy)
+
+    def checks(self, plan: DraftPlan) -> bool:  # noqa: ARG002
+        """Where a pass over several rows costs about as much as over one."""
+        return batches(self.runtime, self.views[0])
+
+    def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+        """Check `draft` in one pass and go on from there; what does not fit into the model's own context stays as it
+        is."""
+        own = self._within_context(plan, context)
+        if own.num_draft_tokens <= len(draft.tokens) < plan.num_draft_tokens or own.num_draft_tokens == 0:
+            return draft
+        draft.bytes_read += self._catch_up(context)
+        return self._steps().check(draft, self._effort, own, context, policy)
+
+    def _within_context(self, plan: DraftPlan, context: DraftContext) -> DraftPlan:
+        """The plan, its length cut to what fits into this model's own context."""
+        room = max(0, self.runtime.config.max_context - len(context.history))
+        return replace(plan, num_draft_tokens=min(plan.num_draft_tokens, room))
+
+    def _catch_up(self, context: DraftContext) -> int:
+        """Bring the cache to the history without its last token; returns the bytes read."""
+        if self._cache is None:
+            capacity = min(context.cache.capacity, self.runtime.config.max_context)
+            self._cache = self.runtime.new_cache(capacity)
+        cache, history = self._cache, context.history
+        del self._read[cache.length :]  # an interrupted pass may have left the cache shorter
+        common = _common_length(self._read, history)
+        cache.trim(common)
+        del self._read[common:]
+        bytes_read = 0
+        while missing := history[cache.length : len(history) - 1]:
+            if len(missing) > _FEW:
+                step = self.runtime.forward(missing[:_CHUNK], cache, effort=_FULL, last_only=True)
+            else:
+                step = self.runtime.forward(missing, cache, effort=self._schedule, view=self.views[0], last_only=True)
+            bytes_read += step.bytes_read
+            self._read = list(history[: cache.length])
+        return bytes_read
+
+    def _steps(self) -> ModelSteps:
+        cache = self._cache
+        assert cache is not None  # _catch_up comes first
+
+        def forward(tokens: Sequence[int], _effort: float) -> ForwardResult:
+            del self._read[cache.length :]
+            step = self.runtime.forward(tokens, cache, effort=self._schedule, view=self.views[0])
+            self._read.extend(tokens)
+            logits = step.logits[:, : self._vocab_size]
+            return ForwardResult(logits, step.bytes_read)
+
+        return ModelSteps(name=self.name, view=self.views[0], cache=cache, forward=forward, fixed_effort=self._effort)
+
+
+def _common_length(read: Sequence[int], history: Sequence[int]) -> int:
+    """Leading tokens that the two share, the pending one apart. A text changes at its end, so it is compared whole at
+    once where nothing was rejected."""
+    most = min(len(read), len(history) - 1)
+    if list(read[:most]) == list(history[:most]):
+        return most
+    return next(index for index in range(most) if read[index] != history[index])
+
+
+def _split(argument: str) -> tuple[str, dict[str, str]]:
+    """Model name and options; a path may hold commas and colons of its own."""
+    parts, options = argument.split(","), {}
+    while len(parts) > 1 and parts[-1].partition("=")[0] in _OPTIONS and "=" in parts[-1]:
+        key, _, value = parts.pop().partition("=")
+        if key in options:
+            raise InvalidArgumentError(f"drafter 'model' was given {key}= twice: keep one")
+        options[key] = value
+    name = ",".join(parts)
+    if not name:
+        raise InvalidArgumentError("drafter 'model' needs a model, as in model:qwen2.5-coder-0.5b")
+    return name, options
+
+
+def _effort(text: str) -> float:
+    try:
+        return check_effort(float(text), "the effort of drafter 'model'")
+    except ValueError as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"the effort of drafter 'model' must be a number, not {text!r}") from None
+
+
+def _check_vocabulary(name: str, model: LoadedModel, setup: DrafterSetup) -> None:
+    """Refuse a model whose ids mean other tokens.
+
+    Raises:
+        InvalidArgumentError: the vocabularies differ, or one of the two models has no tokenizer to tell by.
+    """
+    own = None if model.tokenizer is None else model.tokenizer.fingerprint
+    if own is None or setup.vocabulary is None:
+        raise InvalidArgumentError(
+            f"drafter 'model' cannot tell whether {name} shares the vocabulary: one of the two models has no tokenizer"
+        )
+    if own != setup.vocabulary:
+        raise InvalidArgumentError(
+            f"drafter 'model' cannot use {name}: its vocabulary differs, and a draft model must have the same tokens"
+        )
