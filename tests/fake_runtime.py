@@ -65,7 +65,9 @@ class FakeRuntime:
         config: vocabulary and context.
         seed: of the "weights".
         sharpness: standard deviation of the logits.
-        draft_noise: standard deviation of what a draft view adds at effort 0, by view.
+        draft_noise: standard deviation of what a draft view adds at effort 0, by view. Leaving out all layers adds as
+            much again.
+        batched_views: what the runtime says of itself.
     """
 
     name = "fake"
@@ -78,10 +80,12 @@ class FakeRuntime:
         seed: int = 0,
         sharpness: float = 3.0,
         draft_noise: Mapping[str, float] | None = None,
+        batched_views: tuple[str, ...] = (),
     ) -> None:
         self.config = config or fake_config()
         self.seed, self.sharpness = seed, sharpness
         self.draft_noise = dict(draft_noise or {"bucket": 2.0, "int4": 1.0})
+        self.batched_views = batched_views
         self.passes: list[tuple[str, float, int, int]] = []  # view, effort, cache length before, rows
         self.prepared: list[str] = []
         self.fail_at_pass: int | None = None
@@ -105,13 +109,15 @@ class FakeRuntime:
         effort: EffortSchedule,
         view: str = "exact",
         last_only: bool = False,
+        layers: int | None = None,
     ) -> ForwardResult:
         if view != "exact" and view not in self.draft_noise:
             raise UnknownNameError("view", view, ["exact", *self.views])
         if not tokens or cache.length + len(tokens) > cache.capacity:
             raise InvalidArgumentError("no tokens, or no room for them")
         self.passes.append((view, effort.default, cache.length, len(tokens)))
-        kind = (view, effort.default, *effort.rules.items())
+        missing = 0.0 if layers is None else 1 - layers / self.config.num_layers
+        kind = (view, effort.default, *effort.rules.items(), *([layers] if missing else []))
         rows = []
         for index, token in enumerate(tokens):
             if not 0 <= token < self.config.vocab_size:
@@ -121,7 +127,7 @@ class FakeRuntime:
             if index == len(tokens) // 2 and len(self.passes) == self.fail_at_pass:
                 raise self.failure
             if not last_only or index + 1 == len(tokens):
-                rows.append(self._row(cache, kind, view, effort.default))
+                rows.append(self._row(cache, kind, view, effort.default - missing))
         return ForwardResult(np.stack(rows), bytes_read=1000 * len(tokens) + (7 if view == "exact" else 3))
 
     def _row(self, cache: FakeCache, kind: tuple[object, ...], view: str, effort: float) -> np.ndarray:

@@ -39,6 +39,8 @@ class ChainDrafter:
         specs = _split(argument)
         if len(specs) < 2:
             raise InvalidArgumentError("drafter 'chain' needs at least two drafters, as in chain:ngram,effort")
+        if any(spec.partition(":")[0] == "chain" for spec in specs):
+            raise InvalidArgumentError("drafter 'chain' cannot be a level of a chain: name its levels themselves")
         self.levels: list[tuple[str, Drafter]] = [(spec.partition(":")[0], create(spec, setup)) for spec in specs]
         self._book = ProposalBook(_UNTRIED)  # by level
         for name, level in self.levels[1:]:

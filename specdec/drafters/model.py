@@ -39,9 +39,7 @@ class ModelDrafter:
 
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
         name, options = _split(argument)
-        if setup.load_model is None:
-            raise InvalidArgumentError("drafter 'model' cannot load another model here: use specdec.load and generate")
-        model = setup.load_model(name)
+        model = _loaded(name, setup)
         _check_vocabulary(name, model, setup)
         self.runtime = model.runtime
         self.views = draft_views(self.runtime, options.get("view", "auto"))
@@ -111,6 +109,19 @@ class ModelDrafter:
             return ForwardResult(logits, step.bytes_read)
 
         return ModelSteps(name=self.name, view=self.views[0], cache=cache, forward=forward, fixed_effort=self._effort)
+
+
+def _loaded(name: str, setup: DrafterSetup) -> LoadedModel:
+    """The other model, loaded once for all generations of the model that it drafts for."""
+    key = ("model", name)
+    model: LoadedModel | None = setup.shared.get(key)
+    if model is None:
+        if setup.load_model is None:
+            raise InvalidArgumentError(
+                "drafter 'model' needs a model that specdec.load has loaded, to load another one"
+            )
+        model = setup.shared[key] = setup.load_model(name)
+    return model
 
 
 def _common_length(read: Sequence[int], history: Sequence[int]) -> int:

@@ -1,0 +1,534 @@
+"""The drafters: what each proposes, what it leaves in the cache, what it refuses; and that none changes an answer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from specdec.policies.base import DraftPlan
+from synthetic import synthetic_source, tiny_config
+
+import specdec
+from specdec.drafters.acceptance import ProposalBook
+from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Extender, Foreteller, LoadedModel
+from specdec.drafters.ngram_index import NgramIndex
+from specdec.drafters.registry import create, names
+from specdec.effort import EffortSchedule
+from specdec.engine.efforts import EffortScale
+from specdec.engine.sampler import Sampler, SamplingParams
+from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.model import Model
+from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.store import Store, convert
+
+SPECS = (
+    "effort",
+    "ngram",
+    "ngram:min=1,max=1",
+    "ngram:table={table}",
+    "replay:{answer}",
+    "early-exit:1",
+    "model:other",
+    "model:other,view=exact,effort=0.5",
+    "chain:ngram:min=1,max=3,effort",
+    "chain:effort,ngram:min=1",
+    "chain:replay:{answer},model:other",
+    "chain:early-exit:1,effort,ngram:min=1,replay:{answer}",
+)
+
+
+class EveryStep:
+    """A policy that always goes on, and remembers what it saw."""
+
+    def __init__(self, length: int = 6, effort: float = 0.7) -> None:
+        self.length, self.effort = length, effort
+        self.steps: list[Any] = []
+        self.outcomes: list[Any] = []
+
+    def plan(self, _state: Any) -> DraftPlan:
+        return DraftPlan(num_draft_tokens=self.length, effort=self.effort)
+
+    def next_step(self, signals: Any) -> float:
+        self.steps.append(signals)
+        return self.effort
+
+    def observe(self, outcome: Any) -> None:
+        self.outcomes.append(outcome)
+
+
+def other_model(**options: Any) -> LoadedModel:
+    return LoadedModel(FakeRuntime(**options), ByteTokenizer())
+
+
+def setup_of(runtime: FakeRuntime, **options: Any) -> DrafterSetup:
+    tokenizer = ByteTokenizer()
+    defaults = {"vocabulary": "bytes", "tokenizer": tokenizer, "load_model": lambda _name: other_model(seed=9)}
+    return DrafterSetup(runtime, "bucket", **(defaults | options))
+
+
+def context_of(runtime: FakeRuntime, history: list[int], **options: Any) -> DraftContext:
+    cache = runtime.new_cache(400)
+    if history[1:]:
+        runtime.forward(history[:-1], cache, effort=EffortSchedule())
+    efforts = EffortScale(EffortSchedule(0.5), runtime.config)
+    return DraftContext(history, cache, efforts, Sampler(SamplingParams()), **options)
+
+
+def draft_of(spec: str, history: list[int], length: int = 6, **options: Any) -> Draft:
+    """One draft of a drafter without a model of its own."""
+    runtime = FakeRuntime()
+    plan = DraftPlan(num_draft_tokens=length, effort=0.7)
+    return create(spec, setup_of(runtime)).draft(plan, context_of(runtime, history, **options), policy=EveryStep())
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "table.txt").write_text("so much for the table, so much for the text")
+    (folder / "answer.json").write_text(json.dumps([*b"so much for the answer"]))
+    return {"table": folder / "table.txt", "answer": folder / "answer.json"}
+
+
+# --- promise 1 ---
+
+
+@pytest.mark.filterwarnings("ignore:draft effort:UserWarning")
+@given(
+    spec=st.sampled_from(SPECS),
+    weights=st.integers(0, 1000),
+    prompt=st.lists(st.integers(97, 100), min_size=1, max_size=12),
+    temperature=st.sampled_from([0.0, 0.0, 1.0]),
+    draft_len=st.integers(1, 8),
+    draft_effort=st.floats(0.05, 1.0),
+    batched=st.sampled_from([(), ("bucket", "int4", "exact")]),
+    vocab_size=st.sampled_from([258, 120]),  # few tokens repeat, which is what lookup lives on
+    context=st.sampled_from([512, 30]),
+    verify_effort=st.sampled_from([1.0, 0.6]),
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_drafter_changes_an_answer(
+    files, spec, weights, prompt, temperature, draft_len, draft_effort, batched, vocab_size, context, verify_effort
+):
+    config = fake_config(vocab_size=vocab_size, max_context=context)
+    model = fake_model(config=config, seed=weights, sharpness=4.0, batched_views=batched)
+    model.load_other = lambda _name: other_model(
+        config=fake_config(vocab_size=258, max_context=40), seed=weights, sharpness=4.0, batched_views=batched
+    )
+    options = {"max_tokens": 30, "temperature": temperature, "verify_effort": verify_effort}
+    plain = specdec.generate(model, prompt, speculate=False, **options)
+    spec = spec.format(**files)
+    drafted = specdec.generate(model, prompt, drafter=spec, draft_len=draft_len, draft_effort=draft_effort, **options)
+    assert drafted.tokens == plain.tokens
+    # Every pass over text that stays reads the exact view at the verify effort: the fake's logits show any other entry.
+    assert drafted.text == plain.text
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    folder = tmp_path_factory.mktemp("stores")
+    stores = [
+        Store.open(convert(synthetic_source(tiny_config(vocab_size=size, num_layers=2), seed), folder / str(seed)))
+        for seed, size in enumerate((258, 270))
+    ]
+    models = [Model(create_runtime(best_runtime(), store), ByteTokenizer(), store=store) for store in stores]
+    models[0].load_other = lambda _name: LoadedModel(models[1].runtime, models[1].tokenizer)
+    return models[0]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_no_drafter_changes_an_answer_of_a_real_runtime(tiny_model, files, spec, temperature):
+    options = {"max_tokens": 24, "temperature": temperature, "seed": 4}
+    prompt = [1, 2, 3, 1, 2, 3, 1]
+    plain = specdec.generate(tiny_model, prompt, speculate=False, **options)
+    drafted = specdec.generate(tiny_model, prompt, drafter=spec.format(**files), draft_effort=0.6, **options)
+    assert drafted.tokens == plain.tokens
+
+
+# --- lookup ---
+
+
+def brute_force(tokens: list[int], suffix: list[int], shortest: int, longest: int) -> tuple[int, int]:
+    for n in range(min(longest, len(suffix)), shortest - 1, -1):
+        places = [i + n for i in range(len(tokens) - n) if tokens[i : i + n] == suffix[-n:]]
+        if places:
+            counts = Counter(tokens[place] for place in places)
+            most = max(counts.values())
+            return next(tokens[place] for place in reversed(places) if counts[tokens[place]] == most), n
+    return -1, 0
+
+
+@given(
+    data=st.data(),
+    tokens=st.lists(st.integers(0, 3), max_size=60),
+    sizes=st.tuples(st.integers(1, 4), st.integers(0, 3)),
+)
+@settings(max_examples=200, deadline=None)
+def test_the_index_knows_the_most_frequent_then_latest_continuation(data, tokens, sizes):
+    shortest, longest = sizes[0], sum(sizes)
+    index, grown = NgramIndex(shortest, longest), []
+    while len(grown) < len(tokens):  # in pieces, as a text grows
+        grown = tokens[: len(grown) + data.draw(st.integers(1, 20))]
+        index.follow(grown)
+    suffix = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=8))
+    found, wanted = index.continuation(suffix), brute_force(tokens, suffix, shortest, longest)
+    assert found[1] == wanted[1]
+    # Among equally frequent ones the index prefers the one that reached that count last, which is the latest place.
+    assert found == wanted
+
+
+def test_lookup_copies_a_passage_and_goes_on_through_its_own_proposal():
+    passage = [5, 6, 7, 8, 9]
+    assert draft_of("ngram", [*passage, 1, 5, 6], 3).tokens == [7, 8, 9]
+    assert draft_of("ngram", [1, 2, 3, 1, 2, 3, 1, 2], 7).tokens == [3, 1, 2, 3, 1, 2, 3]
+    assert draft_of("ngram", [*passage, 1, 5, 6], 9, end_tokens=frozenset({8})).tokens == [7, 8]
+    assert draft_of("ngram", [5, 6, 7, 4, 6], 3).tokens == []  # one token is not enough by default
+    assert draft_of("ngram:min=1", [5, 6, 7, 4, 6], 2).tokens == [7, 4]
+
+
+def test_lookup_prefers_the_longest_match_and_the_texts_own_over_the_tables(tmp_path):
+    (tmp_path / "table").write_bytes(bytes([1, 2, 3, 40, 9, 2, 3, 41, 9, 2, 3, 41]))
+    spec = f"ngram:min=2,max=3,table={tmp_path / 'table'}"
+    assert draft_of(spec, [1, 2, 3], 1).tokens == [40]
+    assert draft_of(spec, [7, 2, 3], 1).tokens == [41]
+    assert draft_of(spec, [2, 3, 42, 7, 2, 3], 1).tokens == [42]
+    assert draft_of(spec, [2, 3, 42, 1, 2, 3], 1).tokens == [40]  # three tokens in the table, two in the text
+
+
+def test_a_table_is_read_once_for_a_model(tmp_path, monkeypatch):
+    (tmp_path / "table").write_text("read me once")
+    model = fake_model()
+    for _ in range(2):
+        specdec.generate(model, [1, 2], max_tokens=3, drafter=f"ngram:table={tmp_path / 'table'}")
+    assert len([key for key in model.shared if key[0] == "ngram"]) == 1
+    (tmp_path / "table").write_text("now something else")
+    specdec.generate(model, [1, 2], max_tokens=3, drafter=f"ngram:table={tmp_path / 'table'}")
+    assert len([key for key in model.shared if key[0] == "ngram"]) == 2
+
+
+def test_lookup_foretells_how_much_it_found():
+    runtime = FakeRuntime()
+    drafter = create("ngram:min=2,max=4", setup_of(runtime))
+    assert isinstance(drafter, Foreteller)
+    for history, length in (([1, 2, 3], 0), ([1, 2, 9, 1, 2], 2), ([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 5], 4)):
+        fresh = create("ngram:min=2,max=4", setup_of(runtime))
+        assert fresh.match_length(context_of(runtime, history)) == length
+
+
+def test_acceptance_is_learnt_from_the_text_that_came():
+    book = ProposalBook(0.5)
+    for _ in range(60):
+        book.note("right", 3, [1, 2])
+        book.note("half", 3, [1, 9])
+        book.note("too early", 5, [7])
+        book.learn([0, 0, 0, 1, 2])
+    assert book.rate("right") == pytest.approx(1.0, abs=1e-3)  # 0.85 ** 60 of the prior is left
+    assert book.rate("half") == pytest.approx(0.5, abs=1e-3)  # one of two tried
+    assert book.rate("too early") == 0.5  # nothing came yet
+    assert book.rate("never seen") == 0.5
+
+
+# --- stored answers ---
+
+
+def test_replay_of_the_answer_itself_is_always_right(tmp_path):
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
+    plain = specdec.generate(model, [1, 2, 3], max_tokens=40, speculate=False)
+    (tmp_path / "answer").write_text(json.dumps(plain.tokens))
+    replayed = specdec.generate(model, [1, 2, 3], max_tokens=40, drafter=f"replay:{tmp_path / 'answer'}", draft_len=7)
+    assert replayed.tokens == plain.tokens
+    assert (replayed.stats.rounds, replayed.stats.accepted) == (5, 35)
+
+
+def test_replay_goes_by_position_and_ends_with_the_stored_answer(tmp_path):
+    (tmp_path / "answer").write_text("[10, 11, 12, 13, 14]")
+    spec, prompt = f"replay:{tmp_path / 'answer'}", [1, 2]
+    assert draft_of(spec, prompt, 3, prompt_length=2).tokens == [10, 11, 12]
+    assert draft_of(spec, [*prompt, 10, 99], 9, prompt_length=2).tokens == [12, 13, 14]
+    assert draft_of(spec, [*prompt, 10, 11, 12, 13, 14], 9, prompt_length=2).tokens == []
+    assert draft_of(spec, prompt, 9, prompt_length=2, end_tokens=frozenset({12})).tokens == [10, 11, 12]
+    (tmp_path / "text").write_text("hello")
+    assert draft_of(f"replay:{tmp_path / 'text'}", prompt, 3, prompt_length=2).tokens == [*b"hel"]
+
+
+# --- drafters that run a model ---
+
+
+def test_early_exit_runs_the_first_layers_only():
+    runtime = FakeRuntime()
+    seen: list[int | None] = []
+    forward = runtime.forward
+
+    def watched(tokens: Any, cache: Any, **options: Any) -> Any:
+        seen.append(options.get("layers"))
+        return forward(tokens, cache, **options)
+
+    runtime.forward = watched  # type: ignore[method-assign]
+    model = Model(runtime, ByteTokenizer(eos=frozenset()))
+    specdec.generate(model, [1], max_tokens=9, drafter="early-exit:1", draft_len=3)
+    assert {None, 1} == set(seen)
+    assert seen[:4] == [1, 1, 1, None]  # three drafts, then all layers for verification
+
+
+def test_another_model_with_the_same_weights_is_always_right():
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
+    model.load_other = lambda _name: other_model(seed=3)
+    for temperature in (0.0, 1.0):
+        drafter = "model:same,view=exact"
+        result = specdec.generate(model, [1, 2], max_tokens=41, drafter=drafter, draft_len=7, temperature=temperature)
+        assert (result.stats.rounds, result.stats.accepted) == (6, 35)
+
+
+def test_another_model_reads_the_text_once_and_rejected_tokens_are_cut_away():
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
+    other = other_model(seed=4)
+    model.load_other = lambda _name: other
+    result = specdec.generate(model, [1] * 50, max_tokens=40, drafter="model:other", draft_len=4)
+    assert result.stats.accepted < result.stats.drafted
+    passes = other.runtime.passes
+    assert passes[0] == ("exact", 1.0, 0, 49)  # the prompt in one pass, through the view that batches
+    # After that every round reads what was emitted, and its drafts: at most two tokens to catch up with, then one each.
+    assert all(rows <= 2 for _, _, _, rows in passes[1:])
+    assert sum(rows for *_, rows in passes) <= 50 + result.stats.drafted + 2 * result.stats.rounds
+
+
+def test_a_model_is_loaded_once_for_all_generations():
+    model, loaded = fake_model(), []
+    model.load_other = lambda name: loaded.append(name) or other_model()  # type: ignore[func-returns-value]
+    for _ in range(3):
+        specdec.generate(model, [1], max_tokens=3, drafter="model:a,b=c")
+    assert loaded == ["a,b=c"]
+
+
+def test_a_models_padding_is_never_proposed():
+    """Logits layers of the same vocabulary may be padded differently; ids that only one model has mean nothing."""
+    runtime = FakeRuntime(fake_config(vocab_size=100))
+    wide = FakeRuntime(fake_config(vocab_size=4000), seed=5)
+    setup = setup_of(runtime, load_model=lambda _name: LoadedModel(wide, ByteTokenizer()))
+    drafter = create("model:wide", setup)
+    plan = DraftPlan(num_draft_tokens=8, effort=0.5)
+    for first in range(20):
+        draft = drafter.draft(plan, context_of(runtime, [first]), policy=EveryStep())
+        assert max(draft.tokens) < 100
+
+
+def test_a_model_with_a_short_context_stops_drafting_at_its_end():
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
+    other = other_model(config=fake_config(max_context=20))
+    model.load_other = lambda _name: other
+    result = specdec.generate(model, [1] * 10, max_tokens=40, drafter="model:short", draft_len=4)
+    assert len(result.tokens) == 40
+    assert max(start + rows for *_, start, rows in other.runtime.passes) <= 20
+
+
+# --- chains ---
+
+
+@given(
+    seed=st.integers(0, 500),
+    history=st.lists(st.integers(0, 3), min_size=1, max_size=30),
+    length=st.integers(1, 9),
+    proposed=st.lists(st.integers(0, 9), max_size=9),
+    own=st.integers(0, 9),
+    ends=st.sampled_from([(), range(0, 10, 4)]),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_checked_proposal_ends_up_as_the_checkers_own_draft(seed, history, length, proposed, own, ends):
+    """One pass over several rows says what single steps would have said, so the result is that of drafting alone."""
+    config = fake_config(vocab_size=10)
+    runtime = FakeRuntime(config, seed=seed, batched_views=("bucket",))
+    plan, end_tokens = DraftPlan(num_draft_tokens=length, effort=0.7), frozenset(ends)
+    drafter = create("effort", setup_of(runtime))
+    assert isinstance(drafter, Extender)
+    alone = drafter.draft(plan, context_of(runtime, history, end_tokens=end_tokens), policy=EveryStep())
+    tokens = [*alone.tokens[:own], *proposed][:length]  # right for a while, then perhaps not
+    context, policy = context_of(runtime, history, end_tokens=end_tokens), EveryStep()
+    before = len(runtime.passes)
+    checked = drafter.extend(Draft(tokens, sources=["x"] * len(tokens)), plan, context, policy=policy)
+    assert checked.tokens == alone.tokens
+    agreed = next((k for k, (a, b) in enumerate(zip(tokens, alone.tokens, strict=False)) if a != b), len(tokens))
+    agreed = min(agreed, len(alone.tokens))
+    assert checked.sources == ["x"] * agreed + ["effort"] * (len(alone.tokens) - agreed)
+    assert [s.index for s in checked.signals] == list(range(len(alone.tokens)))
+    assert [s.distribution.entropy for s in checked.signals] == [s.distribution.entropy for s in alone.signals]
+    # One pass for the proposal and the token after it, then one for each further token.
+    assert len(runtime.passes) - before == 1 + len(alone.tokens) - min(agreed + 1, len(alone.tokens))
+
+
+def test_a_chain_says_who_drafted_what_and_hands_the_cache_on_clean(files):
+    runtime = FakeRuntime(seed=2, batched_views=("bucket",))
+    history = [1, 2, 3, 1, 2, 3, 1, 2]
+    context = context_of(runtime, history)
+    chain = create("chain:ngram,effort", setup_of(runtime))
+    draft = chain.draft(DraftPlan(num_draft_tokens=5, effort=0.7), context, policy=EveryStep())
+    assert context.cache.length == len(history) - 1
+    assert len(draft.sources) == len(draft.tokens) == len(draft.signals) == 5
+    assert set(draft.sources) <= {"ngram", "effort"}
+    assert {view for view, *_ in runtime.passes} == {"exact", "bucket"}
+
+
+def test_a_runtime_without_batched_drafts_keeps_likely_proposals_unchecked_and_drops_others(monkeypatch):
+    runtime = FakeRuntime(seed=2)
+    history = [1, 2, 3, 1, 2, 3, 1, 2]
+    for expected, sources in ((0.9, ["ngram"] * 4), (0.3, ["effort"] * 4)):
+        monkeypatch.setattr(ProposalBook, "rate", lambda _book, _kind, rate=expected: rate)
+        chain = create("chain:ngram,effort", setup_of(runtime))
+        draft = chain.draft(DraftPlan(num_draft_tokens=4, effort=0.7), context_of(runtime, history), policy=EveryStep())
+        assert draft.sources == sources
+        assert len(draft.signals) == (4 if sources[0] == "effort" else 0)
+
+
+def test_a_level_without_a_model_adds_to_what_a_model_drafted(tmp_path):
+    class StopsAtOnce(EveryStep):
+        def next_step(self, _signals: Any) -> None:  # type: ignore[override]
+            return None
+
+    runtime, plan = FakeRuntime(seed=2), DraftPlan(num_draft_tokens=4, effort=0.7)
+    own = create("effort", setup_of(runtime)).draft(plan, context_of(runtime, [4, 5]), policy=StopsAtOnce()).tokens
+    assert len(own) == 1
+    (tmp_path / "answer").write_text("[20, 21, 22, 23, 24]")
+    chain = create(f"chain:effort,replay:{tmp_path / 'answer'}", setup_of(runtime))
+    draft = chain.draft(plan, context_of(runtime, [4, 5], prompt_length=2), policy=StopsAtOnce())
+    assert draft.tokens == [*own, 21, 22, 23]  # by position: the model's token stands where 20 would
+    assert draft.sources == ["effort", "replay", "replay", "replay"]
+    assert draft.signals == []  # not one for each token
+
+
+def test_a_chain_offers_the_views_of_its_last_model():
+    runtime = FakeRuntime()
+    chain = create("chain:ngram,effort", setup_of(runtime))
+    assert isinstance(chain, Drafter)
+    assert (chain.views, chain.takes_effort) == (("bucket",), True)
+    assert create("chain:ngram,replay:tests/test_drafters.py", setup_of(runtime)).views == ()
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("effort:0.5", "drafter 'effort' takes no argument, not '0.5': see the policy's parameters"),
+        ("ngram:3", "drafter 'ngram' takes min=..., max=..., table=..., not '3'"),
+        ("ngram:min=", "drafter 'ngram' takes min=..., max=..., table=..., not 'min='"),
+        ("ngram:size=3", "drafter 'ngram' takes min=..., max=..., table=..., not 'size=3'"),
+        ("ngram:min=0", "drafter 'ngram' needs a whole number from 1 to 16 as min, not '0'"),
+        ("ngram:max=2.5", "drafter 'ngram' needs a whole number from 1 to 16 as max, not '2.5'"),
+        ("ngram:min=4,max=3", "drafter 'ngram' needs min <= max, not min=4,max=3"),
+        ("ngram:min=2,min=3", "drafter 'ngram' was given min= twice: keep one"),
+        ("ngram:table={tmp}/none", "drafter 'ngram' cannot read the table {tmp}/none: No such file or directory"),
+        ("ngram:table={tmp}", "drafter 'ngram' cannot read {tmp}: Is a directory"),
+        ("ngram:table={tmp}/empty", "drafter 'ngram' needs some text, and {tmp}/empty is empty"),
+        ("ngram:table={tmp}/short", "drafter 'ngram' needs more than 2 tokens of text, and {tmp}/short holds 2"),
+        ("ngram:table={tmp}/bytes", "drafter 'ngram' needs UTF-8 text, which {tmp}/bytes is not"),
+        ("replay", "drafter 'replay' needs a file, as in replay:answer.json"),
+        ("replay:{tmp}/none", "drafter 'replay' cannot read {tmp}/none: No such file or directory"),
+        ("replay:{tmp}/ids", "drafter 'replay' needs a list of token ids from 0 to 257, and {tmp}/ids holds 258"),
+        ("replay:{tmp}/words", "drafter 'replay' needs a list of token ids from 0 to 257, and {tmp}/words holds 'a'"),
+        ("replay:{tmp}/no-ids", "drafter 'replay' needs at least one token id, and {tmp}/no-ids holds none"),
+        ("early-exit", "drafter 'early-exit' needs a whole number from 1 to 1 as number of layers, not ''"),
+        ("early-exit:2", "drafter 'early-exit' needs a whole number from 1 to 1 as number of layers, not '2'"),
+        ("model", "drafter 'model' needs a model, as in model:qwen2.5-coder-0.5b"),
+        ("model:,view=int4", "drafter 'model' needs a model, as in model:qwen2.5-coder-0.5b"),
+        ("model:x,effort=full", "the effort of drafter 'model' must be a number, not 'full'"),
+        ("model:x,effort=2", "the effort of drafter 'model' must be a number above 0 and at most 1, not 2.0"),
+        ("model:x,view=int4,view=int4", "drafter 'model' was given view= twice: keep one"),
+        ("model:x,view=int3", "unknown draft view 'int3': choose from auto, bucket, exact, int4"),
+        ("chain:", "drafter 'chain' needs at least two drafters, as in chain:ngram,effort"),
+        ("chain:ngram:min=2,max=3", "drafter 'chain' needs at least two drafters, as in chain:ngram,effort"),
+        ("chain:ngram,oracle", "unknown drafter 'oracle': choose from chain, early-exit, effort, model, ngram, replay"),
+        ("chain:ngram,chain:ngram", "drafter 'chain' cannot be a level of a chain: name its levels themselves"),
+        ("oracle", "unknown drafter 'oracle': choose from chain, early-exit, effort, model, ngram, replay"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_sentence(tmp_path, spec, message):
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "short").write_text("ab")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfd")
+    (tmp_path / "ids").write_text("[1, 258]")
+    (tmp_path / "words").write_text('["a"]')
+    (tmp_path / "no-ids").write_text("[]")
+    with pytest.raises(InvalidArgumentError) as error:
+        create(spec.format(tmp=tmp_path), setup_of(FakeRuntime()))
+    assert str(error.value) == message.format(tmp=tmp_path)
+
+
+def test_a_level_that_cannot_extend_is_refused(monkeypatch):
+    class Starter:
+        views, takes_effort = (), False
+
+        def draft(self, _plan: Any, _context: Any, *, policy: Any) -> Draft:  # noqa: ARG002
+            return Draft()
+
+    from specdec.drafters import registry
+
+    monkeypatch.setitem(registry._registry._own, "starter", lambda _argument, _setup: Starter())
+    create("chain:starter,effort", setup_of(FakeRuntime()))
+    with pytest.raises(InvalidArgumentError, match="'starter' can only come first in a chain: it has no method extend"):
+        create("chain:ngram,starter", setup_of(FakeRuntime()))
+
+
+def test_other_vocabularies_and_missing_tokenizers_are_refused():
+    runtime = FakeRuntime()
+    other = ByteTokenizer()
+    other.fingerprint = "letters"  # type: ignore[misc]
+    setup = setup_of(runtime, load_model=lambda _name: LoadedModel(runtime, other))
+    with pytest.raises(
+        InvalidArgumentError, match="cannot use big: its vocabulary differs, and a draft model must have"
+    ):
+        create("model:big", setup)
+    for vocabulary, tokenizer in ((None, other), ("bytes", None)):
+        load = lambda _name, tokenizer=tokenizer: LoadedModel(runtime, tokenizer)  # noqa: E731
+        with pytest.raises(InvalidArgumentError, match="one of the two models has no tokenizer"):
+            create("model:big", setup_of(runtime, vocabulary=vocabulary, load_model=load))
+    with pytest.raises(InvalidArgumentError, match="needs a model that specdec"):
+        create("model:big", setup_of(runtime, load_model=None))
+
+
+def test_text_for_a_model_without_a_tokenizer_is_refused(files):
+    for spec in ("ngram:table={table}", "replay:{table}"):
+        with pytest.raises(InvalidArgumentError, match="as text: this model has no tokenizer"):
+            create(spec.format(**files), setup_of(FakeRuntime(), tokenizer=None))
+
+
+@pytest.mark.parametrize("failing", range(2, 9))
+def test_an_interrupted_draft_leaves_another_models_cache_in_step(failing):
+    """Whichever pass of the other model is cut short, the answer and the next drafts are as if nothing had happened."""
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
+    other = other_model(seed=3)
+    model.load_other = lambda _name: other
+    stream = specdec.stream(model, [1, 2, 3], max_tokens=30, drafter="model:same,view=exact", draft_len=3)
+    engine = stream._engine
+    engine.prefill()
+    other.runtime.fail_at_pass = failing
+    interrupted, accepted = 0, []
+    while len(engine.tokens) < 33:
+        try:
+            accepted.append(engine.step().accepted)
+        except KeyboardInterrupt:
+            interrupted += 1
+    assert interrupted == 1
+    assert set(accepted[:-1]) == {3}
+    assert engine.tokens == [1, 2, 3, *specdec.generate(model, [1, 2, 3], max_tokens=30, speculate=False).tokens]
+
+
+def test_every_drafter_is_registered_and_keeps_to_the_protocol(files):
+    assert {spec.partition(":")[0] for spec in SPECS} == set(names())
+    for spec in SPECS:
+        drafter = create(spec.format(**files), setup_of(FakeRuntime()))
+        assert isinstance(drafter, Extender) or spec.startswith("chain")
+        assert np.isscalar(drafter.takes_effort)
+        assert all(view in ("bucket", "int4", "exact") for view in drafter.views)
+    with pytest.raises(UnknownNameError, match="unknown draft view 'int3'"):
+        create("effort", DrafterSetup(FakeRuntime(), "int3"))
+    assert create("effort", DrafterSetup(FakeRuntime(), "int4, bucket")).views == ("int4", "bucket")
+    assert create("effort", DrafterSetup(FakeRuntime(), "auto")).views == ("int4",)
+    with pytest.raises(InvalidArgumentError, match="draft view 'int4' is asked for twice"):
+        create("effort", DrafterSetup(FakeRuntime(), "auto,int4"))
