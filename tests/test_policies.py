@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import specdec.policies
 from fake_runtime import fake_model
 from specdec.policies import registry
 from specdec.policies.base import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
+from specdec.policies.entropy import EntropyPolicy
 from specdec.policies.fixed import FixedPolicy
 
 import specdec
@@ -211,3 +212,111 @@ def test_policies_import_no_model_code():
                 assert not name.startswith(("mlx", "numpy")), f"{path.name} imports {name}"
                 if name.startswith("specdec"):
                     assert name.startswith("specdec.policies") or name in allowed, f"{path.name} imports {name}"
+
+
+def test_heuristic_grows_after_success_and_shrinks_after_failure():
+    policy = registry.create("heuristic:length=4,longest=7")
+    lengths = []
+    for drafted, accepted in ((4, 4), (6, 5), (5, 5), (7, 7), (7, 0), (0, 0)):
+        lengths.append(policy.plan(state()).num_draft_tokens)
+        policy.observe(outcome(drafted=drafted, accepted=accepted))
+    assert lengths == [4, 6, 5, 7, 7, 6]
+    assert policy.plan(state(max_draft_tokens=2)).num_draft_tokens == 2
+
+
+class At:
+    """A distribution of one entropy and top probability."""
+
+    margin = 1.0
+
+    def __init__(self, entropy: float, top_probability: float = 0.5) -> None:
+        self.entropy, self.top_probability = entropy, top_probability
+
+
+def seen(distribution: object) -> StepSignals:
+    return replace(signals(), distribution=distribution)
+
+
+def test_confidence_stops_below_its_threshold():
+    policy = registry.create("confidence:threshold=0.5,effort=0.3")
+    assert policy.plan(state()).num_draft_tokens == 20
+    assert policy.next_step(seen(At(1, 0.5))) == 0.3
+    assert policy.next_step(seen(At(1, 0.49))) is None
+
+
+def test_entropy_stops_where_the_bound_falls_and_adapts():
+    policy = registry.create("entropy:gamma=0.2,threshold=0.5,target=0.8,step=0.1")
+    policy.plan(state())
+    # 1 - sqrt(0.2 H) falls below 0.5 at H = 1.25.
+    assert policy.next_step(seen(At(1.2))) is not None
+    assert policy.next_step(seen(At(1.3))) is None
+    policy.observe(outcome(drafted=4, accepted=0))
+    assert policy.threshold == pytest.approx(0.6)
+    assert policy.next_step(seen(At(1.2))) is None
+    for _ in range(20):
+        policy.observe(outcome(drafted=4, accepted=4))
+    assert policy.threshold == 0
+    policy.observe(outcome(drafted=0, accepted=0))
+    assert policy.threshold == 0
+
+
+def test_effort_entropy_spends_effort_on_hard_tokens():
+    policy = registry.create("effort-entropy:low=0.4,high=0.8,hard=2,stop=3")
+    assert policy.plan(state()).effort == 0.8
+    assert policy.plan(state(distribution=At(0.0))).effort == 0.4
+    efforts = [policy.next_step(seen(At(entropy))) for entropy in (0.0, 1.0, 2.0, 3.0, 3.1)]
+    assert efforts == [0.4, 0.6, 0.8, 0.8, None]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("heuristic:longest=0", "longest must be a whole number of at least 1, not 0"),
+        ("confidence:threshold=2", "threshold must be a number from 0 to 1, not 2"),
+        ("entropy:gamma=-1", "gamma must be a number of at least 0, not -1"),
+        ("effort-entropy:low=0.9,high=0.5", r"low must be at most high \(0.5\), not 0.9"),
+        ("goodput:effort=0", "effort must be a number above 0"),
+        ("goodput:longest=99", "longest must be at most 32, not 99"),
+        ("goodput:explore=none", "explore must be a number from 0 to 0.5, not None"),
+        ("goodput:magic=1", "policy 'goodput' has no parameter 'magic': choose from effort, longest"),
+        ("bandit:arms=fixed", "arms must be at least two different policies"),
+        ("bandit:arms=fixed+bandit", "arms must be other policies than bandit itself"),
+        ("bandit:arms=fixed+magic", "unknown policy 'magic'"),
+    ],
+)
+def test_policies_refuse_what_makes_no_sense(spec, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        registry.create(spec)
+
+
+def test_policy_files(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("policy: fixed\nparameters:\n  length: 3\n  effort: 0.5\n")
+    assert registry.create(str(file)) == FixedPolicy(length=3, effort=0.5)
+    file.write_text("policy: fixed\n")
+    assert registry.create(str(file)) == FixedPolicy()
+    assert isinstance(registry.create("careful.yaml"), EntropyPolicy)
+    assert registry.create("one-effort.yaml") == registry.create("goodput:effort=1.0")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("policy: fixed\nparameters:\n  size: 3\n", "policy 'fixed' has no parameter 'size'"),
+        ("policy: magic\n", "unknown policy 'magic'"),
+        ("policy: fixed\nlength: 3\n", "must hold policy: NAME and, if any, parameters: of it"),
+        ("- fixed\n", "must hold policy: NAME"),
+        ("policy: [\n", "is no YAML"),
+        ("policy: fixed\nparameters: 3\n", "must hold policy: NAME"),
+    ],
+)
+def test_policy_files_that_are_refused(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidArgumentError, match=message):
+        registry.create(str(file))
+
+
+def test_a_policy_file_that_is_not_there():
+    with pytest.raises(InvalidArgumentError, match=r"cannot read the policy file nowhere\.yaml: No such file"):
+        registry.create("nowhere.yaml")

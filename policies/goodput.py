@@ -1,0 +1,396 @@
+"""The default policy: draft what brings the most tokens a second on this machine, for this text, and no more.
+
+Everything is in two currencies, tokens and dense steps (the cost of one plain pass). The going rate `r`, tokens that a
+dense step brings lately, turns one into the other: a thing is worth doing when its expected tokens exceed `r` times its
+cost. That is the rule that maximises the long-run ratio of tokens to time (renewal-reward, Dinkelbach 1967). What is
+known of costs is in `costs`, of acceptance in `acceptance`; what outlives a generation in `learnt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdec.policies.acceptance import UNKNOWN, EffortAcceptance, MatchAcceptance, signal_class
+from specdec.policies.base import DraftOption, DraftPlan, Knowledge, RoundOutcome, RoundState, StepSignals
+from specdec.policies.costs import MOST_ROWS, CostModel
+from specdec.policies.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm, Learnt, Results, Trial
+from specdec.policies.parameters import check_count, check_number
+from specdec.policies.rounds import Prospect, RoundLog, best_length
+
+from specdec.effort import check_effort
+from specdec.errors import InvalidArgumentError
+
+EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)
+_LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
+_MARGIN = 0.01  # tokens that drafting has to be better than a plain step by
+_TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 4
+_ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
+_REFRESH = 8  # rounds between looks at which efforts are worth having
+
+
+@dataclass(slots=True)
+class _Menu:
+    """The efforts of one way of drafting that are worth having, and the best of them for all steps alike."""
+
+    option: DraftOption
+    efforts: list[tuple[float, float, EffortAcceptance]]
+    best: tuple[float, float, EffortAcceptance]
+    made: int
+
+
+@dataclass(slots=True)
+class GoodputPolicy:
+    """Choose drafter, view, length and effort by expected tokens a second; not drafting is one of the choices.
+
+    Before a round it compares, at the going rate, a plain step, what each drafter is expected to bring, and, where a
+    lookup has found a match, what that match is worth. While drafting it goes on as long as one more token, given the
+    chance that all before it are kept, earns its draft step and its row in the verify pass, and takes the effort that
+    earns most. Costs and chances are learnt as rounds end and forgotten slowly; they outlive the generation with the
+    loaded model. What is not in use is tried again after rising intervals; trials may cost `explore` of the time.
+
+    Attributes:
+        effort: the only effort to use; None chooses among several for each step, unless the caller named one.
+        longest: most tokens that a model drafts in a round.
+        longest_match: most tokens that a lookup drafts in a round.
+        explore: share of the time that trials may cost, 0 to 0.5.
+
+    Raises:
+        InvalidArgumentError: a value is out of range.
+    """
+
+    effort: float | None = None
+    longest: int = 16
+    longest_match: int = 24
+    explore: float = 0.02
+    _knowledge: Knowledge = field(default_factory=Knowledge, init=False, repr=False)
+    _learnt: Learnt | None = field(default=None, init=False, repr=False)
+    _menus: dict[tuple[str, str | None], _Menu] = field(default_factory=dict, init=False, repr=False)
+    _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
+    _trial: tuple[Arm, int] | None = field(default=None, init=False, repr=False)
+    _log: RoundLog = field(default_factory=RoundLog, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.effort is not None:
+            self.effort = check_effort(self.effort)
+        for name in ("longest", "longest_match"):
+            if check_count(name, getattr(self, name)) > MOST_ROWS - 1:
+                raise InvalidArgumentError(f"{name} must be at most {MOST_ROWS - 1}, not {getattr(self, name)}")
+        self.explore = check_number("explore", self.explore, 0, 0.5)
+
+    def begin(self, knowledge: Knowledge) -> None:
+        """Take measured costs, and what earlier generations of the model have taught."""
+        self._knowledge = knowledge
+
+    def plan(self, state: RoundState) -> DraftPlan:
+        """The most profitable round, or now and then a trial of something else."""
+        learnt = self._learnt or self._recall(state)
+        rate = self._rate(learnt, state)
+        plain = Prospect(rate=rate, tokens=1.0, cost=learnt.costs.verify[1])
+        best = plain
+        for option in state.options:
+            prospect = self._prospect(learnt, option, state, rate)
+            if prospect is not None and prospect.net > best.net + (_MARGIN if best is plain else 0.0):
+                best = prospect
+        chosen = self._try_out(learnt, state, best) if state.max_draft_tokens else best
+        self._log.planned(state, best=best, chosen=chosen, plain=plain)
+        self._now = chosen
+        if not chosen.option or not chosen.length:
+            return DraftPlan(num_draft_tokens=0, effort=1.0)
+        return DraftPlan(
+            num_draft_tokens=min(chosen.length, state.max_draft_tokens),
+            effort=chosen.effort,
+            drafter=chosen.option.drafter,
+            view=chosen.option.view,
+        )
+
+    def next_step(self, signals: StepSignals) -> float | None:
+        """The effort of one more token, if one more token pays."""
+        now, learnt = self._now, self._learnt
+        assert learnt is not None  # plan has run
+        last = self._read(now, signals)
+        if now.is_trial or now.menu is None:
+            return now.effort
+        verify, drafted, rate = learnt.costs.verify, signals.index + 1, now.rate
+        if drafted + 2 > MOST_ROWS:
+            return None
+        _, base_cost, base = now.menu.best
+        chance = base.behind(last)
+        # What may follow the next token, if it is kept, at average acceptance.
+        mean, prefix, gain, ahead = base.mean(), now.chance * chance, 0.0, 0.0
+        for rows in range(drafted + 2, min(drafted + 2 + _LOOKAHEAD, MOST_ROWS)):
+            prefix *= mean
+            gain += prefix - rate * (base_cost + verify[rows + 1] - verify[rows])
+            if gain > ahead:
+                ahead = gain
+        worth, effort = -1e9, 0.0
+        for candidate, cost, acceptance in now.menu.efforts:
+            share = acceptance.behind(last)
+            value = share * now.chance + ahead * share / chance - rate * cost
+            if value > worth:
+                worth, effort = value, candidate
+        if worth <= rate * (verify[drafted + 2] - verify[drafted + 1]):
+            return None
+        return effort
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        """Learn costs, acceptance and results."""
+        now, learnt = self._now, self._learnt
+        assert learnt is not None  # plan has run
+        learnt.rounds += 1
+        costs, rows = learnt.costs, outcome.drafted + 1
+        costs.observe_verify(rows, outcome.round_s - outcome.draft_s)
+        cost = costs.verify[min(rows, MOST_ROWS)]
+        expected, real = 1.0, 1.0 + outcome.accepted
+        arms: set[Arm] = {PLAIN} if outcome.drafter is None else set()
+        if outcome.drafter is not None and now.option is not None:
+            cost += self._learn_draft(learnt, now, outcome, arms)
+            expected = now.expected if outcome.signals else min(now.tokens, outcome.drafted + 1.0)
+        for arm in arms:
+            self._trial_of(learnt, arm).last_used = learnt.rounds
+        learnt.spent += cost
+        tokens = 0.5 * (expected + real)
+        if now.is_trial:
+            learnt.lost = max(0.0, learnt.lost + cost - tokens / now.rate)
+        else:
+            learnt.pace.add(tokens, cost, learnt.rounds)
+        if outcome.drafter is not None and outcome.signals and now.counts:
+            results = learnt.results.setdefault((outcome.drafter, outcome.view), Results())
+            results.add(tokens, cost, learnt.rounds)
+        self._log.finished(
+            outcome, expected=expected, cost=cost, plain_cost=costs.verify[1], dense_s=costs.seconds_of_dense_step()
+        )
+
+    def summary(self) -> Mapping[str, Any]:
+        """Predicted and real gain, when and why drafting was parked, what was tried out, and the rates learnt."""
+        if self._learnt is None:
+            return {}
+        acceptance = {
+            f"{drafter}{'' if view is None else ' ' + view} {effort:g}": round(one.mean(), 3)
+            for (drafter, view, effort), one in sorted(self._learnt.acceptance.items(), key=str)
+            if one.overall.seen >= 1
+        }
+        return self._log.summary() | {"acceptance_learnt": acceptance}
+
+    def _recall(self, state: RoundState) -> Learnt:
+        """What is known for this model and temperature."""
+        memory = self._knowledge.memory
+        costs = memory.get(("goodput", "costs"))
+        if costs is None:
+            costs = memory["goodput", "costs"] = CostModel(self._knowledge.costs)
+        key = ("goodput", round(state.temperature, 1), round(state.verify_effort, 2))
+        learnt: Learnt | None = memory.get(key)
+        if learnt is None:
+            learnt = memory[key] = Learnt(costs)
+        else:
+            learnt.new_text()
+        self._learnt = learnt
+        return learnt
+
+    def _rate(self, learnt: Learnt, state: RoundState) -> float:
+        """Tokens that a dense step brings lately, at least what plain decoding gives."""
+        plain = 1.0 / learnt.costs.verify[1]
+        rate = plain
+        if learnt.pace.rounds < 8.0:  # not enough seen: what average acceptance promises
+            for option in state.options:
+                if option.view is not None:
+                    _, cost, acceptance = self._menu(learnt, option, state, rate).best
+                    for _ in range(2):
+                        _, tokens, total = best_length(
+                            learnt.costs.verify, cost, acceptance.mean(), rate, min(self.longest, 8)
+                        )
+                        rate = max(rate, tokens / total)
+            weight = learnt.pace.rounds
+            rate = (learnt.pace.tokens + (8.0 - weight) * rate) / (learnt.pace.cost + 8.0 - weight)
+        else:
+            rate = learnt.pace.tokens / learnt.pace.cost
+        return max(plain, rate)
+
+    def _efforts(self, option: DraftOption, state: RoundState) -> tuple[float, ...]:
+        if not option.takes_effort:
+            return (1.0,)
+        if self.effort is not None:
+            return (self.effort,)
+        return (state.draft_effort,) if state.is_effort_asked else EFFORTS
+
+    def _menu(self, learnt: Learnt, option: DraftOption, state: RoundState, rate: float) -> _Menu:
+        """Efforts of a way of drafting, less those that cost as much as a better one."""
+        way = (option.drafter, option.view)
+        menu = self._menus.get(way)
+        if menu is not None and learnt.rounds < menu.made + _REFRESH:
+            return menu
+        entries = []
+        for effort in self._efforts(option, state):
+            arm = (option.drafter, option.view, effort)
+            entries.append((effort, learnt.costs.draft(*arm), learnt.accepted(arm)))
+        useful = [
+            one
+            for one in entries
+            if not any(other[1] <= one[1] and other[2].mean() > one[2].mean() for other in entries)
+        ]
+        best, most = useful[0], -1e9
+        for one in useful:
+            _, tokens, cost = best_length(learnt.costs.verify, one[1], one[2].mean(), rate, self.longest)
+            if tokens - rate * cost > most:
+                best, most = one, tokens - rate * cost
+        menu = self._menus[way] = _Menu(option, useful, best, learnt.rounds)
+        return menu
+
+    def _prospect(self, learnt: Learnt, option: DraftOption, state: RoundState, rate: float) -> Prospect | None:
+        """What a round with this option is expected to bring; None when it has nothing to propose."""
+        verify = learnt.costs.verify
+        if option.view is None:
+            return self._lookup(learnt, option, state, rate)
+        menu = self._menu(learnt, option, state, rate)
+        effort, cost, acceptance = menu.best
+        limit = min(self.longest, state.max_draft_tokens)
+        length, tokens, total = best_length(verify, cost, acceptance.mean(), rate, limit)
+        results = learnt.results.get((option.drafter, option.view))
+        if not length and results is None:
+            return None
+        if results is not None and limit > 2:
+            tokens, total = results.expect(tokens, total, learnt.rounds)
+        return Prospect(
+            rate=rate, tokens=tokens, cost=total, option=option, effort=effort, length=limit, menu=menu, counts=True,
+            greedy=not state.temperature,
+        )  # fmt: skip
+
+    def _lookup(self, learnt: Learnt, option: DraftOption, state: RoundState, rate: float) -> Prospect | None:
+        """The same for a drafter that runs no model, from the length of its match where it tells it."""
+        match = state.matches.get(option.drafter, 1)
+        if not match:
+            return None
+        acceptance = learnt.matches.setdefault(option.drafter, MatchAcceptance())
+        verify = learnt.costs.verify
+        chance, tokens, gain = 1.0, 1.0, 0.0
+        length, best_tokens, best_gain = 0, 1.0, 0.0
+        for k in range(1, min(self.longest_match, state.max_draft_tokens, MOST_ROWS - 1) + 1):
+            chance *= acceptance.of(match + k - 1)
+            tokens += chance
+            gain += chance - rate * (verify[k + 1] - verify[k])
+            if gain > best_gain:
+                length, best_tokens, best_gain = k, tokens, gain
+        if not length:
+            return None
+        cost = verify[length + 1] + learnt.costs.draft(option.drafter, None, 0.0)
+        return Prospect(
+            rate=rate, tokens=best_tokens, cost=cost, option=option, effort=1.0, length=length, match=match,
+            acceptance=acceptance,
+        )  # fmt: skip
+
+    def _try_out(self, learnt: Learnt, state: RoundState, best: Prospect) -> Prospect:
+        """`best`, or an arm whose trial is due, is affordable and could be better."""
+        if self._trial is not None:
+            arm, left = self._trial
+            self._trial = (arm, left - 1) if left > 1 else None
+            return self._forced(learnt, state, arm, best)
+        if learnt.lost > self.explore * learnt.spent + (_ALLOWANCE if self.explore else 0.0):
+            return best
+        for arm in self._arms(state):
+            trial = self._trial_of(learnt, arm)
+            if learnt.rounds < trial.due:
+                continue
+            longest = LONGEST_PLAIN_INTERVAL if arm == PLAIN else LONGEST_INTERVAL
+            if learnt.rounds - trial.last_used < trial.interval:
+                trial.due = learnt.rounds + trial.interval  # in use: nothing to find out
+                continue
+            trial.postpone(learnt.rounds, longest)
+            if arm == PLAIN or self._could_win(learnt, arm, best):
+                if arm != PLAIN:
+                    self._trial = (arm, _TRIAL_ROUNDS - 1)
+                return self._forced(learnt, state, arm, best)
+        return best
+
+    def _arms(self, state: RoundState) -> list[Arm]:
+        arms: list[Arm] = [PLAIN]
+        for option in state.options:
+            if option.view is not None:
+                arms += [(option.drafter, option.view, effort) for effort in self._efforts(option, state)]
+            elif state.matches.get(option.drafter, 1):
+                arms.append((option.drafter, None, 1.0))
+        return arms
+
+    def _trial_of(self, learnt: Learnt, arm: Arm) -> Trial:
+        """When the arm is due; a new one after a while, the more the later it was thought of."""
+        trial = learnt.trials.get(arm)
+        if trial is None:
+            trial = learnt.trials[arm] = Trial(due=learnt.rounds + 4 + 3 * len(learnt.trials))
+        return trial
+
+    def _could_win(self, learnt: Learnt, arm: Arm, best: Prospect) -> bool:
+        """Whether the arm would be better than `best` if it were as good as it may be."""
+        drafter, view, effort = arm
+        if view is None:
+            return best.option is None  # where another one drafts, a match that does not pay is no news
+        cost, rate = learnt.costs.draft(drafter, view, effort), best.rate
+        _, tokens, total = best_length(learnt.costs.verify, cost, learnt.accepted(arm).highest(), rate, self.longest)
+        return tokens - rate * total > best.net
+
+    def _forced(self, learnt: Learnt, state: RoundState, arm: Arm, best: Prospect) -> Prospect:
+        """A round with this arm, whatever it is thought to be worth."""
+        if arm == PLAIN:
+            return Prospect(rate=best.rate, tokens=1.0, cost=learnt.costs.verify[1], is_trial=True)
+        drafter, view, effort = arm
+        option = next(one for one in state.options if (one.drafter, one.view) == (drafter, view))
+        length = min(_TRIAL_TOKENS, state.max_draft_tokens)
+        prospect = Prospect(
+            rate=best.rate, tokens=best.tokens, cost=best.cost, option=option, effort=effort, length=length,
+            is_trial=True, greedy=not state.temperature,
+        )  # fmt: skip
+        if view is None:
+            prospect.match = state.matches.get(drafter, 1)
+            prospect.acceptance = learnt.matches.setdefault(drafter, MatchAcceptance())
+        else:
+            prospect.menu = self._menu(learnt, option, state, best.rate)
+            prospect.counts = effort == prospect.menu.best[0]
+        return prospect
+
+    def _read(self, now: Prospect, signals: StepSignals) -> int:
+        """Take a step's signal in; returns its class."""
+        while len(now.classes) <= signals.index:  # tokens that showed nothing
+            now.classes.append(UNKNOWN)
+        last = signal_class(signals.distribution, greedy=now.greedy)
+        now.classes.append(last)
+        assert self._learnt is not None
+        option = now.option
+        assert option is not None
+        arm = (option.drafter, option.view, signals.effort if option.takes_effort else 1.0)
+        now.chance *= self._learnt.accepted(arm).of(last)
+        now.expected += now.chance
+        return last
+
+    def _learn_draft(self, learnt: Learnt, now: Prospect, outcome: RoundOutcome, arms: set[Arm]) -> float:
+        """Learn from a draft; returns what it cost, in dense steps."""
+        option, costs = now.option, learnt.costs
+        assert option is not None
+        drafter, view, signals = option.drafter, option.view, outcome.signals
+        if view is None or not signals:
+            if now.acceptance is not None:
+                now.acceptance.learn(now.match, outcome.drafted, outcome.accepted)
+            costs.observe_draft(drafter, None, 0.0, outcome.draft_s)
+            arms.add((drafter, view, 1.0))
+            return costs.draft(drafter, None, 0.0)
+        for one in signals[len(now.classes) - 1 :]:  # the last token of a plan is not asked about
+            self._read(now, one)
+        timed = sum(one.seconds for one in signals) or 1.0
+        efforts: dict[float, tuple[int, float]] = {}
+        for one in signals:
+            count, seconds = efforts.get(one.effort, (0, 0.0))
+            efforts[one.effort] = (count + 1, seconds + one.seconds)
+        total = 0.0
+        for effort, (count, seconds) in efforts.items():
+            # What the policy's own questions cost belongs to the steps, too.
+            costs.observe_draft(drafter, view, effort, seconds / count * outcome.draft_s / timed)
+            total += count * costs.draft(drafter, view, effort)
+            arms.add((drafter, view, effort if option.takes_effort else 1.0))
+        self._learn_acceptance(learnt, now, outcome)
+        return total
+
+    def _learn_acceptance(self, learnt: Learnt, now: Prospect, outcome: RoundOutcome) -> None:
+        """Count every judged token for the effort that drafted it."""
+        option = now.option
+        assert option is not None
+        for index, one in enumerate(outcome.signals[: outcome.accepted + 1]):
+            arm = (option.drafter, option.view, one.effort if option.takes_effort else 1.0)
+            learnt.accepted(arm).learn_token(now.classes[index], now.classes[index + 1], index < outcome.accepted)

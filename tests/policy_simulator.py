@@ -1,0 +1,193 @@
+"""An engine without a model, for policies: drafts of known acceptance, passes of known cost, no clock but its own.
+
+Every token to come has a difficulty. A step at effort e shows a margin that falls with difficulty, and its token is
+kept with a chance that depends on difficulty and effort. So signals tell something, efforts matter, and the best fixed
+setting can be found by trying all.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from specdec.policies.base import CostTable, DraftOption, Knowledge, Policy, RoundOutcome, RoundState, StepSignals
+
+MODEL = DraftOption("effort", "int4", takes_effort=True)
+LOOKUP = DraftOption("ngram", None, takes_effort=False)
+STAIRS = {1: 1.0, 2: 1.15, 3: 1.2, 4: 1.25, 5: 1.3, 6: 1.5, 7: 1.65, 8: 1.8, 9: 1.9}
+
+
+def stairs(rows: int) -> float:
+    """Verify cost in dense steps, as measured on a small machine."""
+    return STAIRS.get(rows) or 1.9 + 0.15 * (rows - 9)
+
+
+class Level:
+    """A distribution that shows how hard the token was."""
+
+    def __init__(self, margin: float) -> None:
+        self.margin = margin
+        self.entropy = 3.0 * math.exp(-margin)
+        self.top_probability = 1.0 / (1.0 + math.exp(-margin))
+
+
+@dataclass
+class World:
+    """What the simulator runs in.
+
+    Attributes:
+        step: cost of a draft step by effort, in dense steps.
+        noise: how wrong a draft's logits are, by effort: a token of margin m is kept with chance Phi(m / noise).
+        verify: cost of a verify pass by rows.
+        matches: chance that a lookup finds something, and that a token of it is kept; None without a lookup.
+        hardness: mean of the exponential margin of a token.
+        dense_s: seconds of a dense step.
+        jitter: standard deviation of the logarithm of every cost.
+        spikes: chance that a pass takes ten times as long.
+    """
+
+    step: Callable[[float], float] = lambda effort: 0.1 + 0.2 * effort
+    noise: Callable[[float], float] = lambda effort: 0.3 + 2.0 * (1 - effort) ** 2
+    verify: Callable[[int], float] = stairs
+    matches: tuple[float, float] | None = None
+    hardness: float = 3.0
+    dense_s: float = 0.01
+    jitter: float = 0.0
+    spikes: float = 0.0
+    seed: int = 0
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+
+    @property
+    def options(self) -> tuple[DraftOption, ...]:
+        return (MODEL,) if self.matches is None else (MODEL, LOOKUP)
+
+    def seconds(self, dense_steps: float) -> float:
+        factor = math.exp(self.random.gauss(0, self.jitter)) * (10 if self.random.random() < self.spikes else 1)
+        return dense_steps * self.dense_s * factor
+
+    def costs(self, efforts: tuple[float, ...] = (0.2, 0.5, 1.0)) -> CostTable:
+        """What a first measurement would have found."""
+        return CostTable(
+            verify_s={rows: self.dense_s * self.verify(rows) for rows in (1, 3, 5, 9)},
+            draft_s={("effort", "int4", effort): self.dense_s * self.step(effort) for effort in efforts},
+        )
+
+
+@dataclass
+class Tally:
+    """What came of a run. `dense` leaves jitter and spikes out."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+    dense: float = 0.0
+    rounds: int = 0
+    drafted: int = 0
+    efforts: dict[float, int] = field(default_factory=dict)
+    drafters: dict[str | None, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a dense step: the gain over plain decoding."""
+        return self.tokens / self.dense
+
+
+def run(
+    policy: Policy, world: World, tokens: int, *, temperature: float = 0.0, known: Knowledge | None = None
+) -> Tally:
+    """Generate `tokens` tokens, in a single generation."""
+    if hasattr(policy, "begin"):
+        policy.begin(known or Knowledge(costs=world.costs()))
+    tally = Tally()
+    while tally.tokens < tokens:
+        _round(policy, world, tally, tokens, temperature)
+    return tally
+
+
+def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature: float) -> None:
+    found = world.matches is not None and world.random.random() < world.matches[0]
+    matches: Mapping[str, int] = {} if world.matches is None else {"ngram": 3 * found}
+    state = RoundState(
+        round_index=tally.rounds,
+        position=10 + tally.tokens,
+        max_draft_tokens=tokens - tally.tokens - 1,
+        draft_len=4,
+        draft_effort=1.0,
+        verify_effort=1.0,
+        options=world.options,
+        temperature=temperature,
+        is_effort_asked=False,
+        matches=matches,
+    )
+    plan = policy.plan(state)
+    length = min(plan.num_draft_tokens, state.max_draft_tokens)
+    signals: list[StepSignals] = []
+    drafted = accepted = 0
+    draft_s, dense, alive = 0.0, 0.0, True
+    drafter = (plan.drafter or "effort") if length else None
+    if drafter == "ngram":
+        drafted = length if found else 0
+        draft_s, dense = 2e-5, 2e-5 / world.dense_s
+        while accepted < drafted and world.random.random() < world.matches[1]:
+            accepted += 1
+    effort: float | None = plan.effort
+    while drafter == "effort" and drafted < length and effort is not None:
+        margin = world.random.expovariate(1 / world.hardness)
+        cost = world.step(effort)
+        seconds = world.seconds(cost)
+        chance = 0.5 * (1 + math.erf(margin / max(world.noise(effort), 1e-9) / math.sqrt(2)))
+        alive = alive and world.random.random() < chance
+        accepted += alive
+        shown = max(0.0, margin + world.random.gauss(0, world.noise(effort)))
+        one = StepSignals(
+            index=drafted,
+            position=state.position + drafted,
+            effort=effort,
+            context_length=state.position - 1 + drafted,
+            drafter="effort",
+            view="int4",
+            seconds=seconds,
+            distribution=Level(shown),
+        )
+        signals.append(one)
+        drafted += 1
+        draft_s, dense = draft_s + seconds, dense + cost
+        tally.efforts[effort] = tally.efforts.get(effort, 0) + 1
+        effort = policy.next_step(one) if drafted < length else None
+    verify = world.verify(drafted + 1)
+    verify_s = world.seconds(verify)
+    policy.observe(
+        RoundOutcome(
+            drafted=drafted,
+            accepted=accepted,
+            signals=tuple(signals),
+            drafter=drafter,
+            view="int4" if drafter == "effort" else None,
+            context_length=state.position - 1,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            round_s=draft_s + verify_s,
+        )
+    )
+    tally.tokens += accepted + 1
+    tally.seconds += draft_s + verify_s
+    tally.dense += dense + verify
+    tally.rounds += 1
+    tally.drafted += drafted
+    tally.drafters[drafter] = tally.drafters.get(drafter, 0) + 1
+
+
+def best_fixed(world: World, tokens: int = 6000) -> tuple[float, str]:
+    """Gain and name of the best fixed setting in a world, not drafting included."""
+    from specdec.policies.fixed import FixedPolicy
+
+    best = (1.0, "plain")
+    for effort in (0.2, 0.35, 0.5, 0.7, 1.0):
+        for length in (1, 2, 3, 4, 6, 8, 12, 16):
+            world.random.seed(1)
+            best = max(best, (run(FixedPolicy(length, effort), world, tokens).rate, f"{length} at {effort}"))
+    return best

@@ -1,0 +1,211 @@
+"""Policies against an engine of known costs and acceptance: what they settle on, and what their own code takes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from policy_simulator import MODEL, Level, World, best_fixed, run
+from specdec.policies.base import CostTable, Knowledge, Learner, Policy, Reporter, RoundState, StepSignals
+from specdec.policies.costs import CostModel
+from specdec.policies.goodput import GoodputPolicy
+from specdec.policies.registry import create
+
+WORLDS = {
+    "typical": {},
+    "easy": {"hardness": 8.0},
+    "hard": {"hardness": 1.0, "noise": lambda effort: 1.0 + 2 * (1 - effort)},
+    "steep efforts": {"hardness": 4.0, "noise": lambda e: 0.3 + 8 * (1 - e) ** 2, "step": lambda e: 0.15 + 0.1 * e},
+    "rows cost": {"verify": lambda rows: 1 + 0.35 * (rows - 1)},
+    "noisy": {"jitter": 0.2, "spikes": 0.02},
+    "nothing pays": {"hardness": 0.3, "noise": lambda _: 3.0, "step": lambda effort: 0.4 + 0.6 * effort},
+}
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_goodput_is_as_good_as_the_best_fixed_setting(name):
+    """Within 3% of the best of a grid that was tried out beforehand, trials included; often better: it sees signals."""
+    world = World(**WORLDS[name])
+    best, setting = best_fixed(world, 4000)
+    world.random.seed(2)
+    policy = GoodputPolicy()
+    assert run(policy, world, 1000).rate > 0.9 * best, setting  # while it still learns
+    assert run(policy, world, 5000).rate > 0.97 * best, setting
+
+
+@pytest.mark.parametrize("name", ["typical", "easy", "hard"])
+def test_goodput_needs_no_measured_costs(name):
+    world = World(**WORLDS[name], jitter=0.05)
+    best, setting = best_fixed(world, 4000)
+    world.random.seed(2)
+    policy = GoodputPolicy()
+    run(policy, world, 1500, known=Knowledge())
+    assert run(policy, world, 5000, known=policy._knowledge).rate > 0.95 * best, setting
+
+
+def test_goodput_parks_when_nothing_pays_and_says_so():
+    world = World(**WORLDS["nothing pays"])
+    policy = GoodputPolicy()
+    tally = run(policy, world, 3000)
+    assert tally.rate > 0.97  # 1 is plain decoding: what trials may cost is less than 3%
+    assert tally.drafters[None] > 0.95 * tally.rounds
+    (spell, *_) = policy.summary()["parked"]
+    assert spell["rounds"] > 100
+    assert "no draft more" in spell["reason"]
+
+
+def test_goodput_drafts_again_when_text_gets_easy():
+    world = World(**WORLDS["nothing pays"])
+    policy = GoodputPolicy()
+    run(policy, world, 1500)
+    world.noise, world.hardness, world.step = (lambda _: 0.3), 6.0, (lambda effort: 0.1 + 0.2 * effort)
+    policy = _next_generation(policy)
+    run(policy, world, 300)
+    assert run(policy, world, 1500, known=policy._knowledge).rate > 1.5
+
+
+def _next_generation(policy: GoodputPolicy) -> GoodputPolicy:
+    fresh = GoodputPolicy()
+    fresh.begin(policy._knowledge)
+    return fresh
+
+
+def test_goodput_remembers_across_generations():
+    world = World(hardness=8.0)
+    first = GoodputPolicy()
+    run(first, world, 2000)
+    second = GoodputPolicy()
+    rate = run(second, world, 60, known=first._knowledge).rate
+    assert rate > 0.9 * best_fixed(world, 3000)[0]
+    assert second._learnt is first._learnt
+
+
+def test_goodput_uses_a_lookup_where_it_is_right_and_leaves_it_where_it_is_wrong():
+    for chance, shares in ((0.95, (0.3, 1.0)), (0.1, (0.0, 0.05))):
+        world = World(matches=(0.5, chance))
+        tally = run(GoodputPolicy(), world, 4000)
+        assert shares[0] <= tally.drafters.get("ngram", 0) / tally.rounds <= shares[1]
+    world = World(matches=(0.5, 0.95))
+    assert run(GoodputPolicy(), world, 4000).rate > 1.1 * run(GoodputPolicy(), World(), 4000).rate
+
+
+def test_goodput_follows_a_machine_that_changes():
+    """Verify rows and draft steps become dear in the middle of an answer: drafts get shorter."""
+    world = World()
+    policy = GoodputPolicy()
+    before = run(policy, world, 2000)
+    world.verify, world.step = (lambda rows: 1 + 0.4 * (rows - 1)), (lambda effort: 0.1 + 0.4 * effort)
+    run(policy, world, 1000, known=policy._knowledge)
+    after = run(policy, world, 3000, known=policy._knowledge)
+    assert after.drafted / after.rounds < 0.8 * before.drafted / before.rounds
+    assert after.rate > 0.95 * best_fixed(world, 4000)[0]
+
+
+def test_goodput_with_one_effort_uses_no_other():
+    tally = run(GoodputPolicy(effort=0.5), World(), 1000)
+    assert set(tally.efforts) == {0.5}
+
+
+def test_goodput_keeps_to_the_effort_that_the_caller_named():
+    policy = GoodputPolicy()
+    policy.begin(Knowledge())
+    state = RoundState(
+        round_index=0,
+        position=9,
+        max_draft_tokens=50,
+        draft_len=4,
+        draft_effort=0.3,
+        verify_effort=1.0,
+        options=(MODEL,),
+    )
+    assert policy.plan(state).effort == 0.3
+
+
+def test_goodput_temperatures_are_learnt_apart():
+    policy, memory = GoodputPolicy(), {}
+    run(policy, World(), 200, known=Knowledge(memory=memory))
+    run(GoodputPolicy(), World(), 200, temperature=1.0, known=Knowledge(memory=memory))
+    assert len([key for key in memory if len(key) == 3]) == 2
+
+
+@pytest.mark.parametrize("matches", [None, (0.4, 0.7)])
+def test_goodput_takes_little_time_itself(matches):
+    """Best of several runs: the machine may be busy, the code is not faster than it is."""
+    world = World(matches=matches)
+
+    def seconds_per_token(policy: Policy) -> float:
+        start_s = time.perf_counter()
+        run(policy, world, 2000)
+        return (time.perf_counter() - start_s) / 2000
+
+    simulator = min(seconds_per_token(create("fixed:length=4,effort=0.5")) for _ in range(5))
+    with_policy = min(seconds_per_token(GoodputPolicy()) for _ in range(5))
+    assert with_policy - simulator < 20e-6
+
+
+@pytest.mark.parametrize(
+    "spec", ["auto", "goodput", "bandit", "confidence", "effort-entropy", "entropy", "fixed", "heuristic"]
+)
+def test_every_policy_drafts_and_gains_in_an_easy_world(spec):
+    policy = create(spec)
+    assert isinstance(policy, Policy)
+    tally = run(policy, World(hardness=9.0), 1500)
+    assert tally.tokens == pytest.approx(1500, abs=25)  # the last round may overshoot
+    assert tally.rate > 1.4
+
+
+def test_the_bandit_settles_on_the_best_arm():
+    world = World(hardness=8.0)
+    policy = create("bandit:arms=fixed:length=1+fixed:length=6+fixed:length=16")
+    run(policy, world, 4000)
+    blocks = {spec: one["blocks"] for spec, one in policy.summary().items()}
+    assert max(blocks, key=blocks.get) == "fixed:length=6"
+    assert blocks["fixed:length=6"] > sum(blocks.values()) / 2
+
+
+def test_the_bandits_arms_learn_and_it_remembers():
+    knowledge = Knowledge()
+    policy = create("bandit:arms=goodput+fixed")
+    assert isinstance(policy, Learner)
+    assert isinstance(policy, Reporter)
+    run(policy, World(), 500, known=knowledge)
+    assert ("goodput", "costs") in knowledge.memory
+    again = create("bandit:arms=goodput+fixed")
+    again.begin(knowledge)
+    assert again.summary() == policy.summary()
+
+
+def signals(margin: float, index: int = 0) -> StepSignals:
+    return StepSignals(
+        index=index,
+        position=9,
+        effort=1.0,
+        context_length=8,
+        drafter="effort",
+        view="int4",
+        seconds=0.003,
+        distribution=Level(margin),
+    )
+
+
+def test_costs_follow_medians_and_not_stalls():
+    costs = CostModel(CostTable(verify_s={1: 0.01, 3: 0.012, 5: 0.013, 9: 0.019}))
+    assert costs.verify[2] == pytest.approx(1.1)
+    assert costs.verify[13] == pytest.approx(1.9 + 4 * 0.15)
+    for index in range(400):
+        costs.observe_verify(5, 0.5 if index % 20 == 0 else 0.014)
+    assert costs.scale * costs.verify[5] == pytest.approx(0.014, rel=0.05)  # a mean would say 0.038
+    for _ in range(200):
+        costs.observe_draft("effort", "int4", 1.0, 0.004)
+    assert costs.scale * costs.draft("effort", "int4", 1.0) == pytest.approx(0.004, rel=0.05)
+
+
+def test_costs_without_a_measurement_come_from_the_first_rounds():
+    costs = CostModel(CostTable())
+    costs.observe_verify(1, 0.02)
+    assert costs.seconds_of_dense_step() == 0.02
+    for _ in range(50):
+        costs.observe_verify(5, 0.04)
+    # A part of every error goes to all costs alike, where it stays until one row is seen again.
+    assert costs.verify[5] / costs.verify[1] == pytest.approx(2.0, rel=0.12)
+    assert costs.verify[4] > 1.3 + 0.1  # neighbours go along
