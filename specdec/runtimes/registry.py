@@ -30,8 +30,20 @@ def _native(store: Store, threads: int | None) -> Runtime:
     return NativeRuntime(store, threads=threads)
 
 
+def _mlx(store: Store, threads: int | None) -> Runtime:
+    from specdec.runtimes.mlx import MlxRuntime
+
+    if threads is not None:
+        warnings.warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU", stacklevel=3)
+    return MlxRuntime(store)
+
+
 # Best first: "auto" takes the first one that is installed.
-_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {"native": _native, "reference": _reference}
+_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
+    "mlx": _mlx,
+    "native": _native,
+    "reference": _reference,
+}
 
 
 def best_runtime() -> str:

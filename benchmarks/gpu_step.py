@@ -1,0 +1,163 @@
+"""Steps of a 7B-shaped model with random weights on the GPU, in units of MLX's own dense step of the same model.
+
+Every step is the whole model, attention over a short history and the logits layer included, and ends with a wait for
+the result, as decoding does. MLX's step is its own matmul, norm, rotation and fused attention under `mx.compile`.
+
+    python benchmarks/gpu_step.py --json results/gpu_step-DEVICE.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from common import add_json_option, print_table, write_json
+from gpu_common import SHAPE_7B, TIERS, copy_bandwidth, device, mx, on_device, random_transformer, seconds
+from specdec.kernels.reference.selection import weights_to_take
+
+from specdec.config import ModelConfig
+from specdec.runtimes.mlx_model import Kind, Transformer
+from specdec.runtimes.mlx_ops import SPAN, STATE_SIZE, row_step
+
+CONTEXT = 200
+
+
+def mlx_step(config: ModelConfig, plain: list[dict[str, Any]]) -> Callable[[Any, list[Any]], Any]:
+    """MLX's own dense step: float16 activations (rows, hidden) and a cache to logits."""
+    heads, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
+    ones = mx.ones((config.hidden_size,), dtype=mx.float16)
+
+    def step(x: Any, cache: list[Any]) -> Any:
+        rows = x.shape[0]
+        for weights, (keys, values) in zip(plain[:-1], cache, strict=True):
+            normed = mx.fast.rms_norm(x, ones, config.norm_eps)
+            qkv = (normed @ weights["qkv"].T).reshape(1, rows, heads + 2 * kv, size).transpose(0, 2, 1, 3)
+            turned = mx.fast.rope(
+                qkv[:, : heads + kv], size, traditional=False, base=config.rope_theta, scale=1.0, offset=CONTEXT
+            )
+            k = mx.concatenate([keys, turned[:, heads:]], axis=2)
+            v = mx.concatenate([values, qkv[:, heads + kv :]], axis=2)
+            mask = "causal" if rows > 1 else None
+            mixed = mx.fast.scaled_dot_product_attention(turned[:, :heads], k, v, scale=size**-0.5, mask=mask)
+            x = x + mixed.transpose(0, 2, 1, 3).reshape(rows, heads * size) @ weights["o"].T
+            both = mx.fast.rms_norm(x, ones, config.norm_eps) @ weights["gate_up"].T
+            gate, up = mx.split(both, 2, axis=-1)
+            x = x + (gate * mx.sigmoid(gate) * up) @ weights["down"].T
+        return mx.fast.rms_norm(x, ones, config.norm_eps) @ plain[-1]["head"].T
+
+    compiled: Callable[[Any, list[Any]], Any] = mx.compile(step)
+    return compiled
+
+
+class Steps:
+    """Runs single steps of a transformer after a history of CONTEXT tokens."""
+
+    def __init__(self, transformer: Transformer) -> None:
+        self.transformer, config = transformer, transformer.config
+        shape = (2, config.num_kv_heads, 2 * SPAN, config.head_dim)
+        self.cache = [mx.random.normal(shape).astype(mx.float16) for _ in range(config.num_layers)]
+        mx.eval(self.cache)
+        self._takes: dict[tuple[str, float], list[Any]] = {}
+
+    def state(self, tokens: list[int]) -> Any:
+        """The pass's state, from the host as in decoding."""
+        state = np.zeros(STATE_SIZE, np.int32)
+        state[:2] = CONTEXT, len(tokens)
+        state[2 : 2 + len(tokens)] = tokens
+        return mx.array(state)
+
+    def takes(self, mode: str, effort: float) -> list[Any]:
+        """Weights to take of every multiplication."""
+        if (mode, effort) not in self._takes:
+            made = []
+            for linear in self.transformer.linears:
+                size = 1 if mode == "int4" else sum(TIERS)
+                take = weights_to_take(effort, linear.inputs * size)
+                made.append(on_device([take] * (len(linear.names) if mode == "verify" else 1)))
+            self._takes[mode, effort] = made
+        return self._takes[mode, effort]
+
+    def __call__(self, mode: str, effort: float, tokens: list[int]) -> Any:
+        """Logits, not yet evaluated."""
+        selects = mode in ("verify", "bucket") or effort < 1
+        splits = -(-(CONTEXT + len(tokens)) // SPAN)
+        kind = Kind(mode, selects, row_step(len(tokens)), splits, "all")
+        takes = self.takes(mode, effort) if selects else []
+        return self.transformer.run(kind, self.state(tokens), self.cache, takes)
+
+
+def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) -> None:
+    """Refuse to time steps that are wrong: rows alone and together, and against MLX."""
+    tokens = list(range(5, 14))
+    for mode, effort in (("dense", 1.0), ("verify", 0.6)):
+        together = np.array(steps(mode, effort, tokens))
+        for count in (1, 5):
+            some = np.array(steps(mode, effort, tokens[:count]))
+            if not np.array_equal(some[:count], together[:count]):
+                worst = np.abs(some[:count] - together[:count]).max()
+                sys.exit(f"{mode}: rows of {count} and of {len(tokens)} differ by {worst}: nothing was timed")
+    for layer, (keys, values) in zip(steps.cache, cache, strict=True):
+        layer[0, :, :CONTEXT] = keys[0]
+        layer[1, :, :CONTEXT] = values[0]
+    mx.eval(steps.cache)
+    ours = np.array(steps("dense", 1.0, tokens))[: len(tokens)].astype(np.float64)
+    table = steps.transformer.embeddings
+    theirs = np.array(mlx(table[mx.array(tokens)], cache).astype(mx.float32)).astype(np.float64)
+    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    print(f"dense against MLX's: relative difference {error:.2e}")
+    # MLX's residual stream is float16: 2^-11 for each of 64 additions, in random directions, is about 4e-3.
+    if not error < 2e-2:
+        sys.exit("the dense step differs from MLX's: nothing was timed")
+    for mode, effort in (("int4", 1.0), ("int4", 0.5), ("bucket", 1.0), ("bucket", 0.25), ("verify", 0.999999)):
+        found = np.array(steps(mode, effort, tokens[:1]))[0].astype(np.float64)
+        cosine = found @ ours[0] / np.linalg.norm(found) / np.linalg.norm(ours[0])
+        print(f"{mode} at effort {effort}: cosine of the logits with dense {cosine:.4f}")
+
+
+def main() -> None:
+    """Check, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=30, help="steps of each kind (default %(default)s)")
+    parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
+    transformer, plain, _ = random_transformer(config, views=("tiers", "int4", "bucket"))
+    steps, mlx = Steps(transformer), mlx_step(config, plain)
+    shape = (1, config.num_kv_heads, CONTEXT, config.head_dim)
+    cache = [
+        (mx.random.normal(shape).astype(mx.float16), mx.random.normal(shape).astype(mx.float16)) for _ in plain[1:]
+    ]
+    mx.eval(cache)
+    check(steps, mlx, cache)
+    inputs = {rows: transformer.embeddings[mx.array(list(range(rows)))] for rows in (1, 5, 9)}
+    mx.eval(inputs)
+    cases: list[tuple[str, float, int]] = [("MLX dense", 1.0, rows) for rows in (1, 5, 9)]
+    cases += [("dense", 1.0, rows) for rows in (1, 2, 5, 9, 16)] + [("verify", 0.6, rows) for rows in (1, 5, 9)]
+    cases += [("int4", effort, 1) for effort in (1.0, 0.5, 0.35)] + [("bucket", e, 1) for e in (0.15, 0.25, 0.4)]
+    rows_of, base = [], 0.0
+    for mode, effort, rows in cases:
+        tokens = list(range(rows))
+        run = (
+            (lambda r=rows: mlx(inputs[r], cache))
+            if mode == "MLX dense"
+            else (lambda m=mode, e=effort, t=tokens: steps(m, e, t))
+        )
+        middle, spread = seconds(run, repeat=arguments.repeat)
+        base = base or middle
+        rows_of.append((mode, effort, rows, middle * 1e3, spread, middle / base))
+    print(
+        f"{device()}, {arguments.layers} blocks, context {CONTEXT}, device copy {(copied := copy_bandwidth()):.0f} GB/s"
+    )
+    header = ("step", "effort", "rows", "ms", "spread", "of MLX's dense step")
+    print_table(header, rows_of)
+    results = {"steps": [dict(zip(header, row, strict=True)) for row in rows_of], "copy_gb_s": copied,
+               "layers": arguments.layers, "context": CONTEXT, **device()}  # fmt: skip
+    write_json(arguments.json, results, benchmark="gpu_step")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs: bodies for `mx.fast.cuda_kernel`."""

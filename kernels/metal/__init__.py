@@ -1,0 +1,1 @@
+"""Kernels for Apple GPUs: bodies for `mx.fast.metal_kernel`."""

@@ -1,0 +1,105 @@
+"""GPU kernels as MLX takes them: the bodies in `kernels/metal` and `kernels/cuda` with their sizes filled in.
+
+A body is the inside of one kernel; MLX writes the signature around it. Sizes are compile-time constants, put in front
+as `#define` lines. Which kernel multiplies what is decided in `mlx_model`; packing of weights is in `mlx_pack`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+SUFFIX = {"metal": ".metal", "cuda": ".cu"}
+PRELUDE = {"metal": "prelude.metal", "cuda": "prelude.cuh"}
+_INCLUDE = re.compile(r'^#include "(\w+)"$', re.MULTILINE)
+
+Constant = int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class KernelText:
+    """Everything that MLX needs to build one kernel.
+
+    Attributes:
+        name: unique for the text: MLX keeps compiled kernels by name, on disk too.
+        header: what stands before the kernel.
+        source: the body.
+        inputs: parameter names of the inputs, in order.
+        outputs: parameter names of the outputs, in order.
+    """
+
+    name: str
+    header: str
+    source: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@cache
+def body(backend: str, name: str) -> str:
+    """A kernel's file, with the parts that it includes."""
+    folder = resources.files(f"specdec.kernels.{backend}")
+    text = folder.joinpath(name + SUFFIX[backend]).read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda match: body(backend, match[1]), text)
+
+
+@cache
+def prelude(backend: str) -> str:
+    """What every kernel of a backend may use."""
+    return resources.files(f"specdec.kernels.{backend}").joinpath(PRELUDE[backend]).read_text(encoding="utf-8")
+
+
+def kernel_text(
+    backend: str,
+    name: str,
+    constants: Mapping[str, Constant],
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    bounds: tuple[int, int] | None = None,
+) -> KernelText:
+    """The text of a kernel.
+
+    Args:
+        backend: "metal" or "cuda".
+        name: of its file.
+        constants: sizes and types by name, for `#define`.
+        inputs: names of the inputs, in the order in which they are passed.
+        outputs: names of the outputs.
+        bounds: CUDA: threads in a block, and blocks that should fit on a multiprocessor together.
+    """
+    lines = "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items())
+    source, header = lines + body(backend, name), prelude(backend)
+    digest = hashlib.sha256(f"{header}{source}{inputs}{outputs}{bounds}".encode()).hexdigest()[:16]
+    unique = f"specdec_{name}_{digest}"
+    if bounds and backend == "cuda":
+        # MLX writes `__global__ void custom_kernel_NAME(`: a macro of that name is the only way to say how many threads
+        # there are, without which the compiler may take more registers than a block of them has.
+        header += f"#define custom_kernel_{unique} __launch_bounds__({bounds[0]}, {bounds[1]}) custom_kernel_{unique}\n"
+        source = f"#undef custom_kernel_{unique}\n{source}"
+    return KernelText(unique, header, source, tuple(inputs), tuple(outputs))
+
+
+def _literal(value: Constant) -> str:
+    """A constant as both languages read it."""
+    if isinstance(value, float):
+        return f"{value!r}f" if "." in repr(value) or "e" in repr(value) else f"{value!r}.0f"
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def build(mx: Any, backend: str, text: KernelText) -> Callable[..., list[Any]]:
+    """The callable that MLX makes of a text."""
+    maker = mx.fast.metal_kernel if backend == "metal" else mx.fast.cuda_kernel
+    kernel: Callable[..., list[Any]] = maker(
+        name=text.name,
+        input_names=list(text.inputs),
+        output_names=list(text.outputs),
+        source=text.source,
+        header=text.header,
+    )
+    return kernel

@@ -1,0 +1,262 @@
+"""The transformer of the GPU runtime: which kernels make a step, compiled once for every kind of step.
+
+A step is one graph from the pass's state (position, rows, tokens; one small array) to the logits. Weights are part of
+the graph; the cache comes in as an argument and its arrays are written in place by the attention kernel. Packing is in
+`mlx_weights`, checks and the interface in `mlx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from specdec.config import ModelConfig
+from specdec.kernels.reference.layers import rotary_frequencies
+from specdec.runtimes.mlx_ops import Ops
+from specdec.runtimes.mlx_weights import Linear, bucket_selection, int4_selection
+
+# Where a step stops: logits of all rows, of the last one, or none (a piece of a prompt).
+TAILS = ("all", "last", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What decides a step's graph.
+
+    Attributes:
+        mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket".
+        selects: effort below 1 somewhere (always for "verify" and "bucket").
+        rows: of the kernels, one of `mlx_ops.ROW_STEPS`.
+        splits: of attention.
+        tail: one of `TAILS`.
+    """
+
+    mode: str
+    selects: bool
+    rows: int
+    splits: int
+    tail: str
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one block. Norms are float32 arrays; `bias` and `qk_norms` may be None."""
+
+    attn_norm: Any
+    qkv: Linear
+    bias: Any
+    qk_norms: Any
+    o: Linear
+    mlp_norm: Any
+    gate_up: Linear
+    down: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """The multiplications in order of use."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+class Transformer:
+    """Steps of one model.
+
+    Args:
+        mx: MLX.
+        ops: the kernels.
+        config: shape of the model.
+        layers: weights.
+        final_norm: float32 (hidden,).
+        head: the logits layer.
+        embeddings: 16-bit (vocabulary, hidden), or None when the packed logits layer serves.
+        tier_sizes: of the store's buckets.
+    """
+
+    def __init__(
+        self,
+        mx: Any,
+        ops: Ops,
+        config: ModelConfig,
+        *,
+        layers: list[Layer],
+        final_norm: Any,
+        head: Linear,
+        embeddings: Any,
+        tier_sizes: tuple[int, ...],
+    ) -> None:
+        self.mx, self.ops, self.config = mx, ops, config
+        self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
+        self.tier_sizes = tier_sizes
+        self._steps: dict[Kind, Callable[..., Any]] = {}
+        self._angles = mx.zeros((0, config.head_dim // 2, 2))
+
+    @property
+    def linears(self) -> list[Linear]:
+        """Every multiplication, in order of use."""
+        return [linear for layer in self.layers for linear in layer.linears] + [self.head]
+
+    def run(self, kind: Kind, state: Any, cache: list[Any], takes: list[Any]) -> Any:
+        """One step.
+
+        Args:
+            kind: which graph.
+            state: int32 (STATE_SIZE,).
+            cache: one array for each layer.
+            takes: when `kind.selects`, int32 arrays for every multiplication, in order of use.
+
+        Returns:
+            Logits float32 (rows or 1, V), not yet evaluated; for tail "none" the last residual.
+        """
+        if kind not in self._steps:
+            self._steps[kind] = self.mx.compile(lambda *given: self._step(kind, *given))
+        return self._steps[kind](state, cache, takes, self.angles(cache[0].shape[2]))
+
+    def angles(self, positions: int) -> Any:
+        """Cosine and sine, float32 (at least positions, D / 2, 2), rounded once from float64."""
+        if self._angles.shape[0] < positions:
+            count = -(-positions // 1024) * 1024
+            turns = np.arange(count)[:, None] * rotary_frequencies(self.config)
+            table = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
+            self._angles = self.mx.array(table) + self.mx.zeros(())
+            self.mx.eval(self._angles)
+        return self._angles
+
+    def _step(self, kind: Kind, state: Any, cache: list[Any], takes: list[Any], angles: Any) -> Any:
+        state = state + self.mx.zeros_like(state)  # kernels are slow on small arrays that came from the host
+        given = iter(takes if kind.selects else [None] * len(self.linears))
+        tied = self.embeddings is None
+        table = self.head.weights if tied else self.embeddings
+        x = self.ops.embed(table, state, rows=kind.rows, width=self.config.hidden_size, tied=tied)
+        forward = self._exact_layer if kind.mode in ("dense", "verify") else self._draft_layer
+        pending = None
+        for number, layer in enumerate(self.layers):
+            layer_takes = [next(given) for _ in layer.linears]
+            x, pending = forward(kind, number, layer, x, pending, state, cache[number], layer_takes, angles)
+        if kind.tail == "none":
+            return x
+        if kind.tail == "last":
+            x = self.mx.take(x, state[1:2] - 1, axis=0)
+            state = self.mx.concatenate([state[:1], self.mx.ones_like(state[:1]), state[2:]])
+        return self._logits(kind, x, pending, state, next(given))
+
+    def _exact_layer(
+        self,
+        kind: Kind,
+        number: int,
+        layer: Layer,
+        x: Any,
+        _: Any,
+        state: Any,
+        cache: Any,
+        takes: list[Any],
+        angles: Any,
+    ) -> tuple[Any, None]:
+        """One block in the exact view: x (rows, hidden) to x."""
+        eps = self.config.norm_eps
+        _, normed, _ = self.ops.norm(x, layer.attn_norm, state, eps=eps)
+        qkv = self._exact(kind, layer.qkv, normed, state, takes[0])
+        splits = self._attend(kind, number, layer, qkv[None], state, cache, angles)
+        mixed, _ = self.ops.attention_sum(splits, state, size=self.config.head_dim)
+        x = self._exact(kind, layer.o, mixed, state, takes[1], residual=x)
+        _, normed, _ = self.ops.norm(x, layer.mlp_norm, state, eps=eps)
+        width = self.config.intermediate_size
+        if kind.mode == "dense":
+            hidden = self.ops.dense(layer.gate_up.weights, normed, state, outputs=layer.gate_up.columns, gated=width)
+        else:
+            both = self._exact(kind, layer.gate_up, normed, state, takes[2])
+            hidden, _ = self.ops.gate(both[None], state, width=width, draft=False)
+        return self._exact(kind, layer.down, hidden, state, takes[3], residual=x), None
+
+    def _exact(
+        self, kind: Kind, linear: Linear, activation: Any, state: Any, take: Any, *, residual: Any = None
+    ) -> Any:
+        """A multiplication in the exact view."""
+        if kind.mode == "dense" or linear.tiers is None:
+            return self.ops.dense(linear.weights, activation, state, outputs=linear.columns, residual=residual)
+        scores = linear.tiers.scores
+        prefix = self.ops.select(activation, scores, take, state, self.tier_sizes)
+        return self.ops.verify(
+            linear.weights,
+            linear.tiers.planes,
+            activation,
+            prefix,
+            state,
+            outputs=linear.columns,
+            tiers=len(self.tier_sizes),
+            seams=linear.seams,
+            residual=residual,
+        )
+
+    def _draft_layer(
+        self,
+        kind: Kind,
+        number: int,
+        layer: Layer,
+        x: Any,
+        pending: Any,
+        state: Any,
+        cache: Any,
+        takes: list[Any],
+        angles: Any,
+    ) -> tuple[Any, Any]:
+        """One block in a draft view: x (1, hidden) and the partial products to add to it, to the same."""
+        eps = self.config.norm_eps
+        chosen = [self._selection(kind, linear, take) for linear, take in zip(layer.linears, takes, strict=True)]
+        x, normed, counts = self.ops.norm(
+            x, layer.attn_norm, state, eps=eps, parts=pending, draft=True, selection=chosen[0]
+        )
+        qkv = self._draft(kind, layer.qkv, normed, counts)
+        splits = self._attend(kind, number, layer, qkv, state, cache, angles)
+        mixed, counts = self.ops.attention_sum(
+            splits, state, size=self.config.head_dim, draft=True, selection=chosen[1]
+        )
+        parts = self._draft(kind, layer.o, mixed, counts)
+        x, normed, counts = self.ops.norm(
+            x, layer.mlp_norm, state, eps=eps, parts=parts, draft=True, selection=chosen[2]
+        )
+        both = self._draft(kind, layer.gate_up, normed, counts)
+        width = self.config.intermediate_size
+        hidden, counts = self.ops.gate(both, state, width=width, draft=True, selection=chosen[3])
+        return x, self._draft(kind, layer.down, hidden, counts)
+
+    def _selection(self, kind: Kind, linear: Linear, take: Any) -> Any:
+        if kind.mode == "bucket":
+            return bucket_selection(linear, take, self.tier_sizes)
+        return int4_selection(linear, take)
+
+    def _draft(self, kind: Kind, linear: Linear, activation: Any, counts: Any) -> Any:
+        """A multiplication in a draft view: (P, 1, columns), to be added up."""
+        if kind.mode == "bucket":
+            assert linear.bucket is not None  # prepare_view has packed it
+            return self.ops.bucket(linear.bucket.records, activation, counts, outputs=linear.columns)
+        assert linear.int4 is not None
+        return self.ops.int4(linear.int4.levels, linear.int4.scales, activation, outputs=linear.columns)
+
+    def _attend(self, kind: Kind, number: int, layer: Layer, qkv: Any, state: Any, cache: Any, angles: Any) -> Any:
+        config = self.config
+        return self.ops.attention(
+            qkv,
+            cache,
+            angles,
+            state,
+            heads=config.num_heads,
+            splits=kind.splits,
+            window=config.window(number),
+            eps=config.norm_eps,
+            bias=layer.bias,
+            norms=layer.qk_norms,
+        )
+
+    def _logits(self, kind: Kind, x: Any, pending: Any, state: Any, take: Any) -> Any:
+        eps = self.config.norm_eps
+        if kind.mode in ("dense", "verify"):
+            _, normed, _ = self.ops.norm(x, self.final_norm, state, eps=eps)
+            return self._exact(kind, self.head, normed, state, take)
+        chosen = self._selection(kind, self.head, take)
+        _, normed, counts = self.ops.norm(
+            x, self.final_norm, state, eps=eps, parts=pending, draft=True, selection=chosen
+        )
+        parts = self._draft(kind, self.head, normed, counts)
+        return parts[0] if parts.shape[0] == 1 else self.mx.sum(parts, axis=0)
