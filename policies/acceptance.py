@@ -18,6 +18,7 @@ LONGEST_MATCH = 16
 
 _MEMORY = 150.0  # tokens after which a rate has forgotten two thirds of what it knew
 _CLASS_MEMORY = 400.0
+_MATCH_MEMORY = 40.0
 _PRIOR_WEIGHT = 4.0  # tokens that a guess is worth
 
 
@@ -115,4 +116,4 @@ class MatchAcceptance:
     def learn(self, match: int, drafted: int, accepted: int) -> None:
         """Count a draft that began with a match of `match` tokens."""
         for index in range(min(accepted + 1, drafted)):
-            self.rates[min(match + index, LONGEST_MATCH)].add(index < accepted, 60.0)
+            self.rates[min(match + index, LONGEST_MATCH)].add(index < accepted, _MATCH_MEMORY)

@@ -7,9 +7,11 @@ seconds. How costs are first measured is the engine's business; what is done wit
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from typing import TypeAlias
 
 from specdec.policies.base import CostTable
+
+_Key: TypeAlias = tuple[str, str | None, float]  # drafter, view, effort
 
 MOST_ROWS = 33  # of a verify pass that is told apart
 _SLOPE = 0.1  # a further row of a pass, where nothing was measured
@@ -39,8 +41,8 @@ class CostModel:
         self.verify = _curve(known)
         """Cost of a pass, by its number of rows, 0 to `MOST_ROWS`."""
         self._seen = [3.0 if rows in seconds else 0.0 for rows in range(MOST_ROWS + 1)]
-        self._draft: dict[Hashable, float] = {}
-        self._draft_seen: dict[Hashable, float] = {}
+        self._draft: dict[_Key, float] = {}
+        self._draft_seen: dict[_Key, float] = {}
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
                 key = (drafter, view, round(effort, 2))
@@ -87,14 +89,19 @@ class CostModel:
         """Seconds of a pass over one row, 0 before any was seen."""
         return self.scale * self.verify[1]
 
-    def _guess(self, key: tuple[str, str | None, float]) -> float:
+    def _guess(self, key: _Key) -> float:
         """From the nearest effort of the same drafter and view that is known, or from nothing."""
         drafter, view, effort = key
         if view is None:
             return _LOOKUP
-        known = [(abs(k[2] - effort), k[2]) for k in self._draft if k[:2] == (drafter, view)]  # type: ignore[index]
+        known = [(abs(k[2] - effort), k[2]) for k in self._draft if k[:2] == (drafter, view)]
         if not known:
             return _typical(effort)
+        below = max((e for _, e in known if e <= effort), default=None)
+        above = min((e for _, e in known if e >= effort), default=None)
+        if below is not None and above is not None:
+            low, high = self._draft[drafter, view, below], self._draft[drafter, view, above]
+            return low + (high - low) * (effort - below) / (above - below)
         nearest = min(known)[1]
         return self._draft[drafter, view, nearest] * _typical(effort) / _typical(nearest)
 

@@ -324,7 +324,10 @@ class GoodputPolicy:
         if view is None:
             return best.option is None  # where another one drafts, a match that does not pay is no news
         cost, rate = learnt.costs.draft(drafter, view, effort), best.rate
-        _, tokens, total = best_length(learnt.costs.verify, cost, learnt.accepted(arm).highest(), rate, self.longest)
+        # More effort never agrees less: what is known of higher efforts bounds what this one may be.
+        above = [one for (d, v, e), one in learnt.acceptance.items() if (d, v) == (drafter, view) and e >= effort]
+        highest = min((one.highest() for one in above), default=1.0)
+        _, tokens, total = best_length(learnt.costs.verify, cost, highest, rate, self.longest)
         return tokens - rate * total > best.net
 
     def _forced(self, learnt: Learnt, state: RoundState, arm: Arm, best: Prospect) -> Prospect:

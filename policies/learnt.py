@@ -99,6 +99,10 @@ class Learnt:
         for acceptance in self.acceptance.values():
             acceptance.overall.kept *= 0.5
             acceptance.overall.seen *= 0.5
+        for match in self.matches.values():
+            for rate in match.rates:
+                rate.kept *= 0.3
+                rate.seen *= 0.3
         for results in (*self.results.values(), self.pace):
             results.tokens, results.cost, results.rounds = (
                 0.4 * value for value in (results.tokens, results.cost, results.rounds)

@@ -143,7 +143,7 @@ class ScriptedPolicy:
         ({"plan": DraftPlan(num_draft_tokens=2, effort=0)}, "above 0 and at most 1, not 0"),
         (
             {"plan": DraftPlan(num_draft_tokens=2, effort=1, drafter="magic")},
-            r"must be on offer \(effort with view bucket\), not \('magic', None\)",
+            r"must be on offer \(effort with view int4, ngram with view None\), not \('magic', None\)",
         ),
         ({"plan": DraftPlan(num_draft_tokens=2, effort=1, view="int3")}, r"must be on offer .* not \(None, 'int3'\)"),
         ({"step": 1.2}, "above 0 and at most 1, not 1.2"),
@@ -220,7 +220,13 @@ def test_any_drafter_gives_plain_decodings_tokens():
     plain = specdec.generate(model(), [1, 2], max_tokens=60, temperature=1.0, speculate=False)
     guessing = model()
     fast = specdec.generate(
-        guessing, [1, 2], max_tokens=60, temperature=1.0, drafter=RandomDrafter(guessing.runtime), draft_len=3
+        guessing,
+        [1, 2],
+        max_tokens=60,
+        temperature=1.0,
+        drafter=RandomDrafter(guessing.runtime),
+        draft_len=3,
+        policy="fixed",
     )
     assert fast.tokens == plain.tokens
     assert fast.stats.accepted > 5
@@ -248,7 +254,7 @@ def test_a_drafter_that_another_package_registers(monkeypatch):
 def test_a_drafter_that_proposes_too_much_is_named():
     model = fake_model()
     with pytest.raises(SpecdecError, match="drafter 'RandomDrafter' drafted 6 tokens where 4 were allowed"):
-        specdec.generate(model, [1, 2], drafter=RandomDrafter(model.runtime, excess=2))
+        specdec.generate(model, [1, 2], drafter=RandomDrafter(model.runtime, excess=2), policy="fixed")
 
 
 def test_unknown_view_or_drafter_lists_what_exists():

@@ -57,7 +57,9 @@ def test_json_holds_every_field_that_the_library_promises():
 @pytest.mark.parametrize("draft_len", [1, 4, 8])
 def test_counts_agree_with_each_other_and_with_the_passes(draft_len):
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
-    stats = specdec.generate(model, [1, 2, 3], max_tokens=50, draft_len=draft_len, draft_effort=0.6).stats
+    stats = specdec.generate(
+        model, [1, 2, 3], max_tokens=50, draft_len=draft_len, draft_effort=0.6, policy="fixed"
+    ).stats
     assert 0 < stats.accepted < stats.drafted
     assert (stats.emitted, stats.cut) == (50, 0)
     assert stats.emitted == stats.accepted + stats.rounds
@@ -66,10 +68,10 @@ def test_counts_agree_with_each_other_and_with_the_passes(draft_len):
     assert sum(stats.rounds_by_accepted) == stats.rounds
     assert sum(n * count for n, count in enumerate(stats.rounds_by_accepted)) == stats.accepted
     passes = model.runtime.passes
-    assert stats.draft_bytes_read == sum(1000 * rows + 3 for view, _, _, rows in passes if view == "bucket")
+    assert stats.draft_bytes_read == sum(1000 * rows + 3 for view, _, _, rows in passes if view == "int4")
     assert stats.verify_bytes_read == sum(1000 * rows + 7 for view, _, _, rows in passes[1:] if view == "exact")
     assert stats.prefill_bytes_read == 2007
-    assert (stats.prompt_tokens, stats.draft_view) == (3, "bucket")
+    assert (stats.prompt_tokens, stats.draft_view) == (3, "int4")
 
 
 def test_plain_decoding_counts_every_token_as_a_round():

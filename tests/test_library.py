@@ -103,12 +103,12 @@ def test_generate_and_stream_take_the_same_arguments():
     assert generate.parameters == stream.parameters
     promised = {
         "max_tokens": 256,
-        "draft_effort": 0.15,
-        "draft_view": "bucket",
+        "draft_effort": None,
+        "draft_view": "auto",
         "verify_effort": 1.0,
         "draft_len": 4,
-        "policy": "fixed",
-        "drafter": "effort",
+        "policy": "auto",
+        "drafter": "auto",
         "temperature": 0.0,
         "top_k": 0,
         "top_p": 1.0,
@@ -117,6 +117,8 @@ def test_generate_and_stream_take_the_same_arguments():
         "stop": (),
         "chat": True,
         "speculate": True,
+        "trust": None,
+        "trace": None,
     }
     defaults = {name: one.default for name, one in generate.parameters.items()}
     assert promised.items() <= defaults.items()
@@ -165,9 +167,9 @@ def test_the_warning_points_at_the_caller():
 
 
 def test_every_piece_has_text_and_tokens():
-    stream = specdec.stream(fake_model(), "hello", max_tokens=20, draft_effort=0.7)
+    stream = specdec.stream(fake_model(), "hello", max_tokens=20, draft_effort=0.7, policy="fixed")
     pieces = list(stream)
-    result = specdec.generate(fake_model(), "hello", max_tokens=20, draft_effort=0.7)
+    result = specdec.generate(fake_model(), "hello", max_tokens=20, draft_effort=0.7, policy="fixed")
     assert "".join(piece.text for piece in pieces) == result.text == stream.result().text
     assert [token for piece in pieces for token in piece.tokens] == result.tokens == stream.result().tokens
     assert len(pieces) == result.stats.rounds

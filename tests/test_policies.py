@@ -126,7 +126,7 @@ def test_unknown_policy_lists_what_exists():
 def test_parameters_reach_the_engine():
     model = fake_model()
     specdec.generate(model, [1], max_tokens=9, policy="fixed:length=2,effort=0.75", draft_len=8, draft_effort=0.1)
-    drafts = [one for one in model.runtime.passes if one[0] == "bucket"]
+    drafts = [one for one in model.runtime.passes if one[0] == "int4"]
     assert {effort for _, effort, _, _ in drafts} == {0.75}
     assert max(rows for view, _, _, rows in model.runtime.passes if view == "exact") == 3
 

@@ -22,7 +22,9 @@ class Verdict(NamedTuple):
     bonus_token: int
 
 
-def accept(draft: Sequence[int], logits: np.ndarray, sampler: Sampler, *, position: int) -> Verdict:
+def accept(
+    draft: Sequence[int], logits: np.ndarray, sampler: Sampler, *, position: int, trusted: Sequence[bool] = ()
+) -> Verdict:
     """Keep the longest prefix of the draft that the verifier would have produced itself.
 
     One rule for greedy decoding and for sampling: the verifier draws its own token at each position, as plain decoding
@@ -37,8 +39,12 @@ def accept(draft: Sequence[int], logits: np.ndarray, sampler: Sampler, *, positi
         logits: float32 (k + 1, V) of the pass over the pending token and the draft.
         sampler: the sampler that the drafter used.
         position: absolute position of the first token that this round emits.
+        trusted: draft tokens to keep without a check, where they are reached; empty checks all. The rows behind a
+            trusted token have seen it, so what is checked there is checked against the text as it is.
     """
     for index, drafted in enumerate(draft):
+        if trusted and trusted[index]:
+            continue
         token = sampler(logits[index], position + index)
         if token != drafted:
             return Verdict(index, token)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specdec.drafters.base import Draft, DraftContext, Drafter, Foreteller
 from specdec.drafters.signals import LogitDistribution
 from specdec.effort import EffortSchedule
 from specdec.engine.accept import accept
+from specdec.engine.origin import BONUS, Origin
+from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sampler import Sampler
 from specdec.errors import SpecdecError
 from specdec.policies.base import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState
@@ -34,6 +36,7 @@ class Round:
         draft: what was proposed.
         accepted: leading proposed tokens that the verifier kept.
         bonus_token: the verifier's own token after them.
+        trusted: one per drafted token, whether it was to be kept without a check; empty when all were checked.
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         verify_bytes_read: bytes that the verify pass had to read.
@@ -47,11 +50,22 @@ class Round:
     draft_s: float
     verify_s: float
     verify_bytes_read: int
+    trusted: list[bool] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
         """The accepted tokens and the bonus token."""
         return [*self.draft.tokens[: self.accepted], self.bonus_token]
+
+    @property
+    def origins(self) -> list[Origin]:
+        """Who produced each of `tokens`."""
+        draft, origins = self.draft, []
+        for index in range(self.accepted):
+            effort = draft.signals[index].effort if index < len(draft.signals) else None
+            source = draft.sources[index] if index < len(draft.sources) else "draft"
+            origins.append(Origin(source, effort, is_trusted=bool(self.trusted) and self.trusted[index]))
+        return [*origins, BONUS]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +81,20 @@ class Speculation:
         verify_effort: mean effort of verification.
         temperature: of the sampling.
         is_effort_asked: the caller named the draft effort.
+        trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
     """
 
     drafters: Mapping[str, Drafter]
     options: tuple[DraftOption, ...]
-    policy: Policy
+    policy: GuardedPolicy
     context: DraftContext
     draft_len: int
     draft_effort: float
     verify_effort: float
     temperature: float = 0.0
     is_effort_asked: bool = True
+    trust: float | None = None
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
@@ -87,6 +103,16 @@ class Speculation:
             for name, drafter in self.drafters.items()
             if isinstance(drafter, Foreteller)
         }
+
+    def trusted(self, draft: Draft) -> list[bool]:
+        """For each drafted token whether it is kept without a check; empty when all are checked.
+
+        A token whose drafter shows no distribution is always checked.
+        """
+        if self.trust is None:
+            return []
+        entropies = [signals.distribution.entropy for signals in draft.signals]
+        return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
 
 
 class Engine:
@@ -153,7 +179,9 @@ class Engine:
 
         # Row j of the verify pass saw the pending token and drafts before j. The verifier draws its own token from
         # each row; drafts are kept as long as they equal it, and its first different (or additional) token comes last.
-        verdict = accept(draft.tokens, verify.logits, self.sampler, position=position)
+        # A trusted token is in the verify pass as well, so that its keys and values are those of the verify effort.
+        trusted = self.speculation.trusted(draft) if self.speculation is not None else []
+        verdict = accept(draft.tokens, verify.logits, self.sampler, position=position, trusted=trusted)
         self.cache.trim(position + verdict.accepted)
 
         done = Round(
@@ -165,6 +193,7 @@ class Engine:
             draft_s=drafted_s - start_s if plan else 0.0,
             verify_s=verified_s - drafted_s,
             verify_bytes_read=verify.bytes_read,
+            trusted=trusted,
         )
         if self.speculation is not None:
             self._last_distribution = LogitDistribution(verify.logits[verdict.accepted])

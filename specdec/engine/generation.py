@@ -59,6 +59,7 @@ class Generation(Iterator[Piece]):
     ) -> None:
         self.stats = Stats(draft_view=draft_view, prompt_tokens=len(engine.tokens))
         self._engine: Engine | None = engine
+        self._speculation = engine.speculation
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
         self._detokenizer, self._identical_to, self._trace = detokenizer, identical_to, trace
         self._pieces: list[Piece] = []
@@ -80,13 +81,15 @@ class Generation(Iterator[Piece]):
     def result(self) -> Result:
         """The answer so far, as it will not change any more; the whole of it once the iteration has ended."""
         stopped_by = self._stopped_by or "caller"
+        if self._speculation is not None:
+            self.stats.policy = self._speculation.policy.summary()
         return Result(
             text="".join(piece.text for piece in self._pieces),
             tokens=[token for piece in self._pieces for token in piece.tokens],
             finish_reason=FINISH_REASONS[stopped_by],
             stopped_by=stopped_by,
             stats=copy.deepcopy(self.stats),
-            identical_to=self._identical_to,
+            identical_to=f"nothing (trusted {self.stats.trusted} tokens)" if self.stats.trusted else self._identical_to,
         )
 
     def close(self) -> None:
@@ -113,8 +116,9 @@ class Generation(Iterator[Piece]):
         start_s = time.perf_counter()
         done = engine.step()
         piece, stopped_by = self._read(done.tokens, room=engine.limit - done.position)
+        piece.origins.extend(done.origins[: len(piece.tokens)])
         if self._trace is not None:
-            self._trace.write(self.stats.rounds, done, emitted=len(piece.tokens))
+            self._trace.write(self.stats.rounds, done, piece)
         self.stats.add(done, emitted=len(piece.tokens), wall_s=time.perf_counter() - start_s)
         self._pieces.append(piece)
         self._stopped_by = stopped_by
@@ -127,10 +131,10 @@ class Generation(Iterator[Piece]):
             run: the round's tokens.
             room: how many of them fit before the engine's limit.
         """
-        text, stopped_by = "", None
+        parts: list[str] = []
+        stopped_by = None
         for count, token in enumerate(run, start=1):
-            if self._detokenizer is not None:
-                text += self._stops.feed(self._detokenizer.add(token))
+            parts.append("" if self._detokenizer is None else self._stops.feed(self._detokenizer.add(token)))
             if token in self._end_tokens:
                 stopped_by = "end token"
             elif self._stops.found is not None:
@@ -143,7 +147,7 @@ class Generation(Iterator[Piece]):
                 run = run[:count]
                 break
         if stopped_by is not None and self._stops.found is None and self._detokenizer is not None:
-            text += self._stops.feed(self._detokenizer.finish())  # may complete a stop string
-            text += self._stops.flush()
+            parts[-1] += self._stops.feed(self._detokenizer.finish())  # may complete a stop string
+            parts[-1] += self._stops.flush()
             stopped_by = "stop string" if self._stops.found is not None else stopped_by
-        return Piece(text, run), stopped_by
+        return Piece("".join(parts), run, parts), stopped_by

@@ -42,7 +42,14 @@ class GuardedPolicy:
 
     def summary(self) -> dict[str, Any]:
         """What the policy has to say in the statistics."""
-        return dict(self._policy.summary()) if isinstance(self._policy, Reporter) else {}
+        if not isinstance(self._policy, Reporter):
+            return {}
+        try:
+            return dict(self._policy.summary())
+        except Exception as error:
+            raise InvalidArgumentError(
+                f"policy {self._name!r} failed in summary: {type(error).__name__}: {error}"
+            ) from error
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""

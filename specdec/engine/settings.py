@@ -22,19 +22,22 @@ class GenerationSettings:
     """
 
     max_tokens: int = 256
-    draft_effort: EffortSchedule = field(default_factory=lambda: EffortSchedule(0.15))
-    draft_view: str = "bucket"
+    draft_effort: EffortSchedule | None = None
+    draft_view: str = "auto"
     verify_effort: EffortSchedule = field(default_factory=EffortSchedule)
     draft_len: int = 4
-    policy: str | Policy = "fixed"
-    drafter: str | Drafter | tuple[str | Drafter, ...] = "effort"
+    policy: str | Policy = "auto"
+    drafter: str | Drafter | tuple[str | Drafter, ...] = "auto"
     sampling: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     speculate: bool = True
+    trust: float | None = None
 
     def __post_init__(self) -> None:
         _check_count("max_tokens", self.max_tokens)
         _check_count("draft_len", self.draft_len, "; use speculate=False to decode without drafts")
+        if self.trust is not None and not (_is_number(self.trust) and self.trust > 0):
+            raise InvalidArgumentError(f"trust must be an entropy above 0 nats, not {self.trust!r}")
         drafters = self.drafter if isinstance(self.drafter, tuple) else (self.drafter,)
         if not drafters:
             raise InvalidArgumentError("drafter must be at least one: use speculate=False to decode without drafts")
@@ -66,6 +69,10 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
         if not isinstance(stop, str) or not stop:
             raise InvalidArgumentError(f"a stop string must be text of at least one character, not {stop!r}")
     return stops
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _check_count(name: str, value: object, hint: str = "") -> None:

@@ -28,6 +28,13 @@ class Stats:
         drafted_per_position: element j counts the rounds that proposed a (j + 1)-th token.
         accepted_per_position: element j counts the rounds whose (j + 1)-th proposed token was kept.
         rounds_by_accepted: element n counts the rounds that kept n proposed tokens.
+        by_drafter: for every drafter that proposed tokens: `rounds` that it was asked in, their `draft_s`, tokens
+            `drafted` by it and how many of them were `accepted`. In a chain, the tokens count for its links.
+        by_effort: for every draft effort, as text: tokens `drafted` at it, and `accepted`.
+        plain_rounds: rounds without a draft.
+        trusted: tokens kept without a check; in `accepted`, too.
+        policy: what the policy has to say of the run; for "goodput" its prediction, the real gain, and when and why
+            drafting was parked.
         prefill_s: passes over the prompt.
         draft_s: drafting: passes, sampling, and the policy's steps in between.
         verify_s: verify passes.
@@ -47,6 +54,11 @@ class Stats:
     drafted_per_position: list[int] = field(default_factory=list)
     accepted_per_position: list[int] = field(default_factory=list)
     rounds_by_accepted: list[int] = field(default_factory=list)
+    by_drafter: dict[str, dict[str, float]] = field(default_factory=dict)
+    by_effort: dict[str, dict[str, int]] = field(default_factory=dict)
+    plain_rounds: int = 0
+    trusted: int = 0
+    policy: dict[str, Any] = field(default_factory=dict)
     prefill_s: float = 0.0
     draft_s: float = 0.0
     verify_s: float = 0.0
@@ -101,13 +113,35 @@ class Stats:
                 counts[position] += 1
         self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
         self.rounds_by_accepted[done.accepted] += 1
+        self.plain_rounds += not drafted
+        self.trusted += sum(done.trusted[: done.accepted])
+        self._add_sources(done)
         self.draft_s += done.draft_s
         self.verify_s += done.verify_s
         self.overhead_s += wall_s - done.draft_s - done.verify_s
         self.draft_bytes_read += done.draft.bytes_read
         self.verify_bytes_read += done.verify_bytes_read
 
+    def _add_sources(self, done: Round) -> None:
+        draft = done.draft
+        if done.plan is not None and done.plan.drafter is not None:
+            asked = self.by_drafter.setdefault(done.plan.drafter, _no_tokens_of_a_drafter())
+            asked["rounds"] += 1
+            asked["draft_s"] += done.draft_s
+        for index, source in enumerate(draft.sources):
+            counts = self.by_drafter.setdefault(source, _no_tokens_of_a_drafter())
+            counts["drafted"] += 1
+            counts["accepted"] += index < done.accepted
+        for index, signals in enumerate(draft.signals):
+            efforts = self.by_effort.setdefault(f"{signals.effort:g}", {"drafted": 0, "accepted": 0})
+            efforts["drafted"] += 1
+            efforts["accepted"] += index < done.accepted
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, derived ones included."""
         derived = ("acceptance_rate", "mean_accepted_length", "decode_s", "tok_per_s", "gb_per_s")
         return {name: getattr(self, name) for name in (*self.__slots__, *derived)}
+
+
+def _no_tokens_of_a_drafter() -> dict[str, float]:
+    return {"rounds": 0, "draft_s": 0.0, "drafted": 0, "accepted": 0}

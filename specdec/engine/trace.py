@@ -10,6 +10,7 @@ from specdec.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from specdec.engine.engine import Round
+    from specdec.engine.result import Piece
 
 
 class TraceWriter:
@@ -18,7 +19,9 @@ class TraceWriter:
     A line holds `round` (from 0), `position` (absolute, of the first token that the round emits), `drafted` (token
     ids), `entropies` (nats) and `efforts` (one per drafted token; both empty when the drafter has no distribution to
     show), `accepted`, `bonus_token`, `emitted` (fewer than accepted + 1 when the answer ended inside the round),
-    `draft_s` and `verify_s`.
+    `drafter` and `view` that the policy chose (null in a plain round), `producers` (who produced each emitted token:
+    "bonus", or a drafter with its effort, as "effort@0.5"; a "!" behind it marks a trusted token), `parts` (the text
+    that came out with each), `draft_s` and `verify_s`.
 
     Raises:
         InvalidArgumentError: the file cannot be opened for writing, or cannot be written to.
@@ -31,7 +34,7 @@ class TraceWriter:
         except OSError as error:
             raise self._error(error) from None
 
-    def write(self, index: int, done: Round, *, emitted: int) -> None:
+    def write(self, index: int, done: Round, piece: Piece) -> None:
         """Append a round."""
         line = {
             "round": index,
@@ -41,7 +44,11 @@ class TraceWriter:
             "efforts": [round(signals.effort, 6) for signals in done.draft.signals],
             "accepted": done.accepted,
             "bonus_token": done.bonus_token,
-            "emitted": emitted,
+            "emitted": len(piece.tokens),
+            "drafter": None if done.plan is None else done.plan.drafter,
+            "view": None if done.plan is None else done.plan.view,
+            "producers": [origin.label for origin in piece.origins],
+            "parts": piece.parts,
             "draft_s": round(done.draft_s, 9),
             "verify_s": round(done.verify_s, 9),
         }

@@ -1,0 +1,130 @@
+"""From settings to `Speculation`: drafters, what they offer, the policy and what it starts from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from specdec.drafters.base import DraftContext, Drafter, DrafterSetup
+from specdec.drafters.registry import create as create_drafter
+from specdec.effort import EffortSchedule
+from specdec.engine.costs import machine_costs
+from specdec.engine.efforts import EffortScale
+from specdec.engine.engine import Engine, Speculation
+from specdec.engine.policy_guard import GuardedPolicy
+from specdec.engine.settings import GenerationSettings
+from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.policies.base import DraftOption, Knowledge
+from specdec.policies.registry import create as create_policy
+
+if TYPE_CHECKING:
+    from specdec.model import Model
+
+AUTO_DRAFTERS = ("effort", "ngram")  # what the drafter "auto" offers
+TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
+_OTHER_EFFORT = 0.15  # of draft views other than the fastest one
+
+
+def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_tokens: frozenset[int]) -> Speculation:
+    """Everything that the rounds of a generation need to draft.
+
+    A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+
+    Raises:
+        InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
+        UnknownNameError: no policy, drafter or draft view of that name.
+
+    Warns:
+        UserWarning: drafting at a higher effort than verification.
+    """
+    base = settings.draft_effort or _default_effort(model, settings.draft_view)
+    efforts = EffortScale(base, model.config)
+    verify_effort = settings.verify_effort.mean(model.config)
+    if settings.draft_effort is not None and efforts.mean > verify_effort:
+        warnings.warn(
+            f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save",
+            stacklevel=4,  # the caller of `stream`
+        )
+    policy = settings.policy
+    policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
+    guarded = GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name)
+    drafters = _drafters(model, settings)
+    options = _options(model, drafters, settings.draft_view.split(",")[1:])
+    if guarded.learns:
+        tried = TRIED_EFFORTS if settings.draft_effort is None else (efforts.mean,)
+        guarded.begin(Knowledge(costs=machine_costs(model, options, efforts, tried), memory=model.shared))
+    return Speculation(
+        drafters=drafters,
+        options=options,
+        policy=guarded,
+        context=DraftContext(
+            history=engine.tokens,
+            cache=engine.cache,
+            efforts=efforts,
+            sample=engine.sampler,
+            end_tokens=end_tokens,
+            prompt_length=len(engine.tokens),
+        ),
+        draft_len=settings.draft_len,
+        draft_effort=efforts.mean,
+        verify_effort=verify_effort,
+        temperature=settings.sampling.temperature,
+        is_effort_asked=settings.draft_effort is not None,
+        trust=settings.trust,
+    )
+
+
+def _default_effort(model: Model, view: str) -> EffortSchedule:
+    """What to draft at where the caller leaves it open and the policy does not choose."""
+    fastest_view, effort = model.runtime.auto_draft if view == "auto" else ("", 0.0)
+    if view == "auto" or view == fastest_view:
+        return EffortSchedule(effort)
+    return EffortSchedule(_OTHER_EFFORT)
+
+
+def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
+    """The drafters that were asked for, by name, in order.
+
+    Raises:
+        InvalidArgumentError: one is asked for twice.
+    """
+    tokenizer = model.tokenizer
+    setup = DrafterSetup(
+        model.runtime,
+        settings.draft_view.split(",")[0],
+        vocabulary=None if tokenizer is None else tokenizer.fingerprint,
+        tokenizer=tokenizer,
+        load_model=model.load_other,
+        shared=model.shared,
+    )
+    asked: list[str | Drafter] = []
+    for one in settings.drafter if isinstance(settings.drafter, tuple) else (settings.drafter,):
+        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
+    drafters: dict[str, Drafter] = {}
+    for one in asked:
+        for spec in AUTO_DRAFTERS if one == "auto" else (one,):
+            name = spec if isinstance(spec, str) else type(spec).__name__
+            if name in drafters:
+                raise InvalidArgumentError(f"drafter {name!r} is asked for twice")
+            drafters[name] = create_drafter(spec, setup) if isinstance(spec, str) else spec
+    return drafters
+
+
+def _options(model: Model, drafters: dict[str, Drafter], further_views: Sequence[str]) -> tuple[DraftOption, ...]:
+    """What a round may use: every drafter with its first view, and with the further ones that the caller named.
+
+    Raises:
+        UnknownNameError: no drafter reads such a view.
+    """
+    offered: list[DraftOption] = []
+    for name, drafter in drafters.items():
+        views: list[str | None] = list(drafter.views[:1]) or [None]
+        views += [view for view in further_views if view in drafter.views and view not in views]
+        offered += [DraftOption(name, view, drafter.takes_effort) for view in views]
+    known = sorted({view for drafter in drafters.values() for view in drafter.views})
+    for view in further_views:
+        if view not in known:
+            raise UnknownNameError("draft view", view, known)
+        model.runtime.prepare_view(view)
+    return tuple(offered)
