@@ -72,14 +72,17 @@ class EffortSchedule:
         Raises:
             InvalidArgumentError: a rule matches no matrix of this model.
         """
-        names = config.matrices()
-        for pattern in self.rules:
-            if not any(fnmatchcase(name, pattern) for name in names):
+        efforts = dict.fromkeys(config.matrices(), self.default)
+        for pattern, value in self.rules.items():
+            # A tuned schedule names every matrix: without pattern matching a new one takes no noticeable time.
+            matches = [pattern] if pattern in efforts else [name for name in efforts if fnmatchcase(name, pattern)]
+            if not matches:
                 raise InvalidArgumentError(
                     f"effort rule {pattern!r} matches no matrix of this model; names look like 'layers.0.attn.q', "
                     "'layers.*.mlp.down' or 'head'"
                 )
-        return {name: self.of(name) for name in names}
+            efforts.update(dict.fromkeys(matches, value))
+        return efforts
 
     def scaled_to(self, effort: float, config: ModelConfig) -> EffortSchedule:
         """The same proportions at another mean: every effort times one factor, capped at 1, so that the mean over all

@@ -13,6 +13,7 @@ from specdec.engine.engine import PREFILL_CHUNK
 from specdec.engine.prompt import token_ids
 from specdec.engine.settings import effort_schedule
 from specdec.errors import InvalidArgumentError
+from specdec.tune.profile import find_profile
 
 if TYPE_CHECKING:
     from specdec.config import ModelConfig
@@ -43,6 +44,22 @@ class Model:
     def config(self) -> ModelConfig:
         """Shape of the model."""
         return self.runtime.config
+
+    @property
+    def auto_draft(self) -> tuple[str, EffortSchedule]:
+        """Draft view and efforts that "auto" stands for: those of the model's draft profile for this runtime
+        (`specdec tune`), or else what has measured fastest on the runtime.
+
+        Raises:
+            StoreError: the profile is damaged or of a newer version.
+
+        Warns:
+            UserWarning: the profile is of other weights than the store holds now.
+        """
+        if self.store is not None and (profile := find_profile(self.store, self.runtime.name)) is not None:
+            return profile.view, profile.choice.schedule
+        view, effort = self.runtime.auto_draft
+        return view, EffortSchedule(effort)
 
     def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = "exact") -> np.ndarray:
         """Next-token logits behind every token of a text.

@@ -1,0 +1,97 @@
+"""`specdec tune`: measure what drafting costs and tolerates here, and keep the best setting beside the store."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from specdec.cli.common import Subparsers
+from specdec.progress import StreamProgress
+
+if TYPE_CHECKING:
+    from specdec.tune.profile import DraftProfile
+
+EXIT_INTERRUPTED = 130
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `tune` to the command line."""
+    parser = subparsers.add_parser(
+        "tune",
+        help="find the efforts that draft fastest with a model on this machine",
+        description=(
+            "Measure how much each matrix of a model tolerates and what a step costs on this machine, share out the "
+            "effort, and keep the best setting beside the model's store, where generating picks it up. Interrupt it "
+            "at any time: the same command goes on from there."
+        ),
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a catalogue name, a store, a Hugging Face folder or a .gguf file"
+    )
+    parser.add_argument("--text", metavar="FILE", help="UTF-8 text to measure on (default: one that comes along)")
+    parser.add_argument(
+        "--view", metavar="VIEW", default="auto", help="draft view: bucket, int4, ... (default: the runtime's fastest)"
+    )
+    parser.add_argument(
+        "--effort", type=float, metavar="E", help="mean effort to share out (default: try several, take the fastest)"
+    )
+    parser.add_argument("--quick", action="store_true", help="groups of matrices instead of each one; seconds")
+    parser.add_argument("--restart", action="store_true", help="forget what an interrupted run has measured")
+    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
+    )
+    parser.add_argument("--json", action="store_true", help="the profile as one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tune, and print what was tried."""
+    import specdec
+    from specdec.effort import check_effort
+    from specdec.tune.run import QUICK, THOROUGH, tune
+
+    if arguments.effort is not None:
+        check_effort(arguments.effort, "--effort")
+    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    progress = StreamProgress()
+    try:
+        profile = tune(
+            model,
+            text=arguments.text,
+            view=arguments.view,
+            mean=arguments.effort,
+            thoroughness=QUICK if arguments.quick else THOROUGH,
+            restart=arguments.restart,
+            progress=progress,
+        )
+    except KeyboardInterrupt:
+        progress.close()
+        print("specdec: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        progress.close()
+    if arguments.json:
+        print(json.dumps(asdict(profile)))
+    else:
+        _report(profile)
+    return 0
+
+
+def _report(profile: DraftProfile) -> None:
+    print(
+        f"view {profile.view} on {profile.runtime}; a step of the model itself takes {profile.verify_s[1] * 1e3:.3g} ms"
+    )
+    print("   effort                 agreement      KL   step (ms)   expected")
+    for index, one in enumerate(profile.candidates):
+        mark = " *" if index == profile.best else "  "
+        kind = f"by matrix, {one.tuned:g}" if one.tuned else "equal"
+        gain = f"{one.speedup:.2f}x with {one.draft_len} drafts" if one.draft_len else "no gain"
+        print(
+            f"{mark} {one.mean:<5g}  {kind:15s}  {one.agreement:9.3f}  {one.kl:6.3f}  {one.step_s * 1e3:10.3g}   {gain}"
+        )
+    if not profile.choice.draft_len:
+        print("drafting at a fixed length does not pay with this view here")
