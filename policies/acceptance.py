@@ -67,18 +67,28 @@ class EffortAcceptance:
     overall: Rate = field(default_factory=Rate)
     own: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(CLASSES + 1)])
     after: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(CLASSES + 1)])
+    _mean: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self._mean = self.overall.estimate(self.prior)
 
     def mean(self) -> float:
         """Chance that a token is kept when those before it are."""
-        return self.overall.estimate(self.prior)
+        return self._mean
+
+    def fade(self, share: float) -> None:
+        """Keep `share` of what is known of the mean; what signals tell is true of other text as well."""
+        self.overall.kept *= share
+        self.overall.seen *= share
+        self._mean = self.overall.estimate(self.prior)
 
     def of(self, own: int) -> float:
         """The same for a token whose signal is of class `own`."""
-        return self.own[own].estimate(self.mean())
+        return self.own[own].estimate(self._mean)
 
     def behind(self, last: int) -> float:
         """The same for a token that is not drafted yet, behind one of class `last`."""
-        return self.after[last].estimate(self.mean())
+        return self.after[last].estimate(self._mean)
 
     def highest(self) -> float:
         """What the mean may be at best: two standard deviations above what was seen."""
@@ -94,6 +104,7 @@ class EffortAcceptance:
             is_kept: the verifier agreed.
         """
         self.overall.add(is_kept, _MEMORY)
+        self._mean = self.overall.estimate(self.prior)
         self.after[before].add(is_kept, _CLASS_MEMORY)
         self.own[own].add(is_kept, _CLASS_MEMORY)
 

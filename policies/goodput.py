@@ -26,6 +26,7 @@ EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _MARGIN = 0.01  # tokens that drafting has to be better than a plain step by
 _TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 4
+_TRIAL_EVERY = 3  # rounds between looks at whether one is due
 _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
 _REFRESH = 8  # rounds between looks at which efforts are worth having
 
@@ -88,13 +89,18 @@ class GoodputPolicy:
         learnt = self._learnt or self._recall(state)
         rate = self._rate(learnt, state)
         plain = Prospect(rate=rate, tokens=1.0, cost=learnt.costs.verify[1])
-        best = plain
+        best: Prospect = plain
+        best_draft: Prospect | None = None
         for option in state.options:
             prospect = self._prospect(learnt, option, state, rate)
-            if prospect is not None and prospect.net > best.net + (_MARGIN if best is plain else 0.0):
-                best = prospect
+            if prospect is None:
+                continue
+            if best_draft is None or prospect.net > best_draft.net:
+                best_draft = prospect
+        if best_draft is not None and best_draft.net > plain.net + _MARGIN:
+            best = best_draft
         chosen = self._try_out(learnt, state, best) if state.max_draft_tokens else best
-        self._log.planned(state, best=best, chosen=chosen, plain=plain)
+        self._log.planned(state, best=best, chosen=chosen, plain=plain, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
             return DraftPlan(num_draft_tokens=0, effort=1.0)
@@ -285,7 +291,9 @@ class GoodputPolicy:
             arm, left = self._trial
             self._trial = (arm, left - 1) if left > 1 else None
             return self._forced(learnt, state, arm, best)
-        if learnt.lost > self.explore * learnt.spent + (_ALLOWANCE if self.explore else 0.0):
+        if learnt.rounds % _TRIAL_EVERY or learnt.lost > self.explore * learnt.spent + (
+            _ALLOWANCE if self.explore else 0.0
+        ):
             return best
         for arm in self._arms(state):
             trial = self._trial_of(learnt, arm)

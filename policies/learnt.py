@@ -97,8 +97,7 @@ class Learnt:
     def new_text(self) -> None:
         """Another generation begins, on other text: rates and results count for less, trials come sooner."""
         for acceptance in self.acceptance.values():
-            acceptance.overall.kept *= 0.5
-            acceptance.overall.seen *= 0.5
+            acceptance.fade(0.5)
         for match in self.matches.values():
             for rate in match.rates:
                 rate.kept *= 0.3

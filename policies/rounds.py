@@ -102,15 +102,19 @@ class RoundLog:
     spells: list[dict[str, Any]] = field(default_factory=list)
     _is_parked: bool = False
 
-    def planned(self, state: RoundState, *, best: Prospect, chosen: Prospect, plain: Prospect) -> None:
-        """Note a decision."""
+    def planned(
+        self, state: RoundState, *, best: Prospect, chosen: Prospect, plain: Prospect, best_draft: Prospect | None
+    ) -> None:
+        """Note a decision: the `best` prospect, the `chosen` one, and what a `plain` step and the `best_draft` (None
+        when there is nothing to draft with) were expected to bring."""
         self.trials += chosen.is_trial
         if not state.max_draft_tokens:
             return
         self.plain_rounds += chosen.option is None
         if best.option is None and not self._is_parked:
-            reason = f"a plain step brings {plain.tokens / plain.cost:.2f} tokens a dense step, no draft more"
-            self.spells.append({"from_round": state.round_index, "rounds": 0, "reason": reason})
+            self.spells.append(
+                {"from_round": state.round_index, "rounds": 0, "reason": self._reason(best_draft, plain)}
+            )
         self._is_parked = best.option is None
         if self._is_parked:
             self.spells[-1]["rounds"] += 1
@@ -124,6 +128,14 @@ class RoundLog:
         self.tokens += outcome.accepted + 1
         self.seconds += outcome.round_s
         self.plain_cost, self.dense_s = plain_cost, dense_s
+
+    @staticmethod
+    def _reason(draft: Prospect | None, plain: Prospect) -> str:
+        if draft is None:
+            return "no draft length was expected to pay"
+        gain = draft.tokens / draft.cost * plain.cost / plain.tokens
+        assert draft.option is not None
+        return f"drafting with {draft.option.drafter} was expected to bring {gain:.2f}x of plain decoding"
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON values; gains are speeds over that of plain decoding."""

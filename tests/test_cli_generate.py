@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_speculation_options_reach_the_library(text_model: Path, capsys: pytest.
     flags = ("--draft-view", "int4", "--verify-effort", "0.9", "--draft-len", "2", "--policy", "fixed")
     ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, *flags, "--json")
     said = json.loads(ran.out)
-    expected = result_of(text_model, draft_view="int4", verify_effort=0.9, draft_len=2)
+    expected = result_of(text_model, draft_view="int4", verify_effort=0.9, draft_len=2, policy="fixed")
     assert said["tokens"] == expected.tokens
     assert said["identical_to"] == "effort 0.9"
     assert said["stats"]["drafted"] == expected.stats.drafted
@@ -85,7 +86,7 @@ def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) 
     assert "identical to plain decoding (12 tokens; " in ran.err
 
 
-def accept_everything(drafted: list[int], logits: object, sampler: object, *, position: int) -> Verdict:
+def accept_everything(drafted: list[int], logits: object, sampler: object, **_options: object) -> Verdict:
     """What a broken engine would do."""
     return Verdict(accepted=len(drafted), bonus_token=65)
 
@@ -198,9 +199,82 @@ def test_what_was_left_open_is_what_the_runtime_drafts_fastest_with(
 ) -> None:
     model = specdec.load(text_model, runtime="reference")
     view, effort = model.runtime.auto_draft
-    wanted = specdec.generate(model, "Hello", max_tokens=6, draft_view=view, draft_effort=effort)
+    wanted = specdec.generate(model, "Hello", max_tokens=6, draft_view=view, draft_effort=effort, policy="fixed")
     generate = ("generate", "--model", text_model, "--prompt", "Hello", "--max-tokens", 6, "--json")
-    ran = run(capsys, *generate, "--runtime", "reference", *options)
+    ran = run(capsys, *generate, "--runtime", "reference", "--policy", "fixed", *options)
     stats = json.loads(ran.out)["stats"]
     assert stats["draft_view"] == view
     assert (stats["drafted"], stats["accepted"]) == (wanted.stats.drafted, wanted.stats.accepted)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def explained(text_model: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[str, str]:
+    """What a terminal gets, and what standard error does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal := Terminal())
+        patch.setenv("TERM", "xterm")
+        ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--explain", *flags)
+    assert ran.code == 0
+    return terminal.getvalue(), ran.err
+
+
+def test_explain_colours_tokens_by_who_produced_them(
+    text_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    shown, err = explained(text_model, capsys, "--policy", "fixed", "--drafter", "effort", "--trust", "50")
+    expected = result_of(text_model, policy="fixed", drafter="effort", trust=50.0)
+    assert "\x1b[36m\x1b[4m" in shown  # effort 0.8, trusted
+    assert re.sub(r"\x1b\[\d+m", "", shown).rstrip("\n") == expected.text.rstrip("\n")
+    assert "tokens by  " in err
+    assert "effort@0.8! " in err
+    assert f"identical  to nothing (trusted {expected.stats.trusted} tokens)" in err
+
+
+def test_explain_respects_those_who_want_no_colours(
+    text_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown, err = explained(text_model, capsys)
+    assert "\x1b" not in shown + err
+    assert "tokens by  " in err
+
+
+def test_explain_writes_no_colours_into_a_file(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--explain")
+    assert "\x1b" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--trust", "1", "--check"), "--trust gives up what --check looks for: give one of the two"),
+        (("--explain", "--json"), "--explain colours the text, which --json leaves out"),
+        (("--trust", "0"), "--trust must be an entropy above 0 nats, not 0.0"),
+        (("--policy", "goodput:magic=1"), "policy 'goodput' has no parameter 'magic'"),
+        (("--drafter", "effort;effort"), "drafter 'effort' is asked for twice"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(
+    text_model: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], message: str
+) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *flags)
+    assert ran.code == 2
+    assert message in ran.err
+
+
+def test_several_drafters_and_views(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--drafter", "ngram;effort", "--draft-view", "int4,bucket", "--check", "--json")
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "ab ab ab ab", *QUICK, *flags)
+    assert ran.code == 0
+    assert json.loads(ran.out)["check"]["identical"]
+
+
+def test_statistics_tell_what_the_policy_made_of_it(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "40")
+    assert "of plain decoding, got " in ran.err
+    assert "rounds without a draft, " in ran.err

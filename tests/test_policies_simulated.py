@@ -49,9 +49,9 @@ def test_goodput_parks_when_nothing_pays_and_says_so():
     tally = run(policy, world, 3000)
     assert tally.rate > 0.97  # 1 is plain decoding: what trials may cost is less than 3%
     assert tally.drafters[None] > 0.95 * tally.rounds
-    (spell, *_) = policy.summary()["parked"]
+    spell = max(policy.summary()["parked"], key=lambda one: one["rounds"])
     assert spell["rounds"] > 100
-    assert "no draft more" in spell["reason"]
+    assert "expected to" in spell["reason"]
 
 
 def test_goodput_drafts_again_when_text_gets_easy():
@@ -130,13 +130,13 @@ def test_goodput_temperatures_are_learnt_apart():
 
 @pytest.mark.parametrize("matches", [None, (0.4, 0.7)])
 def test_goodput_takes_little_time_itself(matches):
-    """Best of several runs: the machine may be busy, the code is not faster than it is."""
+    """Best of several runs, in processor time: the machine may be busy, the code is not faster than it is."""
     world = World(matches=matches)
 
     def seconds_per_token(policy: Policy) -> float:
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         run(policy, world, 2000)
-        return (time.perf_counter() - start_s) / 2000
+        return (time.thread_time() - start_s) / 2000
 
     simulator = min(seconds_per_token(create("fixed:length=4,effort=0.5")) for _ in range(5))
     with_policy = min(seconds_per_token(GoodputPolicy()) for _ in range(5))

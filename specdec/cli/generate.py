@@ -15,6 +15,7 @@ import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
 from specdec.cli.common import Subparsers, check_writable
+from specdec.cli.explain import Shown
 from specdec.cli.statistics import report
 from specdec.effort import EffortSchedule, check_effort
 from specdec.engine.sampler import SamplingParams
@@ -29,7 +30,7 @@ EXIT_INTERRUPTED = 130
 
 # Options that go to the library under their own name; where one is not given, the library's default holds.
 _LIBRARY_OPTIONS = (
-    "max_tokens draft_view draft_len policy drafter temperature top_k top_p min_p seed trace".split()  # noqa: SIM905
+    "max_tokens draft_view draft_len policy drafter temperature top_k top_p min_p seed trust trace".split()  # noqa: SIM905
 )
 
 
@@ -55,6 +56,7 @@ def add_parser(subparsers: Subparsers) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     output.add_argument("--json", action="store_true", help="one JSON object instead of text and statistics")
+    output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
     output.add_argument("--trace", metavar="FILE.jsonl", help="write a line for every round")
     parser.set_defaults(run=run)
 
@@ -69,17 +71,18 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
     group.description = (
-        "Given neither --draft-view nor --draft-effort, both are what the runtime drafts fastest with; the defaults "
-        "below hold where only one of them is given."
+        "Nothing here needs to be set: the default policy measures this machine and chooses, for each round and step, "
+        "drafter, length and effort, and does not draft where it does not pay. What is set, it keeps to."
     )
-    _add(group, "draft_effort", float, "E", "share of the multiplications that a draft step performs")
+    _add(group, "draft_effort", float, "E", "share of the multiplications that a draft step performs", "the policy's")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    _add(group, "draft_view", str, "VIEW", "weights that drafts read: auto, bucket, int4, ...")
+    _add(group, "draft_view", str, "VIEW", "weights that drafts read: auto, bucket, int4, ...; several with commas")
     _add(group, "verify_effort", float, "E", "the same share for verification; 1 is the model itself")
     group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
     _add(group, "draft_len", int, "K", "tokens that the policy `fixed` drafts in a round")
-    _add(group, "policy", str, "NAME[:KEY=VALUE,...]", "decides how much to draft")
-    _add(group, "drafter", str, "NAME[:ARGUMENT]", "proposes tokens")
+    _add(group, "policy", str, "NAME[:KEY=VALUE,...]", "decides what and how much to draft; or a FILE.yaml")
+    _add(group, "drafter", str, "NAME[:ARGUMENT]", "proposes tokens; several with semicolons")
+    _add(group, "trust", float, "H", "take draft tokens of entropy below H nats without a check: lossy", "check all")
     group.add_argument("--plain", action="store_true", help="decode without speculation")
 
 
@@ -93,9 +96,15 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
 
 
-def _add(group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, description: str) -> None:
-    """An option that is an argument of the library under the same name; the library's default holds."""
-    default = inspect.signature(specdec.stream).parameters[name].default
+def _add(
+    group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, description: str, default: str | None = None
+) -> None:
+    """An option that is an argument of the library under the same name; the library's default holds.
+
+    `default` is what to call it, where its value says nothing.
+    """
+    if default is None:
+        default = inspect.signature(specdec.stream).parameters[name].default
     flag = "--" + name.replace("_", "-")
     group.add_argument(flag, type=kind, metavar=metavar, help=f"{description} (default: {default})")
 
@@ -126,8 +135,8 @@ def _run(arguments: argparse.Namespace) -> int:
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
-    options |= _automatic_draft(options, model)
-    result, interrupted = _answer(model, prompt, options, show=not arguments.json)
+    show = None if arguments.json else Shown(sys.stdout, explain=arguments.explain)
+    result, interrupted = _answer(model, prompt, options, show)
     checked = None
     if arguments.check and not interrupted:
         plain = specdec.generate(model, prompt, **{**options, "speculate": False, "trace": None})
@@ -136,35 +145,28 @@ def _run(arguments: argparse.Namespace) -> int:
         print(json.dumps(result.to_dict() | ({} if checked is None else {"check": checked})))
     else:
         report(result, options, sys.stderr)
+        if show is not None and arguments.explain:
+            show.legend(sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return 0 if checked is None else check.conclude(checked)
 
 
-def _automatic_draft(options: dict[str, Any], model: specdec.Model) -> dict[str, Any]:
-    """What the runtime drafts fastest with, where neither a view (or "auto") nor an effort was asked for."""
-    view, effort = model.runtime.auto_draft
-    if "draft_effort" in options or options.get("draft_view", "auto") != "auto":
-        return {}
-    return {"draft_view": view, "draft_effort": effort}
-
-
 def _answer(
-    model: specdec.Model, prompt: Prompt, options: dict[str, Any], *, show: bool
+    model: specdec.Model, prompt: Prompt, options: dict[str, Any], show: Shown | None
 ) -> tuple[specdec.Result, bool]:
     """The answer, shown as it grows, and whether Ctrl-C cut it short; what was there by then stays."""
-    text, interrupted = "", False
+    interrupted = False
     with specdec.stream(model, prompt, **options) as generation:
         try:
             for piece in generation:
-                text += piece.text
-                if show:
-                    print(piece.text, end="", flush=True)
+                if show is not None:
+                    show.piece(piece)
         except KeyboardInterrupt:
             interrupted = True
         result = generation.result()
-    if show and not text.endswith("\n"):
-        print(flush=True)
+    if show is not None:
+        show.end()
     return result, interrupted
 
 
@@ -226,10 +228,14 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
     """
     if arguments.check and arguments.plain:
         raise InvalidArgumentError("--check compares with plain decoding, so --plain leaves nothing to check")
+    if arguments.check and arguments.trust is not None:
+        raise InvalidArgumentError("--trust gives up what --check looks for: give one of the two")
+    if arguments.explain and arguments.json:
+        raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
     sampling = {name: options[name] for name in SamplingParams.__dataclass_fields__ if name in options}
-    counts = {name: options[name] for name in ("max_tokens", "draft_len") if name in options}
+    counts = {name: options[name] for name in ("max_tokens", "draft_len", "trust") if name in options}
     GenerationSettings(sampling=SamplingParams(**sampling), stop=stop_strings(arguments.stop), **counts)
     if "policy" in options:
         create_policy(options["policy"])

@@ -30,20 +30,49 @@ def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
         f"after {stats.prompt_tokens} prompt tokens in {stats.prefill_s:.2f} s"
     )
     if options.get("speculate", True):
-        yield (
-            f"drafts     {stats.accepted} of {stats.drafted} accepted ({stats.acceptance_rate:.0%}), "
-            f"mean accepted length {stats.mean_accepted_length:.2f} over {stats.rounds} rounds, view {stats.draft_view}"
-        )
-        yield f"           accepted by place in the draft: {_by_place(stats) or 'nothing was drafted'}"
+        yield from _drafts(stats)
     else:
         yield "drafts     none (plain decoding)"
     if stats.decode_s:
         shares = (("draft", stats.draft_s), ("verify", stats.verify_s), ("overhead", stats.overhead_s))
         split = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in shares)
         yield f"time       {split}; {stats.gb_per_s:.2f} GB/s of weights and cache read"
-    lossy = "" if result.identical_to == "dense" else " (lossy: the verify effort is below 1)"
-    yield f"identical  to plain decoding, {result.identical_to}{lossy}"
+    if stats.trusted:
+        yield f"identical  to {result.identical_to}"
+    else:
+        lossy = "" if result.identical_to == "dense" else " (lossy: the verify effort is below 1)"
+        yield f"identical  to plain decoding, {result.identical_to}{lossy}"
     yield f"ended by   {result.stopped_by}"
+
+
+def _drafts(stats: Stats) -> Iterator[str]:
+    yield (
+        f"drafts     {stats.accepted} of {stats.drafted} accepted ({stats.acceptance_rate:.0%}), "
+        f"mean accepted length {stats.mean_accepted_length:.2f} over {stats.rounds} rounds, view {stats.draft_view}"
+    )
+    yield f"           accepted by place in the draft: {_by_place(stats) or 'nothing was drafted'}"
+    drafters = {name: one for name, one in stats.by_drafter.items() if one["drafted"]}
+    if len(drafters) > 1:
+        yield f"           by drafter: {_shares(drafters)}"
+    if len(stats.by_effort) > 1:
+        efforts = dict(sorted(stats.by_effort.items(), key=lambda item: float(item[0])))
+        yield f"           by effort: {_shares(efforts)}"
+    policy = stats.policy
+    if "real_gain" in policy and policy["plain_step_s"]:
+        yield (
+            f"policy     expected {policy['predicted_gain']:.2f}x of plain decoding, got {policy['real_gain']:.2f}x; "
+            f"{stats.plain_rounds} of {stats.rounds} rounds without a draft, {policy['trial_rounds']} trials"
+        )
+        if policy["parked"]:
+            spell = max(policy["parked"], key=lambda one: int(one["rounds"]))
+            yield (
+                f"           parked for {policy['parked_rounds']} rounds, longest from round {spell['from_round']}: "
+                f"{spell['reason']}"
+            )
+
+
+def _shares(counts: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(f"{name} {one['accepted']:.0f} of {one['drafted']:.0f}" for name, one in counts.items())
 
 
 def _by_place(stats: Stats) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from specdec.drafters.base import DraftContext, Drafter, DrafterSetup
@@ -14,7 +13,7 @@ from specdec.engine.efforts import EffortScale
 from specdec.engine.engine import Engine, Speculation
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.settings import GenerationSettings
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError
 from specdec.policies.base import DraftOption, Knowledge
 from specdec.policies.registry import create as create_policy
 
@@ -50,7 +49,11 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     guarded = GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name)
     drafters = _drafters(model, settings)
-    options = _options(model, drafters, settings.draft_view.split(",")[1:])
+    options = tuple(
+        DraftOption(name, view, drafter.takes_effort)
+        for name, drafter in drafters.items()
+        for view in drafter.views or (None,)
+    )
     if guarded.learns:
         tried = TRIED_EFFORTS if settings.draft_effort is None else (efforts.mean,)
         guarded.begin(Knowledge(costs=machine_costs(model, options, efforts, tried), memory=model.shared))
@@ -76,11 +79,12 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
 
 
 def _default_effort(model: Model, view: str) -> EffortSchedule:
-    """What to draft at where the caller leaves it open and the policy does not choose."""
-    fastest_view, effort = model.runtime.auto_draft if view == "auto" else ("", 0.0)
-    if view == "auto" or view == fastest_view:
-        return EffortSchedule(effort)
-    return EffortSchedule(_OTHER_EFFORT)
+    """What to draft at where the caller leaves it open: its proportions, and its mean where the policy takes that."""
+    first = view.split(",")[0]
+    if first not in ("auto", model.runtime.auto_draft[0]):
+        return EffortSchedule(_OTHER_EFFORT)
+    fastest, efforts = model.auto_draft
+    return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.auto_draft[1])
 
 
 def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
@@ -92,7 +96,7 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
     tokenizer = model.tokenizer
     setup = DrafterSetup(
         model.runtime,
-        settings.draft_view.split(",")[0],
+        model.auto_draft[0] if settings.draft_view == "auto" else settings.draft_view,
         vocabulary=None if tokenizer is None else tokenizer.fingerprint,
         tokenizer=tokenizer,
         load_model=model.load_other,
@@ -109,22 +113,3 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
                 raise InvalidArgumentError(f"drafter {name!r} is asked for twice")
             drafters[name] = create_drafter(spec, setup) if isinstance(spec, str) else spec
     return drafters
-
-
-def _options(model: Model, drafters: dict[str, Drafter], further_views: Sequence[str]) -> tuple[DraftOption, ...]:
-    """What a round may use: every drafter with its first view, and with the further ones that the caller named.
-
-    Raises:
-        UnknownNameError: no drafter reads such a view.
-    """
-    offered: list[DraftOption] = []
-    for name, drafter in drafters.items():
-        views: list[str | None] = list(drafter.views[:1]) or [None]
-        views += [view for view in further_views if view in drafter.views and view not in views]
-        offered += [DraftOption(name, view, drafter.takes_effort) for view in views]
-    known = sorted({view for drafter in drafters.values() for view in drafter.views})
-    for view in further_views:
-        if view not in known:
-            raise UnknownNameError("draft view", view, known)
-        model.runtime.prepare_view(view)
-    return tuple(offered)
