@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from drafting import EveryStep, context_of, draft_of, other_model, setup_of
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,12 +17,8 @@ from synthetic import synthetic_source, tiny_config
 
 import specdec
 from specdec.drafters.acceptance import ProposalBook
-from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Extender, Foreteller, LoadedModel
-from specdec.drafters.ngram_index import NgramIndex
+from specdec.drafters.base import Draft, Drafter, DrafterSetup, Extender, LoadedModel
 from specdec.drafters.registry import create, names
-from specdec.effort import EffortSchedule
-from specdec.engine.efforts import EffortScale
-from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model import Model
 from specdec.runtimes.registry import best_runtime, create_runtime
@@ -42,50 +38,6 @@ SPECS = (
     "chain:replay:{answer},model:other",
     "chain:early-exit:1,effort,ngram:min=1,replay:{answer}",
 )
-
-
-class EveryStep:
-    """A policy that always goes on, and remembers what it saw."""
-
-    def __init__(self, length: int = 6, effort: float = 0.7) -> None:
-        self.length, self.effort = length, effort
-        self.steps: list[Any] = []
-        self.outcomes: list[Any] = []
-
-    def plan(self, _state: Any) -> DraftPlan:
-        return DraftPlan(num_draft_tokens=self.length, effort=self.effort)
-
-    def next_step(self, signals: Any) -> float:
-        self.steps.append(signals)
-        return self.effort
-
-    def observe(self, outcome: Any) -> None:
-        self.outcomes.append(outcome)
-
-
-def other_model(**options: Any) -> LoadedModel:
-    return LoadedModel(FakeRuntime(**options), ByteTokenizer())
-
-
-def setup_of(runtime: FakeRuntime, **options: Any) -> DrafterSetup:
-    tokenizer = ByteTokenizer()
-    defaults = {"vocabulary": "bytes", "tokenizer": tokenizer, "load_model": lambda _name: other_model(seed=9)}
-    return DrafterSetup(runtime, "bucket", **(defaults | options))
-
-
-def context_of(runtime: FakeRuntime, history: list[int], **options: Any) -> DraftContext:
-    cache = runtime.new_cache(400)
-    if history[1:]:
-        runtime.forward(history[:-1], cache, effort=EffortSchedule())
-    efforts = EffortScale(EffortSchedule(0.5), runtime.config)
-    return DraftContext(history, cache, efforts, Sampler(SamplingParams()), **options)
-
-
-def draft_of(spec: str, history: list[int], length: int = 6, **options: Any) -> Draft:
-    """One draft of a drafter without a model of its own."""
-    runtime = FakeRuntime()
-    plan = DraftPlan(num_draft_tokens=length, effort=0.7)
-    return create(spec, setup_of(runtime)).draft(plan, context_of(runtime, history, **options), policy=EveryStep())
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +63,22 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     vocab_size=st.sampled_from([258, 120]),  # few tokens repeat, which is what lookup lives on
     context=st.sampled_from([512, 30]),
     verify_effort=st.sampled_from([1.0, 0.6]),
+    policy=st.sampled_from(["fixed", "fixed", "heuristic", "confidence", "entropy"]),
 )
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_drafter_changes_an_answer(
-    files, spec, weights, prompt, temperature, draft_len, draft_effort, batched, vocab_size, context, verify_effort
+    files,
+    spec,
+    weights,
+    prompt,
+    temperature,
+    draft_len,
+    draft_effort,
+    batched,
+    vocab_size,
+    context,
+    verify_effort,
+    policy,
 ):
     config = fake_config(vocab_size=vocab_size, max_context=context)
     model = fake_model(config=config, seed=weights, sharpness=4.0, batched_views=batched)
@@ -124,7 +88,9 @@ def test_no_drafter_changes_an_answer(
     options = {"max_tokens": 30, "temperature": temperature, "verify_effort": verify_effort}
     plain = specdec.generate(model, prompt, speculate=False, **options)
     spec = spec.format(**files)
-    drafted = specdec.generate(model, prompt, drafter=spec, draft_len=draft_len, draft_effort=draft_effort, **options)
+    drafted = specdec.generate(
+        model, prompt, drafter=spec, policy=policy, draft_len=draft_len, draft_effort=draft_effort, **options
+    )
     assert drafted.tokens == plain.tokens
     # Every pass over text that stays reads the exact view at the verify effort: the fake's logits show any other entry.
     assert drafted.text == plain.text
@@ -148,91 +114,10 @@ def test_no_drafter_changes_an_answer_of_a_real_runtime(tiny_model, files, spec,
     options = {"max_tokens": 24, "temperature": temperature, "seed": 4}
     prompt = [1, 2, 3, 1, 2, 3, 1]
     plain = specdec.generate(tiny_model, prompt, speculate=False, **options)
-    drafted = specdec.generate(tiny_model, prompt, drafter=spec.format(**files), draft_effort=0.6, **options)
+    drafted = specdec.generate(
+        tiny_model, prompt, drafter=spec.format(**files), policy="fixed", draft_effort=0.6, **options
+    )
     assert drafted.tokens == plain.tokens
-
-
-# --- lookup ---
-
-
-def brute_force(tokens: list[int], suffix: list[int], shortest: int, longest: int) -> tuple[int, int]:
-    for n in range(min(longest, len(suffix)), shortest - 1, -1):
-        places = [i + n for i in range(len(tokens) - n) if tokens[i : i + n] == suffix[-n:]]
-        if places:
-            counts = Counter(tokens[place] for place in places)
-            most = max(counts.values())
-            return next(tokens[place] for place in reversed(places) if counts[tokens[place]] == most), n
-    return -1, 0
-
-
-@given(
-    data=st.data(),
-    tokens=st.lists(st.integers(0, 3), max_size=60),
-    sizes=st.tuples(st.integers(1, 4), st.integers(0, 3)),
-)
-@settings(max_examples=200, deadline=None)
-def test_the_index_knows_the_most_frequent_then_latest_continuation(data, tokens, sizes):
-    shortest, longest = sizes[0], sum(sizes)
-    index, grown = NgramIndex(shortest, longest), []
-    while len(grown) < len(tokens):  # in pieces, as a text grows
-        grown = tokens[: len(grown) + data.draw(st.integers(1, 20))]
-        index.follow(grown)
-    suffix = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=8))
-    found, wanted = index.continuation(suffix), brute_force(tokens, suffix, shortest, longest)
-    assert found[1] == wanted[1]
-    # Among equally frequent ones the index prefers the one that reached that count last, which is the latest place.
-    assert found == wanted
-
-
-def test_lookup_copies_a_passage_and_goes_on_through_its_own_proposal():
-    passage = [5, 6, 7, 8, 9]
-    assert draft_of("ngram", [*passage, 1, 5, 6], 3).tokens == [7, 8, 9]
-    assert draft_of("ngram", [1, 2, 3, 1, 2, 3, 1, 2], 7).tokens == [3, 1, 2, 3, 1, 2, 3]
-    assert draft_of("ngram", [*passage, 1, 5, 6], 9, end_tokens=frozenset({8})).tokens == [7, 8]
-    assert draft_of("ngram", [5, 6, 7, 4, 6], 3).tokens == []  # one token is not enough by default
-    assert draft_of("ngram:min=1", [5, 6, 7, 4, 6], 2).tokens == [7, 4]
-
-
-def test_lookup_prefers_the_longest_match_and_the_texts_own_over_the_tables(tmp_path):
-    (tmp_path / "table").write_bytes(bytes([1, 2, 3, 40, 9, 2, 3, 41, 9, 2, 3, 41]))
-    spec = f"ngram:min=2,max=3,table={tmp_path / 'table'}"
-    assert draft_of(spec, [1, 2, 3], 1).tokens == [40]
-    assert draft_of(spec, [7, 2, 3], 1).tokens == [41]
-    assert draft_of(spec, [2, 3, 42, 7, 2, 3], 1).tokens == [42]
-    assert draft_of(spec, [2, 3, 42, 1, 2, 3], 1).tokens == [40]  # three tokens in the table, two in the text
-
-
-def test_a_table_is_read_once_for_a_model(tmp_path, monkeypatch):
-    (tmp_path / "table").write_text("read me once")
-    model = fake_model()
-    for _ in range(2):
-        specdec.generate(model, [1, 2], max_tokens=3, drafter=f"ngram:table={tmp_path / 'table'}")
-    assert len([key for key in model.shared if key[0] == "ngram"]) == 1
-    (tmp_path / "table").write_text("now something else")
-    specdec.generate(model, [1, 2], max_tokens=3, drafter=f"ngram:table={tmp_path / 'table'}")
-    assert len([key for key in model.shared if key[0] == "ngram"]) == 2
-
-
-def test_lookup_foretells_how_much_it_found():
-    runtime = FakeRuntime()
-    drafter = create("ngram:min=2,max=4", setup_of(runtime))
-    assert isinstance(drafter, Foreteller)
-    for history, length in (([1, 2, 3], 0), ([1, 2, 9, 1, 2], 2), ([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 5], 4)):
-        fresh = create("ngram:min=2,max=4", setup_of(runtime))
-        assert fresh.match_length(context_of(runtime, history)) == length
-
-
-def test_acceptance_is_learnt_from_the_text_that_came():
-    book = ProposalBook(0.5)
-    for _ in range(60):
-        book.note("right", 3, [1, 2])
-        book.note("half", 3, [1, 9])
-        book.note("too early", 5, [7])
-        book.learn([0, 0, 0, 1, 2])
-    assert book.rate("right") == pytest.approx(1.0, abs=1e-3)  # 0.85 ** 60 of the prior is left
-    assert book.rate("half") == pytest.approx(0.5, abs=1e-3)  # one of two tried
-    assert book.rate("too early") == 0.5  # nothing came yet
-    assert book.rate("never seen") == 0.5
 
 
 # --- stored answers ---
@@ -242,7 +127,9 @@ def test_replay_of_the_answer_itself_is_always_right(tmp_path):
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
     plain = specdec.generate(model, [1, 2, 3], max_tokens=40, speculate=False)
     (tmp_path / "answer").write_text(json.dumps(plain.tokens))
-    replayed = specdec.generate(model, [1, 2, 3], max_tokens=40, drafter=f"replay:{tmp_path / 'answer'}", draft_len=7)
+    replayed = specdec.generate(
+        model, [1, 2, 3], max_tokens=40, drafter=f"replay:{tmp_path / 'answer'}", policy="fixed", draft_len=7
+    )
     assert replayed.tokens == plain.tokens
     assert (replayed.stats.rounds, replayed.stats.accepted) == (5, 35)
 
@@ -272,7 +159,7 @@ def test_early_exit_runs_the_first_layers_only():
 
     runtime.forward = watched  # type: ignore[method-assign]
     model = Model(runtime, ByteTokenizer(eos=frozenset()))
-    specdec.generate(model, [1], max_tokens=9, drafter="early-exit:1", draft_len=3)
+    specdec.generate(model, [1], max_tokens=9, drafter="early-exit:1", policy="fixed", draft_len=3)
     assert {None, 1} == set(seen)
     assert seen[:4] == [1, 1, 1, None]  # three drafts, then all layers for verification
 
@@ -282,7 +169,9 @@ def test_another_model_with_the_same_weights_is_always_right():
     model.load_other = lambda _name: other_model(seed=3)
     for temperature in (0.0, 1.0):
         drafter = "model:same,view=exact"
-        result = specdec.generate(model, [1, 2], max_tokens=41, drafter=drafter, draft_len=7, temperature=temperature)
+        result = specdec.generate(
+            model, [1, 2], max_tokens=41, drafter=drafter, policy="fixed", draft_len=7, temperature=temperature
+        )
         assert (result.stats.rounds, result.stats.accepted) == (6, 35)
 
 
@@ -290,7 +179,7 @@ def test_another_model_reads_the_text_once_and_rejected_tokens_are_cut_away():
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
     other = other_model(seed=4)
     model.load_other = lambda _name: other
-    result = specdec.generate(model, [1] * 50, max_tokens=40, drafter="model:other", draft_len=4)
+    result = specdec.generate(model, [1] * 50, max_tokens=40, drafter="model:other", policy="fixed", draft_len=4)
     assert result.stats.accepted < result.stats.drafted
     passes = other.runtime.passes
     assert passes[0] == ("exact", 1.0, 0, 49)  # the prompt in one pass, through the view that batches
@@ -303,7 +192,7 @@ def test_a_model_is_loaded_once_for_all_generations():
     model, loaded = fake_model(), []
     model.load_other = lambda name: loaded.append(name) or other_model()  # type: ignore[func-returns-value]
     for _ in range(3):
-        specdec.generate(model, [1], max_tokens=3, drafter="model:a,b=c")
+        specdec.generate(model, [1], max_tokens=3, drafter="model:a,b=c", policy="fixed")
     assert loaded == ["a,b=c"]
 
 
@@ -323,7 +212,7 @@ def test_a_model_with_a_short_context_stops_drafting_at_its_end():
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
     other = other_model(config=fake_config(max_context=20))
     model.load_other = lambda _name: other
-    result = specdec.generate(model, [1] * 10, max_tokens=40, drafter="model:short", draft_len=4)
+    result = specdec.generate(model, [1] * 10, max_tokens=40, drafter="model:short", policy="fixed", draft_len=4)
     assert len(result.tokens) == 40
     assert max(start + rows for *_, start, rows in other.runtime.passes) <= 20
 
@@ -504,7 +393,9 @@ def test_an_interrupted_draft_leaves_another_models_cache_in_step(failing):
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()), seed=3)
     other = other_model(seed=3)
     model.load_other = lambda _name: other
-    stream = specdec.stream(model, [1, 2, 3], max_tokens=30, drafter="model:same,view=exact", draft_len=3)
+    stream = specdec.stream(
+        model, [1, 2, 3], max_tokens=30, drafter="model:same,view=exact", policy="fixed", draft_len=3
+    )
     engine = stream._engine
     engine.prefill()
     other.runtime.fail_at_pass = failing

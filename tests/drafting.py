@@ -1,0 +1,58 @@
+"""What tests of drafters share: a policy that always goes on, and drafters at work without an engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fake_runtime import ByteTokenizer, FakeRuntime
+from specdec.policies.base import DraftPlan
+
+from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
+from specdec.drafters.registry import create
+from specdec.effort import EffortSchedule
+from specdec.engine.efforts import EffortScale
+from specdec.engine.sampler import Sampler, SamplingParams
+
+
+class EveryStep:
+    """A policy that always goes on, and remembers what it saw."""
+
+    def __init__(self, length: int = 6, effort: float = 0.7) -> None:
+        self.length, self.effort = length, effort
+        self.steps: list[Any] = []
+        self.outcomes: list[Any] = []
+
+    def plan(self, _state: Any) -> DraftPlan:
+        return DraftPlan(num_draft_tokens=self.length, effort=self.effort)
+
+    def next_step(self, signals: Any) -> float:
+        self.steps.append(signals)
+        return self.effort
+
+    def observe(self, outcome: Any) -> None:
+        self.outcomes.append(outcome)
+
+
+def other_model(**options: Any) -> LoadedModel:
+    return LoadedModel(FakeRuntime(**options), ByteTokenizer())
+
+
+def setup_of(runtime: FakeRuntime, **options: Any) -> DrafterSetup:
+    tokenizer = ByteTokenizer()
+    defaults = {"vocabulary": "bytes", "tokenizer": tokenizer, "load_model": lambda _name: other_model(seed=9)}
+    return DrafterSetup(runtime, "bucket", **(defaults | options))
+
+
+def context_of(runtime: FakeRuntime, history: list[int], **options: Any) -> DraftContext:
+    cache = runtime.new_cache(400)
+    if history[1:]:
+        runtime.forward(history[:-1], cache, effort=EffortSchedule())
+    efforts = EffortScale(EffortSchedule(0.5), runtime.config)
+    return DraftContext(history, cache, efforts, Sampler(SamplingParams()), **options)
+
+
+def draft_of(spec: str, history: list[int], length: int = 6, **options: Any) -> Draft:
+    """One draft of a drafter without a model of its own."""
+    runtime = FakeRuntime()
+    plan = DraftPlan(num_draft_tokens=length, effort=0.7)
+    return create(spec, setup_of(runtime)).draft(plan, context_of(runtime, history, **options), policy=EveryStep())
