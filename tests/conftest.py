@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from text_model import text_store
 
+from specdec import paths
+
 # A shell without job control starts its background commands, and a test run among them, with SIGINT ignored. Programs
 # started from here would inherit that and could not be interrupted, which some tests are about.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_costs_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder for the run, with the user's own models in it: costs of tiny models are not kept among theirs."""
+    own, folder = paths.home(), tmp_path_factory.mktemp("cache")
+    for name in ("models", "stores"):
+        if (own / name).is_dir():
+            (folder / name).symlink_to(own / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.HOME_VARIABLE, str(folder))
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Promise 1: the tokens are those of plain decoding, on the fake runtime and on the reference runtime.
+"""Promise 1: the tokens are those of plain decoding, under every policy and drafter, on the fake and real runtimes.
 
 On top of equal tokens, the logits of every verify pass equal those of one-token passes bit for bit.
 """
@@ -13,14 +13,36 @@ import pytest
 from fake_runtime import EOS, ByteTokenizer, FakeRuntime, fake_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from specdec.policies.base import DraftPlan, RoundOutcome, RoundState, StepSignals
 from synthetic import synthetic_source, tiny_config
 
 import specdec
 from specdec.effort import EffortSchedule
+from specdec.errors import InvalidArgumentError
 from specdec.model import Model
 from specdec.runtimes.base import Cache, ForwardResult, Runtime
-from specdec.runtimes.registry import create_runtime
+from specdec.runtimes.registry import best_runtime, create_runtime
 from specdec.store import Store, convert
+
+POLICIES = (
+    "fixed",
+    "auto",
+    "goodput:effort=0.5,explore=0.5",
+    "heuristic:longest=6",
+    "confidence:threshold=0.05",
+    "entropy:threshold=0.1",
+    "effort-entropy:stop=9",
+    "bandit:block=1,arms=fixed:length=2+goodput+entropy",
+)
+DRAFTERS = (
+    "effort",
+    "auto",
+    "ngram:min=1",
+    "ngram:min=1;effort",
+    "early-exit:1",
+    "chain:ngram:min=1,max=2,effort",
+    "chain:effort,ngram:min=1;early-exit:1",
+)
 
 sampling = st.fixed_dictionaries(
     {
@@ -36,6 +58,8 @@ drafting = st.fixed_dictionaries(
         "draft_effort": st.floats(0.05, 1.0),
         "draft_view": st.sampled_from(["bucket", "int4", "exact"]),
         "draft_len": st.integers(1, 8),
+        "policy": st.sampled_from(POLICIES),
+        "drafter": st.sampled_from(DRAFTERS),
     }
 )
 verify_effort = st.one_of(
@@ -53,6 +77,7 @@ class RecordingRuntime:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.name, self.config, self.views = runtime, runtime.name, runtime.config, runtime.views
+        self.auto_draft, self.batched_views = runtime.auto_draft, runtime.batched_views
         self.rows: dict[int, np.ndarray] = {}
 
     def prepare_view(self, view: str) -> None:
@@ -70,9 +95,11 @@ class RecordingRuntime:
 
 
 def recorded(model: Model, prompt: list[int], **options: Any) -> tuple[specdec.Result, dict[int, np.ndarray]]:
-    """The answer, and the logits behind each of its tokens."""
+    """The answer, and the logits behind each of its tokens. What policies have learnt goes from one to the next."""
     runtime = RecordingRuntime(model.runtime)
-    result = specdec.generate(Model(runtime, model.tokenizer), prompt, **options)
+    recording = Model(runtime, model.tokenizer)
+    recording.shared = model.shared
+    result = specdec.generate(recording, prompt, **options)
     positions = range(len(prompt), len(prompt) + len(result.tokens))
     return result, {position: runtime.rows[position] for position in positions}
 
@@ -151,7 +178,14 @@ def test_drafting_with_the_verifiers_own_view_and_effort_is_always_right():
     model = Model(FakeRuntime(seed=2), ByteTokenizer(eos=frozenset()))
     for temperature in (0.0, 1.0):
         result = specdec.generate(
-            model, [1], max_tokens=41, draft_view="exact", draft_effort=1.0, draft_len=7, temperature=temperature
+            model,
+            [1],
+            max_tokens=41,
+            draft_view="exact",
+            draft_effort=1.0,
+            draft_len=7,
+            policy="fixed",
+            temperature=temperature,
         )
         # Five rounds of 7 + 1, and the last token alone.
         assert (result.stats.rounds, result.stats.drafted, result.stats.accepted) == (6, 35, 35)
@@ -165,14 +199,20 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+RUNTIMES = {"reference": ("reference", None)}
+if best_runtime() == "native":
+    RUNTIMES |= {"native, 1 thread": ("native", 1), "native, 2 threads": ("native", 2)}
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def tiny_models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+    runtime, threads = RUNTIMES[request.param]
     folder = tmp_path_factory.mktemp("stores")
     models = {}
     for seed, (name, shape) in enumerate(TINY.items()):
         source = synthetic_source(tiny_config(**shape), seed, dtype="bfloat16" if seed % 2 else "float16")
         store = Store.open(convert(source, folder / name))
-        models[name] = Model(create_runtime("reference", store), store=store)
+        models[name] = Model(create_runtime(runtime, store, threads=threads), store=store)
     return models
 
 
@@ -186,13 +226,13 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     max_tokens=st.integers(4, 14),
 )
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_reference_runtime(tiny_models, name, prompt, sampling, drafting, verify_effort, max_tokens):
+def test_tiny_models(tiny_models, name, prompt, sampling, drafting, verify_effort, max_tokens):
     assert_identical(
         tiny_models[name], prompt, drafting, max_tokens=max_tokens, verify_effort=verify_effort, **sampling
     )
 
 
-def test_reference_runtime_resumed_stream(tiny_models):
+def test_tiny_models_resumed_stream(tiny_models):
     model, options = tiny_models["llama"], {"temperature": 1.0, "seed": 4, "draft_effort": 0.5}
     whole = specdec.generate(model, [3, 1, 4], max_tokens=16, **options)
     for cut in (1, 6, 15):
@@ -210,3 +250,106 @@ def test_two_streams_of_one_model_do_not_disturb_each_other(tiny_models):
         for tokens, stream in zip(together, streams, strict=True):
             tokens.extend(token for piece in [next(stream, None)] if piece for token in piece.tokens)
     assert together == alone
+
+
+class Hostile:
+    """A policy that answers at random, chooses any option, remembers nothing, and raises now and then."""
+
+    def __init__(self, seed: int, *, raises: bool = False) -> None:
+        self.random, self.raises = np.random.default_rng(seed), raises
+
+    def _maybe_raise(self) -> None:
+        if self.raises and self.random.random() < 0.1:
+            raise RuntimeError("for no reason")
+
+    def plan(self, state: RoundState) -> DraftPlan:
+        self._maybe_raise()
+        option = state.options[self.random.integers(len(state.options))]
+        length, effort = int(self.random.integers(0, 99)), self.random.uniform(0.01, 1)
+        return DraftPlan(num_draft_tokens=length, effort=effort, drafter=option.drafter, view=option.view)
+
+    def next_step(self, _signals: StepSignals) -> float | None:
+        self._maybe_raise()
+        return None if self.random.random() < 0.2 else self.random.uniform(0.01, 1)
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        assert 0 <= outcome.accepted <= outcome.drafted
+        self._maybe_raise()
+
+
+ALL_DRAFTERS = ("effort", "ngram:min=1", "early-exit:1", "chain:ngram:min=1,max=2,effort")
+
+
+@given(seed=st.integers(0, 10**6), sampling=sampling)
+@settings(max_examples=40, deadline=None)
+def test_a_hostile_policy_with_every_drafter_and_view(seed, sampling):
+    model = Model(FakeRuntime(seed=seed, sharpness=4.0), ByteTokenizer(eos=frozenset()))
+    drafting = {"policy": Hostile(seed), "drafter": ALL_DRAFTERS, "draft_view": "int4,bucket"}
+    assert_identical(model, [7, 7], drafting, max_tokens=30, **sampling)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_hostile_policy_on_tiny_models(tiny_models, name):
+    for seed in range(4):
+        drafting = {"policy": Hostile(seed), "drafter": ALL_DRAFTERS, "draft_view": "int4,bucket"}
+        assert_identical(tiny_models[name], [3, 1, 3], drafting, max_tokens=14, temperature=seed / 2, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_a_policy_that_raises_anywhere_is_named_and_leaves_all_clean(seed):
+    model = Model(FakeRuntime(seed=seed), ByteTokenizer(eos=frozenset()))
+    plain = specdec.generate(model, [5, 6], max_tokens=60, speculate=False)
+    stream = specdec.stream(
+        model, [5, 6], max_tokens=60, policy=Hostile(seed, raises=True), drafter=ALL_DRAFTERS, draft_view="int4,bucket"
+    )
+    engine, pieces = stream._engine, []
+    with pytest.raises(InvalidArgumentError, match=r"'Hostile' failed in (plan|next_step|observe): RuntimeError"):
+        pieces.extend(stream)
+    said = [token for piece in pieces for token in piece.tokens]
+    assert said == plain.tokens[: len(said)]
+    assert engine.tokens == [5, 6, *said]
+    assert engine.cache.length == len(engine.tokens) - 1
+    assert {kind for _, kind in engine.cache.entries} <= {("exact", 1.0)}
+    rest = specdec.generate(model, [5, 6, *said], max_tokens=60 - len(said))
+    assert said + rest.tokens == plain.tokens
+
+
+def test_what_a_policy_has_learnt_changes_no_token():
+    """One model, answer after answer, so that goodput knows more each time; and a model that knows nothing."""
+    options = {"max_tokens": 40, "temperature": 1.0}
+    knowing = Model(FakeRuntime(seed=4), ByteTokenizer(eos=frozenset()))
+    for seed in range(8):
+        fresh = Model(FakeRuntime(seed=4), ByteTokenizer(eos=frozenset()))
+        assert (
+            specdec.generate(knowing, [1, 2], seed=seed, **options).tokens
+            == specdec.generate(fresh, [1, 2], seed=seed, speculate=False, **options).tokens
+        )
+    assert any(key[0] == "goodput" for key in knowing.shared)
+
+
+def test_trusted_tokens_are_named_and_keep_the_cache_at_verify_quality():
+    model = Model(FakeRuntime(seed=6), ByteTokenizer(eos=frozenset()))
+    options = {"max_tokens": 40, "policy": "fixed", "drafter": "effort", "draft_effort": 0.3}
+    plain = specdec.generate(model, [1, 2], speculate=False, max_tokens=40)
+    strict = specdec.generate(model, [1, 2], trust=1e-9, **options)
+    assert (strict.tokens, strict.stats.trusted, strict.identical_to) == (plain.tokens, 0, "dense")
+    stream = specdec.stream(model, [1, 2], trust=2.0, **options)
+    engine = stream._engine
+    for _ in stream:
+        assert {kind for _, kind in engine.cache.entries} == {("exact", 1.0)}
+    loose = stream.result()
+    assert loose.tokens != plain.tokens
+    assert loose.stats.trusted > 0
+    assert loose.identical_to == f"nothing (trusted {loose.stats.trusted} tokens)"
+    assert loose.stats.accepted > specdec.generate(model, [1, 2], **options).stats.accepted
+    everything = specdec.generate(model, [1, 2], trust=1e9, **options)
+    assert everything.stats.trusted == everything.stats.drafted == everything.stats.accepted
+
+
+def test_tokens_without_a_distribution_are_never_trusted():
+    model = Model(FakeRuntime(fake_config(vocab_size=4), seed=1), None)
+    options = {"max_tokens": 60, "drafter": "ngram:min=1", "policy": "fixed"}
+    plain = specdec.generate(model, [1, 2, 1, 2], max_tokens=60, speculate=False)
+    trusting = specdec.generate(model, [1, 2, 1, 2], trust=100.0, **options)
+    assert trusting.stats.drafted > 0
+    assert (trusting.tokens, trusting.identical_to) == (plain.tokens, "dense")
