@@ -13,7 +13,7 @@ from specdec.engine.engine import PREFILL_CHUNK
 from specdec.engine.prompt import token_ids
 from specdec.engine.settings import effort_schedule
 from specdec.errors import InvalidArgumentError
-from specdec.tune.profile import find_profile
+from specdec.tune.profile import find_profile, profile_stamp
 
 if TYPE_CHECKING:
     from specdec.config import ModelConfig
@@ -39,6 +39,8 @@ class Model:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
         self.shared: dict[Any, Any] = {}
         self.load_other: Callable[[str], LoadedModel] | None = None
+        # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
+        self._auto_draft: tuple[tuple[int, ...] | None, tuple[str, EffortSchedule]] | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -56,10 +58,16 @@ class Model:
         Warns:
             UserWarning: the profile is of other weights than the store holds now.
         """
-        if self.store is not None and (profile := find_profile(self.store, self.runtime.name)) is not None:
-            return profile.view, profile.choice.schedule
-        view, effort = self.runtime.auto_draft
-        return view, EffortSchedule(effort)
+        stamp = None if self.store is None else profile_stamp(self.store)
+        if self._auto_draft is None or self._auto_draft[0] != stamp:
+            profile = None if self.store is None else find_profile(self.store, self.runtime.name)
+            if profile is None:
+                view, effort = self.runtime.auto_draft
+                draft = view, EffortSchedule(effort)
+            else:
+                draft = profile.view, profile.choice.schedule
+            self._auto_draft = stamp, draft
+        return self._auto_draft[1]
 
     def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = "exact") -> np.ndarray:
         """Next-token logits behind every token of a text.

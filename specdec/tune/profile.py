@@ -180,6 +180,15 @@ def find_profile(store: Store, runtime: str) -> DraftProfile | None:
     return profile
 
 
+def profile_stamp(store: Store) -> tuple[int, ...] | None:
+    """Changes whenever the profiles of a store do; None when it has none."""
+    try:
+        stat = (store.path / PROFILE_FILE).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
 def check_place(store_path: Path) -> None:
     """Refuse a store beside which no profile could be written or would be understood, before the work.
 
