@@ -10,11 +10,11 @@ namespace specdec {
 namespace {
 
 // Outputs of a tile. Long rows keep memory busy, but what one pass reads and the next must fit the second-level cache.
-constexpr int64_t kTileOutputs = 8960;
+constexpr int64_t kTileOutputs = 2240;
 // A part reads at least so many bytes, of at least so many inputs.
 constexpr int64_t kPartBytes = 64 << 10, kPartInputs = 256;
 // Parts of a matrix in one tile, and chunks of each tile where there are more.
-constexpr int64_t kMaxChunks = 8, kMaxTileChunks = 2;
+constexpr int64_t kMaxChunks = 8, kMaxTileChunks = 4;
 // Parts that rounding a matrix is split into.
 constexpr int64_t kBuildParts = 32;
 
@@ -227,7 +227,7 @@ void Int4View::plan(const Packed& packed, const float* x, int64_t first, int64_t
     for (int64_t c = 0; from < to && c < packed.chunks; ++c) {
       float* sums = (direct != nullptr ? direct : sums_.data() + c * padded) + tile.first;
       calls_.push_back({{tile.data, tile.width}, x, masks_.data(), bounds_[static_cast<size_t>(c)],
-                        bounds_[static_cast<size_t>(c) + 1], from, to, sums, nullptr, nullptr, true});
+                        bounds_[static_cast<size_t>(c) + 1], from, to, sums, nullptr, true});
     }
   }
   // Within the share of a thread (see Pool::run) one part fetches ahead for the next.
@@ -243,16 +243,11 @@ void Int4View::plan(const Packed& packed, const float* x, int64_t first, int64_t
 
 // Multiplies outputs [first, last) of joined matrices by the chosen inputs, into `direct` or else into chunks of sums_.
 void Int4View::run(Pool& pool, const Packed& packed, const float* x, int64_t first, int64_t last, float* direct) {
-  const int64_t padded = round_up(packed.width, kInt4Block), carry = kTileOutputs + kInt4Block;
+  const int64_t padded = round_up(packed.width, kInt4Block);
   split(packed);
   if (direct == nullptr) sums_.reserve(static_cast<size_t>(packed.chunks * padded));
-  carry_.reserve(static_cast<size_t>(pool.threads() * carry));
   plan(packed, x, first, last, direct, pool.threads());
-  pool.run(static_cast<int>(calls_.size()), [&](int part, int thread) {
-    Int4Call& call = calls_[static_cast<size_t>(part)];
-    call.carry = carry_.data() + thread * carry;
-    kernels_.draft.int4(call);
-  });
+  pool.run(static_cast<int>(calls_.size()), [&](int part, int) { kernels_.draft.int4(calls_[static_cast<size_t>(part)]); });
 }
 
 uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,

@@ -69,7 +69,6 @@ class Int4View : public DraftView {
   // Scratch of one multiplication.
   Buffer<float> choose_scratch_, sums_;
   Buffer<uint32_t> masks_;
-  Buffer<int32_t> carry_;
   std::vector<int64_t> bounds_;
   std::vector<Int4Call> calls_;
 };

@@ -42,7 +42,6 @@ struct Int4Call {
   int64_t first, last;            // groups to multiply
   int64_t first_out, last_out;    // outputs of the tile to multiply, multiples of kInt4Block or the tile's end
   float* sums;                    // out: one for each output of the tile
-  int32_t* carry;                 // scratch of the running thread: one for each output of the tile
   const Int4Call* next;           // what this thread is likely to multiply afterwards, or nullptr: fetched ahead
   bool cold;                      // nothing has fetched the first group ahead
 };

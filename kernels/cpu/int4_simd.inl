@@ -47,12 +47,6 @@ struct WideNibbles {
   [[gnu::always_inline]] inline void start(int32_t start) {
     SPECDEC_UNROLL for (int j = 0; j < 8; ++j) sum[j] = _mm512_set1_epi32(j % 2 == 0 ? start : start * kHighScale);
   }
-  [[gnu::always_inline]] inline void resume(const int32_t* p) {
-    SPECDEC_UNROLL for (int j = 0; j < 8; ++j) sum[j] = _mm512_loadu_si512(p + 16 * j);
-  }
-  [[gnu::always_inline]] inline void save(int32_t* p) const {
-    SPECDEC_UNROLL for (int j = 0; j < 8; ++j) _mm512_storeu_si512(p + 16 * j, sum[j]);
-  }
   [[gnu::always_inline]] inline void add(const uint8_t* r0, const uint8_t* r1, const uint8_t* r2, const uint8_t* r3,
                                          int32_t values) {
     const __m512i a = _mm512_loadu_si512(r0), b = _mm512_loadu_si512(r1), c = _mm512_loadu_si512(r2),
@@ -94,12 +88,6 @@ struct HalfNibbles {
   [[gnu::always_inline]] inline void start(int32_t start) {
     SPECDEC_UNROLL for (int j = 0; j < 8; ++j) sum[j] = _mm256_set1_epi32(j % 2 == 0 ? start : start * kHighScale);
   }
-  [[gnu::always_inline]] inline void resume(const int32_t* p) {
-    SPECDEC_UNROLL for (int j = 0; j < 8; ++j) sum[j] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8 * j));
-  }
-  [[gnu::always_inline]] inline void save(int32_t* p) const {
-    SPECDEC_UNROLL for (int j = 0; j < 8; ++j) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 8 * j), sum[j]);
-  }
   [[gnu::always_inline]] static inline __m256i row(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -134,12 +122,6 @@ struct LaneNibbles {
   int32x4_t sum[8];
   [[gnu::always_inline]] inline void start(int32_t start) {
     SPECDEC_UNROLL for (int j = 0; j < 8; ++j) sum[j] = vdupq_n_s32(start);
-  }
-  [[gnu::always_inline]] inline void resume(const int32_t* p) {
-    SPECDEC_UNROLL for (int j = 0; j < 8; ++j) sum[j] = vld1q_s32(p + 4 * j);
-  }
-  [[gnu::always_inline]] inline void save(int32_t* p) const {
-    SPECDEC_UNROLL for (int j = 0; j < 8; ++j) vst1q_s32(p + 4 * j, sum[j]);
   }
   [[gnu::always_inline]] static inline int32x4_t dot(int32x4_t sum, int8x16_t u, int8x16_t s) {
 #if defined(__ARM_FEATURE_DOTPROD)
@@ -182,8 +164,6 @@ struct LaneNibbles {
     for (auto& four : sum)
       for (int32_t& one : four) one = start;
   }
-  void resume(const int32_t* p) { __builtin_memcpy(sum, p, sizeof sum); }
-  void save(int32_t* p) const { __builtin_memcpy(p, sum, sizeof sum); }
   void add(const uint8_t* r0, const uint8_t* r1, const uint8_t* r2, const uint8_t* r3, int32_t values) {
     int8_t s[4];
     __builtin_memcpy(s, &values, 4);
