@@ -5,6 +5,9 @@
 
 namespace specdec::SPECDEC_ISA {
 
+// Into the second-level cache. A macro: GCC takes a function that only prefetches for one without effect, and drops it.
+#define SPECDEC_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
+
 #if defined(__clang__)
 #define SPECDEC_UNROLL _Pragma("unroll")
 #else
@@ -14,7 +17,7 @@ namespace specdec::SPECDEC_ISA {
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
 // How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth.
-constexpr int64_t kAheadInputs = 48;
+constexpr int64_t kAheadInputs = 64;
 constexpr int64_t kAheadActive = 32;
 
 struct Half {
@@ -54,7 +57,7 @@ template <class W, int R, int V, int P, bool kAhead>
   for (int64_t i = 0; i < n; ++i) {
     F32 weights[V * P];
     SPECDEC_UNROLL for (int p = 0; p < P; ++p) {
-      if (kAhead) prefetch(w + p * panel_stride + kAheadInputs * stride);
+      if (kAhead) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
       SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride + v * kLanes);
     }
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
@@ -95,7 +98,9 @@ static void direct(const DenseCall& call, int64_t panel) {
 
 template <class W, int R>
 static void direct_panels(const DenseCall& call, int64_t first, int64_t last) {
-  if constexpr (R * kPanelVectors * 2 <= kAccumulators) {
+  // Side by side, more sums are under way than one panel has; a single row does not need them, and one stream of memory
+  // is faster than two.
+  if constexpr (R > 1 && R * kPanelVectors * 2 <= kAccumulators) {
     for (; first + 2 <= last; first += 2) direct<W, R, 2>(call, first);
   }
   for (; first < last; ++first) direct<W, R, 1>(call, first);

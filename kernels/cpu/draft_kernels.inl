@@ -1,10 +1,5 @@
 // Fills DraftKernels for one instruction set; included by each isa_*.cpp inside no namespace, after its simd header.
 
-namespace specdec::SPECDEC_ISA {
-// Into the second-level cache. A macro: GCC takes a function that only prefetches for one without effect, and drops it.
-#define SPECDEC_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
-}  // namespace specdec::SPECDEC_ISA
-
 #include "select_draft.inl"
 #include "int4.inl"
 #include "int4_build.inl"

@@ -293,8 +293,11 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
     return;
   }
   const std::vector<Plan> plans = plan(in, outputs);
-  int parts = 0;
-  for (size_t j = 0; j < (paired ? 1 : plans.size()); ++j) parts += plans[j].parts;
+  // Every thread's share of the parts is a whole share of each matrix (see Pool::run), so that they finish together.
+  const size_t kinds = paired ? 1 : plans.size();
+  const int threads = model_.pool_->threads();
+  int share = 0;
+  for (size_t j = 0; j < kinds; ++j) share += plans[j].parts;
   auto panels = [&](const Plan& p, int64_t first, int64_t last, float* scratch) {
     MaskedCall call = p.call;
     call.dense.scratch = scratch;
@@ -303,12 +306,16 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
     else
       kernels_.dense.multiply(call.dense, first, last);
   };
-  each(parts, static_cast<int64_t>(in.rows) * outputs.size() * plans[0].matrix->in * plans[0].matrix->out,
+  each(threads * share, static_cast<int64_t>(in.rows) * outputs.size() * plans[0].matrix->in * plans[0].matrix->out,
        [&](int part, int thread) {
+         const int64_t owner = part / share;
+         part %= share;
          size_t j = 0;
          for (; part >= plans[j].parts; ++j) part -= plans[j].parts;
          const Plan& p = plans[j];
-         const int64_t first = part * p.group, last = std::min(first + p.group, p.matrix->panel_count());
+         const int64_t panels_in_all = p.matrix->panel_count(), end = panels_in_all * (owner + 1) / threads;
+         const int64_t first = panels_in_all * owner / threads + part * p.group, last = std::min(first + p.group, end);
+         if (first >= last) return;
          panels(p, first, last, thread_scratch(thread));
          for (size_t k = 1; paired && k < plans.size(); ++k) panels(plans[k], first, last, thread_scratch(thread));
          for (int row = 0; row < in.rows; ++row)
@@ -341,9 +348,10 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
   const float* x = to_tiles(in, model_.matrix(outputs[0].matrix).in, tiles);
   for (const Output& output : outputs) {
     const PackedMatrix& matrix = model_.matrix(output.matrix);
-    const int64_t group = std::max<int64_t>(1, kPartBytes / (matrix.in * kPanel * 2));
-    Plan p{
-        &matrix, {}, efforts_[output.matrix] < 1, group, static_cast<int>((matrix.panel_count() + group - 1) / group)};
+    // A few rows go through two panels side by side.
+    const int64_t group = std::max<int64_t>(2, kPartBytes / (matrix.in * kPanel * 2) / 2 * 2);
+    const int64_t threads = model_.pool_->threads(), share = (matrix.panel_count() + threads - 1) / threads;
+    Plan p{&matrix, {}, efforts_[output.matrix] < 1, group, static_cast<int>((share + group - 1) / group)};
     p.call.dense = DenseCall{matrix.panels.data(), matrix.dtype, matrix.in, matrix.out, x, tiles, output.y,
                              output.stride,        nullptr};
     masked |= p.masked;

@@ -36,7 +36,7 @@ class Pass {
     MaskedCall call;
     bool masked;
     int64_t group;  // panels per part
-    int parts;
+    int parts;      // of each thread's share
   };
 
   void allocate();
