@@ -10,11 +10,11 @@ namespace specdec {
 namespace {
 
 // Outputs of a tile. Long rows keep memory busy, but what one pass reads and the next must fit the second-level cache.
-constexpr int64_t kTileOutputs = 2240;
+constexpr int64_t kTileOutputs = 8960;
 // A part reads at least so many bytes, of at least so many inputs.
 constexpr int64_t kPartBytes = 64 << 10, kPartInputs = 256;
 // Parts of a matrix in one tile, and chunks of each tile where there are more.
-constexpr int64_t kMaxChunks = 8, kMaxTileChunks = 4;
+constexpr int64_t kMaxChunks = 8, kMaxTileChunks = 2;
 // Parts that rounding a matrix is split into.
 constexpr int64_t kBuildParts = 32;
 
