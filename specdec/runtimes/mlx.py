@@ -14,7 +14,7 @@ import numpy as np
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
-from specdec.runtimes.base import Cache, ForwardResult
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers
 from specdec.runtimes.mlx_device import Gpu, find_gpu
 from specdec.runtimes.mlx_model import Kind, Layer, Transformer
 from specdec.runtimes.mlx_ops import MAX_ROWS, SPAN, STATE_SIZE, Ops, row_step
@@ -95,6 +95,7 @@ class MlxRuntime:
 
     name = "mlx"
     auto_draft = ("int4", 1.0)
+    batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store) -> None:
         problem = refuse_unsupported(store.config)
@@ -159,12 +160,15 @@ class MlxRuntime:
         effort: EffortSchedule,
         view: str = "exact",
         last_only: bool = False,
+        layers: int | None = None,
     ) -> ForwardResult:
         """Append M tokens to `cache` and return their logits; see `Runtime.forward`.
 
         The exact view runs up to 16 rows at a time, a draft view one. When anything is raised the cache is as it was.
         """
         ids = self._checked(tokens, cache)
+        if checked_layers(layers, self.config) < self.config.num_layers:
+            raise InvalidArgumentError("the mlx runtime always runs all layers: early exit needs another runtime")
         assert isinstance(cache, GpuCache)
         self.prepare_view(view)
         selects, takes = self._takes(effort, view)
