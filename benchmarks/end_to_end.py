@@ -60,7 +60,8 @@ def specdec_contender(model: Model, setting: str | None, max_tokens: int) -> Cal
     options: dict[str, object] = {"speculate": False}
     if setting is not None:
         view, effort, length = setting.split(":")
-        options = {"draft_view": view, "draft_effort": float(effort), "draft_len": int(length)}
+        options = {"draft_view": view, "draft_effort": float(effort), "draft_len": int(length), "policy": "fixed"}
+        options["drafter"] = "effort"
     # One short answer first: draft views are built, pages touched, threads awake.
     specdec.generate(model, "Hello", max_tokens=8, **options)
 

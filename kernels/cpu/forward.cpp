@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kPartBytes = 64 << 10;
 
 // Scratch of one selection.
-int64_t select_words(int64_t in, int64_t tiers) { return 2 * in * tiers + 16; }
+int64_t select_words(int64_t in, int64_t tiers) { return in * tiers; }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -394,8 +394,10 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
     if (!p.masked) return;
     const int32_t* offsets = scratch_.offsets.data() + j * in.rows * width;
     int32_t* active = scratch_.active.data() + j * width;
-    int64_t found = 0;
-    for (int64_t i = 0; i < width; ++i) {
+    // Lines read one after another come faster than half of them with gaps; an input that no row takes adds nothing.
+    const bool most = efforts_[p.matrix - model_.matrices_.data()] > 0.5;
+    int64_t found = most ? width : 0;
+    for (int64_t i = 0; i < width && !most; ++i) {
       int32_t any = 0;
       for (int t = 0; t < tiles.count; ++t) {
         const int32_t* row = offsets + tiles.start(t) * width + i * tiles.size(t);
@@ -404,7 +406,6 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
       active[found] = static_cast<int32_t>(i);
       found += any != 0;
     }
-    // Lines read one after another come faster than half of them with gaps; an input that no row takes adds nothing.
     if (found * 2 > width) {
       for (found = 0; found < width; ++found) active[found] = static_cast<int32_t>(found);
     }

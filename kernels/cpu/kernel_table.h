@@ -124,7 +124,7 @@ struct SelectCall {
   const float* scores;  // [K][in]
   int64_t target;       // weights to take, counted in one bucket per input: 1 .. in * bucket_size
   uint8_t* chosen;      // out: n(i)
-  uint32_t* keys;       // scratch: 2 * K * in + 1
+  uint32_t* keys;       // scratch: K * in
 };
 constexpr int kMaxTiers = 64;
 

@@ -16,56 +16,15 @@ struct Cut {
   int64_t ties;
 };
 
-static inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-static inline float float_of(uint32_t bits) {
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-// Scores are not negative, so their bits order as they do, and are close to linear in the logarithm.
 // `scanned` scores are looked at, of which all but `n` are fillings that score zero.
-static Cut find_cut(const float* scores, int64_t scanned, int64_t n, float mean, float effort) {
+static Cut draft_cut(const float* scores, int64_t scanned, int64_t n, float mean, float effort) {
   const double total = static_cast<double>(n);
   const int64_t target = effort * total < 1 ? 1 : static_cast<int64_t>(effort * total + 0.5);
   const int64_t slack = static_cast<int64_t>(kEffortSlack * total);
-  int64_t low = 0, high = int64_t{0x7F800000} + 1;  // takes everything, takes nothing
-  int64_t low_count = scanned, high_count = 0;
-  // Scores near an exponential distribution: the share above t is exp(-t / mean).
-  const float u = -__builtin_logf(effort);
-  int64_t at = bits_of(mean * (u > 0.01F ? u : 0.01F));
-  double slope = -total * effort * (u > 0.01F ? u : 0.01F) * 0.693 / (1 << 23);  // count per step of the bits
-  while (high - low > 1) {
-    if (at <= low || at >= high) at = low + (high - low) / 2;
-    const int64_t count = count_from(scores, scanned, float_of(static_cast<uint32_t>(at)));
-    if (count >= target - slack && count <= target + slack) return Cut{float_of(static_cast<uint32_t>(at)), n};
-    if (count > target) {
-      low = at;
-      low_count = count;
-    } else {
-      high = at;
-      high_count = count;
-    }
-    // The secant once both ends are known to be near, Newton's step with the assumed slope before.
-    const bool bracketed = low > 0 && high <= int64_t{0x7F800000};
-    if (bracketed) {
-      const double share = static_cast<double>(low_count - target) / static_cast<double>(low_count - high_count);
-      const int64_t width = high - low;
-      int64_t step = static_cast<int64_t>(static_cast<double>(width) * share);
-      // Never less than a sixteenth from an end: a steep flank would hold regula falsi there.
-      const int64_t margin = width / 16;
-      step = step < margin ? margin : step > width - margin ? width - margin : step;
-      at = low + step;
-    } else {
-      at += static_cast<int64_t>(static_cast<double>(target - count) / slope * 1.5);
-    }
-  }
-  // Equal scores straddle the target: take part of them.
-  return Cut{float_of(static_cast<uint32_t>(low)), target - high_count};
+  const ScoreCut cut = find_cut([&](uint32_t bits) { return count_from(scores, scanned, float_of(bits)); }, scanned,
+                                target, slack, slack, mean, effort);
+  if (cut.low_count <= target + slack) return Cut{float_of(static_cast<uint32_t>(cut.low)), n};
+  return Cut{float_of(static_cast<uint32_t>(cut.low)), target - cut.high_count};  // equal scores: take part of them
 }
 
 static int64_t choose(const ChooseCall& call) {
@@ -77,7 +36,7 @@ static int64_t choose(const ChooseCall& call) {
     return call.in;
   }
   const float sum = score_inputs(call.x, call.scores, groups * kGroup, call.scratch);
-  const Cut cut = find_cut(call.scratch, groups * kGroup, call.in, sum / static_cast<float>(call.in), call.effort);
+  const Cut cut = draft_cut(call.scratch, groups * kGroup, call.in, sum / static_cast<float>(call.in), call.effort);
   int64_t taken = 0, ties = cut.ties;
   for (int64_t g = 0; g < groups; ++g) {
     const float* scores = call.scratch + g * kGroup;

@@ -54,7 +54,7 @@ TEST(selection_is_the_definition) {
             const auto target =
                 std::max<int64_t>(1, static_cast<int64_t>(std::ceil(effort * static_cast<double>(in * bucket))));
             std::vector<uint8_t> chosen(x.size());
-            std::vector<uint32_t> keys(static_cast<size_t>(2 * tiers * in + 1));
+            std::vector<uint32_t> keys(static_cast<size_t>(tiers * in));
             table->select({in, static_cast<int>(tiers), sizes.data(), x.data(), scores.data(), target, chosen.data(),
                            keys.data()});
             CHECK(chosen == by_sorting(x, scores, sizes, target),
