@@ -35,11 +35,11 @@ class PartialFile:
             values = json.loads(self.path.read_bytes())
             if values["settings"] != self._settings:
                 return sums
-            found = Sums(int(values["positions"]), np.array(values["kl"], float), np.array(values["distance"], float))
+            found = Sums(int(values["done"]), np.array(values["kl"], float), np.array(values["distance"], float))
         except (OSError, ValueError, KeyError, TypeError):
             return sums  # lost work is done again; there is nothing else to lose
         fits = found.kl.shape == found.distance.shape == sums.kl.shape
-        return found if fits and np.isfinite(found.kl).all() and found.positions > 0 else sums
+        return found if fits and np.isfinite(found.kl).all() and found.done > 0 else sums
 
     def save(self, sums: Sums, *, now: bool = False) -> None:
         """Keep the sums, if `now` or some seconds after the last time.
@@ -49,7 +49,7 @@ class PartialFile:
         """
         if not now and time.monotonic() - self._saved_s < _SAVE_EVERY_S:
             return
-        values = {"settings": self._settings, "positions": sums.positions}
+        values = {"settings": self._settings, "done": sums.done}
         write_json(self.path, values | {"kl": sums.kl.tolist(), "distance": sums.distance.tolist()})
         self._saved_s = time.monotonic()
 

@@ -146,11 +146,12 @@ def _measure(
         for index in np.linspace(len(tokens) // 4, len(tokens) - 1, plan.places)
     ]
     stage = f"measuring {len(units)} matrices" if not plan.quick else f"measuring {len(units)} groups of matrices"
-    progress(stage, sums.positions, len(places))
+    total = len(places) * len(units)
+    progress(stage, sums.done, total)
 
     def done(sums: Sums) -> None:
         partial.save(sums)
-        progress(stage, sums.positions, len(places))
+        progress(stage, sums.done, total)
 
     try:
         measure(
@@ -164,7 +165,7 @@ def _measure(
             done=done,
         )
     finally:
-        if sums.positions:
+        if sums.done:
             partial.save(sums, now=True)
 
 
@@ -183,6 +184,7 @@ def _choose(
     runtime = model.runtime
     timer = StepTimer(runtime, passages[0], repeats=plan.repeats)
     kind_s = _kind_seconds(timer, units, view)
+    mean_kl, mean_distance = sums.mean(sums.kl), sums.mean(sums.distance)
     drafts = _drafts(model, units, plan, sums, kind_s, means)
     schedules = [EffortSchedule(mean, efforts) for mean, _, efforts in drafts]
     step_s, verify_s = timer.drafts(schedules, view), timer.exact()
@@ -207,7 +209,7 @@ def _choose(
         verify_s=verify_s,
         kind_s=kind_s,
         tolerance={
-            unit.name: {"kl": sums.mean_kl[row].tolist(), "distance": sums.mean_distance[row].tolist()}
+            unit.name: {"kl": mean_kl[row].tolist(), "distance": mean_distance[row].tolist()}
             for row, unit in enumerate(units)
         },
         candidates=tuple(candidates),
@@ -230,7 +232,7 @@ def _drafts(
     # Times on a busy machine are uncertain by about as much as they differ: half of their difference, in logarithms.
     rates = (rates * sum(kind_s.values()) / sizes.sum()) ** 0.5
     drafts: list[tuple[float, float, dict[str, float]]] = [(1.0, 0.0, {})]
-    kl = net_of_rounding(sums.mean_kl)
+    kl = net_of_rounding(sums.mean(sums.kl))
     for mean in (mean for mean in means if mean < 1):
         best = allocate(kl, levels=plan.levels, multiplications=sizes, cost_rate=rates, mean=mean)
         drafts.append((mean, 0.0, {}))

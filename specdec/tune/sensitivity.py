@@ -1,14 +1,13 @@
 """What each matrix tolerates: divergence of the draft when one unit alone runs at a lower effort.
 
 Measured on passages of text, at places spread over them: history at verify quality, as in drafting; one draft step with
-every unit at effort 1, then one for every unit and level. What is kept are sums over places, so that a measurement that
-was cut short goes on where it stopped (`partial`).
+every unit at effort 1, then one for every unit and level. What is kept are sums, so that a measurement that was cut
+short goes on where it stopped (`partial`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,19 +21,18 @@ _CHUNK = 512  # tokens of text in one pass
 _FULL = EffortSchedule()
 
 
-@dataclass
 class Sums:
-    """Sums over the positions that are done.
+    """Sums over what is done: place by place, and unit by unit within a place.
 
     Attributes:
-        positions: how many.
+        done: pairs of a place and a unit that are done.
         kl: float64 (units, levels), nats.
         distance: float64 (units, levels), see `Comparison.distance`.
     """
 
-    positions: int
-    kl: NDArray[np.float64]
-    distance: NDArray[np.float64]
+    def __init__(self, done: int, kl: NDArray[np.float64], distance: NDArray[np.float64]) -> None:
+        # One object, replaced as a whole: an interrupt finds either the old sums or the new ones.
+        self._state = (done, kl, distance)
 
     @classmethod
     def empty(cls, units: int, levels: int) -> Sums:
@@ -42,14 +40,30 @@ class Sums:
         return cls(0, np.zeros((units, levels)), np.zeros((units, levels)))
 
     @property
-    def mean_kl(self) -> NDArray[np.float64]:
-        """(units, levels), per position."""
-        return self.kl / max(1, self.positions)
+    def done(self) -> int:
+        """See the class."""
+        return self._state[0]
 
     @property
-    def mean_distance(self) -> NDArray[np.float64]:
-        """(units, levels), per position."""
-        return self.distance / max(1, self.positions)
+    def kl(self) -> NDArray[np.float64]:
+        """See the class."""
+        return self._state[1]
+
+    @property
+    def distance(self) -> NDArray[np.float64]:
+        """See the class."""
+        return self._state[2]
+
+    def add(self, kl: Sequence[float], distance: Sequence[float]) -> None:
+        """Count the next unit: its divergence and distance at each level."""
+        unit, totals = self.done % len(self.kl), (self.kl.copy(), self.distance.copy())
+        totals[0][unit] += kl
+        totals[1][unit] += distance
+        self._state = (self.done + 1, *totals)
+
+    def mean(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(units, levels) of `kl` or `distance`, per place; for sums over whole places."""
+        return totals / max(1, self.done // len(totals))
 
 
 def measure(
@@ -63,7 +77,7 @@ def measure(
     sums: Sums,
     done: Callable[[Sums], None],
 ) -> None:
-    """Add the places that `sums` lacks to it, in order, calling `done` after each.
+    """Add what `sums` lacks to it, place by place and unit by unit, calling `done` after each unit.
 
     Args:
         runtime: runs the model.
@@ -72,25 +86,21 @@ def measure(
         view: draft view.
         levels: efforts below 1.
         places: ascending (passage, index of a token in it) whose next-token distributions are compared.
-        sums: what is there already; changed after each whole place only, so that an interrupt loses no more.
+        sums: what is there already; an interrupt leaves it as after the last whole unit.
         done: told how far it is.
     """
     schedules = [[EffortSchedule(1.0, dict.fromkeys(unit.matrices, level)) for level in levels] for unit in units]
     cache, reading = runtime.new_cache(1), -1
-    for passage, index in places[sums.positions :]:
+    for passage, index in places[sums.done // len(units) :]:
         tokens = passages[passage]
         if passage != reading:
             cache, reading = runtime.new_cache(len(tokens)), passage
         advance(runtime, cache, tokens[:index])
         right = Comparison(draft_step(runtime, cache, tokens[index], _FULL, view))
-        kl, distance = np.zeros_like(sums.kl), np.zeros_like(sums.distance)
-        for row, of_unit in enumerate(schedules):
-            for column, schedule in enumerate(of_unit):
-                logits = draft_step(runtime, cache, tokens[index], schedule, view)
-                kl[row, column] = right.divergence(logits)
-                distance[row, column] = right.distance(logits)
-        sums.kl, sums.distance, sums.positions = sums.kl + kl, sums.distance + distance, sums.positions + 1
-        done(sums)
+        for of_unit in schedules[sums.done % len(units) :]:
+            rows = [draft_step(runtime, cache, tokens[index], schedule, view) for schedule in of_unit]
+            sums.add([right.divergence(row) for row in rows], [right.distance(row) for row in rows])
+            done(sums)
 
 
 def advance(runtime: Runtime, cache: Cache, tokens: Sequence[int]) -> None:
