@@ -65,26 +65,47 @@ def random_weights(outputs: int, inputs: int, seed: int) -> Any:
     return (mx.random.normal((outputs, inputs), key=key) * inputs**-0.5).astype(mx.float16)
 
 
+def _slots(size: Any) -> Any:
+    """Where each of 16 weights of size (..., 16) lies among the runs of its bucket: 4 * run + place, int32.
+
+    By counting: a sort of millions of short rows is more than one launch of MLX's takes.
+    """
+    number = mx.arange(BUCKET)
+    rank = mx.zeros(size.shape, dtype=mx.int32)
+    for i in range(BUCKET):
+        other = size[..., i : i + 1]
+        rank = rank + ((other > size) | ((other == size) & (number > i))).astype(mx.int32)
+    run = rank // RUN
+    place = mx.zeros(size.shape, dtype=mx.int32)
+    for i in range(BUCKET):
+        place = place + ((run[..., i : i + 1] == run) & (number > i)).astype(mx.int32)
+    return run * RUN + place
+
+
 def buckets_of(weights: Any) -> tuple[Any, Any, Any]:
     """Runs of (out, in) weights in buckets of 16: values, positions as `mlx_pack.bucket_parts`, scores (in, 4)."""
     outputs, inputs = weights.shape
     wide = -(-outputs // BUCKET) * BUCKET
     columns = mx.pad(weights, [(0, wide - outputs), (0, 0)]).T.reshape(inputs, wide // BUCKET, BUCKET)
-    order = mx.argsort(-mx.abs(columns), axis=-1)
-    runs = mx.sort(order.reshape(inputs, -1, BUCKET // RUN, RUN), axis=-1)
-    values = mx.take_along_axis(columns, runs.reshape(order.shape), axis=-1).reshape(runs.shape)
+    slots, number = _slots(mx.abs(columns)), mx.arange(BUCKET)
+    values = mx.zeros_like(columns)
+    order = mx.zeros(columns.shape, dtype=mx.uint16)
+    for j in range(BUCKET):
+        here = slots[..., j : j + 1] == number
+        values = mx.where(here, columns[..., j : j + 1], values)
+        order = mx.where(here, mx.array(j, mx.uint16), order)
+    values = values.reshape(inputs, -1, BUCKET // RUN, RUN)
+    four = order.reshape(values.shape)
     scores = mx.mean(mx.abs(values).astype(mx.float32), axis=(1, 3))
-    four = runs.astype(mx.uint16)
     places = four[..., 0] | (four[..., 1] << 4) | (four[..., 2] << 8) | (four[..., 3] << 12)
-    return values.transpose(2, 0, 1, 3).view(mx.uint16), places.transpose(2, 0, 1), scores
+    return mx.contiguous(values.transpose(2, 0, 1, 3)).view(mx.uint16), places.transpose(2, 0, 1), scores
 
 
 def tiers_of(weights: Any) -> Any:
     """Tier of every weight, uint8 (out, in); `out` is a multiple of 16."""
     outputs, inputs = weights.shape
     columns = weights.T.reshape(inputs, outputs // BUCKET, BUCKET)
-    rank = mx.argsort(mx.argsort(-mx.abs(columns), axis=-1), axis=-1)
-    return (rank // RUN).astype(mx.uint8).reshape(inputs, outputs).T
+    return (_slots(mx.abs(columns)) // RUN).astype(mx.uint8).reshape(inputs, outputs).T
 
 
 def int4_of(weights: Any) -> tuple[Any, Any, Any]:

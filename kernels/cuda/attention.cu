@@ -7,7 +7,7 @@
 const int tid = threadIdx.x, head = blockIdx.x, split = blockIdx.y;
 const int warp = tid / 32, lane = tid % 32;
 constexpr int THREADS = 256, GROUP = HEADS / KV_HEADS, EACH = (SIZE + 31) / 32, SIDES = THREADS / SIZE;
-constexpr int TOGETHER = ROWS < 4 ? ROWS : 4, SHARE = (SPAN + SIDES - 1) / SIDES;
+constexpr int TOGETHER = ROWS < 4 ? ROWS : 4, SHARE = (SPAN + SIDES - 1) / SIDES, AHEAD = 16;
 const int position = state[0], rows = state[1], kv_head = head / GROUP, start = split * SPAN;
 const int capacity = cache_shape[2];
 if (start >= position + rows) return;
@@ -90,7 +90,7 @@ for (int base = 0; base < rows; base += TOGETHER) {
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) score[r] = 0;
   if (tid < SPAN && own < position + rows) {
-#pragma unroll 2
+#pragma unroll 8
     for (int d = 0; d < SIZE; d += 8) {
       float k[8];
       if (own < position) {
@@ -125,10 +125,22 @@ for (int base = 0; base < rows; base += TOGETHER) {
     const int from = start + side * SHARE;
     int until = from + SHARE < start + SPAN ? from + SHARE : start + SPAN;
     until = until < position + rows ? until : position + rows;
-    for (int at = from; at < until; ++at) {
-      const float v = to_float(at < position ? values[(size_t)at * SIZE + d] : new_values[at - position][d]);
+    for (int at = from; at < until; at += AHEAD) {
+      float v[AHEAD];  // all loads first: one by one each would wait for the memory
 #pragma unroll
-      for (int r = 0; r < TOGETHER; ++r) mixed[r] = fmaf(weights[r][at - start], v, mixed[r]);
+      for (int a = 0; a < AHEAD; ++a) {
+        v[a] = 0;
+        if (at + a < until) {
+          v[a] = to_float(at + a < position ? values[(size_t)(at + a) * SIZE + d] : new_values[at + a - position][d]);
+        }
+      }
+#pragma unroll
+      for (int a = 0; a < AHEAD; ++a) {
+#pragma unroll
+        for (int r = 0; r < TOGETHER; ++r) {
+          if (at + a < until) mixed[r] = fmaf(weights[r][at + a - start], v[a], mixed[r]);
+        }
+      }
     }
   }
 #pragma unroll

@@ -2,7 +2,7 @@
 // splits (ROWS, HEADS, SPLITS, SIZE + 2): weighted values, their largest score, their sum of weights.
 // splits, scores (WIDTH, TIERS), take (1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
-SHARED int scratch[32];
+SHARED int scratch[96];
 float value[OWN];
 const bool idle = row >= state[1];
 const int used = (state[0] + row) / SPAN + 1;

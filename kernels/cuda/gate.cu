@@ -2,7 +2,7 @@
 // Shazeer, 2002.05202, section 2. parts (PARTS, ROWS, COLUMNS) holds 16 gates and their 16 ups in turn.
 // parts, scores (WIDTH, TIERS), take (1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
-SHARED int scratch[32];
+SHARED int scratch[96];
 float value[OWN];
 const bool idle = row >= state[1];
 #pragma unroll

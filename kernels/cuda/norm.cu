@@ -4,7 +4,7 @@
 // -> sum (ROWS, WIDTH) when PARTS, activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
 SHARED float sums[32];
-SHARED int scratch[32];
+SHARED int scratch[96];
 float value[OWN];
 float square = 0;
 const bool idle = row >= state[1];

@@ -93,6 +93,18 @@ DEVICE T block_max(T value, T* scratch, int tid) {
   BARRIER();
   return lane_max(scratch[tid % 32 < WARPS ? tid % 32 : 0]);
 }
+// Three sums at once; scratch holds 96 values.
+template <int WARPS>
+DEVICE void block_sum3(int (&value)[3], int* scratch, int tid) {
+  for (int n = 0; n < 3; ++n) value[n] = lane_sum(value[n]);
+  if (WARPS == 1) return;
+  BARRIER();
+  if (tid % 32 == 0) {
+    for (int n = 0; n < 3; ++n) scratch[n * 32 + tid / 32] = value[n];
+  }
+  BARRIER();
+  for (int n = 0; n < 3; ++n) value[n] = lane_sum(tid % 32 < WARPS ? scratch[n * 32 + tid % 32] : 0);
+}
 // The sum over all threads before this one.
 template <int WARPS>
 DEVICE int block_before(int value, int* scratch, int tid) {
@@ -133,29 +145,33 @@ DEVICE void select_tiers(const float (&v)[OWN], const float* scores, int inputs,
     }
   }
   top = block_max<WARPS>(top, scratch, tid);
-  // Tiers at `low` and above hold at least `target` weights, those at `high` and above fewer.
+  // Tiers at `low` and above hold at least `target` weights, those at `high` and above fewer. Each turn counts at three
+  // keys: around the place where a straight line between the ends would cross the target, or at the quarters.
   int low = 0, high = top + 1, held = total, short_of = 0;
   for (int turn = 0; high - low > 1 && held >= target + smallest; ++turn) {
-    int middle;
+    int middle = low + (high - low) / 2, reach = (high - low) / 4;
     if (low == 0 && turn < 8) {
-      middle = high - (2 << 23) > 1 ? high - (2 << 23) : 1;
-    } else if (turn % 4 == 3) {
-      middle = low + (high - low) / 2;
-    } else {
+      middle = high - (2 << 23), reach = 1 << 23;
+    } else if (turn % 3 != 2) {
       middle = low + int(float(held - target) / float(held - short_of) * float(high - low));
+      reach = (high - low) / 16;
     }
-    middle = middle <= low ? low + 1 : middle >= high ? high - 1 : middle;
-    int count = 0;
+    int probe[3] = {middle - reach, middle, middle + reach}, count[3] = {0, 0, 0};
+    for (int n = 0; n < 3; ++n) probe[n] = probe[n] <= low ? low + 1 : probe[n] >= high ? high - 1 : probe[n];
     for (int j = 0; j < OWN; ++j) {
-      for (int k = 0; k < TIERS; ++k) count += keys[j * TIERS + k] >= middle ? (SIZES >> (8 * k)) & 255 : 0;
+      for (int k = 0; k < TIERS; ++k) {
+        for (int n = 0; n < 3; ++n) count[n] += keys[j * TIERS + k] >= probe[n] ? (SIZES >> (8 * k)) & 255 : 0;
+      }
     }
-    count = block_sum<WARPS>(count, scratch, tid);
-    if (count >= target) {
-      low = middle;
-      held = count;
-    } else {
-      high = middle;
-      short_of = count;
+    block_sum3<WARPS>(count, scratch, tid);
+    for (int n = 0; n < 3; ++n) {
+      if (count[n] >= target && probe[n] > low) {
+        low = probe[n];
+        held = count[n];
+      } else if (count[n] < target && probe[n] < high) {
+        high = probe[n];
+        short_of = count[n];
+      }
     }
   }
   const bool clean = held < target + smallest;

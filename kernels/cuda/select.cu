@@ -1,7 +1,7 @@
 // How many tiers of each input a row takes in the exact view, one row and one of the joined matrices per block.
 // activation (ROWS, ., PADDED), scores (JOINED, WIDTH, TIERS), take (JOINED), state -> prefix (JOINED, ROWS, PADDED)
 const int tid = threadIdx.x, row = blockIdx.x, matrix = blockIdx.y;
-SHARED int scratch[32];
+SHARED int scratch[96];
 if (row >= state[1]) return;
 float value[OWN];
 #pragma unroll
