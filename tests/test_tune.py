@@ -105,10 +105,10 @@ def test_what_rounding_does_is_no_loss():
 @given(
     scale=st.lists(st.floats(1e-6, 10), min_size=2, max_size=12),
     sizes=st.lists(st.integers(1, 50), min_size=12, max_size=12),
-    rates=st.lists(st.floats(0.1, 3), min_size=12, max_size=12),
+    rates=st.one_of(st.just([1.0] * 12), st.lists(st.floats(0.1, 3), min_size=12, max_size=12)),
     mean=st.floats(0.2, 1.0),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 def test_allocation_meets_the_mean_and_beats_equal_efforts(scale, sizes, rates, mean):
     levels, count = (0.2, 0.6), len(scale)
     kl = np.outer(scale, (1 - np.array(levels)) ** 2)
@@ -118,8 +118,11 @@ def test_allocation_meets_the_mean_and_beats_equal_efforts(scale, sizes, rates, 
     assert ((efforts >= 0.2) & (efforts <= 1)).all()
     assert efforts @ share <= mean + 1e-9
     assert efforts @ share >= mean - 0.025 * share.max() - 1e-9  # no step of any unit fits any more
-    if np.ptp(rate) == 0:
-        assert np.array(scale) @ (1 - efforts) ** 2 <= np.array(scale).sum() * (1 - efforts @ share) ** 2 + 1e-9
+    if (
+        np.ptp(rate) == 0
+    ):  # two steps of the grid: one to reach it, and one that ties may leave unspent before topping up
+        equal = max(0.2, mean - 0.05)
+        assert np.array(scale) @ (1 - efforts) ** 2 <= np.array(scale).sum() * (1 - equal) ** 2 + 1e-9
 
 
 def test_allocation_gives_most_to_what_tolerates_least_and_saves_where_it_costs_most():
