@@ -35,3 +35,7 @@ class DownloadError(SpecdecError, RuntimeError):
 
 class RuntimeUnavailableError(SpecdecError, RuntimeError):
     """A runtime was asked for by name and cannot run here; the message says what to install."""
+
+
+class MemoryShortError(SpecdecError, MemoryError):
+    """There is no memory for something that could be left out, such as a draft view."""

@@ -13,7 +13,7 @@ from specdec.engine.efforts import EffortScale
 from specdec.engine.engine import Engine, Speculation
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.settings import GenerationSettings
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.policies.base import DraftOption, Knowledge
 from specdec.policies.registry import create as create_policy
 
@@ -111,5 +111,10 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
             name = spec if isinstance(spec, str) else type(spec).__name__
             if name in drafters:
                 raise InvalidArgumentError(f"drafter {name!r} is asked for twice")
-            drafters[name] = create_drafter(spec, setup) if isinstance(spec, str) else spec
+            try:
+                drafters[name] = create_drafter(spec, setup) if isinstance(spec, str) else spec
+            except MemoryShortError as error:
+                if one != "auto" or settings.draft_view != "auto":
+                    raise
+                warnings.warn(f"{error}; drafting goes on without it", stacklevel=2)
     return drafters

@@ -20,7 +20,8 @@ from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
 from specdec.runtimes.base import Cache, ForwardResult, checked_layers
 from specdec.runtimes.cores import usable_cores
-from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft
+from specdec.runtimes.memory import available_bytes, check_room
+from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft, view_bytes
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -148,14 +149,18 @@ class NativeRuntime:
 
         Raises:
             UnknownNameError: this runtime has no such view.
+            MemoryShortError: there is no memory for it.
         """
+        if view == "exact" or view in self._drafts:
+            return
+        if view not in self.views:
+            raise UnknownNameError("view", view, ["exact", *self.views])
         if view == "bucket":
             self._need_masks()
-        elif view not in self._drafts and view != "exact":
-            if view not in self.views:
-                raise UnknownNameError("view", view, ["exact", *self.views])
-            self._drafts[view] = build_draft(view, self._model, self._store)
-            _release_pages(self._store)
+            return
+        check_room(f"draft view {view!r}", view_bytes(view, self.config), available_bytes())
+        self._drafts[view] = build_draft(view, self._model, self._store)
+        _release_pages(self._store)
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
@@ -234,9 +239,16 @@ class NativeRuntime:
         return found
 
     def _need_masks(self) -> None:
-        """Pack the tier masks, unless they are there."""
+        """Pack the tier masks, unless they are there.
+
+        Raises:
+            MemoryShortError: there is no memory for them.
+        """
         if self._has_masks:
             return
+        tiers = len(self._store.layout.tier_sizes)
+        weights = sum(outputs * inputs for outputs, inputs in self.config.matrices().values())
+        check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
         for name, index in self._index.items():
             matrix = self._store.exact(name)
             self._model.load_masks(index, list(matrix.values), list(matrix.masks), matrix.scores)

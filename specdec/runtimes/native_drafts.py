@@ -33,6 +33,12 @@ def build_draft(view: str, model: Any, store: Store) -> Any:
     return _BUILDERS[view](native_module(), model, store)
 
 
+def view_bytes(view: str, config: ModelConfig) -> int:
+    """About how many bytes a view takes: levels and scales of int4; codes, masks and steps of bucket8."""
+    weights = sum(outputs * inputs for outputs, inputs in config.matrices().values())
+    return int(weights * _BYTES_PER_WEIGHT[view])
+
+
 def joined_names(config: ModelConfig) -> list[list[str]]:
     """The matrices of a model, those that multiply the same row side by side: q, k and v; gate and up."""
     joined: list[list[str]] = []
@@ -91,5 +97,7 @@ def _build_bucket8(module: Any, model: Any, store: Store) -> Any:
     return view
 
 
+# Without what rounding to whole tiles and pages adds, a few percent.
+_BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535}
 _BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {"bucket8": _build_bucket8, "int4": _build_int4}
 DRAFT_VIEWS: tuple[str, ...] = tuple(_BUILDERS)
