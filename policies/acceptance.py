@@ -93,7 +93,7 @@ class EffortAcceptance:
     def highest(self) -> float:
         """What the mean may be at best: two standard deviations above what was seen."""
         mean, seen = self.mean(), self.overall.seen
-        return min(0.995, mean + 2.0 * math.sqrt(max(mean * (1 - mean), 0.02) / (seen + 1.0)))
+        return min(0.995, mean + 2.0 * math.sqrt(max(mean * (1 - mean), 0.02) / (seen + _PRIOR_WEIGHT)))
 
     def learn_token(self, before: int, own: int, is_kept: bool) -> None:
         """Count a token whose forerunners were all kept; what follows a rejected one is never judged.
@@ -121,7 +121,7 @@ class MatchAcceptance:
     def of(self, match: int) -> float:
         """Chance that a token with `match` tokens of context behind it is kept when those before it are."""
         match = min(match, LONGEST_MATCH)
-        prior = min(0.9, 0.3 + 0.1 * match)
+        prior = min(0.9, 0.15 + 0.12 * match)
         return self.rates[match].estimate(prior, 3.0)
 
     def learn(self, match: int, drafted: int, accepted: int) -> None:

@@ -4,6 +4,10 @@ Everything is in two currencies, tokens and dense steps (the cost of one plain p
 dense step brings lately, turns one into the other: a thing is worth doing when its expected tokens exceed `r` times its
 cost. That is the rule that maximises the long-run ratio of tokens to time (renewal-reward, Dinkelbach 1967). What is
 known of costs is in `costs`, of acceptance in `acceptance`; what outlives a generation in `learnt`.
+
+The going rate leaves rounds with a lookup out. Where text repeats itself lookups bring tokens for next to nothing, but
+a stretch that does not repeat has to be paid for at its own price: measured by the rate of both together, drafting
+there would seem a waste, and plain steps, the cheapest rounds there are, would win.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ from specdec.errors import InvalidArgumentError
 EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _MARGIN = 0.01  # tokens that drafting has to be better than a plain step by
-_TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 4
+_TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 3
 _TRIAL_EVERY = 3  # rounds between looks at whether one is due
 _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
+_TRIED = 3.0  # tokens from which an effort counts as tried: before, only a trial uses it
 _REFRESH = 8  # rounds between looks at which efforts are worth having
 
 
@@ -159,7 +164,7 @@ class GoodputPolicy:
         tokens = 0.5 * (expected + real)
         if now.is_trial:
             learnt.lost = max(0.0, learnt.lost + cost - tokens / now.rate)
-        else:
+        elif now.option is None or now.menu is not None:
             learnt.pace.add(tokens, cost, learnt.rounds)
         if outcome.drafter is not None and outcome.signals and now.counts:
             results = learnt.results.setdefault((outcome.drafter, outcome.view), Results())
@@ -230,10 +235,11 @@ class GoodputPolicy:
         for effort in self._efforts(option, state):
             arm = (option.drafter, option.view, effort)
             entries.append((effort, learnt.costs.draft(*arm), learnt.accepted(arm)))
+        tried = [one for one in entries if one[2].overall.seen >= _TRIED]
         useful = [
             one
-            for one in entries
-            if not any(other[1] <= one[1] and other[2].mean() > one[2].mean() for other in entries)
+            for one in tried or entries
+            if not any(other[1] <= one[1] and other[2].mean() > one[2].mean() for other in tried or entries)
         ]
         best, most = useful[0], -1e9
         for one in useful:

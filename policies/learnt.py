@@ -77,7 +77,7 @@ class Learnt:
         acceptance: by arm.
         matches: by drafter that tells how long its match is.
         results: by way of drafting.
-        pace: results of all rounds but trials: its tokens over its cost are the going rate.
+        pace: results of all rounds but trials and lookups: its tokens over its cost are the going rate.
         trials: by arm.
         rounds: rounds so far, over all generations.
         spent: cost of all rounds so far, in dense steps.
@@ -100,11 +100,11 @@ class Learnt:
             acceptance.fade(0.5)
         for match in self.matches.values():
             for rate in match.rates:
-                rate.kept *= 0.3
-                rate.seen *= 0.3
+                rate.kept *= 0.5
+                rate.seen *= 0.5
         for results in (*self.results.values(), self.pace):
             results.tokens, results.cost, results.rounds = (
-                0.4 * value for value in (results.tokens, results.cost, results.rounds)
+                0.2 * value for value in (results.tokens, results.cost, results.rounds)
             )
         for trial in self.trials.values():
             trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
@@ -114,6 +114,6 @@ class Learnt:
         """Acceptance of an arm, made up when it is new."""
         found = self.acceptance.get(arm)
         if found is None:
-            # Between 4-bit and 16-bit tiers' agreement at that effort; replaced within a few rounds.
-            found = self.acceptance[arm] = EffortAcceptance(prior=0.9 * arm[2] ** 0.35)
+            # About what 4-bit drafts of small models agree at that effort; replaced within a few rounds.
+            found = self.acceptance[arm] = EffortAcceptance(prior=0.9 * arm[2] ** 0.45)
         return found
