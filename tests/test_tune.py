@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -288,13 +288,21 @@ def test_other_settings_or_a_restart_begin_anew(model, text, text_model_copy):
     assert seen[0] == 0
 
 
-def test_profiles_of_several_runtimes_share_a_file(model, text):
+def test_profiles_of_several_runtimes_and_views_share_a_file_and_the_fastest_is_taken(model, text):
     profile = tune(model, text=text, view="int4", mean=0.4, thoroughness=SMALL, progress=quiet)
+    choice = replace(profile.choice, speedup=profile.choice.speedup + 1)
+    faster = replace(profile, view="bucket", candidates=(choice,), best=0)
     file = ProfileFile.read(model.store.path)
-    file.profiles["other"] = replace(profile, runtime="other")
+    for other in (faster, replace(faster, runtime="other", candidates=(replace(choice, speedup=99.0),))):
+        file.profiles[other.key] = other
     file.write()
-    assert set(ProfileFile.read(model.store.path).profiles) == {model.runtime.name, "other"}
-    assert asdict(ProfileFile.read(model.store.path).profiles["other"])["candidates"] == asdict(profile)["candidates"]
+    name = model.runtime.name
+    read = ProfileFile.read(model.store.path)
+    assert set(read.profiles) == {f"{name}/int4", f"{name}/bucket", "other/bucket"}
+    assert read.profiles == file.profiles
+    assert find_profile(model.store, name) == faster
+    assert model.auto_draft[0] == "bucket"
+    assert find_profile(model.store, "neither") is None
 
 
 def test_a_profile_of_other_weights_is_not_used_and_a_damaged_one_is_refused(model, text, text_model_copy):
@@ -302,7 +310,7 @@ def test_a_profile_of_other_weights_is_not_used_and_a_damaged_one_is_refused(mod
     path = text_model_copy / PROFILE_FILE
     good = json.loads(path.read_text())
     other = json.loads(path.read_text())
-    other["profiles"][model.runtime.name]["store"] = "0" * 64
+    other["profiles"][f"{model.runtime.name}/int4"]["store"] = "0" * 64
     path.write_text(json.dumps(other))
     with pytest.warns(UserWarning, match="is not used: the model was converted again since"):
         assert model.auto_draft[0] == model.runtime.auto_draft[0]

@@ -1,4 +1,4 @@
-"""What tuning found, and its place on disk: `DraftProfile`, one for each runtime, in a file beside the store's own.
+"""What tuning found, and its place on disk: `DraftProfile`, one for each runtime and view, beside the store's files.
 
 The file may be deleted at any time: drafts then are what the runtime does without it.
 """
@@ -81,6 +81,11 @@ class DraftProfile:
     best: int
 
     @property
+    def key(self) -> str:
+        """What there is one profile of: a view on a runtime."""
+        return f"{self.runtime}/{self.view}"
+
+    @property
     def choice(self) -> Candidate:
         """The candidate to use."""
         return self.candidates[self.best]
@@ -101,7 +106,7 @@ class ProfileFile:
 
     Attributes:
         path: where it is or will be.
-        profiles: by runtime.
+        profiles: by `DraftProfile.key`.
     """
 
     path: Path
@@ -164,7 +169,8 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def find_profile(store: Store, runtime: str) -> DraftProfile | None:
-    """The profile of a store on a runtime, by its name; None when there is none that holds for these weights.
+    """The profile of a store on a runtime, by its name: of several views the one that promises most. None when there is
+    none that holds for these weights.
 
     Raises:
         StoreError: the file of the profiles is damaged or of a newer version.
@@ -173,11 +179,11 @@ def find_profile(store: Store, runtime: str) -> DraftProfile | None:
         UserWarning: there is one, of other weights.
     """
     file = ProfileFile.read(store.path)
-    profile = file.profiles.get(runtime)
-    if profile is not None and profile.store != store.checksum:
+    profiles = [profile for profile in file.profiles.values() if profile.runtime == runtime]
+    valid = [profile for profile in profiles if profile.store == store.checksum]
+    if profiles and not valid:
         warnings.warn(f"{file.path} is not used: the model was converted again since; tune it again", stacklevel=3)
-        return None
-    return profile
+    return max(valid, key=lambda profile: profile.choice.speedup, default=None)
 
 
 def profile_stamp(store: Store) -> tuple[int, ...] | None:

@@ -122,7 +122,7 @@ def tune(
     _measure(model, passages, units, plan, view, sums, partial, progress)
     profile = _choose(model, passages, units, plan, view, sums, means, settings, progress)
     file = ProfileFile.read(model.store.path)
-    file.profiles[model.runtime.name] = profile
+    file.profiles[profile.key] = profile
     file.write()
     partial.remove()
     return profile
