@@ -29,12 +29,14 @@ MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", 
 
 @dataclass
 class Tally:
-    """Tokens, seconds and drafts of one contender on one task, and the rate of every answer."""
+    """Tokens, seconds, rounds and drafts of one contender on one task, and the rate of every answer."""
 
     tokens: int = 0
     seconds: float = 0.0
     drafted: int = 0
     accepted: int = 0
+    rounds: int = 0
+    overhead_s: float = 0.0
     rates: list[float] = field(default_factory=list)
 
     def add(self, tokens: int, seconds: float, drafted: int = 0, accepted: int = 0) -> None:
@@ -55,20 +57,26 @@ def prompts(per_task: int) -> dict[str, list[str]]:
     return {task: rows[:: max(1, len(rows) // per_task)][:per_task] for task, rows in by_task.items()}
 
 
-def specdec_contender(model: Model, setting: str | None, max_tokens: int) -> Callable[[str, Tally], list[int]]:
-    """Answer with specdec: `view:effort:length`, or None for plain decoding; returns the answer's tokens."""
-    options: dict[str, object] = {"speculate": False}
-    if setting is not None:
-        view, effort, length = setting.split(":")
-        options = {"draft_view": view, "draft_effort": float(effort), "draft_len": int(length), "policy": "fixed"}
-        options["drafter"] = "effort"
+def fixed_setting(setting: str) -> dict[str, object]:
+    """Options of `specdec.generate` for `view:effort:length`, drafted by the model itself; "auto" for the defaults."""
+    if setting == "auto":
+        return {}
+    view, effort, length = setting.split(":")
+    chosen = {"draft_view": view, "draft_effort": float(effort), "draft_len": int(length)}
+    return {"policy": "fixed", "drafter": "effort", **chosen}
+
+
+def specdec_contender(model: Model, options: dict[str, object], max_tokens: int) -> Callable[[str, Tally], list[int]]:
+    """Answer with specdec, under options of `specdec.generate`; returns the answer's tokens."""
     # One short answer first: draft views are built, pages touched, threads awake.
     specdec.generate(model, "Hello", max_tokens=8, **options)
 
     def answer(prompt: str, tally: Tally) -> list[int]:
         result = specdec.generate(model, prompt, max_tokens=max_tokens, **options)
         stats = result.stats
-        tally.add(stats.emitted, stats.draft_s + stats.verify_s + stats.overhead_s, stats.drafted, stats.accepted)
+        tally.add(stats.emitted, stats.decode_s, stats.drafted, stats.accepted)
+        tally.overhead_s += stats.overhead_s
+        tally.rounds += stats.rounds
         return result.tokens
 
     return answer
@@ -100,8 +108,8 @@ def llama_contender(model: Model, command: list[str], max_tokens: int) -> Callab
 
 def measure(args: argparse.Namespace, model: Model) -> dict[str, dict[str, Tally]]:
     """Tallies by task and contender."""
-    ours = {"plain": specdec_contender(model, None, args.max_tokens)}
-    ours |= {setting: specdec_contender(model, setting, args.max_tokens) for setting in args.settings}
+    ours = {"plain": specdec_contender(model, {"speculate": False}, args.max_tokens)}
+    ours |= {one: specdec_contender(model, fixed_setting(one), args.max_tokens) for one in args.settings}
     theirs = {name: llama_contender(model, command.split(), args.max_tokens) for name, command in args.peer}
     tallies: dict[str, dict[str, Tally]] = {}
     for task, texts in prompts(args.per_task).items():
@@ -150,7 +158,9 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="catalogue name, store, folder or .gguf")
-    parser.add_argument("--settings", nargs="+", default=["int4:1.0:6", "int4:0.5:4"], metavar="VIEW:EFFORT:LENGTH")
+    parser.add_argument(
+        "--settings", nargs="+", default=["auto", "int4:1.0:6", "int4:0.5:4"], metavar="VIEW:EFFORT:LENGTH"
+    )
     parser.add_argument("--per-task", type=int, default=2, help="prompts per task")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--runtime", default="native")
