@@ -82,7 +82,7 @@ def test_the_wheel_holds_the_package_and_its_data(built: tuple[Path, Path]) -> N
         (metadata,) = (wheel.read(name).decode() for name in names if name.endswith("METADATA"))
     expected = {name for name in project_files() if name.startswith("specdec/")}
     for name in project_files():
-        if name.startswith(("kernels/", "policies/", "configs/")) and name.endswith((".py", ".yaml")):
+        if name.startswith(("kernels/", "policies/", "configs/")) and name.endswith((".py", ".yaml", ".txt")):
             expected.add(f"specdec/{name}")
     assert expected <= names, sorted(expected - names)
     assert "specdec/configs/models.yaml" in names
