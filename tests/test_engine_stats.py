@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
+from synthetic import synthetic_source
 
 import specdec
 from specdec.drafters.base import Draft
+from specdec.engine import costs
 from specdec.engine.engine import Round
 from specdec.engine.stats import Stats
 from specdec.errors import InvalidArgumentError
+from specdec.runtimes.registry import create_runtime
+from specdec.store import Store, convert
 
 
 def round_of(drafted: int, accepted: int, **values) -> Round:
@@ -159,3 +163,62 @@ def test_a_full_disk_ends_the_generation_with_one_sentence():
     with pytest.raises(InvalidArgumentError, match="cannot write the trace '/dev/full': No space left"):
         next(stream)
     assert next(stream, None) is None
+
+
+def test_counts_by_drafter_and_effort_add_up():
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
+    stats = specdec.generate(model, [1, 2, 1, 2], max_tokens=120, drafter="ngram:min=1;effort").stats
+    assert sum(one["drafted"] for one in stats.by_drafter.values()) == stats.drafted
+    assert sum(one["accepted"] for one in stats.by_drafter.values()) == stats.accepted
+    by_model = stats.by_drafter["effort"]
+    assert sum(one["drafted"] for one in stats.by_effort.values()) == by_model["drafted"]
+    assert sum(one["accepted"] for one in stats.by_effort.values()) == by_model["accepted"]
+    assert stats.plain_rounds == stats.rounds - stats.drafted_per_position[0]
+    assert stats.policy["real_gain"] > 0
+
+
+def test_the_trace_names_the_producer_of_every_token(tmp_path):
+    path = tmp_path / "trace.jsonl"
+    options = {"policy": "fixed", "drafter": "effort", "draft_effort": 0.6}
+    result = specdec.generate(fake_model(seed=4), "hello", max_tokens=30, trace=path, **options)
+    for line in read_lines(path):
+        assert len(line["producers"]) == len(line["parts"]) == line["emitted"]
+        assert set(line["producers"]) <= {"effort@0.6", "bonus"}
+        assert line["drafter"] in ("effort", None)
+    assert "".join(part for line in read_lines(path) for part in line["parts"]) == result.text
+
+
+@pytest.fixture
+def stored(tmp_path, home) -> specdec.Model:
+    """A model with a store, in a cache folder of its own."""
+    store = Store.open(convert(synthetic_source(), tmp_path / "store"))
+    return specdec.Model(create_runtime("auto", store), store=store)
+
+
+def test_costs_are_measured_once_and_kept(stored, home, monkeypatch):
+    specdec.generate(stored, [1], max_tokens=4)
+    (file,) = (home / "costs").iterdir()
+    kept = json.loads(file.read_text())
+    assert set(kept["verify_s"]) == {"1", "3", "5", "9"}
+    assert {effort for _, _, effort, _ in kept["draft_s"]} == {0.2, 0.5, 1.0}
+    assert all(seconds > 0 for *_, seconds in kept["draft_s"])
+    again = specdec.Model(stored.runtime, store=stored.store)
+    monkeypatch.setattr(costs, "_measure", lambda *_: pytest.fail("measured again"))
+    specdec.generate(again, [1], max_tokens=4)
+    assert again.shared["engine", "costs"].verify_s == {int(rows): s for rows, s in kept["verify_s"].items()}
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"verify_s": {"x": 1}, "draft_s": []}'])
+def test_costs_that_make_no_sense_are_measured_again(stored, home, damage):
+    specdec.generate(stored, [1], max_tokens=4)
+    (file,) = (home / "costs").iterdir()
+    file.write_text(damage)
+    again = specdec.Model(stored.runtime, store=stored.store)
+    specdec.generate(again, [1], max_tokens=4)
+    assert set(json.loads(file.read_text())["verify_s"]) == {"1", "3", "5", "9"}
+
+
+def test_policies_that_learn_nothing_measure_nothing(stored, home):
+    specdec.generate(stored, [1], max_tokens=4, policy="fixed")
+    specdec.generate(stored, [1], max_tokens=4, speculate=False)
+    assert not (home / "costs").exists()
