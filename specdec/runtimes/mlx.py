@@ -70,8 +70,8 @@ def refuse_unsupported(config: ModelConfig) -> str | None:
     """Why this runtime cannot run a model of this shape; None when it can."""
     if config.num_experts:
         return "the mlx runtime does not run mixture-of-experts models: use runtime 'native'"
-    if config.head_dim > 256 or config.head_dim % 8:
-        return f"the mlx runtime needs a head size of at most 256 that 8 divides, not {config.head_dim}: use 'native'"
+    if config.head_dim > 128 or config.head_dim % 8:
+        return f"the mlx runtime needs a head size of at most 128 that 8 divides, not {config.head_dim}: use 'native'"
     if config.num_heads * config.head_dim % BUCKET or config.num_kv_heads * config.head_dim % BUCKET:
         return "the mlx runtime needs projections whose width 16 divides: use runtime 'native'"
     return None

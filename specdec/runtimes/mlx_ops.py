@@ -56,7 +56,7 @@ def packed_rows(outputs: int, *, even: bool = False) -> int:
     """Outputs of a matrix with the padding that `dense` and `verify` need."""
     tiles = -(-outputs // 16)
     each = tiles_per_block(tiles, even=even)
-    return padded(tiles, each) * 16
+    return padded(padded(tiles, each) * 16, 32)  # a Metal threadgroup makes 32
 
 
 def shares(tiles: int, steps: int, *, blocks: int, least: int) -> int:

@@ -1,0 +1,22 @@
+// silu(gate) * up of one row per threadgroup, from partial products; and, for a draft that selects, the choice of inputs.
+// Shazeer, 2002.05202, section 2. parts (PARTS, ROWS, COLUMNS) holds 16 gates and their 16 ups in turn.
+// parts, scores (WIDTH, TIERS), take (1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
+const int tid = thread_position_in_threadgroup.x, row = threadgroup_position_in_grid.x;
+threadgroup int scratch[96];
+float value[OWN];
+const bool idle = row >= state[1];
+for (int j = 0; j < OWN; ++j) {
+  const int i = tid * OWN + j;
+  value[j] = 0;
+  if (i < WIDTH && !idle) {
+    const int column = i / 16 * 32 + i % 16;
+    float gate = parts[(ulong)row * COLUMNS + column];
+    float up = parts[(ulong)row * COLUMNS + column + 16];
+    for (int p = 1; p < PARTS; ++p) {
+      gate += parts[((ulong)p * ROWS + row) * COLUMNS + column];
+      up += parts[((ulong)p * ROWS + row) * COLUMNS + column + 16];
+    }
+    value[j] = silu(gate) * up;
+  }
+}
+#include "finish"

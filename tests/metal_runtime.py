@@ -1,0 +1,62 @@
+"""The mlx runtime with its Metal kernels run on the host: MLX's CPU arrays, and `metal_host_kernels` where MLX would
+dispatch to a GPU. For tests; everything between the kernels is the runtime's own code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from metal_host_kernels import HostKernels
+
+from specdec.runtimes.mlx_kernels import KernelText
+
+_KINDS = {"float16": "float16", "float32": "float32", "int32": "int32", "uint32": "uint32", "uint8": "uint8"}
+
+
+def to_numpy(mx: Any, array: Any) -> np.ndarray:
+    """An MLX array as NumPy's; bfloat16 as raw bits, uint16."""
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+
+
+def host_builder(mx: Any, host: HostKernels) -> Any:
+    """What stands in for `mlx_kernels.build`: kernels that run when they are called."""
+
+    def build(_: Any, backend: str, text: KernelText) -> Any:
+        assert backend == "metal"
+
+        def call(
+            *, inputs: list[Any], grid: tuple[int, int, int], threadgroup: tuple[int, int, int],
+            output_shapes: list[tuple[int, ...]], output_dtypes: list[Any],
+        ) -> list[Any]:  # fmt: skip
+            arrays = [to_numpy(mx, array) for array in inputs]
+            kinds = [_KINDS[str(dtype).rsplit(".", 1)[-1]] for dtype in output_dtypes]
+            made = host.run(
+                text,
+                arrays,
+                list(zip(output_shapes, kinds, strict=True)),
+                blocks=(grid[0] // threadgroup[0], grid[1]),
+                threads=threadgroup[0],
+            )
+            for name, array, changed in zip(text.inputs, inputs, arrays, strict=True):
+                if name == "cache":
+                    array[...] = mx.array(changed)
+                    mx.eval(array)
+            return [mx.array(array) for array in made]
+
+        return call
+
+    return build
+
+
+def use_host(monkeypatch: Any, folder: Path, sanitizer: str = "") -> Any:
+    """Make `specdec.runtimes.mlx` importable and run on the host; returns the module `mlx.core`."""
+    import mlx.core as mx
+
+    from specdec.runtimes import mlx_device, mlx_ops
+
+    gpu = mlx_device.Gpu(mx, "metal", "host", "0")
+    monkeypatch.setattr(mlx_device, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(mlx_ops, "build", host_builder(mx, HostKernels(folder, sanitizer)))
+    monkeypatch.setattr(mx, "compile", lambda function: function)
+    return mx
