@@ -60,6 +60,7 @@ template <class W, int R, int V, int P, bool kAhead>
       if (kAhead) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
       SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride + v * kLanes);
     }
+    if (kAhead) loaded(weights);
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
       const F32 value = set1(x[r]);
       SPECDEC_UNROLL for (int v = 0; v < V * P; ++v) acc[r][v] = fma(weights[v], value, acc[r][v]);
@@ -98,9 +99,7 @@ static void direct(const DenseCall& call, int64_t panel) {
 
 template <class W, int R>
 static void direct_panels(const DenseCall& call, int64_t first, int64_t last) {
-  // Side by side, more sums are under way than one panel has; a single row does not need them, and one stream of memory
-  // is faster than two.
-  if constexpr (R > 1 && R * kPanelVectors * 2 <= kAccumulators) {
+  if constexpr (R * kPanelVectors * 2 <= kAccumulators) {
     for (; first + 2 <= last; first += 2) direct<W, R, 2>(call, first);
   }
   for (; first < last; ++first) direct<W, R, 1>(call, first);

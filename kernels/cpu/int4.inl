@@ -72,7 +72,7 @@ struct Int4Rows {
   const uint8_t* rows[kGroup];  // the chosen ones
   int32_t values[kGroup / 4];   // four activations each
   int32_t quads;
-  int32_t start;                // what sums begin with: levels are stored with 8 added
+  int32_t start;  // what sums begin with: levels are stored with 8 added
   float step;
 };
 

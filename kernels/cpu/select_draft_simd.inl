@@ -68,12 +68,13 @@ static inline void quantise_group(const float* x, uint32_t mask, ChosenGroup* gr
   const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + 16);
   const float peak = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
   // NaN, should there be any, becomes -127.
-  const __m512 inverse = _mm512_set1_ps(inverse_step(peak)), least = _mm512_set1_ps(-127.0F), most = _mm512_set1_ps(127.0F);
+  const __m512 inverse = _mm512_set1_ps(inverse_step(peak)), least = _mm512_set1_ps(-127.0F),
+               most = _mm512_set1_ps(127.0F);
   const __m512i first = _mm512_cvtps_epi32(vmin(vmax(_mm512_mul_ps(low, inverse), least), most));
   const __m512i second = _mm512_cvtps_epi32(vmin(vmax(_mm512_mul_ps(high, inverse), least), most));
   const __m256i values = _mm256_set_m128i(_mm512_cvtepi32_epi8(second), _mm512_cvtepi32_epi8(first));
-  const __m256i places = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
-                                          23, 24, 25, 26, 27, 28, 29, 30, 31);
+  const __m256i places = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                          22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
   const int last = mask == 0 ? 0 : 31 - __builtin_clz(mask);
   _mm256_store_si256(reinterpret_cast<__m256i*>(group->index),
                      compress_bytes(_mm256_set1_epi8(static_cast<char>(last)), mask, places));

@@ -91,7 +91,8 @@ static int64_t choose_tiers(const ChooseTiersCall& call) {
     return cut_into_passes(lists, call.passes);
   }
   float sum = 0.0F;
-  for (int k = 0; k < kTiers; ++k) sum += score_inputs(call.x, call.scores + k * stride, stride, call.scratch + k * stride);
+  for (int k = 0; k < kTiers; ++k)
+    sum += score_inputs(call.x, call.scores + k * stride, stride, call.scratch + k * stride);
   // What fills up the last group scores zero and stays below any cut-off but zero itself.
   const auto total = static_cast<float>(kTiers * call.in);
   const Cut cut = draft_cut(call.scratch, kTiers * stride, kTiers * call.in, sum / total, call.effort);

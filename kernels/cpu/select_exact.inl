@@ -40,7 +40,8 @@ static void select_tiers(const SelectCall& call) {
   const auto least = static_cast<uint32_t>(all ? cut.low : cut.high);
   for (int64_t i = 0; i < call.in; ++i) {
     uint8_t taken = 0;
-    for (int k = 0; k < call.tiers; ++k) taken = static_cast<uint8_t>(taken + (call.keys[k * call.in + i] >= least ? 1 : 0));
+    for (int k = 0; k < call.tiers; ++k)
+      taken = static_cast<uint8_t>(taken + (call.keys[k * call.in + i] >= least ? 1 : 0));
     call.chosen[i] = taken;
   }
   int64_t left = all ? 0 : call.target - cut.high_count;  // to take from the scores that equal `low`

@@ -46,7 +46,8 @@ static inline ScoreCut find_cut(const Count& count, int64_t total, int64_t targe
     }
     if (cut.low > 0 && cut.high <= int64_t{0x7F800000}) {
       // The secant between both ends, never less than a sixteenth from one: a steep flank would hold it there.
-      const double share = static_cast<double>(cut.low_count - target) / static_cast<double>(cut.low_count - cut.high_count);
+      const double share =
+          static_cast<double>(cut.low_count - target) / static_cast<double>(cut.low_count - cut.high_count);
       const int64_t width = cut.high - cut.low, margin = width / 16;
       const int64_t step = static_cast<int64_t>(static_cast<double>(width) * share);
       at = cut.low + (step < margin ? margin : step > width - margin ? width - margin : step);

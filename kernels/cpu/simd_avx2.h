@@ -62,4 +62,8 @@ static inline F32 power_of_two(F32 n) {
 
 static inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// See simd_avx512.h: here the compiler's order of loads is left as it is.
+template <int N>
+[[gnu::always_inline]] static inline void loaded(F32 (&)[N]) {}
+
 }  // namespace specdec::SPECDEC_ISA

@@ -53,4 +53,8 @@ static inline F32 power_of_two(F32 n) {
 
 static inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
+// See simd_avx512.h: here the compiler's order of loads is left as it is.
+template <int N>
+[[gnu::always_inline]] static inline void loaded(F32 (&)[N]) {}
+
 }  // namespace specdec::SPECDEC_ISA
