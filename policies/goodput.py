@@ -320,7 +320,8 @@ class GoodputPolicy:
         arms: list[Arm] = [PLAIN]
         for option in state.options:
             if option.view is not None:
-                arms += [(option.drafter, option.view, effort) for effort in self._efforts(option, state)]
+                efforts = sorted(self._efforts(option, state), reverse=True)  # what high ones show bounds low ones
+                arms += [(option.drafter, option.view, effort) for effort in efforts]
             elif state.matches.get(option.drafter, 1):
                 arms.append((option.drafter, None, 1.0))
         return arms

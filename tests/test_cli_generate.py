@@ -96,6 +96,7 @@ def test_the_check_fails_loudly(
 ) -> None:
     monkeypatch.setattr(engine_module, "accept", accept_everything)
     command = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "12", "--draft-effort", "0.1")
+    command += ("--policy", "fixed")
     ran = run(capsys, *command, "--check")
     assert ran.code == 1
     assert "CHECK FAILED: token " in ran.err

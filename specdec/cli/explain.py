@@ -23,13 +23,18 @@ class Shown:
     Colours are left out where the stream is no terminal, where NO_COLOR is set (no-color.org), or where TERM is "dumb".
 
     Args:
-        stream: where the text goes.
+        stream: where the text goes; None, where standard output is closed, drops it.
         explain: colour it.
     """
 
-    def __init__(self, stream: TextIO, *, explain: bool = False) -> None:
+    def __init__(self, stream: TextIO | None, *, explain: bool = False) -> None:
         self._stream = stream
-        plain = not stream.isatty() or bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+        plain = (
+            stream is None
+            or not stream.isatty()
+            or bool(os.environ.get("NO_COLOR"))
+            or os.environ.get("TERM") == "dumb"
+        )
         self._has_colours = explain and not plain
         self._counts: dict[str, tuple[Origin, int]] = {}
         self._last = ""
