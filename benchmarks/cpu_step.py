@@ -38,8 +38,8 @@ def check(runtime: NativeRuntime, tokens: list[int]) -> None:
 
 def all_cases(runtime: NativeRuntime) -> list[tuple[str, float, int]]:
     """(view, effort, rows); the first is the dense step."""
-    cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 5, 9, 16)] + [("exact", 0.6, 1), ("exact", 0.6, 5)]
-    efforts = {"int4": (1.0, 0.5, 0.35)}
+    cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 4, 5, 6, 9, 16)] + [("exact", 0.6, 1), ("exact", 0.6, 5)]
+    efforts = {"int4": (1.0, 0.7, 0.5, 0.35)}
     for view in runtime.views:
         runtime.prepare_view(view)
         cases += [(view, effort, 1) for effort in efforts.get(view, (0.25, 0.15))]
