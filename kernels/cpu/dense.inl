@@ -60,7 +60,7 @@ template <class W, int R, int V, int P, bool kAhead>
       if (kAhead) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
       SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride + v * kLanes);
     }
-    if (kAhead) loaded(weights);
+    loaded(weights);
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
       const F32 value = set1(x[r]);
       SPECDEC_UNROLL for (int v = 0; v < V * P; ++v) acc[r][v] = fma(weights[v], value, acc[r][v]);
@@ -87,8 +87,9 @@ static void direct(const DenseCall& call, int64_t panel) {
   const int64_t panel_stride = call.in * kPanel;
   F32 acc[R][kPanelVectors * P];
   clear(acc);
-  accumulate<W, R, kPanelVectors, P, true>(acc, call.panels + panel * panel_stride, kPanel, panel_stride, call.x,
-                                           call.in);
+  // One row alone keeps up with the hardware's own prefetching; more requests would only stand in its way.
+  accumulate<W, R, kPanelVectors, P, (R > 1)>(acc, call.panels + panel * panel_stride, kPanel, panel_stride, call.x,
+                                              call.in);
   for (int p = 0; p < P; ++p) {
     float values[R][kPanel];
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v)
