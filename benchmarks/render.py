@@ -101,6 +101,63 @@ def agreement_table(records: list[dict[str, Any]]) -> str:
     return markdown(["model", "view", "tiers", "effort", "top-1", "in draft's top 2", "KL, nats", "positions"], rows)
 
 
+def _name(record: dict[str, Any]) -> str:
+    """The model that a record's command names first."""
+    words = record["command"].split()
+    return words[words.index(next(w for w in words if w.endswith(".py"))) + 1].removesuffix(".store")
+
+
+def steps_table(records: list[dict[str, Any]]) -> str:
+    """One row for every view, effort and number of rows, a column for each model; then speed and memory."""
+    names = [_name(record) for record in records]
+    steps = [{(s["view"], s["effort"], s["rows"]): s for s in record["results"]["steps"]} for record in records]
+    rows = [
+        [*key, *(f"{own[key]['dense steps']:.3f} ({own[key]['ms']:.1f} ms)" if key in own else "–" for own in steps)]
+        for key in dict.fromkeys(key for own in steps for key in own)
+    ]
+    first = markdown(["view", "effort", "rows", *names], rows)
+    facts = list(dict.fromkeys(key for record in records for key in record["results"]["speed"]))
+    speed = [
+        [
+            key.replace("_", " "),
+            *(f"{r['results']['speed'][key]:.2f}" if key in r["results"]["speed"] else "–" for r in records),
+        ]
+        for key in facts
+    ]
+    for view in ("masks", "int4", "bucket8"):
+        shares = [r["results"]["memory"].get(view, 0) / r["results"]["memory"]["exact"] for r in records]
+        speed.append([f"memory of {view}, of the exact weights", *(f"{share:.3f}" for share in shares)])
+    speed.append(["reading speed of the machine, GB/s", *(f"{r['results']['read_gb_s']:.1f}" for r in records)])
+    return first + "\n\n" + markdown(["", *names], speed)
+
+
+def kernels_table(records: list[dict[str, Any]]) -> str:
+    """One row for every view, effort and M, a column for each shape."""
+    shapes = [record["command"].split("--shape ")[1].split()[0] for record in records]
+    kernels = [{(k["view"], k["effort"], k["rows"]): k for k in record["results"]} for record in records]
+    rows = [
+        [*key, *(f"{own[key]['ratio']:.2f} ({own[key]['gb_s']:.1f} GB/s)" for own in kernels)] for key in kernels[0]
+    ]
+    return markdown(["view", "effort", "M", *shapes], rows)
+
+
+def end_to_end_table(records: list[dict[str, Any]]) -> str:
+    """Speed over plain decoding, a column for each task, a row for each contender."""
+    parts = []
+    for record in records:
+        results = record["results"]
+        cells = {(row["contender"], row["task"]): row for row in results["rows"]}
+        tasks = list(dict.fromkeys(row["task"] for row in results["rows"]))
+        table = []
+        for one in dict.fromkeys(row["contender"] for row in results["rows"]):
+            drafted = [cells[one, task].get("accepted_share", 0.0) for task in tasks[:-1]]
+            accepted = f"{sum(drafted) / len(drafted):.2f}" if any(drafted) else "–"
+            table.append([one, *(f"{cells[one, task]['ratio_to_plain']:.2f}" for task in tasks), accepted])
+        name = results["settings"]["model"].removesuffix(".store")
+        parts.append(f"{name}:\n\n" + markdown(["", *tasks, "accepted"], table))
+    return "\n\n".join(parts)
+
+
 def policies_table(records: list[dict[str, Any]]) -> str:
     """Speed over plain decoding, a column for each task, a row for each contender."""
     parts = []
@@ -160,6 +217,43 @@ SECTIONS = [
             "of 16-bit weights loses much. 4-bit values with every second input left out agree more often than 16-bit "
             "bucketMul at a quarter of the multiplications, and read fewer bytes."
         ),
+    ),
+    Section(
+        title="Steps of the native CPU runtime",
+        prose=(
+            "One pass of the whole model in units of its own dense step (one row at effort 1), logits layer included, "
+            "2 threads, context 200, every case once a round and ratios taken within the round. All three are dithered "
+            "twins: 16 real bits. llama.cpp is build 11434 on the same weights in F16, in turn with the native runtime. "
+            "Times are of a virtual machine whose memory speed drifts; the ratios are the result. `docs/cpu.md` says "
+            "what limits them."
+        ),
+        files=[
+            "cpu-step-qwen2.5-coder-1.5b-dithered.json",
+            "cpu-step-qwen2.5-coder-0.5b-dithered.json",
+            "cpu-step-smollm2-135m-dithered.json",
+        ],
+        table=steps_table,
+    ),
+    Section(
+        title="Kernels of the native CPU runtime",
+        prose=(
+            "One matrix by itself, outputs x inputs, random float16 weights, in units of the dense product with one row; "
+            "in brackets the bytes that had to be read over the time. The int4 and bucket8 views multiply gate and up "
+            "together, as a model does, so their ratio is to two dense products."
+        ),
+        files=["cpu-kernels-8960x1536.json", "cpu-kernels-1536x8960.json"],
+        table=kernels_table,
+    ),
+    Section(
+        title="From prompt to answer on the CPU, fixed settings",
+        prose=(
+            "Tokens a second over those of plain decoding in the same run (the first row is 1 by definition), by task, "
+            "one prompt after another answered by every contender in turn; every answer is plain decoding's, token for "
+            "token. Settings are view, effort, drafted tokens a round. The last column is the share of drafted tokens "
+            "that was kept, mean over tasks. Prefill is left out for all."
+        ),
+        files=["end-to-end-qwen2.5-coder-1.5b-dithered.json", "end-to-end-qwen2.5-coder-1.5b.json"],
+        table=end_to_end_table,
     ),
     Section(
         title="Which policy is fastest",
