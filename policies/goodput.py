@@ -26,7 +26,7 @@ from specdec.policies.rounds import Prospect, RoundLog, best_length
 from specdec.effort import check_effort
 from specdec.errors import InvalidArgumentError
 
-EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)
+EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)  # ascending
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _MARGIN = 0.01  # tokens that drafting has to be better than a plain step by
 _TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 3
@@ -238,8 +238,8 @@ class GoodputPolicy:
         tried = [one for one in entries if one[2].overall.seen >= _TRIED]
         useful = [
             one
-            for one in tried or entries
-            if not any(other[1] <= one[1] and other[2].mean() > one[2].mean() for other in tried or entries)
+            for one in tried or entries[-1:]  # at first the highest effort: it agrees most
+            if not any(other[1] <= one[1] and other[2].mean() > one[2].mean() for other in tried or entries[-1:])
         ]
         best, most = useful[0], -1e9
         for one in useful:
@@ -330,7 +330,7 @@ class GoodputPolicy:
         """When the arm is due; a new one after a while, the more the later it was thought of."""
         trial = learnt.trials.get(arm)
         if trial is None:
-            trial = learnt.trials[arm] = Trial(due=learnt.rounds + 4 + 3 * len(learnt.trials))
+            trial = learnt.trials[arm] = Trial(due=learnt.rounds + 12 + 6 * len(learnt.trials))
         return trial
 
     def _could_win(self, learnt: Learnt, arm: Arm, best: Prospect) -> bool:
