@@ -112,7 +112,7 @@ def steps_table(records: list[dict[str, Any]]) -> str:
     names = [_name(record) for record in records]
     steps = [{(s["view"], s["effort"], s["rows"]): s for s in record["results"]["steps"]} for record in records]
     rows = [
-        [*key, *(f"{own[key]['dense steps']:.3f} ({own[key]['ms']:.1f} ms)" if key in own else "–" for own in steps)]
+        [*key, *(f"{own[key]['dense steps']:.3f} ({own[key]['ms']:.1f} ms)" if key in own else "-" for own in steps)]
         for key in dict.fromkeys(key for own in steps for key in own)
     ]
     first = markdown(["view", "effort", "rows", *names], rows)
@@ -120,7 +120,7 @@ def steps_table(records: list[dict[str, Any]]) -> str:
     speed = [
         [
             key.replace("_", " "),
-            *(f"{r['results']['speed'][key]:.2f}" if key in r["results"]["speed"] else "–" for r in records),
+            *(f"{r['results']['speed'][key]:.2f}" if key in r["results"]["speed"] else "-" for r in records),
         ]
         for key in facts
     ]
@@ -151,7 +151,7 @@ def end_to_end_table(records: list[dict[str, Any]]) -> str:
         table = []
         for one in dict.fromkeys(row["contender"] for row in results["rows"]):
             drafted = [cells[one, task].get("accepted_share", 0.0) for task in tasks[:-1]]
-            accepted = f"{sum(drafted) / len(drafted):.2f}" if any(drafted) else "–"
+            accepted = f"{sum(drafted) / len(drafted):.2f}" if any(drafted) else "-"
             table.append([one, *(f"{cells[one, task]['ratio_to_plain']:.2f}" for task in tasks), accepted])
         name = results["settings"]["model"].removesuffix(".store")
         parts.append(f"{name}:\n\n" + markdown(["", *tasks, "accepted"], table))
