@@ -67,11 +67,16 @@ def fixed_setting(setting: str) -> dict[str, object]:
 
 
 def specdec_contender(model: Model, options: dict[str, object], max_tokens: int) -> Callable[[str, Tally], list[int]]:
-    """Answer with specdec, under options of `specdec.generate`; returns the answer's tokens."""
+    """Answer with specdec, under options of `specdec.generate`; returns the answer's tokens.
+
+    Each contender has a memory of its own: what one has learnt from a prompt must not help the next one with it.
+    """
+    memory = model.shared = {}
     # One short answer first: draft views are built, pages touched, threads awake.
     specdec.generate(model, "Hello", max_tokens=8, **options)
 
     def answer(prompt: str, tally: Tally) -> list[int]:
+        model.shared = memory
         result = specdec.generate(model, prompt, max_tokens=max_tokens, **options)
         stats = result.stats
         tally.add(stats.emitted, stats.decode_s, stats.drafted, stats.accepted)

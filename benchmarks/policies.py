@@ -53,12 +53,14 @@ def measure(args: argparse.Namespace, model: Model, temperature: float) -> dict[
     running = contenders(model, args, temperature)
     names = list(running)
     tallies: dict[str, dict[str, Tally]] = {}
+    answered = 0
     for task, texts in prompts(args.per_task).items():
         if args.tasks and task not in args.tasks:
             continue
         row = tallies.setdefault(task, {name: Tally() for name in names})
         for index, prompt in enumerate(texts):
-            order = names[index % len(names) :] + names[: index % len(names)]
+            turn = answered % len(names)
+            order, answered = names[turn:] + names[:turn], answered + 1
             answers = {name: running[name](prompt, row[name]) for name in order}
             for name, tokens in answers.items():
                 if tokens != answers["plain"]:
