@@ -18,7 +18,7 @@ DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-view int4 --draft-effor
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format type bench clean
+.PHONY: help demo test test-all lint format type bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,13 @@ type: $(VENV)/test.stamp  ## mypy, on an installed copy
 
 bench: $(VENV)/test.stamp  ## agreement of drafts with the dense model, by view and effort
 	@$(BIN)/python benchmarks/agreement.py $(MODEL)
+
+# Needs MLX with a GPU (see `specdec doctor`).
+bench-gpu: $(VENV)/run.stamp  ## the GPU: kernels, steps of a 7B shape, generation with MODEL
+	@cd benchmarks && "$(abspath $(BIN))/python" gpu_kernels.py --json results/gpu_kernels.json
+	@cd benchmarks && "$(abspath $(BIN))/python" gpu_step.py --json results/gpu_step.json
+	@$(BIN)/specdec pull $(MODEL)
+	@cd benchmarks && "$(abspath $(BIN))/python" gpu_generate.py $(MODEL) --json results/gpu_generate.json
 
 clean:  ## remove everything that make made here (pulled models stay in the cache folder)
 	@rm -rf "$(VENV)" build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

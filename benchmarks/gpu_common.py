@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,8 @@ def random_transformer(
     Args:
         config: its shape.
         views: what to pack beside the dense weights.
-        distinct: blocks with weights of their own; the others repeat them, far more bytes later than a cache holds.
+        distinct: blocks with memory of their own (of the same numbers: bucketing them takes long); the others repeat
+            them, far more bytes later than a cache holds.
     """
     ops, c = Ops(mx, GPU.backend, "float16"), config
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
@@ -156,24 +158,53 @@ def random_transformer(
     shapes |= {"gate": (c.intermediate_size, c.hidden_size), "up": (c.intermediate_size, c.hidden_size)}
     shapes["down"] = (c.hidden_size, c.intermediate_size)
     ones = mx.ones((c.hidden_size,))
+    w = {name: random_weights(*shape, seed=n) for n, (name, shape) in enumerate(shapes.items())}
+    first = {
+        "qkv": linear_of([w["q"], w["k"], w["v"]], views=views),
+        "o": linear_of([w["o"]], views=views),
+        "gate_up": linear_of([w["gate"], w["up"]], paired=True, views=views),
+        "down": linear_of([w["down"]], views=views),
+    }
+    joined = {"qkv": mx.concatenate([w["q"], w["k"], w["v"]]), "o": w["o"], "down": w["down"]}
+    joined["gate_up"] = mx.concatenate([w["gate"], w["up"]])
     layers, plain = [], []
-    for block in range(distinct):
-        w = {name: random_weights(*shape, seed=100 * block + n) for n, (name, shape) in enumerate(shapes.items())}
-        made = {
-            "qkv": linear_of([w["q"], w["k"], w["v"]], views=views),
-            "o": linear_of([w["o"]], views=views),
-            "gate_up": linear_of([w["gate"], w["up"]], paired=True, views=views),
-            "down": linear_of([w["down"]], views=views),
-        }
+    for _ in range(distinct):
+        made = {name: copy_of(linear) for name, linear in first.items()}
         layers.append(Layer(attn_norm=ones, bias=None, qk_norms=None, mlp_norm=ones, **made))
-        joined = {"qkv": mx.concatenate([w["q"], w["k"], w["v"]]), "o": w["o"], "down": w["down"]}
-        plain.append(joined | {"gate_up": mx.concatenate([w["gate"], w["up"]])})
-        mx.eval(plain)
+        plain.append({name: _copy(weights) for name, weights in joined.items()})
+    mx.eval(plain)
     table = random_weights(c.vocab_size, c.hidden_size, 7) * 64
     head = linear_of([table], views=views)
     order = [layers[i % distinct] for i in range(c.num_layers)]
     transformer = Transformer(mx, ops, c, layers=order, final_norm=ones, head=head, embeddings=table, tier_sizes=TIERS)
     return transformer, [*(plain[i % distinct] for i in range(c.num_layers)), {"head": table}], ops
+
+
+def _copy(array: Any) -> Any:
+    """The same numbers in other memory."""
+    return array + mx.zeros((), dtype=array.dtype)
+
+
+def copy_of(linear: Linear) -> Linear:
+    """The same multiplication in other memory."""
+
+    def copied(packed: Any) -> Any:
+        if packed is None:
+            return None
+        return replace(packed, **{field.name: _copy(getattr(packed, field.name)) for field in fields(packed)})
+
+    made = replace(
+        linear,
+        weights=_copy(linear.weights),
+        tiers=copied(linear.tiers),
+        int4=copied(linear.int4),
+        bucket=copied(linear.bucket),
+    )
+    mx.eval(made.weights)
+    for packed in (made.tiers, made.int4, made.bucket):
+        if packed is not None:
+            mx.eval([getattr(packed, field.name) for field in fields(packed)])
+    return made
 
 
 def on_device(values: list[int]) -> Any:

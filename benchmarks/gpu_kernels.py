@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 from common import add_json_option, print_table, write_json
-from gpu_common import GPU, TIERS, copy_bandwidth, device, linear_of, mx, on_device, random_weights, seconds
+from gpu_common import GPU, TIERS, copy_bandwidth, copy_of, device, linear_of, mx, on_device, random_weights, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.runtimes.mlx_ops import SPAN, STATE_SIZE, Ops, Selection, row_step
-from specdec.runtimes.mlx_weights import Linear
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 DISTINCT, CHAIN = 4, 32
@@ -44,10 +43,11 @@ class Case:
     def __init__(self, name: str) -> None:
         self.outputs, self.inputs = SHAPES[name]
         self.ops = Ops(mx, GPU.backend, "float16")
-        self.plain = [random_weights(self.outputs, self.inputs, seed) for seed in range(DISTINCT)]
-        self.linears: list[Linear] = []
-        for weights in self.plain:
-            self.linears.append(linear_of([weights], views=("tiers", "int4", "bucket")))
+        weights = random_weights(self.outputs, self.inputs, 1)
+        linear = linear_of([weights], views=("tiers", "int4", "bucket"))
+        self.plain = [weights + mx.zeros((), dtype=weights.dtype) for _ in range(DISTINCT)]
+        self.linears = [copy_of(linear) for _ in range(DISTINCT)]
+        mx.eval(self.plain)
         rows = mx.random.normal((16, self.inputs), key=mx.random.key(9))
         self.rows = rows + mx.zeros_like(rows)
         self.weight = mx.ones((self.inputs,))

@@ -17,9 +17,9 @@ from models import real_model_path
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
+import specdec
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
-from specdec.model import Model
 from specdec.sources import open_source
 from specdec.store import BucketLayout, Store, convert
 from specdec.views.dtypes import to_float32
@@ -151,10 +151,11 @@ def test_a_trimmed_cache_and_drafts_leave_nothing_behind(runtime_of):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(("view", "effort"), [("int4", 0.5), ("bucket", 0.25)])
 def test_speculation_gives_the_tokens_of_plain_decoding(text_model, temperature, view, effort):
-    model = Model(Store.open(text_model), runtime="mlx")
+    model = specdec.load(text_model, runtime="mlx")
     options: dict[str, Any] = {"max_tokens": 40, "temperature": temperature, "seed": 3}
-    plain = model.generate([1, 2, 3], **options, draft_len=0)
-    drafted = model.generate([1, 2, 3], **options, draft_view=view, draft_effort=effort, draft_len=4)
+    plain = specdec.generate(model, [1, 2, 3], **options, speculate=False)
+    drafts: dict[str, Any] = {"policy": "fixed", "drafter": "effort", "draft_view": view, "draft_effort": effort}
+    drafted = specdec.generate(model, [1, 2, 3], **options, **drafts)
     assert drafted.tokens == plain.tokens
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from specdec import catalogue, paths
 from specdec.cli.common import Subparsers, readable_bytes
 from specdec.errors import RuntimeUnavailableError
+from specdec.runtimes.mlx_device import find_gpu
 from specdec.runtimes.registry import best_runtime, known_runtimes
 from specdec.version import DISTRIBUTION, version
 
@@ -116,13 +117,23 @@ def _mlx() -> dict[str, Any]:
     try:
         import mlx.core as mx
     except ImportError as error:
-        return {"version": None, "default_device": None, "metal": False, "error": str(error)}
+        return {"version": None, "default_device": None, "metal": False, "gpu": None, "error": str(error)}
     return {
         "version": _installed("mlx"),
         "default_device": str(mx.default_device()),
         "metal": bool(mx.metal.is_available()),
+        "gpu": _gpu(),
         "error": None,
     }
+
+
+def _gpu() -> str | None:
+    """Name and backend of the GPU that MLX would use, or None."""
+    try:
+        gpu = find_gpu()
+    except RuntimeUnavailableError:
+        return None
+    return f"{gpu.name} ({gpu.backend})"
 
 
 def _dependencies() -> dict[str, str | None]:
@@ -161,7 +172,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"cpu        {cpu['name'] or cpu['architecture']}, {cpu['usable_threads']} usable threads"
     yield f"           {' '.join(cpu['features']) or 'features unknown'}"
     yield (
-        f"mlx        {mlx['version']}, default device {mlx['default_device']}"
+        f"mlx        {mlx['version']}, default device {mlx['default_device']}, GPU {mlx['gpu'] or 'none'}"
         if mlx["version"]
         else f"mlx        {mlx['error']}"
     )

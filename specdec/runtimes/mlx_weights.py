@@ -6,8 +6,8 @@ q, k and v are one multiplication, gate and up another; their outputs lie one af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,6 @@ class Linear:
     tiers: PackedTiers | None = None
     int4: PackedInt4 | None = None
     bucket: PackedBucket | None = None
-    _sizes: dict[str, int] = field(default_factory=dict)
 
     @property
     def columns(self) -> int:
@@ -189,9 +188,6 @@ def _mean(linear: Linear, scores: list[np.ndarray]) -> np.ndarray:
     weights = np.asarray(linear.outputs, dtype=np.float64) / sum(linear.outputs)
     mean = sum(part.astype(np.float64) * weight for part, weight in zip(scores, weights, strict=True))
     return np.asarray(mean, dtype=np.float32)
-
-
-Multiply = Callable[..., Any]
 
 
 def int4_selection(linear: Linear, take: Any) -> Selection | None:

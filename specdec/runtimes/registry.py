@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
 
 if TYPE_CHECKING:
     from specdec.runtimes.base import Runtime
@@ -38,7 +40,7 @@ def _mlx(store: Store, threads: int | None) -> Runtime:
     return MlxRuntime(store)
 
 
-# Best first: "auto" takes the first one that is installed.
+# Best first: "auto" takes the first one that can run the model here.
 _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
     "mlx": _mlx,
     "native": _native,
@@ -47,8 +49,47 @@ _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
 
 
 def best_runtime() -> str:
-    """The runtime that "auto" means: `native` where its extension module was built, else `reference`."""
+    """The runtime that "auto" means: `mlx` where MLX has a GPU (Metal, then CUDA), else `native` where its extension
+    module was built, else `reference`."""
+    return "mlx" if missing_gpu() is None else _best_on_processor()
+
+
+def _best_on_processor() -> str:
     return "native" if find_spec("specdec.kernels.cpu._native") is not None else "reference"
+
+
+def missing_gpu() -> str | None:
+    """Why the mlx runtime has no GPU here; None when it has one."""
+    from specdec.runtimes.mlx_device import find_gpu
+
+    try:
+        find_gpu()
+    except RuntimeUnavailableError as error:
+        return str(error)
+    return None
+
+
+def _choose(store: Store) -> str:
+    """The best runtime for a model. Says in one line when a GPU is here and not used."""
+    reason = missing_gpu()
+    if reason is None:
+        from specdec.runtimes.mlx import refuse_unsupported
+
+        reason = refuse_unsupported(store.config)
+        if reason is None:
+            return "mlx"
+    elif not _gpu_is_here():
+        return _best_on_processor()
+    chosen = _best_on_processor()
+    warnings.warn(f"the GPU is not used, runtime {chosen!r} is: {reason}", stacklevel=3)
+    return chosen
+
+
+def _gpu_is_here() -> bool:
+    """Whether the machine has a GPU that MLX knows, whatever is installed: an Apple chip, or NVIDIA's driver."""
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64") or Path(
+        "/proc/driver/nvidia/version"
+    ).exists()
 
 
 def known_runtimes() -> list[str]:
@@ -73,7 +114,7 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise InvalidArgumentError(f"threads must be a whole number of at least 1, not {threads!r}")
     if name == "auto":
-        name = best_runtime()
+        name = _choose(store)
     if name not in _RUNTIMES:
         raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
     return _RUNTIMES[name](store, threads)
