@@ -170,10 +170,24 @@ static void blocked(const DenseCall& call, int64_t first, int64_t last) {
 template <class W>
 static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
   static constexpr DirectPanels by_rows[] = SPECDEC_BY_ROWS(SPECDEC_DIRECT);
-  if (call.tiles.count == 1 && by_rows[call.tiles.rows] != nullptr)
-    by_rows[call.tiles.rows](call, first, last);
-  else
+  const RowTiles& tiles = call.tiles;
+  if (tiles.count > 2 || by_rows[tiles.size(0)] == nullptr || by_rows[tiles.size(tiles.count - 1)] == nullptr) {
     blocked<W>(call, first, last);
+    return;
+  }
+  if (tiles.count == 1) {
+    by_rows[tiles.rows](call, first, last);
+    return;
+  }
+  // The second tile finds a panel in the second-level cache.
+  for (int64_t panel = first; panel < last; ++panel)
+    for (int t = 0; t < 2; ++t) {
+      DenseCall part = call;
+      part.tiles = RowTiles(tiles.size(t), tiles.size(t));
+      part.x += tiles.start(t) * call.in;
+      part.y += tiles.start(t) * call.y_stride;
+      by_rows[part.tiles.rows](part, panel, panel + 1);
+    }
 }
 
 static void multiply(const DenseCall& call, int64_t first, int64_t last) {
