@@ -164,6 +164,14 @@ class HostKernels:
         return folder
 
     def _compile(self, arguments: list[str]) -> None:
-        flags = ["-std=c++20", "-O1", "-g0", "-ffp-contract=off", "-pthread", "-w", *SANITIZERS[self.sanitizer]]
+        flags = [
+            "-std=c++20",
+            "-O0" if not self.sanitizer else "-O1",
+            "-g0",
+            "-ffp-contract=off",
+            "-pthread",
+            "-w",
+            *SANITIZERS[self.sanitizer],
+        ]
         done = subprocess.run([str(compiler()), *flags, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[:3000]

@@ -291,13 +291,8 @@ def test_a_whole_model_gives_the_golden_logits(runtime_of, monkeypatch):
     assert np.abs(logits_of(runtime, ids, 16) - wanted).max() < 6e-3
 
 
-@pytest.mark.parametrize(
-    ("view", "effort"),
-    [
-        ("exact", 0.4),
-        *[pytest.param(*case, marks=pytest.mark.slow) for case in (("exact", 1.0), ("int4", 0.5), ("bucket", 0.3))],
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("view", "effort"), [("exact", 1.0), ("exact", 0.4), ("int4", 0.5), ("bucket", 0.3)])
 def test_a_whole_model_gives_each_row_the_same_bits_in_any_company(runtime_of, view, effort):
     runtime = runtime_of(SyntheticSource(tiny_config(num_layers=1, qkv_bias=True, architecture="qwen2")))
     ids = [3, 1, 4, 1, 5, 9, 2]
@@ -358,7 +353,7 @@ def test_the_harness_runs_barriers_and_simdgroups(tmp_path):
 @pytest.mark.parametrize(
     ("source", "sanitizer", "complaint"),
     [
-        ("threadgroup float t[8193]; t[tid] = a[tid]; BARRIER(); b[tid] = t[8192 - tid];", "", "threadgroup memory is 32772 bytes"),
+        ("threadgroup float t[8193]; t[tid] = a[tid]; BARRIER(); b[tid] = t[8192 - tid];", "", "memory is 32772 bytes"),
         ("if (tid < 40) { BARRIER(); } b[tid] = 0;", "", "others wait at a barrier"),
         ("if (tid % 2) { b[tid] = lane_sum(a[tid]); } else { b[tid] = 0; }", "", "exchange values"),
         pytest.param("b[tid] = a[tid + 1];", "address", "heap-buffer-overflow", marks=pytest.mark.slow),
