@@ -371,16 +371,13 @@ def test_the_harness_refuses(tmp_path, source, sanitizer, complaint):
 @pytest.mark.parametrize("sanitizer", ["address", "thread"])
 def test_kernels_under_sanitizers(monkeypatch, tmp_path, sanitizer):
     mx = use_host(monkeypatch, tmp_path, sanitizer)
-    for test in (
-        test_dense,
-        test_select_and_verify,
-        test_int4,
-        test_bucket,
-        test_attention,
-        test_norm_adds_parts_and_selects,
-    ):
-        given: dict[Any, tuple[Any, ...]] = {
-            test_dense: ((33, 200), "float16"), test_select_and_verify: ((33, 200), 0.6), test_int4: ((300, 200),),
-            test_bucket: ((300, 200), TIERS), test_attention: (100, True), test_norm_adds_parts_and_selects: (True,),
-        }  # fmt: skip
-        test(mx, *given[test])
+    test_int4(mx, (300, 200))
+    test_bucket(mx, (300, 200), TIERS)
+    test_norm_adds_parts_and_selects(mx, selects=True)
+    test_attention(mx, None, norms=False)
+    if sanitizer == "address":
+        # These meet in thousands of shuffles, each of which hundreds of threads would have to wait for; threadgroup memory
+        # they share only in the gate's epilogue, across one barrier.
+        test_dense(mx, (33, 200), "float16")
+        test_select_and_verify(mx, (33, 200), 0.6)
+        test_dense_with_gate(mx)

@@ -3,9 +3,9 @@
 // the thread sanitizer); threadgroups run one after another.
 #pragma once
 #include <algorithm>
-#include <barrier>
 #include <bit>
 #include <cmath>
+#include <condition_variable>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +13,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -64,14 +65,35 @@ inline thread_local Group* current = nullptr;
 inline thread_local int self = 0;
 
 #ifdef SHIM_THREADS
+// A barrier that sleeps: hundreds of threads that spin on a few cores would take minutes.
+class Meeting {
+ public:
+  explicit Meeting(int count) : count_(count) {}
+  void arrive() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const long turn = turn_;
+    if (++here_ == count_) {
+      here_ = 0, ++turn_;
+      woken_.notify_all();
+    } else {
+      woken_.wait(lock, [&] { return turn != turn_; });
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable woken_;
+  int count_, here_ = 0;
+  long turn_ = 0;
+};
 struct Group {
   explicit Group(int count) : all(count) {
-    for (int first = 0; first < count; first += LANES) lanes.push_back(std::make_unique<std::barrier<>>(LANES));
+    for (int first = 0; first < count; first += LANES) lanes.push_back(std::make_unique<Meeting>(LANES));
   }
-  void wait_all() { all.arrive_and_wait(); }
-  void wait_lanes() { lanes[self / LANES]->arrive_and_wait(); }
-  std::barrier<> all;
-  std::vector<std::unique_ptr<std::barrier<>>> lanes;
+  void wait_all() { all.arrive(); }
+  void wait_lanes() { lanes[self / LANES]->arrive(); }
+  Meeting all;
+  std::vector<std::unique_ptr<Meeting>> lanes;
   std::vector<std::uint32_t> slots;
 };
 #else
@@ -137,8 +159,7 @@ inline void run_group(int threads, const std::function<void(int)>& body) {
       current = &group;
       self = index;
       body(index);
-      group.all.arrive_and_drop();
-      // A thread that leaves early leaves with its whole simdgroup: the kernels' early returns are uniform.
+      // One that leaves early does so with its whole threadgroup (the fibers check that), so no one waits for it.
     });
   }
   for (auto& member : members) member.join();
