@@ -376,8 +376,8 @@ def test_kernels_under_sanitizers(monkeypatch, tmp_path, sanitizer):
     test_norm_adds_parts_and_selects(mx, selects=True)
     test_attention(mx, None, norms=False)
     if sanitizer == "address":
-        # These meet in thousands of shuffles, each of which hundreds of threads would have to wait for; threadgroup memory
-        # they share only in the gate's epilogue, across one barrier.
+        # Thousands of shuffles, each of which hundreds of threads would wait for; threadgroup memory they share only in
+        # the gate's epilogue, across one barrier.
         test_dense(mx, (33, 200), "float16")
         test_select_and_verify(mx, (33, 200), 0.6)
         test_dense_with_gate(mx)
