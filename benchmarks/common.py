@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def write_json(path: Path | None, results: Any, *, benchmark: str) -> None:
         return
     # File names without their folders: the record is for others to read and to run.
     words = [Path(word).name if word.startswith(("/", "~", "..")) else word for word in sys.argv]
-    command = " ".join([Path(words[0]).name, *words[1:]])
+    command = shlex.join([Path(words[0]).name, *words[1:]])
     record = {
         "benchmark": benchmark,
         "command": f"python benchmarks/{command}",

@@ -13,6 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from figures import heat_map
+
+ACCEPTANCE = (
+    "acceptance-smollm2-135m-dithered.json",
+    "acceptance-smollm2-135m.json",
+    "acceptance-qwen2.5-coder-0.5b-dithered.json",
+    "acceptance-qwen2.5-coder-0.5b.json",
+    "acceptance-qwen2.5-coder-1.5b-dithered.json",
+    "acceptance-qwen2.5-coder-1.5b.json",
+)
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 
@@ -158,6 +168,55 @@ def end_to_end_table(records: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def acceptance_table(records: list[dict[str, Any]]) -> str:
+    """Kept shares by entropy of the draft step, with a heat map beside them, and by position; a part for each model."""
+    parts = []
+    for name, record in zip([n for n in ACCEPTANCE if _exists(n)], records, strict=True):
+        rows = record["results"]["rows"]
+        model = record["results"]["settings"]["model"].removesuffix(".store")
+        settings = list(dict.fromkeys((row["view"], row["effort"]) for row in rows))
+        labels = [f"{view} {effort:g}" for view, effort in settings]
+        classes = sorted({row["entropy_class"] for row in rows})
+        names = [next(row["entropy"] for row in rows if row["entropy_class"] == c) for c in classes]
+        chosen = [
+            [[r for r in rows if (r["view"], r["effort"], r["entropy_class"]) == (*s, c)] for c in classes]
+            for s in settings
+        ]
+        figure = heat_map(
+            f"{model}: share of drafted tokens kept",
+            names,
+            labels,
+            [[_kept(cell)[0] for cell in line] for line in chosen],
+            column_title="entropy, nats",
+        )
+        (RESULTS / name).with_suffix(".svg").write_text(figure, encoding="utf-8")
+        positions = sorted({row["position"] for row in rows})
+        by_position = [
+            [[r for r in rows if (r["view"], r["effort"], r["position"]) == (*s, p)] for p in positions]
+            for s in settings
+        ]
+        parts += [
+            f"![{model}](benchmarks/results/{Path(name).with_suffix('.svg').name})",
+            markdown([f"{model}, entropy in nats", *names], _shares(labels, chosen)),
+            markdown([f"{model}, position", *map(str, positions)], _shares(labels, by_position)),
+        ]
+    return "\n\n".join(parts)
+
+
+def _kept(rows: list[dict[str, Any]]) -> tuple[float | None, int]:
+    """Share kept, or None where fewer than 5 tokens were looked at, and how many were."""
+    looked = sum(row["looked_at"] for row in rows)
+    return (sum(row["kept"] for row in rows) / looked if looked >= 5 else None), looked
+
+
+def _shares(labels: list[str], lines: list[list[list[dict[str, Any]]]]) -> list[list[str]]:
+    cells = [[(_kept(cell)) for cell in line] for line in lines]
+    return [
+        [label, *(f"{share:.2f} ({count})" if share is not None else f"- ({count})" for share, count in line)]
+        for label, line in zip(labels, cells, strict=True)
+    ]
+
+
 def policies_table(records: list[dict[str, Any]]) -> str:
     """Speed over plain decoding, a column for each task, a row for each contender."""
     parts = []
@@ -279,6 +338,21 @@ SECTIONS = [
             "policies-qwen2.5-coder-1.5b.json",
         ],
         table=policies_table,
+    ),
+    Section(
+        title="Which drafted tokens are kept",
+        prose=(
+            "The model drafts six tokens a round for itself, at a fixed effort of a fixed view, on one prompt of every task; "
+            "each drafted token that the verifier got to look at counts once, by the entropy of the logits that it was "
+            "drawn from and by its position in the round. In brackets, how many there were; shares of fewer than 5 are "
+            "left out. Names without `-dithered` are the original 4- to 5-bit files, whose 4-bit drafts flatter."
+        ),
+        files=ACCEPTANCE,
+        table=acceptance_table,
+        notes=(
+            "Entropy tells nearly everything: at the same entropy, efforts and views differ little, and low effort mostly "
+            "moves tokens into the classes of higher entropy. Position hardly matters once all tokens before were kept."
+        ),
     ),
     Section(
         title="Steps of the GPU runtime",

@@ -108,7 +108,7 @@ class NativeRuntime:
     """
 
     name = "native"
-    auto_draft = ("int4", 1.0)
+    auto_draft = ("int4", 0.7)
     batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
