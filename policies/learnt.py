@@ -21,6 +21,11 @@ FIRST_INTERVAL, LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL = 8, 1024, 96
 _PRIOR_ROUNDS = 4.0  # rounds that a computed expectation is worth against observed ones
 
 
+def _prior(effort: float) -> float:
+    """Acceptance to assume of an effort before anything was seen: about what small and middling models showed."""
+    return float(0.87 * (1.0 - (1.0 - effort) ** 2.2))
+
+
 @dataclass(slots=True)
 class Results:
     """What the rounds of one way of drafting brought lately, in tokens and in dense steps, discounted."""
@@ -115,5 +120,5 @@ class Learnt:
         found = self.acceptance.get(arm)
         if found is None:
             # About what 4-bit drafts of small models agree at that effort; replaced within a few rounds.
-            found = self.acceptance[arm] = EffortAcceptance(prior=0.9 * arm[2] ** 0.45)
+            found = self.acceptance[arm] = EffortAcceptance(prior=_prior(arm[2]))
         return found
