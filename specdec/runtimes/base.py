@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
@@ -117,3 +118,25 @@ def checked_layers(layers: int | None, config: ModelConfig) -> int:
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= config.num_layers:
         raise InvalidArgumentError(f"layers must be a whole number from 1 to {config.num_layers}, not {layers!r}")
     return layers
+
+
+def checked_tokens(tokens: Sequence[int], cache: Cache, vocab_size: int) -> NDArray[np.int64]:
+    """The token ids of a pass over `cache`, (M,).
+
+    Raises:
+        InvalidArgumentError: there is none, one is outside the vocabulary, or the cache has no room for all.
+    """
+    try:
+        ids = np.asarray(tokens, dtype=np.int64)
+    except OverflowError:  # an id so large is outside any vocabulary
+        ids = None
+    if ids is not None and (ids.ndim != 1 or not len(ids)):
+        raise InvalidArgumentError("a pass needs at least one token")
+    if ids is None or ids.min() < 0 or ids.max() >= vocab_size:
+        wrong = next(int(token) for token in tokens if not 0 <= token < vocab_size)
+        raise InvalidArgumentError(f"token id {wrong} is outside the vocabulary of {vocab_size}")
+    if cache.length + len(ids) > cache.capacity:
+        raise InvalidArgumentError(
+            f"the cache holds {cache.length} of at most {cache.capacity} tokens: no room for {len(ids)} more"
+        )
+    return ids

@@ -14,7 +14,7 @@ import numpy as np
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
-from specdec.runtimes.base import Cache, ForwardResult, checked_layers
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.runtimes.mlx_device import Gpu, find_gpu
 from specdec.runtimes.mlx_model import Kind, Layer, Transformer
 from specdec.runtimes.mlx_ops import MAX_ROWS, SPAN, STATE_SIZE, Ops, row_step
@@ -252,16 +252,7 @@ class MlxRuntime:
     def _checked(self, tokens: Sequence[int], cache: Cache) -> list[int]:
         if not isinstance(cache, GpuCache):
             raise InvalidArgumentError("cache must come from new_cache of this runtime")
-        ids = [int(token) for token in tokens]
-        if not ids:
-            raise InvalidArgumentError("a pass needs at least one token")
-        for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise InvalidArgumentError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
-        if cache.length + len(ids) > cache.capacity:
-            raise InvalidArgumentError(
-                f"the cache holds {cache.length} of at most {cache.capacity} tokens: no room for {len(ids)} more"
-            )
+        ids: list[int] = checked_tokens(tokens, cache, self.config.vocab_size).tolist()
         return ids
 
     def _bytes_read(self, mode: str, effort: EffortSchedule, length: int) -> int:

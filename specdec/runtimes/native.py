@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
-from specdec.runtimes.base import Cache, ForwardResult, checked_layers
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft, view_bytes
@@ -214,17 +214,7 @@ class NativeRuntime:
     def _checked(self, tokens: Sequence[int], cache: Cache) -> NDArray[np.int32]:
         if not isinstance(cache, NativeCache):
             raise InvalidArgumentError("cache must come from new_cache of this runtime")
-        ids = np.asarray(tokens, dtype=np.int64)
-        if ids.ndim != 1 or not len(ids):
-            raise InvalidArgumentError("a pass needs at least one token")
-        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            wrong = next(token for token in ids.tolist() if not 0 <= token < self.config.vocab_size)
-            raise InvalidArgumentError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
-        if cache.length + len(ids) > cache.capacity:
-            raise InvalidArgumentError(
-                f"the cache holds {cache.length} of at most {cache.capacity} tokens: no room for {len(ids)} more"
-            )
-        return ids.astype(np.int32)
+        return checked_tokens(tokens, cache, self.config.vocab_size).astype(np.int32)
 
     def _resolved(self, schedule: EffortSchedule) -> _Efforts:
         found = self._efforts.get(schedule)

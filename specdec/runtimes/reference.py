@@ -22,7 +22,7 @@ from specdec.kernels.reference.mlx_cache import KeyValueCache
 from specdec.kernels.reference.mlx_matrix import FloatMatrix, GroupScaledMatrix, Multiplier
 from specdec.kernels.reference.mlx_transformer import RowTransformer
 from specdec.kernels.reference.selection import select_tiers
-from specdec.runtimes.base import Cache, ForwardResult, checked_layers
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.views.base import ViewMatrix
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
@@ -168,16 +168,7 @@ class ReferenceRuntime:
         shape = (self.config.num_layers, self.config.num_kv_heads, self.config.head_dim)
         if not isinstance(cache, KeyValueCache) or not cache.fits(shape):
             raise InvalidArgumentError("cache must come from new_cache of this runtime")
-        ids = [int(token) for token in tokens]
-        if not ids:
-            raise InvalidArgumentError("a pass needs at least one token")
-        for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise InvalidArgumentError(f"token id {token} is outside the vocabulary of {self.config.vocab_size}")
-        if cache.length + len(ids) > cache.capacity:
-            raise InvalidArgumentError(
-                f"the cache holds {cache.length} of at most {cache.capacity} tokens: no room for {len(ids)} more"
-            )
+        ids: list[int] = checked_tokens(tokens, cache, self.config.vocab_size).tolist()
         return ids, cache
 
     def _resolved(self, schedule: EffortSchedule) -> dict[str, float]:
