@@ -31,6 +31,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     "U8": np.dtype(np.uint8),
     "F16": np.dtype("<u2"),
     "BF16": np.dtype("<u2"),
+    "U32": np.dtype("<u4"),
     "F32": np.dtype("<f4"),
 }
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from specdec.views.layout import BucketLayout
 
 
-_MEMORY = {"U8": np.uint8, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
+_MEMORY = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class TensorSpec:
     """Type and shape of one stored array.
 
     Attributes:
-        dtype: safetensors name: "U8", "F16", "BF16" (uint16 raw bits in memory) or "F32".
+        dtype: safetensors name: "U8", "U32", "F16", "BF16" (uint16 raw bits in memory) or "F32".
         shape: its dimensions.
     """
 
@@ -34,7 +34,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of the array."""
-        size = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}[self.dtype]
+        size = {"U8": 1, "F16": 2, "BF16": 2, "U32": 4, "F32": 4}[self.dtype]
         for length in self.shape:
             size *= length
         return size

@@ -1,0 +1,81 @@
+"""How other programs lay out quantised weights, by name: what a code is, and which numbers turn it into a weight.
+
+Every type here is a code of a few bits for each weight, and one scale and perhaps one offset for each group of inputs
+of an output: `weight = scale * (code - zero) - offset`, one float32 rounding an operation. Matrices made of these live
+in `quantised`, the bits of each type in `gguf_blocks` and `affine`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from specdec.errors import InvalidArgumentError
+from specdec.views.base import TensorSpec
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class QuantisedType(ABC):
+    """One way to store a quantised matrix of shape (out, in), `y = W v`.
+
+    Attributes:
+        name: "q4_k", "affine4-g64", …: what a store's description calls it.
+        bits: bits of a code.
+        zero: the code of weight 0, but for the offset.
+        group: inputs that share a scale and an offset.
+        block: inputs that are stored together; divides the inputs of every matrix of this type.
+        extra: bytes of a block beside its codes.
+    """
+
+    name: str
+    bits: int
+    zero: int
+    group: int
+    block: int
+    extra: int
+
+    @abstractmethod
+    def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """The arrays of a matrix of `shape` by name; the first axis of each runs over outputs."""
+
+    @abstractmethod
+    def codes(self, arrays: Arrays) -> np.ndarray:
+        """Every code, uint8 (out, in)."""
+
+    @abstractmethod
+    def scale_and_offset(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scale and offset of every group, float32 (out, in / group); None where the type has no offset."""
+
+    @abstractmethod
+    def inputs(self, arrays: Arrays, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The arrays of the inputs `start` to `stop`, both multiples of `block`; views where that is possible."""
+
+    def check_inputs(self, inputs: int) -> None:
+        """Refuse a row that is no whole number of blocks.
+
+        Raises:
+            InvalidArgumentError: it is not.
+        """
+        if inputs < 1 or inputs % self.block:
+            raise InvalidArgumentError(f"{self.name} stores blocks of {self.block} inputs, and {inputs} is no multiple")
+
+    def bytes_of(self, codes: int, blocks: int) -> int:
+        """Bytes of so many codes and of what so many blocks have beside theirs."""
+        return codes * self.bits // 8 + blocks * self.extra
+
+    def dequantise(self, arrays: Arrays) -> np.ndarray:
+        """The weights, float32 (out, in), in the order of operations that the type's own readers follow."""
+        codes, (scale, offset) = self.codes(arrays), self.scale_and_offset(arrays)
+        outputs, inputs = codes.shape
+        weights = codes.reshape(outputs, -1, self.group).astype(np.float32)
+        if self.zero:
+            weights -= np.float32(self.zero)
+        weights *= scale[..., None]
+        if offset is not None:
+            weights -= offset[..., None]
+        return weights.reshape(outputs, inputs)
