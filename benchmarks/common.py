@@ -1,20 +1,17 @@
-"""What every benchmark shares: a description of the machine, prompts, a table printer and a JSON file at the end."""
+"""What every benchmark shares: prompts, a table printer and a JSON file at the end."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import shlex
 import sys
-import time
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from specdec.record import command_line, machine, record
+from specdec.record import write_json as write_record
 
 PROMPTS = (
     "Write a Python function that merges two sorted lists without using sort, and explain its running time.",
@@ -23,37 +20,6 @@ PROMPTS = (
     "Think step by step.",
     "Write a short letter to a landlord asking to have a broken heater repaired before winter.",
 )
-
-
-def cpu_name() -> str:
-    """Processor name as the operating system gives it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def machine() -> dict[str, Any]:
-    """Device, core count, system and the versions that decide a result."""
-    versions = {name: metadata.version(name) for name in ("specdec-mlx", "mlx", "numpy") if _installed(name)}
-    return {
-        "device": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def print_machine() -> None:
@@ -83,17 +49,9 @@ def write_json(path: Path | None, results: Any, *, benchmark: str) -> None:
     """Write results with machine and command to `path` (nothing when it is None)."""
     if path is None:
         return
-    # File names without their folders: the record is for others to read and to run.
-    words = [Path(word).name if word.startswith(("/", "~", "..")) else word for word in sys.argv]
-    command = shlex.join([Path(words[0]).name, *words[1:]])
-    record = {
-        "benchmark": benchmark,
-        "command": f"python benchmarks/{command}",
-        "machine": machine(),
-        "results": results,
-    }
+    command = command_line(f"python benchmarks/{Path(sys.argv[0]).name}", sys.argv[1:])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_record(path, record(benchmark, command=command, results=results))
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ over decoding time, prefill left out, for all contenders.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -21,10 +20,8 @@ from statistics import median
 from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
+from specdec.bench.prompts import BUILT_IN, load_prompts
 from specdec.model import Model
-
-DATA = Path(__file__).resolve().parent / "data"
-MT_BENCH = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 
 
 @dataclass
@@ -47,14 +44,11 @@ class Tally:
 
 
 def prompts(per_task: int) -> dict[str, list[str]]:
-    """Chat prompts by task: the six tasks of Spec-Bench and HumanEval, evenly spread over each file."""
+    """Chat prompts by task: the six tasks of Spec-Bench and HumanEval, evenly spread over each set."""
     by_task: dict[str, list[str]] = defaultdict(list)
-    for line in (DATA / "spec_bench_dev.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        by_task["mt_bench" if row["category"] in MT_BENCH else row["category"]].append(row["turns"][0])
-    for line in (DATA / "humaneval_dev.jsonl").read_text(encoding="utf-8").splitlines():
-        by_task["humaneval"].append("Complete this Python function:\n\n" + json.loads(line)["prompt"])
-    return {task: rows[:: max(1, len(rows) // per_task)][:per_task] for task, rows in by_task.items()}
+    for prompt in load_prompts(BUILT_IN, per_task=per_task):
+        by_task[prompt.task].append(str(prompt.content))
+    return by_task
 
 
 def fixed_setting(setting: str) -> dict[str, object]:
