@@ -142,11 +142,8 @@ def _content(row: Mapping[str, Any]) -> Content | None:
         case {"turns": [str(text), *_], **rest} if text and not rest:
             return text
         case {"messages": [*messages], **rest} if messages and not rest:
-            fields = [
-                (one.get("role"), one.get("content")) if isinstance(one, Mapping) else (None,) for one in messages
-            ]
-            if all(isinstance(value, str) for pair in fields for value in pair):
-                return tuple({"role": pair[0], "content": pair[1]} for pair in fields)
+            if all(_is_message(one) for one in messages):
+                return tuple({"role": one["role"], "content": one["content"]} for one in messages)
     return None
 
 
