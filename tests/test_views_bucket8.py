@@ -81,7 +81,7 @@ def test_loads_what_it_stores() -> None:
     matrix = exact((100, 20), 1)
     built = VIEW.build(matrix)
     arrays = VIEW.arrays(built)
-    for name, spec in VIEW.tensors(matrix.shape, STORE_LAYOUT).items():
+    for name, spec in VIEW.tensors(matrix.shape).items():
         assert (arrays[name].shape, arrays[name].nbytes) == (spec.shape, spec.nbytes)
     np.testing.assert_array_equal(VIEW.load(arrays, matrix).dequantise(), built.dequantise())
     with pytest.raises(StoreError, match="needs the arrays"):

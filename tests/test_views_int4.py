@@ -134,7 +134,7 @@ def test_loads_what_it_stored_and_nothing_else() -> None:
     base = exact((33, 70), 0)
     built = VIEW.build(base)
     arrays = VIEW.arrays(built)
-    specs = VIEW.tensors(base.shape, LAYOUT)
+    specs = VIEW.tensors(base.shape)
     assert {name: array.nbytes for name, array in arrays.items()} == {name: s.nbytes for name, s in specs.items()}
     loaded = VIEW.load(arrays, base)
     assert isinstance(loaded, Int4Matrix)

@@ -158,15 +158,17 @@ def test_scales_that_are_no_numbers_are_refused(name: str, bad: float) -> None:
         kind = quantised_type(name)
         assert isinstance(kind, AffineType)
         raw["biases"][2, 1] = from_float32(np.array([bad], np.float32), kind.dtype)[0]
-    with pytest.raises(ModelFormatError, match="NaN or infinite"):
+    with pytest.raises(ModelFormatError, match="NaN, infinite"):
         QuantisedMatrix.from_table(QuantisedTable(name, table.shape, raw))
+    with pytest.raises(ModelFormatError, match="NaN or infinite"):
+        QuantisedTable(name, table.shape, raw).check()
 
 
 def test_weights_past_float32_are_refused() -> None:
     table = random_table("affine8-g32-bf16", 2, 1, 1)
     raw = dict(table.arrays)
     raw["scales"] = from_float32(np.full((2, 1), 3e38, np.float32), "bfloat16")
-    with pytest.raises(ModelFormatError, match="too large"):
+    with pytest.raises(ModelFormatError, match="too large for float32"):
         QuantisedMatrix.from_table(QuantisedTable(table.type, table.shape, raw))
 
 

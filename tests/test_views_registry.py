@@ -26,7 +26,7 @@ def test_the_views_of_the_package() -> None:
 
 
 def test_an_unknown_view_lists_those_that_exist() -> None:
-    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, bucket8, int4"):
+    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, bucket8, int4, nested, own"):
         get_view("int5")
 
 
@@ -60,6 +60,6 @@ def test_the_bucket_view_is_the_exact_matrix() -> None:
     matrix = BucketedMatrix.from_dense(bits, dtype="float16", layout=BucketLayout())
     view = get_view("bucket")
     assert view.build(matrix) is matrix
-    assert view.tensors(matrix.shape, matrix.layout) == {}
+    assert view.tensors(matrix.shape) == {}
     assert view.arrays(matrix) == {}
     assert view.load({}, matrix) is matrix

@@ -127,14 +127,14 @@ class Loader:
     def exact(self, linear: Linear) -> None:
         """Pack the weights of the exact view."""
         dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
-        parts = [self.mx.array(self.store.exact(name).dense_bits()) for name in linear.names]
+        parts = [self.mx.array(self.store.bucketed(name).dense_bits()) for name in linear.names]
         bits = linear.join(self.mx, parts)
         linear.weights = pack_dense(self.mx, self.ops.backend, bits, linear.rows).view(dtype)
         self.mx.eval(linear.weights)
 
     def tiers(self, linear: Linear) -> None:
         """Pack what the exact view needs below effort 1."""
-        matrices = [self.store.exact(name) for name in linear.names]
+        matrices = [self.store.bucketed(name) for name in linear.names]
         parts = [
             self.mx.array(np.ascontiguousarray(m.tier_of_weight()[:, :out].T))
             for m, out in zip(matrices, linear.outputs, strict=True)
@@ -157,7 +157,7 @@ class Loader:
 
     def bucket(self, linear: Linear) -> None:
         """Pack the bucket view."""
-        matrices = [self.store.exact(name) for name in linear.names]
+        matrices = [self.store.bucketed(name) for name in linear.names]
         made = [bucket_parts(matrix) for matrix in matrices]
         values = self._join_buckets(linear, [part for part, _ in made], 0)
         places = self._join_buckets(linear, [part for _, part in made], 0x3210)

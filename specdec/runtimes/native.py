@@ -5,7 +5,6 @@ Importing this module needs the extension module; `specdec.runtimes.registry` im
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,10 +21,10 @@ from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft, view_bytes
+from specdec.views.bucket import BucketedMatrix
 
 if TYPE_CHECKING:
     from specdec.store import Store
-    from specdec.views.bucket import BucketedMatrix
 
 CPU_VARIABLE = "SPECDEC_CPU"
 # Mapped bytes of the store that may be resident while it is packed, beyond what is being read.
@@ -160,7 +159,7 @@ class NativeRuntime:
             return
         check_room(f"draft view {view!r}", view_bytes(view, self.config), available_bytes())
         self._drafts[view] = build_draft(view, self._model, self._store)
-        _release_pages(self._store)
+        self._store.release_pages()
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
@@ -240,10 +239,10 @@ class NativeRuntime:
         weights = sum(outputs * inputs for outputs, inputs in self.config.matrices().values())
         check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
         for name, index in self._index.items():
-            matrix = self._store.exact(name)
+            matrix = self._store.bucketed(name)
             self._model.load_masks(index, list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True
-        _release_pages(self._store)
+        self._store.release_pages()
 
 
 def _isa(module: Any, isa: str | None) -> str:
@@ -299,7 +298,7 @@ def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
 def _load(model: Any, store: Store, index: dict[str, int]) -> None:
     """Pack every tensor of the store."""
     config = store.config
-    _release_pages(store)
+    store.release_pages()
     for name in model.vector_names:
         vector = np.ascontiguousarray(store.vector(name), dtype=np.float32)
         if not np.isfinite(vector).all():
@@ -307,20 +306,23 @@ def _load(model: Any, store: Store, index: dict[str, int]) -> None:
         model.load_vector(name, vector)
     for name in config.tables():
         table = store.table(name)
+        assert isinstance(table, np.ndarray)
         if _has_non_finite(table, store.dtype):
             raise StoreError(f"table {name!r} holds an infinite number or a NaN: convert the model again")
         if name == "embed":
             model.load_embedding(table)
         else:
             model.load_router(int(name.split(".")[1]), table)
-    _release_pages(store)
+    store.release_pages()
     mapped = 0
     for name, number in index.items():
-        mapped += _load_matrix(model, store, store.exact(name), name, number)
+        matrix = store.exact(name)
+        assert isinstance(matrix, BucketedMatrix)
+        mapped += _load_matrix(model, store, matrix, name, number)
         if mapped > _RELEASE_BYTES:
-            _release_pages(store)
+            store.release_pages()
             mapped = 0
-    _release_pages(store)
+    store.release_pages()
 
 
 def _load_matrix(model: Any, store: Store, matrix: BucketedMatrix, name: str, number: int) -> int:
@@ -329,7 +331,7 @@ def _load_matrix(model: Any, store: Store, matrix: BucketedMatrix, name: str, nu
     step = max(64, _RELEASE_BYTES * inputs // matrix.nbytes // 64 * 64)
     for first in range(0, inputs, step):
         if first:
-            _release_pages(store)
+            store.release_pages()
         problem = model.load_values(
             number, list(matrix.values), list(matrix.masks), matrix.scores, first, min(first + step, inputs)
         )
@@ -342,12 +344,3 @@ def _has_non_finite(bits: NDArray[np.uint16], dtype: str) -> bool:
     exponent = np.uint16(0x7C00 if dtype == "float16" else 0x7F80)
     rows = max(1, (1 << 20) // bits.shape[1])
     return any(bool(((bits[first : first + rows] & exponent) == exponent).any()) for first in range(0, len(bits), rows))
-
-
-def _release_pages(store: Store) -> None:
-    """Tell the system that the store's mapped pages are not needed now; they would count as this process's memory."""
-    array: Any = store.exact("head").values[0]
-    while array is not None and not isinstance(array, mmap.mmap):
-        array = array.obj if isinstance(array, memoryview) else getattr(array, "base", None)
-    if array is not None and hasattr(mmap, "MADV_DONTNEED"):
-        array.madvise(mmap.MADV_DONTNEED)

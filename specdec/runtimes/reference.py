@@ -25,9 +25,9 @@ from specdec.kernels.reference.selection import select_tiers
 from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.views.base import ViewMatrix
 from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
 from specdec.views.int4 import GROUP, Int4Matrix
-from specdec.views.registry import known_views
+from specdec.views.quantised import QuantisedMatrix
+from specdec.views.registry import get_view, known_views
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -92,24 +92,23 @@ class ReferenceRuntime:
     """
 
     name = "reference"
-    auto_draft = ("bucket", 0.25)
     batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store) -> None:
         self.config: ModelConfig = store.config
+        self.auto_draft = ("own", 0.5) if store.quantised else ("bucket", 0.25)
         self._store = store
         self._device = compute_device()
         self._efforts: dict[EffortSchedule, dict[str, float]] = {}
         with mx.stream(self._device):
             self._exact = {name: self._load_exact(name) for name in self.config.matrices()}
             self._views: dict[str, dict[str, _Operand]] = {"exact": self._exact}
-            self._embeddings = None if self.config.tie_embeddings else store.table("embed")
             self._transformer = RowTransformer(self.config, store.vector, self._embed, self._router)
 
     @property
     def views(self) -> tuple[str, ...]:
         """Draft views that `forward` accepts beside "exact"."""
-        return tuple(known_views())
+        return tuple(view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
 
     def prepare_view(self, view: str) -> None:
         """Make `view` ready: read it from the store, or build it from the exact weights where the store lacks it.
@@ -182,7 +181,7 @@ class ReferenceRuntime:
 
     def _load_view(self, view: str, name: str) -> _Operand:
         matrix = self._store.draft(view, name)
-        if isinstance(matrix, BucketedMatrix):
+        if isinstance(matrix, BucketedMatrix | QuantisedMatrix):
             return _Operand(matrix, self._exact[name].multiplier, fixed_order=False)
         if isinstance(matrix, Int4Matrix):
             return _Operand(matrix, GroupScaledMatrix(matrix.levels(), matrix.scale, GROUP), fixed_order=False)
@@ -200,14 +199,14 @@ class ReferenceRuntime:
                 weights.set_tiers(matrix.tier_of_weight())
 
     def _embed(self, token: int) -> Any:
-        if self._embeddings is not None:
-            return mx.array(to_float32(np.array(self._embeddings[token]), self._store.dtype)[None])
+        if not self.config.tie_embeddings:
+            return mx.array(self._store.table_rows("embed", [token]))
         head = self._exact["head"].multiplier
         assert isinstance(head, FloatMatrix)
         return head.column(token)
 
     def _router(self, layer: int) -> NDArray[np.float32]:
-        return to_float32(np.array(self._store.table(f"layers.{layer}.mlp.router")), self._store.dtype)
+        return self._store.table_rows(f"layers.{layer}.mlp.router")
 
     def _fixed_bytes(self, length: int, rows: int, layers: int) -> int:
         """Bytes of a pass beside its matrices: embeddings, routers, vectors, and the history once for all rows."""

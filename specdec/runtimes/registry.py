@@ -48,6 +48,10 @@ _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
 }
 
 
+# Those that run matrices in quantised blocks.
+_QUANTISED = frozenset({"reference"})
+
+
 def best_runtime() -> str:
     """The runtime that "auto" means: `mlx` where MLX has a GPU (Metal, then CUDA), else `native` where its extension
     module was built, else `reference`."""
@@ -72,6 +76,8 @@ def missing_gpu() -> str | None:
 def _choose(store: Store) -> str:
     """The best runtime for a model. Says in one line when a GPU is here and not used."""
     reason = missing_gpu()
+    if store.quantised:
+        return next(name for name in _RUNTIMES if name in _QUANTISED and (name != "mlx" or reason is None))
     if reason is None:
         from specdec.runtimes.mlx import refuse_unsupported
 
@@ -117,4 +123,9 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
         name = _choose(store)
     if name not in _RUNTIMES:
         raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
+    if name not in _QUANTISED and store.quantised:
+        raise InvalidArgumentError(
+            f"the {name} runtime does not run quantised stores: convert the model to f16 or bf16, or use runtime "
+            f"{' or '.join(sorted(_QUANTISED))!r}"
+        )
     return _RUNTIMES[name](store, threads)

@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from specdec.config import ModelConfig
+from specdec.views.quantised import QuantisedTable
 
 
 class Source(Protocol):
@@ -15,11 +16,13 @@ class Source(Protocol):
     Attributes:
         config: shape of the model.
         dtype: "float16" or "bfloat16", what the bits of matrices and tables mean.
+        types: name of the quantised type of every matrix and table that has one, perhaps one that only `matrix` reads.
         description: where the weights come from, as plain strings, for the record.
     """
 
     config: ModelConfig
     dtype: str
+    types: dict[str, str]
     description: dict[str, str]
 
     @property
@@ -36,6 +39,16 @@ class Source(Protocol):
 
         Raises:
             ModelFormatError: a weight is NaN or infinite, or too large for `dtype`.
+        """
+        ...
+
+    def quantised(self, name: str, kind: str) -> QuantisedTable:
+        """A matrix or table in the quantised type `kind`: its own blocks where that is its type in `types`, else
+        quantised now, which only "q8_0" allows.
+
+        Raises:
+            InvalidArgumentError: it has another type and `kind` is not "q8_0", or blocks of `kind` do not fit its rows.
+            ModelFormatError: a scale or weight is NaN or infinite.
         """
         ...
 

@@ -122,6 +122,9 @@ class GGUFFile:
     def raw16(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._rows(name, start, stop).view("<u2").astype(np.uint16)
 
+    def blocks(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        return {"blocks": self._rows(name, start, stop)}
+
     def close(self) -> None:
         self._tensors = {}
         self._data.close()

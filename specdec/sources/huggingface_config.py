@@ -73,10 +73,12 @@ def _architecture(fields: Fields) -> str:
 
 def _refuse_unsupported(fields: Fields, architecture: str) -> None:
     where = fields.where
-    for key in ("quantization_config", "quantization"):
-        if key in fields:
-            method = fields.mapping(key).values.get("quant_method", "unnamed")
-            raise ModelFormatError(f"{where}: the weights are quantised ({key}: {method}); convert the 16-bit original")
+    if "quantization_config" in fields and "quantization" not in fields:
+        method = fields.mapping("quantization_config").values.get("quant_method", "unnamed")
+        raise ModelFormatError(
+            f"{where}: the weights are quantised (quantization_config: {method}), and only MLX's and GGUF's own types "
+            "are read: convert the 16-bit original"
+        )
     if (activation := fields.text("hidden_act", "silu")) != "silu":
         raise ModelFormatError(f"{where}: hidden_act must be 'silu', not {activation!r}")
     for key in ("attention_bias", "mlp_bias"):

@@ -9,12 +9,15 @@ import numpy as np
 
 from specdec.config import ModelConfig
 from specdec.errors import ModelFormatError
+from specdec.sources.fields import Fields
 from specdec.sources.files import read_json
 from specdec.sources.huggingface_config import read_config
 from specdec.sources.huggingface_tokenizer import tokenizer_files
+from specdec.sources.mlx_file import AffineFolder
 from specdec.sources.safetensors_file import READABLE, SafetensorsFolder
 from specdec.sources.tensor_file import TensorFile
 from specdec.sources.weights import FileSource, Origin, check_counts, check_tensors, stored_types
+from specdec.views.quantised import quantised_types
 
 CONFIG_NAME = "config.json"
 _EMBED, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -22,7 +25,7 @@ _EXPERT_NAMES = {"gate": "w1", "up": "w3", "down": "w2"}
 
 
 def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
-    """A folder with config.json and safetensors weights.
+    """A folder with config.json and safetensors weights, quantised by MLX or not at all.
 
     Args:
         folder: the checkpoint.
@@ -33,7 +36,7 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
     """
     config_values = read_json(folder / CONFIG_NAME)
     config = read_config(config_values, CONFIG_NAME)
-    file = SafetensorsFolder(folder)
+    file: TensorFile = _weights(folder, Fields(config_values, CONFIG_NAME))
     try:
         check_counts(config, file)
         origins = _origins(config, file)
@@ -53,9 +56,20 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
         raise
 
 
+def _weights(folder: Path, config: Fields) -> TensorFile:
+    file = SafetensorsFolder(folder)
+    if "quantization" not in config:
+        return file
+    try:
+        return AffineFolder(file, config.mapping("quantization"))
+    except BaseException:
+        file.close()
+        raise
+
+
 def _check_types(file: TensorFile, origins: Mapping[str, Origin]) -> None:
     for origin in origins.values():
-        if (kind := file.type_name(origin.tensor)) not in READABLE:
+        if (kind := file.type_name(origin.tensor)) not in (*READABLE, *quantised_types()):
             raise ModelFormatError(
                 f"{file.label}: tensor {origin.tensor!r} has type {kind}: this version reads {', '.join(READABLE)}"
             )
@@ -64,12 +78,15 @@ def _check_types(file: TensorFile, origins: Mapping[str, Origin]) -> None:
 def _origins(config: ModelConfig, file: TensorFile) -> dict[str, Origin]:
     shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **config.tables()}
     shapes |= {name: (length,) for name, length in config.vectors().items()}
-    fused = config.num_experts > 0 and any(".experts.gate_up_proj" in name for name in file.names())
-    return {name: _origin(name, shape, config, fused) for name, shape in shapes.items()}
+    marks = {"fused": ".experts.gate_up_proj", "stacked": ".switch_mlp."}
+    found = [kind for kind, mark in marks.items() if any(mark in name for name in file.names())]
+    experts = found[0] if config.num_experts and found else "single"
+    return {name: _origin(name, shape, config, experts) for name, shape in shapes.items()}
 
 
-def _origin(name: str, shape: tuple[int, ...], config: ModelConfig, fused: bool) -> Origin:
-    """Where the matrix or vector `name` lies; `fused` is the layout that keeps all experts in one tensor."""
+def _origin(name: str, shape: tuple[int, ...], config: ModelConfig, experts: str) -> Origin:
+    """Where the matrix or vector `name` lies. The experts of a layer are "single" tensors, "fused" into two (newer
+    checkpoints of transformers) or "stacked" by projection (mlx-lm)."""
     outside = {"embed": _EMBED, "head": _EMBED if config.tie_embeddings else _HEAD, "final_norm": "model.norm.weight"}
     if name in outside:
         return Origin(outside[name], shape)
@@ -87,10 +104,14 @@ def _origin(name: str, shape: tuple[int, ...], config: ModelConfig, fused: bool)
         case ["attn", projection, "bias"]:
             return Origin(f"{base}.self_attn.{projection}_proj.bias", shape)
         case ["mlp", "router"]:
-            return Origin(f"{base}.{'mlp' if fused else 'block_sparse_moe'}.gate.weight", shape)
+            return Origin(f"{base}.{'mlp' if experts == 'fused' else 'block_sparse_moe'}.gate.weight", shape)
         case ["mlp", projection]:
             return Origin(f"{base}.mlp.{projection}_proj.weight", shape)
-        case ["mlp", "experts", expert, projection] if fused:
+        case ["mlp", "experts", expert, projection] if experts == "stacked":
+            whole = (config.num_experts, *shape)
+            stack = f"{base}.block_sparse_moe.switch_mlp.{projection}_proj.weight"
+            return Origin(stack, whole, first_row=int(expert) * shape[0])
+        case ["mlp", "experts", expert, projection] if experts == "fused":
             return _fused_expert(f"{base}.mlp.experts", int(expert), projection, config)
         case ["mlp", "experts", expert, projection]:
             return Origin(f"{base}.block_sparse_moe.experts.{expert}.{_EXPERT_NAMES[projection]}.weight", shape)

@@ -37,6 +37,10 @@ class TensorFile(Protocol):
         """uint16 (stop - start, columns): those rows as they are stored; only for F16 and BF16."""
         ...
 
+    def blocks(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        """The arrays of those rows as they are stored, 16-bit floats as uint16; only for types that a store keeps."""
+        ...
+
     def close(self) -> None:
         """Drop the memory map."""
         ...

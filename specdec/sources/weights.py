@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+from gguf import GGMLQuantizationType, quantize
 
 from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.sources.tensor_file import TensorFile
 from specdec.views.dtypes import all_finite, check_dtype, from_float32
+from specdec.views.quantised import QuantisedTable, quantised_type, quantised_types
 
 # Values decoded at a time: 8 MB of float32, so that a large matrix never exists in float32 as a whole.
 BLOCK_VALUES = 1 << 21
 # More experts a layer than any published model has; a damaged count must not make millions of names.
 MAX_EXPERTS = 1024
 _STORED_AS = {"F16": "float16", "BF16": "bfloat16"}
+_PLAIN = ("F32", *_STORED_AS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,10 @@ def check_tensors(file: TensorFile, origins: Mapping[str, Origin], *, ignored: C
 
 
 def natural_dtype(file: TensorFile, origins: Mapping[str, Origin], config: ModelConfig) -> str:
-    """bfloat16 when at least half of the weights are stored as BF16, else float16."""
+    """bfloat16 when at least half of the weights are stored as BF16, or with scales of it, else float16."""
     sizes: Counter[bool] = Counter()
     for name, shape in (config.matrices() | config.tables()).items():
-        sizes[file.type_name(origins[name].tensor) == "BF16"] += prod(shape)
+        sizes[file.type_name(origins[name].tensor).lower().endswith("bf16")] += prod(shape)
     return "bfloat16" if sizes[True] >= sizes[False] else "float16"
 
 
@@ -115,19 +118,39 @@ class FileSource:
         self.tokenizer_files = tokenizer_files
         self._file, self._origins = file, origins
         self._shapes = config.matrices() | config.tables()
+        stored = {name: file.type_name(origins[name].tensor) for name in self._shapes}
+        self.types = {name: kind.lower() for name, kind in stored.items() if kind not in _PLAIN}
         self._lengths = config.vectors()
 
     def matrix(self, name: str) -> np.ndarray:
         """See `Source.matrix`."""
-        if name not in self._shapes:
-            raise InvalidArgumentError(f"this model has no matrix or table {name!r}")
-        origin, (rows, columns) = self._origins[name], self._shapes[name]
-        out = np.empty((rows, columns), dtype=np.uint16)
-        step = max(1, BLOCK_VALUES // columns)
-        for start in range(0, rows, step):
-            stop = min(rows, start + step)
+        origin, shape = self._place(name)
+        out = np.empty(shape, dtype=np.uint16)
+        for start, stop in _steps(shape):
             out[start:stop] = self._block(origin.tensor, origin.first_row + start, origin.first_row + stop)
-        return _half_split(out, origin.interleaved_heads) if origin.interleaved_heads else out
+        return _half_split(out, origin.interleaved_heads)
+
+    def quantised(self, name: str, kind: str) -> QuantisedTable:
+        """See `Source.quantised`."""
+        origin, shape = self._place(name)
+        own = self.types.get(name)
+        if kind not in quantised_types() or kind not in (own, "q8_0"):
+            raise InvalidArgumentError(f"{name!r} is {own or 'not quantised'} and cannot be made {kind}, only q8_0")
+        arrays = {part: np.empty(spec.shape, spec.memory) for part, spec in quantised_type(kind).tensors(shape).items()}
+        for start, stop in _steps(shape):
+            first, last = origin.first_row + start, origin.first_row + stop
+            found = (
+                self._file.blocks(origin.tensor, first, last) if kind == own else self._q8(origin.tensor, first, last)
+            )
+            for part, array in found.items():
+                arrays[part][start:stop] = array
+        split = {part: _half_split(array, origin.interleaved_heads) for part, array in arrays.items()}
+        table = QuantisedTable(kind, shape, split)
+        try:
+            table.check()
+        except ModelFormatError as error:
+            raise ModelFormatError(f"{self._file.label}: tensor {origin.tensor!r} {error}") from None
+        return table
 
     def vector(self, name: str) -> np.ndarray:
         """See `Source.vector`."""
@@ -142,6 +165,18 @@ class FileSource:
     def close(self) -> None:
         """See `Source.close`."""
         self._file.close()
+
+    def _place(self, name: str) -> tuple[Origin, tuple[int, int]]:
+        if name not in self._shapes:
+            raise InvalidArgumentError(f"this model has no matrix or table {name!r}")
+        return self._origins[name], self._shapes[name]
+
+    def _q8(self, tensor: str, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Those rows in q8_0, as the gguf package quantises."""
+        values = self._file.float32(tensor, start, stop)
+        if not np.isfinite(values).all():
+            raise self._not_finite(tensor)
+        return {"blocks": quantize(values, GGMLQuantizationType.Q8_0)}
 
     def _block(self, tensor: str, start: int, stop: int) -> np.ndarray:
         """uint16 rows of `tensor` in this source's dtype, all of them finite."""
@@ -166,8 +201,17 @@ class FileSource:
         return ModelFormatError(f"{self._file.label}: tensor {tensor!r} holds NaN or infinity, so the model is damaged")
 
 
+def _steps(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """First row and end of the parts of a matrix that are decoded together."""
+    rows, step = shape[0], max(1, BLOCK_VALUES // shape[1])
+    return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
 def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of `heads` heads from pairs (0, 1), (2, 3), … to pairs (0, D/2), (1, D/2 + 1), …; (rows, columns)."""
+    """Rows of `heads` heads from pairs (0, 1), (2, 3), … to pairs (0, D/2), (1, D/2 + 1), …; (rows, columns). With no
+    heads the rows stay."""
+    if not heads:
+        return rows
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 

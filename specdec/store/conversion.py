@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specdec.errors import ModelFormatError, StoreError
+from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.store.description import DESCRIPTION_FILE, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
@@ -31,6 +31,13 @@ from specdec.views.base import View
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import all_finite
 from specdec.views.layout import BucketLayout
+from specdec.views.quantised import (
+    ExactMatrix,
+    QuantisedMatrix,
+    QuantisedTable,
+    quantised_type,
+    quantised_types,
+)
 from specdec.views.registry import get_view
 
 if TYPE_CHECKING:
@@ -56,6 +63,7 @@ def convert(
     layout: BucketLayout | None = None,
     views: Sequence[str] = (),
     dither: int | None = None,
+    quantised: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
@@ -68,6 +76,8 @@ def convert(
         layout: bucket and tier sizes; default 16 in tiers of 4.
         views: draft views to store beside the exact one; those that need no arrays (`bucket`) are skipped.
         dither: seed of noise to add to every matrix (`dither.dithered`), or None for the model as it is.
+        quantised: None writes every matrix and table in 16 bits; "keep" keeps the source's own blocks where it has
+            any; "q8_0" has those of every matrix and table whose rows are whole blocks. Not with `dither`.
         overwrite: replace a store at `target`. Anything else there is refused in any case.
         progress: called with (weights done, weights in all), first with nothing done.
         threads: worker threads; default one per processor, at most 4.
@@ -77,13 +87,45 @@ def convert(
 
     Raises:
         UnknownNameError: an unknown view.
-        InvalidArgumentError: the seed or layout is out of range.
-        ModelFormatError: a tensor has the wrong shape or holds an infinite weight or a NaN.
+        InvalidArgumentError: the seed or layout is out of range, or `quantised` is none of these or used with `dither`.
+        ModelFormatError: a tensor has the wrong shape or holds an infinite weight or a NaN, or is to be kept and of a
+            type that this version does not keep.
         StoreError: `target` is taken or cannot be written, or space runs out.
     """
     kinds = {name: get_view(name) for name in views}
-    conversion = _Conversion(source, layout or BucketLayout(), kinds, check_seed(dither), progress, threads)
+    if dither is not None and quantised is not None:
+        raise InvalidArgumentError("dither adds noise to 16-bit weights: convert to float16 or bfloat16 with it")
+    types = kept_types(source, quantised)
+    conversion = _Conversion(source, layout or BucketLayout(), kinds, types, check_seed(dither), progress, threads)
     return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
+
+
+def kept_types(source: Source, quantised: str | None) -> dict[str, str]:
+    """The quantised type that each matrix and table of a store would have; those that it would not have are 16-bit.
+
+    Args:
+        source: the model.
+        quantised: as for `convert`.
+
+    Raises:
+        InvalidArgumentError: `quantised` is none that `convert` takes.
+        ModelFormatError: a matrix has a type that this version does not keep.
+    """
+    if quantised not in (None, "keep", "q8_0"):
+        raise InvalidArgumentError(f"quantised must be 'keep' or 'q8_0', or None for 16 bits, not {quantised!r}")
+    if quantised is None:
+        return {}
+    shapes = source.config.matrices() | source.config.tables()
+    if quantised == "q8_0":
+        block = quantised_type(quantised).block
+        return {name: quantised for name, (_, inputs) in shapes.items() if inputs % block == 0}
+    for name, kind in source.types.items():
+        if kind not in quantised_types():
+            raise ModelFormatError(
+                f"tensor {name!r} is {kind}, which a store does not keep (only {', '.join(quantised_types())}): "
+                "convert the model to f16 or bf16"
+            )
+    return dict(source.types)
 
 
 class _Conversion:
@@ -94,18 +136,19 @@ class _Conversion:
         source: Source,
         layout: BucketLayout,
         views: dict[str, View],
+        types: dict[str, str],
         dither: int | None,
         progress: Callable[[int, int], None] | None,
         threads: int | None,
     ) -> None:
-        self.source, self.layout, self.dither = source, layout, dither
+        self.source, self.layout, self.types, self.dither = source, layout, types, dither
         self.progress = progress
         self.threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
         self.shapes = source.config.matrices()
-        self.files = {EXACT_FILE: lay_out(exact_tensors(source.config, layout, dtype=source.dtype))}
+        self.files = {EXACT_FILE: lay_out(exact_tensors(source.config, layout, dtype=source.dtype, types=types))}
         self.views: dict[str, View] = {}
         for name, view in views.items():
-            if specs := view_tensors(view, source.config, layout):
+            if specs := view_tensors(view, source.config):
                 self.views[name] = view
                 self.files[view_file(name)] = lay_out(specs)
 
@@ -120,7 +163,8 @@ class _Conversion:
                     name: stack.enter_context(TensorFileWriter(folder / name, file))
                     for name, file in self.files.items()
                 }
-                self._write_outside_effort(writers[EXACT_FILE])
+                self.exact = writers[EXACT_FILE]
+                self._write_outside_effort(self.exact)
                 self._write_matrices(writers)
                 for name, writer in writers.items():
                     header = hashlib.sha256(writer.layout.header).hexdigest()
@@ -133,6 +177,7 @@ class _Conversion:
                 source=dict(self.source.description),
                 views=tuple(self.views),
                 files=dict(sorted(records.items())),
+                types=self.types,
             )
             text = json.dumps(description.to_dict(), indent=1, ensure_ascii=True) + "\n"
             write_file(folder / DESCRIPTION_FILE, text.encode())
@@ -163,7 +208,11 @@ class _Conversion:
                 raise ModelFormatError(f"tensor {name!r} holds an infinite number or a NaN: the model is damaged")
             writer.append(name, vector)
         for name, shape in self.source.config.tables().items():
-            writer.append(name, self._read(name, shape))
+            if name in self.types:
+                for part, array in self._read_blocks(name, shape).arrays.items():
+                    writer.append(f"{name}.{part}", array)
+            else:
+                writer.append(name, self._read(name, shape))
 
     def _write_matrices(self, writers: dict[str, TensorFileWriter]) -> None:
         """Bucket every matrix and build its views, a few slices at a time, and write them in order."""
@@ -189,10 +238,14 @@ class _Conversion:
                 for future in waiting:
                     future.cancel()
 
-    def _slices(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Every matrix in order, in slices of inputs: (name, uint16 (out, inputs of the slice))."""
+    def _slices(self) -> Iterator[tuple[str, np.ndarray | QuantisedMatrix]]:
+        """Every matrix in order, in slices of inputs: (name, uint16 (out, inputs of the slice) or quantised). A
+        quantised one is whole when there is no view to build."""
         group = math.lcm(*(view.input_group for view in self.views.values()), 1)
         for name, (outputs, inputs) in self.shapes.items():
+            if name in self.types:
+                yield from ((name, part) for part in self._quantised_slices(name, (outputs, inputs), group))
+                continue
             bits = self._read(name, (outputs, inputs))
             if self.dither is not None:
                 bits = dithered(bits, dtype=self.source.dtype, name=name, seed=self.dither)
@@ -200,15 +253,42 @@ class _Conversion:
             for start in range(0, inputs, step):
                 yield name, bits[:, start : start + step]
 
-    def _convert_slice(self, name: str, bits: np.ndarray) -> _Slice:
+    def _quantised_slices(self, name: str, shape: tuple[int, int], group: int) -> Iterator[QuantisedMatrix]:
+        """The blocks and scores are written here, at once: they do not go by inputs."""
         try:
-            matrix = BucketedMatrix.from_dense(bits, dtype=self.source.dtype, layout=self.layout)
-        except ModelFormatError:
-            raise _not_finite(name) from None
-        parts = {EXACT_FILE: matrix.arrays()}
+            matrix = QuantisedMatrix.from_table(self._read_blocks(name, shape))
+        except ModelFormatError as error:
+            raise ModelFormatError(f"tensor {name!r} {error}") from None
+        for part, array in matrix.arrays.items():
+            self.exact.append(f"{name}.{part}", array)
+        self.exact.append(f"{name}.scores", matrix.scores)
+        unit = math.lcm(group, matrix.kind.block)
+        step = max(1, _SLICE_WEIGHTS // (shape[0] * unit)) * unit if self.views else shape[1]
+        for start in range(0, shape[1], step):
+            yield matrix.inputs(start, min(start + step, shape[1]))
+
+    def _convert_slice(self, name: str, part: np.ndarray | QuantisedMatrix) -> _Slice:
+        matrix: ExactMatrix
+        parts: dict[str, dict[str, np.ndarray]] = {}
+        if isinstance(part, QuantisedMatrix):
+            matrix = part
+        else:
+            try:
+                matrix = BucketedMatrix.from_dense(part, dtype=self.source.dtype, layout=self.layout)
+            except ModelFormatError:
+                raise _not_finite(name) from None
+            parts[EXACT_FILE] = matrix.arrays()
         for view_name, view in self.views.items():
             parts[view_file(view_name)] = view.arrays(view.build(matrix))
-        return _Slice(name, bits.size, parts)
+        return _Slice(name, math.prod(matrix.shape), parts)
+
+    def _read_blocks(self, name: str, shape: tuple[int, int]) -> QuantisedTable:
+        table = self.source.quantised(name, self.types[name])
+        if (table.type, table.shape) != (self.types[name], shape):
+            raise ModelFormatError(
+                f"tensor {name!r} must be {self.types[name]} {shape} for this model, not {table.type} {table.shape}"
+            )
+        return table
 
     def _read(self, name: str, shape: tuple[int, int]) -> np.ndarray:
         bits = self.source.matrix(name)

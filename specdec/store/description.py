@@ -13,9 +13,12 @@ from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.views.dtypes import check_dtype
 from specdec.views.layout import BucketLayout
+from specdec.views.quantised import quantised_type
 
 FORMAT = "specdec bucket store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# What a store without quantised matrices is: older versions read it.
+_PLAIN_VERSION = 1
 DESCRIPTION_FILE = "store.json"
 _FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -42,7 +45,8 @@ class StoreDescription:
     Attributes:
         config: the model.
         layout: bucket and tier sizes.
-        dtype: "float16" or "bfloat16", of matrices and tables.
+        dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
+        types: name of the quantised type of every matrix and table that has one.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.
@@ -56,12 +60,18 @@ class StoreDescription:
     source: dict[str, str]
     views: tuple[str, ...]
     files: dict[str, FileRecord]
+    types: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def version(self) -> int:
+        """Store format: the oldest that has what this store needs."""
+        return FORMAT_VERSION if self.types else _PLAIN_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the checksum over all the others included."""
         body = {
             "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "version": self.version,
             "config": self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
@@ -73,6 +83,7 @@ class StoreDescription:
                 for name, record in self.files.items()
             },
         }
+        body |= {"types": self.types} if self.types else {}
         return body | {"checksum": _checksum(body)}
 
     @property
@@ -96,7 +107,7 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        if version != FORMAT_VERSION or values.get("checksum") != _checksum(body):
+        if version not in (_PLAIN_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
             raise damaged
         try:
             description = cls._from_body(body)
@@ -110,9 +121,12 @@ class StoreDescription:
     def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
         for name in body["files"]:
             check_file_name(name)
-        dither = body["dither"]
+        dither, config = body["dither"], ModelConfig.from_dict(body["config"])
+        types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
+        for name, kind in types.items():
+            quantised_type(kind).check_inputs((config.matrices() | config.tables())[name][1])
         return cls(
-            config=ModelConfig.from_dict(body["config"]),
+            config=config,
             layout=BucketLayout.from_dict(body["layout"]),
             dtype=check_dtype(body["dtype"]),
             dither=None if dither is None else int(dither),
@@ -122,6 +136,7 @@ class StoreDescription:
                 name: FileRecord(int(entry["bytes"]), str(entry["sha256"]), dict(entry["tensors"]))
                 for name, entry in body["files"].items()
             },
+            types=types,
         )
 
 

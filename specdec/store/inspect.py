@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from specdec.store.description import FORMAT_VERSION
 from specdec.store.plan import EXACT_FILE
 from specdec.store.store import Store
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
+from specdec.views.quantised import QuantisedMatrix, QuantisedTable
 
 _CHUNK_WEIGHTS = 1 << 18
 
@@ -23,11 +23,13 @@ class MatrixReport:
 
     Attributes:
         shape: (out, in).
+        type: its quantised type, or the store's dtype.
         nbytes: bytes in the exact view, scores included.
-        energy: share of the sum of w^2 in each tier, 0 to 1; zeros for a matrix of zeros.
+        energy: share of the sum of w^2 in each tier, 0 to 1; zeros for a matrix of zeros, empty for a quantised one.
     """
 
     shape: tuple[int, int]
+    type: str
     nbytes: int
     energy: tuple[float, ...]
 
@@ -43,7 +45,8 @@ class StoreReport:
         verified: whether every byte was read and compared.
         architecture: of the model.
         parameters: weights in matrices, tables and vectors.
-        dtype: of matrices and tables.
+        dtype: of matrices and tables that are not quantised.
+        types: bytes of the matrices and tables of each type, without scores: quantised types, and `dtype`.
         layout: bucket and tier sizes.
         dithered: seed of the noise that was added, or None.
         source: where the weights came from.
@@ -53,7 +56,7 @@ class StoreReport:
         dense_bytes: bytes of the model without buckets: matrices and tables in 16 bits, vectors in 32.
         ratio: bytes of `exact.safetensors` over `dense_bytes`.
         view_ratios: bytes of each stored draft view over `dense_bytes`.
-        energy: share of all weights' energy (sum of w^2) in each tier.
+        energy: share of the energy (sum of w^2) of all weights in buckets in each tier.
         energy_by_kind: the same by kind of matrix (`q`, `down`, `head`, …).
         matrices: every matrix by canonical name.
     """
@@ -65,6 +68,7 @@ class StoreReport:
     architecture: str
     parameters: int
     dtype: str
+    types: dict[str, int]
     layout: dict[str, Any]
     dithered: int | None
     source: dict[str, str]
@@ -89,7 +93,7 @@ class StoreReport:
         lines = [
             f"store       {self.path} (format {self.version})",
             f"checksum    {self.checksum} ({checked})",
-            f"model       {self.architecture}, {self.parameters / 1e6:.1f} M parameters, {self.dtype}",
+            f"model       {self.architecture}, {self.parameters / 1e6:.1f} M parameters, {', '.join(self.types)}",
             f"source      {', '.join(f'{key} {value}' for key, value in self.source.items())}",
             f"dithered    {'no' if self.dithered is None else f'yes, seed {self.dithered}: not the original weights'}",
             f"buckets     {self.layout['bucket_size']} outputs, tiers of {' + '.join(map(str, sizes))}",
@@ -99,17 +103,21 @@ class StoreReport:
         lines += [f"view {name:<6} {ratio:.3f} of dense" for name, ratio in self.view_ratios.items()]
         lines += ["", "bytes by part"]
         lines += [f"  {part:<14} {_mb(nbytes):>12}" for part, nbytes in self.part_bytes.items()]
-        lines += ["", "share of weight energy by tier", f"  {'':<8}" + "".join(f"{k:>8}" for k in range(len(sizes)))]
-        rows = self.energy_by_kind | {"all": self.energy}
-        lines += [f"  {kind:<8}" + "".join(f"{share:>8.3f}" for share in shares) for kind, shares in rows.items()]
+        lines += ["", "bytes by type"]
+        lines += [f"  {kind:<14} {_mb(nbytes):>12}" for kind, nbytes in self.types.items()]
+        if self.energy_by_kind:
+            lines += ["", "share of weight energy by tier"]
+            lines += [f"  {'':<8}" + "".join(f"{k:>8}" for k in range(len(sizes)))]
+            rows = self.energy_by_kind | {"all": self.energy}
+            lines += [f"  {kind:<8}" + "".join(f"{share:>8.3f}" for share in shares) for kind, shares in rows.items()]
         lines += ["", "matrices"]
-        lines += [f"  {shape:<16} x {count}" for shape, count in self._shapes().items()]
+        lines += [f"  {shape:<32} x {count}" for shape, count in self._shapes().items()]
         return "\n".join(lines)
 
     def _shapes(self) -> dict[str, int]:
         counts: dict[str, int] = {}
         for name, matrix in self.matrices.items():
-            label = f"{_kind(name):<6} {matrix.shape[0]} x {matrix.shape[1]}"
+            label = f"{_kind(name):<6} {matrix.shape[0]} x {matrix.shape[1]} {matrix.type}"
             counts[label] = counts.get(label, 0) + 1
         return counts
 
@@ -127,8 +135,11 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> StoreReport:
     by_kind: dict[str, np.ndarray] = {}
     for name in config.matrices():
         matrix = store.exact(name)
+        if isinstance(matrix, QuantisedMatrix):
+            matrices[name] = MatrixReport(matrix.shape, matrix.type, matrix.nbytes, ())
+            continue
         energy = tier_energy(matrix)
-        matrices[name] = MatrixReport(matrix.shape, matrix.nbytes, _shares(energy))
+        matrices[name] = MatrixReport(matrix.shape, matrix.dtype, matrix.nbytes, _shares(energy))
         totals += energy
         by_kind[_kind(name)] = by_kind.get(_kind(name), np.zeros_like(energy)) + energy
     weights = sum(rows * columns for rows, columns in (config.matrices() | config.tables()).values())
@@ -137,12 +148,13 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> StoreReport:
     files = {name: record.nbytes for name, record in store.description.files.items()}
     return StoreReport(
         path=str(store.path),
-        version=FORMAT_VERSION,
+        version=store.description.version,
         checksum=store.checksum,
         verified=verify,
         architecture=config.architecture,
         parameters=weights + vectors,
         dtype=store.dtype,
+        types=type_bytes(store),
         layout=store.layout.to_dict(),
         dithered=store.dithered,
         source=store.source,
@@ -156,6 +168,22 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> StoreReport:
         energy_by_kind={kind: _shares(energy) for kind, energy in by_kind.items()},
         matrices=matrices,
     )
+
+
+def type_bytes(store: Store) -> dict[str, int]:
+    """Bytes of the matrices and tables of each type, without scores, the largest first."""
+    sizes: dict[str, int] = {}
+    for name in store.config.matrices():
+        matrix = store.exact(name)
+        kind = matrix.type if isinstance(matrix, QuantisedMatrix) else matrix.dtype
+        sizes[kind] = sizes.get(kind, 0) + matrix.nbytes - matrix.scores.nbytes
+    for name in store.config.tables():
+        table = store.table(name)
+        if isinstance(table, QuantisedTable):
+            sizes[table.type] = sizes.get(table.type, 0) + table.block_bytes
+        else:
+            sizes[store.dtype] = sizes.get(store.dtype, 0) + table.nbytes
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def tier_energy(matrix: BucketedMatrix) -> np.ndarray:

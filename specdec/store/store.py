@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,9 @@ from specdec.store.staging import MARKER
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
 from specdec.views.base import TensorSpec, ViewMatrix
 from specdec.views.bucket import BucketedMatrix
+from specdec.views.dtypes import to_float32
 from specdec.views.layout import BucketLayout
+from specdec.views.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, quantised_type
 from specdec.views.registry import get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
@@ -32,7 +34,8 @@ class Store:
         path: its folder.
         config: the model.
         layout: bucket and tier sizes.
-        dtype: "float16" or "bfloat16", of matrices and tables.
+        dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
+        types: name of the quantised type of every matrix and table that has one, `views.quantised.quantised_type`.
         dithered: seed of the noise that was added to the weights, or None for the model as it came.
         source: where the weights came from.
         views: draft views that are stored; others are built when they are asked for.
@@ -45,6 +48,7 @@ class Store:
         self.config: ModelConfig = description.config
         self.layout: BucketLayout = description.layout
         self.dtype = description.dtype
+        self.types = dict(description.types)
         self.dithered = description.dither
         self.source = dict(description.source)
         self.views = description.views
@@ -94,7 +98,12 @@ class Store:
         """The folder with the tokenizer's files."""
         return self.path / TOKENIZER_FOLDER
 
-    def exact(self, name: str) -> BucketedMatrix:
+    @property
+    def quantised(self) -> bool:
+        """Whether any matrix or table is kept in quantised blocks."""
+        return bool(self.types)
+
+    def exact(self, name: str) -> ExactMatrix:
         """A matrix in the exact view, memory-mapped.
 
         Args:
@@ -105,19 +114,45 @@ class Store:
         """
         shape = self._shape(name)
         file = self._files[EXACT_FILE]
+        if name in self.types:
+            return QuantisedMatrix(self.types[name], shape, self._blocks(name, shape), file.array(f"{name}.scores"))
         parts = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype)
         arrays = {part: file.array(f"{name}.{part}") for part in parts}
         return BucketedMatrix.from_arrays(arrays, shape=shape, dtype=self.dtype, layout=self.layout)
 
-    def table(self, name: str) -> np.ndarray:
-        """A table of `config.tables()`: uint16 (rows, columns), raw bits, memory-mapped.
+    def bucketed(self, name: str) -> BucketedMatrix:
+        """A matrix that is known to be in buckets, memory-mapped.
+
+        Raises:
+            InvalidArgumentError: the model has no such matrix, or it is quantised.
+        """
+        matrix = self.exact(name)
+        if not isinstance(matrix, BucketedMatrix):
+            raise InvalidArgumentError(f"matrix {name!r} is in {matrix.type} blocks and not in buckets")
+        return matrix
+
+    def table(self, name: str) -> np.ndarray | QuantisedTable:
+        """A table of `config.tables()`, memory-mapped: uint16 (rows, columns), raw bits, or quantised blocks.
 
         Raises:
             InvalidArgumentError: the model has no such table.
         """
         if name not in self.config.tables():
             raise InvalidArgumentError(f"this model has no table {name!r}: it has {sorted(self.config.tables())}")
+        if name in self.types:
+            shape = self.config.tables()[name]
+            return QuantisedTable(self.types[name], shape, self._blocks(name, shape))
         return self._files[EXACT_FILE].array(name)
+
+    def table_rows(self, name: str, rows: Sequence[int] | slice = slice(None)) -> np.ndarray:
+        """Rows of a table, float32 (rows, columns).
+
+        Raises:
+            InvalidArgumentError: the model has no such table.
+        """
+        table = self.table(name)
+        index = np.arange(self.config.tables()[name][0])[rows]
+        return table.rows(index) if isinstance(table, QuantisedTable) else to_float32(table[index], self.dtype)
 
     def vector(self, name: str) -> np.ndarray:
         """A vector of `config.vectors()`: float32 (n,), memory-mapped.
@@ -157,7 +192,8 @@ class Store:
         return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
 
     def part_bytes(self) -> dict[str, int]:
-        """Bytes of the exact view's file by part: vectors, tables, scores, every tier's values and masks, the rest."""
+        """Bytes of the exact view's file by part: vectors, tables, scores, each quantised type, every tier's values and
+        masks, the rest."""
         layout = self._files[EXACT_FILE].layout
         parts = {"vectors": 0, "tables": 0}
         for name, placed in layout.tensors.items():
@@ -165,16 +201,24 @@ class Store:
                 continue
             if name in self.config.vectors():
                 part = "vectors"
-            elif name in self.config.tables():
+            elif name in self.config.tables() or name.rsplit(".", 1)[0] in self.config.tables():
                 part = "tables"
+            elif name.endswith((".values", ".mask")):
+                part = ".".join(name.rsplit(".", 2)[-2:])
             else:
-                part = name.rsplit(".", 1)[-1] if name.endswith(".scores") else ".".join(name.rsplit(".", 2)[-2:])
+                matrix, part = name.rsplit(".", 1)
+                part = part if part == "scores" else self.types[matrix]
             parts[part] = parts.get(part, 0) + placed.spec.nbytes
         return parts | {"header, padding": layout.nbytes - sum(parts.values())}
 
     def view_bytes(self, view: str) -> int:
         """Bytes of a stored draft view's file."""
         return self._files[view_file(view)].layout.nbytes
+
+    def release_pages(self) -> None:
+        """Tell the system that the mapped pages are not needed now; they would count as this process's memory."""
+        for file in self._files.values():
+            file.release()
 
     def verify(self) -> None:
         """Read every byte and compare with the checksums of the description.
@@ -203,6 +247,10 @@ class Store:
                 f"this model has no matrix {name!r}: names look like 'layers.0.attn.q' or 'head'"
             )
         return self._shapes[name]
+
+    def _blocks(self, name: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        file = self._files[EXACT_FILE]
+        return {part: file.array(f"{name}.{part}") for part in quantised_type(self.types[name]).tensors(shape)}
 
     def _check_scores(self) -> None:
         """Scores that are not finite or increase would break effort selection, and mean that weights are not finite."""
@@ -233,9 +281,9 @@ def _open_file(folder: Path, name: str, description: StoreDescription) -> Tensor
 def _expected(name: str, description: StoreDescription) -> dict[str, TensorSpec] | None:
     """The tensors that a file must have, or None for a view that is not installed here."""
     if name == EXACT_FILE:
-        return exact_tensors(description.config, description.layout, dtype=description.dtype)
+        return exact_tensors(description.config, description.layout, dtype=description.dtype, types=description.types)
     view = next(view for view in description.views if view_file(view) == name)
-    return view_tensors(get_view(view), description.config, description.layout) if view in known_views() else None
+    return view_tensors(get_view(view), description.config) if view in known_views() else None
 
 
 def _say(spec: TensorSpec | None) -> str:

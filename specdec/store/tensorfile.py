@@ -145,8 +145,12 @@ class TensorFile:
         self._release(placed)
         return digest
 
+    def release(self) -> None:
+        """Tell the system that none of the pages is needed now; they would count as this process's memory."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
     def _release(self, placed: Placed) -> None:
-        """Tell the system that a tensor's pages are not needed now; they would count as this process's memory."""
         if hasattr(mmap, "MADV_DONTNEED"):
             first = placed.offset // mmap.PAGESIZE * mmap.PAGESIZE
             self._map.madvise(mmap.MADV_DONTNEED, first, placed.offset + placed.spec.nbytes - first)

@@ -12,11 +12,16 @@ import numpy as np
 from specdec.errors import StoreError
 
 if TYPE_CHECKING:
-    from specdec.views.bucket import BucketedMatrix
-    from specdec.views.layout import BucketLayout
+    from specdec.views.quantised import ExactMatrix
 
 
-_MEMORY = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "BF16": np.uint16, "F32": np.float32}
+_MEMORY: dict[str, type[np.generic]] = {
+    "U8": np.uint8,
+    "U32": np.uint32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "F32": np.float32,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,14 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def memory(self) -> type[np.generic]:
+        """NumPy type of the raw values: 16-bit floats are uint16."""
+        return np.uint16 if self.dtype == "F16" else _MEMORY[self.dtype]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the array."""
-        size = {"U8": 1, "F16": 2, "BF16": 2, "U32": 4, "F32": 4}[self.dtype]
+        size = np.dtype(self.memory).itemsize
         for length in self.shape:
             size *= length
         return size
@@ -89,12 +99,16 @@ class View(ABC):
     # Inputs that share something (a scale); a slice of inputs starts at a multiple of it.
     input_group: ClassVar[int] = 1
 
+    def suits(self, *, quantised: bool) -> bool:  # noqa: ARG002
+        """Whether this view makes sense for a store, which may have matrices in `quantised` blocks."""
+        return True
+
     @abstractmethod
-    def tensors(self, shape: tuple[int, int], layout: BucketLayout) -> dict[str, TensorSpec]:
+    def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
         """The arrays that a store holds for a matrix of `shape` (out, in); empty when the exact view's serve."""
 
     @abstractmethod
-    def build(self, matrix: BucketedMatrix) -> ViewMatrix:
+    def build(self, matrix: ExactMatrix) -> ViewMatrix:
         """This view of an exact matrix, or of a slice of its inputs. Deterministic."""
 
     @abstractmethod
@@ -102,7 +116,7 @@ class View(ABC):
         """The arrays of `tensors`, by name, of a matrix that `build` made."""
 
     @abstractmethod
-    def load(self, arrays: Mapping[str, np.ndarray], exact: BucketedMatrix) -> ViewMatrix:
+    def load(self, arrays: Mapping[str, np.ndarray], exact: ExactMatrix) -> ViewMatrix:
         """A matrix from stored arrays.
 
         Args:
@@ -113,13 +127,13 @@ class View(ABC):
             StoreError: an array is missing, or has another type or shape.
         """
 
-    def check_arrays(self, arrays: Mapping[str, np.ndarray], shape: tuple[int, int], layout: BucketLayout) -> None:
+    def check_arrays(self, arrays: Mapping[str, np.ndarray], shape: tuple[int, int]) -> None:
         """Refuse arrays that are not those of `tensors`.
 
         Raises:
             StoreError: one is missing or unknown, or has another type or shape.
         """
-        specs = self.tensors(shape, layout)
+        specs = self.tensors(shape)
         if set(arrays) != set(specs):
             raise StoreError(f"view {self.name!r} needs the arrays {sorted(specs)}, not {sorted(arrays)}")
         for name, spec in specs.items():

@@ -15,10 +15,10 @@ from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.views.base import TensorSpec, View, ViewMatrix
 from specdec.views.dtypes import all_finite, check_dtype, magnitude, to_float32
 from specdec.views.layout import BucketLayout
+from specdec.views.quantised import ExactMatrix
 
 __all__ = ["BucketLayout", "BucketView", "BucketedMatrix"]
 
-_NUMPY = {"F16": np.uint16, "BF16": np.uint16, "U8": np.uint8, "F32": np.float32}
 # Weights handled at once: enough to keep NumPy busy, little enough for the working set to stay in cache.
 _CHUNK_WEIGHTS = 1 << 17
 # Inputs transposed at once: a cache line of a row.
@@ -66,9 +66,9 @@ class BucketedMatrix:
             )
         for name, spec in specs.items():
             array = found[name]
-            if array.shape != spec.shape or array.dtype != _NUMPY[spec.dtype]:
+            if array.shape != spec.shape or array.dtype != spec.memory:
                 raise InvalidArgumentError(
-                    f"{name} of a {self.shape} matrix must be {np.dtype(_NUMPY[spec.dtype])} {spec.shape}, "
+                    f"{name} of a {self.shape} matrix must be {np.dtype(spec.memory)} {spec.shape}, "
                     f"not {array.dtype} {array.shape}"
                 )
 
@@ -119,7 +119,7 @@ class BucketedMatrix:
             raise InvalidArgumentError(f"bits must be a uint16 matrix, not {bits.dtype} of shape {bits.shape}")
         shape = (bits.shape[0], bits.shape[1])
         arrays = {
-            name: np.empty(spec.shape, dtype=_NUMPY[spec.dtype])
+            name: np.empty(spec.shape, dtype=spec.memory)
             for name, spec in cls.tensors(shape, layout, dtype=check_dtype(dtype)).items()
         }
         for block in _slices(shape[1], _CHUNK_INPUTS):
@@ -150,6 +150,10 @@ class BucketedMatrix:
         for part in _slices(len(dense), max(1, _CHUNK_WEIGHTS // self.shape[0])):
             self._unrank(dense[part], slice(first + part.start, first + part.stop))
         return dense[:, : self.shape[0]]
+
+    def inputs_float32(self, start: int, stop: int) -> np.ndarray:
+        """The weights of the inputs `start` to `stop`, float32 (stop - start, out): a row is a column of W."""
+        return to_float32(self.inputs_bits(start, stop), self.dtype)
 
     def _unrank(self, dense: np.ndarray, part: slice) -> None:
         """Write the weights of the inputs `part` in order of output: uint16 (inputs, padded outputs)."""
@@ -242,15 +246,19 @@ def _rank(arrays: dict[str, np.ndarray], dense: np.ndarray, dtype: str, layout: 
 
 
 class BucketView(View):
-    """Draft from the exact tiers themselves: no array of its own."""
+    """Draft from the exact tiers themselves: no array of its own. Of a mixed store, see `own`."""
 
     name = "bucket"
 
-    def tensors(self, shape: tuple[int, int], layout: BucketLayout) -> dict[str, TensorSpec]:  # noqa: ARG002
+    def suits(self, *, quantised: bool) -> bool:
+        """Stores whose matrices all have tiers."""
+        return not quantised
+
+    def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:  # noqa: ARG002
         """Nothing: the exact view's arrays serve."""
         return {}
 
-    def build(self, matrix: BucketedMatrix) -> BucketedMatrix:
+    def build(self, matrix: ExactMatrix) -> ExactMatrix:
         """The matrix itself."""
         return matrix
 
@@ -258,7 +266,7 @@ class BucketView(View):
         """Nothing."""
         return {}
 
-    def load(self, arrays: Mapping[str, np.ndarray], exact: BucketedMatrix) -> BucketedMatrix:
+    def load(self, arrays: Mapping[str, np.ndarray], exact: ExactMatrix) -> ExactMatrix:
         """The exact matrix."""
-        self.check_arrays(arrays, exact.shape, exact.layout)
+        self.check_arrays(arrays, exact.shape)
         return exact

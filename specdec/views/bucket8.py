@@ -16,8 +16,9 @@ import numpy as np
 from specdec.errors import InvalidArgumentError
 from specdec.views.base import TensorSpec, View, ViewMatrix
 from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
+from specdec.views.dtypes import from_float32, to_float32
 from specdec.views.layout import BucketLayout
+from specdec.views.quantised import ExactMatrix
 
 LAYOUT = BucketLayout(64, (16, 16, 16, 16))
 _LEVELS = np.float32(127)
@@ -90,7 +91,7 @@ class Bucket8View(View):
 
     name = "bucket8"
 
-    def tensors(self, shape: tuple[int, int], layout: BucketLayout) -> dict[str, TensorSpec]:  # noqa: ARG002
+    def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
         """`tier0.values`, `tier0.mask`, …, `step` and `scores`, as `Bucket8Matrix` has them; the store's own layout
         plays no part."""
         outputs, inputs = shape
@@ -104,10 +105,14 @@ class Bucket8View(View):
         specs["scores"] = TensorSpec("F32", (inputs, LAYOUT.num_tiers))
         return specs
 
-    def build(self, matrix: BucketedMatrix) -> Bucket8Matrix:
-        """Rank and round an exact matrix."""
-        ranked = BucketedMatrix.from_dense(matrix.dense_bits(), dtype=matrix.dtype, layout=LAYOUT)
-        tiers = [to_float32(values, matrix.dtype) for values in ranked.values]
+    def build(self, matrix: ExactMatrix) -> Bucket8Matrix:
+        """Rank and round an exact matrix; one in quantised blocks is rounded to float16 first."""
+        if isinstance(matrix, BucketedMatrix):
+            bits, dtype = matrix.dense_bits(), matrix.dtype
+        else:
+            bits, dtype = from_float32(matrix.dequantise(), "float16"), "float16"
+        ranked = BucketedMatrix.from_dense(bits, dtype=dtype, layout=LAYOUT)
+        tiers = [to_float32(values, dtype) for values in ranked.values]
         step = np.abs(tiers[0]).max(axis=(1, 2)) / _LEVELS
         inverse = np.divide(np.float32(1), step, out=np.zeros_like(step), where=step != 0)
         # A subnormal step is coarse enough for its quotients to pass 127.
@@ -124,9 +129,9 @@ class Bucket8View(View):
         found |= {f"tier{k}.mask": mask for k, mask in enumerate(matrix.masks)}
         return found | {"step": matrix.step, "scores": matrix.scores}
 
-    def load(self, arrays: Mapping[str, np.ndarray], exact: BucketedMatrix) -> Bucket8Matrix:
+    def load(self, arrays: Mapping[str, np.ndarray], exact: ExactMatrix) -> Bucket8Matrix:
         """From stored arrays."""
-        self.check_arrays(arrays, exact.shape, exact.layout)
+        self.check_arrays(arrays, exact.shape)
         tiers = range(LAYOUT.num_tiers)
         values = tuple(arrays[f"tier{k}.values"].view(np.int8) for k in tiers)
         masks = tuple(arrays[f"tier{k}.mask"] for k in tiers[:-1])

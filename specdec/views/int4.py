@@ -13,9 +13,7 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError
 from specdec.views.base import TensorSpec, View, ViewMatrix
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
-from specdec.views.layout import BucketLayout
+from specdec.views.quantised import ExactMatrix
 
 GROUP = 32
 
@@ -134,7 +132,7 @@ class Int4View(View):
     name = "int4"
     input_group = GROUP
 
-    def tensors(self, shape: tuple[int, int], layout: BucketLayout) -> dict[str, TensorSpec]:  # noqa: ARG002
+    def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
         """`scale`, `q` and `scores`, as `Int4Matrix` has them."""
         outputs, inputs = shape
         return {
@@ -143,7 +141,7 @@ class Int4View(View):
             "scores": TensorSpec("F32", (inputs, 1)),
         }
 
-    def build(self, matrix: BucketedMatrix) -> Int4Matrix:
+    def build(self, matrix: ExactMatrix) -> Int4Matrix:
         """Round an exact matrix."""
         outputs, inputs = matrix.shape
         q = np.empty((inputs, -(-outputs // 2)), dtype=np.uint8)
@@ -154,7 +152,7 @@ class Int4View(View):
             groups = min(step, len(scale) - first)
             start, stop = first * GROUP, min((first + groups) * GROUP, inputs)
             weights = np.zeros((groups * GROUP, outputs), dtype=np.float32)
-            weights[: stop - start] = to_float32(matrix.inputs_bits(start, stop), matrix.dtype)
+            weights[: stop - start] = matrix.inputs_float32(start, stop)
             levels, scales = _quantise(weights.reshape(groups, GROUP, outputs))
             scale[first : first + groups] = scales
             nibbles = np.full((stop - start, q.shape[1] * 2), 8, dtype=np.uint8)
@@ -171,7 +169,7 @@ class Int4View(View):
             raise InvalidArgumentError(f"view 'int4' stores an Int4Matrix, not a {type(matrix).__name__}")
         return {"scale": matrix.scale, "q": matrix.q, "scores": matrix.scores}
 
-    def load(self, arrays: Mapping[str, np.ndarray], exact: BucketedMatrix) -> Int4Matrix:
+    def load(self, arrays: Mapping[str, np.ndarray], exact: ExactMatrix) -> Int4Matrix:
         """From stored arrays."""
-        self.check_arrays(arrays, exact.shape, exact.layout)
+        self.check_arrays(arrays, exact.shape)
         return Int4Matrix(exact.shape, arrays["q"], arrays["scale"], arrays["scores"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from specdec.views.affine import AFFINE_TYPES
 from specdec.views.gguf_blocks import BLOCK_TYPES
 from specdec.views.quantised_types import QuantisedType
 
-_NUMPY = {"U8": np.uint8, "U32": np.uint32, "F16": np.uint16, "BF16": np.uint16}
+if TYPE_CHECKING:
+    from specdec.views.bucket import BucketedMatrix
+
 # Weights dequantised at once: the working set stays in the cache.
 _CHUNK_WEIGHTS = 1 << 19
 
@@ -59,10 +62,10 @@ class QuantisedTable:
             raise InvalidArgumentError(f"{self.type} has the arrays {sorted(specs)}, not {sorted(self.arrays)}")
         for name, spec in specs.items():
             array = self.arrays[name]
-            if array.shape != spec.shape or array.dtype != _NUMPY[spec.dtype]:
+            if array.shape != spec.shape or array.dtype != spec.memory:
                 raise InvalidArgumentError(
                     f"{name} of a {self.type} matrix of shape {self.shape} must be "
-                    f"{np.dtype(_NUMPY[spec.dtype])} {spec.shape}, not {array.dtype} {array.shape}"
+                    f"{np.dtype(spec.memory)} {spec.shape}, not {array.dtype} {array.shape}"
                 )
 
     @property
@@ -114,7 +117,7 @@ class QuantisedTable:
         for part in self.chunks():
             factors = self.kind.scale_and_offset({name: array[part] for name, array in self.arrays.items()})
             if not all(np.isfinite(factor).all() for factor in factors if factor is not None):
-                raise ModelFormatError("holds a scale that is NaN or infinite")
+                raise ModelFormatError("holds a scale that is NaN or infinite, so the model is damaged")
 
     @property
     def block_bytes(self) -> int:
@@ -145,17 +148,16 @@ class QuantisedMatrix(QuantisedTable):
         """Measure the scores of a table.
 
         Raises:
-            ModelFormatError: a weight is NaN or infinite.
+            ModelFormatError: a weight is NaN or infinite, or too large for float32.
         """
-        table.check()
         total = np.zeros(table.shape[1])
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             for part in table.chunks():
                 weights = table.kind.dequantise({name: array[part] for name, array in table.arrays.items()})
                 total += np.abs(weights, out=weights).sum(axis=0, dtype=np.float64)
             scores = (total / table.shape[0]).astype(np.float32)[:, None]
         if not np.isfinite(scores).all():
-            raise ModelFormatError("holds a weight too large for float32")
+            raise ModelFormatError("holds a scale or weight that is NaN, infinite or too large for float32")
         return cls(table.type, table.shape, table.arrays, scores)
 
     @property
@@ -173,6 +175,17 @@ class QuantisedMatrix(QuantisedTable):
         arrays = self.kind.inputs(self.arrays, start, stop)
         return QuantisedMatrix(self.type, (self.shape[0], stop - start), arrays, self.scores[start:stop])
 
+    def inputs_float32(self, start: int, stop: int) -> np.ndarray:
+        """The weights of the inputs `start` to `stop`, float32 (stop - start, out): a row is a column of W."""
+        block = self.kind.block
+        first, last = start // block * block, -(-stop // block) * block
+        arrays = self.kind.inputs(self.arrays, first, last)
+        weights = np.empty((stop - start, self.shape[0]), dtype=np.float32)
+        for part in self.chunks():
+            rows = self.kind.dequantise({name: array[part] for name, array in arrays.items()})
+            weights[:, part] = rows[:, start - first : stop - first].T
+        return weights
+
     def bytes_read(self, prefix: np.ndarray) -> int:
         """Bytes of codes that one multiplication reads, and of the scales of every block that it touches.
 
@@ -182,3 +195,7 @@ class QuantisedMatrix(QuantisedTable):
         taken = np.flatnonzero(prefix)
         blocks = int(np.unique(taken // self.kind.block).size)
         return self.kind.bytes_of(int(taken.size) * self.shape[0], blocks * self.shape[0])
+
+
+# A matrix in the exact view, however it is stored.
+ExactMatrix: TypeAlias = "BucketedMatrix | QuantisedMatrix"

@@ -12,6 +12,8 @@ from specdec.views.base import View
 from specdec.views.bucket import BucketView
 from specdec.views.bucket8 import Bucket8View
 from specdec.views.int4 import Int4View
+from specdec.views.nested import NestedView
+from specdec.views.own import OwnView
 
 _views: Registry[Callable[[], View]] = Registry("view", "specdec.views")
 
@@ -54,3 +56,5 @@ def _check_name(name: str) -> None:
 register_view("bucket", BucketView)
 register_view("bucket8", Bucket8View)
 register_view("int4", Int4View)
+register_view("nested", NestedView)
+register_view("own", OwnView)
