@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from operator import mul
 
 from specdec.policies.base import Distribution
 
@@ -16,10 +17,13 @@ CLASSES = len(_MARGINS) + 1
 UNKNOWN = CLASSES  # class of a token whose forerunner showed nothing
 LONGEST_MATCH = 16
 
-_MEMORY = 150.0  # tokens after which a rate has forgotten two thirds of what it knew
-_CLASS_MEMORY = 400.0
-_MATCH_MEMORY = 40.0
-_PRIOR_WEIGHT = 4.0  # tokens that a guess is worth
+_MATCH_MEMORY = 40.0  # tokens after which a rate has forgotten two thirds of what it knew
+_UNIT_GROWTH = 1.0 + 1.0 / 300.0  # a token's weight among the classes, over that of the token before it
+# Variances of parts of log-odds before anything was seen, and what a token adds to them.
+_MODEL_VARIANCE, _EFFORT_VARIANCE, _CLASS_VARIANCE, _TEXT_VARIANCE = 0.5, 0.1, 0.3, 0.3
+_SPREAD_VARIANCE = 0.25
+_CENTRE = 0.7  # effort whose chance the model's own part stands for
+_GROWTH, _TEXT_GROWTH = 2e-5, 1e-3
 
 
 def signal_class(distribution: Distribution, *, greedy: bool) -> int:
@@ -47,66 +51,125 @@ class Rate:
         self.kept = self.kept * stay + is_kept
         self.seen = self.seen * stay + 1.0
 
-    def estimate(self, prior: float, weight: float = _PRIOR_WEIGHT) -> float:
+    def estimate(self, prior: float, weight: float) -> float:
         """The share, drawn towards `prior` as if `weight` tokens had said so."""
         return (self.kept + weight * prior) / (self.seen + weight)
 
 
-@dataclass(slots=True)
-class EffortAcceptance:
-    """Acceptance of one drafter, view and effort.
+class LogOdds:
+    """Log-odds of a token being kept: a sum of what is known of the model, the effort, a signal's class, and the text.
 
-    Attributes:
-        prior: what to assume before anything was seen.
-        overall: of every token whose forerunners were kept.
-        own: the same by the class of the token's own signal.
-        after: the same by the class of the signal before it.
+    Every judged token teaches all four, so an effort that is hardly used profits from what the others show: easy text
+    is easy for all of them, and what a class of signals means differs little between them. Each part has a value and a
+    variance, moved by one step of an extended Kalman filter with a Bernoulli likelihood; the variances grow a little
+    with every token, which is how old tokens are forgotten.
+
+    Args:
+        slope: log-odds that a class of signals is assumed to add to the one below it.
     """
 
-    prior: float
-    overall: Rate = field(default_factory=Rate)
-    own: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(CLASSES + 1)])
-    after: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(CLASSES + 1)])
-    _mean: float = field(default=0.0, init=False)
+    __slots__ = ("_bases", "_classes", "_efforts", "_model", "_seen", "_spread", "_text", "_unit")
 
-    def __post_init__(self) -> None:
-        self._mean = self.overall.estimate(self.prior)
+    def __init__(self, slope: float) -> None:
+        self._model = [_guess(_CENTRE), _MODEL_VARIANCE]
+        self._spread = [1.0, _SPREAD_VARIANCE]  # how much of the guessed differences between efforts is true
+        self._efforts: dict[float, tuple[list[float], float]] = {}  # and the guessed difference from _CENTRE
+        self._text = [0.0, _TEXT_VARIANCE]
+        self._classes = [[slope * (one - (CLASSES - 1) / 2), _CLASS_VARIANCE] for one in range(CLASSES)]
+        self._classes.append([0.0, _CLASS_VARIANCE])  # nothing shown
+        self._seen = [1.0] * CLASSES  # tokens by class; later ones weigh more, in ever larger units
+        self._unit = 1.0
+        self._bases: dict[float, float] = {}  # log-odds by effort, without a class; emptied when something is learnt
 
-    def mean(self) -> float:
-        """Chance that a token is kept when those before it are."""
-        return self._mean
+    def chance(self, effort: float, signal: int) -> float:
+        """That a token is kept, given the class of a signal."""
+        base = self._bases.get(effort)
+        if base is None:
+            base = self._base(effort)
+        return 1.0 / (1.0 + math.exp(-base - self._classes[signal][0]))
 
-    def fade(self, share: float) -> None:
-        """Keep `share` of what is known of the mean; what signals tell is true of other text as well."""
-        self.overall.kept *= share
-        self.overall.seen *= share
-        self._mean = self.overall.estimate(self.prior)
+    def mean(self, effort: float, deviations: float = 0.0) -> float:
+        """The same over all classes as they occur, with so many standard deviations of what is particular to the effort
+        added."""
+        base = self._base(effort)
+        if deviations:
+            own, distance = self._effort(effort)
+            base += deviations * math.sqrt(own[1] + distance * distance * self._spread[1])
+        chances = [1.0 / (1.0 + math.exp(-base - value)) for value, _ in self._classes[:CLASSES]]
+        total: float = sum(map(mul, self._seen, chances))
+        return total / sum(self._seen)
 
-    def of(self, own: int) -> float:
-        """The same for a token whose signal is of class `own`."""
-        return self.own[own].estimate(self._mean)
+    def learn(self, effort: float, signal: int, is_kept: bool) -> None:
+        """Count a token."""
+        own, distance = self._effort(effort)
+        chance = self.chance(effort, signal)
+        error, weight = is_kept - chance, max(chance * (1.0 - chance), 0.01)
+        model, of_class, text, spread = self._model, self._classes[signal], self._text, self._spread
+        share = spread[1] * distance
+        total = 1.0 + weight * (model[1] + own[1] + of_class[1] + text[1] + share * distance)
+        error, weight = error / total, weight / total
+        for part, growth in ((model, _GROWTH), (own, _GROWTH), (of_class, _GROWTH), (text, _TEXT_GROWTH)):
+            variance = part[1]
+            part[0] += variance * error
+            part[1] = variance + growth - variance * variance * weight
+        spread[0] += share * error
+        spread[1] += _GROWTH - share * share * weight
+        self._bases.clear()
+        if signal < CLASSES:
+            self._unit *= _UNIT_GROWTH
+            self._seen[signal] += self._unit
+            if self._unit > 1e6:
+                self._seen, self._unit = [seen / self._unit for seen in self._seen], 1.0
 
-    def behind(self, last: int) -> float:
-        """The same for a token that is not drafted yet, behind one of class `last`."""
-        return self.after[last].estimate(self._mean)
+    def new_text(self) -> None:
+        """Another text begins, about which little is known."""
+        self._text[0] *= 0.3
+        self._text[1] = _TEXT_VARIANCE
+        self._bases.clear()
 
-    def highest(self) -> float:
-        """What the mean may be at best: two standard deviations above what was seen."""
-        mean, seen = self.mean(), self.overall.seen
-        return min(0.995, mean + 2.0 * math.sqrt(max(mean * (1 - mean), 0.02) / (seen + _PRIOR_WEIGHT)))
+    def _base(self, effort: float) -> float:
+        own, distance = self._effort(effort)
+        base = self._bases[effort] = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
+        return base
 
-    def learn_token(self, before: int, own: int, is_kept: bool) -> None:
+    def _effort(self, effort: float) -> tuple[list[float], float]:
+        part = self._efforts.get(effort)
+        if part is None:
+            part = self._efforts[effort] = ([0.0, _EFFORT_VARIANCE], _guess(effort) - _guess(_CENTRE))
+        return part
+
+
+@dataclass(slots=True)
+class DraftAcceptance:
+    """Acceptance of one drafter and view, by effort.
+
+    Attributes:
+        after: by the class of the signal before a token: for tokens that are not drafted yet.
+        own: by the class of the token's own signal, which tells far more.
+        tried: tokens judged at each effort.
+    """
+
+    after: LogOdds = field(default_factory=lambda: LogOdds(0.1))
+    own: LogOdds = field(default_factory=lambda: LogOdds(0.55))
+    tried: dict[float, int] = field(default_factory=dict)
+
+    def learn_token(self, effort: float, before: int, own: int, is_kept: bool) -> None:
         """Count a token whose forerunners were all kept; what follows a rejected one is never judged.
 
         Args:
+            effort: that drafted it.
             before: class of the signal before it.
             own: class of its own signal.
             is_kept: the verifier agreed.
         """
-        self.overall.add(is_kept, _MEMORY)
-        self._mean = self.overall.estimate(self.prior)
-        self.after[before].add(is_kept, _CLASS_MEMORY)
-        self.own[own].add(is_kept, _CLASS_MEMORY)
+        self.tried[effort] = self.tried.get(effort, 0) + 1
+        self.after.learn(effort, before, is_kept)
+        self.own.learn(effort, own, is_kept)
+
+    def new_text(self) -> None:
+        """Another text begins."""
+        self.after.new_text()
+        self.own.new_text()
 
 
 @dataclass(slots=True)
@@ -128,3 +191,9 @@ class MatchAcceptance:
         """Count a draft that began with a match of `match` tokens."""
         for index in range(min(accepted + 1, drafted)):
             self.rates[min(match + index, LONGEST_MATCH)].add(index < accepted, _MATCH_MEMORY)
+
+
+def _guess(effort: float) -> float:
+    """Log-odds of a token of 4-bit weights at that effort, about what small and middling models showed."""
+    chance = 0.87 * (1.0 - (1.0 - effort) ** 2.2)
+    return math.log(chance / (1.0 - chance))

@@ -19,6 +19,9 @@ _FLOOR = 0.02  # least slope behind the last measured number of rows
 _CLIP = 0.3  # most that one observation may be off, in log: a machine that stalls is not a cost
 _DRIFT = 0.08  # share of an error that goes to all costs alike (context grows, a neighbour takes the processor)
 _OWN = 0.03  # share that goes to the one that was seen, once it is well known
+_SURPRISE = 0.12  # mean logarithmic error of recent passes that no noise makes: the machine has changed
+_SURPRISE_MEMORY = 12.0  # passes
+_KNOWN = 3.0  # observations that a measured cost counts for
 _LOOKUP = 0.003  # a draft by a drafter that runs no model, until it is seen
 
 
@@ -40,13 +43,14 @@ class CostModel:
         known = {rows: value / unit for rows, value in seconds.items()} if self._has_scale else {1: 1.0}
         self.verify = _curve(known)
         """Cost of a pass, by its number of rows, 0 to `MOST_ROWS`."""
-        self._seen = [3.0 if rows in seconds else 0.0 for rows in range(MOST_ROWS + 1)]
+        self._seen = [_KNOWN if rows in seconds else 0.0 for rows in range(MOST_ROWS + 1)]
+        self._error = 0.0  # mean logarithmic error of recent passes
         self._draft: dict[_Key, float] = {}
         self._draft_seen: dict[_Key, float] = {}
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
                 key = (drafter, view, round(effort, 2))
-                self._draft[key], self._draft_seen[key] = value / unit, 3.0
+                self._draft[key], self._draft_seen[key] = value / unit, _KNOWN
 
     def draft(self, drafter: str, view: str | None, effort: float) -> float:
         """Cost of a draft step; of a whole draft, for a drafter that reads no weights (`view` None)."""
@@ -62,6 +66,7 @@ class CostModel:
             self.scale, self._has_scale = seconds / self.verify[rows], True
             return
         error = _clipped(seconds / (self.scale * self.verify[rows]))
+        self._error += (error - self._error) / _SURPRISE_MEMORY
         self._seen[rows] += 1
         self.scale *= math.exp(_DRIFT * error)
         factor = math.exp(max(_OWN, 0.5 / self._seen[rows]) * error)
@@ -84,6 +89,15 @@ class CostModel:
         self._draft[key] = cost * math.exp(max(_OWN, 0.5 / (seen + 1)) * error)
         if view is not None:
             self.scale *= math.exp(_DRIFT * error)
+
+    def has_changed(self) -> bool:
+        """Whether passes lately took another time than was thought; says so once, and then learns fast again."""
+        if abs(self._error) < _SURPRISE:
+            return False
+        self._error = 0.0
+        self._seen = [min(seen, 1.0) for seen in self._seen]
+        self._draft_seen = {key: min(seen, 1.0) for key, seen in self._draft_seen.items()}
+        return True
 
     def seconds_of_dense_step(self) -> float:
         """Seconds of a pass over one row, 0 before any was seen."""

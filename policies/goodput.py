@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
-from specdec.policies.acceptance import UNKNOWN, EffortAcceptance, MatchAcceptance, signal_class
+from specdec.policies.acceptance import UNKNOWN, DraftAcceptance, MatchAcceptance, signal_class
 from specdec.policies.base import DraftOption, DraftPlan, Knowledge, RoundOutcome, RoundState, StepSignals
 from specdec.policies.costs import MOST_ROWS, CostModel
 from specdec.policies.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm, Learnt, Results, Trial
@@ -32,17 +33,21 @@ _MARGIN = 0.01  # tokens that drafting has to be better than a plain step by
 _TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 3
 _TRIAL_EVERY = 3  # rounds between looks at whether one is due
 _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
-_TRIED = 3.0  # tokens from which an effort counts as tried: before, only a trial uses it
-_REFRESH = 8  # rounds between looks at which efforts are worth having
+_OPTIMISM = 1.0  # standard deviations that an effort may be better than thought, for a trial to be worth it
+_REFRESH = 4  # rounds between looks at which efforts are worth having
 
 
 @dataclass(slots=True)
 class _Menu:
-    """The efforts of one way of drafting that are worth having, and the best of them for all steps alike."""
+    """The efforts of one way of drafting that are worth having, and the best of them for all steps alike.
+
+    An effort comes with the cost of its step and the chance that its token is kept.
+    """
 
     option: DraftOption
-    efforts: list[tuple[float, float, EffortAcceptance]]
-    best: tuple[float, float, EffortAcceptance]
+    acceptance: DraftAcceptance
+    efforts: list[tuple[float, float, float]]
+    best: tuple[float, float, float]
     made: int
 
 
@@ -69,7 +74,7 @@ class GoodputPolicy:
     effort: float | None = None
     longest: int = 16
     longest_match: int = 24
-    explore: float = 0.02
+    explore: float = 0.01
     _knowledge: Knowledge = field(default_factory=Knowledge, init=False, repr=False)
     _learnt: Learnt | None = field(default=None, init=False, repr=False)
     _menus: dict[tuple[str, str | None], _Menu] = field(default_factory=dict, init=False, repr=False)
@@ -109,6 +114,8 @@ class GoodputPolicy:
         self._now = chosen
         if not chosen.option or not chosen.length:
             return DraftPlan(num_draft_tokens=0, effort=1.0)
+        if chosen.option.view is not None and state.distribution is not None:
+            chosen.classes = [signal_class(state.distribution, greedy=chosen.greedy)]
         return DraftPlan(
             num_draft_tokens=min(chosen.length, state.max_draft_tokens),
             effort=chosen.effort,
@@ -121,23 +128,24 @@ class GoodputPolicy:
         now, learnt = self._now, self._learnt
         assert learnt is not None  # plan has run
         last = self._read(now, signals)
-        if now.is_trial or now.menu is None:
+        if now.menu is None:
             return now.effort
         verify, drafted, rate = learnt.costs.verify, signals.index + 1, now.rate
         if drafted + 2 > MOST_ROWS:
             return None
-        _, base_cost, base = now.menu.best
-        chance = base.behind(last)
+        base, base_cost, mean = now.menu.best
+        after = now.menu.acceptance.after
+        chance = after.chance(base, last)
         # What may follow the next token, if it is kept, at average acceptance.
-        mean, prefix, gain, ahead = base.mean(), now.chance * chance, 0.0, 0.0
+        prefix, gain, ahead = now.chance * chance, 0.0, 0.0
         for rows in range(drafted + 2, min(drafted + 2 + _LOOKAHEAD, MOST_ROWS)):
             prefix *= mean
             gain += prefix - rate * (base_cost + verify[rows + 1] - verify[rows])
             if gain > ahead:
                 ahead = gain
         worth, effort = -1e9, 0.0
-        for candidate, cost, acceptance in now.menu.efforts:
-            share = acceptance.behind(last)
+        for candidate, cost, _ in now.menu.efforts:
+            share = chance if candidate == base else after.chance(candidate, last)
             value = share * now.chance + ahead * share / chance - rate * cost
             if value > worth:
                 worth, effort = value, candidate
@@ -152,6 +160,8 @@ class GoodputPolicy:
         learnt.rounds += 1
         costs, rows = learnt.costs, outcome.drafted + 1
         costs.observe_verify(rows, outcome.round_s - outcome.draft_s)
+        if costs.has_changed():  # which costs did, a plain pass tells
+            self._trial_of(learnt, PLAIN).restart(learnt.rounds)
         cost = costs.verify[min(rows, MOST_ROWS)]
         expected, real = 1.0, 1.0 + outcome.accepted
         arms: set[Arm] = {PLAIN} if outcome.drafter is None else set()
@@ -178,9 +188,9 @@ class GoodputPolicy:
         if self._learnt is None:
             return {}
         acceptance = {
-            f"{drafter}{'' if view is None else ' ' + view} {effort:g}": round(one.mean(), 3)
-            for (drafter, view, effort), one in sorted(self._learnt.acceptance.items(), key=str)
-            if one.overall.seen >= 1
+            f"{drafter}{'' if view is None else ' ' + view} {effort:g}": round(one.after.mean(effort), 3)
+            for (drafter, view), one in sorted(self._learnt.acceptance.items(), key=str)
+            for effort in sorted(one.tried)
         }
         return self._log.summary() | {"acceptance_learnt": acceptance}
 
@@ -206,11 +216,9 @@ class GoodputPolicy:
         if learnt.pace.rounds < 8.0:  # not enough seen: what average acceptance promises
             for option in state.options:
                 if option.view is not None:
-                    _, cost, acceptance = self._menu(learnt, option, state, rate).best
+                    _, cost, mean = self._menu(learnt, option, state, rate).best
                     for _ in range(2):
-                        _, tokens, total = best_length(
-                            learnt.costs.verify, cost, acceptance.mean(), rate, min(self.longest, 8)
-                        )
+                        _, tokens, total = best_length(learnt.costs.verify, cost, mean, rate, min(self.longest, 8))
                         rate = max(rate, tokens / total)
             weight = learnt.pace.rounds
             rate = (learnt.pace.tokens + (8.0 - weight) * rate) / (learnt.pace.cost + 8.0 - weight)
@@ -231,22 +239,22 @@ class GoodputPolicy:
         menu = self._menus.get(way)
         if menu is not None and learnt.rounds < menu.made + _REFRESH:
             return menu
-        entries = []
-        for effort in self._efforts(option, state):
-            arm = (option.drafter, option.view, effort)
-            entries.append((effort, learnt.costs.draft(*arm), learnt.accepted(arm)))
-        tried = [one for one in entries if one[2].overall.seen >= _TRIED]
-        useful = [
-            one
-            for one in tried or entries[-1:]  # at first the highest effort: it agrees most
-            if not any(other[1] <= one[1] and other[2].mean() > one[2].mean() for other in tried or entries[-1:])
+        acceptance = learnt.accepted(way)
+        entries = [
+            (effort, learnt.costs.draft(*way, effort), acceptance.after.mean(effort))
+            for effort in self._efforts(option, state)
         ]
+        useful, highest = [], 0.0
+        for one in sorted(entries, key=itemgetter(1)):  # a dearer effort has to agree more
+            if one[2] > highest:
+                useful.append(one)
+                highest = one[2]
         best, most = useful[0], -1e9
         for one in useful:
-            _, tokens, cost = best_length(learnt.costs.verify, one[1], one[2].mean(), rate, self.longest)
+            _, tokens, cost = best_length(learnt.costs.verify, one[1], one[2], rate, self.longest)
             if tokens - rate * cost > most:
                 best, most = one, tokens - rate * cost
-        menu = self._menus[way] = _Menu(option, useful, best, learnt.rounds)
+        menu = self._menus[way] = _Menu(option, acceptance, useful, best, learnt.rounds)
         return menu
 
     def _prospect(self, learnt: Learnt, option: DraftOption, state: RoundState, rate: float) -> Prospect | None:
@@ -255,9 +263,9 @@ class GoodputPolicy:
         if option.view is None:
             return self._lookup(learnt, option, state, rate)
         menu = self._menu(learnt, option, state, rate)
-        effort, cost, acceptance = menu.best
+        effort, cost, mean = menu.best
         limit = min(self.longest, state.max_draft_tokens)
-        length, tokens, total = best_length(verify, cost, acceptance.mean(), rate, limit)
+        length, tokens, total = best_length(verify, cost, mean, rate, limit)
         results = learnt.results.get((option.drafter, option.view))
         if not length and results is None:
             return None
@@ -339,11 +347,14 @@ class GoodputPolicy:
         if view is None:
             return best.option is None  # where another one drafts, a match that does not pay is no news
         cost, rate = learnt.costs.draft(drafter, view, effort), best.rate
-        # More effort never agrees less: what is known of higher efforts bounds what this one may be.
-        above = [one for (d, v, e), one in learnt.acceptance.items() if (d, v) == (drafter, view) and e >= effort]
-        highest = min((one.highest() for one in above), default=1.0)
+        highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
         _, tokens, total = best_length(learnt.costs.verify, cost, highest, rate, self.longest)
-        return tokens - rate * total > best.net
+        to_beat, menu = best.net, self._menus.get((drafter, view))
+        if best.menu is not None and menu is best.menu:  # one computed figure against another
+            _, step, mean = menu.best
+            _, mean_tokens, mean_cost = best_length(learnt.costs.verify, step, mean, rate, self.longest)
+            to_beat = mean_tokens - rate * mean_cost
+        return tokens - rate * total > to_beat + _MARGIN
 
     def _forced(self, learnt: Learnt, state: RoundState, arm: Arm, best: Prospect) -> Prospect:
         """A round with this arm, whatever it is thought to be worth."""
@@ -351,7 +362,7 @@ class GoodputPolicy:
             return Prospect(rate=best.rate, tokens=1.0, cost=learnt.costs.verify[1], is_trial=True)
         drafter, view, effort = arm
         option = next(one for one in state.options if (one.drafter, one.view) == (drafter, view))
-        length = min(_TRIAL_TOKENS, state.max_draft_tokens)
+        length = min(_TRIAL_TOKENS if view is None else self.longest, state.max_draft_tokens)
         prospect = Prospect(
             rate=best.rate, tokens=best.tokens, cost=best.cost, option=option, effort=effort, length=length,
             is_trial=True, greedy=not state.temperature,
@@ -360,8 +371,11 @@ class GoodputPolicy:
             prospect.match = state.matches.get(drafter, 1)
             prospect.acceptance = learnt.matches.setdefault(drafter, MatchAcceptance())
         else:
-            prospect.menu = self._menu(learnt, option, state, best.rate)
-            prospect.counts = effort == prospect.menu.best[0]
+            menu = self._menu(learnt, option, state, best.rate)
+            cost, acceptance = learnt.costs.draft(*arm), learnt.accepted((drafter, view))
+            only = (effort, cost, acceptance.after.mean(effort, _OPTIMISM))
+            prospect.menu = _Menu(option, acceptance, [only], only, learnt.rounds)
+            prospect.counts = effort == menu.best[0]
         return prospect
 
     def _read(self, now: Prospect, signals: StepSignals) -> int:
@@ -373,8 +387,8 @@ class GoodputPolicy:
         assert self._learnt is not None
         option = now.option
         assert option is not None
-        arm = (option.drafter, option.view, signals.effort if option.takes_effort else 1.0)
-        now.chance *= self._learnt.accepted(arm).of(last)
+        acceptance = self._learnt.accepted((option.drafter, option.view))
+        now.chance *= acceptance.own.chance(signals.effort if option.takes_effort else 1.0, last)
         now.expected += now.chance
         return last
 
@@ -409,6 +423,7 @@ class GoodputPolicy:
         """Count every judged token for the effort that drafted it."""
         option = now.option
         assert option is not None
+        acceptance = learnt.accepted((option.drafter, option.view))
         for index, one in enumerate(outcome.signals[: outcome.accepted + 1]):
-            arm = (option.drafter, option.view, one.effort if option.takes_effort else 1.0)
-            learnt.accepted(arm).learn_token(now.classes[index], now.classes[index + 1], index < outcome.accepted)
+            effort = one.effort if option.takes_effort else 1.0
+            acceptance.learn_token(effort, now.classes[index], now.classes[index + 1], index < outcome.accepted)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from specdec.policies.acceptance import EffortAcceptance, MatchAcceptance
+from specdec.policies.acceptance import DraftAcceptance, MatchAcceptance
 from specdec.policies.costs import CostModel
 
 Way: TypeAlias = tuple[str, str | None]
@@ -19,11 +19,6 @@ _MEMORY = 40.0  # rounds after which a result has forgotten two thirds
 _IDLE = 100.0  # rounds without use after which it has forgotten as much
 FIRST_INTERVAL, LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL = 8, 1024, 96
 _PRIOR_ROUNDS = 4.0  # rounds that a computed expectation is worth against observed ones
-
-
-def _prior(effort: float) -> float:
-    """Acceptance to assume of an effort before anything was seen: about what small and middling models showed."""
-    return float(0.87 * (1.0 - (1.0 - effort) ** 2.2))
 
 
 @dataclass(slots=True)
@@ -67,6 +62,10 @@ class Trial:
     interval: int = FIRST_INTERVAL
     last_used: int = -(10**9)
 
+    def restart(self, now: int) -> None:
+        """Try it at once, and soon again."""
+        self.due, self.interval, self.last_used = now, FIRST_INTERVAL, now - FIRST_INTERVAL
+
     def postpone(self, now: int, longest: int) -> None:
         """Wait, and longer each time."""
         self.due = now + self.interval
@@ -79,7 +78,7 @@ class Learnt:
 
     Attributes:
         costs: shared by all temperatures.
-        acceptance: by arm.
+        acceptance: by way of drafting.
         matches: by drafter that tells how long its match is.
         results: by way of drafting.
         pace: results of all rounds but trials and lookups: its tokens over its cost are the going rate.
@@ -90,7 +89,7 @@ class Learnt:
     """
 
     costs: CostModel
-    acceptance: dict[Arm, EffortAcceptance] = field(default_factory=dict)
+    acceptance: dict[Way, DraftAcceptance] = field(default_factory=dict)
     matches: dict[str, MatchAcceptance] = field(default_factory=dict)
     results: dict[Way, Results] = field(default_factory=dict)
     pace: Results = field(default_factory=Results)
@@ -102,7 +101,7 @@ class Learnt:
     def new_text(self) -> None:
         """Another generation begins, on other text: rates and results count for less, trials come sooner."""
         for acceptance in self.acceptance.values():
-            acceptance.fade(0.5)
+            acceptance.new_text()
         for match in self.matches.values():
             for rate in match.rates:
                 rate.kept *= 0.5
@@ -111,14 +110,15 @@ class Learnt:
             results.tokens, results.cost, results.rounds = (
                 0.2 * value for value in (results.tokens, results.cost, results.rounds)
             )
-        for trial in self.trials.values():
+        for arm, trial in self.trials.items():
+            if arm == PLAIN:  # what a plain pass costs is no matter of text
+                continue
             trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
             trial.due = min(trial.due, self.rounds + trial.interval)
 
-    def accepted(self, arm: Arm) -> EffortAcceptance:
-        """Acceptance of an arm, made up when it is new."""
-        found = self.acceptance.get(arm)
+    def accepted(self, way: Way) -> DraftAcceptance:
+        """Acceptance of a way of drafting, made up when it is new."""
+        found = self.acceptance.get(way)
         if found is None:
-            # About what 4-bit drafts of small models agree at that effort; replaced within a few rounds.
-            found = self.acceptance[arm] = EffortAcceptance(prior=_prior(arm[2]))
+            found = self.acceptance[way] = DraftAcceptance()
         return found

@@ -1,0 +1,66 @@
+"""What `goodput` learns of acceptance: `LogOdds` recovers the chances that tokens were made with."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+from specdec.policies.acceptance import CLASSES, UNKNOWN, LogOdds
+
+TRUE_EFFORT = {0.2: -0.5, 0.5: 0.8, 0.7: 1.3, 1.0: 1.6}
+
+
+def true_chance(effort: float, signal: int) -> float:
+    return 1 / (1 + math.exp(-TRUE_EFFORT[effort] - 0.4 * (signal - 4)))
+
+
+def taught(tokens: int, efforts: tuple[float, ...] = tuple(TRUE_EFFORT), shift: float = 0.0) -> LogOdds:
+    """After so many tokens of efforts and classes in equal shares; `shift` is added to the log-odds of all."""
+    rng = random.Random(1)
+    learnt = LogOdds(0.1)
+    for _ in range(tokens):
+        effort, signal = rng.choice(efforts), rng.randrange(CLASSES)
+        odds = math.log(true_chance(effort, signal) / (1 - true_chance(effort, signal))) + shift
+        learnt.learn(effort, signal, rng.random() < 1 / (1 + math.exp(-odds)))
+    return learnt
+
+
+def test_chances_are_recovered_by_effort_and_class():
+    learnt = taught(6000)
+    for effort in TRUE_EFFORT:
+        for signal in range(CLASSES):
+            # The text's own part goes on moving, by about 0.3 of log-odds: up to 0.08 of a chance, 0.04 for the rest.
+            assert learnt.chance(effort, signal) == pytest.approx(true_chance(effort, signal), abs=0.12)
+
+
+def test_the_mean_is_that_over_the_classes_as_they_occur():
+    learnt = taught(4000)
+    for effort in TRUE_EFFORT:
+        mean = sum(learnt.chance(effort, signal) for signal in range(CLASSES)) / CLASSES
+        assert learnt.mean(effort) == pytest.approx(mean, abs=0.03)  # the classes came in about equal shares
+
+
+def test_an_effort_that_was_never_used_follows_those_that_were():
+    fresh, hard = LogOdds(0.1), taught(400, (0.5, 0.7), shift=-1.5)
+    assert hard.mean(1.0) < fresh.mean(1.0) - 0.1
+    assert hard.mean(0.2) < fresh.mean(0.2)
+    assert hard.mean(1.0, 1.0) > hard.mean(1.0)  # and remains uncertain
+
+
+def test_using_an_effort_makes_it_certain():
+    learnt = taught(1500)
+    for effort in TRUE_EFFORT:
+        doubt, doubt_before = (one.mean(effort, 1.0) - one.mean(effort) for one in (learnt, LogOdds(0.1)))
+        assert doubt < doubt_before
+
+
+def test_a_new_text_forgets_the_text_and_not_the_efforts():
+    learnt = taught(1500)
+    before = learnt.mean(1.0) - learnt.mean(0.2)
+    for _ in range(40):
+        learnt.learn(0.7, UNKNOWN, is_kept=False)
+    gloomy = learnt.mean(0.7)
+    learnt.new_text()
+    assert learnt.mean(0.7) > gloomy
+    assert learnt.mean(1.0) - learnt.mean(0.2) == pytest.approx(before, abs=0.1)
