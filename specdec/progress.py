@@ -19,13 +19,14 @@ class Progress(Protocol):
 
 class StreamProgress:
     """Prints progress to a text stream: a bar when it is a terminal, else a line at the start of a stage and one every
-    `interval_s` seconds."""
+    `interval_s` seconds. Both tell how much time is left, going by what the stage has taken so far."""
 
     def __init__(self, stream: TextIO | None = None, *, interval_s: float = 15.0) -> None:
         self._stream = stream if stream is not None else sys.stderr
         self._interval_s = interval_s
         self._stage = ""
         self._last_line_s = 0.0
+        self._began = (0.0, 0)  # when the stage began, and how much was done then
         self._bar: Any = None
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -47,7 +48,9 @@ class StreamProgress:
             self.close()
             self._stage = stage
             # Units differ by stage (bytes, weights), so none is named.
-            self._bar = tqdm(total=total, desc=stage, file=self._stream, unit="", unit_scale=total > 1 << 20)
+            # What was done before does not count for the time left.
+            scale = total > 1 << 20
+            self._bar = tqdm(total=total, initial=done, desc=stage, file=self._stream, unit="", unit_scale=scale)
         self._bar.update(done - self._bar.n)
         if done >= total:
             self.close()
@@ -55,8 +58,18 @@ class StreamProgress:
     def _write(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._last_line_s = stage, now
+            self._stage, self._last_line_s, self._began = stage, now, (now, done)
             print(f"{stage} …", file=self._stream, flush=True)
         elif done < total and now - self._last_line_s >= self._interval_s:
             self._last_line_s = now
-            print(f"{stage}: {done / total:.0%}", file=self._stream, flush=True)
+            began_s, before = self._began
+            left = f", {readable_time((now - began_s) * (total - done) / (done - before))} left" if done > before else ""
+            print(f"{stage}: {done / total:.0%}{left}", file=self._stream, flush=True)
+
+
+def readable_time(seconds: float) -> str:
+    """A length of time in two figures or so: "8 s", "3 min", "1 h 20 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -78,6 +78,24 @@ def test_counts_agree_with_each_other_and_with_the_passes(draft_len):
     assert (stats.prompt_tokens, stats.draft_view) == (3, "int4")
 
 
+@pytest.mark.parametrize("drafter", ["effort", "ngram"])
+def test_steps_are_counted_by_kind_and_place(drafter):
+    model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
+    prompt = [1, 2, 3] * 6
+    stats = specdec.generate(
+        model, prompt, max_tokens=50, draft_len=4, draft_effort=0.6, policy="fixed", drafter=drafter
+    ).stats
+    kind = "effort int4 0.6" if drafter == "effort" else "ngram"
+    assert list(stats.by_step) == [kind]
+    assert stats.by_step[kind]["drafted"] == stats.drafted_per_position
+    assert stats.by_step[kind]["accepted"] == stats.accepted_per_position
+    # A token is looked at when the one before it was kept; the first one always is.
+    first, *others = stats.by_step[kind]["checked"]
+    assert first == stats.drafted_per_position[0]
+    pairs = zip(others, stats.accepted_per_position, stats.drafted_per_position[1:], strict=False)
+    assert all(checked <= min(kept, drafted) for checked, kept, drafted in pairs)
+
+
 def test_plain_decoding_counts_every_token_as_a_round():
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
     stats = specdec.generate(model, [1], max_tokens=10, speculate=False).stats

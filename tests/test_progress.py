@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 
-from specdec.progress import StreamProgress
+import re
+
+from specdec.progress import StreamProgress, readable_time
 
 
 class Terminal(io.StringIO):
@@ -30,7 +32,23 @@ def test_a_log_gets_a_line_for_each_stage() -> None:
 
 def test_a_log_of_long_work_gets_shares_too() -> None:
     lines = report(io.StringIO(), interval_s=0.0).splitlines()
-    assert lines[:5] == ["fetching …", "fetching: 25%", "fetching: 50%", "fetching: 75%", "converting …"]
+    shares = [re.sub(r", \d+ s left$", "", line) for line in lines[:5]]
+    assert shares == ["fetching …", "fetching: 25%", "fetching: 50%", "fetching: 75%", "converting …"]
+    assert all(line.endswith(" left") for line in lines[1:4])
+
+
+def test_time_left_goes_by_what_this_run_has_done(monkeypatch) -> None:
+    now = iter((100.0, 110.0))
+    monkeypatch.setattr("specdec.progress.time.monotonic", lambda: next(now))
+    stream = io.StringIO()
+    progress = StreamProgress(stream, interval_s=0.0)
+    progress("measuring", 40, 100)  # 40 were there when it began
+    progress("measuring", 50, 100)  # 10 in 10 s: 50 more take 50 s
+    assert stream.getvalue() == "measuring …\nmeasuring: 50%, 50 s left\n"
+
+
+def test_readable_times() -> None:
+    assert [readable_time(s) for s in (0.4, 99, 101, 3500, 5000)] == ["0 s", "99 s", "2 min", "58 min", "1 h 23 min"]
 
 
 def test_a_terminal_gets_a_bar_that_ends_with_its_stage() -> None:

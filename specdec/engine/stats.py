@@ -31,6 +31,9 @@ class Stats:
         by_drafter: for every drafter that proposed tokens: `rounds` that it was asked in, their `draft_s`, tokens
             `drafted` by it and how many of them were `accepted`. In a chain, the tokens count for its links.
         by_effort: for every draft effort, as text: tokens `drafted` at it, and `accepted`.
+        by_step: for every kind of draft step, as text (drafter, view and effort as far as they mean something:
+            "effort int4 0.5", "ngram"): how many tokens were `drafted`, `checked` and `accepted`, each a list by place
+            in the draft. A token is checked when all before it were kept: the others had no chance.
         plain_rounds: rounds without a draft.
         trusted: tokens kept without a check; in `accepted`, too.
         policy: what the policy has to say of the run; for "goodput" its prediction, the real gain, and when and why
@@ -56,6 +59,7 @@ class Stats:
     rounds_by_accepted: list[int] = field(default_factory=list)
     by_drafter: dict[str, dict[str, float]] = field(default_factory=dict)
     by_effort: dict[str, dict[str, int]] = field(default_factory=dict)
+    by_step: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     plain_rounds: int = 0
     trusted: int = 0
     policy: dict[str, Any] = field(default_factory=dict)
@@ -132,10 +136,24 @@ class Stats:
             counts = self.by_drafter.setdefault(source, _no_tokens_of_a_drafter())
             counts["drafted"] += 1
             counts["accepted"] += index < done.accepted
+            self._add_step(source, index, done)
         for index, signals in enumerate(draft.signals):
             efforts = self.by_effort.setdefault(f"{signals.effort:g}", {"drafted": 0, "accepted": 0})
             efforts["drafted"] += 1
             efforts["accepted"] += index < done.accepted
+
+    def _add_step(self, source: str, index: int, done: Round) -> None:
+        """Count a drafted token by the step that made it."""
+        kind = source
+        if index < len(done.draft.signals):
+            signals = done.draft.signals[index]
+            kind = " ".join([source, *([signals.view] if signals.view else []), f"{signals.effort:g}"])
+        counts = self.by_step.setdefault(kind, {"drafted": [], "checked": [], "accepted": []})
+        for of in counts.values():
+            of.extend([0] * (index + 1 - len(of)))
+        counts["drafted"][index] += 1
+        counts["checked"][index] += index <= done.accepted
+        counts["accepted"][index] += index < done.accepted
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, derived ones included."""
