@@ -63,7 +63,9 @@ class StreamProgress:
         elif done < total and now - self._last_line_s >= self._interval_s:
             self._last_line_s = now
             began_s, before = self._began
-            left = f", {readable_time((now - began_s) * (total - done) / (done - before))} left" if done > before else ""
+            left = (
+                f", {readable_time((now - began_s) * (total - done) / (done - before))} left" if done > before else ""
+            )
             print(f"{stage}: {done / total:.0%}{left}", file=self._stream, flush=True)
 
 

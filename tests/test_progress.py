@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-
 import re
 
 from specdec.progress import StreamProgress, readable_time

@@ -1,7 +1,7 @@
 """The `specdec` command: its parser, and how every subcommand ends. What a subcommand does lives in its own module.
 
-Exit codes: 0 done; 1 a check failed; 2 a mistake in what was asked, told in one sentence; 130 interrupted; 141 the
-reader of the output went away.
+Exit codes: 0 done; 1 a check failed; 2 a mistake in what was asked, told in one sentence; 3 a measurement that was too
+noisy to tell anything; 130 interrupted; 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
 # arguments that returns the exit code. A new subcommand is one file and one name here.
-COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "doctor")
+COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "bench", "doctor")
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -89,6 +89,7 @@ def _run(argv: Sequence[str] | None) -> int:
         arguments = build_parser().parse_args(argv)
     except SystemExit as stop:  # argparse's way to end after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
+    arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked
     code: int = arguments.run(arguments)
     return code
 

@@ -1,0 +1,256 @@
+"""`specdec bench`: how fast a model answers in many ways of decoding, each beside plain decoding."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from specdec.cli.common import Subparsers, check_writable
+from specdec.errors import InvalidArgumentError
+from specdec.progress import StreamProgress
+
+if TYPE_CHECKING:
+    from specdec.bench.findings import Findings
+    from specdec.bench.journal import Journal
+    from specdec.bench.plan import Plan
+    from specdec.model import Model
+
+EXIT_DIFFERENT, EXIT_NOISY, EXIT_INTERRUPTED = 1, 3, 130
+_PROMPTS = ("spec-bench", "humaneval")
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `bench` to the command line."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure speed and acceptance in many ways of decoding, beside plain decoding",
+        description=(
+            "Answer prompts in every way of decoding that is asked for, plain decoding always among them and in turn, "
+            "check that all answers are the same, and report speed, speed-up, acceptance and where the time went. "
+            "Interrupt it at any time: the same command goes on from there."
+        ),
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a catalogue name, a store, a Hugging Face folder or a .gguf file"
+    )
+    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
+    )
+    _add_contenders(parser.add_argument_group("ways of decoding"))
+    _add_conditions(parser.add_argument_group("conditions"))
+    _add_prompts(parser.add_argument_group("prompts and answers"))
+    _add_output(parser.add_argument_group("output"))
+    parser.set_defaults(run=run)
+
+
+def _add_contenders(group: argparse._ArgumentGroup) -> None:
+    group.description = (
+        "Plain decoding is always measured. Lists of options stand for all combinations of their values; single ways "
+        "and a grid file join them. Without any: auto, int4:0.7:4, and auto with lookup alone."
+    )
+    group.add_argument(
+        "--contender",
+        action="append",
+        default=[],
+        metavar="WAY",
+        help="auto, VIEW:EFFORT:LENGTH, or words such as 'policy=fixed drafter=ngram draft_len=4'; repeatable",
+    )
+    group.add_argument("--grid", metavar="FILE.yaml", help="a file of contenders and conditions")
+    for name, kind, metavar in (
+        ("draft_view", str, "VIEW"),
+        ("draft_effort", float, "E"),
+        ("draft_len", int, "K"),
+        ("policy", str, "NAME[:KEY=VALUE,...]"),
+        ("drafter", str, "NAME[:ARGUMENT]"),
+    ):
+        group.add_argument(_flag(name), type=kind, nargs="+", metavar=metavar, help="as in generate; one or more")
+
+
+def _add_conditions(group: argparse._ArgumentGroup) -> None:
+    group.description = "All ways are measured under all combinations of these."
+    group.add_argument("--verify-effort", type=float, nargs="+", metavar="E", help="of verification (default: 1)")
+    group.add_argument("--temperature", type=float, nargs="+", metavar="T", help="of the draw (default: 0, greedy)")
+    group.add_argument("--seed", type=int, nargs="+", metavar="N", help="of the draw (default: 0)")
+
+
+def _add_prompts(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--prompts",
+        nargs="+",
+        default=list(_PROMPTS),
+        metavar="SET",
+        help="spec-bench, humaneval, a .jsonl file, or a text file with a prompt on each line (default: both sets)",
+    )
+    group.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all)")
+    group.add_argument("--per-task", type=int, default=2, metavar="N", help="prompts of a task (default: %(default)s)")
+    group.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default: %(default)s)")
+    group.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="times that each prompt is answered (default: %(default)s)"
+    )
+    group.add_argument("--raw", action="store_true", help="take prompts as they are, without the chat template")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--json", metavar="FILE", help="write everything that was found")
+    group.add_argument("--csv", metavar="FILE", help="write the table")
+    group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and PNGs beside it")
+    group.add_argument(
+        "--resume", metavar="FILE", help="keep the answers in this file, and go on from those that are in it"
+    )
+    group.add_argument("--restart", action="store_true", help="forget the answers of an interrupted run")
+    group.add_argument(
+        "--max-noise",
+        type=float,
+        metavar="SHARE",
+        help="how much plain decoding may vary between repetitions before nothing is reported (default: 0.1)",
+    )
+    group.add_argument("--force", action="store_true", help="report all the same, labelled as noisy")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and report."""
+    import specdec
+    from specdec.bench.compare import DifferenceFoundError
+    from specdec.bench.run import measure
+
+    plan, limit = _plan(arguments), _noise_limit(arguments)
+    _check_outputs(arguments)
+    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    journal, progress = _journal(arguments, plan, model), StreamProgress()
+    try:
+        samples = measure(model, plan, journal, progress=progress)
+    except KeyboardInterrupt:
+        progress.close()
+        print(f"specdec: interrupted after {len(journal.samples)} answers; the same command goes on", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except DifferenceFoundError as error:
+        progress.close()
+        print(f"specdec: CHECK FAILED: {error.difference.sentence(plan)}", file=sys.stderr)
+        return EXIT_DIFFERENT
+    finally:
+        progress.close()
+        journal.close()
+    findings = _findings(arguments, plan, model, journal, samples, limit)
+    if findings.noise.is_too_loud and not arguments.force:
+        print(f"specdec: {_refusal(findings, journal)}", file=sys.stderr)
+        return EXIT_NOISY
+    _report(arguments, findings)
+    if arguments.resume is None:
+        journal.path.unlink(missing_ok=True)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """What was asked for."""
+    from specdec.bench.grid import OPTIONS, make_grid
+    from specdec.bench.plan import Plan
+    from specdec.bench.prompts import load_prompts
+
+    names = (*OPTIONS, "verify_effort", "temperature", "seed")
+    grid = make_grid(
+        file=arguments.grid,
+        singles=arguments.contender,
+        lists={name: values for name in names if (values := getattr(arguments, name))},
+    )
+    prompts = load_prompts(arguments.prompts, tasks=arguments.tasks, per_task=arguments.per_task)
+    return Plan(
+        grid=grid,
+        prompts=tuple(prompts),
+        max_tokens=arguments.max_tokens,
+        repeat=arguments.repeat,
+        chat=not arguments.raw,
+    )
+
+
+def _noise_limit(arguments: argparse.Namespace) -> float:
+    from specdec.bench.noise import LIMIT
+
+    limit = LIMIT if arguments.max_noise is None else float(arguments.max_noise)
+    if not limit > 0:
+        raise InvalidArgumentError(f"--max-noise must be a share above 0, such as 0.1, not {limit:g}")
+    return limit
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse what could not be written after hours of measuring."""
+    for option in ("json", "csv", "resume"):
+        if getattr(arguments, option) is not None:
+            check_writable(f"--{option}", getattr(arguments, option))
+    if arguments.report is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
+    if Path(arguments.report).exists() and not Path(arguments.report).is_dir():
+        raise InvalidArgumentError(f"--report {arguments.report} is no folder: name one, or one to make")
+
+
+def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal:
+    """Where answers are kept: the file that was asked for, or one in the cache folder."""
+    from specdec import paths
+    from specdec.bench.journal import Journal
+    from specdec.record import machine
+
+    own = paths.home() / "bench" / plan.file_name(model)
+    path = own if arguments.resume is None else Path(arguments.resume)
+    if arguments.restart:
+        path.unlink(missing_ok=True)
+    journal = Journal(path, plan.header(model), extra={"machine": machine()})
+    if journal.samples:
+        print(f"going on with {len(journal.samples)} answers from {path}", file=sys.stderr)
+    return journal
+
+
+def _findings(
+    arguments: argparse.Namespace, plan: Plan, model: Model, journal: Journal, samples: Any, limit: float
+) -> Findings:
+    from specdec.bench.findings import find
+    from specdec.record import command_line
+
+    settings = {
+        "model": Path(arguments.model).name.removesuffix(".store"),
+        "runtime": model.runtime.name,
+        "threads": getattr(model.runtime, "threads", None),
+        "sets": arguments.prompts,
+        "per_task": arguments.per_task,
+    }
+    return find(
+        plan,
+        samples,
+        command=command_line("specdec", arguments.words),
+        machine=journal.header["machine"],
+        settings=settings,
+        noise_limit=limit,
+    )
+
+
+def _refusal(findings: Findings, journal: Journal) -> str:
+    from specdec.bench.table import noise_sentence
+
+    return (
+        f"{noise_sentence(findings.noise)}. Stop what else is running and measure anew with --restart, or add "
+        f"repetitions with a higher --repeat (the answers are kept in {journal.path}); --force reports all the same"
+    )
+
+
+def _report(arguments: argparse.Namespace, findings: Findings) -> None:
+    from specdec.bench.table import lines, write_csv
+    from specdec.record import write_json
+
+    for line in lines(findings):
+        print(line)
+    if arguments.json is not None:
+        write_json(Path(arguments.json), findings.to_record())
+    if arguments.csv is not None:
+        write_csv(Path(arguments.csv), findings)
+    if arguments.report is not None:
+        from specdec.bench.report import write_report
+
+        print(f"\nreport: {write_report(Path(arguments.report), findings)}")
