@@ -21,7 +21,7 @@ import yaml
 from specdec import download, paths
 from specdec.errors import ModelFormatError, StoreError, UnknownNameError
 from specdec.progress import Progress, StreamProgress
-from specdec.store.description import DESCRIPTION_FILE, FORMAT_VERSION
+from specdec.store.description import DESCRIPTION_FILE, FORMAT_VERSION, KEEP_BY_DEFAULT, PLAIN_VERSION
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -207,6 +207,7 @@ def _converted(
     # The libraries that read model files are slow to import, and most calls find the store in place.
     from specdec.sources import open_source
     from specdec.store import convert
+    from specdec.store.conversion import default_quantised
 
     stage = f"converting {source_path.name}"
     source = open_source(source_path)
@@ -215,6 +216,7 @@ def _converted(
             source,
             target,
             dither=dither,
+            quantised=default_quantised(source) if dither is None else None,
             overwrite=overwrite,
             progress=lambda done, total: progress(stage, done, total),
         )
@@ -242,7 +244,8 @@ def _source_files(path: Path) -> list[Path]:
 
 
 def _key(values: dict[str, Any]) -> str:
-    text = json.dumps({**values, "format": FORMAT_VERSION}, sort_keys=True)
+    kept = KEEP_BY_DEFAULT and values.get("dither") is None
+    text = json.dumps({**values, "format": FORMAT_VERSION if kept else PLAIN_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

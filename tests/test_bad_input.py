@@ -333,7 +333,7 @@ def test_a_cache_folder_that_cannot_be_used(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--views", "nosuch"), "unknown view 'nosuch': choose from bucket, bucket8, int4"),
+        (("--views", "nosuch"), "unknown view 'nosuch': choose from bucket, bucket8, int4, nested, own"),
         (("--dither", "-1"), "dither.*-1|seed.*-1"),
         (("--bucket-size", "12"), "bucket_size must be a multiple of 8 from 8 to 64, not 12"),
         (("--tiers", "4,x"), "argument --tiers: must be whole numbers with commas between"),

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import run
+from gguf import GGMLQuantizationType, quantize
 from model_files import DATA, gguf_parts, write_gguf
 
 import specdec
 from specdec import catalogue, download
 from specdec.cli import doctor
 from specdec.errors import DownloadError, RuntimeUnavailableError
-from specdec.store import BucketLayout, Store
+from specdec.store import BucketLayout, Store, conversion
 from specdec.store.inspect import inspect_store
 
 TINY = DATA / "tiny-llama"
@@ -56,6 +57,73 @@ def test_convert_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "seed 3" in run(capsys, "inspect", target).out
     assert run(capsys, "convert", TINY, "-o", target, "--overwrite", "--tiers", "2,2,4").code == 0
     assert Store.open(target).layout == BucketLayout(8, (2, 2, 4))
+
+
+@pytest.fixture
+def q8_gguf(tmp_path: Path) -> Path:
+    """The tiny model with its attention in Q8_0."""
+    metadata, tensors = gguf_parts("tiny-llama")
+    for name, values in tensors.items():
+        if ".attn_" in name and values.ndim == 2:
+            blocks = quantize(values.astype(np.float32), GGMLQuantizationType.Q8_0)
+            tensors[name] = blocks, GGMLQuantizationType.Q8_0
+    return write_gguf(tmp_path / "q8.gguf", metadata, tensors)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "types"),
+    [
+        (("--to", "keep"), "float16", 12),
+        (("--to", "f16"), "float16", 0),
+        (("--to", "bf16"), "bfloat16", 0),
+        (("--to", "q8"), "float16", 23),
+        (("--dtype", "f16"), "float16", 0),
+        (("--dither", "1"), "float16", 0),
+    ],
+)
+def test_what_becomes_of_quantised_weights(
+    options: tuple[str, ...], dtype: str, types: int, q8_gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "store"
+    assert run(capsys, "convert", q8_gguf, "-o", target, *options).code == 0
+    store = Store.open(target)
+    assert (store.dtype, len(store.types)) == (dtype, types)
+    assert set(store.types.values()) <= {"q8_0"}
+    text = run(capsys, "inspect", target).out
+    assert ("q8_0" in text) == bool(types)
+
+
+def test_where_nobody_says_what_becomes_of_them(
+    q8_gguf: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for keep in (False, True):
+        for module in (catalogue, conversion):
+            monkeypatch.setattr(module, "KEEP_BY_DEFAULT", keep)
+        assert run(capsys, "convert", q8_gguf, "-o", tmp_path / f"s{keep}").code == 0
+        assert Store.open(tmp_path / f"s{keep}").quantised == keep
+        found[keep] = catalogue.resolve_model(q8_gguf)
+        assert Store.open(found[keep]).quantised == keep
+    assert found[True] != found[False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_types_that_a_store_does_not_keep_become_16_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversion, "KEEP_BY_DEFAULT", True)
+    metadata, tensors = gguf_parts("tiny-llama")
+    values = tensors["blk.0.attn_v.weight"]
+    blocks = np.zeros((values.shape[0], values.shape[1] // 32 * 18), np.uint8)
+    tensors["blk.0.attn_v.weight"] = blocks, GGMLQuantizationType.IQ4_NL
+    path = write_gguf(tmp_path / "m.gguf", metadata, tensors)
+    with pytest.warns(UserWarning, match="does not keep weights of type iq4_nl: all become 16-bit"):
+        assert run(capsys, "convert", path, "-o", tmp_path / "s").code == 0
+    assert not Store.open(tmp_path / "s").quantised
+    ran = run(capsys, "convert", path, "-o", tmp_path / "t", "--to", "keep")
+    assert ran.code == 2
+    assert "tensor 'layers.0.attn.v' is iq4_nl, which a store does not keep" in ran.err
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_model_file_is_converted_once(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from specdec.store import BucketLayout
 
 _DTYPES = {"f16": "float16", "float16": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
+_DEFAULT = "f16, or bf16 where the source has that"
+_BLOCKS = {"keep": "keep", "q8": "q8_0"}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -29,7 +31,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--dither", type=int, metavar="SEED", help="add one quantisation step of noise to every weight (16 real bits)"
     )
-    parser.add_argument("--dtype", choices=_DTYPES, help="16-bit type of the weights (default: the source's own)")
+    parser.add_argument(
+        "--to",
+        choices=("keep", "f16", "bf16", "q8"),
+        help="what becomes of the weights: keep leaves quantised ones in their own blocks, q8 makes GGUF's Q8_0 of all "
+        f"(default: {_DEFAULT})",
+    )
+    # What --to f16 and --to bf16 were called before there was anything else.
+    parser.add_argument("--dtype", dest="to", choices=_DTYPES, help=argparse.SUPPRESS)
     parser.add_argument("--bucket-size", type=int, metavar="B", help="consecutive outputs in a bucket (default 16)")
     parser.add_argument(
         "--tiers",
@@ -45,19 +54,24 @@ def run(arguments: argparse.Namespace) -> int:
     """Convert, and print the folder of the store."""
     from specdec.sources import open_source
     from specdec.store import convert
+    from specdec.store.conversion import default_quantised
 
     layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
     progress = StreamProgress()
     try:
         path = catalogue.source_file(arguments.source, progress=progress)
-        source = open_source(path, dtype=_DTYPES.get(arguments.dtype))
+        source = open_source(path, dtype=_DTYPES.get(arguments.to))
         try:
+            quantised = _BLOCKS.get(arguments.to)
+            if arguments.to is None and arguments.dither is None:
+                quantised = default_quantised(source)
             store = convert(
                 source,
                 Path(arguments.output),
                 layout=layout,
                 views=views,
                 dither=arguments.dither,
+                quantised=quantised,
                 overwrite=arguments.overwrite,
                 progress=lambda done, total: progress(f"converting {path.name}", done, total),
             )

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
-from specdec.store.description import DESCRIPTION_FILE, FileRecord, StoreDescription, check_file_name
+from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
 from specdec.store.staging import check_target, staged_folder, sync_folder, writing
@@ -98,6 +99,21 @@ def convert(
     types = kept_types(source, quantised)
     conversion = _Conversion(source, layout or BucketLayout(), kinds, types, check_seed(dither), progress, threads)
     return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
+
+
+def default_quantised(source: Source) -> str | None:
+    """What `convert` gets as `quantised` for a source of which nobody said what should become.
+
+    Warns:
+        UserWarning: the source has a type that a store does not keep, so its weights become 16-bit.
+    """
+    if not KEEP_BY_DEFAULT or not source.types:
+        return None
+    foreign = sorted(set(source.types.values()) - set(quantised_types()))
+    if foreign:
+        warnings.warn(f"a store does not keep weights of type {', '.join(foreign)}: all become 16-bit", stacklevel=2)
+        return None
+    return "keep"
 
 
 def kept_types(source: Source, quantised: str | None) -> dict[str, str]:

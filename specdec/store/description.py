@@ -18,7 +18,9 @@ from specdec.views.quantised import quantised_type
 FORMAT = "specdec bucket store"
 FORMAT_VERSION = 2
 # What a store without quantised matrices is: older versions read it.
-_PLAIN_VERSION = 1
+PLAIN_VERSION = 1
+# Whether quantised weights stay in their blocks where nobody says otherwise.
+KEEP_BY_DEFAULT = False
 DESCRIPTION_FILE = "store.json"
 _FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -65,7 +67,7 @@ class StoreDescription:
     @property
     def version(self) -> int:
         """Store format: the oldest that has what this store needs."""
-        return FORMAT_VERSION if self.types else _PLAIN_VERSION
+        return FORMAT_VERSION if self.types else PLAIN_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the checksum over all the others included."""
@@ -107,7 +109,7 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        if version not in (_PLAIN_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
+        if version not in (PLAIN_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
             raise damaged
         try:
             description = cls._from_body(body)
