@@ -96,18 +96,21 @@ class Model:
         return logits
 
 
-def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None) -> Model:
+def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None, load_share: float = 1.0) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
 
     Args:
         model: a catalogue name ("smollm2-135m"), a bucket store, a Hugging Face folder, or a .gguf file.
         runtime: "auto" takes the fastest that runs here.
         threads: threads to compute with; None leaves it to the runtime.
+        load_share: share of the weights to load, at least. Below 1 the least important tiers of a 16-bit store are
+            never read and count as zeros, which changes the model: results say so in `identical_to`.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
-        InvalidArgumentError: `threads` is no whole number of at least 1.
+        InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range or below 1 for
+            a quantised store.
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
@@ -115,7 +118,7 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
-    store = Store.open(resolve_model(model))
+    store = Store.open(resolve_model(model), load_share=load_share)
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
     loaded.load_other = lambda name: _other(name, runtime, threads)

@@ -185,6 +185,7 @@ def test_real_model_in_its_own_blocks_follows_golden_on_every_row(store_of: Call
 
 
 @pytest.mark.model
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*MODELS, "qwen2.5-coder-1.5b"])
 def test_kept_blocks_of_a_real_model_are_the_gguf_packages_weights(name: str) -> None:
     path = real_model_path(name)

@@ -50,6 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
     )
+    parser.add_argument(
+        "--load-share",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="leave out the least important tiers of the weights when loading: lossy (default: %(default)s)",
+    )
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))
     _add_sampling(parser.add_argument_group("sampling and length"))
@@ -122,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _with_flags(sentence: str) -> str:
     """The library's complaint in the command line's words."""
     words = {"speculate=False": "--plain", "chat=False": "--raw"}
-    words |= {name: "--" + name.replace("_", "-") for name in (*_LIBRARY_OPTIONS, "threads")}
+    words |= {name: "--" + name.replace("_", "-") for name in (*_LIBRARY_OPTIONS, "threads", "load_share")}
     return re.sub(
         r"^(\w+)(?= must be)|speculate=False|chat=False", lambda found: words.get(found[0], found[0]), sentence
     )
@@ -132,7 +139,9 @@ def _run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     options = _options(arguments)
     _check_early(arguments, options)
-    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    model = specdec.load(
+        arguments.model, runtime=arguments.runtime, threads=arguments.threads, load_share=arguments.load_share
+    )
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json else Shown(sys.stdout, explain=arguments.explain)

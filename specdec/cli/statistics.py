@@ -40,7 +40,10 @@ def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
     if stats.trusted:
         yield f"identical  to {result.identical_to}"
     else:
-        lossy = "" if result.identical_to == "dense" else " (lossy: the verify effort is below 1)"
+        why = (
+            "not all weights are loaded" if "of the weights" in result.identical_to else "the verify effort is below 1"
+        )
+        lossy = "" if result.identical_to == "dense" else f" (lossy: {why})"
         yield f"identical  to plain decoding, {result.identical_to}{lossy}"
     yield f"ended by   {result.stopped_by}"
 

@@ -138,6 +138,8 @@ def generate(*arguments: Any, **options: Any) -> Result:
 def _begin(model: Model, prompt: EncodedPrompt, settings: GenerationSettings, trace: str | Path | None) -> Generation:
     config, tokenizer = model.config, model.tokenizer
     identical_to = describe_target(settings.verify_effort, config)
+    if model.store is not None and model.store.loaded_share < 1:
+        identical_to = f"{identical_to} at {model.store.loaded_share:.3f} of the weights"
     end_tokens, stops = _end_conditions(tokenizer, settings.stop)
     engine = Engine(
         model.runtime,

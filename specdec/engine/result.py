@@ -38,7 +38,8 @@ class Result:
         stopped_by: the same in detail: "end token", "stop string", "max_tokens", "context" or "caller".
         stats: counts, times and bytes.
         identical_to: whose tokens these are: "dense" (plain decoding of the model itself), or plain decoding at a lower
-            verify effort, as "effort 0.6"; "nothing (trusted 12 tokens)" when tokens were kept without a check.
+            verify effort, as "effort 0.6", or with a part of the weights, as "dense at 0.800 of the weights"; "nothing
+            (trusted 12 tokens)" when tokens were kept without a check.
     """
 
     text: str

@@ -13,6 +13,7 @@ import numpy as np
 from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
 from specdec.store.description import FileRecord, StoreDescription
+from specdec.store.partial import loaded_share, tiers_to_load, without_tiers
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
 from specdec.store.staging import MARKER
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
@@ -40,9 +41,12 @@ class Store:
         source: where the weights came from.
         views: draft views that are stored; others are built when they are asked for.
         checksum: SHA-256 that stands for every byte of the store.
+        loaded_share: share of the weights that are loaded; 1 unless `open` was asked for fewer.
     """
 
-    def __init__(self, path: Path, description: StoreDescription, files: dict[str, TensorFile]) -> None:
+    def __init__(
+        self, path: Path, description: StoreDescription, files: dict[str, TensorFile], *, load_share: float = 1.0
+    ) -> None:
         self.path = path
         self.description = description
         self.config: ModelConfig = description.config
@@ -55,9 +59,13 @@ class Store:
         self.checksum = description.checksum
         self._files = files
         self._shapes = self.config.matrices()
+        self._tiers = dict.fromkeys(self._shapes, self.layout.num_tiers)
+        if load_share != 1:
+            self._leave_out(load_share)
+        self.loaded_share = 1.0 if self.quantised else loaded_share(self._tiers, self._shapes, self.layout)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True) -> Store:
+    def open(cls, path: str | Path, *, verify: bool = True, load_share: float = 1.0) -> Store:
         """Open a store.
 
         Sizes, shapes, the description's own checksum and the scores are always checked.
@@ -65,9 +73,12 @@ class Store:
         Args:
             path: the store's folder.
             verify: also read every byte and compare checksums.
+            load_share: share of the weights to load, at least. Below 1 the least important tiers are left out and never
+                read, and `exact` gives matrices with zeros in their place.
 
         Raises:
             StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
+            InvalidArgumentError: `load_share` is out of range, or below 1 and the store is quantised.
         """
         path = Path(path)
         try:
@@ -87,7 +98,7 @@ class Store:
         if wanted != found:
             raise StoreError(f"{path} lists the files {sorted(found)} where its views need {sorted(wanted)}: {_AGAIN}")
         files = {name: _open_file(path, name, description) for name in sorted(wanted)}
-        store = cls(path, description, files)
+        store = cls(path, description, files, load_share=load_share)
         store._check_scores()
         if verify:
             store.verify()
@@ -117,7 +128,9 @@ class Store:
         if name in self.types:
             return QuantisedMatrix(self.types[name], shape, self._blocks(name, shape), file.array(f"{name}.scores"))
         parts = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype)
-        arrays = {part: file.array(f"{name}.{part}") for part in parts}
+        arrays = {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
+        if len(arrays) < len(parts):
+            return without_tiers(arrays, shape, self.dtype, self.layout)
         return BucketedMatrix.from_arrays(arrays, shape=shape, dtype=self.dtype, layout=self.layout)
 
     def bucketed(self, name: str) -> BucketedMatrix:
@@ -221,7 +234,7 @@ class Store:
             file.release()
 
     def verify(self) -> None:
-        """Read every byte and compare with the checksums of the description.
+        """Read every byte that is loaded and compare with the checksums of the description.
 
         Raises:
             StoreError: something differs; the message names the tensor or file.
@@ -233,6 +246,7 @@ class Store:
                 jobs += [
                     (f"tensor {tensor!r} in {file.path}", wanted, partial(file.checksum, tensor))
                     for tensor, wanted in record.tensors.items()
+                    if name != EXACT_FILE or self._is_loaded(tensor)
                 ]
             else:
                 jobs.append((str(self.path / name), record.sha256, partial(_file_checksum, self.path / name)))
@@ -240,6 +254,17 @@ class Store:
             for (what, wanted, _), found in zip(jobs, pool.map(lambda job: job[2](), jobs), strict=True):
                 if found != wanted:
                     raise StoreError(f"{what} was altered: {_AGAIN}")
+
+    def _leave_out(self, share: float) -> None:
+        if self.quantised:
+            raise InvalidArgumentError("load_share leaves out tiers, and the matrices of a quantised store have none")
+        scores = {name: self._files[EXACT_FILE].array(f"{name}.scores") for name in self._shapes}
+        self._tiers = tiers_to_load(scores, self._shapes, self.layout, share=share)
+
+    def _is_loaded(self, tensor: str) -> bool:
+        """Whether a tensor of the exact view's file is not one of a tier that was left out."""
+        matrix, _, part = tensor.rpartition(".tier")
+        return not matrix or int(part.split(".")[0]) < self._tiers[matrix]
 
     def _shape(self, name: str) -> tuple[int, int]:
         if name not in self._shapes:

@@ -1,0 +1,171 @@
+"""Loading a part of the weights: which tiers are left out, what is read, what stands in their place, and the label."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
+
+import specdec
+from specdec.errors import InvalidArgumentError, StoreError
+from specdec.model import Model
+from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.store import BucketLayout, Store, convert
+from specdec.store.partial import PartialMatrix, loaded_share, tiers_to_load
+from specdec.views.bucket import BucketedMatrix
+from specdec.views.dtypes import to_float32
+
+LAYOUTS = [BucketLayout(), BucketLayout(64, (8, 8, 16, 32)), BucketLayout(8, (8,)), BucketLayout(16, (2, 14))]
+RUNTIMES = ["reference"] + ["native"] * (best_runtime() == "native")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny_config(hidden_size=64, intermediate_size=160, vocab_size=95)
+    return convert(synthetic_source(config), tmp_path_factory.mktemp("stores") / "store")
+
+
+@given(data=st.data(), share=st.floats(0.3, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_the_share_is_reached_with_the_fewest_tiers(data: st.DataObject, share: float) -> None:
+    layout = data.draw(st.sampled_from(LAYOUTS))
+    least = layout.tier_sizes[0] / layout.bucket_size
+    share = max(share, least)
+    random = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    shapes = {f"m{n}": (int(random.integers(8, 99)), int(random.integers(3, 40))) for n in range(9)}
+    scores = {
+        name: -np.sort(-random.random((inputs, layout.num_tiers), np.float32), axis=1)
+        for name, (_, inputs) in shapes.items()
+    }
+    kept = tiers_to_load(scores, shapes, layout, share=share)
+    assert all(1 <= n <= layout.num_tiers for n in kept.values())
+    assert loaded_share(kept, shapes, layout) >= share - 1e-9
+    # Less is never kept for a larger share, and everything for all.
+    more = tiers_to_load(scores, shapes, layout, share=min(1.0, share + 0.1))
+    assert all(more[name] >= n for name, n in kept.items())
+    assert set(tiers_to_load(scores, shapes, layout, share=1.0).values()) == {layout.num_tiers}
+
+
+def test_the_least_important_tiers_go_first() -> None:
+    layout = BucketLayout(16, (8, 8))
+    flat, steep = np.full((4, 2), 1, np.float32), np.tile(np.array([[5, 0.1]], np.float32), (4, 1))
+    kept = tiers_to_load({"flat": flat, "steep": steep}, {"flat": (16, 4), "steep": (16, 4)}, layout, share=0.75)
+    assert kept == {"flat": 2, "steep": 1}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_left_out_is_zero(tmp_path: Path, layout: BucketLayout, dtype: str) -> None:
+    source = synthetic_source(tiny_config(), dtype=dtype)
+    convert(source, tmp_path / "s", layout=layout)
+    whole = Store.open(tmp_path / "s")
+    for share in {layout.tier_sizes[0] / layout.bucket_size, 0.6, 0.9} - {0.6 * (layout.tier_sizes[0] > 9)}:
+        part = Store.open(tmp_path / "s", load_share=max(share, layout.tier_sizes[0] / layout.bucket_size))
+        assert share - 1e-9 <= part.loaded_share <= 1
+        for name in ("layers.0.attn.q", "layers.1.mlp.down", "head"):
+            exact, found = whole.bucketed(name), part.bucketed(name)
+            loaded = found.loaded if isinstance(found, PartialMatrix) else layout.num_tiers
+            assert loaded == layout.num_tiers or isinstance(found, PartialMatrix)
+            seen = loaded > exact.tier_of_weight()[:, : exact.shape[0]].T
+            assert np.array_equal(found.dequantise(), np.where(seen, exact.dequantise(), 0))
+            # A valid matrix in every respect: every output in exactly one tier.
+            sizes = np.array(layout.tier_sizes)
+            tiers = found.tier_of_weight().reshape(found.shape[1], -1, layout.bucket_size)
+            assert all((np.count_nonzero(tiers == k, axis=-1) == size).all() for k, size in enumerate(sizes))
+            assert np.array_equal(found.scores[:, :loaded], exact.scores[:, :loaded])
+            assert (found.scores[:, loaded:] == 0).all()
+
+
+def test_what_is_left_out_is_not_read(path: Path, tmp_path: Path) -> None:
+    """Damage in a tier that is left out goes unnoticed, as nothing looks at it."""
+    whole = Store.open(path)
+    raw = bytearray((path / "exact.safetensors").read_bytes())
+    at = bytes(raw).rindex(whole.bucketed("head").values[3].tobytes())
+    raw[at] ^= 1
+    (tmp_path / "s").mkdir()
+    for file in path.rglob("*"):
+        if file.is_file():
+            (tmp_path / "s" / file.relative_to(path)).write_bytes(file.read_bytes())
+    (tmp_path / "s" / "exact.safetensors").write_bytes(raw)
+    with pytest.raises(StoreError, match=r"'head.tier3.values' .* was altered"):
+        Store.open(tmp_path / "s")
+    part = Store.open(tmp_path / "s", load_share=0.5)
+    matrix = part.bucketed("head")
+    assert isinstance(matrix, PartialMatrix)
+    assert matrix.nbytes < 0.6 * whole.bucketed("head").nbytes
+    everything = np.full(matrix.shape[1], 4, np.uint8)
+    assert matrix.bytes_read(everything) < whole.bucketed("head").bytes_read(everything)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtimes_multiply_what_is_loaded(path: Path, runtime: str, tmp_path: Path) -> None:
+    """A store of the weights with zeros in place, converted whole, gives the same bits."""
+    pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    part = Store.open(path, load_share=0.6)
+    source = synthetic_source(part.config)
+    zeroed = {name: part.bucketed(name).dense_bits() for name in part.config.matrices()}
+    source.matrix = lambda name: zeroed[name] if name in zeroed else synthetic_source(part.config).matrix(name)  # type: ignore[method-assign]
+    convert(source, tmp_path / "zeroed")
+    tokens = [3, 1, 4, 1, 5, 9, 2, 6]
+    logits = []
+    for store in (part, Store.open(tmp_path / "zeroed")):
+        made = create_runtime(runtime, store)
+        logits.append(made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(1.0)).logits)
+        other = made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(0.3), view="bucket").logits
+        assert np.isfinite(other).all()
+    assert np.array_equal(*logits)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_answers_are_those_of_the_part_and_say_so(path: Path, runtime: str) -> None:
+    pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    model = specdec.load(path, runtime=runtime, load_share=0.8)
+    assert model.store is not None
+    for view in ("bucket", "int4"):
+        options = {"max_tokens": 12, "draft_view": view, "draft_effort": 0.5, "temperature": 0.8}
+        fast = specdec.generate(model, [1, 2, 3], **options)
+        assert fast.tokens == specdec.generate(model, [1, 2, 3], speculate=False, max_tokens=12, temperature=0.8).tokens
+        assert fast.identical_to == f"dense at {model.store.loaded_share:.3f} of the weights"
+    whole = specdec.load(path, runtime=runtime)
+    assert specdec.generate(whole, [1, 2, 3], max_tokens=2).identical_to == "dense"
+
+
+def test_the_command_line(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("generate", "--model", text_model, "--prompt", "a", "--max-tokens", 4, "--raw", "--check")
+    ran = run(capsys, *arguments, "--load-share", 0.5, "--json")
+    assert ran.code == 0
+    assert json.loads(ran.out)["identical_to"].startswith("dense at 0.5")
+    assert "lossy: not all weights are loaded" in run(capsys, *arguments, "--load-share", 0.5).err
+    for share in ("0.1", "1.5", "nan"):
+        ran = run(capsys, *arguments, "--load-share", share)
+        assert ran.code == 2
+        assert "--load-share must be a number from 0.25 (the first tiers) to 1" in ran.err
+
+
+def test_quantised_stores_have_no_tiers(tmp_path: Path) -> None:
+    convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "s", quantised="keep")
+    with pytest.raises(InvalidArgumentError, match=r"load_share leaves out tiers, and .* a quantised store have none"):
+        Store.open(tmp_path / "s", load_share=0.8)
+
+
+def test_weights_that_stay_are_the_larger_ones(path: Path) -> None:
+    """Half of the weights hold far more than half of what they weigh."""
+    whole, part = Store.open(path), Store.open(path, load_share=0.5)
+    for name in ("layers.0.attn.q", "head"):
+        dense, found = whole.bucketed(name), part.bucketed(name)
+        assert isinstance(dense, BucketedMatrix)
+        energy = [float(np.square(to_float32(m.dense_bits(), "float16")).sum()) for m in (found, dense)]
+        assert energy[0] > 0.8 * energy[1]
+
+
+def test_models_without_a_store_are_whole() -> None:
+    from fake_runtime import fake_model
+
+    model: Model = fake_model()
+    assert specdec.generate(model, [1], max_tokens=1).identical_to == "dense"
