@@ -103,12 +103,13 @@ def _timed(run: Callable[[], object], cache: Cache, length: int) -> float:
 
 
 def _file(model: Model) -> Path:
-    """Where the costs of this model, runtime, number of threads, machine and version are kept."""
+    """Where the costs of this model, runtime, build, number of threads, machine and version are kept."""
     assert model.store is not None
     runtime: Any = model.runtime
     parts = (
         model.store.checksum,
         runtime.name,
+        getattr(runtime, "build", ""),
         getattr(runtime, "threads", 0),
         platform.node(),
         platform.processor(),
