@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from figures import heat_map
+from figures import dot_plot, heat_map
 
 ACCEPTANCE = (
     "acceptance-smollm2-135m-dithered.json",
@@ -236,6 +236,42 @@ def policies_table(records: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+REPLAYED = (
+    "policy-replay-qwen2.5-coder-1.5b-dithered.json",
+    "policy-replay-qwen2.5-coder-1.5b.json",
+    "policy-replay-qwen2.5-coder-0.5b-dithered.json",
+    "policy-replay-smollm2-135m-dithered.json",
+    "policy-replay-smollm2-135m.json",
+)
+
+
+def replay_table(records: list[dict[str, Any]]) -> str:
+    """Speed over plain decoding at constant costs, with a plot, and what signals tell; a part for each model."""
+    parts = []
+    for name, record in zip([n for n in REPLAYED if _exists(n)], records, strict=True):
+        results = record["results"]
+        model = results["settings"]["model"].removesuffix(".store")
+        for temperature in sorted({row["temperature"] for row in results["rows"]}):
+            rows = [row for row in results["rows"] if row["temperature"] == temperature]
+            columns = [key for key in rows[0] if key not in ("temperature", "contender")]
+            drawn = {
+                row["contender"]: [row[column] for column in columns]
+                for row in rows
+                if row["contender"] in ("auto", "auto, effort alone", "auto, ngram alone", "heuristic", "confidence")
+                or row["contender"] == "best fixed setting of each task"
+            }
+            title = f"{model}, temperature {temperature:g}"
+            file = (RESULTS / name).with_suffix(f".t{temperature:g}.svg")
+            figure = dot_plot(title, columns, drawn, axis="tokens a second over plain decoding")
+            file.write_text(figure, encoding="utf-8")
+            table = [[row["contender"], *(f"{row[column]:.2f}" for column in columns)] for row in rows]
+            parts += [f"![{title}](benchmarks/results/{file.name})", markdown([title, *columns], table)]
+        told = [key for key in results["signals"][0] if key != "temperature"]
+        table = [[row["temperature"], *(row[key] for key in told)] for row in results["signals"]]
+        parts.append(markdown([f"{model}, temperature", *told], table))
+    return "\n\n".join(parts)
+
+
 def gpu_step_table(records: list[dict[str, Any]]) -> str:
     """Steps on the GPU, in units of MLX's own dense step."""
     rows = [
@@ -339,6 +375,26 @@ SECTIONS = [
             "policies-qwen2.5-coder-1.5b.json",
         ],
         table=policies_table,
+    ),
+    Section(
+        title="The same without the machine's noise",
+        prose=(
+            "Policies decide over recorded drafts at constant costs: for every position of the model's plain answers, what a "
+            "draft step proposes at each effort behind the exact history, and how sure it is of it; costs are medians "
+            "measured in the same run. So differences are the policies' own. Learning policies are told times with 5% of "
+            "noise, start knowing nothing of the model, and pay for their trials; the best fixed setting of a task is the "
+            "best of 35 tried on the very same answers. Left out is that a step behind several drafted tokens sees drafted "
+            "keys and values."
+        ),
+        files=REPLAYED,
+        table=replay_table,
+        notes=(
+            "The last table of each model tells how far signals help to foretell whether a drafted token is kept: nats of "
+            "surprise for one who knows only the mean, the class of the signal before it, or the class of its own signal. The "
+            "token's own signal tells much, and lengths are chosen by it; but the effort of a step has to be chosen before "
+            "it, and the signal before tells little. So choosing the effort for each token finds the best single effort of "
+            "a model and text, and gains no more than a few percent beyond."
+        ),
     ),
     Section(
         title="Which drafted tokens are kept",
