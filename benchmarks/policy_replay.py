@@ -8,6 +8,7 @@ decide over the same recording. See `replay_engine` for what that leaves out.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -111,6 +112,16 @@ def measure(model: Model, view: str, repeat: int) -> Costs:
     return Costs(verify, draft)
 
 
+def read_costs(file: Path) -> Costs:
+    """The costs that a result file of this program holds."""
+    kept = json.loads(file.read_text(encoding="utf-8"))["results"]["costs"]
+    unit = kept["dense_step_s"]
+    return Costs(
+        {int(rows): unit * value for rows, value in kept["verify"].items()},
+        {float(effort): unit * value for effort, value in kept["draft"].items()},
+    )
+
+
 def contenders(view: str) -> dict[str, tuple[Callable[[], Policy], tuple[DraftOption, ...]]]:
     """What is compared: how to make its policy, and what it may draft with."""
     model = DraftOption("effort", view, takes_effort=True)
@@ -202,6 +213,7 @@ def main() -> None:
     parser.add_argument("--per-task", type=int, default=4, help="prompts per task")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--repeat", type=int, default=15, help="rounds of measuring costs")
+    parser.add_argument("--costs", type=Path, metavar="FILE", help="take costs from an earlier result of this program")
     parser.add_argument("--runtime", default="native")
     parser.add_argument("--threads", type=int, default=2)
     add_json_option(parser)
@@ -209,7 +221,7 @@ def main() -> None:
     print_machine()
     model = specdec.load(args.model, runtime=args.runtime, threads=args.threads)
     model.runtime.prepare_view(args.view)
-    costs = measure(model, args.view, args.repeat)
+    costs = measure(model, args.view, args.repeat) if args.costs is None else read_costs(args.costs)
     rows: list[dict[str, Any]] = []
     told: list[dict[str, Any]] = []
     tokens = {}
