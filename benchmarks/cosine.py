@@ -22,7 +22,6 @@ from specdec.catalogue import resolve_model
 from specdec.store import Store
 from specdec.tokenizers import load_tokenizer
 from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
 
 METHODS = ("bucketMul", "whole inputs", "static pruning")
 
@@ -52,11 +51,7 @@ def captured_activations(store: Store, names: Sequence[str], rows: int) -> dict[
     seen: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def matrix(name: str) -> np.ndarray:
-        return (
-            store.exact(name).dequantise()
-            if name in store.config.matrices()
-            else to_float32(store.table(name), store.dtype)
-        )
+        return store.exact(name).dequantise() if name in store.config.matrices() else store.table_rows(name)
 
     def observe(name: str, values: np.ndarray) -> None:
         if name in names:
