@@ -2,10 +2,12 @@
 // before a kernel touches anything; sentences for users are specdec/runtimes/native.py's business.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <stdexcept>
 
 #include "bandwidth.h"
@@ -97,15 +99,21 @@ void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
 
 uint64_t forward(Model& model, const Array<int32_t, 1>& tokens, KvCache& cache, specdec::DraftView* draft,
                  const Array<double, 1>& efforts, bool last_only,
-                 const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits, int layers) {
+                 const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits, int layers,
+                 const std::optional<nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>& states) {
   const size_t rows = tokens.size();
   check(rows >= 1 && rows <= specdec::kMaxRows, "too many rows for one call");
   check(efforts.size() == static_cast<size_t>(model.shape().matrix_count()), "there must be one effort a matrix");
   check(logits.shape(0) == (last_only ? 1 : rows) && logits.shape(1) == static_cast<size_t>(model.shape().vocab),
         "the array of logits has the wrong shape");
+  const auto& shape = model.shape();
+  check(!states || (states->shape(0) == static_cast<size_t>(layers == 0 ? shape.layers : layers) &&
+                    states->shape(1) == rows && states->shape(2) == static_cast<size_t>(shape.hidden)),
+        "the array of states has the wrong shape");
+  float* hidden = states ? states->data() : nullptr;
   nb::gil_scoped_release release;
   return model.forward(tokens.data(), static_cast<int>(rows), cache, draft, efforts.data(), last_only, logits.data(),
-                       layers);
+                       layers, hidden);
 }
 
 uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
@@ -180,7 +188,8 @@ void bind_model(nb::module_& module) {
       .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(),
-           "last_only"_a, "logits"_a.noconvert(), "layers"_a = 0, "Layers 0 runs all of them; returns the bytes read.");
+           "last_only"_a, "logits"_a.noconvert(), "layers"_a = 0, "states"_a.noconvert() = nb::none(),
+           "Layers 0 runs all of them; states, if given, are filled; returns the bytes read.");
 }
 
 }  // namespace

@@ -68,12 +68,15 @@ void Pass::allocate() {
   s.keys.reserve(threads * static_cast<size_t>(select_words(widest, tiers)));
 }
 
-uint64_t Pass::run(const int32_t* tokens, bool last_only, float* logits, int layers) {
+uint64_t Pass::run(const int32_t* tokens, bool last_only, float* logits, int layers, float* states) {
   embed(tokens);
   rotary();
   for (int layer = 0; layer < layers; ++layer) {
     attention_block(layer);
     mlp_block(layer);
+    const int64_t hidden = shape_.hidden;
+    for (int64_t row = 0; states != nullptr && row < rows_; ++row, states += hidden)
+      std::copy_n(scratch_.x.data() + row * padded(hidden), hidden, states);
   }
   head(last_only, logits);
   cache_.length += rows_;
@@ -430,11 +433,12 @@ const float* Pass::to_tiles(Input in, int64_t width, RowTiles tiles) {
 }
 
 uint64_t Model::forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
-                        bool last_only, float* logits, int layers) {
+                        bool last_only, float* logits, int layers, float* states) {
   std::lock_guard<std::mutex> lock(mutex_);
   check_pass(tokens, rows, cache, draft, efforts);
   if (layers < 0 || layers > shape_.layers) throw std::invalid_argument("there are not so many layers");
-  return Pass(*this, rows, cache, draft, efforts).run(tokens, last_only, logits, layers == 0 ? shape_.layers : layers);
+  return Pass(*this, rows, cache, draft, efforts)
+      .run(tokens, last_only, logits, layers == 0 ? shape_.layers : layers, states);
 }
 
 uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y) {

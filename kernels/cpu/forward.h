@@ -14,7 +14,7 @@ SPECDEC_INLINE int64_t padded(int64_t n) { return (n + 63) / 64 * 64; }
 class Pass {
  public:
   Pass(Model& model, int rows, KvCache& cache, DraftView* draft, const double* efforts);
-  uint64_t run(const int32_t* tokens, bool last_only, float* logits, int layers);
+  uint64_t run(const int32_t* tokens, bool last_only, float* logits, int layers, float* states);
   // One matrix times the rows, x (rows, in) to y (rows, out).
   uint64_t run_matrix(int matrix, const float* x, float* y);
 

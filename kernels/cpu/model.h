@@ -63,11 +63,12 @@ class Model {
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
 
   // Appends rows (1..kMaxRows) to the cache and writes their logits, (rows or 1, vocab), from the first `layers` layers
-  // (0: all), the final norm and the logits layer. `draft` is null for the exact view; efforts: one per matrix. Returns
-  // the bytes of weights and cache read. Throws std::invalid_argument, with nothing changed, for a bad token, effort or
-  // cache, or weights that are not loaded.
+  // (0: all), the final norm and the logits layer. `draft` is null for the exact view; efforts: one per matrix. `states`,
+  // unless null, gets the hidden states behind every layer, (layers, rows, hidden). Returns the bytes of weights and
+  // cache read. Throws std::invalid_argument, with nothing changed, for a bad token, effort or cache, or weights that
+  // are not loaded.
   uint64_t forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
-                   bool last_only, float* logits, int layers = 0);
+                   bool last_only, float* logits, int layers = 0, float* states = nullptr);
 
   // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
   // The caller has checked that what `draft` and `effort` need is loaded.

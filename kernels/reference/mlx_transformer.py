@@ -49,11 +49,19 @@ class RowTransformer:
         mx.eval(self._vectors)
 
     def forward(
-        self, tokens: Sequence[int], cache: KeyValueCache, multiply: Multiply, *, last_only: bool, layers: int
+        self,
+        tokens: Sequence[int],
+        cache: KeyValueCache,
+        multiply: Multiply,
+        *,
+        last_only: bool,
+        layers: int,
+        observe: Callable[[NDArray[np.float32]], None] | None = None,
     ) -> Any:
         """Append `tokens` to `cache`; logits (M, V), or (1, V) of the last row, evaluated, as an MLX array.
 
-        They are those of the first `layers` layers, the final norm and the logits layer.
+        They are those of the first `layers` layers, the final norm and the logits layer. `observe` gets the hidden
+        states (M, hidden) behind each layer.
         """
         config = self._config
         positions = range(cache.length, cache.length + len(tokens))
@@ -72,6 +80,8 @@ class RowTransformer:
             rows = [row + part for row, part in zip(rows, mixed, strict=True)]
             # Once a layer: a long prompt's graph would otherwise hold every intermediate array of the pass.
             mx.eval(rows, cache.arrays(layer))
+            if observe is not None:
+                observe(np.array(mx.concatenate(rows, axis=0), dtype=np.float32))
         cache.advance(len(tokens))
         normed = [self._norm(row, "final_norm") for row in (rows[-1:] if last_only else rows)]
         logits = mx.concatenate(multiply("head", normed), axis=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,18 @@ class Runtime(Protocol):
                 range.
             UnknownNameError: unknown view.
         """
+        ...
+
+
+@runtime_checkable
+class ShowsStates(Protocol):
+    """A runtime that can also say what is between its layers."""
+
+    def forward_states(
+        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
+    ) -> tuple[ForwardResult, NDArray[np.float32]]:
+        """`Runtime.forward`, and with its result the hidden states (num_layers, M, hidden): the residual stream behind
+        every layer, before the final norm."""
         ...
 
 

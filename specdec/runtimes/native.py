@@ -196,6 +196,25 @@ class NativeRuntime:
         Long inputs run in pieces (the bits do not depend on it), so that an interrupt is noticed between them. When
         anything is raised the cache is as it was.
         """
+        return self._forward(tokens, cache, effort, view, last_only, layers, None)
+
+    def forward_states(
+        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
+    ) -> tuple[ForwardResult, NDArray[np.float32]]:
+        """What `forward` does, and the hidden states; see `ShowsStates.forward_states`."""
+        states = np.empty((self.config.num_layers, len(tokens), self.config.hidden_size), np.float32)
+        return self._forward(tokens, cache, effort, view, False, None, states), states
+
+    def _forward(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        effort: EffortSchedule,
+        view: str,
+        last_only: bool,
+        layers: int | None,
+        states: NDArray[np.float32] | None,
+    ) -> ForwardResult:
         ids = self._checked(tokens, cache)
         assert isinstance(cache, NativeCache)
         efforts, depth = self._resolved(effort), checked_layers(layers, self.config)
@@ -211,7 +230,10 @@ class NativeRuntime:
             for first in range(0, len(ids), self._max_rows):
                 piece = ids[first : first + self._max_rows]
                 rows = logits if last_only else logits[first : first + len(piece)]
-                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth)
+                shown = None if states is None else np.empty((depth, len(piece), states.shape[2]), np.float32)
+                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth, shown)
+                if states is not None:
+                    states[:, first : first + len(piece)] = shown
         except BaseException:
             cache.handle.trim(min(start, cache.length))
             raise

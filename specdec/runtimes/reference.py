@@ -6,7 +6,7 @@ needs MLX; `specdec.runtimes.registry` imports it only when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -144,6 +144,26 @@ class ReferenceRuntime:
         layers: int | None = None,
     ) -> ForwardResult:
         """Append M tokens to `cache` and return their logits; see `Runtime.forward`."""
+        return self._forward(tokens, cache, effort, view, last_only, layers, None)
+
+    def forward_states(
+        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
+    ) -> tuple[ForwardResult, NDArray[np.float32]]:
+        """What `forward` does, and the hidden states; see `ShowsStates.forward_states`."""
+        states: list[NDArray[np.float32]] = []
+        result = self._forward(tokens, cache, effort, view, False, None, states.append)
+        return result, np.stack(states)
+
+    def _forward(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        effort: EffortSchedule,
+        view: str,
+        last_only: bool,
+        layers: int | None,
+        observe: Callable[[NDArray[np.float32]], None] | None,
+    ) -> ForwardResult:
         ids, kv = self._checked(tokens, cache)
         depth = checked_layers(layers, self.config)
         self.prepare_view(view)
@@ -160,7 +180,7 @@ class ReferenceRuntime:
             return results
 
         with mx.stream(self._device):
-            logits = self._transformer.forward(ids, kv, multiply, last_only=last_only, layers=depth)
+            logits = self._transformer.forward(ids, kv, multiply, last_only=last_only, layers=depth, observe=observe)
             return ForwardResult(np.array(logits, dtype=np.float32), read)
 
     def _checked(self, tokens: Sequence[int], cache: Cache) -> tuple[list[int], KeyValueCache]:

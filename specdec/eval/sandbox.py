@@ -1,0 +1,144 @@
+"""Running a foreign program with limits: `run_program`. What happens inside the process is in `sandbox_child`.
+
+This is a limit, not a jail. A program gets a process group of its own, an empty temporary folder, no environment, and
+limits on processor time, memory, file sizes, open files and processes; it is ended when its time is up, and where the
+caller is root it runs as nobody. It can still read what that user may read, write where that user may write, and use
+the network. Programs that are meant to do harm need a container or a virtual machine around the whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from specdec.errors import RuntimeUnavailableError
+
+_CHILD = Path(__file__).with_name("sandbox_child.py")
+_NOBODY = 65534
+_MOST_WORDS = 4096  # bytes that are read of what the child says
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a program may use.
+
+    Attributes:
+        wall_s: time by the clock, start of the interpreter included.
+        cpu_s: processor time, whole seconds.
+        memory_bytes: address space (not enforced by macOS).
+        file_bytes: size of any file it writes.
+        open_files: file descriptors.
+        processes: processes and threads of the user; 0 lets the program start none.
+    """
+
+    wall_s: float = 10.0
+    cpu_s: int = 5
+    memory_bytes: int = 512 << 20
+    file_bytes: int = 1 << 20
+    open_files: int = 32
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended.
+
+    Attributes:
+        passed: it ran to its end.
+        reason: "passed", "timeout", "memory", "ended itself" (left without running to its end), "killed by SIGXCPU"
+            (or another signal), or "failed" with the last line of the error.
+        files: names of what it left in its folder.
+    """
+
+    passed: bool
+    reason: str
+    files: tuple[str, ...] = ()
+
+
+def run_program(program: str, *, limits: Limits | None = None) -> Outcome:
+    """Run Python source in a process of its own, and clear away what it leaves.
+
+    Raises:
+        RuntimeUnavailableError: this system does not let the process be limited.
+    """
+    limits = limits or Limits()
+    folder = Path(tempfile.mkdtemp(prefix="specdec-"))
+    try:
+        if os.getuid() == 0:
+            os.chown(folder, _NOBODY, _NOBODY)
+        words, code = _run(program, folder, limits)
+        files = tuple(sorted(path.name for path in folder.iterdir()))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if not words:
+        if code in (None, -signal.SIGXCPU):  # the time was up before the limits stood
+            return Outcome(False, "timeout", files)
+        raise RuntimeUnavailableError("programs cannot be limited on this system: leave HumanEval out")
+    reason = _reason(words[1:], code)
+    return Outcome(reason == "passed", reason, files)
+
+
+def _reason(words: list[str], code: int | None) -> str:
+    if words:
+        return words[0]
+    if code is None:
+        return "timeout"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return "ended itself"
+
+
+def _run(program: str, folder: Path, limits: Limits) -> tuple[list[str], int | None]:
+    """Lines that the child wrote on its results, and its exit code; None when its time was up."""
+    read_end, write_end = os.pipe()
+    try:
+        command = [sys.executable, "-I", "-S", "-B", str(_CHILD), json.dumps(asdict(limits)), str(write_end)]
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=folder,
+            env={},
+            pass_fds=(write_end,),
+            start_new_session=True,  # a group of its own, so that nothing it started outlives it
+        )
+    except BaseException:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    try:
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as stdin:
+            stdin.write(program.encode())
+        try:
+            code: int | None = process.wait(limits.wall_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        os.set_blocking(read_end, False)
+        said = _read(read_end)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+        os.close(read_end)
+    return said.decode(errors="replace").splitlines(), code
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, _MOST_WORDS)
+    except BlockingIOError:
+        return b""
