@@ -20,7 +20,7 @@ from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
 # arguments that returns the exit code. A new subcommand is one file and one name here.
-COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "bench", "doctor")
+COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "bench", "eval", "doctor")
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130

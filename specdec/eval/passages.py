@@ -25,7 +25,8 @@ class Pass:
 
     Attributes:
         logits: float32 (T, V).
-        states: float32 (layers, T, hidden), the residual stream behind every layer; None where the runtime cannot show it.
+        states: float32 (layers, T, hidden), the residual stream behind every layer; None where the runtime cannot show
+            it.
     """
 
     logits: NDArray[np.float32]
@@ -74,8 +75,11 @@ def score_passage(tokens: Sequence[int], dense: Pass, other: Pass) -> PassageSco
     nll, increase, kl, agreed = (np.concatenate(column) for column in zip(*parts, strict=True))
     cosine: list[float] = []
     if dense.states is not None and other.states is not None:
-        cosine = [float(_cosine(*layer).sum()) for layer in zip(dense.states, other.states, strict=True)]
-        cosine = [value * len(targets) / len(tokens) for value in cosine]  # sums over as many rows as all the others
+        predicting = slice(len(targets))  # the last token's states predict nothing that is known
+        cosine = [
+            float(_cosine(right[predicting], found[predicting]).sum())
+            for right, found in zip(dense.states, other.states, strict=True)
+        ]
     return PassageScore(
         count=len(targets),
         nll=float(nll.sum()),

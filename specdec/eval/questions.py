@@ -1,18 +1,21 @@
 """The questions of the original Effort, answered by comparing the logits of the choices.
 
-`basicq` is true or false, `quiz` has four choices each. The order of the choices is shuffled by seed, since models
-like some places in a list better than others.
+`basicq` is true or false, both words named in an order that the seed shuffles, since models like the first or the last
+better. `quiz` has four choices; which of them would the model go on with? They are not listed before: models as small
+as those of the catalogue then choose by place or letter. The seed shuffles them all the same, so that no place is
+favoured where two are equally likely.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
 
 SETS = ("basicq", "quiz")
-LETTERS = "ABCDEFGHIJ"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Question:
 
     Attributes:
         text: everything before the answer.
-        choices: how each choice would go on.
+        choices: how each choice goes on.
         answer: index of the right one.
     """
 
@@ -42,22 +44,22 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class EncodedQuestion:
-    """A question in tokens: what all choices begin with, and the tokens in which they part.
+    """A question in tokens.
 
     Attributes:
-        ids: the common beginning, at least one token.
-        choice_ids: the next token of each choice, all different.
+        ids: what all choices begin with, at least one token.
+        tails: what each choice goes on with, at least one token each.
         answer: index of the right choice.
     """
 
     ids: list[int]
-    choice_ids: list[int]
+    tails: list[list[int]]
     answer: int
 
 
 def load_questions(name: str, *, seed: int) -> list[Question]:
     """The questions of a set, choices in the order that the seed gives."""
-    raw = resources.files("specdec.eval").joinpath(f"data/{name}.json").read_text(encoding="utf-8")
+    raw = resources.files("specdec").joinpath("data", f"effort_{name}.json").read_text(encoding="utf-8")
     random = np.random.Generator(np.random.Philox(key=seed))
     build = _statement if name == "basicq" else _multiple_choice
     return [build(row, random) for row in json.loads(raw)]
@@ -73,42 +75,69 @@ def _multiple_choice(row: dict[str, object], random: np.random.Generator) -> Que
     choices, answer = row["choices"], row["answer"]
     assert isinstance(choices, list)
     order = random.permutation(len(choices)).tolist()
-    listed = "".join(f"{letter}. {choices[index]}\n" for letter, index in zip(LETTERS, order, strict=False))
-    letters = tuple(f" {letter}" for letter in LETTERS[: len(choices)])
-    return Question(f"Question: {row['prompt']}\n{listed}Answer:", letters, order.index(answer))
+    return Question(
+        f"Question: {row['prompt']}\nAnswer:", tuple(f" {choices[index]}" for index in order), order.index(answer)
+    )
 
 
 def encode_question(question: Question, tokenizer: Tokenizer) -> EncodedQuestion:
     """The question in tokens.
 
     Raises:
-        InvalidArgumentError: two choices go on with the same token, so that one logit cannot tell them apart.
+        InvalidArgumentError: one choice is the beginning of another, in tokens.
     """
     rows = [tokenizer.encode(question.text + choice) for choice in question.choices]
     common = 0
-    while all(len(row) > common + 1 for row in rows) and len({row[common] for row in rows}) == 1:
+    while all(len(row) > common for row in rows) and len({row[common] for row in rows}) == 1:
         common += 1
-    following = [row[common] for row in rows]
-    if not common or len(set(following)) < len(following):
-        raise InvalidArgumentError("this tokenizer gives two choices the same token: leave the questions out")
-    return EncodedQuestion(rows[0][:common], following, question.answer)
+    if not common or any(len(row) == common for row in rows):
+        raise InvalidArgumentError(f"this tokenizer cannot tell the choices of {question.text!r} apart")
+    return EncodedQuestion(rows[0][:common], [row[common:] for row in rows], question.answer)
 
 
 def answer_questions(
     runtime: Runtime, questions: Sequence[EncodedQuestion], *, view: str, effort: float
 ) -> Iterator[int]:
-    """The index of the choice with the largest logit, question after question; of equal ones the first.
+    """The index of the likeliest choice, question after question; of equally likely ones the first.
 
-    What a question has in common with the one before it is not computed again: a row depends on its own history alone.
+    A choice is as likely as its tokens are together. What a question has in common with the one before it is not
+    computed again: a row depends on its own history alone.
     """
-    schedule = EffortSchedule(effort)
-    cache: Cache = runtime.new_cache(max(len(question.ids) for question in questions))
-    held: list[int] = []
+    schedule, held = EffortSchedule(effort), list[int]()
+    longest = max((len(one.ids) + max(map(len, one.tails)) for one in questions), default=1)
+    cache = runtime.new_cache(longest)
+
+    def rows(tokens: Sequence[int]) -> NDArray[np.float64]:
+        """Log-probabilities (T, V) behind each of the tokens."""
+        logits = runtime.forward(tokens, cache, effort=schedule, view=view).logits.astype(np.float64)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
     for question in questions:
-        same = 0
-        while same < min(len(held), len(question.ids) - 1) and held[same] == question.ids[same]:
-            same += 1
+        same = _common(held, question.ids[:-1])
         cache.trim(same)
         held = question.ids
-        logits = runtime.forward(held[same:], cache, effort=schedule, view=view, last_only=True).logits[0]
-        yield int(np.argmax(logits[question.choice_ids]))
+        first = rows(held[same:])[-1]
+        scores = [_score(first, tail, rows, cache) for tail in question.tails]
+        cache.trim(len(held))
+        yield int(np.argmax(scores))
+
+
+def _score(
+    first: NDArray[np.float64], tail: Sequence[int], rows: Callable[[Sequence[int]], NDArray[np.float64]], cache: Cache
+) -> float:
+    """Log-probability of a choice, in nats; `first` is that of the token behind the question."""
+    held = cache.length
+    score = float(first[tail[0]])
+    if len(tail) > 1:
+        behind = rows(tail[:-1])
+        score += float(behind[np.arange(len(tail) - 1), tail[1:]].sum())
+        cache.trim(held)
+    return score
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    length = 0
+    while length < min(len(a), len(b)) and a[length] == b[length]:
+        length += 1
+    return length

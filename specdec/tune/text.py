@@ -37,9 +37,7 @@ def split_passages(text: str, tokenizer: Tokenizer, *, count: int, length: int) 
     """
     tokens = tokenizer.encode(text, add_bos=False)
     if len(tokens) < length:
-        raise InvalidArgumentError(
-            f"the calibration text has {len(tokens)} tokens and needs at least {length}: give a longer one"
-        )
+        raise InvalidArgumentError(f"the text has {len(tokens)} tokens and needs at least {length}: give a longer one")
     first = [] if tokenizer.bos_id is None or not tokenizer.add_bos else [tokenizer.bos_id]
     step = (len(tokens) - length) / max(1, count - 1)
     starts = [round(number * step) for number in range(count)]

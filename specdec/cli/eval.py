@@ -1,0 +1,149 @@
+"""`specdec eval`: what a lower effort costs in quality."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specdec.cli.common import Subparsers, check_writable
+from specdec.errors import InvalidArgumentError
+from specdec.progress import StreamProgress
+
+if TYPE_CHECKING:
+    from specdec.eval.plan import Plan
+    from specdec.eval.report import Evaluation
+
+EXIT_INTERRUPTED = 130
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add `eval` to the command line."""
+    parser = subparsers.add_parser(
+        "eval",
+        help="measure what a lower effort costs in quality",
+        description=(
+            "Run a model at lower efforts and compare it with itself at effort 1: perplexity, divergence and agreement "
+            "on a text, hidden states layer by layer, the questions of the original Effort, and, with --humaneval, "
+            "programs that it writes. Interrupt it at any time: the same command goes on from there."
+        ),
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help="a catalogue name, a store, a Hugging Face folder or a .gguf file"
+    )
+    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
+    )
+    parser.add_argument(
+        "--view",
+        nargs="+",
+        default=["exact"],
+        metavar="VIEW",
+        help="exact, or draft views such as int4; one or more (default: exact)",
+    )
+    parser.add_argument(
+        "--effort", type=float, nargs="+", metavar="E", help="one or more (default: 0.1 to 1 in steps of 0.1)"
+    )
+    _add_measures(parser.add_argument_group("what is measured"))
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="write everything that was found")
+    output.add_argument("--report", metavar="FOLDER", help="write plots as PNGs, and the table")
+    output.add_argument("--restart", action="store_true", help="forget what an interrupted run has found")
+    parser.set_defaults(run=run)
+
+
+def _add_measures(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--measure",
+        nargs="+",
+        default=["text", "basicq", "quiz"],
+        metavar="WHAT",
+        help="text, basicq, quiz, humaneval (default: the first three)",
+    )
+    group.add_argument("--text", metavar="FILE", help="UTF-8 text to compare on (default: prompts that come along)")
+    group.add_argument("--passages", type=int, default=8, metavar="N", help="pieces of the text (default: %(default)s)")
+    group.add_argument(
+        "--passage-tokens", type=int, default=256, metavar="T", help="tokens of each (default: %(default)s)"
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of choices (default: 0)")
+    group.add_argument(
+        "--humaneval",
+        action="store_true",
+        help=(
+            "also have functions written and run their tests: in a process with limits on time, memory, files and "
+            "processes, which is a limit and not a jail"
+        ),
+    )
+    group.add_argument("--problems", type=int, metavar="N", help="HumanEval problems (default: all 82 that come along)")
+    group.add_argument(
+        "--max-tokens", type=int, default=384, metavar="N", help="of an answer to one (default: %(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate, and print the table."""
+    import specdec
+    from specdec.eval.report import table
+    from specdec.eval.run import evaluate
+
+    plan = _plan(arguments)
+    _check_outputs(arguments)
+    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    progress = StreamProgress()
+    try:
+        evaluation = evaluate(model, plan, restart=arguments.restart, progress=progress)
+    except KeyboardInterrupt:
+        progress.close()
+        print("specdec: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    finally:
+        progress.close()
+    for line in table(evaluation):
+        print(line)
+    _write(arguments, evaluation)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> Plan:
+    from specdec.eval.plan import EFFORTS, Plan, make_settings
+
+    measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
+    return Plan(
+        settings=make_settings(arguments.view, arguments.effort or EFFORTS),
+        measures=tuple(measures),
+        text=arguments.text,
+        passages=arguments.passages,
+        passage_tokens=arguments.passage_tokens,
+        problems=arguments.problems,
+        max_tokens=arguments.max_tokens,
+        seed=arguments.seed,
+    )
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse what could not be written after a long run."""
+    if arguments.json is not None:
+        check_writable("--json", arguments.json)
+    if arguments.report is None:
+        return
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
+    if Path(arguments.report).exists() and not Path(arguments.report).is_dir():
+        raise InvalidArgumentError(f"--report {arguments.report} is no folder: name one, or one to make")
+
+
+def _write(arguments: argparse.Namespace, evaluation: Evaluation) -> None:
+    from specdec.record import command_line, record, write_json
+
+    results = evaluation.to_dict()
+    results["settings"] = {"model": Path(arguments.model).name.removesuffix(".store")} | results["settings"]
+    if arguments.json is not None:
+        command = command_line("specdec", arguments.words)
+        write_json(Path(arguments.json), record("eval", command=command, results=results))
+    if arguments.report is not None:
+        from specdec.eval.plots import write_plots
+
+        print(f"\nreport: {write_plots(Path(arguments.report), evaluation, title=results['settings']['model'])}")
