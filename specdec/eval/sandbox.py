@@ -39,7 +39,7 @@ class Limits:
         processes: processes and threads of the user; 0 lets the program start none.
     """
 
-    wall_s: float = 10.0
+    wall_s: float = 30.0
     cpu_s: int = 5
     memory_bytes: int = 512 << 20
     file_bytes: int = 1 << 20
