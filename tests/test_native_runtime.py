@@ -435,3 +435,36 @@ def test_layers_that_an_early_exit_left_unwritten_do_not_show_afterwards(store_o
     used.trim(2)
     rows = [runtime.forward([5, 6, 7], kv, effort=FULL).logits for kv in (clean, used)]
     assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
+
+
+def test_hidden_states_are_those_of_the_layers(store_of) -> None:
+    """Behind the last layer they lead to the logits; pieces and company change nothing; the first layers agree with a
+    pass that stops there."""
+    store = store_of("llama")
+    runtime = NativeRuntime(store)
+    ids = [int(token) for token in np.random.default_rng(3).integers(0, 47, 90)]
+    schedule = EffortSchedule(0.4)
+    result, states = runtime.forward_states(ids, runtime.new_cache(90), effort=schedule)
+    assert states.shape == (2, 90, 32)
+    plain = runtime.forward(ids, runtime.new_cache(90), effort=schedule).logits
+    assert np.array_equal(result.logits, plain)
+    kv = runtime.new_cache(90)
+    parts = [runtime.forward_states(ids[first : first + 7], kv, effort=schedule)[1] for first in range(0, 90, 7)]
+    assert np.array_equal(np.concatenate(parts, axis=1), states)
+    full = runtime.forward_states(ids[:20], runtime.new_cache(20), effort=FULL)
+    head = to_float32(store.exact("head").dense_bits(), store.dtype).astype(np.float64)
+    last = full[1][-1].astype(np.float64)
+    normed = last / np.sqrt((last**2).mean(axis=1, keepdims=True) + store.config.norm_eps) * store.vector("final_norm")
+    assert np.allclose(normed @ head.T, full[0].logits, atol=1e-4)  # float32 sums of 32 products
+
+
+def test_hidden_states_equal_the_reference_runtimes(store_of) -> None:
+    reference = pytest.importorskip("specdec.runtimes.reference", reason="needs MLX", exc_type=ImportError)
+    store = store_of("qwen2")
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    found = []
+    for runtime in (NativeRuntime(store), reference.ReferenceRuntime(store)):
+        found.append(runtime.forward_states(ids, runtime.new_cache(8), effort=FULL)[1])
+    assert found[0].shape == found[1].shape == (2, 8, 32)
+    # The native cache holds keys and values in float16: eleven bits of activations near 1.
+    assert np.allclose(found[0], found[1], atol=5e-3)

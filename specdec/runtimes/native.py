@@ -230,10 +230,10 @@ class NativeRuntime:
             for first in range(0, len(ids), self._max_rows):
                 piece = ids[first : first + self._max_rows]
                 rows = logits if last_only else logits[first : first + len(piece)]
-                shown = None if states is None else np.empty((depth, len(piece), states.shape[2]), np.float32)
-                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth, shown)
+                shown = [] if states is None else [np.empty((depth, len(piece), states.shape[2]), np.float32)]
+                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth, *shown)
                 if states is not None:
-                    states[:, first : first + len(piece)] = shown
+                    states[:, first : first + len(piece)] = shown[0]
         except BaseException:
             cache.handle.trim(min(start, cache.length))
             raise

@@ -1,0 +1,84 @@
+"""transformers as a peer, run by `peers` in an environment of its own: answers on standard output, a JSON line for each
+prompt on standard input. Needs nothing of specdec.
+
+    python peer_transformers.py MODEL.gguf DRAFT.gguf|- THREADS HF_FOLDER
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.generation.streamers import BaseStreamer
+
+
+class FirstToken(BaseStreamer):
+    """Notes when the first tokens of an answer came, and how many they were."""
+
+    def __init__(self) -> None:
+        self.puts: list[tuple[float, int]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.puts.append((time.perf_counter(), value.numel()))
+
+    def end(self) -> None:
+        pass
+
+
+def load(path: str) -> Any:
+    """A model in bfloat16, the 16-bit type that this kind of processor multiplies fastest, on the CPU."""
+    file = Path(path)
+    return AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.bfloat16).eval()
+
+
+def answer(model: Any, draft: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Greedy tokens behind the prompt's ids; the time begins when the first of them is there."""
+    ids = torch.tensor([request["ids"]])
+    extra: dict[str, Any] = {}
+    if request["mode"] == "assisted":
+        extra["assistant_model"] = draft
+    elif request["mode"] == "lookup":
+        extra["prompt_lookup_num_tokens"] = request["num_draft_tokens"]
+    streamer = FirstToken()
+    with torch.inference_mode():
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=request["max_tokens"],
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            streamer=streamer,
+            **extra,
+        )
+    came_s, first = streamer.puts[1]  # the prompt itself is put first
+    tokens = out.shape[1] - ids.shape[1] - first
+    return {"tokens": tokens, "seconds": streamer.puts[-1][0] - came_s, "drafted": 0, "accepted": 0}
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    model_path, draft_path, threads, folder = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    model = load(model_path)
+    draft = None
+    if draft_path != "-":
+        draft = load(draft_path)
+        draft.generation_config.num_assistant_tokens = 4
+        draft.generation_config.num_assistant_tokens_schedule = "constant"
+        draft.generation_config.assistant_confidence_threshold = 0
+    if folder != "-" and not Path(folder, "config.json").exists():
+        file = Path(model_path)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
+    print(json.dumps({"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(model, draft, json.loads(line))), flush=True)
+
+
+main()
