@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib import resources
@@ -95,13 +95,13 @@ def _code(answer: str) -> str:
     return answer[fences[0].end() + 1 : fences[1].start() if len(fences) > 1 else None]
 
 
-def _speculated(model: Model, prompt: str, effort: float, max_tokens: int) -> Iterator[str]:
+def _speculated(model: Model, prompt: str, effort: float, max_tokens: int) -> Generator[str, None, None]:
     with stream(model, prompt, max_tokens=max_tokens, verify_effort=effort) as generation:
         for piece in generation:
             yield piece.text
 
 
-def _one_by_one(model: Model, prompt: str, view: str, effort: float, max_tokens: int) -> Iterator[str]:
+def _one_by_one(model: Model, prompt: str, view: str, effort: float, max_tokens: int) -> Generator[str, None, None]:
     assert model.tokenizer is not None
     encoded = encode_prompt(prompt, model.tokenizer, model.config, chat=True)
     ids: Sequence[int] = encoded.ids

@@ -75,8 +75,9 @@ def _figures(evaluation: Evaluation, title: str, theme: Theme) -> list[tuple[str
             figures.append((name, figure))
         if evaluation.rows[0].text.cosine:
             figures += _layer_figures(evaluation, title, theme)
-    if figure := _answers(evaluation, title, theme):
-        figures.append(("answers", figure))
+    answers = _answers(evaluation, title, theme)
+    if answers is not None:
+        figures.append(("answers", answers))
     return figures
 
 

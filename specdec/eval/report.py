@@ -33,7 +33,7 @@ class Share:
     @property
     def error(self) -> float:
         """One standard error of `share`."""
-        return (self.share * (1 - self.share) / self.count) ** 0.5
+        return math.sqrt(self.share * (1 - self.share) / self.count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,14 +154,14 @@ def _text(plan: Plan, values: Mapping[str, Any], setting: Setting) -> TextScore:
         kl=kl / count,
         kl_error=_error(sum(one["kl_sq"] for one in scores), kl / count, count),
         agreement=agreement,
-        agreement_error=(agreement * (1 - agreement) / count) ** 0.5,
+        agreement_error=math.sqrt(agreement * (1 - agreement) / count),
         cosine=[sum(layer) / count for layer in layers],
     )
 
 
 def _error(squares: float, mean: float, count: int) -> float:
     """One standard error of a mean, from the sum of squares."""
-    return float(max(0.0, squares / count - mean * mean) / max(1, count - 1)) ** 0.5
+    return math.sqrt(max(0.0, squares / count - mean * mean) / max(1, count - 1))
 
 
 def _share(values: Mapping[str, Any], setting: Setting, units: Sequence[str], *, of: int = 1) -> Share:

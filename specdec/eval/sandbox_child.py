@@ -18,7 +18,7 @@ _COMMON = (
 )
 
 
-def limit(limits: dict) -> None:
+def limit(limits: dict[str, int]) -> None:
     """Set the limits of this process and its children, and stop being root."""
     for name in _COMMON.split():
         __import__(name)

@@ -1,0 +1,129 @@
+"""The documentation's examples run, its links lead somewhere, and what it says of the store is so."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from models import real_model_path
+from specdec.policies import registry
+from text_model import text_store
+
+import specdec
+from specdec.store import Store
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if (ROOT / "docs").is_dir() else []
+# A line `<!-- needs MODEL -->` above a block: it is run where that model is, and skipped where it is not.
+BLOCK = re.compile(r"(?:<!-- needs (?P<model>[\w.-]+) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S)
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str | None]]:
+    """Code of the page's blocks in a language, and the real model that each needs, if any."""
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [(one["code"], one["model"]) for one in found if one["language"] == language]
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text model whose context has room for the examples."""
+    return text_store(tmp_path_factory.mktemp("stores") / "roomy", max_context=2048)
+
+
+def with_code(page: Path) -> bool:
+    return bool(blocks(page, "python"))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if with_code(page)], ids=lambda page: page.name)
+def test_python_examples_run(
+    page: Path, roomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All blocks of a page, one after another in one namespace, with a tiny model under every catalogue name."""
+    load = specdec.load
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(specdec, "load", lambda _, **options: load(roomy, **options))
+    space: dict[str, Any] = {"__name__": "example", "specdec": specdec, "model": load(roomy), "folder": str(roomy)}
+    skipped = ""
+    for code, needed in blocks(page, "python"):
+        if needed is not None:
+            try:
+                space["model"] = load(real_model_path(needed))
+            except pytest.skip.Exception as missing:
+                skipped = str(missing)
+                continue
+        exec(compile(code, page.name, "exec"), space)
+    if page.name == "format.md":
+        store = Store.open(roomy)
+        assert np.array_equal(space["query"], store.exact("layers.0.attn.q").dense_bits())
+        assert np.array_equal(space["weights"], store.exact("layers.0.attn.q").dequantise().T)
+    if skipped:
+        pytest.skip(skipped)
+
+
+def test_the_policy_of_the_docs_works_as_a_package(
+    roomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = ROOT / "docs" / "policies.md"
+    (code,) = [code for code, _ in blocks(page, "python") if code.startswith("# alternate.py")]
+    (project,) = [tomllib.loads(code) for code, _ in blocks(page, "toml")]
+    (tmp_path / "alternate.py").write_text(code, encoding="utf-8")
+    assert len(code.splitlines()) <= 32
+    information = tmp_path / "specdec_alternate-0.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Name: {project['project']['name']}\nVersion: 0.1\n", encoding="utf-8")
+    group = project["project"]["entry-points"]["specdec.policies"]
+    lines = "".join(f"{name} = {value}\n" for name, value in group.items())
+    (information / "entry_points.txt").write_text(f"[specdec.policies]\n{lines}", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry._registry, "_points", list(metadata.entry_points(group="specdec.policies")))
+    monkeypatch.delitem(sys.modules, "alternate", raising=False)
+    result = specdec.generate(specdec.load(roomy), "Hello", max_tokens=24, policy="alternate:long=6,margin=1")
+    assert sum(result.stats.policy.values()) == result.stats.rounds
+    sys.modules.pop("alternate", None)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_modules_that_are_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:specdec|policies|kernels|configs|benchmarks|tests|docs)/[\w./-]+\.\w+)`", text):
+        installed = re.sub(
+            r"^specdec/(kernels|policies|configs)/", r"\1/", name
+        )  # as these folders are called installed
+        assert (ROOT / name).exists() or (ROOT / installed).exists(), name
+
+
+def test_the_figures_are_what_the_script_draws(tmp_path: Path) -> None:
+    folder = ROOT / "docs" / "figures"
+    module = ModuleType("draw")
+    module.__file__ = str(folder / "draw.py")
+    exec(compile((folder / "draw.py").read_text(encoding="utf-8"), "draw.py", "exec"), module.__dict__)
+    module.__dict__["HERE"] = tmp_path
+    for draw in (module.draw_bucketmul, module.draw_round, module.draw_identity):
+        draw()
+    drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name: path.read_bytes() for path in folder.glob("*.svg")}
+    assert len(drawn) == 3
+
+
+def test_examples_say_what_they_import() -> None:
+    """A block that is copied alone fails on `specdec` or `model` at most."""
+    for page in PAGES:
+        for code, _ in blocks(page, "python"):
+            ast.parse(code)
