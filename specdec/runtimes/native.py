@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 
 from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
 from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.memory import available_bytes, check_room
-from specdec.runtimes.native_drafts import DRAFT_VIEWS, build_draft, view_bytes
-from specdec.views.bucket import BucketedMatrix
+from specdec.runtimes.native_drafts import build_draft, draft_views, view_bytes
+from specdec.runtimes.native_load import load_weights
 
 if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
-# Mapped bytes of the store that may be resident while it is packed, beyond what is being read.
-_RELEASE_BYTES = 8 << 20
 _MOST_SCHEDULES = 1024
+# Draft views that read the exact weights.
+_EXACT_VIEWS = ("bucket", "own")
 
 
 def native_module() -> Any:
@@ -91,9 +91,10 @@ class _Efforts:
 class NativeRuntime:
     """Runs one model from a bucket store on the processor.
 
-    Weights are held once, in 16 bits; tier masks (0.19 times the weights with four tiers) are packed when the `bucket`
-    view or a verify effort below 1 first needs them. The cache is float16, everything between is float32. Logits are
-    equal bits for equal token histories, efforts and views, whatever shares the pass and however many threads run.
+    Weights are held once, in 16 bits or in the bits of their quantised blocks; tier masks (0.19 times 16-bit weights
+    with four tiers) are packed when the `bucket` view or a verify effort below 1 first needs them. The cache is
+    float16, everything between is float32. Logits are equal bits for equal token histories, efforts and views, whatever
+    shares the pass and however many threads run.
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
@@ -108,12 +109,12 @@ class NativeRuntime:
     """
 
     name = "native"
-    auto_draft = ("int4", 0.7)
     batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
         module = native_module()
         self.config: ModelConfig = store.config
+        self.auto_draft = ("nested", 1.0) if store.quantised else ("int4", 0.7)
         self._store = store
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._efforts: dict[EffortSchedule, _Efforts] = {}
@@ -121,7 +122,7 @@ class NativeRuntime:
         self._has_masks = False
         self._max_rows = int(module.MAX_ROWS)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
-        _load(self._model, store, self._index)
+        load_weights(self._model, store, self._index)
 
     @property
     def isa(self) -> str:
@@ -148,7 +149,7 @@ class NativeRuntime:
     @property
     def views(self) -> tuple[str, ...]:
         """Draft views that `forward` accepts beside "exact"."""
-        return ("bucket", *DRAFT_VIEWS)
+        return draft_views(quantised=self._store.quantised)
 
     def prepare_view(self, view: str) -> None:
         """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
@@ -161,7 +162,7 @@ class NativeRuntime:
             return
         if view not in self.views:
             raise UnknownNameError("view", view, ["exact", *self.views])
-        if view == "bucket":
+        if view in _EXACT_VIEWS:
             self._need_masks()
             return
         check_room(f"draft view {view!r}", view_bytes(view, self.config), available_bytes())
@@ -219,9 +220,11 @@ class NativeRuntime:
         assert isinstance(cache, NativeCache)
         efforts, depth = self._resolved(effort), checked_layers(layers, self.config)
         draft = None
-        if view not in ("exact", "bucket"):
+        if view not in ("exact", *_EXACT_VIEWS):
             self.prepare_view(view)
             draft = self._drafts[view]
+        elif view != "exact" and view not in self.views:
+            raise UnknownNameError("view", view, ["exact", *self.views])
         elif efforts.partial:
             self._need_masks()
         logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), dtype=np.float32)
@@ -265,11 +268,12 @@ class NativeRuntime:
         if self._has_masks:
             return
         tiers = len(self._store.layout.tier_sizes)
-        weights = sum(outputs * inputs for outputs, inputs in self.config.matrices().values())
+        tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
+        weights = sum(outputs * inputs for outputs, inputs in tiered.values())
         check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
-        for name, index in self._index.items():
+        for name in tiered:
             matrix = self._store.bucketed(name)
-            self._model.load_masks(index, list(matrix.values), list(matrix.masks), matrix.scores)
+            self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True
         self._store.release_pages()
 
@@ -322,54 +326,3 @@ def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
         isa=isa,
         threads=threads,
     )
-
-
-def _load(model: Any, store: Store, index: dict[str, int]) -> None:
-    """Pack every tensor of the store."""
-    config = store.config
-    store.release_pages()
-    for name in model.vector_names:
-        vector = np.ascontiguousarray(store.vector(name), dtype=np.float32)
-        if not np.isfinite(vector).all():
-            raise StoreError(f"vector {name!r} holds an infinite number or a NaN: convert the model again")
-        model.load_vector(name, vector)
-    for name in config.tables():
-        table = store.table(name)
-        assert isinstance(table, np.ndarray)
-        if _has_non_finite(table, store.dtype):
-            raise StoreError(f"table {name!r} holds an infinite number or a NaN: convert the model again")
-        if name == "embed":
-            model.load_embedding(table)
-        else:
-            model.load_router(int(name.split(".")[1]), table)
-    store.release_pages()
-    mapped = 0
-    for name, number in index.items():
-        matrix = store.exact(name)
-        assert isinstance(matrix, BucketedMatrix)
-        mapped += _load_matrix(model, store, matrix, name, number)
-        if mapped > _RELEASE_BYTES:
-            store.release_pages()
-            mapped = 0
-    store.release_pages()
-
-
-def _load_matrix(model: Any, store: Store, matrix: BucketedMatrix, name: str, number: int) -> int:
-    """Pack one matrix, a large one in slices. Returns the mapped bytes read since pages were last released."""
-    inputs = matrix.shape[1]
-    step = max(64, _RELEASE_BYTES * inputs // matrix.nbytes // 64 * 64)
-    for first in range(0, inputs, step):
-        if first:
-            store.release_pages()
-        problem = model.load_values(
-            number, list(matrix.values), list(matrix.masks), matrix.scores, first, min(first + step, inputs)
-        )
-        if problem:
-            raise StoreError(f"matrix {name!r} {problem}: convert the model again")
-    return matrix.nbytes if step >= inputs else _RELEASE_BYTES
-
-
-def _has_non_finite(bits: NDArray[np.uint16], dtype: str) -> bool:
-    exponent = np.uint16(0x7C00 if dtype == "float16" else 0x7F80)
-    rows = max(1, (1 << 20) // bits.shape[1])
-    return any(bool(((bits[first : first + rows] & exponent) == exponent).any()) for first in range(0, len(bits), rows))

@@ -18,7 +18,7 @@ def build_draft(view: str, model: Any, store: Store) -> Any:
     """A `_native.DraftView` of every matrix of a model.
 
     Args:
-        view: one of `DRAFT_VIEWS`.
+        view: one of `draft_views` with weights of its own.
         model: the `_native.Model` that holds the exact weights.
         store: where the weights come from; its stored arrays are used when it has them.
 
@@ -27,7 +27,7 @@ def build_draft(view: str, model: Any, store: Store) -> Any:
         StoreError: its stored arrays contradict the view's definition.
     """
     if view not in _BUILDERS:
-        raise UnknownNameError("view", view, list(DRAFT_VIEWS))
+        raise UnknownNameError("view", view, list(_BUILDERS))
     from specdec.runtimes.native import native_module
 
     return _BUILDERS[view](native_module(), model, store)
@@ -97,7 +97,19 @@ def _build_bucket8(module: Any, model: Any, store: Store) -> Any:
     return view
 
 
+def draft_views(*, quantised: bool) -> tuple[str, ...]:
+    """Draft views of a store, which may have matrices in quantised blocks."""
+    return ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
+
+
+def _build_nested(module: Any, model: Any, store: Store) -> Any:
+    return module.NestedView(model, _joined_numbers(store.config)[1])
+
+
 # Without what rounding to whole tiles and pages adds, a few percent.
-_BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535}
-_BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {"bucket8": _build_bucket8, "int4": _build_int4}
-DRAFT_VIEWS: tuple[str, ...] = tuple(_BUILDERS)
+_BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535, "nested": 0.0}
+_BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {
+    "bucket8": _build_bucket8,
+    "int4": _build_int4,
+    "nested": _build_nested,
+}

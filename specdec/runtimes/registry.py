@@ -76,8 +76,8 @@ def missing_gpu() -> str | None:
 def _choose(store: Store) -> str:
     """The best runtime for a model. Says in one line when a GPU is here and not used."""
     reason = missing_gpu()
-    if store.quantised:
-        return next(name for name in _RUNTIMES if name in _QUANTISED and (name != "mlx" or reason is None))
+    if store.quantised and "mlx" not in _QUANTISED:
+        return _best_on_processor() if _best_on_processor() in _QUANTISED else "reference"
     if reason is None:
         from specdec.runtimes.mlx import refuse_unsupported
 
