@@ -1,9 +1,10 @@
 """transformers as a peer, run by `peers` in an environment of its own: answers on standard output, a JSON line for each
 prompt on standard input. Needs nothing of specdec.
 
-    python peer_transformers.py MODEL.gguf DRAFT.gguf|- THREADS HF_FOLDER
+    python peer_transformers.py MODEL.gguf DRAFT.gguf|- THREADS FOLDER|-
 """
 
+import copy
 import json
 import sys
 import time
@@ -33,6 +34,18 @@ def load(path: str) -> Any:
     """A model in bfloat16, the 16-bit type that this kind of processor multiplies fastest, on the CPU."""
     file = Path(path)
     return AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.bfloat16).eval()
+
+
+def save(model: Any, file: Path, folder: str) -> None:
+    """Write the model and its tokenizer as a folder that other programs read."""
+    plain_config = copy.deepcopy(model.config)
+    if hasattr(plain_config, "quantization_config"):  # it only says that the weights came from a .gguf file
+        del plain_config.quantization_config
+    plain = AutoModelForCausalLM.from_config(plain_config, dtype=torch.bfloat16)
+    plain.load_state_dict(model.state_dict())
+    plain.tie_weights()
+    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
+    plain.save_pretrained(folder)
 
 
 def answer(model: Any, draft: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -73,9 +86,7 @@ def main() -> None:
         draft.generation_config.num_assistant_tokens_schedule = "constant"
         draft.generation_config.assistant_confidence_threshold = 0
     if folder != "-" and not Path(folder, "config.json").exists():
-        file = Path(model_path)
-        model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
+        save(model, Path(model_path), folder)
     print(json.dumps({"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(model, draft, json.loads(line))), flush=True)

@@ -146,13 +146,13 @@ def add_worker(
 
 
 def add_transformers(contenders: Contenders, args: argparse.Namespace, files: Files, stack: ExitStack) -> Path:
-    """transformers in bfloat16 on the same weights; also writes them as a folder that mlx-lm reads, and returns it."""
+    """transformers in bfloat16 on the same weights; for mlx-lm also writes them as a folder, which is returned."""
     python = environment(
         "transformers", [args.torch, "transformers>=5", "gguf", "accelerate", "sentencepiece"], args.work
     )
     source = files.by_label[files.same]
     folder: Path = args.work / f"{source.stem}-hf"
-    arguments = [source, args.draft or "-", str(args.threads), folder]
+    arguments = [source, args.draft or "-", str(args.threads), folder if "mlx-lm" in args.peers else "-"]
     worker = Worker(python, "peer_transformers.py", arguments)
     stack.callback(worker.close)
     modes = {"bfloat16": "plain", "bfloat16, lookup": "lookup"}
