@@ -19,7 +19,7 @@ from specdec.eval.report import Evaluation, Row, Share, TextScore, table
 _OF_TEXT: tuple[tuple[str, str, str, Callable[[TextScore], float], Callable[[TextScore], float], bool], ...] = (
     (
         "perplexity",
-        "Perplexity of the text",
+        "perplexity",
         "perplexity",
         lambda one: one.perplexity,
         lambda one: one.perplexity * one.nll_increase_error,
@@ -27,7 +27,7 @@ _OF_TEXT: tuple[tuple[str, str, str, Callable[[TextScore], float], Callable[[Tex
     ),
     (
         "kl",
-        "Divergence from the model itself",
+        "divergence",
         "KL, nats per token",
         lambda one: one.kl,
         lambda one: one.kl_error,
@@ -35,7 +35,7 @@ _OF_TEXT: tuple[tuple[str, str, str, Callable[[TextScore], float], Callable[[Tex
     ),
     (
         "agreement",
-        "How often the likeliest token is the same",
+        "agreement",
         "share of tokens",
         lambda one: one.agreement,
         lambda one: one.agreement_error,
