@@ -1,5 +1,5 @@
 # ruff: noqa: E501 (prose)
-"""Write BENCHMARKS.md from the results in `benchmarks/results`: `python benchmarks/render.py`.
+"""Write BENCHMARKS.md, and the README's figures, from `benchmarks/results`: `python benchmarks/render.py`.
 
 Every table names the file that it comes from and the command that made that file. Prose lives here, beside the table it
 explains; a section whose results are missing is left out, and said to be.
@@ -8,12 +8,16 @@ explains; a section whose results are missing is left out, and said to be.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import dot_plot, heat_map
+from bench_section import bench_figures, bench_table
+from figures import heat_map
+from policy_sections import REPLAYED, policies_table, replay_figures, replay_table
+from readme import how_fast, with_section
+from tables import markdown
 
 ACCEPTANCE = (
     "acceptance-smollm2-135m-dithered.json",
@@ -22,6 +26,12 @@ ACCEPTANCE = (
     "acceptance-qwen2.5-coder-0.5b.json",
     "acceptance-qwen2.5-coder-1.5b-dithered.json",
     "acceptance-qwen2.5-coder-1.5b.json",
+)
+BENCH = (
+    "bench-smollm2-135m-dithered.json",
+    "bench-smollm2-135m.json",
+    "bench-qwen2.5-coder-1.5b-dithered.json",
+    "bench-policies-smollm2-135m-dithered.json",
 )
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
@@ -34,34 +44,30 @@ class Section:
     title: str
     prose: str
     files: Sequence[str]
-    table: Any
+    table: Callable[[list[dict[str, Any]]], str]
+    figures: Callable[[list[dict[str, Any]]], dict[str, str]] | None = None
     notes: str = ""
-    records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What was measured so far, by file name, which each holds as its `file`, too."""
+        there = [name for name in self.files if (RESULTS / name).exists()]
+        return {name: json.loads((RESULTS / name).read_text(encoding="utf-8")) | {"file": name} for name in there}
 
     def text(self) -> str:
         """The section in Markdown."""
-        self.records = [
-            json.loads((RESULTS / name).read_text(encoding="utf-8")) for name in self.files if _exists(name)
-        ]
-        if not self.records:
+        if not (records := self.records):
             return f"## {self.title}\n\nNot measured yet.\n"
         sources = "\n".join(
             f"- `results/{name}`, {record['machine']['date']}: `{record['command']}`"
-            for name, record in zip([n for n in self.files if _exists(n)], self.records, strict=True)
+            for name, record in records.items()
         )
-        parts = [f"## {self.title}", self.prose, self.table(self.records), self.notes, sources]
+        parts = [f"## {self.title}", self.prose, self.table([*records.values()]), self.notes, sources]
         return "\n\n".join(part for part in parts if part) + "\n"
 
-
-def _exists(name: str) -> bool:
-    return (RESULTS / name).exists()
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A Markdown table; floats with three decimals."""
-    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    lines = [header, ["---"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    def drawn(self) -> dict[str, str]:
+        """SVGs that the section shows, by file name."""
+        return {} if self.figures is None else self.figures([*self.records.values()])
 
 
 def cosine_table(records: list[dict[str, Any]]) -> str:
@@ -171,36 +177,54 @@ def end_to_end_table(records: list[dict[str, Any]]) -> str:
 def acceptance_table(records: list[dict[str, Any]]) -> str:
     """Kept shares by entropy of the draft step, with a heat map beside them, and by position; a part for each model."""
     parts = []
-    for name, record in zip([n for n in ACCEPTANCE if _exists(n)], records, strict=True):
-        rows = record["results"]["rows"]
-        model = record["results"]["settings"]["model"].removesuffix(".store")
-        settings = list(dict.fromkeys((row["view"], row["effort"]) for row in rows))
-        labels = [f"{view} {effort:g}" for view, effort in settings]
-        classes = sorted({row["entropy_class"] for row in rows})
-        names = [next(row["entropy"] for row in rows if row["entropy_class"] == c) for c in classes]
-        chosen = [
-            [[r for r in rows if (r["view"], r["effort"], r["entropy_class"]) == (*s, c)] for c in classes]
-            for s in settings
-        ]
-        figure = heat_map(
-            f"{model}: share of drafted tokens kept",
-            names,
-            labels,
-            [[_kept(cell)[0] for cell in line] for line in chosen],
-            column_title="entropy, nats",
-        )
-        (RESULTS / name).with_suffix(".svg").write_text(figure, encoding="utf-8")
-        positions = sorted({row["position"] for row in rows})
-        by_position = [
-            [[r for r in rows if (r["view"], r["effort"], r["position"]) == (*s, p)] for p in positions]
-            for s in settings
-        ]
+    for record in records:
+        found = _Acceptance(record)
+        positions = sorted({row["position"] for row in found.rows})
         parts += [
-            f"![{model}](benchmarks/results/{Path(name).with_suffix('.svg').name})",
-            markdown([f"{model}, entropy in nats", *names], _shares(labels, chosen)),
-            markdown([f"{model}, position", *map(str, positions)], _shares(labels, by_position)),
+            f"![{found.model}](benchmarks/results/{found.file_name})",
+            markdown([f"{found.model}, entropy in nats", *found.classes], _shares(found.labels, found.by_entropy)),
+            markdown(
+                [f"{found.model}, position", *map(str, positions)],
+                _shares(found.labels, found.cells("position", positions)),
+            ),
         ]
     return "\n\n".join(parts)
+
+
+def acceptance_figures(records: list[dict[str, Any]]) -> dict[str, str]:
+    """A heat map of kept shares for each model."""
+    drawn = {}
+    for record in records:
+        found = _Acceptance(record)
+        drawn[found.file_name] = heat_map(
+            f"{found.model}: share of drafted tokens kept",
+            found.classes,
+            found.labels,
+            [[_kept(cell)[0] for cell in line] for line in found.by_entropy],
+            column_title="entropy, nats",
+        )
+    return drawn
+
+
+class _Acceptance:
+    """A record of `acceptance_map.py` in rows and columns."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self.rows: list[dict[str, Any]] = record["results"]["rows"]
+        self.model: str = record["results"]["settings"]["model"].removesuffix(".store")
+        self.file_name = f"acceptance-{self.model}.svg"
+        self._settings = list(dict.fromkeys((row["view"], row["effort"]) for row in self.rows))
+        self.labels = [f"{view} {effort:g}" for view, effort in self._settings]
+        numbers = sorted({row["entropy_class"] for row in self.rows})
+        self.classes = [next(row["entropy"] for row in self.rows if row["entropy_class"] == c) for c in numbers]
+        self.by_entropy = self.cells("entropy_class", numbers)
+
+    def cells(self, key: str, values: Sequence[int]) -> list[list[list[dict[str, Any]]]]:
+        """For every setting and value of a key, the rows that have both."""
+        return [
+            [[r for r in self.rows if (r["view"], r["effort"], r[key]) == (*one, value)] for value in values]
+            for one in self._settings
+        ]
 
 
 def _kept(rows: list[dict[str, Any]]) -> tuple[float | None, int]:
@@ -215,61 +239,6 @@ def _shares(labels: list[str], lines: list[list[list[dict[str, Any]]]]) -> list[
         [label, *(f"{share:.2f} ({count})" if share is not None else f"- ({count})" for share, count in line)]
         for label, line in zip(labels, cells, strict=True)
     ]
-
-
-def policies_table(records: list[dict[str, Any]]) -> str:
-    """Speed over plain decoding, a column for each task, a row for each contender."""
-    parts = []
-    for record in records:
-        results = record["results"]
-        name = results["settings"]["model"].removesuffix(".gguf").removesuffix(".store")
-        for temperature in sorted({row["temperature"] for row in results["rows"]}):
-            rows = [row for row in results["rows"] if row["temperature"] == temperature]
-            tasks = list(dict.fromkeys(row["task"] for row in rows))
-            speeds = {(row["contender"], row["task"]): row["ratio_to_plain"] for row in rows}
-            overhead = {row["contender"]: row["overhead_share"] for row in rows if "overhead_share" in row}
-            contenders = list(dict.fromkeys(row["contender"] for row in rows))
-            table = [
-                [one, *(f"{speeds[one, task]:.2f}" for task in tasks), f"{overhead[one]:.1%}"] for one in contenders
-            ]
-            parts.append(f"{name}, temperature {temperature:g}:\n\n" + markdown(["", *tasks, "overhead"], table))
-    return "\n\n".join(parts)
-
-
-REPLAYED = (
-    "policy-replay-qwen2.5-coder-1.5b-dithered.json",
-    "policy-replay-qwen2.5-coder-1.5b.json",
-    "policy-replay-qwen2.5-coder-0.5b-dithered.json",
-    "policy-replay-smollm2-135m-dithered.json",
-    "policy-replay-smollm2-135m.json",
-)
-
-
-def replay_table(records: list[dict[str, Any]]) -> str:
-    """Speed over plain decoding at constant costs, with a plot, and what signals tell; a part for each model."""
-    parts = []
-    for name, record in zip([n for n in REPLAYED if _exists(n)], records, strict=True):
-        results = record["results"]
-        model = results["settings"]["model"].removesuffix(".store")
-        for temperature in sorted({row["temperature"] for row in results["rows"]}):
-            rows = [row for row in results["rows"] if row["temperature"] == temperature]
-            columns = [key for key in rows[0] if key not in ("temperature", "contender")]
-            drawn = {
-                row["contender"]: [row[column] for column in columns]
-                for row in rows
-                if row["contender"] in ("auto", "auto, effort alone", "auto, ngram alone", "heuristic", "confidence")
-                or row["contender"] == "best fixed setting of each task"
-            }
-            title = f"{model}, temperature {temperature:g}"
-            file = (RESULTS / name).with_suffix(f".t{temperature:g}.svg")
-            figure = dot_plot(title, columns, drawn, axis="tokens a second over plain decoding")
-            file.write_text(figure, encoding="utf-8")
-            table = [[row["contender"], *(f"{row[column]:.2f}" for column in columns)] for row in rows]
-            parts += [f"![{title}](benchmarks/results/{file.name})", markdown([title, *columns], table)]
-        told = [key for key in results["signals"][0] if key != "temperature"]
-        table = [[row["temperature"], *(row[key] for key in told)] for row in results["signals"]]
-        parts.append(markdown([f"{model}, temperature", *told], table))
-    return "\n\n".join(parts)
 
 
 def gpu_step_table(records: list[dict[str, Any]]) -> str:
@@ -388,6 +357,7 @@ SECTIONS = [
         ),
         files=REPLAYED,
         table=replay_table,
+        figures=replay_figures,
         notes=(
             "The last table of each model tells how far signals help to foretell whether a drafted token is kept: nats of "
             "surprise for one who knows only the mean, the class of the signal before it, or the class of its own signal. The "
@@ -395,6 +365,20 @@ SECTIONS = [
             "it, and the signal before tells little. So choosing the effort for each token finds the best single effort of "
             "a model and text, and gains no more than a few percent beyond."
         ),
+    ),
+    Section(
+        title="Ways of decoding, by `specdec bench`",
+        prose=(
+            "`specdec bench`: every prompt is answered by every way of decoding in turn, plain decoding among them, and "
+            "every answer is plain decoding's, token for token. Speed-up is plain decoding's time over the way's, for "
+            "the same tokens, prefill left out, with a 95 % bootstrap interval over prompts and repetitions; in the "
+            'second table it is told by task. "auto" is the default: goodput with the model itself and lookup to '
+            'choose from; "auto, ngram" has lookup alone; VIEW:EFFORT:LENGTH is a fixed draft by the model itself. '
+            "`docs/benchmarking.md` says what each number is."
+        ),
+        files=BENCH,
+        table=bench_table,
+        figures=bench_figures,
     ),
     Section(
         title="Which drafted tokens are kept",
@@ -406,6 +390,7 @@ SECTIONS = [
         ),
         files=ACCEPTANCE,
         table=acceptance_table,
+        figures=acceptance_figures,
         notes=(
             "Entropy tells most of it: below 0.6 nats 86 of 100 drafted tokens or more are kept at every effort that got "
             "there, and low effort mostly moves tokens into the classes of higher entropy. Only there does effort decide as "
@@ -467,5 +452,14 @@ def render() -> str:
     return "\n".join([head, *(section.text() for section in SECTIONS)])
 
 
+def figures() -> dict[str, str]:
+    """Every SVG that BENCHMARKS.md shows, by file name."""
+    return {name: svg for section in SECTIONS for name, svg in section.drawn().items()}
+
+
 if __name__ == "__main__":
+    for name, svg in figures().items():
+        (RESULTS / name).write_text(svg, encoding="utf-8")
     (HERE.parent / "BENCHMARKS.md").write_text(render(), encoding="utf-8")
+    readme = HERE.parent / "README.md"
+    readme.write_text(with_section(readme.read_text(encoding="utf-8"), how_fast(RESULTS)), encoding="utf-8")

@@ -31,9 +31,9 @@ def test_commands_parse() -> None:
 
 
 def test_options_exist() -> None:
-    helped = build_parser().parse_args(["generate", "--prompt", "x"])
+    helped = [build_parser().parse_args(words) for words in (["generate", "--prompt", "x"], ["bench", "x"])]
     options = set(re.findall(r"`(--[a-z-]+)", README.read_text(encoding="utf-8")))
-    known = {"--" + name.replace("_", "-") for name in vars(helped)} | {"--list"}
+    known = {"--" + name.replace("_", "-") for one in helped for name in vars(one)} | {"--list"}
     assert options <= known, options - known
 
 

@@ -125,13 +125,18 @@ def draw(findings: Findings, *, plots: Sequence[Plot] = PLOTS) -> list[Drawing]:
     for condition, plot in itertools.product(findings.conditions, plots):
         figure = _figure(plot, findings, condition, NAMED)
         if figure is not None:
-            name = plot.name
-            if len(findings.conditions) > 1:
-                name += "-" + re.sub("[^a-z0-9.]+", "-", condition.lower())
+            name = plot_name(plot, findings, condition)
             again: Any = partial(_figure, plot, findings, condition)
             with matplotlib.rc_context(style(NAMED)):  # type: ignore[arg-type]
                 drawings.append(Drawing(plot, condition, name, to_svg(figure, name=name), again))
     return drawings
+
+
+def plot_name(plot: Plot, findings: Findings, condition: str) -> str:
+    """What the files of a plot are called, without what tells their kind."""
+    if len(findings.conditions) == 1:
+        return plot.name
+    return f"{plot.name}-{re.sub('[^a-z0-9.]+', '-', condition.lower())}"
 
 
 def _figure(plot: Plot, findings: Findings, condition: str, theme: Theme) -> Figure | None:
