@@ -14,13 +14,14 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3) of a ratio of summed median times.
 
-    Prompts are drawn anew within their task, since other prompts of these kinds might have been asked; for each of them
-    the repetitions are drawn anew, the same ones of both sides, since they were measured next to each other.
+    Prompts are drawn anew within their task, since other prompts of these kinds might have been asked; those that are
+    alone in their task are drawn among each other. For each of them the repetitions are drawn anew, the same ones of
+    both sides, since they were measured next to each other.
 
     Args:
         plain: seconds of plain decoding, float64 (prompts, repetitions).
         own: the contender's, likewise.
-        strata: task of each prompt, int (prompts,), ascending.
+        strata: task of each prompt, by number: int (prompts,).
         seed: of the drawing; equal seeds give equal intervals.
         resamples: how often to draw.
 
@@ -31,7 +32,11 @@ def ratio_interval(
     if prompts < 2 or own.size < 4:
         return None
     generator = np.random.default_rng(seed)
-    first = np.searchsorted(strata, strata)  # index of the first prompt of each prompt's task
+    alone = np.bincount(strata)[strata] == 1
+    strata = np.where(alone, -1, strata)
+    order = np.argsort(strata, kind="stable")
+    plain, own, strata = plain[order], own[order], strata[order]
+    first = np.searchsorted(strata, strata)  # of each prompt's task
     size = np.searchsorted(strata, strata, side="right") - first
     ratios = []
     for start in range(0, resamples, step := max(1, _CHUNK // own.size)):

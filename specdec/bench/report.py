@@ -75,8 +75,8 @@ _NOTES = (
     ),
     (
         "Noise",
-        "Spread of plain decoding's time over repetitions of the same answer. Above the limit nothing is reported, "
-        "unless that is forced.",
+        "Spread of plain decoding's time over repetitions of the same answer, and the standard error that it alone "
+        "makes in a speed-up over all prompts. Above the limit nothing is reported, unless that is forced.",
     ),
 )
 

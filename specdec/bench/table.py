@@ -44,10 +44,13 @@ def noise_sentence(noise: Noise) -> str:
     """How noisy the machine was, in a sentence."""
     if noise.spread is None:
         return "noise: not known, since nothing was repeated"
-    told = f"plain decoding varies by {noise.spread:.1%} from one repetition to the next"
+    told = (
+        f"plain decoding varies by {noise.spread:.1%} from one repetition to the next, which leaves a standard error "
+        f"of {noise.error:.1%} in a speed-up"
+    )
     if noise.is_too_loud:
-        return f"TOO NOISY TO TELL: {told}, where at most {noise.limit:.0%} are allowed"
-    return f"noise: {told} (at most {noise.limit:.0%} are allowed)"
+        return f"TOO NOISY TO TELL: {told}, where at most {noise.limit:.0%} is allowed"
+    return f"noise: {told} (at most {noise.limit:.0%} is allowed)"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:

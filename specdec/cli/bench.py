@@ -106,7 +106,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         "--max-noise",
         type=float,
         metavar="SHARE",
-        help="how much plain decoding may vary between repetitions before nothing is reported (default: 0.1)",
+        help="standard error that noise may leave in a speed-up before nothing is reported (default: 0.05)",
     )
     group.add_argument("--force", action="store_true", help="report all the same, labelled as noisy")
 
@@ -175,7 +175,7 @@ def _noise_limit(arguments: argparse.Namespace) -> float:
 
     limit = LIMIT if arguments.max_noise is None else float(arguments.max_noise)
     if not limit > 0:
-        raise InvalidArgumentError(f"--max-noise must be a share above 0, such as 0.1, not {limit:g}")
+        raise InvalidArgumentError(f"--max-noise must be a share above 0, such as 0.05, not {limit:g}")
     return limit
 
 
