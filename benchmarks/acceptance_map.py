@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from common import add_json_option, print_machine, print_table, write_json
-from end_to_end import prompts
 from specdec.policies.base import RoundOutcome
 from specdec.policies.fixed import FixedPolicy
 
 import specdec
+from specdec.bench.prompts import BUILT_IN, load_prompts
 
 ENTROPIES = (0.01, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5)  # nats; bounds of the classes
 SETTINGS = ("int4:1.0", "int4:0.7", "int4:0.5", "int4:0.35", "bucket8:0.25", "bucket8:0.15")
@@ -98,7 +98,7 @@ def main() -> None:
     add_json_option(parser)
     args = parser.parse_args()
     model = specdec.load(args.model, runtime=args.runtime, threads=args.threads)
-    texts = [text for rows in prompts(args.per_task).values() for text in rows]
+    texts = [str(prompt.content) for prompt in load_prompts(BUILT_IN, per_task=args.per_task)]
     rows = [row for setting in args.settings for row in measure(model, setting, texts, args)]
     print_machine()
     tables(rows)

@@ -1,25 +1,27 @@
 """Policies and drafters against each other, task by task: plain decoding, a grid of fixed settings, and what adapts.
 
-Every prompt is answered by every contender in turn, the order moving on by one with each prompt, so that neither a
-machine that slows down nor a place in the row favours anybody. The tokens of each answer are compared with plain
-decoding's at the same temperature before its time counts. Policies that learn keep what they have learnt from prompt to
-prompt, as they do in a program that loads a model once; the first prompt is learnt on, and counts.
+Measured as `specdec bench` does it, with each prompt asked once; beside the rows there is a verdict, which compares
+`auto` with the best fixed setting of every task. An interrupted run goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 
 from common import add_json_option, print_machine, print_table, write_json
-from end_to_end import Tally, fixed_setting, prompts, specdec_contender
 
 import specdec
-from specdec.model import Model
+from specdec import paths
+from specdec.bench.analysis import ALL, analyse
+from specdec.bench.grid import PLAIN, Condition, Contender, Grid, parse_contender
+from specdec.bench.journal import Journal
+from specdec.bench.plan import Plan
+from specdec.bench.prompts import BUILT_IN, load_prompts
+from specdec.bench.run import measure
+from specdec.bench.sample import Sample
+from specdec.progress import StreamProgress
 
 ADAPTIVE: dict[str, dict[str, object]] = {
     "auto": {},
@@ -37,64 +39,40 @@ ADAPTIVE: dict[str, dict[str, object]] = {
 GRID = [f"int4:{effort}:{length}" for effort in (0.5, 1.0) for length in (1, 2, 4, 6, 8)]
 
 
-def contenders(
-    model: Model, args: argparse.Namespace, temperature: float
-) -> dict[str, Callable[[str, Tally], list[int]]]:
-    """Every contender, warmed up, by name; plain decoding first."""
-    chosen: dict[str, dict[str, object]] = {"plain": {"speculate": False}}
-    chosen |= {f"fixed {setting}": fixed_setting(setting) for setting in args.grid}
-    chosen |= {name: options for name, options in ADAPTIVE.items() if not args.only or name in args.only}
-    sampling: dict[str, object] = {"temperature": temperature, "seed": 1}
-    return {name: specdec_contender(model, options | sampling, args.max_tokens) for name, options in chosen.items()}
+def plan(args: argparse.Namespace) -> Plan:
+    """What to measure: plain decoding, the grid of fixed settings, and what adapts."""
+    found = [Contender(PLAIN, {"speculate": False})]
+    found += [Contender(f"fixed {setting}", parse_contender(setting).options) for setting in args.grid]
+    found += [Contender(name, ADAPTIVE[name]) for name in args.only or ADAPTIVE]
+    return Plan(
+        grid=Grid(tuple(found), tuple(Condition(temperature=degrees, seed=1) for degrees in args.temperatures)),
+        prompts=tuple(load_prompts(BUILT_IN, tasks=args.tasks, per_task=args.per_task)),
+        max_tokens=args.max_tokens,
+        repeat=1,
+    )
 
 
-def measure(args: argparse.Namespace, model: Model, temperature: float) -> dict[str, dict[str, Tally]]:
-    """Tallies by task and contender."""
-    running = contenders(model, args, temperature)
-    names = list(running)
-    tallies: dict[str, dict[str, Tally]] = {}
-    answered = 0
-    for task, texts in prompts(args.per_task).items():
-        if args.tasks and task not in args.tasks:
-            continue
-        row = tallies.setdefault(task, {name: Tally() for name in names})
-        for index, prompt in enumerate(texts):
-            turn = answered % len(names)
-            order, answered = names[turn:] + names[:turn], answered + 1
-            answers = {name: running[name](prompt, row[name]) for name in order}
-            for name, tokens in answers.items():
-                if tokens != answers["plain"]:
-                    raise SystemExit(f"{name} differs from plain decoding on {task} prompt {index}")
-            print(f"  temperature {temperature:g} {task} {index + 1}/{len(texts)}", file=sys.stderr)
-    return tallies
-
-
-def report(tallies: dict[str, dict[str, Tally]], temperature: float) -> list[dict[str, object]]:
+def report(plan: Plan, samples: list[Sample]) -> list[dict[str, object]]:
     """A row for each task and contender, and the mean over tasks of the ratio to plain decoding."""
-    rows: list[dict[str, object]] = []
-    ratios: dict[str, list[float]] = defaultdict(list)
-    for task, row in tallies.items():
-        plain = row["plain"].tokens / row["plain"].seconds
-        for name, tally in row.items():
-            rate = tally.tokens / tally.seconds
-            ratios[name].append(rate / plain)
-            rows.append(
-                {
-                    "temperature": temperature,
-                    "task": task,
-                    "contender": name,
-                    "tok_per_s": rate,
-                    "median": median(tally.rates),
-                    "ratio_to_plain": rate / plain,
-                    "drafted_per_round": tally.drafted / tally.rounds,
-                    "accepted_share": tally.accepted / tally.drafted if tally.drafted else 0.0,
-                    "overhead_share": tally.overhead_s / tally.seconds,
-                }
-            )
-    for name, values in ratios.items():
-        mean = sum(values) / len(values)
-        rows.append({"temperature": temperature, "task": "mean over tasks", "contender": name, "ratio_to_plain": mean})
-    return rows
+    degrees = {one.name: one.temperature for one in plan.grid.conditions}
+    rows, means = [], []
+    for row in analyse(plan, samples):
+        one: dict[str, object] = {"temperature": degrees[row.condition], "task": row.task, "contender": row.contender}
+        if row.task == ALL:
+            means.append(one | {"task": "mean over tasks", "ratio_to_plain": row.mean_of_tasks})
+            continue
+        rows.append(
+            one
+            | {
+                "tok_per_s": row.tok_per_s,
+                "median": row.rate_quartiles[1],
+                "ratio_to_plain": row.speedup,
+                "drafted_per_round": row.drafted * row.tokens_per_round / row.tokens,
+                "accepted_share": row.acceptance or 0.0,
+                "overhead_share": row.overhead_ms / (row.draft_ms + row.verify_ms + row.overhead_ms),
+            }
+        )
+    return rows + means
 
 
 def verdict(rows: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -134,9 +112,11 @@ def main() -> None:
     args = parser.parse_args()
     print_machine()
     model = specdec.load(args.model, runtime=args.runtime, threads=args.threads)
-    rows: list[dict[str, object]] = []
-    for temperature in args.temperatures:
-        rows += report(measure(args, model, temperature), temperature)
+    wanted = plan(args)
+    journal = Journal(paths.home() / "bench" / wanted.file_name(model), wanted.header(model))
+    rows = report(wanted, measure(model, wanted, journal, progress=StreamProgress()))
+    journal.close()
+    journal.path.unlink()
     for table in (rows, verdict(rows)):
         header = list(table[0]) if table else []
         print_table(header, [[row.get(key, "") for key in header] for row in table])

@@ -41,6 +41,7 @@ th{font-weight:600;color:var(--muted)}
 figure{margin:0;padding:.9rem;border:1px solid var(--grid);border-radius:.5rem;min-width:0}
 figure svg{display:block;width:100%;height:auto}
 figcaption{color:var(--muted);font-size:.875rem;margin-top:.5rem}
+@media(max-width:40rem){table{font-size:.9rem}th,td{padding:.3rem .5rem}}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;padding:.6rem .75rem;border:1px solid var(--grid);border-radius:.4rem;
 font-size:.85rem}
 dt{font-weight:600;margin-top:.5rem}
@@ -48,7 +49,7 @@ dd{margin:0}
 """
 
 _COLUMNS = (
-    "", "tokens/s", "quartiles", "speed-up", "95 %", "mean of tasks", "accepted", "tokens a round", "predicted",
+    "", "speed-up", "95 %", "tokens/s", "quartiles", "mean of tasks", "accepted", "tokens a round", "predicted",
 )  # fmt: skip
 
 _NOTES = (
@@ -200,10 +201,10 @@ def _cells(row: Row) -> list[str]:
     low, _, high = row.rate_quartiles
     return [
         row.contender,
-        f"{row.tok_per_s:.4g}",
-        f"{low:.4g} to {high:.4g}",
         f"{row.speedup:.2f}",
         "" if row.speedup_interval is None else "{:.2f} to {:.2f}".format(*row.speedup_interval),
+        f"{row.tok_per_s:.4g}",
+        f"{low:.4g} to {high:.4g}",
         "" if row.mean_of_tasks is None or row.contender == PLAIN else f"{row.mean_of_tasks:.2f}",
         "" if row.acceptance is None else f"{row.acceptance:.0%}",
         f"{row.tokens_per_round:.2f}",

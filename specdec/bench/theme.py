@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-WIDTH_IN = 5.0  # 360 points: at the width of a phone, letters keep about their size
+WIDTH_IN = 4.4  # 317 points: at the width of a phone, letters keep their size
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 
 
@@ -102,7 +102,7 @@ def style(theme: Theme) -> dict[str, object]:
 def to_png(figure: Figure) -> bytes:
     """A picture, 1000 points wide."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=1000 / WIDTH_IN, metadata={"Software": None})
     return buffer.getvalue()
 
 
