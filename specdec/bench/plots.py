@@ -19,6 +19,8 @@ from specdec.bench.theme import WIDTH_IN, Theme
 _LEAST = 10  # tokens that a share is made of, at least
 _MOST_PLACES = 8
 _MOST_LINES = 8
+_MOST_ROWS = 18
+_MOST_EFFORTS = 8  # of one contender; more are rounded to tenths
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,12 @@ def speedup(findings: Findings, condition: str, theme: Theme) -> Figure | None:
 
 
 def tasks(findings: Findings, condition: str, theme: Theme) -> Figure | None:
-    """Speed-up by task and contender, as a map."""
+    """Speed-up by contender and task, as a map."""
     kinds = [task for task in findings.tasks if task != ALL]
     names = [name for name in findings.contenders if name != PLAIN]
     if len(kinds) < 2 or not names:
         return None
-    cells = [[findings.row(condition, task, name).speedup for name in names] for task in kinds]
+    cells = [[findings.row(condition, task, name).speedup for task in kinds] for name in names]
     most = max(2.0, *(value for line in cells for value in line))
 
     def colour(value: float) -> tuple[str, float]:
@@ -91,7 +93,7 @@ def tasks(findings: Findings, condition: str, theme: Theme) -> Figure | None:
             return theme.good, 0.85 * (value - 1) / (most - 1)
         return theme.bad, min(0.85, 1.7 * (1 - value))
 
-    return _map(names, kinds, cells, colour, theme, "{:.2f}".format)
+    return _map(kinds, names, cells, colour, theme, "{:.2f}".format)
 
 
 def split(findings: Findings, condition: str, theme: Theme) -> Figure | None:
@@ -143,9 +145,11 @@ def places(findings: Findings, condition: str, theme: Theme) -> Figure | None:
 
 def acceptance(findings: Findings, condition: str, theme: Theme) -> Figure | None:
     """Share of drafted tokens that is kept, by contender, draft step and place in the draft, as a map."""
-    steps = [one for one in findings.steps if one.condition == condition and sum(one.checked) >= 2 * _LEAST]
+    steps = [one for one in _steps(findings, condition) if sum(one.checked) >= 2 * _LEAST]
     if not steps:
         return None
+    least = sorted((sum(one.checked) for one in steps), reverse=True)[:_MOST_ROWS][-1]
+    steps = [one for one in steps if sum(one.checked) >= least]
     count = min(_MOST_PLACES, max(len(one.checked) for one in steps))
     cells = [[_share((one.checked, one.accepted), place) for place in range(count)] for one in steps]
     return _share_map([str(place + 1) for place in range(count)], [_step_name(one) for one in steps], cells, theme)
@@ -154,14 +158,14 @@ def acceptance(findings: Findings, condition: str, theme: Theme) -> Figure | Non
 def efforts(findings: Findings, condition: str, theme: Theme) -> Figure | None:
     """How often each kind of draft step was taken, for contenders that choose among several."""
     chosen: dict[str, list[Steps]] = {}
-    for one in findings.steps:
-        if one.condition == condition:
-            chosen.setdefault(one.contender, []).append(one)
+    for one in _steps(findings, condition):
+        chosen.setdefault(one.contender, []).append(one)
     chosen = {name: steps for name, steps in chosen.items() if len(steps) > 1}
     if not chosen:
         return None
     kinds = sorted({(-(one.effort or 0.0), one.step) for steps in chosen.values() for one in steps})
-    figure = Figure(figsize=(WIDTH_IN, 0.9 + 1.75 * len(chosen)), layout="constrained")
+    size = 11 if len(kinds) <= 7 else 8
+    figure = Figure(figsize=(WIDTH_IN, 0.9 + 1.6 * len(chosen)), layout="constrained")
     all_axes = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, steps) in zip(all_axes, chosen.items(), strict=True):
         drafted, accepted = ({one.step: sum(getattr(one, of)) for one in steps} for of in ("drafted", "accepted"))
@@ -170,14 +174,18 @@ def efforts(findings: Findings, condition: str, theme: Theme) -> Figure | None:
             axes.bar(range(len(kinds)), [counts.get(kind, 0) / total for _, kind in kinds], color=colour, width=0.72)
         for place, (_, kind) in enumerate(kinds):
             if share := drafted.get(kind, 0) / total:
-                axes.annotate(_percent(share), (place, share), xytext=(0, 2), textcoords="offset points", ha="center")
-        axes.set_title(f"{name}: {total} drafted", fontsize=10.5, loc="left")
+                at = {"xy": (place, share), "xytext": (0, 2), "textcoords": "offset points"}
+                axes.annotate(_percent(share), ha="center", fontsize=size, **at)
+        axes.set_title(f"{name}: {total} drafted", fontsize=11, loc="left")
         axes.margins(y=0.2)
-        axes.set_ylabel("share of drafted")
+        axes.set_ylabel("share")
         axes.grid(axis="y")
-    labels = [kind.removeprefix("effort ").replace(" ", "\n") for _, kind in kinds]
-    all_axes[-1].set_xticks(range(len(kinds)), labels)
-    all_axes[-1].set_xlabel("draft step: view and effort, or drafter")
+    words = [kind.removeprefix("effort ").split() for _, kind in kinds]
+    views = {one[0] for one in words if len(one) > 1}
+    labels = [one[-1] if len(views) == 1 else "\n".join(one) for one in words]
+    all_axes[-1].set_xticks(range(len(kinds)), labels, fontsize=size)
+    of = f"effort of {views.pop()} draft steps" if len(views) == 1 else "view and effort of draft steps"
+    all_axes[-1].set_xlabel(f"{of}, or drafter")
     return figure
 
 
@@ -202,7 +210,7 @@ def prediction(findings: Findings, condition: str, theme: Theme) -> Figure | Non
         axes.plot(x, y, marker, color=colour, markersize=6, alpha=0.8, label=name, linestyle="none")
         reach += [*x, *y]
     ends = [0.94 * min(reach), 1.06 * max(reach)]
-    axes.plot(ends, ends, color=theme.plain, linewidth=1.4, zorder=0)
+    axes.plot(ends, ends, color=theme.plain, linewidth=1.4, zorder=1.5)
     axes.set_xlim(*ends)
     axes.set_ylim(*ends)
     axes.set_aspect("equal")
@@ -227,11 +235,15 @@ PLOTS = (
     Plot(
         "acceptance",
         "Acceptance by effort and place",
-        "Share kept of those looked at; empty where fewer than 10 were. A row for each kind of draft step.",
+        "Share kept of those looked at; empty where fewer than 10 were. A row for each kind of draft step; the most "
+        "frequent ones, where there are many.",
         acceptance,
     ),
     Plot(
-        "efforts", "Draft steps chosen", "Share of drafted tokens by draft step; blue: those that were kept.", efforts
+        "efforts",
+        "Draft steps chosen",
+        "Share of the drafted tokens; blue: those that were kept. Efforts that are many are rounded to tenths.",
+        efforts,
     ),
     Plot(
         "prediction",
@@ -244,6 +256,22 @@ PLOTS = (
 
 def _rows(findings: Findings, condition: str) -> list[Row]:
     return [findings.row(condition, ALL, name) for name in findings.contenders]
+
+
+def _steps(findings: Findings, condition: str) -> list[Steps]:
+    """What became of drafted tokens; the efforts of a contender that has very many, rounded to tenths."""
+    own = [one for one in findings.steps if one.condition == condition]
+    merged: dict[tuple[str, str], Steps] = {}
+    for one in own:
+        step = one.step
+        if one.effort is not None and sum(other.contender == one.contender for other in own) > _MOST_EFFORTS:
+            step = f"{step.rpartition(' ')[0]} {max(0.1, round(one.effort, 1)):g}"
+        into = merged.setdefault((one.contender, step), Steps(condition=condition, contender=one.contender, step=step))
+        for name in ("drafted", "checked", "accepted"):
+            counts, more = getattr(into, name), getattr(one, name)
+            counts.extend([0] * (len(more) - len(counts)))
+            counts[: len(more)] = [left + right for left, right in zip(counts, more, strict=False)]
+    return list(merged.values())
 
 
 def _bars(count: int, *, extra_in: float = 0.0) -> tuple[Figure, Axes]:
@@ -281,8 +309,8 @@ def _map(
     title: str | None = None,
 ) -> Figure:
     """Numbers in coloured cells; None leaves one empty. A colour comes with its opacity."""
-    has_long_names = max(map(len, columns)) > 6
-    height = 0.5 + 0.32 * len(rows) + (0.07 * max(map(len, columns)) if has_long_names else 0.2)
+    has_long_names, is_dense = max(map(len, columns)) > 6, len(columns) > 6 or len(rows) > 10
+    height = 0.5 + 0.32 * len(rows) + (0.055 * max(map(len, columns)) if has_long_names else 0.2)
     figure = Figure(figsize=(WIDTH_IN, height), layout="constrained")
     axes = figure.add_subplot()
     for y, line in enumerate(cells):
@@ -290,16 +318,19 @@ def _map(
             if value is not None:
                 fill, alpha = colour(value)
                 axes.bar(x, 0.92, bottom=y - 0.46, width=0.94, color=fill, alpha=alpha, linewidth=0)
-                axes.annotate(shown(value), (x, y), ha="center", va="center", color=theme.ink)
+                size = 9 if is_dense else 11
+                axes.annotate(shown(value), (x, y), ha="center", va="center", color=theme.ink, fontsize=size)
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_xticks(
         range(len(columns)),
-        [_wrapped(name) for name in columns],
-        rotation=30 if has_long_names else 0,
+        columns,
+        rotation=40 if has_long_names else 0,
         ha="left" if has_long_names else "center",
-        rotation_mode="anchor",
+        rotation_mode="anchor" if has_long_names else "default",
     )
     _names(axes, rows)
+    if is_dense:
+        axes.tick_params(axis="y", labelsize=9)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
     if title is not None:
