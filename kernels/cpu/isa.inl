@@ -10,11 +10,12 @@
 #include "elementwise.inl"
 #include "attention.inl"
 #include "draft_kernels.inl"
+#include "quant.inl"
 
 namespace specdec::SPECDEC_ISA {
 
 inline KernelTable make_table(const char* name) {
-  return KernelTable{name, dense_kernels(), select_tiers, attention_kernels(), element_kernels(), draft_kernels()};
+  return KernelTable{name, dense_kernels(), select_tiers, attention_kernels(), element_kernels(), draft_kernels(), quant_kernels()};
 }
 
 }  // namespace specdec::SPECDEC_ISA

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "draft_kernels.h"
+#include "quant_kernels.h"
 
 // Small functions of headers that files of different instruction sets share must not be emitted as such: the linker
 // would keep one copy for all of them.
@@ -135,6 +136,7 @@ struct KernelTable {
   AttentionKernels attention;
   ElementKernels element;
   DraftKernels draft;
+  QuantKernels quant;
 };
 
 }  // namespace specdec

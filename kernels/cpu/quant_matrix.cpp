@@ -1,0 +1,295 @@
+#include "quant_matrix.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "half.h"
+
+namespace specdec {
+namespace {
+
+// Blocks of outputs of a tile, at most. Long rows of the first plane suit drafts, short ones whole passes.
+constexpr int64_t kTileBlocks = 8;
+
+uint16_t word(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+uint16_t negative(uint16_t bits) { return static_cast<uint16_t>(bits ^ 0x8000U); }
+
+// 32 codes in 16 bytes: low nibbles first.
+void nibbles(const uint8_t* p, uint8_t* codes) {
+  for (int j = 0; j < 16; ++j) {
+    codes[j] = p[j] & 15;
+    codes[j + 16] = p[j] >> 4;
+  }
+}
+// The same with a fifth bit each.
+void nibbles_and_bits(const uint8_t* bits, const uint8_t* p, uint8_t* codes) {
+  nibbles(p, codes);
+  for (int j = 0; j < kQuantGroup; ++j) codes[j] = static_cast<uint8_t>(codes[j] | (bits[j / 8] >> (j % 8) & 1) << 4);
+}
+// Scale and offset number g of the eight pairs that q4_k and q5_k keep in 12 bytes of 6-bit numbers.
+void six_bit_pair(const uint8_t* p, int64_t g, uint8_t* own) {
+  if (g < 4) {
+    own[0] = p[g] & 63;
+    own[1] = p[g + 4] & 63;
+  } else {
+    own[0] = static_cast<uint8_t>((p[g + 4] & 15) | (p[g - 4] >> 6) << 4);
+    own[1] = static_cast<uint8_t>(p[g + 4] >> 4 | (p[g] >> 6) << 4);
+  }
+}
+
+bool finite(uint16_t bits, QuantScale scale) {
+  const uint16_t exponent = scale == QuantScale::bfloat ? 0x7F80 : 0x7C00;
+  return (bits & exponent) != exponent;
+}
+float value_of(uint16_t bits, QuantScale scale) {
+  return scale == QuantScale::bfloat ? bits_to_float(static_cast<uint32_t>(bits) << 16) : half_to_float(bits);
+}
+
+// Scale of input i of a group, and its offset.
+float scale_of(const QuantFormat& format, const QuantType::Group& group, int i) {
+  const float scale = value_of(group.scale, format.scale);
+  switch (format.scale) {
+    case QuantScale::six_bit:
+      return scale * static_cast<float>(group.own[0]);
+    case QuantScale::int8:
+      return scale * static_cast<float>(static_cast<int8_t>(group.own[i / (kQuantGroup / 2)]));
+    default:
+      return scale;
+  }
+}
+float offset_of(const QuantFormat& format, const QuantType::Group& group) {
+  const float offset = value_of(group.offset, format.scale);
+  return format.scale == QuantScale::six_bit ? offset * static_cast<float>(group.own[1]) : offset;
+}
+
+void weights_of(const QuantFormat& format, const QuantType::Group& group, float* out) {
+  for (int i = 0; i < kQuantGroup; ++i) {
+    out[i] = static_cast<float>(group.codes[i] - format.zero) * scale_of(format, group, i);
+    if (format.has_offset()) out[i] -= offset_of(format, group);
+  }
+}
+
+// Where things of one output lie within a block of a group.
+struct Place {
+  int byte;   // of a row of the first plane
+  int shift;  // of the nibble there
+  int pair;   // which of the eight vectors of 16 outputs, 0..7, ...
+  int lane;   // ... and the place there
+};
+Place place_of(int output) {
+  const int vector = output / 16, lane = output % 16;
+  return {lane / 4 * 16 + vector / 2 * 4 + lane % 4, vector % 2 * 4, vector, lane};
+}
+
+// Bits below the first plane of one code: the byte within the rest of a block, and the shift.
+struct RestPlace {
+  int byte, shift;
+};
+RestPlace rest_place(int rest_bits, const Place& at, int input) {
+  const int quad = input / 4, byte = at.lane * 4 + input % 4;
+  if (rest_bits == 4) return {quad * 256 + at.pair / 2 * 64 + byte, at.pair % 2 * 4};
+  if (rest_bits == 2) return {quad * 128 + at.pair / 4 * 64 + byte, at.pair % 4 * 2};
+  return {quad * 64 + byte, at.pair};
+}
+
+}  // namespace
+
+QuantType::QuantType(const std::string& name) {
+  struct Known {
+    const char* name;
+    Blocks blocks;
+    QuantFormat format;  // bits, zero, scale, offset, unit
+    int block_bytes;
+  };
+  static constexpr Known kKnown[] = {
+      {"q4_0", Blocks::q4_0, {4, 8, QuantScale::half, false, 1}, 18},
+      {"q4_1", Blocks::q4_1, {4, 0, QuantScale::half, true, 1}, 20},
+      {"q5_0", Blocks::q5_0, {5, 16, QuantScale::half, false, 1}, 22},
+      {"q5_1", Blocks::q5_1, {5, 0, QuantScale::half, true, 1}, 24},
+      {"q8_0", Blocks::q8_0, {8, 128, QuantScale::half, false, 1}, 34},
+      {"q4_k", Blocks::q4_k, {4, 0, QuantScale::six_bit, false, kSpanGroups}, 144},
+      {"q5_k", Blocks::q5_k, {5, 0, QuantScale::six_bit, false, kSpanGroups}, 176},
+      {"q6_k", Blocks::q6_k, {6, 32, QuantScale::int8, false, kSpanGroups}, 210},
+  };
+  for (const Known& known : kKnown) {
+    if (name != known.name) continue;
+    blocks_ = known.blocks;
+    format_ = known.format;
+    block_ = kQuantGroup * format_.unit;
+    block_bytes_ = known.block_bytes;
+    return;
+  }
+  for (const int bits : {4, 8})
+    for (const int group : {32, 64, 128})
+      for (const bool bfloat : {false, true}) {
+        if (name != "affine" + std::to_string(bits) + "-g" + std::to_string(group) + (bfloat ? "-bf16" : "")) continue;
+        blocks_ = Blocks::affine;
+        format_ = {bits, 0, bfloat ? QuantScale::bfloat : QuantScale::half, true, group / kQuantGroup};
+        block_ = group;
+        block_bytes_ = group * bits / 8;
+        return;
+      }
+  throw std::invalid_argument("unknown quantised type '" + name + "'");
+}
+
+int64_t QuantType::row_bytes(int64_t in) const { return in / block_ * block_bytes_; }
+int64_t QuantType::row_factors(int64_t in) const { return blocks_ == Blocks::affine ? in / block_ : 0; }
+
+void QuantType::read(const QuantSource& source, int64_t in, int64_t row, int64_t g, Group* group) const {
+  const uint8_t* p = source.codes + row * row_bytes(in) + g / format_.unit * block_bytes_;
+  const int64_t within = g % format_.unit;
+  uint8_t* codes = group->codes;
+  group->scale = word(p);
+  group->offset = 0;
+  group->own[0] = group->own[1] = 1;
+  switch (blocks_) {
+    case Blocks::q4_0:
+      nibbles(p + 2, codes);
+      break;
+    case Blocks::q4_1:
+      group->offset = negative(word(p + 2));
+      nibbles(p + 4, codes);
+      break;
+    case Blocks::q5_0:
+      nibbles_and_bits(p + 2, p + 6, codes);
+      break;
+    case Blocks::q5_1:
+      group->offset = negative(word(p + 2));
+      nibbles_and_bits(p + 4, p + 8, codes);
+      break;
+    case Blocks::q8_0:
+      for (int j = 0; j < kQuantGroup; ++j) codes[j] = p[2 + j] ^ 128;
+      break;
+    case Blocks::q4_k:
+    case Blocks::q5_k: {
+      const bool five = blocks_ == Blocks::q5_k;
+      const uint8_t *bits = p + 16, *low = p + (five ? 48 : 16) + within / 2 * kQuantGroup;
+      group->offset = word(p + 2);
+      six_bit_pair(p + 4, within, group->own);
+      for (int j = 0; j < kQuantGroup; ++j) {
+        codes[j] = within % 2 == 0 ? low[j] & 15 : low[j] >> 4;
+        if (five) codes[j] = static_cast<uint8_t>(codes[j] | (bits[j] >> within & 1) << 4);
+      }
+      break;
+    }
+    case Blocks::q6_k: {
+      const uint8_t *low = p + within / 4 * 64 + within % 2 * kQuantGroup, *high = p + 128 + within / 4 * kQuantGroup;
+      group->scale = word(p + 208);
+      std::memcpy(group->own, p + 192 + 2 * within, 2);
+      for (int j = 0; j < kQuantGroup; ++j) {
+        const int nibble = within % 4 < 2 ? low[j] & 15 : low[j] >> 4;
+        codes[j] = static_cast<uint8_t>(nibble | (high[j] >> (within % 4 * 2) & 3) << 4);
+      }
+      break;
+    }
+    case Blocks::affine: {
+      const int64_t at = row * row_factors(in) + g / format_.unit;
+      group->scale = source.scales[at];
+      group->offset = negative(source.biases[at]);
+      const uint8_t* first = p + within * kQuantGroup * format_.bits / 8;
+      for (int j = 0; j < kQuantGroup; ++j)
+        codes[j] = format_.bits == 8 ? first[j] : j % 2 == 0 ? first[j / 2] & 15 : first[j / 2] >> 4;
+      break;
+    }
+  }
+}
+
+void dequantise_row(const QuantType& type, const QuantSource& source, int64_t in, int64_t row, float* out) {
+  QuantType::Group group;
+  for (int64_t g = 0; g < in / kQuantGroup; ++g) {
+    type.read(source, in, row, g, &group);
+    weights_of(type.format(), group, out + g * kQuantGroup);
+  }
+}
+
+QuantMatrix::QuantMatrix(const std::string& type_name, int64_t outputs, int64_t inputs, int threads)
+    : type(type_name), out(outputs), in(inputs) {
+  if (!type.fits(in)) throw std::invalid_argument(type_name + " does not divide " + std::to_string(in) + " inputs");
+  const int64_t least = (blocks() + kTileBlocks - 1) / kTileBlocks;
+  tiles = static_cast<int>(std::min((least + threads - 1) / threads * threads, blocks()));
+}
+
+QuantTile QuantMatrix::tile(int t) const {
+  const QuantFormat& format = type.format();
+  return {data.data() + tile_start(t) * (groups() / format.unit * format.unit_bytes()), tile_width(t)};
+}
+
+std::string QuantMatrix::pack(const QuantSource& source, int64_t first, int64_t last) {
+  const QuantFormat& format = type.format();
+  const int rest_bits = format.rest_bits();
+  const int64_t block = first / kQuantBlock;
+  int t = static_cast<int>(block * tiles / blocks());
+  while (tile_start(t + 1) <= first) ++t;
+  while (tile_start(t) > first) --t;
+  const QuantTile to = tile(t);
+  const int64_t within = first - tile_start(t);
+  const int64_t group_bytes = format.group_bytes() * to.width, rest_bytes = kQuantGroup * kQuantBlock * rest_bits / 8;
+  QuantType::Group group;
+  for (int64_t g = 0; g < groups(); ++g) {
+    auto* unit = const_cast<uint8_t*>(to.data) + g / format.unit * format.unit_bytes() * to.width;
+    uint8_t* start = unit + format.unit_head() * to.width + g % format.unit * group_bytes;
+    uint8_t* own = start + within * format.group_head();
+    uint8_t* rows = start + format.group_head() * to.width + within / 2;
+    uint8_t* rest = start + format.group_head() * to.width + kQuantGroup / 2 * to.width + within / kQuantBlock * rest_bytes;
+    auto* head = reinterpret_cast<uint16_t*>(unit + within * format.unit_head());
+    for (int o = 0; o < last - first; ++o) {
+      type.read(source, in, o, g, &group);
+      if (!finite(group.scale, format.scale) || !finite(group.offset, format.scale))
+        return "holds a scale that is NaN or infinite";
+      head[o] = group.scale;
+      if (format.has_offset()) head[kQuantBlock + o] = group.offset;
+      if (format.group_head() != 0) {
+        own[o] = group.own[0];
+        own[kQuantBlock + o] = group.own[1];
+      }
+      const Place at = place_of(o);
+      for (int i = 0; i < kQuantGroup; ++i) {
+        uint8_t& high = rows[i * (to.width / 2) + at.byte];
+        high = static_cast<uint8_t>(high | group.codes[i] >> rest_bits << at.shift);
+        if (rest_bits == 0) continue;
+        const RestPlace low = rest_place(rest_bits, at, i);
+        rest[low.byte] = static_cast<uint8_t>(rest[low.byte] | (group.codes[i] & ((1 << rest_bits) - 1)) << low.shift);
+      }
+    }
+  }
+  return "";
+}
+
+void QuantMatrix::row(int64_t output, float* weights) const {
+  const QuantFormat& format = type.format();
+  const int rest_bits = format.rest_bits();
+  int t = static_cast<int>(output / kQuantBlock * tiles / blocks());
+  while (tile_start(t + 1) <= output) ++t;
+  const QuantTile from = tile(t);
+  const int64_t first = (output - tile_start(t)) / kQuantBlock * kQuantBlock;
+  const auto o = static_cast<int>((output - tile_start(t)) % kQuantBlock);
+  const int64_t group_bytes = format.group_bytes() * from.width, rest_bytes = kQuantGroup * kQuantBlock * rest_bits / 8;
+  const Place at = place_of(o);
+  for (int64_t g = 0; g < groups(); ++g) {
+    const uint8_t* unit = from.data + g / format.unit * format.unit_bytes() * from.width;
+    const uint8_t* start = unit + format.unit_head() * from.width + g % format.unit * group_bytes;
+    const uint8_t* own = start + first * format.group_head();
+    const uint8_t* rows = start + format.group_head() * from.width + first / 2;
+    const uint8_t* rest = start + format.group_head() * from.width + kQuantGroup / 2 * from.width + first / kQuantBlock * rest_bytes;
+    const auto* head = reinterpret_cast<const uint16_t*>(unit + first * format.unit_head());
+    QuantType::Group group{};
+    group.scale = head[o];
+    if (format.has_offset()) group.offset = head[kQuantBlock + o];
+    if (format.group_head() != 0) {
+      group.own[0] = own[o];
+      group.own[1] = own[kQuantBlock + o];
+    }
+    for (int i = 0; i < kQuantGroup; ++i) {
+      int code = rows[i * (from.width / 2) + at.byte] >> at.shift & 15;
+      if (rest_bits != 0) {
+        const RestPlace low = rest_place(rest_bits, at, i);
+        code = code << rest_bits | (rest[low.byte] >> low.shift & ((1 << rest_bits) - 1));
+      }
+      group.codes[i] = static_cast<uint8_t>(code);
+    }
+    weights_of(format, group, weights + g * kQuantGroup);
+  }
+}
+
+}  // namespace specdec

@@ -1,0 +1,79 @@
+// A quantised matrix in memory: its source's own codes and scales, in the order of quant_kernels.h.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "quant_kernels.h"
+
+namespace specdec {
+
+// A matrix as its source stores it (specdec.views.quantised.QuantisedTable); borrowed, usually memory-mapped. Rows are
+// outputs.
+struct QuantSource {
+  const uint8_t* codes = nullptr;     // blocks of a GGUF type, or the words of an affine one
+  const uint16_t* scales = nullptr;   // of an affine type
+  const uint16_t* biases = nullptr;
+};
+
+// What one type of quantised blocks looks like.
+class QuantType {
+ public:
+  // Throws std::invalid_argument for a name that specdec.views.quantised does not know.
+  explicit QuantType(const std::string& name);
+
+  const QuantFormat& format() const { return format_; }
+  int64_t row_bytes(int64_t in) const;      // of `codes`
+  int64_t row_factors(int64_t in) const;    // numbers of `scales` and of `biases`
+  bool fits(int64_t in) const { return in > 0 && in % block_ == 0; }
+
+  // Group g of one output: its codes, and raw scales and offsets: 16-bit floats of its unit (offset: the number that is
+  // subtracted), and the group's own scale and offset (two scales where the format has two parts).
+  struct Group {
+    uint8_t codes[kQuantGroup];
+    uint16_t scale, offset;
+    uint8_t own[2];
+  };
+  void read(const QuantSource& source, int64_t in, int64_t row, int64_t g, Group* group) const;
+
+ private:
+  enum class Blocks { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, affine };
+  Blocks blocks_;
+  QuantFormat format_;
+  int64_t block_ = kQuantGroup, block_bytes_ = 0;
+};
+
+// Weights of one output, `in` floats: what the gguf package and MLX make of them.
+void dequantise_row(const QuantType& type, const QuantSource& source, int64_t in, int64_t row, float* out);
+
+struct QuantMatrix {
+  QuantMatrix() : type("q8_0") {}
+  // Shares the outputs out in tiles, as many for each of `threads`.
+  QuantMatrix(const std::string& type_name, int64_t outputs, int64_t inputs, int threads);
+
+  size_t bytes() const { return static_cast<size_t>(groups() / type.format().unit * type.format().unit_bytes() * padded_out()); }
+  int64_t groups() const { return in / kQuantGroup; }
+  int64_t blocks() const { return (out + kQuantBlock - 1) / kQuantBlock; }
+  int64_t padded_out() const { return blocks() * kQuantBlock; }
+  bool empty() const { return out == 0; }
+  // The first output of a tile.
+  int64_t tile_start(int tile) const { return blocks() * tile / tiles * kQuantBlock; }
+  int64_t tile_width(int tile) const { return tile_start(tile + 1) - tile_start(tile); }
+  QuantTile tile(int t) const;
+
+  // Packs outputs [first, last) from rows 0.. of the source; first is a multiple of kQuantBlock, last too or all outputs.
+  // Returns "" or what is wrong with the matrix.
+  std::string pack(const QuantSource& source, int64_t first, int64_t last);
+  // Weights of one output, as dequantise_row.
+  void row(int64_t output, float* weights) const;
+
+  QuantType type;
+  int64_t out = 0, in = 0;
+  int tiles = 1;
+  Buffer<uint8_t> data;   // bytes(), part of one array for all matrices
+  Buffer<float> scores;   // [in], zeros up to whole groups
+};
+
+}  // namespace specdec

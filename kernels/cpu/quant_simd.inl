@@ -1,0 +1,182 @@
+// The steps of quant.inl that instruction sets do differently: bytes in lanes of 16, and products of codes with
+// activations.
+//
+// A word of activations belongs to four inputs; what it holds is this file's business (`activation_words`). Products
+// are whole numbers, so every instruction set gets the same sums.
+
+namespace specdec::SPECDEC_ISA {
+
+#if defined(__AVX512BW__) && !defined(SPECDEC_SCALAR)
+
+struct Bytes {
+  static constexpr int kWidth = 4;  // lanes
+  __m512i x;
+  static inline Bytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  inline void store(uint8_t* p) const { _mm512_storeu_si512(p, x); }
+  static inline Bytes zip_low8(Bytes a, Bytes b) { return {_mm512_unpacklo_epi8(a.x, b.x)}; }
+  static inline Bytes zip_high8(Bytes a, Bytes b) { return {_mm512_unpackhi_epi8(a.x, b.x)}; }
+  static inline Bytes zip_low16(Bytes a, Bytes b) { return {_mm512_unpacklo_epi16(a.x, b.x)}; }
+  static inline Bytes zip_high16(Bytes a, Bytes b) { return {_mm512_unpackhi_epi16(a.x, b.x)}; }
+  // Shifts that carry bits between neighbouring bytes: mask what comes out.
+  template <int N>
+  static inline Bytes left(Bytes a) {
+    return {_mm512_slli_epi16(a.x, N)};
+  }
+  template <int N>
+  static inline Bytes right(Bytes a) {
+    return {_mm512_srli_epi16(a.x, N)};
+  }
+  template <int M>
+  static inline Bytes mask(Bytes a) {
+    return {_mm512_and_si512(a.x, _mm512_set1_epi8(static_cast<char>(M)))};
+  }
+  // Bits of M from a, the others from b.
+  template <int M>
+  static inline Bytes select(Bytes a, Bytes b) {
+    return {_mm512_ternarylogic_epi32(_mm512_set1_epi8(static_cast<char>(M)), a.x, b.x, 0xCA)};
+  }
+};
+
+using Sums = __m512i;
+static inline Sums sums_of(int32_t start) { return _mm512_set1_epi32(start); }
+static inline Sums add_sums(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
+static inline Sums load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline F32 to_float(Sums x) { return _mm512_cvtepi32_ps(x); }
+static inline F32 load_u8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+static inline F32 load_s8(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+
+#if defined(__AVX512VNNI__)
+#define SPECDEC_BYTE_PRODUCTS 1
+static inline Sums add_high(Sums sum, Sums codes, Sums words) { return dot(sum, codes, words); }
+static inline Sums between(Sums sum) { return _mm512_slli_epi32(sum, 8); }
+static inline Sums add_low(Sums sum, Sums codes, Sums words) { return dot(sum, codes, words); }
+#else
+static inline Sums add_high(Sums sum, Sums codes, Sums words) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)), words));
+}
+static inline Sums between(Sums sum) { return sum; }
+static inline Sums add_low(Sums sum, Sums codes, Sums words) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), words));
+}
+#endif
+
+#else
+
+struct Bytes {
+  static constexpr int kWidth = 1;
+  uint8_t x[16];
+#define SPECDEC_BYTES(expression)                                                  \
+  Bytes r;                                                                         \
+  for (int j = 0; j < 16; ++j) r.x[j] = static_cast<uint8_t>(expression);          \
+  return r
+  static inline Bytes load(const uint8_t* p) { SPECDEC_BYTES(p[j]); }
+  inline void store(uint8_t* p) const { __builtin_memcpy(p, x, 16); }
+  static inline Bytes zip_low8(Bytes a, Bytes b) { SPECDEC_BYTES(j % 2 == 0 ? a.x[j / 2] : b.x[j / 2]); }
+  static inline Bytes zip_high8(Bytes a, Bytes b) { SPECDEC_BYTES(j % 2 == 0 ? a.x[8 + j / 2] : b.x[8 + j / 2]); }
+  static inline Bytes zip_low16(Bytes a, Bytes b) {
+    SPECDEC_BYTES(j / 2 % 2 == 0 ? a.x[j / 4 * 2 + j % 2] : b.x[j / 4 * 2 + j % 2]);
+  }
+  static inline Bytes zip_high16(Bytes a, Bytes b) {
+    SPECDEC_BYTES(j / 2 % 2 == 0 ? a.x[8 + j / 4 * 2 + j % 2] : b.x[8 + j / 4 * 2 + j % 2]);
+  }
+  template <int N>
+  static inline Bytes left(Bytes a) {
+    SPECDEC_BYTES(a.x[j] << N);
+  }
+  template <int N>
+  static inline Bytes right(Bytes a) {
+    SPECDEC_BYTES(a.x[j] >> N);
+  }
+  template <int M>
+  static inline Bytes mask(Bytes a) {
+    SPECDEC_BYTES(a.x[j] & M);
+  }
+  template <int M>
+  static inline Bytes select(Bytes a, Bytes b) {
+    SPECDEC_BYTES((a.x[j] & M) | (b.x[j] & ~M));
+  }
+#undef SPECDEC_BYTES
+};
+
+struct Sums {
+  int32_t v[kLanes];
+};
+static inline Sums sums_of(int32_t start) {
+  Sums r;
+  for (int j = 0; j < kLanes; ++j) r.v[j] = start;
+  return r;
+}
+static inline Sums add_sums(Sums a, Sums b) {
+  for (int j = 0; j < kLanes; ++j) a.v[j] += b.v[j];
+  return a;
+}
+static inline Sums load_codes(const uint8_t* p) {
+  Sums r;
+  __builtin_memcpy(&r, p, sizeof r);
+  return r;
+}
+static inline F32 to_float(Sums x) {
+  float r[kLanes];
+  for (int j = 0; j < kLanes; ++j) r[j] = static_cast<float>(x.v[j]);
+  return load(r);
+}
+static inline F32 load_u8(const uint8_t* p) {
+  float r[kLanes];
+  for (int j = 0; j < kLanes; ++j) r[j] = static_cast<float>(p[j]);
+  return load(r);
+}
+static inline F32 load_s8(const uint8_t* p) {
+  float r[kLanes];
+  for (int j = 0; j < kLanes; ++j) r[j] = static_cast<float>(static_cast<int8_t>(p[j]));
+  return load(r);
+}
+static inline Sums add_high(Sums sum, Sums codes, Sums words) {
+  for (int j = 0; j < kLanes; ++j) {
+    const auto code = static_cast<uint32_t>(codes.v[j]), word = static_cast<uint32_t>(words.v[j]);
+    sum.v[j] += static_cast<int32_t>(code & 255) * static_cast<int16_t>(word & 0xFFFF) +
+                static_cast<int32_t>(code >> 16 & 255) * static_cast<int16_t>(word >> 16);
+  }
+  return sum;
+}
+static inline Sums between(Sums sum) { return sum; }
+static inline Sums add_low(Sums sum, Sums codes, Sums words) {
+  for (int j = 0; j < kLanes; ++j) codes.v[j] = static_cast<int32_t>(static_cast<uint32_t>(codes.v[j]) >> 8);
+  return add_high(sum, codes, words);
+}
+
+#endif
+
+// a * b + c, rounded once everywhere.
+#if defined(SPECDEC_SCALAR)
+static inline F32 fused(F32 a, F32 b, F32 c) {
+  for (int j = 0; j < kLanes; ++j) c.v[j] = __builtin_fmaf(a.v[j], b.v[j], c.v[j]);
+  return c;
+}
+#else
+static inline F32 fused(F32 a, F32 b, F32 c) { return fma(a, b, c); }
+#endif
+
+// The two words of four activations (at most 2^15 - 256 in size).
+static inline void activation_words(const int32_t* a, int32_t* high, int32_t* low) {
+  uint32_t first = 0, second = 0;
+#if defined(SPECDEC_BYTE_PRODUCTS)
+  for (int j = 0; j < 4; ++j) {  // a = 256 * high + low, both in 8 bits
+    const int32_t top = (a[j] + 128) >> 8;
+    first |= (static_cast<uint32_t>(top) & 255) << (8 * j);
+    second |= (static_cast<uint32_t>(a[j] - 256 * top) & 255) << (8 * j);
+  }
+#else
+  for (int j = 0; j < 2; ++j) {  // even and odd inputs, in 16 bits
+    first |= (static_cast<uint32_t>(a[2 * j]) & 0xFFFF) << (16 * j);
+    second |= (static_cast<uint32_t>(a[2 * j + 1]) & 0xFFFF) << (16 * j);
+  }
+#endif
+  *high = static_cast<int32_t>(first);
+  *low = static_cast<int32_t>(second);
+}
+
+}  // namespace specdec::SPECDEC_ISA
