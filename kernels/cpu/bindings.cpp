@@ -11,13 +11,13 @@
 #include <stdexcept>
 
 #include "bandwidth.h"
+#include "bindings.h"
 #include "dispatch.h"
 #include "model.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
-void bind_draft(nb::module_& module);
 
 namespace {
 
@@ -58,6 +58,7 @@ BucketSource bucket_source(const Model& model, int index, const std::vector<Bits
           "a tier's mask has the wrong size");
     source.masks.push_back(masks[k].data());
   }
+  check(!matrix.is_quantised(), "the matrix is declared as quantised");
   check(scores.size() == static_cast<size_t>(matrix.in) * tiers, "the scores have the wrong size");
   source.scores = scores.data();
   return source;
@@ -124,8 +125,8 @@ uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::Dr
   check(rows >= 1 && rows <= specdec::kMaxRows && x.shape(1) == static_cast<size_t>(matrix.in) && y.shape(0) == rows &&
             y.shape(1) == static_cast<size_t>(matrix.out),
         "the arrays do not fit the matrix");
-  check(effort > 0 && effort <= 1 && !matrix.panels.empty() && (draft == nullptr || draft->complete()) &&
-            (draft != nullptr || effort >= 1 || matrix.has_masks()),
+  check(effort > 0 && effort <= 1 && matrix.loaded() && (draft == nullptr || draft->complete()) &&
+            (draft != nullptr || effort >= 1 || matrix.has_masks() || !matrix.quantised.scores.empty()),
         "the effort is out of range, or needs what is not loaded");
   nb::gil_scoped_release release;
   return model.multiply(index, x.data(), static_cast<int>(rows), draft, effort, y.data());
@@ -167,8 +168,9 @@ void bind_cache(nb::module_& module) {
       });
 }
 
-void bind_model(nb::module_& module) {
-  nb::class_<Model>(module, "Model", "A model's weights packed for this machine, and its forward pass.")
+nb::class_<Model> bind_model(nb::module_& module) {
+  auto model = nb::class_<Model>(module, "Model", "A model's weights packed for this machine, and its forward pass.");
+  model
       .def("__init__", &make_model, "vocab"_a, "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a,
            "head_dim"_a, "norm_eps"_a, "frequencies"_a, "windows"_a, "tie_embeddings"_a, "qkv_bias"_a, "qk_norm"_a,
            "experts"_a, "experts_per_token"_a, "bfloat16"_a, "bucket_size"_a, "tier_sizes"_a, "isa"_a, "threads"_a)
@@ -190,6 +192,7 @@ void bind_model(nb::module_& module) {
       .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(),
            "last_only"_a, "logits"_a.noconvert(), "layers"_a = 0, "states"_a.noconvert() = nb::none(),
            "Layers 0 runs all of them; states, if given, are filled; returns the bytes read.");
+  return model;
 }
 
 }  // namespace
@@ -209,6 +212,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("nbytes", &specdec::DraftView::bytes)
       .def_prop_ro("complete", &specdec::DraftView::complete);
   bind_cache(module);
-  bind_model(module);
+  auto model = bind_model(module);
   bind_draft(module);
+  bind_quantised(module, model);
 }

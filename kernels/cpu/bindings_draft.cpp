@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 
+#include "bindings.h"
 #include "draft_bucket8.h"
 #include "draft_int4.h"
 #include "model.h"

@@ -18,14 +18,6 @@ int64_t select_words(int64_t in, int64_t tiers) { return in * tiers; }
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Smallest whole number of weights whose share of `total` is at least `effort` (kernels/reference/selection.py).
-int64_t weights_to_take(double effort, int64_t total) {
-  const auto all = static_cast<double>(total);
-  int64_t count = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(effort * all)) - 1);
-  while (static_cast<double>(count) / all < effort) ++count;
-  return count;
-}
-
 }  // namespace
 
 Pass::Pass(Model& model, int rows, KvCache& cache, DraftView* draft, const double* efforts)
@@ -58,8 +50,9 @@ void Pass::allocate() {
   s.tiles.reserve(rows * static_cast<size_t>(widest));
   const auto threads = static_cast<size_t>(model_.pool_->threads());
   const int64_t attention = attention_scratch_floats() + kMaxTile * (padded(shape_.head_dim) * 3 + 4);
-  thread_floats_ = round_up(std::max(scratch_floats(rows_), attention), 16);
+  thread_floats_ = round_up(std::max({scratch_floats(rows_), attention, model_.quantised_scratch_floats(rows_)}), 16);
   s.thread.reserve(threads * static_cast<size_t>(thread_floats_));
+  s.whole.reserve(static_cast<size_t>(3 * quant_words(widest / kQuantGroup + 1, rows_)));
   if (draft_ != nullptr || std::all_of(efforts_, efforts_ + shape_.matrix_count(), [](double e) { return e >= 1; }))
     return;
   s.offsets.reserve(3 * rows * static_cast<size_t>(widest));
@@ -100,19 +93,25 @@ uint64_t Pass::run_matrix(int index, const float* x, float* y) {
 void Pass::embed(const int32_t* tokens) {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
   const PackedMatrix& head = model_.matrices_.back();
+  const Model::QuantEmbedding& blocks = model_.quant_embedding_;
   each(rows_, rows_ * hidden * 4, [&](int row, int thread) {
     const int64_t token = tokens[row];
     const uint16_t* bits = model_.embedding_.data() + token * hidden;
-    if (shape_.tie_embeddings) {
+    float* x = scratch_.x.data() + row * stride;
+    if (shape_.tie_embeddings && head.is_quantised()) {
+      head.quantised.row(token, x);
+    } else if (!blocks.codes.empty()) {
+      dequantise_row(blocks.type, blocks.source(), hidden, token, x);
+    } else if (shape_.tie_embeddings) {
       auto* gathered = reinterpret_cast<uint16_t*>(thread_scratch(thread));
       const uint16_t* column = head.panels.data() + token / kPanel * hidden * kPanel + token % kPanel;
       for (int64_t first = 0; first < hidden; first += kBlock) {
         const int64_t n = std::min<int64_t>(kBlock, hidden - first);
         for (int64_t i = 0; i < n; ++i) gathered[i] = column[(first + i) * kPanel];
-        kernels_.element.widen(gathered, shape_.dtype, n, scratch_.x.data() + row * stride + first);
+        kernels_.element.widen(gathered, shape_.dtype, n, x + first);
       }
     } else {
-      kernels_.element.widen(bits, shape_.dtype, hidden, scratch_.x.data() + row * stride);
+      kernels_.element.widen(bits, shape_.dtype, hidden, x);
     }
   });
   bytes_ += static_cast<uint64_t>(rows_ * hidden) * sizeof(uint16_t);
@@ -297,7 +296,9 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
   }
   const std::vector<Plan> plans = plan(in, outputs);
   // Every thread's share of the parts is a whole share of each matrix (see Pool::run), so that they finish together.
-  const size_t kinds = paired ? 1 : plans.size();
+  // A pair of two kinds has no ranges that are finished in both.
+  const bool joint = paired && plans[0].matrix->is_quantised() == plans[1].matrix->is_quantised();
+  const size_t kinds = joint ? 1 : plans.size();
   const int threads = model_.pool_->threads();
   int share = 0;
   for (size_t j = 0; j < kinds; ++j) share += plans[j].parts;
@@ -316,14 +317,26 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
          size_t j = 0;
          for (; part >= plans[j].parts; ++j) part -= plans[j].parts;
          const Plan& p = plans[j];
+         if (p.matrix->is_quantised()) {
+           const QuantMatrix& matrix = p.matrix->quantised;
+           const int tile = static_cast<int>(owner) * p.parts + part;
+           if (tile >= matrix.tiles) return;
+           for (size_t k = j; k < (joint ? plans.size() : j + 1); ++k)
+             quantised_tile(plans[k], in, tile, thread_scratch(thread));
+           const int64_t end = std::min(matrix.tile_start(tile + 1), matrix.out);
+           for (int row = 0; row < in.rows && joint == paired; ++row)
+             after(static_cast<int>(j), row, matrix.tile_start(tile), end);
+           return;
+         }
          const int64_t panels_in_all = p.matrix->panel_count(), end = panels_in_all * (owner + 1) / threads;
          const int64_t first = panels_in_all * owner / threads + part * p.group, last = std::min(first + p.group, end);
          if (first >= last) return;
          panels(p, first, last, thread_scratch(thread));
-         for (size_t k = 1; paired && k < plans.size(); ++k) panels(plans[k], first, last, thread_scratch(thread));
-         for (int row = 0; row < in.rows; ++row)
+         for (size_t k = 1; joint && k < plans.size(); ++k) panels(plans[k], first, last, thread_scratch(thread));
+         for (int row = 0; row < in.rows && joint == paired; ++row)
            after(static_cast<int>(j), row, first * kPanel, std::min(last * kPanel, p.matrix->out));
        });
+  for (int row = 0; row < in.rows && joint != paired; ++row) after(0, row, int64_t{0}, plans[0].matrix->out);
 }
 
 template <class After>
@@ -348,9 +361,25 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
   const RowTiles tiles(in.rows, kernels_.dense.max_tile);
   std::vector<Plan> plans;
   bool masked = false;
-  const float* x = to_tiles(in, model_.matrix(outputs[0].matrix).in, tiles);
+  const float* x = nullptr;
+  const int32_t* whole = nullptr;  // of every input
   for (const Output& output : outputs) {
     const PackedMatrix& matrix = model_.matrix(output.matrix);
+    if (matrix.is_quantised()) {
+      const QuantMatrix& quantised = matrix.quantised;
+      const double effort = efforts_[output.matrix];
+      const int threads = model_.pool_->threads();
+      Plan p{&matrix, {}, false, 0, (quantised.tiles + threads - 1) / threads};
+      p.call.dense.tiles = tiles;
+      p.call.dense.y = output.y;
+      p.call.dense.y_stride = output.stride;
+      const bool known = effort >= 1 && whole != nullptr;
+      p.whole = known ? whole : to_whole(in, quantised, effort, static_cast<int64_t>(plans.size()));
+      if (effort >= 1) whole = p.whole;
+      plans.push_back(p);
+      continue;
+    }
+    if (x == nullptr) x = to_tiles(in, matrix.in, tiles);
     // A few rows go through two panels side by side.
     const int64_t group = std::max<int64_t>(2, kPartBytes / (matrix.in * kPanel * 2) / 2 * 2);
     const int64_t threads = model_.pool_->threads(), share = (matrix.panel_count() + threads - 1) / threads;
@@ -363,6 +392,10 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
   if (masked) choose(in, plans);
   for (size_t j = 0; j < plans.size(); ++j) {
     const Plan& p = plans[j];
+    if (p.matrix->is_quantised()) {
+      bytes_ += p.matrix->quantised.bytes();
+      continue;
+    }
     const int64_t lines = p.matrix->panel_count() * (p.masked ? p.call.active_count : p.matrix->in);
     const int64_t line_bytes = kPanel * 2 + (p.masked ? 4 * (p.matrix->tiers - 1) : 0);
     bytes_ += static_cast<uint64_t>(lines * line_bytes);
@@ -460,12 +493,13 @@ void Model::check_pass(const int32_t* tokens, int rows, const KvCache& cache, co
   for (int row = 0; row < rows; ++row)
     check(tokens[row] >= 0 && tokens[row] < shape_.vocab, "a token is outside the vocabulary");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
-  check(shape_.tie_embeddings || !embedding_.empty(), "the embedding is not loaded");
+  check(shape_.tie_embeddings || !embedding_.empty() || !quant_embedding_.codes.empty(), "the embedding is not loaded");
   for (const auto& router : routers_) check(!router.panels.empty(), "a router is not loaded");
   for (size_t j = 0; j < matrices_.size(); ++j) {
-    check(!matrices_[j].panels.empty(), "a matrix is not loaded");
+    check(matrices_[j].loaded(), "a matrix is not loaded");
     check(efforts[j] > 0 && efforts[j] <= 1, "efforts must be above 0 and at most 1");
-    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].has_masks(), "effort below 1 needs the tier masks");
+    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].has_masks() || !matrices_[j].quantised.scores.empty(),
+          "effort below 1 needs the tier masks");
   }
 }
 

@@ -11,6 +11,9 @@ namespace specdec {
 
 SPECDEC_INLINE int64_t padded(int64_t n) { return (n + 63) / 64 * 64; }
 
+// Smallest whole number of weights whose share of `total` is at least `effort` (kernels/reference/selection.py).
+int64_t weights_to_take(double effort, int64_t total);
+
 class Pass {
  public:
   Pass(Model& model, int rows, KvCache& cache, DraftView* draft, const double* efforts);
@@ -37,6 +40,7 @@ class Pass {
     bool masked;
     int64_t group;  // panels per part
     int parts;      // of each thread's share
+    const int32_t* whole = nullptr;  // the rows in whole numbers, where the matrix is quantised
   };
 
   void allocate();
@@ -58,6 +62,9 @@ class Pass {
   std::vector<Plan> plan(Input in, const std::vector<Output>& outputs);
   void choose(Input in, std::vector<Plan>& plans);
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
+  // forward_quant.cpp
+  const int32_t* to_whole(Input in, const QuantMatrix& matrix, double effort, int64_t slot);
+  void quantised_tile(const Plan& plan, Input in, int tile, float* scratch);
 
   // attention.cpp
   struct AttentionTile;

@@ -61,6 +61,11 @@ struct WideNibbles {
       sum[2 * q + 1] = dot(sum[2 * q + 1], high_nibbles(quads[q]), s);
     }
   }
+  // The sums of vector j.
+  [[gnu::always_inline]] inline F32 value(int j) const {
+    const F32 sums = _mm512_cvtepi32_ps(sum[j]);
+    return j % 2 == 0 || kHighScale == 1 ? sums : mul(sums, set1(1.0F / kHighScale));
+  }
   // totals[j] += sum * code * step for the outputs of vector j.
   [[gnu::always_inline]] inline void finish(int j, const int8_t* codes, float step, float* totals) const {
     const __m512 code = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(codes))));
@@ -104,6 +109,9 @@ struct HalfNibbles {
       sum[2 * q + 1] = dot(sum[2 * q + 1], high_nibbles(quads[q]), s);
     }
   }
+#if !defined(__AVX512BW__)
+  [[gnu::always_inline]] inline F32 value(int j) const { return _mm256_cvtepi32_ps(sum[j]); }
+#endif
   [[gnu::always_inline]] inline void finish(int j, const int8_t* codes, float step, float* totals) const {
     const __m256 code = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
     const __m256 scaled = _mm256_mul_ps(code, _mm256_set1_ps(j % 2 == 0 ? step : step * (1.0F / kHighScale)));
@@ -144,6 +152,7 @@ struct LaneNibbles {
       sum[2 * q + 1] = dot(sum[2 * q + 1], vreinterpretq_s8_u8(vshrq_n_u8(both, 4)), s);
     }
   }
+  [[gnu::always_inline]] inline F32 value(int j) const { return vcvtq_f32_s32(sum[j]); }
   [[gnu::always_inline]] inline void finish(int j, const int8_t* codes, float step, float* totals) const {
     int32_t four;
     __builtin_memcpy(&four, codes, 4);
@@ -173,6 +182,11 @@ struct LaneNibbles {
         sum[2 * q][l] += (a & 15) * s[0] + (b & 15) * s[1] + (c & 15) * s[2] + (d & 15) * s[3];
         sum[2 * q + 1][l] += (a >> 4) * s[0] + (b >> 4) * s[1] + (c >> 4) * s[2] + (d >> 4) * s[3];
       }
+  }
+  F32 value(int j) const {
+    float sums[4];
+    for (int l = 0; l < 4; ++l) sums[l] = static_cast<float>(sum[j][l]);
+    return load(sums);
   }
   void finish(int j, const int8_t* codes, float step, float* totals) const {
     for (int l = 0; l < 4; ++l)

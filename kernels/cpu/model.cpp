@@ -142,6 +142,62 @@ void Model::load_masks(int index, const BucketSource& source) {
   });
 }
 
+void Model::set_quantised(int index, const std::string& type) {
+  PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
+  check(panels_.empty() && quantised_.empty(), "types must be known before a matrix is loaded");
+  matrix.quantised = QuantMatrix(type, matrix.out, matrix.in, pool_->threads());
+}
+
+std::string Model::load_quantised(int index, const QuantSource& source, int64_t first, int64_t last) {
+  QuantMatrix& matrix = matrices_.at(static_cast<size_t>(index)).quantised;
+  check(!matrix.empty() && first % kQuantBlock == 0 && first < last && last <= matrix.out &&
+            (last % kQuantBlock == 0 || last == matrix.out),
+        "outputs out of range");
+  if (matrix.data.empty()) matrix.data = part_of(quantised_, index, &PackedMatrix::quantised_bytes);
+  std::mutex mutex;
+  std::string problem;
+  pool_->run(static_cast<int>((last - first + kQuantBlock - 1) / kQuantBlock), [&](int part, int) {
+    const int64_t skip = part * int64_t{kQuantBlock};
+    QuantSource from = source;
+    from.codes += skip * matrix.type.row_bytes(matrix.in);
+    if (from.scales != nullptr) {
+      from.scales += skip * matrix.type.row_factors(matrix.in);
+      from.biases += skip * matrix.type.row_factors(matrix.in);
+    }
+    const std::string found = matrix.pack(from, first + skip, std::min(first + skip + kQuantBlock, last));
+    if (found.empty()) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    problem = found;
+  });
+  return problem;
+}
+
+void Model::load_scores(int index, const float* scores) {
+  QuantMatrix& matrix = matrices_.at(static_cast<size_t>(index)).quantised;
+  matrix.scores = Buffer<float>(static_cast<size_t>(matrix.in));
+  std::memcpy(matrix.scores.data(), scores, matrix.scores.bytes());
+}
+
+void Model::load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last) {
+  QuantEmbedding& table = quant_embedding_;
+  const QuantType known(type);
+  check(!shape_.tie_embeddings && known.fits(shape_.hidden) && first >= 0 && first < last && last <= shape_.vocab,
+        "the embedding has the wrong size");
+  const auto bytes = static_cast<size_t>(known.row_bytes(shape_.hidden));
+  const auto factors = static_cast<size_t>(known.row_factors(shape_.hidden)), rows = static_cast<size_t>(shape_.vocab);
+  if (table.codes.empty()) {
+    table.type = known;
+    table.codes = Buffer<uint8_t>(rows * bytes);
+    table.scales = Buffer<uint16_t>(rows * factors);
+    table.biases = Buffer<uint16_t>(rows * factors);
+  }
+  const auto from = static_cast<size_t>(first), count = static_cast<size_t>(last - first);
+  std::memcpy(table.codes.data() + from * bytes, source.codes, count * bytes);
+  if (factors == 0) return;
+  std::memcpy(table.scales.data() + from * factors, source.scales, count * factors * sizeof(uint16_t));
+  std::memcpy(table.biases.data() + from * factors, source.biases, count * factors * sizeof(uint16_t));
+}
+
 void Model::load_vector(const std::string& name, const float* values) {
   Buffer<float>& vector = vectors_.at(name);
   std::memcpy(vector.data(), values, vector.bytes());
@@ -161,8 +217,10 @@ void Model::load_router(int layer, const uint16_t* bits) {
 }
 
 uint64_t Model::bytes() const {
-  uint64_t sum = embedding_.bytes();
-  for (const auto& matrix : matrices_) sum += matrix.panels.bytes();
+  uint64_t sum = embedding_.bytes() + quant_embedding_.codes.bytes() + quant_embedding_.scales.bytes() +
+                 quant_embedding_.biases.bytes();
+  for (const auto& matrix : matrices_)
+    sum += matrix.panels.bytes() + matrix.quantised.data.bytes() + matrix.quantised.scores.bytes();
   for (const auto& router : routers_) sum += router.panels.bytes();
   for (const auto& [name, vector] : vectors_) sum += vector.bytes();
   return sum;

@@ -54,8 +54,16 @@ class Model {
   std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
   // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
   void load_masks(int index, const BucketSource& source);
+  // Declares that a matrix keeps its source's quantised blocks; before any matrix is loaded.
+  void set_quantised(int index, const std::string& type);
+  // Packs outputs [first, last) of such a matrix, from row 0 of the source on; first is a multiple of kQuantBlock, last
+  // too unless it is the matrix's last output. Returns "" or what is wrong with it.
+  std::string load_quantised(int index, const QuantSource& source, int64_t first, int64_t last);
+  void load_scores(int index, const float* scores);
   void load_vector(const std::string& name, const float* values);
   void load_embedding(const uint16_t* bits);
+  // Rows [first, last) of an embedding in quantised blocks, which stay as they are.
+  void load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last);
   void load_router(int layer, const uint16_t* bits);
   uint64_t bytes() const;
   uint64_t mask_bytes() const;
@@ -80,9 +88,10 @@ class Model {
   struct Scratch {
     Buffer<float> x, normed, qkv[3], attended, gate, up, expert_in, expert_out, cosine, sine;
     Buffer<float> tiles, partial, thread, logits;
-    Buffer<uint8_t> chosen_row;
+    Buffer<uint8_t> chosen_row, taken;
     Buffer<int32_t> offsets, active;
     Buffer<uint32_t> keys;
+    Buffer<int32_t> whole;  // activations in whole numbers
   };
   struct LayerVectors {
     const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *bias[3];  // null where the architecture has none
@@ -92,6 +101,7 @@ class Model {
                   const double* efforts) const;
   int layer_matrix(int layer, int offset) const { return layer * shape_.matrices_per_layer() + offset; }
   int head_matrix() const { return shape_.matrix_count() - 1; }
+  int64_t quantised_scratch_floats(int rows) const;
   template <class T>
   Buffer<T> part_of(Buffer<T>& all, int index, size_t (PackedMatrix::*size)() const);
   const float* find_vector(const std::string& name) const;
@@ -100,10 +110,17 @@ class Model {
   const KernelTable& kernels_;
   std::shared_ptr<Pool> pool_;
   Buffer<uint16_t> panels_;  // of all matrices
+  Buffer<uint8_t> quantised_;
   Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;
   std::vector<PackedMatrix> routers_;
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
+  struct QuantEmbedding {       // or so
+    QuantType type{"q8_0"};
+    Buffer<uint8_t> codes;
+    Buffer<uint16_t> scales, biases;
+    QuantSource source() const { return {codes.data(), scales.data(), biases.data()}; }
+  } quant_embedding_;
   std::vector<std::string> vector_names_;
   std::map<std::string, Buffer<float>> vectors_;
   std::vector<LayerVectors> layer_vectors_;

@@ -9,6 +9,7 @@
 
 #include "buffer.h"
 #include "kernel_table.h"
+#include "quant_matrix.h"
 
 namespace specdec {
 
@@ -28,14 +29,21 @@ struct BucketSource {
 
 struct PackedMatrix {
   int64_t out = 0, in = 0;
+  QuantMatrix quantised;  // in place of everything below, unless empty
   Dtype dtype = Dtype::float16;
   Buffer<uint16_t> panels;  // [panel_count()][in][32]; outputs past `out` are +0; part of one array for all matrices
   int tiers = 1;
   Buffer<uint32_t> masks;  // as MaskedCall has them, empty until needed
   Buffer<float> scores;    // [K][in], with the masks
   int64_t panel_count() const { return (out + kPanel - 1) / kPanel; }
-  size_t panel_values() const { return static_cast<size_t>(panel_count() * in * kPanel); }
-  size_t all_mask_words() const { return static_cast<size_t>(panel_count() * mask_words(in, tiers)); }
+  bool is_quantised() const { return !quantised.empty(); }
+  bool loaded() const { return !panels.empty() || !quantised.data.empty(); }
+  // Values of `panels`, words of `masks` and bytes of `quantised.data` that the matrix needs.
+  size_t panel_values() const { return is_quantised() ? 0 : static_cast<size_t>(panel_count() * in * kPanel); }
+  size_t quantised_bytes() const { return is_quantised() ? quantised.bytes() : 0; }
+  size_t all_mask_words() const {
+    return is_quantised() ? 0 : static_cast<size_t>(panel_count() * mask_words(in, tiers));
+  }
   bool has_masks() const { return !scores.empty(); }
 };
 

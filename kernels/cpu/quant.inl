@@ -29,8 +29,12 @@ struct PlainScales {
   [[gnu::always_inline]] static inline F32 offset(const uint8_t* unit, const uint8_t*, int o) {
     return Load(reinterpret_cast<const uint16_t*>(unit) + kQuantBlock + o);
   }
+  // What `scale` and `offset` leave to the end of a span.
+  static inline F32 outer(const uint8_t*, int) { return set1(1.0F); }
+  static inline F32 outer_offset(const uint8_t*, int) { return set1(1.0F); }
 };
 // Scales of scales are left to the end of a span.
+static inline F32 half_of(const uint8_t* unit, int o) { return load_half(reinterpret_cast<const uint16_t*>(unit) + o); }
 struct SixBitScales {
   static constexpr int kParts = 1;
   static constexpr bool kOffset = true, kTwoLevels = true;
@@ -40,6 +44,8 @@ struct SixBitScales {
   [[gnu::always_inline]] static inline F32 offset(const uint8_t*, const uint8_t* group, int o) {
     return load_u8(group + kQuantBlock + o);
   }
+  static inline F32 outer(const uint8_t* unit, int o) { return half_of(unit, o); }
+  static inline F32 outer_offset(const uint8_t* unit, int o) { return half_of(unit, kQuantBlock + o); }
 };
 struct ByteScales {
   static constexpr int kParts = 2;
@@ -48,6 +54,8 @@ struct ByteScales {
     return load_s8(group + part * kQuantBlock + o);
   }
   static inline F32 offset(const uint8_t*, const uint8_t*, int) { return zero(); }
+  static inline F32 outer(const uint8_t* unit, int o) { return half_of(unit, o); }
+  static inline F32 outer_offset(const uint8_t*, int) { return zero(); }
 };
 
 // ---- codes -------------------------------------------------------------------------------------------------------
@@ -114,6 +122,7 @@ static void unpack_codes(const uint8_t* row, int64_t stride, const uint8_t* rest
 // A block of a group: the heads that belong to it, its codes ([kQuads][kQuantBlock][4]).
 struct QuantHeads {
   const uint8_t *unit, *group;
+  int32_t zero;  // of the format
 };
 
 // Running sums of a span for one row: [kQuantBlock], and those of the offsets where they have their own scale.
@@ -136,7 +145,7 @@ template <class Scales, int R, int V, int Part>
 [[gnu::always_inline]] static inline void quant_vectors(const QuantHeads& heads, const uint8_t* codes, int first,
                                                         const int32_t* x, float* span) {
   constexpr int kPartQuads = kQuads / Scales::kParts;
-  const int32_t *high = x + Part * kPartQuads * R, *low = high + kQuads * R, *start = x + (2 * kQuads + Part) * R;
+  const int32_t *high = x + Part * kPartQuads * R, *low = high + kQuads * R, *added = x + (2 * kQuads + Part) * R;
   const auto* sum = reinterpret_cast<const float*>(x + (2 * kQuads + 2) * R);
   Sums acc[R][V];
   SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = sums_of(0);
@@ -150,8 +159,12 @@ template <class Scales, int R, int V, int Part>
     }
   }
   SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
-    const Sums begin = sums_of(start[r]);
-    SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = add_sums(between(acc[r][v]), begin);
+    // Codes were counted from zero: what that adds is taken away. A group of one part holds both halves.
+    const Sums extra = sums_of(-heads.zero * (Scales::kParts == 1 ? added[r] + added[R + r] : added[r]));
+    SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
+      acc[r][v] = between(acc[r][v]);
+      if constexpr (!Scales::kOffset) acc[r][v] = add_sums(acc[r][v], extra);
+    }
   }
   for (int q = 0; q < kPartQuads; ++q) {
     Sums w[V];
@@ -197,10 +210,9 @@ static void add_span(const uint8_t* unit, float step, const float* span, float* 
   for (int o = 0; o < kQuantBlock; o += kLanes) {
     F32 total = load(y + o);
     if constexpr (Scales::kTwoLevels) {
-      const auto* head = reinterpret_cast<const uint16_t*>(unit);
-      total = fused(mul(load(span + o), set1(step)), load_half(head + o), total);
+      total = fused(mul(load(span + o), set1(step)), Scales::outer(unit, o), total);
       if (Scales::kOffset)
-        total = fused(mul(load(span + kQuantBlock + o), set1(-step)), load_half(head + kQuantBlock + o), total);
+        total = fused(mul(load(span + kQuantBlock + o), set1(-step)), Scales::outer_offset(unit, o), total);
     } else {
       total = fused(load(span + o), set1(step), total);
     }
@@ -236,7 +248,7 @@ static void quant_multiply_as(const QuantCall& call) {
         const uint8_t* rows = group + format.group_head() * width + first / 2;
         const uint8_t* rest =
             group + format.group_head() * width + kQuantGroup / 2 * width + first / kQuantBlock * rest_bytes;
-        const QuantHeads heads{unit + first * format.unit_head(), group + first * format.group_head()};
+        const QuantHeads heads{unit + first * format.unit_head(), group + first * format.group_head(), format.zero};
         unpack_codes<Bits>(rows, width / 2, rest, codes, next, lines);
         next += lines * 64;
         float* span = spans;
@@ -257,79 +269,58 @@ static void quant_multiply_as(const QuantCall& call) {
   }
 }
 
-static void quant_multiply(const QuantCall& call) {
+// Calls one<Bits, Scales>() for a format.
+template <template <int, class> class One, class Call>
+static inline void by_format(const QuantFormat& format, const Call& call) {
   using Half = PlainScales<load_half, false>;
   using HalfOffset = PlainScales<load_half, true>;
-  using Bfloat = PlainScales<load_bfloat, true>;
-  const QuantFormat& format = call.format;
+  using BfloatOffset = PlainScales<load_bfloat, true>;
   switch (format.scale) {
     case QuantScale::half:
       if (format.offset)
-        (format.bits == 4   ? quant_multiply_as<4, HalfOffset>
-         : format.bits == 5 ? quant_multiply_as<5, HalfOffset>
-                            : quant_multiply_as<8, HalfOffset>)(call);
+        (format.bits == 4 ? One<4, HalfOffset>::run : format.bits == 5 ? One<5, HalfOffset>::run : One<8, HalfOffset>::run)(call);
       else
-        (format.bits == 4   ? quant_multiply_as<4, Half>
-         : format.bits == 5 ? quant_multiply_as<5, Half>
-                            : quant_multiply_as<8, Half>)(call);
+        (format.bits == 4 ? One<4, Half>::run : format.bits == 5 ? One<5, Half>::run : One<8, Half>::run)(call);
       break;
     case QuantScale::bfloat:
-      (format.bits == 4 ? quant_multiply_as<4, Bfloat> : quant_multiply_as<8, Bfloat>)(call);
+      (format.bits == 4 ? One<4, BfloatOffset>::run : One<8, BfloatOffset>::run)(call);
       break;
     case QuantScale::six_bit:
-      (format.bits == 4 ? quant_multiply_as<4, SixBitScales> : quant_multiply_as<5, SixBitScales>)(call);
+      (format.bits == 4 ? One<4, SixBitScales>::run : One<5, SixBitScales>::run)(call);
       break;
     case QuantScale::int8:
-      quant_multiply_as<6, ByteScales>(call);
+      One<6, ByteScales>::run(call);
       break;
   }
 }
 
-// ---- activations -------------------------------------------------------------------------------------------------
-
-constexpr float kQuantPeak = 32512.0F;  // 127 * 256: the high byte of a rounded activation stays within 127
-
-// One group of one row: `inverse` turns activations into whole numbers.
-static void quant_group(const float* x, const uint8_t* taken, float inverse, const QuantFormat& format, int64_t rows,
-                        int32_t* out) {
-  int32_t whole[kQuantGroup], sums[2] = {0, 0};
-  for (int j = 0; j < kQuantGroup; ++j) {
-    // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
-    const float value = (x[j] * inverse + 12582912.0F) - 12582912.0F;
-    whole[j] = taken == nullptr || taken[j] != 0 ? static_cast<int32_t>(value) : 0;
-  }
-  for (int j = 0; j < kQuantGroup; ++j) sums[j / (kQuantGroup / 2)] += whole[j];
-  for (int q = 0; q < kQuads; ++q) activation_words(whole + 4 * q, out + q * rows, out + (kQuads + q) * rows);
-  out += 2 * kQuads * rows;
-  out[0] = -format.zero * (format.parts() == 2 ? sums[0] : sums[0] + sums[1]);
-  out[rows] = -format.zero * sums[1];
-  const auto sum = static_cast<float>(sums[0] + sums[1]);
-  __builtin_memcpy(out + 2 * rows, &sum, sizeof sum);
-}
+template <int Bits, class Scales>
+struct Multiply {
+  static void run(const QuantCall& call) { quant_multiply_as<Bits, Scales>(call); }
+};
+static void quant_multiply(const QuantCall& call) { by_format<Multiply>(call.format, call); }
 
 static void quant_activations(const QuantRowsCall& call) {
   const int64_t groups = call.in / kQuantGroup, rows = call.rows;
   auto* steps = reinterpret_cast<float*>(call.out + groups * kQuantRowWords * rows);
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* x = call.x + row * call.stride;
-    const uint8_t* taken = call.taken != nullptr ? call.taken[row] : nullptr;
-    for (int64_t first = 0; first < call.in; first += kQuantSpan) {
-      const int64_t last = first + kQuantSpan < call.in ? first + kQuantSpan : call.in;
-      float peak = 0.0F;
-      for (int64_t i = first; i < last; ++i) {
-        const float size = taken == nullptr || taken[i] != 0 ? __builtin_fabsf(x[i]) : 0.0F;
-        peak = size > peak ? size : peak;
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t span = call.first; span < call.last; ++span) {
+      const int64_t first = span * kQuantSpan, left = call.in - first, count = left < kQuantSpan ? left : kQuantSpan;
+      const float* x = call.x + row * call.stride + first;
+      alignas(64) float chosen[kQuantSpan];
+      if (call.taken != nullptr) {
+        const uint8_t* taken = call.taken + row * call.in + first;
+        for (int64_t i = 0; i < count; ++i) chosen[i] = taken[i] != 0 ? x[i] : 0.0F;
+        x = chosen;
       }
-      // Anything too small to divide by counts as zero.
+      const float peak = largest(x, count);
+      // Anything too small to divide by counts as zero. What is no number makes the step none.
       const float inverse = peak >= 1e-30F && peak <= 3e38F ? kQuantPeak / peak : 0.0F;
-      for (int64_t i = first; i < last; i += kQuantGroup)
-        quant_group(x + i, taken == nullptr ? nullptr : taken + i, inverse, call.format, rows,
-                    call.out + i / kQuantGroup * kQuantRowWords * rows + row);
-      steps[first / kQuantSpan * rows + row] = peak * (1.0F / kQuantPeak);
+      for (int64_t i = 0; i < count; i += kQuantGroup)
+        whole_group(x + i, inverse, rows, call.out + (first + i) / kQuantGroup * kQuantRowWords * rows + row);
+      steps[span * rows + row] = peak * (1.0F / kQuantPeak);
     }
-  }
 }
 
-inline QuantKernels quant_kernels() { return QuantKernels{kQuantTileRows, quant_activations, quant_multiply}; }
 
 }  // namespace specdec::SPECDEC_ISA

@@ -53,8 +53,8 @@ struct QuantTile {
 
 // Activations of some rows in whole numbers. A span of inputs shares a step for each row. For each group of inputs come
 // words of int32, `rows` of one kind side by side: high[kQuads], low[kQuads] (four activations each, in the form that the
-// instruction set wants), start[2] (what the sums of either half begin with: -zero times its activations), then a float:
-// the activations of the group added up. After all groups: a float for each span and row, the step.
+// instruction set wants), sums[2] (the activations of either half of the group added up), then a float: those of the
+// group. After all groups: a float for each span and row, the step.
 constexpr int kQuantSpan = 256;
 constexpr int kSpanGroups = kQuantSpan / kQuantGroup;
 constexpr int kQuantRowWords = 2 * kQuads + 3;
@@ -83,15 +83,29 @@ struct QuantRowsCall {
   const float* x;
   int64_t stride, in;
   int rows;
-  QuantFormat format;
-  const uint8_t* const* taken;  // for each row, inputs that take part (not 0), or nullptr for all of them
+  int64_t first, last;          // spans to do
+  const uint8_t* taken;         // for each row, `in` inputs that take part (not 0), or nullptr for all of them
   int32_t* out;                 // quant_words(in / kQuantGroup, rows)
+};
+
+// One row times the chosen inputs of the first plane (specdec.views.nested): what the rest of a code would add counts as
+// half its range. Activations are rounded to 8 bits for each group.
+struct NestedCall {
+  QuantFormat format;
+  QuantTile tile;
+  int64_t groups;
+  const float* x;
+  const uint32_t* masks;     // of the chosen inputs, a word for each group
+  float* sums;               // out: one for each output of the tile
+  const NestedCall* next;    // what this thread is likely to multiply afterwards, or nullptr: fetched ahead
+  bool cold;                 // nothing has fetched the first group ahead
 };
 
 struct QuantKernels {
   int tile_rows;  // most rows of a tile of activations
-  void (*activations)(const QuantRowsCall&);
+  void (*activations)(const QuantRowsCall&);  // writes nothing outside its spans
   void (*multiply)(const QuantCall&);
+  void (*nested)(const NestedCall&);
 };
 
 }  // namespace specdec

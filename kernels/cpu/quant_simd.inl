@@ -1,7 +1,7 @@
 // The steps of quant.inl that instruction sets do differently: bytes in lanes of 16, and products of codes with
 // activations.
 //
-// A word of activations belongs to four inputs; what it holds is this file's business (`activation_words`). Products
+// A word of activations belongs to four inputs; what it holds is this file's business (`whole_group`). Products
 // are whole numbers, so every instruction set gets the same sums.
 
 namespace specdec::SPECDEC_ISA {
@@ -160,23 +160,77 @@ static inline F32 fused(F32 a, F32 b, F32 c) {
 static inline F32 fused(F32 a, F32 b, F32 c) { return fma(a, b, c); }
 #endif
 
-// The two words of four activations (at most 2^15 - 256 in size).
-static inline void activation_words(const int32_t* a, int32_t* high, int32_t* low) {
-  uint32_t first = 0, second = 0;
-#if defined(SPECDEC_BYTE_PRODUCTS)
-  for (int j = 0; j < 4; ++j) {  // a = 256 * high + low, both in 8 bits
-    const int32_t top = (a[j] + 128) >> 8;
-    first |= (static_cast<uint32_t>(top) & 255) << (8 * j);
-    second |= (static_cast<uint32_t>(a[j] - 256 * top) & 255) << (8 * j);
+// ---- activations in whole numbers --------------------------------------------------------------------------------
+
+constexpr float kQuantPeak = 32512.0F;  // 127 * 256: the high byte of a rounded activation stays within 127
+
+// The largest |x| of n, a multiple of kQuantGroup; no number when one of them is none.
+static inline float largest(const float* x, int64_t n) {
+  F32 peak = zero(), sum = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const F32 value = load(x + i), size = vmax(value, sub(zero(), value));
+    peak = vmax(peak, size);
+    sum = add(sum, mul(value, zero()));
   }
-#else
-  for (int j = 0; j < 2; ++j) {  // even and odd inputs, in 16 bits
-    first |= (static_cast<uint32_t>(a[2 * j]) & 0xFFFF) << (16 * j);
-    second |= (static_cast<uint32_t>(a[2 * j + 1]) & 0xFFFF) << (16 * j);
+  float peaks[kLanes], sums[kLanes];
+  store(peaks, peak);
+  store(sums, sum);
+  float most = 0.0F, none = 0.0F;
+  for (int j = 0; j < kLanes; ++j) {
+    most = peaks[j] > most ? peaks[j] : most;
+    none += sums[j];
   }
-#endif
-  *high = static_cast<int32_t>(first);
-  *low = static_cast<int32_t>(second);
+  return none == 0.0F ? most : none;
 }
+
+#if defined(SPECDEC_BYTE_PRODUCTS)
+
+// 32 activations, `inverse` of the step each, to the words of one of `rows` rows (see quant_kernels.h).
+static inline void whole_group(const float* x, float inverse, int64_t rows, int32_t* out) {
+  const __m512 by = _mm512_set1_ps(inverse);
+  const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(load(x), by)),
+                second = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + 16), by));
+  const __m512i round = _mm512_set1_epi32(128);
+  const __m512i high[2] = {_mm512_srai_epi32(_mm512_add_epi32(first, round), 8),
+                           _mm512_srai_epi32(_mm512_add_epi32(second, round), 8)};
+  alignas(16) int32_t words[2 * kQuads];
+  auto* to = reinterpret_cast<__m128i*>(words);
+  // a = 256 * high + low, both in 8 bits: low is what a's lowest byte says, signed.
+  _mm_store_si128(to, _mm512_cvtepi32_epi8(high[0]));
+  _mm_store_si128(to + 1, _mm512_cvtepi32_epi8(high[1]));
+  _mm_store_si128(to + 2, _mm512_cvtepi32_epi8(first));
+  _mm_store_si128(to + 3, _mm512_cvtepi32_epi8(second));
+  for (int k = 0; k < 2 * kQuads; ++k) out[k * rows] = words[k];
+  const int32_t sums[2] = {_mm512_reduce_add_epi32(first), _mm512_reduce_add_epi32(second)};
+  out[2 * kQuads * rows] = sums[0];
+  out[(2 * kQuads + 1) * rows] = sums[1];
+  const auto sum = static_cast<float>(sums[0] + sums[1]);
+  __builtin_memcpy(out + (2 * kQuads + 2) * rows, &sum, sizeof sum);
+}
+
+#else
+
+static inline void whole_group(const float* x, float inverse, int64_t rows, int32_t* out) {
+  int32_t whole[kQuantGroup], sums[2] = {0, 0};
+  for (int j = 0; j < kQuantGroup; ++j) {
+    // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number.
+    const float value = inverse != 0.0F ? (x[j] * inverse + 12582912.0F) - 12582912.0F : 0.0F;
+    whole[j] = static_cast<int32_t>(value);
+  }
+  for (int j = 0; j < kQuantGroup; ++j) sums[j / (kQuantGroup / 2)] += whole[j];
+  for (int q = 0; q < kQuads; ++q) {
+    const int32_t* a = whole + 4 * q;
+    // Even inputs, then odd ones, in 16 bits.
+    out[q * rows] = static_cast<int32_t>((static_cast<uint32_t>(a[0]) & 0xFFFF) | static_cast<uint32_t>(a[2]) << 16);
+    out[(kQuads + q) * rows] =
+        static_cast<int32_t>((static_cast<uint32_t>(a[1]) & 0xFFFF) | static_cast<uint32_t>(a[3]) << 16);
+  }
+  out[2 * kQuads * rows] = sums[0];
+  out[(2 * kQuads + 1) * rows] = sums[1];
+  const auto sum = static_cast<float>(sums[0] + sums[1]);
+  __builtin_memcpy(out + (2 * kQuads + 2) * rows, &sum, sizeof sum);
+}
+
+#endif
 
 }  // namespace specdec::SPECDEC_ISA

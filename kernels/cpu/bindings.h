@@ -1,0 +1,9 @@
+// What the files of bindings share.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include "model.h"
+
+void bind_draft(nanobind::module_& module);
+void bind_quantised(nanobind::module_& module, nanobind::class_<specdec::Model>& model);
