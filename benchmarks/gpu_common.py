@@ -14,6 +14,7 @@ from specdec.config import ModelConfig
 from specdec.runtimes.mlx import GPU
 from specdec.runtimes.mlx_model import Layer, Transformer
 from specdec.runtimes.mlx_ops import Ops
+from specdec.runtimes.mlx_step import WholeStep, fits
 from specdec.runtimes.mlx_pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
 from specdec.runtimes.mlx_weights import Linear, PackedBucket, PackedTiers
 
@@ -176,7 +177,12 @@ def random_transformer(
     table = random_weights(c.vocab_size, c.hidden_size, 7) * 64
     head = linear_of([table], views=views)
     order = [layers[i % distinct] for i in range(c.num_layers)]
-    transformer = Transformer(mx, ops, c, layers=order, final_norm=ones, head=head, embeddings=table, tier_sizes=TIERS)
+    whole = None
+    if GPU.driver is not None and fits(c, GPU.driver):
+        whole = WholeStep(mx, c, dtype="float16", tier_sizes=TIERS, driver=GPU.driver)
+    transformer = Transformer(
+        mx, ops, c, layers=order, final_norm=ones, head=head, embeddings=table, tier_sizes=TIERS, whole=whole
+    )
     return transformer, [*(plain[i % distinct] for i in range(c.num_layers)), {"head": table}], ops
 
 

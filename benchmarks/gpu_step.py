@@ -57,17 +57,16 @@ class Steps:
 
     def __init__(self, transformer: Transformer) -> None:
         self.transformer, config = transformer, transformer.config
-        shape = (2, config.num_kv_heads, 2 * SPAN, config.head_dim)
-        self.cache = [mx.random.normal(shape).astype(mx.float16) for _ in range(config.num_layers)]
+        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in transformer.new_cache(2 * SPAN)]
         mx.eval(self.cache)
         self._takes: dict[tuple[str, float], list[Any]] = {}
 
-    def state(self, tokens: list[int]) -> Any:
+    def state(self, tokens: list[int]) -> np.ndarray:
         """The pass's state, from the host as in decoding."""
         state = np.zeros(STATE_SIZE, np.int32)
         state[:2] = CONTEXT, len(tokens)
         state[2 : 2 + len(tokens)] = tokens
-        return mx.array(state)
+        return state
 
     def takes(self, mode: str, effort: float) -> list[Any]:
         """Weights to take of every multiplication."""
@@ -77,33 +76,45 @@ class Steps:
                 size = 1 if mode == "int4" else sum(TIERS)
                 take = weights_to_take(effort, linear.inputs * size)
                 made.append(on_device([take] * (len(linear.names) if mode == "verify" else 1)))
+            if self.transformer.whole:
+                made = [mx.concatenate(made)]
+                mx.eval(made)
             self._takes[mode, effort] = made
         return self._takes[mode, effort]
 
     def __call__(self, mode: str, effort: float, tokens: list[int]) -> Any:
-        """Logits, not yet evaluated."""
+        """A step, to be waited for."""
         selects = mode in ("verify", "bucket") or effort < 1
-        splits = -(-(CONTEXT + len(tokens)) // SPAN)
+        splits = 0 if self.transformer.whole else -(-(CONTEXT + len(tokens)) // SPAN)
         kind = Kind(mode, selects, row_step(len(tokens)), splits, "all")
         takes = self.takes(mode, effort) if selects else []
         return self.transformer.run(kind, self.state(tokens), self.cache, takes)
+
+    def logits(self, mode: str, effort: float, tokens: list[int]) -> np.ndarray:
+        """Logits of a step (tokens, V)."""
+        out = self(mode, effort, tokens)
+        mx.eval(out)
+        return self.transformer.logits(out, len(tokens))
 
 
 def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) -> None:
     """Refuse to time steps that are wrong: rows alone and together, and against MLX."""
     tokens = list(range(5, 14))
     for mode, effort in (("dense", 1.0), ("verify", 0.6)):
-        together = np.array(steps(mode, effort, tokens))
+        together = steps.logits(mode, effort, tokens)
         for count in (1, 5):
-            some = np.array(steps(mode, effort, tokens[:count]))
+            some = steps.logits(mode, effort, tokens[:count])
             if not np.array_equal(some[:count], together[:count]):
                 worst = np.abs(some[:count] - together[:count]).max()
                 sys.exit(f"{mode}: rows of {count} and of {len(tokens)} differ by {worst}: nothing was timed")
-    for layer, (keys, values) in zip(steps.cache, cache, strict=True):
+    for number, (keys, values) in enumerate(cache):
+        layer = steps.cache[0][number] if steps.transformer.whole else steps.cache[number]
         layer[0, :, :CONTEXT] = keys[0]
         layer[1, :, :CONTEXT] = values[0]
+        if steps.transformer.whole:
+            steps.cache[0][number] = layer
     mx.eval(steps.cache)
-    ours = np.array(steps("dense", 1.0, tokens))[: len(tokens)].astype(np.float64)
+    ours = steps.logits("dense", 1.0, tokens).astype(np.float64)
     table = steps.transformer.embeddings
     theirs = np.array(mlx(table[mx.array(tokens)], cache).astype(mx.float32)).astype(np.float64)
     error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
@@ -112,7 +123,7 @@ def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) 
     if not error < 2e-2:
         sys.exit("the dense step differs from MLX's: nothing was timed")
     for mode, effort in (("int4", 1.0), ("int4", 0.5), ("bucket", 1.0), ("bucket", 0.25), ("verify", 0.999999)):
-        found = np.array(steps(mode, effort, tokens[:1]))[0].astype(np.float64)
+        found = steps.logits(mode, effort, tokens[:1])[0].astype(np.float64)
         cosine = found @ ours[0] / np.linalg.norm(found) / np.linalg.norm(ours[0])
         print(f"{mode} at effort {effort}: cosine of the logits with dense {cosine:.4f}")
 

@@ -17,8 +17,9 @@ from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, Unknow
 from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.runtimes.mlx_device import Gpu, find_gpu
 from specdec.runtimes.mlx_model import Kind, Layer, Transformer
-from specdec.runtimes.mlx_ops import MAX_ROWS, SPAN, STATE_SIZE, Ops, row_step
+from specdec.runtimes.mlx_ops import LOGITS_FROM, MAX_ROWS, SPAN, STATE_SIZE, Ops, row_step
 from specdec.runtimes.mlx_pack import BUCKET, RUN
+from specdec.runtimes.mlx_step import WholeStep, fits
 from specdec.runtimes.mlx_weights import Linear, Loader
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ GPU: Gpu = find_gpu()
 
 
 class GpuCache:
-    """Keys and values of one sequence, float16, one array (2, KV heads, capacity, head size) for each layer.
+    """Keys and values of one sequence, float16, as `Transformer.new_cache` makes them.
 
     Made once at full size and written in place; trimming moves the length only.
     """
@@ -144,13 +145,7 @@ class MlxRuntime:
         """
         if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
             raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
-        config = self.config
-        shape = (2, config.num_kv_heads, -(-capacity // SPAN) * SPAN, config.head_dim)
-        arrays = [self._mx.zeros(shape, dtype=self._mx.float16) for _ in range(config.num_layers)]
-        # Each must have memory of its own to be written in place: a constant may be shared.
-        arrays = [array + self._mx.zeros((), dtype=array.dtype) for array in arrays]
-        self._mx.eval(arrays)
-        return GpuCache(arrays, capacity)
+        return GpuCache(self._transformer.new_cache(capacity), capacity)
 
     def forward(
         self,
@@ -192,20 +187,17 @@ class MlxRuntime:
         self, mode: str, selects: bool, piece: list[int], cache: GpuCache, takes: list[Any], tail: str
     ) -> np.ndarray:
         """Run one step and wait for it; logits (rows, V), (1, V), or anything for tail "none"."""
-        rows = len(piece)
+        rows, whole = len(piece), self._transformer.whole is not None
         needed = -(-(cache.length + rows) // SPAN)
-        splits = min(1 << (needed - 1).bit_length(), cache.arrays[0].shape[2] // SPAN)
-        if rows == 1 and tail == "last":
-            tail = "all"
-        kind = Kind(mode, selects, row_step(rows), splits, tail)
+        splits = 0 if whole else min(1 << (needed - 1).bit_length(), cache.arrays[0].shape[2] // SPAN)
+        wanted = {"all": rows, "last": 1, "none": 0}[tail]
+        kind = Kind(mode, selects, row_step(rows), splits, "all" if whole or wanted == rows else tail)
         state = np.zeros(STATE_SIZE, np.int32)
-        state[0], state[1], state[2 : 2 + rows] = cache.length, rows, piece
-        out = self._transformer.run(kind, self._mx.array(state), cache.arrays, takes)
-        if tail == "all" and rows < kind.rows:
-            out = out[:rows]
+        state[0], state[1], state[LOGITS_FROM], state[2 : 2 + rows] = cache.length, rows, rows - wanted, piece
+        out = self._transformer.run(kind, state, cache.arrays, takes)
         self._mx.eval(out)
         cache.advance(rows)
-        return np.array(out, dtype=np.float32)
+        return self._transformer.logits(out, wanted) if wanted else np.empty((0, self.config.vocab_size), np.float32)
 
     def _takes(self, effort: EffortSchedule, view: str) -> tuple[bool, list[Any]]:
         """Whether anything is selected, and how many weights of every multiplication."""
@@ -231,7 +223,8 @@ class MlxRuntime:
         # One array from the host, taken apart on the device: see `mlx_weights` on small arrays.
         flat = self._mx.array([count for group in counts for count in group], dtype=self._mx.int32)
         ends = np.cumsum([len(group) for group in counts])[:-1].tolist()
-        takes = [part + self._mx.zeros_like(part) for part in self._mx.split(flat, ends)]
+        parts = [flat] if self._transformer.whole is not None else self._mx.split(flat, ends)
+        takes = [part + self._mx.zeros_like(part) for part in parts]
         self._mx.eval(takes)
         return True, takes
 
@@ -300,6 +293,9 @@ class MlxRuntime:
             )
         dtype = self._mx.float16 if store.dtype == "float16" else self._mx.bfloat16
         embeddings = None if config.tie_embeddings else self._mx.array(np.array(store.table("embed"))).view(dtype)
+        whole, sizes, driver = None, store.layout.tier_sizes, GPU.driver
+        if driver is not None and fits(config, driver):
+            whole = WholeStep(self._mx, config, dtype=store.dtype, tier_sizes=sizes, driver=driver)
         transformer = Transformer(
             self._mx,
             self._ops,
@@ -309,6 +305,7 @@ class MlxRuntime:
             head=linear("head"),
             embeddings=embeddings,
             tier_sizes=store.layout.tier_sizes,
+            whole=whole,
         )
         self._mx.eval([[x.attn_norm, x.mlp_norm] for x in layers], transformer.final_norm)
         return transformer

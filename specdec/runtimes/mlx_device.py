@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from specdec.errors import RuntimeUnavailableError
 
@@ -20,12 +23,14 @@ class Gpu:
         backend: "metal" or "cuda".
         name: of the device.
         version: of MLX.
+        driver: CUDA: the driver itself; None where it cannot be used, and on Metal.
     """
 
     mx: Any
     backend: str
     name: str
     version: str
+    driver: CudaDriver | None = None
 
 
 def find_gpu() -> Gpu:
@@ -47,7 +52,7 @@ def find_gpu() -> Gpu:
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < _OLDEST or not hasattr(mx.fast, f"{backend}_kernel"):
         raise RuntimeUnavailableError(f"MLX {version} is too old for the mlx runtime: install mlx>=0.31")
-    return Gpu(mx, backend, _name(mx), version)
+    return Gpu(mx, backend, _name(mx), version, _driver() if backend == "cuda" else None)
 
 
 def _backend(mx: Any) -> str | None:
@@ -68,3 +73,69 @@ def _name(mx: Any) -> str:
         if "device_name" in found:
             return str(found["device_name"])
     return "GPU"
+
+
+def _driver() -> CudaDriver | None:
+    """The driver, or None where it cannot be used: then everything goes through MLX."""
+    try:
+        return CudaDriver()
+    except OSError:
+        return None
+
+
+class CudaDriver:
+    """What the runtime asks of the CUDA driver beside MLX: the size of the GPU, and small copies.
+
+    MLX hands arrays to the host and back through managed memory: 0.3 ms for 20 numbers, 0.3 to 0.9 ms for logits. Plain
+    copies take a tenth. They do not wait for MLX's work: callers do.
+
+    Raises:
+        OSError: the driver is not there or refuses.
+    """
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libcuda.so.1")
+        self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._call("cuInit", 0)
+        self._call("cuDeviceGet", ctypes.byref(self._device), 0)
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)  # the context that MLX uses
+
+    @property
+    def multiprocessors(self) -> int:
+        """How many multiprocessors the GPU has."""
+        return self._attribute(16)  # CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+
+    @property
+    def generation(self) -> int:
+        """Major number of the compute capability: 8 for Ampere, 9 for Hopper."""
+        return self._attribute(75)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+
+    def pinned(self, nbytes: int) -> np.ndarray:
+        """Host memory that the GPU copies to directly, uint8 (nbytes,); never given back."""
+        self._call("cuCtxSetCurrent", self._context)
+        place = ctypes.c_void_p()
+        self._call("cuMemAllocHost_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
+        assert place.value is not None  # the call above would have failed
+        return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(place.value))
+
+    def write(self, address: int, array: np.ndarray) -> None:
+        """Copy `array` to a place on the device."""
+        self._call("cuCtxSetCurrent", self._context)
+        place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), place, size)
+
+    def read(self, address: int, array: np.ndarray) -> None:
+        """Fill `array` from a place on the device."""
+        self._call("cuCtxSetCurrent", self._context)
+        place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyDtoH_v2", place, ctypes.c_uint64(address), size)
+
+    def _attribute(self, which: int) -> int:
+        found = ctypes.c_int()
+        self._call("cuDeviceGetAttribute", ctypes.byref(found), which, self._device)
+        return found.value
+
+    def _call(self, name: str, *given: Any) -> None:
+        code = getattr(self._library, name)(*given)
+        if code:
+            raise OSError(f"the CUDA driver's {name} failed with code {code}")

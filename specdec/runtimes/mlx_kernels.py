@@ -49,9 +49,15 @@ def body(backend: str, name: str) -> str:
 
 
 @cache
+def part(backend: str, name: str) -> str:
+    """A file of functions that several kernels share."""
+    return resources.files(f"specdec.kernels.{backend}").joinpath(name).read_text(encoding="utf-8")
+
+
+@cache
 def prelude(backend: str) -> str:
     """What every kernel of a backend may use."""
-    return resources.files(f"specdec.kernels.{backend}").joinpath(PRELUDE[backend]).read_text(encoding="utf-8")
+    return part(backend, PRELUDE[backend])
 
 
 def kernel_text(
@@ -62,6 +68,7 @@ def kernel_text(
     inputs: Sequence[str],
     outputs: Sequence[str],
     bounds: tuple[int, int] | None = None,
+    parts: Sequence[str] = (),
 ) -> KernelText:
     """The text of a kernel.
 
@@ -72,9 +79,12 @@ def kernel_text(
         inputs: names of the inputs, in the order in which they are passed.
         outputs: names of the outputs.
         bounds: CUDA: threads in a block, and blocks that should fit on a multiprocessor together.
+        parts: files of functions that need the constants, in front of the kernel.
     """
     lines = "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items())
     source, header = lines + body(backend, name), prelude(backend)
+    if parts:
+        source, header = body(backend, name), header + lines + "".join(part(backend, file) for file in parts)
     digest = hashlib.sha256(f"{header}{source}{inputs}{outputs}{bounds}".encode()).hexdigest()[:16]
     unique = f"specdec_{name}_{digest}"
     if bounds and backend == "cuda":
@@ -92,11 +102,11 @@ def _literal(value: Constant) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def build(mx: Any, backend: str, text: KernelText) -> Callable[..., list[Any]]:
-    """The callable that MLX makes of a text."""
+def build(mx: Any, backend: str, text: KernelText, *, shared_bytes: int = 0) -> Callable[..., list[Any]]:
+    """The callable that MLX makes of a text; `shared_bytes` of dynamic shared memory are for CUDA."""
     options: dict[str, Any] = {"input_names": list(text.inputs), "output_names": list(text.outputs)}
     options |= {"name": text.name, "source": text.source, "header": text.header}
     if backend == "metal":
         # Fast math may reorder a sum, differently in the kernel for one row and in that for eight.
         return cast("Callable[..., list[Any]]", mx.fast.metal_kernel(**options, compile_options={"math_mode": "safe"}))
-    return cast("Callable[..., list[Any]]", mx.fast.cuda_kernel(**options))
+    return cast("Callable[..., list[Any]]", mx.fast.cuda_kernel(**options, shared_memory=shared_bytes))

@@ -1,8 +1,9 @@
 """The transformer of the GPU runtime: which kernels make a step, compiled once for every kind of step.
 
 A step is one graph from the pass's state (position, rows, tokens; one small array) to the logits. Weights are part of
-the graph; the cache comes in as an argument and its arrays are written in place by the attention kernel. Packing is in
-`mlx_weights`, checks and the interface in `mlx`.
+the graph; the cache comes in as an argument and its arrays are written in place by the attention kernel. On CUDA the
+graph is one kernel (`mlx_step`), elsewhere one for each phase. Packing is in `mlx_weights`, checks and the interface in
+`mlx`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 
 from specdec.config import ModelConfig
 from specdec.kernels.reference.layers import rotary_frequencies
-from specdec.runtimes.mlx_ops import Ops
+from specdec.runtimes.mlx_ops import SPAN, Ops
+from specdec.runtimes.mlx_step import WholeStep
 from specdec.runtimes.mlx_weights import Linear, bucket_selection, int4_selection
 
 # Where a step stops: logits of all rows, of the last one, or none (a piece of a prompt).
@@ -30,8 +32,8 @@ class Kind:
         mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket".
         selects: effort below 1 somewhere (always for "verify" and "bucket").
         rows: of the kernels, one of `mlx_ops.ROW_STEPS`.
-        splits: of attention.
-        tail: one of `TAILS`.
+        splits: of attention; 0 when the step is one kernel, which finds out by itself.
+        tail: one of `TAILS`; "all" when the step is one kernel: the state says which rows' logits are wanted.
     """
 
     mode: str
@@ -72,6 +74,7 @@ class Transformer:
         head: the logits layer.
         embeddings: 16-bit (vocabulary, hidden), or None when the packed logits layer serves.
         tier_sizes: of the store's buckets.
+        whole: runs every step as one kernel; None for a kernel for each phase.
     """
 
     def __init__(
@@ -85,8 +88,9 @@ class Transformer:
         head: Linear,
         embeddings: Any,
         tier_sizes: tuple[int, ...],
+        whole: WholeStep | None = None,
     ) -> None:
-        self.mx, self.ops, self.config = mx, ops, config
+        self.mx, self.ops, self.config, self.whole = mx, ops, config, whole
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
         self.tier_sizes = tier_sizes
         self._steps: dict[Kind, Callable[..., Any]] = {}
@@ -97,21 +101,52 @@ class Transformer:
         """Every multiplication, in order of use."""
         return [linear for layer in self.layers for linear in layer.linears] + [self.head]
 
-    def run(self, kind: Kind, state: Any, cache: list[Any], takes: list[Any]) -> Any:
-        """One step.
+    def run(self, kind: Kind, state: np.ndarray, cache: list[Any], takes: list[Any]) -> Any:
+        """Begin one step; the one before must have been waited for.
 
         Args:
             kind: which graph.
             state: int32 (STATE_SIZE,).
-            cache: one array for each layer.
+            cache: from `new_cache`.
             takes: when `kind.selects`, int32 arrays for every multiplication, in order of use.
 
         Returns:
-            Logits float32 (rows or 1, V), not yet evaluated; for tail "none" the last residual.
+            An array to wait for, then to be given to `logits`.
         """
         if kind not in self._steps:
-            self._steps[kind] = self.mx.compile(lambda *given: self._step(kind, *given))
-        return self._steps[kind](state, cache, takes, self.angles(cache[0].shape[2]))
+            if self.whole is not None:
+                self.whole.prepare(kind, self.layers, self.head, self.final_norm, self.embeddings)
+                self._steps[kind] = self.mx.compile(lambda *given: self._whole_step(kind, *given))
+            else:
+                self._steps[kind] = self.mx.compile(lambda *given: self._step(kind, *given))
+        angles = self.angles(cache[0].shape[-2])
+        if self.whole is not None:
+            self.whole.tell(state)
+            return self._steps[kind](cache, takes, angles)
+        return self._steps[kind](self.mx.array(state), cache, takes, angles)
+
+    def logits(self, out: Any, rows: int) -> np.ndarray:
+        """Logits float32 (rows, V), the first of what a step has made that was waited for."""
+        if self.whole is not None:
+            return self.whole.logits(rows)
+        return np.array(out if rows == out.shape[0] else out[:rows], dtype=np.float32)
+
+    def new_cache(self, capacity: int) -> list[Any]:
+        """Room for `capacity` positions: float16 (2, KV heads, capacity, D) for each layer, or all in one array."""
+        config, mx = self.config, self.mx
+        shape: tuple[int, ...] = (2, config.num_kv_heads, -(-capacity // SPAN) * SPAN, config.head_dim)
+        count = config.num_layers
+        if self.whole is not None:
+            shape, count = (count, *shape), 1
+        arrays = [mx.zeros(shape, dtype=mx.float16) for _ in range(count)]
+        # Each must have memory of its own to be written in place: a constant may be shared.
+        arrays = [array + mx.zeros((), dtype=array.dtype) for array in arrays]
+        mx.eval(arrays)
+        return arrays
+
+    def _whole_step(self, kind: Kind, cache: list[Any], takes: list[Any], angles: Any) -> Any:
+        assert self.whole is not None
+        return self.whole.run(kind, cache[0], takes[0] if kind.selects else None, angles)
 
     def angles(self, positions: int) -> Any:
         """Cosine and sine, float32 (at least positions, D / 2, 2), rounded once from float64."""

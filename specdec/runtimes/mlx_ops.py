@@ -16,7 +16,8 @@ from specdec.runtimes.mlx_pack import BUCKET_TILE, INPUT_STEP, INT4_TILE, padded
 ROW_STEPS = (1, 8, 16)  # rows that a multi-row kernel is built for; a pass of M rows takes the next one
 MAX_ROWS = ROW_STEPS[-1]
 SPAN = 256  # positions of the history in one split of attention
-STATE_SIZE = 2 + MAX_ROWS  # int32: position, rows in use, tokens
+LOGITS_FROM = 2 + MAX_ROWS  # place in the state: see `STATE_SIZE`
+STATE_SIZE = 3 + MAX_ROWS  # int32: position, rows in use, tokens, the first row whose logits are wanted
 _MULTIPROCESSORS = 132  # what launch configurations are made for; another number costs speed only
 _DENSE_WARPS = 8
 
@@ -126,7 +127,7 @@ class Ops:
         """Tiers that each row takes of each input: float16 (joined, rows, padded in)."""
         joined, width, _ = scores.shape
         rows, wide = activation.shape[0], activation.shape[2]
-        constants = self._row_constants(rows, width) | _tiers(tier_sizes)
+        constants = self._row_constants(rows, width) | tier_constants(tier_sizes)
         inputs = {"activation": activation, "scores": scores, "take": take, "state": state}
         outputs = {"prefix": ((joined, rows, wide), self.mx.float16)}
         threads = 32 * int(constants["WARPS"])
@@ -252,7 +253,11 @@ class Ops:
         selection: Selection | None,
     ) -> tuple[Any, ...]:
         """Run a kernel that makes one row of activations a block: (its own outputs, activation, counts or None)."""
-        sizes = self._row_constants(rows, width) | dict(constants) | _tiers(selection.tier_sizes if selection else ())
+        sizes = (
+            self._row_constants(rows, width)
+            | dict(constants)
+            | tier_constants(selection.tier_sizes if selection else ())
+        )
         sizes["COUNTS"] = bool(selection and selection.counts)
         chosen = {"scores": selection.scores, "take": selection.take} if selection else {}
         dtype, split = self.draft if draft else self.exact
@@ -317,6 +322,6 @@ class Ops:
         )
 
 
-def _tiers(sizes: tuple[int, ...]) -> dict[str, Constant]:
+def tier_constants(sizes: tuple[int, ...]) -> dict[str, Constant]:
     """Tier sizes as the kernels take them: their number, and eight bits for each."""
     return {"TIERS": len(sizes), "SIZES": sum(size << (8 * k) for k, size in enumerate(sizes))}

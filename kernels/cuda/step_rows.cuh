@@ -1,0 +1,87 @@
+// Rows of activations for a step in one kernel: a block makes a row, a thread OWN inputs of it one after the other.
+namespace specdec {
+
+// Inputs of a thread for rows of PADDED inputs: fours, so that they are read in one piece.
+template <int PADDED>
+constexpr int OWN = (PADDED + 4 * THREADS - 1) / (4 * THREADS) * 4;
+
+// RMS norm of x (WIDTH,) plus the product `parts` when it is not null; the sum goes to `to` unless that is null.
+template <class M, int WIDTH, int PADDED>
+DEVICE void norm_row(const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
+                     float (&value)[OWN<PADDED>]) {
+  const int tid = threadIdx.x;
+  float square = 0;
+#pragma unroll
+  for (int j = 0; j < OWN<PADDED>; j += 4) {
+    const int i = tid * OWN<PADDED> + j;
+    float4 four = {0, 0, 0, 0};
+    if (i < WIDTH) {
+      four = load_float4(x + i);
+      if (parts) add(four, sum4<M>(parts, row, i));
+      if (to) *reinterpret_cast<float4*>(to + i) = four;
+    }
+    value[j] = four.x, value[j + 1] = four.y, value[j + 2] = four.z, value[j + 3] = four.w;
+    square += four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w;
+  }
+  const float scale = 1.0f / square_root(block_sum<WARPS>(square, scratch, tid) / WIDTH + EPSILON);
+#pragma unroll
+  for (int j = 0; j < OWN<PADDED>; j += 4) {
+    const int i = tid * OWN<PADDED> + j;
+    if (i < WIDTH) {
+      const float4 w = *reinterpret_cast<const float4*>(weight + i);
+      value[j] *= scale * w.x, value[j + 1] *= scale * w.y, value[j + 2] *= scale * w.z, value[j + 3] *= scale * w.w;
+    }
+  }
+}
+
+// silu(gate) * up of four inputs; gates and ups lie in turn by 16.
+template <class M>
+DEVICE float4 gated4(const float* parts, int row, int i) {
+  const int column = i / 16 * 32 + i % 16;
+  const float4 gate = sum4<M>(parts, row, column), up = sum4<M>(parts, row, column + 16);
+  return float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w};
+}
+
+// Types that carry a size to a lambda.
+template <int PADDED_>
+struct Width {
+  static constexpr int PADDED = PADDED_;
+};
+template <int COUNT_>
+struct Joined {
+  static constexpr int COUNT = COUNT_;
+};
+
+// An activation as the multiplication will see it.
+DEVICE float rounded(float value, __half) { return __half2float(to_half(value)); }
+DEVICE float rounded(float value, __nv_bfloat16) {
+  const float high = __bfloat162float(__float2bfloat16_rn(value));
+  return high + __bfloat162float(__float2bfloat16_rn(value - high));
+}
+
+// Four activations side by side.
+DEVICE void put4(__half* to, int row, int width, int i, const float4& v) {
+  put_activation(to, row, width, i, v.x), put_activation(to, row, width, i + 1, v.y);
+  put_activation(to, row, width, i + 2, v.z), put_activation(to, row, width, i + 3, v.w);
+}
+DEVICE void put4(__nv_bfloat16* to, int row, int width, int i, const float4& v) {
+  put_activation(to, row, width, i, v.x), put_activation(to, row, width, i + 1, v.y);
+  put_activation(to, row, width, i + 2, v.z), put_activation(to, row, width, i + 3, v.w);
+}
+
+// The embedding of `token`, from a plain table or from the packed logits layer: see embed.cu.
+DEVICE void embed_row(const weight_t* table, size_t token, float* x) {
+  for (int i = threadIdx.x; i < HIDDEN; i += THREADS) {
+#if TIED
+    const size_t step = (token / 16) * (HIDDEN_PAD / 32) + i / 32;
+    const int k = i % 32, o = token % 16;
+    const int lane = o % 8 * 4 + k / 8;
+    const size_t place = step * 512 + (k / 4 % 2) * 256 + lane * 8 + (k / 2 % 2) * 4 + o / 8 * 2 + k % 2;
+#else
+    const size_t place = token * HIDDEN + i;
+#endif
+    x[i] = to_float(table[place]);
+  }
+}
+
+}  // namespace specdec
