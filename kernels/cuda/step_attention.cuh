@@ -1,35 +1,68 @@
-// Attention for a step in one kernel: one query head and one split of SPAN positions at a time; see attention.cu, whose
-// order of sums this is. Also the end of it, the splits put together.
+// Attention for a step in one kernel: one query head and one split of SPAN positions at a time. A warp takes 16 positions,
+// reads their keys and values in one go, and makes its own weighted sum; those of the warps meet in shared memory. Which
+// position is whose follows from the position alone, and every row is computed by itself.
+// Vaswani et al. 1706.03762, section 3.2.1; partial softmax: Dao, 2307.08691; rotation: Su et al. 2104.09864.
 namespace specdec {
 
 constexpr int QKV_SIZE = (HEADS + 2 * KV_HEADS) * SIZE, SLOT = SIZE + 4;  // of a split: values, largest, weight
-constexpr int TOGETHER = ROWS < 4 ? ROWS : 4;
+constexpr int TOGETHER = ROWS == 1 ? 1 : ROWS / 4;  // rows that a block takes at a time
+
+constexpr int EACH_WARP = SPAN / WARPS;
+static_assert(EACH_WARP == 16, "the sums over lanes are written for 16 positions");
 
 struct AttentionMemory {
   float turning[WARPS][SIZE];
   float query[ROWS][SIZE];
   half_t new_keys[ROWS][SIZE];
   half_t new_values[ROWS][SIZE];
-  float weights[TOGETHER][SPAN];
-  float sides[TOGETHER][THREADS];
-  float scratch[32];
+  float sides[TOGETHER][WARPS][SIZE];
+  float most[TOGETHER][WARPS];
+  float weight[TOGETHER][WARPS];
 };
 
-// splits (ROWS, HEADS, splits, SLOT)
+DEVICE void widen(const uint2& raw, float (&to)[4]) {
+  const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&raw.x));
+  const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&raw.y));
+  to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
+}
+
+// Adds 16 values over the lanes; lanes 2 a and 2 a + 1 get the sum of value a.
+DEVICE float spread_sum(float (&value)[16], int lane) {
+#pragma unroll
+  for (int half = 8, mask = 16; half > 0; half /= 2, mask /= 2) {
+#pragma unroll
+    for (int a = 0; a < half; ++a) {
+      const float kept = lane & mask ? value[a + half] : value[a], sent = lane & mask ? value[a] : value[a + half];
+      value[a] = kept + shuffle_xor(sent, mask);
+    }
+  }
+  return value[0] + shuffle_xor(value[0], 1);
+}
+
+// Item: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
 template <class M>
 DEVICE void attend(int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
                    const float* bias, const float* norms, int window, int position, int rows, float* out,
                    AttentionMemory& m) {
-  const int tid = threadIdx.x, head = item / used, split = item % used;
+  const int tid = threadIdx.x, base = item / (HEADS * used) * TOGETHER, head = item / used % HEADS, split = item % used;
   const int warp = tid / 32, lane = tid % 32;
-  constexpr int GROUP = HEADS / KV_HEADS, SIDES = THREADS / SIZE, SHARE = (SPAN + SIDES - 1) / SIDES, BATCH = 16;
-  const int kv_head = head / GROUP, start = split * SPAN;
+  constexpr int GROUP = HEADS / KV_HEADS;
+  const int kv_head = head / GROUP, start = split * SPAN, first = start + warp * EACH_WARP, mine = lane * 4;
   half_t* keys = cache + (size_t)kv_head * capacity * SIZE;
   half_t* values = keys + (size_t)KV_HEADS * capacity * SIZE;
+  uint2 k[EACH_WARP], v[EACH_WARP];
+#pragma unroll
+  for (int a = 0; a < EACH_WARP; ++a) {
+    const bool past = first + a < position && mine < SIZE;
+    const size_t place = (size_t)(first + a) * SIZE + mine;
+    k[a] = past ? *reinterpret_cast<const uint2*>(keys + place) : uint2{0, 0};
+    v[a] = past ? *reinterpret_cast<const uint2*>(values + place) : uint2{0, 0};
+  }
 
   // Vectors of the new rows, a warp each: query, key and value of every row; a lane takes four dimensions.
   for (int job = warp; job < 3 * rows; job += WARPS) {
     const int row = job / 3, kind = job % 3, d = lane * 4;
+    if (kind == 0 && (row < base || row >= base + TOGETHER)) continue;  // another block's query
     const int column = kind == 0 ? head * SIZE : (HEADS + (kind - 1) * KV_HEADS + kv_head) * SIZE;
     float4 four = {0, 0, 0, 0};
     if (d < SIZE) {
@@ -38,26 +71,26 @@ DEVICE void attend(int item, int used, int splits, const float* parts, half_t* c
       add(four, *reinterpret_cast<const float4*>(bias + column + d));
 #endif
     }
-    float v[4] = {four.x, four.y, four.z, four.w};
+    float vector[4] = {four.x, four.y, four.z, four.w};
 #if QK_NORM
     if (kind < 2) {
-      const float square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3];
+      const float square = vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2] + vector[3] * vector[3];
       const float scale = 1.0f / square_root(lane_sum(square) / SIZE + EPSILON);
-      for (int e = 0; e < 4; ++e) v[e] = d < SIZE ? v[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
+      for (int e = 0; e < 4; ++e) vector[e] = d < SIZE ? vector[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
     }
 #endif
     for (int e = 0; e < 4; ++e) {
-      if (d < SIZE) m.turning[warp][d + e] = v[e];
+      if (d < SIZE) m.turning[warp][d + e] = vector[e];
     }
     WARP_BARRIER();
     for (int e = 0; e < 4; ++e) {
       const int at = d + e;
       if (at >= SIZE) break;
-      float turned = v[e];
+      float turned = vector[e];
       if (kind < 2) {
         const float* angle = angles + ((size_t)(position + row) * (SIZE / 2) + at % (SIZE / 2)) * 2;
         const float other = m.turning[warp][at < SIZE / 2 ? at + SIZE / 2 : at - SIZE / 2];
-        turned = at < SIZE / 2 ? fmaf(v[e], angle[0], -other * angle[1]) : fmaf(v[e], angle[0], other * angle[1]);
+        turned = at < SIZE / 2 ? fmaf(vector[e], angle[0], -other * angle[1]) : fmaf(vector[e], angle[0], other * angle[1]);
       }
       if (kind == 0) m.query[row][at] = turned * SCALE;
       if (kind == 1) m.new_keys[row][at] = to_half(turned);
@@ -66,7 +99,7 @@ DEVICE void attend(int item, int used, int splits, const float* parts, half_t* c
     WARP_BARRIER();
   }
   BARRIER();
-  if (head % GROUP == 0) {
+  if (head % GROUP == 0 && base == 0) {
     for (int at = tid; at < rows * SIZE; at += THREADS) {
       const int row = at / SIZE, d = at % SIZE, place = position + row;
       if (place >= start && place < start + SPAN) {
@@ -76,82 +109,64 @@ DEVICE void attend(int item, int used, int splits, const float* parts, half_t* c
     }
   }
 
-  const int own = start + tid;  // the position whose key this thread reads
-  for (int base = 0; base < rows; base += TOGETHER) {
-    float score[TOGETHER];
 #pragma unroll
-    for (int r = 0; r < TOGETHER; ++r) score[r] = 0;
-    if (tid < SPAN && own < position + rows) {
-#pragma unroll 8
-      for (int d = 0; d < SIZE; d += 8) {
-        float k[8];
-        if (own < position) {
-          load8(keys + (size_t)own * SIZE + d, k);
-        } else {
-          load8(&m.new_keys[own - position][d], k);
-        }
-#pragma unroll
-        for (int r = 0; r < TOGETHER; ++r) {
-          const int row = base + r < ROWS ? base + r : 0;
-#pragma unroll
-          for (int j = 0; j < 8; ++j) score[r] = fmaf(m.query[row][d + j], k[j], score[r]);
-        }
-      }
+  for (int a = 0; a < EACH_WARP; ++a) {
+    const int row = first + a - position;
+    if (row >= 0 && row < rows && mine < SIZE) {
+      k[a] = *reinterpret_cast<const uint2*>(&m.new_keys[row][mine]);
+      v[a] = *reinterpret_cast<const uint2*>(&m.new_values[row][mine]);
     }
-    float most[TOGETHER], weight[TOGETHER];
-#pragma unroll
-    for (int r = 0; r < TOGETHER; ++r) {
-      const int newest = position + base + r;
-      const bool seen = tid < SPAN && own <= newest && own > newest - window && base + r < rows;
-      most[r] = block_max<WARPS>(seen ? score[r] : MINUS_INFINITY, m.scratch, tid);
-      const float part = seen ? exponential(score[r] - most[r]) : 0.0f;
-      if (tid < SPAN) m.weights[r][tid] = part;
-      weight[r] = block_sum<WARPS>(part, m.scratch, tid);
-    }
-    BARRIER();
-    const int d = tid % SIZE, side = tid / SIZE;
-    float mixed[TOGETHER];
-#pragma unroll
-    for (int r = 0; r < TOGETHER; ++r) mixed[r] = 0;
-    if (side < SIDES) {
-      const int from = start + side * SHARE;
-      int until = from + SHARE < start + SPAN ? from + SHARE : start + SPAN;
-      until = until < position + rows ? until : position + rows;
-      for (int at = from; at < until; at += BATCH) {
-        float v[BATCH];  // all loads first: one by one each would wait for the memory
-#pragma unroll
-        for (int a = 0; a < BATCH; ++a) {
-          v[a] = 0;
-          if (at + a < until) {
-            v[a] = to_float(at + a < position ? values[(size_t)(at + a) * SIZE + d] : m.new_values[at + a - position][d]);
-          }
-        }
-#pragma unroll
-        for (int a = 0; a < BATCH; ++a) {
-#pragma unroll
-          for (int r = 0; r < TOGETHER; ++r) {
-            if (at + a < until) mixed[r] = fmaf(m.weights[r][at + a - start], v[a], mixed[r]);
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < TOGETHER; ++r) m.sides[r][tid] = mixed[r];
-    BARRIER();
-#pragma unroll
-    for (int r = 0; r < TOGETHER; ++r) {
-      if (base + r < rows) {
-        float* to = out + ((size_t)((base + r) * HEADS + head) * splits + split) * SLOT;
-        if (tid < SIZE) {
-          float value = m.sides[r][tid];
-          for (int other = 1; other < SIDES; ++other) value += m.sides[r][other * SIZE + tid];
-          to[tid] = value;
-        }
-        if (tid == 0) to[SIZE] = most[r], to[SIZE + 1] = weight[r];
-      }
-    }
-    BARRIER();
   }
+
+#pragma unroll 1
+  for (int r = 0; r < TOGETHER && base + r < rows; ++r) {
+    const int newest = position + base + r, at = first + lane / 2;
+    float q[4] = {0, 0, 0, 0};
+    for (int e = 0; e < 4; ++e) q[e] = mine < SIZE ? m.query[base + r][mine + e] : 0.0f;
+    float score[EACH_WARP];
+#pragma unroll
+    for (int a = 0; a < EACH_WARP; ++a) {
+      float wide[4];
+      widen(k[a], wide);
+      score[a] = fmaf(q[3], wide[3], fmaf(q[2], wide[2], fmaf(q[1], wide[1], q[0] * wide[0])));
+    }
+    const float own = spread_sum(score, lane);
+    const bool seen = at <= newest && at > newest - window;
+    const float most = lane_max(seen ? own : MINUS_INFINITY);
+    const float part = seen ? exponential(own - most) : 0.0f;
+    const float weight = lane_sum(lane % 2 ? 0.0f : part);
+    float mixed[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int a = 0; a < EACH_WARP; ++a) {
+      const float share = __shfl_sync(EVERY_LANE, part, 2 * a);
+      float wide[4];
+      widen(v[a], wide);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) mixed[e] = fmaf(share, wide[e], mixed[e]);
+    }
+    for (int e = 0; e < 4; ++e) {
+      if (mine < SIZE) m.sides[r][warp][mine + e] = mixed[e];
+    }
+    if (lane == 0) m.most[r][warp] = most, m.weight[r][warp] = weight;
+  }
+  BARRIER();
+  for (int place = tid; place < TOGETHER * SIZE; place += THREADS) {
+    const int r = place / SIZE, d = place % SIZE;
+    if (base + r < rows) {
+      float most = m.most[r][0];
+      for (int w = 1; w < WARPS; ++w) most = fmaxf(most, m.most[r][w]);
+      float mixed = 0, weight = 0;
+      for (int w = 0; w < WARPS; ++w) {
+        const float part = m.most[r][w] == MINUS_INFINITY ? 0.0f : exponential(m.most[r][w] - most);
+        mixed = fmaf(part, m.sides[r][w][d], mixed);
+        weight = fmaf(part, m.weight[r][w], weight);
+      }
+      float* to = out + ((size_t)((base + r) * HEADS + head) * splits + split) * SLOT;
+      to[d] = mixed;
+      if (d == 0) to[SIZE] = most, to[SIZE + 1] = weight;
+    }
+  }
+  BARRIER();
 }
 
 // Four outputs of attention of one row, of `used` splits.

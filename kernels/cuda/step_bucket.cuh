@@ -7,7 +7,7 @@ using Draft = Matrix<(OUTPUTS + 255) / 256, PADDED / 32, 256>;
 
 template <class M>
 DEVICE void multiply_draft(const void* records, const void*, const __half* activation, const unsigned char* counts,
-                           float* parts, float* meeting, float* own) {
+                           float* parts, float* meeting, float* own, char*) {
   constexpr int STEPS = M::STEPS, PADDED = STEPS * 32;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, side = lane / 16, bucket = lane % 16;
   const Shares<M> share(warp);
@@ -78,7 +78,8 @@ DEVICE void multiply_draft(const void* records, const void*, const __half* activ
   share.gather(meeting, parts, 1);
 }
 
+// Which records come next is not known before the activation is.
 template <class M>
-DEVICE void fetch_draft(const void*, const void*) {}
+DEVICE void fill(const void*, const void*, char*) {}
 
 }  // namespace specdec

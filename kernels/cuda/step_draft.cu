@@ -17,6 +17,7 @@ __half* activation = reinterpret_cast<__half*>(scratch_sums + 160);
 unsigned char* counts = reinterpret_cast<unsigned char*>(activation + WIDEST);
 float* meeting = reinterpret_cast<float*>(counts + (COUNTS ? WIDEST : 0));
 float* own = meeting + MEETING;  // bucketMul's sums
+char* ring = reinterpret_cast<char*>(meeting + RING_AT);
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(meeting);
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
 float *x = scratch + AT_X, *other_x = x + HIDDEN, *products = scratch + AT_PARTS, *hidden = scratch + AT_HIDDEN;
@@ -36,7 +37,7 @@ auto leave = [&](auto& value, auto padded, int width, const float* scores, int w
   constexpr int PADDED = decltype(padded)::PADDED, EACH = OWN<PADDED>;
 #if TIERS
   int taken[EACH];
-  select_tiers<WARPS, EACH, TIERS, SIZES>(value, scores, width, wanted, scratch_counts, tid, taken);
+  select_tiers<WARPS, EACH, TIERS, SIZES, SLACK>(value, scores, width, wanted, scratch_counts, tid, taken);
 #pragma unroll
   for (int j = 0; j < EACH; ++j) {
     const int i = tid * EACH + j;
@@ -69,14 +70,15 @@ auto norm = [&](auto product, const float* parts, const float* weight, const flo
   }
 };
 
+fill<Qkv>(POINTER(void, 0, 4), POINTER(void, 0, 8), ring);
 if (block == 0) embed_row(LAST(weight_t, 2), state[2], x);
 meet(arrived);
 for (int layer = 0; layer < LAYERS; ++layer) {
   const int* takes = take + layer * 4;
   norm(Down(), layer ? products : nullptr, POINTER(float, layer, 0), POINTER(float, layer, 12), TIERS ? takes[0] : 0);
   multiply_draft<Qkv>(POINTER(void, layer, 4), POINTER(void, layer, 8), activation, counts, products + OTHER_PARTS,
-                      meeting, own);
-  fetch_draft<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9));
+                      meeting, own, ring);
+  fill<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), ring);
   meet(arrived);
   for (int item = block; item < HEADS * used; item += GRID) {
     attend<Qkv>(item, used, splits, products + OTHER_PARTS,
@@ -96,13 +98,13 @@ for (int layer = 0; layer < LAYERS; ++layer) {
     }
     leave(value, Width<MIXED_PAD>(), MIXED, POINTER(float, layer, 13), TIERS ? takes[1] : 0);
   }
-  multiply_draft<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), activation, counts, products, meeting, own);
-  fetch_draft<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10));
+  multiply_draft<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), activation, counts, products, meeting, own, ring);
+  fill<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10), ring);
   meet(arrived);
   norm(Out(), products, POINTER(float, layer, 1), POINTER(float, layer, 14), TIERS ? takes[2] : 0);
   multiply_draft<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10), activation, counts, products + OTHER_PARTS,
-                         meeting, own);
-  fetch_draft<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11));
+                         meeting, own, ring);
+  fill<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), ring);
   meet(arrived);
   for (int at = block * THREADS + tid; at < INNER_PAD / 4; at += GRID * THREADS) {
     *reinterpret_cast<float4*>(hidden + at * 4) = gated4<GateUp>(products + OTHER_PARTS, 0, at * 4);
@@ -119,16 +121,16 @@ for (int layer = 0; layer < LAYERS; ++layer) {
     }
     leave(value, Width<INNER_PAD>(), INNER, POINTER(float, layer, 15), TIERS ? takes[3] : 0);
   }
-  multiply_draft<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), activation, counts, products, meeting, own);
+  multiply_draft<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), activation, counts, products, meeting, own, ring);
   if (layer + 1 < LAYERS) {
-    fetch_draft<Qkv>(POINTER(void, layer + 1, 4), POINTER(void, layer + 1, 8));
+    fill<Qkv>(POINTER(void, layer + 1, 4), POINTER(void, layer + 1, 8), ring);
   } else {
-    fetch_draft<Head>(LAST(void, 0), LAST(void, 3));
+    fill<Head>(LAST(void, 0), LAST(void, 3), ring);
   }
   meet(arrived);
 }
 norm(Down(), products, LAST(float, 1), LAST(float, 4), TIERS ? take[LAYERS * 4] : 0);
-multiply_draft<Head>(LAST(void, 0), LAST(void, 3), activation, counts, products + OTHER_PARTS, meeting, own);
+multiply_draft<Head>(LAST(void, 0), LAST(void, 3), activation, counts, products + OTHER_PARTS, meeting, own, ring);
 meet(arrived);
 for (int at = block * THREADS + tid; at < (VOCAB + 3) / 4; at += GRID * THREADS) {
   const float4 four = sum4<Head>(products + OTHER_PARTS, 0, at * 4);

@@ -13,6 +13,7 @@ unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memor
 float* scratch_sums = reinterpret_cast<float*>(address + ADDRESSES);
 int* scratch_counts = reinterpret_cast<int*>(scratch_sums + 32);
 float* meeting = scratch_sums + 160;
+char* ring = reinterpret_cast<char*>(meeting + RING_AT);
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(meeting);
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
 float *x = scratch + AT_X, *other_x = x + ROWS * HIDDEN, *products = scratch + AT_PARTS;
@@ -43,7 +44,7 @@ auto leave = [&](auto& value, auto padded, int row, int matrix, int width, const
 #pragma unroll
   for (int j = 0; j < EACH; ++j) value[j] = rounded(value[j], weight_t());
   int taken[EACH];
-  select_tiers<WARPS, EACH, TIERS, SIZES>(value, scores + (size_t)matrix * width * TIERS, width, wanted, scratch_counts,
+  select_tiers<WARPS, EACH, TIERS, SIZES, SLACK>(value, scores + (size_t)matrix * width * TIERS, width, wanted, scratch_counts,
                                           tid, taken);
 #pragma unroll
   for (int j = 0; j < EACH; ++j) {
@@ -71,16 +72,17 @@ auto norm_rows = [&](auto product, const float* parts, const float* weight, auto
   }
 };
 
+fill<Qkv>(POINTER(void, 0, 4), POINTER(void, 0, 8), ring);
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
 meet(arrived);
 for (int layer = 0; layer < LAYERS; ++layer) {
   const int* takes = take + layer * 7;
   norm_rows(Down(), layer ? products : nullptr, POINTER(float, layer, 0), Joined<3>(), POINTER(float, layer, 12), takes);
   meet(arrived);
-  multiply_exact<Qkv, 3>(POINTER(void, layer, 4), POINTER(void, layer, 8), activation, prefix, rows, products, meeting);
-  fetch_ahead<Out>(POINTER(void, layer, 5), 1024);
+  multiply_exact<Qkv, 3>(POINTER(void, layer, 4), POINTER(void, layer, 8), activation, prefix, rows, products, meeting, ring);
+  fill<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), ring);
   meet(arrived);
-  for (int item = block; item < HEADS * used; item += GRID) {
+  for (int item = block; item < (rows + TOGETHER - 1) / TOGETHER * HEADS * used; item += GRID) {
     attend<Qkv>(item, used, splits, products, const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE,
                 capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]),
                 position, rows, attended, memory);
@@ -106,14 +108,14 @@ for (int layer = 0; layer < LAYERS; ++layer) {
   }
 #endif
   meet(arrived);
-  multiply_exact<Out, 1>(POINTER(void, layer, 5), POINTER(void, layer, 9), activation, prefix, rows, products, meeting);
-  fetch_ahead<GateUp>(POINTER(void, layer, 6), 1024);
+  multiply_exact<Out, 1>(POINTER(void, layer, 5), POINTER(void, layer, 9), activation, prefix, rows, products, meeting, ring);
+  fill<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10), ring);
   meet(arrived);
   norm_rows(Out(), products, POINTER(float, layer, 1), Joined<2>(), POINTER(float, layer, 14), takes + 4);
   meet(arrived);
   multiply_exact<GateUp, 2>(POINTER(void, layer, 6), POINTER(void, layer, 10), activation, prefix, rows, products,
-                            meeting);
-  fetch_ahead<Down>(POINTER(void, layer, 7), 1024);
+                            meeting, ring);
+  fill<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), ring);
   meet(arrived);
 #if TIERS
   for (int row = block; row < rows; row += GRID) {
@@ -134,11 +136,11 @@ for (int layer = 0; layer < LAYERS; ++layer) {
   }
 #endif
   meet(arrived);
-  multiply_exact<Down, 1>(POINTER(void, layer, 7), POINTER(void, layer, 11), activation, prefix, rows, products, meeting);
+  multiply_exact<Down, 1>(POINTER(void, layer, 7), POINTER(void, layer, 11), activation, prefix, rows, products, meeting, ring);
   if (layer + 1 < LAYERS) {
-    fetch_ahead<Qkv>(POINTER(void, layer + 1, 4), 1024);
+    fill<Qkv>(POINTER(void, layer + 1, 4), POINTER(void, layer + 1, 8), ring);
   } else if (logits_from < rows) {
-    fetch_ahead<Head>(LAST(void, 0), 1024);
+    fill<Head>(LAST(void, 0), LAST(void, 3), ring);
   }
   meet(arrived);
 }
@@ -152,7 +154,7 @@ if (logits_from < rows) {
     leave(value, Width<HIDDEN_PAD>(), row, 0, HIDDEN, LAST(float, 4), TIERS ? take[LAYERS * 7] : 0);
   }
   meet(arrived);
-  multiply_exact<Head, 1>(LAST(void, 0), LAST(void, 3), activation, prefix, wanted, products, meeting);
+  multiply_exact<Head, 1>(LAST(void, 0), LAST(void, 3), activation, prefix, wanted, products, meeting, ring);
   meet(arrived);
   for (int at = block * THREADS + tid; at < wanted * ((VOCAB + 3) / 4); at += GRID * THREADS) {
     const int row = at / ((VOCAB + 3) / 4), i = at % ((VOCAB + 3) / 4) * 4;

@@ -104,20 +104,15 @@ struct Shares {
   }
 };
 
-// Asks for the first bytes of this block's share of the matrix that comes next, while the others finish this one.
-template <class M>
-DEVICE void fetch_ahead(const void* matrix, int unit_bytes) {
-#if AHEAD && __CUDA_ARCH__ >= 900
-  const int from = M::first(blockIdx.x), count = M::first(blockIdx.x + 1) - from;
-  const size_t wanted = (size_t)count * unit_bytes, most = wanted < AHEAD ? wanted : AHEAD;
-  constexpr int EACH = 8192;
-  if (threadIdx.x * EACH < most) {
-    const size_t start = (size_t)threadIdx.x * EACH, left = most - start;
-    const unsigned bytes = unsigned(left < EACH ? left : EACH) & ~15u;
-    const char* at = reinterpret_cast<const char*>(matrix) + (size_t)from * unit_bytes + start;
-    if (bytes) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
-  }
-#endif
+// Copies of 16 and 4 bytes from device to shared memory that a warp does not wait for until it needs them.
+DEVICE void copy16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from));
 }
+DEVICE void copy4(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from));
+}
+DEVICE void end_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for the oldest of STAGES stages under way.
+DEVICE void wait_stage() { asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory"); }
 
 }  // namespace specdec

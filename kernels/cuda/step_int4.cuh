@@ -4,16 +4,54 @@ namespace specdec {
 
 template <int OUTPUTS, int PADDED>
 using Draft = Matrix<(OUTPUTS + 127) / 128, PADDED / 128, 128>;
-constexpr int INT4_BYTES = 8192, SCALE_BYTES = 1024;  // of a unit: 128 x 128 weights
+// A unit is 128 x 128 weights, 8192 bytes and 1024 of scales. They go through a ring for each warp, STAGES stages of 32
+// inputs and two of scales, filled as soon as the matrix before is done: the memory works on while the blocks wait for
+// each other. What is asked for before the activation is known is asked for whole.
+constexpr int STAGE_BYTES = 2048, RING_BYTES = STAGES * STAGE_BYTES + 2048;
+
+template <class M>
+DEVICE void issue(const Shares<M>& share, const void* levels, const void* scales, const __half* activation, char* ring,
+                  int stage) {
+  const int lane = threadIdx.x % 32, unit = share.begin + stage / 4, group = stage % 4;
+  char* own = ring + share.warp * RING_BYTES;
+  if (unit < share.end) {
+    const char* from = reinterpret_cast<const char*>(levels) + (size_t)unit * 8192 + group * 2048 + lane * 16;
+    char* to = own + stage % STAGES * STAGE_BYTES + lane % 4 * 16;
+    const __half* x = activation ? activation + unit % int(M::STEPS) * 128 + group * 32 : nullptr;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = i * 8 + lane / 4;
+      const bool taken = !x || (reinterpret_cast<const unsigned short*>(x)[row] & 0x7fff);
+      if (taken) copy16(to + (row * 64 ^ (i & 1) * 64), from + i * 512);  // odd eights swapped: free of conflicts below
+    }
+    if (group == 0) {
+      const char* scale = reinterpret_cast<const char*>(scales) + (size_t)unit * 1024 + lane * 16;
+      char* place = own + STAGES * STAGE_BYTES + (stage / 4 & 1) * 1024;
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int row = j * 4 + lane / 8;  // the outputs g and g + 8 of every tile of 16
+        copy16(place + row * 128 + (lane % 8 ^ row) * 16, scale + j * 512);
+      }
+    }
+  }
+  end_stage();
+}
+
+template <class M>
+DEVICE void fill(const void* levels, const void* scales, char* ring) {
+  const Shares<M> share(threadIdx.x / 32);
+  for (int stage = 0; stage < STAGES; ++stage) issue<M>(share, levels, scales, nullptr, ring, stage);
+}
 
 template <class M>
 DEVICE void multiply_draft(const void* levels, const void* scales, const __half* activation, const unsigned char*,
-                           float* parts, float* meeting, float*) {
-  constexpr int STEPS = M::STEPS, together = GROUPS_AHEAD;
+                           float* parts, float* meeting, float*, char* ring) {
+  constexpr int STEPS = M::STEPS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares<M> share(threadIdx.x / 32);
+  const char* own = ring + share.warp * RING_BYTES;
   int tile = share.begin / STEPS, step = share.begin % STEPS;
-  float total[8][2] = {};
+  float total[8][2] = {}, sum[8][4] = {};
 
   auto flush = [&]() {
     float* to = share.place(tile, parts, meeting);
@@ -28,75 +66,68 @@ DEVICE void multiply_draft(const void* levels, const void* scales, const __half*
     }
   };
 
-  for (int unit = share.begin; unit < share.end; ++unit) {
-    const unsigned char* from = reinterpret_cast<const unsigned char*>(levels) + (size_t)unit * INT4_BYTES + g * 8;
-    const unsigned* scale = reinterpret_cast<const unsigned*>(scales) + (size_t)unit * 256 + g * 32 + q;
-    unsigned scale_bits[8][2];
+  for (int stage = 0; share.begin + stage / 4 < share.end; ++stage) {
+    const int group = stage % 4;
+    const uint4 x = *reinterpret_cast<const uint4*>(activation + step * 128 + group * 32 + q * 8);
+    const unsigned pairs[4] = {x.x, x.y, x.z, x.w};
+    const char* from = own + stage % STAGES * STAGE_BYTES + g * 8;
+    wait_stage();
+    WARP_BARRIER();
+    uint2 held[8];
 #pragma unroll
-    for (int t = 0; t < 8; ++t) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) scale_bits[t][half] = q < 2 ? __ldcs(scale + (t * 2 + half) * 2) : 0;
+    for (int e = 0; e < 8; ++e) {
+      held[e] = *reinterpret_cast<const uint2*>(from + ((q * 8 + e) * 64 ^ (q & 1) * 64));
     }
-    float sum[8][4] = {};
-#pragma unroll together
-    for (int group = 0; group < 4; ++group) {
-      const int base = group * 32 + q * 8;
-      const uint4 x = *reinterpret_cast<const uint4*>(activation + step * 128 + base);
-      const unsigned pairs[4] = {x.x, x.y, x.z, x.w};
-      uint2 held[8];
 #pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        const bool taken = (pairs[e / 2] >> (16 * (e % 2))) & 0x7fffu;
-        held[e] = taken ? stream8(from + (base + e) * 64) : uint2{0, 0};
-      }
+    for (int j = 0; j < 2; ++j) {
+      const unsigned x0 = g == group ? pairs[2 * j] : 0u, x1 = g == group ? pairs[2 * j + 1] : 0u;
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const unsigned x0 = g == group ? pairs[2 * j] : 0u, x1 = g == group ? pairs[2 * j + 1] : 0u;
+      for (int word = 0; word < 4; ++word) {
+        // Sixteen bits of each of two inputs side by side: see int4.cu.
+        const int e = 4 * j;
+        const unsigned select = word % 2 ? 0x7632u : 0x5410u;
+        const unsigned low = word < 2 ? __byte_perm(held[e].x, held[e + 1].x, select)
+                                      : __byte_perm(held[e].y, held[e + 1].y, select);
+        const unsigned high = word < 2 ? __byte_perm(held[e + 2].x, held[e + 3].x, select)
+                                       : __byte_perm(held[e + 2].y, held[e + 3].y, select);
 #pragma unroll
-        for (int word = 0; word < 4; ++word) {
-          // Sixteen bits of each of two inputs side by side: see int4.cu.
-          const int e = 4 * j;
-          const unsigned select = word % 2 ? 0x7632u : 0x5410u;
-          const unsigned low = word < 2 ? __byte_perm(held[e].x, held[e + 1].x, select)
-                                        : __byte_perm(held[e].y, held[e + 1].y, select);
-          const unsigned high = word < 2 ? __byte_perm(held[e + 2].x, held[e + 3].x, select)
-                                         : __byte_perm(held[e + 2].y, held[e + 3].y, select);
+        for (int half = 0; half < 2; ++half) {
+          unsigned a[4];
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            unsigned a[4];
-#pragma unroll
-            for (int r = 0; r < 4; ++r) {
-              const unsigned bits = (((r < 2 ? low : high) >> (8 * half + 4 * (r % 2))) & 0x000f000fu) | 0x64006400u;
-              const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(1032.0f));
-              a[r] = *reinterpret_cast<const unsigned*>(&value);
-            }
-            multiply_tile(sum[word * 2 + half], a, x0, x1, __half());
+          for (int r = 0; r < 4; ++r) {
+            const unsigned bits = (((r < 2 ? low : high) >> (8 * half + 4 * (r % 2))) & 0x000f000fu) | 0x64006400u;
+            const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(1032.0f));
+            a[r] = *reinterpret_cast<const unsigned*>(&value);
           }
+          multiply_tile(sum[word * 2 + half], a, x0, x1, __half());
         }
       }
     }
+    if (group == 3) {
+      // Columns 2 q and 2 q + 1 are groups of this unit where they are below 4.
+      const char* scale = own + STAGES * STAGE_BYTES + (stage / 4 & 1) * 1024 + g * 128;
 #pragma unroll
-    for (int t = 0; t < 8; ++t) {
+      for (int t = 0; t < 8; ++t) {
+        const uint4 four = *reinterpret_cast<const uint4*>(scale + (t ^ g) * 16);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&scale_bits[t][half]));
-        total[t][half] = fmaf(pair.x, q < 2 ? sum[t][2 * half] : 0.0f, total[t][half]);
-        total[t][half] = fmaf(pair.y, q < 2 ? sum[t][2 * half + 1] : 0.0f, total[t][half]);
+        for (int half = 0; half < 2; ++half) {
+          const unsigned bits = half ? (q ? four.w : four.z) : (q ? four.y : four.x);
+          const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
+          total[t][half] = fmaf(pair.x, q < 2 ? sum[t][2 * half] : 0.0f, total[t][half]);
+          total[t][half] = fmaf(pair.y, q < 2 ? sum[t][2 * half + 1] : 0.0f, total[t][half]);
+          sum[t][2 * half] = 0, sum[t][2 * half + 1] = 0;
+        }
       }
     }
-    if (++step == STEPS) {
+    WARP_BARRIER();
+    issue<M>(share, levels, scales, activation, ring, stage + STAGES);
+    if (group == 3 && ++step == STEPS) {
       flush();
       ++tile, step = 0;
     }
   }
   if (share.begin < share.end && step) flush();
   share.gather(meeting, parts, 1);
-}
-
-template <class M>
-DEVICE void fetch_draft(const void* levels, const void* scales) {
-  fetch_ahead<M>(levels, INT4_BYTES);
-  fetch_ahead<M>(scales, SCALE_BYTES);
 }
 
 }  // namespace specdec

@@ -7,18 +7,43 @@ using act_t = weight_t;
 template <int OUTPUTS, int PADDED>
 using Exact = Matrix<(OUTPUTS + 15) / 16, PADDED / 32, 16>;
 
+// Weights go through a ring of STAGES stages of two units for each warp. The ring is filled as soon as the matrix before
+// is done, so the memory works on while the blocks wait for each other.
+constexpr int PLANE_BYTES = TIERS ? 256 : 0, STAGE_BYTES = 2048 + PLANE_BYTES;
+
+template <class M>
+DEVICE void issue(const Shares<M>& share, const void* weights, const void* planes, char* ring, int stage) {
+  const int lane = threadIdx.x % 32;
+  char* to = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    const int unit = share.begin + 2 * stage + u;
+    if (unit < share.end) {
+      const char* from = reinterpret_cast<const char*>(weights) + (size_t)unit * 1024 + lane * 16;
+      copy16(to + u * 1024 + lane * 16, from);
+      copy16(to + u * 1024 + 512 + lane * 16, from + 512);
+#if TIERS
+      copy4(to + 2048 + u * 128 + lane * 4, reinterpret_cast<const char*>(planes) + (size_t)unit * 128 + lane * 4);
+#endif
+    }
+  }
+  end_stage();
+}
+
+template <class M>
+DEVICE void fill(const void* weights, const void* planes, char* ring) {
+  const Shares<M> share(threadIdx.x / 32);
+  for (int stage = 0; stage < STAGES; ++stage) issue<M>(share, weights, planes, ring, stage);
+}
+
 // `planes` and `prefix` are for TIERS > 0: tiers of the weights, and how many each row takes, (JOINED, ROWS, PADDED).
+// The ring has been filled.
 template <class M, int JOINED>
 DEVICE void multiply_exact(const void* weights, const void* planes, const act_t* activation, const __half* prefix,
-                           int rows, float* parts, float* meeting) {
-  constexpr int STEPS = M::STEPS, PADDED = STEPS * 32, UNROLL = STEP_UNROLL;
-  static_assert(UNROLL <= STEPS, "a batch of steps passes one end of a tile at most");
+                           int rows, float* parts, float* meeting, char* ring) {
+  constexpr int STEPS = M::STEPS, PADDED = STEPS * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares<M> share(threadIdx.x / 32);
-  const uint4* w = reinterpret_cast<const uint4*>(weights) + (size_t)share.begin * 64 + lane;
-#if TIERS
-  const unsigned* plane = reinterpret_cast<const unsigned*>(planes) + (size_t)share.begin * 32 + lane;
-#endif
   int tile = share.begin / STEPS, step = share.begin % STEPS;
   float sum[BANDS][4] = {};
 
@@ -35,49 +60,55 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
     }
   };
 
-  for (int unit = share.begin; unit < share.end; unit += UNROLL, w += UNROLL * 64) {
-    uint4 held[UNROLL][2], x[UNROLL][BANDS][SPLIT];
+  // Activations of a stage, asked for one stage ahead.
+  struct Rows {
+    uint4 x[2][BANDS][SPLIT];
 #if TIERS
-    unsigned tiers_of[UNROLL];
-    uint4 taken[UNROLL][BANDS];
+    uint4 taken[2][BANDS];
 #endif
+  };
+  auto look = [&](int stage, Rows& to) {
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-      const bool within = unit + u < share.end, wraps = step + u >= STEPS;
-      const int place = (wraps ? step + u - STEPS : step + u) * 32 + q * 8;
-      held[u][0] = within ? stream16(w + u * 64) : uint4{0, 0, 0, 0};
-      held[u][1] = within ? stream16(w + u * 64 + 32) : uint4{0, 0, 0, 0};
+    for (int u = 0; u < 2; ++u) {
+      const int unit = share.begin + 2 * stage + u, place = unit % STEPS * 32 + q * 8;
 #if TIERS
-      tiers_of[u] = within ? __ldcs(plane + u * 32) : 0;
-      const int of = tile + (wraps ? 1 : 0);
+      const int of = unit / STEPS;
       const int matrix = JOINED == 1 ? 0 : JOINED == 2 ? of % 2 : (of >= SECOND_TILE) + (of >= THIRD_TILE);
 #endif
 #pragma unroll
       for (int band = 0; band < BANDS; ++band) {
         const int row = band * 8 + g;
+        const bool wanted = unit < share.end && row < rows;
 #pragma unroll
         for (int part = 0; part < SPLIT; ++part) {
-          x[u][band][part] =
-              within && row < rows
-                  ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * PADDED + place)
-                  : uint4{0, 0, 0, 0};
+          to.x[u][band][part] =
+              wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * PADDED + place)
+                     : uint4{0, 0, 0, 0};
         }
 #if TIERS
-        taken[u][band] = within && row < rows
-                             ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * PADDED + place)
-                             : uint4{0, 0, 0, 0};
+        to.taken[u][band] =
+            wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * PADDED + place)
+                   : uint4{0, 0, 0, 0};
 #endif
       }
     }
-#if TIERS
-    plane += UNROLL * 32;
-#endif
+  };
+
+  Rows now;
+  look(0, now);
+  for (int stage = 0; share.begin + 2 * stage < share.end; ++stage) {
+    const char* held = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES + lane * 16;
+    Rows next;
+    look(stage + 1, next);
+    wait_stage();
 #pragma unroll
-    for (int u = 0; u < UNROLL; ++u) {
-      if (unit + u >= share.end) break;
-      const unsigned all[8] = {held[u][0].x, held[u][0].y, held[u][0].z, held[u][0].w,
-                               held[u][1].x, held[u][1].y, held[u][1].z, held[u][1].w};
+    for (int u = 0; u < 2; ++u) {
+      if (share.begin + 2 * stage + u >= share.end) break;
+      const uint4 w0 = *reinterpret_cast<const uint4*>(held + u * 1024);
+      const uint4 w1 = *reinterpret_cast<const uint4*>(held + u * 1024 + 512);
+      const unsigned all[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
 #if TIERS
+      const unsigned tiers = *reinterpret_cast<const unsigned*>(held - lane * 16 + 2048 + u * 128 + lane * 4);
       // The matrix is the sum of its tiers: a product takes the weights of one tier and the rows that want it.
 #pragma unroll
       for (int k = 0; k < TIERS; ++k) {
@@ -85,20 +116,21 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
         const unsigned wanted = k * 0x00010001u;  // compared as tiny float16 numbers, both halves at once
 #pragma unroll
         for (int r = 0; r < 8; ++r) {
-          const unsigned tier = (tiers_of[u] >> (2 * r)) & 0x00030003u;
+          const unsigned tier = (tiers >> (2 * r)) & 0x00030003u;
           a[r / 4][r % 4] = all[r] & __heq2_mask(*reinterpret_cast<const __half2*>(&tier),
                                                  *reinterpret_cast<const __half2*>(&wanted));
         }
         const __half2 level = __float2half2_rn(float(k));
 #pragma unroll
         for (int band = 0; band < BANDS; ++band) {
-          const unsigned n[4] = {taken[u][band].x, taken[u][band].y, taken[u][band].z, taken[u][band].w};
+          const unsigned n[4] = {now.taken[u][band].x, now.taken[u][band].y, now.taken[u][band].z,
+                                 now.taken[u][band].w};
           unsigned mask[4];
 #pragma unroll
           for (int p = 0; p < 4; ++p) mask[p] = __hgt2_mask(*reinterpret_cast<const __half2*>(&n[p]), level);
 #pragma unroll
           for (int part = 0; part < SPLIT; ++part) {
-            const uint4 v = x[u][band][part];
+            const uint4 v = now.x[u][band][part];
             multiply_tile(sum[band], a[0], v.x & mask[0], v.y & mask[1], weight_t());
             multiply_tile(sum[band], a[1], v.z & mask[2], v.w & mask[3], weight_t());
           }
@@ -110,7 +142,7 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
       for (int band = 0; band < BANDS; ++band) {
 #pragma unroll
         for (int part = 0; part < SPLIT; ++part) {
-          const uint4 v = x[u][band][part];
+          const uint4 v = now.x[u][band][part];
           multiply_tile(sum[band], a0, v.x, v.y, weight_t());
           multiply_tile(sum[band], a1, v.z, v.w, weight_t());
         }
@@ -121,6 +153,8 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
         ++tile, step = 0;
       }
     }
+    issue<M>(share, weights, planes, ring, stage + STAGES);
+    now = next;
   }
   if (share.begin < share.end && step) flush();
   share.gather(meeting, parts, rows);

@@ -26,7 +26,7 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 _SPLIT_SIZE = 4  # floats of a split beside its values
-_AHEAD = {"dense": 131072, "verify": 131072, "int4": 65536, "bucket": 0}
+_STAGES = 4  # of the ring through which weights reach a warp
 _PARTS = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh")
 _MULTIPLY = {
     "dense": "step_tiles.cuh",
@@ -181,6 +181,7 @@ class WholeStep:
         if key not in self._kernels:
             constants = self._constants(kind)
             floats = self._layout(kind, constants)
+            shared_bytes = self._shared_bytes(kind, constants)
             text = kernel_text(
                 "cuda",
                 "step_draft" if kind.mode in ("int4", "bucket") else "step_exact",
@@ -190,7 +191,7 @@ class WholeStep:
                 bounds=(THREADS, 1),
                 parts=(*_PARTS, _MULTIPLY[kind.mode]),
             )
-            built = build(self.mx, "cuda", text, shared_bytes=self._shared_bytes(kind, constants))
+            built = build(self.mx, "cuda", text, shared_bytes=shared_bytes)
             self._kernels[key] = built, floats
         return self._kernels[key]
 
@@ -206,15 +207,15 @@ class WholeStep:
         sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
         sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
         sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
-        sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2), "AHEAD": _AHEAD[kind.mode]}
+        sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2), "STAGES": _STAGES}
         selects = kind.selects and kind.mode != "dense"
         sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
+        # Tiers of 16 weights an input in all: 1/1000 of a matrix for the exact view, 1/250 for a draft.
+        sizes["SLACK"] = 256 if kind.mode == "int4" else 64 if exact else 16
         if exact:
-            wide = narrow or rows > 8 or kind.mode == "verify"
             sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
-            sizes["STEP_UNROLL"] = 2 if wide else 4
         else:
-            sizes |= {"COUNTS": kind.mode == "bucket", "GROUPS_AHEAD": 2, "RUNS_AHEAD": 4}
+            sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 4}
             widest = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
             tile, _ = _UNITS[kind.mode]
             sizes |= {"WIDEST": widest, "MEETING": 2 * THREADS // 32 * tile}
@@ -246,13 +247,18 @@ class WholeStep:
         return place
 
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
-        """Shared memory of a block."""
+        """Shared memory of a block; puts the place of the ring among the constants."""
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
-        together = min(rows, 4)
-        attention = 4 * (warps * size + rows * size * 2 + together * (SPAN + THREADS) + 32)
+        together = max(1, rows // 4)
+        attention = 4 * (warps * size + rows * size * 2 + together * warps * (size + 2))
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * 160
         if kind.mode in ("dense", "verify"):
-            return fixed + max(attention, 4 * 2 * warps * rows * 16)
-        widest, meeting = int(constants["WIDEST"]), 4 * int(constants["MEETING"])
-        rest = meeting + (warps * (512 * 4 + 256) if kind.mode == "bucket" else 0)
-        return fixed + widest * (3 if kind.mode == "bucket" else 2) + max(attention, rest)
+            rest = max(attention, 4 * 2 * warps * rows * 16)
+            ring = warps * _STAGES * (2048 + (256 if constants["TIERS"] else 0))
+        else:
+            widest, meeting = int(constants["WIDEST"]), 4 * int(constants["MEETING"])
+            fixed += widest * (3 if kind.mode == "bucket" else 2)
+            rest = max(attention, meeting + (warps * (512 * 4 + 256) if kind.mode == "bucket" else 0))
+            ring = warps * (_STAGES + 1) * 2048 if kind.mode == "int4" else 0
+        constants["RING_AT"] = padded(rest, 16) // 4
+        return fixed + padded(rest, 16) + ring
