@@ -3,30 +3,30 @@
 namespace specdec {
 
 template <int OUTPUTS, int PADDED>
-using Draft = Matrix<(OUTPUTS + 127) / 128, PADDED / 128, 128>;
-// A unit is 128 x 128 weights, 8192 bytes and 1024 of scales. They go through a ring for each warp, STAGES stages of 32
-// inputs and two of scales, filled as soon as the matrix before is done: the memory works on while the blocks wait for
+using Draft = Matrix<(OUTPUTS + 127) / 128, PADDED / 32, 128>;
+// A unit is 128 x 32 weights, 2048 bytes; four of them share 1024 bytes of scales. They go through a ring for each warp,
+// STAGES units and twice the scales, filled as soon as the matrix before is done: the memory works on while the blocks wait for
 // each other. What is asked for before the activation is known is asked for whole.
 constexpr int STAGE_BYTES = 2048, RING_BYTES = STAGES * STAGE_BYTES + 2048;
 
 template <class M>
 DEVICE void issue(const Shares<M>& share, const void* levels, const void* scales, const __half* activation, char* ring,
                   int stage) {
-  const int lane = threadIdx.x % 32, unit = share.begin + stage / 4, group = stage % 4;
+  const int lane = threadIdx.x % 32, unit = share.begin + stage;
   char* own = ring + share.warp * RING_BYTES;
   if (unit < share.end) {
-    const char* from = reinterpret_cast<const char*>(levels) + (size_t)unit * 8192 + group * 2048 + lane * 16;
+    const char* from = reinterpret_cast<const char*>(levels) + (size_t)unit * STAGE_BYTES + lane * 16;
     char* to = own + stage % STAGES * STAGE_BYTES + lane % 4 * 16;
-    const __half* x = activation ? activation + unit % int(M::STEPS) * 128 + group * 32 : nullptr;
+    const __half* x = activation ? activation + unit % int(M::STEPS) * 32 : nullptr;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = i * 8 + lane / 4;
       const bool taken = !x || (reinterpret_cast<const unsigned short*>(x)[row] & 0x7fff);
-      if (taken) copy16(to + (row * 64 ^ (i & 1) * 64), from + i * 512);  // odd eights swapped: free of conflicts below
+      if (taken) copy16(to + (row * 64 ^ (i & 1) * 64), from + i * 512);  // odd eights swapped: fewer conflicts below
     }
-    if (group == 0) {
-      const char* scale = reinterpret_cast<const char*>(scales) + (size_t)unit * 1024 + lane * 16;
-      char* place = own + STAGES * STAGE_BYTES + (stage / 4 & 1) * 1024;
+    if (unit % 4 == 0 || stage == 0) {
+      const char* scale = reinterpret_cast<const char*>(scales) + (size_t)(unit / 4) * 1024 + lane * 16;
+      char* place = own + STAGES * STAGE_BYTES + (unit / 4 & 1) * 1024;
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const int row = j * 4 + lane / 8;  // the outputs g and g + 8 of every tile of 16
@@ -66,9 +66,9 @@ DEVICE void multiply_draft(const void* levels, const void* scales, const __half*
     }
   };
 
-  for (int stage = 0; share.begin + stage / 4 < share.end; ++stage) {
-    const int group = stage % 4;
-    const uint4 x = *reinterpret_cast<const uint4*>(activation + step * 128 + group * 32 + q * 8);
+  for (int stage = 0; share.begin + stage < share.end; ++stage) {
+    const int unit = share.begin + stage, group = unit % 4;
+    const uint4 x = *reinterpret_cast<const uint4*>(activation + step * 32 + q * 8);
     const unsigned pairs[4] = {x.x, x.y, x.z, x.w};
     const char* from = own + stage % STAGES * STAGE_BYTES + g * 8;
     wait_stage();
@@ -92,20 +92,25 @@ DEVICE void multiply_draft(const void* levels, const void* scales, const __half*
                                        : __byte_perm(held[e + 2].y, held[e + 3].y, select);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
+          // A nibble is a float16 once the exponent of 1024 is put in front of it; one of the upper four bits of a byte
+          // counts 16 times, which the same instruction undoes that takes 1032 (64 + 8) away.
+          const unsigned pair[2] = {half ? low >> 8 : low, half ? high >> 8 : high};
           unsigned a[4];
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            const unsigned bits = (((r < 2 ? low : high) >> (8 * half + 4 * (r % 2))) & 0x000f000fu) | 0x64006400u;
-            const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(1032.0f));
+            const unsigned bits = (pair[r / 2] & (r % 2 ? 0x00f000f0u : 0x000f000fu)) | 0x64006400u;
+            const __half2 raw = *reinterpret_cast<const __half2*>(&bits);
+            const __half2 value = r % 2 ? __hfma2(raw, __float2half2_rn(0.0625f), __float2half2_rn(-72.0f))
+                                        : __hsub2(raw, __float2half2_rn(1032.0f));
             a[r] = *reinterpret_cast<const unsigned*>(&value);
           }
           multiply_tile(sum[word * 2 + half], a, x0, x1, __half());
         }
       }
     }
-    if (group == 3) {
-      // Columns 2 q and 2 q + 1 are groups of this unit where they are below 4.
-      const char* scale = own + STAGES * STAGE_BYTES + (stage / 4 & 1) * 1024 + g * 128;
+    if (group == 3 || unit + 1 == share.end) {
+      // Columns 2 q and 2 q + 1 are groups that share scales where they are below 4; those of other warps are 0.
+      const char* scale = own + STAGES * STAGE_BYTES + (unit / 4 & 1) * 1024 + g * 128;
 #pragma unroll
       for (int t = 0; t < 8; ++t) {
         const uint4 four = *reinterpret_cast<const uint4*>(scale + (t ^ g) * 16);
@@ -121,7 +126,7 @@ DEVICE void multiply_draft(const void* levels, const void* scales, const __half*
     }
     WARP_BARRIER();
     issue<M>(share, levels, scales, activation, ring, stage + STAGES);
-    if (group == 3 && ++step == STEPS) {
+    if (++step == STEPS) {
       flush();
       ++tile, step = 0;
     }

@@ -123,6 +123,8 @@ class CudaDriver:
         self._call("cuCtxSetCurrent", self._context)
         place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyHtoD_v2", ctypes.c_uint64(address), place, size)
+        # The call returns when the numbers are on their way: MLX's stream would not wait for them to arrive.
+        self._call("cuStreamSynchronize", None)
 
     def read(self, address: int, array: np.ndarray) -> None:
         """Fill `array` from a place on the device."""

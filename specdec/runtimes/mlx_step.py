@@ -26,16 +26,11 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 _SPLIT_SIZE = 4  # floats of a split beside its values
-_STAGES = 4  # of the ring through which weights reach a warp
+_STAGES = {"dense": 4, "verify": 2, "int4": 4, "bucket": 4}  # of the ring through which weights reach a warp
 _PARTS = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh")
-_MULTIPLY = {
-    "dense": "step_tiles.cuh",
-    "verify": "step_tiles.cuh",
-    "int4": "step_int4.cuh",
-    "bucket": "step_bucket.cuh",
-}
+_MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
-_UNITS = {"dense": (16, 32), "verify": (16, 32), "int4": (128, 128), "bucket": (256, 32)}
+_UNITS = {"dense": (16, 32), "verify": (16, 32), "int4": (128, 32), "bucket": (256, 32)}
 _WINDOWLESS = 1 << 30
 
 
@@ -207,12 +202,17 @@ class WholeStep:
         sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
         sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
         sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
-        sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2), "STAGES": _STAGES}
+        sizes |= {
+            "ENTRIES": _ENTRIES,
+            "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),
+            "STAGES": _STAGES[kind.mode],
+        }
         selects = kind.selects and kind.mode != "dense"
         sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
         # Tiers of 16 weights an input in all: 1/1000 of a matrix for the exact view, 1/250 for a draft.
         sizes["SLACK"] = 256 if kind.mode == "int4" else 64 if exact else 16
         if exact:
+            sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
         else:
             sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 4}
@@ -254,11 +254,11 @@ class WholeStep:
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * 160
         if kind.mode in ("dense", "verify"):
             rest = max(attention, 4 * 2 * warps * rows * 16)
-            ring = warps * _STAGES * (2048 + (256 if constants["TIERS"] else 0))
+            ring = warps * _STAGES[kind.mode] * (2048 + 256) if kind.mode == "verify" else 0
         else:
             widest, meeting = int(constants["WIDEST"]), 4 * int(constants["MEETING"])
             fixed += widest * (3 if kind.mode == "bucket" else 2)
             rest = max(attention, meeting + (warps * (512 * 4 + 256) if kind.mode == "bucket" else 0))
-            ring = warps * (_STAGES + 1) * 2048 if kind.mode == "int4" else 0
+            ring = warps * (_STAGES[kind.mode] + 1) * 2048 if kind.mode == "int4" else 0
         constants["RING_AT"] = padded(rest, 16) // 4
         return fixed + padded(rest, 16) + ring

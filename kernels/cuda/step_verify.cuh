@@ -1,6 +1,5 @@
-// ROWS rows times a share of a matrix in the exact view, on the tensor cores, for a step in one kernel; effort 1.0, or
-// any effort with two bits for each weight that name its tier. Arithmetic and packing are those of dense.cu and
-// verify.cu: a column of a product does not see its neighbours, so a row's bits do not depend on its company.
+// ROWS rows times a share of a matrix in the exact view at any effort, on the tensor cores, for a step in one kernel: two
+// bits for each weight name its tier. Arithmetic and packing are those of verify.cu: a column of a product does not see its neighbours, so a row's bits do not depend on its company.
 namespace specdec {
 
 using act_t = weight_t;
@@ -9,7 +8,7 @@ using Exact = Matrix<(OUTPUTS + 15) / 16, PADDED / 32, 16>;
 
 // Weights go through a ring of STAGES stages of two units for each warp. The ring is filled as soon as the matrix before
 // is done, so the memory works on while the blocks wait for each other.
-constexpr int PLANE_BYTES = TIERS ? 256 : 0, STAGE_BYTES = 2048 + PLANE_BYTES;
+constexpr int STAGE_BYTES = 2048 + 256;
 
 template <class M>
 DEVICE void issue(const Shares<M>& share, const void* weights, const void* planes, char* ring, int stage) {
@@ -22,9 +21,7 @@ DEVICE void issue(const Shares<M>& share, const void* weights, const void* plane
       const char* from = reinterpret_cast<const char*>(weights) + (size_t)unit * 1024 + lane * 16;
       copy16(to + u * 1024 + lane * 16, from);
       copy16(to + u * 1024 + 512 + lane * 16, from + 512);
-#if TIERS
       copy4(to + 2048 + u * 128 + lane * 4, reinterpret_cast<const char*>(planes) + (size_t)unit * 128 + lane * 4);
-#endif
     }
   }
   end_stage();
@@ -36,8 +33,7 @@ DEVICE void fill(const void* weights, const void* planes, char* ring) {
   for (int stage = 0; stage < STAGES; ++stage) issue<M>(share, weights, planes, ring, stage);
 }
 
-// `planes` and `prefix` are for TIERS > 0: tiers of the weights, and how many each row takes, (JOINED, ROWS, PADDED).
-// The ring has been filled.
+// `planes`: tiers of the weights; `prefix`: how many each row takes, (JOINED, ROWS, PADDED). The ring has been filled.
 template <class M, int JOINED>
 DEVICE void multiply_exact(const void* weights, const void* planes, const act_t* activation, const __half* prefix,
                            int rows, float* parts, float* meeting, char* ring) {
@@ -63,18 +59,14 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
   // Activations of a stage, asked for one stage ahead.
   struct Rows {
     uint4 x[2][BANDS][SPLIT];
-#if TIERS
     uint4 taken[2][BANDS];
-#endif
   };
   auto look = [&](int stage, Rows& to) {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       const int unit = share.begin + 2 * stage + u, place = unit % STEPS * 32 + q * 8;
-#if TIERS
       const int of = unit / STEPS;
       const int matrix = JOINED == 1 ? 0 : JOINED == 2 ? of % 2 : (of >= SECOND_TILE) + (of >= THIRD_TILE);
-#endif
 #pragma unroll
       for (int band = 0; band < BANDS; ++band) {
         const int row = band * 8 + g;
@@ -85,11 +77,9 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
               wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * PADDED + place)
                      : uint4{0, 0, 0, 0};
         }
-#if TIERS
         to.taken[u][band] =
             wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * PADDED + place)
                    : uint4{0, 0, 0, 0};
-#endif
       }
     }
   };
@@ -107,7 +97,6 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
       const uint4 w0 = *reinterpret_cast<const uint4*>(held + u * 1024);
       const uint4 w1 = *reinterpret_cast<const uint4*>(held + u * 1024 + 512);
       const unsigned all[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-#if TIERS
       const unsigned tiers = *reinterpret_cast<const unsigned*>(held - lane * 16 + 2048 + u * 128 + lane * 4);
       // The matrix is the sum of its tiers: a product takes the weights of one tier and the rows that want it.
 #pragma unroll
@@ -136,18 +125,6 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
           }
         }
       }
-#else
-      const unsigned a0[4] = {all[0], all[1], all[2], all[3]}, a1[4] = {all[4], all[5], all[6], all[7]};
-#pragma unroll
-      for (int band = 0; band < BANDS; ++band) {
-#pragma unroll
-        for (int part = 0; part < SPLIT; ++part) {
-          const uint4 v = now.x[u][band][part];
-          multiply_tile(sum[band], a0, v.x, v.y, weight_t());
-          multiply_tile(sum[band], a1, v.z, v.w, weight_t());
-        }
-      }
-#endif
       if (++step == STEPS) {
         flush();
         ++tile, step = 0;
