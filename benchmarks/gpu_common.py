@@ -14,8 +14,8 @@ from specdec.config import ModelConfig
 from specdec.runtimes.mlx import GPU
 from specdec.runtimes.mlx_model import Layer, Transformer
 from specdec.runtimes.mlx_ops import Ops
-from specdec.runtimes.mlx_step import WholeStep, fits
 from specdec.runtimes.mlx_pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
+from specdec.runtimes.mlx_step import WholeStep, fits
 from specdec.runtimes.mlx_weights import Linear, PackedBucket, PackedTiers
 
 mx = GPU.mx

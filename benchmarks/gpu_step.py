@@ -56,7 +56,7 @@ class Steps:
     """Runs single steps of a transformer after a history of CONTEXT tokens."""
 
     def __init__(self, transformer: Transformer) -> None:
-        self.transformer, config = transformer, transformer.config
+        self.transformer = transformer
         self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in transformer.new_cache(2 * SPAN)]
         mx.eval(self.cache)
         self._takes: dict[tuple[str, float], list[Any]] = {}
