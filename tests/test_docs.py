@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import re
+import shlex
 import sys
 import tomllib
 from importlib import metadata
@@ -18,6 +18,7 @@ from specdec.policies import registry
 from text_model import text_store
 
 import specdec
+from specdec.cli.main import build_parser
 from specdec.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,8 +123,11 @@ def test_the_figures_are_what_the_script_draws(tmp_path: Path) -> None:
     assert len(drawn) == 3
 
 
-def test_examples_say_what_they_import() -> None:
-    """A block that is copied alone fails on `specdec` or `model` at most."""
-    for page in PAGES:
-        for code, _ in blocks(page, "python"):
-            ast.parse(code)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(page: Path) -> None:
+    """Every whole `specdec` command of a page; those that end in dots show a part only."""
+    for code, _ in blocks(page, "sh"):
+        for line in code.splitlines():
+            words = shlex.split(line.split(" <")[0], comments=True)
+            if words[:1] == ["specdec"] and "..." not in words:
+                build_parser().parse_args(words[1:])
