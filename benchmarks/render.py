@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench_section import bench_figures, bench_table
+from eval_section import EVALUATED, eval_figures, eval_table
 from figures import heat_map
+from peers_section import PEERS, peers_table
 from policy_sections import REPLAYED, policies_table, replay_figures, replay_table
 from readme import how_fast, with_section
 from tables import markdown
@@ -264,6 +266,25 @@ SECTIONS = [
         table=cosine_table,
     ),
     Section(
+        title="What a lower effort costs in quality",
+        prose=(
+            "The whole model at an effort, history included, beside itself at effort 1 (`specdec eval`, docs/evaluation.md "
+            "says what is measured): perplexity, divergence and agreement on prompts of Spec-Bench, cosine of the hidden "
+            'states, the questions of the original Effort, and HumanEval where it was run. "As dense" is the share of '
+            "answers that are the dense model's, right or wrong. BasicQ is guessing for models of this size, at any effort. "
+            "± is one standard error. This is what somebody gets who talks to the model at that effort; drafts are judged "
+            "on the model's own text and behind a history of full quality, where they agree more often (next section)."
+        ),
+        files=EVALUATED,
+        table=eval_table,
+        figures=eval_figures,
+        notes=(
+            "Quality falls late and then fast: on the SmolLM2 twin effort 0.8 costs 1 % of perplexity, 0.6 costs 10 %, 0.4 "
+            "costs 78 %, and at 0.2 the text is lost. The quiz bears more than the distribution does, since only the order of "
+            "four choices counts. States drift layer by layer, and the last layer, which writes the prediction, drifts most."
+        ),
+    ),
+    Section(
         title="How often a draft agrees with the dense model",
         prose=(
             "The model writes a greedy answer to four prompts at effort 1; at every position one draft step runs over the "
@@ -317,6 +338,17 @@ SECTIONS = [
         ),
         files=["cpu-kernels-8960x1536.json", "cpu-kernels-1536x8960.json"],
         table=kernels_table,
+    ),
+    Section(
+        title="Beside other programs",
+        prose=(
+            "The same prompts and weights through specdec and its peers, every prompt answered by all of them in turn before "
+            "the next one: tokens a second over those of specdec's plain decoding in the same run, prefill left out, greedy, "
+            '2 threads, at most 4 drafted tokens a round for the peers. "original" is the published 4-bit file; F16 its '
+            '16-bit form; "dithered F16" and Q8_0 hold the twin that specdec runs. transformers runs in bfloat16.'
+        ),
+        files=PEERS,
+        table=peers_table,
     ),
     Section(
         title="From prompt to answer on the CPU, fixed settings",
