@@ -22,6 +22,8 @@ from specdec.sources import open_source
 from specdec.store import BucketLayout, Store, convert
 
 DENSE = EffortSchedule(1.0)
+# What is measured when nobody asks for something else, of those views that the runtime has.
+USUAL = {"bucket": "0.15,0.25,0.4,0.6", "own": "0.35,0.5,0.75", "nested": "0.5,1.0", "int4": "0.35,0.5,1.0"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="catalogue name, store, folder or .gguf")
     parser.add_argument(
-        "--draft", nargs="+", default=["bucket:0.15,0.25,0.4,0.6", "int4:0.35,0.5,1.0"], metavar="VIEW:E,E"
+        "--draft", nargs="+", metavar="VIEW:E,E", help="default: bucket, or own and nested, and int4 at several efforts"
     )
     parser.add_argument(
         "--head", type=float, default=1.0, help="effort of the logits layer (default 1.0; 0: as the rest)"
@@ -146,7 +148,8 @@ def main() -> None:
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
         model = open_model(args, Path(folder))
-        drafts = parse_drafts(args.draft, args.head or None)
+        usual = [f"{view}:{efforts}" for view, efforts in USUAL.items() if view in model.runtime.views]
+        drafts = parse_drafts(args.draft or usual, args.head or None)
         rows = measure(model, drafts, args.max_tokens)
     print(f"{args.model}, runtime {model.runtime.name}, dither {args.dither}, layout {model.store.layout}")
     header = list(rows[0])

@@ -96,7 +96,9 @@ class StoreReport:
             f"model       {self.architecture}, {self.parameters / 1e6:.1f} M parameters, {', '.join(self.types)}",
             f"source      {', '.join(f'{key} {value}' for key, value in self.source.items())}",
             f"dithered    {'no' if self.dithered is None else f'yes, seed {self.dithered}: not the original weights'}",
-            f"buckets     {self.layout['bucket_size']} outputs, tiers of {' + '.join(map(str, sizes))}",
+            f"buckets     {self.layout['bucket_size']} outputs, tiers of {' + '.join(map(str, sizes))}"
+            if self.energy_by_kind
+            else "buckets     none: every matrix is quantised",
             f"views       exact{''.join(f', {view}' for view in self.views)}",
             f"exact       {_mb(self.file_bytes[EXACT_FILE])}, {self.ratio:.3f} of dense ({_mb(self.dense_bytes)})",
         ]
