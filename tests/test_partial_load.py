@@ -14,10 +14,12 @@ from synthetic import quantised_config, quantised_source, synthetic_source, tiny
 
 import specdec
 from specdec.errors import InvalidArgumentError, StoreError
+from specdec.eval.passages import run_passage, score_passage
 from specdec.model import Model
 from specdec.runtimes.registry import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.partial import PartialMatrix, loaded_share, tiers_to_load
+from specdec.tune.text import split_passages
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
 
@@ -146,6 +148,32 @@ def test_the_command_line(text_model: Path, capsys: pytest.CaptureFixture[str]) 
         ran = run(capsys, *arguments, "--load-share", share)
         assert ran.code == 2
         assert "--load-share must be a number from 0.25 (the first tiers) to 1" in ran.err
+
+
+def test_eval_compares_a_part_with_the_whole(
+    text_model: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Some text that is long enough for a passage of tokens.", encoding="utf-8")
+    measure = ("--measure", "text", "--text", text, "--passages", 1, "--passage-tokens", 12, "--effort", 1)
+    ran = run(capsys, "eval", text_model, *measure, "--load-share", 0.75, 0.3, "--json", tmp_path / "found.json")
+    assert ran.code == 0
+    assert [line.split()[:3] for line in ran.out.splitlines()] == [
+        ["view", "effort", "loaded"], ["exact", "1", "1"], ["exact", "1", "0.75"], ["exact", "1", "0.3"],
+    ]  # fmt: skip
+    whole, *parts = json.loads((tmp_path / "found.json").read_text())["results"]["rows"]
+    assert "load_share" not in whole
+    assert whole["text"]["kl"] == 0
+    for part in parts:
+        model, dense = specdec.load(text_model, load_share=part["load_share"]), specdec.load(text_model)
+        assert model.tokenizer is not None
+        ids = split_passages(text.read_text(), model.tokenizer, count=1, length=12)[0]
+        found, wanted = (run_passage(one.runtime, ids, view="exact", effort=1.0) for one in (model, dense))
+        assert part["text"]["kl"] == pytest.approx(score_passage(ids, wanted, found).kl / (len(ids) - 1))
+    assert 0 < parts[0]["text"]["kl"] < parts[1]["text"]["kl"]
+    ran = run(capsys, "eval", text_model, *measure, "--load-share", 0.01)
+    assert ran.code == 2
+    assert "load_share must be a number from 0.25" in ran.err
 
 
 def test_quantised_stores_have_no_tiers(tmp_path: Path) -> None:

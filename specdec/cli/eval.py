@@ -47,6 +47,14 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--effort", type=float, nargs="+", metavar="E", help="one or more (default: 0.1 to 1 in steps of 0.1)"
     )
+    parser.add_argument(
+        "--load-share",
+        type=float,
+        nargs="+",
+        default=[],
+        metavar="S",
+        help="also the exact view at effort 1 with only this share of the weights loaded; one or more",
+    )
     _add_measures(parser.add_argument_group("what is measured"))
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", help="write everything that was found")
@@ -108,11 +116,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    from specdec.eval.plan import EFFORTS, Plan, make_settings
+    from specdec.eval.plan import EFFORTS, Plan, Setting, make_settings
 
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
-        settings=make_settings(arguments.view, arguments.effort or EFFORTS),
+        settings=make_settings(arguments.view, arguments.effort or EFFORTS)
+        + tuple(Setting("exact", 1.0, share) for share in arguments.load_share),
         measures=tuple(measures),
         text=arguments.text,
         passages=arguments.passages,

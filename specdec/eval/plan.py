@@ -21,15 +21,17 @@ EFFORTS = tuple(number / 10 for number in range(1, 11))
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A way to run the model: every pass in one view at one effort."""
+    """A way to run the model: every pass in one view at one effort, with this share of the weights loaded."""
 
     view: str
     effort: float
+    load_share: float = 1.0
 
     @property
     def name(self) -> str:
-        """Such as "int4 0.5"."""
-        return f"{self.view} {self.effort:g}"
+        """Such as "int4 0.5", or "load 0.8 exact 1"."""
+        loaded = "" if self.load_share == 1 else f"load {self.load_share:g} "
+        return f"{loaded}{self.view} {self.effort:g}"
 
 
 DENSE = Setting("exact", 1.0)
@@ -88,11 +90,15 @@ class Plan:
         """Refuse a model that cannot be evaluated this way.
 
         Raises:
-            InvalidArgumentError: it has no tokenizer.
+            InvalidArgumentError: it has no tokenizer, or cannot be loaded in part in this way.
             UnknownNameError: its runtime has no such view.
         """
         if model.tokenizer is None:
             raise InvalidArgumentError("this model has no tokenizer: an evaluation needs one")
+        for share in sorted({setting.load_share for setting in self.settings} - {1.0}):
+            if model.store is None:
+                raise InvalidArgumentError("load_share needs a model that was loaded from a store")
+            type(model.store).open(model.store.path, verify=False, load_share=share)
         known = ["exact", *model.runtime.views]
         for setting in self.settings:
             if setting.view not in known:

@@ -103,7 +103,8 @@ def _views(evaluation: Evaluation) -> list[str]:
 
 
 def _of_view(evaluation: Evaluation, view: str) -> list[Row]:
-    return sorted((row for row in evaluation.rows if row.setting.view == view), key=lambda row: row.setting.effort)
+    whole = (row for row in evaluation.rows if row.setting.view == view and row.setting.load_share == 1)
+    return sorted(whole, key=lambda row: row.setting.effort)
 
 
 def _by_effort(

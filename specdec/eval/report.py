@@ -91,7 +91,8 @@ class Evaluation:
         rows = []
         for row in self.rows:
             measured = {name: value for name, value in asdict(row).items() if value is not None and name != "setting"}
-            rows.append({"view": row.setting.view, "effort": row.setting.effort} | measured)
+            loaded = {} if row.setting.load_share == 1 else {"load_share": row.setting.load_share}
+            rows.append({"view": row.setting.view, "effort": row.setting.effort} | loaded | measured)
         return {"settings": self.description, "rows": rows}
 
 
@@ -116,7 +117,8 @@ def find(
 
 def table(evaluation: Evaluation) -> list[str]:
     """Lines for people: a setting each."""
-    titles = ["view", "effort"]
+    partial = any(row.setting.load_share != 1 for row in evaluation.rows)
+    titles = ["view", "effort", *(["loaded"] if partial else [])]
     first = evaluation.rows[0]
     if first.text is not None:
         titles += ["perplexity", "KL, nats", "agreement", "last layer"]
@@ -125,7 +127,7 @@ def table(evaluation: Evaluation) -> list[str]:
         titles += [name, "as dense"]
     lines = [[*titles]]
     for row in evaluation.rows:
-        cells = [row.setting.view, f"{row.setting.effort:g}"]
+        cells = [row.setting.view, f"{row.setting.effort:g}", *([f"{row.setting.load_share:g}"] if partial else [])]
         if row.text is not None:
             cosine = f"{row.text.cosine[-1]:.3f}" if row.text.cosine else "-"
             cells += [f"{row.text.perplexity:.4g}", f"{row.text.kl:.3g} ± {row.text.kl_error:.1g}"]

@@ -11,7 +11,7 @@ from specdec.errors import InvalidArgumentError
 from specdec.eval.humaneval import Problem, load_problems, to_program, write_answer
 from specdec.eval.journal import Journal
 from specdec.eval.passages import run_passage, score_passage
-from specdec.eval.plan import DENSE, Plan, journal_name
+from specdec.eval.plan import DENSE, Plan, Setting, journal_name
 from specdec.eval.questions import SETS, answer_questions, encode_question, load_questions
 from specdec.eval.report import Evaluation, find
 from specdec.eval.sandbox import run_program
@@ -43,7 +43,8 @@ def evaluate(model: Model, plan: Plan, *, restart: bool = False, progress: Progr
     description = plan.describe(model, content)
     passages = [] if content is None else _passages(model, plan, content)
     for setting in plan.settings:
-        model.runtime.prepare_view(setting.view)
+        if setting.load_share == 1:
+            model.runtime.prepare_view(setting.view)
     problems = load_problems(plan.problems) if "humaneval" in plan.measures else []
     journal = Journal(paths.home() / "eval" / journal_name(description), description, restart=restart)
     complete = False
@@ -78,6 +79,7 @@ class _Run:
     def __init__(self, model: Model, plan: Plan, journal: Journal, progress: Progress) -> None:
         self._model, self._plan, self._journal, self._progress = model, plan, journal, progress
         self._stage, self._done, self._total = "", 0, 0
+        self._part: tuple[float, Model] | None = None
 
     def read_passages(self, passages: Sequence[Sequence[int]]) -> None:
         """Every setting on every passage, beside the dense model."""
@@ -89,7 +91,9 @@ class _Run:
                 continue
             dense = run_passage(runtime, tokens, view=DENSE.view, effort=DENSE.effort)
             for one in missing:
-                other = dense if one == DENSE else run_passage(runtime, tokens, view=one.view, effort=one.effort)
+                other = dense
+                if one != DENSE:
+                    other = run_passage(self._model_of(one).runtime, tokens, view=one.view, effort=one.effort)
                 self._keep(f"text {number} {one.name}", asdict(score_passage(tokens, dense, other)))
 
     def ask(self, name: str) -> None:
@@ -107,7 +111,7 @@ class _Run:
             names = [f"{name} {one.name} {number}" for number in range(len(questions))]
             missing = [number for number, unit in enumerate(names) if self._lacks(unit)]
             chosen = answer_questions(
-                self._model.runtime, [questions[number] for number in missing], view=one.view, effort=one.effort
+                self._model_of(one).runtime, [questions[number] for number in missing], view=one.view, effort=one.effort
             )
             for number, choice in zip(missing, chosen, strict=True):
                 self._keep(names[number], [choice, int(choice == questions[number].answer)])
@@ -120,10 +124,30 @@ class _Run:
             for problem in problems:
                 if self._lacks(f"{problem.name} {one.name}"):
                     answer = write_answer(
-                        self._model, problem, view=one.view, effort=one.effort, max_tokens=self._plan.max_tokens
+                        self._model_of(one), problem, view=one.view, effort=one.effort, max_tokens=self._plan.max_tokens
                     )
                     outcome = run_program(to_program(problem, answer))
                     self._keep(f"{problem.name} {one.name}", [int(outcome.passed), outcome.reason])
+
+    def _model_of(self, setting: Setting) -> Model:
+        """The model with as much of its weights as the setting says. One that is loaded in part is kept until another
+        is asked for."""
+        if setting.load_share == 1:
+            return self._model
+        if self._part is None or self._part[0] != setting.load_share:
+            from specdec.model import load
+
+            assert self._model.store is not None
+            self._part = None  # its memory, before there is another
+            runtime = self._model.runtime
+            part = load(
+                self._model.store.path,
+                runtime=runtime.name,
+                threads=getattr(runtime, "threads", None),
+                load_share=setting.load_share,
+            )
+            self._part = setting.load_share, part
+        return self._part[1]
 
     def _begin(self, stage: str, units: Sequence[str]) -> None:
         self._stage, self._total = stage, len(units)
