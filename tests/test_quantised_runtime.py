@@ -38,7 +38,7 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("affine4-g128", "affine4-g32", "affine8-g64"),
     ),
 }
-RUNTIMES = ("reference",)
+RUNTIMES = ("reference", "native")
 VIEWS = ("exact", "own", "nested", "int4", "bucket8")
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 47, 16)]
 

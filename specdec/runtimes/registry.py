@@ -49,7 +49,7 @@ _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
 
 
 # Those that run matrices in quantised blocks.
-_QUANTISED = frozenset({"reference"})
+_QUANTISED = frozenset({"reference", "native"})
 
 
 def best_runtime() -> str:
