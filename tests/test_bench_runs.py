@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import Outcome, run
+from command_line import Outcome, run, start
 from scripted_model import Clock, ScriptedRuntime, scripted_model
 from specdec.policies import registry
 from specdec.policies.base import DraftPlan
@@ -95,6 +95,29 @@ def test_killed_at_any_byte_and_gone_on_with_is_the_same_report(bench, tmp_path)
         assert bench.record()["results"] == whole["results"], cut
         assert (bench.runtime.passes > 0) == (cut <= ends[-1])  # what was there was not asked for again
         assert journal.read_bytes().count(b"\n") == len(ends)
+
+
+def test_a_killed_process_loses_no_answer(text_model, tmp_path, home):
+    """A real model, a real process, and a kill that it cannot catch."""
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    answers, result = tmp_path / "answers.jsonl", tmp_path / "result.json"
+    ways = ("--contender", "int4:0.5:2", "--contender", "drafter=ngram", "--runtime", "reference")
+    where = ("--prompts", tmp_path / "prompts.txt", "--resume", answers, "--json", result)
+    command = ("bench", text_model, *ways, *where, "--max-tokens", 4, "--repeat", 4, "--force")
+    process = start(*command)
+    deadline_s = time.monotonic() + 120
+    while (not answers.exists() or answers.read_bytes().count(b"\n") < 3) and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    kept = answers.read_bytes().rpartition(b"\n")[0].split(b"\n")
+    assert 3 <= len(kept) <= 1 + 2 * 3 * 4
+    done = start(*command)
+    _, told = done.communicate()
+    assert done.returncode == 0, told.decode()
+    assert f"going on with {len(kept) - 1} answers" in told.decode()
+    assert answers.read_bytes().split(b"\n")[: len(kept)] == kept
+    assert len(json.loads(result.read_text())["results"]["answers"]) == 2 * 3 * 4
 
 
 def test_finished_answers_are_reported_again_without_the_model(bench, tmp_path):
