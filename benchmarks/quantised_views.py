@@ -3,7 +3,7 @@
 A text runs through the model teacher-forced: once as the target, once for each view and effort, in NumPy and float32,
 all positions at a time (each position selects for itself). Compared at every position: the likeliest token, and the
 divergence of the two distributions. Bytes are those of weights that one token's matrices read, as a share of the
-target's own. Cosines are those of a matrix's products with the target's, over the text's own activations.
+target's own. Cosines are those of a matrix's products with the target's, at effort 1 over the text's own activations.
 """
 
 from __future__ import annotations
@@ -46,43 +46,48 @@ class Weights:
     """A matrix as a view multiplies by it.
 
     Attributes:
-        parts: float32 (in, out), one for each tier, whose sum is the whole.
+        whole: float32 (in, out).
+        tiers: uint8 (in, out), tier of each weight, or None where an input is taken whole.
         scores: float32 (in, tiers).
         always: float32 (in, out) that every multiplication adds, or None.
         cost: bytes read for the numbers of tiers (in,) taken of each input.
     """
 
-    parts: list[np.ndarray]
+    whole: np.ndarray
+    tiers: np.ndarray | None
     scores: np.ndarray
     always: np.ndarray | None
     cost: Callable[[np.ndarray], float]
 
     def multiply(self, rows: np.ndarray, effort: float) -> tuple[np.ndarray, float]:
         """Products float32 (rows, out), and the mean bytes of one row."""
-        tiers = len(self.parts)
+        tiers = self.scores.shape[1]
         if effort >= 1:
             prefixes = np.full((1, rows.shape[1]), tiers, np.uint8)
         else:
             sizes = (1,) * tiers
             prefixes = np.stack([select_tiers(row, self.scores, sizes, effort=effort) for row in rows])
-        total = 0 if self.always is None else rows @ self.always
-        for k, part in enumerate(self.parts):
-            total = total + (rows * (prefixes > k)) @ part
+        if effort >= 1 or self.tiers is None:
+            total = (rows if effort >= 1 else rows * (prefixes > 0)) @ self.whole
+        else:
+            total = np.zeros((len(rows), self.whole.shape[1]), np.float32)
+            for k in range(tiers):
+                total += (rows * (prefixes > k)) @ np.where(self.tiers == k, self.whole, np.float32(0))
+        if self.always is not None:
+            total += rows @ self.always
         sample = prefixes[:: max(1, len(prefixes) // 4)]
         return total, float(np.mean([self.cost(prefix) for prefix in sample]))
 
 
 def _of_view(matrix: Any) -> Weights:
-    return Weights([np.ascontiguousarray(matrix.dequantise().T)], matrix.scores, None, matrix.bytes_read)
+    return Weights(np.ascontiguousarray(matrix.dequantise().T), None, matrix.scores, None, matrix.bytes_read)
 
 
 def _of_codes(codes: SliceCodes) -> Weights:
-    parts = [np.where(codes.tiers == k, codes.weights, np.float32(0)) for k in range(codes.scores.shape[1])]
-
     def cost(prefix: np.ndarray) -> float:
-        return codes.bytes_read(float(prefix.sum()) / (prefix.size * len(parts)))
+        return codes.bytes_read(float(prefix.sum()) / codes.scores.size)
 
-    return Weights(parts, codes.scores, codes.outliers, cost)
+    return Weights(codes.weights, codes.tiers, codes.scores, codes.outliers, cost)
 
 
 def build(view: str, matrix: ExactMatrix) -> Weights:
@@ -157,22 +162,23 @@ def measure(store: Store, ids: list[int], asked: Sequence[tuple[str, list[float]
                 made[name] = build(view, store.exact(name))
             return made[name]
 
-        keep = len(efforts) > 1 and sum(a * b for a, b in config.matrices().values()) < 2e8
+        # A view of a small model is built once for all efforts: at most 13 bytes a weight.
+        small = len(efforts) > 1 and sum(a * b for a, b in config.matrices().values()) < 2e8
         for effort in efforts:
             start_s = time.perf_counter()
-            source = weights if keep else lambda name, view=view: build(view, store.exact(name))
+            source = weights if small else lambda name, view=view: build(view, store.exact(name))
             model = ViewTransformer(store, source, effort, [])
             logits = log_softmax(model.logits(ids))
             row = Row(view, effort, model.bytes_read / target.bytes_read, 0.0, 0.0)
             row.top1 = float((logits.argmax(axis=1) == dense.argmax(axis=1)).mean())
             row.kl = float((np.exp(dense) * (dense - logits)).sum(axis=1).mean())
             found: dict[str, list[float]] = {}
-            for name in names:
+            for name in names if effort >= 1 else []:
                 inputs, wanted = target.seen[name]
                 found.setdefault(kind(name), []).append(cosine(source(name).multiply(inputs, effort)[0], wanted))
             row.cosine = {what: float(np.mean(values)) for what, values in found.items()}
             rows.append(row)
-            print(f"  {view} {effort}: {time.perf_counter() - start_s:.0f} s", file=sys.stderr)
+            print(f"  {time.perf_counter() - start_s:.0f} s: {row}", file=sys.stderr, flush=True)
     return rows, target.bytes_read
 
 
@@ -198,9 +204,10 @@ def main() -> None:
     ids = split_passages(read_text(args.text), load_tokenizer(store.tokenizer_path), count=1, length=args.tokens)[0]
     rows, nbytes = measure(store, ids, parse(args.view))
     print(f"{args.model}: {nbytes / 1e6:.1f} MB of weights a token, types {sorted(set(store.types.values()))}")
-    kinds = list(rows[0].cosine)
+    kinds = list(dict.fromkeys(what for row in rows for what in row.cosine))
     header = ["view", "effort", "bytes", "top-1", "KL", *(f"cos {what}" for what in kinds)]
-    table = [[r.view, r.effort, r.bytes_share, r.top1, r.kl, *(f"{r.cosine[k]:.4f}" for k in kinds)] for r in rows]
+    cells = [[f"{r.cosine[k]:.4f}" if k in r.cosine else "" for k in kinds] for r in rows]
+    table = [[r.view, r.effort, r.bytes_share, r.top1, r.kl, *cell] for r, cell in zip(rows, cells, strict=True)]
     print_table(header, table)
     types = sorted(set(store.types.values()))
     settings = {"model": str(args.model).rsplit("/", 1)[-1], "tokens": args.tokens, "types": types, "bytes": nbytes}

@@ -18,6 +18,7 @@ from eval_section import EVALUATED, eval_figures, eval_table
 from figures import heat_map
 from peers_section import PEERS, peers_table
 from policy_sections import REPLAYED, policies_table, replay_figures, replay_table
+from quantised_section import quantised_table
 from readme import how_fast, with_section
 from tables import markdown
 
@@ -311,6 +312,18 @@ SECTIONS = [
             "of 16-bit weights loses much. 4-bit values with every second input left out agree more often than 16-bit "
             "bucketMul at a quarter of the multiplications, and read fewer bytes."
         ),
+    ),
+    Section(
+        title="Draft views of a quantised target",
+        prose=(
+            "What a draft that reads a quantised target in part keeps of it, for which share of the target's bytes: `own` "
+            "leaves out inputs, `nested` the lower bits of codes (four upper bits stay; three or two in `nested3` and "
+            "`nested2`), `int4` is 4-bit weights of its own; `bucket-q8` and `bucket-q4` are the 8- and 4-bit bucketMul of "
+            "the original Effort engine, whose author asks for a cosine of 0.99 at effort 1. Teacher-forced on the "
+            "calibration text, in NumPy."
+        ),
+        files=("quantised_views-smollm2-135m.json", "quantised_views-qwen2.5-coder-0.5b.json"),
+        table=quantised_table,
     ),
     Section(
         title="Steps of the native CPU runtime",
