@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (prose)
 """The figures of the README, told from the files that they come from."""
 
 from __future__ import annotations
