@@ -20,11 +20,13 @@ def answer(model: Any, tokenizer: Any, draft: Any, request: dict[str, Any]) -> d
     extra = (
         {"draft_model": draft, "num_draft_tokens": request["num_draft_tokens"]} if request["mode"] == "draft" else {}
     )
-    came_s, accepted = [], 0
+    came_s, written, accepted = [], [], 0
     for piece in stream_generate(model, tokenizer, request["ids"], max_tokens=request["max_tokens"], **extra):
         came_s.append(time.perf_counter())
+        written.append(int(piece.token))
         accepted += bool(piece.from_draft)
-    return {"tokens": len(came_s) - 1, "seconds": came_s[-1] - came_s[0], "drafted": 0, "accepted": accepted}
+    seconds = came_s[-1] - came_s[0]
+    return {"tokens": len(came_s) - 1, "seconds": seconds, "drafted": 0, "accepted": accepted, "ids": written}
 
 
 def main() -> None:

@@ -1,19 +1,17 @@
 """transformers as a peer, run by `peers` in an environment of its own: answers on standard output, a JSON line for each
 prompt on standard input. Needs nothing of specdec.
 
-    python peer_transformers.py MODEL.gguf DRAFT.gguf|- THREADS FOLDER|-
+    python peer_transformers.py FOLDER DRAFT_FOLDER|- THREADS
 """
 
-import copy
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 
@@ -31,21 +29,8 @@ class FirstToken(BaseStreamer):
 
 
 def load(path: str) -> Any:
-    """A model in bfloat16, the 16-bit type that this kind of processor multiplies fastest, on the CPU."""
-    file = Path(path)
-    return AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.bfloat16).eval()
-
-
-def save(model: Any, file: Path, folder: str) -> None:
-    """Write the model and its tokenizer as a folder that other programs read."""
-    plain_config = copy.deepcopy(model.config)
-    if hasattr(plain_config, "quantization_config"):  # it only says that the weights came from a .gguf file
-        del plain_config.quantization_config
-    plain = AutoModelForCausalLM.from_config(plain_config, dtype=torch.bfloat16)
-    plain.load_state_dict(model.state_dict())
-    plain.tie_weights()
-    AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name).save_pretrained(folder)
-    plain.save_pretrained(folder)
+    """A model in bfloat16, the 16-bit type that processors multiply, on the CPU."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
 
 
 def answer(model: Any, draft: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +56,13 @@ def answer(model: Any, draft: Any, request: dict[str, Any]) -> dict[str, Any]:
         )
     came_s, first = streamer.puts[1]  # the prompt itself is put first
     tokens = out.shape[1] - ids.shape[1] - first
-    return {"tokens": tokens, "seconds": streamer.puts[-1][0] - came_s, "drafted": 0, "accepted": 0}
+    found = {"tokens": tokens, "seconds": streamer.puts[-1][0] - came_s, "drafted": 0, "accepted": 0}
+    return found | {"ids": out[0, ids.shape[1] :].tolist()}
 
 
 def main() -> None:
     """Answer until the input ends."""
-    model_path, draft_path, threads, folder = sys.argv[1:]
+    model_path, draft_path, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     model = load(model_path)
     draft = None
@@ -85,8 +71,6 @@ def main() -> None:
         draft.generation_config.num_assistant_tokens = 4
         draft.generation_config.num_assistant_tokens_schedule = "constant"
         draft.generation_config.assistant_confidence_threshold = 0
-    if folder != "-" and not Path(folder, "config.json").exists():
-        save(model, Path(model_path), folder)
     print(json.dumps({"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(model, draft, json.loads(line))), flush=True)

@@ -20,6 +20,7 @@ from typing import Any
 
 from common import add_json_option, print_machine, print_table, write_json
 from gguf_forms import quantised, with_weights_of
+from huggingface_form import as_folder
 from peer_llama import LlamaContender, PeerMissingError, programs, version
 from peer_python import Worker, environment
 
@@ -87,24 +88,18 @@ def specdec_answer(model: Model, options: dict[str, Any], max_tokens: int) -> An
 
     def answer(text: str, ids: list[int]) -> dict[str, Any]:  # noqa: ARG001
         model.shared = memory
-        stats = specdec.generate(model, ids, max_tokens=max_tokens, **options).stats
-        return {
-            "tokens": stats.emitted,
-            "seconds": stats.decode_s,
-            "drafted": stats.drafted,
-            "accepted": stats.accepted,
-        }
+        result = specdec.generate(model, ids, max_tokens=max_tokens, **options)
+        stats = result.stats
+        counts = {"tokens": stats.emitted, "drafted": stats.drafted, "accepted": stats.accepted}
+        return counts | {"seconds": stats.decode_s, "ids": result.tokens}
 
     answer("", [1])  # views are built, pages touched, threads awake
     return answer
 
 
-def model_files(args: argparse.Namespace, quantize: Path | None) -> Files:
-    """The original file, its 8-bit and 16-bit forms and those of the twin, as far as there is a tool to make them."""
-    files = {"original": args.model}
-    if quantize is None:
-        return Files(files, "original")
-    files["F16"] = quantised(args.model, "F16", args.work, quantize)
+def model_files(args: argparse.Namespace, quantize: Path) -> Files:
+    """The original file, its 16-bit form, the twin's, and the 8-bit form of the one that specdec runs."""
+    files = {"original": args.model, "F16": quantised(args.model, "F16", args.work, quantize)}
     same = "F16"
     if args.twin is not None:
         same = "dithered F16"
@@ -145,31 +140,28 @@ def add_worker(
         contenders.answers[f"{name} {label}"] = answer
 
 
-def add_transformers(contenders: Contenders, args: argparse.Namespace, files: Files, stack: ExitStack) -> Path:
-    """transformers in bfloat16 on the same weights; for mlx-lm also writes them as a folder, which is returned."""
-    python = environment(
-        "transformers", [args.torch, "transformers>=5", "gguf", "accelerate", "sentencepiece"], args.work
-    )
-    source = files.by_label[files.same]
-    folder: Path = args.work / f"{source.stem}-hf"
-    arguments = [source, args.draft or "-", str(args.threads), folder if "mlx-lm" in args.peers else "-"]
-    worker = Worker(python, "peer_transformers.py", arguments)
+def add_transformers(contenders: Contenders, args: argparse.Namespace, stack: ExitStack) -> None:
+    """transformers in bfloat16 on the weights that specdec runs."""
+    python = environment("transformers", [args.torch, "transformers>=5", "accelerate"], args.work)
+    folder = as_folder(args.twin or args.model, args.work)
+    draft = "-" if args.draft is None else as_folder(args.draft, args.work)
+    worker = Worker(python, "peer_transformers.py", [folder, draft, str(args.threads)])
     stack.callback(worker.close)
     modes = {"bfloat16": "plain", "bfloat16, lookup": "lookup"}
     if args.draft is not None:
         modes[f"bfloat16, draft {args.draft.stem}"] = "assisted"
     add_worker(contenders, "transformers", worker, modes, args)
-    return folder
 
 
-def add_mlx(contenders: Contenders, args: argparse.Namespace, folder: Path | None, stack: ExitStack) -> None:
-    """mlx-lm on the folder that transformers has written."""
-    if folder is None or not folder.exists():
-        raise PeerMissingError("it reads no .gguf files, and transformers, which would convert one, is not there")
+def add_mlx(contenders: Contenders, args: argparse.Namespace, stack: ExitStack) -> None:
+    """mlx-lm in float16 on the weights that specdec runs."""
     packages = ["mlx-lm", "mlx[cpu]"] if sys.platform == "linux" else ["mlx-lm"]
-    worker = Worker(environment("mlx-lm", packages, args.work), "peer_mlx_lm.py", [folder, "-"])
+    python = environment("mlx-lm", packages, args.work)
+    draft = "-" if args.draft is None else as_folder(args.draft, args.work)
+    worker = Worker(python, "peer_mlx_lm.py", [as_folder(args.twin or args.model, args.work), draft])
     stack.callback(worker.close)
-    add_worker(contenders, "mlx-lm", worker, {"bfloat16": "plain"}, args)
+    modes = {"float16": "plain"} | ({} if args.draft is None else {f"float16, draft {args.draft.stem}": "draft"})
+    add_worker(contenders, "mlx-lm", worker, modes, args)
 
 
 def gather(args: argparse.Namespace, model: Model, stack: ExitStack) -> Contenders:
@@ -177,20 +169,16 @@ def gather(args: argparse.Namespace, model: Model, stack: ExitStack) -> Contende
     contenders = Contenders()
     contenders.answers["specdec plain"] = specdec_answer(model, {"speculate": False}, args.max_tokens)
     contenders.answers["specdec auto"] = specdec_answer(model, {}, args.max_tokens)
-    folder: Path | None = None
-    files = Files({"original": args.model}, "original")
     if "llama.cpp" in args.peers:
         with contenders.peer("llama.cpp"):
             folder = programs(args.llama, args.work)
-            files = model_files(args, folder / "llama-quantize")
-            add_llama(contenders, args, folder, files)
-    saved: Path | None = None
+            add_llama(contenders, args, folder, model_files(args, folder / "llama-quantize"))
     if "transformers" in args.peers:
         with contenders.peer("transformers"):
-            saved = add_transformers(contenders, args, files, stack)
+            add_transformers(contenders, args, stack)
     if "mlx-lm" in args.peers:
         with contenders.peer("mlx-lm"):
-            add_mlx(contenders, args, saved, stack)
+            add_mlx(contenders, args, stack)
     return contenders
 
 
@@ -201,7 +189,7 @@ def measure(model: Model, contenders: Contenders, prompts: list[TaskPrompt]) -> 
     for number, prompt in enumerate(prompts, start=1):
         content = [{"role": "user", "content": prompt.content}]
         text = model.tokenizer.apply_chat_template(content)  # type: ignore[arg-type]
-        ids = model.tokenizer.encode(text, add_bos=False)
+        ids, plain = model.tokenizer.encode(text, add_bos=False), list[int]()
         for name in list(contenders.answers):
             try:
                 found = contenders.answers[name](text, ids)
@@ -211,6 +199,9 @@ def measure(model: Model, contenders: Contenders, prompts: list[TaskPrompt]) -> 
                 del contenders.answers[name]
                 continue
             tallies.setdefault((name, prompt.task), Tally()).add(found)
+            plain = plain or found["ids"]
+            if found.get("ids", plain)[:1] != plain[:1]:  # rounding may change a token, hardly ever the first one
+                print(f"{name} begins otherwise than specdec: look at its files", file=sys.stderr)
         print(f"  {prompt.task}: {number} of {len(prompts)} prompts", file=sys.stderr)
     return {key: tally for key, tally in tallies.items() if key[0] in contenders.answers and tally.rates}
 
@@ -268,6 +259,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--num-draft-tokens", type=int, default=4, help="most drafted tokens of the peers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
+    parser.add_argument("--prepare", action="store_true", help="build, install and convert what is missing, and end")
     add_json_option(parser)
     args = parser.parse_args()
     args.work = (args.work or paths.home() / "peers").absolute()
@@ -288,6 +280,8 @@ def main() -> None:
     prompts = load_prompts(["spec-bench", "humaneval"], tasks=args.tasks, per_task=args.per_task)
     with ExitStack() as stack:
         contenders = gather(args, model, stack)
+        if args.prepare:
+            return
         rows = rows_of(measure(model, contenders, prompts))
     for name, found in contenders.versions.items():
         print(f"{name}: {found}")
