@@ -360,7 +360,7 @@ SECTIONS = [
             "The same prompts and weights through specdec and its peers, every prompt answered by all of them in turn before "
             "the next one: tokens a second over those of specdec's plain decoding in the same run, prefill left out, greedy, "
             '2 threads, at most 4 drafted tokens a round for the peers. "original" is the published 4-bit file; F16 its '
-            '16-bit form; "dithered F16" and Q8_0 hold the twin that specdec runs. One prompt of each kind, once: differences of a tenth may be the machine's.'
+            '16-bit form; "dithered F16" and Q8_0 hold the twin that specdec runs. One prompt of each kind, once: differences of a tenth may be chance.'
         ),
         files=PEERS,
         table=peers_table,
