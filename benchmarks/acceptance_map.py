@@ -91,6 +91,7 @@ def main() -> None:
     parser.add_argument("model", help="catalogue name, store, folder or .gguf")
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="VIEW:EFFORT")
     parser.add_argument("--length", type=int, default=6, help="tokens drafted a round (default %(default)s)")
+    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks")
     parser.add_argument("--per-task", type=int, default=1, help="prompts per task (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--runtime", default="auto")
@@ -98,7 +99,7 @@ def main() -> None:
     add_json_option(parser)
     args = parser.parse_args()
     model = specdec.load(args.model, runtime=args.runtime, threads=args.threads)
-    texts = [str(prompt.content) for prompt in load_prompts(BUILT_IN, per_task=args.per_task)]
+    texts = [str(prompt.content) for prompt in load_prompts(BUILT_IN, tasks=args.tasks, per_task=args.per_task)]
     rows = [row for setting in args.settings for row in measure(model, setting, texts, args)]
     print_machine()
     tables(rows)
