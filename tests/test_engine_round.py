@@ -71,15 +71,21 @@ def test_a_prompt_of_one_token_needs_no_prefill():
 
 def test_an_interrupted_round_did_not_happen():
     """Whichever pass is cut short, the engine is as before, and the next try gives what it would have given."""
-    expected = specdec.generate(fake_model(seed=3), [1, 2, 3], max_tokens=9, draft_len=3, draft_effort=0.6).tokens
-    for failing in range(2, 8):
+    settings = {"max_tokens": 9, "policy": "fixed", "draft_len": 3, "draft_effort": 0.6}
+    whole = fake_model(seed=3)
+    expected = specdec.generate(whole, [1, 2, 3], **settings).tokens
+    started = fake_model(seed=3)
+    next(specdec.stream(started, [1, 2, 3], **settings))
+    first, last = len(started.runtime.passes), len(whole.runtime.passes)
+    assert last - first >= 4
+    for failing in range(first + 1, last + 1):
         model = fake_model(seed=3)
-        stream = specdec.stream(model, [1, 2, 3], max_tokens=9, draft_len=3, draft_effort=0.6)
+        stream = specdec.stream(model, [1, 2, 3], **settings)
         engine = stream._engine
         engine.prefill()
         engine.step()
         before = (list(engine.tokens), list(engine.cache.entries), engine.rounds)
-        model.runtime.fail_at_pass = len(model.runtime.passes) + failing - 1
+        model.runtime.fail_at_pass = failing
         interrupted = False
         while len(engine.tokens) < 12:
             try:
