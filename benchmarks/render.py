@@ -430,7 +430,7 @@ SECTIONS = [
     Section(
         title="Which drafted tokens are kept",
         prose=(
-            "The model drafts six tokens a round for itself, at a fixed effort of a fixed view, on one prompt of every task; "
+            "The model drafts six tokens a round for itself, at a fixed effort of a fixed view, on one prompt of every task (of five tasks for the 1.5B); "
             "each drafted token that the verifier got to look at counts once, by the entropy of the logits that it was "
             "drawn from and by its position in the round. In brackets, how many there were; shares of fewer than 5 are "
             "left out. Names without `-dithered` are the original 4- to 5-bit files, whose 4-bit drafts flatter."
