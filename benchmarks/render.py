@@ -396,8 +396,8 @@ SECTIONS = [
         title="The same without the machine's noise",
         prose=(
             "Policies decide over recorded drafts at constant costs: for every position of the model's plain answers, what a "
-            "draft step proposes at each effort behind the exact history, and how sure it is of it; costs are medians "
-            "measured in the same run. So differences are the policies' own. Learning policies are told times with 5% of "
+            "draft step proposes at each effort behind the exact history, and how sure it is of it; costs are medians, "
+            "measured in the same run (both files of the 1.5B: in one run on its twin, shortly before). So differences are the policies' own. Learning policies are told times with 5% of "
             "noise, start knowing nothing of the model, and pay for their trials; the best fixed setting of a task is the "
             "best of 35 tried on the very same answers. Left out is that a step behind several drafted tokens sees drafted "
             "keys and values."
