@@ -57,12 +57,12 @@ class Rate:
 
 
 class LogOdds:
-    """Log-odds of a token being kept: a sum of what is known of the model, the effort, a signal's class, and the text.
+    """Log-odds of a token being kept: what is known of the model, the effort, a signal's class, and the text, added up.
 
-    Every judged token teaches all four, so an effort that is hardly used profits from what the others show: easy text
-    is easy for all of them, and what a class of signals means differs little between them. Each part has a value and a
-    variance, moved by one step of an extended Kalman filter with a Bernoulli likelihood; the variances grow a little
-    with every token, which is how old tokens are forgotten.
+    Every judged token teaches all of them, so an effort that is hardly used profits from what the others show: easy
+    text is easy for all of them, and what a class of signals means differs little between them. Each part has a value
+    and a variance, moved by one step of an extended Kalman filter with a Bernoulli likelihood; the variances grow a
+    little with every token, which is how old tokens are forgotten.
 
     Args:
         slope: log-odds that a class of signals is assumed to add to the one below it.

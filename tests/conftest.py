@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted_model import Clock
 from text_model import text_store
 
 from specdec import paths
@@ -48,3 +50,11 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text_model_copy(text_model: Path, tmp_path: Path) -> Path:
     """A copy of `text_model` that a test may damage."""
     return Path(shutil.copytree(text_model, tmp_path / "copy"))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that only the scripted model moves."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock

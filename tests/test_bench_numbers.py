@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import run
-from scripted_model import PASS_S, Clock, expect, scripted_model
+from scripted_model import PASS_S, expect, scripted_model
 
 import specdec
 from specdec.bench.analysis import analyse, count_steps
@@ -26,14 +25,6 @@ from specdec.engine.stats import Stats
 
 PROMPTS = [("short", "ab"), ("short", "abcde"), ("long", "a longer prompt, of another kind")]
 MOST = 21  # tokens of an answer
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that only the scripted model moves."""
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
 
 
 @pytest.fixture

@@ -28,14 +28,6 @@ ARGUMENTS = ("--max-tokens", 5, "--repeat", 2, "--contender", "int4:1:2", "--con
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """A clock that only the scripted model moves."""
-    clock = Clock()
-    monkeypatch.setattr(time, "perf_counter", clock)
-    return clock
-
-
-@pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("a b a b a b\n\nsomething else\n")
@@ -425,7 +417,7 @@ def test_a_prompt_that_does_not_fit_is_told_before_the_run(bench, prompts):
 
 
 def test_a_report_needs_matplotlib(bench, tmp_path, monkeypatch):
-    monkeypatch.setattr("specdec.cli.bench.importlib.util.find_spec", lambda *_: None)
+    monkeypatch.setattr("specdec.cli.common.importlib.util.find_spec", lambda *_: None)
     assert "pip install 'specdec-mlx[report]'" in bench("--report", tmp_path / "report").error
 
 

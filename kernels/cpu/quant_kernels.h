@@ -58,7 +58,6 @@ struct QuantTile {
 constexpr int kQuantSpan = 256;
 constexpr int kSpanGroups = kQuantSpan / kQuantGroup;
 constexpr int kQuantRowWords = 2 * kQuads + 3;
-constexpr int kMaxQuantRows = 14;  // of one tile
 constexpr int64_t quant_words(int64_t groups, int64_t rows) {
   return (groups * kQuantRowWords + (groups + kSpanGroups - 1) / kSpanGroups) * rows;
 }

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specdec.cli.common import Subparsers, check_writable
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    Subparsers,
+    add_model_argument,
+    add_runtime_options,
+    check_report,
+    check_writable,
+)
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
@@ -18,7 +24,7 @@ if TYPE_CHECKING:
     from specdec.bench.plan import Plan
     from specdec.model import Model
 
-EXIT_DIFFERENT, EXIT_NOISY, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_DIFFERENT, EXIT_NOISY = 1, 3
 _PROMPTS = ("spec-bench", "humaneval")
 
 
@@ -33,13 +39,8 @@ def add_parser(subparsers: Subparsers) -> None:
             "Interrupt it at any time: the same command goes on from there."
         ),
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="a catalogue name, a store, a Hugging Face folder or a .gguf file"
-    )
-    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
-    )
+    add_model_argument(parser)
+    add_runtime_options(parser)
     _add_contenders(parser.add_argument_group("ways of decoding"))
     _add_conditions(parser.add_argument_group("conditions"))
     _add_prompts(parser.add_argument_group("prompts and answers"))
@@ -184,12 +185,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     for option in ("json", "csv", "resume"):
         if getattr(arguments, option) is not None:
             check_writable(f"--{option}", getattr(arguments, option))
-    if arguments.report is None:
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
-    if Path(arguments.report).exists() and not Path(arguments.report).is_dir():
-        raise InvalidArgumentError(f"--report {arguments.report} is no folder: name one, or one to make")
+    if arguments.report is not None:
+        check_report(arguments.report)
 
 
 def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal:

@@ -1,8 +1,9 @@
-"""What several subcommands share: types, readable numbers, and checks of files that are written later."""
+"""What several subcommands share: types, options, readable numbers, and checks of files that are written later."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from pathlib import Path
 from typing import TypeAlias
@@ -10,6 +11,22 @@ from typing import TypeAlias
 from specdec.errors import InvalidArgumentError
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+EXIT_INTERRUPTED = 130
+MODEL_HELP = "a catalogue name, a store, a Hugging Face folder or a .gguf file"
+
+
+def add_model_argument(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL, by its place."""
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+
+
+def add_runtime_options(parser: argparse.ArgumentParser) -> None:
+    """Add --runtime and --threads."""
+    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
+    )
 
 
 def readable_bytes(count: float) -> str:
@@ -34,6 +51,18 @@ def check_writable(option: str, path: str) -> None:
         raise InvalidArgumentError(f"{option} {path}: the folder {target.parent} does not exist")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise InvalidArgumentError(f"{option} {path} cannot be written: permission denied")
+
+
+def check_report(path: str) -> None:
+    """Refuse a folder of plots that could not be made later.
+
+    Raises:
+        InvalidArgumentError: matplotlib is not installed, or the path is a file.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
+    if Path(path).exists() and not Path(path).is_dir():
+        raise InvalidArgumentError(f"--report {path} is no folder: name one, or one to make")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.cli.common import Subparsers, check_writable
-from specdec.errors import InvalidArgumentError
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    Subparsers,
+    add_model_argument,
+    add_runtime_options,
+    check_report,
+    check_writable,
+)
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
     from specdec.eval.plan import Plan
     from specdec.eval.report import Evaluation
-
-EXIT_INTERRUPTED = 130
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -30,13 +33,8 @@ def add_parser(subparsers: Subparsers) -> None:
             "programs that it writes. Interrupt it at any time: the same command goes on from there."
         ),
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="a catalogue name, a store, a Hugging Face folder or a .gguf file"
-    )
-    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
-    )
+    add_model_argument(parser)
+    add_runtime_options(parser)
     parser.add_argument(
         "--view",
         nargs="+",
@@ -136,12 +134,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse what could not be written after a long run."""
     if arguments.json is not None:
         check_writable("--json", arguments.json)
-    if arguments.report is None:
-        return
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
-    if Path(arguments.report).exists() and not Path(arguments.report).is_dir():
-        raise InvalidArgumentError(f"--report {arguments.report} is no folder: name one, or one to make")
+    if arguments.report is not None:
+        check_report(arguments.report)
 
 
 def _write(arguments: argparse.Namespace, evaluation: Evaluation) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import Subparsers, check_writable
+from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
 from specdec.cli.explain import Shown
 from specdec.cli.statistics import report
 from specdec.effort import EffortSchedule, check_effort
@@ -25,8 +25,6 @@ from specdec.policies.registry import create as create_policy
 
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
-
-EXIT_INTERRUPTED = 130
 
 # Options that go to the library under their own name; where one is not given, the library's default holds.
 _LIBRARY_OPTIONS = (
@@ -44,12 +42,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="a catalogue name, a store, a Hugging Face folder or a .gguf file (default: %(default)s)",
+        help=f"{MODEL_HELP} (default: %(default)s)",
     )
-    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
-    )
+    add_runtime_options(parser)
     parser.add_argument(
         "--load-share",
         type=float,

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
+from specdec.cli.common import EXIT_INTERRUPTED
 from specdec.errors import InvalidArgumentError, SpecdecError
 from specdec.version import version
 
@@ -23,7 +24,6 @@ from specdec.version import version
 COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "bench", "eval", "doctor")
 
 EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 
 

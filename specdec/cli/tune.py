@@ -8,13 +8,11 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from specdec.cli.common import Subparsers
+from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument, add_runtime_options
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
     from specdec.tune.profile import DraftProfile
-
-EXIT_INTERRUPTED = 130
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -28,9 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
             "at any time: the same command goes on from there."
         ),
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help="a catalogue name, a store, a Hugging Face folder or a .gguf file"
-    )
+    add_model_argument(parser)
     parser.add_argument("--text", metavar="FILE", help="UTF-8 text to measure on (default: one that comes along)")
     parser.add_argument(
         "--view", metavar="VIEW", default="auto", help="draft view: bucket, int4, ... (default: the runtime's fastest)"
@@ -40,10 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="groups of matrices instead of each one; seconds")
     parser.add_argument("--restart", action="store_true", help="forget what an interrupted run has measured")
-    parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
-    )
+    add_runtime_options(parser)
     parser.add_argument("--json", action="store_true", help="the profile as one JSON object")
     parser.set_defaults(run=run)
 

@@ -17,7 +17,7 @@ from specdec.views.dtypes import all_finite, check_dtype, magnitude, to_float32
 from specdec.views.layout import BucketLayout
 from specdec.views.quantised import ExactMatrix
 
-__all__ = ["BucketLayout", "BucketView", "BucketedMatrix"]
+__all__ = ["BucketLayout", "BucketView", "BucketedMatrix", "ExactArraysView"]
 
 # Weights handled at once: enough to keep NumPy busy, little enough for the working set to stay in cache.
 _CHUNK_WEIGHTS = 1 << 17
@@ -245,14 +245,8 @@ def _rank(arrays: dict[str, np.ndarray], dense: np.ndarray, dtype: str, layout: 
     np.minimum.accumulate(arrays["scores"], axis=1, out=arrays["scores"])
 
 
-class BucketView(View):
-    """Draft from the exact tiers themselves: no array of its own. Of a mixed store, see `own`."""
-
-    name = "bucket"
-
-    def suits(self, *, quantised: bool) -> bool:
-        """Stores whose matrices all have tiers."""
-        return not quantised
+class ExactArraysView(View):
+    """A view that reads the exact matrices themselves: no array of its own."""
 
     def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:  # noqa: ARG002
         """Nothing: the exact view's arrays serve."""
@@ -270,3 +264,13 @@ class BucketView(View):
         """The exact matrix."""
         self.check_arrays(arrays, exact.shape)
         return exact
+
+
+class BucketView(ExactArraysView):
+    """Draft from the exact tiers. Of a mixed store, see `own`."""
+
+    name = "bucket"
+
+    def suits(self, *, quantised: bool) -> bool:
+        """Stores whose matrices all have tiers."""
+        return not quantised
