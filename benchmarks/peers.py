@@ -82,6 +82,14 @@ class Contenders:
             print(f"{name} is left out: {self.skipped[name]}", file=sys.stderr)
 
 
+def check_identity(found: dict[str, dict[str, Any]]) -> None:
+    """Refuse to go on when specdec's speculation and its plain decoding answered a prompt differently."""
+    plain = found["specdec plain"]["ids"]
+    for name, answer in found.items():
+        if name.startswith("specdec ") and answer["ids"] != plain:
+            raise SystemExit(f"{name} did not give the tokens of plain decoding: nothing is reported")
+
+
 def specdec_answer(model: Model, options: dict[str, Any], max_tokens: int) -> Answer:
     """Answer with specdec; its first token belongs to the prompt, as with the others."""
     memory: dict[Any, Any] = {}
@@ -189,7 +197,7 @@ def measure(model: Model, contenders: Contenders, prompts: list[TaskPrompt]) -> 
     for number, prompt in enumerate(prompts, start=1):
         content = [{"role": "user", "content": prompt.content}]
         text = model.tokenizer.apply_chat_template(content)  # type: ignore[arg-type]
-        ids, plain = model.tokenizer.encode(text, add_bos=False), list[int]()
+        ids, answers = model.tokenizer.encode(text, add_bos=False), dict[str, dict[str, Any]]()
         for name in list(contenders.answers):
             try:
                 found = contenders.answers[name](text, ids)
@@ -199,9 +207,11 @@ def measure(model: Model, contenders: Contenders, prompts: list[TaskPrompt]) -> 
                 del contenders.answers[name]
                 continue
             tallies.setdefault((name, prompt.task), Tally()).add(found)
-            plain = plain or found["ids"]
+            answers[name] = found
+            plain = answers["specdec plain"]["ids"]
             if found.get("ids", plain)[:1] != plain[:1]:  # rounding may change a token, hardly ever the first one
                 print(f"{name} begins otherwise than specdec: look at its files", file=sys.stderr)
+        check_identity(answers)
         print(f"  {prompt.task}: {number} of {len(prompts)} prompts", file=sys.stderr)
     return {key: tally for key, tally in tallies.items() if key[0] in contenders.answers and tally.rates}
 

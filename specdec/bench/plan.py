@@ -54,6 +54,7 @@ class Plan:
             "version": version(),
             "model": None if model.store is None else model.store.checksum,
             "runtime": model.runtime.name,
+            "build": getattr(model.runtime, "build", None),
             "threads": getattr(model.runtime, "threads", None),
             "device": here["device"],
             "cores": here["cores"],
