@@ -27,6 +27,7 @@ from peer_python import Worker, environment
 import specdec
 from specdec import paths
 from specdec.bench.prompts import TaskPrompt, load_prompts
+from specdec.engine.prompt_cache import PromptCache
 from specdec.model import Model
 
 # Text and ids of a prompt in, tokens and seconds (and what was drafted and accepted) out.
@@ -287,6 +288,7 @@ def main() -> None:
     args = arguments()
     print_machine()
     model = specdec.load(args.twin or args.model, threads=args.threads)
+    model.prompt_cache = PromptCache()
     prompts = load_prompts(["spec-bench", "humaneval"], tasks=args.tasks, per_task=args.per_task)
     with ExitStack() as stack:
         contenders = gather(args, model, stack)

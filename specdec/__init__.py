@@ -3,6 +3,7 @@
 from specdec.effort import EffortSchedule
 from specdec.engine.generate import generate, stream
 from specdec.engine.generation import Generation
+from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
 from specdec.errors import SpecdecError
@@ -13,6 +14,7 @@ __all__ = [
     "Generation",
     "Model",
     "Piece",
+    "PromptCache",
     "Result",
     "SpecdecError",
     "Stats",

@@ -11,6 +11,7 @@ import numpy as np
 from specdec.effort import EffortSchedule
 from specdec.engine.engine import PREFILL_CHUNK
 from specdec.engine.prompt import token_ids
+from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.settings import effort_schedule
 from specdec.errors import InvalidArgumentError
 from specdec.tune.profile import find_profile, profile_stamp
@@ -32,12 +33,15 @@ class Model:
         store: where the weights lie; stays open as long as the model.
         shared: what drafters and policies keep from one generation to the next: tables, other models, what they have
             learnt. It changes how fast tokens come, never which.
+        prompt_cache: keeps the last prompt that was read, for the next generation that begins with it; None (the
+            default) keeps nothing.
         load_other: loads another model for a drafter; None where there is no way to.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
         self.shared: dict[Any, Any] = {}
+        self.prompt_cache: PromptCache | None = None
         self.load_other: Callable[[str], LoadedModel] | None = None
         # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
         self._auto_draft: tuple[tuple[int, ...] | None, tuple[str, EffortSchedule]] | None = None

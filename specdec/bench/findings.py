@@ -133,7 +133,7 @@ def find(
 
 def _short(plan: Plan, sample: Sample) -> dict[str, Any]:
     place, prompt, stats = sample.place, plan.prompts[sample.place.prompt], sample.stats
-    kept = ("prefill_s", "draft_s", "verify_s", "overhead_s", "rounds", "drafted", "accepted")
+    kept = ("draft_s", "verify_s", "overhead_s", "rounds", "drafted", "accepted")
     return {
         "condition": plan.grid.conditions[place.condition].name,
         "task": prompt.task,

@@ -14,6 +14,7 @@ from specdec.bench.plan import Plan
 from specdec.bench.prompts import TaskPrompt
 from specdec.bench.sample import Place, Sample
 from specdec.engine.prompt import encode_prompt
+from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
 from specdec.policies.registry import names as policy_names
 from specdec.progress import Progress
@@ -31,7 +32,7 @@ def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | 
     """Every answer of the plan, in its order; those that the journal holds are not asked for again.
 
     Args:
-        model: answers. Its memory is replaced: each contender has one of its own.
+        model: answers. Its memory and prompt cache are replaced: each contender has a memory of its own.
         plan: what to ask.
         journal: gets every answer as it comes.
         progress: told of every answer.
@@ -42,6 +43,7 @@ def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | 
             context, or the journal cannot be written.
     """
     _check_prompts(model, plan)
+    model.prompt_cache = PromptCache()  # the same prompt for every contender: only the first one has to read it
     asker, comparison = _Asker(model, plan), Comparison()
     places = list(plan.places())
     there = [journal.samples[place] for place in places if place in journal.samples]

@@ -21,7 +21,7 @@ from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sampler import Sampler
 from specdec.errors import SpecdecError
 from specdec.policies.base import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState
-from specdec.runtimes.base import Runtime
+from specdec.runtimes.base import Cache, Runtime
 
 PREFILL_CHUNK = 512  # tokens a pass over the prompt: bounds its memory, and how long an interrupt waits
 
@@ -124,6 +124,8 @@ class Engine:
         limit: most tokens in all, prompt included; above `len(prompt)`, at most the model's context.
         effort: verify effort.
         sampler: draws every token, for drafter and verifier alike.
+        cache: of the runtime, with room for `limit` tokens, holding a beginning of the prompt already; None begins with
+            an empty one.
 
     Attributes:
         tokens: prompt and answer so far.
@@ -132,11 +134,18 @@ class Engine:
     """
 
     def __init__(
-        self, runtime: Runtime, prompt: Sequence[int], *, limit: int, effort: EffortSchedule, sampler: Sampler
+        self,
+        runtime: Runtime,
+        prompt: Sequence[int],
+        *,
+        limit: int,
+        effort: EffortSchedule,
+        sampler: Sampler,
+        cache: Cache | None = None,
     ) -> None:
         self.runtime, self.effort, self.sampler = runtime, effort, sampler
         self.tokens, self.limit = list(prompt), limit
-        self.cache = runtime.new_cache(limit)
+        self.cache = runtime.new_cache(limit) if cache is None else cache
         self.speculation: Speculation | None = None
         self.rounds = 0
         self._last_distribution: LogitDistribution | None = None

@@ -141,12 +141,15 @@ def _begin(model: Model, prompt: EncodedPrompt, settings: GenerationSettings, tr
     if model.store is not None and model.store.loaded_share < 1:
         identical_to = f"{identical_to} at {model.store.loaded_share:.3f} of the weights"
     end_tokens, stops = _end_conditions(tokenizer, settings.stop)
+    limit, effort = min(len(prompt.ids) + settings.max_tokens, config.max_context), settings.verify_effort
+    kept = model.prompt_cache
     engine = Engine(
         model.runtime,
         prompt.ids,
-        limit=min(len(prompt.ids) + settings.max_tokens, config.max_context),
-        effort=settings.verify_effort,
+        limit=limit,
+        effort=effort,
         sampler=Sampler(settings.sampling),
+        cache=None if kept is None else kept.take(prompt.ids, effort=effort, capacity=limit),
     )
     if settings.speculate:
         engine.speculation = speculation(model, engine, settings, end_tokens)
@@ -159,6 +162,7 @@ def _begin(model: Model, prompt: EncodedPrompt, settings: GenerationSettings, tr
         identical_to=identical_to,
         draft_view=None if engine.speculation is None else engine.speculation.options[0].view,
         trace=None if trace is None else TraceWriter(trace),
+        prompt_cache=kept,
     )
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from specdec.engine.engine import Engine
+from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
@@ -43,6 +44,7 @@ class Generation(Iterator[Piece]):
         identical_to: what the result says of itself.
         draft_view: for the statistics.
         trace: gets every round; closed with the generation.
+        prompt_cache: gets the engine's cache when the generation is closed.
     """
 
     def __init__(
@@ -56,8 +58,12 @@ class Generation(Iterator[Piece]):
         identical_to: str,
         draft_view: str | None = None,
         trace: TraceWriter | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
-        self.stats = Stats(draft_view=draft_view, prompt_tokens=len(engine.tokens))
+        self.stats = Stats(
+            draft_view=draft_view, prompt_tokens=len(engine.tokens), cached_prompt_tokens=engine.cache.length
+        )
+        self._prompt_cache = prompt_cache
         self._engine: Engine | None = engine
         self._speculation = engine.speculation
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
@@ -94,7 +100,9 @@ class Generation(Iterator[Piece]):
 
     def close(self) -> None:
         """End the generation here and let go of its cache and its trace; more than once does no harm."""
-        self._engine = None
+        engine, self._engine = self._engine, None
+        if engine is not None and self._prompt_cache is not None and self._is_prefilled:
+            self._prompt_cache.keep(engine, self.stats.prompt_tokens)
         trace, self._trace = self._trace, None
         if trace is not None:
             trace.close()

@@ -36,6 +36,7 @@ class Stats:
             in the draft. A token is checked when all before it were kept: the others had no chance.
         plain_rounds: rounds without a draft.
         trusted: tokens kept without a check; in `accepted`, too.
+        cached_prompt_tokens: tokens of the prompt that were not read, as the prompt cache held them.
         policy: what the policy has to say of the run; for "goodput" its prediction, the real gain, and when and why
             drafting was parked.
         prefill_s: passes over the prompt.
@@ -62,6 +63,7 @@ class Stats:
     by_step: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     plain_rounds: int = 0
     trusted: int = 0
+    cached_prompt_tokens: int = 0
     policy: dict[str, Any] = field(default_factory=dict)
     prefill_s: float = 0.0
     draft_s: float = 0.0
