@@ -190,7 +190,7 @@ def test_an_answer_that_differs_ends_the_run(bench):
 
 
 def test_too_much_noise_is_not_reported_unless_forced(bench, home, tmp_path):
-    stalls = {number: 1.0 + 0.5 * (number // 7 % 2) for number in range(400)}
+    stalls = {number: 1.0 + 0.5 * (number // 11 % 2) for number in range(400)}
     done = bench(stalls=stalls)
     assert done.code == 3
     assert (done.out, bench.result.exists()) == ("", False)
