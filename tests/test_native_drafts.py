@@ -45,7 +45,7 @@ class Expected:
 
 
 EXPECTED = {
-    # Half the inputs by size hold over 90 % of the energy of Gaussian activations. 4.27 bits a weight of 16, and scores.
+    # Half the inputs by size hold over 90 % of the energy of Gaussian activations. 4.27 bits a weight of 16; scores.
     "int4": Expected("float16", (0.9, 0.6, 0.3), 0.97, 0.97, (0.4, 0.65), (0.26, 0.3)),
     # Four fifths of the products, the largest, leave out about 1 % of the energy of Gaussian ones. 11 bits a weight of
     # 16 (8 of the level, and 64 for the mask of every 16 but the last), steps and scores.
