@@ -1,10 +1,10 @@
 // Quantised matrices times rows: whole products of codes and 16-bit activations in int32, scaled once per group.
 //
-// A block of a group (32 inputs of 128 outputs) is unpacked once, into a buffer in the first-level cache, and multiplied
-// by every row. For each (row, output) the steps are the same whatever the number of rows: a whole number for the group,
-// to float32, times the scale, added to the span's sum; the offset's share subtracted; a span's sum times the row's step
-// added to the result; groups and spans ascending. Every instruction set fuses the same products and sums, so all get the
-// same bits.
+// A block of a group (32 inputs of 128 outputs) is multiplied by a few rows at a time, its codes unpacked in registers
+// on the way, or, where vectors are short, once into a buffer in the first-level cache. For each (row, output) the steps
+// are the same whatever the number of rows: a whole number for the group, to float32, times the scale, added to the
+// span's sum; the offset's share subtracted; a span's sum times the row's step added to the result; groups and spans
+// ascend. Every instruction set fuses the same products and sums, so all get the same bits.
 
 #include "quant_simd.inl"
 
@@ -12,7 +12,7 @@ namespace specdec::SPECDEC_ISA {
 
 // Sums that stay in registers, and the most rows of a tile.
 constexpr int kQuantSums = kLanes == 16 ? 24 : kLanes == 8 ? 10 : 16;
-constexpr int kQuantTileRows = kLanes == 16 ? 12 : 8;
+constexpr int kQuantTileRows = kLanes == 16 ? 6 : 8;
 // A tile of one block is read in order; it is asked for so many bytes ahead.
 constexpr int64_t kQuantAhead = 4096;
 
@@ -60,163 +60,231 @@ struct ByteScales {
 
 // ---- codes -------------------------------------------------------------------------------------------------------
 
-// Codes of four inputs from their rows of the first plane and the rest: Bits - 4 low bits, see quant_matrix.cpp.
-template <int Bits>
-[[gnu::always_inline]] static inline void unpack_quad(const uint8_t* row, int64_t stride, const uint8_t* rest,
-                                                      uint8_t* codes) {
-  constexpr int kRest = Bits - 4;
-  for (int lane = 0; lane < 4; lane += Bytes::kWidth) {
-    const Bytes a = Bytes::load(row + 16 * lane), b = Bytes::load(row + stride + 16 * lane),
-                c = Bytes::load(row + 2 * stride + 16 * lane), d = Bytes::load(row + 3 * stride + 16 * lane);
-    const Bytes ab = Bytes::zip_low8(a, b), ab2 = Bytes::zip_high8(a, b);
-    const Bytes cd = Bytes::zip_low8(c, d), cd2 = Bytes::zip_high8(c, d);
-    const Bytes both[4] = {Bytes::zip_low16(ab, cd), Bytes::zip_high16(ab, cd), Bytes::zip_low16(ab2, cd2),
-                           Bytes::zip_high16(ab2, cd2)};
-    SPECDEC_UNROLL for (int j = 0; j < 4; ++j) {
-      uint8_t* to = codes + 128 * j + 16 * lane;  // outputs 32 j and, 64 bytes on, 32 j + 16
-      Bytes low, high;
-      if constexpr (kRest == 0) {
-        low = Bytes::mask<15>(both[j]);
-        high = Bytes::mask<15>(Bytes::right<4>(both[j]));
-      } else if constexpr (kRest == 4) {
-        const Bytes other = Bytes::load(rest + 64 * j + 16 * lane);
-        low = Bytes::select<0xF0>(Bytes::left<4>(both[j]), other);
-        high = Bytes::select<0xF0>(both[j], Bytes::right<4>(other));
-      } else if constexpr (kRest == 2) {
-        Bytes other = Bytes::load(rest + 64 * (j / 2) + 16 * lane);
-        if (j % 2 == 1) other = Bytes::right<4>(other);
-        low = Bytes::mask<63>(Bytes::select<0x3C>(Bytes::left<2>(both[j]), other));
-        high = Bytes::mask<63>(Bytes::select<0x3C>(Bytes::right<2>(both[j]), Bytes::right<2>(other)));
-      } else {
-        Bytes other = Bytes::load(rest + 16 * lane);
-        if (j == 1) other = Bytes::right<2>(other);
-        if (j == 2) other = Bytes::right<4>(other);
-        if (j == 3) other = Bytes::right<6>(other);
-        low = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::left<1>(both[j]), other));
-        high = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::right<3>(both[j]), Bytes::right<1>(other)));
-      }
-      low.store(to);
-      high.store(to + 64);
-    }
+// Codes of four inputs and 32 outputs, vectors 2 J (low) and 2 J + 1 (high) of a block, from their rows of the first
+// plane and the rest: Bits - 4 low bits, see quant_matrix.cpp. Rows and rest begin at the lane that is wanted.
+template <int Bits, int J>
+[[gnu::always_inline]] static inline void unpack_pair(const uint8_t* row, int64_t stride, const uint8_t* rest, Bytes* low,
+                                                      Bytes* high) {
+  const Bytes a = Bytes::load(row), b = Bytes::load(row + stride), c = Bytes::load(row + 2 * stride),
+              d = Bytes::load(row + 3 * stride);
+  const Bytes ab = J < 2 ? Bytes::zip_low8(a, b) : Bytes::zip_high8(a, b);
+  const Bytes cd = J < 2 ? Bytes::zip_low8(c, d) : Bytes::zip_high8(c, d);
+  const Bytes both = J % 2 == 0 ? Bytes::zip_low16(ab, cd) : Bytes::zip_high16(ab, cd);
+  if constexpr (Bits == 4) {
+    *low = Bytes::mask<15>(both);
+    *high = Bytes::mask<15>(Bytes::right<4>(both));
+  } else if constexpr (Bits == 8) {
+    const Bytes other = Bytes::load(rest + 64 * J);
+    *low = Bytes::select<0xF0>(Bytes::left<4>(both), other);
+    *high = Bytes::select<0xF0>(both, Bytes::right<4>(other));
+  } else if constexpr (Bits == 6) {
+    Bytes other = Bytes::load(rest + 64 * (J / 2));
+    if constexpr (J % 2 == 1) other = Bytes::right<4>(other);
+    *low = Bytes::mask<63>(Bytes::select<0x3C>(Bytes::left<2>(both), other));
+    *high = Bytes::mask<63>(Bytes::select<0x3C>(Bytes::right<2>(both), Bytes::right<2>(other)));
+  } else {
+    static_assert(Bits == 5);
+    Bytes other = Bytes::load(rest);
+    if constexpr (J > 0) other = Bytes::right<2 * J>(other);
+    *low = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::left<1>(both), other));
+    *high = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::right<3>(both), Bytes::right<1>(other)));
   }
 }
 
-// Asks for `lines` lines from `next` on, while a block is unpacked.
+// A block of a group: the heads that belong to it, and its codes where they lie or, for short vectors, unpacked.
+struct QuantBlock {
+  const uint8_t *unit, *group;
+  const uint8_t *rows, *rest;
+  int64_t stride;  // of rows
+  int32_t zero;    // of the format
+  const uint8_t* codes;  // [kQuads][kQuantBlock][4]
+};
 template <int Bits>
-static void unpack_codes(const uint8_t* row, int64_t stride, const uint8_t* rest, uint8_t* codes, const uint8_t* next,
-                         int64_t lines) {
-  constexpr int64_t kRestBytes = (Bits - 4) * kQuantBlock * 4 / 8;
-  const int64_t each = (lines + kQuads - 1) / kQuads;
-  for (int q = 0; q < kQuads; ++q) {
-    for (int64_t k = 0; k < each; ++k) SPECDEC_PREFETCH_FAR(next + 64 * k);
-    next += 64 * each;
-    unpack_quad<Bits>(row, stride, rest, codes);
-    row += 4 * stride;
-    rest += kRestBytes;
-    codes += 4 * kQuantBlock;
-  }
+constexpr int64_t kRestBytes = (Bits - 4) * kQuantBlock * 4 / 8;  // of a quad of inputs
+
+#if defined(SPECDEC_UNPACKS_IN_REGISTERS)
+
+// V vectors from number First on, for quad q.
+template <int Bits, int First, int V>
+[[gnu::always_inline]] static inline void load_quad(const QuantBlock& block, int q, int, Sums* w) {
+  const uint8_t *row = block.rows + 4 * q * block.stride, *rest = block.rest + q * kRestBytes<Bits>;
+  auto pair = [&](auto at) __attribute__((always_inline)) {
+    constexpr int kAt = decltype(at)::value;
+    if constexpr (kAt < V) {
+      Bytes low, high;
+      unpack_pair<Bits, (First + kAt) / 2>(row, block.stride, rest, &low, &high);
+      w[kAt] = low.x;
+      w[kAt + 1] = high.x;
+    }
+  };
+  pair(Constant<0>{});
+  pair(Constant<2>{});
+  pair(Constant<4>{});
+  pair(Constant<6>{});
 }
+
+#else
+
+template <int Bits, int, int V>
+[[gnu::always_inline]] static inline void load_quad(const QuantBlock& block, int q, int first, Sums* w) {
+  SPECDEC_UNROLL for (int v = 0; v < V; ++v)
+      w[v] = load_codes(block.codes + (q * kQuantBlock + first + v * kLanes) * 4);
+}
+
+template <int Bits>
+static void unpack_codes(const QuantBlock& block, uint8_t* codes) {
+  for (int q = 0; q < kQuads; ++q)
+    for (int lane = 0; lane < 64; lane += 16) {
+      const uint8_t *row = block.rows + 4 * q * block.stride + lane, *rest = block.rest + q * kRestBytes<Bits> + lane;
+      auto pair = [&](auto at) __attribute__((always_inline)) {
+        constexpr int kAt = decltype(at)::value;
+        Bytes low, high;
+        unpack_pair<Bits, kAt>(row, block.stride, rest, &low, &high);
+        uint8_t* to = codes + (q * kQuantBlock + 32 * kAt) * 4 + lane;
+        low.store(to);
+        high.store(to + 64);
+      };
+      pair(Constant<0>{});
+      pair(Constant<1>{});
+      pair(Constant<2>{});
+      pair(Constant<3>{});
+    }
+}
+
+#endif
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
-// A block of a group: the heads that belong to it, its codes ([kQuads][kQuantBlock][4]).
-struct QuantHeads {
-  const uint8_t *unit, *group;
-  int32_t zero;  // of the format
+// Lines that are asked for while blocks are multiplied: `lines` for each block, from `next` on.
+struct QuantAhead {
+  const uint8_t* next;
+  int64_t lines;
 };
 
-// Running sums of a span for one row: [kQuantBlock], and those of the offsets where they have their own scale.
-constexpr int kSpanSums = 2 * kQuantBlock;
-
-template <class Scales, int Part>
-[[gnu::always_inline]] static inline void add_group(Sums whole, F32 scale, F32 offset, float sum, float* span) {
-  F32 total = fused(to_float(whole), scale, load(span));
-  if (Scales::kOffset && Part + 1 == Scales::kParts) {
-    if (Scales::kTwoLevels)
-      store(span + kQuantBlock, fused(set1(sum), offset, load(span + kQuantBlock)));
-    else
-      total = fused(set1(-sum), offset, total);
-  }
-  store(span, total);
-}
-
-// V vectors of outputs of a part of a group times R rows.
-template <class Scales, int R, int V, int Part>
-[[gnu::always_inline]] static inline void quant_vectors(const QuantHeads& heads, const uint8_t* codes, int first,
-                                                        const int32_t* x, float* span) {
+// V vectors of outputs of a part of a group times R rows, added to the span's sums ([R][kQuantBlock]). Asks for
+// `asks` lines for each quad of inputs.
+template <int Bits, class Scales, int R, int First, int V, int Part>
+[[gnu::always_inline]] static inline void quant_vectors(const QuantBlock& block, int first, const int32_t* x, float* span,
+                                                        const uint8_t* ask, int64_t asks) {
   constexpr int kPartQuads = kQuads / Scales::kParts;
   const int32_t *high = x + Part * kPartQuads * R, *low = high + kQuads * R, *added = x + (2 * kQuads + Part) * R;
   const auto* sum = reinterpret_cast<const float*>(x + (2 * kQuads + 2) * R);
-  Sums acc[R][V];
-  SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = sums_of(0);
-  codes += (Part * kPartQuads * kQuantBlock + first) * 4;
+  Sums acc[kSumsOfSplit][R][V];
+  for (auto& half : acc)
+    SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) half[r][v] = sums_of(0);
   for (int q = 0; q < kPartQuads; ++q) {
+    for (int64_t k = 0; k < asks; ++k, ask += 64) SPECDEC_PREFETCH_FAR(ask);
     Sums w[V];
-    SPECDEC_UNROLL for (int v = 0; v < V; ++v) w[v] = load_codes(codes + (q * kQuantBlock + v * kLanes) * 4);
+    load_quad<Bits, First, V>(block, Part * kPartQuads + q, first, w);
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
       const Sums words = sums_of(high[q * R + r]);
-      SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = add_high(acc[r][v], w[v], words);
+      SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[0][r][v] = add_high(acc[0][r][v], w[v], words);
+      const Sums rest = sums_of(low[q * R + r]);
+      auto& to = acc[kSumsOfSplit - 1];
+      SPECDEC_UNROLL for (int v = 0; v < V; ++v) to[r][v] = add_low(to[r][v], w[v], rest);
     }
   }
   SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
     // Codes were counted from zero: what that adds is taken away. A group of one part holds both halves.
-    const Sums extra = sums_of(-heads.zero * (Scales::kParts == 1 ? added[r] + added[R + r] : added[r]));
+    const Sums extra = sums_of(-block.zero * (Scales::kParts == 1 ? added[r] + added[R + r] : added[r]));
     SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
-      acc[r][v] = between(acc[r][v]);
-      if constexpr (!Scales::kOffset) acc[r][v] = add_sums(acc[r][v], extra);
-    }
-  }
-  for (int q = 0; q < kPartQuads; ++q) {
-    Sums w[V];
-    SPECDEC_UNROLL for (int v = 0; v < V; ++v) w[v] = load_codes(codes + (q * kQuantBlock + v * kLanes) * 4);
-    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
-      const Sums words = sums_of(low[q * R + r]);
-      SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = add_low(acc[r][v], w[v], words);
+      if constexpr (kSumsOfSplit == 2) acc[0][r][v] = joined(acc[0][r][v], acc[1][r][v]);
+      if constexpr (!Scales::kOffset) acc[0][r][v] = add_sums(acc[0][r][v], extra);
     }
   }
   SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
     const int o = first + v * kLanes;
-    const F32 scale = Scales::scale(heads.unit, heads.group, Part, o);
-    const F32 offset = Scales::offset(heads.unit, heads.group, o);
-    SPECDEC_UNROLL for (int r = 0; r < R; ++r)
-        add_group<Scales, Part>(acc[r][v], scale, offset, sum[r], span + r * kSpanSums + o);
+    const F32 scale = Scales::scale(block.unit, block.group, Part, o);
+    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+      float* to = span + r * kQuantBlock + o;
+      F32 total = fused(to_float(acc[0][r][v]), scale, load(to));
+      if constexpr (Scales::kOffset && !Scales::kTwoLevels)
+        total = fused(set1(-sum[r]), Scales::offset(block.unit, block.group, o), total);
+      store(to, total);
+    }
   }
 }
 
-template <class Scales, int R>
-static void quant_rows(const QuantHeads& heads, const uint8_t* codes, const int32_t* x, float* span) {
-  constexpr int kVectors = kQuantBlock / kLanes;
-  constexpr int kWanted = kQuantSums / R >= 8 ? 8 : kQuantSums / R >= 4 ? 4 : kQuantSums / R >= 2 ? 2 : 1;
+template <int Bits, class Scales, int R, int First, int V>
+[[gnu::always_inline]] static inline void quant_parts(const QuantBlock& block, int first, const int32_t* x, float* span,
+                                                      QuantAhead& ahead) {
+  constexpr int64_t kTurns = kQuantBlock / kLanes / V;
+  const int64_t here = (ahead.lines + kTurns - 1) / kTurns, asks = here / kQuads;
+  for (int64_t k = asks * kQuads; k < here; ++k) SPECDEC_PREFETCH_FAR(ahead.next + 64 * k);
+  quant_vectors<Bits, Scales, R, First, V, 0>(block, first, x, span, ahead.next, asks);
+  if constexpr (Scales::kParts == 2)
+    quant_vectors<Bits, Scales, R, First, V, 1>(block, first, x, span, ahead.next + asks * kQuads / 2 * 64, asks);
+  ahead.next += here * 64;
+}
+
+template <int Bits, class Scales, int R>
+static void quant_rows(const QuantBlock& block, const int32_t* x, float* span, QuantAhead ahead) {
+  constexpr int kVectors = kQuantBlock / kLanes, kFit = kQuantSums / kSumsOfSplit / R;
+  constexpr int kWanted = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
   constexpr int V = kWanted < kVectors ? kWanted : kVectors;
-  for (int v = 0; v < kVectors; v += V) {
-    quant_vectors<Scales, R, V, 0>(heads, codes, v * kLanes, x, span);
-    if constexpr (Scales::kParts == 2) quant_vectors<Scales, R, V, 1>(heads, codes, v * kLanes, x, span);
-  }
+#if defined(SPECDEC_UNPACKS_IN_REGISTERS)
+  static_assert(V >= 2, "codes come in pairs of vectors");
+  auto vectors = [&](auto at) __attribute__((always_inline)) {
+    constexpr int kFirst = decltype(at)::value;
+    if constexpr (kFirst % V == 0) quant_parts<Bits, Scales, R, kFirst, V>(block, kFirst * kLanes, x, span, ahead);
+  };
+  vectors(Constant<0>{});
+  vectors(Constant<2>{});
+  vectors(Constant<4>{});
+  vectors(Constant<6>{});
+#else
+  for (int v = 0; v < kVectors; v += V) quant_parts<Bits, Scales, R, 0, V>(block, v * kLanes, x, span, ahead);
+#endif
 }
 
-using QuantRows = void (*)(const QuantHeads&, const uint8_t*, const int32_t*, float*);
-template <class Scales, int R>
+using QuantRows = void (*)(const QuantBlock&, const int32_t*, float*, QuantAhead);
+template <int Bits, class Scales, int R>
 static constexpr QuantRows quant_rows_of() {
   if constexpr (R <= kQuantTileRows)
-    return quant_rows<Scales, R>;
+    return quant_rows<Bits, Scales, R>;
   else
     return nullptr;
 }
-#define SPECDEC_QUANT_ROWS(rows) quant_rows_of<Scales, rows>()
+#define SPECDEC_QUANT_ROWS(rows) quant_rows_of<Bits, Scales, rows>()
 
-// A span's sums of one row, times the row's step, and the scale of the scales where there is one.
+// The offsets of a span's groups, for kLanes outputs, where a scale of their own is left to the end: a unit is a span.
 template <class Scales>
-static void add_span(const uint8_t* unit, float step, const float* span, float* y) {
+struct SpanOffsets {
+  F32 of[kSpanGroups];
+  inline SpanOffsets(const uint8_t* unit, const uint8_t* group, int64_t group_bytes, int o) {
+    for (int g = 0; g < kSpanGroups; ++g) of[g] = Scales::offset(unit, group + g * group_bytes, o);
+  }
+  // Times the sums of a row's activations, which lie `stride` apart.
+  inline F32 times(const float* sums, int64_t stride) const {
+    F32 total = zero();
+    for (int g = 0; g < kSpanGroups; ++g) total = fused(set1(sums[g * stride]), of[g], total);
+    return total;
+  }
+};
+
+// The sums of a span of `rows` rows, times their steps, and the scale of the scales where there is one. `x` begins at
+// the span, `group` is the head of its first group.
+template <class Scales>
+static void add_span(const uint8_t* unit, const uint8_t* group, int64_t group_bytes, int rows, const int32_t* x,
+                     const float* steps, const float* span, float* y, int64_t y_stride) {
+  const auto* sums = reinterpret_cast<const float*>(x + (2 * kQuads + 2) * rows);
   for (int o = 0; o < kQuantBlock; o += kLanes) {
-    F32 total = load(y + o);
-    if constexpr (Scales::kTwoLevels) {
-      total = fused(mul(load(span + o), set1(step)), Scales::outer(unit, o), total);
-      if (Scales::kOffset)
-        total = fused(mul(load(span + kQuantBlock + o), set1(-step)), Scales::outer_offset(unit, o), total);
+    if constexpr (!Scales::kTwoLevels) {
+      for (int r = 0; r < rows; ++r) {
+        float* to = y + r * y_stride + o;
+        store(to, fused(load(span + r * kQuantBlock + o), set1(steps[r]), load(to)));
+      }
     } else {
-      total = fused(load(span + o), set1(step), total);
+      const F32 outer = Scales::outer(unit, o), outer_offset = Scales::outer_offset(unit, o);
+      const SpanOffsets<Scales> offsets(unit, group, Scales::kOffset ? group_bytes : 0, o);
+      for (int r = 0; r < rows; ++r) {
+        float* to = y + r * y_stride + o;
+        F32 total = fused(mul(load(span + r * kQuantBlock + o), set1(steps[r])), outer, load(to));
+        if constexpr (Scales::kOffset)
+          total = fused(mul(offsets.times(sums + r, kQuantRowWords * rows), set1(-steps[r])), outer_offset, total);
+        store(to, total);
+      }
     }
-    store(y + o, total);
   }
 }
 
@@ -228,11 +296,9 @@ static void quant_multiply_as(const QuantCall& call) {
   auto* spans = reinterpret_cast<float*>(call.scratch);
   int64_t count = 0;
   for (int t = 0; t < call.tiles; ++t) count += call.rows[t];
-  uint8_t* codes = call.scratch + count * kSpanSums * static_cast<int64_t>(sizeof(float));
   for (int64_t r = 0; r < count; ++r)
     for (int64_t o = 0; o < blocks * kQuantBlock; o += kLanes) store(call.sums + r * call.sums_stride + o, zero());
   const int64_t group_bytes = format.group_bytes() * width, unit_bytes = format.unit_bytes() * width;
-  const int64_t rest_bytes = kQuantGroup * kQuantBlock * (Bits - 4) / 8;
   const int64_t span_bytes = unit_bytes * (kSpanGroups / format.unit);
   const int64_t lines = span_bytes / 64 / (width / kQuantBlock) / kSpanGroups;
   for (int64_t from = 0; from < call.groups; from += kSpanGroups) {
@@ -241,29 +307,40 @@ static void quant_multiply_as(const QuantCall& call) {
     const uint8_t* next = begin + (width == kQuantBlock ? kQuantAhead : span_bytes);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = call.first_out + b * kQuantBlock;
-      for (int64_t o = 0; o < count * kSpanSums; o += kLanes) store(spans + o, zero());
+      for (int64_t o = 0; o < count * kQuantBlock; o += kLanes) store(spans + o, zero());
       for (int64_t g = from; g < to; ++g) {
         const uint8_t* unit = call.tile.data + g / format.unit * unit_bytes;
         const uint8_t* group = unit + format.unit_head() * width + g % format.unit * group_bytes;
-        const uint8_t* rows = group + format.group_head() * width + first / 2;
-        const uint8_t* rest =
-            group + format.group_head() * width + kQuantGroup / 2 * width + first / kQuantBlock * rest_bytes;
-        const QuantHeads heads{unit + first * format.unit_head(), group + first * format.group_head(), format.zero};
-        unpack_codes<Bits>(rows, width / 2, rest, codes, next, lines);
-        next += lines * 64;
+        const uint8_t* rows = group + format.group_head() * width;
+        QuantBlock block{unit + first * format.unit_head(),
+                         group + first * format.group_head(),
+                         rows + first / 2,
+                         rows + kQuantGroup / 2 * width + first / kQuantBlock * kQuads * kRestBytes<Bits>,
+                         width / 2,
+                         format.zero,
+                         nullptr};
+#if !defined(SPECDEC_UNPACKS_IN_REGISTERS)
+        uint8_t* codes = call.scratch + count * kQuantBlock * static_cast<int64_t>(sizeof(float));
+        unpack_codes<Bits>(block, codes);
+        block.codes = codes;
+#endif
         float* span = spans;
         for (int t = 0; t < call.tiles; ++t) {
           const int n = call.rows[t];
-          by_rows[n](heads, codes, call.x[t] + g * kQuantRowWords * n, span);
-          span += n * kSpanSums;
+          by_rows[n](block, call.x[t] + g * kQuantRowWords * n, span, {next, t == 0 ? lines : 0});
+          span += n * kQuantBlock;
         }
+        next += lines * 64;
       }
       float *span = spans, *y = call.sums + b * kQuantBlock;
       for (int t = 0; t < call.tiles; ++t) {
         const int n = call.rows[t];
         const auto* steps = reinterpret_cast<const float*>(call.x[t] + (call.groups * kQuantRowWords + from / kSpanGroups) * n);
-        for (int r = 0; r < n; ++r, span += kSpanSums, y += call.sums_stride)
-          add_span<Scales>(begin + first * format.unit_head(), steps[r], span, y);
+        add_span<Scales>(begin + first * format.unit_head(),
+                         begin + format.unit_head() * width + first * format.group_head(), group_bytes, n,
+                         call.x[t] + from * kQuantRowWords * n, steps, span, y, call.sums_stride);
+        span += n * kQuantBlock;
+        y += n * call.sums_stride;
       }
     }
   }

@@ -6,6 +6,12 @@
 
 namespace specdec::SPECDEC_ISA {
 
+// A number that the type says.
+template <int N>
+struct Constant {
+  static constexpr int value = N;
+};
+
 #if defined(__AVX512BW__) && !defined(SPECDEC_SCALAR)
 
 struct Bytes {
@@ -40,7 +46,6 @@ struct Bytes {
 using Sums = __m512i;
 static inline Sums sums_of(int32_t start) { return _mm512_set1_epi32(start); }
 static inline Sums add_sums(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
-static inline Sums load_codes(const uint8_t* p) { return _mm512_loadu_si512(p); }
 static inline F32 to_float(Sums x) { return _mm512_cvtepi32_ps(x); }
 static inline F32 load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -49,16 +54,19 @@ static inline F32 load_s8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 
+#define SPECDEC_UNPACKS_IN_REGISTERS 1
 #if defined(__AVX512VNNI__)
 #define SPECDEC_BYTE_PRODUCTS 1
+constexpr int kSumsOfSplit = 2;  // of high bytes and of low ones
 static inline Sums add_high(Sums sum, Sums codes, Sums words) { return dot(sum, codes, words); }
-static inline Sums between(Sums sum) { return _mm512_slli_epi32(sum, 8); }
+static inline Sums joined(Sums high, Sums low) { return add_sums(_mm512_slli_epi32(high, 8), low); }
 static inline Sums add_low(Sums sum, Sums codes, Sums words) { return dot(sum, codes, words); }
 #else
+constexpr int kSumsOfSplit = 1;
+static inline Sums joined(Sums sum, Sums) { return sum; }
 static inline Sums add_high(Sums sum, Sums codes, Sums words) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_and_si512(codes, _mm512_set1_epi16(255)), words));
 }
-static inline Sums between(Sums sum) { return sum; }
 static inline Sums add_low(Sums sum, Sums codes, Sums words) {
   return _mm512_add_epi32(sum, _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), words));
 }
@@ -142,7 +150,8 @@ static inline Sums add_high(Sums sum, Sums codes, Sums words) {
   }
   return sum;
 }
-static inline Sums between(Sums sum) { return sum; }
+constexpr int kSumsOfSplit = 1;
+static inline Sums joined(Sums sum, Sums) { return sum; }
 static inline Sums add_low(Sums sum, Sums codes, Sums words) {
   for (int j = 0; j < kLanes; ++j) codes.v[j] = static_cast<int32_t>(static_cast<uint32_t>(codes.v[j]) >> 8);
   return add_high(sum, codes, words);
