@@ -1,7 +1,8 @@
 # Everything a newcomer needs; `make` alone lists it. Works from a fresh clone with nothing but make and Python >= 3.11.
 
 VENV ?= .venv
-MODEL ?= smollm2-135m
+# 16 bits a weight, in which drafts pay most.
+MODEL ?= smollm2-135m-dithered
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # MLX keeps its CPU backend in a package of its own on Linux; on macOS the plain package has Metal and CPU.

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 import pytest
-from synthetic import synthetic_source, tiny_config
+from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
 
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes import registry
@@ -80,6 +80,9 @@ def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
     mixture = Store.open(convert(synthetic_source(experts), tmp_path / "mixture"))
     with pytest.warns(UserWarning, match="mixture-of-experts"):
         assert registry.create_runtime("auto", mixture) in ("native", "reference")
+    blocks = Store.open(convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "blocks", quantised="keep"))
+    with pytest.warns(UserWarning, match="the GPU is not used, runtime '(native|reference)' is: it does not run quant"):
+        assert registry.create_runtime("auto", blocks) in ("native", "reference")
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from specdec.store import BucketLayout
 
 _DTYPES = {"f16": "float16", "float16": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
-_DEFAULT = "f16, or bf16 where the source has that"
+_DEFAULT = "keep, which leaves 16-bit weights as they are, too"
 _BLOCKS = {"keep": "keep", "q8": "q8_0"}
 
 

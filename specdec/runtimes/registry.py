@@ -76,9 +76,9 @@ def missing_gpu() -> str | None:
 def _choose(store: Store) -> str:
     """The best runtime for a model. Says in one line when a GPU is here and not used."""
     reason = missing_gpu()
-    if store.quantised and "mlx" not in _QUANTISED:
-        return _best_on_processor() if _best_on_processor() in _QUANTISED else "reference"
-    if reason is None:
+    if reason is None and store.quantised and "mlx" not in _QUANTISED:
+        reason = "it does not run quantised weights, so convert the model with --to f16 or bf16 for it"
+    elif reason is None:
         from specdec.runtimes.mlx import refuse_unsupported
 
         reason = refuse_unsupported(store.config)

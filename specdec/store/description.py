@@ -20,7 +20,7 @@ FORMAT_VERSION = 2
 # What a store without quantised matrices is: older versions read it.
 PLAIN_VERSION = 1
 # Whether quantised weights stay in their blocks where nobody says otherwise.
-KEEP_BY_DEFAULT = False
+KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
 _FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
 
