@@ -490,7 +490,9 @@ def render() -> str:
     head = (
         "# Benchmarks\n\nWritten by `python benchmarks/render.py` from the files in `benchmarks/results`; run the commands "
         "from the folder `benchmarks`, naming your own copy of a model (`specdec pull` brings the originals; "
-        "`specdec convert --to f16` made their stores here, `--dither 1` the twins', `--to keep` those called quantised).\n\nMachine: " + "; ".join(machines) + ".\n"
+        "`specdec convert --to f16` made their stores here, `--dither 1` the twins', `--to keep` those called quantised).\n\nMachine: "
+        + "; ".join(machines)
+        + ".\n"
     )
     return "\n".join([head, *(section.text() for section in SECTIONS)])
 
