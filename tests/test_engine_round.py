@@ -329,7 +329,7 @@ def test_signals_of_a_distribution(size):
     assert shape.entropy == pytest.approx(-(p * np.log(p)).sum(), rel=1e-5, abs=1e-6)
     assert shape.top_probability == pytest.approx(p.max(), rel=1e-5)
     top, second = np.sort(logits)[::-1][:2]
-    assert shape.margin == float(top - second)
+    assert shape.margin == float(top) - float(second)
 
 
 def test_signals_with_impossible_tokens():

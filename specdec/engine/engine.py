@@ -83,6 +83,7 @@ class Speculation:
         is_effort_asked: the caller named the draft effort.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
+        foretellers: of the drafters, those that can tell beforehand what they have found, by name.
     """
 
     drafters: Mapping[str, Drafter]
@@ -95,14 +96,15 @@ class Speculation:
     temperature: float = 0.0
     is_effort_asked: bool = True
     trust: float | None = None
+    foretellers: Mapping[str, Foreteller] = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
+        object.__setattr__(self, "foretellers", told)
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
-        return {
-            name: drafter.match_length(self.context)
-            for name, drafter in self.drafters.items()
-            if isinstance(drafter, Foreteller)
-        }
+        return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
 
     def trusted(self, draft: Draft) -> list[bool]:
         """For each drafted token whether it is kept without a check; empty when all are checked.

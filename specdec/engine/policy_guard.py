@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from specdec.errors import InvalidArgumentError
@@ -57,18 +56,16 @@ class GuardedPolicy:
         if not isinstance(plan, DraftPlan):
             raise self._error("plan must answer a DraftPlan", plan)
         length = plan.num_draft_tokens
-        if not isinstance(length, numbers.Integral) or length < 0:
+        if not (type(length) is int or isinstance(length, numbers.Integral)) or length < 0:
             raise self._error("num_draft_tokens must be a whole number of at least 0", length)
         if length:
             self._check_effort(plan.effort)
         length = min(int(length), state.max_draft_tokens)
-        return self._with_option(replace(plan, num_draft_tokens=length), state)
-
-    def _with_option(self, plan: DraftPlan, state: RoundState) -> DraftPlan:
-        """The plan with the option that it means written out."""
         for option in state.options:
             if plan.drafter in (None, option.drafter) and plan.view in (None, option.view):
-                return replace(plan, drafter=option.drafter, view=option.view)
+                return DraftPlan(
+                    num_draft_tokens=length, effort=plan.effort, drafter=option.drafter, view=option.view
+                )
         offered = ", ".join(f"{option.drafter} with view {option.view}" for option in state.options)
         raise self._error(f"drafter and view must be on offer ({offered})", (plan.drafter, plan.view))
 
@@ -90,6 +87,8 @@ class GuardedPolicy:
             ) from error
 
     def _check_effort(self, effort: object) -> float:
+        if type(effort) is float and 0.0 < effort <= 1.0:
+            return effort
         value = float(effort) if isinstance(effort, numbers.Real) and not isinstance(effort, bool) else 0.0
         if not 0 < value <= 1:
             raise self._error("an effort must be a number above 0 and at most 1", effort)

@@ -73,7 +73,7 @@ class Sampler:
         Raises:
             SpecdecError: the largest logit is not finite, so the model's output means nothing.
         """
-        top = int(np.argmax(logits))  # the first of equal logits; NaN counts as largest
+        top = int(logits.argmax())  # the first of equal logits; NaN counts as largest
         highest = float(logits[top])
         if not math.isfinite(highest):
             raise SpecdecError(

@@ -10,6 +10,33 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
+class _Count:
+    """The entries of `Stats` that one kind of draft step counts in."""
+
+    of_drafter: dict[str, float]
+    of_effort: dict[str, int]
+    by_place: dict[str, list[int]]
+
+    def add(self, index: int, accepted: int) -> None:
+        """Count a token at place `index` of a draft of which `accepted` were kept."""
+        places = self.by_place
+        if index >= len(places["drafted"]):
+            for counts in places.values():
+                counts.extend([0] * (index + 1 - len(counts)))
+        places["drafted"][index] += 1
+        self.of_drafter["drafted"] += 1
+        if self.of_effort:
+            self.of_effort["drafted"] += 1
+        if index <= accepted:
+            places["checked"][index] += 1
+        if index < accepted:
+            places["accepted"][index] += 1
+            self.of_drafter["accepted"] += 1
+            if self.of_effort:
+                self.of_effort["accepted"] += 1
+
+
+@dataclass(slots=True)
 class Stats:
     """Counts, times in seconds, and bytes.
 
@@ -72,6 +99,7 @@ class Stats:
     prefill_bytes_read: int = 0
     draft_bytes_read: int = 0
     verify_bytes_read: int = 0
+    _counts: dict[tuple[str, str | None, float | None], _Count] = field(default_factory=dict, repr=False)
 
     @property
     def acceptance_rate(self) -> float:
@@ -113,15 +141,21 @@ class Stats:
         self.accepted += done.accepted
         self.emitted += emitted
         self.cut += done.accepted + 1 - emitted
-        for counts, length in ((self.drafted_per_position, drafted), (self.accepted_per_position, done.accepted)):
-            counts.extend([0] * (drafted - len(counts)))
-            for position in range(length):
-                counts[position] += 1
-        self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
+        if drafted >= len(self.rounds_by_accepted):
+            self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
         self.rounds_by_accepted[done.accepted] += 1
-        self.plain_rounds += not drafted
-        self.trusted += sum(done.trusted[: done.accepted])
-        self._add_sources(done)
+        if drafted:
+            for counts, length in ((self.drafted_per_position, drafted), (self.accepted_per_position, done.accepted)):
+                counts.extend([0] * (drafted - len(counts)))
+                for position in range(length):
+                    counts[position] += 1
+            if done.trusted:
+                self.trusted += sum(done.trusted[: done.accepted])
+            self._add_sources(done)
+        else:
+            self.plain_rounds += 1
+            if done.plan is not None:
+                self._add_sources(done)
         self.draft_s += done.draft_s
         self.verify_s += done.verify_s
         self.overhead_s += wall_s - done.draft_s - done.verify_s
@@ -129,39 +163,38 @@ class Stats:
         self.verify_bytes_read += done.verify_bytes_read
 
     def _add_sources(self, done: Round) -> None:
-        draft = done.draft
+        draft, accepted = done.draft, done.accepted
         if done.plan is not None and done.plan.drafter is not None:
-            asked = self.by_drafter.setdefault(done.plan.drafter, _no_tokens_of_a_drafter())
+            asked = self._of_drafter(done.plan.drafter)
             asked["rounds"] += 1
             asked["draft_s"] += done.draft_s
+        signals = draft.signals
         for index, source in enumerate(draft.sources):
-            counts = self.by_drafter.setdefault(source, _no_tokens_of_a_drafter())
-            counts["drafted"] += 1
-            counts["accepted"] += index < done.accepted
-            self._add_step(source, index, done)
-        for index, signals in enumerate(draft.signals):
-            efforts = self.by_effort.setdefault(f"{signals.effort:g}", {"drafted": 0, "accepted": 0})
-            efforts["drafted"] += 1
-            efforts["accepted"] += index < done.accepted
+            if index < len(signals):
+                key = (source, signals[index].view, signals[index].effort)
+            else:
+                key = (source, None, None)
+            count = self._counts.get(key) or self._begin_count(*key)
+            count.add(index, accepted)
 
-    def _add_step(self, source: str, index: int, done: Round) -> None:
-        """Count a drafted token by the step that made it."""
-        kind = source
-        if index < len(done.draft.signals):
-            signals = done.draft.signals[index]
-            kind = " ".join([source, *([signals.view] if signals.view else []), f"{signals.effort:g}"])
-        counts = self.by_step.setdefault(kind, {"drafted": [], "checked": [], "accepted": []})
-        for of in counts.values():
-            of.extend([0] * (index + 1 - len(of)))
-        counts["drafted"][index] += 1
-        counts["checked"][index] += index <= done.accepted
-        counts["accepted"][index] += index < done.accepted
+    def _of_drafter(self, name: str) -> dict[str, float]:
+        found = self.by_drafter.get(name)
+        if found is None:
+            found = self.by_drafter[name] = {"rounds": 0, "draft_s": 0.0, "drafted": 0, "accepted": 0}
+        return found
+
+    def _begin_count(self, source: str, view: str | None, effort: float | None) -> _Count:
+        """Where the tokens of one kind of draft step are counted."""
+        kind = source if effort is None else " ".join([source, *([view] if view else []), f"{effort:g}"])
+        count = self._counts[source, view, effort] = _Count(
+            self._of_drafter(source),
+            {} if effort is None else self.by_effort.setdefault(f"{effort:g}", {"drafted": 0, "accepted": 0}),
+            self.by_step.setdefault(kind, {"drafted": [], "checked": [], "accepted": []}),
+        )
+        return count
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, derived ones included."""
         derived = ("acceptance_rate", "mean_accepted_length", "decode_s", "tok_per_s", "gb_per_s")
-        return {name: getattr(self, name) for name in (*self.__slots__, *derived)}
-
-
-def _no_tokens_of_a_drafter() -> dict[str, float]:
-    return {"rounds": 0, "draft_s": 0.0, "drafted": 0, "accepted": 0}
+        own = (name for name in self.__slots__ if not name.startswith("_"))
+        return {name: getattr(self, name) for name in (*own, *derived)}

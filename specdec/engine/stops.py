@@ -22,6 +22,8 @@ class StopStrings:
 
     def feed(self, text: str) -> str:
         """Text that is safe to show after `text` has arrived; none of a stop string, nor anything behind it."""
+        if not self._stops:
+            return text
         if self.found is not None:
             return ""
         text = self._held + text

@@ -75,9 +75,11 @@ class NativeCache:
         Raises:
             InvalidArgumentError: `length` is negative or larger than the current one.
         """
-        if not 0 <= length <= self.length:
-            raise InvalidArgumentError(f"a cache of {self.length} tokens cannot be trimmed to {length}")
-        self.handle.trim(length)
+        held = self.handle.length
+        if not 0 <= length <= held:
+            raise InvalidArgumentError(f"a cache of {held} tokens cannot be trimmed to {length}")
+        if length != held:
+            self.handle.trim(length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class IncrementalDetokenizer:
 
     def __init__(self, table: PieceTable, *, continues: bool = False) -> None:
         self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._begun = b""  # bytes of a character that is not complete yet
         self._strip = table.strip_leading_space and not continues
 
     def add(self, token: int) -> str:
@@ -33,8 +33,11 @@ class IncrementalDetokenizer:
             return ""
         if self._strip and piece:
             piece, self._strip = piece.removeprefix(b" "), False
-        return self._decoder.decode(piece)
+        piece = self._begun + piece
+        text, used = codecs.utf_8_decode(piece, "replace", False)
+        self._begun = piece[used:]
+        return text
 
     def finish(self) -> str:
         """U+FFFD for a character that was begun and never ended, else nothing. To be called once, at the end."""
-        return self._decoder.decode(b"", final=True)
+        return codecs.utf_8_decode(self._begun, "replace", True)[0]
