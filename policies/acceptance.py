@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import mul
 
@@ -68,7 +69,7 @@ class LogOdds:
         slope: log-odds that a class of signals is assumed to add to the one below it.
     """
 
-    __slots__ = ("_bases", "_classes", "_efforts", "_model", "_seen", "_spread", "_text", "_unit")
+    __slots__ = ("_classes", "_efforts", "_model", "_seen", "_spread", "_text", "_unit")
 
     def __init__(self, slope: float) -> None:
         self._model = [_guess(_CENTRE), _MODEL_VARIANCE]
@@ -79,21 +80,30 @@ class LogOdds:
         self._classes.append([0.0, _CLASS_VARIANCE])  # nothing shown
         self._seen = [1.0] * CLASSES  # tokens by class; later ones weigh more, in ever larger units
         self._unit = 1.0
-        self._bases: dict[float, float] = {}  # log-odds by effort, without a class; emptied when something is learnt
 
     def chance(self, effort: float, signal: int) -> float:
         """That a token is kept, given the class of a signal."""
-        base = self._bases.get(effort)
-        if base is None:
-            base = self._base(effort)
+        own, distance = self._efforts.get(effort) or self._effort(effort)
+        base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
         return 1.0 / (1.0 + math.exp(-base - self._classes[signal][0]))
+
+    def chances(self, efforts: Sequence[float], signal: int) -> list[float]:
+        """`chance` for several efforts."""
+        known, slope = self._efforts, self._spread[0]
+        common, of_text, of_class = self._model[0], self._text[0], self._classes[signal][0]
+        found = []
+        for effort in efforts:
+            own, distance = known.get(effort) or self._effort(effort)
+            base = common + slope * distance + own[0] + of_text
+            found.append(1.0 / (1.0 + math.exp(-base - of_class)))
+        return found
 
     def mean(self, effort: float, deviations: float = 0.0) -> float:
         """The same over all classes as they occur, with so many standard deviations of what is particular to the effort
         added."""
-        base = self._base(effort)
+        own, distance = self._efforts.get(effort) or self._effort(effort)
+        base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
         if deviations:
-            own, distance = self._effort(effort)
             base += deviations * math.sqrt(own[1] + distance * distance * self._spread[1])
         chances = [1.0 / (1.0 + math.exp(-base - value)) for value, _ in self._classes[:CLASSES]]
         total: float = sum(map(mul, self._seen, chances))
@@ -101,20 +111,26 @@ class LogOdds:
 
     def learn(self, effort: float, signal: int, is_kept: bool) -> None:
         """Count a token."""
-        own, distance = self._effort(effort)
-        chance = self.chance(effort, signal)
-        error, weight = is_kept - chance, max(chance * (1.0 - chance), 0.01)
+        own, distance = self._efforts.get(effort) or self._effort(effort)
         model, of_class, text, spread = self._model, self._classes[signal], self._text, self._spread
+        base = model[0] + spread[0] * distance + own[0] + text[0]
+        chance = 1.0 / (1.0 + math.exp(-base - of_class[0]))
+        error, weight = is_kept - chance, max(chance * (1.0 - chance), 0.01)
         share = spread[1] * distance
-        total = 1.0 + weight * (model[1] + own[1] + of_class[1] + text[1] + share * distance)
+        variance, of_own, of_signal, of_text = model[1], own[1], of_class[1], text[1]
+        total = 1.0 + weight * (variance + of_own + of_signal + of_text + share * distance)
         error, weight = error / total, weight / total
-        for part, growth in ((model, _GROWTH), (own, _GROWTH), (of_class, _GROWTH), (text, _TEXT_GROWTH)):
-            variance = part[1]
-            part[0] += variance * error
-            part[1] = variance + growth - variance * variance * weight
+        # One part after the other, written out: this runs twice for every token.
+        model[0] += variance * error
+        model[1] = variance + _GROWTH - variance * variance * weight
+        own[0] += of_own * error
+        own[1] = of_own + _GROWTH - of_own * of_own * weight
+        of_class[0] += of_signal * error
+        of_class[1] = of_signal + _GROWTH - of_signal * of_signal * weight
+        text[0] += of_text * error
+        text[1] = of_text + _TEXT_GROWTH - of_text * of_text * weight
         spread[0] += share * error
         spread[1] += _GROWTH - share * share * weight
-        self._bases.clear()
         if signal < CLASSES:
             self._unit *= _UNIT_GROWTH
             self._seen[signal] += self._unit
@@ -125,17 +141,10 @@ class LogOdds:
         """Another text begins, about which little is known."""
         self._text[0] *= 0.3
         self._text[1] = _TEXT_VARIANCE
-        self._bases.clear()
-
-    def _base(self, effort: float) -> float:
-        own, distance = self._effort(effort)
-        base = self._bases[effort] = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
-        return base
 
     def _effort(self, effort: float) -> tuple[list[float], float]:
-        part = self._efforts.get(effort)
-        if part is None:
-            part = self._efforts[effort] = ([0.0, _EFFORT_VARIANCE], _guess(effort) - _guess(_CENTRE))
+        """The part of an effort that was not asked about before."""
+        part = self._efforts[effort] = ([0.0, _EFFORT_VARIANCE], _guess(effort) - _guess(_CENTRE))
         return part
 
 
@@ -180,17 +189,29 @@ class MatchAcceptance:
     """
 
     rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(LONGEST_MATCH + 1)])
+    chances: list[float] = field(init=False)
+    """Chance that a token with so many tokens of context behind it, 0 to `LONGEST_MATCH`, is kept when those before it
+    are."""
 
-    def of(self, match: int) -> float:
-        """Chance that a token with `match` tokens of context behind it is kept when those before it are."""
-        match = min(match, LONGEST_MATCH)
-        prior = min(0.9, 0.15 + 0.12 * match)
-        return self.rates[match].estimate(prior, 3.0)
+    def __post_init__(self) -> None:
+        self.chances = [self._chance(match) for match in range(LONGEST_MATCH + 1)]
 
     def learn(self, match: int, drafted: int, accepted: int) -> None:
         """Count a draft that began with a match of `match` tokens."""
         for index in range(min(accepted + 1, drafted)):
-            self.rates[min(match + index, LONGEST_MATCH)].add(index < accepted, _MATCH_MEMORY)
+            place = min(match + index, LONGEST_MATCH)
+            self.rates[place].add(index < accepted, _MATCH_MEMORY)
+            self.chances[place] = self._chance(place)
+
+    def new_text(self) -> None:
+        """Another text begins, where matches may mean something else: what was seen counts for half."""
+        for place, rate in enumerate(self.rates):
+            rate.kept *= 0.5
+            rate.seen *= 0.5
+            self.chances[place] = self._chance(place)
+
+    def _chance(self, match: int) -> float:
+        return self.rates[match].estimate(min(0.9, 0.15 + 0.12 * match), 3.0)
 
 
 def _guess(effort: float) -> float:

@@ -75,20 +75,22 @@ class CostModel:
             if 1 < near <= MOST_ROWS and not self._seen[near]:
                 self.verify[near] *= math.sqrt(factor)
 
-    def observe_draft(self, drafter: str, view: str | None, effort: float, seconds: float) -> None:
-        """A draft step (a whole draft, for a drafter that reads no weights) took `seconds`."""
+    def observe_draft(self, drafter: str, view: str | None, effort: float, seconds: float) -> float:
+        """A draft step (a whole draft, for a drafter that reads no weights) took `seconds`; returns what it is now
+        thought to cost."""
         if not self._has_scale or seconds <= 0:
-            return
+            return self.draft(drafter, view, effort)
         key = (drafter, view, round(effort, 2))
         cost, seen = self._draft.get(key), self._draft_seen.get(key, 0.0)
         self._draft_seen[key] = seen + 1
         if cost is None:
-            self._draft[key] = seconds / self.scale
-            return
+            cost = self._draft[key] = seconds / self.scale
+            return cost
         error = _clipped(seconds / (self.scale * cost))
-        self._draft[key] = cost * math.exp(max(_OWN, 0.5 / (seen + 1)) * error)
+        cost = self._draft[key] = cost * math.exp(max(_OWN, 0.5 / (seen + 1)) * error)
         if view is not None:
             self.scale *= math.exp(_DRIFT * error)
+        return cost
 
     def has_changed(self) -> bool:
         """Whether passes lately took another time than was thought; says so once, and then learns fast again."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from specdec.policies.acceptance import UNKNOWN, DraftAcceptance, MatchAcceptance, signal_class
+from specdec.policies.acceptance import LONGEST_MATCH, UNKNOWN, DraftAcceptance, signal_class
 from specdec.policies.base import DraftOption, DraftPlan, Knowledge, RoundOutcome, RoundState, StepSignals
 from specdec.policies.costs import MOST_ROWS, CostModel
 from specdec.policies.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm, Learnt, Results, Trial
@@ -49,6 +49,10 @@ class _Menu:
     efforts: list[tuple[float, float, float]]
     best: tuple[float, float, float]
     made: int
+    candidates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.candidates = [effort for effort, _, _ in self.efforts]
 
 
 @dataclass(slots=True)
@@ -98,19 +102,18 @@ class GoodputPolicy:
         """The most profitable round, or now and then a trial of something else."""
         learnt = self._learnt or self._recall(state)
         rate = self._rate(learnt, state)
-        plain = Prospect(rate=rate, tokens=1.0, cost=learnt.costs.verify[1])
-        best: Prospect = plain
+        plain_cost = learnt.costs.verify[1]
         best_draft: Prospect | None = None
         for option in state.options:
             prospect = self._prospect(learnt, option, state, rate)
-            if prospect is None:
-                continue
-            if best_draft is None or prospect.net > best_draft.net:
+            if prospect is not None and (best_draft is None or prospect.net > best_draft.net):
                 best_draft = prospect
-        if best_draft is not None and best_draft.net > plain.net + _MARGIN:
+        if best_draft is not None and best_draft.net > 1.0 - rate * plain_cost + _MARGIN:
             best = best_draft
+        else:
+            best = Prospect(rate=rate, tokens=1.0, cost=plain_cost)
         chosen = self._try_out(learnt, state, best) if state.max_draft_tokens else best
-        self._log.planned(state, best=best, chosen=chosen, plain=plain, best_draft=best_draft)
+        self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
             return DraftPlan(num_draft_tokens=0, effort=1.0)
@@ -144,8 +147,8 @@ class GoodputPolicy:
             if gain > ahead:
                 ahead = gain
         worth, effort = -1e9, 0.0
-        for candidate, cost, _ in now.menu.efforts:
-            share = chance if candidate == base else after.chance(candidate, last)
+        shares = after.chances(now.menu.candidates, last)
+        for (candidate, cost, _), share in zip(now.menu.efforts, shares, strict=True):
             value = share * now.chance + ahead * share / chance - rate * cost
             if value > worth:
                 worth, effort = value, candidate
@@ -281,12 +284,13 @@ class GoodputPolicy:
         match = state.matches.get(option.drafter, 1)
         if not match:
             return None
-        acceptance = learnt.matches.setdefault(option.drafter, MatchAcceptance())
+        acceptance = learnt.match(option.drafter)
         verify = learnt.costs.verify
+        chances = acceptance.chances
         chance, tokens, gain = 1.0, 1.0, 0.0
         length, best_tokens, best_gain = 0, 1.0, 0.0
         for k in range(1, min(self.longest_match, state.max_draft_tokens, MOST_ROWS - 1) + 1):
-            chance *= acceptance.of(match + k - 1)
+            chance *= chances[min(match + k - 1, LONGEST_MATCH)]
             tokens += chance
             gain += chance - rate * (verify[k + 1] - verify[k])
             if gain > best_gain:
@@ -369,7 +373,7 @@ class GoodputPolicy:
         )  # fmt: skip
         if view is None:
             prospect.match = state.matches.get(drafter, 1)
-            prospect.acceptance = learnt.matches.setdefault(drafter, MatchAcceptance())
+            prospect.acceptance = learnt.match(drafter)
         else:
             menu = self._menu(learnt, option, state, best.rate)
             cost, acceptance = learnt.costs.draft(*arm), learnt.accepted((drafter, view))
@@ -384,10 +388,10 @@ class GoodputPolicy:
             now.classes.append(UNKNOWN)
         last = signal_class(signals.distribution, greedy=now.greedy)
         now.classes.append(last)
-        assert self._learnt is not None
         option = now.option
         assert option is not None
-        acceptance = self._learnt.accepted((option.drafter, option.view))
+        assert self._learnt is not None
+        acceptance = now.menu.acceptance if now.menu else self._learnt.accepted((option.drafter, option.view))
         now.chance *= acceptance.own.chance(signals.effort if option.takes_effort else 1.0, last)
         now.expected += now.chance
         return last
@@ -400,9 +404,8 @@ class GoodputPolicy:
         if view is None or not signals:
             if now.acceptance is not None:
                 now.acceptance.learn(now.match, outcome.drafted, outcome.accepted)
-            costs.observe_draft(drafter, None, 0.0, outcome.draft_s)
             arms.add((drafter, view, 1.0))
-            return costs.draft(drafter, None, 0.0)
+            return costs.observe_draft(drafter, None, 0.0, outcome.draft_s)
         for one in signals[len(now.classes) - 1 :]:  # the last token of a plan is not asked about
             self._read(now, one)
         timed = sum(one.seconds for one in signals) or 1.0
@@ -413,8 +416,7 @@ class GoodputPolicy:
         total = 0.0
         for effort, (count, seconds) in efforts.items():
             # What the policy's own questions cost belongs to the steps, too.
-            costs.observe_draft(drafter, view, effort, seconds / count * outcome.draft_s / timed)
-            total += count * costs.draft(drafter, view, effort)
+            total += count * costs.observe_draft(drafter, view, effort, seconds / count * outcome.draft_s / timed)
             arms.add((drafter, view, effort if option.takes_effort else 1.0))
         self._learn_acceptance(learnt, now, outcome)
         return total

@@ -103,9 +103,7 @@ class Learnt:
         for acceptance in self.acceptance.values():
             acceptance.new_text()
         for match in self.matches.values():
-            for rate in match.rates:
-                rate.kept *= 0.5
-                rate.seen *= 0.5
+            match.new_text()
         for results in (*self.results.values(), self.pace):
             results.tokens, results.cost, results.rounds = (
                 0.2 * value for value in (results.tokens, results.cost, results.rounds)
@@ -115,6 +113,13 @@ class Learnt:
                 continue
             trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
             trial.due = min(trial.due, self.rounds + trial.interval)
+
+    def match(self, drafter: str) -> MatchAcceptance:
+        """Acceptance of a drafter that tells how long its match is, made up when it is new."""
+        found = self.matches.get(drafter)
+        if found is None:
+            found = self.matches[drafter] = MatchAcceptance()
+        return found
 
     def accepted(self, way: Way) -> DraftAcceptance:
         """Acceptance of a way of drafting, made up when it is new."""

@@ -103,17 +103,17 @@ class RoundLog:
     _is_parked: bool = False
 
     def planned(
-        self, state: RoundState, *, best: Prospect, chosen: Prospect, plain: Prospect, best_draft: Prospect | None
+        self, state: RoundState, *, best: Prospect, chosen: Prospect, plain_cost: float, best_draft: Prospect | None
     ) -> None:
-        """Note a decision: the `best` prospect, the `chosen` one, and what a `plain` step and the `best_draft` (None
-        when there is nothing to draft with) were expected to bring."""
+        """Note a decision: the `best` prospect, the `chosen` one, what a plain step costs, and what the `best_draft`
+        (None when there is nothing to draft with) was expected to bring."""
         self.trials += chosen.is_trial
         if not state.max_draft_tokens:
             return
         self.plain_rounds += chosen.option is None
         if best.option is None and not self._is_parked:
             self.spells.append(
-                {"from_round": state.round_index, "rounds": 0, "reason": self._reason(best_draft, plain)}
+                {"from_round": state.round_index, "rounds": 0, "reason": self._reason(best_draft, plain_cost)}
             )
         self._is_parked = best.option is None
         if self._is_parked:
@@ -130,10 +130,10 @@ class RoundLog:
         self.plain_cost, self.dense_s = plain_cost, dense_s
 
     @staticmethod
-    def _reason(draft: Prospect | None, plain: Prospect) -> str:
+    def _reason(draft: Prospect | None, plain_cost: float) -> str:
         if draft is None:
             return "no draft length was expected to pay"
-        gain = draft.tokens / draft.cost * plain.cost / plain.tokens
+        gain = draft.tokens / draft.cost * plain_cost
         assert draft.option is not None
         return f"drafting with {draft.option.drafter} was expected to bring {gain:.2f}x of plain decoding"
 

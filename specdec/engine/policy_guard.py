@@ -61,8 +61,12 @@ class GuardedPolicy:
         if length:
             self._check_effort(plan.effort)
         length = min(int(length), state.max_draft_tokens)
+        if not length and plan.drafter is plan.view is None:
+            return plan
         for option in state.options:
             if plan.drafter in (None, option.drafter) and plan.view in (None, option.view):
+                if length == plan.num_draft_tokens and plan.drafter is not None and plan.view == option.view:
+                    return plan
                 return DraftPlan(
                     num_draft_tokens=length, effort=plan.effort, drafter=option.drafter, view=option.view
                 )
