@@ -22,7 +22,7 @@ from specdec.policies.base import DraftOption, DraftPlan, Knowledge, RoundOutcom
 from specdec.policies.costs import MOST_ROWS, CostModel
 from specdec.policies.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm, Learnt, Results, Trial
 from specdec.policies.parameters import check_count, check_number
-from specdec.policies.rounds import Prospect, RoundLog, best_length
+from specdec.policies.rounds import Lesson, Prospect, RoundLog, best_length
 
 from specdec.effort import check_effort
 from specdec.errors import InvalidArgumentError
@@ -34,6 +34,8 @@ _TRIAL_ROUNDS, _TRIAL_TOKENS = 2, 3
 _TRIAL_EVERY = 3  # rounds between looks at whether one is due
 _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
 _OPTIMISM = 1.0  # standard deviations that an effort may be better than thought, for a trial to be worth it
+_LESSONS = 2  # rounds that are learnt from at once: between passes this code is in no cache, and two cost little more
+_EARLY_ROUNDS = 24  # up to which every round teaches at once
 _REFRESH = 4  # rounds between looks at which efforts are worth having
 
 
@@ -84,6 +86,7 @@ class GoodputPolicy:
     _menus: dict[tuple[str, str | None], _Menu] = field(default_factory=dict, init=False, repr=False)
     _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
     _trial: tuple[Arm, int] | None = field(default=None, init=False, repr=False)
+    _lessons: list[Lesson] = field(default_factory=list, init=False, repr=False)
     _log: RoundLog = field(default_factory=RoundLog, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -157,39 +160,55 @@ class GoodputPolicy:
         return effort
 
     def observe(self, outcome: RoundOutcome) -> None:
-        """Learn costs, acceptance and results."""
+        """Keep what the round has shown, and learn from several rounds at once."""
         now, learnt = self._now, self._learnt
         assert learnt is not None  # plan has run
         learnt.rounds += 1
-        costs, rows = learnt.costs, outcome.drafted + 1
-        costs.observe_verify(rows, outcome.round_s - outcome.draft_s)
+        signals = outcome.signals
+        if signals and now.option is not None and now.option.view is not None:
+            for one in signals[len(now.classes) - 1 :]:  # the last token of a plan is not asked about
+                self._read(now, one)
+        self._lessons.append(Lesson.of(outcome, now, learnt.rounds))
+        if now.is_trial or len(self._lessons) >= _LESSONS or learnt.rounds < _EARLY_ROUNDS:
+            self._learn(learnt)
+
+    def _learn(self, learnt: Learnt) -> None:
+        """Learn costs, acceptance and results from the rounds since the last time."""
+        for lesson in self._lessons:
+            self._learn_round(learnt, lesson)
+        self._lessons.clear()
+
+    def _learn_round(self, learnt: Learnt, lesson: Lesson) -> None:
+        now, costs, rows = lesson.prospect, learnt.costs, lesson.drafted + 1
+        costs.observe_verify(rows, lesson.round_s - lesson.draft_s)
         if costs.has_changed():  # which costs did, a plain pass tells
-            self._trial_of(learnt, PLAIN).restart(learnt.rounds)
+            self._trial_of(learnt, PLAIN).restart(lesson.number)
         cost = costs.verify[min(rows, MOST_ROWS)]
-        expected, real = 1.0, 1.0 + outcome.accepted
-        arms: set[Arm] = {PLAIN} if outcome.drafter is None else set()
-        if outcome.drafter is not None and now.option is not None:
-            cost += self._learn_draft(learnt, now, outcome, arms)
-            expected = now.expected if outcome.signals else min(now.tokens, outcome.drafted + 1.0)
-        for arm in arms:
-            self._trial_of(learnt, arm).last_used = learnt.rounds
+        expected, real = 1.0, 1.0 + lesson.accepted
+        if lesson.way is None:
+            self._trial_of(learnt, PLAIN).last_used = lesson.number
+        elif now.option is not None:
+            cost += self._learn_draft(learnt, now.option, lesson)
+            expected = now.expected if lesson.steps else min(now.tokens, lesson.drafted + 1.0)
         learnt.spent += cost
         tokens = 0.5 * (expected + real)
         if now.is_trial:
             learnt.lost = max(0.0, learnt.lost + cost - tokens / now.rate)
         elif now.option is None or now.menu is not None:
-            learnt.pace.add(tokens, cost, learnt.rounds)
-        if outcome.drafter is not None and outcome.signals and now.counts:
-            results = learnt.results.setdefault((outcome.drafter, outcome.view), Results())
-            results.add(tokens, cost, learnt.rounds)
+            learnt.pace.add(tokens, cost, lesson.number)
+        if lesson.way is not None and lesson.steps and now.counts:
+            results = learnt.results.setdefault(lesson.way, Results())
+            results.add(tokens, cost, lesson.number)
         self._log.finished(
-            outcome, expected=expected, cost=cost, plain_cost=costs.verify[1], dense_s=costs.seconds_of_dense_step()
-        )
+            real, lesson.round_s, expected=expected, cost=cost, plain_cost=costs.verify[1],
+            dense_s=costs.seconds_of_dense_step(),
+        )  # fmt: skip
 
     def summary(self) -> Mapping[str, Any]:
         """Predicted and real gain, when and why drafting was parked, what was tried out, and the rates learnt."""
         if self._learnt is None:
             return {}
+        self._learn(self._learnt)
         acceptance = {
             f"{drafter}{'' if view is None else ' ' + view} {effort:g}": round(one.after.mean(effort), 3)
             for (drafter, view), one in sorted(self._learnt.acceptance.items(), key=str)
@@ -396,36 +415,30 @@ class GoodputPolicy:
         now.expected += now.chance
         return last
 
-    def _learn_draft(self, learnt: Learnt, now: Prospect, outcome: RoundOutcome, arms: set[Arm]) -> float:
+    def _learn_draft(self, learnt: Learnt, option: DraftOption, lesson: Lesson) -> float:
         """Learn from a draft; returns what it cost, in dense steps."""
-        option, costs = now.option, learnt.costs
-        assert option is not None
-        drafter, view, signals = option.drafter, option.view, outcome.signals
-        if view is None or not signals:
+        now, costs, drafter, view = lesson.prospect, learnt.costs, option.drafter, option.view
+        if view is None or not lesson.steps:
             if now.acceptance is not None:
-                now.acceptance.learn(now.match, outcome.drafted, outcome.accepted)
-            arms.add((drafter, view, 1.0))
-            return costs.observe_draft(drafter, None, 0.0, outcome.draft_s)
-        for one in signals[len(now.classes) - 1 :]:  # the last token of a plan is not asked about
-            self._read(now, one)
-        timed = sum(one.seconds for one in signals) or 1.0
+                now.acceptance.learn(now.match, lesson.drafted, lesson.accepted)
+            self._trial_of(learnt, (drafter, view, 1.0)).last_used = lesson.number
+            return costs.observe_draft(drafter, None, 0.0, lesson.draft_s)
+        timed = 0.0
         efforts: dict[float, tuple[int, float]] = {}
-        for one in signals:
-            count, seconds = efforts.get(one.effort, (0, 0.0))
-            efforts[one.effort] = (count + 1, seconds + one.seconds)
+        for effort, seconds in lesson.steps:
+            count, so_far = efforts.get(effort, (0, 0.0))
+            efforts[effort] = (count + 1, so_far + seconds)
+            timed += seconds
         total = 0.0
         for effort, (count, seconds) in efforts.items():
             # What the policy's own questions cost belongs to the steps, too.
-            total += count * costs.observe_draft(drafter, view, effort, seconds / count * outcome.draft_s / timed)
-            arms.add((drafter, view, effort if option.takes_effort else 1.0))
-        self._learn_acceptance(learnt, now, outcome)
+            seconds = seconds / count * lesson.draft_s / (timed or 1.0)
+            total += count * costs.observe_draft(drafter, view, effort, seconds)
+            arm = (drafter, view, effort if option.takes_effort else 1.0)
+            self._trial_of(learnt, arm).last_used = lesson.number
+        # Every judged token counts for the effort that drafted it.
+        acceptance = learnt.accepted((drafter, view))
+        for index in range(min(lesson.accepted + 1, len(lesson.steps))):
+            effort = lesson.steps[index][0] if option.takes_effort else 1.0
+            acceptance.learn_token(effort, now.classes[index], now.classes[index + 1], index < lesson.accepted)
         return total
-
-    def _learn_acceptance(self, learnt: Learnt, now: Prospect, outcome: RoundOutcome) -> None:
-        """Count every judged token for the effort that drafted it."""
-        option = now.option
-        assert option is not None
-        acceptance = learnt.accepted((option.drafter, option.view))
-        for index, one in enumerate(outcome.signals[: outcome.accepted + 1]):
-            effort = one.effort if option.takes_effort else 1.0
-            acceptance.learn_token(effort, now.classes[index], now.classes[index + 1], index < outcome.accepted)

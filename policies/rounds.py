@@ -88,12 +88,44 @@ class Prospect:
 
 
 @dataclass(slots=True)
+class Lesson:
+    """What a round has to teach, without the logits of its steps.
+
+    Attributes:
+        prospect: what the round was planned as.
+        number: of the round, over all generations, from 1.
+        way: drafter and view that were asked; None after a plain step.
+        drafted: tokens proposed.
+        accepted: how many of them were kept.
+        steps: effort and seconds of every draft step.
+        draft_s: seconds of drafting.
+        round_s: seconds of the whole round.
+    """
+
+    prospect: Prospect
+    number: int
+    way: tuple[str, str | None] | None
+    drafted: int
+    accepted: int
+    steps: list[tuple[float, float]]
+    draft_s: float
+    round_s: float
+
+    @classmethod
+    def of(cls, outcome: RoundOutcome, prospect: Prospect, number: int) -> Lesson:
+        """From what the engine tells."""
+        way = None if outcome.drafter is None else (outcome.drafter, outcome.view)
+        steps = [(one.effort, one.seconds) for one in outcome.signals]
+        return cls(prospect, number, way, outcome.drafted, outcome.accepted, steps, outcome.draft_s, outcome.round_s)
+
+
+@dataclass(slots=True)
 class RoundLog:
     """What a generation's rounds were expected to bring, what they brought, and when drafting was parked."""
 
     expected_tokens: float = 0.0
     expected_cost: float = 0.0
-    tokens: int = 0
+    tokens: float = 0.0
     seconds: float = 0.0
     dense_s: float = 0.0
     plain_cost: float = 1.0
@@ -120,13 +152,13 @@ class RoundLog:
             self.spells[-1]["rounds"] += 1
 
     def finished(
-        self, outcome: RoundOutcome, *, expected: float, cost: float, plain_cost: float, dense_s: float
+        self, tokens: float, seconds: float, *, expected: float, cost: float, plain_cost: float, dense_s: float
     ) -> None:
-        """Note an outcome."""
+        """Note what a round brought, and in what time."""
         self.expected_tokens += expected
         self.expected_cost += cost
-        self.tokens += outcome.accepted + 1
-        self.seconds += outcome.round_s
+        self.tokens += tokens
+        self.seconds += seconds
         self.plain_cost, self.dense_s = plain_cost, dense_s
 
     @staticmethod

@@ -43,23 +43,22 @@ class EffortSchedule:
 
     default: float = 1.0
     rules: Mapping[str, float] = field(default_factory=dict)
+    # What makes two schedules the same (the order of the rules counts, since the last match wins), and its hash.
+    _key: tuple[float, tuple[tuple[str, float], ...]] = field(init=False, repr=False)
     _hash: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "default", check_effort(self.default, "effort"))
         object.__setattr__(self, "rules", {str(k): check_effort(v, f"effort of {k!r}") for k, v in self.rules.items()})
         # A tuned schedule has a rule for every matrix, and every pass looks its schedule up.
-        object.__setattr__(self, "_hash", hash(self._key()))
+        object.__setattr__(self, "_key", (self.default, tuple(self.rules.items())))
+        object.__setattr__(self, "_hash", hash(self._key))
 
     def __eq__(self, other: object) -> bool:
-        return self is other or (isinstance(other, EffortSchedule) and self._key() == other._key())
+        return self is other or (isinstance(other, EffortSchedule) and self._key == other._key)
 
     def __hash__(self) -> int:
         return self._hash
-
-    def _key(self) -> tuple[float, tuple[tuple[str, float], ...]]:
-        """What makes two schedules the same; the order of the rules counts, since the last match wins."""
-        return self.default, tuple(self.rules.items())
 
     def of(self, matrix: str) -> float:
         """Effort of the matrix with this canonical name."""

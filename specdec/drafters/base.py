@@ -71,6 +71,7 @@ class DraftContext:
             logits must use it, and must not mix it with any other use of randomness.
         end_tokens: tokens after which nothing follows; drafting past one is wasted.
         prompt_length: tokens of `history` that are the prompt.
+        is_greedy: `sample` takes the largest logit.
     """
 
     history: Sequence[int]
@@ -79,6 +80,7 @@ class DraftContext:
     sample: Callable[[np.ndarray, int], int]
     end_tokens: frozenset[int] = frozenset()
     prompt_length: int = 0
+    is_greedy: bool = False
 
 
 @dataclass(slots=True)

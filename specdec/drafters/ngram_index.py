@@ -8,29 +8,42 @@ from collections.abc import Sequence
 class NgramIndex:
     """Maps every n-gram of a text, n from `shortest` to `longest`, to the token that followed it most often.
 
-    Of equally frequent ones the latest wins. Adding a token takes two dictionary updates for each n, whatever the
-    length of the text; so does looking one up.
+    Of equally frequent ones the latest wins. Adding a token takes a dictionary update for each n, or two, whatever the
+    length of the text; looking one up takes as many.
     """
 
     def __init__(self, shortest: int, longest: int) -> None:
         self.shortest, self.longest = shortest, longest
-        self._counts: dict[tuple[int, ...], int] = {}  # an n-gram and its continuation in one key
         self._best: dict[tuple[int, ...], tuple[int, int]] = {}  # n-gram to (count, continuation)
+        # How often an n-gram was followed by something else than its best continuation, where that happened: rarely.
+        self._others: dict[tuple[int, ...], dict[int, int]] = {}
         self._length = 0
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Index what `tokens` holds beyond what it held at the last call."""
-        counts, best = self._counts, self._best
-        for end in range(self._length, len(tokens)):
-            window = tuple(tokens[max(0, end - self.longest) : end + 1])
-            for start in range(max(0, len(window) - 1 - self.longest), len(window) - self.shortest):
-                whole = window[start:]
-                count = counts[whole] = counts.get(whole, 0) + 1
-                gram = whole[:-1]
+        best = self._best
+        for end in range(max(self._length, self.shortest), len(tokens)):
+            token, window = tokens[end], tuple(tokens[max(0, end - self.longest) : end])
+            for start in range(len(window) - self.shortest + 1):
+                gram = window[start:]
                 known = best.get(gram)
-                if known is None or count >= known[0]:
-                    best[gram] = (count, whole[-1])
+                if known is None:
+                    best[gram] = (1, token)
+                elif known[1] == token:
+                    best[gram] = (known[0] + 1, token)
+                else:
+                    self._add_other(gram, token, known)
         self._length = len(tokens)
+
+    def _add_other(self, gram: tuple[int, ...], token: int, known: tuple[int, int]) -> None:
+        """Count `token` behind `gram`, whose best continuation is another one, `known`."""
+        others = self._others.setdefault(gram, {})
+        count = others.pop(token, 0) + 1
+        if count >= known[0]:
+            others[known[1]] = known[0]
+            self._best[gram] = (count, token)
+        else:
+            others[token] = count
 
     def continuation(self, suffix: Sequence[int]) -> tuple[int, int]:
         """What followed the longest known end of `suffix`, and how long that end is; (-1, 0) when none is known."""

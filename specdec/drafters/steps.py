@@ -99,7 +99,7 @@ class ModelSteps:
             drafter=self.name,
             view=self.view,
             seconds=seconds,
-            distribution=LogitDistribution(logits),
+            distribution=LogitDistribution(logits, token if context.is_greedy else None),
         )
         draft.tokens.append(token)
         draft.sources.append(source)

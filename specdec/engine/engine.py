@@ -207,7 +207,8 @@ class Engine:
             trusted=trusted,
         )
         if self.speculation is not None:
-            self._last_distribution = LogitDistribution(verify.logits[verdict.accepted])
+            top = verdict.bonus_token if self.speculation.context.is_greedy else None
+            self._last_distribution = LogitDistribution(verify.logits[verdict.accepted], top)
             self._report(done, self.speculation.policy, round_s=time.perf_counter() - began_s)
         return done
 

@@ -61,15 +61,13 @@ class GuardedPolicy:
         if length:
             self._check_effort(plan.effort)
         length = min(int(length), state.max_draft_tokens)
-        if not length and plan.drafter is plan.view is None:
+        if plan.num_draft_tokens == 0 and plan.drafter is plan.view is None:
             return plan
         for option in state.options:
             if plan.drafter in (None, option.drafter) and plan.view in (None, option.view):
                 if length == plan.num_draft_tokens and plan.drafter is not None and plan.view == option.view:
                     return plan
-                return DraftPlan(
-                    num_draft_tokens=length, effort=plan.effort, drafter=option.drafter, view=option.view
-                )
+                return DraftPlan(num_draft_tokens=length, effort=plan.effort, drafter=option.drafter, view=option.view)
         offered = ", ".join(f"{option.drafter} with view {option.view}" for option in state.options)
         raise self._error(f"drafter and view must be on offer ({offered})", (plan.drafter, plan.view))
 

@@ -74,7 +74,7 @@ class Sampler:
             SpecdecError: the largest logit is not finite, so the model's output means nothing.
         """
         top = int(logits.argmax())  # the first of equal logits; NaN counts as largest
-        highest = float(logits[top])
+        highest = logits.item(top)
         if not math.isfinite(highest):
             raise SpecdecError(
                 f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "

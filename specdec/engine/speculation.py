@@ -68,6 +68,7 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
             sample=engine.sampler,
             end_tokens=end_tokens,
             prompt_length=len(engine.tokens),
+            is_greedy=settings.sampling.temperature == 0,
         ),
         draft_len=settings.draft_len,
         draft_effort=efforts.mean,
