@@ -170,11 +170,8 @@ class Stats:
             asked["draft_s"] += done.draft_s
         signals = draft.signals
         for index, source in enumerate(draft.sources):
-            if index < len(signals):
-                key = (source, signals[index].view, signals[index].effort)
-            else:
-                key = (source, None, None)
-            count = self._counts.get(key) or self._begin_count(*key)
+            view, effort = (signals[index].view, signals[index].effort) if index < len(signals) else (None, None)
+            count = self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
             count.add(index, accepted)
 
     def _of_drafter(self, name: str) -> dict[str, float]:

@@ -13,7 +13,6 @@ from specdec.config import ModelConfig
 from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError
 
-
 _FEW_TOKENS = 32
 
 
@@ -143,7 +142,7 @@ def _within(ids: NDArray[np.int64], vocab_size: int) -> bool:
     """
     if len(ids) > _FEW_TOKENS:
         return bool(ids.min() >= 0 and ids.max() < vocab_size)
-    few = ids.tolist()
+    few: list[int] = ids.tolist()
     return min(few) >= 0 and max(few) < vocab_size
 
 
