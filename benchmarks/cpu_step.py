@@ -116,7 +116,11 @@ def main() -> None:
         "--rounds", type=int, default=3, help="rounds of prefill and plain decoding (default %(default)s)"
     )
     parser.add_argument("--llama", metavar="PROGRAM", help="llama-bench of llama.cpp, to compare with")
-    parser.add_argument("--gguf", metavar="FILE", help="the same model as F16, for --llama")
+    parser.add_argument(
+        "--gguf",
+        metavar="FILE",
+        help="the same weights (F16, or the file that a store keeps the blocks of), for --llama",
+    )
     add_json_option(parser)
     arguments = parser.parse_args()
     if bool(arguments.llama) != bool(arguments.gguf):

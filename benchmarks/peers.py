@@ -1,6 +1,9 @@
 """specdec beside its peers: the same prompts, the same model files, the same settings, answer by answer in turn.
 
     python benchmarks/peers.py smollm2-135m.gguf --twin smollm2-135m-dithered.store --json results/peers.json
+    python benchmarks/peers.py model.gguf --blocks model.store --peers llama.cpp --draft small.gguf
+
+With `--blocks` specdec runs a store that keeps the file's own blocks, and llama.cpp the file alone.
 
 Peers are llama.cpp (plain, with a draft model, with n-gram lookup), transformers (plain, assisted, prompt lookup) and
 mlx-lm (plain, with a draft model), each built or installed below `--work` into an environment of its own; one that
@@ -107,7 +110,12 @@ def specdec_answer(model: Model, options: dict[str, Any], max_tokens: int) -> An
 
 
 def model_files(args: argparse.Namespace, quantize: Path) -> Files:
-    """The original file, its 16-bit form, the twin's, and the 8-bit form of the one that specdec runs."""
+    """The original file, its 16-bit form, the twin's, and the 8-bit form of the one that specdec runs.
+
+    With `--blocks` the original file alone.
+    """
+    if args.blocks is not None:
+        return Files({args.model.stem: args.model}, args.model.stem)
     files = {"original": args.model, "F16": quantised(args.model, "F16", args.work, quantize)}
     same = "F16"
     if args.twin is not None:
@@ -129,7 +137,7 @@ def add_llama(contenders: Contenders, args: argparse.Namespace, folder: Path, fi
 
     for label in files.by_label:
         add(label, "", "")
-    for label in dict.fromkeys((files.same, "original")):
+    for label in dict.fromkeys((files.same, *(["original"] if "original" in files.by_label else []))):
         add(label, ", lookup", "lookup")
         if args.draft is not None:
             add(label, f", draft {args.draft.stem}", args.draft)
@@ -258,6 +266,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="the original .gguf file")
     parser.add_argument("--twin", type=Path, metavar="STORE", help="store of the dithered twin, for specdec and as F16")
+    parser.add_argument("--blocks", type=Path, metavar="STORE", help="store that keeps the blocks of the .gguf file")
     parser.add_argument(
         "--draft", type=Path, metavar="FILE", help=".gguf file of a smaller model of the same vocabulary"
     )
@@ -275,11 +284,13 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.work = (args.work or paths.home() / "peers").absolute()
     args.work.mkdir(parents=True, exist_ok=True)
-    for name in ("model", "twin", "draft", "llama"):
+    for name in ("model", "twin", "blocks", "draft", "llama"):
         path = getattr(args, name)
         if path is not None and not path.exists():
             parser.error(f"{path} does not exist")
         setattr(args, name, path and path.absolute())
+    if args.blocks is not None and (args.twin is not None or args.peers != ["llama.cpp"]):
+        parser.error("--blocks goes with --peers llama.cpp, and without --twin: others run no GGUF blocks")
     return args
 
 
@@ -287,7 +298,9 @@ def main() -> None:
     """Run from the command line."""
     args = arguments()
     print_machine()
-    model = specdec.load(args.twin or args.model, threads=args.threads)
+    model = specdec.load(args.blocks or args.twin or args.model, threads=args.threads)
+    if args.blocks is not None and not (model.store is not None and model.store.quantised):
+        sys.exit(f"{args.blocks} keeps no blocks: convert the model with --to keep")
     model.prompt_cache = PromptCache()
     prompts = load_prompts(["spec-bench", "humaneval"], tasks=args.tasks, per_task=args.per_task)
     with ExitStack() as stack:
@@ -301,7 +314,7 @@ def main() -> None:
     print_table(header, [["" if row[key] is None else row[key] for key in header] for row in rows])
     settings = {
         "model": args.model.stem,
-        "specdec_weights": (args.twin or args.model).stem,
+        "specdec_weights": (args.blocks or args.twin or args.model).stem,
         "per_task": args.per_task,
         "max_tokens": args.max_tokens,
         "threads": args.threads,

@@ -6,7 +6,12 @@ from typing import Any
 
 from tables import markdown
 
-PEERS = ("peers-smollm2-135m.json", "peers-qwen2.5-coder-1.5b.json")
+PEERS = (
+    "peers-smollm2-135m.json",
+    "peers-qwen2.5-coder-1.5b.json",
+    "peers-qwen2.5-coder-1.5b-q8_0.json",
+    "peers-qwen2.5-coder-1.5b-q4_k_m.json",
+)
 
 
 def peers_table(records: list[dict[str, Any]]) -> str:

@@ -34,11 +34,26 @@ def how_fast(results: Path) -> str:
         f"gave {times['int4:0.7:4']:.1f} times in a run beside llama.cpp, where that was also {times['int4:0.7:4'] / plain:.1f} "
         "times llama.cpp's plain decoding of the same weights in F16, whose own "
         f"speculation with the 0.5B model gives {times['llama.cpp F16, draft model 0.5B']:.1f} and with n-gram lookup "
-        f"{times['llama.cpp F16, n-gram lookup']:.1f}. The same model in 4 bits (Q4_K_M) runs "
-        f"{times['llama.cpp original file (Q4_K_M)']:.1f} times as fast in llama.cpp: whoever can live with 4 bits is "
-        "better served there today. [BENCHMARKS.md](BENCHMARKS.md) has "
+        f"{times['llama.cpp F16, n-gram lookup']:.1f}. {_quantised(results)} [BENCHMARKS.md](BENCHMARKS.md) has "
         "every number with its command, [docs/cpu.md](docs/cpu.md) what limits them."
     )
+
+
+def _quantised(results: Path) -> str:
+    """Beside llama.cpp on the very same 8-bit and 4-bit file."""
+    told = []
+    for kind in ("q8_0", "q4_k_m"):
+        found = json.loads((results / f"peers-qwen2.5-coder-1.5b-{kind}.json").read_text(encoding="utf-8"))["results"]
+        over_plain = {row["contender"]: row["ratio_to_plain"] for row in found["rows"] if row["task"] == "all"}
+        theirs = {name: ratio for name, ratio in over_plain.items() if name.startswith("llama.cpp")}
+        best = max(theirs, key=lambda name: theirs[name])
+        mode = best.partition(", ")[2] or "plain"
+        mode = "with a draft model" if mode.startswith("draft") else "with lookup" if mode == "lookup" else mode
+        told.append(
+            f"in {kind.upper()} `auto` gives {over_plain['specdec auto'] / theirs[best]:.1f} times the tokens a second of "
+            f"llama.cpp's best way ({mode}), and plain decoding {1 / theirs[min(theirs, key=len)]:.1f} times its plain one"
+        )
+    return f"8-bit and 4-bit models stay as they are; on the very same file, {'; '.join(told)}."
 
 
 def _mean_of_tasks(file: Path, contender: str) -> float:

@@ -324,8 +324,23 @@ SECTIONS = [
             "the original Effort engine, whose author asks for a cosine of 0.99 at effort 1. Teacher-forced on the "
             "calibration text, in NumPy."
         ),
-        files=("quantised_views-smollm2-135m.json", "quantised_views-qwen2.5-coder-0.5b.json"),
+        files=(
+            "quantised_views-smollm2-135m.json",
+            "quantised_views-qwen2.5-coder-0.5b.json",
+            "quantised_views-qwen2.5-coder-1.5b-dithered-q8_0.json",
+            "quantised_views-qwen2.5-coder-1.5b-q4_k_m.json",
+        ),
         table=quantised_table,
+    ),
+    Section(
+        title="Drafts of a quantised target as the native runtime runs them",
+        prose=(
+            "As two sections before, with the logits layer at full effort; what a step costs is told among the steps of "
+            "quantised models. `own` saves no time on this machine (it reads every line of memory all the same), `nested` "
+            "takes no memory."
+        ),
+        files=["agreement-qwen2.5-coder-1.5b-dithered-q8_0.json", "agreement-qwen2.5-coder-1.5b-q4_k_m.json"],
+        table=agreement_table,
     ),
     Section(
         title="Steps of the native CPU runtime",
@@ -345,6 +360,15 @@ SECTIONS = [
         table=steps_table,
     ),
     Section(
+        title="Steps of quantised models on the CPU",
+        prose=(
+            "The same for models in their own blocks, in units of their own step, llama.cpp on the very same file. `own` "
+            "and `nested` read the exact weights in part, and take no memory."
+        ),
+        files=["cpu-step-qwen2.5-coder-1.5b-dithered-q8_0.json", "cpu-step-qwen2.5-coder-1.5b-q4_k_m.json"],
+        table=steps_table,
+    ),
+    Section(
         title="Kernels of the native CPU runtime",
         prose=(
             "One matrix by itself, outputs x inputs, random float16 weights, in units of the dense product with one row; "
@@ -360,7 +384,7 @@ SECTIONS = [
             "The same prompts and weights through specdec and its peers, every prompt answered by all of them in turn before "
             "the next one: tokens a second over those of specdec's plain decoding in the same run, prefill left out, greedy, "
             '2 threads, at most 4 drafted tokens a round for the peers. "original" is the published 4-bit file; F16 its '
-            '16-bit form; "dithered F16" and Q8_0 hold the twin that specdec runs. One prompt of each kind, once: differences of a tenth may be chance.'
+            '16-bit form; "dithered F16" and Q8_0 hold the twin that specdec runs. Where specdec runs a store of quantised blocks, llama.cpp runs the very file that they come from. One prompt of each kind, once: differences of a tenth may be chance.'
         ),
         files=PEERS,
         table=peers_table,

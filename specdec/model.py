@@ -118,12 +118,14 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
+    from specdec.runtimes.memory import release_free_memory
     from specdec.runtimes.registry import create_runtime
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
     store = Store.open(resolve_model(model), load_share=load_share)
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
+    release_free_memory()  # reading a large vocabulary takes twice what it leaves
     loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
     loaded.load_other = lambda name: _other(name, runtime, threads)
     return loaded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from command_line import run
 
 import specdec
 from specdec.errors import MemoryShortError
-from specdec.runtimes.memory import available_bytes, check_room
+from specdec.runtimes.memory import available_bytes, check_room, release_free_memory
 
 native = pytest.importorskip("specdec.runtimes.native", reason="the native runtime is not built")
 
@@ -31,6 +33,21 @@ def test_only_what_does_not_fit_is_refused() -> None:
     check_room("it", 10**15, None)
     with pytest.raises(MemoryShortError, match=r"^it needs 2\.00 GB of memory and 1\.50 GB are free: "):
         check_room("it", 2 * 10**9, 15 * 10**8)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back when asked")
+def test_what_was_freed_is_given_back() -> None:
+    held = [bytes([k]) * 60_000 for k in range(200) for _ in range(5)]  # below the size that is mapped by itself
+    last = bytes(60_000)  # on top of the heap: nothing below it goes by itself
+    before = _resident()
+    held.clear()
+    release_free_memory()
+    assert before - _resident() > 40 << 20
+    assert not any(last)
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_estimates_are_near_what_views_take(text_model: Path) -> None:

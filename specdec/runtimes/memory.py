@@ -1,7 +1,9 @@
-"""How much memory this process may still take, and the refusal of what would not fit."""
+"""How much memory this process may still take, the refusal of what would not fit, and giving back what is free."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -36,6 +38,12 @@ def check_room(what: str, needed: int, available: int | None) -> None:
             f"{what} needs {needed / 1e9:.2f} GB of memory and {available / 1e9:.2f} GB are free: "
             "free some, or choose another draft view"
         )
+
+
+def release_free_memory() -> None:
+    """Give the system back what this process has freed and the C library still holds, where the library can."""
+    with contextlib.suppress(AttributeError, OSError):  # glibc alone has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _from_meminfo(path: Path) -> int | None:
