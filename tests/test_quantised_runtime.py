@@ -137,6 +137,20 @@ def test_speculation_changes_no_token(
     assert_identical(Model(made), prompt, drafting, **options)
 
 
+@pytest.mark.parametrize("types", [("q4_k", "q6_k", "16"), ("q8_0",), ("affine4-g64-bf16", "q5_1")])
+def test_int4_drafts_are_built_as_they_would_be_stored(types: tuple[str, ...], tmp_path: Any) -> None:
+    source = quantised_source(quantised_config(), *types)
+    found = []
+    for views in ((), ("int4",)):
+        store = Store.open(convert(source, tmp_path / f"s{len(views)}", quantised="keep", views=views))
+        runtime = create_runtime("native", store)
+        runtime.prepare_view("int4")
+        found.append(runtime.forward(TOKENS, runtime.new_cache(16), effort=EffortSchedule(), view="int4").logits)
+    # As for 16-bit weights, the order in which squared errors are added may decide between two scales as good.
+    built, stored = (logits.astype(np.float64).ravel() for logits in found)
+    assert built @ stored > 0.9999 * np.linalg.norm(built) * np.linalg.norm(stored)
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_views_are_those_that_make_sense(make: Make, runtime: str, tmp_path: Any) -> None:
     _, made = make("q8_0", runtime)

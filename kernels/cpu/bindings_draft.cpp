@@ -50,7 +50,8 @@ void build(View& view, Model& model, size_t j) {
   check(j < view.joined().count(), "no joined matrices of that number");
   std::vector<const specdec::PackedMatrix*> exact;
   for (const int m : view.joined().list(j)) {
-    check(!model.matrix(m).panels.empty(), "the exact weights are not loaded");
+    check(model.matrix(m).loaded(), "the exact weights are not loaded");
+    check(std::is_same_v<View, Int4View> || !model.matrix(m).is_quantised(), "the view takes 16-bit weights");
     exact.push_back(&model.matrix(m));
   }
   nb::gil_scoped_release release;

@@ -32,6 +32,16 @@ NibblePlace nibble_place(int64_t width, int64_t out) {
   return {block / 2 + lane * 16 + j / 2 * 4 + l, static_cast<int>(j % 2 * 4)};
 }
 
+// The weights of a panel of a quantised matrix, [in][kPanel]; zeros past the last output.
+void panel_of(const QuantMatrix& matrix, int64_t panel, std::vector<float>& weights) {
+  std::vector<float> row(static_cast<size_t>(matrix.in));
+  weights.assign(row.size() * kPanel, 0.0F);
+  for (int64_t o = 0; o < std::min<int64_t>(kPanel, matrix.out - panel * kPanel); ++o) {
+    matrix.row(panel * kPanel + o, row.data());
+    for (size_t i = 0; i < row.size(); ++i) weights[i * kPanel + static_cast<size_t>(o)] = row[i];
+  }
+}
+
 }  // namespace
 
 Int4View::Int4View(const KernelTable& kernels, JoinedMatrices joined)
@@ -104,12 +114,15 @@ Int4View::Rounded Int4View::round(Pool& pool, const PackedMatrix& exact) const {
                  Buffer<uint16_t>((inputs + kGroup - 1) / kGroup * static_cast<size_t>(exact.out)), Buffer<float>(inputs)};
   Buffer<double> magnitudes(inputs * static_cast<size_t>(parts));
   pool.run(static_cast<int>(parts), [&](int part, int) {
-    for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p)
+    std::vector<float> values;
+    for (int64_t p = panels * part / parts; p < panels * (part + 1) / parts; ++p) {
+      if (exact.is_quantised()) panel_of(exact.quantised, p, values);
       for (int64_t first = 0; first < exact.in; first += kGroup) {
         uint8_t levels[kGroup * kPanel];
         float scales[kPanel];
         const int64_t count = std::min<int64_t>(kGroup, exact.in - first);
-        kernels_.draft.int4_build({exact.panels.data() + (p * exact.in + first) * kPanel, exact.dtype, count, levels, scales,
+        kernels_.draft.int4_build({exact.is_quantised() ? nullptr : exact.panels.data() + (p * exact.in + first) * kPanel,
+                                   exact.dtype, values.data() + first * kPanel, count, levels, scales,
                                    magnitudes.data() + part * exact.in + first});
         const int64_t outputs = std::min<int64_t>(kPanel, exact.out - p * kPanel);
         for (int64_t o = 0; o < outputs; ++o)
@@ -121,6 +134,7 @@ Int4View::Rounded Int4View::round(Pool& pool, const PackedMatrix& exact) const {
             bytes[o / 2] = static_cast<uint8_t>(level[o] | (o + 1 < outputs ? level[o + 1] : 8) << 4);
         }
       }
+    }
   });
   for (size_t i = 0; i < inputs; ++i) {
     double sum = 0;

@@ -55,8 +55,9 @@ constexpr int64_t int4_group_bytes(int64_t width) { return int4_steps_bytes(widt
 
 // Rounds the weights of up to kGroup inputs and a panel's outputs (32) to 4 bits.
 struct Int4BuildCall {
-  const uint16_t* weights;  // [inputs][32]
+  const uint16_t* weights;  // [inputs][32], or nullptr for ...
   Dtype dtype;
+  const float* values;      // ... these
   int64_t inputs;
   uint8_t* levels;          // out: [inputs][32], 8 added
   float* scales;            // out: [32], each a float16

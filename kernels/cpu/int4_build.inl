@@ -1,4 +1,4 @@
-// Rounds 16-bit weights to the int4 view: the arithmetic of specdec/views/int4.py, on one group of inputs of one panel.
+// Rounds weights to the int4 view: the arithmetic of specdec/views/int4.py, on one group of inputs of one panel.
 
 namespace specdec::SPECDEC_ISA {
 
@@ -89,8 +89,13 @@ static void int4_build(const Int4BuildCall& call) {
   for (int first = 0; first < kPanel; first += kLanes) {
     F32 weights[kGroup];
     for (int i = 0; i < kGroup; ++i) {
-      const uint16_t* bits = call.weights + i * kPanel + first;
-      weights[i] = i >= call.inputs ? zero() : call.dtype == Dtype::float16 ? load_half(bits) : load_bfloat(bits);
+      const int at = i * kPanel + first;
+      if (i >= call.inputs)
+        weights[i] = zero();
+      else if (call.weights == nullptr)
+        weights[i] = load(call.values + at);
+      else
+        weights[i] = call.dtype == Dtype::float16 ? load_half(call.weights + at) : load_bfloat(call.weights + at);
     }
     float* scales = call.scales + first;
     int4_scales(weights, scales);

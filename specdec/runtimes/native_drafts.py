@@ -9,7 +9,6 @@ import numpy as np
 
 from specdec.config import ModelConfig
 from specdec.errors import StoreError, UnknownNameError
-from specdec.views.int4 import Int4View
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -62,13 +61,10 @@ def _build_int4(module: Any, model: Any, store: Store) -> Any:
     names, numbers = _joined_numbers(store.config)
     view = module.Int4View(model, numbers)
     for number, joined in enumerate(names):
-        if "int4" in store.views:
-            stored = [store.view("int4", name) for name in joined]
-        elif store.types.keys() & set(joined):
-            stored = [Int4View().arrays(Int4View().build(store.exact(name))) for name in joined]
-        else:
+        if "int4" not in store.views:
             view.build(model, number)
             continue
+        stored = [store.view("int4", name) for name in joined]
         view.load(
             model,
             number,
