@@ -164,6 +164,7 @@ class GoodputPolicy:
         now, learnt = self._now, self._learnt
         assert learnt is not None  # plan has run
         learnt.rounds += 1
+        now.kept_whole = outcome.drafted if outcome.accepted == outcome.drafted else 0
         signals = outcome.signals
         if signals and now.option is not None and now.option.view is not None:
             for one in signals[len(now.classes) - 1 :]:  # the last token of a plan is not asked about
@@ -300,7 +301,7 @@ class GoodputPolicy:
 
     def _lookup(self, learnt: Learnt, option: DraftOption, state: RoundState, rate: float) -> Prospect | None:
         """The same for a drafter that runs no model, from the length of its match where it tells it."""
-        match = state.matches.get(option.drafter, 1)
+        match = self._match(option.drafter, state)
         if not match:
             return None
         acceptance = learnt.match(option.drafter)
@@ -321,6 +322,14 @@ class GoodputPolicy:
             rate=rate, tokens=best_tokens, cost=cost, option=option, effort=1.0, length=length, match=match,
             acceptance=acceptance,
         )  # fmt: skip
+
+    def _match(self, drafter: str, state: RoundState) -> int:
+        """Length of the match that a lookup has found. One that goes on where the last round's was kept whole is longer
+        than the lookup can tell, which looks at a few tokens only."""
+        found, last = state.matches.get(drafter, 1), self._now
+        if found and last.kept_whole and last.option is not None and last.option.drafter == drafter:
+            return max(found, min(last.match + last.kept_whole + 1, LONGEST_MATCH))
+        return found
 
     def _try_out(self, learnt: Learnt, state: RoundState, best: Prospect) -> Prospect:
         """`best`, or an arm whose trial is due, is affordable and could be better."""
@@ -391,7 +400,7 @@ class GoodputPolicy:
             is_trial=True, greedy=not state.temperature,
         )  # fmt: skip
         if view is None:
-            prospect.match = state.matches.get(drafter, 1)
+            prospect.match = self._match(drafter, state)
             prospect.acceptance = learnt.match(drafter)
         else:
             menu = self._menu(learnt, option, state, best.rate)

@@ -57,6 +57,7 @@ class Prospect:
         menu: efforts to choose from, for drafters that run a model.
         match: length of the match that a lookup found.
         acceptance: of the lookup.
+        kept_whole: tokens drafted, once all of them were kept.
         is_trial: run to find out.
         counts: its outcome tells how good the way of drafting is.
         greedy: nothing is drawn at random.
@@ -74,6 +75,7 @@ class Prospect:
     menu: Any = None
     match: int = 0
     acceptance: MatchAcceptance | None = None
+    kept_whole: int = 0
     is_trial: bool = False
     counts: bool = False
     greedy: bool = True
