@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
-from replay_engine import LOOKUP, Answer, Costs, Position, Replay, Score, Shown
+from replay_engine import CHAIN_NAME, LOOKUP, Answer, Costs, Position, Replay, Score, Shown
 from specdec.policies.acceptance import signal_class
 from specdec.policies.base import DraftOption, Policy
 from specdec.policies.fixed import FixedPolicy
@@ -135,6 +135,7 @@ def contenders(view: str) -> dict[str, tuple[Callable[[], Policy], tuple[DraftOp
         "auto": (lambda: create("auto"), (model, LOOKUP)),
         "auto, effort alone": (lambda: create("auto"), (model,)),
         "auto, ngram alone": (lambda: create("auto"), (LOOKUP,)),
+        "auto, chain:ngram,effort": (lambda: create("auto"), (DraftOption(CHAIN_NAME, view, takes_effort=True),)),
     }
     made |= {
         f"auto, effort {effort:g} only": (lambda e=effort: create(f"goodput:effort={e}"), (model, LOOKUP))  # type: ignore[misc]

@@ -21,6 +21,8 @@ from policy_sections import REPLAYED, policies_table, replay_figures, replay_tab
 from quantised_section import quantised_table
 from readme import how_fast, with_section
 from tables import markdown
+from tune_section import NOTES as TUNE_NOTES
+from tune_section import TUNED, tune_table
 
 ACCEPTANCE = (
     "acceptance-smollm2-135m-dithered.json",
@@ -407,7 +409,10 @@ SECTIONS = [
             'token for token. "fixed" drafts with the model itself: view, effort, tokens a round. "auto" is the default: '
             "goodput with the model itself and lookup to choose from; beside it the same with one drafter, or with one "
             "effort. heuristic and confidence are the rules of other programs, entropy that of AdaEDL. Overhead is the "
-            "share of the time outside draft and verify passes, on the last task."
+            "share of the time outside draft and verify passes, on the last task. Tables whose file is older than the "
+            "commit that made `policies.py` measure through `specdec bench` (those of 2026-11-22 before 06:00) come from "
+            "the loop it had before, which took turns in the same way; the grid of policies on the SmolLM2 twin has been "
+            'measured again since, with repetitions, and is under "Ways of decoding" below.'
         ),
         files=[
             "policies-smollm2-135m-dithered.json",
@@ -436,6 +441,20 @@ SECTIONS = [
             "it, and the signal before tells little. So choosing the effort for each token finds the best single effort of "
             "a model and text, and gains no more than a few percent beyond."
         ),
+    ),
+    Section(
+        title="What sharing out effort among the matrices brings",
+        prose=(
+            "Tolerance of every matrix, measured as `specdec tune` does it, turned into efforts in several ways; then "
+            "drafts at equal mean effort along the model's own answers to other prompts: the share of positions at which "
+            "a draft step behind the exact history proposes the model's own token (in brackets the difference to equal "
+            "efforts, position by position, ± one standard error), what a step costs in dense steps, the speed that "
+            "these promise at the best fixed draft length, and that of `auto` over the recording with drafts of the "
+            "model alone."
+        ),
+        files=TUNED,
+        table=tune_table,
+        notes=TUNE_NOTES,
     ),
     Section(
         title="Ways of decoding, by `specdec bench`",

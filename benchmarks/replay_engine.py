@@ -21,14 +21,19 @@ from specdec.policies.base import (
     DraftPlan,
     Knowledge,
     Policy,
+    Reporter,
     RoundOutcome,
     RoundState,
     StepSignals,
 )
 
+from specdec.drafters.acceptance import ProposalBook
+from specdec.drafters.chain import WORTH_KEEPING
+from specdec.drafters.ngram import UNTRIED
 from specdec.drafters.ngram_index import NgramIndex
 
 LOOKUP = DraftOption("ngram", None, takes_effort=False)
+CHAIN_NAME = "chain"  # a proposal of the lookup, or else the model's draft, in this order
 LOOKUP_S = 2e-5  # seconds of a lookup, about
 SHORTEST, LONGEST = 2, 5  # suffixes of a lookup, the drafter's defaults
 
@@ -111,6 +116,7 @@ class Replay:
     _random: random.Random = field(init=False)
     _memory: dict[Any, Any] = field(default_factory=dict, init=False)
     _table: CostTable = field(init=False)
+    _book: ProposalBook = field(init=False)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -123,10 +129,13 @@ class Replay:
         if hasattr(policy, "begin"):
             policy.begin(Knowledge(costs=self._table, memory=self._memory))
         index = NgramIndex(SHORTEST, LONGEST)
+        self._book = ProposalBook(UNTRIED)
         position, rounds = answer.prompt_length, 0
         while position < len(answer.tokens):
             position += self._round(policy, answer, options, score, index, position, rounds)
             rounds += 1
+        if isinstance(policy, Reporter):
+            policy.summary()  # asked for at the end of a generation: what was not learnt from yet is learnt now
 
     def _round(
         self,
@@ -152,7 +161,7 @@ class Replay:
             options=options,
             temperature=self.temperature,
             is_effort_asked=False,
-            matches={"ngram": index.continuation(history[-LONGEST:])[1]} if LOOKUP in options else {},
+            matches=self._matches(options, index, history),
             distribution=last,
         )
         plan = policy.plan(state)
@@ -160,10 +169,14 @@ class Replay:
         drafter = (plan.drafter or options[0].drafter) if length else None
         signals: list[StepSignals] = []
         charged = told = 0.0
+        drafted: list[int] = []
         if drafter == LOOKUP.drafter:
             drafted = self._look_up(index, history, length)
             charged = told = LOOKUP_S
-        else:
+        elif drafter == CHAIN_NAME:
+            drafted = self._first_of_chain(index, history, length)
+            charged = told = LOOKUP_S if drafted else 0.0
+        if drafter != LOOKUP.drafter and not drafted:
             drafted, charged = self._draft(policy, plan, answer, position, length if drafter else 0, signals)
             told = sum(one.seconds for one in signals)
         accepted = 0
@@ -212,7 +225,7 @@ class Replay:
                     position=position + len(drafted),
                     effort=effort,
                     context_length=position - 1 + len(drafted),
-                    drafter="effort",
+                    drafter=plan.drafter or "effort",
                     view=self.view,
                     seconds=self._told(seconds),
                     distribution=shown,
@@ -222,6 +235,20 @@ class Replay:
             charged += seconds
             effort = policy.next_step(signals[-1]) if len(drafted) < length else None
         return drafted, charged
+
+    @staticmethod
+    def _matches(options: Sequence[DraftOption], index: NgramIndex, history: Sequence[int]) -> dict[str, int]:
+        """What drafters that can tell beforehand have found; the last level of the chain has always something."""
+        found = index.continuation(history[-LONGEST:])[1]
+        return {one.drafter: max(found, int(one.drafter == CHAIN_NAME)) for one in options if one.drafter != "effort"}
+
+    def _first_of_chain(self, index: NgramIndex, history: Sequence[int], length: int) -> list[int]:
+        """The lookup's proposal where it is likely to be kept, by the rule of `ChainDrafter`; else nothing."""
+        self._book.learn(history)
+        match = index.continuation(history[-LONGEST:])[1]
+        found = self._look_up(index, history, length)
+        self._book.note(match, len(history), found)
+        return found if found and self._book.rate(match) >= WORTH_KEEPING else []
 
     @staticmethod
     def _look_up(index: NgramIndex, history: Sequence[int], length: int) -> list[int]:

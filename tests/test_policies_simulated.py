@@ -6,7 +6,17 @@ import sys
 
 import pytest
 from policy_simulator import MODEL, Level, World, best_fixed, run
-from specdec.policies.base import CostTable, Knowledge, Learner, Policy, Reporter, RoundState, StepSignals
+from specdec.policies.base import (
+    CostTable,
+    DraftOption,
+    Knowledge,
+    Learner,
+    Policy,
+    Reporter,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+)
 from specdec.policies.costs import CostModel
 from specdec.policies.goodput import GoodputPolicy
 from specdec.policies.registry import create
@@ -122,6 +132,33 @@ def test_goodput_keeps_to_the_effort_that_the_caller_named():
         options=(MODEL,),
     )
     assert policy.plan(state).effort == 0.3
+
+
+def test_a_lookup_that_goes_on_where_the_last_was_kept_whole_counts_as_a_longer_match():
+    """The index looks at five tokens; a passage that is being copied is known to be longer, until a token differs."""
+    policy = GoodputPolicy()
+    policy.begin(Knowledge(costs=CostTable(verify_s={1: 1.0, 3: 1.4, 5: 1.8, 9: 2.6})))
+    lookup = DraftOption("ngram", None, takes_effort=False)
+    state = RoundState(
+        round_index=0, position=9, max_draft_tokens=90, draft_len=4, draft_effort=1.0, verify_effort=1.0,
+        options=(lookup,), is_effort_asked=False, matches={"ngram": 5},
+    )  # fmt: skip
+
+    def expected(missing: int = 0) -> float:
+        """Tokens that the next round is expected to bring; the verifier then refuses so many of its last ones."""
+        length, tokens = policy.plan(state).num_draft_tokens, policy._now.tokens
+        seconds = 1.0 + 0.2 * length
+        policy.observe(
+            RoundOutcome(
+                drafted=length, accepted=length - missing, signals=(), drafter="ngram", view=None, context_length=8,
+                draft_s=0.001, verify_s=seconds, round_s=seconds + 0.001,
+            )
+        )  # fmt: skip
+        return tokens
+
+    first, second, third = expected(), expected(), expected(missing=1)
+    assert first < second < third
+    assert expected() < third
 
 
 def test_goodput_temperatures_are_learnt_apart():

@@ -12,7 +12,7 @@ from specdec.policies.base import DraftPlan, Policy
 # An unchecked proposal goes to the verifier when its tokens are kept at least this often; else the next level drafts
 # afresh. With a verify row at 0.05 dense steps and draft steps at 0.25, 90% of them kept: four drafted tokens give
 # 4.1 tokens in 2.2 steps; eight looked-up ones that give as many for their 1.4 steps must be kept 64% of the time.
-_WORTH_KEEPING = 0.64
+WORTH_KEEPING = 0.64
 _UNTRIED = 0.7  # acceptance that is assumed of a level that keeps no book itself, until its proposals show another one
 
 
@@ -79,7 +79,7 @@ class ChainDrafter:
     def _is_worth_keeping(self, draft: Draft, number: int) -> bool:
         """Whether a proposal that level `number` made or passed on should go to the verifier unchecked."""
         expected = draft.expected_acceptance
-        return (self._book.rate(number) if expected is None else expected) >= _WORTH_KEEPING
+        return (self._book.rate(number) if expected is None else expected) >= WORTH_KEEPING
 
     @staticmethod
     def _afresh(level: Drafter, plan: DraftPlan, context: DraftContext, policy: Policy, bytes_read: int) -> Draft:

@@ -17,7 +17,7 @@ from specdec.drafters.ngram_index import NgramIndex
 from specdec.errors import InvalidArgumentError
 from specdec.policies.base import DraftPlan, Policy
 
-_UNTRIED = 0.5  # acceptance that is assumed of a match length that was never tried
+UNTRIED = 0.5  # acceptance that is assumed of a match length that was never tried
 
 
 class NgramDrafter:
@@ -46,7 +46,7 @@ class NgramDrafter:
             raise InvalidArgumentError(f"drafter 'ngram' needs min <= max, not min={shortest},max={self._longest}")
         self._index = NgramIndex(shortest, self._longest)
         self._table = _table(Path(options["table"]), self._index, setup) if options["table"] else None
-        self._book = ProposalBook(_UNTRIED)  # by length of the match that a proposal began with
+        self._book = ProposalBook(UNTRIED)  # by length of the match that a proposal began with
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
         """Propose the continuation of the longest match; nothing when there is none."""
