@@ -8,14 +8,14 @@ from tables import markdown
 
 TUNED = ("tune-gain-smollm2-135m-dithered-int4.json",)
 NOTES = (
-    "By the divergence of the next-token distribution, and matrix by matrix, sharing out does what it should up to two "
-    "thirds of the way: KL falls by a tenth or so, and two to five more drafts in a hundred are kept, at most two "
-    "standard errors. But the same number of multiplications then takes 5 to 10 % longer, since effort moves to matrices "
-    "whose multiplications cost more time. What is left promises about 1 % (0.7 of the way), and `auto` gains 0.4 %, less "
-    "than this can tell from nothing. By layer, by kind of matrix, or by the distance of the logits (how far the last "
-    "hidden state moved), drafts do not get better beyond chance. Tolerance was taken from an interrupted "
-    "`specdec tune`, 21 of its 40 places (`--places 21` measures as many). More text, the other views and larger models "
-    "were not tried here."
+    "By the divergence of the next-token distribution, and matrix by matrix, sharing out does what it should up "
+    "to two thirds of the way: KL falls by a tenth or so, and two to five more drafts in a hundred are kept, at "
+    "most two standard errors. But the same number of multiplications then takes 5 to 10 % longer, since effort "
+    "moves to matrices whose multiplications cost more time. What is left promises about 1 % (0.7 of the way), "
+    "and `auto` gains 0.4 %, less than this can tell from nothing. By layer, by kind of matrix, or by the "
+    "distance of the logits (how far the last hidden state moved), drafts do not get better beyond chance. "
+    "Tolerance was taken from an interrupted `specdec tune`, 21 of its 40 places (`--places 21` measures as "
+    "many). More text, the other views and larger models were not tried here."
 )
 _EFFORTS = (0.35, 0.5, 0.7)
 
