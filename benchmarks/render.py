@@ -284,8 +284,11 @@ SECTIONS = [
         notes=(
             "Quality falls late and then fast, and the 1.5B bears most: at effort 0.8 perplexity rises by 1 % or less on all "
             "three twins, at 0.6 by 10 % (SmolLM2), 12 % (0.5B) and 7 % (1.5B), at 0.4 by 78 %, 56 % and 46 %, and at 0.2 the "
-            "text is lost. SmolLM2's answers to the quiz bear more than its distribution does, since only the order of four "
-            "choices counts. States drift layer by layer, and the last layer, which writes the prediction, drifts most. The "
+            "text is lost. Answers to the quiz bear more than the distribution does, since only the order of four choices "
+            "counts: the 1.5B answers 76 % rightly at effort 1, 73 % at 0.6, 63 % at 0.4 and 33 % at 0.2. Weights that are "
+            "not loaded cost far more than multiplications that are left out, as they are chosen once and not for each "
+            "activation: 0.8 of the weights harm SmolLM2 and the 0.5B about as much as effort 0.5, and 0.6 of them leave "
+            "nothing of SmolLM2. States drift layer by layer, and the last layer, which writes the prediction, drifts most. The "
             "0.5B and the 1.5B are coding models: news and German, most of this text, are not what they write best."
         ),
     ),
