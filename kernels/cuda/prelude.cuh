@@ -123,9 +123,8 @@ DEVICE int block_before(int value, int* scratch, int tid) {
 
 // How many tiers of each input take part: kernels/reference/selection.py, exactly. A thread owns the inputs
 // tid * OWN .. + OWN - 1; SIZES holds a tier's size in every 8 bits. Keys are the bits of |v| * score, which order as
-// the scores do. The cut-off is bracketed by counting, so nothing depends on the order of arrival. With SLACK the search
-// ends as soon as the tiers at some key and above hold at most inputs / SLACK weights too many, and takes those.
-template <int WARPS, int OWN, int TIERS, int SIZES, int SLACK = 0>
+// the scores do. The cut-off is bracketed by counting, so nothing depends on the order of arrival.
+template <int WARPS, int OWN, int TIERS, int SIZES>
 DEVICE void select_tiers(const float (&v)[OWN], const float* scores, int inputs, int target,
                          int* scratch, int tid, int (&taken)[OWN]) {
   int total = 0, smallest = 64;
@@ -135,7 +134,6 @@ DEVICE void select_tiers(const float (&v)[OWN], const float* scores, int inputs,
     smallest = size < smallest ? size : smallest;
   }
   total *= inputs;
-  if (SLACK) smallest += inputs / (SLACK ? SLACK : 1);
   int keys[OWN * TIERS];
   int top = 0;
   for (int j = 0; j < OWN; ++j) {

@@ -5,77 +5,118 @@ namespace specdec {
 template <int OUTPUTS, int PADDED>
 using Draft = Matrix<(OUTPUTS + 255) / 256, PADDED / 32, 256>;
 
+// Records of a block's share that are listed at a time: those of LIST_STEPS steps of one tile.
+constexpr int LIST_STEPS = 128, LISTED = LIST_STEPS * 32 * 4;
+
+static_assert(WARPS == 16, "a warp adds up one of 16 places");
+
+// Records that a lane holds while it waits for others.
+struct Records {
+  uint2 values[RUNS_AHEAD];
+  unsigned places[RUNS_AHEAD];
+  float x[RUNS_AHEAD];
+};
+
+// The warps share out the records that are taken, in order of run and input, evenly. Every lane adds to places of its own.
 template <class M>
 DEVICE void multiply_draft(const void* records, const void*, const __half* activation, const unsigned char* counts,
-                           float* parts, float* meeting, float* own, char*) {
+                           float* parts, char* room, char*) {
   constexpr int STEPS = M::STEPS, PADDED = STEPS * 32;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, side = lane / 16, bucket = lane % 16;
-  const Shares<M> share(warp);
-  int tile = share.begin / STEPS, step = share.begin % STEPS;
-  float* sums = own + warp * 512 + lane;  // [16 places][32 lanes]: a lane's own, so nothing collides
-  unsigned short* list = reinterpret_cast<unsigned short*>(own + WARPS * 512) + warp * 128;
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, side = lane / 16, bucket = lane % 16;
+  float* all = reinterpret_cast<float*>(room);  // [warp][16 places][32 lanes]
+  float* sums = all + warp * 512 + lane;
+  int* lengths = reinterpret_cast<int*>(all + WARPS * 512);
+  unsigned short* list = reinterpret_cast<unsigned short*>(lengths + WARPS);
+  const int end = M::first(blockIdx.x + 1);
 #pragma unroll
   for (int p = 0; p < 16; ++p) sums[p * 32] = 0;
 
-  auto flush = [&]() {
-    float* to = share.place(tile, parts, meeting);
-#pragma unroll
-    for (int p = 0; p < 16; ++p) {
-      const float value = sums[p * 32];
-      const float both = value + shuffle_xor(value, 16);
-      if (side == 0) to[bucket * 16 + p] = both;
-      sums[p * 32] = 0;
-    }
-  };
-
-  for (int unit = share.begin; unit < share.end; ++unit) {
-    const unsigned char* from = reinterpret_cast<const unsigned char*>(records) + (size_t)tile * 4 * PADDED * 160;
-    const float mine = to_float(activation[step * 32 + lane]);
-    const int count = counts[step * 32 + lane];
+  for (int unit = M::first(blockIdx.x); unit < end;) {
+    const int tile = unit / STEPS, step = unit % STEPS;
+    const int ends = min(STEPS - step, end - unit), steps = min(ends, LIST_STEPS);
+    // Lengths of the warps' pieces of the list, then the list.
+    const int low = steps * warp / WARPS, high = steps * (warp + 1) / WARPS;
     int length = 0;
-    WARP_BARRIER();
+    for (int s = low; s < high; ++s) length += counts[(step + s) * 32 + lane];
+    length = lane_sum(length);
+    if (lane == 0) lengths[warp] = length;
+    BARRIER();
+    int total = 0, at = 0;
 #pragma unroll
-    for (int run = 0; run < 4; ++run) {
-      const unsigned taken = __ballot_sync(EVERY_LANE, count > run);
-      if (count > run) list[length + __popc(taken & ((1u << lane) - 1))] = (unsigned short)(run * 32 + lane);
-      length += __popc(taken);
+    for (int w = 0; w < WARPS; ++w) {
+      at += w < warp ? lengths[w] : 0;
+      total += lengths[w];
     }
-    WARP_BARRIER();
-    for (int at = 0; at < length; at += 2 * RUNS_AHEAD) {
-      uint2 values[RUNS_AHEAD];
-      unsigned places[RUNS_AHEAD];
-      float x[RUNS_AHEAD];
+    for (int s = low; s < high; ++s) {
+      const int count = counts[(step + s) * 32 + lane];
+#pragma unroll
+      for (int run = 0; run < 4; ++run) {
+        const unsigned taken = __ballot_sync(EVERY_LANE, count > run);
+        if (count > run) list[at + __popc(taken & ((1u << lane) - 1))] = (unsigned short)(run << 12 | s * 32 | lane);
+        at += __popc(taken);
+      }
+    }
+    BARRIER();
+
+    const unsigned char* from = reinterpret_cast<const unsigned char*>(records) +
+                                ((size_t)tile * 4 * PADDED + step * 32) * 160 + bucket * 8;
+    const __half* x = activation + step * 32;
+    const int last = total * (warp + 1) / WARPS;
+    auto load = [&](int begin, Records& to) {
 #pragma unroll
       for (int a = 0; a < RUNS_AHEAD; ++a) {
-        const int entry = at + 2 * a + side;
-        const bool real = entry < length;
-        const int run = real ? list[entry] / 32 : 0, input = real ? list[entry] % 32 : 0;
-        const unsigned char* record = from + ((size_t)run * PADDED + step * 32 + input) * 160;
-        x[a] = __shfl_sync(EVERY_LANE, mine, input);
-        x[a] = real ? x[a] : 0.0f;
-        values[a] = real ? stream8(record + bucket * 8) : uint2{0, 0};
-        places[a] = real ? *reinterpret_cast<const unsigned short*>(record + 128 + bucket * 2) : 0x3210u;
+        const int entry = begin + 2 * a + side;
+        const bool real = entry < last;
+        const int code = real ? list[entry] : 0, input = code & 4095;
+        const unsigned char* record = from + ((code >> 12) * PADDED + input) * 160;
+        to.x[a] = real ? to_float(x[input]) : 0.0f;
+        to.values[a] = real ? stream8(record) : uint2{0, 0};
+        to.places[a] = real ? *reinterpret_cast<const unsigned short*>(record + 128 - bucket * 6) : 0x3210u;
       }
+    };
+    auto add_up = [&](const Records& held) {
 #pragma unroll
       for (int a = 0; a < RUNS_AHEAD; ++a) {
         // The four positions of a run differ: read all, then write all.
-        float held[4];
+        const unsigned p = held.places[a];
+        float* to[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) held[r] = sums[((places[a] >> (4 * r)) & 15) * 32];
-        const weight_t* pair = reinterpret_cast<const weight_t*>(&values[a]);
+        for (int r = 0; r < 4; ++r) to[r] = sums + ((p >> (4 * r)) & 15) * 32;
+        float sum[4];
 #pragma unroll
-        for (int r = 0; r < 4; ++r) held[r] = fmaf(to_float(pair[r]), x[a], held[r]);
+        for (int r = 0; r < 4; ++r) sum[r] = *to[r];
+        const weight_t* four = reinterpret_cast<const weight_t*>(&held.values[a]);
 #pragma unroll
-        for (int r = 0; r < 4; ++r) sums[((places[a] >> (4 * r)) & 15) * 32] = held[r];
+        for (int r = 0; r < 4; ++r) sum[r] = fmaf(to_float(four[r]), held.x[a], sum[r]);
+#pragma unroll
+        for (int r = 0; r < 4; ++r) *to[r] = sum[r];
       }
+    };
+    int begin = total * warp / WARPS;
+    Records one, other;
+    load(begin, one);
+    while (begin < last) {
+      load(begin += 2 * RUNS_AHEAD, other);
+      add_up(one);
+      if (begin >= last) break;
+      load(begin += 2 * RUNS_AHEAD, one);
+      add_up(other);
     }
-    if (++step == STEPS) {
-      flush();
-      ++tile, step = 0;
+    unit += steps;
+    BARRIER();
+    if (steps == ends) {
+      // The tile, or this block's part of it, is done: sums over the warps and both sides.
+      float sum = 0;
+#pragma unroll
+      for (int w = 0; w < WARPS; ++w) {
+        sum += all[w * 512 + tid];
+        all[w * 512 + tid] = 0;
+      }
+      sum += shuffle_xor(sum, 16);
+      if (side == 0) parts[(size_t)(blockIdx.x + tile) * M::TILE + bucket * 16 + warp] = sum;
+      BARRIER();
     }
   }
-  if (share.begin < share.end && step) flush();
-  share.gather(meeting, parts, 1);
 }
 
 // Which records come next is not known before the activation is.

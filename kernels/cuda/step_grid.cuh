@@ -4,20 +4,42 @@ namespace specdec {
 
 constexpr int WARPS = THREADS / 32, BANDS = ROWS > 8 ? 2 : 1, COLUMNS = ROWS == 1 ? 1 : 8 * BANDS;
 
-// Waits until every block is here; what they wrote before is seen after. The top bit of `arrived` turns over at every
-// barrier, so nothing has to be reset, neither here nor between launches.
-DEVICE void meet(unsigned* arrived) {
-  BARRIER();
-  if (threadIdx.x == 0) {
-    const unsigned share = blockIdx.x == 0 ? 0x80000000u - (GRID - 1) : 1u;
-    __threadfence();
-    const unsigned before = atomicAdd(arrived, share);
-    while (((before ^ *reinterpret_cast<volatile unsigned*>(arrived)) & 0x80000000u) == 0) {
-    }
-    __threadfence();
+// A barrier over the grid. The top bit of `arrived` turns over at every meeting, so nothing has to be reset, neither here
+// nor between launches.
+struct Meeting {
+  unsigned* arrived;
+  unsigned side;
+
+  DEVICE explicit Meeting(unsigned* arrived_) : arrived(arrived_), side(threadIdx.x == 0 ? look() : 0) {}
+
+  DEVICE unsigned look() const {
+    unsigned value;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(arrived) : "memory");
+    return value & 0x80000000u;
   }
-  BARRIER();
-}
+  // Waits until every block is here; what they wrote before is seen after. `meanwhile` may not need any of it.
+  template <class F>
+  DEVICE void wait(F meanwhile) {
+    BARRIER();
+    if (threadIdx.x == 0) {
+      const unsigned share = blockIdx.x == 0 ? 0x80000000u - (GRID - 1) : 1u;
+      asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(arrived), "r"(share) : "memory");
+    }
+    meanwhile();
+    if (threadIdx.x == 0) {
+      while (look() == side) {
+      }
+    }
+    side ^= 0x80000000u;
+    BARRIER();
+  }
+  DEVICE void wait() {
+    wait([] {});
+  }
+};
+
+// Asks for a piece of memory that will be read after the next meeting.
+DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // A matrix as units in the order of memory: TILES tiles of TILE outputs, STEPS units each. Blocks take equal runs of
 // units, warps equal runs of their block's. A tile's products lie in one slot for every block that has a part of it,

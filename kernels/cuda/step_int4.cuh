@@ -9,6 +9,13 @@ using Draft = Matrix<(OUTPUTS + 127) / 128, PADDED / 32, 128>;
 // each other. What is asked for before the activation is known is asked for whole.
 constexpr int STAGE_BYTES = 2048, RING_BYTES = STAGES * STAGE_BYTES + 2048;
 
+// (value & mask) | bits in one instruction: two constants are one too many for the compiler to see that.
+DEVICE unsigned and_or(unsigned value, unsigned mask, unsigned bits) {
+  unsigned result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
+  return result;
+}
+
 template <class M>
 DEVICE void issue(const Shares<M>& share, const void* levels, const void* scales, const __half* activation, char* ring,
                   int stage) {
@@ -45,7 +52,8 @@ DEVICE void fill(const void* levels, const void* scales, char* ring) {
 
 template <class M>
 DEVICE void multiply_draft(const void* levels, const void* scales, const __half* activation, const unsigned char*,
-                           float* parts, float* meeting, float*, char* ring) {
+                           float* parts, char* room, char* ring) {
+  float* meeting = reinterpret_cast<float*>(room);
   constexpr int STEPS = M::STEPS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares<M> share(threadIdx.x / 32);
@@ -98,7 +106,7 @@ DEVICE void multiply_draft(const void* levels, const void* scales, const __half*
           unsigned a[4];
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
-            const unsigned bits = (pair[r / 2] & (r % 2 ? 0x00f000f0u : 0x000f000fu)) | 0x64006400u;
+            const unsigned bits = and_or(pair[r / 2], r % 2 ? 0x00f000f0u : 0x000f000fu, 0x64006400u);
             const __half2 raw = *reinterpret_cast<const __half2*>(&bits);
             const __half2 value = r % 2 ? __hfma2(raw, __float2half2_rn(0.0625f), __float2half2_rn(-72.0f))
                                         : __hsub2(raw, __float2half2_rn(1032.0f));

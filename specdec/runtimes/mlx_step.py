@@ -27,11 +27,13 @@ _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, thei
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 _SPLIT_SIZE = 4  # floats of a split beside its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 4, "bucket": 4}  # of the ring through which weights reach a warp
-_PARTS = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh")
+_PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (16, 32), "int4": (128, 32), "bucket": (256, 32)}
 _WINDOWLESS = 1 << 30
+_BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
+_LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
 def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
@@ -83,7 +85,7 @@ class WholeStep:
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
         if not self._places:
-            self._places = np.array(self._addresses([self._state, self._logits])).tolist()
+            self._places = self._addresses([self._state, self._logits]).tolist()
         self.driver.write(self._places[0], state)
 
     def logits(self, rows: int) -> np.ndarray:
@@ -209,16 +211,13 @@ class WholeStep:
         }
         selects = kind.selects and kind.mode != "dense"
         sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
-        # Tiers of 16 weights an input in all: 1/1000 of a matrix for the exact view, 1/250 for a draft.
-        sizes["SLACK"] = 256 if kind.mode == "int4" else 64 if exact else 16
+        sizes["BIN_BITS"] = _BIN_BITS + exact
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
         else:
-            sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 4}
-            widest = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
-            tile, _ = _UNITS[kind.mode]
-            sizes |= {"WIDEST": widest, "MEETING": 2 * THREADS // 32 * tile}
+            sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 6}
+            sizes["WIDEST"] = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
         return sizes
 
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
@@ -230,15 +229,18 @@ class WholeStep:
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
         widest = max(padded(c.hidden_size), padded(mixed), inner)
-        blocks: list[tuple[str, int]] = [("AT_X", 2 * rows * c.hidden_size)]
+        blocks: list[tuple[str, int]] = [("AT_X", rows * c.hidden_size)]
         if kind.mode in ("int4", "bucket"):
             constants["OTHER_PARTS"] = padded(slots["out"], 4)
             blocks.append(("AT_PARTS", padded(slots["out"], 4) + max(slots.values())))
-            blocks.append(("AT_HIDDEN", inner))
         else:
             blocks.append(("AT_PARTS", max(slots.values())))
             blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 2))
+        joined = 3 if kind.mode == "verify" else 1
+        bins = 3 * joined * rows * (64 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
+        squares = rows * padded(c.hidden_size) // 128
+        blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
         place = 0
         for name, size in blocks:
             constants[name] = place
@@ -251,14 +253,16 @@ class WholeStep:
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         together = max(1, rows // 4)
         attention = 4 * (warps * size + rows * size * 2 + together * warps * (size + 2))
-        fixed = 8 * int(constants["ADDRESSES"]) + 4 * 160
+        fixed = 8 * int(constants["ADDRESSES"]) + 4 * 64
+        tile, _ = _UNITS[kind.mode]
+        meeting, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         if kind.mode in ("dense", "verify"):
-            rest = max(attention, 4 * 2 * warps * rows * 16)
+            unit = 4
             ring = warps * _STAGES[kind.mode] * (2048 + 256) if kind.mode == "verify" else 0
         else:
-            widest, meeting = int(constants["WIDEST"]), 4 * int(constants["MEETING"])
-            fixed += widest * (3 if kind.mode == "bucket" else 2)
-            rest = max(attention, meeting + (warps * (512 * 4 + 256) if kind.mode == "bucket" else 0))
+            fixed += int(constants["WIDEST"]) * (3 if kind.mode == "bucket" else 2)
             ring = warps * (_STAGES[kind.mode] + 1) * 2048 if kind.mode == "int4" else 0
-        constants["RING_AT"] = padded(rest, 16) // 4
+            meeting = warps * (512 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
+        rest = max(attention, meeting)
+        constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring

@@ -1,0 +1,82 @@
+// The choice of tiers in a step in one kernel, by all blocks together. Each counts the keys of its part of a row in a
+// histogram of the whole grid (integers, so the order of arrival does not matter), and after the next meeting whoever
+// needs it finds the cut-off there. A bin is a 2^-BIN_BITS part of an octave; all of the bin at the cut-off is taken, so
+// the share of weights is reached as in kernels/reference/selection.py and passed by less than a bin holds.
+// A factor that a row's keys have in common does not change their order: rows are chosen from before their norm's scale.
+namespace specdec {
+
+constexpr int BIN_SHIFT = 23 - BIN_BITS, BINS = 64 << BIN_BITS;  // 64 octaves, the lowest and the highest open
+constexpr int LOWEST_BIN = (127 - 44) << BIN_BITS;
+
+#if TIERS
+DEVICE int bin_of(float key) {
+  const int bin = (int(bits_of(key)) >> BIN_SHIFT) - LOWEST_BIN;
+  return bin < 0 ? 0 : bin < BINS ? bin : BINS - 1;
+}
+
+DEVICE constexpr int size_of(int tier) { return (SIZES >> (8 * tier)) & 255; }
+
+// Scores of an input, one for each tier.
+DEVICE void load_scores(const float* scores, int input, float (&to)[TIERS]) {
+  if constexpr (TIERS == 4) {
+    const float4 four = *reinterpret_cast<const float4*>(scores + (size_t)input * 4);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+  } else {
+#pragma unroll
+    for (int k = 0; k < TIERS; ++k) to[k] = scores[(size_t)input * TIERS + k];
+  }
+}
+
+// The lowest bin that is taken. `scratch` holds 33 numbers.
+DEVICE int find_cut(const unsigned* histogram, int wanted, int* scratch) {
+  constexpr int EACH = BINS / THREADS;
+  static_assert(EACH % 4 == 0, "bins are read in fours");
+  const int tid = threadIdx.x, first = BINS - (tid + 1) * EACH;
+  int count[EACH], sum = 0;
+#pragma unroll
+  for (int j = 0; j < EACH; j += 4) {
+    const uint4 four = __ldcg(reinterpret_cast<const uint4*>(histogram + first + j));
+    count[j] = four.x, count[j + 1] = four.y, count[j + 2] = four.z, count[j + 3] = four.w;
+  }
+#pragma unroll
+  for (int j = 0; j < EACH; ++j) sum += count[j];
+  int above = block_before<WARPS>(sum, scratch, tid);
+  if (above < wanted && above + sum >= wanted) {
+    int cut = first;
+#pragma unroll
+    for (int j = EACH - 1; j >= 0; --j) {
+      if (above < wanted) cut = first + j;
+      above += count[j];
+    }
+    scratch[32] = cut;
+  }
+  BARRIER();
+  return scratch[32];
+}
+
+// Empties a histogram, or several next to each other.
+DEVICE void clear(unsigned* histogram, int count) {
+  for (int at = (blockIdx.x * THREADS + threadIdx.x) * 4; at < count * BINS; at += GRID * THREADS * 4) {
+    *reinterpret_cast<uint4*>(histogram + at) = uint4{0, 0, 0, 0};
+  }
+}
+#endif
+
+// Calls `each(row, input)` for every four inputs of `rows` rows; a warp has 128 inputs of a row at a time.
+template <int PADDED, class F>
+DEVICE void spread(int rows, F each) {
+  static_assert(PADDED % 128 == 0, "rows are padded to whole warps");
+  constexpr int JOBS = PADDED / 128;
+  for (int job = threadIdx.x / 32 * GRID + blockIdx.x; job < rows * JOBS; job += WARPS * GRID) {
+    each(job / JOBS, job % JOBS * 128 + int(threadIdx.x % 32) * 4);
+  }
+}
+
+// The scale of an RMS norm from the sums of squares of a row's parts of 128.
+DEVICE float norm_scale(const float* squares) {
+  float sum = 0;
+  for (int job = threadIdx.x % 32; job < HIDDEN_PAD / 128; job += 32) sum += __ldcg(squares + job);
+  return 1.0f / square_root(lane_sum(sum) / HIDDEN + EPSILON);
+}
+
+}  // namespace specdec
