@@ -4,7 +4,7 @@
 // Vaswani et al. 1706.03762, section 3.2.1; partial softmax: Dao, 2307.08691; rotation: Su et al. 2104.09864.
 namespace specdec {
 
-constexpr int QKV_SIZE = (HEADS + 2 * KV_HEADS) * SIZE, SLOT = SIZE + 4;  // of a split: values, largest, weight
+constexpr int SLOT = SIZE + 4;  // of a split: values, largest, weight
 constexpr int TOGETHER = ROWS == 1 ? 1 : ROWS / 4;  // rows that a block takes at a time
 
 constexpr int EACH_WARP = SPAN / WARPS;
@@ -40,8 +40,7 @@ DEVICE float spread_sum(float (&value)[16], int lane) {
 }
 
 // Item: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
-template <class M>
-DEVICE void attend(int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
+DEVICE void attend(const Matrix& qkv, int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
                    const float* bias, const float* norms, int window, int position, int rows, float* out,
                    AttentionMemory& m) {
   const int tid = threadIdx.x, base = item / (HEADS * used) * TOGETHER, head = item / used % HEADS, split = item % used;
@@ -66,7 +65,7 @@ DEVICE void attend(int item, int used, int splits, const float* parts, half_t* c
     const int column = kind == 0 ? head * SIZE : (HEADS + (kind - 1) * KV_HEADS + kv_head) * SIZE;
     float4 four = {0, 0, 0, 0};
     if (d < SIZE) {
-      four = sum4<M>(parts, row, column + d);
+      four = sum4(qkv, parts, row, column + d);
 #if BIAS
       add(four, *reinterpret_cast<const float4*>(bias + column + d));
 #endif

@@ -2,9 +2,6 @@
 // activation and the number of runs that each input takes lie in shared memory.
 namespace specdec {
 
-template <int OUTPUTS, int PADDED>
-using Draft = Matrix<(OUTPUTS + 255) / 256, PADDED / 32, 256>;
-
 // Records of a block's share that are listed at a time: those of LIST_STEPS steps of one tile.
 constexpr int LIST_STEPS = 128, LISTED = LIST_STEPS * 32 * 4;
 
@@ -18,22 +15,21 @@ struct Records {
 };
 
 // The warps share out the records that are taken, in order of run and input, evenly. Every lane adds to places of its own.
-template <class M>
-DEVICE void multiply_draft(const void* records, const void*, const __half* activation, const unsigned char* counts,
+DEVICE void multiply_draft(const Matrix& m, const void* records, const void*, const __half* activation, const unsigned char* counts,
                            float* parts, char* room, char*) {
-  constexpr int STEPS = M::STEPS, PADDED = STEPS * 32;
+  const int padded_inputs = m.steps * 32;
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, side = lane / 16, bucket = lane % 16;
   float* all = reinterpret_cast<float*>(room);  // [warp][16 places][32 lanes]
   float* sums = all + warp * 512 + lane;
   int* lengths = reinterpret_cast<int*>(all + WARPS * 512);
   unsigned short* list = reinterpret_cast<unsigned short*>(lengths + WARPS);
-  const int end = M::first(blockIdx.x + 1);
+  const int end = m.first(blockIdx.x + 1);
 #pragma unroll
   for (int p = 0; p < 16; ++p) sums[p * 32] = 0;
 
-  for (int unit = M::first(blockIdx.x); unit < end;) {
-    const int tile = unit / STEPS, step = unit % STEPS;
-    const int ends = min(STEPS - step, end - unit), steps = min(ends, LIST_STEPS);
+  for (int unit = m.first(blockIdx.x); unit < end;) {
+    const int tile = unit / m.steps, step = unit % m.steps;
+    const int ends = min(m.steps - step, end - unit), steps = min(ends, LIST_STEPS);
     // Lengths of the warps' pieces of the list, then the list.
     const int low = steps * warp / WARPS, high = steps * (warp + 1) / WARPS;
     int length = 0;
@@ -59,7 +55,7 @@ DEVICE void multiply_draft(const void* records, const void*, const __half* activ
     BARRIER();
 
     const unsigned char* from = reinterpret_cast<const unsigned char*>(records) +
-                                ((size_t)tile * 4 * PADDED + step * 32) * 160 + bucket * 8;
+                                ((size_t)tile * 4 * padded_inputs + step * 32) * 160 + bucket * 8;
     const __half* x = activation + step * 32;
     const int last = total * (warp + 1) / WARPS;
     auto load = [&](int begin, Records& to) {
@@ -68,7 +64,7 @@ DEVICE void multiply_draft(const void* records, const void*, const __half* activ
         const int entry = begin + 2 * a + side;
         const bool real = entry < last;
         const int code = real ? list[entry] : 0, input = code & 4095;
-        const unsigned char* record = from + ((code >> 12) * PADDED + input) * 160;
+        const unsigned char* record = from + ((code >> 12) * padded_inputs + input) * 160;
         to.x[a] = real ? to_float(x[input]) : 0.0f;
         to.values[a] = real ? stream8(record) : uint2{0, 0};
         to.places[a] = real ? *reinterpret_cast<const unsigned short*>(record + 128 - bucket * 6) : 0x3210u;
@@ -113,14 +109,13 @@ DEVICE void multiply_draft(const void* records, const void*, const __half* activ
         all[w * 512 + tid] = 0;
       }
       sum += shuffle_xor(sum, 16);
-      if (side == 0) parts[(size_t)(blockIdx.x + tile) * M::TILE + bucket * 16 + warp] = sum;
+      if (side == 0) parts[(size_t)(blockIdx.x + tile) * TILE + bucket * 16 + warp] = sum;
       BARRIER();
     }
   }
 }
 
 // Which records come next is not known before the activation is.
-template <class M>
-DEVICE void fill(const void*, const void*, char*) {}
+DEVICE void fill(const Matrix&, const void*, const void*, char*) {}
 
 }  // namespace specdec

@@ -62,13 +62,14 @@ DEVICE void clear(unsigned* histogram, int count) {
 }
 #endif
 
-// Calls `each(row, input)` for every four inputs of `rows` rows; a warp has 128 inputs of a row at a time.
-template <int PADDED, class F>
-DEVICE void spread(int rows, F each) {
-  static_assert(PADDED % 128 == 0, "rows are padded to whole warps");
-  constexpr int JOBS = PADDED / 128;
-  for (int job = threadIdx.x / 32 * GRID + blockIdx.x; job < rows * JOBS; job += WARPS * GRID) {
-    each(job / JOBS, job % JOBS * 128 + int(threadIdx.x % 32) * 4);
+// Calls `each(row, input)` for every four inputs of `rows` rows of `padded`; a warp has 128 inputs of a row at a time.
+template <class F>
+DEVICE void spread(int rows, int padded, F each) {
+  const int jobs = padded / 128;
+#pragma unroll 1
+  for (int job = threadIdx.x / 32 * GRID + blockIdx.x; job < rows * jobs; job += WARPS * GRID) {
+    const int row = job / jobs;
+    each(row, (job - row * jobs) * 128 + int(threadIdx.x % 32) * 4);
   }
 }
 

@@ -3,22 +3,18 @@
 namespace specdec {
 
 using act_t = weight_t;
-template <int OUTPUTS, int PADDED>
-using Exact = Matrix<(OUTPUTS + 15) / 16, PADDED / 32, 16>;
 
 // A ring in shared memory, as in step_verify.cuh, was measured here too, and was slower.
-template <class M>
-DEVICE void fill(const void*, const void*, char*) {}
+DEVICE void fill(const Matrix&, const void*, const void*, char*) {}
 
-template <class M, int JOINED>
-DEVICE void multiply_exact(const void* weights, const void*, const act_t* activation, const __half*, int rows,
+DEVICE void multiply_exact(const Matrix& m, int, const void* weights, const void*, const act_t* activation, const __half*, int rows,
                            float* parts, float* meeting, char*) {
-  constexpr int STEPS = M::STEPS, PADDED = STEPS * 32, UNROLL = STEP_UNROLL;
-  static_assert(UNROLL <= STEPS, "a batch of steps passes one end of a tile at most");
+  constexpr int UNROLL = STEP_UNROLL;  // at most the steps of a tile: a batch passes one end of a tile
+  const int steps = m.steps, width = steps * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const Shares<M> share(threadIdx.x / 32);
+  const Shares share(m, threadIdx.x / 32);
   const uint4* w = reinterpret_cast<const uint4*>(weights) + (size_t)share.begin * 64 + lane;
-  int tile = share.begin / STEPS, step = share.begin % STEPS;
+  int tile = share.begin / steps, step = share.begin % steps;
   float sum[BANDS][4] = {};
 
   auto flush = [&]() {
@@ -38,8 +34,8 @@ DEVICE void multiply_exact(const void* weights, const void*, const act_t* activa
     uint4 held[UNROLL][2], x[UNROLL][BANDS][SPLIT];
 #pragma unroll
     for (int u = 0; u < UNROLL; ++u) {
-      const bool within = unit + u < share.end, wraps = step + u >= STEPS;
-      const int place = (wraps ? step + u - STEPS : step + u) * 32 + q * 8;
+      const bool within = unit + u < share.end, wraps = step + u >= steps;
+      const int place = (wraps ? step + u - steps : step + u) * 32 + q * 8;
       held[u][0] = within ? stream16(w + u * 64) : uint4{0, 0, 0, 0};
       held[u][1] = within ? stream16(w + u * 64 + 32) : uint4{0, 0, 0, 0};
 #pragma unroll
@@ -49,7 +45,7 @@ DEVICE void multiply_exact(const void* weights, const void*, const act_t* activa
         for (int part = 0; part < SPLIT; ++part) {
           x[u][band][part] =
               within && row < rows
-                  ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * PADDED + place)
+                  ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * width + place)
                   : uint4{0, 0, 0, 0};
         }
       }
@@ -69,7 +65,7 @@ DEVICE void multiply_exact(const void* weights, const void*, const act_t* activa
           multiply_tile(sum[band], a1, v.z, v.w, weight_t());
         }
       }
-      if (++step == STEPS) {
+      if (++step == steps) {
         flush();
         ++tile, step = 0;
       }

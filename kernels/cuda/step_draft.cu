@@ -28,31 +28,55 @@ BARRIER();
 #define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
 #define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
 
-using Qkv = Draft<QKV_SIZE, HIDDEN_PAD>;
-using Out = Draft<HIDDEN, MIXED_PAD>;
-using GateUp = Draft<2 * INNER_PAD, HIDDEN_PAD>;
-using Down = Draft<HIDDEN, INNER_PAD>;
-using Head = Draft<VOCAB, HIDDEN_PAD>;
+// The row that a multiplication takes: its width, and what of the layer's arrays it is chosen by.
+auto width_at = [&](int site) { return site == 1 ? MIXED : site == 3 ? INNER : HIDDEN; };
+auto padded_at = [&](int site) { return site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD; };
+auto scores_at = [&](int layer, int site) {
+  return layer == LAYERS ? LAST(float, 4) : POINTER(float, layer, 12 + site);
+};
+auto weight_at = [&](int layer, int site) {  // of the norm, where there is one
+  return layer == LAYERS ? LAST(float, 1) : site % 2 ? nullptr : POINTER(float, layer, site / 2);
+};
 
 // Asks for what `make` will read of a layer's weights.
-auto look_ahead = [&](auto padded, int width, const float* weight, const float* scores) {
-  spread<decltype(padded)::PADDED>(1, [&](int, int i) {
-    if (i >= width) return;
+auto look_ahead = [&](int layer, int site) {
+  const float *weight = weight_at(layer, site), *scores = scores_at(layer, site);
+  spread(1, padded_at(site), [&](int, int i) {
+    if (i >= width_at(site)) return;
     if (weight && lane % 8 == 0) ahead(weight + i);
-    if (TIERS) {
-      if (TIERS * 4 >= 8 || lane % 8 == 0) ahead(scores + (size_t)i * TIERS);
-    }
+    if (TIERS > 1 || (TIERS && lane % 8 == 0)) ahead(scores + (size_t)i * TIERS);
   });
 };
 
-// Makes four inputs of a row at a time by `four(i)`, keeps them, and counts their keys.
-auto make = [&](auto padded, int width, const float* scores, auto four) {
+// Makes the row of a multiplication and counts the keys of its inputs.
+auto make = [&](int layer, int site, bool adds) {
 #if TIERS
+  const float* scores = scores_at(layer, site);
   unsigned* counted = histogram + turn % 3 * BINS;
   clear(histogram + (turn + 1) % 3 * BINS, 1);
 #endif
-  spread<decltype(padded)::PADDED>(1, [&](int, int i) {
-    const float4 value = four(i);
+  const int width = width_at(site);
+  const float* weight = weight_at(layer, site);
+  spread(1, padded_at(site), [&](int, int i) {
+    float4 value = {0, 0, 0, 0};
+    if (site % 2 == 0) {
+      float4 w = value;
+      if (i < HIDDEN) {
+        w = *reinterpret_cast<const float4*>(weight + i);
+        value = load_float4(x + i);
+        if (adds) {
+          add(value, sum4(matrix_at(site ? 1 : 3, false), products, 0, i));
+          *reinterpret_cast<float4*>(x + i) = value;
+        }
+      }
+      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      if (lane == 0) squares[i / 128] = square;
+      value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+    }
+#if TIERS
+    if (site == 1 && i < MIXED) value = mixed4(attended, 0, i, used, splits);
+    if (site == 3) value = gated4(matrix_at(2, false), products + OTHER_PARTS, 0, i);
+#endif
     *reinterpret_cast<float4*>(values + i) = value;
 #if TIERS
     if (i >= width) return;
@@ -68,46 +92,37 @@ auto make = [&](auto padded, int width, const float* scores, auto four) {
   });
 };
 
-// The norm's part of `make`: adds a product to x; sums of squares go to `squares`.
-auto make_norm = [&](auto product, const float* parts, const float* weight, const float* scores) {
-  make(Width<HIDDEN_PAD>(), HIDDEN, scores, [&](int i) {
-    float4 four = {0, 0, 0, 0}, w = four;
-    if (i < HIDDEN) {
-      four = load_float4(x + i);
-      w = *reinterpret_cast<const float4*>(weight + i);
-      if (parts) {
-        add(four, sum4<decltype(product)>(parts, 0, i));
-        *reinterpret_cast<float4*>(x + i) = four;
-      }
-    }
-    const float square = lane_sum(four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w);
-    if (lane == 0) squares[i / 128] = square;
-    return float4{four.x * w.x, four.y * w.y, four.z * w.z, four.w * w.w};
-  });
-};
-
-// Takes in the inputs that this block's share of a matrix multiplies, from `four(i)`: activations to shared memory, 0
-// where an input is not taken at all, and how many runs of four weights are.
-auto take_in = [&](auto matrix, int width, bool normed, const float* scores, int wanted, auto four) {
-  using M = decltype(matrix);
-  constexpr int QUADS = int(M::STEPS) * 8;
-  const int from = M::first(block), count = M::first(block + 1) - from;
-  const int begin = from % int(M::STEPS) * 8, length = (count < int(M::STEPS) ? count : int(M::STEPS)) * 8;
+// Takes in the inputs that this block's share of a matrix multiplies: activations to shared memory, 0 where an input is
+// not taken at all, and how many runs of four weights are. Where nothing is chosen, a row without a norm is made here,
+// which is cheaper than a meeting.
+auto take_in = [&](const Matrix& m, int layer, int site, int wanted) {
+  const int quads = m.steps * 8, width = width_at(site);
+  const int from = m.first(block), count = m.first(block + 1) - from;
+  const int begin = from % m.steps * 8, length = (count < m.steps ? count : m.steps) * 8;
   auto place = [&](int j) {
     const int quad = begin + j;
-    return (quad < QUADS ? quad : quad - QUADS) * 4;
+    return (quad < quads ? quad : quad - quads) * 4;
   };
-  const float scale = normed ? norm_scale(squares) : 1.0f;
-  const float4 early = tid < length ? four(place(tid)) : float4{0, 0, 0, 0};
+  auto four = [&](int i) {
+#if !TIERS
+    if (site == 1) return i < MIXED ? mixed4(attended, 0, i, used, splits) : float4{0, 0, 0, 0};
+    if (site == 3) return gated4(matrix_at(2, false), products + OTHER_PARTS, 0, i);
+#endif
+    return load_float4(values + i);
+  };
+  const float scale = site % 2 == 0 ? norm_scale(squares) : 1.0f;
 #if TIERS
+  const float4 early = tid < length ? four(place(tid)) : float4{0, 0, 0, 0};
+  const float* scores = scores_at(layer, site);
   const int cut = find_cut(histogram + turn % 3 * BINS, wanted, counting);
   ++turn;
 #endif
+#pragma unroll 1
   for (int j = tid; j < length; j += THREADS) {
     const int i = place(j);
+#if TIERS
     const float4 value = j == tid ? early : four(i);
     float v[4] = {value.x, value.y, value.z, value.w};
-#if TIERS
     unsigned runs = 0;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -124,82 +139,62 @@ auto take_in = [&](auto matrix, int width, bool normed, const float* scores, int
       runs |= unsigned(taken) << (8 * e);
     }
     if (COUNTS) *reinterpret_cast<unsigned*>(counts + i) = runs;
+#else
+    const float4 value = four(i);
+    const float v[4] = {value.x, value.y, value.z, value.w};
 #endif
     put4(activation, 0, WIDEST, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
   }
   BARRIER();
 };
-auto kept = [&](int i) { return load_float4(values + i); };
 
-fill<Qkv>(POINTER(void, 0, 4), POINTER(void, 0, 8), ring);
+auto fill_for = [&](int layer, int site) {
+  const bool head = layer == LAYERS;
+  fill(matrix_at(site, head), head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
+       head ? LAST(void, 3) : POINTER(void, layer, 8 + site), ring);
+};
+
+fill_for(0, 0);
 #if TIERS
 clear(histogram, 1);
 #endif
 if (block == 0) embed_row(LAST(weight_t, 2), state[2], x);
 meeting.wait();
-make_norm(Down(), nullptr, POINTER(float, 0, 0), POINTER(float, 0, 12));
+make(0, 0, false);
 meeting.wait();
-for (int layer = 0; layer < LAYERS; ++layer) {
-  const int* takes = take + layer * 4;
-  take_in(Qkv(), HIDDEN, true, POINTER(float, layer, 12), TIERS ? takes[0] : 0, kept);
-  multiply_draft<Qkv>(POINTER(void, layer, 4), POINTER(void, layer, 8), activation, counts, products + OTHER_PARTS, room,
-                      ring);
-  meeting.wait([&] { fill<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), ring); });
-  for (int item = block; item < HEADS * used; item += GRID) {
-    attend<Qkv>(item, used, splits, products + OTHER_PARTS,
-                const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE, capacity, angles,
-                POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), position, 1,
-                attended, memory);
+#pragma unroll 1
+for (int number = 0;; ++number) {
+  const int layer = number / 4, site = number % 4, next = number + 1;
+  const bool head = layer == LAYERS;
+  const Matrix m = matrix_at(site, head);
+  take_in(m, layer, site, TIERS ? take[number] : 0);
+  multiply_draft(m, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
+                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, counts,
+                 site % 2 ? products : products + OTHER_PARTS, room, ring);
+  if (head) break;
+  meeting.wait([&] {
+    fill_for(next / 4, next % 4);
+    look_ahead(next / 4, next % 4);
+  });
+  if (site == 0) {
+#pragma unroll 1
+    for (int item = block; item < HEADS * used; item += GRID) {
+      attend(m, item, used, splits, products + OTHER_PARTS,
+             const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE, capacity, angles,
+             POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), position, 1,
+             attended, memory);
+    }
+    meeting.wait();
   }
-  auto mixed = [&](int i) { return i < MIXED ? mixed4(attended, 0, i, used, splits) : float4{0, 0, 0, 0}; };
-#if TIERS
-  meeting.wait([&] { look_ahead(Width<MIXED_PAD>(), MIXED, nullptr, POINTER(float, layer, 13)); });
-  make(Width<MIXED_PAD>(), MIXED, POINTER(float, layer, 13), mixed);
-  meeting.wait();
-  take_in(Out(), MIXED, false, POINTER(float, layer, 13), takes[1], kept);
-#else
-  meeting.wait();
-  take_in(Out(), MIXED, false, nullptr, 0, mixed);
-#endif
-  multiply_draft<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), activation, counts, products, room, ring);
-  meeting.wait([&] {
-    fill<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10), ring);
-    look_ahead(Width<HIDDEN_PAD>(), HIDDEN, POINTER(float, layer, 1), POINTER(float, layer, 14));
-  });
-  make_norm(Out(), products, POINTER(float, layer, 1), POINTER(float, layer, 14));
-  meeting.wait();
-  take_in(GateUp(), HIDDEN, true, POINTER(float, layer, 14), TIERS ? takes[2] : 0, kept);
-  multiply_draft<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10), activation, counts, products + OTHER_PARTS,
-                         room, ring);
-  meeting.wait([&] {
-    fill<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), ring);
-    if (TIERS) look_ahead(Width<INNER_PAD>(), INNER, nullptr, POINTER(float, layer, 15));
-  });
-  auto gated = [&](int i) { return gated4<GateUp>(products + OTHER_PARTS, 0, i); };
-#if TIERS
-  make(Width<INNER_PAD>(), INNER, POINTER(float, layer, 15), gated);
-  meeting.wait();
-  take_in(Down(), INNER, false, POINTER(float, layer, 15), takes[3], kept);
-#else
-  take_in(Down(), INNER, false, nullptr, 0, gated);
-#endif
-  multiply_draft<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), activation, counts, products, room, ring);
-  const bool more = layer + 1 < LAYERS;
-  const float* weight = more ? POINTER(float, layer + 1, 0) : LAST(float, 1);
-  const float* scores = more ? POINTER(float, layer + 1, 12) : LAST(float, 4);
-  meeting.wait([&] {
-    if (more) fill<Qkv>(POINTER(void, layer + 1, 4), POINTER(void, layer + 1, 8), ring);
-    if (!more) fill<Head>(LAST(void, 0), LAST(void, 3), ring);
-    look_ahead(Width<HIDDEN_PAD>(), HIDDEN, weight, scores);
-  });
-  make_norm(Down(), products, weight, scores);
-  meeting.wait();
+  if (TIERS || site % 2) {
+    make(next / 4, next % 4, true);
+    meeting.wait();
+  }
 }
-take_in(Head(), HIDDEN, true, LAST(float, 4), TIERS ? take[LAYERS * 4] : 0, kept);
-multiply_draft<Head>(LAST(void, 0), LAST(void, 3), activation, counts, products + OTHER_PARTS, room, ring);
 meeting.wait();
+#pragma unroll 1
 for (int at = block * THREADS + tid; at < (VOCAB + 3) / 4; at += GRID * THREADS) {
-  const float4 four = sum4<Head>(products + OTHER_PARTS, 0, at * 4);
+  const float4 four = sum4(matrix_at(0, true), products + OTHER_PARTS, 0, at * 4);
   const float value[4] = {four.x, four.y, four.z, four.w};
   for (int e = 0; e < 4; ++e) {
     if (at * 4 + e < VOCAB) logits[at * 4 + e] = value[e];

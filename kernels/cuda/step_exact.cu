@@ -22,36 +22,67 @@ BARRIER();
 #define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
 #define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
 
-using Qkv = Exact<QKV_SIZE, HIDDEN_PAD>;
-using Out = Exact<HIDDEN, MIXED_PAD>;
-using GateUp = Exact<2 * INNER_PAD, HIDDEN_PAD>;
-using Down = Exact<HIDDEN, INNER_PAD>;
-using Head = Exact<VOCAB, HIDDEN_PAD>;
+auto width_at = [&](int site) { return site == 1 ? MIXED : site == 3 ? INNER : HIDDEN; };
+auto padded_at = [&](int site) { return site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD; };
+auto weight_at = [&](int layer, int site) {  // of the norm, where there is one
+  return layer == LAYERS ? LAST(float, 1) : site % 2 ? nullptr : POINTER(float, layer, site / 2);
+};
+// Four inputs of a row that has no norm.
+auto plain4 = [&](int site, int row, int i) {
+  if (site == 3) return gated4(matrix_at(2, false), products, row, i);
+  return i < MIXED ? mixed4(attended, row, i, (position + row) / SPAN + 1, splits) : float4{0, 0, 0, 0};
+};
 
 #if TIERS
 float *values = scratch + AT_VALUES, *squares = scratch + AT_SQUARES;
 unsigned* histograms = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three times one for every joined matrix and row
 constexpr int HISTOGRAMS = 3 * ROWS;
 int turn = 0;
+auto scores_at = [&](int layer, int site) {
+  return layer == LAYERS ? LAST(float, 4) : POINTER(float, layer, 12 + site);
+};
 
-auto look_ahead = [&](auto padded, auto joined, int width, const float* weight, const float* scores) {
-  spread<decltype(padded)::PADDED>(1, [&](int, int i) {
+// Asks for what `make` will read of a layer's weights.
+auto look_ahead = [&](int layer, int site, int joined) {
+  const float *weight = weight_at(layer, site), *scores = scores_at(layer, site);
+  const int width = width_at(site);
+  spread(joined, padded_at(site), [&](int m, int i) {
     if (i >= width) return;
-    if (weight && tid % 8 == 0) ahead(weight + i);
-    for (int m = 0; m < decltype(joined)::COUNT; ++m) ahead(scores + ((size_t)m * width + i) * TIERS);
+    if (weight && m == 0 && tid % 8 == 0) ahead(weight + i);
+    ahead(scores + ((size_t)m * width + i) * TIERS);
   });
 };
 
-// Makes rows four inputs at a time by `four(row, i)`, keeps them, and counts their keys for each of the joined matrices.
-auto make = [&](auto padded, auto joined, int count, int width, const float* scores, auto four) {
+// Makes the rows of a multiplication, from `first` on, and counts their keys for each of the joined matrices.
+auto make = [&](int layer, int site, int joined, int first, bool adds) {
   unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
   clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
-  spread<decltype(padded)::PADDED>(count, [&](int row, int i) {
-    const float4 value = four(row, i);
-    *reinterpret_cast<float4*>(values + (size_t)row * decltype(padded)::PADDED + i) = value;
+  const float *weight = weight_at(layer, site), *scores = scores_at(layer, site);
+  const int width = width_at(site), padded = padded_at(site);
+  spread(rows - first, padded, [&](int row, int i) {
+    float4 value = {0, 0, 0, 0};
+    if (site % 2 == 0) {
+      float* from = x + (first + row) * HIDDEN + i;
+      float4 w = value;
+      if (i < HIDDEN) {
+        w = *reinterpret_cast<const float4*>(weight + i);
+        value = load_float4(from);
+        if (adds) {
+          add(value, sum4(matrix_at(site ? 1 : 3, false), products, first + row, i));
+          *reinterpret_cast<float4*>(from) = value;
+        }
+      }
+      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      if (tid % 32 == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
+      value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+    } else {
+      value = plain4(site, row, i);
+    }
+    *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
     if (i >= width) return;
     const float v[4] = {value.x, value.y, value.z, value.w};
-    for (int m = 0; m < decltype(joined)::COUNT; ++m) {
+#pragma unroll 1
+    for (int m = 0; m < joined; ++m) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         float score[TIERS];
@@ -66,16 +97,19 @@ auto make = [&](auto padded, auto joined, int count, int width, const float* sco
 };
 
 // Chooses tiers of rows that were made, rounds their activations and stores both: some blocks for every row and matrix.
-auto choose = [&](auto padded, auto joined, int count, int width, bool normed, const float* scores, const int* wanted) {
-  constexpr int PADDED = decltype(padded)::PADDED, JOINED = decltype(joined)::COUNT;
+auto choose = [&](int layer, int site, int joined, int count, const int* wanted) {
   const unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
-  const int pairs = count * JOINED, step = pairs < GRID ? pairs : GRID;
+  const float* scores = scores_at(layer, site);
+  const int width = width_at(site), padded = padded_at(site);
+  const int pairs = count * joined, step = pairs < GRID ? pairs : GRID;
+#pragma unroll 1
   for (int pair = block % step; pair < pairs; pair += step) {
-    const int row = pair / JOINED, m = pair % JOINED, sharing = (GRID - pair % step + step - 1) / step;
+    const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
     const int cut = find_cut(counted + (size_t)(m * ROWS + row) * BINS, wanted[m], reinterpret_cast<int*>(scratch_sums));
-    const float scale = normed ? norm_scale(squares + row * (HIDDEN_PAD / 128)) : 1.0f;
-    for (int i = (block / step * THREADS + tid) * 4; i < PADDED; i += sharing * THREADS * 4) {
-      const float4 value = load_float4(values + (size_t)row * PADDED + i);
+    const float scale = site % 2 == 0 ? norm_scale(squares + row * (HIDDEN_PAD / 128)) : 1.0f;
+#pragma unroll 1
+    for (int i = (block / step * THREADS + tid) * 4; i < padded; i += sharing * THREADS * 4) {
+      const float4 value = load_float4(values + (size_t)row * padded + i);
       const float v[4] = {value.x, value.y, value.z, value.w};
       __half taken[4];
 #pragma unroll
@@ -89,43 +123,31 @@ auto choose = [&](auto padded, auto joined, int count, int width, bool normed, c
         }
         taken[e] = __int2half_rn(found);
       }
-      *reinterpret_cast<uint2*>(prefix + ((size_t)m * ROWS + row) * PADDED + i) = *reinterpret_cast<const uint2*>(taken);
-      if (m == 0) put4(activation, row, PADDED, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
+      *reinterpret_cast<uint2*>(prefix + ((size_t)m * ROWS + row) * padded + i) = *reinterpret_cast<const uint2*>(taken);
+      if (m == 0) put4(activation, row, padded, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
     }
     BARRIER();
   }
   ++turn;
 };
-#endif
-
-// Norm of rows from `first` on, after adding a product to them; below effort 1 with the choice of tiers.
-auto norm_rows = [&](auto product, const float* parts, int first, const float* weight, auto joined, const float* scores,
-                     const int* takes) {
-  const int count = rows - first;
-#if TIERS
-  make(Width<HIDDEN_PAD>(), joined, count, HIDDEN, scores, [&](int row, int i) {
-    float* from = x + (first + row) * HIDDEN + i;
-    float4 four = {0, 0, 0, 0}, w = four;
-    if (i < HIDDEN) {
-      four = load_float4(from);
-      w = *reinterpret_cast<const float4*>(weight + i);
-      if (parts) {
-        add(four, sum4<decltype(product)>(parts, first + row, i));
-        *reinterpret_cast<float4*>(from) = four;
-      }
-    }
-    const float square = lane_sum(four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w);
-    if (tid % 32 == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
-    return float4{four.x * w.x, four.y * w.y, four.z * w.z, four.w * w.w};
-  });
-  meeting.wait();
-  choose(Width<HIDDEN_PAD>(), joined, count, HIDDEN, true, scores, takes);
 #else
-  for (int row = block; row < count; row += GRID) {
+// Makes the rows of a multiplication, from `first` on; a block for every row that has a norm.
+auto make = [&](int layer, int site, int first, bool adds) {
+  if (site % 2) {
+    const int quads = padded_at(site) / 4;
+#pragma unroll 1
+    for (int at = block * THREADS + tid; at < rows * quads; at += GRID * THREADS) {
+      const int row = at / quads, i = (at - row * quads) * 4;
+      put4(activation, row, quads * 4, i, plain4(site, row, i));
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int row = block; row < rows - first; row += GRID) {
     float value[OWN<HIDDEN_PAD>];
     float* from = x + (first + row) * HIDDEN;
-    norm_row<decltype(product), HIDDEN, HIDDEN_PAD>(from, parts, first + row, parts ? from : nullptr, weight,
-                                                    scratch_sums, value);
+    norm_row<HIDDEN, HIDDEN_PAD>(matrix_at(site ? 1 : 3, false), from, adds ? products : nullptr, first + row,
+                                 adds ? from : nullptr, weight_at(layer, site), scratch_sums, value);
 #pragma unroll
     for (int j = 0; j < OWN<HIDDEN_PAD>; j += 4) {
       const int i = tid * OWN<HIDDEN_PAD> + j;
@@ -134,91 +156,67 @@ auto norm_rows = [&](auto product, const float* parts, int first, const float* w
       }
     }
   }
-#endif
 };
-
-// Rows made by `four(row, i)`; below effort 1 with the choice of tiers.
-auto plain_rows = [&](auto padded, int width, const float* scores, const int* takes, auto four) {
-  constexpr int PADDED = decltype(padded)::PADDED;
-#if TIERS
-  make(padded, Joined<1>(), rows, width, scores, four);
-  meeting.wait();
-  choose(padded, Joined<1>(), rows, width, false, scores, takes);
-#else
-  for (int at = block * THREADS + tid; at < rows * (PADDED / 4); at += GRID * THREADS) {
-    const int row = at / (PADDED / 4), i = at % (PADDED / 4) * 4;
-    put4(activation, row, PADDED, i, four(row, i));
-  }
 #endif
-};
 
-fill<Qkv>(POINTER(void, 0, 4), POINTER(void, 0, 8), ring);
+auto fill_for = [&](int layer, int site) {
+  const bool head = layer == LAYERS;
+  fill(matrix_at(site, head), head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
+       head ? LAST(void, 3) : POINTER(void, layer, 8 + site), ring);
+};
+auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
+
+fill_for(0, 0);
 #if TIERS
 clear(histograms, HISTOGRAMS);
-#define AHEAD(...) look_ahead(__VA_ARGS__)
-#else
-#define AHEAD(...)
 #endif
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
 meeting.wait();
-for (int layer = 0; layer < LAYERS; ++layer) {
-  const int* takes = take + layer * 7;
-  norm_rows(Down(), layer ? products : nullptr, 0, POINTER(float, layer, 0), Joined<3>(), POINTER(float, layer, 12), takes);
+#pragma unroll 1
+for (int number = 0, choice = 0;; ++number) {
+  const int layer = number / 4, site = number % 4, next = number + 1;
+  const bool head = layer == LAYERS;
+  if (head && logits_from >= rows) break;
+  const int first = head ? logits_from : 0, joined = joined_at(layer, site);  // the rows wanted move to the front
+  const Matrix m = matrix_at(site, head);
+#if TIERS
+  make(layer, site, joined, first, number > 0);
   meeting.wait();
-  multiply_exact<Qkv, 3>(POINTER(void, layer, 4), POINTER(void, layer, 8), activation, prefix, rows, products, room, ring);
-  meeting.wait([&] { fill<Out>(POINTER(void, layer, 5), POINTER(void, layer, 9), ring); });
-  for (int item = block; item < (rows + TOGETHER - 1) / TOGETHER * HEADS * used; item += GRID) {
-    attend<Qkv>(item, used, splits, products, const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE,
-                capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]),
-                position, rows, attended, memory);
+  choose(layer, site, joined, rows - first, take + choice);
+  choice += joined;
+#else
+  make(layer, site, first, number > 0);
+#endif
+  meeting.wait();
+  multiply_exact(m, joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
+                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, products, room,
+                 ring);
+  meeting.wait([&] {
+    if (head) return;
+    fill_for(next / 4, next % 4);
+#if TIERS
+    look_ahead(next / 4, next % 4, joined_at(next / 4, next % 4));
+#endif
+  });
+  if (head) break;
+  if (site == 0) {
+#pragma unroll 1
+    for (int item = block; item < (rows + TOGETHER - 1) / TOGETHER * HEADS * used; item += GRID) {
+      attend(m, item, used, splits, products, const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE,
+             capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]),
+             position, rows, attended, memory);
+    }
+    meeting.wait();
   }
-  meeting.wait([&] { AHEAD(Width<MIXED_PAD>(), Joined<1>(), MIXED, nullptr, POINTER(float, layer, 13)); });
-  plain_rows(Width<MIXED_PAD>(), MIXED, POINTER(float, layer, 13), takes + 3, [&](int row, int i) {
-    return i < MIXED ? mixed4(attended, row, i, (position + row) / SPAN + 1, splits) : float4{0, 0, 0, 0};
-  });
-  meeting.wait();
-  multiply_exact<Out, 1>(POINTER(void, layer, 5), POINTER(void, layer, 9), activation, prefix, rows, products, room, ring);
-  meeting.wait([&] {
-    fill<GateUp>(POINTER(void, layer, 6), POINTER(void, layer, 10), ring);
-    AHEAD(Width<HIDDEN_PAD>(), Joined<2>(), HIDDEN, POINTER(float, layer, 1), POINTER(float, layer, 14));
-  });
-  norm_rows(Out(), products, 0, POINTER(float, layer, 1), Joined<2>(), POINTER(float, layer, 14), takes + 4);
-  meeting.wait();
-  multiply_exact<GateUp, 2>(POINTER(void, layer, 6), POINTER(void, layer, 10), activation, prefix, rows, products, room,
-                            ring);
-  meeting.wait([&] {
-    fill<Down>(POINTER(void, layer, 7), POINTER(void, layer, 11), ring);
-    AHEAD(Width<INNER_PAD>(), Joined<1>(), INNER, nullptr, POINTER(float, layer, 15));
-  });
-  plain_rows(Width<INNER_PAD>(), INNER, POINTER(float, layer, 15), takes + 6,
-             [&](int row, int i) { return gated4<GateUp>(products, row, i); });
-  meeting.wait();
-  multiply_exact<Down, 1>(POINTER(void, layer, 7), POINTER(void, layer, 11), activation, prefix, rows, products, room,
-                          ring);
-  meeting.wait([&] {
-    if (layer + 1 < LAYERS) {
-      fill<Qkv>(POINTER(void, layer + 1, 4), POINTER(void, layer + 1, 8), ring);
-      AHEAD(Width<HIDDEN_PAD>(), Joined<3>(), HIDDEN, POINTER(float, layer + 1, 0), POINTER(float, layer + 1, 12));
-    } else if (logits_from < rows) {
-      fill<Head>(LAST(void, 0), LAST(void, 3), ring);
-      AHEAD(Width<HIDDEN_PAD>(), Joined<1>(), HIDDEN, LAST(float, 1), LAST(float, 4));
-    }
-  });
 }
-if (logits_from < rows) {
-  // The rows that are wanted, moved to the front.
-  const int wanted = rows - logits_from;
-  norm_rows(Down(), products, logits_from, LAST(float, 1), Joined<1>(), LAST(float, 4), take + LAYERS * 7);
-  meeting.wait();
-  multiply_exact<Head, 1>(LAST(void, 0), LAST(void, 3), activation, prefix, wanted, products, room, ring);
-  meeting.wait();
-  for (int at = block * THREADS + tid; at < wanted * ((VOCAB + 3) / 4); at += GRID * THREADS) {
-    const int row = at / ((VOCAB + 3) / 4), i = at % ((VOCAB + 3) / 4) * 4;
-    const float4 four = sum4<Head>(products, row, i);
-    const float value[4] = {four.x, four.y, four.z, four.w};
-    for (int e = 0; e < 4; ++e) {
-      if (i + e < VOCAB) logits[(size_t)row * VOCAB + i + e] = value[e];
-    }
+constexpr int QUADS = (VOCAB + 3) / 4;
+#pragma unroll 1
+for (int at = block * THREADS + tid; at < (rows - logits_from) * QUADS; at += GRID * THREADS) {
+  const int row = at / QUADS, i = at % QUADS * 4;
+  const float4 four = sum4(matrix_at(0, true), products, row, i);
+  const float value[4] = {four.x, four.y, four.z, four.w};
+  for (int e = 0; e < 4; ++e) {
+    if (i + e < VOCAB) logits[(size_t)row * VOCAB + i + e] = value[e];
   }
 }
 if (block == 0 && tid == 0) done[0] = 0;

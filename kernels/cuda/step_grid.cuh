@@ -41,19 +41,32 @@ struct Meeting {
 // Asks for a piece of memory that will be read after the next meeting.
 DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
-// A matrix as units in the order of memory: TILES tiles of TILE outputs, STEPS units each. Blocks take equal runs of
+// A matrix as units in the order of memory: `tiles` tiles of TILE outputs, `steps` units each. Blocks take equal runs of
 // units, warps equal runs of their block's. A tile's products lie in one slot for every block that has a part of it,
-// number block + tile, and are added by rising block. All of this follows from the shape and GRID alone.
-template <int TILES_, int STEPS_, int TILE_>
+// number block + tile, and are added by rising block. All of this follows from the shape and GRID alone. Sizes are
+// variables, so that one piece of code serves every matrix of a step: what does not fit the instruction cache, a layer
+// reads from memory over and over.
 struct Matrix {
-  static constexpr unsigned TILES = TILES_, STEPS = STEPS_, TILE = TILE_, UNITS = TILES * STEPS;
-  static constexpr int MOST = GRID / TILES_ + 2;  // blocks that share a tile, at most
-  static_assert(UNITS < 0xffffffffu / (GRID + 1), "the matrix is too large for 32-bit numbers");
+  int tiles, steps;
 
-  DEVICE static int first(int block) { return int(UNITS * unsigned(block) / GRID); }
-  DEVICE static int block_of(int unit) { return int((unsigned(unit + 1) * GRID - 1) / UNITS); }
-  DEVICE static bool idle(int block) { return UNITS < GRID && first(block) == first(block + 1); }
+  DEVICE unsigned units() const { return unsigned(tiles) * steps; }
+  DEVICE int first(int block) const { return int(units() * unsigned(block) / GRID); }
+  DEVICE int block_of(int unit) const { return int((unsigned(unit + 1) * GRID - 1) / units()); }
+  DEVICE bool idle(int block) const { return units() < GRID && first(block) == first(block + 1); }
 };
+constexpr int QKV_SIZE = (HEADS + 2 * KV_HEADS) * SIZE;
+DEVICE constexpr Matrix matrix_of(int outputs, int padded_inputs) {
+  return Matrix{(outputs + TILE - 1) / TILE, padded_inputs / 32};
+}
+// The multiplications of a block of the model in order of use, and the logits layer.
+DEVICE Matrix matrix_at(int site, bool head) {
+  constexpr Matrix all[5] = {matrix_of(QKV_SIZE, HIDDEN_PAD), matrix_of(HIDDEN, MIXED_PAD),
+                             matrix_of(2 * INNER_PAD, HIDDEN_PAD), matrix_of(HIDDEN, INNER_PAD),
+                             matrix_of(VOCAB, HIDDEN_PAD)};
+  return head ? all[4] : site == 0 ? all[0] : site == 1 ? all[1] : site == 2 ? all[2] : all[3];
+}
+// Blocks that share a tile, at most.
+constexpr int MOST = GRID / (((HIDDEN < QKV_SIZE ? HIDDEN : QKV_SIZE) + TILE - 1) / TILE) + 2;
 
 DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
 DEVICE void add(float4& sum, const float4& value) {
@@ -61,37 +74,36 @@ DEVICE void add(float4& sum, const float4& value) {
 }
 
 // Four outputs of one row of a product, from the four-aligned `output` on.
-template <class M>
-DEVICE float4 sum4(const float* parts, int row, int output) {
-  const int tile = output / int(M::TILE);
-  const int first = M::block_of(tile * M::STEPS), last = M::block_of(tile * M::STEPS + M::STEPS - 1);
-  const float* from = parts + ((size_t)(first + tile) * ROWS + row) * M::TILE + output % int(M::TILE);
+DEVICE float4 sum4(const Matrix& m, const float* parts, int row, int output) {
+  const int tile = output / TILE;
+  const int first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
+  const float* from = parts + ((size_t)(first + tile) * ROWS + row) * TILE + output % TILE;
   float4 sum = load_float4(from);
-  if constexpr (M::MOST <= 8) {
-    float4 more[M::MOST];  // all loads first
+  if constexpr (MOST <= 12) {
+    float4 more[MOST];  // all loads first
 #pragma unroll
-    for (int j = 1; j < M::MOST; ++j) {
-      const bool there = first + j <= last && !M::idle(first + j);
-      more[j] = there ? load_float4(from + (size_t)j * ROWS * M::TILE) : float4{0, 0, 0, 0};
+    for (int j = 1; j < MOST; ++j) {
+      const bool there = first + j <= last && !m.idle(first + j);
+      more[j] = there ? load_float4(from + (size_t)j * ROWS * TILE) : float4{0, 0, 0, 0};
     }
 #pragma unroll
-    for (int j = 1; j < M::MOST; ++j) add(sum, more[j]);
+    for (int j = 1; j < MOST; ++j) add(sum, more[j]);
   } else {
-#pragma unroll 4
+#pragma unroll 1
     for (int block = first + 1; block <= last; ++block) {
-      if (!M::idle(block)) add(sum, load_float4(from + (size_t)(block - first) * ROWS * M::TILE));
+      if (!m.idle(block)) add(sum, load_float4(from + (size_t)(block - first) * ROWS * TILE));
     }
   }
   return sum;
 }
 
 // Where the warps of a block leave tiles that they share, two for each: its first and its last.
-template <class M>
 struct Shares {
+  Matrix m;
   int from, count, warp, begin, end;
 
-  DEVICE explicit Shares(int warp_) : warp(warp_) {
-    from = M::first(blockIdx.x), count = M::first(blockIdx.x + 1) - from;
+  DEVICE Shares(const Matrix& m_, int warp_) : m(m_), warp(warp_) {
+    from = m.first(blockIdx.x), count = m.first(blockIdx.x + 1) - from;
     begin = from + start(warp), end = from + start(warp + 1);
   }
   DEVICE int start(int w) const { return count * w / WARPS; }
@@ -99,29 +111,29 @@ struct Shares {
 
   // Where this warp's sums of a tile go: to the slot when nobody else of the block has a part of it.
   DEVICE float* place(int tile, float* parts, float* meeting) const {
-    const int low = tile * int(M::STEPS), high = low + int(M::STEPS), until = from + count;
+    const int low = tile * m.steps, high = low + m.steps, until = from + count;
     const bool alone = begin <= (low > from ? low : from) && end >= (high < until ? high : until);
-    return alone ? parts + (size_t)(blockIdx.x + tile) * ROWS * M::TILE
-                 : meeting + (size_t)(2 * warp + (begin / int(M::STEPS) != tile)) * COLUMNS * M::TILE;
+    return alone ? parts + (size_t)(blockIdx.x + tile) * ROWS * TILE
+                 : meeting + (size_t)(2 * warp + (begin / m.steps != tile)) * COLUMNS * TILE;
   }
 
   // Adds the warps' sums of every tile that they share, by rising warp.
   DEVICE void gather(const float* meeting, float* parts, int rows) const {
     BARRIER();
     if (count <= 0) return;
-    constexpr int EACH = COLUMNS * int(M::TILE);
-    const int low = from / int(M::STEPS), tiles = (from + count - 1) / int(M::STEPS) - low + 1;
+    constexpr int EACH = COLUMNS * TILE;
+    const int low = from / m.steps, tiles = (from + count - 1) / m.steps - low + 1;
     for (int at = threadIdx.x; at < tiles * EACH; at += THREADS) {
-      const int tile = low + at / EACH, place = at % EACH, row = place / int(M::TILE);
-      const int unit = tile * int(M::STEPS), end_of = unit + int(M::STEPS) - 1;
+      const int tile = low + at / EACH, place = at % EACH, row = place / TILE;
+      const int unit = tile * m.steps, end_of = unit + m.steps - 1;
       const int first = warp_of(unit > from ? unit : from);
       const int last = warp_of(end_of < from + count ? end_of : from + count - 1);
       if (first == last || row >= rows) continue;
-      float sum = meeting[(size_t)(2 * first + ((from + start(first)) / int(M::STEPS) != tile)) * EACH + place];
+      float sum = meeting[(size_t)(2 * first + ((from + start(first)) / m.steps != tile)) * EACH + place];
       for (int w = first + 1; w <= last; ++w) {
         if (start(w) < start(w + 1)) sum += meeting[(size_t)(2 * w) * EACH + place];
       }
-      parts[(size_t)(blockIdx.x + tile) * ROWS * M::TILE + place] = sum;
+      parts[(size_t)(blockIdx.x + tile) * ROWS * TILE + place] = sum;
     }
   }
 };

@@ -2,8 +2,6 @@
 // activation lies in shared memory; inputs whose activation is 0 are not read.
 namespace specdec {
 
-template <int OUTPUTS, int PADDED>
-using Draft = Matrix<(OUTPUTS + 127) / 128, PADDED / 32, 128>;
 // A unit is 128 x 32 weights, 2048 bytes; four of them share 1024 bytes of scales. They go through a ring for each warp,
 // STAGES units and twice the scales, filled as soon as the matrix before is done: the memory works on while the blocks wait for
 // each other. What is asked for before the activation is known is asked for whole.
@@ -16,15 +14,14 @@ DEVICE unsigned and_or(unsigned value, unsigned mask, unsigned bits) {
   return result;
 }
 
-template <class M>
-DEVICE void issue(const Shares<M>& share, const void* levels, const void* scales, const __half* activation, char* ring,
+DEVICE void issue(const Shares& share, const void* levels, const void* scales, const __half* activation, char* ring,
                   int stage) {
   const int lane = threadIdx.x % 32, unit = share.begin + stage;
   char* own = ring + share.warp * RING_BYTES;
   if (unit < share.end) {
     const char* from = reinterpret_cast<const char*>(levels) + (size_t)unit * STAGE_BYTES + lane * 16;
     char* to = own + stage % STAGES * STAGE_BYTES + lane % 4 * 16;
-    const __half* x = activation ? activation + unit % int(M::STEPS) * 32 : nullptr;
+    const __half* x = activation ? activation + unit % share.m.steps * 32 : nullptr;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = i * 8 + lane / 4;
@@ -44,21 +41,19 @@ DEVICE void issue(const Shares<M>& share, const void* levels, const void* scales
   end_stage();
 }
 
-template <class M>
-DEVICE void fill(const void* levels, const void* scales, char* ring) {
-  const Shares<M> share(threadIdx.x / 32);
-  for (int stage = 0; stage < STAGES; ++stage) issue<M>(share, levels, scales, nullptr, ring, stage);
+DEVICE void fill(const Matrix& m, const void* levels, const void* scales, char* ring) {
+  const Shares share(m, threadIdx.x / 32);
+#pragma unroll 1
+  for (int stage = 0; stage < STAGES; ++stage) issue(share, levels, scales, nullptr, ring, stage);
 }
 
-template <class M>
-DEVICE void multiply_draft(const void* levels, const void* scales, const __half* activation, const unsigned char*,
+DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scales, const __half* activation, const unsigned char*,
                            float* parts, char* room, char* ring) {
   float* meeting = reinterpret_cast<float*>(room);
-  constexpr int STEPS = M::STEPS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const Shares<M> share(threadIdx.x / 32);
+  const Shares share(m, threadIdx.x / 32);
   const char* own = ring + share.warp * RING_BYTES;
-  int tile = share.begin / STEPS, step = share.begin % STEPS;
+  int tile = share.begin / m.steps, step = share.begin % m.steps;
   float total[8][2] = {}, sum[8][4] = {};
 
   auto flush = [&]() {
@@ -133,8 +128,8 @@ DEVICE void multiply_draft(const void* levels, const void* scales, const __half*
       }
     }
     WARP_BARRIER();
-    issue<M>(share, levels, scales, activation, ring, stage + STAGES);
-    if (++step == STEPS) {
+    issue(share, levels, scales, activation, ring, stage + STAGES);
+    if (++step == m.steps) {
       flush();
       ++tile, step = 0;
     }

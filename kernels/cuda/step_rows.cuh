@@ -6,8 +6,8 @@ template <int PADDED>
 constexpr int OWN = (PADDED + 4 * THREADS - 1) / (4 * THREADS) * 4;
 
 // RMS norm of x (WIDTH,) plus the product `parts` when it is not null; the sum goes to `to` unless that is null.
-template <class M, int WIDTH, int PADDED>
-DEVICE void norm_row(const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
+template <int WIDTH, int PADDED>
+DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
                      float (&value)[OWN<PADDED>]) {
   const int tid = threadIdx.x;
   float square = 0;
@@ -17,7 +17,7 @@ DEVICE void norm_row(const float* x, const float* parts, int row, float* to, con
     float4 four = {0, 0, 0, 0};
     if (i < WIDTH) {
       four = load_float4(x + i);
-      if (parts) add(four, sum4<M>(parts, row, i));
+      if (parts) add(four, sum4(m, parts, row, i));
       if (to) *reinterpret_cast<float4*>(to + i) = four;
     }
     value[j] = four.x, value[j + 1] = four.y, value[j + 2] = four.z, value[j + 3] = four.w;
@@ -35,28 +35,10 @@ DEVICE void norm_row(const float* x, const float* parts, int row, float* to, con
 }
 
 // silu(gate) * up of four inputs; gates and ups lie in turn by 16.
-template <class M>
-DEVICE float4 gated4(const float* parts, int row, int i) {
+DEVICE float4 gated4(const Matrix& m, const float* parts, int row, int i) {
   const int column = i / 16 * 32 + i % 16;
-  const float4 gate = sum4<M>(parts, row, column), up = sum4<M>(parts, row, column + 16);
+  const float4 gate = sum4(m, parts, row, column), up = sum4(m, parts, row, column + 16);
   return float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w};
-}
-
-// Types that carry a size to a lambda.
-template <int PADDED_>
-struct Width {
-  static constexpr int PADDED = PADDED_;
-};
-template <int COUNT_>
-struct Joined {
-  static constexpr int COUNT = COUNT_;
-};
-
-// An activation as the multiplication will see it.
-DEVICE float rounded(float value, __half) { return __half2float(to_half(value)); }
-DEVICE float rounded(float value, __nv_bfloat16) {
-  const float high = __bfloat162float(__float2bfloat16_rn(value));
-  return high + __bfloat162float(__float2bfloat16_rn(value - high));
 }
 
 // Four activations side by side.

@@ -3,15 +3,12 @@
 namespace specdec {
 
 using act_t = weight_t;
-template <int OUTPUTS, int PADDED>
-using Exact = Matrix<(OUTPUTS + 15) / 16, PADDED / 32, 16>;
 
 // Weights go through a ring of STAGES stages of two units for each warp. The ring is filled as soon as the matrix before
 // is done, so the memory works on while the blocks wait for each other.
 constexpr int STAGE_BYTES = 2048 + 256;
 
-template <class M>
-DEVICE void issue(const Shares<M>& share, const void* weights, const void* planes, char* ring, int stage) {
+DEVICE void issue(const Shares& share, const void* weights, const void* planes, char* ring, int stage) {
   const int lane = threadIdx.x % 32;
   char* to = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
 #pragma unroll
@@ -27,20 +24,19 @@ DEVICE void issue(const Shares<M>& share, const void* weights, const void* plane
   end_stage();
 }
 
-template <class M>
-DEVICE void fill(const void* weights, const void* planes, char* ring) {
-  const Shares<M> share(threadIdx.x / 32);
-  for (int stage = 0; stage < STAGES; ++stage) issue<M>(share, weights, planes, ring, stage);
+DEVICE void fill(const Matrix& m, const void* weights, const void* planes, char* ring) {
+  const Shares share(m, threadIdx.x / 32);
+#pragma unroll 1
+  for (int stage = 0; stage < STAGES; ++stage) issue(share, weights, planes, ring, stage);
 }
 
-// `planes`: tiers of the weights; `prefix`: how many each row takes, (JOINED, ROWS, PADDED). The ring has been filled.
-template <class M, int JOINED>
-DEVICE void multiply_exact(const void* weights, const void* planes, const act_t* activation, const __half* prefix,
+// `planes`: tiers of the weights; `prefix`: how many each row takes, (joined, ROWS, width). The ring has been filled.
+DEVICE void multiply_exact(const Matrix& m, int joined, const void* weights, const void* planes, const act_t* activation, const __half* prefix,
                            int rows, float* parts, float* meeting, char* ring) {
-  constexpr int STEPS = M::STEPS, PADDED = STEPS * 32;
+  const int steps = m.steps, width = steps * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const Shares<M> share(threadIdx.x / 32);
-  int tile = share.begin / STEPS, step = share.begin % STEPS;
+  const Shares share(m, threadIdx.x / 32);
+  int tile = share.begin / steps, step = share.begin % steps;
   float sum[BANDS][4] = {};
 
   auto flush = [&]() {
@@ -64,9 +60,9 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
   auto look = [&](int stage, Rows& to) {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      const int unit = share.begin + 2 * stage + u, place = unit % STEPS * 32 + q * 8;
-      const int of = unit / STEPS;
-      const int matrix = JOINED == 1 ? 0 : JOINED == 2 ? of % 2 : (of >= SECOND_TILE) + (of >= THIRD_TILE);
+      const int unit = share.begin + 2 * stage + u, place = unit % steps * 32 + q * 8;
+      const int of = unit / steps;
+      const int matrix = joined == 1 ? 0 : joined == 2 ? of % 2 : (of >= SECOND_TILE) + (of >= THIRD_TILE);
 #pragma unroll
       for (int band = 0; band < BANDS; ++band) {
         const int row = band * 8 + g;
@@ -74,11 +70,11 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
 #pragma unroll
         for (int part = 0; part < SPLIT; ++part) {
           to.x[u][band][part] =
-              wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * PADDED + place)
+              wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * width + place)
                      : uint4{0, 0, 0, 0};
         }
         to.taken[u][band] =
-            wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * PADDED + place)
+            wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * width + place)
                    : uint4{0, 0, 0, 0};
       }
     }
@@ -125,12 +121,12 @@ DEVICE void multiply_exact(const void* weights, const void* planes, const act_t*
           }
         }
       }
-      if (++step == STEPS) {
+      if (++step == steps) {
         flush();
         ++tile, step = 0;
       }
     }
-    issue<M>(share, weights, planes, ring, stage + STAGES);
+    issue(share, weights, planes, ring, stage + STAGES);
     now = next;
   }
   if (share.begin < share.end && step) flush();

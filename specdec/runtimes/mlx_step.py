@@ -212,6 +212,7 @@ class WholeStep:
         selects = kind.selects and kind.mode != "dense"
         sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
         sizes["BIN_BITS"] = _BIN_BITS + exact
+        sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
