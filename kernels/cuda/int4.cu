@@ -4,7 +4,7 @@
 // A block makes 128 outputs from the inputs of its share (blockIdx.y of PARTS), its warps a step of 128 inputs at a
 // time. Lane (g, q) reads of input 8 q + e the 16 nibbles of outputs g, g + 8, ...; column c of the tensor-core product
 // takes the inputs of group c of the step alone, so that the groups' sums stay apart until they are scaled.
-// q4 (tiles, PADDED, 64 bytes), scales (tiles, steps, 8 g, 8 tiles of 16, 2, 4 groups), activation (PADDED)
+// q4 (tiles, PADDED, 64 bytes), scales (tiles, steps, 2, 8 g, 4 groups, 4 tiles of 16, 2), activation (PADDED)
 // -> y (PARTS, OUTPUTS)
 const int tid = threadIdx.x, tile = blockIdx.x, share = blockIdx.y;
 const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
@@ -55,15 +55,15 @@ for (int step = first + warp; step < last; step += WARPS) {
   }
   // Columns 2 q and 2 q + 1 are groups of this step where they are below 4.
   if (q < 2) {
-    const unsigned* scale = reinterpret_cast<const unsigned*>(scales) + (((size_t)tile * STEPS + step) * 8 + g) * 32 + q;
+    const unsigned* scale = reinterpret_cast<const unsigned*>(scales) + ((size_t)tile * STEPS + step) * 256 + (g * 4 + 2 * q) * 4;
 #pragma unroll
     for (int t = 0; t < 8; ++t) {
+      const unsigned bits[2] = {scale[t / 4 * 128 + t % 4], scale[t / 4 * 128 + t % 4 + 4]};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const unsigned bits = scale[(t * 2 + half) * 2];
-        const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
-        total[t][half] = fmaf(pair.x, sum[t][2 * half], total[t][half]);
-        total[t][half] = fmaf(pair.y, sum[t][2 * half + 1], total[t][half]);
+      for (int group = 0; group < 2; ++group) {
+        const float2 halves = __half22float2(*reinterpret_cast<const __half2*>(&bits[group]));
+        total[t][0] = fmaf(halves.x, sum[t][group], total[t][0]);
+        total[t][1] = fmaf(halves.y, sum[t][2 + group], total[t][1]);
       }
     }
   }

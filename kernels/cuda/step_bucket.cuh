@@ -15,9 +15,10 @@ struct Records {
 };
 
 // The warps share out the records that are taken, in order of run and input, evenly. Every lane adds to places of its own.
-DEVICE void multiply_draft(const Matrix& m, const void* records, const void*, const __half* activation, const unsigned char* counts,
-                           float* parts, char* room, char*) {
+DEVICE void multiply_draft(const Matrix& m, const void* records, const void*, const unsigned char* halves,
+                           const unsigned char* counts, float* parts, char* room, char*) {
   const int padded_inputs = m.steps * 32;
+  const __half* activation = reinterpret_cast<const __half*>(halves);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, side = lane / 16, bucket = lane % 16;
   float* all = reinterpret_cast<float*>(room);  // [warp][16 places][32 lanes]
   float* sums = all + warp * 512 + lane;

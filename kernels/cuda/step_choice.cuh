@@ -14,6 +14,9 @@ DEVICE int bin_of(float key) {
   return bin < 0 ? 0 : bin < BINS ? bin : BINS - 1;
 }
 
+// Where a bin's count lies: bins next to each other, which are counted in together, in different pieces of memory.
+DEVICE int place_of(int bin) { return bin % (BINS / 8) * 8 + bin / (BINS / 8); }
+
 DEVICE constexpr int size_of(int tier) { return (SIZES >> (8 * tier)) & 255; }
 
 // Scores of an input, one for each tier.
@@ -27,16 +30,24 @@ DEVICE void load_scores(const float* scores, int input, float (&to)[TIERS]) {
   }
 }
 
-// The lowest bin that is taken. `scratch` holds 33 numbers.
-DEVICE int find_cut(const unsigned* histogram, int wanted, int* scratch) {
+// The lowest bin that is taken. `scratch` holds 33 numbers, `turned` BINS and a 64th more.
+DEVICE int find_cut(const unsigned* histogram, int wanted, int* scratch, unsigned* turned) {
   constexpr int EACH = BINS / THREADS;
-  static_assert(EACH % 4 == 0, "bins are read in fours");
+  static_assert(EACH % 4 == 0 && THREADS % 8 == 0, "bins are read in fours");
   const int tid = threadIdx.x, first = BINS - (tid + 1) * EACH;
   int count[EACH], sum = 0;
 #pragma unroll
-  for (int j = 0; j < EACH; j += 4) {
-    const uint4 four = __ldcg(reinterpret_cast<const uint4*>(histogram + first + j));
-    count[j] = four.x, count[j + 1] = four.y, count[j + 2] = four.z, count[j + 3] = four.w;
+  for (int j = 0; j < EACH / 4; ++j) {
+    const int at = (j * THREADS + tid) * 4;
+    const uint4 four = __ldcg(reinterpret_cast<const uint4*>(histogram + at));
+    unsigned* to = turned + at + at / 64;  // what threads next to each other read below is in different banks
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+  }
+  BARRIER();
+#pragma unroll
+  for (int j = 0; j < EACH; ++j) {
+    const int at = place_of(first + j);
+    count[j] = turned[at + at / 64];
   }
 #pragma unroll
   for (int j = 0; j < EACH; ++j) sum += count[j];

@@ -12,9 +12,16 @@ Meeting meeting(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
 int* counting = reinterpret_cast<int*>(address + ADDRESSES);
-__half* activation = reinterpret_cast<__half*>(counting + 64);
-unsigned char* counts = reinterpret_cast<unsigned char*>(activation + WIDEST);
-char* room = reinterpret_cast<char*>(counts + (COUNTS ? WIDEST : 0));
+// The activation, and what goes with it: for bucketMul halves and how many runs of each input are taken, for 4-bit weights
+// two planes of bytes and groups.
+unsigned char* activation = reinterpret_cast<unsigned char*>(counting + 64);
+#if COUNTS
+using Beside = unsigned char;
+#else
+using Beside = Group;
+#endif
+Beside* beside = reinterpret_cast<Beside*>(activation + 2 * WIDEST);
+char* room = reinterpret_cast<char*>(beside + (COUNTS ? WIDEST : WIDEST / 32));
 char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
@@ -86,7 +93,7 @@ auto make = [&](int layer, int site, bool adds) {
       float score[TIERS];
       load_scores(scores, i + e, score);
 #pragma unroll
-      for (int k = 0; k < TIERS; ++k) atomicAdd(counted + bin_of(fabsf(v[e]) * score[k]), size_of(k));
+      for (int k = 0; k < TIERS; ++k) atomicAdd(counted + place_of(bin_of(fabsf(v[e]) * score[k])), size_of(k));
     }
 #endif
   });
@@ -112,38 +119,68 @@ auto take_in = [&](const Matrix& m, int layer, int site, int wanted) {
   };
   const float scale = site % 2 == 0 ? norm_scale(squares) : 1.0f;
 #if TIERS
-  const float4 early = tid < length ? four(place(tid)) : float4{0, 0, 0, 0};
+  // The bins of the first inputs of a thread are found while the histogram is under way.
   const float* scores = scores_at(layer, site);
-  const int cut = find_cut(histogram + turn % 3 * BINS, wanted, counting);
+  auto bins_of = [&](int i, const float4& value, int (&bins)[4][TIERS]) {
+    const float v[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      float score[TIERS];
+      if (i + e < width) load_scores(scores, i + e, score);
+#pragma unroll
+      for (int k = 0; k < TIERS; ++k) bins[e][k] = i + e < width ? bin_of(fabsf(v[e]) * score[k]) : -1;
+    }
+  };
+  float4 early = {0, 0, 0, 0};
+  int early_bins[4][TIERS];
+  if (tid < length) {
+    early = four(place(tid));
+    bins_of(place(tid), early, early_bins);
+  }
+  const int cut = find_cut(histogram + turn % 3 * BINS, wanted, counting, reinterpret_cast<unsigned*>(room));
   ++turn;
 #endif
 #pragma unroll 1
-  for (int j = tid; j < length; j += THREADS) {
-    const int i = place(j);
+  for (int start = 0; start < length; start += THREADS) {
+    const int j = start + tid, i = place(j);
+    const bool inside = j < length;
+    float4 value = {0, 0, 0, 0};
 #if TIERS
-    const float4 value = j == tid ? early : four(i);
+    int bins[4][TIERS];
+    if (start == 0) {
+      value = early;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+#pragma unroll
+        for (int k = 0; k < TIERS; ++k) bins[e][k] = early_bins[e][k];
+      }
+    } else if (inside) {
+      value = four(i);
+      bins_of(i, value, bins);
+    }
     float v[4] = {value.x, value.y, value.z, value.w};
     unsigned runs = 0;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       int taken = 0;
-      if (i + e < width) {
-        float score[TIERS];
-        load_scores(scores, i + e, score);
 #pragma unroll
-        for (int k = 0; k < TIERS; ++k) {
-          taken += bin_of(fabsf(v[e]) * score[k]) >= cut ? (COUNTS ? size_of(k) / 4 : 1) : 0;
-        }
-      }
+      for (int k = 0; k < TIERS; ++k) taken += bins[e][k] >= cut ? (COUNTS ? size_of(k) / 4 : 1) : 0;
       if (taken == 0) v[e] = 0;
       runs |= unsigned(taken) << (8 * e);
     }
-    if (COUNTS) *reinterpret_cast<unsigned*>(counts + i) = runs;
 #else
-    const float4 value = four(i);
+    if (inside) value = four(i);
     const float v[4] = {value.x, value.y, value.z, value.w};
 #endif
-    put4(activation, 0, WIDEST, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
+    const float scaled[4] = {v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale};
+#if COUNTS
+    if (inside) {
+      *reinterpret_cast<unsigned*>(beside + i) = runs;
+      put4(reinterpret_cast<__half*>(activation), 0, WIDEST, i, float4{scaled[0], scaled[1], scaled[2], scaled[3]});
+    }
+#else
+    put_whole(activation, beside, i, scaled, inside);
+#endif
   }
   BARRIER();
 };
@@ -169,7 +206,7 @@ for (int number = 0;; ++number) {
   const Matrix m = matrix_at(site, head);
   take_in(m, layer, site, TIERS ? take[number] : 0);
   multiply_draft(m, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
-                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, counts,
+                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, beside,
                  site % 2 ? products : products + OTHER_PARTS, room, ring);
   if (head) break;
   meeting.wait([&] {

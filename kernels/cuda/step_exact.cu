@@ -89,7 +89,7 @@ auto make = [&](int layer, int site, int joined, int first, bool adds) {
         load_scores(scores, m * width + i + e, score);
 #pragma unroll
         for (int k = 0; k < TIERS; ++k) {
-          atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + bin_of(fabsf(v[e]) * score[k]), size_of(k));
+          atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[k])), size_of(k));
         }
       }
     }
@@ -105,7 +105,8 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
 #pragma unroll 1
   for (int pair = block % step; pair < pairs; pair += step) {
     const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
-    const int cut = find_cut(counted + (size_t)(m * ROWS + row) * BINS, wanted[m], reinterpret_cast<int*>(scratch_sums));
+    const int cut = find_cut(counted + (size_t)(m * ROWS + row) * BINS, wanted[m], reinterpret_cast<int*>(scratch_sums),
+                             reinterpret_cast<unsigned*>(room));
     const float scale = site % 2 == 0 ? norm_scale(squares + row * (HIDDEN_PAD / 128)) : 1.0f;
 #pragma unroll 1
     for (int i = (block / step * THREADS + tid) * 4; i < padded; i += sharing * THREADS * 4) {
@@ -161,7 +162,7 @@ auto make = [&](int layer, int site, int first, bool adds) {
 
 auto fill_for = [&](int layer, int site) {
   const bool head = layer == LAYERS;
-  fill(matrix_at(site, head), head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
+  fill(matrix_at(site, head), outputs_at(site, head), head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
        head ? LAST(void, 3) : POINTER(void, layer, 8 + site), ring);
 };
 auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
@@ -188,7 +189,7 @@ for (int number = 0, choice = 0;; ++number) {
   make(layer, site, first, number > 0);
 #endif
   meeting.wait();
-  multiply_exact(m, joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
+  multiply_exact(m, outputs_at(site, head), joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
                  head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, products, room,
                  ring);
   meeting.wait([&] {

@@ -65,6 +65,9 @@ DEVICE Matrix matrix_at(int site, bool head) {
                              matrix_of(VOCAB, HIDDEN_PAD)};
   return head ? all[4] : site == 0 ? all[0] : site == 1 ? all[1] : site == 2 ? all[2] : all[3];
 }
+DEVICE int outputs_at(int site, bool head) {
+  return head ? VOCAB : site == 0 ? QKV_SIZE : site == 2 ? 2 * INNER_PAD : HIDDEN;
+}
 // Blocks that share a tile, at most.
 constexpr int MOST = GRID / (((HIDDEN < QKV_SIZE ? HIDDEN : QKV_SIZE) + TILE - 1) / TILE) + 2;
 

@@ -1,41 +1,69 @@
-// One row times a share of a matrix of 4-bit weights, for a step in one kernel; arithmetic and packing of int4.cu. The
-// activation lies in shared memory; inputs whose activation is 0 are not read.
+// One row times a share of a matrix of 4-bit weights, for a step in one kernel; packing of int4.cu. Groups of 32 inputs of
+// the activation are whole numbers of 15 bits with a scale each, in shared memory as two planes of bytes, so that a product
+// of 8-bit numbers on the tensor cores takes the nibbles as they are: sums are exact, and unpacking costs two
+// instructions for 8 weights. Inputs that are not taken are not read.
 namespace specdec {
 
 // A unit is 128 x 32 weights, 2048 bytes; four of them share 1024 bytes of scales. They go through a ring for each warp,
-// STAGES units and twice the scales, filled as soon as the matrix before is done: the memory works on while the blocks wait for
-// each other. What is asked for before the activation is known is asked for whole.
+// STAGES units and twice the scales, filled as soon as the matrix before is done: the memory works on while the blocks
+// wait for each other. What is asked for before the activation is known is asked for whole.
 constexpr int STAGE_BYTES = 2048, RING_BYTES = STAGES * STAGE_BYTES + 2048;
+constexpr int LARGEST = 15000;                           // of the whole numbers: 8 * 32 * LARGEST stays below 2^22
+constexpr int ZERO_BITS = 0x4b400000;                    // 1.5 * 2^23: whole numbers below 2^22 added to its bits are
+constexpr float ZERO = 12582912.0f;                      // added to it
 
-// (value & mask) | bits in one instruction: two constants are one too many for the compiler to see that.
-DEVICE unsigned and_or(unsigned value, unsigned mask, unsigned bits) {
-  unsigned result;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
-  return result;
+// What goes with 32 inputs.
+struct Group {
+  float scale;
+  int zero;        // ZERO_BITS less 8 times the sum: takes the 8 out of every nibble
+  unsigned taken;  // a bit for each input
+  int unused;
+};
+
+// Puts four inputs of every thread where `multiply_draft` finds them; eight threads that follow each other have a group.
+DEVICE void put_whole(unsigned char* planes, Group* groups, int i, const float (&v)[4], bool inside) {
+  float most = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+#pragma unroll
+  for (int mask = 1; mask < 8; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
+  const float inverse = most > 0 ? LARGEST / most : 0.0f;
+  unsigned high = 0, low = 0, taken = 0;
+  int sum = 0;
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const int whole = __float2int_rn(fminf(fmaxf(v[e] * inverse, -LARGEST), LARGEST)), upper = (whole + 128) >> 8;
+    high |= (unsigned(upper) & 255) << (8 * e);
+    low |= (unsigned(whole - 256 * upper) & 255) << (8 * e);
+    sum += whole;
+    taken |= (whole != 0) << (i % 32 + e);
+  }
+#pragma unroll
+  for (int mask = 1; mask < 8; mask *= 2) {
+    sum += __shfl_xor_sync(EVERY_LANE, sum, mask);
+    taken |= __shfl_xor_sync(EVERY_LANE, taken, mask);
+  }
+  if (!inside) return;
+  *reinterpret_cast<unsigned*>(planes + i) = high;
+  *reinterpret_cast<unsigned*>(planes + WIDEST + i) = low;
+  if (i % 32 == 0) groups[i / 32] = Group{most / LARGEST, ZERO_BITS - 8 * sum, taken, 0};
 }
 
-DEVICE void issue(const Shares& share, const void* levels, const void* scales, const __half* activation, char* ring,
-                  int stage) {
+DEVICE void issue(const Shares& share, const void* levels, const void* scales, unsigned taken, char* ring, int stage) {
   const int lane = threadIdx.x % 32, unit = share.begin + stage;
   char* own = ring + share.warp * RING_BYTES;
   if (unit < share.end) {
     const char* from = reinterpret_cast<const char*>(levels) + (size_t)unit * STAGE_BYTES + lane * 16;
-    char* to = own + stage % STAGES * STAGE_BYTES + lane % 4 * 16;
-    const __half* x = activation ? activation + unit % share.m.steps * 32 : nullptr;
+    // Bits 5 and 6 of a place are turned by the fours of inputs, so that lanes below read from different banks.
+    char* to = own + stage % STAGES * STAGE_BYTES;
+    const int place = lane * 16 ^ lane / 16 * 64;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int row = i * 8 + lane / 4;
-      const bool taken = !x || (reinterpret_cast<const unsigned short*>(x)[row] & 0x7fff);
-      if (taken) copy16(to + (row * 64 ^ (i & 1) * 64), from + i * 512);  // odd eights swapped: fewer conflicts below
+      if (taken >> (i * 8 + lane / 4) & 1) copy16(to + i * 512 + (place ^ (i & 1) * 32), from + i * 512);
     }
     if (unit % 4 == 0 || stage == 0) {
       const char* scale = reinterpret_cast<const char*>(scales) + (size_t)(unit / 4) * 1024 + lane * 16;
-      char* place = own + STAGES * STAGE_BYTES + (unit / 4 & 1) * 1024;
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const int row = j * 4 + lane / 8;  // the outputs g and g + 8 of every tile of 16
-        copy16(place + row * 128 + (lane % 8 ^ row) * 16, scale + j * 512);
-      }
+      char* there = own + STAGES * STAGE_BYTES + (unit / 4 & 1) * 1024 + lane * 16;
+      copy16(there, scale);
+      copy16(there + 512, scale + 512);
     }
   }
   end_stage();
@@ -44,17 +72,35 @@ DEVICE void issue(const Shares& share, const void* levels, const void* scales, c
 DEVICE void fill(const Matrix& m, const void* levels, const void* scales, char* ring) {
   const Shares share(m, threadIdx.x / 32);
 #pragma unroll 1
-  for (int stage = 0; stage < STAGES; ++stage) issue(share, levels, scales, nullptr, ring, stage);
+  for (int stage = 0; stage < STAGES; ++stage) issue(share, levels, scales, EVERY_LANE, ring, stage);
 }
 
-DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scales, const __half* activation, const unsigned char*,
-                           float* parts, char* room, char* ring) {
+DEVICE void multiply_bytes(int (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigned x1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
+      : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x0), "r"(x1));
+}
+
+// Byte b of four words, side by side, for every b.
+DEVICE void turn_bytes(unsigned r0, unsigned r1, unsigned r2, unsigned r3, unsigned (&to)[4]) {
+  const unsigned a = __byte_perm(r0, r1, 0x5140), b = __byte_perm(r2, r3, 0x5140);
+  const unsigned c = __byte_perm(r0, r1, 0x7362), d = __byte_perm(r2, r3, 0x7362);
+  to[0] = __byte_perm(a, b, 0x5410), to[1] = __byte_perm(a, b, 0x7632);
+  to[2] = __byte_perm(c, d, 0x5410), to[3] = __byte_perm(c, d, 0x7632);
+}
+
+DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scales, const unsigned char* planes,
+                           const Group* groups, float* parts, char* room, char* ring) {
   float* meeting = reinterpret_cast<float*>(room);
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares share(m, threadIdx.x / 32);
   const char* own = ring + share.warp * RING_BYTES;
-  int tile = share.begin / m.steps, step = share.begin % m.steps;
-  float total[8][2] = {}, sum[8][4] = {};
+  int tile = share.begin / m.steps, step = share.begin % m.steps, ahead_step = (step + STAGES) % m.steps;
+  float total[8][2] = {};
+  int sum[8][4] = {};
+  const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
+  const unsigned* words = reinterpret_cast<const unsigned*>(planes + g % 2 * WIDEST) + q;
 
   auto flush = [&]() {
     float* to = share.place(tile, parts, meeting);
@@ -62,73 +108,73 @@ DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scal
     for (int t = 0; t < 8; ++t) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float both = total[t][half] + shuffle_xor(total[t][half], 1);
-        if (q == 0) to[t * 16 + half * 8 + g] = both;
+        float all = total[t][half] + shuffle_xor(total[t][half], 1);
+        all += shuffle_xor(all, 2);
+        if (q == 0) to[t * 16 + half * 8 + g] = all;
         total[t][half] = 0;
       }
     }
   };
 
+  int lowest = step % 4;
+#pragma unroll 1
   for (int stage = 0; share.begin + stage < share.end; ++stage) {
-    const int unit = share.begin + stage, group = unit % 4;
-    const uint4 x = *reinterpret_cast<const uint4*>(activation + step * 32 + q * 8);
-    const unsigned pairs[4] = {x.x, x.y, x.z, x.w};
-    const char* from = own + stage % STAGES * STAGE_BYTES + g * 8;
+    const int group = step % 4;
+    // Columns 2 q and 2 q + 1 of a product are the upper and the lower bytes of group q of four.
+    const bool mine = g / 2 == group;
+    const unsigned x0 = mine ? words[step * 8] : 0u, x1 = mine ? words[step * 8 + 4] : 0u;
+    const char* from = own + stage % STAGES * STAGE_BYTES;
     wait_stage();
     WARP_BARRIER();
     uint2 held[8];
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
-      held[e] = *reinterpret_cast<const uint2*>(from + ((q * 8 + e) * 64 ^ (q & 1) * 64));
+      held[e] = *reinterpret_cast<const uint2*>(from + (e % 2 ? odd : even) + e % 4 / 2 * 128 + e / 4 * 1024);
     }
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      const unsigned x0 = g == group ? pairs[2 * j] : 0u, x1 = g == group ? pairs[2 * j + 1] : 0u;
+    for (int word = 0; word < 2; ++word) {
+      unsigned low[4], high[4];
+      if (word == 0) {
+        turn_bytes(held[0].x, held[1].x, held[2].x, held[3].x, low);
+        turn_bytes(held[4].x, held[5].x, held[6].x, held[7].x, high);
+      } else {
+        turn_bytes(held[0].y, held[1].y, held[2].y, held[3].y, low);
+        turn_bytes(held[4].y, held[5].y, held[6].y, held[7].y, high);
+      }
 #pragma unroll
-      for (int word = 0; word < 4; ++word) {
-        // Sixteen bits of each of two inputs side by side: see int4.cu.
-        const int e = 4 * j;
-        const unsigned select = word % 2 ? 0x7632u : 0x5410u;
-        const unsigned low = word < 2 ? __byte_perm(held[e].x, held[e + 1].x, select)
-                                      : __byte_perm(held[e].y, held[e + 1].y, select);
-        const unsigned high = word < 2 ? __byte_perm(held[e + 2].x, held[e + 3].x, select)
-                                       : __byte_perm(held[e + 2].y, held[e + 3].y, select);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          // A nibble is a float16 once the exponent of 1024 is put in front of it; one of the upper four bits of a byte
-          // counts 16 times, which the same instruction undoes that takes 1032 (64 + 8) away.
-          const unsigned pair[2] = {half ? low >> 8 : low, half ? high >> 8 : high};
-          unsigned a[4];
-#pragma unroll
-          for (int r = 0; r < 4; ++r) {
-            const unsigned bits = and_or(pair[r / 2], r % 2 ? 0x00f000f0u : 0x000f000fu, 0x64006400u);
-            const __half2 raw = *reinterpret_cast<const __half2*>(&bits);
-            const __half2 value = r % 2 ? __hfma2(raw, __float2half2_rn(0.0625f), __float2half2_rn(-72.0f))
-                                        : __hsub2(raw, __float2half2_rn(1032.0f));
-            a[r] = *reinterpret_cast<const unsigned*>(&value);
-          }
-          multiply_tile(sum[word * 2 + half], a, x0, x1, __half());
-        }
+      for (int b = 0; b < 4; ++b) {
+        const unsigned w[4] = {low[b] & 0x0f0f0f0fu, low[b] >> 4 & 0x0f0f0f0fu, high[b] & 0x0f0f0f0fu,
+                               high[b] >> 4 & 0x0f0f0f0fu};
+        multiply_bytes(sum[word * 4 + b], w, x0, x1);
       }
     }
-    if (group == 3 || unit + 1 == share.end) {
-      // Columns 2 q and 2 q + 1 are groups that share scales where they are below 4; those of other warps are 0.
-      const char* scale = own + STAGES * STAGE_BYTES + (unit / 4 & 1) * 1024 + g * 128;
+    const bool last = share.begin + stage + 1 == share.end;
+    if (group == 3 || last) {
+      const bool inside = q >= lowest && q <= group;
+      const Group with = groups[step - group + q];
+      const float scale = inside ? with.scale : 0.0f;
+      const int zero = inside ? with.zero : ZERO_BITS;
+      const char* place = own + STAGES * STAGE_BYTES + ((share.begin + stage) / 4 & 1) * 1024 + lane * 16;
 #pragma unroll
-      for (int t = 0; t < 8; ++t) {
-        const uint4 four = *reinterpret_cast<const uint4*>(scale + (t ^ g) * 16);
+      for (int t = 0; t < 8; t += 4) {
+        const uint4 sixteen = *reinterpret_cast<const uint4*>(place + t / 4 * 512);
+        const unsigned bits[4] = {sixteen.x, sixteen.y, sixteen.z, sixteen.w};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const unsigned bits = half ? (q ? four.w : four.z) : (q ? four.y : four.x);
-          const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits));
-          total[t][half] = fmaf(pair.x, q < 2 ? sum[t][2 * half] : 0.0f, total[t][half]);
-          total[t][half] = fmaf(pair.y, q < 2 ? sum[t][2 * half + 1] : 0.0f, total[t][half]);
-          sum[t][2 * half] = 0, sum[t][2 * half + 1] = 0;
+        for (int j = 0; j < 4; ++j) {
+          const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits[j]));
+          int(&s)[4] = sum[t + j];
+          const float upper = __int_as_float(s[0] * 256 + (s[1] + zero)) - ZERO;
+          const float lower = __int_as_float(s[2] * 256 + (s[3] + zero)) - ZERO;
+          total[t + j][0] = fmaf(upper, pair.x * scale, total[t + j][0]);
+          total[t + j][1] = fmaf(lower, pair.y * scale, total[t + j][1]);
+          s[0] = 0, s[1] = 0, s[2] = 0, s[3] = 0;
         }
       }
+      lowest = 0;
     }
     WARP_BARRIER();
-    issue(share, levels, scales, activation, ring, stage + STAGES);
+    issue(share, levels, scales, TIERS && !last ? groups[ahead_step].taken : EVERY_LANE, ring, stage + STAGES);
+    if (++ahead_step == m.steps) ahead_step = 0;
     if (++step == m.steps) {
       flush();
       ++tile, step = 0;

@@ -1,132 +1,183 @@
-// ROWS rows times a share of a matrix in the exact view at any effort, on the tensor cores, for a step in one kernel: two
-// bits for each weight name its tier. Arithmetic and packing are those of verify.cu: a column of a product does not see its neighbours, so a row's bits do not depend on its company.
+// ROWS rows times a share of a matrix in the exact view at any effort, on the tensor cores, for a step in one kernel.
+// Packing is that of verify.cu. A row's products are sums over the tiers that it takes of an input; with the two bits of
+// a weight's tier as masks, upper and lower, four products give them for any choice:
+//   all weights      x where a tier is taken
+//   upper            -x where one or two are
+//   lower            -x where one is
+//   both             x where one is, -x where three are
+// A column of a product does not see its neighbours, so a row's bits do not depend on its company.
 namespace specdec {
 
 using act_t = weight_t;
+// A unit is 2 tiles of 16 outputs by 32 inputs. Units go through a ring of STAGES for each warp, filled as soon as the
+// matrix before is done, so the memory works on while the blocks wait for each other.
+constexpr int STAGE_BYTES = 2 * (1024 + 128);
 
-// Weights go through a ring of STAGES stages of two units for each warp. The ring is filled as soon as the matrix before
-// is done, so the memory works on while the blocks wait for each other.
-constexpr int STAGE_BYTES = 2048 + 256;
-
-DEVICE void issue(const Shares& share, const void* weights, const void* planes, char* ring, int stage) {
+DEVICE void issue(const Shares& share, const void* weights, const void* planes, int outputs, int tile, int step,
+                  char* ring, int stage) {
   const int lane = threadIdx.x % 32;
-  char* to = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
+  if (share.begin + stage < share.end) {
+    char* to = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
 #pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const int unit = share.begin + 2 * stage + u;
-    if (unit < share.end) {
-      const char* from = reinterpret_cast<const char*>(weights) + (size_t)unit * 1024 + lane * 16;
-      copy16(to + u * 1024 + lane * 16, from);
-      copy16(to + u * 1024 + 512 + lane * 16, from + 512);
-      copy4(to + 2048 + u * 128 + lane * 4, reinterpret_cast<const char*>(planes) + (size_t)unit * 128 + lane * 4);
+    for (int t = 0; t < 2; ++t) {
+      if ((2 * tile + t) * 16 >= outputs) break;
+      const size_t unit = (size_t)(2 * tile + t) * share.m.steps + step;
+      const char* from = reinterpret_cast<const char*>(weights) + unit * 1024 + lane * 16;
+      copy16(to + t * 1024 + lane * 16, from);
+      copy16(to + t * 1024 + 512 + lane * 16, from + 512);
+      copy4(to + 2048 + t * 128 + lane * 4, reinterpret_cast<const char*>(planes) + unit * 128 + lane * 4);
     }
   }
   end_stage();
 }
 
-DEVICE void fill(const Matrix& m, const void* weights, const void* planes, char* ring) {
+DEVICE void fill(const Matrix& m, int outputs, const void* weights, const void* planes, char* ring) {
   const Shares share(m, threadIdx.x / 32);
+  int tile = share.begin / m.steps, step = share.begin % m.steps;
 #pragma unroll 1
-  for (int stage = 0; stage < STAGES; ++stage) issue(share, weights, planes, ring, stage);
+  for (int stage = 0; stage < STAGES; ++stage) {
+    issue(share, weights, planes, outputs, tile, step, ring, stage);
+    if (++step == m.steps) ++tile, step = 0;
+  }
+}
+
+// All bits of a half where the sign of its byte of `word` is set: bytes 0 and 1, or 2 and 3.
+DEVICE unsigned lower_mask(unsigned word) {
+  unsigned mask;
+  asm("prmt.b32 %0, %1, %1, 0x9988;" : "=r"(mask) : "r"(word));
+  return mask;
+}
+DEVICE unsigned upper_mask(unsigned word) {
+  unsigned mask;
+  asm("prmt.b32 %0, %1, %1, 0xbbaa;" : "=r"(mask) : "r"(word));
+  return mask;
 }
 
 // `planes`: tiers of the weights; `prefix`: how many each row takes, (joined, ROWS, width). The ring has been filled.
-DEVICE void multiply_exact(const Matrix& m, int joined, const void* weights, const void* planes, const act_t* activation, const __half* prefix,
-                           int rows, float* parts, float* meeting, char* ring) {
+DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void* weights, const void* planes,
+                           const act_t* activation, const __half* prefix, int rows, float* parts, float* meeting,
+                           char* ring) {
   const int steps = m.steps, width = steps * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares share(m, threadIdx.x / 32);
   int tile = share.begin / steps, step = share.begin % steps;
-  float sum[BANDS][4] = {};
+  int later_tile = (share.begin + STAGES) / steps, later_step = (share.begin + STAGES) % steps;
+  float sum[2][BANDS][4] = {};
 
   auto flush = [&]() {
     float* to = share.place(tile, parts, meeting);
 #pragma unroll
-    for (int band = 0; band < BANDS; ++band) {
+    for (int t = 0; t < 2; ++t) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int column = band * 8 + 2 * q + e % 2;
-        if (column < rows) to[column * 16 + g + e / 2 * 8] = sum[band][e];
-        sum[band][e] = 0;
+      for (int band = 0; band < BANDS; ++band) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int column = band * 8 + 2 * q + e % 2;
+          if (column < rows) to[column * TILE + t * 16 + g + e / 2 * 8] = sum[t][band][e];
+          sum[t][band][e] = 0;
+        }
       }
     }
   };
+  auto matrix_of_tile = [&](int sixteen) {
+    return joined == 1 ? 0 : joined == 2 ? sixteen % 2 : (sixteen >= SECOND_TILE) + (sixteen >= THIRD_TILE);
+  };
 
-  // Activations of a stage, asked for one stage ahead.
+  // Activations of a unit, asked for one unit ahead.
   struct Rows {
-    uint4 x[2][BANDS][SPLIT];
+    uint4 x[BANDS][SPLIT];
     uint4 taken[2][BANDS];
   };
-  auto look = [&](int stage, Rows& to) {
+  auto look = [&](int tile_, int step_, bool there, Rows& to) {
+    const int place = step_ * 32 + q * 8;
 #pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      const int unit = share.begin + 2 * stage + u, place = unit % steps * 32 + q * 8;
-      const int of = unit / steps;
-      const int matrix = joined == 1 ? 0 : joined == 2 ? of % 2 : (of >= SECOND_TILE) + (of >= THIRD_TILE);
+    for (int band = 0; band < BANDS; ++band) {
+      const int row = band * 8 + g;
+      const bool wanted = there && row < rows;
 #pragma unroll
-      for (int band = 0; band < BANDS; ++band) {
-        const int row = band * 8 + g;
-        const bool wanted = unit < share.end && row < rows;
+      for (int part = 0; part < SPLIT; ++part) {
+        to.x[band][part] =
+            wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * width + place)
+                   : uint4{0, 0, 0, 0};
+      }
 #pragma unroll
-        for (int part = 0; part < SPLIT; ++part) {
-          to.x[u][band][part] =
-              wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * width + place)
+      for (int t = 0; t < 2; ++t) {
+        const int matrix = matrix_of_tile(2 * tile_ + t);
+        if (t == 1 && matrix == matrix_of_tile(2 * tile_)) {
+          to.taken[1][band] = to.taken[0][band];
+        } else {
+          to.taken[t][band] =
+              wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * width + place)
                      : uint4{0, 0, 0, 0};
         }
-        to.taken[u][band] =
-            wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * width + place)
-                   : uint4{0, 0, 0, 0};
       }
     }
   };
 
   Rows now;
-  look(0, now);
-  for (int stage = 0; share.begin + 2 * stage < share.end; ++stage) {
+  look(tile, step, share.begin < share.end, now);
+#pragma unroll 1
+  for (int stage = 0; share.begin + stage < share.end; ++stage) {
     const char* held = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES + lane * 16;
+    const bool ends = step + 1 == steps;
     Rows next;
-    look(stage + 1, next);
+    look(ends ? tile + 1 : tile, ends ? 0 : step + 1, share.begin + stage + 1 < share.end, next);
     wait_stage();
 #pragma unroll
-    for (int u = 0; u < 2; ++u) {
-      if (share.begin + 2 * stage + u >= share.end) break;
-      const uint4 w0 = *reinterpret_cast<const uint4*>(held + u * 1024);
-      const uint4 w1 = *reinterpret_cast<const uint4*>(held + u * 1024 + 512);
-      const unsigned all[8] = {w0.x, w0.y, w0.z, w0.w, w1.x, w1.y, w1.z, w1.w};
-      const unsigned tiers = *reinterpret_cast<const unsigned*>(held - lane * 16 + 2048 + u * 128 + lane * 4);
-      // The matrix is the sum of its tiers: a product takes the weights of one tier and the rows that want it.
+    for (int t = 0; t < 2; ++t) {
+      const uint4 w0 = *reinterpret_cast<const uint4*>(held + t * 1024);
+      const uint4 w1 = *reinterpret_cast<const uint4*>(held + t * 1024 + 512);
+      const unsigned tiers = *reinterpret_cast<const unsigned*>(held - lane * 12 + 2048 + t * 128);
 #pragma unroll
-      for (int k = 0; k < TIERS; ++k) {
-        unsigned a[2][4];
-        const unsigned wanted = k * 0x00010001u;  // compared as tiny float16 numbers, both halves at once
+      for (int product = 0; product < 2; ++product) {
+        const uint4 four = product ? w1 : w0;
+        const unsigned all[4] = {four.x, four.y, four.z, four.w};
+        unsigned upper[4], lower[4], both[4];
 #pragma unroll
-        for (int r = 0; r < 8; ++r) {
-          const unsigned tier = (tiers >> (2 * r)) & 0x00030003u;
-          a[r / 4][r % 4] = all[r] & __heq2_mask(*reinterpret_cast<const __half2*>(&tier),
-                                                 *reinterpret_cast<const __half2*>(&wanted));
+        for (int r = 0; r < 4; ++r) {
+          const unsigned word = tiers << (product * 4 + r), high = upper_mask(word), low = lower_mask(word);
+          upper[r] = all[r] & high, lower[r] = all[r] & low, both[r] = all[r] & high & low;
         }
-        const __half2 level = __float2half2_rn(float(k));
 #pragma unroll
         for (int band = 0; band < BANDS; ++band) {
-          const unsigned n[4] = {now.taken[u][band].x, now.taken[u][band].y, now.taken[u][band].z,
-                                 now.taken[u][band].w};
-          unsigned mask[4];
+          const uint4 n4 = now.taken[t][band];
+          const unsigned n[2] = {product ? n4.z : n4.x, product ? n4.w : n4.y};
+          unsigned any[2], three_up[2], one[2], three[2];
 #pragma unroll
-          for (int p = 0; p < 4; ++p) mask[p] = __hgt2_mask(*reinterpret_cast<const __half2*>(&n[p]), level);
+          for (int p = 0; p < 2; ++p) {
+            const __half2 count = *reinterpret_cast<const __half2*>(&n[p]);
+            any[p] = __hgt2_mask(count, __float2half2_rn(0.0f));
+            three_up[p] = __hgt2_mask(count, __float2half2_rn(2.0f));
+            one[p] = __heq2_mask(count, __float2half2_rn(1.0f));
+            three[p] = __heq2_mask(count, __float2half2_rn(3.0f));
+          }
 #pragma unroll
           for (int part = 0; part < SPLIT; ++part) {
-            const uint4 v = now.x[u][band][part];
-            multiply_tile(sum[band], a[0], v.x & mask[0], v.y & mask[1], weight_t());
-            multiply_tile(sum[band], a[1], v.z & mask[2], v.w & mask[3], weight_t());
+            const uint4 v4 = now.x[band][part];
+            const unsigned v[2] = {product ? v4.z : v4.x, product ? v4.w : v4.y};
+            constexpr unsigned SIGNS = 0x80008000u;
+            unsigned a[2], b[2], c[2], d[2];
+#pragma unroll
+            for (int p = 0; p < 2; ++p) {
+              a[p] = v[p] & any[p];
+              b[p] = (a[p] & ~three_up[p]) ^ SIGNS;
+              c[p] = (v[p] & one[p]) ^ SIGNS;
+              d[p] = (v[p] & one[p]) | ((v[p] ^ SIGNS) & three[p]);
+            }
+            multiply_tile(sum[t][band], all, a[0], a[1], weight_t());
+            multiply_tile(sum[t][band], upper, b[0], b[1], weight_t());
+            multiply_tile(sum[t][band], lower, c[0], c[1], weight_t());
+            multiply_tile(sum[t][band], both, d[0], d[1], weight_t());
           }
         }
       }
-      if (++step == steps) {
-        flush();
-        ++tile, step = 0;
-      }
     }
-    issue(share, weights, planes, ring, stage + STAGES);
+    issue(share, weights, planes, outputs, later_tile, later_step, ring, stage + STAGES);
+    if (++later_step == steps) ++later_tile, later_step = 0;
+    if (++step == steps) {
+      flush();
+      ++tile, step = 0;
+    }
     now = next;
   }
   if (share.begin < share.end && step) flush();

@@ -50,7 +50,8 @@ for (int step = first; step < last; ++step) {
       const unsigned wanted = k * 0x00010001u;  // compared as tiny float16 numbers, both halves at once
 #pragma unroll
       for (int r = 0; r < 8; ++r) {
-        const unsigned tier = (tiers >> (2 * r)) & 0x00030003u;
+        const unsigned bits = tiers >> (7 - r);  // of a pair of weights: both lower bits, both upper bits
+        const unsigned tier = (bits & 1) | (bits >> 15 & 2) | (bits << 8 & 0x10000) | (bits >> 7 & 0x20000);
         a[r / 4][r % 4] = held[r] & __heq2_mask(*reinterpret_cast<const __half2*>(&tier),
                                                 *reinterpret_cast<const __half2*>(&wanted));
       }

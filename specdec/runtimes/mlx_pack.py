@@ -64,7 +64,9 @@ def unpack_dense(mx: Any, backend: str, packed: Any, shape: tuple[int, int]) -> 
 
 
 def pack_tiers(mx: Any, backend: str, tiers: Any, outputs: int) -> Any:
-    """Two bits a weight for `verify`: uint32 in the order of the registers (cuda), uint8 (out, in / 4) (metal).
+    """Two bits a weight for `verify`: uint32 for every lane (cuda), uint8 (out, in / 4) (metal).
+
+    On CUDA bit 7 - r of byte 2 b + p is bit b of the tier of place p of register r: shifted by r, it is a byte's sign.
 
     Args:
         mx: MLX.
@@ -84,7 +86,9 @@ def pack_tiers(mx: Any, backend: str, tiers: Any, outputs: int) -> Any:
                 register = product * 4 + pair * 2 + half
                 for place in range(2):
                     part = lanes[:, :, :, :, product, pair, half, place].astype(mx.uint32)
-                    words = words | (part << mx.array(2 * register + 16 * place, mx.uint32))
+                    low, high = part & mx.array(1, mx.uint32), part >> mx.array(1, mx.uint32)
+                    words = words | (low << mx.array(7 - register + 8 * place, mx.uint32))
+                    words = words | (high << mx.array(23 - register + 8 * place, mx.uint32))
     return mx.contiguous(words).reshape(-1)
 
 
@@ -119,7 +123,7 @@ def pack_int4(mx: Any, backend: str, levels: Any, scales: Any, scores: Any) -> P
     scales = pad(mx, scales, (inputs // GROUP, outputs))
     if backend == "cuda":
         nibbles = levels.reshape(inputs, outputs // 128, 16, 8).transpose(1, 0, 3, 2)
-        scales = scales.reshape(inputs // 128, 4, outputs // 128, 8, 2, 8).transpose(2, 0, 5, 3, 4, 1)
+        scales = scales.reshape(inputs // 128, 4, outputs // 128, 2, 4, 2, 8).transpose(2, 0, 3, 6, 1, 4, 5)
     else:
         nibbles = levels.reshape(inputs, outputs // tile, tile).transpose(1, 0, 2)
     packed = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)

@@ -26,11 +26,11 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 _SPLIT_SIZE = 4  # floats of a split beside its values
-_STAGES = {"dense": 4, "verify": 2, "int4": 4, "bucket": 4}  # of the ring through which weights reach a warp
+_STAGES = {"dense": 4, "verify": 4, "int4": 4, "bucket": 4}  # of the ring through which weights reach a warp
 _PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
-_UNITS = {"dense": (16, 32), "verify": (16, 32), "int4": (128, 32), "bucket": (256, 32)}
+_UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
 _WINDOWLESS = 1 << 30
 _BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
@@ -261,9 +261,11 @@ class WholeStep:
             unit = 4
             ring = warps * _STAGES[kind.mode] * (2048 + 256) if kind.mode == "verify" else 0
         else:
-            fixed += int(constants["WIDEST"]) * (3 if kind.mode == "bucket" else 2)
+            widest = int(constants["WIDEST"])
+            fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (_STAGES[kind.mode] + 1) * 2048 if kind.mode == "int4" else 0
             meeting = warps * (512 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
-        rest = max(attention, meeting)
+        turned = 65 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
+        rest = max(attention, meeting, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring
