@@ -39,6 +39,19 @@ DEVICE float spread_sum(float (&value)[16], int lane) {
   return value[0] + shuffle_xor(value[0], 1);
 }
 
+// Asks for the keys and values of an item as below, which do not wait for what the step computes.
+DEVICE void look_back(int item, int used, const half_t* cache, int capacity, int position) {
+  constexpr int GROUP = HEADS / KV_HEADS, LINES = SIZE / 64 < 1 ? 1 : SIZE / 64;  // of 128 bytes
+  const int kv_head = item / used % HEADS / GROUP, first = item % used * SPAN;
+  if (item / used % HEADS % GROUP) return;  // another block asks for them
+  for (int at = threadIdx.x; at < 2 * SPAN * LINES; at += THREADS) {
+    const int place = first + at / 2 / LINES;
+    if (place < position) {
+      ahead(cache + ((size_t)(at % 2 * KV_HEADS + kv_head) * capacity + place) * SIZE + at / 2 % LINES * 64);
+    }
+  }
+}
+
 // Item: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
 DEVICE void attend(const Matrix& qkv, int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
                    const float* bias, const float* norms, int window, int position, int rows, float* out,
@@ -64,7 +77,11 @@ DEVICE void attend(const Matrix& qkv, int item, int used, int splits, const floa
     if (kind == 0 && (row < base || row >= base + TOGETHER)) continue;  // another block's query
     const int column = kind == 0 ? head * SIZE : (HEADS + (kind - 1) * KV_HEADS + kv_head) * SIZE;
     float4 four = {0, 0, 0, 0};
+    float2 angle[4];
     if (d < SIZE) {
+      const float* turns = angles + ((size_t)(position + row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
       four = sum4(qkv, parts, row, column + d);
 #if BIAS
       add(four, *reinterpret_cast<const float4*>(bias + column + d));
@@ -82,14 +99,14 @@ DEVICE void attend(const Matrix& qkv, int item, int used, int splits, const floa
       if (d < SIZE) m.turning[warp][d + e] = vector[e];
     }
     WARP_BARRIER();
+#pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int at = d + e;
       if (at >= SIZE) break;
       float turned = vector[e];
       if (kind < 2) {
-        const float* angle = angles + ((size_t)(position + row) * (SIZE / 2) + at % (SIZE / 2)) * 2;
         const float other = m.turning[warp][at < SIZE / 2 ? at + SIZE / 2 : at - SIZE / 2];
-        turned = at < SIZE / 2 ? fmaf(vector[e], angle[0], -other * angle[1]) : fmaf(vector[e], angle[0], other * angle[1]);
+        turned = fmaf(vector[e], angle[e].x, (at < SIZE / 2 ? -other : other) * angle[e].y);
       }
       if (kind == 0) m.query[row][at] = turned * SCALE;
       if (kind == 1) m.new_keys[row][at] = to_half(turned);

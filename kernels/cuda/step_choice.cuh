@@ -30,18 +30,40 @@ DEVICE void load_scores(const float* scores, int input, float (&to)[TIERS]) {
   }
 }
 
-// The lowest bin that is taken. `scratch` holds 33 numbers, `turned` BINS and a 64th more.
-DEVICE int find_cut(const unsigned* histogram, int wanted, int* scratch, unsigned* turned) {
-  constexpr int EACH = BINS / THREADS;
+// Scores of four inputs of a row of `width`; 0 past its end.
+DEVICE void load_scores4(const float* scores, int input, int width, float (&to)[4][TIERS]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+#pragma unroll
+    for (int k = 0; k < TIERS; ++k) to[e][k] = 0;
+    if (input + e < width) load_scores(scores, input + e, to[e]);
+  }
+}
+
+// A histogram on its way: what is asked for early need not be waited for.
+struct Counts {
+  static constexpr int EACH = BINS / THREADS;
   static_assert(EACH % 4 == 0 && THREADS % 8 == 0, "bins are read in fours");
+  uint4 four[EACH / 4];
+
+  DEVICE explicit Counts(const unsigned* histogram) {
+#pragma unroll
+    for (int j = 0; j < EACH / 4; ++j) {
+      four[j] = __ldcg(reinterpret_cast<const uint4*>(histogram) + j * THREADS + threadIdx.x);
+    }
+  }
+};
+
+// The lowest bin that is taken. `scratch` holds 33 numbers, `turned` BINS and a 64th more.
+DEVICE int find_cut(const Counts& counts, int wanted, int* scratch, unsigned* turned) {
+  constexpr int EACH = Counts::EACH;
   const int tid = threadIdx.x, first = BINS - (tid + 1) * EACH;
   int count[EACH], sum = 0;
 #pragma unroll
   for (int j = 0; j < EACH / 4; ++j) {
     const int at = (j * THREADS + tid) * 4;
-    const uint4 four = __ldcg(reinterpret_cast<const uint4*>(histogram + at));
     unsigned* to = turned + at + at / 64;  // what threads next to each other read below is in different banks
-    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    to[0] = counts.four[j].x, to[1] = counts.four[j].y, to[2] = counts.four[j].z, to[3] = counts.four[j].w;
   }
   BARRIER();
 #pragma unroll
@@ -84,11 +106,16 @@ DEVICE void spread(int rows, int padded, F each) {
   }
 }
 
-// The scale of an RMS norm from the sums of squares of a row's parts of 128.
-DEVICE float norm_scale(const float* squares) {
+// The scale of an RMS norm, from sums of squares of a row's parts of 128: first what a lane has of them.
+DEVICE float load_squares(const float* squares) {
   float sum = 0;
-  for (int job = threadIdx.x % 32; job < HIDDEN_PAD / 128; job += 32) sum += __ldcg(squares + job);
-  return 1.0f / square_root(lane_sum(sum) / HIDDEN + EPSILON);
+#pragma unroll
+  for (int job = 0; job < HIDDEN_PAD / 128; job += 32) {
+    const int at = job + threadIdx.x % 32;
+    sum += at < HIDDEN_PAD / 128 ? __ldcg(squares + at) : 0.0f;
+  }
+  return sum;
 }
+DEVICE float norm_scale(float part) { return 1.0f / square_root(lane_sum(part) / HIDDEN + EPSILON); }
 
 }  // namespace specdec

@@ -66,6 +66,10 @@ auto make = [&](int layer, int site, bool adds) {
   const float* weight = weight_at(layer, site);
   spread(1, padded_at(site), [&](int, int i) {
     float4 value = {0, 0, 0, 0};
+#if TIERS
+    float score[4][TIERS];
+    load_scores4(scores, i, width, score);
+#endif
     if (site % 2 == 0) {
       float4 w = value;
       if (i < HIDDEN) {
@@ -90,10 +94,9 @@ auto make = [&](int layer, int site, bool adds) {
     const float v[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      float score[TIERS];
-      load_scores(scores, i + e, score);
+      if (i + e >= width) break;
 #pragma unroll
-      for (int k = 0; k < TIERS; ++k) atomicAdd(counted + place_of(bin_of(fabsf(v[e]) * score[k])), size_of(k));
+      for (int k = 0; k < TIERS; ++k) atomicAdd(counted + place_of(bin_of(fabsf(v[e]) * score[e][k])), size_of(k));
     }
 #endif
   });
@@ -117,60 +120,49 @@ auto take_in = [&](const Matrix& m, int layer, int site, int wanted) {
 #endif
     return load_float4(values + i);
   };
-  const float scale = site % 2 == 0 ? norm_scale(squares) : 1.0f;
+  // All that is needed is asked for before any of it is used.
 #if TIERS
-  // The bins of the first inputs of a thread are found while the histogram is under way.
+  const Counts under_way(histogram + turn % 3 * BINS);
   const float* scores = scores_at(layer, site);
-  auto bins_of = [&](int i, const float4& value, int (&bins)[4][TIERS]) {
-    const float v[4] = {value.x, value.y, value.z, value.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      float score[TIERS];
-      if (i + e < width) load_scores(scores, i + e, score);
-#pragma unroll
-      for (int k = 0; k < TIERS; ++k) bins[e][k] = i + e < width ? bin_of(fabsf(v[e]) * score[k]) : -1;
-    }
-  };
   float4 early = {0, 0, 0, 0};
-  int early_bins[4][TIERS];
+  float score[4][TIERS];
   if (tid < length) {
     early = four(place(tid));
-    bins_of(place(tid), early, early_bins);
+    load_scores4(scores, place(tid), width, score);
   }
-  const int cut = find_cut(histogram + turn % 3 * BINS, wanted, counting, reinterpret_cast<unsigned*>(room));
+#else
+  const float4 early = tid < length ? four(place(tid)) : float4{0, 0, 0, 0};
+#endif
+  const float square = site % 2 == 0 ? load_squares(squares) : 0.0f;
+#if TIERS
+  const int cut = find_cut(under_way, wanted, counting, reinterpret_cast<unsigned*>(room));
   ++turn;
 #endif
+  const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
 #pragma unroll 1
   for (int start = 0; start < length; start += THREADS) {
     const int j = start + tid, i = place(j);
     const bool inside = j < length;
-    float4 value = {0, 0, 0, 0};
+    float4 value = early;
+    if (start > 0) {
+      value = inside ? four(i) : float4{0, 0, 0, 0};
 #if TIERS
-    int bins[4][TIERS];
-    if (start == 0) {
-      value = early;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-#pragma unroll
-        for (int k = 0; k < TIERS; ++k) bins[e][k] = early_bins[e][k];
-      }
-    } else if (inside) {
-      value = four(i);
-      bins_of(i, value, bins);
+      load_scores4(scores, i, inside ? width : 0, score);
+#endif
     }
     float v[4] = {value.x, value.y, value.z, value.w};
+#if TIERS
     unsigned runs = 0;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       int taken = 0;
 #pragma unroll
-      for (int k = 0; k < TIERS; ++k) taken += bins[e][k] >= cut ? (COUNTS ? size_of(k) / 4 : 1) : 0;
+      for (int k = 0; k < TIERS; ++k) {
+        taken += i + e < width && bin_of(fabsf(v[e]) * score[e][k]) >= cut ? (COUNTS ? size_of(k) / 4 : 1) : 0;
+      }
       if (taken == 0) v[e] = 0;
       runs |= unsigned(taken) << (8 * e);
     }
-#else
-    if (inside) value = four(i);
-    const float v[4] = {value.x, value.y, value.z, value.w};
 #endif
     const float scaled[4] = {v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale};
 #if COUNTS
@@ -209,19 +201,24 @@ for (int number = 0;; ++number) {
                  head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, beside,
                  site % 2 ? products : products + OTHER_PARTS, room, ring);
   if (head) break;
-  meeting.wait([&] {
-    fill_for(next / 4, next % 4);
-    look_ahead(next / 4, next % 4);
-  });
   if (site == 0) {
+    half_t* past = const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE;
+    meeting.wait([&] {
+      if (block < HEADS * used) look_back(block, used, past, capacity, position);
+      fill_for(next / 4, next % 4);
+      look_ahead(next / 4, next % 4);
+    });
 #pragma unroll 1
     for (int item = block; item < HEADS * used; item += GRID) {
-      attend(m, item, used, splits, products + OTHER_PARTS,
-             const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE, capacity, angles,
-             POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), position, 1,
-             attended, memory);
+      attend(m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
+             POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), position, 1, attended, memory);
     }
     meeting.wait();
+  } else {
+    meeting.wait([&] {
+      fill_for(next / 4, next % 4);
+      look_ahead(next / 4, next % 4);
+    });
   }
   if (TIERS || site % 2) {
     make(next / 4, next % 4, true);

@@ -61,6 +61,11 @@ auto make = [&](int layer, int site, int joined, int first, bool adds) {
   const int width = width_at(site), padded = padded_at(site);
   spread(rows - first, padded, [&](int row, int i) {
     float4 value = {0, 0, 0, 0};
+    float score[3][4][TIERS];
+#pragma unroll
+    for (int m = 0; m < 3; ++m) {
+      if (m < joined) load_scores4(scores + (size_t)m * width * TIERS, i, width, score[m]);
+    }
     if (site % 2 == 0) {
       float* from = x + (first + row) * HIDDEN + i;
       float4 w = value;
@@ -81,15 +86,15 @@ auto make = [&](int layer, int site, int joined, int first, bool adds) {
     *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
     if (i >= width) return;
     const float v[4] = {value.x, value.y, value.z, value.w};
-#pragma unroll 1
-    for (int m = 0; m < joined; ++m) {
+#pragma unroll
+    for (int m = 0; m < 3; ++m) {
+      if (m >= joined) break;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        float score[TIERS];
-        load_scores(scores, m * width + i + e, score);
+        if (i + e >= width) break;
 #pragma unroll
         for (int k = 0; k < TIERS; ++k) {
-          atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[k])), size_of(k));
+          atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][k])), size_of(k));
         }
       }
     }
@@ -105,23 +110,29 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
 #pragma unroll 1
   for (int pair = block % step; pair < pairs; pair += step) {
     const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
-    const int cut = find_cut(counted + (size_t)(m * ROWS + row) * BINS, wanted[m], reinterpret_cast<int*>(scratch_sums),
-                             reinterpret_cast<unsigned*>(room));
-    const float scale = site % 2 == 0 ? norm_scale(squares + row * (HIDDEN_PAD / 128)) : 1.0f;
+    // All that is needed is asked for before any of it is used.
+    const Counts under_way(counted + (size_t)(m * ROWS + row) * BINS);
+    const int from = (block / step * THREADS + tid) * 4;
+    const float4 early = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
+    float score[4][TIERS];
+    load_scores4(scores + (size_t)m * width * TIERS, from, width, score);
+    const float square = site % 2 == 0 ? load_squares(squares + row * (HIDDEN_PAD / 128)) : 0.0f;
+    const int cut = find_cut(under_way, wanted[m], reinterpret_cast<int*>(scratch_sums), reinterpret_cast<unsigned*>(room));
+    const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
 #pragma unroll 1
-    for (int i = (block / step * THREADS + tid) * 4; i < padded; i += sharing * THREADS * 4) {
-      const float4 value = load_float4(values + (size_t)row * padded + i);
+    for (int i = from; i < padded; i += sharing * THREADS * 4) {
+      float4 value = early;
+      if (i != from) {
+        value = load_float4(values + (size_t)row * padded + i);
+        load_scores4(scores + (size_t)m * width * TIERS, i, width, score);
+      }
       const float v[4] = {value.x, value.y, value.z, value.w};
       __half taken[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         int found = 0;
-        if (i + e < width) {
-          float score[TIERS];
-          load_scores(scores, m * width + i + e, score);
 #pragma unroll
-          for (int k = 0; k < TIERS; ++k) found += bin_of(fabsf(v[e]) * score[k]) >= cut ? 1 : 0;
-        }
+        for (int k = 0; k < TIERS; ++k) found += i + e < width && bin_of(fabsf(v[e]) * score[e][k]) >= cut ? 1 : 0;
         taken[e] = __int2half_rn(found);
       }
       *reinterpret_cast<uint2*>(prefix + ((size_t)m * ROWS + row) * padded + i) = *reinterpret_cast<const uint2*>(taken);
@@ -192,23 +203,30 @@ for (int number = 0, choice = 0;; ++number) {
   multiply_exact(m, outputs_at(site, head), joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
                  head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, products, room,
                  ring);
-  meeting.wait([&] {
+  auto meanwhile = [&] {
     if (head) return;
     fill_for(next / 4, next % 4);
 #if TIERS
     look_ahead(next / 4, next % 4, joined_at(next / 4, next % 4));
 #endif
-  });
-  if (head) break;
-  if (site == 0) {
+  };
+  if (site == 0 && !head) {
+    half_t* past = const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE;
+    const int items = (rows + TOGETHER - 1) / TOGETHER * HEADS * used;
+    meeting.wait([&] {
+      if (block < items) look_back(block, used, past, capacity, position);
+      meanwhile();
+    });
 #pragma unroll 1
-    for (int item = block; item < (rows + TOGETHER - 1) / TOGETHER * HEADS * used; item += GRID) {
-      attend(m, item, used, splits, products, const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE,
-             capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]),
-             position, rows, attended, memory);
+    for (int item = block; item < items; item += GRID) {
+      attend(m, item, used, splits, products, past, capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
+             int(address[layer * ENTRIES + 16]), position, rows, attended, memory);
     }
     meeting.wait();
+  } else {
+    meeting.wait(meanwhile);
   }
+  if (head) break;
 }
 constexpr int QUADS = (VOCAB + 3) / 4;
 #pragma unroll 1

@@ -77,7 +77,7 @@ DEVICE void fill(const Matrix& m, const void* levels, const void* scales, char* 
 
 DEVICE void multiply_bytes(int (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigned x1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
       : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x0), "r"(x1));
 }
@@ -143,8 +143,8 @@ DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scal
       }
 #pragma unroll
       for (int b = 0; b < 4; ++b) {
-        const unsigned w[4] = {low[b] & 0x0f0f0f0fu, low[b] >> 4 & 0x0f0f0f0fu, high[b] & 0x0f0f0f0fu,
-                               high[b] >> 4 & 0x0f0f0f0fu};
+        // The upper nibbles count 16 times; that is taken back where the sums are scaled.
+        const unsigned w[4] = {low[b] & 0x0f0f0f0fu, low[b] & 0xf0f0f0f0u, high[b] & 0x0f0f0f0fu, high[b] & 0xf0f0f0f0u};
         multiply_bytes(sum[word * 4 + b], w, x0, x1);
       }
     }
@@ -164,7 +164,7 @@ DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scal
           const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&bits[j]));
           int(&s)[4] = sum[t + j];
           const float upper = __int_as_float(s[0] * 256 + (s[1] + zero)) - ZERO;
-          const float lower = __int_as_float(s[2] * 256 + (s[3] + zero)) - ZERO;
+          const float lower = __int_as_float((s[2] * 256 + s[3] >> 4) + zero) - ZERO;
           total[t + j][0] = fmaf(upper, pair.x * scale, total[t + j][0]);
           total[t + j][1] = fmaf(lower, pair.y * scale, total[t + j][1]);
           s[0] = 0, s[1] = 0, s[2] = 0, s[3] = 0;
