@@ -7,7 +7,7 @@ using act_t = weight_t;
 // A ring in shared memory, as in step_verify.cuh, was measured here too, and was slower.
 DEVICE void fill(const Matrix&, int, const void*, const void*, char*) {}
 
-DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const void*, const act_t* activation, const __half*, int rows,
+DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const void*, const act_t* activation, const unsigned char*, int rows,
                            float* parts, float* meeting, char*) {
   constexpr int UNROLL = STEP_UNROLL;  // at most the steps of a tile: a batch passes one end of a tile
   const int steps = m.steps, width = steps * 32;

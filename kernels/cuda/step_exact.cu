@@ -17,7 +17,7 @@ AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *attended = scratch + AT_SPLITS;
 act_t* activation = reinterpret_cast<act_t*>(scratch + AT_ACTIVATION);
-__half* prefix = reinterpret_cast<__half*>(scratch + AT_PREFIX);
+unsigned char* prefix = reinterpret_cast<unsigned char*>(scratch + AT_PREFIX);  // tiers taken
 BARRIER();
 #define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
 #define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
@@ -127,15 +127,15 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
         load_scores4(scores + (size_t)m * width * TIERS, i, width, score);
       }
       const float v[4] = {value.x, value.y, value.z, value.w};
-      __half taken[4];
+      unsigned taken = 0;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         int found = 0;
 #pragma unroll
         for (int k = 0; k < TIERS; ++k) found += i + e < width && bin_of(fabsf(v[e]) * score[e][k]) >= cut ? 1 : 0;
-        taken[e] = __int2half_rn(found);
+        taken |= unsigned(found) << (8 * e);
       }
-      *reinterpret_cast<uint2*>(prefix + ((size_t)m * ROWS + row) * padded + i) = *reinterpret_cast<const uint2*>(taken);
+      *reinterpret_cast<unsigned*>(prefix + ((size_t)m * ROWS + row) * padded + i) = taken;
       if (m == 0) put4(activation, row, padded, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
     }
     BARRIER();

@@ -53,9 +53,14 @@ DEVICE unsigned upper_mask(unsigned word) {
   return mask;
 }
 
+DEVICE __half2 tiny(unsigned number) {
+  const unsigned both = number * 0x00010001u;
+  return *reinterpret_cast<const __half2*>(&both);
+}
+
 // `planes`: tiers of the weights; `prefix`: how many each row takes, (joined, ROWS, width). The ring has been filled.
 DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void* weights, const void* planes,
-                           const act_t* activation, const __half* prefix, int rows, float* parts, float* meeting,
+                           const act_t* activation, const unsigned char* prefix, int rows, float* parts, float* meeting,
                            char* ring) {
   const int steps = m.steps, width = steps * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -86,7 +91,7 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
   // Activations of a unit, asked for one unit ahead.
   struct Rows {
     uint4 x[BANDS][SPLIT];
-    uint4 taken[2][BANDS];
+    uint2 taken[2][BANDS];  // a byte for each input
   };
   auto look = [&](int tile_, int step_, bool there, Rows& to) {
     const int place = step_ * 32 + q * 8;
@@ -107,8 +112,8 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
           to.taken[1][band] = to.taken[0][band];
         } else {
           to.taken[t][band] =
-              wanted ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * width + place)
-                     : uint4{0, 0, 0, 0};
+              wanted ? *reinterpret_cast<const uint2*>(prefix + ((size_t)matrix * ROWS + row) * width + place)
+                     : uint2{0, 0};
         }
       }
     }
@@ -140,16 +145,17 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
         }
 #pragma unroll
         for (int band = 0; band < BANDS; ++band) {
-          const uint4 n4 = now.taken[t][band];
-          const unsigned n[2] = {product ? n4.z : n4.x, product ? n4.w : n4.y};
+          const unsigned n4 = product ? now.taken[t][band].y : now.taken[t][band].x;
           unsigned any[2], three_up[2], one[2], three[2];
 #pragma unroll
           for (int p = 0; p < 2; ++p) {
-            const __half2 count = *reinterpret_cast<const __half2*>(&n[p]);
-            any[p] = __hgt2_mask(count, __float2half2_rn(0.0f));
-            three_up[p] = __hgt2_mask(count, __float2half2_rn(2.0f));
-            one[p] = __heq2_mask(count, __float2half2_rn(1.0f));
-            three[p] = __heq2_mask(count, __float2half2_rn(3.0f));
+            // Counts are compared as tiny float16 numbers, two at once.
+            const unsigned pair = __byte_perm(n4, 0, p ? 0x4342u : 0x4140u);
+            const __half2 count = *reinterpret_cast<const __half2*>(&pair);
+            any[p] = __hgt2_mask(count, tiny(0));
+            three_up[p] = __hgt2_mask(count, tiny(2));
+            one[p] = __heq2_mask(count, tiny(1));
+            three[p] = __heq2_mask(count, tiny(3));
           }
 #pragma unroll
           for (int part = 0; part < SPLIT; ++part) {

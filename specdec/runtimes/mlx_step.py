@@ -26,7 +26,7 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 _SPLIT_SIZE = 4  # floats of a split beside its values
-_STAGES = {"dense": 4, "verify": 4, "int4": 4, "bucket": 4}  # of the ring through which weights reach a warp
+_STAGES = {"dense": 4, "verify": 3, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
 _PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
@@ -217,7 +217,7 @@ class WholeStep:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
         else:
-            sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 6}
+            sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 8}
             sizes["WIDEST"] = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
         return sizes
 
@@ -237,7 +237,7 @@ class WholeStep:
         else:
             blocks.append(("AT_PARTS", max(slots.values())))
             blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
-            blocks.append(("AT_PREFIX", 3 * rows * widest // 2))
+            blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         joined = 3 if kind.mode == "verify" else 1
         bins = 3 * joined * rows * (64 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares = rows * padded(c.hidden_size) // 128
@@ -264,7 +264,7 @@ class WholeStep:
             widest = int(constants["WIDEST"])
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (_STAGES[kind.mode] + 1) * 2048 if kind.mode == "int4" else 0
-            meeting = warps * (512 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
+            meeting = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
         turned = 65 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
         rest = max(attention, meeting, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
