@@ -11,24 +11,44 @@ namespace specdec {
 using act_t = weight_t;
 // A unit is 2 tiles of 16 outputs by 32 inputs. Units go through a ring of STAGES for each warp, filled as soon as the
 // matrix before is done, so the memory works on while the blocks wait for each other.
-constexpr int STAGE_BYTES = 2 * (1024 + 128);
+// The rows' activations and counts come the same way, once they are made: read when they are needed, they would be waited
+// for behind the weights.
+constexpr int HELD_ROWS = 8 * BANDS, WEIGHT_BYTES = 2 * (1024 + 128), ROW_BYTES = HELD_ROWS * 64 * SPLIT;
+constexpr int STAGE_BYTES = WEIGHT_BYTES + ROW_BYTES + 2 * HELD_ROWS * 32;
 
-DEVICE void issue(const Shares& share, const void* weights, const void* planes, int outputs, int tile, int step,
-                  char* ring, int stage) {
+DEVICE int matrix_of_tile(int joined, int tile) {
+  return joined == 1 ? 0 : joined == 2 ? tile % 2 : (tile >= SECOND_TILE) + (tile >= THIRD_TILE);
+}
+
+DEVICE void issue_weights(const Shares& share, const void* weights, const void* planes, int outputs, int tile, int step,
+                          char* to) {
   const int lane = threadIdx.x % 32;
-  if (share.begin + stage < share.end) {
-    char* to = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
 #pragma unroll
-    for (int t = 0; t < 2; ++t) {
-      if ((2 * tile + t) * 16 >= outputs) break;
-      const size_t unit = (size_t)(2 * tile + t) * share.m.steps + step;
-      const char* from = reinterpret_cast<const char*>(weights) + unit * 1024 + lane * 16;
-      copy16(to + t * 1024 + lane * 16, from);
-      copy16(to + t * 1024 + 512 + lane * 16, from + 512);
-      copy4(to + 2048 + t * 128 + lane * 4, reinterpret_cast<const char*>(planes) + unit * 128 + lane * 4);
+  for (int t = 0; t < 2; ++t) {
+    if ((2 * tile + t) * 16 >= outputs) break;
+    const size_t unit = (size_t)(2 * tile + t) * share.m.steps + step;
+    const char* from = reinterpret_cast<const char*>(weights) + unit * 1024 + lane * 16;
+    copy16(to + t * 1024 + lane * 16, from);
+    copy16(to + t * 1024 + 512 + lane * 16, from + 512);
+    copy4(to + 2048 + t * 128 + lane * 4, reinterpret_cast<const char*>(planes) + unit * 128 + lane * 4);
+  }
+}
+DEVICE void issue_rows(const act_t* activation, const unsigned char* prefix, int rows, int joined, int width, int tile,
+                       int step, char* to) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int at = lane; at < ROW_BYTES / 16; at += 32) {
+    const int row = at / 4;
+    if (row < rows * SPLIT) copy16(to + WEIGHT_BYTES + at * 16, activation + (size_t)row * width + step * 32 + at % 4 * 8);
+  }
+#pragma unroll
+  for (int at = lane; at < 4 * HELD_ROWS; at += 32) {
+    const int matrix = matrix_of_tile(joined, 2 * tile + at / (2 * HELD_ROWS)), row = at / 2 % HELD_ROWS;
+    if (row < rows) {
+      copy16(to + WEIGHT_BYTES + ROW_BYTES + at * 16,
+             prefix + ((size_t)matrix * ROWS + row) * width + step * 32 + at % 2 * 16);
     }
   }
-  end_stage();
 }
 
 DEVICE void fill(const Matrix& m, int outputs, const void* weights, const void* planes, char* ring) {
@@ -36,7 +56,9 @@ DEVICE void fill(const Matrix& m, int outputs, const void* weights, const void* 
   int tile = share.begin / m.steps, step = share.begin % m.steps;
 #pragma unroll 1
   for (int stage = 0; stage < STAGES; ++stage) {
-    issue(share, weights, planes, outputs, tile, step, ring, stage);
+    char* to = ring + (share.warp * STAGES + stage) * STAGE_BYTES;
+    if (share.begin + stage < share.end) issue_weights(share, weights, planes, outputs, tile, step, to);
+    end_stage();
     if (++step == m.steps) ++tile, step = 0;
   }
 }
@@ -66,7 +88,6 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares share(m, threadIdx.x / 32);
   int tile = share.begin / steps, step = share.begin % steps;
-  int later_tile = (share.begin + STAGES) / steps, later_step = (share.begin + STAGES) % steps;
   float sum[2][BANDS][4] = {};
 
   auto flush = [&]() {
@@ -84,50 +105,40 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
       }
     }
   };
-  auto matrix_of_tile = [&](int sixteen) {
-    return joined == 1 ? 0 : joined == 2 ? sixteen % 2 : (sixteen >= SECOND_TILE) + (sixteen >= THIRD_TILE);
+  int later_tile = tile, later_step = step;
+  auto later = [&](int stage, bool weights_too) {
+    if (share.begin + stage < share.end) {
+      char* to = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
+      if (weights_too) issue_weights(share, weights, planes, outputs, later_tile, later_step, to);
+      issue_rows(activation, prefix, rows, joined, width, later_tile, later_step, to);
+    }
+    end_stage();
+    if (++later_step == steps) ++later_tile, later_step = 0;
   };
+#pragma unroll 1
+  for (int stage = 0; stage < STAGES; ++stage) later(stage, false);
 
-  // Activations of a unit, asked for one unit ahead.
-  struct Rows {
+#pragma unroll 1
+  for (int stage = 0; share.begin + stage < share.end; ++stage) {
+    const char* at = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES;
+    const char* held = at + lane * 16;
+    wait_stage();
+    WARP_BARRIER();
     uint4 x[BANDS][SPLIT];
-    uint2 taken[2][BANDS];  // a byte for each input
-  };
-  auto look = [&](int tile_, int step_, bool there, Rows& to) {
-    const int place = step_ * 32 + q * 8;
+    uint2 taken[2][BANDS];
 #pragma unroll
     for (int band = 0; band < BANDS; ++band) {
-      const int row = band * 8 + g;
-      const bool wanted = there && row < rows;
 #pragma unroll
       for (int part = 0; part < SPLIT; ++part) {
-        to.x[band][part] =
-            wanted ? *reinterpret_cast<const uint4*>(activation + (size_t)(row * SPLIT + part) * width + place)
-                   : uint4{0, 0, 0, 0};
+        const int row = (band * 8 + g) * SPLIT + part;
+        x[band][part] = *reinterpret_cast<const uint4*>(at + WEIGHT_BYTES + row * 64 + q * 16);
       }
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
-        const int matrix = matrix_of_tile(2 * tile_ + t);
-        if (t == 1 && matrix == matrix_of_tile(2 * tile_)) {
-          to.taken[1][band] = to.taken[0][band];
-        } else {
-          to.taken[t][band] =
-              wanted ? *reinterpret_cast<const uint2*>(prefix + ((size_t)matrix * ROWS + row) * width + place)
-                     : uint2{0, 0};
-        }
+        const int row = t * HELD_ROWS + band * 8 + g;
+        taken[t][band] = *reinterpret_cast<const uint2*>(at + WEIGHT_BYTES + ROW_BYTES + row * 32 + q * 8);
       }
     }
-  };
-
-  Rows now;
-  look(tile, step, share.begin < share.end, now);
-#pragma unroll 1
-  for (int stage = 0; share.begin + stage < share.end; ++stage) {
-    const char* held = ring + (share.warp * STAGES + stage % STAGES) * STAGE_BYTES + lane * 16;
-    const bool ends = step + 1 == steps;
-    Rows next;
-    look(ends ? tile + 1 : tile, ends ? 0 : step + 1, share.begin + stage + 1 < share.end, next);
-    wait_stage();
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
       const uint4 w0 = *reinterpret_cast<const uint4*>(held + t * 1024);
@@ -145,7 +156,7 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
         }
 #pragma unroll
         for (int band = 0; band < BANDS; ++band) {
-          const unsigned n4 = product ? now.taken[t][band].y : now.taken[t][band].x;
+          const unsigned n4 = product ? taken[t][band].y : taken[t][band].x;
           unsigned any[2], three_up[2], one[2], three[2];
 #pragma unroll
           for (int p = 0; p < 2; ++p) {
@@ -159,7 +170,7 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
           }
 #pragma unroll
           for (int part = 0; part < SPLIT; ++part) {
-            const uint4 v4 = now.x[band][part];
+            const uint4 v4 = x[band][part];
             const unsigned v[2] = {product ? v4.z : v4.x, product ? v4.w : v4.y};
             constexpr unsigned SIGNS = 0x80008000u;
             unsigned a[2], b[2], c[2], d[2];
@@ -178,13 +189,12 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
         }
       }
     }
-    issue(share, weights, planes, outputs, later_tile, later_step, ring, stage + STAGES);
-    if (++later_step == steps) ++later_tile, later_step = 0;
+    WARP_BARRIER();
+    later(stage + STAGES, true);
     if (++step == steps) {
       flush();
       ++tile, step = 0;
     }
-    now = next;
   }
   if (share.begin < share.end && step) flush();
   share.gather(meeting, parts, rows);

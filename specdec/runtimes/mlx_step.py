@@ -32,6 +32,7 @@ _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "b
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
 _WINDOWLESS = 1 << 30
+_RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 _BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
@@ -207,7 +208,7 @@ class WholeStep:
         sizes |= {
             "ENTRIES": _ENTRIES,
             "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),
-            "STAGES": _STAGES[kind.mode],
+            "STAGES": self._stages(kind),
         }
         selects = kind.selects and kind.mode != "dense"
         sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
@@ -249,6 +250,18 @@ class WholeStep:
         constants["AT_SPLITS"] = place
         return place
 
+    def _stage_bytes(self, kind: Kind) -> int:
+        """Shared memory of a stage of a warp's ring in `verify`: weights, their tiers, rows and their counts."""
+        held = max(8, kind.rows)
+        split = 2 if self.weight_type == "bfloat_t" else 1
+        return 2 * (1024 + 128) + held * 64 * split + 2 * held * 32
+
+    def _stages(self, kind: Kind) -> int:
+        """Stages of a warp's ring; fewer where many rows leave less shared memory."""
+        if kind.mode != "verify":
+            return _STAGES[kind.mode]
+        return max(1, min(_STAGES["verify"], _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * self._stage_bytes(kind))))
+
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
         """Shared memory of a block; puts the place of the ring among the constants."""
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
@@ -259,11 +272,11 @@ class WholeStep:
         meeting, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         if kind.mode in ("dense", "verify"):
             unit = 4
-            ring = warps * _STAGES[kind.mode] * (2048 + 256) if kind.mode == "verify" else 0
+            ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind) if kind.mode == "verify" else 0
         else:
             widest = int(constants["WIDEST"])
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
-            ring = warps * (_STAGES[kind.mode] + 1) * 2048 if kind.mode == "int4" else 0
+            ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
             meeting = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
         turned = 65 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
         rest = max(attention, meeting, 4 * turned if constants["TIERS"] else 0)
