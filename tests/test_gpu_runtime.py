@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import real_model_path
+from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
@@ -27,6 +28,7 @@ from specdec.views.dtypes import to_float32
 try:
     from specdec.runtimes import mlx_model
     from specdec.runtimes.mlx import MlxRuntime
+    from specdec.runtimes.mlx_pack import int4_parts
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 
@@ -123,18 +125,70 @@ def test_rows_are_the_same_bits_across_splits_of_attention(runtime_of):
     assert np.array_equal(np.array(alone), together[-20:])
 
 
+class ChoosingTransformer(DenseTransformer):
+    """The reference at an effort: tiers by `select_tiers`, for joined matrices of a draft view by their mean scores."""
+
+    def __init__(self, store: Store, view: str, effort: float) -> None:
+        super().__init__(store.config, lambda name: self._weights(name), store.vector)
+        self.store, self.view, self.effort = store, view, effort
+        self.sizes = (1,) if view == "int4" else store.layout.tier_sizes
+        self._kept: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def _parts(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Weights (out, in), their tiers, and scores (in, K) of a matrix in the view."""
+        if name not in self._kept:
+            if self.view == "int4":
+                levels, scales = int4_parts(self.store.draft("int4", name))
+                groups = np.repeat(scales.astype(np.float32), 32, axis=0)[: len(levels)]
+                weights = ((levels.astype(np.float32) - 8) * groups).T
+                self._kept[name] = weights, np.zeros(weights.shape, np.uint8), self.store.draft("int4", name).scores
+            else:
+                matrix = self.store.bucketed(name)
+                weights = to_float32(matrix.dense_bits(), self.store.dtype)
+                self._kept[name] = weights, matrix.tier_of_weight()[:, : len(weights)].T, matrix.scores
+        return self._kept[name]
+
+    def _weights(self, name: str) -> np.ndarray:
+        if name in self.store.config.tables():
+            return to_float32(self.store.table(name), self.store.dtype)
+        return (
+            self._parts(name)[0]
+            if name != "head"
+            else to_float32(self.store.bucketed(name).dense_bits(), self.store.dtype)
+        )
+
+    def _multiply(self, name: str, rows: np.ndarray) -> np.ndarray:
+        before, _, last = name.rpartition(".")
+        joined = {"q": "qkv", "k": "qkv", "v": "qkv"}.get(last, ("gate", "up") if last in ("gate", "up") else (last,))
+        names = [f"{before}.{each}" if before else each for each in joined] if self.view != "exact" else [name]
+        parts = [self._parts(each) for each in names]
+        shares = np.array([len(weights) for weights, _, _ in parts], float) / sum(
+            len(weights) for weights, _, _ in parts
+        )
+        scores = sum(part[2].astype(float) * share for part, share in zip(parts, shares, strict=True)).astype(
+            np.float32
+        )
+        weights, tiers, _ = self._parts(name)
+        made = []
+        for row in rows:
+            taken = select_tiers(row.astype(np.float32), scores, self.sizes, effort=self.effort)
+            made.append((weights.astype(float) * (tiers < taken)) @ row)
+        return np.array(made)
+
+
 @pytest.mark.parametrize(
     ("view", "effort"),
     [("exact", 0.6), ("exact", 0.05), ("int4", 1.0), ("int4", 0.5), ("bucket", 1.0), ("bucket", 0.3)],
 )
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_views_agree_with_the_reference_runtime(store_of, runtime_of, name, view, effort):
-    reference = pytest.importorskip("specdec.runtimes.reference", exc_type=RuntimeUnavailableError)
-    wanted = logits_of(reference.ReferenceRuntime(store_of(name)), IDS[:12], 12, effort=effort, view=view)
-    found = logits_of(runtime_of(name), IDS[:12], 12, effort=effort, view=view)
-    # A rounding may tip a tier over the cut-off, or another choice be made for joined matrices: compare directions.
+def test_views_agree_with_the_reference(store_of, runtime_of, name, view, effort):
+    wanted = ChoosingTransformer(store_of(name), view, effort).logits(IDS)
+    found = logits_of(runtime_of(name), IDS, 16, effort=effort, view=view)
     cosine = (wanted * found).sum(axis=1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
-    assert cosine.min() > (0.999 if effort == 1 or (view == "exact" and effort > 0.5) else 0.75)
+    # Activations and cache are rounded to float16, and a bin's worth of tiers may be taken too many. Where that tips a
+    # tier over the cut-off, one of 128 of these small models, a row and those behind it change; most see none of it.
+    assert np.median(cosine) > 0.999
+    assert cosine.min() > (0.9999 if effort == 1 else 0.8)
 
 
 def test_a_trimmed_cache_and_drafts_leave_nothing_behind(runtime_of):

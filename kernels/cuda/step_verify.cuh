@@ -39,14 +39,14 @@ DEVICE void issue_rows(const act_t* activation, const unsigned char* prefix, int
 #pragma unroll
   for (int at = lane; at < ROW_BYTES / 16; at += 32) {
     const int row = at / 4;
-    if (row < rows * SPLIT) copy16(to + WEIGHT_BYTES + at * 16, activation + (size_t)row * width + step * 32 + at % 4 * 8);
+    if (row < rows * SPLIT) copy16_shared(to + WEIGHT_BYTES + at * 16, activation + (size_t)row * width + step * 32 + at % 4 * 8);
   }
 #pragma unroll
   for (int at = lane; at < 4 * HELD_ROWS; at += 32) {
     const int matrix = matrix_of_tile(joined, 2 * tile + at / (2 * HELD_ROWS)), row = at / 2 % HELD_ROWS;
     if (row < rows) {
-      copy16(to + WEIGHT_BYTES + ROW_BYTES + at * 16,
-             prefix + ((size_t)matrix * ROWS + row) * width + step * 32 + at % 2 * 16);
+      copy16_shared(to + WEIGHT_BYTES + ROW_BYTES + at * 16,
+                    prefix + ((size_t)matrix * ROWS + row) * width + step * 32 + at % 2 * 16);
     }
   }
 }

@@ -260,7 +260,8 @@ class WholeStep:
         """Stages of a warp's ring; fewer where many rows leave less shared memory."""
         if kind.mode != "verify":
             return _STAGES[kind.mode]
-        return max(1, min(_STAGES["verify"], _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * self._stage_bytes(kind))))
+        fitting = _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * self._stage_bytes(kind))
+        return max(1, min(_STAGES["verify"], fitting))
 
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
         """Shared memory of a block; puts the place of the ring among the constants."""
