@@ -26,7 +26,7 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 _SPLIT_SIZE = 4  # floats of a split beside its values
-_STAGES = {"dense": 4, "verify": 3, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
+_STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
 _PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
