@@ -33,7 +33,7 @@ _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "b
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
 _WINDOWLESS = 1 << 30
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
-_BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
+BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
@@ -212,7 +212,7 @@ class WholeStep:
         }
         selects = kind.selects and kind.mode != "dense"
         sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
-        sizes["BIN_BITS"] = _BIN_BITS + exact
+        sizes["BIN_BITS"] = BIN_BITS + exact
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
