@@ -53,10 +53,10 @@ def mlx_step(config: ModelConfig, plain: list[dict[str, Any]]) -> Callable[[Any,
 
 
 class Steps:
-    """Runs single steps of a transformer after a history of CONTEXT tokens."""
+    """Runs single steps of a transformer at `position`, behind a history of CONTEXT tokens to begin with."""
 
     def __init__(self, transformer: Transformer) -> None:
-        self.transformer = transformer
+        self.transformer, self.position = transformer, CONTEXT
         self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in transformer.new_cache(2 * SPAN)]
         mx.eval(self.cache)
         self._takes: dict[tuple[str, float], list[Any]] = {}
@@ -64,7 +64,7 @@ class Steps:
     def state(self, tokens: list[int]) -> np.ndarray:
         """The pass's state, from the host as in decoding."""
         state = np.zeros(STATE_SIZE, np.int32)
-        state[:2] = CONTEXT, len(tokens)
+        state[:2] = self.position, len(tokens)
         state[2 : 2 + len(tokens)] = tokens
         return state
 
@@ -85,7 +85,7 @@ class Steps:
     def __call__(self, mode: str, effort: float, tokens: list[int]) -> Any:
         """A step, to be waited for."""
         selects = mode in ("verify", "bucket") or effort < 1
-        splits = 0 if self.transformer.whole else -(-(CONTEXT + len(tokens)) // SPAN)
+        splits = 0 if self.transformer.whole else -(-(self.position + len(tokens)) // SPAN)
         kind = Kind(mode, selects, row_step(len(tokens)), splits, "all")
         takes = self.takes(mode, effort) if selects else []
         return self.transformer.run(kind, self.state(tokens), self.cache, takes)
