@@ -5,8 +5,8 @@
 // A factor that a row's keys have in common does not change their order: rows are chosen from before their norm's scale.
 namespace specdec {
 
-constexpr int BIN_SHIFT = 23 - BIN_BITS, BINS = 64 << BIN_BITS;  // 64 octaves, the lowest and the highest open
-constexpr int LOWEST_BIN = (127 - 44) << BIN_BITS;
+constexpr int BIN_SHIFT = 23 - BIN_BITS, BINS = 32 << BIN_BITS;  // from 2^-24 to 2^8, the lowest and the highest open
+constexpr int LOWEST_BIN = (127 - 24) << BIN_BITS;
 
 #if TIERS
 DEVICE int bin_of(float key) {

@@ -240,7 +240,7 @@ class WholeStep:
             blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         joined = 3 if kind.mode == "verify" else 1
-        bins = 3 * joined * rows * (64 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
+        bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares = rows * padded(c.hidden_size) // 128
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
         place = 0
@@ -279,7 +279,7 @@ class WholeStep:
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
             meeting = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
-        turned = 65 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
+        turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
         rest = max(attention, meeting, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring
