@@ -69,7 +69,9 @@ DEVICE int outputs_at(int site, bool head) {
   return head ? VOCAB : site == 0 ? QKV_SIZE : site == 2 ? 2 * INNER_PAD : HIDDEN;
 }
 // Blocks that share a tile, at most.
-constexpr int MOST = GRID / (((HIDDEN < QKV_SIZE ? HIDDEN : QKV_SIZE) + TILE - 1) / TILE) + 2;
+constexpr int least(int a, int b) { return a < b ? a : b; }
+constexpr int FEWEST = least(least(HIDDEN, QKV_SIZE), least(VOCAB, 2 * INNER_PAD));
+constexpr int MOST = GRID / ((FEWEST + TILE - 1) / TILE) + 2;
 
 DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
 DEVICE void add(float4& sum, const float4& value) {
