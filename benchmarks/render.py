@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gpu_section
 from bench_section import bench_figures, bench_table
 from eval_section import EVALUATED, eval_figures, eval_table
 from figures import heat_map
@@ -244,15 +245,6 @@ def _shares(labels: list[str], lines: list[list[list[dict[str, Any]]]]) -> list[
         [label, *(f"{share:.2f} ({count})" if share is not None else f"- ({count})" for share, count in line)]
         for label, line in zip(labels, cells, strict=True)
     ]
-
-
-def gpu_step_table(records: list[dict[str, Any]]) -> str:
-    """Steps on the GPU, in units of MLX's own dense step."""
-    rows = [
-        [row["step"], row["effort"], row["rows"], row["ms"], row["spread"], row["of MLX's dense step"]]
-        for row in records[0]["results"]["steps"]
-    ]
-    return markdown(["step", "effort", "rows", "ms", "spread", "of MLX's dense step"], rows)
 
 
 SECTIONS = [
@@ -493,33 +485,30 @@ SECTIONS = [
     ),
     Section(
         title="Steps of the GPU runtime",
-        prose=(
-            "A model of the 7B shape (32 blocks, hidden 4096, MLP 14336, 32 query and 8 key-value heads of 128, vocabulary "
-            "32000) with random float16 weights on one NVIDIA H200, MLX 0.32.4 with its CUDA backend: whole steps, attention "
-            "over 200 positions and the logits layer included, each waited for. MLX's step is its own matmul, norm, "
-            "rotation and fused attention under `mx.compile`. Before anything is timed, rows of 1 and 5 are compared with "
-            "the same rows among 9, bit for bit, at effort 1.0 and 0.6, and the dense logits with MLX's (relative "
-            "difference 2.7e-3). A device copy moved 3569 GB/s in the same run."
-        ),
+        prose=gpu_section.STEP_PROSE,
         files=["gpu_step-h200.json"],
-        table=gpu_step_table,
-        notes=(
-            "Met in this run: the dense step at 1 row (0.908 of MLX's; 1.05 allowed) and verification of 5 and 9 rows (0.925 and "
-            "1.069; 1.10 and 1.15 allowed; in units of our own faster dense step 1.02 and 1.18). Missed: 5 rows at effort 0.6 "
-            "(2.39; 1.35 wanted), `int4` drafts at 1.0 and 0.5 (0.71 and 0.95; 0.33 and 0.25), `bucket` drafts at 0.15 and 0.25 "
-            "(1.57 and 1.91; 0.40 and 0.50). Each step is one kernel; what was tried, where the time goes, and what limits each "
-            "target is in [docs/gpu.md](docs/gpu.md). Not run on a GPU yet: the kernels one by one (`gpu_kernels.py`), "
-            "generation with real models (`gpu_generate.py`), the end-to-end targets (1.7x on the 7B shape, 1.4x on the 0.5B) "
-            "and identity on a real model.\n\n"
-            "`python benchmarks/gpu_tests.py -n 16` on the same GPU and the same kernels: 35 passed, 6 failed, 2 skipped for want "
-            "of real models. Passed: random models of four architectures in two types against float64 (8), rows in any company "
-            "bit for bit (9) and across splits of attention (1), trimming (1), speculation against plain decoding with `int4` "
-            "and `bucket`, greedy and sampled (4), refusals (1), golden logits and continuations (5), views against the "
-            "reference runtime (6 of 12: the others, all at efforts below 1 in tiny random models, came out at cosines of 0.66 "
-            "to 0.73 where 0.75 was asked, and 0.996 to 0.998 where 0.999 was; the GPU's choice of inputs may end up to 1/250 "
-            "beyond the effort in drafts and 1/1000 in verification, but whether that is all of it is not known). No "
-            "Metal kernel has run on an Apple GPU: the tests run them on the host (see README)."
-        ),
+        table=gpu_section.step_table,
+        notes=gpu_section.STEP_NOTES,
+    ),
+    Section(
+        title="Decoding on the 7B shape, acceptance replayed",
+        prose=gpu_section.REPLAY_PROSE,
+        files=["gpu_replay-h200.json"],
+        table=gpu_section.replay_table,
+        notes=gpu_section.REPLAY_NOTES,
+    ),
+    Section(
+        title="Real models on the GPU",
+        prose=gpu_section.GENERATE_PROSE,
+        files=gpu_section.GENERATED,
+        table=gpu_section.generate_table,
+        notes=gpu_section.GENERATE_NOTES,
+    ),
+    Section(
+        title="Kernels of the GPU runtime one by one",
+        prose=gpu_section.KERNELS_PROSE,
+        files=["gpu_kernels-h200.json"],
+        table=gpu_section.kernels_table,
     ),
 ]
 
