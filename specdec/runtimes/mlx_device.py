@@ -110,6 +110,11 @@ class CudaDriver:
         """Major number of the compute capability: 8 for Ampere, 9 for Hopper."""
         return self._attribute(75)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 
+    @property
+    def shared_bytes(self) -> int:
+        """Shared memory that one block may have at most."""
+        return self._attribute(97)  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+
     def pinned(self, nbytes: int) -> np.ndarray:
         """Host memory that the GPU copies to directly, uint8 (nbytes,); never given back."""
         self._call("cuCtxSetCurrent", self._context)

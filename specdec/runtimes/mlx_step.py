@@ -32,14 +32,17 @@ _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "b
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
 _WINDOWLESS = 1 << 30
+_SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
 def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
-    """Whether a step of this model can be one kernel: the tensor-core instructions are those of Ampere and later."""
-    return driver is not None and driver.generation >= 8 and config.hidden_size % 4 == 0
+    """Whether a step of this model can be one kernel: with Ampere's instructions, and shared memory as of Hopper."""
+    if driver is None or driver.generation < 8 or config.hidden_size % 4:
+        return False
+    return driver.shared_bytes >= _SHARED_KB * 1024
 
 
 class WholeStep:
