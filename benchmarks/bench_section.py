@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from tables import markdown
@@ -37,18 +36,20 @@ def bench_table(records: list[dict[str, Any]]) -> str:
                         for n in findings.contenders
                     ],
                 ),
-                _beside_best_fixed(findings, condition, tasks),
             ]
+            header, ratios = verdict(findings, condition)
+            if ratios:
+                parts.append(markdown(header, ratios))
             parts += [
                 f"![{plot.title}](benchmarks/results/{_bench_file(record, findings, plot, condition)})"
                 for plot in _BENCH_PLOTS
             ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
 _BENCH_HEADER = (
     "", "tokens/s (quartiles)", "speed-up (95 %)", "mean of tasks", "accepted", "tokens a round",
-    "draft, verify, rest: ms a token", "predicted",
+    "draft, verify, rest: ms a token (share of the rest)", "predicted",
 )  # fmt: skip
 
 
@@ -62,23 +63,37 @@ def _bench_cells(row: Row) -> list[str]:
         f"{row.mean_of_tasks:.2f}",
         "-" if row.acceptance is None else f"{row.acceptance:.2f}",
         f"{row.tokens_per_round:.2f}",
-        f"{row.draft_ms:.1f}, {row.verify_ms:.1f}, {row.overhead_ms:.2f}",
+        f"{row.draft_ms:.1f}, {row.verify_ms:.1f}, {row.overhead_ms:.2f} ({_rest(row):.1%})",
         "-" if row.predicted_speedup is None else f"{row.predicted_speedup:.2f}",
     ]
 
 
-def _beside_best_fixed(findings: Findings, condition: str, tasks: Sequence[str]) -> str:
-    """`auto` over the best fixed setting of each task, plain decoding among them; empty without several of those."""
-    contenders = findings.settings["contenders"]
+def _rest(row: Row) -> float:
+    """Share of the time outside draft and verify passes."""
+    return row.overhead_ms / (row.draft_ms + row.verify_ms + row.overhead_ms)
+
+
+def verdict(findings: Findings, condition: str) -> tuple[list[str], list[list[str]]]:
+    """How `auto` does beside the best fixed setting of each task, plain decoding among them, and beside everything
+    else: a header and rows of ratios; no rows unless it stands beside several fixed settings."""
+    contenders, tasks = findings.settings["contenders"], [task for task in findings.tasks if task != ALL]
     fixed = [name for name in findings.contenders if contenders[name].get("policy", "").startswith("fixed")]
+    header = ["auto over", *tasks, "mean of tasks"]
     if "auto" not in findings.contenders or len(fixed) < 3:
-        return ""
-    cells = []
-    for task in tasks:
-        best = max([PLAIN, *fixed], key=lambda name, task=task: findings.row(condition, task, name).speedup)
-        ratio = findings.row(condition, task, "auto").speedup / findings.row(condition, task, best).speedup
-        cells.append(f"{ratio:.2f} ({best})")
-    return markdown(["auto over the best fixed", *tasks], [["", *cells]])
+        return header, []
+
+    def speedup(name: str, task: str) -> float:
+        return findings.row(condition, task, name).speedup
+
+    rows = []
+    best = {task: max([PLAIN, *fixed], key=lambda name, task=task: speedup(name, task)) for task in tasks}
+    ratios = [speedup("auto", task) / speedup(best[task], task) for task in tasks]
+    cells = [f"{ratio:.2f} ({best[task]})" for ratio, task in zip(ratios, tasks, strict=True)]
+    rows.append(["the best fixed setting of each task", *cells, f"{sum(ratios) / len(ratios):.2f}"])
+    for other in (PLAIN, *(name for name in findings.contenders if name not in (PLAIN, "auto", *fixed))):
+        ratios = [speedup("auto", task) / speedup(other, task) for task in tasks]
+        rows.append([other, *(f"{ratio:.2f}" for ratio in ratios), f"{sum(ratios) / len(ratios):.2f}"])
+    return header, rows
 
 
 _BENCH_PLOTS = tuple(plot for plot in PLOTS if plot.name in ("speed", "speedup", "places", "prediction"))

@@ -14,29 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import gpu_section
+from acceptance_section import ACCEPTANCE, acceptance_figures, acceptance_table
 from bench_section import bench_figures, bench_table
 from eval_section import EVALUATED, eval_figures, eval_table
-from figures import heat_map
 from peers_section import PEERS, peers_table
-from policy_sections import REPLAYED, policies_table, replay_figures, replay_table
 from quantised_section import quantised_table
 from readme import how_fast, with_section
+from replay_section import REPLAYED, replay_figures, replay_table
 from tables import markdown
 from tune_section import NOTES as TUNE_NOTES
 from tune_section import TUNED, tune_table
 
-ACCEPTANCE = (
-    "acceptance-smollm2-135m-dithered.json",
-    "acceptance-smollm2-135m.json",
-    "acceptance-qwen2.5-coder-0.5b-dithered.json",
-    "acceptance-qwen2.5-coder-0.5b.json",
-    "acceptance-qwen2.5-coder-1.5b-dithered.json",
-    "acceptance-qwen2.5-coder-1.5b.json",
-)
 BENCH = (
     "bench-smollm2-135m-dithered.json",
     "bench-smollm2-135m.json",
     "bench-qwen2.5-coder-1.5b-dithered.json",
+    "bench-qwen2.5-coder-1.5b.json",
     "bench-policies-smollm2-135m-dithered.json",
 )
 HERE = Path(__file__).resolve().parent
@@ -161,90 +154,6 @@ def kernels_table(records: list[dict[str, Any]]) -> str:
         [*key, *(f"{own[key]['ratio']:.2f} ({own[key]['gb_s']:.1f} GB/s)" for own in kernels)] for key in kernels[0]
     ]
     return markdown(["view", "effort", "M", *shapes], rows)
-
-
-def end_to_end_table(records: list[dict[str, Any]]) -> str:
-    """Speed over plain decoding, a column for each task, a row for each contender."""
-    parts = []
-    for record in records:
-        results = record["results"]
-        cells = {(row["contender"], row["task"]): row for row in results["rows"]}
-        tasks = list(dict.fromkeys(row["task"] for row in results["rows"]))
-        table = []
-        for one in dict.fromkeys(row["contender"] for row in results["rows"]):
-            drafted = [cells[one, task].get("accepted_share", 0.0) for task in tasks[:-1]]
-            accepted = f"{sum(drafted) / len(drafted):.2f}" if any(drafted) else "-"
-            table.append([one, *(f"{cells[one, task]['ratio_to_plain']:.2f}" for task in tasks), accepted])
-        name = results["settings"]["model"].removesuffix(".store")
-        parts.append(f"{name}:\n\n" + markdown(["", *tasks, "accepted"], table))
-    return "\n\n".join(parts)
-
-
-def acceptance_table(records: list[dict[str, Any]]) -> str:
-    """Kept shares by entropy of the draft step, with a heat map beside them, and by position; a part for each model."""
-    parts = []
-    for record in records:
-        found = _Acceptance(record)
-        positions = sorted({row["position"] for row in found.rows})
-        parts += [
-            f"![{found.model}](benchmarks/results/{found.file_name})",
-            markdown([f"{found.model}, entropy in nats", *found.classes], _shares(found.labels, found.by_entropy)),
-            markdown(
-                [f"{found.model}, position", *map(str, positions)],
-                _shares(found.labels, found.cells("position", positions)),
-            ),
-        ]
-    return "\n\n".join(parts)
-
-
-def acceptance_figures(records: list[dict[str, Any]]) -> dict[str, str]:
-    """A heat map of kept shares for each model."""
-    drawn = {}
-    for record in records:
-        found = _Acceptance(record)
-        drawn[found.file_name] = heat_map(
-            f"{found.model}: share of drafted tokens kept",
-            found.classes,
-            found.labels,
-            [[_kept(cell)[0] for cell in line] for line in found.by_entropy],
-            column_title="entropy, nats",
-        )
-    return drawn
-
-
-class _Acceptance:
-    """A record of `acceptance_map.py` in rows and columns."""
-
-    def __init__(self, record: dict[str, Any]) -> None:
-        self.rows: list[dict[str, Any]] = record["results"]["rows"]
-        self.model: str = record["results"]["settings"]["model"].removesuffix(".store")
-        self.file_name = f"acceptance-{self.model}.svg"
-        self._settings = list(dict.fromkeys((row["view"], row["effort"]) for row in self.rows))
-        self.labels = [f"{view} {effort:g}" for view, effort in self._settings]
-        numbers = sorted({row["entropy_class"] for row in self.rows})
-        self.classes = [next(row["entropy"] for row in self.rows if row["entropy_class"] == c) for c in numbers]
-        self.by_entropy = self.cells("entropy_class", numbers)
-
-    def cells(self, key: str, values: Sequence[int]) -> list[list[list[dict[str, Any]]]]:
-        """For every setting and value of a key, the rows that have both."""
-        return [
-            [[r for r in self.rows if (r["view"], r["effort"], r[key]) == (*one, value)] for value in values]
-            for one in self._settings
-        ]
-
-
-def _kept(rows: list[dict[str, Any]]) -> tuple[float | None, int]:
-    """Share kept, or None where fewer than 5 tokens were looked at, and how many were."""
-    looked = sum(row["looked_at"] for row in rows)
-    return (sum(row["kept"] for row in rows) / looked if looked >= 5 else None), looked
-
-
-def _shares(labels: list[str], lines: list[list[list[dict[str, Any]]]]) -> list[list[str]]:
-    cells = [[(_kept(cell)) for cell in line] for line in lines]
-    return [
-        [label, *(f"{share:.2f} ({count})" if share is not None else f"- ({count})" for share, count in line)]
-        for label, line in zip(labels, cells, strict=True)
-    ]
 
 
 SECTIONS = [
@@ -387,37 +296,7 @@ SECTIONS = [
         table=peers_table,
     ),
     Section(
-        title="From prompt to answer on the CPU, fixed settings",
-        prose=(
-            "Tokens a second over those of plain decoding in the same run (the first row is 1 by definition), by task, "
-            "one prompt after another answered by every contender in turn; every answer is plain decoding's, token for "
-            "token. Settings are view, effort, drafted tokens a round. The last column is the share of drafted tokens "
-            "that was kept, mean over tasks. Prefill is left out for all."
-        ),
-        files=["end-to-end-qwen2.5-coder-1.5b-dithered.json", "end-to-end-qwen2.5-coder-1.5b.json"],
-        table=end_to_end_table,
-    ),
-    Section(
-        title="Which policy is fastest",
-        prose=(
-            "Tokens a second over those of plain decoding in the same run, by task; every answer is plain decoding's, "
-            'token for token. "fixed" drafts with the model itself: view, effort, tokens a round. "auto" is the default: '
-            "goodput with the model itself and lookup to choose from; beside it the same with one drafter, or with one "
-            "effort. heuristic and confidence are the rules of other programs, entropy that of AdaEDL. Overhead is the "
-            "share of the time outside draft and verify passes, on the last task. Tables whose file is older than the "
-            "commit that made `policies.py` measure through `specdec bench` (those of 2026-11-22 before 06:00) come from "
-            "the loop it had before, which took turns in the same way; the grid of policies on the SmolLM2 twin has been "
-            'measured again since, with repetitions, and is under "Ways of decoding" below.'
-        ),
-        files=[
-            "policies-smollm2-135m-dithered.json",
-            "policies-qwen2.5-coder-1.5b-dithered.json",
-            "policies-qwen2.5-coder-1.5b.json",
-        ],
-        table=policies_table,
-    ),
-    Section(
-        title="The same without the machine's noise",
+        title="Policies without the machine's noise",
         prose=(
             "Policies decide over recorded drafts at constant costs: for every position of the model's plain answers, what a "
             "draft step proposes at each effort behind the exact history, and how sure it is of it; costs are medians, "

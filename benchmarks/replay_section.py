@@ -1,4 +1,4 @@
-"""What BENCHMARKS.md shows of policies: measured by `policies.py`, and replayed by `policy_replay.py`."""
+"""What BENCHMARKS.md shows of policies that `policy_replay.py` replayed."""
 
 from __future__ import annotations
 
@@ -23,25 +23,6 @@ _DRAWN = (
     "confidence",
     "best fixed setting of each task",
 )
-
-
-def policies_table(records: list[dict[str, Any]]) -> str:
-    """Speed over plain decoding, a column for each task, a row for each contender."""
-    parts = []
-    for record in records:
-        results = record["results"]
-        name = results["settings"]["model"].removesuffix(".gguf").removesuffix(".store")
-        for temperature in sorted({row["temperature"] for row in results["rows"]}):
-            rows = [row for row in results["rows"] if row["temperature"] == temperature]
-            tasks = list(dict.fromkeys(row["task"] for row in rows))
-            speeds = {(row["contender"], row["task"]): row["ratio_to_plain"] for row in rows}
-            overhead = {row["contender"]: row["overhead_share"] for row in rows if "overhead_share" in row}
-            contenders = list(dict.fromkeys(row["contender"] for row in rows))
-            table = [
-                [one, *(f"{speeds[one, task]:.2f}" for task in tasks), f"{overhead[one]:.1%}"] for one in contenders
-            ]
-            parts.append(f"{name}, temperature {temperature:g}:\n\n" + markdown(["", *tasks, "overhead"], table))
-    return "\n\n".join(parts)
 
 
 class _Replay(NamedTuple):
