@@ -16,11 +16,13 @@ def how_fast(results: Path) -> str:
     beside = {row["contender"]: row["ratio_to_plain"] for row in rows if row["task"] == "all"}
     twin = _mean_of_tasks(results / "bench-qwen2.5-coder-1.5b-dithered.json", "auto")
     original = _mean_of_tasks(results / "bench-qwen2.5-coder-1.5b.json", "auto")
+    errors = [_noise(results / f"bench-qwen2.5-coder-1.5b{kind}.json") for kind in ("-dithered", "")]
     same = "llama.cpp dithered F16"
     return _paragraph(
         "On two CPU cores with AVX-512, Qwen2.5-Coder-1.5B, greedy, mean over seven kinds of prompt: `auto` gives "
         f"{twin:.2f} times the tokens a second of plain decoding with 16 real bits in every weight, and {original:.2f} times "
-        "with the original's values in 16 bits. Beside llama.cpp, on three kinds of prompt and the same weights in F16, "
+        f"with the original's values in 16 bits (noise of the machine left a standard error of {errors[0]:.0%} and "
+        f"{errors[1]:.0%}). Beside llama.cpp, on three kinds of prompt and the same weights in F16, "
         f"`auto` gives {beside['specdec auto']:.2f} times our plain decoding, llama.cpp {beside[same]:.2f} plain, "
         f"{beside[f'{same}, draft qwen2.5-coder-0.5b']:.2f} with the 0.5B model as its draft and "
         f"{beside[f'{same}, lookup']:.2f} with n-gram lookup. {_quantised(results)} [BENCHMARKS.md](BENCHMARKS.md) has "
@@ -49,6 +51,11 @@ def _mean_of_tasks(file: Path, contender: str) -> float:
     """The mean of the tasks' speed-ups in a result of `specdec bench`."""
     rows = json.loads(file.read_text(encoding="utf-8"))["results"]["rows"]
     return float(next(row["mean_of_tasks"] for row in rows if (row["contender"], row["task"]) == (contender, "all")))
+
+
+def _noise(file: Path) -> float:
+    """The standard error that noise left in the speed-ups of a result of `specdec bench`."""
+    return float(json.loads(file.read_text(encoding="utf-8"))["results"]["noise"]["error"])
 
 
 def with_section(readme: str, section: str) -> str:
