@@ -300,7 +300,7 @@ SECTIONS = [
         prose=(
             "Policies decide over recorded drafts at constant costs: for every position of the model's plain answers, what a "
             "draft step proposes at each effort behind the exact history, and how sure it is of it; costs are medians, "
-            "measured in the same run (both files of the 1.5B: in one run on its twin, shortly before). So differences are the policies' own. Learning policies are told times with 5% of "
+            "measured in the same run (both files of the 1.5B: in one run on its twin, shortly before, and with the policy as it was before it learnt from two rounds at once, which changed SmolLM2's figures by less than half a percent). So differences are the policies' own. Learning policies are told times with 5% of "
             "noise, start knowing nothing of the model, and pay for their trials; the best fixed setting of a task is the "
             "best of 35 tried on the very same answers. Left out is that a step behind several drafted tokens sees drafted "
             "keys and values."
