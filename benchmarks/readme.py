@@ -14,9 +14,9 @@ def how_fast(results: Path) -> str:
     """How fast, and beside whom, from the results in a folder."""
     rows = json.loads((results / "peers-qwen2.5-coder-1.5b.json").read_text(encoding="utf-8"))["results"]["rows"]
     beside = {row["contender"]: row["ratio_to_plain"] for row in rows if row["task"] == "all"}
-    twin = _mean_of_tasks(results / "bench-qwen2.5-coder-1.5b-dithered.json", "auto")
+    twin = _mean_of_tasks(results / "bench-qwen2.5-coder-1.5b-dithered-auto.json", "auto")
     original = _mean_of_tasks(results / "bench-qwen2.5-coder-1.5b.json", "auto")
-    errors = [_noise(results / f"bench-qwen2.5-coder-1.5b{kind}.json") for kind in ("-dithered", "")]
+    errors = [_noise(results / f"bench-qwen2.5-coder-1.5b{kind}.json") for kind in ("-dithered-auto", "")]
     same = "llama.cpp dithered F16"
     return _paragraph(
         "On two CPU cores with AVX-512, Qwen2.5-Coder-1.5B, greedy, mean over seven kinds of prompt: `auto` gives "

@@ -28,6 +28,7 @@ from tune_section import TUNED, tune_table
 BENCH = (
     "bench-smollm2-135m-dithered.json",
     "bench-smollm2-135m.json",
+    "bench-qwen2.5-coder-1.5b-dithered-auto.json",
     "bench-qwen2.5-coder-1.5b-dithered.json",
     "bench-qwen2.5-coder-1.5b.json",
     "bench-policies-smollm2-135m-dithered.json",
