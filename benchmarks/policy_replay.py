@@ -31,6 +31,7 @@ import specdec
 from specdec.bench.prompts import BUILT_IN, load_prompts
 from specdec.drafters.signals import LogitDistribution
 from specdec.effort import EffortSchedule
+from specdec.engine.prompt import encode_prompt
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.model import Model
 
@@ -47,13 +48,10 @@ def shown(logits: np.ndarray) -> Shown:
 
 def record(model: Model, args: argparse.Namespace, temperature: float) -> list[Answer]:
     """Plain answers, and what drafts propose along them."""
-    assert model.tokenizer is not None
     answers = []
     prompts = load_prompts(BUILT_IN, tasks=args.tasks, per_task=args.per_task)
     for number, prompt in enumerate(prompts):
-        content = prompt.content
-        messages = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
-        ids = model.tokenizer.encode(model.tokenizer.apply_chat_template(messages))
+        ids = encode_prompt(prompt.content, model.tokenizer, model.config).ids
         sampler = Sampler(SamplingParams(temperature=temperature, seed=1))
         answers.append(_answer(model, args, prompt.task, ids, sampler))
         print(f"\r  temperature {temperature:g}: {number + 1}/{len(prompts)} recorded", end="", file=sys.stderr)

@@ -27,6 +27,7 @@ from specdec.policies.registry import create
 import specdec
 from specdec.bench.prompts import BUILT_IN, load_prompts
 from specdec.effort import EffortSchedule
+from specdec.engine.prompt import encode_prompt
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.model import Model
 from specdec.tune.allocation import allocate, net_of_rounding
@@ -51,18 +52,12 @@ WAYS = {
 
 
 def sensitivities(model: Model, view: str, places: int, file: Path | None) -> tuple[list[Unit], Sums]:
-    """What each matrix tolerates; read from `file` where it holds it."""
+    """What each matrix tolerates: measured, or read from `file`, an earlier result."""
     assert model.tokenizer is not None
     units, columns = units_of(model.config, quick=False), len(THOROUGH.levels) + 1
     if file is not None:
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        kept = kept.get("results", kept)
-        kept = kept.get("sensitivity", kept)
-        sums = Sums(kept["done"], np.array(kept["kl"]), np.array(kept["distance"]))
-        whole, begun = divmod(sums.done, len(units))  # of an interrupted measurement the last place is not complete
-        for totals in (sums.kl, sums.distance):
-            totals[:begun] *= whole / (whole + 1)
-        return units, Sums(whole * len(units), sums.kl, sums.distance)
+        kept = json.loads(file.read_text(encoding="utf-8"))["results"]["sensitivity"]
+        return units, Sums(kept["done"], np.array(kept["kl"]), np.array(kept["distance"]))
     passages = split_passages(read_text(None), model.tokenizer, count=THOROUGH.passages, length=THOROUGH.passage_tokens)
     where = [
         (passage, int(index))
@@ -149,13 +144,10 @@ class Recording:
 
 def record(model: Model, ways: Mapping[str, Mapping[float, EffortSchedule]], args: argparse.Namespace) -> Recording:
     """All prompts."""
-    assert model.tokenizer is not None
     recording = Recording(model, ways, args.view)
     prompts = load_prompts(BUILT_IN, tasks=args.tasks, per_task=args.per_task)
     for number, prompt in enumerate(prompts):
-        content = prompt.content
-        messages = [{"role": "user", "content": content}] if isinstance(content, str) else list(content)
-        ids = model.tokenizer.encode(model.tokenizer.apply_chat_template(messages))
+        ids = encode_prompt(prompt.content, model.tokenizer, model.config).ids
         recording.add(prompt.task, ids, args.max_tokens)
         print(f"\r  {number + 1}/{len(prompts)} recorded   ", end="", file=sys.stderr)
     print(file=sys.stderr)

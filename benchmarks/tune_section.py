@@ -14,8 +14,9 @@ NOTES = (
     "moves to matrices whose multiplications cost more time. What is left promises about 1 % (0.7 of the way), "
     "and `auto` gains 0.4 %, less than this can tell from nothing. By layer, by kind of matrix, or by the "
     "distance of the logits (how far the last hidden state moved), drafts do not get better beyond chance. "
-    "Tolerance was taken from an interrupted `specdec tune`, 21 of its 40 places (`--places 21` measures as "
-    "many). More text, the other views and larger models were not tried here."
+    "Tolerance came from an interrupted `specdec tune`, 21 of its 40 places: the file named below holds it, and its "
+    "command reads it from there (`--places 21` measures as many anew). More text, the other views and "
+    "larger models were not tried here."
 )
 _EFFORTS = (0.35, 0.5, 0.7)
 

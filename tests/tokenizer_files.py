@@ -27,6 +27,8 @@ TEXTS = [
 ]
 ROWS = 512
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+# Names of control tokens of any tokenizer here: in a text they are those tokens, and nothing to be shown.
+CONTROL = (*SPECIAL, "<s>", "</s>", "<unk>", "[INST]", "[/INST]")
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

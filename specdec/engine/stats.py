@@ -151,11 +151,9 @@ class Stats:
                     counts[position] += 1
             if done.trusted:
                 self.trusted += sum(done.trusted[: done.accepted])
-            self._add_sources(done)
         else:
             self.plain_rounds += 1
-            if done.plan is not None:
-                self._add_sources(done)
+        self._add_sources(done)
         self.draft_s += done.draft_s
         self.verify_s += done.verify_s
         self.overhead_s += wall_s - done.draft_s - done.verify_s

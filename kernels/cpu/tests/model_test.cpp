@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "model.h"
+#include "models.h"
 
 namespace specdec::test {
 namespace {
@@ -56,22 +57,10 @@ struct Bucketed {
 };
 
 ModelShape small_shape(bool experts, Layout layout) {
-  ModelShape s;
-  s.vocab = 75;
-  s.hidden = 40;
-  s.intermediate = 72;
-  s.layers = 2;
-  s.heads = 6;
-  s.kv_heads = 2;
-  s.head_dim = 10;
-  s.norm_eps = 1e-5F;
-  for (int j = 0; j < s.head_dim / 2; ++j) s.frequencies.push_back(std::pow(10000.0, -2.0 * j / s.head_dim));
-  s.windows = {0, 9};
-  s.tie_embeddings = !experts;
+  ModelShape s = two_layers(75, 40, 72, experts);
+  set_heads(s, 6, 10);
   s.qkv_bias = true;
   s.qk_norm = true;
-  s.experts = experts ? 3 : 0;
-  s.experts_per_token = experts ? 2 : 0;
   s.dtype = experts ? Dtype::bfloat16 : Dtype::float16;
   s.layout = std::move(layout);
   return s;
@@ -85,27 +74,10 @@ std::unique_ptr<Model> random_model(const ModelShape& shape, const std::string& 
     CHECK(model->load_values(j, bucketed.source(), 0, matrix.in).empty(), "packing");
     model->load_masks(j, bucketed.source());
   }
-  uint32_t seed = 99;
-  for (const auto& name : model->vector_names())
-    model->load_vector(name, random_floats(model->vector_size(name), ++seed).data());
+  load_vectors_and_routers(*model);
   if (!shape.tie_embeddings)
     model->load_embedding(random_bits(static_cast<size_t>(shape.vocab * shape.hidden), shape.dtype, 3).data());
-  for (int layer = 0; layer < shape.layers && shape.experts > 0; ++layer)
-    model->load_router(layer, random_bits(static_cast<size_t>(shape.experts * shape.hidden), shape.dtype, 4).data());
   return model;
-}
-
-// Logits of `tokens`, given in pieces of `piece` rows.
-std::vector<float> logits_of(Model& model, const std::vector<int32_t>& tokens, int piece, double effort) {
-  auto cache = model.new_cache(static_cast<int64_t>(tokens.size()));
-  const std::vector<double> efforts(static_cast<size_t>(model.shape().matrix_count()), effort);
-  std::vector<float> logits(tokens.size() * static_cast<size_t>(model.shape().vocab));
-  for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(piece)) {
-    const auto rows = static_cast<int>(std::min(tokens.size() - first, static_cast<size_t>(piece)));
-    model.forward(tokens.data() + first, rows, *cache, nullptr, efforts.data(), false,
-                  logits.data() + first * static_cast<size_t>(model.shape().vocab));
-  }
-  return logits;
 }
 
 bool equal(const std::vector<float>& a, const std::vector<float>& b) {

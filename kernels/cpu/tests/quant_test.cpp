@@ -8,6 +8,7 @@
 #include "check.h"
 #include "draft_nested.h"
 #include "model.h"
+#include "models.h"
 #include "quant_matrix.h"
 
 namespace specdec::test {
@@ -53,21 +54,9 @@ bool same_bits(const float* a, const float* b, int64_t n) { return std::memcmp(a
 
 // A model of one size whose matrices are of random quantised types.
 ModelShape quantised_shape(bool experts) {
-  ModelShape s;
-  s.vocab = 300;
-  s.hidden = 256;
-  s.intermediate = 768;
-  s.layers = 2;
-  s.heads = 4;
-  s.kv_heads = 2;
-  s.head_dim = 64;
-  s.norm_eps = 1e-5F;
-  for (int j = 0; j < s.head_dim / 2; ++j) s.frequencies.push_back(std::pow(10000.0, -2.0 * j / s.head_dim));
-  s.windows = {0, 9};
-  s.tie_embeddings = !experts;
+  ModelShape s = two_layers(300, 256, 768, experts);
+  set_heads(s, 4, 64);
   s.qkv_bias = !experts;
-  s.experts = experts ? 3 : 0;
-  s.experts_per_token = experts ? 2 : 0;
   return s;
 }
 
@@ -112,28 +101,12 @@ std::unique_ptr<Model> quantised_model(const ModelShape& shape, const std::strin
     for (float& score : scores) score = std::fabs(score);
     model->load_scores(j, scores.data());
   }
-  uint32_t seed = 99;
-  for (const auto& name : model->vector_names())
-    model->load_vector(name, random_floats(model->vector_size(name), ++seed).data());
+  load_vectors_and_routers(*model);
   if (!shape.tie_embeddings) {
     const Blocks blocks("q5_k", shape.vocab, shape.hidden, 5);
     model->load_embedding_blocks("q5_k", blocks.source(), 0, shape.vocab);
   }
-  for (int layer = 0; layer < shape.layers && shape.experts > 0; ++layer)
-    model->load_router(layer, random_bits(static_cast<size_t>(shape.experts * shape.hidden), shape.dtype, 4).data());
   return model;
-}
-
-std::vector<float> logits_of(Model& model, const std::vector<int32_t>& tokens, int piece, double effort, DraftView* view) {
-  auto cache = model.new_cache(static_cast<int64_t>(tokens.size()));
-  const std::vector<double> efforts(static_cast<size_t>(model.shape().matrix_count()), effort);
-  std::vector<float> logits(tokens.size() * static_cast<size_t>(model.shape().vocab));
-  for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(piece)) {
-    const auto rows = static_cast<int>(std::min(tokens.size() - first, static_cast<size_t>(piece)));
-    model.forward(tokens.data() + first, rows, *cache, view, efforts.data(), false,
-                  logits.data() + first * static_cast<size_t>(model.shape().vocab));
-  }
-  return logits;
 }
 
 // One matrix of a model of nothing else that matters.

@@ -1,0 +1,60 @@
+// What tests of whole models share: a shape of two layers, the parts that are no matrices, and logits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "check.h"
+#include "model.h"
+
+namespace specdec::test {
+
+// Two layers, the second with a window of attention; a mixture of three experts, two a token, if `experts`.
+inline ModelShape two_layers(int64_t vocab, int64_t hidden, int64_t intermediate, bool experts) {
+  ModelShape s;
+  s.vocab = vocab;
+  s.hidden = hidden;
+  s.intermediate = intermediate;
+  s.layers = 2;
+  s.kv_heads = 2;
+  s.norm_eps = 1e-5F;
+  s.windows = {0, 9};
+  s.tie_embeddings = !experts;
+  s.experts = experts ? 3 : 0;
+  s.experts_per_token = experts ? 2 : 0;
+  return s;
+}
+
+inline void set_heads(ModelShape& s, int heads, int head_dim) {
+  s.heads = heads;
+  s.head_dim = head_dim;
+  for (int j = 0; j < head_dim / 2; ++j) s.frequencies.push_back(std::pow(10000.0, -2.0 * j / head_dim));
+}
+
+// Random norms, biases and routers.
+inline void load_vectors_and_routers(Model& model) {
+  const ModelShape& shape = model.shape();
+  uint32_t seed = 99;
+  for (const auto& name : model.vector_names())
+    model.load_vector(name, random_floats(model.vector_size(name), ++seed).data());
+  for (int layer = 0; layer < shape.layers && shape.experts > 0; ++layer)
+    model.load_router(layer, random_bits(static_cast<size_t>(shape.experts * shape.hidden), shape.dtype, 4).data());
+}
+
+// Logits of `tokens`, given in pieces of `piece` rows, in a draft view or, without one, the exact view.
+inline std::vector<float> logits_of(Model& model, const std::vector<int32_t>& tokens, int piece, double effort,
+                                    DraftView* view = nullptr) {
+  auto cache = model.new_cache(static_cast<int64_t>(tokens.size()));
+  const std::vector<double> efforts(static_cast<size_t>(model.shape().matrix_count()), effort);
+  std::vector<float> logits(tokens.size() * static_cast<size_t>(model.shape().vocab));
+  for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(piece)) {
+    const auto rows = static_cast<int>(std::min(tokens.size() - first, static_cast<size_t>(piece)));
+    model.forward(tokens.data() + first, rows, *cache, view, efforts.data(), false,
+                  logits.data() + first * static_cast<size_t>(model.shape().vocab));
+  }
+  return logits;
+}
+
+}  // namespace specdec::test
