@@ -1,0 +1,272 @@
+"""Quantised matrices in the order in which the GPU kernels read them: `quant.cu`, `quant.metal`, `step_quant*.cu`.
+
+Blocks are taken apart with MLX's operations, on the GPU where there is one, a slice of outputs at a time. What the
+blocks mean is in `specdec.views.quantised_types`; nothing here changes a code or rounds a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from specdec.runtimes.mlx_pack import INPUT_STEP, pad, padded
+from specdec.views.affine import AffineType
+from specdec.views.quantised import quantised_type
+
+if TYPE_CHECKING:
+    from specdec.views.quantised import QuantisedTable
+
+TILE = 128  # outputs that are kept together
+GROUP = 32  # inputs of a step
+UPPER = 4  # bits of a code that the nested view sees
+_OWN = {"q4_k": "six_bit", "q5_k": "six_bit", "q6_k": "int8"}
+_SLICE_WEIGHTS = 1 << 25  # decoded at once
+
+
+@dataclass(frozen=True, slots=True)
+class QuantForm:
+    """What kernels need to know of a quantised type.
+
+    Attributes:
+        name: of the type.
+        bits: of a code: 4, 5, 6 or 8.
+        zero: code of weight 0, but for the offset.
+        span: groups of 32 inputs that share a head.
+        offset: heads have offsets, which are subtracted.
+        bfloat: 16-bit factors are bfloat16, else float16.
+        own: what each group of 32 inputs has beside its head: "" for nothing, "six_bit" for a scale and an offset of
+            6 bits, "int8" for two signed scales, of inputs 0 to 15 and of 16 to 31.
+    """
+
+    name: str
+    bits: int
+    zero: int
+    span: int
+    offset: bool
+    bfloat: bool
+    own: str
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of a head of 128 outputs, with what its groups have of their own."""
+        return (4 if self.offset else 2) * TILE + (8 * 2 * TILE if self.own else 0)
+
+
+def quant_form(name: str) -> QuantForm:
+    """The form of a quantised type.
+
+    Raises:
+        InvalidArgumentError: there is no such type.
+    """
+    kind = quantised_type(name)
+    own = _OWN.get(name, "")
+    bfloat = isinstance(kind, AffineType) and kind.dtype == "bfloat16"
+    offset = isinstance(kind, AffineType) or name in ("q4_1", "q5_1") or own == "six_bit"
+    return QuantForm(name, kind.bits, kind.zero, kind.block // GROUP, offset, bfloat, own)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedQuant:
+    """One quantised matrix (out, in).
+
+    Attributes:
+        form: of its type.
+        outputs: out.
+        inputs: in.
+        data: uint8, flat. CUDA: heads, upper bits, lower bits, as `pack_quant` says.
+        scores: float32 (in, 1).
+    """
+
+    form: QuantForm
+    outputs: int
+    inputs: int
+    data: Any
+    scores: Any
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of 128 outputs."""
+        return -(-self.outputs // TILE)
+
+    @property
+    def wide(self) -> int:
+        """Inputs with their padding."""
+        return padded(self.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """A slice of outputs, taken apart.
+
+    Attributes:
+        codes: uint8 (out, in).
+        heads: uint16 (out, in / 32 / span, 1 or 2): raw bits of the scale and, where there is one, the offset.
+        own: uint8 (out, in / 32 / span, 8, 2), or None.
+    """
+
+    codes: Any
+    heads: Any
+    own: Any = None
+
+
+def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> PackedQuant:
+    """A quantised matrix for the kernels of `backend`.
+
+    CUDA: tiles of 128 outputs, those past the last with scales of 0, and inputs padded to a multiple of 128. Output o
+    of a tile is (t, half, g) = (o // 16, o % 16 // 8, o % 8); what a tile has for each output is in the order
+    [g][t][half]. `data` is, one after the other,
+
+    1. heads (tiles, spans, form.head_bytes): 16-bit scales, each followed by its offset where there is one; then, of
+       forms with more, two bytes an output for each of eight groups of 32 inputs;
+    2. upper bits (tiles, padded in, 64): the upper four bits of every code, two a byte, the first in the low bits;
+    3. lower bits (tiles, padded in, 16 * (bits - 4)): the rest of every code, as many as fit in a byte, alike.
+
+    Args:
+        mx: MLX.
+        backend: "cuda" or "metal".
+        table: blocks as the store has them.
+        scores: float32 (in, 1), an `mx.array`.
+    """
+    form = quant_form(table.type)
+    outputs, inputs = table.shape
+    step = max(1, _SLICE_WEIGHTS // padded(inputs) // TILE) * TILE
+    made: list[tuple[Any, ...]] = []
+    for first in range(0, outputs, step):
+        part = {name: mx.array(array[first : first + step]) for name, array in table.arrays.items()}
+        taken = _affine(mx, form, part) if "weight" in part else _DECODERS[form.name](mx, _blocks(form, part["blocks"]))
+        made.append(_LAYOUTS[backend](mx, form, taken))
+        mx.eval(made[-1])
+    data = mx.concatenate([piece for pieces in zip(*made, strict=True) for piece in pieces])
+    mx.eval(data)
+    return PackedQuant(form, outputs, inputs, data, scores)
+
+
+def _cuda(mx: Any, form: QuantForm, parts: _Parts) -> tuple[Any, ...]:
+    """Heads, upper bits and, where there are more than four, lower bits; uint8, flat."""
+    outputs, inputs = parts.codes.shape
+    rows, wide = padded(outputs, TILE), padded(inputs, INPUT_STEP)
+    spans = -(-wide // (GROUP * form.span))
+    head = _in_lanes(pad(mx, parts.heads, (rows, spans, parts.heads.shape[2])))
+    head = mx.contiguous(head).reshape(rows // TILE, spans, -1).view(mx.uint8)
+    if parts.own is not None:
+        own = _in_lanes(pad(mx, parts.own, (rows, spans, 8, 2)).reshape(rows, spans * 8, 2))
+        head = mx.concatenate([head, own.reshape(rows // TILE, spans, -1)], axis=2)
+    codes = _in_lanes(pad(mx, parts.codes, (rows, wide))).reshape(rows // TILE, wide, TILE)
+    rest = form.bits - UPPER
+    made = [head, _in_bytes(codes >> rest, UPPER)]
+    if rest:
+        made.append(_in_bytes(codes & ((1 << rest) - 1), rest))
+    return tuple(mx.contiguous(part).reshape(-1) for part in made)
+
+
+def _in_lanes(array: Any) -> Any:
+    """(out, n, ...) to (tiles, n, g, t, half, ...)."""
+    outputs, *rest = array.shape
+    split = array.reshape(outputs // TILE, 8, 2, 8, *rest)
+    return split.transpose(0, 4, 3, 1, 2, *range(5, split.ndim))
+
+
+def _in_bytes(codes: Any, width: int) -> Any:
+    """Codes of `width` bits (..., n) as bytes (..., n * width / 8), the first in the lowest bits."""
+    each = 8 // width
+    split = codes.reshape(*codes.shape[:-1], -1, each)
+    made = split[..., 0]
+    for place in range(1, each):
+        made = made | (split[..., place] << (width * place))
+    return made
+
+
+def _blocks(form: QuantForm, blocks: Any) -> Any:
+    """(out, bytes of a row) to (out, blocks, bytes of a block)."""
+    kind = quantised_type(form.name)
+    return blocks.reshape(blocks.shape[0], -1, kind.block * kind.bits // 8 + kind.extra)
+
+
+def _factors(mx: Any, blocks: Any, at: int, count: int, *, negate: bool = False) -> Any:
+    """`count` 16-bit numbers from byte `at` of every block, raw bits (out, blocks, count); the last one negated."""
+    found = mx.contiguous(blocks[..., at : at + 2 * count]).view(mx.uint16)
+    return found ^ mx.array([0, 0x8000], mx.uint16) if negate else found
+
+
+def _halves(mx: Any, nibbles: Any) -> Any:
+    """Low nibbles, then high ones: (..., n) bytes to (..., 2, n) codes."""
+    return mx.stack((nibbles & 15, nibbles >> 4), axis=-2)
+
+
+def _rows(codes: Any) -> Any:
+    """Codes (out, blocks, ...) as (out, in)."""
+    return codes.reshape(codes.shape[0], -1)
+
+
+def _bits(mx: Any, blocks: Any, shifts: list[int], mask: int) -> Any:
+    """What every byte holds at each shift: (..., n) to (..., shifts, n)."""
+    return (mx.expand_dims(blocks, -2) >> mx.array(shifts, mx.uint8)[:, None]) & mask
+
+
+def _q8(mx: Any, blocks: Any) -> _Parts:
+    return _Parts(_rows(blocks[..., 2:] ^ 128), _factors(mx, blocks, 0, 1))
+
+
+def _small(count: int, *, fifth: bool) -> Callable[[Any, Any], _Parts]:
+    """Blocks of 32: `count` factors, four bytes of fifth bits where there are, 16 bytes of nibbles."""
+
+    def decode(mx: Any, blocks: Any) -> _Parts:
+        at = 2 * count + 4 * fifth
+        codes = _halves(mx, blocks[..., at : at + 16])
+        if fifth:
+            bits = mx.swapaxes(_bits(mx, blocks[..., 2 * count : at], list(range(8)), 1), -1, -2)
+            codes = codes | (bits << 4).reshape(codes.shape)
+        return _Parts(_rows(codes), _factors(mx, blocks, 0, count, negate=count == 2))
+
+    return decode
+
+
+def _k_own(mx: Any, blocks: Any) -> Any:
+    """Eight 6-bit scales and offsets in 12 bytes at 4: see `gguf_blocks`."""
+    first, second, mixed = (blocks[..., at : at + 4] for at in (4, 8, 12))
+    scales = mx.concatenate((first & 63, (mixed & 15) | ((first >> 2) & 48)), axis=-1)
+    offsets = mx.concatenate((second & 63, (mixed >> 4) | ((second >> 2) & 48)), axis=-1)
+    return mx.stack((scales, offsets), axis=-1)
+
+
+def _q4_k(mx: Any, blocks: Any) -> _Parts:
+    codes = _halves(mx, blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))
+    return _Parts(_rows(codes), _factors(mx, blocks, 0, 2), _k_own(mx, blocks))
+
+
+def _q5_k(mx: Any, blocks: Any) -> _Parts:
+    codes = _halves(mx, blocks[..., 48:176].reshape(*blocks.shape[:2], 4, 32))
+    fifth = _bits(mx, blocks[..., 16:48], list(range(8)), 1)
+    codes = codes | (fifth << 4).reshape(codes.shape)
+    return _Parts(_rows(codes), _factors(mx, blocks, 0, 2), _k_own(mx, blocks))
+
+
+def _q6_k(mx: Any, blocks: Any) -> _Parts:
+    codes = _halves(mx, blocks[..., :128].reshape(*blocks.shape[:2], 2, 64))
+    high = _bits(mx, blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 32), [0, 2, 4, 6], 3)
+    codes = codes | (high << 4).reshape(codes.shape)
+    own = blocks[..., 192:208].reshape(*blocks.shape[:2], 8, 2)
+    return _Parts(_rows(codes), _factors(mx, blocks, 208, 1), own)
+
+
+_DECODERS: dict[str, Callable[[Any, Any], _Parts]] = {
+    "q8_0": _q8,
+    "q4_0": _small(1, fifth=False),
+    "q4_1": _small(2, fifth=False),
+    "q5_0": _small(1, fifth=True),
+    "q5_1": _small(2, fifth=True),
+    "q4_k": _q4_k,
+    "q5_k": _q5_k,
+    "q6_k": _q6_k,
+}
+
+
+def _affine(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> _Parts:
+    """MLX's own types: codes in words, the first in the lowest bits; biases are offsets that are added."""
+    found = arrays["weight"].view(mx.uint8)
+    codes = found if form.bits == 8 else mx.stack((found & 15, found >> 4), axis=-1)
+    return _Parts(_rows(codes), mx.stack((arrays["scales"], arrays["biases"] ^ 0x8000), axis=-1))
+
+
+_LAYOUTS: dict[str, Callable[[Any, QuantForm, _Parts], tuple[Any, ...]]] = {"cuda": _cuda}

@@ -1,0 +1,117 @@
+"""Quantised matrices packed for the GPU kernels, taken apart again here byte by byte: codes and factors bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from synthetic import random_table
+
+from specdec.runtimes import mlx_quant
+from specdec.runtimes.mlx_quant import QuantForm, pack_quant, quant_form
+from specdec.views.dtypes import to_float32
+from specdec.views.quantised import QuantisedTable, quantised_type, quantised_types
+
+mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+
+
+def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    return left.shape == right.shape and np.array_equal(left.view(np.uint32), right.view(np.uint32))
+
+
+def unpack_cuda(form: QuantForm, data: np.ndarray, outputs: int, inputs: int) -> tuple[np.ndarray, ...]:
+    """Codes (tiles * 128, padded in), scales and offsets (tiles * 128, groups), one number at a time in order."""
+    tiles, wide = -(-outputs // 128), -(-inputs // 128) * 128
+    spans, rest = -(-wide // (32 * form.span)), form.bits - 4
+    sizes = (tiles * spans * form.head_bytes, tiles * wide * 64, tiles * wide * 16 * rest)
+    assert data.dtype == np.uint8
+    assert data.shape == (sum(sizes),)
+    assert all(size % 256 == 0 for size in sizes)
+    heads, upper, lower = np.split(data, np.cumsum(sizes)[:2])
+    heads, upper = heads.reshape(tiles, spans, -1), upper.reshape(tiles, wide, 64)
+    lower = lower.reshape(tiles, wide, 16 * rest)
+    groups, each = wide // 32, 2 if form.own == "int8" else 1
+    codes = np.zeros((tiles, 128, wide), np.uint8)
+    scales = np.zeros((tiles, 128, groups * each), np.float32)
+    offsets = np.zeros_like(scales)
+    dtype = "bfloat16" if form.bfloat else "float16"
+    for o in range(128):
+        t, half, g = o // 16, o % 16 // 8, o % 8
+        code = (upper[:, :, 8 * g + t] >> (4 * half)) & 15
+        if rest == 4:
+            code = code << 4 | (lower[:, :, 8 * g + t] >> (4 * half)) & 15
+        elif rest == 2:
+            code = code << 2 | (lower[:, :, 4 * g + t // 2] >> (t % 2 * 4 + half * 2)) & 3
+        elif rest == 1:
+            code = code << 1 | (lower[:, :, 2 * g + t // 4] >> (t % 4 * 2 + half)) & 1
+        codes[:, o] = code
+        place, factors = (g * 8 + t) * 2 + half, 2 if form.offset else 1
+        words = np.ascontiguousarray(heads[:, :, : 256 * factors]).view("<u2")
+        scale = to_float32(words[:, :, place * factors], dtype)
+        offset = to_float32(words[:, :, place * factors + 1], dtype) if form.offset else np.zeros_like(scale)
+        for group in range(groups):
+            own = heads[:, group // form.span, 256 * factors :]
+            pair = own[:, (group % 8 * 128 + place) * 2 :][:, :2] if form.own else np.ones((tiles, 2), np.uint8)
+            pair = (pair.view(np.int8) if form.own == "int8" else pair).astype(np.float32)
+            if form.own == "int8":
+                scales[:, o, 2 * group : 2 * group + 2] = scale[:, group // form.span, None] * pair
+            else:
+                scales[:, o, group] = scale[:, group // form.span] * pair[:, 0]
+                offsets[:, o, group] = offset[:, group // form.span] * pair[:, 1]
+    return tuple(part.reshape(tiles * 128, -1) for part in (codes, scales, offsets))
+
+
+def check(table: QuantisedTable, data: np.ndarray) -> None:
+    form, (outputs, inputs) = quant_form(table.type), table.shape
+    codes, scales, offsets = unpack_cuda(form, data, outputs, inputs)
+    assert np.array_equal(codes[:outputs, :inputs], table.codes())
+    scale, offset = table.scale_and_offset()
+    of_group = table.kind.group
+    each = 1 if of_group >= 32 else 2
+    shared = max(1, of_group // 32)
+    count = inputs // 32 * each
+    assert same_bits(scales[:outputs, :count], np.repeat(scale, shared, axis=1))
+    assert (offset is not None) == form.offset
+    if offset is not None:
+        assert same_bits(offsets[:outputs, :count], np.repeat(offset, shared, axis=1))
+    # What was filled up adds nothing.
+    for part in (scales, offsets):
+        assert not part[outputs:].any()
+        assert not part[:, count:].any()
+
+
+@pytest.mark.parametrize("name", quantised_types())
+def test_every_type_keeps_its_codes_and_factors(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = quantised_type(name)
+    inputs = 256 if kind.block == 256 else 3 * max(kind.block, 64) + (kind.block if kind.block < 128 else 0)
+    table = random_table(name, (300, inputs), np.random.default_rng(5))
+    scores = mx.ones((inputs, 1))
+    packed = pack_quant(mx, "cuda", table, scores)
+    assert (packed.form, packed.outputs, packed.inputs) == (quant_form(name), 300, inputs)
+    assert packed.scores is scores
+    whole = np.array(packed.data)
+    check(table, whole)
+    # In slices of outputs, as a large one is.
+    monkeypatch.setattr(mlx_quant, "_SLICE_WEIGHTS", 128 * 300)
+    assert np.array_equal(np.array(pack_quant(mx, "cuda", table, scores).data), whole)
+
+
+def test_negative_zero_and_negative_factors_are_kept() -> None:
+    table = random_table("q4_1", (128, 128), np.random.default_rng(6))
+    blocks = table.blocks.reshape(128, 4, 20).copy()
+    blocks[:, 0, 0:4] = np.array([0x00, 0x80, 0x00, 0x80], np.uint8)  # -0 and -0
+    blocks[:, 1, 1] |= 0x80
+    table = QuantisedTable("q4_1", (128, 128), {"blocks": blocks.reshape(128, -1)})
+    check(table, np.array(pack_quant(mx, "cuda", table, mx.ones((128, 1))).data))
+
+
+def test_forms_say_what_the_types_are() -> None:
+    forms = [quant_form(name) for name in quantised_types()]
+    assert {form.bits for form in forms} == {4, 5, 6, 8}
+    for form in forms:
+        kind = quantised_type(form.name)
+        assert (form.bits, form.zero, form.span * 32) == (kind.bits, kind.zero, kind.block)
+        assert form.bfloat == form.name.endswith("bf16")
+    assert quant_form("q8_0").head_bytes == 256
+    assert quant_form("affine4-g64").head_bytes == 512
+    assert quant_form("q4_k").head_bytes == 512 + 2048
+    assert quant_form("q6_k").head_bytes == 256 + 2048
