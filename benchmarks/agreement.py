@@ -1,7 +1,9 @@
-"""How often a draft agrees with the dense model: top-1, top-2 and KL by draft view and effort.
+"""How often a draft agrees with the dense model, and what its step costs: by draft view and effort.
 
 The model writes a greedy answer at effort 1.0. At every position one draft step runs over the exact history, and its
-logits are compared with the dense ones. No drafted token enters the history, so the figures describe single steps.
+logits are compared with the dense ones: top-1, top-2 and KL. No drafted token enters the history, so the figures
+describe single steps. The cost is the median, over positions, of the draft step's time over that of the dense step at
+the same position; all drafts take turns at every position, so none finds its weights in a cache.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from common import PROMPTS, add_json_option, log_softmax, print_machine, print_t
 import specdec
 from specdec.effort import EffortSchedule
 from specdec.model import Model
+from specdec.runtimes.base import Cache
 from specdec.sources import open_source
 from specdec.store import BucketLayout, Store, convert
 
@@ -42,9 +46,11 @@ class Tally:
     top1: list[bool] = field(default_factory=list)
     top2: list[bool] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
+    cost: list[float] = field(default_factory=list)
 
-    def add(self, dense: np.ndarray, draft: np.ndarray) -> None:
-        """Compare one position: dense and draft logits, both (V,)."""
+    def add(self, dense: np.ndarray, draft: np.ndarray, cost: float) -> None:
+        """Compare one position: dense and draft logits, both (V,), and what the draft took in dense steps."""
+        self.cost.append(cost)
         choice = int(dense.argmax())
         best = np.argpartition(draft, -2)[-2:]
         self.top1.append(int(draft.argmax()) == choice)
@@ -64,6 +70,15 @@ def parse_drafts(texts: list[str], head: float | None) -> list[Draft]:
     return drafts
 
 
+def step(model: Model, token: int, cache: Cache, draft: Draft) -> tuple[np.ndarray, float]:
+    """Logits (V,) of one row, and seconds; the cache is as it was."""
+    held, start_s = cache.length, time.perf_counter()
+    logits = model.runtime.forward([token], cache, effort=draft.schedule, view=draft.view).logits[0]
+    seconds = time.perf_counter() - start_s
+    cache.trim(held)
+    return logits, seconds
+
+
 def answer_positions(model: Model, prompt: str, max_tokens: int, drafts: list[Draft], tallies: list[Tally]) -> int:
     """Write one greedy answer and tally every draft at each of its positions; returns the number of positions."""
     assert model.tokenizer is not None
@@ -73,14 +88,12 @@ def answer_positions(model: Model, prompt: str, max_tokens: int, drafts: list[Dr
     model.runtime.forward(ids[:-1], cache, effort=DENSE, last_only=True)
     token, count = ids[-1], 0
     while count < max_tokens:
-        start = cache.length
-        drafted = []
-        for draft in drafts:
-            drafted.append(model.runtime.forward([token], cache, effort=draft.schedule, view=draft.view).logits[0])
-            cache.trim(start)
+        drafted = [step(model, token, cache, draft) for draft in drafts]
+        start_s = time.perf_counter()
         dense = model.runtime.forward([token], cache, effort=DENSE).logits[0]
-        for tally, logits in zip(tallies, drafted, strict=True):
-            tally.add(dense, logits)
+        dense_s = time.perf_counter() - start_s
+        for tally, (logits, seconds) in zip(tallies, drafted, strict=True):
+            tally.add(dense, logits, seconds / dense_s)
         token, count = int(dense.argmax()), count + 1
         if token in model.tokenizer.eos_ids:
             break
@@ -107,6 +120,7 @@ def measure(model: Model, drafts: list[Draft], max_tokens: int) -> list[dict[str
                 "top2": float(np.mean(tally.top2)),
                 "kl": float(np.mean(tally.kl)),
                 "positions": len(tally.top1),
+                "cost": float(np.median(tally.cost)),
             }
         )
     return rows

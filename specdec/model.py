@@ -107,14 +107,15 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
         model: a catalogue name ("smollm2-135m"), a bucket store, a Hugging Face folder, or a .gguf file.
         runtime: "auto" takes the fastest that runs here.
         threads: threads to compute with; None leaves it to the runtime.
-        load_share: share of the weights to load, at least. Below 1 the least important tiers of a 16-bit store are
-            never read and count as zeros, which changes the model: results say so in `identical_to`.
+        load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
+            matrices are never read and count as zeros, and quantised ones lose all but the upper four bits of their
+            codes, which changes the model: results say so in `identical_to`.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
-        InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range or below 1 for
-            a quantised store.
+        InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range, or below 1
+            for a store whose codes have four bits.
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model

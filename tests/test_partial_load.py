@@ -1,4 +1,5 @@
-"""Loading a part of the weights: which tiers are left out, what is read, what stands in their place, and the label."""
+"""Loading a part of the weights: which tiers and planes are left out, what is read, what stands in their place, and the
+label."""
 
 from __future__ import annotations
 
@@ -10,20 +11,26 @@ import pytest
 from command_line import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
 
 import specdec
+from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, StoreError
 from specdec.eval.passages import run_passage, score_passage
 from specdec.model import Model
+from specdec.runtimes import registry
 from specdec.runtimes.registry import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
-from specdec.store.partial import PartialMatrix, loaded_share, tiers_to_load
+from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, tier_parts
 from specdec.tune.text import split_passages
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
+from specdec.views.nested import NestedMatrix
+from specdec.views.quantised import QuantisedMatrix, UpperMatrix, quantised_type, quantised_types
 
 LAYOUTS = [BucketLayout(), BucketLayout(64, (8, 8, 16, 32)), BucketLayout(8, (8,)), BucketLayout(16, (2, 14))]
+FULL = EffortSchedule(1.0)
 RUNTIMES = ["reference"] + ["native"] * (best_runtime() == "native")
 
 
@@ -45,20 +52,21 @@ def test_the_share_is_reached_with_the_fewest_tiers(data: st.DataObject, share: 
         name: -np.sort(-random.random((inputs, layout.num_tiers), np.float32), axis=1)
         for name, (_, inputs) in shapes.items()
     }
-    kept = tiers_to_load(scores, shapes, layout, share=share)
+    parts = {name: tier_parts(scores[name], shape, layout) for name, shape in shapes.items()}
+    kept = parts_to_load(parts, share=share)
     assert all(1 <= n <= layout.num_tiers for n in kept.values())
-    assert loaded_share(kept, shapes, layout) >= share - 1e-9
+    assert loaded_share(kept, parts) >= share - 1e-9
     # Less is never kept for a larger share, and everything for all.
-    more = tiers_to_load(scores, shapes, layout, share=min(1.0, share + 0.1))
+    more = parts_to_load(parts, share=min(1.0, share + 0.1))
     assert all(more[name] >= n for name, n in kept.items())
-    assert set(tiers_to_load(scores, shapes, layout, share=1.0).values()) == {layout.num_tiers}
+    assert set(parts_to_load(parts, share=1.0).values()) == {layout.num_tiers}
 
 
 def test_the_least_important_tiers_go_first() -> None:
     layout = BucketLayout(16, (8, 8))
     flat, steep = np.full((4, 2), 1, np.float32), np.tile(np.array([[5, 0.1]], np.float32), (4, 1))
-    kept = tiers_to_load({"flat": flat, "steep": steep}, {"flat": (16, 4), "steep": (16, 4)}, layout, share=0.75)
-    assert kept == {"flat": 2, "steep": 1}
+    parts = {name: tier_parts(scores, (16, 4), layout) for name, scores in (("flat", flat), ("steep", steep))}
+    assert parts_to_load(parts, share=0.75) == {"flat": 2, "steep": 1}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
@@ -176,10 +184,122 @@ def test_eval_compares_a_part_with_the_whole(
     assert "load_share must be a number from 0.25" in ran.err
 
 
-def test_quantised_stores_have_no_tiers(tmp_path: Path) -> None:
-    convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "s", quantised="keep")
-    with pytest.raises(InvalidArgumentError, match=r"load_share leaves out tiers, and .* a quantised store have none"):
-        Store.open(tmp_path / "s", load_share=0.8)
+def quantised_store(path: Path, *types: str) -> Path:
+    dtype = "bfloat16" if "bf16" in types[0] else "float16"
+    return convert(quantised_source(quantised_config(), *types, dtype=dtype), path, quantised="keep")
+
+
+@pytest.mark.parametrize("kind", quantised_types())
+def test_the_rest_of_codes_is_left_out_and_counts_as_half(tmp_path: Path, kind: str) -> None:
+    path = quantised_store(tmp_path / "s", kind)
+    if quantised_type(kind).bits == 4:
+        with pytest.raises(InvalidArgumentError, match=r"load_share must be 1, not 0.8: the codes .* four bits"):
+            Store.open(path, load_share=0.8)
+        return
+    least = 4 / quantised_type(kind).bits
+    whole, part = Store.open(path), Store.open(path, load_share=least)
+    assert part.loaded_share == pytest.approx(least)
+    assert part.hides_bits
+    assert not whole.hides_bits
+    for name in whole.config.matrices():
+        exact, found = whole.exact(name), part.exact(name)
+        assert isinstance(exact, QuantisedMatrix)
+        assert isinstance(found, UpperMatrix)
+        weights = NestedMatrix(exact).dequantise()
+        assert np.array_equal(found.dequantise(), weights)
+        assert np.array_equal(found.rows([5, 0]), weights[[5, 0]])
+        assert np.array_equal(found.inputs_float32(32, 96), weights[:, 32:96].T)
+        assert np.array_equal(found.inputs(0, found.kind.block).dequantise(), weights[:, : found.kind.block])
+        # A draft sees the same of it as of the whole.
+        assert np.array_equal(NestedMatrix(found).dequantise(), weights)
+        everything = np.ones(found.shape[1], np.uint8)
+        rest = exact.shape[0] * exact.shape[1] * (exact.kind.bits - 4) // 8
+        assert exact.nbytes - found.nbytes == rest
+        assert exact.bytes_read(everything) - found.bytes_read(everything) == rest
+    tables = whole.config.tables()
+    assert all(np.array_equal(part.table_rows(name), whole.table_rows(name)) for name in tables)
+    with pytest.raises(InvalidArgumentError, match=rf"from {np.ceil(least * 1000) / 1000:g} \(the upper four bits"):
+        Store.open(path, load_share=least - 0.1)
+
+
+def test_matrices_that_lose_least_go_without_the_rest(tmp_path: Path) -> None:
+    """8-bit, 5-bit and 16-bit matrices in one store: fifth bits are worth least, and tiers most."""
+    path = quantised_store(tmp_path / "s", "q8_0", "q5_1", "16")
+    whole = Store.open(path)
+    changes = {}
+    for name, kind in whole.types.items():
+        if name in whole.config.matrices():
+            exact = whole.exact(name)
+            assert isinstance(exact, QuantisedMatrix)
+            # All outputs here; `plane_parts` looks at some.
+            off = np.abs(NestedMatrix(exact).dequantise() - exact.dequantise()).mean()
+            changes[name] = off / np.abs(exact.dequantise()).mean()
+            assert plane_parts(exact).worth[1] == pytest.approx(changes[name], rel=0.05)
+            assert plane_parts(exact).bits[1] == (4 if kind == "q8_0" else 1) * exact.shape[0] * exact.shape[1]
+    for share in (0.97, 0.9, 0.8):
+        part = Store.open(path, load_share=share)
+        assert share <= part.loaded_share < share + 0.1
+        out = {name for name in changes if isinstance(part.exact(name), UpperMatrix)}
+        assert out
+        # Worth is measured on some of the outputs.
+        assert all(changes[a] < changes[b] * 1.1 for a in out for b in set(changes) - out)
+        tiers = {name for name in whole.config.matrices() if isinstance(part.exact(name), PartialMatrix)}
+        assert not tiers or len(out) == len(changes)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("types", [("q8_0",), ("q6_k", "q5_k", "q4_k"), ("affine8-g64-bf16", "16"), ("q5_1", "q5_0")])
+def test_runtimes_multiply_upper_bits(runtime: str, types: tuple[str, ...], tmp_path: Path) -> None:
+    """Logits are those of the weights that are left, in float64, and rows do not depend on their company."""
+    pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    path = quantised_store(tmp_path / "s", *types)
+    whole, part = Store.open(path), Store.open(path, load_share=least_share(path))
+    made, tokens = create_runtime(runtime, part), [3, 1, 4, 1, 5, 9, 2, 6]
+    names = part.config.matrices() | part.config.tables()
+    weights = {n: part.exact(n).dequantise() if n in part.config.matrices() else part.table_rows(n) for n in names}
+    wanted = DenseTransformer(part.config, weights.__getitem__, part.vector).logits(tokens)
+    logits = made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(1.0)).logits
+    # As for whole quantised matrices: the native runtime rounds activations to 16 bits, and its cache is float16.
+    np.testing.assert_allclose(logits, wanted, rtol=0, atol=4e-5 if runtime == "reference" else 5e-3)
+    for view in ("exact", "own", "nested", "int4"):
+        for effort in (1.0, 0.4):
+            schedule, cache = specdec.EffortSchedule(effort), made.new_cache(8)
+            rows = made.forward(tokens, made.new_cache(8), effort=schedule, view=view).logits
+            alone = [made.forward([token], cache, effort=schedule, view=view).logits[0] for token in tokens]
+            assert np.array_equal(rows, np.array(alone))
+    all_of_it = create_runtime(runtime, whole)
+    assert not np.array_equal(logits, all_of_it.forward(tokens, all_of_it.new_cache(8), effort=FULL).logits)
+    if runtime == "native":
+        # Matrices in buckets are dense in memory, zeros included.
+        saved = sum(whole.exact(n).nbytes - part.exact(n).nbytes for n in part.types if n in part.config.matrices())
+        assert all_of_it.memory["exact"] - made.memory["exact"] >= 0.95 * saved > 0  # type: ignore[attr-defined]
+
+
+def least_share(path: Path) -> float:
+    """What has to be loaded of a store at least, in hundredths, as the refusal of less says; more than half."""
+    with pytest.raises(InvalidArgumentError, match="load_share must be a number from") as refusal:
+        Store.open(path, load_share=0.01)
+    words = str(refusal.value).split()
+    return max(0.55, float(np.ceil(float(words[words.index("from") + 1]) * 100) / 100))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_answers_of_a_quantised_part_are_its_own(runtime: str, tmp_path: Path) -> None:
+    pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    model = specdec.load(quantised_store(tmp_path / "s", "q8_0"), runtime=runtime, load_share=0.6)
+    assert model.store is not None
+    for view in ("own", "nested", "int4"):
+        options = {"max_tokens": 12, "draft_view": view, "draft_effort": 0.5, "temperature": 0.8}
+        fast = specdec.generate(model, [1, 2, 3], **options)
+        assert fast.tokens == specdec.generate(model, [1, 2, 3], speculate=False, max_tokens=12, temperature=0.8).tokens
+        assert fast.identical_to == f"dense at {model.store.loaded_share:.3f} of the weights"
+
+
+def test_a_runtime_that_cannot_run_a_quantised_part_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Store.open(quantised_store(tmp_path / "s", "q8_0"), load_share=0.6)
+    monkeypatch.setattr(registry, "_QUANTISED", frozenset({"reference", "native", "mlx"}))
+    with pytest.raises(InvalidArgumentError, match="mlx runtime does not run a quantised store loaded in part: leave"):
+        create_runtime("mlx", part)
 
 
 def test_weights_that_stay_are_the_larger_ones(path: Path) -> None:

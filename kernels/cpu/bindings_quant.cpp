@@ -49,9 +49,9 @@ QuantSource source_of(const QuantType& type, int64_t in, int64_t rows, const Cod
   return {codes.data(), scales->data(), biases->data()};
 }
 
-void set_quantised(Model& model, int index, const std::string& type) {
+void set_quantised(Model& model, int index, const std::string& type, bool upper) {
   check_index(model, index);
-  model.set_quantised(index, type);
+  model.set_quantised(index, type, upper);
 }
 
 std::string load_quantised(Model& model, int index, const Codes& codes, const Factors& scales, const Factors& biases,
@@ -87,8 +87,9 @@ void make_nested(NestedView* self, const Model& model, const std::vector<std::ve
 
 void bind_quantised(nb::module_& module, nb::class_<Model>& model) {
   model
-      .def("set_quantised", &set_quantised, "index"_a, "type"_a,
-           "Declares that a matrix keeps its quantised blocks; before any matrix is loaded.")
+      .def("set_quantised", &set_quantised, "index"_a, "type"_a, "upper"_a = false,
+           "Declares that a matrix keeps its quantised blocks, or of their codes the four highest bits alone; before any "
+           "matrix is loaded.")
       .def("load_quantised", &load_quantised, "index"_a, "codes"_a.noconvert(), "scales"_a.noconvert().none(),
            "biases"_a.noconvert().none(), "first"_a, "last"_a,
            "Packs outputs first..last of a matrix; returns '' or what is wrong with it.")

@@ -142,10 +142,10 @@ void Model::load_masks(int index, const BucketSource& source) {
   });
 }
 
-void Model::set_quantised(int index, const std::string& type) {
+void Model::set_quantised(int index, const std::string& type, bool upper) {
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
   check(panels_.empty() && quantised_.empty(), "types must be known before a matrix is loaded");
-  matrix.quantised = QuantMatrix(type, matrix.out, matrix.in, pool_->threads());
+  matrix.quantised = QuantMatrix(type, matrix.out, matrix.in, pool_->threads(), upper);
 }
 
 std::string Model::load_quantised(int index, const QuantSource& source, int64_t first, int64_t last) {

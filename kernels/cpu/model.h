@@ -54,8 +54,9 @@ class Model {
   std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
   // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
   void load_masks(int index, const BucketSource& source);
-  // Declares that a matrix keeps its source's quantised blocks; before any matrix is loaded.
-  void set_quantised(int index, const std::string& type);
+  // Declares that a matrix keeps its source's quantised blocks, or of their codes the four highest bits alone (`upper`);
+  // before any matrix is loaded.
+  void set_quantised(int index, const std::string& type, bool upper = false);
   // Packs outputs [first, last) of such a matrix, from row 0 of the source on; first is a multiple of kQuantBlock, last
   // too unless it is the matrix's last output. Returns "" or what is wrong with it.
   std::string load_quantised(int index, const QuantSource& source, int64_t first, int64_t last);

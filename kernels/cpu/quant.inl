@@ -22,7 +22,7 @@ constexpr int64_t kQuantAhead = 4096;
 template <F32 (*Load)(const uint16_t*), bool Offset>
 struct PlainScales {
   static constexpr int kParts = 1;
-  static constexpr bool kOffset = Offset, kTwoLevels = false;
+  static constexpr bool kOffset = Offset, kTwoLevels = false, kUpper = false;
   [[gnu::always_inline]] static inline F32 scale(const uint8_t* unit, const uint8_t*, int, int o) {
     return Load(reinterpret_cast<const uint16_t*>(unit) + o);
   }
@@ -37,7 +37,7 @@ struct PlainScales {
 static inline F32 half_of(const uint8_t* unit, int o) { return load_half(reinterpret_cast<const uint16_t*>(unit) + o); }
 struct SixBitScales {
   static constexpr int kParts = 1;
-  static constexpr bool kOffset = true, kTwoLevels = true;
+  static constexpr bool kOffset = true, kTwoLevels = true, kUpper = false;
   [[gnu::always_inline]] static inline F32 scale(const uint8_t*, const uint8_t* group, int, int o) {
     return load_u8(group + o);
   }
@@ -49,13 +49,21 @@ struct SixBitScales {
 };
 struct ByteScales {
   static constexpr int kParts = 2;
-  static constexpr bool kOffset = false, kTwoLevels = true;
+  static constexpr bool kOffset = false, kTwoLevels = true, kUpper = false;
   [[gnu::always_inline]] static inline F32 scale(const uint8_t*, const uint8_t* group, int part, int o) {
     return load_s8(group + part * kQuantBlock + o);
   }
   static inline F32 offset(const uint8_t*, const uint8_t*, int) { return zero(); }
   static inline F32 outer(const uint8_t* unit, int o) { return half_of(unit, o); }
   static inline F32 outer_offset(const uint8_t*, int) { return zero(); }
+};
+// Of codes whose lower bits are hidden: whole numbers count them, and what is hidden, in halves.
+template <class Whole>
+struct UpperScales : Whole {
+  static constexpr bool kUpper = true;
+  [[gnu::always_inline]] static inline F32 scale(const uint8_t* unit, const uint8_t* group, int part, int o) {
+    return mul(Whole::scale(unit, group, part, o), set1(0.5F));
+  }
 };
 
 // ---- codes -------------------------------------------------------------------------------------------------------
@@ -96,7 +104,8 @@ struct QuantBlock {
   const uint8_t *unit, *group;
   const uint8_t *rows, *rest;
   int64_t stride;  // of rows
-  int32_t zero;    // of the format
+  int32_t zero;    // of the format; in halves where bits are hidden
+  int shift;       // what turns a sum of upper bits into halves of codes
   const uint8_t* codes;  // [kQuads][kQuantBlock][4]
 };
 template <int Bits>
@@ -189,7 +198,8 @@ template <int Bits, class Scales, int R, int First, int V, int Part>
     const Sums extra = sums_of(-block.zero * (Scales::kParts == 1 ? added[r] + added[R + r] : added[r]));
     SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
       if constexpr (kSumsOfSplit == 2) acc[0][r][v] = joined(acc[0][r][v], acc[1][r][v]);
-      if constexpr (!Scales::kOffset) acc[0][r][v] = add_sums(acc[0][r][v], extra);
+      if constexpr (Scales::kUpper) acc[0][r][v] = shifted(acc[0][r][v], block.shift);
+      if constexpr (Scales::kUpper || !Scales::kOffset) acc[0][r][v] = add_sums(acc[0][r][v], extra);
     }
   }
   SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
@@ -317,7 +327,8 @@ static void quant_multiply_as(const QuantCall& call) {
                          rows + first / 2,
                          rows + kQuantGroup / 2 * width + first / kQuantBlock * kQuads * kRestBytes<Bits>,
                          width / 2,
-                         format.zero,
+                         Scales::kUpper ? format.twice_zero() : format.zero,
+                         format.hidden + 1,
                          nullptr};
 #if !defined(SPECDEC_UNPACKS_IN_REGISTERS)
         uint8_t* codes = call.scratch + count * kQuantBlock * static_cast<int64_t>(sizeof(float));
@@ -375,7 +386,18 @@ template <int Bits, class Scales>
 struct Multiply {
   static void run(const QuantCall& call) { quant_multiply_as<Bits, Scales>(call); }
 };
-static void quant_multiply(const QuantCall& call) { by_format<Multiply>(call.format, call); }
+template <int Bits, class Scales>
+struct MultiplyUpper {
+  static void run(const QuantCall& call) {
+    if constexpr (Bits > 4) quant_multiply_as<4, UpperScales<Scales>>(call);
+  }
+};
+static void quant_multiply(const QuantCall& call) {
+  if (call.format.hidden == 0)
+    by_format<Multiply>(call.format, call);
+  else
+    by_format<MultiplyUpper>(call.format, call);
+}
 
 static void quant_activations(const QuantRowsCall& call) {
   const int64_t groups = call.in / kQuantGroup, rows = call.rows;

@@ -30,9 +30,12 @@ struct QuantFormat {
   QuantScale scale = QuantScale::half;
   bool offset = false;
   int unit = 1;            // groups that share what `scale` says
+  int hidden = 0;          // lower bits of every code that were not loaded, and count as half their range
 
   constexpr bool has_offset() const { return offset || scale == QuantScale::six_bit; }
-  constexpr int rest_bits() const { return bits - 4; }
+  constexpr int rest_bits() const { return bits - 4 - hidden; }
+  // The code of weight zero less what hidden bits count as, in halves.
+  constexpr int twice_zero() const { return 2 * zero - ((1 << hidden) - 1); }
   constexpr int parts() const { return scale == QuantScale::int8 ? 2 : 1; }  // of a group, each with its own scale
   // Bytes for each output: in front of a unit, and in front of a group.
   constexpr int64_t unit_head() const { return has_offset() ? 4 : 2; }
@@ -40,7 +43,7 @@ struct QuantFormat {
     return scale == QuantScale::six_bit || scale == QuantScale::int8 ? 2 : 0;
   }
   // Bytes of a group for each output, and of a unit.
-  constexpr int64_t group_bytes() const { return group_head() + kQuantGroup * bits / 8; }
+  constexpr int64_t group_bytes() const { return group_head() + kQuantGroup * (bits - hidden) / 8; }
   constexpr int64_t unit_bytes() const { return unit_head() + unit * group_bytes(); }
 };
 

@@ -65,7 +65,7 @@ float offset_of(const QuantFormat& format, const QuantType::Group& group) {
 
 void weights_of(const QuantFormat& format, const QuantType::Group& group, float* out) {
   for (int i = 0; i < kQuantGroup; ++i) {
-    out[i] = static_cast<float>(group.codes[i] - format.zero) * scale_of(format, group, i);
+    out[i] = static_cast<float>(2 * group.codes[i] - format.twice_zero()) * 0.5F * scale_of(format, group, i);
     if (format.has_offset()) out[i] -= offset_of(format, group);
   }
 }
@@ -203,8 +203,9 @@ void dequantise_row(const QuantType& type, const QuantSource& source, int64_t in
   }
 }
 
-QuantMatrix::QuantMatrix(const std::string& type_name, int64_t outputs, int64_t inputs, int threads)
+QuantMatrix::QuantMatrix(const std::string& type_name, int64_t outputs, int64_t inputs, int threads, bool upper)
     : type(type_name), out(outputs), in(inputs) {
+  if (upper) type.hide_rest();
   if (!type.fits(in)) throw std::invalid_argument(type_name + " does not divide " + std::to_string(in) + " inputs");
   const int64_t least = (blocks() + kTileBlocks - 1) / kTileBlocks;
   tiles = static_cast<int>(std::min((least + threads - 1) / threads * threads, blocks()));
@@ -217,7 +218,7 @@ QuantTile QuantMatrix::tile(int t) const {
 
 std::string QuantMatrix::pack(const QuantSource& source, int64_t first, int64_t last) {
   const QuantFormat& format = type.format();
-  const int rest_bits = format.rest_bits();
+  const int rest_bits = format.rest_bits(), below = format.bits - 4;
   const int64_t block = first / kQuantBlock;
   int t = static_cast<int>(block * tiles / blocks());
   while (tile_start(t + 1) <= first) ++t;
@@ -246,7 +247,7 @@ std::string QuantMatrix::pack(const QuantSource& source, int64_t first, int64_t 
       const Place at = place_of(o);
       for (int i = 0; i < kQuantGroup; ++i) {
         uint8_t& high = rows[i * (to.width / 2) + at.byte];
-        high = static_cast<uint8_t>(high | group.codes[i] >> rest_bits << at.shift);
+        high = static_cast<uint8_t>(high | group.codes[i] >> below << at.shift);
         if (rest_bits == 0) continue;
         const RestPlace low = rest_place(rest_bits, at, i);
         rest[low.byte] = static_cast<uint8_t>(rest[low.byte] | (group.codes[i] & ((1 << rest_bits) - 1)) << low.shift);
@@ -286,7 +287,7 @@ void QuantMatrix::row(int64_t output, float* weights) const {
         const RestPlace low = rest_place(rest_bits, at, i);
         code = code << rest_bits | (rest[low.byte] >> low.shift & ((1 << rest_bits) - 1));
       }
-      group.codes[i] = static_cast<uint8_t>(code);
+      group.codes[i] = static_cast<uint8_t>(code << format.hidden);
     }
     weights_of(format, group, weights + g * kQuantGroup);
   }

@@ -28,6 +28,8 @@ class QuantType {
   int64_t row_bytes(int64_t in) const;      // of `codes`
   int64_t row_factors(int64_t in) const;    // numbers of `scales` and of `biases`
   bool fits(int64_t in) const { return in > 0 && in % block_ == 0; }
+  // Keeps the four highest bits of every code alone.
+  void hide_rest() { format_.hidden = format_.bits - 4; }
 
   // Group g of one output: its codes, and raw scales and offsets: 16-bit floats of its unit (offset: the number that is
   // subtracted), and the group's own scale and offset (two scales where the format has two parts).
@@ -50,8 +52,8 @@ void dequantise_row(const QuantType& type, const QuantSource& source, int64_t in
 
 struct QuantMatrix {
   QuantMatrix() : type("q8_0") {}
-  // Shares the outputs out in tiles, as many for each of `threads`.
-  QuantMatrix(const std::string& type_name, int64_t outputs, int64_t inputs, int threads);
+  // Shares the outputs out in tiles, as many for each of `threads`. `upper`: the four highest bits of every code alone.
+  QuantMatrix(const std::string& type_name, int64_t outputs, int64_t inputs, int threads, bool upper = false);
 
   size_t bytes() const { return static_cast<size_t>(groups() / type.format().unit * type.format().unit_bytes() * padded_out()); }
   int64_t groups() const { return in / kQuantGroup; }
@@ -66,7 +68,7 @@ struct QuantMatrix {
   // Packs outputs [first, last) from rows 0.. of the source; first is a multiple of kQuantBlock, last too or all outputs.
   // Returns "" or what is wrong with the matrix.
   std::string pack(const QuantSource& source, int64_t first, int64_t last);
-  // Weights of one output, as dequantise_row.
+  // Weights of one output, as dequantise_row; of hidden bits, half their range.
   void row(int64_t output, float* weights) const;
 
   QuantType type;

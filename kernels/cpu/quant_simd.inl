@@ -46,6 +46,7 @@ struct Bytes {
 using Sums = __m512i;
 static inline Sums sums_of(int32_t start) { return _mm512_set1_epi32(start); }
 static inline Sums add_sums(Sums a, Sums b) { return _mm512_add_epi32(a, b); }
+static inline Sums shifted(Sums a, int by) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(by)); }
 static inline F32 to_float(Sums x) { return _mm512_cvtepi32_ps(x); }
 static inline F32 load_u8(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
@@ -120,6 +121,10 @@ static inline Sums sums_of(int32_t start) {
 }
 static inline Sums add_sums(Sums a, Sums b) {
   for (int j = 0; j < kLanes; ++j) a.v[j] += b.v[j];
+  return a;
+}
+static inline Sums shifted(Sums a, int by) {
+  for (int j = 0; j < kLanes; ++j) a.v[j] *= 1 << by;
   return a;
 }
 static inline Sums load_codes(const uint8_t* p) {

@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="+",
         default=[],
         metavar="S",
-        help="also the exact view at effort 1 with only this share of the weights loaded; one or more",
+        help="also the exact view at effort 1 with only this share of the weights loaded, at least; one or more",
     )
     _add_measures(parser.add_argument_group("what is measured"))
     output = parser.add_argument_group("output")

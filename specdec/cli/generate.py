@@ -50,7 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="leave out the least important tiers of the weights when loading: lossy (default: %(default)s)",
+        help="leave out the least important tiers or lower bits of the weights: lossy (default: %(default)s)",
     )
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from specdec.errors import StoreError
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import all_finite, from_float32
-from specdec.views.quantised import QuantisedTable
+from specdec.views.quantised import QuantisedTable, UpperMatrix
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -35,7 +35,7 @@ def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
     store.release_pages()
     for name, kind in store.types.items():
         if name in index:
-            model.set_quantised(index[name], kind)
+            model.set_quantised(index[name], kind, upper=isinstance(store.exact(name), UpperMatrix))
     for name in model.vector_names:
         vector = np.ascontiguousarray(store.vector(name), dtype=np.float32)
         if not np.isfinite(vector).all():

@@ -50,6 +50,8 @@ _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
 
 # Those that run matrices in quantised blocks.
 _QUANTISED = frozenset({"reference", "native"})
+# Those that run them without the lower bits of codes.
+_HIDDEN_BITS = frozenset({"reference", "native"})
 
 
 def best_runtime() -> str:
@@ -78,6 +80,8 @@ def _choose(store: Store) -> str:
     reason = missing_gpu()
     if reason is None and store.quantised and "mlx" not in _QUANTISED:
         reason = "it does not run quantised weights, so convert the model with --to f16 or bf16 for it"
+    elif reason is None and store.hides_bits and "mlx" not in _HIDDEN_BITS:
+        reason = "it does not run quantised weights that are loaded in part"
     elif reason is None:
         from specdec.runtimes.mlx import refuse_unsupported
 
@@ -127,5 +131,10 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
         raise InvalidArgumentError(
             f"the {name} runtime does not run quantised stores: convert the model to f16 or bf16, or use runtime "
             f"{' or '.join(sorted(_QUANTISED))!r}"
+        )
+    if name not in _HIDDEN_BITS and store.hides_bits:
+        raise InvalidArgumentError(
+            f"the {name} runtime does not run a quantised store loaded in part: leave load_share at 1, or use runtime "
+            f"{' or '.join(sorted(_HIDDEN_BITS))!r}"
         )
     return _RUNTIMES[name](store, threads)

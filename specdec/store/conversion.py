@@ -271,8 +271,9 @@ class _Conversion:
 
     def _quantised_slices(self, name: str, shape: tuple[int, int], group: int) -> Iterator[QuantisedMatrix]:
         """The blocks and scores are written here, at once: they do not go by inputs."""
+        table = self._read_blocks(name, shape)
         try:
-            matrix = QuantisedMatrix.from_table(self._read_blocks(name, shape))
+            matrix = QuantisedMatrix.from_table(table)
         except ModelFormatError as error:
             raise ModelFormatError(f"tensor {name!r} {error}") from None
         for part, array in matrix.arrays.items():

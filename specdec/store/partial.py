@@ -1,65 +1,116 @@
-"""Loading a part of a store: which tiers of which matrices are left out, and matrices without them.
+"""Loading a part of a store: which parts of which matrices are left out, and matrices without them.
 
-Tiers lie in the file one behind another, so what is left out is not read. A weight that is left out counts as 0.
+A matrix in buckets has its tiers for parts. They lie in the file one behind another, so what is left out is not read,
+and counts as 0. A quantised one has the upper four bits of its codes and the rest. Its blocks hold both side by side,
+so they are read whole, and the rest is not kept: it counts as half of its range.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 
 from specdec.errors import InvalidArgumentError
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.layout import BucketLayout
+from specdec.views.quantised import QuantisedMatrix
+from specdec.views.quantised_types import UPPER_BITS, upper_bits
 
 _CHUNK_BUCKETS = 1 << 16
+# Outputs of a quantised matrix that are looked at, spread over all, to tell what the rest of its codes is worth.
+_SAMPLED_OUTPUTS = 64
 
 
-def tiers_to_load(
-    scores: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, int]], layout: BucketLayout, *, share: float
-) -> dict[str, int]:
-    """How many tiers of every matrix to load, 1 to K, so that at least `share` of all weights are.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one matrix in the order in which they are kept.
 
-    Whole tiers of matrices are left out, the least important first: those whose mean |w| is the smallest part of the
-    mean |w| of their matrix. The largest tier of a matrix stays in any case.
+    Attributes:
+        what: in words, what the first part is.
+        bits: bits of values or codes in each.
+        worth: what each means to the matrix; those of different matrices are compared. The first is never left out.
+    """
+
+    what: str
+    bits: tuple[float, ...]
+    worth: tuple[float, ...]
+
+
+def tier_parts(scores: np.ndarray, shape: tuple[int, int], layout: BucketLayout) -> Parts:
+    """The tiers of a matrix in buckets. A tier's worth is its mean |w|, over the mean |w| of the matrix.
 
     Args:
-        scores: float32 (in, K) of every matrix by name.
-        shapes: (out, in) of the same.
+        scores: float32 (in, K).
+        shape: (out, in).
         layout: bucket and tier sizes.
-        share: of the weights, in (0, 1].
+    """
+    sizes, means = np.array(layout.tier_sizes), scores.mean(axis=0, dtype=np.float64)
+    whole = float((means * sizes).sum()) / layout.bucket_size or 1.0
+    each = 16 * math.prod(shape) / layout.bucket_size
+    return Parts("the first tiers", tuple(float(each * size) for size in sizes), tuple(float(m) / whole for m in means))
+
+
+def plane_parts(matrix: QuantisedMatrix) -> Parts:
+    """The upper bits of a quantised matrix's codes, and the rest where there is one.
+
+    The rest's worth is the mean change of a weight that is without it, over the mean |w| of the matrix, both over some
+    of the outputs.
+    """
+    weights, kind = math.prod(matrix.shape), matrix.kind
+    what, seen = "the upper four bits of codes", upper_bits(kind, UPPER_BITS)
+    if seen is kind:
+        return Parts(what, (float(weights * kind.bits),), (1.0,))
+    rows = np.linspace(0, matrix.shape[0] - 1, min(_SAMPLED_OUTPUTS, matrix.shape[0])).astype(np.intp)
+    arrays = {name: array[rows] for name, array in matrix.arrays.items()}
+    exact = kind.dequantise(arrays)
+    change = float(np.abs(exact - seen.dequantise(arrays)).mean(dtype=np.float64))
+    worth = change / (float(np.abs(exact).mean(dtype=np.float64)) or 1.0)
+    return Parts(what, (float(weights * seen.bits), float(weights * (kind.bits - seen.bits))), (1.0, worth))
+
+
+def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]:
+    """How many parts of every matrix to load, at least 1, so that at least `share` of all bits are.
+
+    Parts are left out whole, those of least worth first, until one more would be too many.
+
+    Args:
+        parts: of every matrix by name.
+        share: of the bits of all values and codes, in (0, 1].
 
     Raises:
-        InvalidArgumentError: `share` is no number of that kind, or less than the first tiers alone.
+        InvalidArgumentError: `share` is no number of that kind, or less than the first parts alone.
     """
-    least = layout.tier_sizes[0] / layout.bucket_size
+    total = sum(sum(one.bits) for one in parts.values())
+    least = sum(one.bits[0] for one in parts.values()) / total
     if isinstance(share, bool) or not isinstance(share, int | float) or not least <= share <= 1:
-        raise InvalidArgumentError(f"load_share must be a number from {least:g} (the first tiers) to 1, not {share!r}")
-    sizes = np.array(layout.tier_sizes)
-    means = {name: table.mean(axis=0, dtype=np.float64) for name, table in scores.items()}
-    whole = {name: float((means[name] * sizes).sum()) / layout.bucket_size or 1.0 for name in scores}
-    tiers = [
-        (float(means[name][k]) / whole[name], -k, place, name)
-        for place, name in enumerate(scores)
-        for k in range(1, layout.num_tiers)
-    ]
-    total = sum(prod(shape) for shape in shapes.values())
-    kept, left = dict.fromkeys(scores, layout.num_tiers), float(total)
-    for _, rank, _, name in sorted(tiers):
-        left -= prod(shapes[name]) * layout.tier_sizes[-rank] / layout.bucket_size
+        if least == 1:
+            raise InvalidArgumentError(
+                f"load_share must be 1, not {share!r}: the codes of this store have four bits, and none can be left out"
+            )
+        firsts = " and ".join(sorted({one.what for one in parts.values()}))
+        shown = math.ceil(least * 1000) / 1000
+        raise InvalidArgumentError(f"load_share must be a number from {shown:g} ({firsts}) to 1, not {share!r}")
+    order = sorted(
+        (one.worth[k], -k, place, name)
+        for place, (name, one) in enumerate(parts.items())
+        for k in range(1, len(one.bits))
+    )
+    kept, left = {name: len(one.bits) for name, one in parts.items()}, total
+    for _, rank, _, name in order:
+        left -= parts[name].bits[-rank]
         if left < share * total:
             break
         kept[name] = -rank
     return kept
 
 
-def loaded_share(kept: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], layout: BucketLayout) -> float:
-    """Share of the weights that are in the first `kept` tiers of their matrices."""
-    total = sum(prod(shape) for shape in shapes.values())
-    return sum(prod(shapes[name]) * sum(layout.tier_sizes[:n]) for name, n in kept.items()) / layout.bucket_size / total
+def loaded_share(kept: Mapping[str, int], parts: Mapping[str, Parts]) -> float:
+    """Share of the bits that are in the first `kept` parts of their matrices."""
+    total = sum(sum(one.bits) for one in parts.values())
+    return sum(sum(parts[name].bits[:count]) for name, count in kept.items()) / total
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ import numpy as np
 from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
 from specdec.store.description import FileRecord, StoreDescription
-from specdec.store.partial import loaded_share, tiers_to_load, without_tiers
+from specdec.store.partial import Parts, loaded_share, parts_to_load, plane_parts, tier_parts, without_tiers
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
 from specdec.store.staging import MARKER
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
@@ -21,7 +21,7 @@ from specdec.views.base import TensorSpec, ViewMatrix
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
 from specdec.views.layout import BucketLayout
-from specdec.views.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, quantised_type
+from specdec.views.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
 from specdec.views.registry import get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
@@ -41,7 +41,7 @@ class Store:
         source: where the weights came from.
         views: draft views that are stored; others are built when they are asked for.
         checksum: SHA-256 that stands for every byte of the store.
-        loaded_share: share of the weights that are loaded; 1 unless `open` was asked for fewer.
+        loaded_share: share of the bits of all weights that are loaded; 1 unless `open` was asked for fewer.
     """
 
     def __init__(
@@ -59,10 +59,12 @@ class Store:
         self.checksum = description.checksum
         self._files = files
         self._shapes = self.config.matrices()
+        # Tiers that are loaded, and matrices that keep the upper bits of their codes alone.
         self._tiers = dict.fromkeys(self._shapes, self.layout.num_tiers)
+        self._upper: frozenset[str] = frozenset()
+        self.loaded_share = 1.0
         if load_share != 1:
             self._leave_out(load_share)
-        self.loaded_share = 1.0 if self.quantised else loaded_share(self._tiers, self._shapes, self.layout)
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True, load_share: float = 1.0) -> Store:
@@ -73,12 +75,13 @@ class Store:
         Args:
             path: the store's folder.
             verify: also read every byte and compare checksums.
-            load_share: share of the weights to load, at least. Below 1 the least important tiers are left out and never
-                read, and `exact` gives matrices with zeros in their place.
+            load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers are left
+                out and never read, and `exact` gives matrices with zeros in their place. Of quantised matrices the
+                upper four bits of codes stay; `exact` gives those that are without the rest as `UpperMatrix`.
 
         Raises:
             StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
-            InvalidArgumentError: `load_share` is out of range, or below 1 and the store is quantised.
+            InvalidArgumentError: `load_share` is out of range, or below 1 and all codes have four bits.
         """
         path = Path(path)
         try:
@@ -114,6 +117,11 @@ class Store:
         """Whether any matrix or table is kept in quantised blocks."""
         return bool(self.types)
 
+    @property
+    def hides_bits(self) -> bool:
+        """Whether quantised matrices are loaded without the lower bits of their codes."""
+        return bool(self._upper)
+
     def exact(self, name: str) -> ExactMatrix:
         """A matrix in the exact view, memory-mapped.
 
@@ -126,7 +134,8 @@ class Store:
         shape = self._shape(name)
         file = self._files[EXACT_FILE]
         if name in self.types:
-            return QuantisedMatrix(self.types[name], shape, self._blocks(name, shape), file.array(f"{name}.scores"))
+            kind = UpperMatrix if name in self._upper else QuantisedMatrix
+            return kind(self.types[name], shape, self._blocks(name, shape), file.array(f"{name}.scores"))
         parts = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype)
         arrays = {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
         if len(arrays) < len(parts):
@@ -256,10 +265,18 @@ class Store:
                     raise StoreError(f"{what} was altered: {_AGAIN}")
 
     def _leave_out(self, share: float) -> None:
-        if self.quantised:
-            raise InvalidArgumentError("load_share leaves out tiers, and the matrices of a quantised store have none")
-        scores = {name: self._files[EXACT_FILE].array(f"{name}.scores") for name in self._shapes}
-        self._tiers = tiers_to_load(scores, self._shapes, self.layout, share=share)
+        parts = {name: self._parts(name) for name in self._shapes}
+        kept = parts_to_load(parts, share=share)
+        self._tiers = {name: kept[name] for name in self._shapes if name not in self.types}
+        self._upper = frozenset(name for name in kept if name in self.types and kept[name] < len(parts[name].bits))
+        self.loaded_share = loaded_share(kept, parts)
+        self.release_pages()
+
+    def _parts(self, name: str) -> Parts:
+        matrix = self.exact(name) if name in self.types else None
+        if isinstance(matrix, QuantisedMatrix):
+            return plane_parts(matrix)
+        return tier_parts(self._files[EXACT_FILE].array(f"{name}.scores"), self._shapes[name], self.layout)
 
     def _is_loaded(self, tensor: str) -> bool:
         """Whether a tensor of the exact view's file is not one of a tier that was left out."""

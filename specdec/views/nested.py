@@ -1,8 +1,8 @@
 """The nested view: the upper bits of the codes that a quantised target has anyway, so that a draft reads less of it.
 
 Of a code of `n` bits the view sees the upper four; what the lower `n - 4` bits would add is taken to be half their
-range. Codes of four bits are seen whole. Kept in two planes, upper bits and the rest, a matrix costs no memory beyond
-its own. Effort chooses whole inputs, by the scores of the exact matrix.
+range (`quantised_types.UpperBits`). Codes of four bits are seen whole. Kept in two planes, upper bits and the rest, a
+matrix costs no memory beyond its own. Effort chooses whole inputs, by the scores of the exact matrix.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 
 from specdec.views.base import TensorSpec, View, ViewMatrix
 from specdec.views.quantised import ExactMatrix, QuantisedMatrix
-
-BITS = 4
+from specdec.views.quantised_types import UPPER_BITS, QuantisedType, upper_bits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,7 +27,7 @@ class NestedMatrix:
     """
 
     exact: QuantisedMatrix
-    bits: int = BITS
+    bits: int = UPPER_BITS
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,26 +49,16 @@ class NestedMatrix:
         """No bytes beyond the exact matrix's."""
         return 0
 
-    def dequantise(self) -> np.ndarray:
-        """The weights that this view multiplies by, float32 (out, in).
+    @property
+    def kind(self) -> QuantisedType:
+        """The exact matrix's type through `bits` bits."""
+        return upper_bits(self.exact.kind, self.bits)
 
-        With `n - bits` hidden bits, `code'` the code with those set to zero and `half = (2^(n - bits) - 1) / 2`, a
-        weight is `scale * (code' + half - zero)`, minus the offset where there is one. The bracket is exact in float32;
-        the product and the difference round once each, as in the exact matrix.
-        """
-        kind = self.exact.kind
-        hidden = max(0, kind.bits - self.bits)
-        centre = np.float32(((1 << hidden) - 1) / 2 - kind.zero)
-        weights = np.empty(self.shape, dtype=np.float32)
+    def dequantise(self) -> np.ndarray:
+        """The weights that this view multiplies by, float32 (out, in)."""
+        kind, weights = self.kind, np.empty(self.shape, dtype=np.float32)
         for part in self.exact.chunks():
-            arrays = {name: array[part] for name, array in self.exact.arrays.items()}
-            codes, (scale, offset) = kind.codes(arrays), kind.scale_and_offset(arrays)
-            codes = codes >> np.uint8(hidden) << np.uint8(hidden)
-            seen = codes.reshape(*scale.shape, kind.group).astype(np.float32) + centre
-            seen *= scale[..., None]
-            if offset is not None:
-                seen -= offset[..., None]
-            weights[part] = seen.reshape(len(codes), -1)
+            weights[part] = kind.dequantise({name: array[part] for name, array in self.exact.arrays.items()})
         return weights
 
     def bytes_read(self, prefix: np.ndarray) -> int:
@@ -78,10 +67,9 @@ class NestedMatrix:
         Args:
             prefix: integer (in,), 1 for an input that is taken, else 0.
         """
-        kind, outputs = self.exact.kind, self.shape[0]
-        taken = np.flatnonzero(prefix)
-        blocks = int(np.unique(taken // kind.block).size)
-        return int(taken.size) * outputs * min(self.bits, kind.bits) // 8 + blocks * outputs * kind.extra
+        taken, outputs = np.flatnonzero(prefix), self.shape[0]
+        blocks = int(np.unique(taken // self.kind.block).size)
+        return self.kind.bytes_of(int(taken.size) * outputs, blocks * outputs)
 
 
 class NestedView(View):

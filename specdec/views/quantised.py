@@ -11,7 +11,7 @@ import numpy as np
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.views.affine import AFFINE_TYPES
 from specdec.views.gguf_blocks import BLOCK_TYPES
-from specdec.views.quantised_types import QuantisedType
+from specdec.views.quantised_types import UPPER_BITS, QuantisedType, upper_bits
 
 if TYPE_CHECKING:
     from specdec.views.bucket import BucketedMatrix
@@ -173,7 +173,7 @@ class QuantisedMatrix(QuantisedTable):
     def inputs(self, start: int, stop: int) -> QuantisedMatrix:
         """The matrix of the inputs `start` to `stop` alone, both multiples of `kind.block`."""
         arrays = self.kind.inputs(self.arrays, start, stop)
-        return QuantisedMatrix(self.type, (self.shape[0], stop - start), arrays, self.scores[start:stop])
+        return type(self)(self.type, (self.shape[0], stop - start), arrays, self.scores[start:stop])
 
     def inputs_float32(self, start: int, stop: int) -> np.ndarray:
         """The weights of the inputs `start` to `stop`, float32 (stop - start, out): a row is a column of W."""
@@ -195,6 +195,25 @@ class QuantisedMatrix(QuantisedTable):
         taken = np.flatnonzero(prefix)
         blocks = int(np.unique(taken // self.kind.block).size)
         return self.kind.bytes_of(int(taken.size) * self.shape[0], blocks * self.shape[0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpperMatrix(QuantisedMatrix):
+    """A quantised matrix of which only the upper bits of codes are loaded; the arrays still are the whole blocks.
+
+    The scores are those of the whole matrix.
+    """
+
+    @property
+    def kind(self) -> QuantisedType:
+        """The type through the upper bits of its codes."""
+        return upper_bits(quantised_type(self.type), UPPER_BITS)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is loaded: upper bits, scales and scores."""
+        weights = self.shape[0] * self.shape[1]
+        return self.kind.bytes_of(weights, weights // self.kind.block) + self.scores.nbytes
 
 
 # A matrix in the exact view, however it is stored.

@@ -18,6 +18,9 @@ from specdec.views.base import TensorSpec
 
 Arrays = Mapping[str, np.ndarray]
 
+# What a draft sees of a code, and what stays of one that is loaded in part.
+UPPER_BITS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class QuantisedType(ABC):
@@ -26,7 +29,7 @@ class QuantisedType(ABC):
     Attributes:
         name: "q4_k", "affine4-g64", …: what a store's description calls it.
         bits: bits of a code.
-        zero: the code of weight 0, but for the offset.
+        zero: the code of weight 0, but for the offset; may lie between two codes.
         group: inputs that share a scale and an offset.
         block: inputs that are stored together; divides the inputs of every matrix of this type.
         extra: bytes of a block beside its codes.
@@ -34,7 +37,7 @@ class QuantisedType(ABC):
 
     name: str
     bits: int
-    zero: int
+    zero: float
     group: int
     block: int
     extra: int
@@ -79,3 +82,48 @@ class QuantisedType(ABC):
         if offset is not None:
             weights -= offset[..., None]
         return weights.reshape(outputs, inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class UpperBits(QuantisedType):
+    """Another type, seen through the upper `bits` bits of its codes: lower ones count as half of their range.
+
+    With `n - bits` hidden bits, `code'` the code with those set to zero and `half = (2^(n - bits) - 1) / 2`, a weight
+    is `scale * (code' + half - zero)`, minus the offset where there is one. The bracket is exact in float32; product
+    and difference round once each, as in the whole type. Its `zero` is therefore `zero - half`.
+
+    Attributes:
+        whole: the type itself.
+    """
+
+    whole: QuantisedType
+
+    @property
+    def hidden(self) -> int:
+        """Bits of a code that are not seen."""
+        return self.whole.bits - self.bits
+
+    def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """Those of the whole type."""
+        return self.whole.tensors(shape)
+
+    def codes(self, arrays: Arrays) -> np.ndarray:
+        """Codes, uint8 (out, in), with zeros for the hidden bits."""
+        shift = np.uint8(self.hidden)
+        return self.whole.codes(arrays) >> shift << shift
+
+    def scale_and_offset(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray | None]:
+        """Those of the whole type."""
+        return self.whole.scale_and_offset(arrays)
+
+    def inputs(self, arrays: Arrays, start: int, stop: int) -> dict[str, np.ndarray]:
+        """See `QuantisedType.inputs`."""
+        return self.whole.inputs(arrays, start, stop)
+
+
+def upper_bits(kind: QuantisedType, bits: int) -> QuantisedType:
+    """`kind` through the upper `bits` bits of its codes; `kind` itself where it has no more."""
+    if kind.bits <= bits:
+        return kind
+    half = ((1 << kind.bits - bits) - 1) / 2
+    return UpperBits(kind.name, bits, kind.zero - half, kind.group, kind.block, kind.extra, kind)

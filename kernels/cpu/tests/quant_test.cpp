@@ -48,6 +48,31 @@ struct Blocks {
     dequantise_row(type, source(), in, o, weights.data());
     return weights;
   }
+  // The same seen through the four highest bits of every code: each exact weight, moved by as many scales as its code is
+  // off when the lower bits count as half their range.
+  std::vector<double> upper_row(int64_t o) const {
+    const std::vector<float> exact = row(o);
+    const QuantFormat& format = type.format();
+    const int hidden = format.bits - 4;
+    std::vector<double> weights(exact.begin(), exact.end());
+    QuantType::Group group;
+    for (int64_t i = 0; i < in; ++i) {
+      type.read(source(), in, o, i / kQuantGroup, &group);
+      const int code = group.codes[i % kQuantGroup];
+      const double off = (code >> hidden << hidden) + ((1 << hidden) - 1) / 2.0 - code;
+      weights[static_cast<size_t>(i)] += off * scale_of(group, i);
+    }
+    return weights;
+  }
+  double scale_of(const QuantType::Group& group, int64_t i) const {
+    const QuantFormat& format = type.format();
+    const float scale = format.scale == QuantScale::bfloat ? bits_to_float(static_cast<uint32_t>(group.scale) << 16)
+                                                           : half_to_float(group.scale);
+    return static_cast<double>(scale) * (format.scale == QuantScale::six_bit ? group.own[0]
+                                         : format.scale == QuantScale::int8
+                                             ? static_cast<int8_t>(group.own[i % kQuantGroup / 16])
+                                             : 1);
+  }
 };
 
 bool same_bits(const float* a, const float* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n) * 4) == 0; }
@@ -114,7 +139,8 @@ struct OneMatrix {
   Blocks blocks;
   std::vector<float> scores;
   std::unique_ptr<Model> model;
-  OneMatrix(const std::string& type, int64_t out, int64_t in, const std::string& isa, int threads) : blocks(type, out, in, 3) {
+  OneMatrix(const std::string& type, int64_t out, int64_t in, const std::string& isa, int threads, bool upper = false)
+      : blocks(type, out, in, 3) {
     ModelShape s;
     s.vocab = out;
     s.hidden = in;
@@ -125,7 +151,7 @@ struct OneMatrix {
     s.tie_embeddings = true;
     model = std::make_unique<Model>(s, isa, threads);
     const int head = s.matrix_count() - 1;
-    model->set_quantised(head, type);
+    model->set_quantised(head, type, upper);
     CHECK(model->load_quantised(head, blocks.source(), 0, out).empty(), "packing " + type);
     for (const float score : random_floats(static_cast<size_t>(in), 17)) scores.push_back(std::fabs(score));
     model->load_scores(head, scores.data());
@@ -234,6 +260,58 @@ TEST(quantised_rows_do_not_depend_on_their_company_threads_or_tiles) {
     }
 }
 
+TEST(codes_without_their_lower_bits_multiply_as_what_is_left) {
+  for (const auto& type : kTypes)
+    for (const Size size : {Size{130, 512}, Size{1100, 768}}) {
+      const int64_t in = size.in;
+      const auto x = random_floats(static_cast<size_t>(7 * in), 5);
+      std::vector<float> scalar;
+      std::vector<std::string> isas = supported_isas();
+      std::reverse(isas.begin(), isas.end());
+      for (const auto& isa : isas) {
+        OneMatrix one(type, size.out, in, isa, 2, true), whole(type, size.out, in, isa, 2);
+        const std::string where = type + " " + isa;
+        const int bits = one.blocks.type.format().bits;
+        CHECK((one.model->bytes() < whole.model->bytes()) == (bits > 4), where + ": bytes");
+        const auto y = one.multiply(x, 1.0);
+        if (scalar.empty()) scalar = y;
+        CHECK(same_bits(y.data(), scalar.data(), 7 * size.out), where + ": not the bits of " + isas[0]);
+        if (bits == 4) CHECK(same_bits(y.data(), whole.multiply(x, 1.0).data(), 7 * size.out), where + ": nothing hidden");
+        bool close = true, rows = true;
+        std::vector<float> kept(static_cast<size_t>(in));
+        for (int64_t o = 0; o < size.out; ++o) {
+          const auto weights = one.blocks.upper_row(o);
+          one.model->matrix(one.model->shape().matrix_count() - 1).quantised.row(o, kept.data());
+          double weighed = 0;
+          for (int64_t i = 0; i < in; ++i) {
+            const double w = weights[static_cast<size_t>(i)];
+            weighed += std::fabs(w) + 0.1;
+            // Float32 rounds the product and the offset.
+            rows &= std::fabs(kept[static_cast<size_t>(i)] - w) <= 3e-7 * (std::fabs(w) + 0.2);
+          }
+          for (int64_t r = 0; r < 7; ++r) {
+            double sum = 0, peak = 0;
+            for (int64_t i = 0; i < in; ++i) {
+              const double v = x[static_cast<size_t>(r * in + i)];
+              sum += weights[static_cast<size_t>(i)] * v;
+              peak = std::max(peak, std::fabs(v));
+            }
+            // Half a step of 16-bit activations each, all in the same direction; and roundings of float32.
+            close &= std::fabs(y[static_cast<size_t>(r * size.out + o)] - sum) <= weighed * peak * (1 / 65024.0 + 2e-6);
+          }
+        }
+        CHECK(close, where + ": products");
+        CHECK(rows, where + ": rows");
+        std::vector<float> alone;
+        for (int64_t r = 0; r < 7; ++r) {
+          const auto row = one.multiply({x.begin() + r * in, x.begin() + (r + 1) * in}, 1.0);
+          alone.insert(alone.end(), row.begin(), row.end());
+        }
+        CHECK(same_bits(y.data(), alone.data(), 7 * size.out), where + ": rows alone");
+      }
+    }
+}
+
 TEST(quantised_effort_leaves_inputs_out_as_zeros) {
   for (const auto& isa : supported_isas()) {
     OneMatrix one("q5_k", 130, 512, isa, 2);
@@ -271,24 +349,16 @@ TEST(nested_matches_its_definition) {
               for (int k = 0; k < group.count; ++k)
                 values[g * kGroup + group.index[k]] = group.value[k] * static_cast<double>(group.step);
             }
-          const int hidden = format.rest_bits();
           bool close = true;
           for (int64_t o = 0; o < size.out; ++o) {
-            const auto weights = one.blocks.row(o);
+            const auto weights = one.blocks.upper_row(o);
             double sum = 0, magnitude = 0;
             QuantType::Group group;
             for (int64_t i = 0; i < size.in; ++i) {
               one.blocks.type.read(one.blocks.source(), size.in, o, i / kQuantGroup, &group);
-              const int code = group.codes[i % kQuantGroup];
-              // The exact weight, moved by as many scales as the view's code is off.
-              const double off = (code >> hidden << hidden) + ((1 << hidden) - 1) / 2.0 - code;
-              const float d = format.scale == QuantScale::bfloat ? bits_to_float(static_cast<uint32_t>(group.scale) << 16) : half_to_float(group.scale);
-              const double own = format.scale == QuantScale::six_bit ? group.own[0]
-                                 : format.scale == QuantScale::int8  ? static_cast<int8_t>(group.own[i % kQuantGroup / 16])
-                                                                     : 1;
-              const double w = weights[static_cast<size_t>(i)] + off * d * own;
+              const double w = weights[static_cast<size_t>(i)], scale = one.blocks.scale_of(group, i);
               sum += w * values[static_cast<size_t>(i)];
-              magnitude += (std::fabs(w) + std::fabs(d * own) * 255 + 0.1) * std::fabs(values[static_cast<size_t>(i)]);
+              magnitude += (std::fabs(w) + std::fabs(scale) * 255 + 0.1) * std::fabs(values[static_cast<size_t>(i)]);
             }
             // As above: float32 roundings of what is added, codes and offsets apart.
             close &= std::fabs(y[static_cast<size_t>(o)] - sum) <= 1e-6 * magnitude + 1e-12;
@@ -297,6 +367,9 @@ TEST(nested_matches_its_definition) {
           OneMatrix other(type, size.out, size.in, table->name, 3);
           NestedView same(*other.model);
           CHECK(same_bits(other.multiply(x, effort, &same).data(), y.data(), size.out), type + " threads");
+          OneMatrix upper(type, size.out, size.in, table->name, 3, true);
+          NestedView seen(*upper.model);
+          CHECK(same_bits(upper.multiply(x, effort, &seen).data(), y.data(), size.out), type + " without the rest");
         }
       }
 }
