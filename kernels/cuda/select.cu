@@ -1,5 +1,6 @@
 // How many tiers of each input a row takes in the exact view, one row and one of the joined matrices per block.
-// activation (ROWS, ., PADDED), scores (JOINED, WIDTH, TIERS), take (JOINED), state -> prefix (JOINED, ROWS, PADDED)
+// activation (ROWS, ., PADDED), scores (JOINED, WIDTH, TIERS), take (JOINED), state -> prefix (JOINED, ROWS, PADDED), or,
+// when MASKED, masked: the activation with zeros for the inputs that the row does not take
 const int tid = threadIdx.x, row = blockIdx.x, matrix = blockIdx.y;
 SHARED int scratch[96];
 if (row >= state[1]) return;
@@ -15,5 +16,9 @@ select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores + (size_t)matrix * WIDTH * 
 #pragma unroll
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
+#if MASKED
+  if (i < PADDED) masked[((size_t)matrix * ROWS + row) * PADDED + i] = taken[j] ? value[j] : 0.0f;
+#else
   if (i < PADDED) prefix[((size_t)matrix * ROWS + row) * PADDED + i] = __int2half_rn(taken[j]);
+#endif
 }

@@ -82,9 +82,10 @@ class MlxRuntime:
     """Runs one model from a bucket store on the GPU.
 
     Weights are held once, in 16 bits, in the kernels' order; tiers (0.125 times the weights) when an effort below 1 of
-    the exact view first needs them; `bucket` adds 1.25 times, `int4` 0.28 times. The cache is float16, the residual
-    stream float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts; Metal:
-    float32). Logits are equal bits for equal token histories, efforts and views, whatever shares the pass.
+    the exact view first needs them; `bucket` adds 1.25 times, `int4` 0.28 times. Matrices of a quantised store are held
+    in the bits of their blocks, which `own` and `nested` drafts read too. The cache is float16, the residual stream
+    float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts; Metal and quantised
+    matrices: float32). Logits are equal bits for equal token histories, efforts and views, whatever shares the pass.
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
@@ -95,7 +96,6 @@ class MlxRuntime:
     """
 
     name = "mlx"
-    auto_draft = ("int4", 1.0)
     batched_views: tuple[str, ...] = ()
 
     def __init__(self, store: Store) -> None:
@@ -103,10 +103,11 @@ class MlxRuntime:
         if problem:
             raise InvalidArgumentError(problem)
         self.config: ModelConfig = store.config
+        self.auto_draft = ("nested", 1.0) if store.quantised else ("int4", 1.0)
         self._store, self._mx = store, GPU.mx
         self._efforts: dict[tuple[EffortSchedule, str], tuple[bool, list[Any]]] = {}
         self._prepared: set[str] = set()
-        self._ops = Ops(self._mx, GPU.backend, store.dtype)
+        self._ops = Ops(self._mx, GPU.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
 
@@ -118,6 +119,8 @@ class MlxRuntime:
     @property
     def views(self) -> tuple[str, ...]:
         """Draft views that `forward` accepts beside "exact"; `bucket` needs buckets of 16 in tiers of fours."""
+        if self._store.quantised:
+            return ("own", "nested", "int4")
         layout = self._store.layout
         fits = layout.bucket_size == BUCKET and all(size % RUN == 0 for size in layout.tier_sizes)
         return ("bucket", "int4") if fits else ("int4",)
@@ -132,9 +135,10 @@ class MlxRuntime:
             return
         if view not in self.views:
             raise UnknownNameError("view", view, ["exact", *self.views])
-        pack = self._loader.bucket if view == "bucket" else self._loader.int4
-        for linear in self._transformer.linears:
-            pack(linear)
+        if view in ("bucket", "int4"):
+            pack = self._loader.bucket if view == "bucket" else self._loader.int4
+            for linear in self._transformer.linears:
+                pack(linear)
         self._prepared.add(view)
 
     def new_cache(self, capacity: int) -> Cache:
@@ -167,7 +171,7 @@ class MlxRuntime:
         assert isinstance(cache, GpuCache)
         self.prepare_view(view)
         selects, takes = self._takes(effort, view)
-        mode = ("verify" if selects else "dense") if view == "exact" else view
+        mode = self._mode(view, selects)
         most = MAX_ROWS if view == "exact" else 1
         start, found, read = cache.length, [], 0
         try:
@@ -182,6 +186,12 @@ class MlxRuntime:
             cache.trim(min(start, cache.length))
             raise
         return ForwardResult(found[0] if len(found) == 1 else np.concatenate(found), read)
+
+    def _mode(self, view: str, selects: bool) -> str:
+        """The `Kind.mode` of a view."""
+        if view == "own" or (view == "exact" and self._store.quantised):
+            return "quant"
+        return ("verify" if selects else "dense") if view == "exact" else view
 
     def _pass(
         self, mode: str, selects: bool, piece: list[int], cache: GpuCache, takes: list[Any], tail: str
@@ -212,13 +222,14 @@ class MlxRuntime:
         efforts = effort.resolve(self.config)
         if view != "bucket" and all(value >= 1 for value in efforts.values()):
             return False, []
-        layout = self._store.layout
-        if view == "exact":
+        quantised = self._store.quantised
+        if view == "exact" and not quantised:
             self._need_tiers()
-        size = 1 if view == "int4" else layout.bucket_size
-        linears = self._transformer.linears
+        size = 1 if view == "int4" or quantised else self._store.layout.bucket_size
+        together = view in ("int4", "bucket")
         counts = [
-            linear.takes([efforts[name] for name in linear.names], size, together=view != "exact") for linear in linears
+            linear.takes([efforts[name] for name in linear.names], size, together=together)
+            for linear in self._transformer.linears
         ]
         # One array from the host, taken apart on the device: see `mlx_weights` on small arrays.
         flat = self._mx.array([count for group in counts for count in group], dtype=self._mx.int32)
@@ -252,10 +263,15 @@ class MlxRuntime:
         """Bytes of a step's weights in the layout of its view, and of the history once."""
         efforts = effort.resolve(self.config)
         total = 0.0
-        for name, (outputs, inputs) in self.config.matrices().items():
-            share = min(efforts[name], 1.0)
-            each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
-            total += each * outputs * inputs
+        if mode in ("quant", "nested"):
+            for linear in self._transformer.linears:
+                for name, matrix in zip(linear.names, linear.quant, strict=True):
+                    total += matrix.bytes_read(min(efforts[name], 1.0), nested=mode == "nested")
+        else:
+            for name, (outputs, inputs) in self.config.matrices().items():
+                share = min(efforts[name], 1.0)
+                each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
+                total += each * outputs * inputs
         history = 4 * length * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
         return int(total) + history
 
@@ -291,10 +307,9 @@ class MlxRuntime:
                     down=linear(f"{mlp}.down"),
                 )
             )
-        dtype = self._mx.float16 if store.dtype == "float16" else self._mx.bfloat16
-        embeddings = None if config.tie_embeddings else self._mx.array(np.array(store.table("embed"))).view(dtype)
+        embeddings = None if config.tie_embeddings else self._loader.embeddings()
         whole, sizes, driver = None, store.layout.tier_sizes, GPU.driver
-        if driver is not None and fits(config, driver):
+        if driver is not None and fits(config, driver) and not store.quantised:
             whole = WholeStep(self._mx, config, dtype=store.dtype, tier_sizes=sizes, driver=driver)
         transformer = Transformer(
             self._mx,
@@ -308,6 +323,7 @@ class MlxRuntime:
             whole=whole,
         )
         self._mx.eval([[x.attn_norm, x.mlp_norm] for x in layers], transformer.final_norm)
+        self._mx.clear_cache()  # what packing has used
         return transformer
 
 

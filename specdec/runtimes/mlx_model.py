@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any
 
 import numpy as np
 
 from specdec.config import ModelConfig
 from specdec.kernels.reference.layers import rotary_frequencies
+from specdec.runtimes import mlx_quant_ops
 from specdec.runtimes.mlx_ops import SPAN, Ops
+from specdec.runtimes.mlx_quant import PackedQuant
 from specdec.runtimes.mlx_step import WholeStep
 from specdec.runtimes.mlx_weights import Linear, bucket_selection, int4_selection
 
@@ -29,7 +33,8 @@ class Kind:
     """What decides a step's graph.
 
     Attributes:
-        mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket".
+        mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket"; of quantised models also "quant"
+            (views exact and `own`) and "nested".
         selects: effort below 1 somewhere (always for "verify" and "bucket").
         rows: of the kernels, one of `mlx_ops.ROW_STEPS`.
         splits: of attention; 0 when the step is one kernel, which finds out by itself.
@@ -72,7 +77,7 @@ class Transformer:
         layers: weights.
         final_norm: float32 (hidden,).
         head: the logits layer.
-        embeddings: 16-bit (vocabulary, hidden), or None when the packed logits layer serves.
+        embeddings: 16-bit (vocabulary, hidden) or packed, or None when the packed logits layer serves.
         tier_sizes: of the store's buckets.
         whole: runs every step as one kernel; None for a kernel for each phase.
     """
@@ -161,10 +166,8 @@ class Transformer:
     def _step(self, kind: Kind, state: Any, cache: list[Any], takes: list[Any], angles: Any) -> Any:
         state = state + self.mx.zeros_like(state)  # kernels are slow on small arrays that came from the host
         given = iter(takes if kind.selects else [None] * len(self.linears))
-        tied = self.embeddings is None
-        table = self.head.weights if tied else self.embeddings
-        x = self.ops.embed(table, state, rows=kind.rows, width=self.config.hidden_size, tied=tied)
-        forward = self._exact_layer if kind.mode in ("dense", "verify") else self._draft_layer
+        x = self._embed(kind, state)
+        forward = self._exact_layer if kind.mode in ("dense", "verify") else self._parts_layer
         pending = None
         for number, layer in enumerate(self.layers):
             layer_takes = [next(given) for _ in layer.linears]
@@ -173,8 +176,19 @@ class Transformer:
             return x
         if kind.tail == "last":
             x = self.mx.take(x, state[1:2] - 1, axis=0)
+            pending = None if pending is None else self.mx.take(pending, state[1:2] - 1, axis=1)
             state = self.mx.concatenate([state[:1], self.mx.ones_like(state[:1]), state[2:]])
         return self._logits(kind, x, pending, state, next(given))
+
+    def _embed(self, kind: Kind, state: Any) -> Any:
+        """Embeddings (rows, hidden) of the tokens in `state`."""
+        table = self.embeddings
+        if table is None:
+            table = self.head.quant[0] if self.head.quant else self.head.weights
+        if isinstance(table, PackedQuant):
+            return mlx_quant_ops.embed(self.ops, table, state, rows=kind.rows)
+        tied = self.embeddings is None
+        return self.ops.embed(table, state, rows=kind.rows, width=self.config.hidden_size, tied=tied)
 
     def _exact_layer(
         self,
@@ -224,7 +238,7 @@ class Transformer:
             residual=residual,
         )
 
-    def _draft_layer(
+    def _parts_layer(
         self,
         kind: Kind,
         number: int,
@@ -236,33 +250,46 @@ class Transformer:
         takes: list[Any],
         angles: Any,
     ) -> tuple[Any, Any]:
-        """One block in a draft view: x (1, hidden) and the partial products to add to it, to the same."""
-        eps = self.config.norm_eps
+        """One block whose multiplications leave partial products: x (rows, hidden) and those to add to it, to the same.
+
+        Drafts of one row, and all views of quantised matrices.
+        """
+        eps, draft = self.config.norm_eps, kind.mode in ("int4", "bucket")
         chosen = [self._selection(kind, linear, take) for linear, take in zip(layer.linears, takes, strict=True)]
         x, normed, counts = self.ops.norm(
-            x, layer.attn_norm, state, eps=eps, parts=pending, draft=True, selection=chosen[0]
+            x, layer.attn_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen[0]
         )
-        qkv = self._draft(kind, layer.qkv, normed, counts)
+        qkv = self._parts(kind, layer.qkv, normed, counts, state, takes[0])
         splits = self._attend(kind, number, layer, qkv, state, cache, angles)
         mixed, counts = self.ops.attention_sum(
-            splits, state, size=self.config.head_dim, draft=True, selection=chosen[1]
+            splits, state, size=self.config.head_dim, draft=draft, selection=chosen[1]
         )
-        parts = self._draft(kind, layer.o, mixed, counts)
+        parts = self._parts(kind, layer.o, mixed, counts, state, takes[1])
         x, normed, counts = self.ops.norm(
-            x, layer.mlp_norm, state, eps=eps, parts=parts, draft=True, selection=chosen[2]
+            x, layer.mlp_norm, state, eps=eps, parts=parts, draft=draft, selection=chosen[2]
         )
-        both = self._draft(kind, layer.gate_up, normed, counts)
+        both = self._parts(kind, layer.gate_up, normed, counts, state, takes[2])
         width = self.config.intermediate_size
-        hidden, counts = self.ops.gate(both, state, width=width, draft=True, selection=chosen[3])
-        return x, self._draft(kind, layer.down, hidden, counts)
+        apart = 0 if draft else width
+        hidden, counts = self.ops.gate(both, state, width=width, draft=draft, selection=chosen[3], up_at=apart)
+        return x, self._parts(kind, layer.down, hidden, counts, state, takes[3])
 
     def _selection(self, kind: Kind, linear: Linear, take: Any) -> Any:
+        """How the kernel that makes a row of activations chooses for a draft."""
+        if kind.mode in ("quant", "nested"):
+            return None  # each of the joined matrices chooses by itself
         if kind.mode == "bucket":
             return bucket_selection(linear, take, self.tier_sizes)
         return int4_selection(linear, take)
 
-    def _draft(self, kind: Kind, linear: Linear, activation: Any, counts: Any) -> Any:
-        """A multiplication in a draft view: (P, 1, columns), to be added up."""
+    def _parts(self, kind: Kind, linear: Linear, activation: Any, counts: Any, state: Any, take: Any) -> Any:
+        """A multiplication: (P, rows, columns), to be added up."""
+        if kind.mode in ("quant", "nested"):
+            chosen = kind.selects
+            if chosen:
+                activation = mlx_quant_ops.choose(self.ops, activation, linear.scores, take, state)
+            nested = kind.mode == "nested"
+            return mlx_quant_ops.multiply(self.ops, linear.quant, activation, state, nested=nested, chosen=chosen)
         if kind.mode == "bucket":
             assert linear.bucket is not None  # prepare_view has packed it
             return self.ops.bucket(linear.bucket.records, activation, counts, outputs=linear.columns)
@@ -290,8 +317,10 @@ class Transformer:
             _, normed, _ = self.ops.norm(x, self.final_norm, state, eps=eps)
             return self._exact(kind, self.head, normed, state, take)
         chosen = self._selection(kind, self.head, take)
+        draft = kind.mode in ("int4", "bucket")
         _, normed, counts = self.ops.norm(
-            x, self.final_norm, state, eps=eps, parts=pending, draft=True, selection=chosen
+            x, self.final_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen
         )
-        parts = self._draft(kind, self.head, normed, counts)
-        return parts[0] if parts.shape[0] == 1 else self.mx.sum(parts, axis=0)
+        parts = self._parts(kind, self.head, normed, counts, state, take)
+        # One after the other: the order of a sum over an axis may follow from the number of rows.
+        return reduce(add, [parts[p] for p in range(parts.shape[0])])

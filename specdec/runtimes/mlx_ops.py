@@ -6,7 +6,7 @@ what makes a row's bits independent of its company. The kernels' texts are in `m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,14 +72,16 @@ class Ops:
         mx: MLX.
         backend: "metal" or "cuda".
         dtype: "float16" or "bfloat16", of the exact weights.
+        quantised: the exact weights are quantised: activations of the exact view are float32.
     """
 
-    def __init__(self, mx: Any, backend: str, dtype: str) -> None:
+    def __init__(self, mx: Any, backend: str, dtype: str, *, quantised: bool = False) -> None:
         self.mx, self.backend = mx, backend
         self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
         narrow = backend == "cuda" and dtype == "bfloat16"
+        plain = backend == "metal" or quantised
         # Activations in the exact view: (type, parts that add up to one).
-        self.exact = (mx.bfloat16, 2) if narrow else (mx.float16 if backend == "cuda" else mx.float32, 1)
+        self.exact = (mx.float32, 1) if plain else (mx.bfloat16, 2) if narrow else (mx.float16, 1)
         self.draft = (mx.float16 if backend == "cuda" else mx.float32, 1)
         self._built: dict[str, Callable[..., list[Any]]] = {}
 
@@ -87,7 +89,7 @@ class Ops:
         """Embeddings (rows, width) float32."""
         constants: dict[str, Constant] = {"WIDTH": width, "PADDED": padded(width), "TIED": tied, "THREADS": 256}
         outputs = {"x": ((rows, width), self.mx.float32)}
-        return self._run("embed", constants, {"table": table, "state": state}, outputs, (rows, 1), 256)[0]
+        return self.run("embed", constants, {"table": table, "state": state}, outputs, (rows, 1), 256)[0]
 
     def norm(
         self,
@@ -108,9 +110,14 @@ class Ops:
         made = self._rows("norm", constants, inputs, outputs, state, rows, width, draft=draft, selection=selection)
         return (x, *made) if parts is None else made
 
-    def gate(self, parts: Any, state: Any, *, width: int, draft: bool, selection: Selection | None = None) -> Any:
-        """silu(gate) * up from (P, rows, columns), 16 gates and 16 ups in turn: (activation, counts or None)."""
-        constants: dict[str, Constant] = {"PARTS": parts.shape[0], "COLUMNS": parts.shape[2]}
+    def gate(
+        self, parts: Any, state: Any, *, width: int, draft: bool, selection: Selection | None = None, up_at: int = 0
+    ) -> Any:
+        """silu(gate) * up from (P, rows, columns): (activation, counts or None).
+
+        Columns are 16 gates and 16 ups in turn, or with `up_at` all gates and, from there on, all ups.
+        """
+        constants: dict[str, Constant] = {"PARTS": parts.shape[0], "COLUMNS": parts.shape[2], "UP_AT": up_at}
         rows = parts.shape[1]
         return self._rows("gate", constants, {"parts": parts}, {}, state, rows, width, draft=draft, selection=selection)
 
@@ -127,11 +134,11 @@ class Ops:
         """Tiers that each row takes of each input: float16 (joined, rows, padded in)."""
         joined, width, _ = scores.shape
         rows, wide = activation.shape[0], activation.shape[2]
-        constants = self._row_constants(rows, width) | tier_constants(tier_sizes)
+        constants = self.row_constants(rows, width) | tier_constants(tier_sizes)
         inputs = {"activation": activation, "scores": scores, "take": take, "state": state}
         outputs = {"prefix": ((joined, rows, wide), self.mx.float16)}
         threads = 32 * int(constants["WARPS"])
-        return self._run("select", constants, inputs, outputs, (rows, joined), threads)[0]
+        return self.run("select", constants, inputs, outputs, (rows, joined), threads)[0]
 
     def dense(
         self, weights: Any, activation: Any, state: Any, *, outputs: int, residual: Any = None, gated: int = 0
@@ -180,7 +187,7 @@ class Ops:
         constants["GROUPS_AHEAD"] = 2
         inputs = {"q4": levels, "scales": scales, "activation": activation}
         made = {"y": ((count, 1, outputs), self.mx.float32)}
-        return self._run("int4", constants, inputs, made, (tiles, count), 256, fit=2)[0]
+        return self.run("int4", constants, inputs, made, (tiles, count), 256, fit=2)[0]
 
     def bucket(self, records: Any, activation: Any, counts: Any, *, outputs: int) -> Any:
         """bucketMul of one row: (P, 1, outputs) float32, to be added by rising P."""
@@ -191,7 +198,7 @@ class Ops:
         constants |= {"AHEAD": 4, "weight_t": self.weight_type}
         inputs = {"records": records, "activation": activation, "counts": counts}
         made = {"y": ((count, 1, outputs), self.mx.float32)}
-        return self._run("bucket", constants, inputs, made, (tiles, count), 32 * warps, fit=2)[0]
+        return self.run("bucket", constants, inputs, made, (tiles, count), 32 * warps, fit=2)[0]
 
     def attention(
         self,
@@ -229,9 +236,9 @@ class Ops:
         inputs = {"qkv": qkv, "cache": cache, "angles": angles}
         inputs |= ({} if bias is None else {"bias": bias}) | ({} if norms is None else {"norms": norms})
         made = {"splits": ((rows, heads, splits, size + 2), self.mx.float32)}
-        return self._run("attention", constants, inputs | {"state": state}, made, (heads, splits), 256)[0]
+        return self.run("attention", constants, inputs | {"state": state}, made, (heads, splits), 256)[0]
 
-    def _row_constants(self, rows: int, width: int) -> dict[str, Constant]:
+    def row_constants(self, rows: int, width: int) -> dict[str, Constant]:
         """Sizes of a kernel with one row for each block."""
         most = 1024 if self.backend == "cuda" else 512
         wide = padded(width)
@@ -254,7 +261,7 @@ class Ops:
     ) -> tuple[Any, ...]:
         """Run a kernel that makes one row of activations a block: (its own outputs, activation, counts or None)."""
         sizes = (
-            self._row_constants(rows, width)
+            self.row_constants(rows, width)
             | dict(constants)
             | tier_constants(selection.tier_sizes if selection else ())
         )
@@ -265,7 +272,7 @@ class Ops:
         if sizes["COUNTS"]:
             made["counts"] = ((padded(width),), self.mx.uint8)
         threads = 32 * int(sizes["WARPS"])
-        found = self._run(name, sizes, {**inputs, **chosen, "state": state}, made, (rows, 1), threads)
+        found = self.run(name, sizes, {**inputs, **chosen, "state": state}, made, (rows, 1), threads)
         return tuple(found) if sizes["COUNTS"] else (*found, None)
 
     def _tiles(
@@ -294,9 +301,9 @@ class Ops:
         sizes |= {"UNROLL": ahead, "SPLIT": split, "OUTPUTS": outputs, "OUT_PADDED": padded(gated), **constants}
         sizes |= {"EPILOGUE": 2 if gated else int(residual is not None), "weight_t": self.weight_type}
         blocks = -(-tiles // each) if self.backend == "cuda" else -(-outputs // 32)
-        return self._run(name, sizes, inputs, {"y": made}, (blocks, 1), 32 * _DENSE_WARPS, fit=2)[0]
+        return self.run(name, sizes, inputs, {"y": made}, (blocks, 1), 32 * _DENSE_WARPS, fit=2)[0]
 
-    def _run(
+    def run(
         self,
         name: str,
         constants: Mapping[str, Constant],
@@ -306,10 +313,28 @@ class Ops:
         threads: int,
         *,
         fit: int = 1,
+        parts: Sequence[str] = (),
     ) -> list[Any]:
-        """Build the kernel unless it is there, and call it."""
+        """Build a kernel unless it is there, and call it.
+
+        Args:
+            name: of its file.
+            constants: sizes and types.
+            inputs: by the names that the kernel knows.
+            outputs: shape and type of each.
+            blocks: of the grid, x and y.
+            threads: of a block.
+            fit: blocks that should fit on a multiprocessor together.
+            parts: files of functions that it needs.
+        """
         text = kernel_text(
-            self.backend, name, constants, inputs=list(inputs), outputs=list(outputs), bounds=(threads, fit)
+            self.backend,
+            name,
+            constants,
+            inputs=list(inputs),
+            outputs=list(outputs),
+            bounds=(threads, fit),
+            parts=parts,
         )
         if text.name not in self._built:
             self._built[text.name] = build(self.mx, self.backend, text)

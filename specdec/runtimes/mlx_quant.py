@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 TILE = 128  # outputs that are kept together
 GROUP = 32  # inputs of a step
 UPPER = 4  # bits of a code that the nested view sees
+PLAIN = 16  # bits of a weight that is not quantised
 _OWN = {"q4_k": "six_bit", "q5_k": "six_bit", "q6_k": "int8"}
 _SLICE_WEIGHTS = 1 << 25  # decoded at once
 
@@ -30,7 +31,7 @@ class QuantForm:
 
     Attributes:
         name: of the type.
-        bits: of a code: 4, 5, 6 or 8.
+        bits: of a code: 4, 5, 6 or 8; 16 for weights that are not quantised.
         zero: code of weight 0, but for the offset.
         span: groups of 32 inputs that share a head.
         offset: heads have offsets, which are subtracted.
@@ -50,6 +51,8 @@ class QuantForm:
     @property
     def head_bytes(self) -> int:
         """Bytes of a head of 128 outputs, with what its groups have of their own."""
+        if self.bits == PLAIN:
+            return 0
         return (4 if self.offset else 2) * TILE + (8 * 2 * TILE if self.own else 0)
 
 
@@ -89,10 +92,11 @@ class PackedQuant:
         """Tiles of 128 outputs."""
         return -(-self.outputs // TILE)
 
-    @property
-    def wide(self) -> int:
-        """Inputs with their padding."""
-        return padded(self.inputs)
+    def bytes_read(self, share: float, *, nested: bool) -> float:
+        """Bytes of a multiplication by a share of the inputs, padding left out."""
+        bits = UPPER if nested and self.form.bits != PLAIN else self.form.bits
+        heads = -(-self.inputs // (GROUP * self.form.span)) * self.form.head_bytes / TILE
+        return self.outputs * (share * self.inputs * bits / 8 + heads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,23 @@ def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> Pac
         mx.eval(made[-1])
     data = mx.concatenate([piece for pieces in zip(*made, strict=True) for piece in pieces])
     mx.eval(data)
+    return PackedQuant(form, outputs, inputs, data, scores)
+
+
+def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
+    """A matrix that a quantised store has in 16 bits, for the same kernels: (tiles, padded in, 128), no heads.
+
+    Args:
+        mx: MLX.
+        bits: raw bits, uint16 (out, in).
+        dtype: "float16" or "bfloat16".
+        scores: float32 (in, 1).
+    """
+    outputs, inputs = bits.shape
+    wide = pad(mx, bits, (padded(outputs, TILE), padded(inputs, INPUT_STEP)))
+    data = mx.contiguous(_in_lanes(wide)).reshape(-1).view(mx.uint8)
+    mx.eval(data)
+    form = QuantForm(dtype, PLAIN, 0, 1, False, dtype == "bfloat16", "")
     return PackedQuant(form, outputs, inputs, data, scores)
 
 
@@ -269,4 +290,4 @@ def _affine(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> _Parts:
     return _Parts(_rows(codes), mx.stack((arrays["scales"], arrays["biases"] ^ 0x8000), axis=-1))
 
 
-_LAYOUTS: dict[str, Callable[[Any, QuantForm, _Parts], tuple[Any, ...]]] = {"cuda": _cuda}
+_LAYOUTS: dict[str, Callable[[Any, QuantForm, _Parts], tuple[Any, ...]]] = {"cuda": _cuda, "metal": _cuda}

@@ -1,7 +1,8 @@
 """One multiplication of the GPU runtime: matrices that share their input, joined, with their views that are packed.
 
 q, k and v are one multiplication, gate and up another; their outputs lie one after the other, gates and ups in turn by
-16. The kernels are in `mlx_ops`, the order of steps in `mlx_model`.
+16. Matrices of a quantised store stay apart, since their types may differ. The kernels are in `mlx_ops` and
+`mlx_quant_ops`, the order of steps in `mlx_model`.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from specdec.runtimes.mlx_pack import (
     pad,
     padded,
 )
+from specdec.runtimes.mlx_quant import PackedQuant, pack_plain, pack_quant
+from specdec.views.quantised import QuantisedMatrix, QuantisedTable
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -66,7 +69,9 @@ class Linear:
         outputs: of each.
         inputs: in.
         paired: gate and up, in turn by 16 outputs.
-        weights: packed exact weights.
+        weights: packed exact weights; None in a quantised store.
+        quant: of a quantised store, the exact weights of each matrix; else empty.
+        scores: of a quantised store, float32 (joined, in, 1).
         tiers: for efforts below 1, once needed.
         int4: for that draft view, once needed.
         bucket: for that draft view, once needed.
@@ -77,6 +82,8 @@ class Linear:
     inputs: int
     paired: bool
     weights: Any = None
+    quant: tuple[PackedQuant, ...] = ()
+    scores: Any = None
     tiers: PackedTiers | None = None
     int4: PackedInt4 | None = None
     bucket: PackedBucket | None = None
@@ -126,11 +133,40 @@ class Loader:
 
     def exact(self, linear: Linear) -> None:
         """Pack the weights of the exact view."""
+        if self.store.quantised:
+            self._quantised(linear)
+            return
         dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
         parts = [self.mx.array(self.store.bucketed(name).dense_bits()) for name in linear.names]
         bits = linear.join(self.mx, parts)
         linear.weights = pack_dense(self.mx, self.ops.backend, bits, linear.rows).view(dtype)
         self.mx.eval(linear.weights)
+
+    def _quantised(self, linear: Linear) -> None:
+        """Pack each matrix by itself, in its own blocks; one in 16 bits as it is."""
+        mx, packed = self.mx, []
+        for name in linear.names:
+            matrix = self.store.exact(name)
+            if isinstance(matrix, QuantisedMatrix):
+                scores = self._on_device(mx.array(matrix.scores))
+                packed.append(pack_quant(mx, self.ops.backend, matrix, scores))
+            else:
+                # Effort takes whole inputs of every matrix of a quantised store.
+                mean = np.average(matrix.scores, axis=1, weights=matrix.layout.tier_sizes).astype(np.float32)
+                scores = self._on_device(mx.array(mean[:, None]))
+                packed.append(pack_plain(mx, mx.array(matrix.dense_bits()), matrix.dtype, scores))
+        linear.quant, linear.scores = tuple(packed), mx.stack([part.scores for part in packed])
+        mx.eval(linear.scores)
+        self.store.release_pages()
+
+    def embeddings(self) -> Any:
+        """The table of embeddings: 16-bit (vocabulary, hidden), or a `PackedQuant`."""
+        table = self.store.table("embed")
+        if isinstance(table, QuantisedTable):
+            return pack_quant(self.mx, self.ops.backend, table, None)
+        return self.mx.array(np.array(table)).view(
+            self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
+        )
 
     def tiers(self, linear: Linear) -> None:
         """Pack what the exact view needs below effort 1."""

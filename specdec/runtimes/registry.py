@@ -48,9 +48,7 @@ _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
 }
 
 
-# Those that run matrices in quantised blocks.
-_QUANTISED = frozenset({"reference", "native"})
-# Those that run them without the lower bits of codes.
+# Those that run quantised matrices without the lower bits of their codes.
 _HIDDEN_BITS = frozenset({"reference", "native"})
 
 
@@ -78,9 +76,7 @@ def missing_gpu() -> str | None:
 def _choose(store: Store) -> str:
     """The best runtime for a model. Says in one line when a GPU is here and not used."""
     reason = missing_gpu()
-    if reason is None and store.quantised and "mlx" not in _QUANTISED:
-        reason = "it does not run quantised weights, so convert the model with --to f16 or bf16 for it"
-    elif reason is None and store.hides_bits and "mlx" not in _HIDDEN_BITS:
+    if reason is None and store.hides_bits and "mlx" not in _HIDDEN_BITS:
         reason = "it does not run quantised weights that are loaded in part"
     elif reason is None:
         from specdec.runtimes.mlx import refuse_unsupported
@@ -127,11 +123,6 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
         name = _choose(store)
     if name not in _RUNTIMES:
         raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
-    if name not in _QUANTISED and store.quantised:
-        raise InvalidArgumentError(
-            f"the {name} runtime does not run quantised stores: convert the model to f16 or bf16, or use runtime "
-            f"{' or '.join(sorted(_QUANTISED))!r}"
-        )
     if name not in _HIDDEN_BITS and store.hides_bits:
         raise InvalidArgumentError(
             f"the {name} runtime does not run a quantised store loaded in part: leave load_share at 1, or use runtime "

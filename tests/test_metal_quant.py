@@ -1,0 +1,243 @@
+"""Quantised matrices on the GPU runtime, Metal kernels run on the host: every type against float64, rows alone and in
+company bit for bit, whole models by view. See `metal_host_kernels` for what runs, `test_metal_kernels` for the rest."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from metal_host_kernels import compiler
+from metal_runtime import use_host
+from specdec.kernels.reference.selection import select_tiers, weights_to_take
+from synthetic import SyntheticSource, quantised_config, quantised_source, random_table
+from test_engine_identity import assert_identical
+from test_quantised_runtime import float64_logits
+
+from specdec.effort import EffortSchedule
+from specdec.errors import UnknownNameError
+from specdec.model import Model
+from specdec.runtimes.mlx_pack import padded
+from specdec.runtimes.mlx_quant import PackedQuant, pack_plain, pack_quant
+from specdec.store import Store, convert
+from specdec.views.dtypes import from_float32, to_float32
+from specdec.views.nested import NestedMatrix
+from specdec.views.quantised import QuantisedMatrix, quantised_types
+
+pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+
+# Types are compiled in groups: a kernel takes up to three matrices.
+GROUPS = [tuple(quantised_types()[first : first + 3]) for first in range(0, len(quantised_types()), 3)]
+MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "q4_k with q6_k": ({"architecture": "qwen2", "qkv_bias": True, "tie_embeddings": False}, ("q4_k", "q4_k", "q6_k")),
+    "affine in part": ({"architecture": "qwen3", "qk_norm": True}, ("affine4-g64-bf16", "16", "affine8-g32-bf16")),
+}
+# Each weight and each of up to 512 products is rounded to float32 once, relative to the largest output.
+CLOSE = 3e-6
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled kernels are kept for the session."""
+    return tmp_path_factory.mktemp("metal")
+
+
+@pytest.fixture
+def mx(monkeypatch, programs) -> Any:
+    return use_host(monkeypatch, programs)
+
+
+def make_ops(mx: Any) -> Any:
+    from specdec.runtimes.mlx_ops import Ops
+
+    return Ops(mx, "metal", "float16", quantised=True)
+
+
+def state_of(mx: Any, rows: int, tokens: Any = range(16)) -> Any:
+    return mx.array(np.array([0, rows, *tokens], np.int32))
+
+
+def matrix_of(name: str, shape: tuple[int, int]) -> QuantisedMatrix:
+    return QuantisedMatrix.from_table(random_table(name, shape, np.random.default_rng(shape[0])))
+
+
+def packed(mx: Any, matrix: QuantisedMatrix) -> PackedQuant:
+    return pack_quant(mx, "metal", matrix, mx.array(matrix.scores))
+
+
+def rows_of(mx: Any, rows: int, width: int) -> tuple[Any, np.ndarray]:
+    """As the kernels take them, (rows, 1, padded), and the rows."""
+    values = np.random.default_rng(width).standard_normal((16, width)).astype(np.float32)[:rows]
+    wide = np.zeros((rows, 1, padded(width)), np.float32)
+    wide[:, 0, :width] = values
+    return mx.array(wide), values
+
+
+def close(found: Any, wanted: np.ndarray) -> None:
+    found = np.array(found)
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= CLOSE * np.abs(wanted).max()
+
+
+def product(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return rows.astype(np.float64) @ weights.T.astype(np.float64)
+
+
+@pytest.mark.parametrize("names", GROUPS, ids=" ".join)
+def test_every_type_alone_and_in_company(mx, names):
+    from specdec.runtimes.mlx_quant_ops import multiply
+
+    matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
+    weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
+    x, rows = rows_of(mx, 8, 256)
+    together = np.array(multiply(ops, weights, x, state_of(mx, 5)))
+    wanted = np.concatenate([product(rows[:5], matrix.dequantise()) for matrix in matrices], axis=1)
+    close(together[:, :5].sum(axis=0), wanted)
+    assert np.isnan(together[:, 5:]).all()  # rows that are not in use stay as they were
+    alone = np.array(multiply(ops, weights, x[3:4], state_of(mx, 1)))
+    assert np.array_equal(alone[:, 0], together[:, 3])
+
+
+@pytest.mark.parametrize("names", [("q8_0", "q5_k", "q6_k"), ("affine8-g64", "affine4-g32-bf16")], ids=" ".join)
+def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
+    from specdec.runtimes.mlx_quant_ops import choose, multiply
+
+    matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
+    weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
+    x, rows = rows_of(mx, 8, 256)
+    scores = mx.stack([part.scores for part in weights])
+    take = mx.array([weights_to_take(effort, 256) for effort in (0.3, 0.6, 0.1)][: len(names)])
+    taken = [
+        np.array([select_tiers(row, matrix.scores, (1,), effort=effort) for row in rows])
+        for matrix, effort in zip(matrices, (0.3, 0.6, 0.1), strict=False)
+    ]
+    chosen = choose(ops, x, scores, take, state_of(mx, 8))
+    assert np.array_equal(np.array(chosen)[..., :256], [rows * prefix for prefix in taken])
+    together = np.array(multiply(ops, weights, chosen, state_of(mx, 8), chosen=True))
+    wanted = [product(rows * prefix, matrix.dequantise()) for prefix, matrix in zip(taken, matrices, strict=True)]
+    close(together.sum(axis=0), np.concatenate(wanted, axis=1))
+    one = choose(ops, x[2:3], scores, take, state_of(mx, 1))
+    alone = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True))
+    assert np.array_equal(alone[:, 0], together[:, 2])  # what the row alone does not read adds nothing in company
+    nested = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True, nested=True))
+    wanted = [
+        product((rows * prefix)[2:3], NestedMatrix(matrix).dequantise())
+        for prefix, matrix in zip(taken, matrices, strict=True)
+    ]
+    close(nested.sum(axis=0), np.concatenate(wanted, axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
+    from specdec.runtimes.mlx_quant_ops import multiply
+
+    bits = from_float32(np.random.default_rng(2).standard_normal((140, 160)).astype(np.float32), dtype)
+    other, ops = matrix_of("q5_0", (60, 160)), make_ops(mx)  # 160 inputs: padded to 256
+    weights = [pack_plain(mx, mx.array(bits), dtype, mx.ones((160, 1))), packed(mx, other)]
+    x, rows = rows_of(mx, 16, 160)
+    together = np.array(multiply(ops, weights, x, state_of(mx, 13)))
+    wanted = np.concatenate(
+        [product(rows[:13], to_float32(bits, dtype)), product(rows[:13], other.dequantise())], axis=1
+    )
+    close(together[:, :13].sum(axis=0), wanted)
+    for row in (2, 11):
+        alone = np.array(multiply(ops, weights, x[row : row + 1], state_of(mx, 1)))
+        assert np.array_equal(alone[:, 0], together[:, row])
+
+
+@pytest.mark.parametrize("name", ["q4_k", "q5_1", "q6_k", "affine8-g32-bf16", "float16"])
+def test_embeddings(mx, name):
+    from specdec.runtimes.mlx_quant_ops import embed
+
+    if name == "float16":
+        bits = from_float32(np.random.default_rng(2).standard_normal((140, 160)).astype(np.float32), name)
+        table, wanted = pack_plain(mx, mx.array(bits), name, None), to_float32(bits, name)
+    else:
+        matrix = matrix_of(name, (140, 256))
+        table, wanted = packed(mx, matrix), matrix.dequantise()
+    tokens = [139, 0, 127, 128, 77, *range(11)]
+    found = np.array(embed(make_ops(mx), table, state_of(mx, 5, tokens), rows=8))
+    # A weight is rounded once here, and up to twice where it is dequantised.
+    assert np.abs(found[:5] - wanted[tokens[:5]]).max() <= 1e-6 * np.abs(wanted).max()
+    assert np.isnan(found[5:]).all()
+
+
+@pytest.fixture
+def runtime_of(mx, monkeypatch, tmp_path):
+    """The runtime of a model of `MODELS`, on the host, and its source."""
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    from specdec.runtimes.mlx import MlxRuntime
+
+    def make(name: str) -> tuple[SyntheticSource, Any]:
+        shape, types = MODELS[name]
+        config = quantised_config(num_layers=1, intermediate_size=256, **shape)
+        source = quantised_source(config, *types, dtype="bfloat16" if "bf16" in types[0] else "float16")
+        store = Store.open(convert(source, tmp_path / name.replace(" ", "-"), quantised="keep"), verify=False)
+        return source, MlxRuntime(store)
+
+    yield make
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+
+
+def logits_of(runtime: Any, ids: list[int], piece: int, *, effort: float = 1.0, view: str = "exact") -> np.ndarray:
+    kv = runtime.new_cache(len(ids))
+    pieces = [ids[first : first + piece] for first in range(0, len(ids), piece)]
+    found = [runtime.forward(rows, kv, effort=EffortSchedule(effort), view=view).logits for rows in pieces]
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_match_the_dequantised_weights_in_any_company(runtime_of, name):
+    source, runtime = runtime_of(name)
+    ids = [3, 1, 4, 1]
+    found = logits_of(runtime, ids, 4)
+    # As in test_quantised_runtime.py: the cache is float16.
+    assert np.abs(found - float64_logits(source, ids)).max() < 5e-3
+    assert np.array_equal(logits_of(runtime, ids, 3), found)
+    assert np.array_equal(logits_of(runtime, ids[:1], 1, view="own"), found[:1])
+    some = logits_of(runtime, ids, 4, effort=0.5)
+    assert np.array_equal(logits_of(runtime, ids[:2], 1, effort=0.5, view="own"), some[:2])
+    assert np.abs(some - found).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "view", "policy", "effort"),
+    [
+        ("q4_k with q6_k", "nested", "fixed", 1.0),
+        pytest.param("q4_k with q6_k", "own", "goodput", 0.5, marks=pytest.mark.slow),
+        pytest.param("affine in part", "own,nested", "heuristic:longest=6", 0.5, marks=pytest.mark.slow),
+    ],
+)
+def test_speculation_changes_no_token(runtime_of, name, view, policy, effort):
+    _, runtime = runtime_of(name)
+    drafting = {"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 3}
+    assert_identical(Model(runtime), [3, 1], drafting, max_tokens=5, verify_effort=effort)
+
+
+def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
+    _, runtime = runtime_of("q4_k with q6_k")
+    assert runtime.views == ("own", "nested", "int4")
+    assert runtime.auto_draft[0] in runtime.views
+    with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
+        runtime.prepare_view("bucket")
+    linears = runtime._transformer.linears
+    assert all(linear.weights is None and linear.tiers is None for linear in linears)
+    store = runtime._store
+    for linear in linears:
+        for name, matrix in zip(linear.names, linear.quant, strict=True):
+            exact = store.exact(name)
+            # 6-bit scales of the K types take a byte each, and outputs are padded to 128.
+            assert matrix.data.nbytes <= 1.04 * exact.block_bytes * padded(matrix.outputs) / matrix.outputs
+    kv = runtime.new_cache(8)
+    everything = runtime.forward([1], kv, effort=EffortSchedule(), last_only=True).bytes_read
+    blocks = sum(store.exact(name).block_bytes for name in runtime.config.matrices())
+    assert blocks <= everything <= 1.05 * blocks
+
+
+def test_int4_drafts_of_quantised_matrices(runtime_of):
+    _, runtime = runtime_of("affine in part")
+    exact, draft = logits_of(runtime, [1, 2], 1), logits_of(runtime, [1, 2], 1, view="int4")
+    assert np.corrcoef(exact.ravel(), draft.ravel())[0, 1] > 0.95
