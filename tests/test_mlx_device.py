@@ -61,6 +61,26 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(registry, "_gpu_is_here", lambda: True)
     monkeypatch.setattr(registry, "_RUNTIMES", dict.fromkeys(registry.known_runtimes(), lambda *_: "made"))
     store = Store.open(convert(synthetic_source(), tmp_path / "store"))
+    with pytest.warns(UserWarning, match="the GPU is not used, runtime '(native|reference)' is: MLX 0.32.4 has no GPU"):
+        assert registry.create_runtime("auto", store) == "made"
+    monkeypatch.setattr(registry, "_gpu_is_here", lambda: False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registry.create_runtime("auto", store)
+
+
+def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
+    pretend(monkeypatch, metal=True, cuda=False)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    makers = {name: (lambda *_, name=name: name) for name in registry.known_runtimes()}
+    monkeypatch.setattr(registry, "_RUNTIMES", makers)
+    store = Store.open(convert(synthetic_source(), tmp_path / "dense"))
+    assert registry.best_runtime() == registry.create_runtime("auto", store) == "mlx"
+    experts = tiny_config(architecture="mixtral", num_experts=4, experts_per_token=2, tie_embeddings=False)
+    mixture = Store.open(convert(synthetic_source(experts), tmp_path / "mixture"))
+    with pytest.warns(UserWarning, match="mixture-of-experts"):
+        assert registry.create_runtime("auto", mixture) in ("native", "reference")
+    blocks = Store.open(convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "blocks", quantised="keep"))
     assert registry.create_runtime("auto", blocks) == "mlx"
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
 

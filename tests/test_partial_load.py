@@ -19,7 +19,6 @@ from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, StoreError
 from specdec.eval.passages import run_passage, score_passage
 from specdec.model import Model
-from specdec.runtimes import registry
 from specdec.runtimes.registry import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, tier_parts
