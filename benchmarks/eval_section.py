@@ -9,6 +9,7 @@ from tables import markdown
 
 EVALUATED = (
     "eval-smollm2-135m-dithered.json",
+    "eval-smollm2-135m-dithered-q8_0.json",
     "eval-smollm2-135m.json",
     "eval-qwen2.5-coder-0.5b-dithered.json",
     "eval-qwen2.5-coder-0.5b.json",

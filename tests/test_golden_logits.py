@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGUFReader, dequantize
-from models import real_model_path
+from models import check_blocks_are_kept, real_model_path
 from specdec.kernels.reference import transformer
 from specdec.kernels.reference.layers import rotary_frequencies
 
@@ -151,7 +151,7 @@ def test_smollm2_follows_golden_on_one_row(smollm2: ReferenceRuntime) -> None:
 @pytest.mark.model
 def test_smollm2_in_its_own_blocks_follows_golden_on_one_row(store_of: Callable[..., Store]) -> None:
     store = store_of(real_model_path("smollm2-135m"), "keep")
-    assert set(store.types.values()) == {"q4_1", "q8_0"}
+    check_blocks_are_kept(store, "smollm2-135m")
     runtime = ReferenceRuntime(store)
     check_real_row(runtime, golden_rows("smollm2-135m")[4], within=SAME_WEIGHTS)
 
@@ -179,7 +179,9 @@ def test_real_model_follows_golden_on_every_row(store_of: Callable[..., Store], 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_real_model_in_its_own_blocks_follows_golden_on_every_row(store_of: Callable[..., Store], name: str) -> None:
-    runtime = ReferenceRuntime(store_of(real_model_path(name), "keep"))
+    store = store_of(real_model_path(name), "keep")
+    check_blocks_are_kept(store, name)
+    runtime = ReferenceRuntime(store)
     for row in golden_rows(name):
         check_real_row(runtime, row, within=SAME_WEIGHTS)
 

@@ -116,7 +116,7 @@ class NativeRuntime:
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
         module = native_module()
         self.config: ModelConfig = store.config
-        self.auto_draft = ("nested", 1.0) if store.quantised else ("int4", 0.7)
+        self.auto_draft = ("nested" if store.quantised else "int4", 0.7)
         self._store = store
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._efforts: dict[EffortSchedule, _Efforts] = {}
