@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,26 @@ def test_damaged_quantised_stores_are_refused(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(StoreError, match=r"'head.blocks' .* was altered"):
         Store.open(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("layers.1.mlp.up", "q3_k", r"store.json .* tensor 'layers.1.mlp.up': unknown quantised type 'q3_k'"),
+        ("layers.1.mlp.up", "q4_0", r"tensor 'layers.1.mlp.up.blocks' .* where the model needs U8 \(512, 144\)"),
+        ("layers.9.mlp.up", "q8_0", "store.json is damaged"),
+    ],
+)
+def test_stores_of_other_types_are_refused_by_tensor_name(tmp_path: Path, name: str, kind: str, message: str) -> None:
+    """The description's own checksum is right: such a store would come from another program or version."""
+    path = convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "s", quantised="keep") / DESCRIPTION_FILE
+    values = json.loads(path.read_text())
+    del values["checksum"]
+    values["types"][name] = kind
+    canonical = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    path.write_text(json.dumps(values | {"checksum": hashlib.sha256(canonical).hexdigest()}))
+    with pytest.raises(StoreError, match=message):
+        Store.open(path.parent)
 
 
 def test_stores_without_blocks_are_what_older_versions_read(tmp_path: Path) -> None:

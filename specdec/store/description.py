@@ -125,8 +125,12 @@ class StoreDescription:
             check_file_name(name)
         dither, config = body["dither"], ModelConfig.from_dict(body["config"])
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
+        shapes = config.matrices() | config.tables()
         for name, kind in types.items():
-            quantised_type(kind).check_inputs((config.matrices() | config.tables())[name][1])
+            try:
+                quantised_type(kind).check_inputs(shapes[name][1])
+            except InvalidArgumentError as error:
+                raise ModelFormatError(f"tensor {name!r}: {error}") from None
         return cls(
             config=config,
             layout=BucketLayout.from_dict(body["layout"]),
