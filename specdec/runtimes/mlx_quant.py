@@ -66,7 +66,7 @@ def quant_form(name: str) -> QuantForm:
     own = _OWN.get(name, "")
     bfloat = isinstance(kind, AffineType) and kind.dtype == "bfloat16"
     offset = isinstance(kind, AffineType) or name in ("q4_1", "q5_1") or own == "six_bit"
-    return QuantForm(name, kind.bits, kind.zero, kind.block // GROUP, offset, bfloat, own)
+    return QuantForm(name, kind.bits, int(kind.zero), kind.block // GROUP, offset, bfloat, own)
 
 
 @dataclass(frozen=True, slots=True)
