@@ -50,10 +50,10 @@ def mx(monkeypatch, programs) -> Any:
     return use_host(monkeypatch, programs)
 
 
-def make_ops(mx: Any) -> Any:
+def make_ops(mx: Any, backend: str = "metal") -> Any:
     from specdec.runtimes.mlx_ops import Ops
 
-    return Ops(mx, "metal", "float16", quantised=True)
+    return Ops(mx, backend, "float16", quantised=True)
 
 
 def state_of(mx: Any, rows: int, tokens: Any = range(16)) -> Any:
@@ -128,6 +128,37 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
         for prefix, matrix in zip(taken, matrices, strict=True)
     ]
     close(nested.sum(axis=0), np.concatenate(wanted, axis=1))
+
+
+@pytest.mark.parametrize("names", [("q4_k", "q6_k", "q5_1"), ("affine8-g32-bf16", "q8_0", "16")], ids=" ".join)
+def test_cuda_kernels_do_as_metal_does(mx, names):
+    from specdec.runtimes.mlx_quant_ops import embed, multiply
+
+    shapes = [(150, 256), (128, 256), (47, 256)]
+    bits = from_float32(np.random.default_rng(2).standard_normal((47, 256)).astype(np.float32), "float16")
+    weights = [
+        pack_plain(mx, mx.array(bits), "float16", None) if name == "16" else packed(mx, matrix_of(name, shape))
+        for name, shape in zip(names, shapes, strict=True)
+    ]
+    metal, cuda = make_ops(mx), make_ops(mx, "cuda")
+    x, _ = rows_of(mx, 8, 256)
+    x[:, 0, 3:50:3] = 0  # not read by a row that is alone and chooses
+    found = np.array(multiply(cuda, weights, x, state_of(mx, 8)))
+    wanted = np.array(multiply(metal, weights, x, state_of(mx, 8)))
+    # More warps share the inputs, so sums meet elsewhere.
+    close(found.sum(axis=0), wanted.sum(axis=0))
+    alone = mx.stack([x[5]] * 3)
+    for nested in (False, True):
+        one = np.array(multiply(cuda, weights, alone, state_of(mx, 1), chosen=True, nested=nested))
+        if nested:
+            wanted = np.array(multiply(metal, weights, alone, state_of(mx, 1), chosen=True, nested=True))
+            close(one.sum(axis=0), wanted.sum(axis=0))
+        else:
+            assert np.array_equal(one[:, 0], found[:, 5])
+    tokens = [46, 0, 13, *range(13)]
+    for table in weights[1:]:
+        rows = [np.array(embed(ops, table, state_of(mx, 3, tokens), rows=8)) for ops in (metal, cuda)]
+        assert np.array_equal(rows[0][:3], rows[1][:3])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -22,7 +22,7 @@ DEVICE float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 DEVICE float to_float(float value) { return value; }
 
 // Activations enter a multiplication in 16 bits: float16 as one part, bfloat16 as two that add up to 16 bits of
-// mantissa. float16 saturates, so that no activation becomes infinite.
+// mantissa. float16 saturates, so that no activation becomes infinite. For quantised matrices they stay as they are.
 DEVICE void put_activation(__half* to, int row, int width, int i, float value) {
   to[(size_t)row * width + i] = __float2half_rn(fminf(fmaxf(value, -65504.0f), 65504.0f));
 }
@@ -31,6 +31,8 @@ DEVICE void put_activation(__nv_bfloat16* to, int row, int width, int i, float v
   to[(size_t)(2 * row) * width + i] = high;
   to[(size_t)(2 * row + 1) * width + i] = __float2bfloat16_rn(value - __bfloat162float(high));
 }
+DEVICE void put_activation(float* to, int row, int width, int i, float value) { to[(size_t)row * width + i] = value; }
+DEVICE float get_activation(const float* from, int row, int width, int i) { return from[(size_t)row * width + i]; }
 DEVICE float get_activation(const __half* from, int row, int width, int i) {
   return __half2float(from[(size_t)row * width + i]);
 }

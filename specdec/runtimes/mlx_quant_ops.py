@@ -60,6 +60,7 @@ def multiply(
         {"y": ((parts, rows, columns), ops.mx.float32)},
         (tiles, parts),
         32 * warps * (2 if rows > _BAND else 1),
+        fit=1 if rows > _BAND else 2,
         parts=(_TILES[ops.backend],),
     )[0]
 
