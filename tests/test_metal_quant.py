@@ -31,6 +31,13 @@ pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler
 
 # Types are compiled in groups: a kernel takes up to three matrices.
 GROUPS = [tuple(quantised_types()[first : first + 3]) for first in range(0, len(quantised_types()), 3)]
+
+
+def slow(*names: str) -> Any:
+    """A group that `make test` leaves out."""
+    return pytest.param(names, marks=pytest.mark.slow)
+
+
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "q4_k with q6_k": ({"architecture": "qwen2", "qkv_bias": True, "tie_embeddings": False}, ("q4_k", "q4_k", "q6_k")),
     "affine in part": ({"architecture": "qwen3", "qk_norm": True}, ("affine4-g64-bf16", "16", "affine8-g32-bf16")),
@@ -101,7 +108,7 @@ def test_every_type_alone_and_in_company(mx, names):
     assert np.array_equal(alone[:, 0], together[:, 3])
 
 
-@pytest.mark.parametrize("names", [("q8_0", "q5_k", "q6_k"), ("affine8-g64", "affine4-g32-bf16")], ids=" ".join)
+@pytest.mark.parametrize("names", [("q8_0", "q5_k", "q6_k"), slow("affine8-g64", "affine4-g32-bf16")], ids=" ".join)
 def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
     from specdec.runtimes.mlx_quant_ops import choose, multiply
 
@@ -130,7 +137,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
     close(nested.sum(axis=0), np.concatenate(wanted, axis=1))
 
 
-@pytest.mark.parametrize("names", [("q4_k", "q6_k", "q5_1"), ("affine8-g32-bf16", "q8_0", "16")], ids=" ".join)
+@pytest.mark.parametrize("names", [("affine8-g32-bf16", "q8_0", "16"), slow("q4_k", "q6_k", "q5_1")], ids=" ".join)
 def test_cuda_kernels_do_as_metal_does(mx, names):
     from specdec.runtimes.mlx_quant_ops import embed, multiply
 
@@ -161,7 +168,7 @@ def test_cuda_kernels_do_as_metal_does(mx, names):
         assert np.array_equal(rows[0][:3], rows[1][:3])
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
     from specdec.runtimes.mlx_quant_ops import multiply
 
@@ -179,7 +186,7 @@ def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
         assert np.array_equal(alone[:, 0], together[:, row])
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q5_1", "q6_k", "affine8-g32-bf16", "float16"])
+@pytest.mark.parametrize("name", ["q5_1", "q6_k", "affine8-g32-bf16", "float16"])
 def test_embeddings(mx, name):
     from specdec.runtimes.mlx_quant_ops import embed
 
@@ -220,7 +227,7 @@ def logits_of(runtime: Any, ids: list[int], piece: int, *, effort: float = 1.0, 
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["q4_k with q6_k", pytest.param("affine in part", marks=pytest.mark.slow)])
 def test_models_match_the_dequantised_weights_in_any_company(runtime_of, name):
     source, runtime = runtime_of(name)
     ids = [3, 1, 4, 1]
@@ -229,9 +236,17 @@ def test_models_match_the_dequantised_weights_in_any_company(runtime_of, name):
     assert np.abs(found - float64_logits(source, ids)).max() < 5e-3
     assert np.array_equal(logits_of(runtime, ids, 3), found)
     assert np.array_equal(logits_of(runtime, ids[:1], 1, view="own"), found[:1])
-    some = logits_of(runtime, ids, 4, effort=0.5)
-    assert np.array_equal(logits_of(runtime, ids[:2], 1, effort=0.5, view="own"), some[:2])
-    assert np.abs(some - found).max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_models_at_an_effort_in_any_company(runtime_of, name):
+    _, runtime = runtime_of(name)
+    ids = [3, 1, 4, 1]
+    found = logits_of(runtime, ids, 4, effort=0.5)
+    assert np.array_equal(logits_of(runtime, ids, 1, effort=0.5), found)
+    assert np.array_equal(logits_of(runtime, ids[:2], 1, effort=0.5, view="own"), found[:2])
+    assert np.abs(logits_of(runtime, ids, 4) - found).max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -268,6 +283,7 @@ def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
     assert blocks <= everything <= 1.05 * blocks
 
 
+@pytest.mark.slow
 def test_int4_drafts_of_quantised_matrices(runtime_of):
     _, runtime = runtime_of("affine in part")
     exact, draft = logits_of(runtime, [1, 2], 1), logits_of(runtime, [1, 2], 1, view="int4")
