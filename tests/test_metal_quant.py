@@ -259,8 +259,8 @@ def test_models_at_an_effort_in_any_company(runtime_of, name):
 )
 def test_speculation_changes_no_token(runtime_of, name, view, policy, effort):
     _, runtime = runtime_of(name)
-    drafting = {"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 3}
-    assert_identical(Model(runtime), [3, 1], drafting, max_tokens=5, verify_effort=effort)
+    drafting = {"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 2}
+    assert_identical(Model(runtime), [3, 1], drafting, max_tokens=4, verify_effort=effort)
 
 
 def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
