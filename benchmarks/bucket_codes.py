@@ -31,6 +31,7 @@ class SliceCodes:
         scores: float32 (in, 8), mean |w| of each slice.
         outliers: float32 (in, out), or None.
         bits: of a code.
+        apart: share of the weights that are outliers.
     """
 
     weights: np.ndarray
@@ -38,12 +39,12 @@ class SliceCodes:
     scores: np.ndarray
     outliers: np.ndarray | None
     bits: int
+    apart: float = 0.0
 
     def bytes_read(self, share: float) -> float:
         """Bytes that a multiplication with this share of the slices reads: codes, two float16 a slice, all outliers."""
         size = self.weights.size
-        nbytes = share * (size * self.bits / 8 + 4 * BUCKET * len(self.weights))
-        return nbytes + (0 if self.outliers is None else OUTLIERS * OUTLIER_BYTES * size)
+        return share * (size * self.bits / 8 + 4 * BUCKET * len(self.weights)) + self.apart * OUTLIER_BYTES * size
 
 
 def _padded(weights: np.ndarray) -> np.ndarray:
@@ -95,4 +96,4 @@ def bucket_q4(weights: np.ndarray, *, outliers: float = OUTLIERS) -> SliceCodes:
         coded[here] = np.repeat(scores[:, rank], padded.shape[1] // BUCKET)
     signed = np.where(padded == 0, np.float32(0), np.copysign(coded, padded))
     outputs = weights.shape[1]
-    return SliceCodes(signed[:, :outputs], ranks[:, :outputs], scores, apart, 4)
+    return SliceCodes(signed[:, :outputs], ranks[:, :outputs], scores, apart, 4, outliers)

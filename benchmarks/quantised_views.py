@@ -4,6 +4,7 @@ A text runs through the model teacher-forced: once as the target, once for each 
 all positions at a time (each position selects for itself). Compared at every position: the likeliest token, and the
 divergence of the two distributions. Bytes are those of weights that one token's matrices read, as a share of the
 target's own. Cosines are those of a matrix's products with the target's, at effort 1 over the text's own activations.
+`bucket-q4-5` is `bucket-q4` with 5 % of the weights kept apart.
 """
 
 from __future__ import annotations
@@ -92,9 +93,12 @@ def _of_codes(codes: SliceCodes) -> Weights:
 
 def build(view: str, matrix: ExactMatrix) -> Weights:
     """A matrix in one of the views that this benchmark knows."""
-    if view in ("bucket-q8", "bucket-q4"):
+    if view.startswith("bucket-q"):
         weights = np.ascontiguousarray(matrix.dequantise().T)
-        return _of_codes(bucket_q8(weights) if view == "bucket-q8" else bucket_q4(weights))
+        if view == "bucket-q8":
+            return _of_codes(bucket_q8(weights))
+        percent = view.removeprefix("bucket-q4").removeprefix("-")
+        return _of_codes(bucket_q4(weights, outliers=float(percent) / 100) if percent else bucket_q4(weights))
     if isinstance(matrix, BucketedMatrix):
         raise SystemExit("this benchmark compares views of targets whose matrices are all quantised")
     if view in ("nested3", "nested2"):

@@ -394,7 +394,7 @@ def render() -> str:
     head = (
         "# Benchmarks\n\nWritten by `python benchmarks/render.py` from the files in `benchmarks/results`; run the commands "
         "from the folder `benchmarks`, naming your own copy of a model (`specdec pull` brings the originals; "
-        "`specdec convert --to f16` made their stores here, `--dither 1` the twins', `--to keep` those called quantised).\n\nMachine: "
+        "`specdec convert --to f16` made their stores here, `--dither 1` the twins', `--to keep` those called quantised; files of twins, in F16 and by llama.cpp in Q8_0, come from `peers.py`).\n\nMachine: "
         + "; ".join(machines)
         + ".\n"
     )
