@@ -20,7 +20,7 @@ _MOST_PARTS = 4  # the consumer reads all of them again
 _OWN = {"": 0, "six_bit": 1, "int8": 2}
 _TILES = {"metal": "quant_tile.metal", "cuda": "quant_tile.cuh"}
 # Inputs whose weights are asked for before any is used, for one row and for several.
-_AHEAD = {"metal": (4, 2), "cuda": (16, 4)}
+_AHEAD = {"metal": (8, 2), "cuda": (16, 4)}
 
 
 def multiply(
