@@ -58,3 +58,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "perf_counter", clock)
     return clock
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where GPU kernels that the tests have compiled for the host are kept for the session."""
+    return tmp_path_factory.mktemp("metal")

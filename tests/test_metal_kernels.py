@@ -44,12 +44,6 @@ TIERS = (4, 4, 4, 4)
 EXACT = 2e-6  # float32 sums of up to 256 products, relative to the largest output
 
 
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled kernels are kept for the session."""
-    return tmp_path_factory.mktemp("metal")
-
-
 @pytest.fixture
 def mx(monkeypatch, programs) -> Any:
     return use_host(monkeypatch, programs)

@@ -4,7 +4,6 @@ company bit for bit, whole models by view. See `metal_host_kernels` for what run
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,6 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 # Each weight and each of up to 512 products is rounded to float32 once, relative to the largest output.
 CLOSE = 3e-6
-
-
-@pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where compiled kernels are kept for the session."""
-    return tmp_path_factory.mktemp("metal")
 
 
 @pytest.fixture

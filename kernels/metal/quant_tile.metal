@@ -14,7 +14,7 @@ struct Form {
   enum { FACTORS = OFFSET_ ? 512 : 256, HEAD = BITS_ == 16 ? 0 : FACTORS + (OWN_ ? 2048 : 0) };  // bytes
   enum { UPPER = BITS_ == 16 ? 256 : 64, REST = BITS_ == 16 ? 0 : 16 * (BITS_ - 4) };            // bytes of an input
   enum { SEEN = NESTED && BITS_ < 16 ? 4 : BITS_, HIDDEN = BITS_ - SEEN };
-  enum { HEADS = (PADDED / 32 + SPAN_ - 1) / SPAN_, WORDS = BITS_ == 16 ? 4 : 2 };
+  enum { HEADS = (PADDED / 32 + SPAN_ - 1) / SPAN_ };
 };
 
 template <typename F>
