@@ -77,7 +77,7 @@ class PackedQuant:
         form: of its type.
         outputs: out.
         inputs: in.
-        data: uint8, flat. CUDA: heads, upper bits, lower bits, as `pack_quant` says.
+        data: uint8, flat: heads, upper bits, lower bits, as `pack_quant` says.
         scores: float32 (in, 1).
     """
 
@@ -117,7 +117,7 @@ class _Parts:
 def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> PackedQuant:
     """A quantised matrix for the kernels of `backend`.
 
-    CUDA: tiles of 128 outputs, those past the last with scales of 0, and inputs padded to a multiple of 128. Output o
+    Tiles of 128 outputs, those past the last with scales of 0, and inputs padded to a multiple of 128. Output o
     of a tile is (t, half, g) = (o // 16, o % 16 // 8, o % 8); what a tile has for each output is in the order
     [g][t][half]. `data` is, one after the other,
 
@@ -128,7 +128,7 @@ def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> Pac
 
     Args:
         mx: MLX.
-        backend: "cuda" or "metal".
+        backend: "cuda" or "metal"; both read the same order.
         table: blocks as the store has them.
         scores: float32 (in, 1), an `mx.array`.
     """
@@ -163,7 +163,7 @@ def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
     return PackedQuant(form, outputs, inputs, data, scores)
 
 
-def _cuda(mx: Any, form: QuantForm, parts: _Parts) -> tuple[Any, ...]:
+def _tiles(mx: Any, form: QuantForm, parts: _Parts) -> tuple[Any, ...]:
     """Heads, upper bits and, where there are more than four, lower bits; uint8, flat."""
     outputs, inputs = parts.codes.shape
     rows, wide = padded(outputs, TILE), padded(inputs, INPUT_STEP)
@@ -290,4 +290,4 @@ def _affine(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> _Parts:
     return _Parts(_rows(codes), mx.stack((arrays["scales"], arrays["biases"] ^ 0x8000), axis=-1))
 
 
-_LAYOUTS: dict[str, Callable[[Any, QuantForm, _Parts], tuple[Any, ...]]] = {"cuda": _cuda, "metal": _cuda}
+_LAYOUTS: dict[str, Callable[[Any, QuantForm, _Parts], tuple[Any, ...]]] = {"cuda": _tiles, "metal": _tiles}
