@@ -53,7 +53,7 @@ DEVICE void look_back(int item, int used, const half_t* cache, int capacity, int
 }
 
 // Item: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
-DEVICE void attend(const Matrix& qkv, int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
+DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
                    const float* bias, const float* norms, int window, int position, int rows, float* out,
                    AttentionMemory& m) {
   const int tid = threadIdx.x, base = item / (HEADS * used) * TOGETHER, head = item / used % HEADS, split = item % used;
@@ -75,14 +75,18 @@ DEVICE void attend(const Matrix& qkv, int item, int used, int splits, const floa
   for (int job = warp; job < 3 * rows; job += WARPS) {
     const int row = job / 3, kind = job % 3, d = lane * 4;
     if (kind == 0 && (row < base || row >= base + TOGETHER)) continue;  // another block's query
-    const int column = kind == 0 ? head * SIZE : (HEADS + (kind - 1) * KV_HEADS + kv_head) * SIZE;
+    [[maybe_unused]] const int column = kind == 0 ? head * SIZE : (HEADS + (kind - 1) * KV_HEADS + kv_head) * SIZE;
     float4 four = {0, 0, 0, 0};
     float2 angle[4];
     if (d < SIZE) {
       const float* turns = angles + ((size_t)(position + row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
       for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
+#if SEGMENTED
+      four = sum4(segment_at(kind), parts, row, (kind == 0 ? head : kv_head) * SIZE + d);
+#else
       four = sum4(qkv, parts, row, column + d);
+#endif
 #if BIAS
       add(four, *reinterpret_cast<const float4*>(bias + column + d));
 #endif

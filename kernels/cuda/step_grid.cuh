@@ -48,12 +48,55 @@ DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::
 // reads from memory over and over.
 struct Matrix {
   int tiles, steps;
+#if SEGMENTED
+  int begin, blocks, slots;  // its first block, how many blocks it has, and its first slot
+#else
+  static constexpr int begin = 0, blocks = GRID, slots = 0;
+#endif
 
   DEVICE unsigned units() const { return unsigned(tiles) * steps; }
-  DEVICE int first(int block) const { return int(units() * unsigned(block) / GRID); }
-  DEVICE int block_of(int unit) const { return int((unsigned(unit + 1) * GRID - 1) / units()); }
-  DEVICE bool idle(int block) const { return units() < GRID && first(block) == first(block + 1); }
+  DEVICE int first(int block) const { return int(units() * unsigned(block - begin) / blocks); }
+  DEVICE int block_of(int unit) const { return begin + int((unsigned(unit + 1) * blocks - 1) / units()); }
+  DEVICE bool idle(int block) const { return units() < blocks && first(block) == first(block + 1); }
+  DEVICE int slot(int block, int tile) const { return slots + block - begin + tile; }
 };
+#if SEGMENTED
+// Matrices that take the same row have blocks of their own: SEGMENT_TILES, _BEGIN and _BLOCKS of q, k, v, the output
+// projection, gate, up, down, and the logits layer.
+constexpr int TILES_OF[8] = {SEGMENT_TILES}, BEGIN_OF[8] = {SEGMENT_BEGIN}, BLOCKS_OF[8] = {SEGMENT_BLOCKS};
+DEVICE constexpr Matrix segment_of(int which, int padded_inputs) {
+  return Matrix{TILES_OF[which], padded_inputs / 32, BEGIN_OF[which], BLOCKS_OF[which],
+                which == 1 ? TILES_OF[0] + BLOCKS_OF[0]
+                : which == 2 ? TILES_OF[0] + BLOCKS_OF[0] + TILES_OF[1] + BLOCKS_OF[1]
+                : which == 5 ? TILES_OF[4] + BLOCKS_OF[4]
+                             : 0};
+}
+// Matrix `which` of those above.
+DEVICE Matrix segment_at(int which) {
+  constexpr Matrix all[8] = {segment_of(0, HIDDEN_PAD), segment_of(1, HIDDEN_PAD), segment_of(2, HIDDEN_PAD),
+                             segment_of(3, MIXED_PAD),  segment_of(4, HIDDEN_PAD), segment_of(5, HIDDEN_PAD),
+                             segment_of(6, INNER_PAD),  segment_of(7, HIDDEN_PAD)};
+  switch (which) {
+    case 0: return all[0];
+    case 1: return all[1];
+    case 2: return all[2];
+    case 3: return all[3];
+    case 4: return all[4];
+    case 5: return all[5];
+    case 6: return all[6];
+    default: return all[7];
+  }
+}
+// Which of them a block works on in the multiplication `site`, and the first one.
+DEVICE constexpr int first_segment(int site) { return site == 0 ? 0 : site == 1 ? 3 : site == 2 ? 4 : 6; }
+DEVICE int segment_of_block(int site, bool head, int block) {
+  constexpr int K = BEGIN_OF[1], V = BEGIN_OF[2], UP = BEGIN_OF[5];
+  if (head) return 7;
+  if (site == 0) return (block >= K) + (block >= V);
+  return site == 2 ? 4 + (block >= UP) : first_segment(site);
+}
+constexpr int MOST = MOST_BLOCKS;
+#else
 constexpr int QKV_SIZE = (HEADS + 2 * KV_HEADS) * SIZE;
 DEVICE constexpr Matrix matrix_of(int outputs, int padded_inputs) {
   return Matrix{(outputs + TILE - 1) / TILE, padded_inputs / 32};
@@ -72,6 +115,7 @@ DEVICE int outputs_at(int site, bool head) {
 constexpr int least(int a, int b) { return a < b ? a : b; }
 constexpr int FEWEST = least(least(HIDDEN, QKV_SIZE), least(VOCAB, 2 * INNER_PAD));
 constexpr int MOST = GRID / ((FEWEST + TILE - 1) / TILE) + 2;
+#endif
 
 DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
 DEVICE void add(float4& sum, const float4& value) {
@@ -82,7 +126,7 @@ DEVICE void add(float4& sum, const float4& value) {
 DEVICE float4 sum4(const Matrix& m, const float* parts, int row, int output) {
   const int tile = output / TILE;
   const int first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
-  const float* from = parts + ((size_t)(first + tile) * ROWS + row) * TILE + output % TILE;
+  const float* from = parts + ((size_t)m.slot(first, tile) * ROWS + row) * TILE + output % TILE;
   float4 sum = load_float4(from);
   if constexpr (MOST <= 12) {
     float4 more[MOST];  // all loads first
@@ -118,7 +162,7 @@ struct Shares {
   DEVICE float* place(int tile, float* parts, float* meeting) const {
     const int low = tile * m.steps, high = low + m.steps, until = from + count;
     const bool alone = begin <= (low > from ? low : from) && end >= (high < until ? high : until);
-    return alone ? parts + (size_t)(blockIdx.x + tile) * ROWS * TILE
+    return alone ? parts + (size_t)m.slot(blockIdx.x, tile) * ROWS * TILE
                  : meeting + (size_t)(2 * warp + (begin / m.steps != tile)) * COLUMNS * TILE;
   }
 
@@ -138,7 +182,7 @@ struct Shares {
       for (int w = first + 1; w <= last; ++w) {
         if (start(w) < start(w + 1)) sum += meeting[(size_t)(2 * w) * EACH + place];
       }
-      parts[(size_t)(blockIdx.x + tile) * ROWS * TILE + place] = sum;
+      parts[(size_t)m.slot(blockIdx.x, tile) * ROWS * TILE + place] = sum;
     }
   }
 };

@@ -34,10 +34,14 @@ DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int ro
   }
 }
 
-// silu(gate) * up of four inputs; gates and ups lie in turn by 16.
-DEVICE float4 gated4(const Matrix& m, const float* parts, int row, int i) {
+// silu(gate) * up of four inputs; gates and ups lie in turn by 16, unless they are matrices of their own.
+DEVICE float4 gated4([[maybe_unused]] const Matrix& m, const float* parts, int row, int i) {
+#if SEGMENTED
+  const float4 gate = sum4(segment_at(4), parts, row, i), up = sum4(segment_at(5), parts, row, i);
+#else
   const int column = i / 16 * 32 + i % 16;
   const float4 gate = sum4(m, parts, row, column), up = sum4(m, parts, row, column + 16);
+#endif
   return float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w};
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from specdec.config import ModelConfig
 from specdec.runtimes.mlx_kernels import Constant, KernelText, build, kernel_text
-from specdec.runtimes.mlx_ops import LOGITS_FROM, MAX_ROWS, SPAN, STATE_SIZE, tier_constants
+from specdec.runtimes.mlx_ops import LOGITS_FROM, MAX_ROWS, SPAN, STATE_SIZE, row_step, tier_constants
 from specdec.runtimes.mlx_pack import padded
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
-_SPLIT_SIZE = 4  # floats of a split beside its values
+SPLIT_SIZE = 4  # floats of a split beside its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
-_PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
+PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
-_WINDOWLESS = 1 << 30
-_SHARED_KB = 227  # of a block on Hopper
+WINDOWLESS = 1 << 30
+SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
@@ -42,7 +42,13 @@ def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
     """Whether a step of this model can be one kernel: with Ampere's instructions, and shared memory as of Hopper."""
     if driver is None or driver.generation < 8 or config.hidden_size % 4:
         return False
-    return driver.shared_bytes >= _SHARED_KB * 1024
+    return driver.shared_bytes >= SHARED_KB * 1024
+
+
+def attention_bytes(rows: int, size: int) -> int:
+    """Shared memory of a block for attention."""
+    warps = THREADS // 32
+    return 4 * (warps * size + rows * size * 2 + max(1, rows // 4) * warps * (size + 2))
 
 
 class WholeStep:
@@ -73,18 +79,34 @@ class WholeStep:
     def prepare(self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any) -> None:
         """Build the kernel and the table of addresses of a kind of step, unless they are there."""
         if (kind.mode, kind.selects) not in self._tables:
-            entries: list[Any] = []
-            for number, layer in enumerate(layers):
-                window = self.config.window(number)
-                entries += [layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms]
-                packed = [self._packed(kind, linear) for linear in layer.linears]
-                entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
-                entries.append(_WINDOWLESS if window is None else window)
-            weights, companion, scores = self._packed(kind, head)
-            table = head.weights if embeddings is None else embeddings
-            entries += [weights, final_norm, table, companion, scores]
+            entries = [
+                entry for number, layer in enumerate(layers) for entry in self._layer_entries(kind, number, layer)
+            ]
+            entries += self._last_entries(kind, head, final_norm, embeddings)
             self._tables[kind.mode, kind.selects] = self._addresses(entries)
         self._kernel(kind)
+
+    def row_step(self, rows: int) -> int:
+        """Rows of the kernel that runs a pass of `rows`."""
+        return row_step(rows)
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a pass."""
+        return MAX_ROWS
+
+    def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:
+        """What the table says of a block: arrays, whole numbers, and None for what there is not."""
+        window = self.config.window(number)
+        packed = [self._packed(kind, linear) for linear in layer.linears]
+        entries = [layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms]
+        entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
+        return [*entries, WINDOWLESS if window is None else window]
+
+    def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
+        """What the table says of the logits layer and the embeddings."""
+        weights, companion, scores = self._packed(kind, head)
+        return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
@@ -111,7 +133,7 @@ class WholeStep:
         """
         kernel, floats = self._kernel(kind)
         config, rows = self.config, kind.rows
-        split_floats = rows * config.num_heads * (cache.shape[3] // SPAN) * (config.head_dim + _SPLIT_SIZE)
+        split_floats = rows * config.num_heads * (cache.shape[3] // SPAN) * (config.head_dim + SPLIT_SIZE)
         made = kernel(
             inputs=[
                 self._tables[kind.mode, kind.selects],
@@ -183,18 +205,35 @@ class WholeStep:
             constants = self._constants(kind)
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
+            body, product = self._files(kind)
             text = kernel_text(
                 "cuda",
-                "step_draft" if kind.mode in ("int4", "bucket") else "step_exact",
+                body,
                 constants,
                 inputs=("table", "cache", "angles", "take", "state", "sync", "logits_out"),
                 outputs=("scratch", "done"),
                 bounds=(THREADS, 1),
-                parts=(*_PARTS, _MULTIPLY[kind.mode]),
+                parts=(*PARTS, product),
             )
             built = build(self.mx, "cuda", text, shared_bytes=shared_bytes)
             self._kernels[key] = built, floats
         return self._kernels[key]
+
+    def _files(self, kind: Kind) -> tuple[str, str]:
+        """The files of a kind's step and of its products."""
+        return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
+
+    def _shape(self, rows: int) -> dict[str, Constant]:
+        """Sizes of the model and the pass, which every kernel's text has."""
+        c = self.config
+        mixed = c.num_heads * c.head_dim
+        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows}
+        sizes |= {"weight_t": self.weight_type, "LAYERS": c.num_layers, "VOCAB": c.vocab_size, "SPAN": SPAN}
+        sizes |= {"HIDDEN": c.hidden_size, "HIDDEN_PAD": padded(c.hidden_size), "MIXED": mixed}
+        sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
+        sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
+        sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
+        return sizes
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         """Sizes for the kernel's text."""
@@ -202,12 +241,7 @@ class WholeStep:
         narrow = self.weight_type == "bfloat_t" and kind.mode in ("dense", "verify")
         mixed, exact = c.num_heads * c.head_dim, kind.mode in ("dense", "verify")
         kv = c.num_kv_heads * c.head_dim
-        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows, "SPLIT": 2 if narrow else 1}
-        sizes |= {"weight_t": self.weight_type, "LAYERS": c.num_layers, "VOCAB": c.vocab_size, "SPAN": SPAN}
-        sizes |= {"HIDDEN": c.hidden_size, "HIDDEN_PAD": padded(c.hidden_size), "MIXED": mixed}
-        sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
-        sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
-        sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
+        sizes = self._shape(rows) | {"SPLIT": 2 if narrow else 1}
         sizes |= {
             "ENTRIES": _ENTRIES,
             "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),
@@ -269,8 +303,7 @@ class WholeStep:
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
         """Shared memory of a block; puts the place of the ring among the constants."""
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
-        together = max(1, rows // 4)
-        attention = 4 * (warps * size + rows * size * 2 + together * warps * (size + 2))
+        attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * 64
         tile, _ = _UNITS[kind.mode]
         meeting, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes

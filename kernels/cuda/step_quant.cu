@@ -1,0 +1,336 @@
+// A whole step of a quantised model in one kernel: the exact view at any effort, or, with NESTED, the upper bits of the
+// codes. Phases as in step_draft.cu: all blocks make the rows together and, below effort 1, count the keys of their inputs
+// (step_choice.cuh); then each block takes in what its share of its matrix needs. Several rows are made into whole numbers
+// by all blocks together, a row alone by every block that needs it, which saves a meeting. Matrices that take the same row
+// (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
+// The ring is filled bit by bit: what is asked for of the memory all at once holds up the meeting and the rows behind it.
+// table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
+// take (numbers of inputs to take), state, sync, logits_out (., VOCAB), which are written in place -> scratch, done
+extern __shared__ uint4 shared_memory[];
+const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
+const int position = state[0], rows = ROWS == 1 ? 1 : state[1], logits_from = ROWS == 1 ? 0 : state[STATE_LOGITS];
+const int capacity = cache_shape[3], splits = capacity / SPAN, used = (position + rows - 1) / SPAN + 1;
+Meeting meeting(const_cast<unsigned*>(sync));
+float* logits = const_cast<float*>(logits_out);
+unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
+int* counting = reinterpret_cast<int*>(address + ADDRESSES);
+float* scales = reinterpret_cast<float*>(counting + 64);  // of the rows' norms
+char* room = reinterpret_cast<char*>(scales + 16);
+unsigned* words = reinterpret_cast<unsigned*>(room);
+Group* groups = reinterpret_cast<Group*>(room + GROUPS_AT);
+float* ends = reinterpret_cast<float*>(room + ENDS_AT);
+char* ring = room + RING_AT;
+AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
+const Gathering gathering{ends, reinterpret_cast<float*>(room)};
+for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
+float *x = scratch + AT_X, *products = scratch + AT_PARTS, *values = scratch + AT_VALUES;
+float *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
+#if ROWS > 1
+unsigned* all_words = reinterpret_cast<unsigned*>(scratch + AT_WORDS);  // (joined, steps, rows, GROUP_WORDS)
+Group* all_groups = reinterpret_cast<Group*>(scratch + AT_GROUPS);
+#endif
+#if TIERS
+constexpr int HISTOGRAMS = 3 * ROWS;  // for each of the joined matrices and rows
+unsigned* histograms = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three times: in use, next, being emptied
+int turn = 0;
+#endif
+BARRIER();
+#define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
+#define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
+
+// The row that a multiplication takes: its width, and what of the layer's arrays it is chosen by.
+auto width_at = [&](int site) { return site == 1 ? MIXED : site == 3 ? INNER : HIDDEN; };
+auto padded_at = [&](int site) { return site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD; };
+auto weight_of = [&](int layer, int site) {  // of the norm, where there is one
+  return layer == LAYERS ? LAST(float, 1) : site % 2 ? nullptr : POINTER(float, layer, site / 2);
+};
+auto data_at = [&](int layer, int which) {
+  return layer == LAYERS ? LAST(char, 0) : POINTER(char, layer, 4 + which);
+};
+auto form_at = [&](int layer, int which) {
+  return layer == LAYERS ? int(address[LAYERS * ENTRIES + 4] & 255) : int(address[layer * ENTRIES + 18] >> (8 * which) & 255);
+};
+// Four inputs of a row that has no norm.
+auto plain4 = [&](int site, int row, int i) {
+  if (site == 3) return gated4(Matrix(), products + OTHER_PARTS, row, i);
+  return i < MIXED ? mixed4(attended, row, i, (position + row) / SPAN + 1, splits) : float4{0, 0, 0, 0};
+};
+#if TIERS
+auto scores_at = [&](int layer, int which) {
+  return layer == LAYERS ? LAST(float, 3) : POINTER(float, layer, 11 + which);
+};
+auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
+#endif
+
+// Asks for what `make` will read of a layer's weights.
+auto look_ahead = [&](int layer, int site) {
+  const float* weight = weight_of(layer, site);
+  spread(1, padded_at(site), [&](int, int i) {
+    if (i >= width_at(site) || lane % 8) return;
+    if (weight) ahead(weight + i);
+#if TIERS
+    for (int m = 0; m < joined_at(layer, site); ++m) ahead(scores_at(layer, first_segment(site) + m) + i);
+#endif
+  });
+};
+
+// Makes the rows of a multiplication, from `first` on, before their norms' scale; below effort 1 counts the keys of their
+// inputs for each of the joined matrices.
+auto make = [&](int layer, int site, int first, bool adds) {
+#if TIERS
+  unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
+  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
+  const int joined = joined_at(layer, site);
+#endif
+  const int width = width_at(site), padded = padded_at(site);
+  const float* weight = weight_of(layer, site);
+  spread(rows - first, padded, [&](int row, int i) {
+    float4 value = {0, 0, 0, 0};
+#if TIERS
+    float score[3][4][TIERS];
+#pragma unroll
+    for (int m = 0; m < 3; ++m) {
+      if (m < joined) load_scores4(scores_at(layer, first_segment(site) + m), i, width, score[m]);
+    }
+#endif
+    if (site % 2 == 0) {
+      float* from = x + (first + row) * HIDDEN + i;
+      float4 w = value;
+      if (i < HIDDEN) {
+        w = *reinterpret_cast<const float4*>(weight + i);
+        value = load_float4(from);
+        if (adds) {
+          add(value, sum4(segment_at(site ? 3 : 6), products, first + row, i));
+          *reinterpret_cast<float4*>(from) = value;
+        }
+      }
+      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      if (lane == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
+      value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+    } else {
+      value = plain4(site, row, i);
+    }
+    const float v[4] = {value.x, value.y, value.z, value.w};
+#if !TIERS && ROWS > 1
+    put_group(all_words, all_groups, i / 32 * (rows - first) + row, i % 32 / 4, v, true);
+#else
+    *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
+#endif
+#if TIERS
+#pragma unroll
+    for (int m = 0; m < 3; ++m) {
+      if (m >= joined) break;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (i + e < width) atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][0])), 1u);
+      }
+    }
+#endif
+  });
+};
+
+#if TIERS && ROWS > 1
+// Chooses inputs of rows that were made, and makes whole numbers of them: some blocks for every row and matrix.
+auto choose = [&](int layer, int site, int count, const int* wanted) {
+  const int joined = joined_at(layer, site), width = width_at(site), padded = padded_at(site);
+  const int pairs = count * joined, step = pairs < GRID ? pairs : GRID;
+#pragma unroll 1
+  for (int pair = block % step; pair < pairs; pair += step) {
+    const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
+    const Counts under_way(histograms + ((size_t)(turn % 3) * HISTOGRAMS + m * ROWS + row) * BINS);
+    const float* scores = scores_at(layer, layer == LAYERS ? 0 : first_segment(site) + m);
+    const int from = (block / step * THREADS + tid) * 4;
+    float4 value = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
+    const int cut = find_cut(under_way, wanted[m], counting, reinterpret_cast<unsigned*>(room));
+#pragma unroll 1
+    for (int i = from; i - tid * 4 < padded; i += sharing * THREADS * 4) {
+      if (i != from && i < padded) value = load_float4(values + (size_t)row * padded + i);
+      float score[4][TIERS];
+      load_scores4(scores, i, width, score);
+      float v[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        if (bin_of(fabsf(v[e]) * score[e][0]) < cut) v[e] = 0;
+      }
+      put_group(all_words, all_groups, (m * (padded / 32) + i / 32) * count + row, i % 32 / 4, v, i < padded);
+    }
+  }
+  ++turn;
+};
+#endif
+
+int filled = 0;
+auto fill_for = [&](int layer, int site, int until) {
+  const int which = segment_of_block(site, layer == LAYERS, block);
+  const Matrix m = segment_at(which);
+  const char* data = data_at(layer, which);
+  with_form(form_at(layer, which), [&](auto form) { fill_form<decltype(form)::value>(m, data, ring, filled, until); });
+  filled = until;
+};
+
+// Takes in the inputs that this block's share of its matrix multiplies.
+#if ROWS > 1
+auto take_in = [&](const Matrix& m, int layer, int site, int which, int count, const int*) {
+  const int from = m.first(block), units = m.first(block + 1) - from;
+  const int begin = from % m.steps, length = units < m.steps ? units : m.steps;
+  const int segment = TIERS && layer < LAYERS ? which - first_segment(site) : 0;
+  const int straight = length < m.steps - begin ? length : m.steps - begin;  // steps before the row's end
+  // 16 bytes at a time: four of a group's words, and one of what goes with it.
+  auto copy = [&](uint4* to, const uint4* all, int each) {
+    const uint4* source = all + (size_t)segment * m.steps * count * each;
+    const int before = straight * count * each, pieces = length * count * each;
+    constexpr int AT_ONCE = 4;
+#pragma unroll 1
+    for (int start = tid; start < pieces; start += AT_ONCE * THREADS) {
+      uint4 held[AT_ONCE];
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) {
+        const int at = start + j * THREADS;
+        if (at < pieces) held[j] = __ldcg(source + (at < before ? begin * count * each + at : at - before));
+      }
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) {
+        if (start + j * THREADS < pieces) to[start + j * THREADS] = held[j];
+      }
+    }
+  };
+  if (tid / 32 < count) {
+    const float found = site % 2 == 0 ? norm_scale(load_squares(squares + tid / 32 * (HIDDEN_PAD / 128))) : 1.0f;
+    if (lane == 0) scales[tid / 32] = found;
+  }
+  copy(reinterpret_cast<uint4*>(groups), reinterpret_cast<const uint4*>(all_groups), 1);
+  copy(reinterpret_cast<uint4*>(words), reinterpret_cast<const uint4*>(all_words), GROUP_WORDS / 4);
+  fill_for(layer, site, STAGES);
+  BARRIER();
+};
+#else
+auto take_in = [&](const Matrix& m, int layer, int site, int which, int, [[maybe_unused]] const int* wanted) {
+  const int quads = m.steps * 8;
+  const int from = m.first(block), units = m.first(block + 1) - from;
+  const int begin = from % m.steps * 8, length = (units < m.steps ? units : m.steps) * 8;
+  auto place = [&](int j) {
+    const int quad = begin + j;
+    return (quad < quads ? quad : quad - quads) * 4;
+  };
+  auto four = [&](int i) {
+#if !TIERS
+    if (site % 2) return plain4(site, 0, i);
+#endif
+    return load_float4(values + i);
+  };
+  // All that is needed is asked for before any of it is used.
+#if TIERS
+  const int segment = layer == LAYERS ? 0 : which - first_segment(site);
+  const float* scores = scores_at(layer, which);
+  const Counts under_way(histograms + ((size_t)(turn % 3) * HISTOGRAMS + segment) * BINS);
+#endif
+  const float4 early = tid < length ? four(place(tid)) : float4{0, 0, 0, 0};
+  const float square = site % 2 == 0 ? load_squares(squares) : 0.0f;
+#if TIERS
+  const int cut = find_cut(under_way, wanted[segment], counting, reinterpret_cast<unsigned*>(room));
+  ++turn;
+#endif
+  const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
+  if (tid < 4) scales[tid] = scale;
+  fill_for(layer, site, STAGES);
+#pragma unroll 1
+  for (int start = 0; start < length; start += THREADS) {
+    const int j = start + tid, i = place(j);
+    const bool inside = j < length;
+    float4 value = early;
+    if (start > 0) value = inside ? four(i) : float4{0, 0, 0, 0};
+    float v[4] = {value.x, value.y, value.z, value.w};
+#if TIERS
+    float score[4][TIERS];
+    load_scores4(scores, i, inside ? width_at(site) : 0, score);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (bin_of(fabsf(v[e]) * score[e][0]) < cut) v[e] = 0;
+    }
+#endif
+    put_group(words, groups, j / 8, j % 8, v, inside);
+  }
+  BARRIER();
+};
+#endif
+
+fill_for(0, 0, FILL_FIRST);
+#if TIERS
+clear(histograms, HISTOGRAMS);
+#endif
+if (block < rows) {
+  const int token = state[2 + block];
+#if EMBED_PLAIN
+  const weight_t* embedding = LAST(weight_t, 2);
+  for (int i = tid; i < HIDDEN; i += THREADS) x[block * HIDDEN + i] = to_float(embedding[(size_t)token * HIDDEN + i]);
+#else
+  with_form(int(address[LAYERS * ENTRIES + 4] >> 8 & 255), [&](auto form) {
+    for (int i = tid; i < HIDDEN; i += THREADS) {
+      x[block * HIDDEN + i] = weight_at<decltype(form)::value>(segment_at(7), LAST(char, 2), token, i);
+    }
+  });
+#endif
+}
+meeting.wait();
+make(0, 0, 0, false);
+meeting.wait();
+#pragma unroll 1
+for (int number = 0, choice = 0;; ++number) {
+  const int layer = number / 4, site = number % 4, next = number + 1;
+  const bool head = layer == LAYERS;
+  const int count = head ? rows - logits_from : rows;
+  if (count <= 0) break;
+  const int which = segment_of_block(site, head, block);
+  const Matrix m = segment_at(which);
+#if TIERS && ROWS > 1
+  choose(layer, site, count, take + choice);
+  meeting.wait();
+#endif
+  take_in(m, layer, site, which, count, take + choice);
+#if TIERS
+  choice += joined_at(layer, site);
+#endif
+  const char* data = data_at(layer, which);
+  with_form(form_at(layer, which), [&](auto form) {
+    multiply_form<decltype(form)::value>(m, data, words, groups, scales, count,
+                                         site % 2 ? products : products + OTHER_PARTS, gathering, ring);
+  });
+  filled = 0;
+  if (head) break;
+  if (site == 0) {
+    half_t* past = const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE;
+    const int items = (rows + TOGETHER - 1) / TOGETHER * HEADS * used;
+    meeting.wait([&] {
+      if (block < items) look_back(block, used, past, capacity, position);
+      fill_for(next / 4, next % 4, FILL_FIRST);
+      look_ahead(next / 4, next % 4);
+    });
+#pragma unroll 1
+    for (int item = block; item < items; item += GRID) {
+      attend(m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
+             POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), position, rows, attended, memory);
+    }
+    meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
+  } else {
+    meeting.wait([&] {
+      fill_for(next / 4, next % 4, FILL_FIRST);
+      look_ahead(next / 4, next % 4);
+    });
+  }
+  if (TIERS || ROWS > 1 || site % 2) {
+    make(next / 4, next % 4, next / 4 == LAYERS ? logits_from : 0, true);
+    meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND > filled ? FILL_SECOND : filled); });
+  }
+}
+meeting.wait();
+constexpr int QUADS = (VOCAB + 3) / 4;
+#pragma unroll 1
+for (int at = block * THREADS + tid; at < (rows - logits_from) * QUADS; at += GRID * THREADS) {
+  const int row = at / QUADS, i = at % QUADS * 4;
+  const float4 four = sum4(segment_at(7), products + OTHER_PARTS, row, i);
+  const float value[4] = {four.x, four.y, four.z, four.w};
+  for (int e = 0; e < 4; ++e) {
+    if (i + e < VOCAB) logits[(size_t)row * VOCAB + i + e] = value[e];
+  }
+}
+if (block == 0 && tid == 0) done[0] = 0;

@@ -1,0 +1,220 @@
+"""A whole step of a quantised model as one CUDA kernel: constants and memory for `kernels/cuda/step_quant.cu`.
+
+Matrices that take the same row have blocks of the grid of their own, so that each may be of another type and is chosen
+from by itself. What quantised matrices look like on the GPU is in `mlx_quant`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from specdec.config import ModelConfig
+from specdec.runtimes.mlx_kernels import Constant
+from specdec.runtimes.mlx_ops import LOGITS_FROM, tier_constants
+from specdec.runtimes.mlx_pack import padded
+from specdec.runtimes.mlx_step import (
+    BIN_BITS,
+    SHARED_KB,
+    THREADS,
+    WINDOWLESS,
+    WholeStep,
+    attention_bytes,
+)
+
+if TYPE_CHECKING:
+    from specdec.runtimes.mlx_device import CudaDriver
+    from specdec.runtimes.mlx_model import Kind, Layer
+    from specdec.runtimes.mlx_quant import PackedQuant, QuantForm
+    from specdec.runtimes.mlx_weights import Linear
+
+TILE = 128  # outputs of a unit; it has 32 inputs
+ROW_STEPS = (1, 4, 8, 16)
+_ENTRIES = 20
+_WARPS = THREADS // 32
+MOST_STAGES = 3
+FILLS = (1, 2)  # stages asked for at the first meeting after a multiplication, and until the second
+# Multiplications by their input: q, k and v; output projection; gate and up; down; logits layer.
+_SITES = ((0, 1, 2), (3,), (4, 5), (6,), (7,))
+
+
+class QuantStep(WholeStep):
+    """Steps of one quantised model, a kernel each: the modes "quant" (exact view) and "nested".
+
+    Args:
+        mx: MLX.
+        config: shape of the model.
+        dtype: "float16" or "bfloat16", of an embedding table that is not quantised.
+        layers: all blocks; their types decide what the kernels are built for.
+        head: the logits layer.
+        embeddings: a `PackedQuant`, a 16-bit table, or None when the logits layer serves.
+        driver: of the GPU.
+    """
+
+    def __init__(
+        self, mx: Any, config: ModelConfig, *, dtype: str, layers: list[Layer], head: Linear, embeddings: Any,
+        driver: CudaDriver,
+    ) -> None:  # fmt: skip
+        super().__init__(mx, config, dtype=dtype, tier_sizes=(1,), driver=driver)
+        matrices = [packed for layer in layers for linear in layer.linears for packed in linear.quant]
+        table = head.quant[0] if embeddings is None else embeddings
+        self._plain_table = not hasattr(table, "form")
+        used = [*matrices, *head.quant, *([] if self._plain_table else [table])]
+        self._forms: list[QuantForm] = list(dict.fromkeys(packed.form for packed in used))
+        self._segments = _segments(self.grid, matrices, head.quant[0])
+
+    def row_step(self, rows: int) -> int:
+        """Rows of the kernel that runs a pass of `rows`."""
+        return next(step for step in ROW_STEPS if rows <= step)
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a pass: those whose kernel's memory a block has."""
+        return max(rows for rows in ROW_STEPS if self._stages_of(rows, nested=False, selects=True))
+
+    def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:  # noqa: ARG002
+        window = self.config.window(number)
+        matrices = [packed for linear in layer.linears for packed in linear.quant]
+        forms = sum(self._forms.index(packed.form) << (8 * which) for which, packed in enumerate(matrices))
+        entries = [layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms]
+        entries += [packed.data for packed in matrices] + [packed.scores for packed in matrices]
+        return [*entries, forms, WINDOWLESS if window is None else window]
+
+    def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:  # noqa: ARG002
+        packed = head.quant[0]
+        table, forms = embeddings, self._forms.index(packed.form)
+        if not self._plain_table:
+            source = packed if embeddings is None else embeddings
+            table, forms = source.data, forms | self._forms.index(source.form) << 8
+        return [packed.data, final_norm, table, packed.scores, forms]
+
+    def _files(self, kind: Kind) -> tuple[str, str]:  # noqa: ARG002
+        return "step_quant", "step_quant.cuh"
+
+    def _constants(self, kind: Kind) -> dict[str, Constant]:
+        rows, nested = kind.rows, kind.mode == "nested"
+        sizes = self._shape(rows) | {"SPLIT": 1, "SEGMENTED": 1, "NESTED": nested, "TILE": TILE}
+        sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(self.config.num_layers * _ENTRIES + 5, 2)}
+        sizes |= {"STATE_LOGITS": LOGITS_FROM, "EMBED_PLAIN": self._plain_table, "BIN_BITS": BIN_BITS + 1}
+        sizes |= tier_constants((1,) if kind.selects else ())
+        sizes["FORM_LIST"] = ", ".join(_form_text(form) for form in self._forms)
+        for name, which in (("TILES", 0), ("BEGIN", 2), ("BLOCKS", 3)):
+            sizes[f"SEGMENT_{name}"] = ", ".join(str(segment[which]) for segment in self._segments)
+        sizes["MOST_BLOCKS"] = max(blocks // tiles + 2 for tiles, _, _, blocks in self._segments)
+        sizes["ENDS"] = self._ends()
+        sizes["STAGE_BYTES"] = self._stage_bytes_of(nested=nested)
+        sizes["STAGES"] = self._stages_of(rows, nested=nested, selects=kind.selects)
+        stages = int(sizes["STAGES"])
+        sizes["HEAD_SLOTS"] = self._head_slots(stages)
+        sizes["RING_BYTES"] = stages * int(sizes["STAGE_BYTES"]) + self._extra(stages)
+        sizes |= {"FILL_FIRST": min(FILLS[0], stages), "FILL_SECOND": min(FILLS[1], stages)}
+        return sizes
+
+    def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
+        c, rows = self.config, kind.rows
+        slots = [sum(self._segments[which][0] + self._segments[which][3] for which in site) for site in _SITES]
+        floats = [count * TILE * rows for count in slots]
+        constants["OTHER_PARTS"] = padded(max(floats[1], floats[3]), 4)
+        widest = max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
+        bins = 9 * rows * (32 << int(constants["BIN_BITS"])) if kind.selects else 0
+        joined = 0 if rows == 1 else 3 if kind.selects else 1
+        place = 0
+        for name, size in (
+            ("AT_X", rows * c.hidden_size),
+            ("AT_PARTS", int(constants["OTHER_PARTS"]) + max(floats[0], floats[2], floats[4])),
+            ("AT_VALUES", rows * widest),
+            ("AT_SQUARES", rows * padded(c.hidden_size) // 128),
+            ("AT_BINS", bins),
+            ("AT_WORDS", joined * rows * widest // 2),
+            ("AT_GROUPS", joined * rows * widest // 8),
+        ):
+            constants[name] = place
+            place += padded(size, 64)
+        constants["AT_SPLITS"] = place
+        return place
+
+    def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
+        groups_at, ends_at, ring_at = self._room(kind.rows, selects=kind.selects)
+        constants["GROUPS_AT"], constants["ENDS_AT"], constants["RING_AT"] = groups_at, ends_at, ring_at
+        return self._fixed() + ring_at + _WARPS * int(constants["RING_BYTES"])
+
+    def _room(self, rows: int, *, selects: bool) -> tuple[int, int, int]:
+        """Where a block keeps things beside its table: groups, ends of tiles, and the ring, in bytes."""
+        steps = max(min(steps, -(-tiles * steps // blocks)) for tiles, steps, _, blocks in self._segments)
+        words = padded(steps * rows * 64 + 256, 16)
+        taken_in = words + (steps * rows + 4) * 16
+        gathered, bins = _WARPS * rows * TILE * 4, 4 * (33 << (BIN_BITS + 1)) if selects else 0
+        room = padded(max(taken_in, gathered, bins, attention_bytes(rows, self.config.head_dim)), 16)
+        return words, room, room + self._ends() * rows * TILE * 4
+
+    def _fixed(self) -> int:
+        return 8 * padded(self.config.num_layers * _ENTRIES + 5, 2) + 4 * 64 + 4 * 16
+
+    def _ends(self) -> int:
+        """Tiles of a block whose sums more than one warp may have, at most one for each warp."""
+        touched = max((-(-tiles * steps // blocks) - 1) // steps + 2 for tiles, steps, _, blocks in self._segments)
+        return min(_WARPS, touched)
+
+    def _head_slots(self, stages: int) -> int:
+        """Heads of several units that a warp's units under way may have, at most."""
+        return max((stages - 2 + form.span) // form.span + 1 for form in self._forms)
+
+    def _extra(self, stages: int) -> int:
+        """Bytes of a warp's ring for those."""
+        return 512 * self._head_slots(stages) if any(form.span > 1 for form in self._forms) else 0
+
+    def _stage_bytes_of(self, *, nested: bool) -> int:
+        """The largest unit."""
+
+        def unit(form: QuantForm) -> int:
+            rest = 0 if nested else form.bits - 4
+            head = (512 if form.offset else 256) if form.span == 1 else 0
+            return 2048 + 512 * rest + (256 if form.own else 0) + head
+
+        return max(unit(form) for form in self._forms)
+
+    def _stages_of(self, rows: int, *, nested: bool, selects: bool) -> int:
+        """Stages of a warp's ring that fit beside the rest; 0 where none does."""
+        free = SHARED_KB * 1024 - self._fixed() - self._room(rows, selects=selects)[2]
+        each = self._stage_bytes_of(nested=nested)
+        fitting = [n for n in range(1, MOST_STAGES + 1) if n * each + self._extra(n) <= free // _WARPS]
+        return max(fitting, default=0)
+
+
+def _form_text(form: QuantForm) -> str:
+    own = {"": 0, "six_bit": 1, "int8": 2}[form.own]
+    return f"{{{form.bits - 4}, {form.zero}, {form.span}, {int(form.offset)}, {int(form.bfloat)}, {own}}}"
+
+
+def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list[tuple[int, int, int, int]]:
+    """Tiles, steps, first block and blocks of the eight matrices of `_SITES`.
+
+    Matrices of a site share the grid out by their bytes, taken over all blocks of the model.
+    """
+    sizes = [0.0] * 8
+    for number, packed in enumerate(matrices):
+        sizes[number % 7] += packed.data.nbytes
+    sizes[7] = head.data.nbytes
+    shapes = [matrices[which] for which in range(7)] + [head]
+    found = []
+    for site in _SITES:
+        for which, (begin, blocks) in zip(site, _shared_out(grid, [sizes[which] for which in site]), strict=True):
+            packed = shapes[which]
+            found.append((-(-packed.outputs // TILE), padded(packed.inputs) // 32, begin, blocks))
+    return found
+
+
+def _shared_out(grid: int, sizes: list[float]) -> Iterator[tuple[int, int]]:
+    """First block and number of blocks of each: by size, at least one, all of the grid."""
+    exact = [size * grid / sum(sizes) for size in sizes]
+    blocks = [max(1, int(share)) for share in exact]
+    while sum(blocks) != grid:
+        step = 1 if sum(blocks) < grid else -1
+        wanted = [
+            step * (share - have) if have + step > 0 else -grid for share, have in zip(exact, blocks, strict=True)
+        ]
+        blocks[wanted.index(max(wanted))] += step
+    begin = 0
+    for count in blocks:
+        yield begin, count
+        begin += count
