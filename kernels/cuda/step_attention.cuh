@@ -5,7 +5,7 @@
 namespace specdec {
 
 constexpr int SLOT = SIZE + 4;  // of a split: values, largest, weight
-constexpr int TOGETHER = ROWS == 1 ? 1 : ROWS / 4;  // rows that a block takes at a time
+constexpr int TOGETHER = (ROWS + 3) / 4;  // rows that a block takes at a time
 
 constexpr int EACH_WARP = SPAN / WARPS;
 static_assert(EACH_WARP == 16, "the sums over lanes are written for 16 positions");

@@ -50,7 +50,9 @@ struct alignas(16) Group {
   unsigned taken;
 };
 constexpr int LARGEST = 15000;                  // of the whole numbers
-constexpr int ROW_BANDS = (ROWS + 3) / 4;       // of a product's columns: upper and lower bytes of four rows
+// Rows share products by fours: upper and lower bytes of each are a column. One that is left over has a product alone.
+constexpr int FULL = ROWS / 4, SINGLE = ROWS % 4, ROW_BANDS = FULL + SINGLE;
+static_assert(SINGLE < 2, "one row is left over at most");
 constexpr int GROUP_WORDS = 16;                 // of a group of a row: 8 bytes of each kind for every quarter of the lanes
 
 // Puts four inputs of every thread at `at`, the number of a group and row; eight threads that follow each other have a group.
@@ -108,10 +110,12 @@ DEVICE void issue(const Shares& share, const Packed& from, int tile, int step, u
     if (P::SEEN == 1 && (taken >> lane & 1)) copy16(to + 2048 + lane * 16, from.rest + unit * 512 + lane * 16);
     const int span = tile * from.spans + step / P::form.span;
     const char* head = from.heads + (size_t)span * P::STRIDE;
-    if (P::form.own && lane < 16) copy16(to + P::OWN_AT + lane * 16, head + P::HEAD + step % P::form.span * 256 + lane * 16);
+    // What lanes g have of four t each, or of two, lies together in a stage.
+    const int by_two = (lane % 2 * 8 + lane / 2) * 16, by_four = (lane % 4 * 8 + lane / 4) * 16;
+    if (P::form.own && lane < 16) copy16(to + P::OWN_AT + by_two, head + P::HEAD + step % P::form.span * 256 + lane * 16);
     if (P::SLOT ? step % P::form.span == 0 || stage == 0 : true) {
       char* there = P::SLOT ? own + STAGES * STAGE_BYTES + span % HEAD_SLOTS * 512 : to + P::HEAD_AT;
-      if (lane * 16 < P::HEAD) copy16(there + lane * 16, head + lane * 16);
+      if (lane * 16 < P::HEAD) copy16(there + (P::form.offset ? by_four : by_two), head + lane * 16);
     }
   }
   end_stage();
@@ -323,13 +327,13 @@ struct Sums {
 };
 
 // `words` and `groups`: the rows' inputs from the block's first step on; `scales`: of the rows. The ring has been filled.
-// With several rows a lane has row q of every four and all t; a row alone lies in other columns for every t of four, so
-// that a lane has t = q alone. What is done for an output is the same.
+// A lane has row q of every four and all t; a row alone lies in other columns for every t of four, so that a lane has t = q
+// of its sums. What is done for an output is the same.
 template <int F>
 DEVICE void multiply_form(const Matrix& m, const char* data, const unsigned* words, const Group* groups,
                           const float* scales, int rows, float* parts, const Gathering& gathering, char* ring) {
   using P = Place<F>;
-  constexpr int OUTPUTS = ROWS == 1 ? 2 : 8, PARTS = Sums<F>::PARTS;
+  constexpr int PARTS = Sums<F>::PARTS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares share(m, threadIdx.x / 32);
   const Packed from = packed_of<F>(m, data);
@@ -339,23 +343,26 @@ DEVICE void multiply_form(const Matrix& m, const char* data, const unsigned* wor
   const int base = share.from % m.steps;
   auto local = [&](int at) { return at >= base ? at - base : at - base + m.steps; };
   const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
-  float total[ROW_BANDS][OUTPUTS][2] = {}, row_scale[ROW_BANDS];
+  float total[FULL ? FULL : 1][8][2] = {}, single[2][2] = {}, row_scale[ROW_BANDS];
+  auto row_of = [&](int band) { return band < FULL ? band * 4 + q : FULL * 4; };
 #pragma unroll
-  for (int band = 0; band < ROW_BANDS; ++band) {
-    row_scale[band] = scales[ROWS == 1 ? 0 : band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
-  }
+  for (int band = 0; band < ROW_BANDS; ++band) row_scale[band] = scales[row_of(band)] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
 
   auto leave = [&](float* to) {
 #pragma unroll
-    for (int band = 0; band < ROW_BANDS; ++band) {
-      const int row = ROWS == 1 ? 0 : band * 4 + q;
+    for (int half = 0; half < 2; ++half) {
 #pragma unroll
-      for (int t = 0; t < OUTPUTS; ++t) {
+      for (int band = 0; band < FULL; ++band) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (row < rows) to[row * TILE + (ROWS == 1 ? t * 4 + q : t) * 16 + half * 8 + g] = total[band][t][half];
+        for (int t = 0; t < 8; ++t) {
+          if (row_of(band) < rows) to[row_of(band) * TILE + t * 16 + half * 8 + g] = total[band][t][half];
           total[band][t][half] = 0;
         }
+      }
+#pragma unroll
+      for (int word = 0; word < 2 * SINGLE; ++word) {
+        if (FULL * 4 < rows) to[FULL * 4 * TILE + (word * 4 + q) * 16 + half * 8 + g] = single[word][half];
+        single[word][half] = 0;
       }
     }
   };
@@ -377,8 +384,8 @@ DEVICE void multiply_form(const Matrix& m, const char* data, const unsigned* wor
     int centre[ROW_BANDS][PARTS];
 #pragma unroll
     for (int band = 0; band < ROW_BANDS; ++band) {
-      x[band] = *reinterpret_cast<const uint2*>(words + (here + band * 4) * GROUP_WORDS + (ROWS == 1 ? g % 2 : g) * 8 + q * 2);
-      const Group group = groups[ROWS == 1 ? here : here + band * 4 + q];
+      x[band] = *reinterpret_cast<const uint2*>(words + (here + band * 4) * GROUP_WORDS + (band < FULL ? g : g % 2) * 8 + q * 2);
+      const Group group = groups[here + row_of(band)];
       scale[band] = group.scale * row_scale[band];
       weight[band] = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale[band] * float(group.sum[0] + group.sum[1]);
       centre[band][0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
@@ -391,43 +398,43 @@ DEVICE void multiply_form(const Matrix& m, const char* data, const unsigned* wor
       Codes<P::SEEN> codes;
       codes.load(at, word, even, odd, g, q);
       unsigned w[4];
-      if constexpr (ROWS == 1) {
-        Sums<F> sums;
-#pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          codes.take(b, w);
-          sums.multiply(w, g / 2 == b ? x[0] : uint2{0, 0});
-        }
-        const char* of = head + (P::form.offset ? ((2 * word + q / 2) * 8 + g) * 16 + q % 2 * 8 : (word * 8 + g) * 16 + q * 4);
-        const unsigned owned = P::form.own ? *reinterpret_cast<const unsigned*>(at + P::OWN_AT + (word * 8 + g) * 16 + q * 4) : 0;
-        unsigned heads[2];
-        if (P::form.offset) {
-          const uint2 both = *reinterpret_cast<const uint2*>(of);
-          heads[0] = both.x, heads[1] = both.y;
-        } else {
-          heads[0] = *reinterpret_cast<const unsigned*>(of);
-        }
-        sums.add_to(total[0][word], Worth<F>(heads, owned), owned, scale[0], weight[0], centre[0]);
-      } else {
-        uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
+      uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
+      if (FULL) {
 #pragma unroll
         for (int j = 0; j < (P::form.offset ? 2 : 1); ++j) {
           pieces[j] = *reinterpret_cast<const uint4*>(head + ((P::form.offset ? 2 * word + j : word) * 8 + g) * 16);
         }
         if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
-        const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
-        const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
+      }
+      const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
+      const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
+      Sums<F> alone_sums;
 #pragma unroll
-        for (int b = 0; b < 4; ++b) {
-          codes.take(b, w);
+      for (int b = 0; b < 4; ++b) {
+        codes.take(b, w);
+        if constexpr (FULL > 0) {
           const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
 #pragma unroll
-          for (int band = 0; band < ROW_BANDS; ++band) {
+          for (int band = 0; band < FULL; ++band) {
             Sums<F> sums;
             sums.multiply(w, x[band]);
             sums.add_to(total[band][word * 4 + b], worth, owns[b], scale[band], weight[band], centre[band]);
           }
         }
+        if (SINGLE) alone_sums.multiply(w, g / 2 == b ? x[ROW_BANDS - 1] : uint2{0, 0});
+      }
+      if constexpr (SINGLE > 0) {
+        constexpr int LAST = ROW_BANDS - 1;
+        const char* of = head + (P::form.offset ? ((2 * word + q / 2) * 8 + g) * 16 + q % 2 * 8 : (word * 8 + g) * 16 + q * 4);
+        const unsigned own_bits = P::form.own ? *reinterpret_cast<const unsigned*>(at + P::OWN_AT + (word * 8 + g) * 16 + q * 4) : 0;
+        unsigned own_heads[2];
+        if (P::form.offset) {
+          const uint2 both = *reinterpret_cast<const uint2*>(of);
+          own_heads[0] = both.x, own_heads[1] = both.y;
+        } else {
+          own_heads[0] = *reinterpret_cast<const unsigned*>(of);
+        }
+        alone_sums.add_to(single[word], Worth<F>(own_heads, own_bits), own_bits, scale[LAST], weight[LAST], centre[LAST]);
       }
     }
     WARP_BARRIER();
@@ -479,15 +486,10 @@ DEVICE float weight_at(const Matrix& m, const char* data, int o, int i) {
   if (REST == 2) code = code << 2 | (rest[input * 32 + 4 * g + t / 2] >> (t % 2 * 4 + half * 2) & 3);
   if (REST == 1) code = code << 1 | (rest[input * 16 + 2 * g + t / 4] >> (t % 4 * 2 + half) & 1);
   const unsigned short* factor_of = reinterpret_cast<const unsigned short*>(head);
-  float by, off = 0;
-  if (form.offset) {
-    const int place = (t / 2 * 8 + g) * 8 + t % 2 * 4 + half * 2;
-    by = factor<F>(factor_of[place]), off = factor<F>(factor_of[place + 1]);
-  } else {
-    by = factor<F>(factor_of[(t / 4 * 8 + g) * 8 + t % 4 * 2 + half]);
-  }
-  const unsigned char* own = reinterpret_cast<const unsigned char*>(head) + HEAD + step % form.span * 256 +
-                             (t / 4 * 8 + g) * 16 + t % 4 * 4 + half * 2;
+  const int place = (g * 8 + t) * 2 + half;
+  float by = factor<F>(factor_of[form.offset ? 2 * place : place]), off = 0;
+  if (form.offset) off = factor<F>(factor_of[2 * place + 1]);
+  const unsigned char* own = reinterpret_cast<const unsigned char*>(head) + HEAD + step % form.span * 256 + 2 * place;
   if (form.own == SIX_BIT) by *= float(own[0]), off *= float(own[1]);
   if (form.own == INT8) by *= float((signed char)own[i % 32 / 16]);
   // Rounded as the definition has it: a difference of two rounded numbers.

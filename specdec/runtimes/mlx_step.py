@@ -48,7 +48,7 @@ def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
 def attention_bytes(rows: int, size: int) -> int:
     """Shared memory of a block for attention."""
     warps = THREADS // 32
-    return 4 * (warps * size + rows * size * 2 + max(1, rows // 4) * warps * (size + 2))
+    return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
 class WholeStep:

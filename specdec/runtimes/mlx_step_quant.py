@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx_weights import Linear
 
 TILE = 128  # outputs of a unit; it has 32 inputs
-ROW_STEPS = (1, 4, 8, 16)
+ROW_STEPS = (1, 4, 5, 8, 16)  # multiples of four, and one more: four rows share a product, one more has one alone
 _ENTRIES = 20
 _WARPS = THREADS // 32
 MOST_STAGES = 3
