@@ -17,9 +17,10 @@ from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, Unknow
 from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
 from specdec.runtimes.mlx_device import Gpu, find_gpu
 from specdec.runtimes.mlx_model import Kind, Layer, Transformer
-from specdec.runtimes.mlx_ops import LOGITS_FROM, MAX_ROWS, SPAN, STATE_SIZE, Ops, row_step
+from specdec.runtimes.mlx_ops import LOGITS_FROM, SPAN, STATE_SIZE, Ops
 from specdec.runtimes.mlx_pack import BUCKET, RUN
 from specdec.runtimes.mlx_step import WholeStep, fits
+from specdec.runtimes.mlx_step_quant import QuantStep, suits
 from specdec.runtimes.mlx_weights import Linear, Loader
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class MlxRuntime:
     def views(self) -> tuple[str, ...]:
         """Draft views that `forward` accepts beside "exact"; `bucket` needs buckets of 16 in tiers of fours."""
         if self._store.quantised:
-            return ("own", "nested", "int4")
+            # The one kernel of a quantised step has no `int4`, which would read as much as `nested`.
+            return ("own", "nested") if self._transformer.whole is not None else ("own", "nested", "int4")
         layout = self._store.layout
         fits = layout.bucket_size == BUCKET and all(size % RUN == 0 for size in layout.tier_sizes)
         return ("bucket", "int4") if fits else ("int4",)
@@ -172,7 +174,7 @@ class MlxRuntime:
         self.prepare_view(view)
         selects, takes = self._takes(effort, view)
         mode = self._mode(view, selects)
-        most = MAX_ROWS if view == "exact" else 1
+        most = self._transformer.most_rows if view == "exact" else 1
         start, found, read = cache.length, [], 0
         try:
             for first in range(0, len(ids), most):
@@ -201,7 +203,7 @@ class MlxRuntime:
         needed = -(-(cache.length + rows) // SPAN)
         splits = 0 if whole else min(1 << (needed - 1).bit_length(), cache.arrays[0].shape[2] // SPAN)
         wanted = {"all": rows, "last": 1, "none": 0}[tail]
-        kind = Kind(mode, selects, row_step(rows), splits, "all" if whole or wanted == rows else tail)
+        kind = Kind(mode, selects, self._transformer.row_step(rows), splits, "all" if whole or wanted == rows else tail)
         state = np.zeros(STATE_SIZE, np.int32)
         state[0], state[1], state[LOGITS_FROM], state[2 : 2 + rows] = cache.length, rows, rows - wanted, piece
         out = self._transformer.run(kind, state, cache.arrays, takes)
@@ -308,23 +310,37 @@ class MlxRuntime:
                 )
             )
         embeddings = None if config.tie_embeddings else self._loader.embeddings()
-        whole, sizes, driver = None, store.layout.tier_sizes, GPU.driver
-        if driver is not None and fits(config, driver) and not store.quantised:
-            whole = WholeStep(self._mx, config, dtype=store.dtype, tier_sizes=sizes, driver=driver)
+        head = linear("head")
         transformer = Transformer(
             self._mx,
             self._ops,
             config,
             layers=layers,
             final_norm=vector("final_norm"),
-            head=linear("head"),
+            head=head,
             embeddings=embeddings,
             tier_sizes=store.layout.tier_sizes,
-            whole=whole,
+            whole=self._whole_step(layers, head, embeddings),
         )
         self._mx.eval([[x.attn_norm, x.mlp_norm] for x in layers], transformer.final_norm)
         self._mx.clear_cache()  # what packing has used
         return transformer
+
+    def _whole_step(self, layers: list[Layer], head: Linear, embeddings: Any) -> WholeStep | None:
+        """Steps as one kernel each, where this GPU and model allow it."""
+        store, driver = self._store, GPU.driver
+        if driver is None or not fits(self.config, driver):
+            return None
+        if not store.quantised:
+            return WholeStep(
+                self._mx, self.config, dtype=store.dtype, tier_sizes=store.layout.tier_sizes, driver=driver
+            )
+        if not suits(layers, head):
+            return None
+        step = QuantStep(
+            self._mx, self.config, dtype=store.dtype, layers=layers, head=head, embeddings=embeddings, driver=driver
+        )
+        return step if step.most_rows else None
 
 
 __all__ = ["GPU", "GpuCache", "MlxRuntime", "RuntimeUnavailableError", "refuse_unsupported"]

@@ -19,7 +19,7 @@ import numpy as np
 from specdec.config import ModelConfig
 from specdec.kernels.reference.layers import rotary_frequencies
 from specdec.runtimes import mlx_quant_ops
-from specdec.runtimes.mlx_ops import SPAN, Ops
+from specdec.runtimes.mlx_ops import MAX_ROWS, SPAN, Ops, row_step
 from specdec.runtimes.mlx_quant import PackedQuant
 from specdec.runtimes.mlx_step import WholeStep
 from specdec.runtimes.mlx_weights import Linear, bucket_selection, int4_selection
@@ -105,6 +105,15 @@ class Transformer:
     def linears(self) -> list[Linear]:
         """Every multiplication, in order of use."""
         return [linear for layer in self.layers for linear in layer.linears] + [self.head]
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a step in the exact view."""
+        return MAX_ROWS if self.whole is None else self.whole.most_rows
+
+    def row_step(self, rows: int) -> int:
+        """Rows of the kernels that run a step of `rows`: `Kind.rows`."""
+        return row_step(rows) if self.whole is None else self.whole.row_step(rows)
 
     def run(self, kind: Kind, state: np.ndarray, cache: list[Any], takes: list[Any]) -> Any:
         """Begin one step; the one before must have been waited for.

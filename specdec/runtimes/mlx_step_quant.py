@@ -38,6 +38,12 @@ FILLS = (1, 2)  # stages asked for at the first meeting after a multiplication, 
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,), (7,))
 
 
+def suits(layers: list[Layer], head: Linear) -> bool:
+    """Whether the kernel multiplies by all matrices: those in 16 bits it does not."""
+    linears = [linear for layer in layers for linear in layer.linears] + [head]
+    return all(packed.form.bits <= 8 for linear in linears for packed in linear.quant)
+
+
 class QuantStep(WholeStep):
     """Steps of one quantised model, a kernel each: the modes "quant" (exact view) and "nested".
 
@@ -69,8 +75,9 @@ class QuantStep(WholeStep):
 
     @property
     def most_rows(self) -> int:
-        """Most rows of a pass: those whose kernel's memory a block has."""
-        return max(rows for rows in ROW_STEPS if self._stages_of(rows, nested=False, selects=True))
+        """Most rows of a pass: those whose kernel's memory a block has; 0 where not even one row fits."""
+        fitting = [rows for rows in ROW_STEPS if self._stages_of(rows, nested=False, selects=True)]
+        return max(fitting, default=0)
 
     def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:  # noqa: ARG002
         window = self.config.window(number)
