@@ -25,16 +25,27 @@ from specdec.runtimes.mlx_ops import SPAN, STATE_SIZE, row_step
 CONTEXT = 200
 
 
-def mlx_step(config: ModelConfig, plain: list[dict[str, Any]]) -> Callable[[Any, list[Any]], Any]:
-    """MLX's own dense step: float16 activations (rows, hidden) and a cache to logits."""
+def mlx_step(
+    config: ModelConfig, plain: list[dict[str, Any]], *, bits: int | None = None
+) -> Callable[[Any, list[Any]], Any]:
+    """MLX's own step: float16 activations (rows, hidden) and a cache to logits.
+
+    Args:
+        config: shape of the model.
+        plain: its matrices by block, the logits layer last.
+        bits: None for a matrix of float16 weights; else a matrix is what `mx.quantize` gives for groups of 64.
+    """
     heads, kv, size = config.num_heads, config.num_kv_heads, config.head_dim
     ones = mx.ones((config.hidden_size,), dtype=mx.float16)
+
+    def times(x: Any, matrix: Any) -> Any:
+        return x @ matrix.T if bits is None else mx.quantized_matmul(x, *matrix, group_size=64, bits=bits)
 
     def step(x: Any, cache: list[Any]) -> Any:
         rows = x.shape[0]
         for weights, (keys, values) in zip(plain[:-1], cache, strict=True):
             normed = mx.fast.rms_norm(x, ones, config.norm_eps)
-            qkv = (normed @ weights["qkv"].T).reshape(1, rows, heads + 2 * kv, size).transpose(0, 2, 1, 3)
+            qkv = times(normed, weights["qkv"]).reshape(1, rows, heads + 2 * kv, size).transpose(0, 2, 1, 3)
             turned = mx.fast.rope(
                 qkv[:, : heads + kv], size, traditional=False, base=config.rope_theta, scale=1.0, offset=CONTEXT
             )
@@ -42,11 +53,11 @@ def mlx_step(config: ModelConfig, plain: list[dict[str, Any]]) -> Callable[[Any,
             v = mx.concatenate([values, qkv[:, heads + kv :]], axis=2)
             mask = "causal" if rows > 1 else None
             mixed = mx.fast.scaled_dot_product_attention(turned[:, :heads], k, v, scale=size**-0.5, mask=mask)
-            x = x + mixed.transpose(0, 2, 1, 3).reshape(rows, heads * size) @ weights["o"].T
-            both = mx.fast.rms_norm(x, ones, config.norm_eps) @ weights["gate_up"].T
+            x = x + times(mixed.transpose(0, 2, 1, 3).reshape(rows, heads * size), weights["o"])
+            both = times(mx.fast.rms_norm(x, ones, config.norm_eps), weights["gate_up"])
             gate, up = mx.split(both, 2, axis=-1)
-            x = x + (gate * mx.sigmoid(gate) * up) @ weights["down"].T
-        return mx.fast.rms_norm(x, ones, config.norm_eps) @ plain[-1]["head"].T
+            x = x + times(gate * mx.sigmoid(gate) * up, weights["down"])
+        return times(mx.fast.rms_norm(x, ones, config.norm_eps), plain[-1]["head"])
 
     compiled: Callable[[Any, list[Any]], Any] = mx.compile(step)
     return compiled
