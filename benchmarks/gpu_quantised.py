@@ -186,6 +186,30 @@ def dense_times(config: ModelConfig, cache: list[Any], repeat: int) -> dict[int,
     return found
 
 
+def times_of(
+    config: ModelConfig, bits: int, cache: list[Any], repeat: int
+) -> list[tuple[str, float, int, float, float, float]]:
+    """Name, effort, rows, median, spread and a single row's median of MLX's steps and ours."""
+    transformer, plain = random_models(config, bits)
+    mlx, steps = mlx_step(config, plain, bits=bits), Steps(transformer, cache)
+    check(steps, mlx, cache, f"{bits}-bit")
+    found, single = [], 0.0
+    for rows in (1, 5):
+        x = transformer.embeddings[mx.array(list(range(rows)))]
+        mx.eval(x)
+        middle, spread = seconds(lambda x=x: mlx(x, cache), repeat=repeat)
+        single = single or middle
+        found.append((f"MLX, {bits} bits", 1.0, rows, middle, spread, single))
+    single = 0.0
+    for mode, effort, rows in CASES[bits]:
+        tokens = list(range(rows))
+        middle, spread = seconds(lambda m=mode, e=effort, t=tokens: steps(m, e, t), repeat=repeat)
+        single = single or middle
+        name = f"{bits} bits" + (", upper four" if mode == "nested" else "")
+        found.append((name, effort, rows, middle, spread, single))
+    return found
+
+
 def main() -> None:
     """Check, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -206,26 +230,9 @@ def main() -> None:
     for rows, (middle, spread) in dense.items():
         rows_of.append(("MLX, 16 bits", 1.0, rows, middle * 1e3, spread, middle / base, middle / base))
     mx.clear_cache()
-    for bits, cases in CASES.items():
-        transformer, plain = random_models(config, bits)
-        mlx = mlx_step(config, plain, bits=bits)
-        steps = Steps(transformer, cache)
-        check(steps, mlx, cache, f"{bits}-bit")
-        single = 0.0
-        for rows in (1, 5):
-            x = transformer.embeddings[mx.array(list(range(rows)))]
-            mx.eval(x)
-            middle, spread = seconds(lambda x=x: mlx(x, cache), repeat=arguments.repeat)
-            single = single or middle
-            rows_of.append((f"MLX, {bits} bits", 1.0, rows, middle * 1e3, spread, middle / base, middle / single))
-        single = 0.0
-        for mode, effort, rows in cases:
-            tokens = list(range(rows))
-            middle, spread = seconds(lambda m=mode, e=effort, t=tokens: steps(m, e, t), repeat=arguments.repeat)
-            single = single or middle
-            name = f"{bits} bits" + (", upper four" if mode == "nested" else "")
+    for bits in CASES:
+        for name, effort, rows, middle, spread, single in times_of(config, bits, cache, arguments.repeat):
             rows_of.append((name, effort, rows, middle * 1e3, spread, middle / base, middle / single))
-        del transformer, plain, mlx, steps
         mx.clear_cache()
     print(
         f"{device()}, {arguments.layers} blocks, context {CONTEXT}, device copy {(copied := copy_bandwidth()):.0f} GB/s"
