@@ -12,6 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from specdec.kernels.reference import transformer
+from specdec.kernels.reference.layers import rms_norm
+from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source
 
@@ -19,11 +22,13 @@ import specdec
 from specdec.effort import EffortSchedule
 from specdec.errors import RuntimeUnavailableError
 from specdec.model import Model
-from specdec.runtimes.registry import create_runtime
 from specdec.store import Store, convert
 from specdec.views.dtypes import to_float32
+from specdec.views.nested import NestedMatrix
 
 try:
+    from test_gpu_runtime import ChoosingTransformer
+
     from specdec.runtimes import mlx as mlx_runtime
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
@@ -86,11 +91,6 @@ def logits_of(runtime: Any, piece: int, *, effort: EffortSchedule = FULL, view: 
     return np.concatenate([runtime.forward(rows, kv, effort=effort, view=view).logits for rows in pieces])
 
 
-def distance(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Relative difference."""
-    return float(np.linalg.norm(found.astype(np.float64) - wanted) / np.linalg.norm(wanted))
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_at_effort_one_are_those_of_the_dequantised_weights(
@@ -105,8 +105,9 @@ def test_logits_at_effort_one_are_those_of_the_dequantised_weights(
 
     names = source.config.matrices() | source.config.tables()
     exact = DenseTransformer(source.config, {of: weights(of) for of in names}.__getitem__, source.vector)
+    wanted = exact.logits(TOKENS)
     # Keys and values are float16 (2^-12 each), activations 15 bits of the largest of 32: a few 1e-4 in two blocks.
-    assert distance(logits_of(runtime, 16), exact.logits(TOKENS)) < 2e-3
+    assert np.linalg.norm(logits_of(runtime, 16) - wanted) < 2e-3 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -121,21 +122,52 @@ def test_rows_of_a_pass_equal_single_rows_bit_for_bit(
         assert np.array_equal(logits_of(runtime, piece, effort=schedule), single), piece
 
 
+class ChoosingQuantised(ChoosingTransformer):
+    """The reference on a quantised store, with inputs chosen as the GPU does: a bin of keys at a time in one kernel."""
+
+    def __init__(self, store: Store, view: str, effort: float, way: str) -> None:
+        super().__init__(store, view, effort)
+        self.sizes, self.way = (1,), way
+
+    def _parts(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if name not in self._kept:
+            matrix: Any = self.store.exact(name)
+            seen = NestedMatrix(matrix) if self.view == "nested" else matrix
+            weights = seen.dequantise()
+            self._kept[name] = weights, np.zeros(weights.shape, np.uint8), matrix.scores
+        return self._kept[name]
+
+    def _weights(self, name: str) -> np.ndarray:
+        matrix: Any = self.store.exact("head")
+        return matrix.dequantise() if name == "head" else np.asarray(self.store.table_rows(name))
+
+    def _taken(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        if self.way == "one kernel":
+            return super()._taken(row, scores)
+        return np.asarray(select_tiers(row, scores, self.sizes, effort=self.effort))
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["q8_0", "q4_k with q6_k", "affine"])
-@pytest.mark.parametrize("view", ["exact", "own", "nested"])
-def test_views_are_near_the_reference(
-    store_of: Callable[[str], tuple[Any, Store]], runtime_of: Callable[[str, str], Any], name: str, way: str, view: str
-) -> None:
-    runtime, reference = runtime_of(name, way), create_runtime("reference", store_of(name)[1])
-    effort = EffortSchedule(1.0 if view == "nested" else 0.6)
-    wanted, all_of = logits_of(reference, 40, effort=effort, view=view), logits_of(reference, 40)
-    found = logits_of(runtime, 1, effort=effort, view=view)
-    # The one kernel takes all of the bin at the cut-off, about one input in a hundred more, and so does what follows
-    # from it: far nearer to the reference's choice than that is to no choice at all.
-    error, reach = distance(found, wanted), distance(wanted, all_of)
-    assert error < (2e-3 if view == "nested" else 0.35 * reach)
-    assert reach > 1e-2 or view == "nested"
+@pytest.mark.parametrize(("view", "effort"), [("exact", 0.6), ("own", 0.9), ("nested", 1.0), ("nested", 0.9)])
+def test_views_agree_with_the_reference(
+    store_of: Callable[[str], tuple[Any, Store]], runtime_of: Callable[[str, str], Any],
+    monkeypatch: pytest.MonkeyPatch, name: str, way: str, view: str, effort: float,
+) -> None:  # fmt: skip
+    runtime, reference = runtime_of(name, way), ChoosingQuantised(store_of(name)[1], view, effort, way)
+
+    def noted(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
+        reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
+        return np.asarray(rms_norm(x, weight, eps=eps))
+
+    monkeypatch.setattr(transformer, "rms_norm", noted)
+    wanted = reference.logits(TOKENS)
+    found = logits_of(runtime, 1, effort=EffortSchedule(effort), view=view)
+    cosine = (wanted * found).sum(axis=1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
+    # As in test_gpu_runtime: where rounding moves a key over an edge, some of a row's weakest inputs change, and
+    # random models amplify it.
+    assert np.median(cosine) > {1.0: 0.9999, 0.9: 0.999, 0.6: 0.95}[effort]
+    assert cosine.min() > {1.0: 0.999, 0.9: 0.99, 0.6: 0.85}[effort]
 
 
 @pytest.mark.parametrize("way", WAYS)

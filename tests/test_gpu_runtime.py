@@ -172,7 +172,8 @@ class ChoosingTransformer(DenseTransformer):
     def _multiply(self, name: str, rows: np.ndarray) -> np.ndarray:
         before, _, last = name.rpartition(".")
         joined = {"q": "qkv", "k": "qkv", "v": "qkv"}.get(last, ("gate", "up") if last in ("gate", "up") else (last,))
-        names = [f"{before}.{each}" if before else each for each in joined] if self.view != "exact" else [name]
+        together = self.view in ("int4", "bucket")
+        names = [f"{before}.{each}" if before else each for each in joined] if together else [name]
         parts = [self._parts(each) for each in names]
         shares = np.array([len(weights) for weights, _, _ in parts], float) / sum(
             len(weights) for weights, _, _ in parts
@@ -184,13 +185,16 @@ class ChoosingTransformer(DenseTransformer):
         made = []
         scales = np.ones(len(rows)) if last in ("o", "down") else self.scales
         for row, scale in zip(rows, scales, strict=True):
-            plain = (row / scale).astype(np.float32)
-            taken = select_tiers(plain, scores, self.sizes, effort=self.effort)
-            bins = (np.abs(plain)[:, None] * scores).view(np.int32) >> (23 - BIN_BITS - (self.view == "exact"))
-            held = np.arange(len(self.sizes)) < taken[:, None]
-            taken = (bins >= bins[held].min()).sum(axis=1)
+            taken = self._taken((row / scale).astype(np.float32), scores)
             made.append((weights.astype(float) * (tiers < taken)) @ row)
         return np.array(made)
+
+    def _taken(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        """Tiers that a row takes of each input."""
+        taken = select_tiers(row, scores, self.sizes, effort=self.effort)
+        bins = (np.abs(row)[:, None] * scores).view(np.int32) >> (23 - BIN_BITS - (self.view not in ("int4", "bucket")))
+        held = np.arange(len(self.sizes)) < taken[:, None]
+        return (bins >= bins[held].min()).sum(axis=1)
 
 
 @pytest.mark.parametrize(
