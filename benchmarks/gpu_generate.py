@@ -14,13 +14,17 @@ from gpu_common import device
 
 import specdec
 
-# Label and what it asks for; the first is what the others are compared with.
-CASES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("plain", {"speculate": False}),
-    ("fixed 4, int4 at 1.0", {"policy": "fixed", "drafter": "effort", "draft_view": "int4", "draft_effort": 1.0}),
-    ("fixed 8, lookup", {"policy": "fixed", "drafter": "ngram", "draft_len": 8}),
-    ("auto", {}),
-)
+
+def cases(model: Any) -> dict[str, dict[str, Any]]:
+    """What to ask for, by label; the first is what the others are compared with."""
+    view = "nested" if model.store.quantised else "int4"
+    drafts = {"policy": "fixed", "drafter": "effort", "draft_view": view, "draft_effort": 1.0}
+    return {
+        "plain": {"speculate": False},
+        f"fixed 4, {view} at 1.0": drafts,
+        "fixed 8, lookup": {"policy": "fixed", "drafter": "ngram", "draft_len": 8},
+        "auto": {},
+    }
 
 
 def measure(model: Any, options: dict[str, Any], max_tokens: int) -> tuple[list[list[int]], float, float, float]:
@@ -48,7 +52,7 @@ def main() -> None:
         model = specdec.load(name, runtime="mlx")
         wanted: list[list[int]] = []
         base = 0.0
-        for label, options in CASES:
+        for label, options in cases(model).items():
             measure(model, options, arguments.max_tokens)  # kernels are compiled when they are first needed
             tokens, speed, acceptance, per_round = measure(model, options, arguments.max_tokens)
             wanted, base = wanted or tokens, base or speed
