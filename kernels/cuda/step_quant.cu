@@ -160,19 +160,21 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
 #endif
 
 int filled = 0;
+auto fill_share = [&](const Portion& share, int layer, int which, int until) {
+  const char* data = data_at(layer, which);
+  with_form(form_at(layer, which), [&](auto form) { fill_form<decltype(form)::value>(share, data, ring, filled, until); });
+  filled = until;
+};
 auto fill_for = [&](int layer, int site, int until) {
   const int which = segment_of_block(site, layer == LAYERS, block);
-  const Matrix m = segment_at(which);
-  const char* data = data_at(layer, which);
-  with_form(form_at(layer, which), [&](auto form) { fill_form<decltype(form)::value>(m, data, ring, filled, until); });
-  filled = until;
+  fill_share(Portion(segment_at(which), tid / 32), layer, which, until);
 };
 
 // Takes in the inputs that this block's share of its matrix multiplies.
 #if ROWS > 1
-auto take_in = [&](const Matrix& m, int layer, int site, int which, int count, const int*) {
-  const int from = m.first(block), units = m.first(block + 1) - from;
-  const int begin = from % m.steps, length = units < m.steps ? units : m.steps;
+auto take_in = [&](const Portion& share, int layer, int site, int which, int count, const int*) {
+  const Matrix& m = share.m;
+  const int begin = share.block_step, length = share.length();
   const int segment = TIERS && layer < LAYERS ? which - first_segment(site) : 0;
   const int straight = length < m.steps - begin ? length : m.steps - begin;  // steps before the row's end
   // 16 bytes at a time: four of a group's words, and one of what goes with it.
@@ -198,16 +200,36 @@ auto take_in = [&](const Matrix& m, int layer, int site, int which, int count, c
     const float found = site % 2 == 0 ? norm_scale(load_squares(squares + tid / 32 * (HIDDEN_PAD / 128))) : 1.0f;
     if (lane == 0) scales[tid / 32] = found;
   }
-  copy(reinterpret_cast<uint4*>(groups), reinterpret_cast<const uint4*>(all_groups), 1);
-  copy(reinterpret_cast<uint4*>(words), reinterpret_cast<const uint4*>(all_words), GROUP_WORDS / 4);
-  fill_for(layer, site, STAGES);
+  if (!TIERS && site == 1) {
+    // What attention has made is quickly put together: that saves a meeting.
+    constexpr int AT_ONCE = 3;
+    const int quads = length * 8 * count;
+#pragma unroll 1
+    for (int start = tid; start - tid < quads; start += AT_ONCE * THREADS) {
+      float4 held[AT_ONCE];
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) {
+        const int at = start + j * THREADS, group = at / 8 / count, step = begin + group;
+        held[j] = at < quads ? plain4(1, at / 8 % count, (step < m.steps ? step : step - m.steps) * 32 + at % 8 * 4)
+                             : float4{0, 0, 0, 0};
+      }
+#pragma unroll
+      for (int j = 0; j < AT_ONCE; ++j) {
+        const int at = start + j * THREADS;
+        const float v[4] = {held[j].x, held[j].y, held[j].z, held[j].w};
+        put_group(words, groups, at / 8, at % 8, v, at < quads);
+      }
+    }
+  } else {
+    copy(reinterpret_cast<uint4*>(groups), reinterpret_cast<const uint4*>(all_groups), 1);
+    copy(reinterpret_cast<uint4*>(words), reinterpret_cast<const uint4*>(all_words), GROUP_WORDS / 4);
+  }
+  fill_share(share, layer, which, STAGES);
   BARRIER();
 };
 #else
-auto take_in = [&](const Matrix& m, int layer, int site, int which, int, [[maybe_unused]] const int* wanted) {
-  const int quads = m.steps * 8;
-  const int from = m.first(block), units = m.first(block + 1) - from;
-  const int begin = from % m.steps * 8, length = (units < m.steps ? units : m.steps) * 8;
+auto take_in = [&](const Portion& share, int layer, int site, int which, int, [[maybe_unused]] const int* wanted) {
+  const int quads = share.m.steps * 8, begin = share.block_step * 8, length = share.length() * 8;
   auto place = [&](int j) {
     const int quad = begin + j;
     return (quad < quads ? quad : quad - quads) * 4;
@@ -232,7 +254,7 @@ auto take_in = [&](const Matrix& m, int layer, int site, int which, int, [[maybe
 #endif
   const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
   if (tid < 4) scales[tid] = scale;
-  fill_for(layer, site, STAGES);
+  fill_share(share, layer, which, STAGES);
 #pragma unroll 1
   for (int start = 0; start < length; start += THREADS) {
     const int j = start + tid, i = place(j);
@@ -281,18 +303,18 @@ for (int number = 0, choice = 0;; ++number) {
   const int count = head ? rows - logits_from : rows;
   if (count <= 0) break;
   const int which = segment_of_block(site, head, block);
-  const Matrix m = segment_at(which);
+  const Portion share(segment_at(which), tid / 32);
 #if TIERS && ROWS > 1
   choose(layer, site, count, take + choice);
   meeting.wait();
 #endif
-  take_in(m, layer, site, which, count, take + choice);
+  take_in(share, layer, site, which, count, take + choice);
 #if TIERS
   choice += joined_at(layer, site);
 #endif
   const char* data = data_at(layer, which);
   with_form(form_at(layer, which), [&](auto form) {
-    multiply_form<decltype(form)::value>(m, data, words, groups, scales, count,
+    multiply_form<decltype(form)::value>(share, data, words, groups, scales, count,
                                          site % 2 ? products : products + OTHER_PARTS, gathering, ring);
   });
   filled = 0;
@@ -307,7 +329,7 @@ for (int number = 0, choice = 0;; ++number) {
     });
 #pragma unroll 1
     for (int item = block; item < items; item += GRID) {
-      attend(m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
+      attend(share.m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
              POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), position, rows, attended, memory);
     }
     meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
@@ -317,7 +339,7 @@ for (int number = 0, choice = 0;; ++number) {
       look_ahead(next / 4, next % 4);
     });
   }
-  if (TIERS || ROWS > 1 || site % 2) {
+  if (TIERS || site % 2 || (ROWS > 1 && site == 2)) {
     make(next / 4, next % 4, next / 4 == LAYERS ? logits_from : 0, true);
     meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND > filled ? FILL_SECOND : filled); });
   }

@@ -43,6 +43,18 @@ DEVICE Packed packed_of(const Matrix& m, const char* data) {
   return Packed{data, upper, upper + (size_t)m.units() * 2048, spans};
 }
 
+// A warp's share of a matrix, and where it and its block's begin.
+struct Portion : Shares {
+  int tile, step;              // of the warp's first unit
+  int block_tile, block_step;  // of the block's
+
+  DEVICE Portion(const Matrix& m_, int warp_)
+      : Shares(m_, warp_), tile(unsigned(begin) / unsigned(m.steps)), step(begin - tile * m.steps),
+        block_tile(unsigned(from) / unsigned(m.steps)), block_step(from - block_tile * m.steps) {}
+  // Steps of a row that the block multiplies by.
+  DEVICE int length() const { return count < m.steps ? count : m.steps; }
+};
+
 // A group of 32 inputs of a row: its scale, the sums of its whole numbers by halves, and a bit for each input that counts.
 struct alignas(16) Group {
   float scale;
@@ -123,10 +135,11 @@ DEVICE void issue(const Shares& share, const Packed& from, int tile, int step, u
 
 // Asks for the stages `first` to `last` of this warp's share.
 template <int F>
-DEVICE void fill_form(const Matrix& m, const char* data, char* ring, int first, int last) {
-  const Shares share(m, threadIdx.x / 32);
+DEVICE void fill_form(const Portion& share, const char* data, char* ring, int first, int last) {
+  const Matrix& m = share.m;
   const Packed from = packed_of<F>(m, data);
-  int tile = (share.begin + first) / m.steps, step = (share.begin + first) % m.steps;
+  int tile = share.tile, step = share.step + first;
+  while (step >= m.steps) ++tile, step -= m.steps;
 #pragma unroll 1
   for (int stage = first; stage < last; ++stage) {
     issue<F>(share, from, tile, step, EVERY_LANE, ring + share.warp * RING_BYTES, stage);
@@ -241,16 +254,15 @@ struct Codes {
 struct Gathering {
   float *ends, *own;  // (ENDS, ROWS, TILE), (WARPS, ROWS, TILE)
 };
-DEVICE int end_place(const Shares& share, int warp, int tile) {
-  return ENDS == WARPS ? warp : tile - share.from / share.m.steps;
-}
+DEVICE int end_place(const Portion& share, int warp, int tile) { return ENDS == WARPS ? warp : tile - share.block_tile; }
 
-DEVICE void gather_quant(const Shares& share, const Gathering& gathering, float* parts, int rows) {
+DEVICE void gather_quant(const Portion& share, const Gathering& gathering, float* parts, int rows) {
   BARRIER();
   if (share.count <= 0) return;
   const Matrix& m = share.m;
   constexpr int EACH = ROWS * TILE;
-  const int low = share.from / m.steps, until = share.from + share.count, tiles = (until - 1) / m.steps - low + 1;
+  const int low = share.block_tile, until = share.from + share.count;
+  const int tiles = unsigned(until - 1) / unsigned(m.steps) - low + 1;
   const int quads = rows * (TILE / 4);
   for (int at = threadIdx.x; at < tiles * quads; at += THREADS) {
     const int tile = low + at / quads, place = at % quads * 4;
@@ -330,17 +342,17 @@ struct Sums {
 // A lane has row q of every four and all t; a row alone lies in other columns for every t of four, so that a lane has t = q
 // of its sums. What is done for an output is the same.
 template <int F>
-DEVICE void multiply_form(const Matrix& m, const char* data, const unsigned* words, const Group* groups,
+DEVICE void multiply_form(const Portion& share, const char* data, const unsigned* words, const Group* groups,
                           const float* scales, int rows, float* parts, const Gathering& gathering, char* ring) {
   using P = Place<F>;
   constexpr int PARTS = Sums<F>::PARTS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const Shares share(m, threadIdx.x / 32);
+  const Matrix& m = share.m;
   const Packed from = packed_of<F>(m, data);
   char* own = ring + share.warp * RING_BYTES;
-  int tile = share.begin / m.steps, step = share.begin % m.steps;
-  int ahead_tile = (share.begin + STAGES) / m.steps, ahead_step = (share.begin + STAGES) % m.steps;
-  const int base = share.from % m.steps;
+  int tile = share.tile, step = share.step, ahead_tile = tile, ahead_step = step + STAGES;
+  while (ahead_step >= m.steps) ++ahead_tile, ahead_step -= m.steps;
+  const int base = share.block_step;
   auto local = [&](int at) { return at >= base ? at - base : at - base + m.steps; };
   const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
   float total[FULL ? FULL : 1][8][2] = {}, single[2][2] = {}, row_scale[ROW_BANDS];
