@@ -15,6 +15,9 @@ namespace specdec {
 #if defined(__x86_64__)
 const KernelTable& avx512vbmi2_table();
 const KernelTable& avx512_table();
+#if defined(SPECDEC_AVXVNNI)
+const KernelTable& avxvnni_table();
+#endif
 const KernelTable& avx2_table();
 #elif defined(__aarch64__)
 const KernelTable& neon_dotprod_table();
@@ -33,6 +36,13 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
 }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
+#if defined(SPECDEC_AVXVNNI)
+// Of byte products in 256 bits, which processors without AVX-512 have too.
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1U << 4) != 0;
+}
+#endif
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -63,6 +73,9 @@ constexpr Entry kEntries[] = {
 #if defined(__x86_64__)
     {"avx512vbmi2", has_avx512vbmi2, avx512vbmi2_table},
     {"avx512", has_avx512, avx512_table},
+#if defined(SPECDEC_AVXVNNI)
+    {"avxvnni", has_avxvnni, avxvnni_table},
+#endif
     {"avx2", has_avx2, avx2_table},
 #elif defined(__aarch64__)
     {"neon_dotprod", has_dotprod, neon_dotprod_table},

@@ -82,7 +82,12 @@ struct WideNibbles {
 constexpr int kHighScale = 1;
 static inline __m256i high_nibbles(__m256i x) { return _mm256_and_si256(_mm256_srli_epi16(x, 4), _mm256_set1_epi8(15)); }
 static inline __m256i dot(__m256i sum, __m256i u, __m256i s) {
+#if defined(__AVXVNNI__)
+  asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(u), "x"(s));
+  return sum;
+#else
   return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+#endif
 }
 #endif
 

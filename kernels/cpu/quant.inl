@@ -1,8 +1,8 @@
 // Quantised matrices times rows: whole products of codes and 16-bit activations in int32, scaled once per group.
 //
 // A block of a group (32 inputs of 128 outputs) is multiplied by a few rows at a time, its codes unpacked in registers
-// on the way, or, where vectors are short, once into a buffer in the first-level cache. For each (row, output) the steps
-// are the same whatever the number of rows: a whole number for the group, to float32, times the scale, added to the
+// on the way: some lanes of its rows at a time, as many as a register holds. For each (row, output) the steps are the
+// same whatever the number of rows: a whole number for the group, to float32, times the scale, added to the
 // span's sum; the offset's share subtracted; a span's sum times the row's step added to the result; groups and spans
 // ascend. Every instruction set fuses the same products and sums, so all get the same bits.
 
@@ -10,9 +10,7 @@
 
 namespace specdec::SPECDEC_ISA {
 
-// Sums that stay in registers, and the most rows of a tile.
-constexpr int kQuantSums = kLanes == 16 ? 24 : kLanes == 8 ? 10 : 16;
-constexpr int kQuantTileRows = kLanes == 16 ? 6 : 8;
+constexpr int kQuantTileRows = kQuantSums / 2;  // most rows of a tile: codes come in pairs of vectors
 // A tile of one block is read in order; it is asked for so many bytes ahead.
 constexpr int64_t kQuantAhead = 4096;
 
@@ -68,11 +66,21 @@ struct UpperScales : Whole {
 
 // ---- codes -------------------------------------------------------------------------------------------------------
 
-// Codes of four inputs and 32 outputs, vectors 2 J (low) and 2 J + 1 (high) of a block, from their rows of the first
-// plane and the rest: Bits - 4 low bits, see quant_matrix.cpp. Rows and rest begin at the lane that is wanted.
+// What codes are less than they should be when they are multiplied.
+#if defined(SPECDEC_SIGNED_CODES)
+template <int Bits>
+constexpr int kCodeShift = Bits == 8 ? 128 : 0;
+#else
+template <int Bits>
+constexpr int kCodeShift = 0;
+#endif
+
+// Codes of four inputs of vectors 2 J (low) and 2 J + 1 (high), from their rows of the first plane and the rest: Bits - 4
+// low bits, see quant_matrix.cpp. Rows and rest begin at the lanes that are wanted. A block's vectors are of 16 outputs,
+// of which these lanes hold some.
 template <int Bits, int J>
-[[gnu::always_inline]] static inline void unpack_pair(const uint8_t* row, int64_t stride, const uint8_t* rest, Bytes* low,
-                                                      Bytes* high) {
+SPECDEC_UNPACK static inline void unpack_pair(const uint8_t* row, int64_t stride, const uint8_t* rest, Bytes* low,
+                                              Bytes* high) {
   const Bytes a = Bytes::load(row), b = Bytes::load(row + stride), c = Bytes::load(row + 2 * stride),
               d = Bytes::load(row + 3 * stride);
   const Bytes ab = J < 2 ? Bytes::zip_low8(a, b) : Bytes::zip_high8(a, b);
@@ -97,70 +105,21 @@ template <int Bits, int J>
     *low = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::left<1>(both), other));
     *high = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::right<3>(both), Bytes::right<1>(other)));
   }
+#if defined(SPECDEC_SIGNED_CODES)
+  if constexpr (kCodeShift<Bits> != 0) *low = Bytes::flip<kCodeShift<Bits>>(*low), *high = Bytes::flip<kCodeShift<Bits>>(*high);
+#endif
 }
 
-// A block of a group: the heads that belong to it, and its codes where they lie or, for short vectors, unpacked.
+// A block of a group: the heads that belong to it, and where its codes lie.
 struct QuantBlock {
   const uint8_t *unit, *group;
   const uint8_t *rows, *rest;
   int64_t stride;  // of rows
   int32_t zero;    // of the format; in halves where bits are hidden
   int shift;       // what turns a sum of upper bits into halves of codes
-  const uint8_t* codes;  // [kQuads][kQuantBlock][4]
 };
 template <int Bits>
 constexpr int64_t kRestBytes = (Bits - 4) * kQuantBlock * 4 / 8;  // of a quad of inputs
-
-#if defined(SPECDEC_UNPACKS_IN_REGISTERS)
-
-// V vectors from number First on, for quad q.
-template <int Bits, int First, int V>
-[[gnu::always_inline]] static inline void load_quad(const QuantBlock& block, int q, int, Sums* w) {
-  const uint8_t *row = block.rows + 4 * q * block.stride, *rest = block.rest + q * kRestBytes<Bits>;
-  auto pair = [&](auto at) __attribute__((always_inline)) {
-    constexpr int kAt = decltype(at)::value;
-    if constexpr (kAt < V) {
-      Bytes low, high;
-      unpack_pair<Bits, (First + kAt) / 2>(row, block.stride, rest, &low, &high);
-      w[kAt] = low.x;
-      w[kAt + 1] = high.x;
-    }
-  };
-  pair(Constant<0>{});
-  pair(Constant<2>{});
-  pair(Constant<4>{});
-  pair(Constant<6>{});
-}
-
-#else
-
-template <int Bits, int, int V>
-[[gnu::always_inline]] static inline void load_quad(const QuantBlock& block, int q, int first, Sums* w) {
-  SPECDEC_UNROLL for (int v = 0; v < V; ++v)
-      w[v] = load_codes(block.codes + (q * kQuantBlock + first + v * kLanes) * 4);
-}
-
-template <int Bits>
-static void unpack_codes(const QuantBlock& block, uint8_t* codes) {
-  for (int q = 0; q < kQuads; ++q)
-    for (int lane = 0; lane < 64; lane += 16) {
-      const uint8_t *row = block.rows + 4 * q * block.stride + lane, *rest = block.rest + q * kRestBytes<Bits> + lane;
-      auto pair = [&](auto at) __attribute__((always_inline)) {
-        constexpr int kAt = decltype(at)::value;
-        Bytes low, high;
-        unpack_pair<Bits, kAt>(row, block.stride, rest, &low, &high);
-        uint8_t* to = codes + (q * kQuantBlock + 32 * kAt) * 4 + lane;
-        low.store(to);
-        high.store(to + 64);
-      };
-      pair(Constant<0>{});
-      pair(Constant<1>{});
-      pair(Constant<2>{});
-      pair(Constant<3>{});
-    }
-}
-
-#endif
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
@@ -170,44 +129,57 @@ struct QuantAhead {
   int64_t lines;
 };
 
-// V vectors of outputs of a part of a group times R rows, added to the span's sums ([R][kQuantBlock]). Asks for
-// `asks` lines for each quad of inputs.
+// V vectors, from vector First on and of the lanes from `lane` on, of a part of a group times R rows: added to the span's
+// sums ([R][kQuantBlock]). Asks for `asks` lines for each quad of inputs.
 template <int Bits, class Scales, int R, int First, int V, int Part>
-[[gnu::always_inline]] static inline void quant_vectors(const QuantBlock& block, int first, const int32_t* x, float* span,
+[[gnu::always_inline]] static inline void quant_vectors(const QuantBlock& block, int lane, const int32_t* x, float* span,
                                                         const uint8_t* ask, int64_t asks) {
   constexpr int kPartQuads = kQuads / Scales::kParts;
+  constexpr bool kMoved = Scales::kUpper || !Scales::kOffset || kCodeShift<Bits> != 0;
   const int32_t *high = x + Part * kPartQuads * R, *low = high + kQuads * R, *added = x + (2 * kQuads + Part) * R;
   const auto* sum = reinterpret_cast<const float*>(x + (2 * kQuads + 2) * R);
-  Sums acc[kSumsOfSplit][R][V];
-  for (auto& half : acc)
-    SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) half[r][v] = sums_of(0);
-  for (int q = 0; q < kPartQuads; ++q) {
-    for (int64_t k = 0; k < asks; ++k, ask += 64) SPECDEC_PREFETCH_FAR(ask);
-    Sums w[V];
-    load_quad<Bits, First, V>(block, Part * kPartQuads + q, first, w);
-    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
-      const Sums words = sums_of(high[q * R + r]);
-      SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[0][r][v] = add_high(acc[0][r][v], w[v], words);
-      const Sums rest = sums_of(low[q * R + r]);
-      auto& to = acc[kSumsOfSplit - 1];
-      SPECDEC_UNROLL for (int v = 0; v < V; ++v) to[r][v] = add_low(to[r][v], w[v], rest);
-    }
+  // Codes are counted from zero, or from elsewhere: what that adds is taken away. A group of one part holds both halves.
+  auto moved = [&](int r) __attribute__((always_inline)) {
+    const int32_t all = Scales::kParts == 1 ? added[r] + added[R + r] : added[r];
+    return sums_of(kMoved ? (kCodeShift<Bits> - block.zero) * all : 0);
+  };
+  Products acc[R][V];
+  SPECDEC_EACH_ROW for (int r = 0; r < R; ++r) {
+    const Sums start = Scales::kUpper ? sums_of(0) : moved(r);
+    SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v].start(start);
   }
-  SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
-    // Codes were counted from zero: what that adds is taken away. A group of one part holds both halves.
-    const Sums extra = sums_of(-block.zero * (Scales::kParts == 1 ? added[r] + added[R + r] : added[r]));
-    SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
-      if constexpr (kSumsOfSplit == 2) acc[0][r][v] = joined(acc[0][r][v], acc[1][r][v]);
-      if constexpr (Scales::kUpper) acc[0][r][v] = shifted(acc[0][r][v], block.shift);
-      if constexpr (Scales::kUpper || !Scales::kOffset) acc[0][r][v] = add_sums(acc[0][r][v], extra);
-    }
+  const uint8_t* row = block.rows + 4 * Part * kPartQuads * block.stride + 16 * lane;
+  const uint8_t* rest = block.rest + Part * kPartQuads * kRestBytes<Bits> + 16 * lane;
+  for (int q = 0; q < kPartQuads; ++q, row += 4 * block.stride, rest += kRestBytes<Bits>, high += R, low += R) {
+    for (int64_t k = 0; k < asks; ++k, ask += 64) SPECDEC_PREFETCH_FAR(ask);
+    auto pair = [&](auto at) __attribute__((always_inline)) {
+      constexpr int kAt = decltype(at)::value;
+      if constexpr (kAt < V) {
+        Bytes first, second;
+        unpack_pair<Bits, (First + kAt) / 2>(row, block.stride, rest, &first, &second);
+        SPECDEC_EACH_ROW for (int r = 0; r < R; ++r) {
+          acc[r][kAt].add_high(first, high[r]);
+          acc[r][kAt + 1].add_high(second, high[r]);
+        }
+        SPECDEC_EACH_ROW for (int r = 0; r < R; ++r) {
+          acc[r][kAt].add_low(first, low[r]);
+          acc[r][kAt + 1].add_low(second, low[r]);
+        }
+      }
+    };
+    pair(Constant<0>{});
+    pair(Constant<2>{});
+    pair(Constant<4>{});
+    pair(Constant<6>{});
   }
   SPECDEC_UNROLL for (int v = 0; v < V; ++v) {
-    const int o = first + v * kLanes;
+    const int o = 16 * (First + v) + 4 * lane;
     const F32 scale = Scales::scale(block.unit, block.group, Part, o);
-    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+    SPECDEC_EACH_ROW for (int r = 0; r < R; ++r) {
       float* to = span + r * kQuantBlock + o;
-      F32 total = fused(to_float(acc[0][r][v]), scale, load(to));
+      Sums whole = acc[r][v].total();
+      if constexpr (Scales::kUpper) whole = add_sums(shifted(whole, block.shift), moved(r));
+      F32 total = fused(to_float(whole), scale, load(to));
       if constexpr (Scales::kOffset && !Scales::kTwoLevels)
         total = fused(set1(-sum[r]), Scales::offset(block.unit, block.group, o), total);
       store(to, total);
@@ -216,35 +188,30 @@ template <int Bits, class Scales, int R, int First, int V, int Part>
 }
 
 template <int Bits, class Scales, int R, int First, int V>
-[[gnu::always_inline]] static inline void quant_parts(const QuantBlock& block, int first, const int32_t* x, float* span,
+[[gnu::always_inline]] static inline void quant_parts(const QuantBlock& block, int lane, const int32_t* x, float* span,
                                                       QuantAhead& ahead) {
   constexpr int64_t kTurns = kQuantBlock / kLanes / V;
   const int64_t here = (ahead.lines + kTurns - 1) / kTurns, asks = here / kQuads;
   for (int64_t k = asks * kQuads; k < here; ++k) SPECDEC_PREFETCH_FAR(ahead.next + 64 * k);
-  quant_vectors<Bits, Scales, R, First, V, 0>(block, first, x, span, ahead.next, asks);
+  quant_vectors<Bits, Scales, R, First, V, 0>(block, lane, x, span, ahead.next, asks);
   if constexpr (Scales::kParts == 2)
-    quant_vectors<Bits, Scales, R, First, V, 1>(block, first, x, span, ahead.next + asks * kQuads / 2 * 64, asks);
+    quant_vectors<Bits, Scales, R, First, V, 1>(block, lane, x, span, ahead.next + asks * kQuads / 2 * 64, asks);
   ahead.next += here * 64;
 }
 
 template <int Bits, class Scales, int R>
 static void quant_rows(const QuantBlock& block, const int32_t* x, float* span, QuantAhead ahead) {
-  constexpr int kVectors = kQuantBlock / kLanes, kFit = kQuantSums / kSumsOfSplit / R;
-  constexpr int kWanted = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
-  constexpr int V = kWanted < kVectors ? kWanted : kVectors;
-#if defined(SPECDEC_UNPACKS_IN_REGISTERS)
-  static_assert(V >= 2, "codes come in pairs of vectors");
-  auto vectors = [&](auto at) __attribute__((always_inline)) {
-    constexpr int kFirst = decltype(at)::value;
-    if constexpr (kFirst % V == 0) quant_parts<Bits, Scales, R, kFirst, V>(block, kFirst * kLanes, x, span, ahead);
-  };
-  vectors(Constant<0>{});
-  vectors(Constant<2>{});
-  vectors(Constant<4>{});
-  vectors(Constant<6>{});
-#else
-  for (int v = 0; v < kVectors; v += V) quant_parts<Bits, Scales, R, 0, V>(block, v * kLanes, x, span, ahead);
-#endif
+  constexpr int kFit = kQuantSums / R, V = kFit >= 8 ? 8 : kFit >= 4 ? 4 : 2;
+  for (int lane = 0; lane < 4; lane += Bytes::kWidth) {
+    auto vectors = [&](auto at) __attribute__((always_inline)) {
+      constexpr int kFirst = decltype(at)::value;
+      if constexpr (kFirst % V == 0) quant_parts<Bits, Scales, R, kFirst, V>(block, lane, x, span, ahead);
+    };
+    vectors(Constant<0>{});
+    vectors(Constant<2>{});
+    vectors(Constant<4>{});
+    vectors(Constant<6>{});
+  }
 }
 
 using QuantRows = void (*)(const QuantBlock&, const int32_t*, float*, QuantAhead);
@@ -322,19 +289,13 @@ static void quant_multiply_as(const QuantCall& call) {
         const uint8_t* unit = call.tile.data + g / format.unit * unit_bytes;
         const uint8_t* group = unit + format.unit_head() * width + g % format.unit * group_bytes;
         const uint8_t* rows = group + format.group_head() * width;
-        QuantBlock block{unit + first * format.unit_head(),
-                         group + first * format.group_head(),
-                         rows + first / 2,
-                         rows + kQuantGroup / 2 * width + first / kQuantBlock * kQuads * kRestBytes<Bits>,
-                         width / 2,
-                         Scales::kUpper ? format.twice_zero() : format.zero,
-                         format.hidden + 1,
-                         nullptr};
-#if !defined(SPECDEC_UNPACKS_IN_REGISTERS)
-        uint8_t* codes = call.scratch + count * kQuantBlock * static_cast<int64_t>(sizeof(float));
-        unpack_codes<Bits>(block, codes);
-        block.codes = codes;
-#endif
+        const QuantBlock block{unit + first * format.unit_head(),
+                               group + first * format.group_head(),
+                               rows + first / 2,
+                               rows + kQuantGroup / 2 * width + first / kQuantBlock * kQuads * kRestBytes<Bits>,
+                               width / 2,
+                               Scales::kUpper ? format.twice_zero() : format.zero,
+                               format.hidden + 1};
         float* span = spans;
         for (int t = 0; t < call.tiles; ++t) {
           const int n = call.rows[t];

@@ -78,7 +78,7 @@ struct QuantCall {
   int64_t sums_stride;          // at least last_out - first_out
   uint8_t* scratch;             // quant_scratch_bytes(rows of all tiles)
 };
-constexpr int64_t quant_scratch_bytes(int64_t rows) { return kQuantBlock * (kQuantGroup + 4 * rows); }
+constexpr int64_t quant_scratch_bytes(int64_t rows) { return kQuantBlock * 4 * rows; }  // sums of a span
 
 // Activations in whole numbers: rows `stride` floats apart, `in` a multiple of kQuantGroup.
 struct QuantRowsCall {
