@@ -10,7 +10,8 @@
 
 namespace specdec::SPECDEC_ISA {
 
-constexpr int kQuantTileRows = kQuantSums / 2;  // most rows of a tile: codes come in pairs of vectors
+// The most rows of a tile: codes come in pairs of vectors. More than 6 read no less and take compilers minutes.
+constexpr int kQuantTileRows = kQuantSums / 2 < 6 ? kQuantSums / 2 : 6;
 // A tile of one block is read in order; it is asked for so many bytes ahead.
 constexpr int64_t kQuantAhead = 4096;
 
