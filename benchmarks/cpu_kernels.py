@@ -1,7 +1,7 @@
 """Kernels of the native runtime by themselves: GB/s, and the ratio to a dense 16-bit product of the same matrix.
 
 By view, effort and rows M, on random weights; copies of the matrix take turns, so that none stays in cache. Whole steps
-are in `cpu_step`.
+are in `cpu_step`, quantised matrices in `quant_kernels`.
 
     python benchmarks/cpu_kernels.py --shape 8960x1536
 """
@@ -30,10 +30,11 @@ COPIES_BYTES = 256 << 20
 class RandomSource:
     """Gaussian weights in a model whose MLP matrices have the wanted shape."""
 
-    def __init__(self, outputs: int, inputs: int) -> None:
+    def __init__(self, outputs: int, inputs: int, copies_bytes: int = COPIES_BYTES) -> None:
         self.description = {"kind": "random"}
         self.dtype = "float16"
-        layers = max(1, COPIES_BYTES // (3 * 2 * outputs * inputs))
+        self.types: dict[str, str] = {}
+        layers = max(1, copies_bytes // (3 * 2 * outputs * inputs))
         self.tokenizer_files: dict[str, bytes] = {}
         self.config = ModelConfig(
             architecture="llama",
