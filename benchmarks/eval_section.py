@@ -15,6 +15,7 @@ EVALUATED = (
     "eval-qwen2.5-coder-0.5b.json",
     "eval-qwen2.5-coder-0.5b-humaneval.json",
     "eval-qwen2.5-coder-1.5b-dithered.json",
+    "eval-qwen2.5-coder-1.5b-dithered-q8_0.json",
     "eval-qwen2.5-coder-1.5b.json",
 )
 _SHARES = {"basicq": "BasicQ", "quiz": "quiz", "humaneval": "HumanEval"}
