@@ -361,6 +361,13 @@ SECTIONS = [
         notes=gpu_section.STEP_NOTES,
     ),
     Section(
+        title="Steps of quantised models on the GPU",
+        prose=gpu_section.QUANTISED_PROSE,
+        files=["gpu_quantised-h100.json"],
+        table=gpu_section.quantised_table,
+        notes=gpu_section.QUANTISED_NOTES,
+    ),
+    Section(
         title="Decoding on the 7B shape, acceptance replayed",
         prose=gpu_section.REPLAY_PROSE,
         files=["gpu_replay-h200.json"],
