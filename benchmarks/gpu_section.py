@@ -36,21 +36,22 @@ STEP_NOTES = (
     "the host (see README)."
 )
 QUANTISED_PROSE = (
-    "The same shape on one NVIDIA H100 with 4-bit and 8-bit weights in groups of 64, as `mx.quantize` makes them, held in "
-    "their own bits. MLX's steps are `mx.quantized_matmul` in the graph of its dense step. Before anything is timed, rows "
-    "of 1 and 4 are compared with the same rows among 5, bit for bit, and the logits with MLX's (relative difference "
-    "below 4e-3)."
+    "The same shape on one NVIDIA H100 with 4-bit and 8-bit weights in groups of 64, as `mx.quantize` makes them, "
+    "held in their own bits. MLX's steps are `mx.quantized_matmul` in the graph of its dense step. Before anything "
+    "is timed, rows of 1 and 4 are compared with the same rows among 5, bit for bit, and the logits with MLX's "
+    "(relative difference below 4e-3)."
 )
 QUANTISED_NOTES = (
-    "Wanted of 4 bits in groups of 64: one row at most 0.38 of MLX's dense step, 5 rows at most 1.2 single rows. One row: "
-    "0.375, met in this run; an earlier state of the kernels, on another machine of the kind, gave 0.382. 5 rows: 1.295, "
-    "missed, and 1.215 in that earlier run, whose single row was slower (0.464 of the dense step for 5 rows, 0.486 now: "
-    "machines and runs differ by some 5 %). MLX's own are 0.92 and 3.5. Leaving inputs out does not pay here: the choice "
-    "takes what the unread bytes would have (`own` at 0.6 1.04 single rows, verification of 5 rows at 0.6 1.49). The "
-    "upper four bits of 8-bit weights cost 0.67 of the whole. What limits them is in [docs/gpu.md](docs/gpu.md).\n\n"
-    "`tests/test_gpu_quantised.py` on that GPU, in the minutes that were left: 35 of 72 passed and 3 skipped (a model "
-    "with 16-bit matrices takes kernels one by one), none failed, before the run was cut off. Those of the one "
-    "kernel's logits, rows and speculation had all passed with an earlier state of it."
+    "Wanted of 4 bits in groups of 64: one row at most 0.38 of MLX's dense step, 5 rows at most 1.2 single rows. "
+    "One row: 0.375, met in this run; an earlier state of the kernels, on another machine of the kind, gave 0.382. "
+    "5 rows: 1.295, missed, and 1.215 in that earlier run, whose single row was slower (0.464 of the dense step for"
+    " 5 rows, 0.486 now: machines and runs differ by some 5 %). MLX's own are 0.92 and 3.5. Leaving inputs out does"
+    " not pay here: the choice takes what the unread bytes would have (`own` at 0.6 1.04 single rows, verification "
+    "of 5 rows at 0.6 1.49). The upper four bits of 8-bit weights cost 0.67 of the whole. What limits them is in "
+    "[docs/gpu.md](docs/gpu.md).\n\n"
+    "`tests/test_gpu_quantised.py` on that GPU, in the minutes that were left: 35 of 72 passed and 3 skipped (a "
+    "model with 16-bit matrices takes kernels one by one), none failed, before the run was cut off. Those of the "
+    "one kernel's logits, rows and speculation had all passed with an earlier state of it."
 )
 REPLAY_PROSE = (
     "The same shape, decoding: every draft and every verification is run and waited for, its logits read and its "
