@@ -1,0 +1,122 @@
+"""What the one-kernel step of a quantised model is told: shares of the grid, places in memory, the kernel's text.
+
+The kernel itself runs in `test_gpu_quantised.py`, on a GPU.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specdec.config import ModelConfig
+from specdec.runtimes import mlx_step
+from specdec.runtimes.mlx_model import Kind
+from specdec.runtimes.mlx_pack import padded
+from specdec.runtimes.mlx_quant import quant_form
+from specdec.runtimes.mlx_step_quant import ROW_STEPS, QuantStep, _shared_out, suits
+
+GRID = 132
+SHAPES: dict[str, dict[str, Any]] = {
+    "7B": {"hidden_size": 4096, "intermediate_size": 14336, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128},
+    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_heads": 12, "num_kv_heads": 2, "head_dim": 128},
+    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64},
+    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_heads": 64, "num_kv_heads": 8, "head_dim": 128},
+}
+
+
+def model(shape: str, *types: str) -> tuple[ModelConfig, list[Any], Any]:
+    """Configuration, blocks and logits layer of a model with matrices of `types` in turn, without any bytes."""
+    config = ModelConfig(
+        architecture="llama", vocab_size=32000, num_layers=2, norm_eps=1e-5, rope_theta=1e4, max_context=512,
+        **SHAPES[shape],
+    )  # fmt: skip
+    q, kv, hidden, inner = (
+        config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.hidden_size,
+        config.intermediate_size,
+    )  # fmt: skip
+    sites = [[(q, hidden), (kv, hidden), (kv, hidden)], [(hidden, q)], [(inner, hidden)] * 2, [(hidden, inner)]]
+    number = 0
+
+    def matrix(outputs: int, inputs: int) -> Any:
+        nonlocal number
+        form = quant_form(types[number % len(types)])
+        number += 1
+        tiles, steps = -(-outputs // 128), padded(inputs) // 32
+        size = tiles * (-(-steps // form.span) * form.head_bytes + steps * (2048 + 512 * (form.bits - 4)))
+        return SimpleNamespace(form=form, outputs=outputs, inputs=inputs, data=SimpleNamespace(nbytes=size))
+
+    layers = [
+        SimpleNamespace(linears=[SimpleNamespace(quant=tuple(matrix(*one) for one in site)) for site in sites])
+        for _ in range(config.num_layers)
+    ]
+    return config, layers, SimpleNamespace(quant=(matrix(config.vocab_size, hidden),))
+
+
+def step_of(shape: str, *types: str) -> tuple[QuantStep, ModelConfig]:
+    config, layers, head = model(shape, *types)
+    mx = SimpleNamespace(zeros=lambda *_, **__: 0, eval=lambda *_: None, int32=None, uint32=None, float32=None)
+    driver: Any = SimpleNamespace(multiprocessors=GRID)
+    return QuantStep(mx, config, dtype="float16", layers=layers, head=head, embeddings=None, driver=driver), config
+
+
+@given(st.lists(st.floats(1, 1e9), min_size=1, max_size=3), st.integers(3, 200))
+def test_a_grid_is_shared_out_by_size(sizes: list[float], grid: int) -> None:
+    shares = list(_shared_out(grid, sizes))
+    assert shares[0][0] == 0
+    assert sum(blocks for _, blocks in shares) == grid
+    assert all(blocks >= 1 for _, blocks in shares)
+    for (begin, blocks), (following, _) in pairwise(shares):
+        assert begin + blocks == following
+    for (_, blocks), size in zip(shares, sizes, strict=True):
+        # To the next whole number, but for what the others must have at least.
+        assert abs(blocks - grid * size / sum(sizes)) < len(sizes)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("types", [("affine4-g64",), ("q4_k", "q4_k", "q6_k"), ("q8_0",), ("q5_1", "affine8-g32")])
+def test_a_block_has_room_for_all_kernels_that_are_used(
+    monkeypatch: pytest.MonkeyPatch, shape: str, types: tuple[str, ...]
+) -> None:
+    made: list[tuple[Any, int]] = []
+    monkeypatch.setattr(mlx_step, "build", lambda _mx, _backend, text, shared_bytes: made.append((text, shared_bytes)))
+    step, _ = step_of(shape, *types)
+    assert step.most_rows in ROW_STEPS or (step.most_rows, shape) == (0, "70B")
+    for rows in (rows for rows in ROW_STEPS if rows <= step.most_rows):
+        for mode, selects in (("quant", False), ("quant", True), ("nested", False)):
+            if mode == "nested" and rows > 1:
+                continue
+            step._kernel(Kind(mode, selects, rows, 0, "all"))
+            text, shared_bytes = made[-1]
+            assert shared_bytes <= 227 * 1024
+            defined = dict(re.findall(r"^#define (\w+) (.*)$", text.header, re.MULTILINE))
+            assert int(defined["STAGES"]) >= 1
+            assert int(defined["GROUPS_AT"]) % 16 == int(defined["RING_AT"]) % 16 == 0
+            assert int(defined["GROUPS_AT"]) < int(defined["ENDS_AT"]) < int(defined["RING_AT"]) < shared_bytes
+            assert len(defined["FORM_LIST"].split("}, ")) == len(set(types))
+            # Heads of all units under way have a slot.
+            widest = min(quant_form(name).span for name in types)
+            assert int(defined["HEAD_SLOTS"]) > (int(defined["STAGES"]) - 2 + widest) // widest
+    assert len({text.name for text, _ in made}) == len(made)
+
+
+def test_matrices_of_one_row_share_the_grid_by_their_bytes() -> None:
+    step, config = step_of("7B", "affine4-g64")
+    tiles, steps, begins, blocks = zip(*step._segments, strict=True)
+    assert tiles == (32, 8, 8, 32, 112, 112, 32, 250)
+    assert steps == (128, 128, 128, 128, 128, 128, 448, 128)
+    assert blocks == (88, 22, 22, 132, 66, 66, 132, 132)
+    assert begins == (0, 88, 110, 0, 0, 66, 0, 0)
+    assert config.vocab_size == tiles[-1] * 128
+
+
+def test_models_with_matrices_in_16_bits_take_kernels_one_by_one() -> None:
+    _, layers, head = model("135M", "q8_0")
+    assert suits(layers, head)
+    layers[1].linears[2].quant[1].form = SimpleNamespace(bits=16)
+    assert not suits(layers, head)
