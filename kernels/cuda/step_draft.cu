@@ -32,17 +32,10 @@ unsigned* histogram = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three:
 int turn = 0;
 #endif
 BARRIER();
-#define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
-#define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
-
-// The row that a multiplication takes: its width, and what of the layer's arrays it is chosen by.
-auto width_at = [&](int site) { return site == 1 ? MIXED : site == 3 ? INNER : HIDDEN; };
-auto padded_at = [&](int site) { return site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD; };
+#include "step_sites"
+// What its inputs are chosen by.
 auto scores_at = [&](int layer, int site) {
   return layer == LAYERS ? LAST(float, 4) : POINTER(float, layer, 12 + site);
-};
-auto weight_at = [&](int layer, int site) {  // of the norm, where there is one
-  return layer == LAYERS ? LAST(float, 1) : site % 2 ? nullptr : POINTER(float, layer, site / 2);
 };
 
 // Asks for what `make` will read of a layer's weights.

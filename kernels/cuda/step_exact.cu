@@ -19,14 +19,7 @@ float *x = scratch + AT_X, *products = scratch + AT_PARTS, *attended = scratch +
 act_t* activation = reinterpret_cast<act_t*>(scratch + AT_ACTIVATION);
 unsigned char* prefix = reinterpret_cast<unsigned char*>(scratch + AT_PREFIX);  // tiers taken
 BARRIER();
-#define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
-#define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
-
-auto width_at = [&](int site) { return site == 1 ? MIXED : site == 3 ? INNER : HIDDEN; };
-auto padded_at = [&](int site) { return site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD; };
-auto weight_at = [&](int layer, int site) {  // of the norm, where there is one
-  return layer == LAYERS ? LAST(float, 1) : site % 2 ? nullptr : POINTER(float, layer, site / 2);
-};
+#include "step_sites"
 // Four inputs of a row that has no norm.
 auto plain4 = [&](int site, int row, int i) {
   if (site == 3) return gated4(matrix_at(2, false), products, row, i);

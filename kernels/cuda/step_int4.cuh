@@ -8,7 +8,7 @@ namespace specdec {
 // STAGES units and twice the scales, filled as soon as the matrix before is done: the memory works on while the blocks
 // wait for each other. What is asked for before the activation is known is asked for whole.
 constexpr int STAGE_BYTES = 2048, RING_BYTES = STAGES * STAGE_BYTES + 2048;
-constexpr int LARGEST = 15000;                           // of the whole numbers: 8 * 32 * LARGEST stays below 2^22
+static_assert(8 * 32 * Whole::LARGEST < 1 << 22);
 constexpr int ZERO_BITS = 0x4b400000;                    // 1.5 * 2^23: whole numbers below 2^22 added to its bits are
 constexpr float ZERO = 12582912.0f;                      // added to it
 
@@ -22,29 +22,15 @@ struct Group {
 
 // Puts four inputs of every thread where `multiply_draft` finds them; eight threads that follow each other have a group.
 DEVICE void put_whole(unsigned char* planes, Group* groups, int i, const float (&v)[4], bool inside) {
-  float most = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+  const Whole whole(v, i % 32 / 4);
+  int sum = whole.sum;
 #pragma unroll
-  for (int mask = 1; mask < 8; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
-  const float inverse = most > 0 ? LARGEST / most : 0.0f;
-  unsigned high = 0, low = 0, taken = 0;
-  int sum = 0;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int whole = __float2int_rn(fminf(fmaxf(v[e] * inverse, -LARGEST), LARGEST)), upper = (whole + 128) >> 8;
-    high |= (unsigned(upper) & 255) << (8 * e);
-    low |= (unsigned(whole - 256 * upper) & 255) << (8 * e);
-    sum += whole;
-    taken |= (whole != 0) << (i % 32 + e);
-  }
-#pragma unroll
-  for (int mask = 1; mask < 8; mask *= 2) {
-    sum += __shfl_xor_sync(EVERY_LANE, sum, mask);
-    taken |= __shfl_xor_sync(EVERY_LANE, taken, mask);
-  }
+  for (int mask = 1; mask < 8; mask *= 2) sum += __shfl_xor_sync(EVERY_LANE, sum, mask);
+  const unsigned taken = whole.all_taken();
   if (!inside) return;
-  *reinterpret_cast<unsigned*>(planes + i) = high;
-  *reinterpret_cast<unsigned*>(planes + WIDEST + i) = low;
-  if (i % 32 == 0) groups[i / 32] = Group{most / LARGEST, ZERO_BITS - 8 * sum, taken, 0};
+  *reinterpret_cast<unsigned*>(planes + i) = whole.high;
+  *reinterpret_cast<unsigned*>(planes + WIDEST + i) = whole.low;
+  if (i % 32 == 0) groups[i / 32] = Group{whole.scale, ZERO_BITS - 8 * sum, taken, 0};
 }
 
 DEVICE void issue(const Shares& share, const void* levels, const void* scales, unsigned taken, char* ring, int stage) {
@@ -80,14 +66,6 @@ DEVICE void multiply_bytes(int (&sum)[4], const unsigned (&w)[4], unsigned x0, u
       "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
       : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(x0), "r"(x1));
-}
-
-// Byte b of four words, side by side, for every b.
-DEVICE void turn_bytes(unsigned r0, unsigned r1, unsigned r2, unsigned r3, unsigned (&to)[4]) {
-  const unsigned a = __byte_perm(r0, r1, 0x5140), b = __byte_perm(r2, r3, 0x5140);
-  const unsigned c = __byte_perm(r0, r1, 0x7362), d = __byte_perm(r2, r3, 0x7362);
-  to[0] = __byte_perm(a, b, 0x5410), to[1] = __byte_perm(a, b, 0x7632);
-  to[2] = __byte_perm(c, d, 0x5410), to[3] = __byte_perm(c, d, 0x7632);
 }
 
 DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scales, const unsigned char* planes,

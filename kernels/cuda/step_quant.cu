@@ -35,15 +35,7 @@ unsigned* histograms = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three
 int turn = 0;
 #endif
 BARRIER();
-#define POINTER(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
-#define LAST(type, entry) reinterpret_cast<const type*>(address[LAYERS * ENTRIES + (entry)])
-
-// The row that a multiplication takes: its width, and what of the layer's arrays it is chosen by.
-auto width_at = [&](int site) { return site == 1 ? MIXED : site == 3 ? INNER : HIDDEN; };
-auto padded_at = [&](int site) { return site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD; };
-auto weight_of = [&](int layer, int site) {  // of the norm, where there is one
-  return layer == LAYERS ? LAST(float, 1) : site % 2 ? nullptr : POINTER(float, layer, site / 2);
-};
+#include "step_sites"
 auto data_at = [&](int layer, int which) {
   return layer == LAYERS ? LAST(char, 0) : POINTER(char, layer, 4 + which);
 };
@@ -64,7 +56,7 @@ auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site ==
 
 // Asks for what `make` will read of a layer's weights.
 auto look_ahead = [&](int layer, int site) {
-  const float* weight = weight_of(layer, site);
+  const float* weight = weight_at(layer, site);
   spread(1, padded_at(site), [&](int, int i) {
     if (i >= width_at(site) || lane % 8) return;
     if (weight) ahead(weight + i);
@@ -83,7 +75,7 @@ auto make = [&](int layer, int site, int first, bool adds) {
   const int joined = joined_at(layer, site);
 #endif
   const int width = width_at(site), padded = padded_at(site);
-  const float* weight = weight_of(layer, site);
+  const float* weight = weight_at(layer, site);
   spread(rows - first, padded, [&](int row, int i) {
     float4 value = {0, 0, 0, 0};
 #if TIERS
@@ -288,7 +280,7 @@ if (block < rows) {
 #else
   with_form(int(address[LAYERS * ENTRIES + 4] >> 8 & 255), [&](auto form) {
     for (int i = tid; i < HIDDEN; i += THREADS) {
-      x[block * HIDDEN + i] = weight_at<decltype(form)::value>(segment_at(7), LAST(char, 2), token, i);
+      x[block * HIDDEN + i] = quant_weight<decltype(form)::value>(segment_at(7), LAST(char, 2), token, i);
     }
   });
 #endif

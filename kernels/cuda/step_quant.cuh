@@ -61,7 +61,6 @@ struct alignas(16) Group {
   int sum[2];
   unsigned taken;
 };
-constexpr int LARGEST = 15000;                  // of the whole numbers
 // Rows share products by fours: upper and lower bytes of each are a column. One that is left over has a product alone.
 constexpr int FULL = ROWS / 4, SINGLE = ROWS % 4, ROW_BANDS = FULL + SINGLE;
 static_assert(SINGLE < 2, "one row is left over at most");
@@ -69,29 +68,16 @@ constexpr int GROUP_WORDS = 16;                 // of a group of a row: 8 bytes 
 
 // Puts four inputs of every thread at `at`, the number of a group and row; eight threads that follow each other have a group.
 DEVICE void put_group(unsigned* words, Group* groups, int at, int quad, const float (&v)[4], bool inside) {
-  float most = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
-#pragma unroll
-  for (int mask = 1; mask < 8; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
-  const float inverse = most > 0 ? LARGEST / most : 0.0f;
-  unsigned high = 0, low = 0, taken = 0;
-  int sum = 0;
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    const int whole = __float2int_rn(fminf(fmaxf(v[e] * inverse, -LARGEST), LARGEST)), upper = (whole + 128) >> 8;
-    high |= (unsigned(upper) & 255) << (8 * e);
-    low |= (unsigned(whole - 256 * upper) & 255) << (8 * e);
-    sum += whole;
-    taken |= unsigned(whole != 0) << (quad * 4 + e);
-  }
+  const Whole whole(v, quad);
+  int sum = whole.sum;
   sum += __shfl_xor_sync(EVERY_LANE, sum, 1);
   sum += __shfl_xor_sync(EVERY_LANE, sum, 2);
   const int other = __shfl_xor_sync(EVERY_LANE, sum, 4);
-#pragma unroll
-  for (int mask = 1; mask < 8; mask *= 2) taken |= __shfl_xor_sync(EVERY_LANE, taken, mask);
+  const unsigned taken = whole.all_taken();
   if (!inside) return;
   unsigned* to = words + (size_t)at * GROUP_WORDS + quad % 4 * 2 + quad / 4;
-  to[0] = high, to[8] = low;
-  if (quad == 0) groups[at] = Group{most / LARGEST, {sum, other}, taken};
+  to[0] = whole.high, to[8] = whole.low;
+  if (quad == 0) groups[at] = Group{whole.scale, {sum, other}, taken};
 }
 
 // Asks for a unit: stage `stage` of the warp's share.
@@ -159,14 +145,6 @@ DEVICE void multiply_bytes(int (&sum)[4], unsigned w0, unsigned w1, unsigned x) 
       "mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
       : "+r"(sum[0]), "+r"(sum[1]), "+r"(sum[2]), "+r"(sum[3])
       : "r"(w0), "r"(w1), "r"(x));
-}
-
-// Byte b of four words, side by side, for every b.
-DEVICE void turn_bytes(unsigned r0, unsigned r1, unsigned r2, unsigned r3, unsigned (&to)[4]) {
-  const unsigned a = __byte_perm(r0, r1, 0x5140), b = __byte_perm(r2, r3, 0x5140);
-  const unsigned c = __byte_perm(r0, r1, 0x7362), d = __byte_perm(r2, r3, 0x7362);
-  to[0] = __byte_perm(a, b, 0x5410), to[1] = __byte_perm(a, b, 0x7632);
-  to[2] = __byte_perm(c, d, 0x5410), to[3] = __byte_perm(c, d, 0x7632);
 }
 
 // A number of a head.
@@ -484,7 +462,7 @@ DEVICE void with_form(int form, Do act) {
 
 // One weight: output `o` and input `i` of a tile.
 template <int F>
-DEVICE float weight_at(const Matrix& m, const char* data, int o, int i) {
+DEVICE float quant_weight(const Matrix& m, const char* data, int o, int i) {
   constexpr Form form = FORMS[F];
   constexpr int HEAD = form.offset ? 512 : 256, STRIDE = HEAD + (form.own ? 2048 : 0), REST = form.rest;
   const int spans = (m.steps + form.span - 1) / form.span, tile = o / TILE, step = i / 32;

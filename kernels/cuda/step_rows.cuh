@@ -55,6 +55,47 @@ DEVICE void put4(__nv_bfloat16* to, int row, int width, int i, const float4& v) 
   put_activation(to, row, width, i + 2, v.z), put_activation(to, row, width, i + 3, v.w);
 }
 
+// Four inputs as whole numbers of 15 bits, in two bytes each; eight threads that follow each other have a group of 32, which
+// shares a scale.
+struct Whole {
+  static constexpr int LARGEST = 15000;
+  float scale;
+  unsigned high, low;  // bytes: a number is 256 times the upper and the lower, both with a sign
+  unsigned taken;      // bits of the group's inputs that are not 0, of these four
+  int sum;             // of these four
+
+  DEVICE Whole(const float (&v)[4], int quad) : high(0), low(0), taken(0), sum(0) {
+    float most = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+#pragma unroll
+    for (int mask = 1; mask < 8; mask *= 2) most = fmaxf(most, shuffle_xor(most, mask));
+    const float inverse = most > 0 ? LARGEST / most : 0.0f;
+    scale = most / LARGEST;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int whole = __float2int_rn(fminf(fmaxf(v[e] * inverse, -LARGEST), LARGEST)), upper = (whole + 128) >> 8;
+      high |= (unsigned(upper) & 255) << (8 * e);
+      low |= (unsigned(whole - 256 * upper) & 255) << (8 * e);
+      sum += whole;
+      taken |= unsigned(whole != 0) << (quad * 4 + e);
+    }
+  }
+  // The same bits of the whole group.
+  DEVICE unsigned all_taken() const {
+    unsigned all = taken;
+#pragma unroll
+    for (int mask = 1; mask < 8; mask *= 2) all |= __shfl_xor_sync(EVERY_LANE, all, mask);
+    return all;
+  }
+};
+
+// Byte b of four words, side by side, for every b.
+DEVICE void turn_bytes(unsigned r0, unsigned r1, unsigned r2, unsigned r3, unsigned (&to)[4]) {
+  const unsigned a = __byte_perm(r0, r1, 0x5140), b = __byte_perm(r2, r3, 0x5140);
+  const unsigned c = __byte_perm(r0, r1, 0x7362), d = __byte_perm(r2, r3, 0x7362);
+  to[0] = __byte_perm(a, b, 0x5410), to[1] = __byte_perm(a, b, 0x7632);
+  to[2] = __byte_perm(c, d, 0x5410), to[3] = __byte_perm(c, d, 0x7632);
+}
+
 // The embedding of `token`, from a plain table or from the packed logits layer: see embed.cu.
 DEVICE void embed_row(const weight_t* table, size_t token, float* x) {
   for (int i = threadIdx.x; i < HIDDEN; i += THREADS) {
