@@ -17,6 +17,7 @@ EVALUATED = (
     "eval-qwen2.5-coder-1.5b-dithered.json",
     "eval-qwen2.5-coder-1.5b-dithered-q8_0.json",
     "eval-qwen2.5-coder-1.5b.json",
+    "eval-qwen2.5-coder-1.5b-q4_k_m.json",
 )
 _SHARES = {"basicq": "BasicQ", "quiz": "quiz", "humaneval": "HumanEval"}
 _MOST_LAYERS = 8  # columns of a map
