@@ -157,6 +157,20 @@ def kernels_table(records: list[dict[str, Any]]) -> str:
     return markdown(["view", "effort", "M", *shapes], rows)
 
 
+def quant_kernels_table(records: list[dict[str, Any]]) -> str:
+    """One row for every instruction set and type, a column for every case."""
+    results = records[0]["results"]
+    cases = list(dict.fromkeys((k["view"], k["effort"], k["rows"]) for k in results))
+    found = {(k["isa"], k["type"], k["view"], k["effort"], k["rows"]): k for k in results}
+    rows = []
+    for isa, kind in dict.fromkeys((k["isa"], k["type"]) for k in results):
+        own = [found.get((isa, kind, *case)) for case in cases]
+        rows.append([isa, kind, *("" if k is None else f"{k['core_ns_per_64']:.1f} ({k['ratio']:.2f})" for k in own)])
+    header = [f"{view} {effort:g}, M={count}" if view != "exact" else f"M={count}" for view, effort, count in cases]
+    speed = f"A plain read ran at {results[0]['read_gb_s']:.1f} GB/s."
+    return markdown(["instructions", "type", *header], rows) + "\n\n" + speed
+
+
 SECTIONS = [
     Section(
         title="How close a multiplication stays to the dense one",
@@ -274,6 +288,16 @@ SECTIONS = [
         ),
         files=["cpu-kernels-8960x1536.json", "cpu-kernels-1536x8960.json"],
         table=kernels_table,
+    ),
+    Section(
+        title="Multiplications of quantised matrices on the CPU",
+        prose=(
+            "One matrix of 8960 outputs and 1536 inputs by itself, random blocks, out of memory: time of each of 2 cores "
+            "for 64 weights in ns, in brackets that over one row of the same type and instruction set. 16 stands for "
+            "float16. `nested` reads the upper four bits of a share of the inputs."
+        ),
+        files=["quant-kernels-8960x1536.json"],
+        table=quant_kernels_table,
     ),
     Section(
         title="Beside other programs",

@@ -69,7 +69,7 @@ static inline F32 load_s8(const uint8_t* p) {
   return load(r);
 }
 
-constexpr int kQuantSums = 4;
+constexpr int kQuantSums = 2;
 // Without vectors, compilers take minutes over unrolled loops and what is written out in them.
 #define SPECDEC_EACH_ROW
 #define SPECDEC_UNPACK [[gnu::noinline]]
