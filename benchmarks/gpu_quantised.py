@@ -8,15 +8,14 @@ same graph as its dense step. Every step is the whole model and is waited for.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import add_json_option, print_table, write_json
-from gpu_common import GPU, SHAPE_7B, copy_bandwidth, device, mx, on_device, random_weights, seconds
-from gpu_step import CONTEXT, mlx_step
+from common import print_table, write_json
+from gpu_common import GPU, copy_bandwidth, device, mx, on_device, random_weights, seconds
+from gpu_step import CONTEXT, asked_for, mlx_step, random_history
 from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.config import ModelConfig
@@ -57,7 +56,7 @@ class Quantised:
             arrays |= {key: np.array(part).view(np.uint16) for key, part in (("scales", scales), ("biases", biases))}
             table = QuantisedTable(f"affine{bits}-g{GROUP}", shape, arrays)
             self.plain[name] = codes, scales, biases
-            self.packed[name] = pack_quant(mx, GPU.backend, table, scores)
+            self.packed[name] = pack_quant(mx, table, scores)
         mx.eval(self.plain)
 
     def joined(self, *names: str) -> tuple[Any, ...]:
@@ -213,18 +212,8 @@ def times_of(
 
 def main() -> None:
     """Check, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=30, help="steps of each kind (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
-    add_json_option(parser)
-    arguments = parser.parse_args()
-    config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
-    shape = (1, config.num_kv_heads, CONTEXT, config.head_dim)
-    cache = [
-        (mx.random.normal(shape).astype(mx.float16), mx.random.normal(shape).astype(mx.float16))
-        for _ in range(config.num_layers)
-    ]
-    mx.eval(cache)
+    arguments, config = asked_for(__doc__.splitlines()[0])
+    cache = random_history(config)
     rows_of: list[tuple[Any, ...]] = []
     dense = dense_times(config, cache, arguments.repeat)
     base = dense[1][0]

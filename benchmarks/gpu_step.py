@@ -63,6 +63,27 @@ def mlx_step(
     return compiled
 
 
+def asked_for(description: str) -> tuple[argparse.Namespace, ModelConfig]:
+    """What the command line asks for: `repeat`, `layers` and `json`, and the 7B shape of so many blocks."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--repeat", type=int, default=30, help="steps of each kind (default %(default)s)")
+    parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    return arguments, ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
+
+
+def random_history(config: ModelConfig) -> list[tuple[Any, Any]]:
+    """Keys and values of CONTEXT positions for every block, float16 (1, KV heads, CONTEXT, D)."""
+    shape = (1, config.num_kv_heads, CONTEXT, config.head_dim)
+    history = [
+        (mx.random.normal(shape).astype(mx.float16), mx.random.normal(shape).astype(mx.float16))
+        for _ in range(config.num_layers)
+    ]
+    mx.eval(history)
+    return history
+
+
 class Steps:
     """Runs single steps of a transformer at `position`, behind a history of CONTEXT tokens to begin with."""
 
@@ -141,19 +162,10 @@ def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) 
 
 def main() -> None:
     """Check, measure, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=30, help="steps of each kind (default %(default)s)")
-    parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
-    add_json_option(parser)
-    arguments = parser.parse_args()
-    config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
+    arguments, config = asked_for(__doc__.splitlines()[0])
     transformer, plain, _ = random_transformer(config, views=("tiers", "int4", "bucket"))
     steps, mlx = Steps(transformer), mlx_step(config, plain)
-    shape = (1, config.num_kv_heads, CONTEXT, config.head_dim)
-    cache = [
-        (mx.random.normal(shape).astype(mx.float16), mx.random.normal(shape).astype(mx.float16)) for _ in plain[1:]
-    ]
-    mx.eval(cache)
+    cache = random_history(config)
     check(steps, mlx, cache)
     inputs = {rows: transformer.embeddings[mx.array(list(range(rows)))] for rows in (1, 5, 9)}
     mx.eval(inputs)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from passes import logits_of
 from specdec.kernels.reference import transformer
 from specdec.kernels.reference.layers import rms_norm
 from specdec.kernels.reference.selection import select_tiers
@@ -19,7 +20,6 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source
 
 import specdec
-from specdec.effort import EffortSchedule
 from specdec.errors import RuntimeUnavailableError
 from specdec.model import Model
 from specdec.store import Store, convert
@@ -45,7 +45,6 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }
 WAYS = ("one kernel", "one by one")
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 47, 40)]
-FULL = EffortSchedule(1.0)
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +83,6 @@ def runtime_of(store_of: Callable[[str], tuple[Any, Store]]) -> Callable[[str, s
     return build
 
 
-def logits_of(runtime: Any, piece: int, *, effort: EffortSchedule = FULL, view: str = "exact") -> np.ndarray:
-    """Logits of all tokens, `piece` rows at a time."""
-    kv = runtime.new_cache(len(TOKENS))
-    pieces = [TOKENS[first : first + piece] for first in range(0, len(TOKENS), piece)]
-    return np.concatenate([runtime.forward(rows, kv, effort=effort, view=view).logits for rows in pieces])
-
-
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_at_effort_one_are_those_of_the_dequantised_weights(
@@ -107,7 +99,7 @@ def test_logits_at_effort_one_are_those_of_the_dequantised_weights(
     exact = DenseTransformer(source.config, {of: weights(of) for of in names}.__getitem__, source.vector)
     wanted = exact.logits(TOKENS)
     # Keys and values are float16 (2^-12 each), activations 15 bits of the largest of 32: a few 1e-4 in two blocks.
-    assert np.linalg.norm(logits_of(runtime, 16) - wanted) < 2e-3 * np.linalg.norm(wanted)
+    assert np.linalg.norm(logits_of(runtime, TOKENS, 16) - wanted) < 2e-3 * np.linalg.norm(wanted)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -116,10 +108,10 @@ def test_logits_at_effort_one_are_those_of_the_dequantised_weights(
 def test_rows_of_a_pass_equal_single_rows_bit_for_bit(
     runtime_of: Callable[[str, str], Any], name: str, way: str, effort: float
 ) -> None:
-    runtime, schedule = runtime_of(name, way), EffortSchedule(effort)
-    single = logits_of(runtime, 1, effort=schedule)
+    runtime = runtime_of(name, way)
+    single = logits_of(runtime, TOKENS, 1, effort=effort)
     for piece in (2, 4, 5, 7, 16):
-        assert np.array_equal(logits_of(runtime, piece, effort=schedule), single), piece
+        assert np.array_equal(logits_of(runtime, TOKENS, piece, effort=effort), single), piece
 
 
 class ChoosingQuantised(ChoosingTransformer):
@@ -162,7 +154,7 @@ def test_views_agree_with_the_reference(
 
     monkeypatch.setattr(transformer, "rms_norm", noted)
     wanted = reference.logits(TOKENS)
-    found = logits_of(runtime, 1, effort=EffortSchedule(effort), view=view)
+    found = logits_of(runtime, TOKENS, 1, effort=effort, view=view)
     cosine = (wanted * found).sum(axis=1) / np.linalg.norm(wanted, axis=1) / np.linalg.norm(found, axis=1)
     # As in test_gpu_runtime: where rounding moves a key over an edge, some of a row's weakest inputs change, and
     # random models amplify it.

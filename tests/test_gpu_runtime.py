@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from models import real_model_path
+from passes import logits_of
 from specdec.kernels.reference import transformer
 from specdec.kernels.reference.layers import rms_norm
 from specdec.kernels.reference.selection import select_tiers
@@ -70,13 +71,6 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
 def runtime_of(store_of: Callable[..., Store]) -> Callable[..., Any]:
     """A runtime of `store_of`'s store; each made once, since its kernels take time to compile."""
     return cache(lambda *given: MlxRuntime(store_of(*given)))
-
-
-def logits_of(runtime: Any, ids: list[int], piece: int, *, effort: float = 1.0, view: str = "exact") -> np.ndarray:
-    """Logits of all tokens, `piece` rows at a time."""
-    kv, schedule = runtime.new_cache(len(ids)), EffortSchedule(effort)
-    pieces = [ids[first : first + piece] for first in range(0, len(ids), piece)]
-    return np.concatenate([runtime.forward(rows, kv, effort=schedule, view=view).logits for rows in pieces])
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from metal_host_kernels import HostKernels, compiler
 from metal_runtime import use_host
+from passes import logits_of
 from specdec.kernels.reference.attention import attention_row
 from specdec.kernels.reference.selection import select_tiers
 from synthetic import SyntheticSource, tiny_config
 
-from specdec.effort import EffortSchedule
 from specdec.runtimes import mlx_kernels
 from specdec.runtimes.mlx_kernels import KernelText, kernel_text
 from specdec.runtimes.mlx_pack import (
@@ -262,13 +262,6 @@ def runtime_of(mx, monkeypatch, tmp_path):
 
     yield lambda source: MlxRuntime(Store.open(convert(source, tmp_path / "store"), verify=False))
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
-
-
-def logits_of(runtime: Any, ids: list[int], piece: int, *, effort: float = 1.0, view: str = "exact") -> np.ndarray:
-    kv = runtime.new_cache(len(ids))
-    pieces = [ids[first : first + piece] for first in range(0, len(ids), piece)]
-    found = [runtime.forward(rows, kv, effort=EffortSchedule(effort), view=view).logits for rows in pieces]
-    return np.concatenate(found)
 
 
 def test_a_whole_model_gives_the_golden_logits(runtime_of, monkeypatch):

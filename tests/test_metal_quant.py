@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from metal_host_kernels import compiler
 from metal_runtime import use_host
+from passes import logits_of
 from specdec.kernels.reference.selection import select_tiers, weights_to_take
 from synthetic import SyntheticSource, quantised_config, quantised_source, random_table
 from test_engine_identity import assert_identical
@@ -65,7 +66,7 @@ def matrix_of(name: str, shape: tuple[int, int]) -> QuantisedMatrix:
 
 
 def packed(mx: Any, matrix: QuantisedMatrix) -> PackedQuant:
-    return pack_quant(mx, "metal", matrix, mx.array(matrix.scores))
+    return pack_quant(mx, matrix, mx.array(matrix.scores))
 
 
 def rows_of(mx: Any, rows: int, width: int) -> tuple[Any, np.ndarray]:
@@ -220,13 +221,6 @@ def runtime_of(mx, monkeypatch, tmp_path):
 
     yield make
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
-
-
-def logits_of(runtime: Any, ids: list[int], piece: int, *, effort: float = 1.0, view: str = "exact") -> np.ndarray:
-    kv = runtime.new_cache(len(ids))
-    pieces = [ids[first : first + piece] for first in range(0, len(ids), piece)]
-    found = [runtime.forward(rows, kv, effort=EffortSchedule(effort), view=view).logits for rows in pieces]
-    return np.concatenate(found)
 
 
 @pytest.mark.parametrize("name", ["q4_k with q6_k", pytest.param("affine in part", marks=pytest.mark.slow)])

@@ -85,14 +85,14 @@ def test_every_type_keeps_its_codes_and_factors(name: str, monkeypatch: pytest.M
     inputs = 256 if kind.block == 256 else 3 * max(kind.block, 64) + (kind.block if kind.block < 128 else 0)
     table = random_table(name, (300, inputs), np.random.default_rng(5))
     scores = mx.ones((inputs, 1))
-    packed = pack_quant(mx, "cuda", table, scores)
+    packed = pack_quant(mx, table, scores)
     assert (packed.form, packed.outputs, packed.inputs) == (quant_form(name), 300, inputs)
     assert packed.scores is scores
     whole = np.array(packed.data)
     check(table, whole)
     # In slices of outputs, as a large one is.
     monkeypatch.setattr(mlx_quant, "_SLICE_WEIGHTS", 128 * 300)
-    assert np.array_equal(np.array(pack_quant(mx, "cuda", table, scores).data), whole)
+    assert np.array_equal(np.array(pack_quant(mx, table, scores).data), whole)
 
 
 def test_negative_zero_and_negative_factors_are_kept() -> None:
@@ -101,7 +101,7 @@ def test_negative_zero_and_negative_factors_are_kept() -> None:
     blocks[:, 0, 0:4] = np.array([0x00, 0x80, 0x00, 0x80], np.uint8)  # -0 and -0
     blocks[:, 1, 1] |= 0x80
     table = QuantisedTable("q4_1", (128, 128), {"blocks": blocks.reshape(128, -1)})
-    check(table, np.array(pack_quant(mx, "cuda", table, mx.ones((128, 1))).data))
+    check(table, np.array(pack_quant(mx, table, mx.ones((128, 1))).data))
 
 
 def test_forms_say_what_the_types_are() -> None:

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import check_blocks_are_kept, real_model_path
+from passes import logits_of
 from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
@@ -72,13 +73,6 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
 def expected(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((DATA / name / "expected.json").read_text())
     return found
-
-
-def logits_of(runtime: Any, ids: list[int], piece: int, effort: float = 1.0) -> np.ndarray:
-    """Logits of all tokens, `piece` rows at a time."""
-    kv, schedule = runtime.new_cache(len(ids)), EffortSchedule(effort)
-    pieces = [ids[first : first + piece] for first in range(0, len(ids), piece)]
-    return np.concatenate([runtime.forward(rows, kv, effort=schedule).logits for rows in pieces])
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -160,8 +154,8 @@ def dense_bits(store: Store, name: str) -> np.ndarray:
 def test_the_same_bits_in_any_company(store_of, name, isa, effort, length, piece, threads, seed):
     store = store_of(name, "bfloat16" if seed % 2 else "float16")
     ids = [int(token) for token in np.random.default_rng(seed).integers(0, 47, length)]
-    alone = logits_of(NativeRuntime(store, threads=1, isa=isa), ids, 1, effort)
-    assert np.array_equal(logits_of(NativeRuntime(store, threads=threads, isa=isa), ids, piece, effort), alone)
+    alone = logits_of(NativeRuntime(store, threads=1, isa=isa), ids, 1, effort=effort)
+    assert np.array_equal(logits_of(NativeRuntime(store, threads=threads, isa=isa), ids, piece, effort=effort), alone)
 
 
 def test_long_inputs_and_late_chunks_have_the_same_bits(store_of):
@@ -212,12 +206,12 @@ def test_speculation_changes_nothing(store_of):
 def test_two_models_in_two_threads(store_of):
     runtimes = [NativeRuntime(store_of(name), threads=2) for name in ("llama", "qwen3")]
     ids = list(range(1, 40))
-    wanted = [logits_of(runtime, ids, 5, 0.7) for runtime in runtimes]
+    wanted = [logits_of(runtime, ids, 5, effort=0.7) for runtime in runtimes]
     found: dict[int, np.ndarray] = {}
 
     def work(number: int) -> None:
         for _ in range(5):
-            found[number] = logits_of(runtimes[number % 2], ids, 3, 0.7)
+            found[number] = logits_of(runtimes[number % 2], ids, 3, effort=0.7)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:

@@ -114,8 +114,8 @@ class _Parts:
     own: Any = None
 
 
-def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> PackedQuant:
-    """A quantised matrix for the kernels of `backend`.
+def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
+    """A quantised matrix for the kernels, in one order for Metal and CUDA.
 
     Tiles of 128 outputs, those past the last with scales of 0, and inputs padded to a multiple of 128. Output o
     of a tile is (t, half, g) = (o // 16, o % 16 // 8, o % 8); what a tile has for each output is in the order
@@ -128,7 +128,6 @@ def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> Pac
 
     Args:
         mx: MLX.
-        backend: "cuda" or "metal"; both read the same order.
         table: blocks as the store has them.
         scores: float32 (in, 1), an `mx.array`.
     """
@@ -139,7 +138,7 @@ def pack_quant(mx: Any, backend: str, table: QuantisedTable, scores: Any) -> Pac
     for first in range(0, outputs, step):
         part = {name: mx.array(array[first : first + step]) for name, array in table.arrays.items()}
         taken = _affine(mx, form, part) if "weight" in part else _DECODERS[form.name](mx, _blocks(form, part["blocks"]))
-        made.append(_LAYOUTS[backend](mx, form, taken))
+        made.append(_tiles(mx, form, taken))
         mx.eval(made[-1])
     data = mx.concatenate([piece for pieces in zip(*made, strict=True) for piece in pieces])
     mx.eval(data)
@@ -288,6 +287,3 @@ def _affine(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> _Parts:
     found = arrays["weight"].view(mx.uint8)
     codes = found if form.bits == 8 else mx.stack((found & 15, found >> 4), axis=-1)
     return _Parts(_rows(codes), mx.stack((arrays["scales"], arrays["biases"] ^ 0x8000), axis=-1))
-
-
-_LAYOUTS: dict[str, Callable[[Any, QuantForm, _Parts], tuple[Any, ...]]] = {"cuda": _tiles, "metal": _tiles}

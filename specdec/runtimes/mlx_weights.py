@@ -149,7 +149,7 @@ class Loader:
             matrix = self.store.exact(name)
             if isinstance(matrix, QuantisedMatrix):
                 scores = self._on_device(mx.array(matrix.scores))
-                packed.append(pack_quant(mx, self.ops.backend, matrix, scores))
+                packed.append(pack_quant(mx, matrix, scores))
             else:
                 # Effort takes whole inputs of every matrix of a quantised store.
                 mean = np.average(matrix.scores, axis=1, weights=matrix.layout.tier_sizes).astype(np.float32)
@@ -163,7 +163,7 @@ class Loader:
         """The table of embeddings: 16-bit (vocabulary, hidden), or a `PackedQuant`."""
         table = self.store.table("embed")
         if isinstance(table, QuantisedTable):
-            return pack_quant(self.mx, self.ops.backend, table, None)
+            return pack_quant(self.mx, table, None)
         return self.mx.array(np.array(table)).view(
             self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
         )
