@@ -34,12 +34,17 @@ except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 
 # Types of matrices in turn; shapes with joined matrices of several types, biases, norms of queries and keys, an
-# embedding table of its own, and matrices in 16 bits, which the one kernel does not run.
+# embedding table of its own, rows that 32 divides and 64 does not, and matrices in 16 bits, which the one kernel
+# does not run.
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "q8_0": ({}, ("q8_0",)),
     "q4_k with q6_k": ({"architecture": "qwen2", "qkv_bias": True, "tie_embeddings": False}, ("q4_k", "q4_k", "q6_k")),
     "all block types": ({}, ("q4_0", "q4_1", "q5_0", "q5_1", "q5_k", "q8_0", "q6_k")),
     "affine": ({"architecture": "qwen3", "qk_norm": True}, ("affine4-g64-bf16", "affine8-g32-bf16")),
+    "odd rows": (
+        {"hidden_size": 288, "intermediate_size": 352, "num_heads": 9, "num_kv_heads": 3},
+        ("q8_0", "q5_0", "affine4-g32", "q5_1"),
+    ),
     "affine, wide groups": ({}, ("affine4-g128", "affine8-g64", "affine4-g32")),
     "affine in part": ({"architecture": "qwen3", "qk_norm": True}, ("affine4-g64-bf16", "16", "affine8-g32-bf16")),
 }

@@ -6,6 +6,7 @@ The kernel itself runs in `test_gpu_quantised.py`, on a GPU.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +18,7 @@ from hypothesis import strategies as st
 from specdec.config import ModelConfig
 from specdec.runtimes import mlx_step
 from specdec.runtimes.mlx_model import Kind
-from specdec.runtimes.mlx_pack import padded
-from specdec.runtimes.mlx_quant import quant_form
+from specdec.runtimes.mlx_quant import PackedQuant, quant_form
 from specdec.runtimes.mlx_step_quant import ROW_STEPS, QuantStep, _shared_out, suits
 
 GRID = 132
@@ -47,9 +47,9 @@ def model(shape: str, *types: str) -> tuple[ModelConfig, list[Any], Any]:
         nonlocal number
         form = quant_form(types[number % len(types)])
         number += 1
-        tiles, steps = -(-outputs // 128), padded(inputs) // 32
+        tiles, steps = -(-outputs // 128), -(-inputs // 32)
         size = tiles * (-(-steps // form.span) * form.head_bytes + steps * (2048 + 512 * (form.bits - 4)))
-        return SimpleNamespace(form=form, outputs=outputs, inputs=inputs, data=SimpleNamespace(nbytes=size))
+        return PackedQuant(form, outputs, inputs, SimpleNamespace(nbytes=size), None)
 
     layers = [
         SimpleNamespace(linears=[SimpleNamespace(quant=tuple(matrix(*one) for one in site)) for site in sites])
@@ -113,10 +113,13 @@ def test_matrices_of_one_row_share_the_grid_by_their_bytes() -> None:
     assert blocks == (88, 22, 22, 132, 66, 66, 132, 132)
     assert begins == (0, 88, 110, 0, 0, 66, 0, 0)
     assert config.vocab_size == tiles[-1] * 128
+    step, _ = step_of("135M", "q8_0")
+    assert [steps for _, steps, _, _ in step._segments] == [18, 18, 18, 18, 18, 18, 48, 18]
 
 
 def test_models_with_matrices_in_16_bits_take_kernels_one_by_one() -> None:
     _, layers, head = model("135M", "q8_0")
     assert suits(layers, head)
-    layers[1].linears[2].quant[1].form = SimpleNamespace(bits=16)
+    gate, up = layers[1].linears[2].quant
+    layers[1].linears[2].quant = gate, replace(up, form=replace(up.form, bits=16))
     assert not suits(layers, head)

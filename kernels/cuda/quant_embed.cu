@@ -7,8 +7,8 @@ const int place = o % 8 * 16 + o / 16 * 2 + o % 16 / 8;  // 8 outputs share a pa
 using F = FORM0;
 const unsigned char* heads = data + (size_t)tile * F::HEADS * F::HEAD;
 const unsigned char* upper = data + (size_t)TILES * F::HEADS * F::HEAD;
-const unsigned char* rest = upper + (size_t)TILES * PADDED * F::UPPER + (size_t)tile * PADDED * F::REST;
-upper += (size_t)tile * PADDED * F::UPPER;
+const unsigned char* rest = upper + (size_t)TILES * INPUTS * F::UPPER + (size_t)tile * INPUTS * F::REST;
+upper += (size_t)tile * INPUTS * F::UPPER;
 for (int i = tid; i < WIDTH; i += THREADS) {
   float scale[8], shift[8], weight[8];
   unsigned held[4];

@@ -4,9 +4,11 @@
 // the 32 inputs of a group. Numbers become weights in registers, once for all rows, by one multiply-add, and a lane adds up
 // by rising input for each row by itself: a row's bits do not depend on its company, nor on what is not read because its
 // activation is 0.
-// Needs ROWS, BAND (rows that a lane adds up), WARPS, PADDED, AHEAD (inputs that are asked for at once, a multiple of 4),
-// NESTED, SELECTS.
+// Needs ROWS, BAND (rows that a lane adds up), WARPS, GROUPS (of 32 inputs), PADDED (of activations), AHEAD (inputs that are
+// asked for at once, a multiple of 4), NESTED, SELECTS.
 namespace specdec {
+
+constexpr int INPUTS = GROUPS * 32;
 
 // A type: bits of a code; its zero; groups of 32 inputs that share a head; whether that has offsets; whether its numbers are
 // bfloat16; what a group has of its own: 1 for 6-bit scales and offsets, 2 for two signed scales.
@@ -16,7 +18,7 @@ struct Form {
   static constexpr int FACTORS = OFFSET ? 512 : 256, HEAD = BITS == 16 ? 0 : FACTORS + (OWN ? 2048 : 0);  // bytes
   static constexpr int UPPER = BITS == 16 ? 256 : 64, REST = BITS == 16 ? 0 : 16 * (BITS - 4);  // bytes of an input
   static constexpr int SEEN = NESTED && BITS < 16 ? 4 : BITS, HIDDEN = BITS - SEEN;
-  static constexpr int HEADS = (PADDED / 32 + SPAN - 1) / SPAN;
+  static constexpr int HEADS = (GROUPS + SPAN - 1) / SPAN;
 };
 
 template <typename F>
@@ -94,8 +96,8 @@ DEVICE void quant_tile(const unsigned char* data, int tiles, int tile, const flo
   constexpr int ahead = F::BITS == 16 && AHEAD > 8 ? 8 : AHEAD;
   const unsigned char* heads = data + (size_t)tile * F::HEADS * F::HEAD;
   const unsigned char* upper = data + (size_t)tiles * F::HEADS * F::HEAD;
-  const unsigned char* rest = upper + (size_t)tiles * PADDED * F::UPPER + (size_t)tile * PADDED * F::REST;
-  upper += (size_t)tile * PADDED * F::UPPER;
+  const unsigned char* rest = upper + (size_t)tiles * INPUTS * F::UPPER + (size_t)tile * INPUTS * F::REST;
+  upper += (size_t)tile * INPUTS * F::UPPER;
 #pragma unroll 1
   for (int group = first; group < last; group += WARPS) {
     float scale[8], shift[8];

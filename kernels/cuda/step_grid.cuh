@@ -64,8 +64,8 @@ struct Matrix {
 // Matrices that take the same row have blocks of their own: SEGMENT_TILES, _BEGIN and _BLOCKS of q, k, v, the output
 // projection, gate, up, down, and the logits layer.
 constexpr int TILES_OF[8] = {SEGMENT_TILES}, BEGIN_OF[8] = {SEGMENT_BEGIN}, BLOCKS_OF[8] = {SEGMENT_BLOCKS};
-DEVICE constexpr Matrix segment_of(int which, int padded_inputs) {
-  return Matrix{TILES_OF[which], padded_inputs / 32, BEGIN_OF[which], BLOCKS_OF[which],
+DEVICE constexpr Matrix segment_of(int which, int inputs) {
+  return Matrix{TILES_OF[which], (inputs + 31) / 32, BEGIN_OF[which], BLOCKS_OF[which],
                 which == 1 ? TILES_OF[0] + BLOCKS_OF[0]
                 : which == 2 ? TILES_OF[0] + BLOCKS_OF[0] + TILES_OF[1] + BLOCKS_OF[1]
                 : which == 5 ? TILES_OF[4] + BLOCKS_OF[4]
@@ -73,9 +73,8 @@ DEVICE constexpr Matrix segment_of(int which, int padded_inputs) {
 }
 // Matrix `which` of those above.
 DEVICE Matrix segment_at(int which) {
-  constexpr Matrix all[8] = {segment_of(0, HIDDEN_PAD), segment_of(1, HIDDEN_PAD), segment_of(2, HIDDEN_PAD),
-                             segment_of(3, MIXED_PAD),  segment_of(4, HIDDEN_PAD), segment_of(5, HIDDEN_PAD),
-                             segment_of(6, INNER_PAD),  segment_of(7, HIDDEN_PAD)};
+  constexpr Matrix all[8] = {segment_of(0, HIDDEN), segment_of(1, HIDDEN), segment_of(2, HIDDEN), segment_of(3, MIXED),
+                             segment_of(4, HIDDEN), segment_of(5, HIDDEN), segment_of(6, INNER), segment_of(7, HIDDEN)};
   switch (which) {
     case 0: return all[0];
     case 1: return all[1];

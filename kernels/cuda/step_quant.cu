@@ -26,7 +26,7 @@ for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *values = scratch + AT_VALUES;
 float *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
 #if ROWS > 1
-unsigned* all_words = reinterpret_cast<unsigned*>(scratch + AT_WORDS);  // (joined, steps, rows, GROUP_WORDS)
+unsigned* all_words = reinterpret_cast<unsigned*>(scratch + AT_WORDS);  // (joined, padded / 32, rows, GROUP_WORDS)
 Group* all_groups = reinterpret_cast<Group*>(scratch + AT_GROUPS);
 #endif
 #if TIERS
@@ -171,7 +171,7 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int cou
   const int straight = length < m.steps - begin ? length : m.steps - begin;  // steps before the row's end
   // 16 bytes at a time: four of a group's words, and one of what goes with it.
   auto copy = [&](uint4* to, const uint4* all, int each) {
-    const uint4* source = all + (size_t)segment * m.steps * count * each;
+    const uint4* source = all + (size_t)segment * (padded_at(site) / 32) * count * each;
     const int before = straight * count * each, pieces = length * count * each;
     constexpr int AT_ONCE = 4;
 #pragma unroll 1

@@ -6,7 +6,7 @@
 // data0, data1, data2 (mlx_quant.py), activation (CHOSEN ? matrices : 1, ROWS, PADDED), state -> y (PARTS, ROWS, COLUMNS)
 const int tid = thread_position_in_threadgroup.x, share = threadgroup_position_in_grid.y;
 const int warp = tid / 32 % WARPS, band = tid / 32 / WARPS, lane = tid % 32;
-constexpr int BANDS = ROWS > 8 ? 2 : 1, GROUPS = PADDED / 32;
+constexpr int BANDS = ROWS > 8 ? 2 : 1;
 const int all_rows = ROWS == 1 ? 1 : state[1], rows = all_rows - band * 8;
 const int first = GROUPS * share / PARTS + warp, last = GROUPS * (share + 1) / PARTS;
 device const float* x = activation + (ulong)band * 8 * PADDED;

@@ -7,8 +7,8 @@ const int place = o % 8 * 16 + o / 16 * 2 + o % 16 / 8;  // 8 outputs share a pa
 typedef FORM0 F;
 device const uchar* heads = data + (ulong)tile * F::HEADS * F::HEAD;
 device const uchar* upper = data + (ulong)TILES * F::HEADS * F::HEAD;
-device const uchar* rest = upper + (ulong)TILES * PADDED * F::UPPER + (ulong)tile * PADDED * F::REST;
-upper += (ulong)tile * PADDED * F::UPPER;
+device const uchar* rest = upper + (ulong)TILES * INPUTS * F::UPPER + (ulong)tile * INPUTS * F::REST;
+upper += (ulong)tile * INPUTS * F::UPPER;
 for (int i = tid; i < WIDTH; i += THREADS) {
   float scale[8], shift[8], weight[8];
   uint held[4];

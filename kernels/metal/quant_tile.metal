@@ -4,7 +4,9 @@
 // share the 32 inputs of a group. Numbers become weights in registers, once for all rows, by one multiply-add, and a lane
 // adds up by rising input for each row by itself: a row's bits do not depend on its company, nor on what is not read
 // because its activation is 0.
-// Needs ROWS, BAND (rows that a lane adds up), WARPS, PADDED, AHEAD (inputs that are asked for at once), NESTED, SELECTS.
+// Needs ROWS, BAND (rows that a lane adds up), WARPS, GROUPS (of 32 inputs), PADDED (of activations), AHEAD (inputs that are
+// asked for at once), NESTED, SELECTS.
+#define INPUTS (GROUPS * 32)
 
 // A type: bits of a code; its zero; groups of 32 inputs that share a head; whether that has offsets; whether its numbers are
 // bfloat16; what a group has of its own: 1 for 6-bit scales and offsets, 2 for two signed scales.
@@ -14,7 +16,7 @@ struct Form {
   enum { FACTORS = OFFSET_ ? 512 : 256, HEAD = BITS_ == 16 ? 0 : FACTORS + (OWN_ ? 2048 : 0) };  // bytes
   enum { UPPER = BITS_ == 16 ? 256 : 64, REST = BITS_ == 16 ? 0 : 16 * (BITS_ - 4) };            // bytes of an input
   enum { SEEN = NESTED && BITS_ < 16 ? 4 : BITS_, HIDDEN = BITS_ - SEEN };
-  enum { HEADS = (PADDED / 32 + SPAN_ - 1) / SPAN_ };
+  enum { HEADS = (GROUPS + SPAN_ - 1) / SPAN_ };
 };
 
 template <typename F>
@@ -85,8 +87,8 @@ inline void quant_tile(device const uchar* data, int tiles, int tile, device con
   const int side = lane / 16, part = lane % 16;
   device const uchar* heads = data + (ulong)tile * F::HEADS * F::HEAD;
   device const uchar* upper = data + (ulong)tiles * F::HEADS * F::HEAD;
-  device const uchar* rest = upper + (ulong)tiles * PADDED * F::UPPER + (ulong)tile * PADDED * F::REST;
-  upper += (ulong)tile * PADDED * F::UPPER;
+  device const uchar* rest = upper + (ulong)tiles * INPUTS * F::UPPER + (ulong)tile * INPUTS * F::REST;
+  upper += (ulong)tile * INPUTS * F::UPPER;
   for (int group = first; group < last; group += WARPS) {
     float scale[8], shift[8];
     if (F::BITS < 16) read_factors<F>(heads, group, side, part, scale, shift);

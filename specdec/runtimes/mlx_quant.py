@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from specdec.runtimes.mlx_pack import INPUT_STEP, pad, padded
+from specdec.runtimes.mlx_pack import pad, padded
 from specdec.views.affine import AffineType
 from specdec.views.quantised import quantised_type
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from specdec.views.quantised import QuantisedTable
 
 TILE = 128  # outputs that are kept together
-GROUP = 32  # inputs of a step
+GROUP = 32  # inputs of a step, and what inputs are padded to
 UPPER = 4  # bits of a code that the nested view sees
 PLAIN = 16  # bits of a weight that is not quantised
 _OWN = {"q4_k": "six_bit", "q5_k": "six_bit", "q6_k": "int8"}
@@ -92,6 +92,11 @@ class PackedQuant:
         """Tiles of 128 outputs."""
         return -(-self.outputs // TILE)
 
+    @property
+    def groups(self) -> int:
+        """Groups of 32 inputs."""
+        return -(-self.inputs // GROUP)
+
     def bytes_read(self, share: float, *, nested: bool) -> float:
         """Bytes of a multiplication by a share of the inputs, padding left out."""
         bits = UPPER if nested and self.form.bits != PLAIN else self.form.bits
@@ -117,14 +122,14 @@ class _Parts:
 def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
     """A quantised matrix for the kernels, in one order for Metal and CUDA.
 
-    Tiles of 128 outputs, those past the last with scales of 0, and inputs padded to a multiple of 128. Output o
-    of a tile is (t, half, g) = (o // 16, o % 16 // 8, o % 8); what a tile has for each output is in the order
+    Tiles of 128 outputs, those past the last with scales of 0; blocks of every type are whole groups of 32 inputs.
+    Output o of a tile is (t, half, g) = (o // 16, o % 16 // 8, o % 8); what a tile has for each output is in the order
     [g][t][half]. `data` is, one after the other,
 
     1. heads (tiles, spans, form.head_bytes): 16-bit scales, each followed by its offset where there is one; then, of
        forms with more, two bytes an output for each of eight groups of 32 inputs;
-    2. upper bits (tiles, padded in, 64): the upper four bits of every code, two a byte, the first in the low bits;
-    3. lower bits (tiles, padded in, 16 * (bits - 4)): the rest of every code, as many as fit in a byte, alike.
+    2. upper bits (tiles, in, 64): the upper four bits of every code, two a byte, the first in the low bits;
+    3. lower bits (tiles, in, 16 * (bits - 4)): the rest of every code, as many as fit in a byte, alike.
 
     Args:
         mx: MLX.
@@ -133,7 +138,7 @@ def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
     """
     form = quant_form(table.type)
     outputs, inputs = table.shape
-    step = max(1, _SLICE_WEIGHTS // padded(inputs) // TILE) * TILE
+    step = max(1, _SLICE_WEIGHTS // inputs // TILE) * TILE
     made: list[tuple[Any, ...]] = []
     for first in range(0, outputs, step):
         part = {name: mx.array(array[first : first + step]) for name, array in table.arrays.items()}
@@ -146,7 +151,7 @@ def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
 
 
 def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
-    """A matrix that a quantised store has in 16 bits, for the same kernels: (tiles, padded in, 128), no heads.
+    """A matrix that a quantised store has in 16 bits, for the same kernels: (tiles, in padded to 32, 128), no heads.
 
     Args:
         mx: MLX.
@@ -155,7 +160,7 @@ def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
         scores: float32 (in, 1).
     """
     outputs, inputs = bits.shape
-    wide = pad(mx, bits, (padded(outputs, TILE), padded(inputs, INPUT_STEP)))
+    wide = pad(mx, bits, (padded(outputs, TILE), padded(inputs, GROUP)))
     data = mx.contiguous(_in_lanes(wide)).reshape(-1).view(mx.uint8)
     mx.eval(data)
     form = QuantForm(dtype, PLAIN, 0, 1, False, dtype == "bfloat16", "")
@@ -165,14 +170,13 @@ def pack_plain(mx: Any, bits: Any, dtype: str, scores: Any) -> PackedQuant:
 def _tiles(mx: Any, form: QuantForm, parts: _Parts) -> tuple[Any, ...]:
     """Heads, upper bits and, where there are more than four, lower bits; uint8, flat."""
     outputs, inputs = parts.codes.shape
-    rows, wide = padded(outputs, TILE), padded(inputs, INPUT_STEP)
-    spans = -(-wide // (GROUP * form.span))
+    rows, spans = padded(outputs, TILE), inputs // (GROUP * form.span)
     head = _in_lanes(pad(mx, parts.heads, (rows, spans, parts.heads.shape[2])))
     head = mx.contiguous(head).reshape(rows // TILE, spans, -1).view(mx.uint8)
     if parts.own is not None:
         own = _in_lanes(pad(mx, parts.own, (rows, spans, 8, 2)).reshape(rows, spans * 8, 2))
         head = mx.concatenate([head, own.reshape(rows // TILE, spans, -1)], axis=2)
-    codes = _in_lanes(pad(mx, parts.codes, (rows, wide))).reshape(rows // TILE, wide, TILE)
+    codes = _in_lanes(pad(mx, parts.codes, (rows, inputs))).reshape(rows // TILE, inputs, TILE)
     rest = form.bits - UPPER
     made = [head, _in_bytes(codes >> rest, UPPER)]
     if rest:

@@ -11,7 +11,7 @@ from typing import Any
 from specdec.runtimes.mlx_kernels import Constant
 from specdec.runtimes.mlx_ops import Ops, shares, tier_constants
 from specdec.runtimes.mlx_pack import padded
-from specdec.runtimes.mlx_quant import GROUP, PackedQuant, QuantForm
+from specdec.runtimes.mlx_quant import PackedQuant, QuantForm
 
 _WARPS = {"metal": 4, "cuda": 8}  # that share the inputs; twice as many for 16 rows
 _BAND = 8  # rows that one of them adds up
@@ -42,12 +42,12 @@ def multiply(
         nested: see only the upper four bits of codes.
         chosen: every matrix has an activation of its own, with zeros for inputs that are not taken.
     """
-    rows, wide = activation.shape[1 if chosen else 0], activation.shape[-1]
+    rows = activation.shape[1 if chosen else 0]
     tiles = sum(matrix.tiles for matrix in matrices)
     warps = _WARPS[ops.backend]
-    parts = min(_MOST_PARTS, shares(tiles, wide // GROUP, blocks=_BLOCKS, least=2 * warps))
+    parts = min(_MOST_PARTS, shares(tiles, matrices[0].groups, blocks=_BLOCKS, least=2 * warps))
     columns = sum(matrix.outputs for matrix in matrices)
-    sizes = _sizes(ops, wide, rows) | {"NESTED": nested, "SELECTS": chosen, "CHOSEN": chosen, "PARTS": parts}
+    sizes = _sizes(ops, matrices[0], rows) | {"NESTED": nested, "SELECTS": chosen, "CHOSEN": chosen, "PARTS": parts}
     sizes |= {"WARPS": warps, "COLUMNS": columns, "MATRICES": len(matrices)}
     for number, matrix in enumerate(matrices):
         sizes |= {f"FORM{number}": _form(matrix.form), f"TILES{number}": matrix.tiles}
@@ -84,17 +84,18 @@ def choose(ops: Ops, activation: Any, scores: Any, take: Any, state: Any) -> Any
 
 def embed(ops: Ops, table: PackedQuant, state: Any, *, rows: int) -> Any:
     """Embeddings (rows, in) float32 from a packed table or logits layer."""
-    sizes = _sizes(ops, padded(table.inputs), rows) | {"NESTED": False, "SELECTS": False, "THREADS": 256}
+    sizes = _sizes(ops, table, rows) | {"NESTED": False, "SELECTS": False, "THREADS": 256}
     sizes |= {"FORM0": _form(table.form), "TILES": table.tiles, "WIDTH": table.inputs, "WARPS": 1}
     made = {"x": ((rows, table.inputs), ops.mx.float32)}
     inputs = {"data": table.data, "state": state}
     return ops.run("quant_embed", sizes, inputs, made, (rows, 1), 256, parts=(_TILES[ops.backend],))[0]
 
 
-def _sizes(ops: Ops, wide: int, rows: int) -> dict[str, Constant]:
+def _sizes(ops: Ops, matrix: PackedQuant, rows: int) -> dict[str, Constant]:
     """What the functions for tiles need."""
     ahead = _AHEAD[ops.backend][0 if rows == 1 else 1]
-    return {"ROWS": rows, "BAND": min(rows, _BAND), "PADDED": wide, "AHEAD": ahead}
+    sizes: dict[str, Constant] = {"ROWS": rows, "BAND": min(rows, _BAND), "AHEAD": ahead}
+    return sizes | {"GROUPS": matrix.groups, "PADDED": padded(matrix.inputs)}
 
 
 def _form(form: QuantForm) -> str:

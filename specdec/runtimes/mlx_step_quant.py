@@ -207,7 +207,7 @@ def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list
     for site in _SITES:
         for which, (begin, blocks) in zip(site, _shared_out(grid, [sizes[which] for which in site]), strict=True):
             packed = shapes[which]
-            found.append((-(-packed.outputs // TILE), padded(packed.inputs) // 32, begin, blocks))
+            found.append((packed.tiles, packed.groups, begin, blocks))
     return found
 
 
