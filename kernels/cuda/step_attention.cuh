@@ -192,6 +192,11 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
 // Four outputs of attention of one row, of `used` splits.
 DEVICE float4 mixed4(const float* all, int row, int output, int used, int splits) {
   const float* from = all + (size_t)(row * HEADS + output / SIZE) * splits * SLOT;
+  if (used == 1) {  // the same without what does not change anything
+    const float4 value = load_float4(from + output % SIZE);
+    const float weight = __ldcg(from + SIZE + 1);
+    return float4{value.x / weight, value.y / weight, value.z / weight, value.w / weight};
+  }
   float most = __ldcg(from + SIZE);
   for (int s = 1; s < used; ++s) most = fmaxf(most, __ldcg(from + s * SLOT + SIZE));
   float4 mixed = {0, 0, 0, 0};

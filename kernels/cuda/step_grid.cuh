@@ -38,6 +38,17 @@ struct Meeting {
   }
 };
 
+// Counts the blocks that have come to a point by themselves: whether this one is the last of `expected`, which sees what
+// all of them wrote before and resets the counter for the next time, behind a meeting.
+DEVICE bool comes_last(unsigned* counter, int expected) {
+  if (expected == 1) return true;
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  const bool last = before + 1 == unsigned(expected);
+  if (last) *counter = 0;
+  return last;
+}
+
 // Asks for a piece of memory that will be read after the next meeting.
 DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
@@ -59,6 +70,14 @@ struct Matrix {
   DEVICE int block_of(int unit) const { return begin + int((unsigned(unit + 1) * blocks - 1) / units()); }
   DEVICE bool idle(int block) const { return units() < blocks && first(block) == first(block + 1); }
   DEVICE int slot(int block, int tile) const { return slots + block - begin + tile; }
+  // How many blocks have a part of a tile.
+  DEVICE int sharing(int tile) const {
+    const int low = block_of(tile * steps), high = block_of(tile * steps + steps - 1);
+    if (units() >= unsigned(blocks)) return high - low + 1;
+    int found = 0;
+    for (int block = low; block <= high; ++block) found += !idle(block);
+    return found;
+  }
 };
 #if SEGMENTED
 // Matrices that take the same row have blocks of their own: SEGMENT_TILES, _BEGIN and _BLOCKS of q, k, v, the output
@@ -150,10 +169,10 @@ struct Shares {
   Matrix m;
   int from, count, warp, begin, end;
 
-  DEVICE Shares(const Matrix& m_, int warp_) : m(m_), warp(warp_) {
-    from = m.first(blockIdx.x), count = m.first(blockIdx.x + 1) - from;
-    begin = from + start(warp), end = from + start(warp + 1);
-  }
+  DEVICE Shares(const Matrix& m_, int from_, int count_, int warp_)
+      : m(m_), from(from_), count(count_), warp(warp_), begin(from + start(warp)), end(from + start(warp + 1)) {}
+  DEVICE Shares(const Matrix& m_, int warp_)
+      : Shares(m_, m_.first(blockIdx.x), m_.first(blockIdx.x + 1) - m_.first(blockIdx.x), warp_) {}
   DEVICE int start(int w) const { return count * w / WARPS; }
   DEVICE int warp_of(int unit) const { return ((unit - from + 1) * WARPS - 1) / count; }
 
@@ -198,7 +217,10 @@ DEVICE void copy4(void* to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((unsigned)__cvta_generic_to_shared(to)), "l"(from));
 }
 DEVICE void end_stage() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits for the oldest of STAGES stages under way.
-DEVICE void wait_stage() { asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory"); }
+// Waits for the oldest of STAGES stages under way, or for more.
+template <int COUNT = 1>
+DEVICE void wait_stage() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - COUNT) : "memory");
+}
 
 }  // namespace specdec

@@ -1,8 +1,9 @@
 // A whole step of a quantised model in one kernel: the exact view at any effort, or, with NESTED, the upper bits of the
-// codes. Phases as in step_draft.cu: all blocks make the rows together and, below effort 1, count the keys of their inputs
-// (step_choice.cuh); then each block takes in what its share of its matrix needs. Several rows are made into whole numbers
-// by all blocks together, a row alone by every block that needs it, which saves a meeting. Matrices that take the same row
-// (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
+// codes. Whoever adds the last part of a tile of a product makes the inputs of the next multiplication that come of it and,
+// below effort 1, counts their keys (step_choice.cuh); after a meeting, each block takes in what its share of its matrix
+// needs. Several rows are made into whole numbers once, a row alone by every block that needs it. Rows that are being made
+// and rows that may still be read lie in different places. Matrices that take the same row (q, k and v; gate and up) are
+// chosen from by themselves and have blocks of their own.
 // The ring is filled bit by bit: what is asked for of the memory all at once holds up the meeting and the rows behind it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of inputs to take), state, sync, logits_out (., VOCAB), which are written in place -> scratch, done
@@ -15,7 +16,8 @@ float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
 int* counting = reinterpret_cast<int*>(address + ADDRESSES);
 float* scales = reinterpret_cast<float*>(counting + 64);  // of the rows' norms
-char* room = reinterpret_cast<char*>(scales + 16);
+Portions& portions = *reinterpret_cast<Portions*>(scales + 16);
+char* room = reinterpret_cast<char*>(scales + 16) + PORTIONS_BYTES;
 unsigned* words = reinterpret_cast<unsigned*>(room);
 Group* groups = reinterpret_cast<Group*>(room + GROUPS_AT);
 float* ends = reinterpret_cast<float*>(room + ENDS_AT);
@@ -23,19 +25,23 @@ char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 const Gathering gathering{ends, reinterpret_cast<float*>(room)};
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
-float *x = scratch + AT_X, *products = scratch + AT_PARTS, *values = scratch + AT_VALUES;
-float *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
+float *x = scratch + AT_X, *products = scratch + AT_PARTS, *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
+unsigned* arrivals = const_cast<unsigned*>(sync) + SYNC_ARRIVALS;  // at tiles of HIDDEN outputs, then of INNER
+auto values_at = [&](int site) { return scratch + AT_VALUES + site % 2 * VALUES_EACH; };
 #if ROWS > 1
-unsigned* all_words = reinterpret_cast<unsigned*>(scratch + AT_WORDS);  // (joined, padded / 32, rows, GROUP_WORDS)
-Group* all_groups = reinterpret_cast<Group*>(scratch + AT_GROUPS);
+// (joined, padded / 32, rows, GROUP_WORDS)
+auto words_at = [&](int site) { return reinterpret_cast<unsigned*>(scratch + AT_WORDS) + site % 2 * WORDS_EACH; };
+auto groups_at = [&](int site) { return reinterpret_cast<Group*>(scratch + AT_GROUPS) + site % 2 * (WORDS_EACH / GROUP_WORDS); };
 #endif
 #if TIERS
 constexpr int HISTOGRAMS = 3 * ROWS;  // for each of the joined matrices and rows
 unsigned* histograms = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three times: in use, next, being emptied
 int turn = 0;
 #endif
+portions.find();
 BARRIER();
 #include "step_sites"
+auto portion_at = [&](int layer, int site) { return Portion(portions, layer == LAYERS ? 4 : site); };
 auto data_at = [&](int layer, int which) {
   return layer == LAYERS ? LAST(char, 0) : POINTER(char, layer, 4 + which);
 };
@@ -66,59 +72,83 @@ auto look_ahead = [&](int layer, int site) {
   });
 };
 
-// Makes the rows of a multiplication, from `first` on, before their norms' scale; below effort 1 counts the keys of their
-// inputs for each of the joined matrices.
-auto make = [&](int layer, int site, int first, bool adds) {
+// Makes inputs i to i + 3 of the row first + row of a multiplication, before its norm's scale; below effort 1 counts their
+// keys for each of the joined matrices. A warp has 128 inputs.
+auto make_four = [&](int layer, int site, int first, bool adds, int row, int i) {
+  const int width = width_at(site), padded = padded_at(site);
+  float4 value = {0, 0, 0, 0};
 #if TIERS
   unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
-  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
   const int joined = joined_at(layer, site);
-#endif
-  const int width = width_at(site), padded = padded_at(site);
-  const float* weight = weight_at(layer, site);
-  spread(rows - first, padded, [&](int row, int i) {
-    float4 value = {0, 0, 0, 0};
-#if TIERS
-    float score[3][4][TIERS];
+  float score[3][4][TIERS];
 #pragma unroll
-    for (int m = 0; m < 3; ++m) {
-      if (m < joined) load_scores4(scores_at(layer, first_segment(site) + m), i, width, score[m]);
-    }
+  for (int m = 0; m < 3; ++m) {
+    if (m < joined) load_scores4(scores_at(layer, first_segment(site) + m), i, width, score[m]);
+  }
 #endif
-    if (site % 2 == 0) {
-      float* from = x + (first + row) * HIDDEN + i;
-      float4 w = value;
-      if (i < HIDDEN) {
-        w = *reinterpret_cast<const float4*>(weight + i);
-        value = load_float4(from);
-        if (adds) {
-          add(value, sum4(segment_at(site ? 3 : 6), products, first + row, i));
-          *reinterpret_cast<float4*>(from) = value;
-        }
+  if (site % 2 == 0) {
+    float* from = x + (first + row) * HIDDEN + i;
+    float4 w = value;
+    if (i < HIDDEN) {
+      w = *reinterpret_cast<const float4*>(weight_at(layer, site) + i);
+      value = load_float4(from);
+      if (adds) {
+        add(value, site ? sum4(segment_at(3), products, first + row, i) : sum4(segment_at(6), products, first + row, i));
+        *reinterpret_cast<float4*>(from) = value;
       }
-      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
-      if (lane == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
-      value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
-    } else {
-      value = plain4(site, row, i);
     }
-    const float v[4] = {value.x, value.y, value.z, value.w};
+    const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+    if (lane == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
+    value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+  } else {
+    value = plain4(site, row, i);
+  }
+  const float v[4] = {value.x, value.y, value.z, value.w};
 #if !TIERS && ROWS > 1
-    put_group(all_words, all_groups, i / 32 * (rows - first) + row, i % 32 / 4, v, true);
+  put_group(words_at(site), groups_at(site), i / 32 * (rows - first) + row, i % 32 / 4, v, true);
 #else
-    *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
+  *reinterpret_cast<float4*>(values_at(site) + (size_t)row * padded + i) = value;
 #endif
 #if TIERS
 #pragma unroll
-    for (int m = 0; m < 3; ++m) {
-      if (m >= joined) break;
+  for (int m = 0; m < 3; ++m) {
+    if (m >= joined) break;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (i + e < width) atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][0])), 1u);
-      }
+    for (int e = 0; e < 4; ++e) {
+      if (i + e < width) atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][0])), 1u);
     }
+  }
 #endif
-  });
+};
+// Empties the histograms of the turn after the one that is counted.
+auto clear_next = [&] {
+#if TIERS
+  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
+#endif
+};
+// Makes the rows of a multiplication by all blocks together.
+auto make = [&](int layer, int site) {
+  clear_next();
+  spread(rows, padded_at(site), [&](int row, int i) { make_four(layer, site, 0, false, row, i); });
+};
+// Makes what becomes of the tiles that this block has added the last part to, in the multiplication before `site`.
+auto make_of_tiles = [&](const Portion& share, int layer, int site) {
+  const int first = layer == LAYERS ? logits_from : 0, count = rows - first, low = share.block_tile;
+  clear_next();
+  BARRIER();
+  if (tid < share.tiles) {
+    const int tile = low + tid;
+    const int sharing = site == 3   ? segment_at(4).sharing(tile) + segment_at(5).sharing(tile)
+                        : site == 2 ? segment_at(3).sharing(tile)
+                                    : segment_at(6).sharing(tile);
+    counting[tid] = comes_last(arrivals + (site == 3 ? HIDDEN_PAD / 128 : 0) + tile, sharing);
+  }
+  BARRIER();
+#pragma unroll 1
+  for (int job = tid / 32; job < share.tiles * count; job += WARPS) {
+    const int tile = job / count;
+    if (counting[tile]) make_four(layer, site, first, true, job - tile * count, (low + tile) * 128 + lane * 4);
+  }
 };
 
 #if TIERS && ROWS > 1
@@ -132,6 +162,7 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
     const Counts under_way(histograms + ((size_t)(turn % 3) * HISTOGRAMS + m * ROWS + row) * BINS);
     const float* scores = scores_at(layer, layer == LAYERS ? 0 : first_segment(site) + m);
     const int from = (block / step * THREADS + tid) * 4;
+    const float* values = values_at(site);
     float4 value = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
     const int cut = find_cut(under_way, wanted[m], counting, reinterpret_cast<unsigned*>(room));
 #pragma unroll 1
@@ -144,7 +175,7 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
       for (int e = 0; e < 4; ++e) {
         if (bin_of(fabsf(v[e]) * score[e][0]) < cut) v[e] = 0;
       }
-      put_group(all_words, all_groups, (m * (padded / 32) + i / 32) * count + row, i % 32 / 4, v, i < padded);
+      put_group(words_at(site), groups_at(site), (m * (padded / 32) + i / 32) * count + row, i % 32 / 4, v, i < padded);
     }
   }
   ++turn;
@@ -158,10 +189,8 @@ auto fill_share = [&](const Portion& share, int layer, int which, int until) {
   filled = until;
 };
 auto fill_for = [&](int layer, int site, int until) {
-  const int which = segment_of_block(site, layer == LAYERS, block);
-  fill_share(Portion(segment_at(which), tid / 32), layer, which, until);
+  fill_share(portion_at(layer, site), layer, segment_of_block(site, layer == LAYERS, block), until);
 };
-
 // Takes in the inputs that this block's share of its matrix multiplies.
 #if ROWS > 1
 auto take_in = [&](const Portion& share, int layer, int site, int which, int count, const int*) {
@@ -173,26 +202,19 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int cou
   auto copy = [&](uint4* to, const uint4* all, int each) {
     const uint4* source = all + (size_t)segment * (padded_at(site) / 32) * count * each;
     const int before = straight * count * each, pieces = length * count * each;
-    constexpr int AT_ONCE = 4;
-#pragma unroll 1
-    for (int start = tid; start < pieces; start += AT_ONCE * THREADS) {
-      uint4 held[AT_ONCE];
-#pragma unroll
-      for (int j = 0; j < AT_ONCE; ++j) {
-        const int at = start + j * THREADS;
-        if (at < pieces) held[j] = __ldcg(source + (at < before ? begin * count * each + at : at - before));
-      }
-#pragma unroll
-      for (int j = 0; j < AT_ONCE; ++j) {
-        if (start + j * THREADS < pieces) to[start + j * THREADS] = held[j];
-      }
-    }
+    for (int at = tid; at < pieces; at += THREADS) copy16(to + at, source + (at < before ? begin * count * each + at : at - before));
   };
+  const bool copies = TIERS || site != 1;
+  if (copies) {
+    copy(reinterpret_cast<uint4*>(groups), reinterpret_cast<const uint4*>(groups_at(site)), 1);
+    copy(reinterpret_cast<uint4*>(words), reinterpret_cast<const uint4*>(words_at(site)), GROUP_WORDS / 4);
+    end_stage();
+  }
   if (tid / 32 < count) {
     const float found = site % 2 == 0 ? norm_scale(load_squares(squares + tid / 32 * (HIDDEN_PAD / 128))) : 1.0f;
     if (lane == 0) scales[tid / 32] = found;
   }
-  if (!TIERS && site == 1) {
+  if (!copies) {
     // What attention has made is quickly put together: that saves a meeting.
     constexpr int AT_ONCE = 3;
     const int quads = length * 8 * count;
@@ -212,15 +234,14 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int cou
         put_group(words, groups, at / 8, at % 8, v, at < quads);
       }
     }
-  } else {
-    copy(reinterpret_cast<uint4*>(groups), reinterpret_cast<const uint4*>(all_groups), 1);
-    copy(reinterpret_cast<uint4*>(words), reinterpret_cast<const uint4*>(all_words), GROUP_WORDS / 4);
   }
   fill_share(share, layer, which, STAGES);
+  if (copies) wait_stage<FILL_SECOND>();  // the stages that were asked for behind the copies need not be there
   BARRIER();
 };
 #else
 auto take_in = [&](const Portion& share, int layer, int site, int which, int, [[maybe_unused]] const int* wanted) {
+  const float* values = values_at(site);
   const int quads = share.m.steps * 8, begin = share.block_step * 8, length = share.length() * 8;
   auto place = [&](int j) {
     const int quad = begin + j;
@@ -228,7 +249,7 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int, [[
   };
   auto four = [&](int i) {
 #if !TIERS
-    if (site % 2) return plain4(site, 0, i);
+    if (site == 1) return plain4(site, 0, i);
 #endif
     return load_float4(values + i);
   };
@@ -286,7 +307,7 @@ if (block < rows) {
 #endif
 }
 meeting.wait();
-make(0, 0, 0, false);
+make(0, 0);
 meeting.wait();
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
@@ -295,7 +316,7 @@ for (int number = 0, choice = 0;; ++number) {
   const int count = head ? rows - logits_from : rows;
   if (count <= 0) break;
   const int which = segment_of_block(site, head, block);
-  const Portion share(segment_at(which), tid / 32);
+  const Portion share = portion_at(layer, site);
 #if TIERS && ROWS > 1
   choose(layer, site, count, take + choice);
   meeting.wait();
@@ -304,6 +325,7 @@ for (int number = 0, choice = 0;; ++number) {
 #if TIERS
   choice += joined_at(layer, site);
 #endif
+  if (!head) look_ahead(next / 4, next % 4);
   const char* data = data_at(layer, which);
   with_form(form_at(layer, which), [&](auto form) {
     multiply_form<decltype(form)::value>(share, data, words, groups, scales, count,
@@ -317,24 +339,20 @@ for (int number = 0, choice = 0;; ++number) {
     meeting.wait([&] {
       if (block < items) look_back(block, used, past, capacity, position);
       fill_for(next / 4, next % 4, FILL_FIRST);
-      look_ahead(next / 4, next % 4);
     });
 #pragma unroll 1
     for (int item = block; item < items; item += GRID) {
       attend(share.m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
              POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), position, rows, attended, memory);
     }
-    meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
+#if TIERS
+    meeting.wait();
+    make(layer, 1);
+#endif
   } else {
-    meeting.wait([&] {
-      fill_for(next / 4, next % 4, FILL_FIRST);
-      look_ahead(next / 4, next % 4);
-    });
+    make_of_tiles(share, next / 4, next % 4);
   }
-  if (TIERS || site % 2 || (ROWS > 1 && site == 2)) {
-    make(next / 4, next % 4, next / 4 == LAYERS ? logits_from : 0, true);
-    meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND > filled ? FILL_SECOND : filled); });
-  }
+  meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
 }
 meeting.wait();
 constexpr int QUADS = (VOCAB + 3) / 4;

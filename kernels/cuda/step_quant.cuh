@@ -43,18 +43,44 @@ DEVICE Packed packed_of(const Matrix& m, const char* data) {
   return Packed{data, upper, upper + (size_t)m.units() * 2048, spans};
 }
 
+// The shares of a block and its warps in the multiplications of a layer and in the logits layer. They are the same in every
+// layer, and take divisions: so they are kept.
+struct Portions {
+  struct Block {
+    Matrix m;
+    int from, count, tile, step;  // and where the share begins
+    int tiles;                    // of which it has a part
+  } block[5];
+  int tile[5][WARPS];  // of the warp's first unit
+
+  // Called by all lanes of all warps.
+  DEVICE void find() {
+    const int which = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (which >= 5) return;
+    const Matrix m = segment_at(segment_of_block(which, which == 4, blockIdx.x));
+    const Shares share(m, warp);
+    tile[which][warp] = unsigned(share.begin) / unsigned(m.steps);
+    if (warp > 0) return;
+    const int first = unsigned(share.from) / unsigned(m.steps), until = share.from + share.count;
+    block[which] = Block{m, share.from, share.count, first, share.from - first * m.steps,
+                         share.count > 0 ? int(unsigned(until - 1) / unsigned(m.steps)) - first + 1 : 0};
+  }
+};
+static_assert(sizeof(Portions) <= PORTIONS_BYTES, "memory for them is set aside");
+
 // A warp's share of a matrix, and where it and its block's begin.
 struct Portion : Shares {
   int tile, step;              // of the warp's first unit
   int block_tile, block_step;  // of the block's
+  int tiles;                   // of which the block has a part
 
-  DEVICE Portion(const Matrix& m_, int warp_)
-      : Shares(m_, warp_), tile(unsigned(begin) / unsigned(m.steps)), step(begin - tile * m.steps),
-        block_tile(unsigned(from) / unsigned(m.steps)), block_step(from - block_tile * m.steps) {}
+  DEVICE Portion(const Portions& all, int which)
+      : Shares(all.block[which].m, all.block[which].from, all.block[which].count, threadIdx.x / 32),
+        tile(all.tile[which][warp]), step(begin - tile * m.steps), block_tile(all.block[which].tile),
+        block_step(all.block[which].step), tiles(all.block[which].tiles) {}
   // Steps of a row that the block multiplies by.
   DEVICE int length() const { return count < m.steps ? count : m.steps; }
 };
-
 // A group of 32 inputs of a row: its scale, the sums of its whole numbers by halves, and a bit for each input that counts.
 struct alignas(16) Group {
   float scale;
@@ -230,7 +256,7 @@ struct Codes {
 // Where the sums of a tile go that several warps of a block share. The warp that reaches the tile's end leaves its sums
 // in `ends`, the others in a place of their own when all have done multiplying.
 struct Gathering {
-  float *ends, *own;  // (ENDS, ROWS, TILE), (WARPS, ROWS, TILE)
+  float *ends, *own;  // (ENDS, ROWS, APART), (WARPS, ROWS, APART)
 };
 DEVICE int end_place(const Portion& share, int warp, int tile) { return ENDS == WARPS ? warp : tile - share.block_tile; }
 
@@ -238,12 +264,12 @@ DEVICE void gather_quant(const Portion& share, const Gathering& gathering, float
   BARRIER();
   if (share.count <= 0) return;
   const Matrix& m = share.m;
-  constexpr int EACH = ROWS * TILE;
+  constexpr int EACH = ROWS * APART;
   const int low = share.block_tile, until = share.from + share.count;
-  const int tiles = unsigned(until - 1) / unsigned(m.steps) - low + 1;
   const int quads = rows * (TILE / 4);
-  for (int at = threadIdx.x; at < tiles * quads; at += THREADS) {
-    const int tile = low + at / quads, place = at % quads * 4;
+  for (int at = threadIdx.x; at < share.tiles * quads; at += THREADS) {
+    const int tile = low + at / quads, quad = at % quads, row = quad / (TILE / 4), output = quad % (TILE / 4) * 4;
+    const int place = row * APART + output;
     const int unit = tile * m.steps, end_of = unit + m.steps - 1;
     const int first = share.warp_of(unit > share.from ? unit : share.from);
     const int last = share.warp_of(end_of < until ? end_of : until - 1);
@@ -255,7 +281,7 @@ DEVICE void gather_quant(const Portion& share, const Gathering& gathering, float
     const bool ended = end_of < until;
     const float* from = ended ? gathering.ends + end_place(share, last, tile) * EACH : gathering.own + last * EACH;
     add(sum, *reinterpret_cast<const float4*>(from + place));
-    *reinterpret_cast<float4*>(parts + (size_t)m.slot(blockIdx.x, tile) * EACH + place) = sum;
+    *reinterpret_cast<float4*>(parts + ((size_t)m.slot(blockIdx.x, tile) * ROWS + row) * TILE + output) = sum;
   }
 }
 
@@ -338,20 +364,20 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
 #pragma unroll
   for (int band = 0; band < ROW_BANDS; ++band) row_scale[band] = scales[row_of(band)] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
 
-  auto leave = [&](float* to) {
+  auto leave = [&](float* to, int apart) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int band = 0; band < FULL; ++band) {
 #pragma unroll
         for (int t = 0; t < 8; ++t) {
-          if (row_of(band) < rows) to[row_of(band) * TILE + t * 16 + half * 8 + g] = total[band][t][half];
+          if (row_of(band) < rows) to[row_of(band) * apart + t * 16 + half * 8 + g] = total[band][t][half];
           total[band][t][half] = 0;
         }
       }
 #pragma unroll
       for (int word = 0; word < 2 * SINGLE; ++word) {
-        if (FULL * 4 < rows) to[FULL * 4 * TILE + (word * 4 + q) * 16 + half * 8 + g] = single[word][half];
+        if (FULL * 4 < rows) to[FULL * 4 * apart + (word * 4 + q) * 16 + half * 8 + g] = single[word][half];
         single[word][half] = 0;
       }
     }
@@ -361,7 +387,13 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
     const int low = which * m.steps, high = low + m.steps, until = share.from + share.count;
     return share.begin <= (low > share.from ? low : share.from) && share.end >= (high < until ? high : until);
   };
-  auto slot = [&](int which) { return parts + (size_t)m.slot(blockIdx.x, which) * ROWS * TILE; };
+  auto leave_tile = [&](float* shared) {
+    if (alone(tile)) {
+      leave(parts + (size_t)m.slot(blockIdx.x, tile) * ROWS * TILE, TILE);
+    } else {
+      leave(shared, APART);
+    }
+  };
 
 #pragma unroll 1
   for (int stage = 0; share.begin + stage < share.end; ++stage) {
@@ -435,12 +467,12 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
     issue<F>(share, from, ahead_tile, ahead_step, taken, own, stage + STAGES);
     if (++ahead_step == m.steps) ++ahead_tile, ahead_step = 0;
     if (++step == m.steps) {
-      leave(alone(tile) ? slot(tile) : gathering.ends + end_place(share, share.warp, tile) * ROWS * TILE);
+      leave_tile(gathering.ends + end_place(share, share.warp, tile) * ROWS * APART);
       ++tile, step = 0;
     }
   }
   BARRIER();  // nobody reads the rows any more
-  if (share.begin < share.end && step) leave(alone(tile) ? slot(tile) : gathering.own + share.warp * ROWS * TILE);
+  if (share.begin < share.end && step) leave_tile(gathering.own + share.warp * ROWS * APART);
   gather_quant(share, gathering, parts, rows);
 }
 

@@ -32,8 +32,10 @@ TILE = 128  # outputs of a unit; it has 32 inputs
 ROW_STEPS = (1, 4, 5, 8, 16)  # multiples of four, and one more: four rows share a product, one more has one alone
 _ENTRIES = 20
 _WARPS = THREADS // 32
-MOST_STAGES = 3
-FILLS = (1, 2)  # stages asked for at the first meeting after a multiplication, and until the second
+_ARRIVALS = 64  # counters of the blocks that have added to a tile, behind the barrier's
+_PORTIONS_BYTES = 528  # shares of a block and its warps
+MOST_STAGES = 2  # of a warp's ring
+FILLS = (0, 1)  # stages asked for before attention, and at the meeting before a multiplication
 # Multiplications by their input: q, k and v; output projection; gate and up; down; logits layer.
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,), (7,))
 
@@ -68,6 +70,8 @@ class QuantStep(WholeStep):
         used = [*matrices, *head.quant, *([] if self._plain_table else [table])]
         self._forms: list[QuantForm] = list(dict.fromkeys(packed.form for packed in used))
         self._segments = _segments(self.grid, matrices, head.quant[0])
+        tiles = (padded(config.hidden_size) + padded(config.intermediate_size)) // TILE
+        self._sync = self._own((_ARRIVALS + tiles,), mx.uint32)
 
     def row_step(self, rows: int) -> int:
         """Rows of the kernel that runs a pass of `rows`."""
@@ -108,13 +112,12 @@ class QuantStep(WholeStep):
         for name, which in (("TILES", 0), ("BEGIN", 2), ("BLOCKS", 3)):
             sizes[f"SEGMENT_{name}"] = ", ".join(str(segment[which]) for segment in self._segments)
         sizes["MOST_BLOCKS"] = max(blocks // tiles + 2 for tiles, _, _, blocks in self._segments)
-        sizes["ENDS"] = self._ends()
+        sizes |= {"ENDS": self._ends(), "SYNC_ARRIVALS": _ARRIVALS, "PORTIONS_BYTES": _PORTIONS_BYTES}
         sizes["STAGE_BYTES"] = self._stage_bytes_of(nested=nested)
-        sizes["STAGES"] = self._stages_of(rows, nested=nested, selects=kind.selects)
-        stages = int(sizes["STAGES"])
-        sizes["HEAD_SLOTS"] = self._head_slots(stages)
-        sizes["RING_BYTES"] = stages * int(sizes["STAGE_BYTES"]) + self._extra(stages)
-        sizes |= {"FILL_FIRST": min(FILLS[0], stages), "FILL_SECOND": min(FILLS[1], stages)}
+        stages = self._stages_of(rows, nested=nested, selects=kind.selects)
+        sizes |= {"STAGES": stages, "HEAD_SLOTS": self._head_slots(stages), "APART": _apart(rows)}
+        sizes["RING_BYTES"] = self._ring_bytes(stages, nested=nested)
+        sizes |= {"FILL_FIRST": FILLS[0], "FILL_SECOND": FILLS[1]}
         return sizes
 
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
@@ -125,15 +128,17 @@ class QuantStep(WholeStep):
         widest = max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
         bins = 9 * rows * (32 << int(constants["BIN_BITS"])) if kind.selects else 0
         joined = 0 if rows == 1 else 3 if kind.selects else 1
+        # Rows that are being made, and those that may still be read.
+        constants["VALUES_EACH"], constants["WORDS_EACH"] = rows * widest, joined * rows * widest // 2
         place = 0
         for name, size in (
             ("AT_X", rows * c.hidden_size),
             ("AT_PARTS", int(constants["OTHER_PARTS"]) + max(floats[0], floats[2], floats[4])),
-            ("AT_VALUES", rows * widest),
+            ("AT_VALUES", 2 * int(constants["VALUES_EACH"])),
             ("AT_SQUARES", rows * padded(c.hidden_size) // 128),
             ("AT_BINS", bins),
-            ("AT_WORDS", joined * rows * widest // 2),
-            ("AT_GROUPS", joined * rows * widest // 8),
+            ("AT_WORDS", 2 * int(constants["WORDS_EACH"])),
+            ("AT_GROUPS", 2 * int(constants["WORDS_EACH"]) // 4),
         ):
             constants[name] = place
             place += padded(size, 64)
@@ -150,12 +155,13 @@ class QuantStep(WholeStep):
         steps = max(min(steps, -(-tiles * steps // blocks)) for tiles, steps, _, blocks in self._segments)
         words = padded(steps * rows * 64 + 256, 16)
         taken_in = words + (steps * rows + 4) * 16
-        gathered, bins = _WARPS * rows * TILE * 4, 4 * (33 << (BIN_BITS + 1)) if selects else 0
+        gathered, bins = _WARPS * rows * _apart(rows) * 4, 4 * (33 << (BIN_BITS + 1)) if selects else 0
         room = padded(max(taken_in, gathered, bins, attention_bytes(rows, self.config.head_dim)), 16)
-        return words, room, room + self._ends() * rows * TILE * 4
+        return words, room, room + self._ends() * rows * _apart(rows) * 4
 
     def _fixed(self) -> int:
-        return 8 * padded(self.config.num_layers * _ENTRIES + 5, 2) + 4 * 64 + 4 * 16
+        table = 8 * padded(self.config.num_layers * _ENTRIES + 5, 2)
+        return table + 4 * 64 + 4 * 16 + _PORTIONS_BYTES
 
     def _ends(self) -> int:
         """Tiles of a block whose sums more than one warp may have, at most one for each warp."""
@@ -166,9 +172,10 @@ class QuantStep(WholeStep):
         """Heads of several units that a warp's units under way may have, at most."""
         return max((stages - 2 + form.span) // form.span + 1 for form in self._forms)
 
-    def _extra(self, stages: int) -> int:
-        """Bytes of a warp's ring for those."""
-        return 512 * self._head_slots(stages) if any(form.span > 1 for form in self._forms) else 0
+    def _ring_bytes(self, stages: int, *, nested: bool) -> int:
+        """Shared memory of a warp: stages, and heads of several units beside them."""
+        heads = 512 * self._head_slots(stages) if any(form.span > 1 for form in self._forms) else 0
+        return stages * self._stage_bytes_of(nested=nested) + heads
 
     def _stage_bytes_of(self, *, nested: bool) -> int:
         """The largest unit."""
@@ -182,10 +189,14 @@ class QuantStep(WholeStep):
 
     def _stages_of(self, rows: int, *, nested: bool, selects: bool) -> int:
         """Stages of a warp's ring that fit beside the rest; 0 where none does."""
-        free = SHARED_KB * 1024 - self._fixed() - self._room(rows, selects=selects)[2]
-        each = self._stage_bytes_of(nested=nested)
-        fitting = [n for n in range(1, MOST_STAGES + 1) if n * each + self._extra(n) <= free // _WARPS]
+        free = (SHARED_KB * 1024 - self._fixed() - self._room(rows, selects=selects)[2]) // _WARPS
+        fitting = [n for n in range(1, MOST_STAGES + 1) if self._ring_bytes(n, nested=nested) <= free]
         return max(fitting, default=0)
+
+
+def _apart(rows: int) -> int:
+    """Floats from row to row of sums in shared memory: a little more than a tile, so that rows lie in different banks."""
+    return TILE + 8 if rows <= 8 else TILE
 
 
 def _form_text(form: QuantForm) -> str:
