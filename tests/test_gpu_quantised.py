@@ -20,11 +20,14 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source
 
 import specdec
+from specdec.effort import EffortSchedule
 from specdec.errors import RuntimeUnavailableError
 from specdec.model import Model
+from specdec.runtimes.registry import create_runtime
 from specdec.store import Store, convert
 from specdec.views.dtypes import to_float32
 from specdec.views.nested import NestedMatrix
+from specdec.views.quantised import UpperMatrix
 
 try:
     from test_gpu_runtime import ChoosingTransformer
@@ -48,7 +51,12 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "affine, wide groups": ({}, ("affine4-g128", "affine8-g64", "affine4-g32")),
     "affine in part": ({"architecture": "qwen3", "qk_norm": True}, ("affine4-g64-bf16", "16", "affine8-g32-bf16")),
 }
+# Models of which not all is loaded: upper bits of every matrix, with the logits layer that is the table, too; of some;
+# of some beside a table of its own, which stays whole.
+SHARES = {"q8_0, in part": 0.5, "all block types, in part": 0.85, "q4_k with q6_k, in part": 0.9}
+MODELS |= {name: MODELS[name.removesuffix(", in part")] for name in SHARES}
 WAYS = ("one kernel", "one by one")
+VIEWS = ("exact", "nested")
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 47, 40)]
 
 
@@ -61,7 +69,8 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
         shape, types = MODELS[name]
         dtype = "bfloat16" if "bf16" in types[0] else "float16"
         source = quantised_source(quantised_config(**shape), *types, dtype=dtype)
-        return source, Store.open(convert(source, tmp_path_factory.mktemp("stores") / "store", quantised="keep"))
+        path = convert(source, tmp_path_factory.mktemp("stores") / "store", quantised="keep")
+        return source, Store.open(path, load_share=SHARES.get(name, 1.0))
 
     return build
 
@@ -93,9 +102,13 @@ def runtime_of(store_of: Callable[[str], tuple[Any, Store]]) -> Callable[[str, s
 def test_logits_at_effort_one_are_those_of_the_dequantised_weights(
     store_of: Callable[[str], tuple[Any, Store]], runtime_of: Callable[[str, str], Any], name: str, way: str
 ) -> None:
-    runtime, source = runtime_of(name, way), store_of(name)[0]
+    runtime, (source, store) = runtime_of(name, way), store_of(name)
+    upper = {of for of in source.config.matrices() if isinstance(store.exact(of), UpperMatrix)}
+    assert bool(upper) == (name in SHARES)
 
     def weights(of: str) -> np.ndarray:
+        if of in upper:
+            return np.asarray(store.exact(of).dequantise())
         if of in source.types:
             return np.asarray(source.quantised(of, source.types[of]).dequantise())
         return np.asarray(to_float32(source.matrix(of), source.dtype))
@@ -145,7 +158,7 @@ class ChoosingQuantised(ChoosingTransformer):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["q8_0", "q4_k with q6_k", "affine"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_k with q6_k", "affine", *SHARES])
 @pytest.mark.parametrize(("view", "effort"), [("exact", 0.6), ("own", 0.9), ("nested", 1.0), ("nested", 0.9)])
 def test_views_agree_with_the_reference(
     store_of: Callable[[str], tuple[Any, Store]], runtime_of: Callable[[str, str], Any],
@@ -168,7 +181,7 @@ def test_views_agree_with_the_reference(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["q8_0", "q4_k with q6_k", "affine"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_k with q6_k", "affine", *SHARES])
 @pytest.mark.parametrize(
     "options",
     [
@@ -186,3 +199,28 @@ def test_speculation_changes_no_token(
     given = {key: options[key] for key in options if key in ("verify_effort", "temperature", "seed")}
     plain = specdec.generate(model, TOKENS, max_tokens=24, speculate=False, **given)
     assert specdec.generate(model, TOKENS, max_tokens=24, **options).tokens == plain.tokens
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", SHARES)
+def test_what_is_not_loaded_is_neither_held_nor_read(
+    store_of: Callable[[str], tuple[Any, Store]], runtime_of: Callable[[str, str], Any], name: str, way: str
+) -> None:
+    part = runtime_of(name, way)
+    whole = runtime_of(name.removesuffix(", in part"), way)
+    matrices = [
+        [matrix for linear in runtime._transformer.linears for matrix in linear.quant] for runtime in (whole, part)
+    ]
+    without = [(a, b) for a, b in zip(*matrices, strict=True) if b.form.hidden]
+    assert sum(isinstance(store_of(name)[1].exact(of), UpperMatrix) for of in part.config.matrices()) == len(without)
+    for a, b in without:
+        assert a.data.nbytes - b.data.nbytes == 128 * a.tiles * a.inputs * b.form.hidden // 8
+    read = [
+        {view: made.forward([1], made.new_cache(8), effort=EffortSchedule(), view=view).bytes_read for view in VIEWS}
+        for made in (whole, part)
+    ]
+    assert read[0]["nested"] == read[1]["nested"] <= read[1]["exact"] < read[0]["exact"]
+    # The lower bits of whole matrices are all that the draft leaves out.
+    same = np.array_equal(logits_of(part, TOKENS[:3], 1, view="nested"), logits_of(part, TOKENS[:3], 1))
+    assert same == (read[1]["nested"] == read[1]["exact"]) == (name == "q8_0, in part")
+    assert create_runtime("auto", store_of(name)[1]).name == "mlx"

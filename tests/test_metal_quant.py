@@ -12,6 +12,7 @@ from metal_host_kernels import compiler
 from metal_runtime import use_host
 from passes import logits_of
 from specdec.kernels.reference.selection import select_tiers, weights_to_take
+from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_config, quantised_source, random_table
 from test_engine_identity import assert_identical
 from test_quantised_runtime import float64_logits
@@ -21,10 +22,11 @@ from specdec.errors import UnknownNameError
 from specdec.model import Model
 from specdec.runtimes.mlx_pack import padded
 from specdec.runtimes.mlx_quant import PackedQuant, pack_plain, pack_quant
+from specdec.runtimes.registry import create_runtime
 from specdec.store import Store, convert
 from specdec.views.dtypes import from_float32, to_float32
 from specdec.views.nested import NestedMatrix
-from specdec.views.quantised import QuantisedMatrix, quantised_types
+from specdec.views.quantised import QuantisedMatrix, UpperMatrix, quantised_types
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -39,12 +41,16 @@ def slow(*names: str) -> Any:
 
 
 MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "q8_0": ({}, ("q8_0",)),
     "q4_k with q6_k": ({"architecture": "qwen2", "qkv_bias": True, "tie_embeddings": False}, ("q4_k", "q4_k", "q6_k")),
     "affine in part": (
         {"architecture": "qwen3", "qk_norm": True, "hidden_size": 320},
         ("affine4-g64-bf16", "16", "affine8-g32-bf16"),
     ),
 }
+# How much is loaded of two of them in part: upper bits of all of one, whose logits layer is its table too, and of one
+# matrix of the other.
+SHARES = {"q8_0": 0.5, "q4_k with q6_k": 0.92}
 # Each weight and each of up to 512 products is rounded to float32 once, relative to the largest output.
 CLOSE = 3e-6
 
@@ -66,6 +72,11 @@ def state_of(mx: Any, rows: int, tokens: Any = range(16)) -> Any:
 
 def matrix_of(name: str, shape: tuple[int, int]) -> QuantisedMatrix:
     return QuantisedMatrix.from_table(random_table(name, shape, np.random.default_rng(shape[0])))
+
+
+def upper(matrix: QuantisedMatrix) -> UpperMatrix:
+    """The same without the lower bits of its codes."""
+    return UpperMatrix(matrix.type, matrix.shape, matrix.arrays, matrix.scores)
 
 
 def packed(mx: Any, matrix: QuantisedMatrix) -> PackedQuant:
@@ -132,6 +143,35 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
         for prefix, matrix in zip(taken, matrices, strict=True)
     ]
     close(nested.sum(axis=0), np.concatenate(wanted, axis=1))
+
+
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+@pytest.mark.parametrize(
+    "names", [("q8_0", "q5_1"), slow("q6_k", "q5_k"), slow("affine8-g64-bf16", "q5_0")], ids=" ".join
+)
+def test_upper_bits_alone_are_what_a_nested_draft_sees_of_the_whole(mx, names, backend):
+    from specdec.runtimes.mlx_quant_ops import embed, multiply
+
+    first, second = (matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 47), strict=True))
+    ops, (x, rows) = make_ops(mx, backend), rows_of(mx, 8, 256)
+    # Beside one that is there as a whole, and in the draft that reads no lower bits of either.
+    weights = [packed(mx, upper(first)), packed(mx, second)]
+    together = np.array(multiply(ops, weights, x, state_of(mx, 6)))
+    wanted = np.concatenate([product(rows[:6], m.dequantise()) for m in (NestedMatrix(first), second)], axis=1)
+    close(together[:, :6].sum(axis=0), wanted)
+    alone = np.array(multiply(ops, weights, x[4:5], state_of(mx, 1)))
+    assert np.array_equal(alone[:, 0], together[:, 4])
+    whole = [packed(mx, first), packed(mx, second)]
+    nested = [
+        np.array(multiply(ops, each, mx.stack([x[4]] * 2), state_of(mx, 1), nested=True, chosen=True))
+        for each in (weights, whole)
+    ]
+    assert np.array_equal(nested[0], nested[1])
+    assert np.array_equal(nested[0][..., :150], alone[..., :150])
+    tokens = [149, 0, 77, *range(13)]
+    found = np.array(embed(ops, weights[0], state_of(mx, 3, tokens), rows=8))[:3]
+    wanted = upper(first).rows(tokens[:3])
+    assert np.abs(found - wanted).max() <= 1e-6 * np.abs(wanted).max()  # rounded once here, up to twice there
 
 
 @pytest.mark.parametrize("names", [("affine8-g32-bf16", "q8_0", "16"), slow("q4_k", "q6_k", "q5_1")], ids=" ".join)
@@ -216,12 +256,12 @@ def runtime_of(mx, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
     from specdec.runtimes.mlx import MlxRuntime
 
-    def make(name: str) -> tuple[SyntheticSource, Any]:
+    def make(name: str, load_share: float = 1.0) -> tuple[SyntheticSource, Any]:
         shape, types = MODELS[name]
         config = quantised_config(num_layers=1, intermediate_size=256, **shape)
         source = quantised_source(config, *types, dtype="bfloat16" if "bf16" in types[0] else "float16")
-        store = Store.open(convert(source, tmp_path / name.replace(" ", "-"), quantised="keep"), verify=False)
-        return source, MlxRuntime(store)
+        path = convert(source, tmp_path / name.replace(" ", "-"), quantised="keep")
+        return source, MlxRuntime(Store.open(path, verify=False, load_share=load_share))
 
     yield make
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
@@ -238,6 +278,36 @@ def test_models_match_the_dequantised_weights_in_any_company(runtime_of, name):
     assert np.array_equal(logits_of(runtime, ids[:1], 1, view="own"), found[:1])
 
 
+@pytest.mark.parametrize("name", ["q8_0", pytest.param("q4_k with q6_k", marks=pytest.mark.slow)])
+def test_models_that_are_loaded_in_part(runtime_of, name):
+    _, runtime = runtime_of(name, SHARES[name])
+    store, ids = runtime._store, [3, 1, 4, 1]
+    parts = [of for of in store.config.matrices() if isinstance(store.exact(of), UpperMatrix)]
+    assert parts
+    names = store.config.matrices() | store.config.tables()
+    weights = {
+        of: store.exact(of).dequantise() if of in store.config.matrices() else store.table_rows(of) for of in names
+    }
+    wanted = DenseTransformer(store.config, weights.__getitem__, store.vector).logits(ids)
+    found = logits_of(runtime, ids, 4)
+    assert np.abs(found - wanted).max() < 5e-3  # as above
+    assert np.array_equal(logits_of(runtime, ids, 3), found)
+    assert np.array_equal(logits_of(runtime, ids[:1], 1, view="own"), found[:1])
+    nested = logits_of(runtime, ids[:1], 1, view="nested")
+    assert np.array_equal(nested, found[:1]) == (name == "q8_0")
+    blocks = sum(store.exact(of).nbytes - store.exact(of).scores.nbytes for of in store.config.matrices())
+    read = runtime.forward([1], runtime.new_cache(8), effort=EffortSchedule()).bytes_read
+    assert blocks <= read <= 1.05 * blocks
+    held = sum(matrix.data.nbytes for linear in runtime._transformer.linears for matrix in linear.quant)
+    whole = Store.open(store.path, verify=False)
+    saved = sum(
+        padded(m.outputs) * m.inputs * m.form.hidden // 8 for x in runtime._transformer.linears for m in x.quant
+    )
+    of_whole = sum(pack_quant(runtime._mx, whole.exact(of), None).data.nbytes for of in store.config.matrices())
+    assert of_whole - held == saved > 0
+    assert create_runtime("auto", store).name == "mlx"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_models_at_an_effort_in_any_company(runtime_of, name):
@@ -250,15 +320,17 @@ def test_models_at_an_effort_in_any_company(runtime_of, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "view", "policy", "effort"),
+    ("name", "load_share", "view", "policy", "effort"),
     [
-        ("q4_k with q6_k", "nested", "fixed", 1.0),
-        pytest.param("q4_k with q6_k", "own", "goodput", 0.5, marks=pytest.mark.slow),
-        pytest.param("affine in part", "own,nested", "heuristic:longest=6", 0.5, marks=pytest.mark.slow),
+        ("q4_k with q6_k", 1.0, "nested", "fixed", 1.0),
+        ("q8_0", 0.5, "nested", "fixed", 1.0),
+        pytest.param("q4_k with q6_k", 0.92, "own,nested", "fixed", 0.5, marks=pytest.mark.slow),
+        pytest.param("q4_k with q6_k", 1.0, "own", "goodput", 0.5, marks=pytest.mark.slow),
+        pytest.param("affine in part", 1.0, "own,nested", "heuristic:longest=6", 0.5, marks=pytest.mark.slow),
     ],
 )
-def test_speculation_changes_no_token(runtime_of, name, view, policy, effort):
-    _, runtime = runtime_of(name)
+def test_speculation_changes_no_token(runtime_of, name, load_share, view, policy, effort):
+    _, runtime = runtime_of(name, load_share)
     drafting = {"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 2}
     assert_identical(Model(runtime), [3, 1], drafting, max_tokens=4, verify_effort=effort)
 

@@ -7,9 +7,9 @@ import pytest
 from synthetic import random_table
 
 from specdec.runtimes import mlx_quant
-from specdec.runtimes.mlx_quant import QuantForm, pack_quant, quant_form
+from specdec.runtimes.mlx_quant import PackedQuant, QuantForm, pack_quant, quant_form
 from specdec.views.dtypes import to_float32
-from specdec.views.quantised import QuantisedTable, quantised_type, quantised_types
+from specdec.views.quantised import QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type, quantised_types
 
 mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 
@@ -21,7 +21,7 @@ def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
 def unpack_cuda(form: QuantForm, data: np.ndarray, outputs: int, inputs: int) -> tuple[np.ndarray, ...]:
     """Codes (tiles * 128, in), scales and offsets (tiles * 128, groups), one number at a time in order."""
     tiles, wide = -(-outputs // 128), inputs
-    spans, rest = wide // (32 * form.span), form.bits - 4
+    spans, rest = wide // (32 * form.span), form.bits - 4 - form.hidden
     sizes = (tiles * spans * form.head_bytes, tiles * wide * 64, tiles * wide * 16 * rest)
     assert data.dtype == np.uint8
     assert data.shape == (sum(sizes),)
@@ -43,7 +43,7 @@ def unpack_cuda(form: QuantForm, data: np.ndarray, outputs: int, inputs: int) ->
             code = code << 2 | (lower[:, :, 4 * g + t // 2] >> (t % 2 * 4 + half * 2)) & 3
         elif rest == 1:
             code = code << 1 | (lower[:, :, 2 * g + t // 4] >> (t % 4 * 2 + half)) & 1
-        codes[:, o] = code
+        codes[:, o] = code << form.hidden
         place, factors = (g * 8 + t) * 2 + half, 2 if form.offset else 1
         words = np.ascontiguousarray(heads[:, :, : 256 * factors]).view("<u2")
         scale = to_float32(words[:, :, place * factors], dtype)
@@ -60,9 +60,9 @@ def unpack_cuda(form: QuantForm, data: np.ndarray, outputs: int, inputs: int) ->
     return tuple(part.reshape(tiles * 128, -1) for part in (codes, scales, offsets))
 
 
-def check(table: QuantisedTable, data: np.ndarray) -> None:
-    form, (outputs, inputs) = quant_form(table.type), table.shape
-    codes, scales, offsets = unpack_cuda(form, data, outputs, inputs)
+def check(table: QuantisedTable, packed: PackedQuant) -> None:
+    form, (outputs, inputs) = packed.form, table.shape
+    codes, scales, offsets = unpack_cuda(form, np.array(packed.data), outputs, inputs)
     assert np.array_equal(codes[:outputs, :inputs], table.codes())
     scale, offset = table.scale_and_offset()
     of_group = table.kind.group
@@ -88,11 +88,10 @@ def test_every_type_keeps_its_codes_and_factors(name: str, monkeypatch: pytest.M
     packed = pack_quant(mx, table, scores)
     assert (packed.form, packed.outputs, packed.inputs) == (quant_form(name), 300, inputs)
     assert packed.scores is scores
-    whole = np.array(packed.data)
-    check(table, whole)
+    check(table, packed)
     # In slices of outputs, as a large one is.
     monkeypatch.setattr(mlx_quant, "_SLICE_WEIGHTS", 128 * 300)
-    assert np.array_equal(np.array(pack_quant(mx, table, scores).data), whole)
+    assert np.array_equal(np.array(pack_quant(mx, table, scores).data), np.array(packed.data))
 
 
 @pytest.mark.parametrize("name", quantised_types())
@@ -105,13 +104,30 @@ def test_packed_matrices_take_the_room_of_their_blocks(name: str) -> None:
     assert pack_quant(mx, table, None).data.nbytes == table.block_bytes + extra <= 1.03 * table.block_bytes
 
 
+@pytest.mark.parametrize("name", [name for name in quantised_types() if quantised_type(name).bits > 4])
+def test_a_matrix_that_is_loaded_in_part_is_its_heads_and_upper_bits(name: str) -> None:
+    exact = QuantisedMatrix.from_table(random_table(name, (300, 256), np.random.default_rng(5)))
+    part = UpperMatrix(name, exact.shape, exact.arrays, exact.scores)
+    whole, packed = pack_quant(mx, exact, None), pack_quant(mx, part, None)
+    hidden = quantised_type(name).bits - 4
+    assert packed.form == quant_form(name, hidden=hidden)
+    check(part, packed)
+    data = np.array(packed.data)
+    assert np.array_equal(data, np.array(whole.data)[: data.size])
+    assert whole.data.nbytes - data.nbytes == 384 * 256 * hidden // 8
+    for share in (1.0, 0.25):
+        nested = whole.bytes_read(share, nested=True)
+        assert packed.bytes_read(share, nested=False) == packed.bytes_read(share, nested=True) == nested
+        assert whole.bytes_read(share, nested=False) - nested == share * 300 * 256 * hidden / 8
+
+
 def test_negative_zero_and_negative_factors_are_kept() -> None:
     table = random_table("q4_1", (128, 128), np.random.default_rng(6))
     blocks = table.blocks.reshape(128, 4, 20).copy()
     blocks[:, 0, 0:4] = np.array([0x00, 0x80, 0x00, 0x80], np.uint8)  # -0 and -0
     blocks[:, 1, 1] |= 0x80
     table = QuantisedTable("q4_1", (128, 128), {"blocks": blocks.reshape(128, -1)})
-    check(table, np.array(pack_quant(mx, table, mx.ones((128, 1))).data))
+    check(table, pack_quant(mx, table, mx.ones((128, 1))))
 
 
 def test_forms_say_what_the_types_are() -> None:

@@ -19,7 +19,7 @@ from specdec.config import ModelConfig
 from specdec.runtimes import mlx_step
 from specdec.runtimes.mlx_model import Kind
 from specdec.runtimes.mlx_quant import PackedQuant, quant_form
-from specdec.runtimes.mlx_step_quant import ROW_STEPS, QuantStep, _shared_out, suits
+from specdec.runtimes.mlx_step_quant import ROW_STEPS, QuantStep, _segments, _shared_out, suits
 
 GRID = 132
 SHAPES: dict[str, dict[str, Any]] = {
@@ -30,8 +30,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
-def model(shape: str, *types: str) -> tuple[ModelConfig, list[Any], Any]:
-    """Configuration, blocks and logits layer of a model with matrices of `types` in turn, without any bytes."""
+def model(shape: str, *types: str, part: bool = False) -> tuple[ModelConfig, list[Any], Any]:
+    """Configuration, blocks and logits layer of a model with matrices of `types` in turn, without any bytes.
+
+    Of a `part` every other matrix has the upper bits of its codes alone.
+    """
     config = ModelConfig(
         architecture="llama", vocab_size=32000, num_layers=2, norm_eps=1e-5, rope_theta=1e4, max_context=512,
         **SHAPES[shape],
@@ -46,9 +49,10 @@ def model(shape: str, *types: str) -> tuple[ModelConfig, list[Any], Any]:
     def matrix(outputs: int, inputs: int) -> Any:
         nonlocal number
         form = quant_form(types[number % len(types)])
+        form = replace(form, hidden=form.bits - 4 if part and number % 2 else 0)
         number += 1
         tiles, steps = -(-outputs // 128), -(-inputs // 32)
-        size = tiles * (-(-steps // form.span) * form.head_bytes + steps * (2048 + 512 * (form.bits - 4)))
+        size = tiles * (-(-steps // form.span) * form.head_bytes + steps * (2048 + 512 * form.rest))
         return PackedQuant(form, outputs, inputs, SimpleNamespace(nbytes=size), None)
 
     layers = [
@@ -58,8 +62,8 @@ def model(shape: str, *types: str) -> tuple[ModelConfig, list[Any], Any]:
     return config, layers, SimpleNamespace(quant=(matrix(config.vocab_size, hidden),))
 
 
-def step_of(shape: str, *types: str) -> tuple[QuantStep, ModelConfig]:
-    config, layers, head = model(shape, *types)
+def step_of(shape: str, *types: str, part: bool = False) -> tuple[QuantStep, ModelConfig]:
+    config, layers, head = model(shape, *types, part=part)
     mx = SimpleNamespace(zeros=lambda *_, **__: 0, eval=lambda *_: None, int32=None, uint32=None, float32=None)
     driver: Any = SimpleNamespace(multiprocessors=GRID)
     return QuantStep(mx, config, dtype="float16", layers=layers, head=head, embeddings=None, driver=driver), config
@@ -115,6 +119,23 @@ def test_matrices_of_one_row_share_the_grid_by_their_bytes() -> None:
     assert config.vocab_size == tiles[-1] * 128
     step, _ = step_of("135M", "q8_0")
     assert [steps for _, steps, _, _ in step._segments] == [18, 18, 18, 18, 18, 18, 48, 18]
+
+
+def test_upper_bits_alone_are_forms_of_their_own_and_take_less_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(mlx_step, "build", lambda _mx, _backend, text, shared_bytes: made.append(text))  # noqa: ARG005
+    step, _ = step_of("7B", "q8_0", part=True)
+    for mode in ("quant", "nested"):
+        step._kernel(Kind(mode, False, 1, 0, "all"))
+    found = [dict(re.findall(r"^#define (\w+) (.*)$", text.header, re.MULTILINE)) for text in made]
+    assert [defined["FORM_LIST"] for defined in found] == ["{4, 128, 1, 0, 0, 0, 0}, {0, 128, 1, 0, 0, 0, 4}"] * 2
+    assert [int(defined["STAGE_BYTES"]) for defined in found] == [4096 + 256, 2048 + 256]
+    # Gate and up of two blocks, of which one of each has half of its codes: the same; of one block, a third.
+    assert [blocks for _, _, _, blocks in step._segments[4:6]] == [66, 66]
+    _, layers, head = model("7B", "q8_0", part=True)
+    matrices = [packed for linear in layers[0].linears for packed in linear.quant]
+    gate, up = (blocks for _, _, _, blocks in _segments(GRID, matrices, head.quant[0])[4:6])
+    assert (gate, up) == (86, 46)
 
 
 def test_models_with_matrices_in_16_bits_take_kernels_one_by_one() -> None:

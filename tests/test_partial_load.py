@@ -294,12 +294,6 @@ def test_answers_of_a_quantised_part_are_its_own(runtime: str, tmp_path: Path) -
         assert fast.identical_to == f"dense at {model.store.loaded_share:.3f} of the weights"
 
 
-def test_a_runtime_that_cannot_run_a_quantised_part_says_so(tmp_path: Path) -> None:
-    part = Store.open(quantised_store(tmp_path / "s", "q8_0"), load_share=0.6)
-    with pytest.raises(InvalidArgumentError, match="mlx runtime does not run a quantised store loaded in part: leave"):
-        create_runtime("mlx", part)
-
-
 def test_weights_that_stay_are_the_larger_ones(path: Path) -> None:
     """Half of the weights hold far more than half of what they weigh."""
     whole, part = Store.open(path), Store.open(path, load_share=0.5)

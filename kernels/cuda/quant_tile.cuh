@@ -11,13 +11,14 @@ namespace specdec {
 constexpr int INPUTS = GROUPS * 32;
 
 // A type: bits of a code; its zero; groups of 32 inputs that share a head; whether that has offsets; whether its numbers are
-// bfloat16; what a group has of its own: 1 for 6-bit scales and offsets, 2 for two signed scales.
-template <int BITS_, int ZERO_, int SPAN_, int OFFSET_, int BFLOAT_, int OWN_>
+// bfloat16; what a group has of its own: 1 for 6-bit scales and offsets, 2 for two signed scales; lower bits of a code that
+// are not there. What is not seen of a code counts as half its range.
+template <int BITS_, int ZERO_, int SPAN_, int OFFSET_, int BFLOAT_, int OWN_, int ABSENT_>
 struct Form {
   static constexpr int BITS = BITS_, ZERO = ZERO_, SPAN = SPAN_, OFFSET = OFFSET_, BFLOAT = BFLOAT_, OWN = OWN_;
   static constexpr int FACTORS = OFFSET ? 512 : 256, HEAD = BITS == 16 ? 0 : FACTORS + (OWN ? 2048 : 0);  // bytes
-  static constexpr int UPPER = BITS == 16 ? 256 : 64, REST = BITS == 16 ? 0 : 16 * (BITS - 4);  // bytes of an input
-  static constexpr int SEEN = NESTED && BITS < 16 ? 4 : BITS, HIDDEN = BITS - SEEN;
+  static constexpr int UPPER = BITS == 16 ? 256 : 64, REST = BITS == 16 ? 0 : 16 * (BITS - 4 - ABSENT_);  // bytes of an input
+  static constexpr int SEEN = NESTED && BITS < 16 ? 4 : BITS - ABSENT_, HIDDEN = BITS - SEEN;
   static constexpr int HEADS = (GROUPS + SPAN - 1) / SPAN;
 };
 

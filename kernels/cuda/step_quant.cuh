@@ -6,9 +6,10 @@
 namespace specdec {
 
 // A type of blocks: bits of a code below the upper four, the code of 0, groups of 32 inputs that share a head, whether a
-// head has offsets, whether its numbers are bfloat16, and what every group has of its own.
+// head has offsets, whether its numbers are bfloat16, what every group has of its own, and lower bits of a code that are not
+// there.
 struct Form {
-  int rest, zero, span, offset, bfloat, own;
+  int rest, zero, span, offset, bfloat, own, absent;
 };
 constexpr int SIX_BIT = 1, INT8 = 2;
 constexpr Form FORMS[] = {FORM_LIST};
@@ -25,7 +26,7 @@ struct Place {
   static constexpr bool SLOT = form.span > 1;                // heads of several units lie beside the stages
   static constexpr int HEAD_AT = OWN_AT + OWN_BYTES;
   // What is not read counts as half its range: a sum over codes is twice over, then.
-  static constexpr int HIDDEN_BITS = NESTED ? form.rest : 0, SHIFT = HIDDEN_BITS ? HIDDEN_BITS + 1 : 0;
+  static constexpr int HIDDEN_BITS = form.absent + form.rest - SEEN, SHIFT = HIDDEN_BITS ? HIDDEN_BITS + 1 : 0;
   static constexpr int CENTRE = HIDDEN_BITS ? (1 << HIDDEN_BITS) - 1 - 2 * form.zero : -form.zero;
   static_assert(!SLOT || HEAD_SLOTS > (STAGES - 2 + form.span) / form.span, "heads of all units under way");
 };
@@ -492,7 +493,7 @@ DEVICE void with_form(int form, Do act) {
   act(Number<F>());
 }
 
-// One weight: output `o` and input `i` of a tile.
+// One weight: output `o` and input `i` of a tile. All that is there of a code is seen, in NESTED too.
 template <int F>
 DEVICE float quant_weight(const Matrix& m, const char* data, int o, int i) {
   constexpr Form form = FORMS[F];
@@ -515,7 +516,8 @@ DEVICE float quant_weight(const Matrix& m, const char* data, int o, int i) {
   if (form.own == SIX_BIT) by *= float(own[0]), off *= float(own[1]);
   if (form.own == INT8) by *= float((signed char)own[i % 32 / 16]);
   // Rounded as the definition has it: a difference of two rounded numbers.
-  const float weight = __fmul_rn(by, float(code - form.zero));
+  constexpr float HALF = ((1 << form.absent) - 1) * 0.5f;  // of what is not there
+  const float weight = __fmul_rn(by, float((code << form.absent) - form.zero) + HALF);
   return form.offset ? __fsub_rn(weight, off) : weight;
 }
 

@@ -9,13 +9,14 @@
 #define INPUTS (GROUPS * 32)
 
 // A type: bits of a code; its zero; groups of 32 inputs that share a head; whether that has offsets; whether its numbers are
-// bfloat16; what a group has of its own: 1 for 6-bit scales and offsets, 2 for two signed scales.
-template <int BITS_, int ZERO_, int SPAN_, int OFFSET_, int BFLOAT_, int OWN_>
+// bfloat16; what a group has of its own: 1 for 6-bit scales and offsets, 2 for two signed scales; lower bits of a code that
+// are not there. What is not seen of a code counts as half its range.
+template <int BITS_, int ZERO_, int SPAN_, int OFFSET_, int BFLOAT_, int OWN_, int ABSENT_>
 struct Form {
   enum { BITS = BITS_, ZERO = ZERO_, SPAN = SPAN_, OFFSET = OFFSET_, BFLOAT = BFLOAT_, OWN = OWN_ };
   enum { FACTORS = OFFSET_ ? 512 : 256, HEAD = BITS_ == 16 ? 0 : FACTORS + (OWN_ ? 2048 : 0) };  // bytes
-  enum { UPPER = BITS_ == 16 ? 256 : 64, REST = BITS_ == 16 ? 0 : 16 * (BITS_ - 4) };            // bytes of an input
-  enum { SEEN = NESTED && BITS_ < 16 ? 4 : BITS_, HIDDEN = BITS_ - SEEN };
+  enum { UPPER = BITS_ == 16 ? 256 : 64, REST = BITS_ == 16 ? 0 : 16 * (BITS_ - 4 - ABSENT_) };  // bytes of an input
+  enum { SEEN = NESTED && BITS_ < 16 ? 4 : BITS_ - ABSENT_, HIDDEN = BITS_ - SEEN };
   enum { HEADS = (GROUPS + SPAN_ - 1) / SPAN_ };
 };
 

@@ -84,9 +84,10 @@ class MlxRuntime:
 
     Weights are held once, in 16 bits, in the kernels' order; tiers (0.125 times the weights) when an effort below 1 of
     the exact view first needs them; `bucket` adds 1.25 times, `int4` 0.28 times. Matrices of a quantised store are held
-    in the bits of their blocks, which `own` and `nested` drafts read too. The cache is float16, the residual stream
-    float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts; Metal and quantised
-    matrices: float32). Logits are equal bits for equal token histories, efforts and views, whatever shares the pass.
+    in the bits of their blocks that were loaded, which `own` and `nested` drafts read too. The cache is float16, the
+    residual stream float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts;
+    Metal and quantised matrices: float32). Logits are equal bits for equal token histories, efforts and views, whatever
+    shares the pass.
 
     Args:
         store: an open store; must stay open as long as the runtime is used.

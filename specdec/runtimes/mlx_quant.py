@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from specdec.runtimes.mlx_pack import pad, padded
 from specdec.views.affine import AffineType
 from specdec.views.quantised import quantised_type
+from specdec.views.quantised_types import UPPER_BITS, UpperBits
 
 if TYPE_CHECKING:
     from specdec.views.quantised import QuantisedTable
 
 TILE = 128  # outputs that are kept together
 GROUP = 32  # inputs of a step, and what inputs are padded to
-UPPER = 4  # bits of a code that the nested view sees
 PLAIN = 16  # bits of a weight that is not quantised
 _OWN = {"q4_k": "six_bit", "q5_k": "six_bit", "q6_k": "int8"}
 _SLICE_WEIGHTS = 1 << 25  # decoded at once
@@ -38,6 +38,8 @@ class QuantForm:
         bfloat: 16-bit factors are bfloat16, else float16.
         own: what each group of 32 inputs has beside its head: "" for nothing, "six_bit" for a scale and an offset of
             6 bits, "int8" for two signed scales, of inputs 0 to 15 and of 16 to 31.
+        hidden: lower bits of every code that are not there and count as half their range: all but the upper four, of a
+            matrix that is loaded in part, else none.
     """
 
     name: str
@@ -47,6 +49,12 @@ class QuantForm:
     offset: bool
     bfloat: bool
     own: str
+    hidden: int = 0
+
+    @property
+    def rest(self) -> int:
+        """Bits of a code below the upper four that are there."""
+        return self.bits - UPPER_BITS - self.hidden
 
     @property
     def head_bytes(self) -> int:
@@ -56,8 +64,8 @@ class QuantForm:
         return (4 if self.offset else 2) * TILE + (8 * 2 * TILE if self.own else 0)
 
 
-def quant_form(name: str) -> QuantForm:
-    """The form of a quantised type.
+def quant_form(name: str, *, hidden: int = 0) -> QuantForm:
+    """The form of a quantised type, perhaps without the lower bits of its codes.
 
     Raises:
         InvalidArgumentError: there is no such type.
@@ -66,7 +74,7 @@ def quant_form(name: str) -> QuantForm:
     own = _OWN.get(name, "")
     bfloat = isinstance(kind, AffineType) and kind.dtype == "bfloat16"
     offset = isinstance(kind, AffineType) or name in ("q4_1", "q5_1") or own == "six_bit"
-    return QuantForm(name, kind.bits, int(kind.zero), kind.block // GROUP, offset, bfloat, own)
+    return QuantForm(name, kind.bits, int(kind.zero), kind.block // GROUP, offset, bfloat, own, hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +107,9 @@ class PackedQuant:
 
     def bytes_read(self, share: float, *, nested: bool) -> float:
         """Bytes of a multiplication by a share of the inputs, padding left out."""
-        bits = UPPER if nested and self.form.bits != PLAIN else self.form.bits
-        heads = -(-self.inputs // (GROUP * self.form.span)) * self.form.head_bytes / TILE
+        form = self.form
+        bits = UPPER_BITS if nested and form.bits != PLAIN else form.bits - form.hidden
+        heads = -(-self.inputs // (GROUP * form.span)) * form.head_bytes / TILE
         return self.outputs * (share * self.inputs * bits / 8 + heads)
 
 
@@ -129,14 +138,15 @@ def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
     1. heads (tiles, spans, form.head_bytes): 16-bit scales, each followed by its offset where there is one; then, of
        forms with more, two bytes an output for each of eight groups of 32 inputs;
     2. upper bits (tiles, in, 64): the upper four bits of every code, two a byte, the first in the low bits;
-    3. lower bits (tiles, in, 16 * (bits - 4)): the rest of every code, as many as fit in a byte, alike.
+    3. lower bits (tiles, in, 16 * form.rest): the rest of every code, as many as fit in a byte, alike; nothing of a
+       matrix that is loaded without them.
 
     Args:
         mx: MLX.
-        table: blocks as the store has them.
+        table: blocks as the store has them; of an `UpperMatrix` the upper bits of codes are kept.
         scores: float32 (in, 1), an `mx.array`.
     """
-    form = quant_form(table.type)
+    form = quant_form(table.type, hidden=table.kind.hidden if isinstance(table.kind, UpperBits) else 0)
     outputs, inputs = table.shape
     step = max(1, _SLICE_WEIGHTS // inputs // TILE) * TILE
     made: list[tuple[Any, ...]] = []
@@ -177,10 +187,9 @@ def _tiles(mx: Any, form: QuantForm, parts: _Parts) -> tuple[Any, ...]:
         own = _in_lanes(pad(mx, parts.own, (rows, spans, 8, 2)).reshape(rows, spans * 8, 2))
         head = mx.concatenate([head, own.reshape(rows // TILE, spans, -1)], axis=2)
     codes = _in_lanes(pad(mx, parts.codes, (rows, inputs))).reshape(rows // TILE, inputs, TILE)
-    rest = form.bits - UPPER
-    made = [head, _in_bytes(codes >> rest, UPPER)]
-    if rest:
-        made.append(_in_bytes(codes & ((1 << rest) - 1), rest))
+    made = [head, _in_bytes(codes >> form.bits - UPPER_BITS, UPPER_BITS)]
+    if form.rest:
+        made.append(_in_bytes(codes & ((1 << form.rest) - 1), form.rest))
     return tuple(mx.contiguous(part).reshape(-1) for part in made)
 
 

@@ -100,5 +100,5 @@ def _sizes(ops: Ops, matrix: PackedQuant, rows: int) -> dict[str, Constant]:
 
 def _form(form: QuantForm) -> str:
     """A form as both languages read it."""
-    numbers = (form.bits, form.zero, form.span, int(form.offset), int(form.bfloat), _OWN[form.own])
+    numbers = (form.bits, form.zero, form.span, int(form.offset), int(form.bfloat), _OWN[form.own], form.hidden)
     return f"Form<{', '.join(map(str, numbers))}>"

@@ -181,7 +181,7 @@ class QuantStep(WholeStep):
         """The largest unit."""
 
         def unit(form: QuantForm) -> int:
-            rest = 0 if nested else form.bits - 4
+            rest = 0 if nested else form.rest
             head = (512 if form.offset else 256) if form.span == 1 else 0
             return 2048 + 512 * rest + (256 if form.own else 0) + head
 
@@ -201,7 +201,8 @@ def _apart(rows: int) -> int:
 
 def _form_text(form: QuantForm) -> str:
     own = {"": 0, "six_bit": 1, "int8": 2}[form.own]
-    return f"{{{form.bits - 4}, {form.zero}, {form.span}, {int(form.offset)}, {int(form.bfloat)}, {own}}}"
+    numbers = (form.rest, form.zero, form.span, int(form.offset), int(form.bfloat), own, form.hidden)
+    return f"{{{', '.join(map(str, numbers))}}}"
 
 
 def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list[tuple[int, int, int, int]]:

@@ -48,10 +48,6 @@ _RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
 }
 
 
-# Those that run quantised matrices without the lower bits of their codes.
-_HIDDEN_BITS = frozenset({"reference", "native"})
-
-
 def best_runtime() -> str:
     """The runtime that "auto" means: `mlx` where MLX has a GPU (Metal, then CUDA), else `native` where its extension
     module was built, else `reference`."""
@@ -76,9 +72,7 @@ def missing_gpu() -> str | None:
 def _choose(store: Store) -> str:
     """The best runtime for a model. Says in one line when a GPU is here and not used."""
     reason = missing_gpu()
-    if reason is None and store.hides_bits and "mlx" not in _HIDDEN_BITS:
-        reason = "it does not run quantised weights that are loaded in part"
-    elif reason is None:
+    if reason is None:
         from specdec.runtimes.mlx import refuse_unsupported
 
         reason = refuse_unsupported(store.config)
@@ -123,9 +117,4 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
         name = _choose(store)
     if name not in _RUNTIMES:
         raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
-    if name not in _HIDDEN_BITS and store.hides_bits:
-        raise InvalidArgumentError(
-            f"the {name} runtime does not run a quantised store loaded in part: leave load_share at 1, or use runtime "
-            f"{' or '.join(sorted(_HIDDEN_BITS))!r}"
-        )
     return _RUNTIMES[name](store, threads)
