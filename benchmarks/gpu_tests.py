@@ -15,7 +15,9 @@ from common import print_machine
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.mlx_device import find_gpu
 
-TESTS = Path(__file__).resolve().parent.parent / "tests" / "test_gpu_runtime.py"
+TESTS = [
+    str(Path(__file__).resolve().parent.parent / "tests" / name) for name in ("test_gpu_runtime.py", "test_gpu_quantised.py")
+]
 
 
 class Outcomes:
@@ -38,7 +40,7 @@ def main() -> int:
     except RuntimeUnavailableError as error:
         sys.exit(str(error))
     outcomes = Outcomes()
-    code = pytest.main(["-q", "-p", "no:cacheprovider", str(TESTS), *sys.argv[1:]], plugins=[outcomes])
+    code = pytest.main(["-q", "-p", "no:cacheprovider", *TESTS, *sys.argv[1:]], plugins=[outcomes])
     print_machine()
     print(f"{gpu.name}, {gpu.backend}, MLX {gpu.version}")
     for name, counts in outcomes.counts.items():

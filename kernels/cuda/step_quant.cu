@@ -1,8 +1,8 @@
 // A whole step of a quantised model in one kernel: the exact view at any effort, or, with NESTED, the upper bits of the
 // codes. Whoever adds the last part of a tile of a product makes the inputs of the next multiplication that come of it and,
 // below effort 1, counts their keys (step_choice.cuh); after a meeting, each block takes in what its share of its matrix
-// needs. Several rows are made into whole numbers once, a row alone by every block that needs it. Rows that are being made
-// and rows that may still be read lie in different places. Matrices that take the same row (q, k and v; gate and up) are
+// needs. Rows are made into whole numbers once, but for a row alone below effort 1, which every block chooses from that needs
+// it. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same row (q, k and v; gate and up) are
 // chosen from by themselves and have blocks of their own.
 // The ring is filled bit by bit: what is asked for of the memory all at once holds up the meeting and the rows behind it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
@@ -27,8 +27,10 @@ const Gathering gathering{ends, reinterpret_cast<float*>(room)};
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
 unsigned* arrivals = const_cast<unsigned*>(sync) + SYNC_ARRIVALS;  // at tiles of HIDDEN outputs, then of INNER
+#if TIERS
 auto values_at = [&](int site) { return scratch + AT_VALUES + site % 2 * VALUES_EACH; };
-#if ROWS > 1
+#endif
+#if ROWS > 1 || !TIERS
 // (joined, padded / 32, rows, GROUP_WORDS)
 auto words_at = [&](int site) { return reinterpret_cast<unsigned*>(scratch + AT_WORDS) + site % 2 * WORDS_EACH; };
 auto groups_at = [&](int site) { return reinterpret_cast<Group*>(scratch + AT_GROUPS) + site % 2 * (WORDS_EACH / GROUP_WORDS); };
@@ -104,7 +106,7 @@ auto make_four = [&](int layer, int site, int first, bool adds, int row, int i) 
     value = plain4(site, row, i);
   }
   const float v[4] = {value.x, value.y, value.z, value.w};
-#if !TIERS && ROWS > 1
+#if !TIERS
   put_group(words_at(site), groups_at(site), i / 32 * (rows - first) + row, i % 32 / 4, v, true);
 #else
   *reinterpret_cast<float4*>(values_at(site) + (size_t)row * padded + i) = value;
@@ -192,7 +194,7 @@ auto fill_for = [&](int layer, int site, int until) {
   fill_share(portion_at(layer, site), layer, segment_of_block(site, layer == LAYERS, block), until);
 };
 // Takes in the inputs that this block's share of its matrix multiplies.
-#if ROWS > 1
+#if ROWS > 1 || !TIERS
 auto take_in = [&](const Portion& share, int layer, int site, int which, int count, const int*) {
   const Matrix& m = share.m;
   const int begin = share.block_step, length = share.length();
@@ -240,31 +242,21 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int cou
   BARRIER();
 };
 #else
-auto take_in = [&](const Portion& share, int layer, int site, int which, int, [[maybe_unused]] const int* wanted) {
+auto take_in = [&](const Portion& share, int layer, int site, int which, int, const int* wanted) {
   const float* values = values_at(site);
   const int quads = share.m.steps * 8, begin = share.block_step * 8, length = share.length() * 8;
   auto place = [&](int j) {
     const int quad = begin + j;
     return (quad < quads ? quad : quad - quads) * 4;
   };
-  auto four = [&](int i) {
-#if !TIERS
-    if (site == 1) return plain4(site, 0, i);
-#endif
-    return load_float4(values + i);
-  };
   // All that is needed is asked for before any of it is used.
-#if TIERS
   const int segment = layer == LAYERS ? 0 : which - first_segment(site);
   const float* scores = scores_at(layer, which);
   const Counts under_way(histograms + ((size_t)(turn % 3) * HISTOGRAMS + segment) * BINS);
-#endif
-  const float4 early = tid < length ? four(place(tid)) : float4{0, 0, 0, 0};
+  const float4 early = tid < length ? load_float4(values + place(tid)) : float4{0, 0, 0, 0};
   const float square = site % 2 == 0 ? load_squares(squares) : 0.0f;
-#if TIERS
   const int cut = find_cut(under_way, wanted[segment], counting, reinterpret_cast<unsigned*>(room));
   ++turn;
-#endif
   const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
   if (tid < 4) scales[tid] = scale;
   fill_share(share, layer, which, STAGES);
@@ -273,16 +265,14 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int, [[
     const int j = start + tid, i = place(j);
     const bool inside = j < length;
     float4 value = early;
-    if (start > 0) value = inside ? four(i) : float4{0, 0, 0, 0};
+    if (start > 0) value = inside ? load_float4(values + i) : float4{0, 0, 0, 0};
     float v[4] = {value.x, value.y, value.z, value.w};
-#if TIERS
     float score[4][TIERS];
     load_scores4(scores, i, inside ? width_at(site) : 0, score);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       if (bin_of(fabsf(v[e]) * score[e][0]) < cut) v[e] = 0;
     }
-#endif
     put_group(words, groups, j / 8, j % 8, v, inside);
   }
   BARRIER();

@@ -127,7 +127,7 @@ class QuantStep(WholeStep):
         constants["OTHER_PARTS"] = padded(max(floats[1], floats[3]), 4)
         widest = max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
         bins = 9 * rows * (32 << int(constants["BIN_BITS"])) if kind.selects else 0
-        joined = 0 if rows == 1 else 3 if kind.selects else 1
+        joined = 1 if not kind.selects else 3 if rows > 1 else 0
         # Rows that are being made, and those that may still be read.
         constants["VALUES_EACH"], constants["WORDS_EACH"] = rows * widest, joined * rows * widest // 2
         place = 0
