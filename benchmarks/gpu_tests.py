@@ -15,9 +15,8 @@ from common import print_machine
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.mlx_device import find_gpu
 
-TESTS = [
-    str(Path(__file__).resolve().parent.parent / "tests" / name) for name in ("test_gpu_runtime.py", "test_gpu_quantised.py")
-]
+FILES = ("test_gpu_runtime.py", "test_gpu_quantised.py")
+TESTS = [str(Path(__file__).resolve().parent.parent / "tests" / name) for name in FILES]
 
 
 class Outcomes:

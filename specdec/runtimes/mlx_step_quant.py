@@ -195,7 +195,7 @@ class QuantStep(WholeStep):
 
 
 def _apart(rows: int) -> int:
-    """Floats from row to row of sums in shared memory: a little more than a tile, so that rows lie in different banks."""
+    """Floats from row to row of sums in shared memory: more than a tile, so that rows lie in different banks."""
     return TILE + 8 if rows <= 8 else TILE
 
 
