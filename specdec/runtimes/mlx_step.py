@@ -205,7 +205,7 @@ class WholeStep:
             constants = self._constants(kind)
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
-            body, product = self._files(kind)
+            body, *products = self._files(kind)
             text = kernel_text(
                 "cuda",
                 body,
@@ -213,13 +213,13 @@ class WholeStep:
                 inputs=("table", "cache", "angles", "take", "state", "sync", "logits_out"),
                 outputs=("scratch", "done"),
                 bounds=(THREADS, 1),
-                parts=(*PARTS, product),
+                parts=(*PARTS, *products),
             )
             built = build(self.mx, "cuda", text, shared_bytes=shared_bytes)
             self._kernels[key] = built, floats
         return self._kernels[key]
 
-    def _files(self, kind: Kind) -> tuple[str, str]:
+    def _files(self, kind: Kind) -> tuple[str, ...]:
         """The files of a kind's step and of its products."""
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
 

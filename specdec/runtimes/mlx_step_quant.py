@@ -99,8 +99,8 @@ class QuantStep(WholeStep):
             table, forms = source.data, forms | self._forms.index(source.form) << 8
         return [packed.data, final_norm, table, packed.scores, forms]
 
-    def _files(self, kind: Kind) -> tuple[str, str]:  # noqa: ARG002
-        return "step_quant", "step_quant.cuh"
+    def _files(self, kind: Kind) -> tuple[str, ...]:  # noqa: ARG002
+        return "step_quant", "step_portions.cuh", "step_quant.cuh"
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         rows, nested = kind.rows, kind.mode == "nested"
