@@ -1,9 +1,9 @@
 // A whole step of a quantised model in one kernel: the exact view at any effort, or, with NESTED, the upper bits of the
 // codes. Whoever adds the last part of a tile of a product makes the inputs of the next multiplication that come of it and,
 // below effort 1, counts their keys (step_choice.cuh); after a meeting, each block takes in what its share of its matrix
-// needs. Rows are made into whole numbers once, but for a row alone below effort 1, which every block chooses from that needs
-// it. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same row (q, k and v; gate and up) are
-// chosen from by themselves and have blocks of their own.
+// needs. Rows are made into whole numbers once, but for a row alone below effort 1, which every block chooses from that
+// needs it. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same
+// row (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
 // The ring is filled bit by bit: what is asked for of the memory all at once holds up the meeting and the rows behind it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of inputs to take), state, sync, logits_out (., VOCAB), which are written in place -> scratch, done
@@ -193,6 +193,7 @@ auto fill_share = [&](const Portion& share, int layer, int which, int until) {
 auto fill_for = [&](int layer, int site, int until) {
   fill_share(portion_at(layer, site), layer, segment_of_block(site, layer == LAYERS, block), until);
 };
+
 // Takes in the inputs that this block's share of its matrix multiplies.
 #if ROWS > 1 || !TIERS
 auto take_in = [&](const Portion& share, int layer, int site, int which, int count, const int*) {
