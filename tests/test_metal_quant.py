@@ -246,6 +246,7 @@ def test_kernels_under_sanitizers(monkeypatch, tmp_path):
     mx = use_host(monkeypatch, tmp_path, "address")
     test_every_type_alone_and_in_company(mx, ("q5_0", "q5_1", "q4_k"))
     test_effort_takes_inputs_and_nested_upper_bits(mx, ("q8_0", "q5_k", "q6_k"))
+    test_upper_bits_alone_are_what_a_nested_draft_sees_of_the_whole(mx, ("q6_k", "q5_k"), "metal")
     test_cuda_kernels_do_as_metal_does(mx, ("affine8-g32-bf16", "q8_0", "16"))
     test_sixteen_rows_and_matrices_in_sixteen_bits(mx, "bfloat16")
 
