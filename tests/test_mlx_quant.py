@@ -9,7 +9,14 @@ from synthetic import random_table
 from specdec.runtimes import mlx_quant
 from specdec.runtimes.mlx_quant import PackedQuant, QuantForm, pack_quant, quant_form
 from specdec.views.dtypes import to_float32
-from specdec.views.quantised import QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type, quantised_types
+from specdec.views.quantised import (
+    QuantisedMatrix,
+    QuantisedTable,
+    UpperMatrix,
+    plane_type,
+    quantised_type,
+    quantised_types,
+)
 
 mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 
@@ -119,6 +126,22 @@ def test_a_matrix_that_is_loaded_in_part_is_its_heads_and_upper_bits(name: str) 
         nested = whole.bytes_read(share, nested=True)
         assert packed.bytes_read(share, nested=False) == packed.bytes_read(share, nested=True) == nested
         assert whole.bytes_read(share, nested=False) - nested == share * 300 * 256 * hidden / 8
+
+
+@pytest.mark.parametrize("name", [name for name in quantised_types() if quantised_type(name).bits > 4])
+def test_planes_are_packed_as_blocks_are(name: str) -> None:
+    kind = quantised_type(name)
+    table = random_table(name, (300, max(kind.block, 96 // kind.block * kind.block)), np.random.default_rng(7))
+    scores, planes = mx.ones((table.shape[1], 1)), plane_type(name).split(table.arrays)
+    found = pack_quant(mx, QuantisedTable(name, table.shape, planes), scores)
+    assert np.array_equal(np.array(found.data), np.array(pack_quant(mx, table, scores).data))
+    # Without the rest, as without it of the blocks.
+    part = {part: array for part, array in planes.items() if part != "rest"}
+    ones = np.ones((table.shape[1], 1), np.float32)
+    upper, of_blocks = (UpperMatrix(name, table.shape, arrays, ones) for arrays in (part, table.arrays))
+    assert np.array_equal(
+        np.array(pack_quant(mx, upper, scores).data), np.array(pack_quant(mx, of_blocks, scores).data)
+    )
 
 
 def test_negative_zero_and_negative_factors_are_kept() -> None:

@@ -158,12 +158,7 @@ std::string Model::load_quantised(int index, const QuantSource& source, int64_t 
   std::string problem;
   pool_->run(static_cast<int>((last - first + kQuantBlock - 1) / kQuantBlock), [&](int part, int) {
     const int64_t skip = part * int64_t{kQuantBlock};
-    QuantSource from = source;
-    from.codes += skip * matrix.type.row_bytes(matrix.in);
-    if (from.scales != nullptr) {
-      from.scales += skip * matrix.type.row_factors(matrix.in);
-      from.biases += skip * matrix.type.row_factors(matrix.in);
-    }
+    const QuantSource from = matrix.type.from_row(source, matrix.in, skip);
     const std::string found = matrix.pack(from, first + skip, std::min(first + skip + kQuantBlock, last));
     if (found.empty()) return;
     std::lock_guard<std::mutex> lock(mutex);

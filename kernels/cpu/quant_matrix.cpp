@@ -38,6 +38,25 @@ void six_bit_pair(const uint8_t* p, int64_t g, uint8_t* own) {
   }
 }
 
+// Eight codes of kBits from as many bytes, the first in the lowest bits, a byte each.
+template <int kBits>
+uint64_t eight_codes(const uint8_t* p) {
+  uint64_t x = 0;
+  std::memcpy(&x, p, kBits);
+  x = (x | x << 4 * (8 - kBits)) & 0x0000000100000001U * ((uint64_t{1} << 4 * kBits) - 1);
+  x = (x | x << 2 * (8 - kBits)) & 0x0001000100010001U * ((uint64_t{1} << 2 * kBits) - 1);
+  return (x | x << (8 - kBits)) & 0x0101010101010101U * ((uint64_t{1} << kBits) - 1);
+}
+// 32 codes in planes, kRest bits of each in the second; without it these bits are zeros.
+template <int kRest>
+void join(const uint8_t* upper, const uint8_t* rest, uint8_t* codes) {
+  for (int k = 0; k < kQuantGroup / 8; ++k) {
+    uint64_t eight = eight_codes<4>(upper + 4 * k) << kRest;
+    if (rest != nullptr) eight |= eight_codes<kRest>(rest + kRest * k);
+    std::memcpy(codes + 8 * k, &eight, 8);
+  }
+}
+
 bool finite(uint16_t bits, QuantScale scale) {
   const uint16_t exponent = scale == QuantScale::bfloat ? 0x7F80 : 0x7C00;
   return (bits & exponent) != exponent;
@@ -133,29 +152,72 @@ QuantType::QuantType(const std::string& name) {
   throw std::invalid_argument("unknown quantised type '" + name + "'");
 }
 
-int64_t QuantType::row_bytes(int64_t in) const { return in / block_ * block_bytes_; }
-int64_t QuantType::row_factors(int64_t in) const { return blocks_ == Blocks::affine ? in / block_ : 0; }
+QuantSource QuantType::from_row(const QuantSource& source, int64_t in, int64_t row) const {
+  const auto after = [row](auto* array, int64_t count) { return array == nullptr ? nullptr : array + row * count; };
+  return {after(source.codes, row_bytes(in)),    after(source.scales, row_factors(in)),
+          after(source.biases, row_factors(in)), after(source.upper, row_upper(in)),
+          after(source.rest, row_rest(in)),      after(source.heads, row_heads(in))};
+}
 
 void QuantType::read(const QuantSource& source, int64_t in, int64_t row, int64_t g, Group* group) const {
-  const uint8_t* p = source.codes + row * row_bytes(in) + g / format_.unit * block_bytes_;
-  const int64_t within = g % format_.unit;
-  uint8_t* codes = group->codes;
-  group->scale = word(p);
-  group->offset = 0;
+  const int64_t block = row * (in / block_) + g / format_.unit, within = g % format_.unit;
+  const bool planes = source.upper != nullptr;
+  const uint8_t* p = planes ? nullptr : source.codes + block * block_bytes_;
   group->own[0] = group->own[1] = 1;
+  if (is_affine()) {
+    group->scale = source.scales[block];
+    group->offset = negative(source.biases[block]);
+  } else {
+    read_head(planes ? source.heads + block * head_bytes() : p + (blocks_ == Blocks::q6_k ? 192 : 0), within, group);
+  }
+  if (!planes) return read_codes(p, within, group->codes);
+  const uint8_t* upper = source.upper + row * row_upper(in) + g * kQuantGroup / 2;
+  const uint8_t* rest = source.rest;
+  if (rest != nullptr) rest += row * row_rest(in) + g * kQuantGroup * (format_.bits - 4) / 8;
+  switch (format_.bits) {
+    case 5:
+      return join<1>(upper, rest, group->codes);
+    case 6:
+      return join<2>(upper, rest, group->codes);
+    default:
+      return join<4>(upper, rest, group->codes);
+  }
+}
+
+void QuantType::read_head(const uint8_t* head, int64_t within, Group* group) const {
+  group->scale = word(head);
+  group->offset = 0;
+  switch (blocks_) {
+    case Blocks::q4_1:
+    case Blocks::q5_1:
+      group->offset = negative(word(head + 2));
+      break;
+    case Blocks::q4_k:
+    case Blocks::q5_k:
+      group->offset = word(head + 2);
+      six_bit_pair(head + 4, within, group->own);
+      break;
+    case Blocks::q6_k:
+      group->scale = word(head + 16);
+      std::memcpy(group->own, head + 2 * within, 2);
+      break;
+    default:
+      break;
+  }
+}
+
+void QuantType::read_codes(const uint8_t* p, int64_t within, uint8_t* codes) const {
   switch (blocks_) {
     case Blocks::q4_0:
       nibbles(p + 2, codes);
       break;
     case Blocks::q4_1:
-      group->offset = negative(word(p + 2));
       nibbles(p + 4, codes);
       break;
     case Blocks::q5_0:
       nibbles_and_bits(p + 2, p + 6, codes);
       break;
     case Blocks::q5_1:
-      group->offset = negative(word(p + 2));
       nibbles_and_bits(p + 4, p + 8, codes);
       break;
     case Blocks::q8_0:
@@ -165,8 +227,6 @@ void QuantType::read(const QuantSource& source, int64_t in, int64_t row, int64_t
     case Blocks::q5_k: {
       const bool five = blocks_ == Blocks::q5_k;
       const uint8_t *bits = p + 16, *low = p + (five ? 48 : 16) + within / 2 * kQuantGroup;
-      group->offset = word(p + 2);
-      six_bit_pair(p + 4, within, group->own);
       for (int j = 0; j < kQuantGroup; ++j) {
         codes[j] = within % 2 == 0 ? low[j] & 15 : low[j] >> 4;
         if (five) codes[j] = static_cast<uint8_t>(codes[j] | (bits[j] >> within & 1) << 4);
@@ -175,8 +235,6 @@ void QuantType::read(const QuantSource& source, int64_t in, int64_t row, int64_t
     }
     case Blocks::q6_k: {
       const uint8_t *low = p + within / 4 * 64 + within % 2 * kQuantGroup, *high = p + 128 + within / 4 * kQuantGroup;
-      group->scale = word(p + 208);
-      std::memcpy(group->own, p + 192 + 2 * within, 2);
       for (int j = 0; j < kQuantGroup; ++j) {
         const int nibble = within % 4 < 2 ? low[j] & 15 : low[j] >> 4;
         codes[j] = static_cast<uint8_t>(nibble | (high[j] >> (within % 4 * 2) & 3) << 4);
@@ -184,9 +242,6 @@ void QuantType::read(const QuantSource& source, int64_t in, int64_t row, int64_t
       break;
     }
     case Blocks::affine: {
-      const int64_t at = row * row_factors(in) + g / format_.unit;
-      group->scale = source.scales[at];
-      group->offset = negative(source.biases[at]);
       const uint8_t* first = p + within * kQuantGroup * format_.bits / 8;
       for (int j = 0; j < kQuantGroup; ++j)
         codes[j] = format_.bits == 8 ? first[j] : j % 2 == 0 ? first[j / 2] & 15 : first[j / 2] >> 4;

@@ -10,12 +10,15 @@
 
 namespace specdec {
 
-// A matrix as its source stores it (specdec.views.quantised.QuantisedTable); borrowed, usually memory-mapped. Rows are
-// outputs.
+// A matrix as a store has it (specdec.views.quantised.QuantisedTable); borrowed, usually memory-mapped. Rows are outputs.
 struct QuantSource {
-  const uint8_t* codes = nullptr;     // blocks of a GGUF type, or the words of an affine one
+  const uint8_t* codes = nullptr;     // blocks of a GGUF type, or the words of an affine one; null if codes lie in planes
   const uint16_t* scales = nullptr;   // of an affine type
   const uint16_t* biases = nullptr;
+  // Codes of more than four bits in planes (specdec.views.planes): their upper four bits, and the rest, null if hidden.
+  const uint8_t* upper = nullptr;
+  const uint8_t* rest = nullptr;
+  const uint8_t* heads = nullptr;     // what blocks of a GGUF type have beside their codes
 };
 
 // What one type of quantised blocks looks like.
@@ -25,8 +28,14 @@ class QuantType {
   explicit QuantType(const std::string& name);
 
   const QuantFormat& format() const { return format_; }
-  int64_t row_bytes(int64_t in) const;      // of `codes`
-  int64_t row_factors(int64_t in) const;    // numbers of `scales` and of `biases`
+  // Of one row: bytes of `codes`, numbers of `scales` and of `biases`, bytes of `upper`, `rest` and `heads`.
+  int64_t row_bytes(int64_t in) const { return in / block_ * block_bytes_; }
+  int64_t row_factors(int64_t in) const { return is_affine() ? in / block_ : 0; }
+  int64_t row_upper(int64_t in) const { return in / 2; }
+  int64_t row_rest(int64_t in) const { return in * (format_.bits - 4) / 8; }
+  int64_t row_heads(int64_t in) const { return is_affine() ? 0 : in / block_ * head_bytes(); }
+  // The source without its first rows.
+  QuantSource from_row(const QuantSource& source, int64_t in, int64_t row) const;
   bool fits(int64_t in) const { return in > 0 && in % block_ == 0; }
   // Keeps the four highest bits of every code alone.
   void hide_rest() { format_.hidden = format_.bits - 4; }
@@ -42,6 +51,11 @@ class QuantType {
 
  private:
   enum class Blocks { q4_0, q4_1, q5_0, q5_1, q8_0, q4_k, q5_k, q6_k, affine };
+  bool is_affine() const { return blocks_ == Blocks::affine; }
+  int64_t head_bytes() const { return block_bytes_ - block_ * format_.bits / 8; }
+  void read_head(const uint8_t* head, int64_t within, Group* group) const;
+  void read_codes(const uint8_t* block, int64_t within, uint8_t* codes) const;
+
   Blocks blocks_;
   QuantFormat format_;
   int64_t block_ = kQuantGroup, block_bytes_ = 0;

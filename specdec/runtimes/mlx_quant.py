@@ -1,7 +1,7 @@
 """Quantised matrices in the order in which the GPU kernels read them: `quant.cu`, `quant.metal`, `step_quant*.cu`.
 
-Blocks are taken apart with MLX's operations, on the GPU where there is one, a slice of outputs at a time. What the
-blocks mean is in `specdec.views.quantised_types`; nothing here changes a code or rounds a factor.
+Blocks and planes are taken apart with MLX's operations, on the GPU where there is one, a slice of outputs at a time.
+What they mean is in `specdec.views.quantised_types` and `planes`; nothing here changes a code or rounds a factor.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
 
     Args:
         mx: MLX.
-        table: blocks as the store has them; of an `UpperMatrix` the upper bits of codes are kept.
+        table: blocks or planes as the store has them; of an `UpperMatrix` the upper bits of codes are kept.
         scores: float32 (in, 1), an `mx.array`.
     """
     form = quant_form(table.type, hidden=table.kind.hidden if isinstance(table.kind, UpperBits) else 0)
@@ -152,8 +152,7 @@ def pack_quant(mx: Any, table: QuantisedTable, scores: Any) -> PackedQuant:
     made: list[tuple[Any, ...]] = []
     for first in range(0, outputs, step):
         part = {name: mx.array(array[first : first + step]) for name, array in table.arrays.items()}
-        taken = _affine(mx, form, part) if "weight" in part else _DECODERS[form.name](mx, _blocks(form, part["blocks"]))
-        made.append(_tiles(mx, form, taken))
+        made.append(_tiles(mx, form, _Parts(_codes(mx, form, part), *_heads(mx, form, part))))
         mx.eval(made[-1])
     data = mx.concatenate([piece for pieces in zip(*made, strict=True) for piece in pieces])
     mx.eval(data)
@@ -210,16 +209,52 @@ def _in_bytes(codes: Any, width: int) -> Any:
     return made
 
 
-def _blocks(form: QuantForm, blocks: Any) -> Any:
-    """(out, bytes of a row) to (out, blocks, bytes of a block)."""
+def _codes(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> Any:
+    """Codes of some outputs, uint8 (out, in); of a rest that is left out, zeros."""
+    if "upper" in arrays:
+        rest = form.bits - UPPER_BITS
+        codes = _from_bytes(mx, arrays["upper"], UPPER_BITS) << rest
+        return codes | _from_bytes(mx, arrays["rest"], rest) if "rest" in arrays else codes
+    if "weight" in arrays:
+        return _from_bytes(mx, arrays["weight"].view(mx.uint8), form.bits)
+    kind, blocks = quantised_type(form.name), arrays["blocks"]
+    blocks = blocks.reshape(blocks.shape[0], -1, kind.block * kind.bits // 8 + kind.extra)
+    return _BLOCK_CODES[form.name](mx, blocks).reshape(blocks.shape[0], -1)
+
+
+def _heads(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> tuple[Any, Any]:
+    """Heads of some outputs, and what their groups have of their own, as in `_Parts`."""
     kind = quantised_type(form.name)
-    return blocks.reshape(blocks.shape[0], -1, kind.block * kind.bits // 8 + kind.extra)
+    found = kind.heads(arrays)
+    if "heads" not in found:
+        # MLX's own types: biases are offsets that are added.
+        return mx.stack((found["scales"], found["biases"] ^ 0x8000), axis=-1), None
+    heads = found["heads"].reshape(found["heads"].shape[0], -1, kind.extra)
+    if form.own == "int8":
+        return _factors(mx, heads, 16, 1), heads[..., :16].reshape(*heads.shape[:2], 8, 2)
+    if form.own == "six_bit":
+        return _factors(mx, heads, 0, 2), _six_bit(mx, heads)
+    return _factors(mx, heads, 0, kind.extra // 2, negate=form.offset), None
 
 
-def _factors(mx: Any, blocks: Any, at: int, count: int, *, negate: bool = False) -> Any:
-    """`count` 16-bit numbers from byte `at` of every block, raw bits (out, blocks, count); the last one negated."""
-    found = mx.contiguous(blocks[..., at : at + 2 * count]).view(mx.uint16)
+def _factors(mx: Any, heads: Any, at: int, count: int, *, negate: bool = False) -> Any:
+    """`count` 16-bit numbers from byte `at` of every head, raw bits (out, blocks, count); the last one negated."""
+    found = mx.contiguous(heads[..., at : at + 2 * count]).view(mx.uint16)
     return found ^ mx.array([0, 0x8000], mx.uint16) if negate else found
+
+
+def _six_bit(mx: Any, heads: Any) -> Any:
+    """Eight 6-bit scales and offsets in 12 bytes at 4: see `gguf_blocks`."""
+    first, second, mixed = (heads[..., at : at + 4] for at in (4, 8, 12))
+    scales = mx.concatenate((first & 63, (mixed & 15) | ((first >> 2) & 48)), axis=-1)
+    offsets = mx.concatenate((second & 63, (mixed >> 4) | ((second >> 2) & 48)), axis=-1)
+    return mx.stack((scales, offsets), axis=-1)
+
+
+def _from_bytes(mx: Any, found: Any, width: int) -> Any:
+    """Codes (out, n * 8 / width) from bytes (out, n), the first in the lowest bits: what `_in_bytes` undoes."""
+    shifts = mx.arange(0, 8, width, dtype=mx.uint8)
+    return ((found[..., None] >> shifts) & ((1 << width) - 1)).reshape(found.shape[0], -1)
 
 
 def _halves(mx: Any, nibbles: Any) -> Any:
@@ -227,76 +262,52 @@ def _halves(mx: Any, nibbles: Any) -> Any:
     return mx.stack((nibbles & 15, nibbles >> 4), axis=-2)
 
 
-def _rows(codes: Any) -> Any:
-    """Codes (out, blocks, ...) as (out, in)."""
-    return codes.reshape(codes.shape[0], -1)
-
-
 def _bits(mx: Any, blocks: Any, shifts: list[int], mask: int) -> Any:
     """What every byte holds at each shift: (..., n) to (..., shifts, n)."""
     return (mx.expand_dims(blocks, -2) >> mx.array(shifts, mx.uint8)[:, None]) & mask
 
 
-def _q8(mx: Any, blocks: Any) -> _Parts:
-    return _Parts(_rows(blocks[..., 2:] ^ 128), _factors(mx, blocks, 0, 1))
+def _q8(mx: Any, blocks: Any) -> Any:  # noqa: ARG001
+    return blocks[..., 2:] ^ 128
 
 
-def _small(count: int, *, fifth: bool) -> Callable[[Any, Any], _Parts]:
-    """Blocks of 32: `count` factors, four bytes of fifth bits where there are, 16 bytes of nibbles."""
+def _small(at: int, *, fifth: bool = False) -> Callable[[Any, Any], Any]:
+    """Blocks of 32: from byte `at` on four bytes of fifth bits where there are, then 16 bytes of nibbles."""
 
-    def decode(mx: Any, blocks: Any) -> _Parts:
-        at = 2 * count + 4 * fifth
-        codes = _halves(mx, blocks[..., at : at + 16])
-        if fifth:
-            bits = mx.swapaxes(_bits(mx, blocks[..., 2 * count : at], list(range(8)), 1), -1, -2)
-            codes = codes | (bits << 4).reshape(codes.shape)
-        return _Parts(_rows(codes), _factors(mx, blocks, 0, count, negate=count == 2))
+    def decode(mx: Any, blocks: Any) -> Any:
+        codes = _halves(mx, blocks[..., at + 4 * fifth : at + 4 * fifth + 16])
+        if not fifth:
+            return codes
+        bits = mx.swapaxes(_bits(mx, blocks[..., at : at + 4], list(range(8)), 1), -1, -2)
+        return codes | (bits << 4).reshape(codes.shape)
 
     return decode
 
 
-def _k_own(mx: Any, blocks: Any) -> Any:
-    """Eight 6-bit scales and offsets in 12 bytes at 4: see `gguf_blocks`."""
-    first, second, mixed = (blocks[..., at : at + 4] for at in (4, 8, 12))
-    scales = mx.concatenate((first & 63, (mixed & 15) | ((first >> 2) & 48)), axis=-1)
-    offsets = mx.concatenate((second & 63, (mixed >> 4) | ((second >> 2) & 48)), axis=-1)
-    return mx.stack((scales, offsets), axis=-1)
+def _q4_k(mx: Any, blocks: Any) -> Any:
+    return _halves(mx, blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))
 
 
-def _q4_k(mx: Any, blocks: Any) -> _Parts:
-    codes = _halves(mx, blocks[..., 16:144].reshape(*blocks.shape[:2], 4, 32))
-    return _Parts(_rows(codes), _factors(mx, blocks, 0, 2), _k_own(mx, blocks))
-
-
-def _q5_k(mx: Any, blocks: Any) -> _Parts:
+def _q5_k(mx: Any, blocks: Any) -> Any:
     codes = _halves(mx, blocks[..., 48:176].reshape(*blocks.shape[:2], 4, 32))
     fifth = _bits(mx, blocks[..., 16:48], list(range(8)), 1)
-    codes = codes | (fifth << 4).reshape(codes.shape)
-    return _Parts(_rows(codes), _factors(mx, blocks, 0, 2), _k_own(mx, blocks))
+    return codes | (fifth << 4).reshape(codes.shape)
 
 
-def _q6_k(mx: Any, blocks: Any) -> _Parts:
+def _q6_k(mx: Any, blocks: Any) -> Any:
     codes = _halves(mx, blocks[..., :128].reshape(*blocks.shape[:2], 2, 64))
     high = _bits(mx, blocks[..., 128:192].reshape(*blocks.shape[:2], 2, 32), [0, 2, 4, 6], 3)
-    codes = codes | (high << 4).reshape(codes.shape)
-    own = blocks[..., 192:208].reshape(*blocks.shape[:2], 8, 2)
-    return _Parts(_rows(codes), _factors(mx, blocks, 208, 1), own)
+    return codes | (high << 4).reshape(codes.shape)
 
 
-_DECODERS: dict[str, Callable[[Any, Any], _Parts]] = {
+# Codes of blocks, uint8 (out, blocks, bytes), in order.
+_BLOCK_CODES: dict[str, Callable[[Any, Any], Any]] = {
     "q8_0": _q8,
-    "q4_0": _small(1, fifth=False),
-    "q4_1": _small(2, fifth=False),
-    "q5_0": _small(1, fifth=True),
-    "q5_1": _small(2, fifth=True),
+    "q4_0": _small(2),
+    "q4_1": _small(4),
+    "q5_0": _small(2, fifth=True),
+    "q5_1": _small(4, fifth=True),
     "q4_k": _q4_k,
     "q5_k": _q5_k,
     "q6_k": _q6_k,
 }
-
-
-def _affine(mx: Any, form: QuantForm, arrays: dict[str, Any]) -> _Parts:
-    """MLX's own types: codes in words, the first in the lowest bits; biases are offsets that are added."""
-    found = arrays["weight"].view(mx.uint8)
-    codes = found if form.bits == 8 else mx.stack((found & 15, found >> 4), axis=-1)
-    return _Parts(_rows(codes), mx.stack((arrays["scales"], arrays["biases"] ^ 0x8000), axis=-1))

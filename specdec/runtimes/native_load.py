@@ -77,19 +77,12 @@ def _load_blocks(store: Store, table: QuantisedTable, name: str, take: Any) -> i
     released."""
     outputs = table.shape[0]
     step = max(1, _RELEASE_BYTES * outputs // table.block_bytes // _QUANTISED_OUTPUTS) * _QUANTISED_OUTPUTS
-    codes, *factors = table.arrays.values()
-    scales, biases = factors or (None, None)
     for first in range(0, outputs, step):
         if first:
             store.release_pages()
-        part = slice(first, min(first + step, outputs))
-        problem = take(
-            np.ascontiguousarray(codes[part]).view(np.uint8),
-            None if scales is None else np.ascontiguousarray(scales[part]),
-            None if biases is None else np.ascontiguousarray(biases[part]),
-            part.start,
-            part.stop,
-        )
+        last = min(first + step, outputs)
+        rows = {part: np.ascontiguousarray(array[first:last]) for part, array in table.arrays.items()}
+        problem = take(rows, first, last)
         if problem:
             raise StoreError(f"matrix {name!r} {problem}: convert the model again")
     return table.block_bytes if step >= outputs else _RELEASE_BYTES

@@ -34,9 +34,7 @@ class AffineType(QuantisedType):
         """See `QuantisedType.tensors`."""
         outputs, inputs = shape
         self.check_inputs(inputs)
-        factor = TensorSpec({"float16": "F16", "bfloat16": "BF16"}[self.dtype], (outputs, inputs // self.group))
-        words = TensorSpec("U32", (outputs, inputs * self.bits // _WORD_BITS))
-        return {"weight": words, "scales": factor, "biases": factor}
+        return {"weight": TensorSpec("U32", (outputs, inputs * self.bits // _WORD_BITS)), **self.head_tensors(shape)}
 
     def codes(self, arrays: Arrays) -> np.ndarray:
         """See `QuantisedType.codes`."""
@@ -52,14 +50,14 @@ class AffineType(QuantisedType):
         # x - (-b) is x + b in every bit.
         return to_float32(scales, self.dtype), -to_float32(biases, self.dtype)
 
-    def inputs(self, arrays: Arrays, start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `QuantisedType.inputs`."""
-        words, groups = _WORD_BITS // self.bits, self.group
-        return {
-            "weight": arrays["weight"][:, start // words : stop // words],
-            "scales": arrays["scales"][:, start // groups : stop // groups],
-            "biases": arrays["biases"][:, start // groups : stop // groups],
-        }
+    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """`scales` and `biases`."""
+        return {name: arrays[name] for name in ("scales", "biases")}
+
+    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """See `QuantisedType.head_tensors`."""
+        dtype = {"float16": "F16", "bfloat16": "BF16"}[self.dtype]
+        return dict.fromkeys(("scales", "biases"), TensorSpec(dtype, (shape[0], shape[1] // self.group)))
 
 
 def affine_name(bits: int, group: int, dtype: str) -> str:

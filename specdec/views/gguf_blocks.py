@@ -23,10 +23,12 @@ class BlockType(QuantisedType):
     """A GGUF type: one array `blocks`, uint8 (out, in / block * block_bytes).
 
     Attributes:
+        head_at: where the `extra` bytes of a block that are no codes begin.
         unpack: blocks, uint8 (out, blocks, block_bytes), to codes of any shape that has (out, in) numbers in order.
-        factors: the same to scale and offset of every group, (out, blocks, block / group).
+        factors: heads, uint8 (out, blocks, extra), to scale and offset of every group, (out, blocks, block / group).
     """
 
+    head_at: int
     unpack: Callable[[np.ndarray], np.ndarray]
     factors: Callable[[np.ndarray], Factors]
 
@@ -47,24 +49,30 @@ class BlockType(QuantisedType):
 
     def scale_and_offset(self, arrays: Arrays) -> Factors:
         """See `QuantisedType.scale_and_offset`."""
-        blocks = self._blocks(arrays)
-        scale, offset = self.factors(blocks)
-        shape = (len(blocks), -1)
+        heads = self.heads(arrays)["heads"]
+        scale, offset = self.factors(heads.reshape(len(heads), -1, self.extra))
+        shape = (len(heads), -1)
         return scale.reshape(shape), None if offset is None else offset.reshape(shape)
 
-    def inputs(self, arrays: Arrays, start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `QuantisedType.inputs`."""
-        size = self.block_bytes
-        return {"blocks": arrays["blocks"][:, start // self.block * size : stop // self.block * size]}
+    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """`heads`, uint8 (out, in / block * extra): of every block the bytes that are no codes."""
+        if "heads" in arrays:
+            return {"heads": arrays["heads"]}
+        blocks = self._blocks(arrays)[..., self.head_at : self.head_at + self.extra]
+        return {"heads": blocks.reshape(len(blocks), -1)}
+
+    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """See `QuantisedType.head_tensors`."""
+        return {"heads": TensorSpec("U8", (shape[0], shape[1] // self.block * self.extra))}
 
     def _blocks(self, arrays: Arrays) -> np.ndarray:
         blocks = arrays["blocks"]
         return blocks.reshape(len(blocks), -1, self.block_bytes)
 
 
-def _float16(blocks: np.ndarray, at: int) -> np.ndarray:
-    """The float16 at byte `at` of every block, as float32 (out, blocks, 1)."""
-    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16).astype(np.float32)
+def _float16(heads: np.ndarray, at: int) -> np.ndarray:
+    """The float16 at byte `at` of every head, as float32 (out, blocks, 1)."""
+    return np.ascontiguousarray(heads[..., at : at + 2]).view(np.float16).astype(np.float32)
 
 
 def _halves(nibbles: np.ndarray) -> np.ndarray:
@@ -89,23 +97,23 @@ def _nibbles_and_bits(at: int) -> Callable[[np.ndarray], np.ndarray]:
     return unpack
 
 
-def _scale(blocks: np.ndarray) -> Factors:
-    return _float16(blocks, 0), None
+def _scale(heads: np.ndarray) -> Factors:
+    return _float16(heads, 0), None
 
 
-def _scale_and_minimum(blocks: np.ndarray) -> Factors:
+def _scale_and_minimum(heads: np.ndarray) -> Factors:
     # x - (-m) is x + m in every bit.
-    return _float16(blocks, 0), -_float16(blocks, 2)
+    return _float16(heads, 0), -_float16(heads, 2)
 
 
-def _k_factors(blocks: np.ndarray) -> Factors:
+def _k_factors(heads: np.ndarray) -> Factors:
     """Eight 6-bit scales and minima in 12 bytes at 4: the first four in the low bits of bytes 0 to 7, the others' low
     nibbles in bytes 8 to 11 and their upper two bits on top of the first four."""
-    first, second, mixed = (blocks[..., at : at + 4] for at in (4, 8, 12))
+    first, second, mixed = (heads[..., at : at + 4] for at in (4, 8, 12))
     six, two = np.uint8(0x3F), np.uint8(0x30)
     scales = np.concatenate((first & six, (mixed & np.uint8(15)) | ((first >> np.uint8(2)) & two)), axis=-1)
     minima = np.concatenate((second & six, (mixed >> np.uint8(4)) | ((second >> np.uint8(2)) & two)), axis=-1)
-    return _float16(blocks, 0) * scales.astype(np.float32), _float16(blocks, 2) * minima.astype(np.float32)
+    return _float16(heads, 0) * scales.astype(np.float32), _float16(heads, 2) * minima.astype(np.float32)
 
 
 def _k4_codes(blocks: np.ndarray) -> np.ndarray:
@@ -128,18 +136,18 @@ def _k6_codes(blocks: np.ndarray) -> np.ndarray:
     return codes
 
 
-def _k6_factors(blocks: np.ndarray) -> Factors:
-    scales = np.ascontiguousarray(blocks[..., 192:208]).view(np.int8).astype(np.float32)
-    return _float16(blocks, 208) * scales, None
+def _k6_factors(heads: np.ndarray) -> Factors:
+    scales = np.ascontiguousarray(heads[..., :16]).view(np.int8).astype(np.float32)
+    return _float16(heads, 16) * scales, None
 
 
 BLOCK_TYPES = (
-    BlockType("q8_0", 8, 128, 32, 32, 2, lambda blocks: blocks[..., 2:] ^ np.uint8(128), _scale),
-    BlockType("q4_0", 4, 8, 32, 32, 2, _nibbles(2), _scale),
-    BlockType("q4_1", 4, 0, 32, 32, 4, _nibbles(4), _scale_and_minimum),
-    BlockType("q5_0", 5, 16, 32, 32, 2, _nibbles_and_bits(2), _scale),
-    BlockType("q5_1", 5, 0, 32, 32, 4, _nibbles_and_bits(4), _scale_and_minimum),
-    BlockType("q4_k", 4, 0, 32, SUPERBLOCK, 16, _k4_codes, _k_factors),
-    BlockType("q5_k", 5, 0, 32, SUPERBLOCK, 16, _k5_codes, _k_factors),
-    BlockType("q6_k", 6, 32, 16, SUPERBLOCK, 18, _k6_codes, _k6_factors),
+    BlockType("q8_0", 8, 128, 32, 32, 2, 0, lambda blocks: blocks[..., 2:] ^ np.uint8(128), _scale),
+    BlockType("q4_0", 4, 8, 32, 32, 2, 0, _nibbles(2), _scale),
+    BlockType("q4_1", 4, 0, 32, 32, 4, 0, _nibbles(4), _scale_and_minimum),
+    BlockType("q5_0", 5, 16, 32, 32, 2, 0, _nibbles_and_bits(2), _scale),
+    BlockType("q5_1", 5, 0, 32, 32, 4, 0, _nibbles_and_bits(4), _scale_and_minimum),
+    BlockType("q4_k", 4, 0, 32, SUPERBLOCK, 16, 0, _k4_codes, _k_factors),
+    BlockType("q5_k", 5, 0, 32, SUPERBLOCK, 16, 0, _k5_codes, _k_factors),
+    BlockType("q6_k", 6, 32, 16, SUPERBLOCK, 18, 192, _k6_codes, _k6_factors),
 )

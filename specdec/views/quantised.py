@@ -1,4 +1,7 @@
-"""Quantised matrices as their source stores them, block for block. What the blocks mean: `quantised_types`."""
+"""Quantised matrices in their source's own codes and scales: in its blocks, or with the codes in planes (`planes`).
+
+What the numbers mean: `quantised_types`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import numpy as np
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.views.affine import AFFINE_TYPES
 from specdec.views.gguf_blocks import BLOCK_TYPES
+from specdec.views.planes import UPPER, PlaneType, in_planes
 from specdec.views.quantised_types import UPPER_BITS, QuantisedType, upper_bits
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 _CHUNK_WEIGHTS = 1 << 19
 
 _TYPES: dict[str, QuantisedType] = {kind.name: kind for kind in (*BLOCK_TYPES, *AFFINE_TYPES)}
+_IN_PLANES: dict[str, PlaneType] = {name: in_planes(kind) for name, kind in _TYPES.items() if kind.bits > UPPER_BITS}
 
 
 def quantised_types() -> list[str]:
@@ -27,26 +32,44 @@ def quantised_types() -> list[str]:
     return list(_TYPES)
 
 
-def quantised_type(name: str) -> QuantisedType:
+def quantised_type(name: str, *, planes: bool = False) -> QuantisedType:
     """The type of that name.
 
+    Args:
+        name: what a store's description calls it.
+        planes: with its codes in planes, as `plane_type`.
+
     Raises:
-        InvalidArgumentError: this version does not know it.
+        InvalidArgumentError: this version does not know it, or its codes are too short for planes.
     """
+    if planes:
+        return plane_type(name)
     if name not in _TYPES:
         raise InvalidArgumentError(f"unknown quantised type {name!r}: this version knows {', '.join(_TYPES)}")
     return _TYPES[name]
 
 
+def plane_type(name: str) -> PlaneType:
+    """The type of that name with its codes in planes.
+
+    Raises:
+        InvalidArgumentError: this version does not know it, or its codes are too short for that.
+    """
+    if name not in _IN_PLANES:
+        bits = quantised_type(name).bits
+        raise InvalidArgumentError(f"{name} has codes of {bits} bits: only longer ones lie in planes")
+    return _IN_PLANES[name]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantisedTable:
-    """A matrix of shape (out, in) in quantised blocks. Rows are decoded when they are asked for.
+    """A quantised matrix of shape (out, in). Rows are decoded when they are asked for.
 
     Attributes:
         type: name of the type, one of `quantised_types()`.
         shape: (out, in).
-        arrays: as `quantised_type(type).tensors(shape)` names them; 16-bit floats as uint16 raw bits.
-            Memory-mapped ones stay so.
+        arrays: as `quantised_type(type).tensors(shape)` names them, or `plane_type(type)`; 16-bit floats as uint16 raw
+            bits. Memory-mapped ones stay so.
 
     Raises:
         InvalidArgumentError: the type is unknown, or an array has the wrong type or shape.
@@ -70,8 +93,8 @@ class QuantisedTable:
 
     @property
     def kind(self) -> QuantisedType:
-        """What the type's name stands for."""
-        return quantised_type(self.type)
+        """What the type's name stands for, in blocks or in planes as the arrays are."""
+        return quantised_type(self.type, planes=UPPER in self.arrays)
 
     @property
     def blocks(self) -> np.ndarray:
@@ -199,15 +222,15 @@ class QuantisedMatrix(QuantisedTable):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpperMatrix(QuantisedMatrix):
-    """A quantised matrix of which only the upper bits of codes are loaded; the arrays still are the whole blocks.
+    """A quantised matrix of which only the upper bits of codes are loaded.
 
-    The scores are those of the whole matrix.
+    In planes it has no array of the rest; blocks are whole all the same. The scores are those of the whole matrix.
     """
 
     @property
     def kind(self) -> QuantisedType:
         """The type through the upper bits of its codes."""
-        return upper_bits(quantised_type(self.type), UPPER_BITS)
+        return upper_bits(quantised_type(self.type, planes=UPPER in self.arrays), UPPER_BITS)
 
     @property
     def nbytes(self) -> int:

@@ -20,6 +20,8 @@ Arrays = Mapping[str, np.ndarray]
 
 # What a draft sees of a code, and what stays of one that is loaded in part.
 UPPER_BITS = 4
+# The plane of all other bits, where codes lie in planes: `planes`.
+REST = "rest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,22 @@ class QuantisedType(ABC):
         """Scale and offset of every group, float32 (out, in / group); None where the type has no offset."""
 
     @abstractmethod
+    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """What a matrix has beside its codes, by name; `scale_and_offset` takes it in place of all arrays."""
+
+    @abstractmethod
+    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """What `heads` returns for a matrix of `shape`."""
+
+    def upper_codes(self, arrays: Arrays, hidden: int) -> np.ndarray:
+        """Every code with zeros for its `hidden` lowest bits, uint8 (out, in)."""
+        return self.codes(arrays) >> np.uint8(hidden) << np.uint8(hidden)
+
     def inputs(self, arrays: Arrays, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The arrays of the inputs `start` to `stop`, both multiples of `block`; views where that is possible."""
+        """The arrays of the inputs `start` to `stop`, both multiples of `block`, as views."""
+        first, last = start // self.block, stop // self.block
+        widths = {name: spec.shape[1] for name, spec in self.tensors((1, self.block)).items()}
+        return {name: arrays[name][:, first * width : last * width] for name, width in widths.items()}
 
     def check_inputs(self, inputs: int) -> None:
         """Refuse a row that is no whole number of blocks.
@@ -104,21 +120,24 @@ class UpperBits(QuantisedType):
         return self.whole.bits - self.bits
 
     def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
-        """Those of the whole type."""
-        return self.whole.tensors(shape)
+        """Those of the whole type, but for a plane of what is not seen."""
+        return {name: spec for name, spec in self.whole.tensors(shape).items() if name != REST}
 
     def codes(self, arrays: Arrays) -> np.ndarray:
         """Codes, uint8 (out, in), with zeros for the hidden bits."""
-        shift = np.uint8(self.hidden)
-        return self.whole.codes(arrays) >> shift << shift
+        return self.whole.upper_codes(arrays, self.hidden)
 
     def scale_and_offset(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray | None]:
         """Those of the whole type."""
         return self.whole.scale_and_offset(arrays)
 
-    def inputs(self, arrays: Arrays, start: int, stop: int) -> dict[str, np.ndarray]:
-        """See `QuantisedType.inputs`."""
-        return self.whole.inputs(arrays, start, stop)
+    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """Those of the whole type."""
+        return self.whole.heads(arrays)
+
+    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """Those of the whole type."""
+        return self.whole.head_tensors(shape)
 
 
 def upper_bits(kind: QuantisedType, bits: int) -> QuantisedType:

@@ -36,13 +36,16 @@ struct Blocks {
         factors->push_back(bfloat ? static_cast<uint16_t>(float_to_bits(value) >> 16) : float_to_half(value));
     // 16-bit floats within blocks: exponents from 2^-14 to 2^-7.
     const int64_t heads = name == "q6_k" ? 1 : type.format().has_offset() ? 2 : 1, first = name == "q6_k" ? 208 : 0;
-    const int64_t block = type.row_bytes(in) / (in / (kQuantGroup * type.format().unit));
     if (scales.empty())
-      for (size_t at = static_cast<size_t>(first); at < codes.size(); at += static_cast<size_t>(block))
+      for (size_t at = static_cast<size_t>(first); at < codes.size(); at += static_cast<size_t>(block_bytes()))
         for (size_t k = 0; k < static_cast<size_t>(heads); ++k)
           codes[at + 2 * k + 1] = static_cast<uint8_t>((codes[at + 2 * k + 1] & 0x9F) | (k == 0 ? 0 : 0x04));
   }
-  QuantSource source() const { return {codes.data(), scales.data(), biases.data()}; }
+  QuantSource source() const {
+    if (scales.empty()) return {codes.data(), nullptr, nullptr};
+    return {codes.data(), scales.data(), biases.data()};
+  }
+  int64_t block_bytes() const { return type.row_bytes(in) / (in / (kQuantGroup * type.format().unit)); }
   std::vector<float> row(int64_t o) const {
     std::vector<float> weights(static_cast<size_t>(in));
     dequantise_row(type, source(), in, o, weights.data());
@@ -74,6 +77,50 @@ struct Blocks {
                                              : 1);
   }
 };
+
+// The same with its codes in planes.
+struct Planes {
+  std::vector<uint8_t> upper, rest, heads;
+  explicit Planes(const Blocks& blocks) {
+    const int rest_bits = blocks.type.format().bits - 4;
+    upper.resize(static_cast<size_t>(blocks.out * blocks.in / 2));
+    rest.resize(static_cast<size_t>(blocks.out * blocks.in * rest_bits / 8));
+    QuantType::Group group;
+    for (int64_t n = 0; n < blocks.out * blocks.in; ++n) {
+      blocks.type.read(blocks.source(), blocks.in, n / blocks.in, n % blocks.in / kQuantGroup, &group);
+      const int code = group.codes[n % kQuantGroup];
+      uint8_t& high = upper[static_cast<size_t>(n / 2)];
+      high = static_cast<uint8_t>(high | code >> rest_bits << (n % 2 * 4));
+      uint8_t& low = rest[static_cast<size_t>(n * rest_bits / 8)];
+      low = static_cast<uint8_t>(low | (code & ((1 << rest_bits) - 1)) << (n * rest_bits % 8));
+    }
+    if (!blocks.scales.empty()) return;
+    const int64_t unit = kQuantGroup * blocks.type.format().unit;
+    const int64_t head = blocks.block_bytes() - unit * (rest_bits + 4) / 8;
+    const int64_t first = head == 18 ? 192 : 0;  // q6_k has its codes first
+    for (auto at = blocks.codes.begin(); at != blocks.codes.end(); at += blocks.block_bytes())
+      heads.insert(heads.end(), at + first, at + first + head);
+  }
+  QuantSource source(const Blocks& blocks, bool whole = true) const {
+    QuantSource planes = blocks.source();
+    planes.codes = nullptr;
+    planes.upper = upper.data();
+    planes.rest = whole ? rest.data() : nullptr;
+    planes.heads = heads.data();
+    return planes;
+  }
+};
+
+// A whole matrix, packed a block of outputs at a time.
+std::vector<uint8_t> packed(const Blocks& blocks, const std::string& type, const QuantSource& source, bool upper) {
+  QuantMatrix matrix(type, blocks.out, blocks.in, 2, upper);
+  matrix.data = Buffer<uint8_t>(matrix.bytes());
+  for (int64_t first = 0; first < blocks.out; first += kQuantBlock) {
+    const int64_t last = std::min(first + kQuantBlock, blocks.out);
+    CHECK(matrix.pack(matrix.type.from_row(source, blocks.in, first), first, last).empty(), type);
+  }
+  return {matrix.data.data(), matrix.data.data() + matrix.bytes()};
+}
 
 bool same_bits(const float* a, const float* b, int64_t n) { return std::memcmp(a, b, static_cast<size_t>(n) * 4) == 0; }
 
@@ -116,10 +163,7 @@ std::unique_ptr<Model> quantised_model(const ModelShape& shape, const std::strin
     const int64_t cut = matrix.out > kQuantBlock ? kQuantBlock : matrix.out;
     CHECK(model->load_quantised(j, blocks.source(), 0, cut).empty(), "packing " + type_of(j));
     if (cut < matrix.out) {
-      QuantSource rest = blocks.source();
-      rest.codes += cut * blocks.type.row_bytes(matrix.in);
-      rest.scales += cut * blocks.type.row_factors(matrix.in);
-      rest.biases += cut * blocks.type.row_factors(matrix.in);
+      const QuantSource rest = blocks.type.from_row(blocks.source(), matrix.in, cut);
       CHECK(model->load_quantised(j, rest, cut, matrix.out).empty(), "packing " + type_of(j));
     }
     std::vector<float> scores = random_floats(static_cast<size_t>(matrix.in), seed);
@@ -179,10 +223,7 @@ TEST(quantised_rows_come_back_bit_for_bit) {
         QuantMatrix matrix(type, size.out, size.in, threads);
         matrix.data = Buffer<uint8_t>(matrix.bytes());
         for (int64_t first = 0; first < size.out; first += kQuantBlock) {
-          QuantSource source = blocks.source();
-          source.codes += first * blocks.type.row_bytes(size.in);
-          source.scales += first * blocks.type.row_factors(size.in);
-          source.biases += first * blocks.type.row_factors(size.in);
+          const QuantSource source = blocks.type.from_row(blocks.source(), size.in, first);
           CHECK(matrix.pack(source, first, std::min<int64_t>(first + kQuantBlock, size.out)).empty(), type);
         }
         bool good = true;
@@ -193,6 +234,19 @@ TEST(quantised_rows_come_back_bit_for_bit) {
         }
         CHECK(good, type + " " + std::to_string(size.out) + "x" + std::to_string(size.in));
       }
+}
+
+TEST(codes_in_planes_pack_as_those_in_blocks) {
+  for (const auto& type : kTypes)
+    for (const Size size : kSizes) {
+      const Blocks blocks(type, size.out, size.in, 4);
+      if (blocks.type.format().bits == 4) continue;
+      const Planes planes(blocks);
+      const std::string where = type + " " + std::to_string(size.out) + "x" + std::to_string(size.in);
+      CHECK(packed(blocks, type, planes.source(blocks), false) == packed(blocks, type, blocks.source(), false), where);
+      const auto upper = packed(blocks, type, blocks.source(), true);
+      CHECK(packed(blocks, type, planes.source(blocks, false), true) == upper, where + " without the rest");
+    }
 }
 
 TEST(quantised_products_match_float64_and_the_scalar_kernels) {
