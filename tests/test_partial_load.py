@@ -21,7 +21,7 @@ from specdec.eval.passages import run_passage, score_passage
 from specdec.model import Model
 from specdec.runtimes.registry import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
-from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, tier_parts
+from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts
 from specdec.tune.text import split_passages
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
@@ -230,11 +230,12 @@ def test_matrices_that_lose_least_go_without_the_rest(tmp_path: Path) -> None:
         if name in whole.config.matrices():
             exact = whole.exact(name)
             assert isinstance(exact, QuantisedMatrix)
-            # All outputs here; `plane_parts` looks at some.
+            # All outputs here; `rest_worth` looks at some.
             off = np.abs(NestedMatrix(exact).dequantise() - exact.dequantise()).mean()
             changes[name] = off / np.abs(exact.dequantise()).mean()
-            assert plane_parts(exact).worth[1] == pytest.approx(changes[name], rel=0.05)
-            assert plane_parts(exact).bits[1] == (4 if kind == "q8_0" else 1) * exact.shape[0] * exact.shape[1]
+            assert rest_worth(exact) == pytest.approx(changes[name], rel=0.05)
+            rest = (4 if kind == "q8_0" else 1) * exact.shape[0] * exact.shape[1]
+            assert plane_parts(kind, exact.shape, 0.1).bits == (4 * exact.shape[0] * exact.shape[1], rest)
     for share in (0.97, 0.9, 0.8):
         part = Store.open(path, load_share=share)
         assert share <= part.loaded_share < share + 0.1

@@ -118,7 +118,7 @@ def test_other_readers_read_it(tmp_path: Path) -> None:
     with safetensors.safe_open(target / "exact.safetensors", framework="numpy") as file:
         names = list(file.keys())
         assert {name for name in names if not name.startswith(FILLER)} == set(
-            exact_tensors(MIXTURE, store.layout, dtype="float16", types={})
+            exact_tensors(MIXTURE, store.layout, dtype="float16", types={}, planes=())
         )
         values = file.get_tensor("layers.1.attn.k.tier2.values")
         np.testing.assert_array_equal(values.view(np.uint16), store.exact("layers.1.attn.k").values[2])

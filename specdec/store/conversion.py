@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +25,15 @@ import numpy as np
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
-from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
+from specdec.store.partial import rest_worth
+from specdec.store.plan import (
+    EXACT_FILE,
+    TOKENIZER_FOLDER,
+    exact_tensors,
+    plane_matrices,
+    view_file,
+    view_tensors,
+)
 from specdec.store.staging import check_target, staged_folder, sync_folder, writing
 from specdec.store.tensorfile import FileLayout, TensorFileWriter, lay_out
 from specdec.views.base import View
@@ -36,6 +44,7 @@ from specdec.views.quantised import (
     ExactMatrix,
     QuantisedMatrix,
     QuantisedTable,
+    plane_type,
     quantised_type,
     quantised_types,
 )
@@ -161,7 +170,10 @@ class _Conversion:
         self.progress = progress
         self.threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
         self.shapes = source.config.matrices()
-        self.files = {EXACT_FILE: lay_out(exact_tensors(source.config, layout, dtype=source.dtype, types=types))}
+        # What the rest of codes in planes is worth; known once the matrix is read.
+        self.rests = dict.fromkeys(plane_matrices(source.config, types), 0.0)
+        exact = exact_tensors(source.config, layout, dtype=source.dtype, types=types, planes=self.rests)
+        self.files = {EXACT_FILE: lay_out(exact)}
         self.views: dict[str, View] = {}
         for name, view in views.items():
             if specs := view_tensors(view, source.config):
@@ -194,6 +206,7 @@ class _Conversion:
                 views=tuple(self.views),
                 files=dict(sorted(records.items())),
                 types=self.types,
+                rests=self.rests,
             )
             text = json.dumps(description.to_dict(), indent=1, ensure_ascii=True) + "\n"
             write_file(folder / DESCRIPTION_FILE, text.encode())
@@ -225,8 +238,7 @@ class _Conversion:
             writer.append(name, vector)
         for name, shape in self.source.config.tables().items():
             if name in self.types:
-                for part, array in self._read_blocks(name, shape).arrays.items():
-                    writer.append(f"{name}.{part}", array)
+                self._append_quantised(name, self._read_blocks(name, shape))
             else:
                 writer.append(name, self._read(name, shape))
 
@@ -276,13 +288,23 @@ class _Conversion:
             matrix = QuantisedMatrix.from_table(table)
         except ModelFormatError as error:
             raise ModelFormatError(f"tensor {name!r} {error}") from None
-        for part, array in matrix.arrays.items():
-            self.exact.append(f"{name}.{part}", array)
+        if name in self.rests:
+            self.rests[name] = rest_worth(matrix)
+        self._append_quantised(name, matrix)
         self.exact.append(f"{name}.scores", matrix.scores)
         unit = math.lcm(group, matrix.kind.block)
         step = max(1, _SLICE_WEIGHTS // (shape[0] * unit)) * unit if self.views else shape[1]
         for start in range(0, shape[1], step):
             yield matrix.inputs(start, min(start + step, shape[1]))
+
+    def _append_quantised(self, name: str, table: QuantisedTable) -> None:
+        """Write the arrays of a matrix or table, its codes in planes where the store has them so."""
+        for part in table.chunks():
+            arrays: Mapping[str, np.ndarray] = {key: array[part] for key, array in table.arrays.items()}
+            if name in self.rests:
+                arrays = plane_type(table.type).split(arrays)
+            for key, array in arrays.items():
+                self.exact.append(f"{name}.{key}", array)
 
     def _convert_slice(self, name: str, part: np.ndarray | QuantisedMatrix) -> _Slice:
         matrix: ExactMatrix

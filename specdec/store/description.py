@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.views.dtypes import check_dtype
 from specdec.views.layout import BucketLayout
-from specdec.views.quantised import quantised_type
+from specdec.views.quantised import plane_type, quantised_type
 
 FORMAT = "specdec bucket store"
-FORMAT_VERSION = 2
-# What a store without quantised matrices is: older versions read it.
-PLAIN_VERSION = 1
+FORMAT_VERSION = 3
+# What a store is in which no codes lie in planes, and one without quantised matrices: older versions read it.
+BLOCKS_VERSION, PLAIN_VERSION = 2, 1
 # Whether quantised weights stay in their blocks where nobody says otherwise.
 KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
@@ -49,6 +51,7 @@ class StoreDescription:
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
+        rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.
@@ -63,11 +66,14 @@ class StoreDescription:
     views: tuple[str, ...]
     files: dict[str, FileRecord]
     types: dict[str, str] = field(default_factory=dict)
+    rests: dict[str, float] = field(default_factory=dict)
 
     @property
     def version(self) -> int:
         """Store format: the oldest that has what this store needs."""
-        return FORMAT_VERSION if self.types else PLAIN_VERSION
+        if self.rests:
+            return FORMAT_VERSION
+        return BLOCKS_VERSION if self.types else PLAIN_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the checksum over all the others included."""
@@ -86,6 +92,7 @@ class StoreDescription:
             },
         }
         body |= {"types": self.types} if self.types else {}
+        body |= {"rests": self.rests} if self.rests else {}
         return body | {"checksum": _checksum(body)}
 
     @property
@@ -109,7 +116,7 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        if version not in (PLAIN_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
+        if version not in (PLAIN_VERSION, BLOCKS_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
             raise damaged
         try:
             description = cls._from_body(body)
@@ -117,6 +124,8 @@ class StoreDescription:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise damaged from None
+        if (version == FORMAT_VERSION) != (description.version == FORMAT_VERSION):
+            raise damaged
         return description
 
     @classmethod
@@ -125,12 +134,8 @@ class StoreDescription:
             check_file_name(name)
         dither, config = body["dither"], ModelConfig.from_dict(body["config"])
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
-        shapes = config.matrices() | config.tables()
-        for name, kind in types.items():
-            try:
-                quantised_type(kind).check_inputs(shapes[name][1])
-            except InvalidArgumentError as error:
-                raise ModelFormatError(f"tensor {name!r}: {error}") from None
+        rests = {str(name): float(worth) for name, worth in body.get("rests", {}).items()}
+        _check_types(config, types, rests)
         return cls(
             config=config,
             layout=BucketLayout.from_dict(body["layout"]),
@@ -143,6 +148,7 @@ class StoreDescription:
                 for name, entry in body["files"].items()
             },
             types=types,
+            rests=rests,
         )
 
 
@@ -154,6 +160,21 @@ def check_file_name(name: str) -> None:
     """
     if not _FILE_NAME.fullmatch(name):
         raise ModelFormatError(f"a store has no file named {name!r}")
+
+
+def _check_types(config: ModelConfig, types: Mapping[str, str], rests: Mapping[str, float]) -> None:
+    """Refuse quantised types that a matrix cannot have, and planes of what is no such matrix."""
+    shapes = config.matrices() | config.tables()
+    for name, kind in types.items():
+        try:
+            quantised_type(kind).check_inputs(shapes[name][1])
+            if name in rests:
+                plane_type(kind)
+        except InvalidArgumentError as error:
+            raise ModelFormatError(f"tensor {name!r}: {error}") from None
+    for name, worth in rests.items():
+        if name not in types or name not in config.matrices() or not 0 <= worth < math.inf:
+            raise ModelFormatError(f"tensor {name!r} has no rest of codes that is worth {worth}")
 
 
 def is_store(folder: Path) -> bool:

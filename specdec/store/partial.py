@@ -1,8 +1,8 @@
 """Loading a part of a store: which parts of which matrices are left out, and matrices without them.
 
-A matrix in buckets has its tiers for parts. They lie in the file one behind another, so what is left out is not read,
-and counts as 0. A quantised one has the upper four bits of its codes and the rest. Its blocks hold both side by side,
-so they are read whole, and the rest is not kept: it counts as half of its range.
+A matrix in buckets has its tiers for parts; one that is left out counts as 0. A quantised one has the upper four bits
+of its codes, and the rest, which counts as half of its range. What is left out is not read, but for the rest of codes
+in blocks (stores of version 2), which hold both side by side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from specdec.errors import InvalidArgumentError
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.layout import BucketLayout
-from specdec.views.quantised import QuantisedMatrix
+from specdec.views.quantised import QuantisedMatrix, quantised_type
 from specdec.views.quantised_types import UPPER_BITS, upper_bits
 
 _CHUNK_BUCKETS = 1 << 16
@@ -53,22 +53,35 @@ def tier_parts(scores: np.ndarray, shape: tuple[int, int], layout: BucketLayout)
     return Parts("the first tiers", tuple(float(each * size) for size in sizes), tuple(float(m) / whole for m in means))
 
 
-def plane_parts(matrix: QuantisedMatrix) -> Parts:
-    """The upper bits of a quantised matrix's codes, and the rest where there is one.
+def plane_parts(kind: str, shape: tuple[int, int], worth: float) -> Parts:
+    """The upper four bits of a quantised matrix's codes, and the rest where there is one.
 
-    The rest's worth is the mean change of a weight that is without it, over the mean |w| of the matrix, both over some
-    of the outputs.
+    Args:
+        kind: name of its type.
+        shape: (out, in).
+        worth: that of the rest, as `rest_worth` has it.
     """
-    weights, kind = math.prod(matrix.shape), matrix.kind
-    what, seen = "the upper four bits of codes", upper_bits(kind, UPPER_BITS)
+    weights, bits = math.prod(shape), quantised_type(kind).bits
+    what = "the upper four bits of codes"
+    if bits <= UPPER_BITS:
+        return Parts(what, (float(weights * bits),), (1.0,))
+    return Parts(what, (float(weights * UPPER_BITS), float(weights * (bits - UPPER_BITS))), (1.0, worth))
+
+
+def rest_worth(matrix: QuantisedMatrix) -> float:
+    """What the rest of a quantised matrix's codes means to it.
+
+    The mean change of a weight that is without it, over the mean |w| of the matrix, both over some of the outputs; six
+    digits, which do not depend on the order of sums. 0 where there is no rest.
+    """
+    kind, seen = matrix.kind, upper_bits(matrix.kind, UPPER_BITS)
     if seen is kind:
-        return Parts(what, (float(weights * kind.bits),), (1.0,))
+        return 0.0
     rows = np.linspace(0, matrix.shape[0] - 1, min(_SAMPLED_OUTPUTS, matrix.shape[0])).astype(np.intp)
     arrays = {name: array[rows] for name, array in matrix.arrays.items()}
     exact = kind.dequantise(arrays)
     change = float(np.abs(exact - seen.dequantise(arrays)).mean(dtype=np.float64))
-    worth = change / (float(np.abs(exact).mean(dtype=np.float64)) or 1.0)
-    return Parts(what, (float(weights * seen.bits), float(weights * (kind.bits - seen.bits))), (1.0, worth))
+    return float(f"{change / (float(np.abs(exact).mean(dtype=np.float64)) or 1.0):.6g}")
 
 
 def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]:

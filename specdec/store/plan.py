@@ -1,21 +1,24 @@
 """Which tensors a store has and in which order: a pure function of the model and the layout. No file is touched.
 
-Order of `exact.safetensors`: vectors, tables, scores, quantised matrices, then tier 0 of every other matrix, tier 1 of
-every other matrix, and so on. So the model at its first tiers is a prefix of the file.
+Order of `exact.safetensors`: vectors, tables, scores, quantised matrices but for the rest of codes that lie in planes,
+then tier 0 of every other matrix, tier 1 of every other matrix, and so on, and at the end the rests. So the model at
+its first parts is a prefix of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from specdec.config import ModelConfig
 from specdec.views.base import TensorSpec, View
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.layout import BucketLayout
 from specdec.views.quantised import quantised_type
+from specdec.views.quantised_types import REST, UPPER_BITS
 
 EXACT_FILE = "exact.safetensors"
 TOKENIZER_FOLDER = "tokenizer"
+_BLOCKS = "blocks"
 
 
 def view_file(view: str) -> str:
@@ -23,32 +26,47 @@ def view_file(view: str) -> str:
     return f"view-{view}.safetensors"
 
 
+def plane_matrices(config: ModelConfig, types: Mapping[str, str]) -> list[str]:
+    """The matrices whose codes a new store has in planes: those of more than four bits.
+
+    Tables, which are always loaded whole, stay in their blocks.
+    """
+    return [name for name in config.matrices() if name in types and quantised_type(types[name]).bits > UPPER_BITS]
+
+
 def exact_tensors(
-    config: ModelConfig, layout: BucketLayout, *, dtype: str, types: Mapping[str, str]
+    config: ModelConfig, layout: BucketLayout, *, dtype: str, types: Mapping[str, str], planes: Collection[str]
 ) -> dict[str, TensorSpec]:
-    """Every tensor of `exact.safetensors` in file order; `types` says which matrices and tables are quantised."""
+    """Every tensor of `exact.safetensors` in file order.
+
+    Args:
+        config: the model.
+        layout: bucket and tier sizes.
+        dtype: "float16" or "bfloat16".
+        types: which matrices and tables are quantised.
+        planes: which quantised matrices have their codes in planes.
+    """
     bits = {"float16": "F16", "bfloat16": "BF16"}[dtype]
     specs = {name: TensorSpec("F32", (length,)) for name, length in config.vectors().items()}
     for name, shape in config.tables().items():
-        specs |= _blocks(name, shape, types) if name in types else {name: TensorSpec(bits, shape)}
-    matrices = config.matrices()
-    arrays = {
-        name: BucketedMatrix.tensors(shape, layout, dtype=dtype)
-        for name, shape in matrices.items()
-        if name not in types
-    }
-    for name, (_, inputs) in matrices.items():
-        specs[f"{name}.scores"] = TensorSpec("F32", (inputs, 1)) if name in types else arrays[name]["scores"]
-    for name in matrices:
-        specs |= _blocks(name, matrices[name], types) if name in types else {}
-    for group in (f"tier{k}" for k in range(layout.num_tiers)):
-        for name, parts in arrays.items():
-            specs |= {f"{name}.{part}": spec for part, spec in parts.items() if part.split(".")[0] == group}
+        if name in types:
+            specs |= {f"{name}.{part}": spec for part, spec in quantised_type(types[name]).tensors(shape).items()}
+        else:
+            specs[name] = TensorSpec(bits, shape)
+    matrices = {name: BucketedMatrix.tensors(shape, layout, dtype=dtype) for name, shape in config.matrices().items()}
+    for name in matrices.keys() & types.keys():
+        kind, shape = quantised_type(types[name], planes=name in planes), config.matrices()[name]
+        matrices[name] = {"scores": TensorSpec("F32", (shape[1], 1)), **kind.tensors(shape)}
+    for group in ("scores", _BLOCKS, *(f"tier{k}" for k in range(layout.num_tiers)), REST):
+        for name, parts in matrices.items():
+            specs |= {f"{name}.{part}": spec for part, spec in parts.items() if _group(part) == group}
     return specs
 
 
-def _blocks(name: str, shape: tuple[int, int], types: Mapping[str, str]) -> dict[str, TensorSpec]:
-    return {f"{name}.{part}": spec for part, spec in quantised_type(types[name]).tensors(shape).items()}
+def _group(part: str) -> str:
+    """What lies together in the file: scores, a tier, the rest of codes, or everything else of quantised matrices."""
+    first = part.split(".")[0]
+    return first if first in ("scores", REST) or first.startswith("tier") else _BLOCKS
 
 
 def view_tensors(view: View, config: ModelConfig) -> dict[str, TensorSpec]:

@@ -13,7 +13,7 @@ import numpy as np
 from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
 from specdec.store.description import FileRecord, StoreDescription
-from specdec.store.partial import Parts, loaded_share, parts_to_load, plane_parts, tier_parts, without_tiers
+from specdec.store.partial import Parts, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts, without_tiers
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
 from specdec.store.staging import MARKER
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
@@ -22,6 +22,7 @@ from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
 from specdec.views.layout import BucketLayout
 from specdec.views.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
+from specdec.views.quantised_types import REST
 from specdec.views.registry import get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
@@ -76,8 +77,9 @@ class Store:
             path: the store's folder.
             verify: also read every byte and compare checksums.
             load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers are left
-                out and never read, and `exact` gives matrices with zeros in their place. Of quantised matrices the
-                upper four bits of codes stay; `exact` gives those that are without the rest as `UpperMatrix`.
+                out, and `exact` gives matrices with zeros in their place. Of quantised matrices the upper four bits of
+                codes stay; `exact` gives those that are without the rest as `UpperMatrix`. What is left out is never
+                read, but for codes in blocks (a store of version 2).
 
         Raises:
             StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
@@ -135,7 +137,7 @@ class Store:
         file = self._files[EXACT_FILE]
         if name in self.types:
             kind = UpperMatrix if name in self._upper else QuantisedMatrix
-            return kind(self.types[name], shape, self._blocks(name, shape), file.array(f"{name}.scores"))
+            return kind(self.types[name], shape, self._quantised(name, shape), file.array(f"{name}.scores"))
         parts = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype)
         arrays = {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
         if len(arrays) < len(parts):
@@ -163,7 +165,7 @@ class Store:
             raise InvalidArgumentError(f"this model has no table {name!r}: it has {sorted(self.config.tables())}")
         if name in self.types:
             shape = self.config.tables()[name]
-            return QuantisedTable(self.types[name], shape, self._blocks(name, shape))
+            return QuantisedTable(self.types[name], shape, self._quantised(name, shape))
         return self._files[EXACT_FILE].array(name)
 
     def table_rows(self, name: str, rows: Sequence[int] | slice = slice(None)) -> np.ndarray:
@@ -214,8 +216,8 @@ class Store:
         return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
 
     def part_bytes(self) -> dict[str, int]:
-        """Bytes of the exact view's file by part: vectors, tables, scores, each quantised type, every tier's values and
-        masks, the rest."""
+        """Bytes of the exact view's file by part: vectors, tables, scores, each quantised type but for the rest of its
+        codes in planes, that rest, every tier's values and masks, all else."""
         layout = self._files[EXACT_FILE].layout
         parts = {"vectors": 0, "tables": 0}
         for name, placed in layout.tensors.items():
@@ -229,7 +231,8 @@ class Store:
                 part = ".".join(name.rsplit(".", 2)[-2:])
             else:
                 matrix, part = name.rsplit(".", 1)
-                part = part if part == "scores" else self.types[matrix]
+                kind = self.types.get(matrix, "")
+                part = {"scores": part, REST: f"{kind}.{REST}"}.get(part, kind)
             parts[part] = parts.get(part, 0) + placed.spec.nbytes
         return parts | {"header, padding": layout.nbytes - sum(parts.values())}
 
@@ -273,13 +276,20 @@ class Store:
         self.release_pages()
 
     def _parts(self, name: str) -> Parts:
-        matrix = self.exact(name) if name in self.types else None
-        if isinstance(matrix, QuantisedMatrix):
-            return plane_parts(matrix)
-        return tier_parts(self._files[EXACT_FILE].array(f"{name}.scores"), self._shapes[name], self.layout)
+        if name not in self.types:
+            return tier_parts(self._files[EXACT_FILE].array(f"{name}.scores"), self._shapes[name], self.layout)
+        worth = self.description.rests.get(name)
+        if worth is None:
+            matrix = self.exact(name)
+            assert isinstance(matrix, QuantisedMatrix)
+            worth = rest_worth(matrix)
+        return plane_parts(self.types[name], self._shapes[name], worth)
 
     def _is_loaded(self, tensor: str) -> bool:
-        """Whether a tensor of the exact view's file is not one of a tier that was left out."""
+        """Whether a tensor of the exact view's file was not left out: as one of a tier, or as the rest of codes."""
+        matrix, _, part = tensor.rpartition(".")
+        if part == REST:
+            return matrix not in self._upper
         matrix, _, part = tensor.rpartition(".tier")
         return not matrix or int(part.split(".")[0]) < self._tiers[matrix]
 
@@ -290,9 +300,11 @@ class Store:
             )
         return self._shapes[name]
 
-    def _blocks(self, name: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    def _quantised(self, name: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        """The arrays of a quantised matrix or table that are loaded."""
+        parts = quantised_type(self.types[name], planes=name in self.description.rests).tensors(shape)
         file = self._files[EXACT_FILE]
-        return {part: file.array(f"{name}.{part}") for part in quantised_type(self.types[name]).tensors(shape)}
+        return {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
 
     def _check_scores(self) -> None:
         """Scores that are not finite or increase would break effort selection, and mean that weights are not finite."""
@@ -323,7 +335,13 @@ def _open_file(folder: Path, name: str, description: StoreDescription) -> Tensor
 def _expected(name: str, description: StoreDescription) -> dict[str, TensorSpec] | None:
     """The tensors that a file must have, or None for a view that is not installed here."""
     if name == EXACT_FILE:
-        return exact_tensors(description.config, description.layout, dtype=description.dtype, types=description.types)
+        return exact_tensors(
+            description.config,
+            description.layout,
+            dtype=description.dtype,
+            types=description.types,
+            planes=description.rests,
+        )
     view = next(view for view in description.views if view_file(view) == name)
     return view_tensors(get_view(view), description.config) if view in known_views() else None
 
