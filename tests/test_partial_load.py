@@ -3,7 +3,11 @@ label."""
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import os
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +26,8 @@ from specdec.model import Model
 from specdec.runtimes.registry import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts
+from specdec.store.plan import EXACT_FILE
+from specdec.store.tensorfile import read_layout
 from specdec.tune.text import split_passages
 from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import to_float32
@@ -219,6 +225,38 @@ def test_the_rest_of_codes_is_left_out_and_counts_as_half(tmp_path: Path, kind: 
     assert all(np.array_equal(part.table_rows(name), whole.table_rows(name)) for name in tables)
     with pytest.raises(InvalidArgumentError, match=rf"from {np.ceil(least * 1000) / 1000:g} \(the upper four bits"):
         Store.open(path, load_share=least - 0.1)
+
+
+def resident(path: Path) -> np.ndarray:
+    """Which pages of a file the system has in memory, bool (pages,)."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        flags = (ctypes.c_ubyte * -(-len(mapped) // mmap.PAGESIZE))()
+        start = ctypes.c_char.from_buffer(mapped)
+        system = ctypes.CDLL(None, use_errno=True)
+        failed = system.mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), flags)
+        del start  # or the map cannot be closed
+    assert not failed
+    return np.frombuffer(flags, np.uint8) & 1 == 1
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="needs Linux: what is in memory is asked for, and thrown out")
+@pytest.mark.parametrize("types", [("16",), ("q8_0", "16", "q5_k")], ids=" ".join)
+def test_pages_of_what_is_left_out_are_not_read(tmp_path: Path, types: tuple[str, ...]) -> None:
+    """However much the system likes to read ahead."""
+    path = quantised_store(tmp_path / "s", *types) / EXACT_FILE
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path).any():
+        pytest.skip("needs a file system that lets go of pages")
+    part = Store.open(path.parent, load_share=0.7)
+    pages, left_out = resident(path), 0
+    for name, placed in read_layout(path).tensors.items():
+        first, last = -(-placed.offset // mmap.PAGESIZE), (placed.offset + placed.spec.nbytes) // mmap.PAGESIZE
+        if not part._is_loaded(name):
+            assert not pages[first:last].any(), name
+            left_out += max(0, last - first)
+    assert left_out > 0.15 * len(pages)
+    assert pages.mean() > 0.4
 
 
 def test_matrices_that_lose_least_go_without_the_rest(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -96,17 +97,15 @@ class Store:
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         description = StoreDescription.read(path)
-        wanted = {EXACT_FILE, *(view_file(view) for view in description.views)}
-        found = {name for name in description.files if not name.startswith(f"{TOKENIZER_FOLDER}/")}
-        for name in description.files:
-            _check_size(path / name, description.files[name])
-        if wanted != found:
-            raise StoreError(f"{path} lists the files {sorted(found)} where its views need {sorted(wanted)}: {_AGAIN}")
-        files = {name: _open_file(path, name, description) for name in sorted(wanted)}
-        store = cls(path, description, files, load_share=load_share)
-        store._check_scores()
-        if verify:
-            store.verify()
+        files = _open_files(path, description)
+        with ExitStack() as stack:
+            if load_share != 1:
+                for file in files.values():
+                    stack.enter_context(file.not_reading_ahead())
+            store = cls(path, description, files, load_share=load_share)
+            store._check_scores()
+            if verify:
+                store.verify()
         return store
 
     @property
@@ -313,6 +312,17 @@ class Store:
                 scores = file.array(name)
                 if not (np.isfinite(scores).all() and (scores >= 0).all() and (np.diff(scores, axis=1) <= 0).all()):
                     raise StoreError(f"tensor {name!r} in {file.path} is not a table of scores: {_AGAIN}")
+
+
+def _open_files(folder: Path, description: StoreDescription) -> dict[str, TensorFile]:
+    """Check that all files are there, and map those with tensors."""
+    wanted = {EXACT_FILE, *(view_file(view) for view in description.views)}
+    found = {name for name in description.files if not name.startswith(f"{TOKENIZER_FOLDER}/")}
+    for name in description.files:
+        _check_size(folder / name, description.files[name])
+    if wanted != found:
+        raise StoreError(f"{folder} lists the files {sorted(found)} where its views need {sorted(wanted)}: {_AGAIN}")
+    return {name: _open_file(folder, name, description) for name in sorted(wanted)}
 
 
 def _open_file(folder: Path, name: str, description: StoreDescription) -> TensorFile:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -127,33 +128,56 @@ class TensorFile:
 
     def __init__(self, path: Path, layout: FileLayout) -> None:
         self.path, self.layout = path, layout
+        self._reads_ahead = True
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def array(self, name: str) -> np.ndarray:
         """One tensor: read-only, without a copy; F16 and BF16 as uint16 raw bits."""
-        placed = self.layout.tensors[name]
+        placed = self._wanted(name)
         count = int(np.prod(placed.spec.shape))
         flat: np.ndarray = np.frombuffer(self._map, dtype=_NUMPY[placed.spec.dtype], count=count, offset=placed.offset)
         return flat.reshape(placed.spec.shape)
 
     def checksum(self, name: str) -> str:
         """SHA-256 of one tensor's bytes, hexadecimal."""
-        placed = self.layout.tensors[name]
+        placed = self._wanted(name)
         with memoryview(self._map) as whole, whole[placed.offset : placed.offset + placed.spec.nbytes] as part:
             digest = hashlib.sha256(part).hexdigest()
-        self._release(placed)
+        self._advise("MADV_DONTNEED", placed)
         return digest
+
+    @contextmanager
+    def not_reading_ahead(self) -> Iterator[None]:
+        """Meanwhile the system reads the pages of tensors that are asked for, and none beside them.
+
+        By itself it reads megabytes around, and tensors that are left out may be shorter than that.
+        """
+        self._reads_ahead = False
+        self._advise("MADV_RANDOM")
+        try:
+            yield
+        finally:
+            self._reads_ahead = True
+            self._advise("MADV_NORMAL")
 
     def release(self) -> None:
         """Tell the system that none of the pages is needed now; they would count as this process's memory."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        self._advise("MADV_DONTNEED")
 
-    def _release(self, placed: Placed) -> None:
-        if hasattr(mmap, "MADV_DONTNEED"):
-            first = placed.offset // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, first, placed.offset + placed.spec.nbytes - first)
+    def _wanted(self, name: str) -> Placed:
+        placed = self.layout.tensors[name]
+        if not self._reads_ahead:
+            self._advise("MADV_WILLNEED", placed)
+        return placed
+
+    def _advise(self, advice: str, placed: Placed | None = None) -> None:
+        """Tell the system what to do with the pages of a tensor or the whole file; not every system can be told."""
+        if not hasattr(mmap, advice):
+            return
+        begin, end = (placed.offset, placed.offset + placed.spec.nbytes) if placed else (0, self.layout.nbytes)
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(getattr(mmap, advice), first, end - first)
 
 
 class TensorFileWriter:
