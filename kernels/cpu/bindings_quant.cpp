@@ -34,8 +34,8 @@ void check_index(const Model& model, int index) {
 template <class T>
 const T* array_of(const nb::dict& arrays, const char* name, int64_t rows, int64_t columns, size_t* asked) {
   nb::ndarray<const T, nb::ndim<2>, nb::c_contig, nb::device::cpu> found;
-  check(arrays.contains(name) && nb::try_cast(arrays[name], found, false),
-        std::string("a quantised matrix needs an array '") + name + "' of another type");
+  check(arrays.contains(name), std::string("a quantised matrix needs an array '") + name + "'");
+  check(nb::try_cast(arrays[name], found, false), std::string("the array '") + name + "' has the wrong type");
   check(found.shape(0) == static_cast<size_t>(rows) && found.shape(1) == static_cast<size_t>(columns),
         std::string("the array '") + name + "' has the wrong shape");
   ++*asked;
