@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "dispatch.h"
@@ -12,9 +13,22 @@
 
 namespace specdec::test {
 
+// Sanitizers and emulators make tests take ten to a hundred times as long: there, loops run over fewer and smaller cases
+// that meet the same edges.
+#if defined(SPECDEC_FEW_CASES)
+constexpr bool kFewCases = true;
+#else
+constexpr bool kFewCases = false;
+#endif
+template <class T>
+std::vector<T> cases(std::vector<T> all, std::vector<T> few) {
+  return kFewCases ? std::move(few) : std::move(all);
+}
+
 struct Test {
   const char* name;
   void (*run)();
+  bool threads;  // for the thread sanitizer too
 };
 
 inline std::vector<Test>& all_tests() {
@@ -33,20 +47,26 @@ inline int& checks() {
 }
 
 struct Register {
-  Register(const char* name, void (*run)()) { all_tests().push_back({name, run}); }
+  Register(const char* name, void (*run)(), bool threads) { all_tests().push_back({name, run, threads}); }
 };
 
-inline void check(bool good, const std::string& what, const char* file, int line) {
+inline bool holds(bool good) {
   ++checks();
-  if (good) return;
+  return good;
+}
+
+inline void fail(const std::string& what, const char* file, int line) {
   if (++failures() <= 20) std::printf("%s:%d: %s\n", file, line, what.c_str());
 }
 
-#define TEST(name)                                                     \
-  static void name();                                                  \
-  static const ::specdec::test::Register register_##name(#name, name); \
+#define SPECDEC_TEST(name, threads)                                             \
+  static void name();                                                           \
+  static const ::specdec::test::Register register_##name(#name, name, threads); \
   static void name()
-#define CHECK(good, what) ::specdec::test::check((good), (what), __FILE__, __LINE__)
+#define TEST(name) SPECDEC_TEST(name, false)
+#define THREADED_TEST(name) SPECDEC_TEST(name, true)
+// What failed is put together only then: most loops take less time than that.
+#define CHECK(good, what) (::specdec::test::holds(good) ? void() : ::specdec::test::fail((what), __FILE__, __LINE__))
 
 inline std::vector<float> random_floats(size_t count, uint32_t seed, float scale = 1) {
   std::mt19937 engine(seed);

@@ -213,7 +213,7 @@ TEST(bucket8_takes_an_effort_for_each_joined_matrix) {
     }
 }
 
-TEST(bucket8_does_not_depend_on_threads_or_on_the_call_before) {
+THREADED_TEST(bucket8_does_not_depend_on_threads_or_on_the_call_before) {
   for (const auto* table : tables())
     for (const auto& shapes : kShapes) {
       Case c(shapes);
@@ -271,7 +271,7 @@ TEST(bucket8_choice_is_the_top_of_the_order_and_near_the_effort) {
       }
 }
 
-TEST(bucket8_ranks_and_rounds_exact_weights) {
+THREADED_TEST(bucket8_ranks_and_rounds_exact_weights) {
   Pool pool(2);
   for (const auto* table : tables())
     for (const auto dtype : {Dtype::float16, Dtype::bfloat16}) {

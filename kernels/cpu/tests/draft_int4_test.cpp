@@ -177,7 +177,7 @@ TEST(int4_takes_an_effort_for_each_joined_matrix) {
     }
 }
 
-TEST(int4_does_not_depend_on_threads_or_on_the_call_before) {
+THREADED_TEST(int4_does_not_depend_on_threads_or_on_the_call_before) {
   for (const auto* table : tables())
     for (const auto& shapes : kShapes) {
       Case c(shapes);
@@ -207,7 +207,7 @@ TEST(int4_counts_the_bytes_it_reads) {
   CHECK(c.multiply(view, pool, {0.5F}) <= 32 * 50 + 2 * 100, "bytes at effort 0.5");
 }
 
-TEST(int4_rounds_exact_weights_well) {
+THREADED_TEST(int4_rounds_exact_weights_well) {
   Pool pool(2);
   for (const auto* table : tables())
     for (const auto dtype : {Dtype::float16, Dtype::bfloat16})
