@@ -243,20 +243,15 @@ def test_other_threads_run_during_a_pass(store_of):
 def test_a_weight_that_is_not_finite_is_refused_by_name(store_of):
     store = store_of("qwen2")
     name = "layers.1.mlp.up"
-    good = store.exact
-    bad = good(name)
-    values = bad.values[2].copy()
+    values = store.bucket_arrays(name)["tier2.values"].copy()
     values.flat[7] = 0x7E00
 
     class Damaged:
         def __getattr__(self, attribute: str) -> Any:
             return getattr(store, attribute)
 
-        def exact(self, wanted: str) -> Any:
-            if wanted != name:
-                return good(wanted)
-            tiers = (*bad.values[:2], values, *bad.values[3:])
-            return type(bad)(bad.shape, bad.dtype, bad.layout, tiers, bad.masks, bad.scores)
+        def bucket_arrays(self, wanted: str) -> Any:
+            return store.bucket_arrays(wanted) | ({"tier2.values": values} if wanted == name else {})
 
         def vector(self, wanted: str) -> Any:
             vector = store.vector(wanted).copy()
@@ -279,21 +274,26 @@ def test_malformed_buffers_do_not_reach_the_kernels(store_of):
     number = len(store.config.matrices()) - 1
     masks, values = list(matrix.masks), list(matrix.values)
     for arguments in (
-        (number, values[:-1], masks, matrix.scores, 0, 1),
-        (number, values, masks[:-1], matrix.scores, 0, 1),
-        (number, [values[0][:1], *values[1:]], masks, matrix.scores, 0, 1),
-        (number, values, [masks[0][1:], *masks[1:]], matrix.scores, 0, 1),
-        (number, values, masks, matrix.scores[1:], 0, 1),
-        (number + 1, values, masks, matrix.scores, 0, 1),
-        (number, values, masks, matrix.scores, 0, matrix.shape[1] + 1),
-        (number, values, masks, matrix.scores, -1, 1),
+        (number, values[:-1], masks, 0, 1),
+        (number, values, masks[:-1], 0, 1),
+        (number, [values[0][:1], *values[1:]], masks, 0, 1),
+        (number, values, [masks[0][1:], *masks[1:]], 0, 1),
+        (number + 1, values, masks, 0, 1),
+        (number, values, masks, 0, matrix.shape[1] + 1),
+        (number, values, masks, -1, 1),
     ):
         with pytest.raises(ValueError, match=r"\w"):
             model.load_values(*arguments)
+    with pytest.raises(ValueError, match="scores"):
+        model.load_masks(number, values, masks, matrix.scores[1:])
+    with pytest.raises(ValueError, match="all but the last"):
+        model.load_masks(number, values[:-1], masks, matrix.scores)
+    with pytest.raises(ValueError, match="tiers must be known"):
+        model.set_tiers(number, 1)
     with pytest.raises(TypeError):
-        model.load_values(number, [array.astype(np.uint32) for array in values], masks, matrix.scores, 0, 1)
+        model.load_values(number, [array.astype(np.uint32) for array in values], masks, 0, 1)
     with pytest.raises(TypeError):
-        model.load_values(number, [array[:, ::2] for array in values], masks, matrix.scores, 0, 1)
+        model.load_values(number, [array[:, ::2] for array in values], masks, 0, 1)
     kv, efforts = runtime.new_cache(4).handle, np.ones(number + 1)
     ids = np.array([1, 2], np.int32)
     for tokens, effort, shape in (

@@ -128,13 +128,38 @@ def test_runtimes_multiply_what_is_loaded(path: Path, runtime: str, tmp_path: Pa
     source.matrix = lambda name: zeroed[name] if name in zeroed else synthetic_source(part.config).matrix(name)  # type: ignore[method-assign]
     convert(source, tmp_path / "zeroed")
     tokens = [3, 1, 4, 1, 5, 9, 2, 6]
-    logits = []
+    logits, drafts = [], []
     for store in (part, Store.open(tmp_path / "zeroed")):
         made = create_runtime(runtime, store)
-        logits.append(made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(1.0)).logits)
+        logits.append(made.forward(tokens, made.new_cache(8), effort=FULL).logits)
+        views = ("int4", "bucket8")  # made of the weights, whatever their tiers
+        drafts.append([made.forward(tokens, made.new_cache(8), effort=FULL, view=view).logits for view in views])
         other = made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(0.3), view="bucket").logits
         assert np.isfinite(other).all()
     assert np.array_equal(*logits)
+    assert np.array_equal(*drafts)
+
+
+@pytest.mark.skipif("native" not in RUNTIMES, reason="the native runtime is not built")
+@pytest.mark.parametrize("layout", [*LAYOUTS, BucketLayout(32, (5, 3, 24))], ids=str)
+def test_tiers_that_are_left_out_take_no_memory_natively(tmp_path: Path, layout: BucketLayout) -> None:
+    """A bit a weight says which are there; buckets that do not divide 32 outputs keep zeros."""
+    pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    path = convert(synthetic_source(tiny_config()), tmp_path / "s", layout=layout)
+    whole, part = Store.open(path), Store.open(path, load_share=max(0.55, layout.tier_sizes[0] / layout.bucket_size))
+    saved = 0
+    for name, (outputs, inputs) in part.config.matrices().items():
+        tiers = part.loaded_tiers(name)
+        if tiers < layout.num_tiers and 32 % layout.bucket_size == 0:
+            line = 32 * sum(layout.tier_sizes[:tiers]) // layout.bucket_size + 2
+            saved += -(-outputs // 32) * inputs * (32 - line) * 2 - 64
+    made = create_runtime("native", part)
+    exact = [runtime.memory["exact"] for runtime in (create_runtime("native", whole), made)]  # type: ignore[attr-defined]
+    assert exact[0] - exact[1] == saved
+    assert (saved > 0) == (layout.num_tiers > 1 and 32 % layout.bucket_size == 0)
+    tokens, reference = [3, 1, 4, 1, 5, 9, 2, 6], create_runtime("reference", part)
+    found, wanted = (one.forward(tokens, one.new_cache(8), effort=FULL).logits for one in (made, reference))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3)  # the native cache is float16
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -308,7 +333,6 @@ def test_runtimes_multiply_upper_bits(runtime: str, types: tuple[str, ...], tmp_
     all_of_it = create_runtime(runtime, whole)
     assert not np.array_equal(logits, all_of_it.forward(tokens, all_of_it.new_cache(8), effort=FULL).logits)
     if runtime == "native":
-        # Matrices in buckets are dense in memory, zeros included.
         saved = sum(whole.exact(n).nbytes - part.exact(n).nbytes for n in part.types if n in part.config.matrices())
         assert all_of_it.memory["exact"] - made.memory["exact"] >= 0.95 * saved > 0  # type: ignore[attr-defined]
 

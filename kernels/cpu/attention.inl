@@ -15,7 +15,7 @@ static void score_tile(const AttentionCall& call, float* scores) {
     F32 tile[R][kTileVectors];
     clear(tile);
     const uint16_t* panel = keys + static_cast<int64_t>(first / kPanel) * call.head_dim * kPanel + first % kPanel;
-    accumulate<Half, R, kTileVectors, 1, false>(tile, panel, kPanel, 0, call.q, call.head_dim);
+    accumulate<Whole<Half>, R, kTileVectors, 1, false>(tile, panel, kPanel, 0, call.q, call.head_dim);
     store_tile(tile, scores + first, kChunk);
   }
 }
@@ -27,7 +27,7 @@ static void value_tile(const AttentionCall& call, const float* weights, int from
   for (int64_t first = 0; first < call.value_stride; first += kTileVectors * kLanes) {
     F32 tile[R][kTileVectors];
     clear(tile);
-    accumulate<Half, R, kTileVectors, 1, false>(tile, values + first, call.value_stride, 0, weights, to - from);
+    accumulate<Whole<Half>, R, kTileVectors, 1, false>(tile, values + first, call.value_stride, 0, weights, to - from);
     store_tile(tile, sums + first, call.value_stride);
   }
 }

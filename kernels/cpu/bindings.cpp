@@ -7,6 +7,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 
@@ -39,34 +40,33 @@ void check_index(const Model& model, int index) {
   check(index >= 0 && index < model.shape().matrix_count(), "no matrix of that number");
 }
 
-BucketSource bucket_source(const Model& model, int index, const std::vector<Bits>& values,
-                           const std::vector<Masks>& masks, const Array<float, 2>& scores) {
-  check_index(model, index);
+// The first `loaded` tiers of a matrix.
+BucketSource bucket_source(const Model& model, int index, int loaded, const std::vector<Bits>& values,
+                           const std::vector<Masks>& masks) {
   const PackedMatrix& matrix = model.matrix(index);
   const specdec::Layout& layout = model.shape().layout;
-  const auto tiers = static_cast<size_t>(layout.tiers());
+  const auto count = static_cast<size_t>(loaded), masked = static_cast<size_t>(std::min(loaded, layout.tiers() - 1));
   const int64_t buckets = (matrix.out + layout.bucket_size - 1) / layout.bucket_size;
-  check(values.size() == tiers && masks.size() == tiers - 1,
-        "a matrix has one array of values a tier, and masks for all but the last");
+  check(!matrix.is_quantised(), "the matrix is declared as quantised");
+  check(values.size() == count && masks.size() == masked,
+        "a matrix has one array of values for every tier that is loaded, and masks for all but the last of all");
   BucketSource source;
-  for (size_t k = 0; k < tiers; ++k) {
+  for (size_t k = 0; k < count; ++k) {
     check(values[k].size() == static_cast<size_t>(matrix.in * buckets * layout.tier_sizes[k]),
           "a tier's values have the wrong size");
     source.values.push_back(values[k].data());
-    if (k + 1 == tiers) break;
+    if (k == masked) break;
     check(masks[k].size() == static_cast<size_t>(matrix.in * buckets * layout.bucket_size / 8),
           "a tier's mask has the wrong size");
     source.masks.push_back(masks[k].data());
   }
-  check(!matrix.is_quantised(), "the matrix is declared as quantised");
-  check(scores.size() == static_cast<size_t>(matrix.in) * tiers, "the scores have the wrong size");
-  source.scores = scores.data();
   return source;
 }
 
 std::string load_values(Model& model, int index, const std::vector<Bits>& values, const std::vector<Masks>& masks,
-                        const Array<float, 2>& scores, int64_t first, int64_t last) {
-  const BucketSource source = bucket_source(model, index, values, masks, scores);
+                        int64_t first, int64_t last) {
+  check_index(model, index);
+  const BucketSource source = bucket_source(model, index, model.matrix(index).loaded_tiers, values, masks);
   check(first >= 0 && first < last && last <= model.matrix(index).in, "inputs out of range");
   nb::gil_scoped_release release;
   return model.load_values(index, source, first, last);
@@ -74,7 +74,11 @@ std::string load_values(Model& model, int index, const std::vector<Bits>& values
 
 void load_masks(Model& model, int index, const std::vector<Bits>& values, const std::vector<Masks>& masks,
                 const Array<float, 2>& scores) {
-  const BucketSource source = bucket_source(model, index, values, masks, scores);
+  check_index(model, index);
+  const int tiers = model.shape().layout.tiers();
+  BucketSource source = bucket_source(model, index, tiers, values, masks);
+  check(scores.size() == static_cast<size_t>(model.matrix(index).in * tiers), "the scores have the wrong size");
+  source.scores = scores.data();
   nb::gil_scoped_release release;
   model.load_masks(index, source);
 }
@@ -179,9 +183,15 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
       .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")
       .def_prop_ro("vector_names", &Model::vector_names)
-      .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(),
-           "scores"_a.noconvert(), "first"_a, "last"_a,
-           "Packs some inputs of a matrix; returns '' or what is wrong with it.")
+      .def(
+          "set_tiers",
+          [](Model& model, int index, int loaded) {
+            check_index(model, index);
+            model.set_tiers(index, loaded);
+          },
+          "index"_a, "loaded"_a, "Only the first tiers of a matrix are loaded; before any matrix is.")
+      .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "first"_a, "last"_a,
+           "Packs some inputs of a matrix from its loaded tiers; returns '' or what is wrong with it.")
       .def("load_masks", &load_masks, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert())
       .def("load_vector", &load_vector, "name"_a, "values"_a.noconvert())
       .def("load_embedding", &load_embedding, "bits"_a.noconvert())

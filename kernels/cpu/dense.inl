@@ -21,16 +21,43 @@ constexpr int64_t kAheadInputs = 64;
 constexpr int64_t kAheadActive = 32;
 
 struct Half {
-  using Bits = uint16_t;
-  static inline F32 get(const uint16_t* p) { return load_half(p); }
+  static inline F32 read(const uint16_t* p) { return load_half(p); }
+#if defined(SPECDEC_EXPANDS_LINES)
+  static inline F32 widen(__m256i bits) { return widen_half(bits); }
+#endif
 };
 struct Bfloat {
+  static inline F32 read(const uint16_t* p) { return load_bfloat(p); }
+#if defined(SPECDEC_EXPANDS_LINES)
+  static inline F32 widen(__m256i bits) { return widen_bfloat(bits); }
+#endif
+};
+// Vector `vector` of a line that holds all 32 weights.
+template <class Type>
+struct Whole {
   using Bits = uint16_t;
-  static inline F32 get(const uint16_t* p) { return load_bfloat(p); }
+  static inline int64_t line(const DenseCall&) { return kPanel; }
+  static inline F32 get(const uint16_t* p, int vector) { return Type::read(p + vector * kLanes); }
+};
+// And of one that holds some, behind the bits of their outputs.
+template <class Type>
+struct Thin {
+  using Bits = uint16_t;
+  static inline int64_t line(const DenseCall& call) { return line_values(call.kept); }
+  static inline F32 get(const uint16_t* p, int vector) {
+    uint32_t outputs;
+    __builtin_memcpy(&outputs, p, sizeof outputs);
+#if defined(SPECDEC_EXPANDS_LINES)
+    return Type::widen(expand_line(p + 2, outputs, vector));
+#else
+    const int before = __builtin_popcount(outputs & ((uint32_t{1} << (vector * kLanes)) - 1));
+    return expand(Type::read(p + 2 + before), outputs >> (vector * kLanes));
+#endif
+  }
 };
 struct Float {
   using Bits = float;
-  static inline F32 get(const float* p) { return load(p); }
+  static inline F32 get(const float* p, int vector) { return load(p + vector * kLanes); }
 };
 
 template <int R, int V>
@@ -58,7 +85,7 @@ template <class W, int R, int V, int P, bool kAhead>
     F32 weights[V * P];
     SPECDEC_UNROLL for (int p = 0; p < P; ++p) {
       if (kAhead) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
-      SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride + v * kLanes);
+      SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride, v);
     }
     loaded(weights);
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
@@ -84,11 +111,11 @@ static inline void store_outputs(const DenseCall& call, int64_t panel, int row, 
 // Weights straight from memory into one tile of R rows, P panels at a time.
 template <class W, int R, int P>
 static void direct(const DenseCall& call, int64_t panel) {
-  const int64_t panel_stride = call.in * kPanel;
+  const int64_t line = W::line(call), panel_stride = call.in * line;
   F32 acc[R][kPanelVectors * P];
   clear(acc);
   // One row alone keeps up with the hardware's own prefetching; more requests would only stand in its way.
-  accumulate<W, R, kPanelVectors, P, (R > 1)>(acc, call.panels + panel * panel_stride, kPanel, panel_stride, call.x,
+  accumulate<W, R, kPanelVectors, P, (R > 1)>(acc, call.panels + panel * panel_stride, line, panel_stride, call.x,
                                               call.in);
   for (int p = 0; p < P; ++p) {
     float values[R][kPanel];
@@ -142,8 +169,9 @@ static constexpr BlockTile block_of() {
 #define SPECDEC_MASKED(rows) masked_of<W, rows>()
 
 template <class W>
-static void convert(const uint16_t* bits, int64_t count, float* out) {
-  for (int64_t i = 0; i < count; i += kLanes) store(out + i, W::get(bits + i));
+static void convert(const uint16_t* bits, int64_t line, int64_t lines, float* out) {
+  for (int64_t i = 0; i < lines; ++i, bits += line, out += kPanel)
+    SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) store(out + v * kLanes, W::get(bits, v));
 }
 
 template <class W>
@@ -151,12 +179,13 @@ static void blocked(const DenseCall& call, int64_t first, int64_t last) {
   static constexpr BlockTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_BLOCK);
   float* acc = call.scratch;
   float* weights = acc + static_cast<int64_t>(call.tiles.rows) * kPanel;
+  const int64_t line = W::line(call);
   for (int64_t panel = first; panel < last; ++panel) {
-    const uint16_t* bits = call.panels + panel * call.in * kPanel;
+    const uint16_t* bits = call.panels + panel * call.in * line;
     for (int64_t j = 0; j < static_cast<int64_t>(call.tiles.rows) * kPanel; j += kLanes) store(acc + j, zero());
     for (int64_t i = 0; i < call.in; i += kBlock) {
       const int64_t n = call.in - i < kBlock ? call.in - i : kBlock;
-      convert<W>(bits + i * kPanel, n * kPanel, weights);
+      convert<W>(bits + i * line, line, n, weights);
       for (int t = 0; t < call.tiles.count; ++t) {
         const int rows = call.tiles.size(t);
         const int64_t start = call.tiles.start(t);
@@ -191,18 +220,17 @@ static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
 }
 
 static void multiply(const DenseCall& call, int64_t first, int64_t last) {
-  if (call.dtype == Dtype::float16)
-    multiply_as<Half>(call, first, last);
-  else
-    multiply_as<Bfloat>(call, first, last);
+  const bool half = call.dtype == Dtype::float16, whole = call.kept == kPanel;
+  (whole ? half ? multiply_as<Whole<Half>> : multiply_as<Whole<Bfloat>>
+   : half ? multiply_as<Thin<Half>> : multiply_as<Thin<Bfloat>>)(call, first, last);
 }
 
 // One tile of R rows: the lines of active inputs only, each row under the mask that its offset names.
 template <class W, int R>
 static void masked_tile(const MaskedCall& call, int64_t panel, int tile) {
   const DenseCall& dense = call.dense;
-  const int64_t start = dense.tiles.start(tile), last = call.active_count - 1;
-  const uint16_t* bits = dense.panels + panel * dense.in * kPanel;
+  const int64_t start = dense.tiles.start(tile), last = call.active_count - 1, line = W::line(dense);
+  const uint16_t* bits = dense.panels + panel * dense.in * line;
   const uint32_t* masks = call.masks + panel * mask_words(dense.in, call.tiers);
   const float* x = dense.x + start * dense.in;
   const int32_t* offsets = call.offsets + start * dense.in;
@@ -212,10 +240,10 @@ static void masked_tile(const MaskedCall& call, int64_t panel, int tile) {
     clear(acc);
     for (int64_t e = 0; e <= last; ++e) {
       const int64_t i = call.active[e], ahead = call.active[e + kAheadActive < last ? e + kAheadActive : last];
-      prefetch(bits + ahead * kPanel);
+      prefetch(bits + ahead * line);
       prefetch(masks + ahead * (call.tiers - 1));
       F32 w[kTileVectors];
-      SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v) w[v] = W::get(bits + i * kPanel + (first + v) * kLanes);
+      SPECDEC_UNROLL for (int v = 0; v < kTileVectors; ++v) w[v] = W::get(bits + i * line, first + v);
       const float* values_of_input = x + i * R;
       const int32_t* offsets_of_input = offsets + i * R;
       SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
@@ -248,10 +276,9 @@ static void masked_as(const MaskedCall& call, int64_t first, int64_t last) {
 }
 
 static void multiply_masked(const MaskedCall& call, int64_t first, int64_t last) {
-  if (call.dense.dtype == Dtype::float16)
-    masked_as<Half>(call, first, last);
-  else
-    masked_as<Bfloat>(call, first, last);
+  const bool half = call.dense.dtype == Dtype::float16, whole = call.dense.kept == kPanel;
+  (whole ? half ? masked_as<Whole<Half>> : masked_as<Whole<Bfloat>>
+   : half ? masked_as<Thin<Half>> : masked_as<Thin<Bfloat>>)(call, first, last);
 }
 
 inline DenseKernels dense_kernels() { return DenseKernels{kTileRows, multiply, multiply_masked}; }

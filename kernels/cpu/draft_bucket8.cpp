@@ -140,7 +140,8 @@ void Bucket8View::build_matrix(Pool& pool, Packed& packed, size_t m, const Packe
     uint16_t peaks[kBuildInputs] = {};
     for (int64_t p = 0; p < panels; ++p)
       for (int64_t i = first; i < last; ++i) {
-        const uint16_t* bits = exact.panels.data() + (p * exact.in + i) * kPanel;
+        uint16_t buffer[kPanel];
+        const uint16_t* bits = exact.whole_line(p, i, buffer);
         uint16_t peak = peaks[i - first];
         for (int o = 0; o < kPanel; ++o) peak = std::max<uint16_t>(peak, bits[o] & 0x7FFF);
         peaks[i - first] = peak;
@@ -156,9 +157,9 @@ void Bucket8View::build_matrix(Pool& pool, Packed& packed, size_t m, const Packe
     }
     for (int64_t b = 0; b < buckets; ++b)
       for (int64_t i = first; i < last; ++i) {
-        uint16_t bits[kBucket] = {};
+        uint16_t bits[kBucket] = {}, buffer[kPanel];
         for (int64_t p = 2 * b; p < std::min(2 * b + 2, panels); ++p)
-          std::memcpy(bits + (p - 2 * b) * kPanel, exact.panels.data() + (p * exact.in + i) * kPanel, kPanel * 2);
+          std::memcpy(bits + (p - 2 * b) * kPanel, exact.whole_line(p, i, buffer), kPanel * 2);
         float weights[kBucket];
         kernels_.element.widen(bits, exact.dtype, kBucket, weights);
         for (uint16_t& magnitude : bits) magnitude &= 0x7FFF;

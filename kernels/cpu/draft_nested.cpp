@@ -70,13 +70,12 @@ uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const 
   for (int m = 0; m < count; ++m) {
     const PackedMatrix& matrix = model_.matrix(matrices[m]);
     if (matrix.is_quantised()) continue;
-    const DenseCall call{matrix.panels.data(), matrix.dtype, matrix.in, matrix.out, x, RowTiles(1, 1), y[m], matrix.out,
-                         nullptr};
+    const DenseCall call = matrix.dense_call(x, RowTiles(1, 1), y[m], matrix.out);
     const int64_t panels = matrix.panel_count(), parts = std::min<int64_t>(panels, 4 * pool.threads());
     pool.run(static_cast<int>(parts), [&](int part, int) {
       model_.kernels().dense.multiply(call, panels * part / parts, panels * (part + 1) / parts);
     });
-    bytes += static_cast<uint64_t>(matrix.out * matrix.in) * sizeof(uint16_t);
+    bytes += static_cast<uint64_t>(panels * matrix.in * matrix.line()) * sizeof(uint16_t);
   }
   bytes += choose(pool, count, matrices, x, efforts);
   plan(pool.threads(), count, matrices, x);

@@ -104,10 +104,11 @@ void Pass::embed(const int32_t* tokens) {
       dequantise_row(blocks.type, blocks.source(), hidden, token, x);
     } else if (shape_.tie_embeddings) {
       auto* gathered = reinterpret_cast<uint16_t*>(thread_scratch(thread));
-      const uint16_t* column = head.panels.data() + token / kPanel * hidden * kPanel + token % kPanel;
       for (int64_t first = 0; first < hidden; first += kBlock) {
         const int64_t n = std::min<int64_t>(kBlock, hidden - first);
-        for (int64_t i = 0; i < n; ++i) gathered[i] = column[(first + i) * kPanel];
+        uint16_t line[kPanel];
+        for (int64_t i = 0; i < n; ++i)
+          gathered[i] = head.whole_line(token / kPanel, first + i, line)[token % kPanel];
         kernels_.element.widen(gathered, shape_.dtype, n, x + first);
       }
     } else {
@@ -228,9 +229,8 @@ void Pass::expert_mlp(int layer) {
   std::vector<float> weights(static_cast<size_t>(rows_ * experts)), logits(static_cast<size_t>(experts));
   std::vector<int> order(static_cast<size_t>(experts));
   for (int row = 0; row < rows_; ++row) {
-    const DenseCall call{
-        router.panels.data(), router.dtype,  router.in, router.out,       scratch_.normed.data() + row * stride,
-        RowTiles(1, 1),       logits.data(), experts,   thread_scratch(0)};
+    const DenseCall call = router.dense_call(scratch_.normed.data() + row * stride, RowTiles(1, 1), logits.data(),
+                                             experts, thread_scratch(0));
     kernels_.dense.multiply(call, 0, router.panel_count());
     for (int e = 0; e < experts; ++e) order[static_cast<size_t>(e)] = e;
     std::stable_sort(order.begin(), order.end(),
@@ -381,11 +381,10 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
     }
     if (x == nullptr) x = to_tiles(in, matrix.in, tiles);
     // A few rows go through two panels side by side.
-    const int64_t group = std::max<int64_t>(2, kPartBytes / (matrix.in * kPanel * 2) / 2 * 2);
+    const int64_t group = std::max<int64_t>(2, kPartBytes / (matrix.in * matrix.line() * 2) / 2 * 2);
     const int64_t threads = model_.pool_->threads(), share = (matrix.panel_count() + threads - 1) / threads;
     Plan p{&matrix, {}, efforts_[output.matrix] < 1, group, static_cast<int>((share + group - 1) / group)};
-    p.call.dense = DenseCall{matrix.panels.data(), matrix.dtype, matrix.in, matrix.out, x, tiles, output.y,
-                             output.stride,        nullptr};
+    p.call.dense = matrix.dense_call(x, tiles, output.y, output.stride);
     masked |= p.masked;
     plans.push_back(p);
   }
@@ -397,7 +396,7 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
       continue;
     }
     const int64_t lines = p.matrix->panel_count() * (p.masked ? p.call.active_count : p.matrix->in);
-    const int64_t line_bytes = kPanel * 2 + (p.masked ? 4 * (p.matrix->tiers - 1) : 0);
+    const int64_t line_bytes = p.matrix->line() * 2 + (p.masked ? 4 * (p.matrix->tiers - 1) : 0);
     bytes_ += static_cast<uint64_t>(lines * line_bytes);
   }
   return plans;

@@ -17,6 +17,9 @@ namespace specdec {
 
 // Outputs that a packed matrix keeps together: for each input, their weights lie side by side (64 bytes).
 constexpr int kPanel = 32;
+// A panel's weights of one input, its line: all 32, or those of the first tiers alone, in order of output behind two
+// places that hold the bits of their outputs. Every line of a matrix has as many. Values in a line of `kept` weights:
+SPECDEC_INLINE constexpr int64_t line_values(int kept) { return kept == kPanel ? kPanel : kept + 2; }
 // Positions of the context that attention treats as one: partial results meet at multiples of it, whatever is asked.
 constexpr int kChunk = 128;
 // Most rows that one register tile holds, over all instruction sets.
@@ -38,7 +41,7 @@ struct RowTiles {
 
 // y[r][o] = sum over i, ascending, of w[o][i] * x[r][i]: one accumulator, fused multiply-adds, from 0.
 struct DenseCall {
-  const uint16_t* panels;  // [ceil(out / 32)][in][32]
+  const uint16_t* panels;  // [ceil(out / 32)][in][line_values(kept)], readable for another kPanel values
   Dtype dtype;
   int64_t in, out;
   const float* x;  // tiles
@@ -46,6 +49,7 @@ struct DenseCall {
   float* y;  // y[r * y_stride + o]
   int64_t y_stride;
   float* scratch;  // of this thread: scratch_floats(rows)
+  int kept = kPanel;  // weights in a line; the others are 0
 };
 
 // The same over chosen products only. Input i takes part in row r for the outputs in its first n(r, i) tiers.

@@ -40,7 +40,7 @@ void shape_matrix(PackedMatrix& matrix, int64_t out, int64_t in, const ModelShap
   matrix.out = out;
   matrix.in = in;
   matrix.dtype = shape.dtype;
-  matrix.tiers = shape.layout.tiers();
+  matrix.tiers = matrix.loaded_tiers = shape.layout.tiers();
 }
 
 }  // namespace
@@ -140,6 +140,13 @@ void Model::load_masks(int index, const BucketSource& source) {
     const int64_t begin = part * kPackInputs;
     pack_masks(matrix, source, shape_.layout, begin, std::min(begin + kPackInputs, matrix.in));
   });
+}
+
+void Model::set_tiers(int index, int loaded) {
+  PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
+  check(panels_.empty() && quantised_.empty(), "tiers must be known before a matrix is loaded");
+  check(loaded >= 1 && loaded <= matrix.tiers, "a matrix has its first tier, and no more than it has");
+  matrix.keep_tiers(loaded, shape_.layout);
 }
 
 void Model::set_quantised(int index, const std::string& type, bool upper) {

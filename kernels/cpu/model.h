@@ -54,6 +54,8 @@ class Model {
   std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
   // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
   void load_masks(int index, const BucketSource& source);
+  // Declares that only the first tiers of a matrix are loaded, 1 or more; before any matrix is.
+  void set_tiers(int index, int loaded);
   // Declares that a matrix keeps its source's quantised blocks, or of their codes the four highest bits alone (`upper`);
   // before any matrix is loaded.
   void set_quantised(int index, const std::string& type, bool upper = false);

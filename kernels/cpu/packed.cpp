@@ -16,11 +16,15 @@ uint64_t mask_bits(const uint8_t* bytes, int count) {
   return bits;
 }
 
-// One bucket in order of output. Returns false when the tiers do not share its outputs out as their sizes say.
-bool expand_bucket(const BucketSource& source, const Layout& layout, int64_t bucket, uint16_t* out) {
+// One bucket in order of output, with zeros for tiers that are not loaded; and the outputs of those that are, a bit each.
+// Returns false when the tiers do not share its outputs out as their sizes say.
+bool expand_bucket(const BucketSource& source, const Layout& layout, int loaded, int64_t bucket, uint16_t* out,
+                   uint64_t* outputs) {
   const int tiers = layout.tiers(), mask_bytes = layout.bucket_size / 8;
-  uint64_t rest = layout.bucket_size == 64 ? ~uint64_t{0} : (uint64_t{1} << layout.bucket_size) - 1;
-  for (int k = 0; k < tiers; ++k) {
+  const uint64_t all = layout.bucket_size == 64 ? ~uint64_t{0} : (uint64_t{1} << layout.bucket_size) - 1;
+  uint64_t rest = all;
+  if (loaded < tiers) std::memset(out, 0, static_cast<size_t>(layout.bucket_size) * sizeof *out);
+  for (int k = 0; k < loaded; ++k) {
     const auto index = static_cast<size_t>(k);
     uint64_t held = k < tiers - 1 ? mask_bits(source.masks[index] + bucket * mask_bytes, mask_bytes) : rest;
     const int size = layout.tier_sizes[index];
@@ -33,6 +37,7 @@ bool expand_bucket(const BucketSource& source, const Layout& layout, int64_t buc
     }
     if (held != 0) return false;
   }
+  *outputs = all & ~rest;
   return true;
 }
 
@@ -56,7 +61,41 @@ void place_bucket(PackedMatrix& matrix, const uint16_t* bits, int bucket_size, i
   }
 }
 
+// The same in a line that holds the weights of some outputs; buckets divide panels.
+void place_in_thin_line(PackedMatrix& matrix, const uint16_t* bits, uint64_t outputs, int bucket_size, int64_t bucket,
+                        int64_t input) {
+  const int64_t buckets = kPanel / bucket_size, in_panel = bucket % buckets;
+  uint16_t* line = matrix.panels.data() + (bucket / buckets * matrix.in + input) * matrix.line();
+  uint32_t held;
+  std::memcpy(&held, line, sizeof held);
+  held |= static_cast<uint32_t>(outputs) << (in_panel * bucket_size);
+  std::memcpy(line, &held, sizeof held);
+  uint16_t* to = line + 2 + in_panel * (matrix.kept / buckets);
+  for (; outputs != 0; outputs &= outputs - 1) *to++ = bits[__builtin_ctzll(outputs)];
+}
+
 }  // namespace
+
+void PackedMatrix::keep_tiers(int count, const Layout& layout) {
+  loaded_tiers = count;
+  if (count == tiers || kPanel % layout.bucket_size != 0) return;
+  kept = 0;
+  for (int k = 0; k < count; ++k) kept += kPanel / layout.bucket_size * layout.tier_sizes[static_cast<size_t>(k)];
+}
+
+const uint16_t* PackedMatrix::whole_line(int64_t panel, int64_t input, uint16_t* buffer) const {
+  const uint16_t* at = panels.data() + (panel * in + input) * line();
+  if (kept == kPanel) return at;
+  uint32_t outputs;
+  std::memcpy(&outputs, at, sizeof outputs);
+  at += 2;
+  for (int lane = 0; lane < kPanel; ++lane, outputs >>= 1) buffer[lane] = (outputs & 1) != 0 ? *at++ : uint16_t{0};
+  return buffer;
+}
+
+DenseCall PackedMatrix::dense_call(const float* x, RowTiles rows, float* y, int64_t y_stride, float* scratch) const {
+  return {panels.data(), dtype, in, out, x, rows, y, y_stride, scratch, kept};
+}
 
 std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first,
                         int64_t last) {
@@ -68,10 +107,14 @@ std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const 
     for (int64_t input = first; input < last; ++input) {
       for (int64_t bucket = block; bucket < end; ++bucket) {
         uint16_t bits[kMaxBucket];
-        if (!expand_bucket(source, layout, input * buckets + bucket, bits))
+        uint64_t outputs;
+        if (!expand_bucket(source, layout, matrix.loaded_tiers, input * buckets + bucket, bits, &outputs))
           return "has tier masks that contradict its layout";
         if (!finite(bits, size, exponent)) return "holds an infinite weight or a NaN";
-        place_bucket(matrix, bits, size, bucket, input);
+        if (matrix.kept == kPanel)
+          place_bucket(matrix, bits, size, bucket, input);
+        else
+          place_in_thin_line(matrix, bits, outputs, size, bucket, input);
       }
     }
   }

@@ -55,6 +55,22 @@ static inline void store_half(uint16_t* p, F32 x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// Of every byte of lanes that are set, a byte for each lane: how many are set before it.
+struct LanesBefore {
+  uint64_t bytes[256];
+  constexpr LanesBefore() : bytes() {
+    for (uint32_t bits = 0; bits < 256; ++bits)
+      for (uint32_t lane = 0, before = 0; lane < 8; before += bits >> lane++ & 1)
+        bytes[bits] |= uint64_t{before} << (8 * lane);
+  }
+};
+static constexpr LanesBefore kLanesBefore;
+// The first values of x, in order, in the lanes whose bits are set; 0 in the others.
+static inline F32 expand(F32 x, uint32_t bits) {
+  const __m128i before = _mm_loadu_si64(&kLanesBefore.bytes[bits & 0xFF]);
+  return _mm256_and_ps(_mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(before)), mask_of(bits));
+}
+
 static inline F32 nearest(F32 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline F32 power_of_two(F32 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));

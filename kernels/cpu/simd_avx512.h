@@ -51,16 +51,30 @@ static inline Mask lanes_between(int base, int first, int last) {
 }
 static inline F32 choose(Mask m, F32 yes, F32 no) { return _mm512_mask_blend_ps(m, no, yes); }
 
-static inline F32 load_half(const uint16_t* p) {
-  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-static inline F32 load_bfloat(const uint16_t* p) {
-  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+static inline F32 widen_half(__m256i bits) { return _mm512_cvtph_ps(bits); }
+static inline F32 widen_bfloat(__m256i bits) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+static inline __m256i load_bits(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+static inline F32 load_half(const uint16_t* p) { return widen_half(load_bits(p)); }
+static inline F32 load_bfloat(const uint16_t* p) { return widen_bfloat(load_bits(p)); }
 static inline void store_half(uint16_t* p, F32 x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
+
+#if defined(__AVX512VBMI2__)
+#define SPECDEC_EXPANDS_LINES
+// Vector `vector` of 32 outputs of which those whose bits are set have values at p. All 32 are expanded at once, for both
+// vectors, and from a register: some processors run the form that takes memory as microcode.
+static inline __m256i expand_line(const uint16_t* p, uint32_t outputs, int vector) {
+  __m512i values = _mm512_loadu_si512(p);
+  asm("" : "+v"(values));
+  values = _mm512_maskz_expand_epi16(outputs, values);
+  return vector == 0 ? _mm512_castsi512_si256(values) : _mm512_extracti64x4_epi64(values, 1);
+}
+#endif
+// The first values of x, in order, in the lanes whose bits are set; 0 in the others.
+static inline F32 expand(F32 x, uint32_t bits) { return _mm512_maskz_expand_ps(mask_of(bits), x); }
 
 // Nearest whole number, and 2 to the power of a whole number from -126 to 127.
 static inline F32 nearest(F32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -46,6 +46,22 @@ static inline F32 load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpre
 static inline F32 load_bfloat(const uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
 static inline void store_half(uint16_t* p, F32 x) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x))); }
 
+// Of every four lanes that are set, the bytes of a vector that each takes, or one outside for a lane that is not.
+struct LaneBytes {
+  uint8_t bytes[16][16];
+  constexpr LaneBytes() : bytes() {
+    for (int bits = 0; bits < 16; ++bits)
+      for (int lane = 0, before = 0; lane < 4; before += bits >> lane++ & 1)
+        for (int j = 0; j < 4; ++j)
+          bytes[bits][4 * lane + j] = static_cast<uint8_t>((bits >> lane & 1) != 0 ? 4 * before + j : 0xFF);
+  }
+};
+static constexpr LaneBytes kLaneBytes;
+// The first values of x, in order, in the lanes whose bits are set; 0 in the others.
+static inline F32 expand(F32 x, uint32_t bits) {
+  return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x), vld1q_u8(kLaneBytes.bytes[bits & 15])));
+}
+
 static inline F32 nearest(F32 x) { return vrndnq_f32(x); }
 static inline F32 power_of_two(F32 n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));

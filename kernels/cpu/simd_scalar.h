@@ -59,6 +59,14 @@ static inline void store_half(uint16_t* p, F32 x) {
   for (int j = 0; j < kLanes; ++j) p[j] = float_to_half(x.v[j]);
 }
 
+// The first values of x, in order, in the lanes whose bits are set; 0 in the others.
+static inline F32 expand(F32 x, uint32_t bits) {
+  F32 r = zero();
+  for (int lane = 0, next = 0; lane < kLanes; ++lane)
+    if ((bits >> lane & 1) != 0) r.v[lane] = x.v[next++];
+  return r;
+}
+
 // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, for magnitudes below 2^22.
 static inline F32 nearest(F32 x) { SPECDEC_LANES((x.v[j] + 12582912.0F) - 12582912.0F); }
 static inline F32 power_of_two(F32 n) {

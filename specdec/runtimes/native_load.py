@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.errors import StoreError
-from specdec.views.bucket import BucketedMatrix
 from specdec.views.dtypes import all_finite, from_float32
-from specdec.views.quantised import QuantisedTable, UpperMatrix
+from specdec.views.quantised import QuantisedMatrix, QuantisedTable, UpperMatrix
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -33,9 +32,11 @@ def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
         StoreError: something holds NaN or infinity, or tier masks contradict the layout.
     """
     store.release_pages()
-    for name, kind in store.types.items():
-        if name in index:
-            model.set_quantised(index[name], kind, upper=isinstance(store.exact(name), UpperMatrix))
+    for name, number in index.items():
+        if name in store.types:
+            model.set_quantised(number, store.types[name], upper=isinstance(store.exact(name), UpperMatrix))
+        else:
+            model.set_tiers(number, store.loaded_tiers(name))
     for name in model.vector_names:
         vector = np.ascontiguousarray(store.vector(name), dtype=np.float32)
         if not np.isfinite(vector).all():
@@ -46,10 +47,11 @@ def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
     store.release_pages()
     mapped = 0
     for name, number in index.items():
-        matrix = store.exact(name)
-        if isinstance(matrix, BucketedMatrix):
-            mapped += _load_bucketed(model, store, matrix, name, number)
+        if name not in store.types:
+            mapped += _load_bucketed(model, store, name, number)
         else:
+            matrix = store.exact(name)
+            assert isinstance(matrix, QuantisedMatrix)
             model.load_scores(number, np.ascontiguousarray(matrix.scores[:, 0]))
             mapped += _load_blocks(store, matrix, name, lambda *part, at=number: model.load_quantised(at, *part))
         if mapped > _RELEASE_BYTES:
@@ -88,19 +90,21 @@ def _load_blocks(store: Store, table: QuantisedTable, name: str, take: Any) -> i
     return table.block_bytes if step >= outputs else _RELEASE_BYTES
 
 
-def _load_bucketed(model: Any, store: Store, matrix: BucketedMatrix, name: str, number: int) -> int:
-    """Pack one matrix, a large one in slices. Returns the mapped bytes read since pages were last released."""
-    inputs = matrix.shape[1]
-    step = max(64, _RELEASE_BYTES * inputs // matrix.nbytes // 64 * 64)
+def _load_bucketed(model: Any, store: Store, name: str, number: int) -> int:
+    """Pack the tiers of a matrix that are loaded, a large one in slices. Returns the mapped bytes read since pages were
+    last released."""
+    arrays = store.bucket_arrays(name)
+    values = [array for part, array in arrays.items() if part.endswith(".values")]
+    masks = [array for part, array in arrays.items() if part.endswith(".mask")]
+    inputs, nbytes = len(arrays["scores"]), sum(array.nbytes for array in arrays.values())
+    step = max(64, _RELEASE_BYTES * inputs // nbytes // 64 * 64)
     for first in range(0, inputs, step):
         if first:
             store.release_pages()
-        problem = model.load_values(
-            number, list(matrix.values), list(matrix.masks), matrix.scores, first, min(first + step, inputs)
-        )
+        problem = model.load_values(number, values, masks, first, min(first + step, inputs))
         if problem:
             raise StoreError(f"matrix {name!r} {problem}: convert the model again")
-    return matrix.nbytes if step >= inputs else _RELEASE_BYTES
+    return nbytes if step >= inputs else _RELEASE_BYTES
 
 
 def _check_finite(bits: NDArray[np.uint16], dtype: str, name: str) -> None:

@@ -137,11 +137,26 @@ class Store:
         if name in self.types:
             kind = UpperMatrix if name in self._upper else QuantisedMatrix
             return kind(self.types[name], shape, self._quantised(name, shape), file.array(f"{name}.scores"))
-        parts = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype)
-        arrays = {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
-        if len(arrays) < len(parts):
+        arrays = self.bucket_arrays(name)
+        if self._tiers[name] < self.layout.num_tiers:
             return without_tiers(arrays, shape, self.dtype, self.layout)
         return BucketedMatrix.from_arrays(arrays, shape=shape, dtype=self.dtype, layout=self.layout)
+
+    def bucket_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """What is loaded of a matrix in buckets: the arrays of `BucketedMatrix.tensors` but for tiers left out. Mapped.
+
+        Raises:
+            InvalidArgumentError: the model has no such matrix, or it is quantised.
+        """
+        shape = self._shape(name)
+        if name in self.types:
+            raise InvalidArgumentError(f"matrix {name!r} is in {self.types[name]} blocks and not in buckets")
+        parts, file = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype), self._files[EXACT_FILE]
+        return {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
+
+    def loaded_tiers(self, name: str) -> int:
+        """How many tiers of a matrix in buckets are loaded; the last ones are left out first."""
+        return self._tiers[name]
 
     def bucketed(self, name: str) -> BucketedMatrix:
         """A matrix that is known to be in buckets, memory-mapped.

@@ -47,11 +47,14 @@ struct Bucketed {
       for (size_t k = 0; k < tiers; ++k) scores.push_back(1.0F / static_cast<float>(1 + k + engine() % 3));
   }
 
-  BucketSource source() const {
+  // Of the first tiers alone, unless `loaded` is 0.
+  BucketSource source(int loaded = 0) const {
     BucketSource s;
     for (const auto& v : values) s.values.push_back(v.data());
     for (const auto& m : masks) s.masks.push_back(m.data());
     s.scores = scores.data();
+    if (loaded != 0) s.values.resize(static_cast<size_t>(loaded));
+    if (loaded != 0) s.masks.resize(std::min(static_cast<size_t>(loaded), s.masks.size()));
     return s;
   }
 };
@@ -66,12 +69,21 @@ ModelShape small_shape(bool experts, Layout layout) {
   return s;
 }
 
-std::unique_ptr<Model> random_model(const ModelShape& shape, const std::string& isa, int threads) {
+// What becomes of the last tiers of matrices, of which the number goes around.
+enum class LastTiers { kept, zeros, left_out };
+
+std::unique_ptr<Model> random_model(const ModelShape& shape, const std::string& isa, int threads,
+                                    LastTiers last = LastTiers::kept) {
   auto model = std::make_unique<Model>(shape, isa, threads);
+  auto loaded = [&](int j) { return last == LastTiers::kept ? shape.layout.tiers() : 1 + j % shape.layout.tiers(); };
+  for (int j = 0; j < shape.matrix_count() && last == LastTiers::left_out; ++j) model->set_tiers(j, loaded(j));
   for (int j = 0; j < shape.matrix_count(); ++j) {
     const auto& matrix = model->matrix(j);
-    const Bucketed bucketed(matrix.out, matrix.in, shape.layout, shape.dtype, static_cast<uint32_t>(j));
-    CHECK(model->load_values(j, bucketed.source(), 0, matrix.in).empty(), "packing");
+    Bucketed bucketed(matrix.out, matrix.in, shape.layout, shape.dtype, static_cast<uint32_t>(j));
+    for (auto k = static_cast<size_t>(loaded(j)); k < bucketed.values.size(); ++k)
+      std::fill(bucketed.values[k].begin(), bucketed.values[k].end(), uint16_t{0});
+    const BucketSource source = bucketed.source(last == LastTiers::left_out ? loaded(j) : 0);
+    CHECK(model->load_values(j, source, 0, matrix.in).empty(), "packing");
     model->load_masks(j, bucketed.source());
   }
   load_vectors_and_routers(*model);
@@ -125,6 +137,34 @@ THREADED_TEST(model_gives_the_same_bits_in_any_company) {
     }
 }
 
+THREADED_TEST(tiers_that_are_left_out_are_zeros_that_take_no_memory) {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 50; ++i) tokens.push_back(i * 31 % 75);
+  const std::vector<Layout> layouts = {{16, {4, 4, 4, 4}}, {32, {5, 3, 24}}, {8, {2, 6}}, {16, {7, 9}}, {24, {8, 16}}};
+  for (const auto& isa : supported_isas())
+    for (size_t j = 0; j < layouts.size(); ++j) {
+      const std::string where = isa + " layout " + std::to_string(j);
+      const ModelShape shape = small_shape(j % 2 == 1, layouts[j]);
+      const auto zeros = random_model(shape, isa, 1, LastTiers::zeros),
+                 without = random_model(shape, isa, 3, LastTiers::left_out);
+      CHECK((without->bytes() < zeros->bytes()) == (kPanel % layouts[j].bucket_size == 0), where + ": bytes");
+      for (const double effort : {1.0, 0.4})
+        for (const int piece : cases<int>({1, 2, 5, 13, 50}, {1, 5, 50}))
+          CHECK(equal(logits_of(*without, tokens, piece, effort), logits_of(*zeros, tokens, piece, effort)),
+                where + " effort " + std::to_string(effort) + " pieces of " + std::to_string(piece));
+      // Drafts are made of the same weights.
+      uint16_t one[kPanel], other[kPanel];
+      bool same = true;
+      for (int m = 0; m < shape.matrix_count(); ++m)
+        for (int64_t n = 0; n < zeros->matrix(m).panel_count() * zeros->matrix(m).in; ++n) {
+          const int64_t panel = n / zeros->matrix(m).in, input = n % zeros->matrix(m).in;
+          same &= std::memcmp(zeros->matrix(m).whole_line(panel, input, one),
+                              without->matrix(m).whole_line(panel, input, other), sizeof one) == 0;
+        }
+      CHECK(same, where + ": lines");
+    }
+}
+
 THREADED_TEST(two_models_run_at_once) {
   const ModelShape shape = small_shape(false, {16, {4, 4, 4, 4}});
   const auto first = random_model(shape, "", 2), second = random_model(shape, "", 2);
@@ -149,6 +189,11 @@ TEST(bad_weights_and_calls_are_refused) {
   Bucketed twisted(matrix.out, matrix.in, shape.layout, shape.dtype, 1);
   twisted.masks[0][0] ^= 1;
   CHECK(model.load_values(0, twisted.source(), 0, matrix.in).find("masks") != std::string::npos, "masks");
+  Bucketed shared(matrix.out, matrix.in, shape.layout, shape.dtype, 1);
+  Model part(shape, "", 2);
+  part.set_tiers(0, 1);
+  shared.masks[0][0] ^= 1;
+  CHECK(part.load_values(0, shared.source(1), 0, matrix.in).find("masks") != std::string::npos, "masks of a part");
   auto refused = [](auto&& call) {
     try {
       call();
@@ -157,6 +202,9 @@ TEST(bad_weights_and_calls_are_refused) {
     }
     return false;
   };
+  CHECK(refused([&] { part.set_tiers(1, 1); }), "tiers after weights");
+  CHECK(refused([&] { Model(shape, "", 1).set_tiers(0, 0); }), "no tier");
+  CHECK(refused([&] { Model(shape, "", 1).set_tiers(0, 3); }), "tiers that are not there");
   const auto good = random_model(shape, "", 1);
   auto cache = good->new_cache(4);
   std::vector<double> efforts(static_cast<size_t>(shape.matrix_count()), 1.0);
