@@ -387,7 +387,7 @@ SECTIONS = [
     Section(
         title="Steps of quantised models on the GPU",
         prose=gpu_section.QUANTISED_PROSE,
-        files=["gpu_quantised-h100.json"],
+        files=["gpu_quantised-h100.json", "gpu_quantised-h200.json"],
         table=gpu_section.quantised_table,
         notes=gpu_section.QUANTISED_NOTES,
     ),
