@@ -38,10 +38,10 @@ STEP_NOTES = (
     "the host (see README)."
 )
 QUANTISED_PROSE = (
-    "The same shape on one NVIDIA H100 and one H200 with 4-bit and 8-bit weights in groups of 64, as `mx.quantize` makes them, "
-    "held in their own bits. MLX's steps are `mx.quantized_matmul` in the graph of its dense step. Before anything "
-    "is timed, rows of 1 and 4 are compared with the same rows among 5, bit for bit, and the logits with MLX's "
-    "(relative difference below 4e-3)."
+    "The same shape on one NVIDIA H100 and one H200 with 4-bit and 8-bit weights in groups of 64, as `mx.quantize` "
+    "makes them, held in their own bits. MLX's steps are `mx.quantized_matmul` in the graph of its dense step. Before "
+    "anything is timed, rows of 1 and 4 are compared with the same rows among 5, bit for bit, and the logits with "
+    "MLX's (relative difference below 4e-3)."
 )
 QUANTISED_NOTES = (
     "Wanted of 4 bits in groups of 64: one row at most 0.38 of MLX's dense step, 5 rows at most 1.2 single rows. "
@@ -83,8 +83,8 @@ GENERATE_NOTES = (
     "leave it little to learn from: a fixed lookup does better there (1.30x). In its own blocks SmolLM2 gains as "
     "little from fewer bytes as from drafts of itself (0.77; `auto` 1.28x): a step of a model this small is "
     "meetings and what is waited for behind them. The 1.5B in Q4_K_M makes 494 tokens a second plainly. Nine of ten "
-    "`nested` drafts are kept there, but a draft reads nearly what a whole row does, and it loses (0.92), as lookup does "
-    "on these prompts (0.91); `auto` sees both and comes to 1.04x."
+    "`nested` drafts are kept there, but a draft reads nearly what a whole row does, and it loses (0.92), as lookup "
+    "does on these prompts (0.91); `auto` sees both and comes to 1.04x."
 )
 KERNELS_PROSE = (
     "The kernels one by one, as they run where a step is not one kernel: microseconds a call in chains of "

@@ -1,10 +1,7 @@
 #include "forward.h"
 
-#include <unistd.h>
-
 #include <cmath>
 #include <cstring>
-#include <stdexcept>
 
 namespace specdec {
 namespace {
@@ -462,44 +459,6 @@ const float* Pass::to_tiles(Input in, int64_t width, RowTiles tiles) {
       for (int r = 0; r < size; ++r) to[i * size + r] = from[r * in.stride + i];
   });
   return scratch_.tiles.data();
-}
-
-uint64_t Model::forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
-                        bool last_only, float* logits, int layers, float* states) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  check_pass(tokens, rows, cache, draft, efforts);
-  if (layers < 0 || layers > shape_.layers) throw std::invalid_argument("there are not so many layers");
-  return Pass(*this, rows, cache, draft, efforts)
-      .run(tokens, last_only, logits, layers == 0 ? shape_.layers : layers, states);
-}
-
-uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  KvCache none(1, 1, 2, 1);
-  const std::vector<double> efforts(static_cast<size_t>(shape_.matrix_count()), effort);
-  return Pass(*this, rows, none, draft, efforts.data()).run_matrix(index, x, y);
-}
-
-void Model::check_pass(const int32_t* tokens, int rows, const KvCache& cache, const DraftView* draft,
-                       const double* efforts) const {
-  auto check = [](bool good, const char* message) {
-    if (!good) throw std::invalid_argument(message);
-  };
-  check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
-  check(rows >= 1 && rows <= kMaxRows && cache.length + rows <= cache.capacity, "the cache has no room for these rows");
-  check(cache.layers == shape_.layers && cache.kv_heads == shape_.kv_heads && cache.head_dim == shape_.head_dim,
-        "the cache belongs to a model of another shape");
-  for (int row = 0; row < rows; ++row)
-    check(tokens[row] >= 0 && tokens[row] < shape_.vocab, "a token is outside the vocabulary");
-  check(draft == nullptr || draft->complete(), "the draft view is not loaded");
-  check(shape_.tie_embeddings || !embedding_.empty() || !quant_embedding_.codes.empty(), "the embedding is not loaded");
-  for (const auto& router : routers_) check(!router.panels.empty(), "a router is not loaded");
-  for (size_t j = 0; j < matrices_.size(); ++j) {
-    check(matrices_[j].loaded(), "a matrix is not loaded");
-    check(efforts[j] > 0 && efforts[j] <= 1, "efforts must be above 0 and at most 1");
-    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].has_masks() || !matrices_[j].quantised.scores.empty(),
-          "effort below 1 needs the tier masks");
-  }
 }
 
 }  // namespace specdec

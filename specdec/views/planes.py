@@ -11,24 +11,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from specdec.views.base import TensorSpec
-from specdec.views.quantised_types import REST, UPPER_BITS, Arrays, QuantisedType
+from specdec.views.quantised_types import REST, UPPER_BITS, Arrays, DerivedType, QuantisedType
 
 UPPER = "upper"
 _BYTE_BITS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class PlaneType(QuantisedType):
+class PlaneType(DerivedType):
     """Another type, of codes of more than four bits, in planes.
 
     Arrays: those of `heads`, then `upper`, uint8 (out, in / 2), and `rest`, uint8 (out, in * (bits - 4) / 8): codes in
     order of input, as many as fit in a byte, the first in the lowest bits.
-
-    Attributes:
-        whole: the type itself.
     """
-
-    whole: QuantisedType
 
     @property
     def rest_bits(self) -> int:
@@ -60,18 +55,6 @@ class PlaneType(QuantisedType):
         if hidden < self.rest_bits:
             return QuantisedType.upper_codes(self, arrays, hidden)
         return unpacked(arrays[UPPER], UPPER_BITS) >> np.uint8(hidden - self.rest_bits) << np.uint8(hidden)
-
-    def scale_and_offset(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray | None]:
-        """See `QuantisedType.scale_and_offset`."""
-        return self.whole.scale_and_offset(arrays)
-
-    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Those of the whole type."""
-        return self.whole.heads(arrays)
-
-    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
-        """Those of the whole type."""
-        return self.whole.head_tensors(shape)
 
 
 def in_planes(kind: QuantisedType) -> PlaneType:

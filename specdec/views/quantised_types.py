@@ -101,18 +101,36 @@ class QuantisedType(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class UpperBits(QuantisedType):
+class DerivedType(QuantisedType):
+    """A type with another's scales and offsets, and all else that lies beside codes.
+
+    Attributes:
+        whole: the other.
+    """
+
+    whole: QuantisedType
+
+    def scale_and_offset(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray | None]:
+        """Those of the whole type."""
+        return self.whole.scale_and_offset(arrays)
+
+    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
+        """Those of the whole type."""
+        return self.whole.heads(arrays)
+
+    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
+        """Those of the whole type."""
+        return self.whole.head_tensors(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class UpperBits(DerivedType):
     """Another type, seen through the upper `bits` bits of its codes: lower ones count as half of their range.
 
     With `n - bits` hidden bits, `code'` the code with those set to zero and `half = (2^(n - bits) - 1) / 2`, a weight
     is `scale * (code' + half - zero)`, minus the offset where there is one. The bracket is exact in float32; product
     and difference round once each, as in the whole type. Its `zero` is therefore `zero - half`.
-
-    Attributes:
-        whole: the type itself.
     """
-
-    whole: QuantisedType
 
     @property
     def hidden(self) -> int:
@@ -126,18 +144,6 @@ class UpperBits(QuantisedType):
     def codes(self, arrays: Arrays) -> np.ndarray:
         """Codes, uint8 (out, in), with zeros for the hidden bits."""
         return self.whole.upper_codes(arrays, self.hidden)
-
-    def scale_and_offset(self, arrays: Arrays) -> tuple[np.ndarray, np.ndarray | None]:
-        """Those of the whole type."""
-        return self.whole.scale_and_offset(arrays)
-
-    def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Those of the whole type."""
-        return self.whole.heads(arrays)
-
-    def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
-        """Those of the whole type."""
-        return self.whole.head_tensors(shape)
 
 
 def upper_bits(kind: QuantisedType, bits: int) -> QuantisedType:
