@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ class Outcome:
         assert told[0].startswith("specdec: error: "), self.err
         assert self.out == ""
         return told[0].removeprefix("specdec: error: ")
+
+
+def says(outcome: Outcome, told: str) -> None:
+    """The outcome is a mistake, and its one sentence matches."""
+    error = outcome.error
+    assert re.search(told, error), error
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
