@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
+from scripted_model import PASS_S, ROW_S, STEP_S, scripted_model
+from specdec.policies.base import CostTable
 from synthetic import synthetic_source
 
 import specdec
 from specdec.drafters.base import Draft
+from specdec.effort import EffortSchedule
 from specdec.engine import costs
 from specdec.engine.engine import Round
 from specdec.engine.stats import Stats
@@ -224,6 +227,22 @@ def test_costs_are_measured_once_and_kept(stored, home, monkeypatch):
     monkeypatch.setattr(costs, "_measure", lambda *_: pytest.fail("measured again"))
     specdec.generate(again, [1], max_tokens=4)
     assert again.shared["engine", "costs"].verify_s == {int(rows): s for rows, s in kept["verify_s"].items()}
+
+
+def test_costs_of_a_part_of_a_model_are_its_own(stored, home):
+    specdec.generate(stored, [1], max_tokens=4)
+    part = Store.open(stored.store.path, load_share=0.5)
+    specdec.generate(specdec.Model(create_runtime("auto", part), store=part), [1], max_tokens=4)
+    assert len(list((home / "costs").iterdir())) == 2
+
+
+def test_what_is_compiled_first_is_not_a_cost(clock):
+    """Every first pass over so many rows takes a minute; what is kept is what the next one takes."""
+    model = scripted_model(clock, stalls=dict.fromkeys((2, 4, 6, 8), 60 / PASS_S))
+    model.runtime.compiles = True
+    table = costs._measure(model, EffortSchedule, [("effort", "int4", 0.5)], CostTable())
+    assert table.verify_s == {rows: PASS_S + ROW_S * (rows - 1) for rows in costs.ROWS}
+    assert table.draft_s == {("effort", "int4", 0.5): STEP_S * 0.5}
 
 
 @pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"verify_s": {"x": 1}, "draft_s": []}'])

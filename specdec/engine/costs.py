@@ -66,7 +66,10 @@ def machine_costs(
 def _measure(
     model: Model, efforts: Callable[[float], EffortSchedule], missing: Sequence[_Draft], known: CostTable
 ) -> CostTable:
-    """`known`, and what it lacks: the quicker of two passes each, for nothing but noise makes one slower."""
+    """`known`, and what it lacks: the quicker of two passes each, for nothing but noise makes one slower.
+
+    What compiles or packs something, and so takes seconds, is run once before.
+    """
     runtime, vocabulary = model.runtime, model.config.vocab_size
     most = max(ROWS)
     tokens = [index * 997 % vocabulary for index in range(_CONTEXT + most)]
@@ -75,16 +78,20 @@ def _measure(
     dense = EffortSchedule()
     runtime.forward(tokens[: context or 1], cache, effort=dense, last_only=True)
     verify, draft = dict(known.verify_s), dict(known.draft_s)
+    compiles = getattr(runtime, "compiles", False)
     start_s = time.perf_counter()
     for attempt in range(2):
         for rows in ROWS if not known.verify_s else ():
             if context + rows <= cache.capacity:
-                seconds = _timed(partial(runtime.forward, tokens[:rows], cache, effort=dense), cache, context)
+                check = partial(runtime.forward, tokens[:rows], cache, effort=dense)
+                if not attempt and compiles:
+                    _timed(check, cache, context)
+                seconds = _timed(check, cache, context)
                 verify[rows] = min(seconds, verify.get(rows, seconds))
         for key in missing:
             step = partial(runtime.forward, tokens[:1], cache, effort=efforts(key[2]), view=key[1] or "exact")
             if not attempt:
-                _timed(step, cache, context)  # packs what the view needs
+                _timed(step, cache, context)
             seconds = _timed(step, cache, context)
             draft[key] = min(seconds, draft.get(key, seconds))
         if time.perf_counter() - start_s > _BUDGET_S / 2:
@@ -103,11 +110,12 @@ def _timed(run: Callable[[], object], cache: Cache, length: int) -> float:
 
 
 def _file(model: Model) -> Path:
-    """Where the costs of this model, runtime, build, number of threads, machine and version are kept."""
+    """Where the costs of this model, as far as it is loaded, runtime, build, threads, machine and version are kept."""
     assert model.store is not None
     runtime: Any = model.runtime
     parts = (
         model.store.checksum,
+        model.store.loaded_share,
         runtime.name,
         getattr(runtime, "build", ""),
         getattr(runtime, "threads", 0),

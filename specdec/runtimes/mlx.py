@@ -99,6 +99,8 @@ class MlxRuntime:
 
     name = "mlx"
     batched_views: tuple[str, ...] = ()
+    # A kernel is compiled when a number of rows, a view or an effort below 1 first needs it.
+    compiles = True
 
     def __init__(self, store: Store) -> None:
         problem = refuse_unsupported(store.config)
@@ -117,6 +119,11 @@ class MlxRuntime:
     def device(self) -> str:
         """Name of the GPU in use."""
         return GPU.name
+
+    @property
+    def build(self) -> str:
+        """The same for an equal MLX on an equal GPU: costs that were measured hold for no others."""
+        return f"{GPU.backend} {GPU.name} {GPU.version}"
 
     @property
     def views(self) -> tuple[str, ...]:
