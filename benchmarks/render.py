@@ -254,6 +254,19 @@ SECTIONS = [
         notes=quantised_section.DRAFTS_NOTES,
     ),
     Section(
+        title="Peak memory of quantised models",
+        prose=quantised_section.MEMORY_PROSE,
+        files=quantised_section.MEMORY,
+        table=quantised_section.memory_table,
+        notes=quantised_section.MEMORY_NOTES,
+    ),
+    Section(
+        title="Models in 16 bits, loaded in part",
+        prose=quantised_section.SHARES_PROSE,
+        files=quantised_section.SHARES,
+        table=quantised_section.shares_table,
+    ),
+    Section(
         title="Steps of the native CPU runtime",
         prose=(
             "One pass of the whole model in units of its own dense step (one row at effort 1), logits layer included, "
