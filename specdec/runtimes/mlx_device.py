@@ -111,6 +111,12 @@ class CudaDriver:
         return self._attribute(75)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 
     @property
+    def architecture(self) -> str:
+        """What machine code for this GPU is called, "sm_90a": since Hopper, code that runs on no other generation."""
+        minor = self._attribute(76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
+        return f"sm_{self.generation}{minor}{'a' if self.generation >= 9 else ''}"
+
+    @property
     def shared_bytes(self) -> int:
         """Shared memory that one block may have at most."""
         return self._attribute(97)  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN

@@ -12,7 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any, cast
+
+from specdec.runtimes.cuda_code import CudaCompiler, cuda_compiler, whole_text
 
 SUFFIX = {"metal": ".metal", "cuda": ".cu"}
 PRELUDE = {"metal": "prelude.metal", "cuda": "prelude.cuh"}
@@ -103,10 +106,61 @@ def _literal(value: Constant) -> str:
 
 
 def build(mx: Any, backend: str, text: KernelText, *, shared_bytes: int = 0) -> Callable[..., list[Any]]:
-    """The callable that MLX makes of a text; `shared_bytes` of dynamic shared memory are for CUDA."""
+    """What runs a text, called as MLX's own kernels are; `shared_bytes` of dynamic shared memory are for CUDA."""
+    compiler = cuda_compiler(Path(mx.__file__).parent) if backend == "cuda" else None
+    if compiler is not None:
+        return Compiled(mx, text, compiler, shared_bytes)
     options: dict[str, Any] = {"input_names": list(text.inputs), "output_names": list(text.outputs)}
     options |= {"name": text.name, "source": text.source, "header": text.header}
     if backend == "metal":
         # Fast math may reorder a sum, differently in the kernel for one row and in that for eight.
         return cast("Callable[..., list[Any]]", mx.fast.metal_kernel(**options, compile_options={"math_mode": "safe"}))
     return cast("Callable[..., list[Any]]", mx.fast.cuda_kernel(**options, shared_memory=shared_bytes))
+
+
+class Compiled:
+    """A CUDA kernel whose machine code is kept from process to process.
+
+    Args:
+        mx: MLX.
+        text: the kernel.
+        compiler: what makes machine code of it, when it is first called: types of arrays are known then.
+        shared_bytes: of dynamic shared memory.
+    """
+
+    def __init__(self, mx: Any, text: KernelText, compiler: CudaCompiler, shared_bytes: int) -> None:
+        self._mx, self._text, self._compiler, self._shared_bytes = mx, text, compiler, shared_bytes
+        self._shapes = [name for name in text.inputs if f"{name}_shape" in text.source]
+        self._codes: dict[tuple[Any, ...], bytes] = {}
+
+    def __call__(
+        self,
+        *,
+        inputs: Sequence[Any],
+        grid: tuple[int, int, int],
+        threadgroup: tuple[int, int, int],
+        output_shapes: Sequence[tuple[int, ...]],
+        output_dtypes: Sequence[Any],
+    ) -> list[Any]:
+        text, arrays = self._text, dict(zip(self._text.inputs, inputs, strict=True))
+        name = f"custom_kernel_{text.name}"
+        types = (*(array.dtype for array in inputs), *output_dtypes)
+        if types not in self._codes:
+            results = dict(zip(text.outputs, output_dtypes, strict=True))
+            whole = whole_text(name, text.header, text.source, arrays, results, shapes=self._shapes)
+            self._codes[types] = self._compiler.code(whole)
+        return cast(
+            "list[Any]",
+            self._mx.fast.precompiled_cuda_kernel(
+                name=name,
+                compiled_source=self._codes[types],
+                inputs=inputs,
+                output_shapes=output_shapes,
+                output_dtypes=output_dtypes,
+                scalars=[size for key in self._shapes for size in arrays[key].shape],
+                grid=grid,
+                threadgroup=threadgroup,
+                shared_memory=self._shared_bytes,
+                ensure_row_contiguous=True,
+            ),
+        )
