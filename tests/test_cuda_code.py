@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,13 +78,17 @@ def test_a_text_is_compiled_once_and_kept(library: Library, home: Path) -> None:
     assert len(library.compiled) == len(list((home / "kernels").iterdir())) == 3
 
 
-def test_what_is_no_machine_code_is_compiled_again(library: Library, home: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", [lambda _: b"", lambda kept: kept[:-1], lambda kept: kept.replace(b"kernel", b"colonel")]
+)
+def test_what_was_damaged_is_compiled_again(library: Library, home: Path, damage: Callable[[bytes], bytes]) -> None:
     compiler = CudaCompiler("sm_90a", [])
     compiler.code("a text")
     (file,) = (home / "kernels").iterdir()
-    file.write_bytes(b"")
+    kept = file.read_bytes()
+    file.write_bytes(damage(kept))
     assert compiler.code("a text") == ELF
-    assert file.read_bytes() == ELF
+    assert file.read_bytes() == kept
     assert len(library.compiled) == 2
 
 
@@ -111,6 +116,7 @@ def test_the_signature_is_that_of_the_arrays() -> None:
         "k", "// header", "y[0] = x_shape[1];", {"x": array("float16", 3, 5)}, {"y": "mlx.core.int64"}, shapes=["x"]
     )
     assert text == (
+        "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n"
         '// header\nextern "C" __global__ void k(const __half* x, long long* y, int x_size0, int x_size1) {\n'
         "const int x_shape[] = {x_size0, x_size1};\ny[0] = x_shape[1];\n}\n"
     )

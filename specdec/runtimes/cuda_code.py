@@ -20,7 +20,9 @@ from specdec.errors import RuntimeUnavailableError, SpecdecError
 from specdec.runtimes.mlx_device import CudaDriver
 
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
-_ELF = b"\x7fELF"
+_CHECK_BYTES = hashlib.sha256().digest_size  # in front of the code in a file
+# What types of parameters need.
+_HEADERS = "#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n"
 # By the names of MLX's types.
 _TYPES = {"uint8": "unsigned char", "uint16": "unsigned short", "uint32": "unsigned int", "int32": "int"}
 _TYPES |= {"int64": "long long", "float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"}
@@ -54,14 +56,14 @@ class CudaCompiler:
         digest = hashlib.sha256(f"{self._made_by}\n{text}".encode()).hexdigest()[:32]
         file = paths.home() / "kernels" / f"{digest}.cubin"
         with contextlib.suppress(OSError):
-            kept = file.read_bytes()
-            if kept.startswith(_ELF):
+            check, kept = (content := file.read_bytes())[:_CHECK_BYTES], content[_CHECK_BYTES:]
+            if hashlib.sha256(kept).digest() == check:
                 return kept
         made = self.compile(text)
         with contextlib.suppress(OSError, SpecdecError):
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_suffix(f".{os.getpid()}")
-            unfinished.write_bytes(made)
+            unfinished.write_bytes(hashlib.sha256(made).digest() + made)
             unfinished.replace(file)
         return made
 
@@ -137,7 +139,7 @@ def whole_text(
         sizes = [f"{key}_size{axis}" for axis in range(inputs[key].ndim)]
         parameters += [f"int {size}" for size in sizes]
         lines += f"const int {key}_shape[] = {{{', '.join(sizes)}}};\n"
-    return f'{header}\nextern "C" __global__ void {name}({", ".join(parameters)}) {{\n{lines}{source}\n}}\n'
+    return f'{_HEADERS}{header}\nextern "C" __global__ void {name}({", ".join(parameters)}) {{\n{lines}{source}\n}}\n'
 
 
 def type_name(dtype: Any) -> str:

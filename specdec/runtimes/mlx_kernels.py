@@ -29,7 +29,7 @@ class KernelText:
     """Everything that MLX needs to build one kernel.
 
     Attributes:
-        name: unique for the text: MLX keeps compiled kernels by name, on disk too.
+        name: unique for the text: MLX keeps compiled kernels by name.
         header: what stands before the kernel.
         source: the body.
         inputs: parameter names of the inputs, in order.
