@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from specdec.whole_file import whole_file
+
 _PACKAGES = ("specdec-mlx", "mlx", "numpy")  # whose versions may change a result
 
 
@@ -60,12 +62,8 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as unfinished:
         unfinished.write_text(to_json(value) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def to_json(value: Any, indent: int = 0) -> str:

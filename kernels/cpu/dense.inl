@@ -219,10 +219,24 @@ static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
     }
 }
 
+// run(W{}), W being how the lines of a call hold weights.
+template <template <class> class Line, class Run>
+static void with_type(const DenseCall& call, const Run& run) {
+  if (call.dtype == Dtype::float16)
+    run(Line<Half>{});
+  else
+    run(Line<Bfloat>{});
+}
+template <class Run>
+static void with_weights(const DenseCall& call, const Run& run) {
+  if (call.kept == kPanel)
+    with_type<Whole>(call, run);
+  else
+    with_type<Thin>(call, run);
+}
+
 static void multiply(const DenseCall& call, int64_t first, int64_t last) {
-  const bool half = call.dtype == Dtype::float16, whole = call.kept == kPanel;
-  (whole ? half ? multiply_as<Whole<Half>> : multiply_as<Whole<Bfloat>>
-   : half ? multiply_as<Thin<Half>> : multiply_as<Thin<Bfloat>>)(call, first, last);
+  with_weights(call, [&](auto weights) { multiply_as<decltype(weights)>(call, first, last); });
 }
 
 // One tile of R rows: the lines of active inputs only, each row under the mask that its offset names.
@@ -276,9 +290,7 @@ static void masked_as(const MaskedCall& call, int64_t first, int64_t last) {
 }
 
 static void multiply_masked(const MaskedCall& call, int64_t first, int64_t last) {
-  const bool half = call.dense.dtype == Dtype::float16, whole = call.dense.kept == kPanel;
-  (whole ? half ? masked_as<Whole<Half>> : masked_as<Whole<Bfloat>>
-   : half ? masked_as<Thin<Half>> : masked_as<Thin<Bfloat>>)(call, first, last);
+  with_weights(call.dense, [&](auto weights) { masked_as<decltype(weights)>(call, first, last); });
 }
 
 inline DenseKernels dense_kernels() { return DenseKernels{kTileRows, multiply, multiply_masked}; }

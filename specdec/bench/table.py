@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from specdec.bench.analysis import ALL, Row
 from specdec.bench.findings import Findings
 from specdec.bench.noise import Noise
+from specdec.whole_file import whole_file
 
 _HEADER = ("", "tokens/s", "quartiles", "speed-up", "95 %", "of tasks", "accepted", "tok/round", "draft", "verify",
            "rest", "predicted")  # fmt: skip
@@ -89,16 +89,11 @@ def write_csv(path: Path, findings: Findings) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            flat = [_flat(row) for row in findings.rows]
-            writer.writerow(flat[0])
-            writer.writerows(one.values() for one in flat)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        flat = [_flat(row) for row in findings.rows]
+        writer.writerow(flat[0])
+        writer.writerows(one.values() for one in flat)
 
 
 def _flat(row: Row) -> dict[str, Any]:

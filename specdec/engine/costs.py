@@ -22,6 +22,7 @@ from specdec.effort import EffortSchedule
 from specdec.errors import SpecdecError
 from specdec.policies.base import CostTable, DraftOption
 from specdec.version import version
+from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
     from specdec.model import Model
@@ -144,6 +145,5 @@ def _write(file: Path, table: CostTable) -> None:
     kept = {"verify_s": table.verify_s, "draft_s": [[*key, seconds] for key, seconds in table.draft_s.items()]}
     with contextlib.suppress(OSError, SpecdecError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(kept), encoding="utf-8")
-        unfinished.replace(file)
+        with whole_file(file) as unfinished:
+            unfinished.write_text(json.dumps(kept), encoding="utf-8")

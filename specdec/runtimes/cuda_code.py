@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from specdec import paths
-from specdec.errors import RuntimeUnavailableError, SpecdecError
+from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.mlx_device import CudaDriver
+from specdec.whole_file import whole_file
 
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _CHECK_BYTES = hashlib.sha256().digest_size  # in front of the code in a file
@@ -60,11 +61,10 @@ class CudaCompiler:
             if hashlib.sha256(kept).digest() == check:
                 return kept
         made = self.compile(text)
-        with contextlib.suppress(OSError, SpecdecError):
+        with contextlib.suppress(OSError):
             file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_suffix(f".{os.getpid()}")
-            unfinished.write_bytes(hashlib.sha256(made).digest() + made)
-            unfinished.replace(file)
+            with whole_file(file) as unfinished:
+                unfinished.write_bytes(hashlib.sha256(made).digest() + made)
         return made
 
     def compile(self, text: str) -> bytes:

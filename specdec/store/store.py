@@ -137,10 +137,7 @@ class Store:
         if name in self.types:
             kind = UpperMatrix if name in self._upper else QuantisedMatrix
             return kind(self.types[name], shape, self._quantised(name, shape), file.array(f"{name}.scores"))
-        arrays = self.bucket_arrays(name)
-        if self._tiers[name] < self.layout.num_tiers:
-            return without_tiers(arrays, shape, self.dtype, self.layout)
-        return BucketedMatrix.from_arrays(arrays, shape=shape, dtype=self.dtype, layout=self.layout)
+        return self.bucketed(name)
 
     def bucket_arrays(self, name: str) -> dict[str, np.ndarray]:
         """What is loaded of a matrix in buckets: the arrays of `BucketedMatrix.tensors` but for tiers left out. Mapped.
@@ -164,10 +161,10 @@ class Store:
         Raises:
             InvalidArgumentError: the model has no such matrix, or it is quantised.
         """
-        matrix = self.exact(name)
-        if not isinstance(matrix, BucketedMatrix):
-            raise InvalidArgumentError(f"matrix {name!r} is in {matrix.type} blocks and not in buckets")
-        return matrix
+        arrays, shape = self.bucket_arrays(name), self._shapes[name]
+        if self._tiers[name] < self.layout.num_tiers:
+            return without_tiers(arrays, shape, self.dtype, self.layout)
+        return BucketedMatrix.from_arrays(arrays, shape=shape, dtype=self.dtype, layout=self.layout)
 
     def table(self, name: str) -> np.ndarray | QuantisedTable:
         """A table of `config.tables()`, memory-mapped: uint16 (rows, columns), raw bits, or quantised blocks.

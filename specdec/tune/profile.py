@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from specdec.effort import EffortSchedule
 from specdec.errors import StoreError
 from specdec.store.staging import sync_folder, writing
+from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -155,16 +156,11 @@ def write_json(path: Path, values: Any) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     with writing(path):
-        try:
-            with partial.open("w", encoding="utf-8") as file:
-                json.dump(values, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
         sync_folder(path.parent)
 
 
