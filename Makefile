@@ -11,7 +11,7 @@ COMMA := ,
 EXTRAS := $(if $(BACKEND),[$(BACKEND)],)
 TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 # What an editable install is built from: when one of these changes, it is built again.
-BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*.cpp kernels/cpu/*.h kernels/cpu/*.inl)
+BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cpu/*/*.inl)
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
 TEST_DATA := mistral-common==1.13.1

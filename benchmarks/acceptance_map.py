@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from common import add_json_option, print_machine, print_table, write_json
-from specdec.policies.base import RoundOutcome
 from specdec.policies.fixed import FixedPolicy
 
 import specdec
-from specdec.bench.prompts import BUILT_IN, load_prompts
+from specdec.engine.policy import RoundOutcome
+from specdec.lab.bench.prompts import BUILT_IN, load_prompts
 
 ENTROPIES = (0.01, 0.1, 0.3, 0.6, 1.0, 1.5, 2.5)  # nats; bounds of the classes
 SETTINGS = ("int4:1.0", "int4:0.7", "int4:0.5", "int4:0.35", "bucket8:0.25", "bucket8:0.15")

@@ -19,10 +19,10 @@ import numpy as np
 from common import PROMPTS, add_json_option, log_softmax, print_machine, print_table, write_json
 
 import specdec
-from specdec.effort import EffortSchedule
-from specdec.model import Model
+from specdec.formats import open_source
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.base import Cache
-from specdec.sources import open_source
 from specdec.store import BucketLayout, Store, convert
 
 DENSE = EffortSchedule(1.0)

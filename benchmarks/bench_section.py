@@ -6,13 +6,13 @@ from typing import Any
 
 from tables import markdown
 
-from specdec.bench.analysis import ALL, Row
-from specdec.bench.findings import Findings
-from specdec.bench.grid import PLAIN
-from specdec.bench.plots import PLOTS, Plot
-from specdec.bench.report import draw, plot_name
-from specdec.bench.table import noise_sentence
-from specdec.bench.theme import standalone
+from specdec.lab.bench.analysis import ALL, Row
+from specdec.lab.bench.findings import Findings
+from specdec.lab.bench.grid import PLAIN
+from specdec.lab.bench.plots import PLOTS, Plot
+from specdec.lab.bench.report import draw, plot_name
+from specdec.lab.bench.table import noise_sentence
+from specdec.lab.bench.theme import standalone
 
 
 def bench_table(records: list[dict[str, Any]]) -> str:

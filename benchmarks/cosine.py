@@ -21,7 +21,7 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from specdec.catalogue import resolve_model
 from specdec.store import Store
 from specdec.tokenizers import load_tokenizer
-from specdec.views.bucket import BucketedMatrix
+from specdec.weights.bucket import BucketedMatrix
 
 METHODS = ("bucketMul", "whole inputs", "static pruning")
 

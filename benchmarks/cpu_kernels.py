@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 
-from specdec.config import ModelConfig
-from specdec.runtimes.native import NativeRuntime, native_module
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.native.runtime import NativeRuntime, native_module
 from specdec.store import Store, convert
-from specdec.views.dtypes import to_float32
+from specdec.weights.dtypes import to_float32
 
 COPIES_BYTES = 256 << 20
 

@@ -20,8 +20,8 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
-from specdec.effort import EffortSchedule
-from specdec.runtimes.native import NativeRuntime, native_module
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.native.runtime import NativeRuntime, native_module
 
 FULL = EffortSchedule(1.0)
 CONTEXT, PREFILL = 200, 512

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from specdec.config import ModelConfig
-from specdec.runtimes.mlx import GPU
-from specdec.runtimes.mlx_model import Layer, Transformer
-from specdec.runtimes.mlx_ops import Ops
-from specdec.runtimes.mlx_pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
-from specdec.runtimes.mlx_step import WholeStep, fits
-from specdec.runtimes.mlx_weights import Linear, PackedBucket, PackedTiers
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.model import Layer, Transformer
+from specdec.runtimes.mlx.ops import Ops
+from specdec.runtimes.mlx.pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
+from specdec.runtimes.mlx.runtime import GPU
+from specdec.runtimes.mlx.step import WholeStep, fits
+from specdec.runtimes.mlx.weights import Linear, PackedBucket, PackedTiers
 
 mx = GPU.mx
 TIERS = (4, 4, 4, 4)

@@ -18,7 +18,7 @@ from common import add_json_option, print_table, write_json
 from gpu_common import GPU, TIERS, copy_bandwidth, copy_of, device, linear_of, mx, on_device, random_weights, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
-from specdec.runtimes.mlx_ops import SPAN, STATE_SIZE, Ops, Selection, row_step
+from specdec.runtimes.mlx.ops import SPAN, STATE_SIZE, Ops, Selection, row_step
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 DISTINCT, CHAIN = 4, 32

@@ -18,14 +18,14 @@ from gpu_common import GPU, copy_bandwidth, device, mx, on_device, random_weight
 from gpu_step import CONTEXT, asked_for, mlx_step, random_history
 from specdec.kernels.reference.selection import weights_to_take
 
-from specdec.config import ModelConfig
-from specdec.runtimes.mlx_model import Kind, Layer, Transformer
-from specdec.runtimes.mlx_ops import LOGITS_FROM, SPAN, STATE_SIZE, Ops
-from specdec.runtimes.mlx_quant import PackedQuant, pack_quant
-from specdec.runtimes.mlx_step import fits
-from specdec.runtimes.mlx_step_quant import QuantStep
-from specdec.runtimes.mlx_weights import Linear
-from specdec.views.quantised import QuantisedTable
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.model import Kind, Layer, Transformer
+from specdec.runtimes.mlx.ops import LOGITS_FROM, SPAN, STATE_SIZE, Ops
+from specdec.runtimes.mlx.quant import PackedQuant, pack_quant
+from specdec.runtimes.mlx.step import fits
+from specdec.runtimes.mlx.step_quant import QuantStep
+from specdec.runtimes.mlx.weights import Linear
+from specdec.weights.quantised import QuantisedTable
 
 GROUP, DISTINCT = 64, 4
 CASES = {

@@ -22,7 +22,7 @@ from common import add_json_option, print_table, write_json
 from gpu_common import SHAPE_7B, device, mx, random_transformer
 from gpu_step import CONTEXT, Steps, mlx_step
 
-from specdec.config import ModelConfig
+from specdec.model.architecture import ModelConfig
 
 
 def kept_shares(path: Path, view: str, effort: float) -> list[float]:

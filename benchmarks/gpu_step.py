@@ -18,9 +18,9 @@ from common import add_json_option, print_table, write_json
 from gpu_common import SHAPE_7B, TIERS, copy_bandwidth, device, mx, on_device, random_transformer, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
-from specdec.config import ModelConfig
-from specdec.runtimes.mlx_model import Kind, Transformer
-from specdec.runtimes.mlx_ops import SPAN, STATE_SIZE, row_step
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.model import Kind, Transformer
+from specdec.runtimes.mlx.ops import SPAN, STATE_SIZE, row_step
 
 CONTEXT = 200
 

@@ -13,7 +13,7 @@ import pytest
 from common import print_machine
 
 from specdec.errors import RuntimeUnavailableError
-from specdec.runtimes.mlx_device import find_gpu
+from specdec.runtimes.mlx.device import find_gpu
 
 FILES = ("test_gpu_runtime.py", "test_gpu_quantised.py")
 TESTS = [str(Path(__file__).resolve().parent.parent / "tests" / name) for name in FILES]

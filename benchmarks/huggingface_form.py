@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from specdec.config import ModelConfig
-from specdec.sources import open_source
+from specdec.formats import open_source
+from specdec.model.architecture import ModelConfig
 from specdec.store import Store
 from specdec.tokenizers.meta import BPE_NAME, META_NAME
-from specdec.views.dtypes import to_float32
+from specdec.weights.dtypes import to_float32
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",

@@ -14,7 +14,7 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
-from specdec.effort import EffortSchedule
+from specdec.model.effort import EffortSchedule
 
 FULL = EffortSchedule(1.0)
 CONTEXT, ROWS = 200, (1, 5, 16)

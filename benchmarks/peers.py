@@ -29,9 +29,9 @@ from peer_python import Worker, environment
 
 import specdec
 from specdec import paths
-from specdec.bench.prompts import TaskPrompt, load_prompts
 from specdec.engine.prompt_cache import PromptCache
-from specdec.model import Model
+from specdec.lab.bench.prompts import TaskPrompt, load_prompts
+from specdec.model.loaded import Model
 
 # Text and ids of a prompt in, tokens and seconds (and what was drafted and accepted) out.
 Answer = Callable[[str, list[int]], dict[str, Any]]

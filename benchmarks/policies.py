@@ -14,8 +14,8 @@ from pathlib import Path
 from bench_section import verdict
 from common import print_table
 
-from specdec.bench.findings import Findings
 from specdec.cli.main import main as specdec_main
+from specdec.lab.bench.findings import Findings
 
 GRIDS = Path(__file__).parent / "grids"
 

@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 from replay_engine import CHAIN_NAME, LOOKUP, Answer, Costs, Position, Replay, Score, Shown
-from specdec.policies.acceptance import signal_class
-from specdec.policies.base import DraftOption, Policy
 from specdec.policies.fixed import FixedPolicy
-from specdec.policies.goodput import EFFORTS
+from specdec.policies.goodput.acceptance import signal_class
+from specdec.policies.goodput.policy import EFFORTS
 from specdec.policies.registry import create
 
 import specdec
-from specdec.bench.prompts import BUILT_IN, load_prompts
 from specdec.drafters.signals import LogitDistribution
-from specdec.effort import EffortSchedule
+from specdec.engine.policy import DraftOption, Policy
 from specdec.engine.prompt import encode_prompt
 from specdec.engine.sampler import Sampler, SamplingParams
-from specdec.model import Model
+from specdec.lab.bench.prompts import BUILT_IN, load_prompts
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 33)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8)

@@ -20,10 +20,10 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 from cpu_kernels import RandomSource
 
-from specdec.runtimes.native import NativeRuntime, native_module
+from specdec.runtimes.native.runtime import NativeRuntime, native_module
 from specdec.store import Store, convert
-from specdec.views.dtypes import to_float32
-from specdec.views.quantised import QuantisedTable, quantised_type
+from specdec.weights.dtypes import to_float32
+from specdec.weights.quantised import QuantisedTable, quantised_type
 
 TYPES = ("q8_0", "q4_k", "q6_k", "q5_0", "q4_1")
 # (view, effort, rows); the first is what ratios are to.

@@ -23,13 +23,13 @@ from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 
 from specdec.catalogue import resolve_model
+from specdec.lab.tune.text import read_text, split_passages
 from specdec.store import Store
 from specdec.tokenizers import load_tokenizer
-from specdec.tune.text import read_text, split_passages
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.nested import NestedMatrix
-from specdec.views.quantised import ExactMatrix, QuantisedMatrix
-from specdec.views.registry import get_view
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.nested import NestedMatrix
+from specdec.weights.quantised import ExactMatrix, QuantisedMatrix
+from specdec.weights.registry import get_view
 
 DEFAULT = (
     "own:0.75,0.5,0.35",

@@ -15,7 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec.policies.base import (
+from specdec.drafters.acceptance import ProposalBook
+from specdec.drafters.chain import WORTH_KEEPING
+from specdec.drafters.ngram import UNTRIED
+from specdec.drafters.ngram_index import NgramIndex
+from specdec.engine.policy import (
     CostTable,
     DraftOption,
     DraftPlan,
@@ -27,11 +31,6 @@ from specdec.policies.base import (
     StepSignals,
 )
 
-from specdec.drafters.acceptance import ProposalBook
-from specdec.drafters.chain import WORTH_KEEPING
-from specdec.drafters.ngram import UNTRIED
-from specdec.drafters.ngram_index import NgramIndex
-
 LOOKUP = DraftOption("ngram", None, takes_effort=False)
 CHAIN_NAME = "chain"  # a proposal of the lookup, or else the model's draft, in this order
 LOOKUP_S = 2e-5  # seconds of a lookup, about
@@ -40,7 +39,7 @@ SHORTEST, LONGEST = 2, 5  # suffixes of a lookup, the drafter's defaults
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a step's logits looked like; see `specdec.policies.base.Distribution`."""
+    """What a step's logits looked like; see `specdec.engine.policy.Distribution`."""
 
     entropy: float
     top_probability: float

@@ -20,23 +20,23 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 from policy_replay import SEEDS, shown
 from replay_engine import Answer, Costs, Position, Replay, Score
-from specdec.policies.base import DraftOption
-from specdec.policies.goodput import EFFORTS
+from specdec.policies.goodput.policy import EFFORTS
 from specdec.policies.registry import create
 
 import specdec
-from specdec.bench.prompts import BUILT_IN, load_prompts
-from specdec.effort import EffortSchedule
+from specdec.engine.policy import DraftOption
 from specdec.engine.prompt import encode_prompt
 from specdec.engine.sampler import Sampler, SamplingParams
-from specdec.model import Model
-from specdec.tune.allocation import allocate, net_of_rounding
-from specdec.tune.costs import StepTimer, best_speedup
-from specdec.tune.divergence import Comparison
-from specdec.tune.run import NEAR_FULL, THOROUGH
-from specdec.tune.sensitivity import Sums, measure
-from specdec.tune.text import read_text, split_passages
-from specdec.tune.units import Unit, units_of
+from specdec.lab.bench.prompts import BUILT_IN, load_prompts
+from specdec.lab.tune.allocation import allocate, net_of_rounding
+from specdec.lab.tune.costs import StepTimer, best_speedup
+from specdec.lab.tune.divergence import Comparison
+from specdec.lab.tune.run import NEAR_FULL, THOROUGH
+from specdec.lab.tune.sensitivity import Sums, measure
+from specdec.lab.tune.text import read_text, split_passages
+from specdec.lab.tune.units import Unit, units_of
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 
 ROWS = (1, 2, 3, 5, 9)
 EQUAL = "equal"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specdec.policies.base import DraftPlan, RoundOutcome, RoundState, StepSignals
 from specdec.policies.parameters import check_count, check_number
 
-from specdec.effort import check_effort
+from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
+from specdec.model.effort import check_effort
 
 
 @dataclass(slots=True)

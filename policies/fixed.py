@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specdec.policies.base import DraftPlan, RoundOutcome, RoundState, StepSignals
-
-from specdec.effort import check_effort
+from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
 from specdec.errors import InvalidArgumentError
+from specdec.model.effort import check_effort
 
 
 @dataclass(slots=True)

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 from specdec.policies.bandit import BanditPolicy
-from specdec.policies.base import Policy
 from specdec.policies.confidence import ConfidencePolicy
 from specdec.policies.effort_entropy import EffortEntropyPolicy
 from specdec.policies.entropy import EntropyPolicy
 from specdec.policies.fixed import FixedPolicy
-from specdec.policies.goodput import GoodputPolicy
+from specdec.policies.goodput.policy import GoodputPolicy
 from specdec.policies.heuristic import HeuristicPolicy
 
+from specdec.engine.policy import Policy
 from specdec.errors import InvalidArgumentError
 from specdec.registry import Registry
 

@@ -1,13 +1,13 @@
 """Speculative decoding without a second model: one bucketMul model drafts at low effort and verifies in a batch."""
 
-from specdec.effort import EffortSchedule
 from specdec.engine.generate import generate, stream
 from specdec.engine.generation import Generation
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
 from specdec.errors import SpecdecError
-from specdec.model import Model, load
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model, load
 
 __all__ = [
     "EffortSchedule",

@@ -205,7 +205,7 @@ def _converted(
     if not overwrite and (target / DESCRIPTION_FILE).is_file():
         return target
     # The libraries that read model files are slow to import, and most calls find the store in place.
-    from specdec.sources import open_source
+    from specdec.formats import open_source
     from specdec.store import convert
     from specdec.store.conversion import default_quantised
 

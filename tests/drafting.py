@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from fake_runtime import ByteTokenizer, FakeRuntime
-from specdec.policies.base import DraftPlan
 
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
 from specdec.drafters.registry import create
-from specdec.effort import EffortSchedule
 from specdec.engine.efforts import EffortScale
+from specdec.engine.policy import DraftPlan
 from specdec.engine.sampler import Sampler, SamplingParams
+from specdec.model.effort import EffortSchedule
 
 
 class EveryStep:

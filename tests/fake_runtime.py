@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specdec.config import ModelConfig
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model import Model
+from specdec.model.architecture import ModelConfig
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.base import ForwardResult
 
 BOS, EOS = 256, 257

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from specdec.runtimes.mlx_kernels import KernelText
+from specdec.runtimes.mlx.kernels import KernelText
 
 HERE = Path(__file__).parent / "metal_host"
 # MLX's names of types in Metal, and how many elements an input has before it moves from constant to device memory.

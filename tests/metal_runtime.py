@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from metal_host_kernels import HERE, HostKernels
 
-from specdec.runtimes.mlx_kernels import KernelText, prelude
+from specdec.runtimes.mlx.kernels import KernelText, prelude
 
 _KINDS = {"float16": "float16", "float32": "float32", "int32": "int32", "uint32": "uint32", "uint8": "uint8"}
 
@@ -60,10 +60,11 @@ def host_builder(mx: Any, host: HostKernels) -> Any:
 
 
 def use_host(monkeypatch: Any, folder: Path, sanitizer: str = "") -> Any:
-    """Make `specdec.runtimes.mlx` importable and run on the host; returns the module `mlx.core`."""
+    """Make `specdec.runtimes.mlx.runtime` importable and run on the host; returns the module `mlx.core`."""
     import mlx.core as mx
 
-    from specdec.runtimes import mlx_device, mlx_ops
+    from specdec.runtimes.mlx import device as mlx_device
+    from specdec.runtimes.mlx import ops as mlx_ops
 
     gpu = mlx_device.Gpu(mx, "metal", "host", "0")
     monkeypatch.setattr(mlx_device, "find_gpu", lambda: gpu)

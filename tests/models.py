@@ -9,7 +9,7 @@ import pytest
 
 from specdec import paths
 from specdec.store import Store
-from specdec.views.quantised import QuantisedMatrix, QuantisedTable
+from specdec.weights.quantised import QuantisedMatrix, QuantisedTable
 
 FOLDER_VARIABLE = "SPECDEC_TEST_MODELS"
 # Types of the quantised blocks in the files of models with golden logits: all of their matrices and tables are in some.

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from specdec.effort import EffortSchedule
+from specdec.model.effort import EffortSchedule
 
 
 def logits_of(runtime: Any, ids: list[int], piece: int, *, effort: float = 1.0, view: str = "exact") -> np.ndarray:

@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from specdec.policies.base import CostTable, DraftOption, Knowledge, Policy, RoundOutcome, RoundState, StepSignals
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy, RoundOutcome, RoundState, StepSignals
 
 MODEL = DraftOption("effort", "int4", takes_effort=True)
 LOOKUP = DraftOption("ngram", None, takes_effort=False)

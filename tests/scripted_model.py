@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from fake_runtime import ByteTokenizer, FakeCache, fake_config
 
-from specdec.effort import EffortSchedule
-from specdec.model import Model
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.base import ForwardResult
 
 PASS_S, ROW_S, STEP_S = 16 / 1024, 2 / 1024, 4 / 1024  # a pass over one row; each row more; a draft step at effort 1

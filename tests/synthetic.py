@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType, quantize
 
-from specdec.config import ModelConfig
-from specdec.views.affine import AffineType
-from specdec.views.dtypes import from_float32, to_float32
-from specdec.views.quantised import QuantisedTable, quantised_type
+from specdec.model.architecture import ModelConfig
+from specdec.weights.affine import AffineType
+from specdec.weights.dtypes import from_float32, to_float32
+from specdec.weights.quantised import QuantisedTable, quantised_type
 
 
 def tiny_config(**overrides: Any) -> ModelConfig:

@@ -13,15 +13,15 @@ from command_line import run
 from scripted_model import PASS_S, expect, scripted_model
 
 import specdec
-from specdec.bench.analysis import analyse, count_steps
-from specdec.bench.bootstrap import ratio_interval
-from specdec.bench.findings import Findings
-from specdec.bench.grid import Contender, Grid
-from specdec.bench.noise import noise
-from specdec.bench.plan import Plan
-from specdec.bench.prompts import TaskPrompt
-from specdec.bench.sample import Place, Sample
 from specdec.engine.stats import Stats
+from specdec.lab.bench.analysis import analyse, count_steps
+from specdec.lab.bench.bootstrap import ratio_interval
+from specdec.lab.bench.findings import Findings
+from specdec.lab.bench.grid import Contender, Grid
+from specdec.lab.bench.noise import noise
+from specdec.lab.bench.plan import Plan
+from specdec.lab.bench.prompts import TaskPrompt
+from specdec.lab.bench.sample import Place, Sample
 
 PROMPTS = [("short", "ab"), ("short", "abcde"), ("long", "a longer prompt, of another kind")]
 MOST = 21  # tokens of an answer

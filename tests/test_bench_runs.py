@@ -14,15 +14,15 @@ import pytest
 from command_line import Outcome, run, start
 from scripted_model import Clock, ScriptedRuntime, scripted_model
 from specdec.policies import registry
-from specdec.policies.base import DraftPlan
 
 import specdec
-from specdec.bench.grid import Condition, Grid, make_grid, parse_contender
-from specdec.bench.journal import Journal
-from specdec.bench.plan import Plan
-from specdec.bench.prompts import BUILT_IN, TaskPrompt, fingerprint, load_prompts
-from specdec.bench.run import measure
+from specdec.engine.policy import DraftPlan
 from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.lab.bench.grid import Condition, Grid, make_grid, parse_contender
+from specdec.lab.bench.journal import Journal
+from specdec.lab.bench.plan import Plan
+from specdec.lab.bench.prompts import BUILT_IN, TaskPrompt, fingerprint, load_prompts
+from specdec.lab.bench.run import measure
 
 ARGUMENTS = ("--max-tokens", 5, "--repeat", 2, "--contender", "int4:1:2", "--contender", "policy=fixed drafter=ngram")
 
@@ -176,7 +176,7 @@ def test_damage_in_the_middle_is_refused(bench, tmp_path):
 def test_other_versions_answers_are_refused(bench, tmp_path, monkeypatch):
     journal = tmp_path / "answers.jsonl"
     bench("--resume", journal)
-    monkeypatch.setattr("specdec.bench.plan.version", lambda: "9.9")
+    monkeypatch.setattr("specdec.lab.bench.plan.version", lambda: "9.9")
     assert "its version is" in bench("--resume", journal).error
 
 

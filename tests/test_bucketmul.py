@@ -8,10 +8,10 @@ from specdec.kernels.reference.attention import attention_row, attention_rows, f
 from specdec.kernels.reference.bucketmul import bucketmul, bucketmul_rows
 from specdec.kernels.reference.selection import select_tiers
 
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import from_float32
-from specdec.views.int4 import GROUP, Int4View
-from specdec.views.layout import BucketLayout
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import from_float32
+from specdec.weights.int4 import GROUP, Int4View
+from specdec.weights.layout import BucketLayout
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 

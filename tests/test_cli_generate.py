@@ -12,7 +12,7 @@ import pytest
 from command_line import run, start
 
 import specdec
-import specdec.engine.engine as engine_module
+import specdec.engine.round as engine_module
 from specdec.engine.accept import Verdict
 
 QUICK = ("--max-tokens", "12", "--draft-effort", "0.8")

@@ -263,7 +263,7 @@ def test_doctor_says_why_a_runtime_cannot_run(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(doctor.importlib, "import_module", refuse)
     found = doctor.examine()
-    reason = "install the backend of specdec.runtimes.reference"
+    reason = "install the backend of specdec.runtimes.reference.runtime"
     assert found["runtimes"]["reference"] == {"available": False, "reason": reason}
     assert f"reference: {reason}" in "\n".join(doctor._lines(found))
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from specdec.errors import RuntimeUnavailableError
-from specdec.runtimes import cuda_code
-from specdec.runtimes.cuda_code import CudaCompiler, whole_text
-from specdec.runtimes.mlx_kernels import Compiled, KernelText
+from specdec.runtimes.mlx import cuda_code
+from specdec.runtimes.mlx.cuda_code import CudaCompiler, whole_text
+from specdec.runtimes.mlx.kernels import Compiled, KernelText
 
 ELF = b"\x7fELF of a kernel"
 

@@ -12,16 +12,16 @@ from drafting import EveryStep, context_of, draft_of, other_model, setup_of
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specdec.policies.base import DraftPlan
 from synthetic import synthetic_source, tiny_config
 
 import specdec
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import Draft, Drafter, DrafterSetup, Extender, LoadedModel
 from specdec.drafters.registry import create, names
+from specdec.engine.policy import DraftPlan
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model import Model
-from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.model.loaded import Model
+from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import Store, convert
 
 SPECS = (

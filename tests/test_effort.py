@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import tiny_config
 
-from specdec.effort import EffortSchedule, check_effort
 from specdec.errors import InvalidArgumentError
+from specdec.model.effort import EffortSchedule, check_effort
 
 EXAMPLES = sorted(Path(str(files("specdec.configs"))).glob("efforts/*.yaml"))
 

@@ -13,15 +13,15 @@ import pytest
 from fake_runtime import EOS, ByteTokenizer, FakeRuntime, fake_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specdec.policies.base import DraftPlan, RoundOutcome, RoundState, StepSignals
 from synthetic import synthetic_source, tiny_config
 
 import specdec
-from specdec.effort import EffortSchedule
+from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
 from specdec.errors import InvalidArgumentError
-from specdec.model import Model
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.base import Cache, ForwardResult, Runtime
-from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import Store, convert
 
 POLICIES = (

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
-from specdec.policies.base import DraftPlan
 
 import specdec
 from specdec.drafters import registry as drafters
 from specdec.drafters.base import Draft
 from specdec.drafters.signals import LogitDistribution
-from specdec.effort import EffortSchedule
 from specdec.engine.accept import accept
 from specdec.engine.efforts import EffortScale, describe_target
-from specdec.engine.engine import PREFILL_CHUNK, Engine
+from specdec.engine.policy import DraftPlan
+from specdec.engine.round import PREFILL_CHUNK, Engine
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.errors import InvalidArgumentError, SpecdecError, UnknownNameError
-from specdec.model import Model
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.registry import Registry
 
 

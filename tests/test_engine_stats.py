@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
 from scripted_model import PASS_S, ROW_S, STEP_S, scripted_model
-from specdec.policies.base import CostTable
 from synthetic import synthetic_source
 
 import specdec
 from specdec.drafters.base import Draft
-from specdec.effort import EffortSchedule
 from specdec.engine import costs
-from specdec.engine.engine import Round
+from specdec.engine.policy import CostTable
+from specdec.engine.round import Round
 from specdec.engine.stats import Stats
 from specdec.errors import InvalidArgumentError
-from specdec.runtimes.registry import create_runtime
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.choose import create_runtime
 from specdec.store import Store, convert
 
 

@@ -14,7 +14,7 @@ import specdec
 from specdec.engine.prompt import encode_prompt
 from specdec.engine.stops import StopStrings
 from specdec.errors import InvalidArgumentError
-from specdec.model import Model
+from specdec.model.loaded import Model
 
 few_letters = st.text(alphabet="abc", max_size=30)
 

@@ -11,16 +11,16 @@ import pytest
 from fake_runtime import ByteTokenizer, FakeCache, FakeRuntime, fake_config
 
 from specdec.cli.main import main
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.eval.humaneval import Problem, load_problems, to_program, write_answer
-from specdec.eval.passages import Pass, score_passage
-from specdec.eval.plan import DENSE, Plan, Setting, make_settings
-from specdec.eval.questions import answer_questions, encode_question, load_questions
-from specdec.eval.report import table
-from specdec.eval.run import evaluate
-from specdec.eval.sandbox import run_program
-from specdec.model import Model
+from specdec.lab.eval.humaneval import Problem, load_problems, to_program, write_answer
+from specdec.lab.eval.passages import Pass, score_passage
+from specdec.lab.eval.plan import DENSE, Plan, Setting, make_settings
+from specdec.lab.eval.questions import answer_questions, encode_question, load_questions
+from specdec.lab.eval.report import table
+from specdec.lab.eval.run import evaluate
+from specdec.lab.eval.sandbox import run_program
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.base import ForwardResult
 
 HALF = Setting("exact", 0.5)

@@ -15,17 +15,17 @@ from models import check_blocks_are_kept, real_model_path
 from specdec.kernels.reference import transformer
 from specdec.kernels.reference.layers import rotary_frequencies
 
-from specdec.effort import EffortSchedule
+from specdec.formats import Source, open_source
+from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import Runtime
-from specdec.sources import Source, open_source
 from specdec.store import Store, convert
-from specdec.views.dtypes import to_float32
+from specdec.weights.dtypes import to_float32
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 
 from specdec.kernels.reference import mlx_transformer
 
-from specdec.runtimes.reference import ReferenceRuntime
+from specdec.runtimes.reference.runtime import ReferenceRuntime
 
 DATA = Path(__file__).parent / "data"
 TINY = sorted(path.name for path in DATA.glob("tiny-*"))

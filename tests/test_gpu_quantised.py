@@ -20,19 +20,19 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source
 
 import specdec
-from specdec.effort import EffortSchedule
 from specdec.errors import RuntimeUnavailableError
-from specdec.model import Model
-from specdec.runtimes.registry import create_runtime
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
+from specdec.runtimes.choose import create_runtime
 from specdec.store import Store, convert
-from specdec.views.dtypes import to_float32
-from specdec.views.nested import NestedMatrix
-from specdec.views.quantised import UpperMatrix
+from specdec.weights.dtypes import to_float32
+from specdec.weights.nested import NestedMatrix
+from specdec.weights.quantised import UpperMatrix
 
 try:
     from test_gpu_runtime import ChoosingTransformer
 
-    from specdec.runtimes import mlx as mlx_runtime
+    from specdec.runtimes.mlx import runtime as mlx_runtime
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 

@@ -22,17 +22,17 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
-from specdec.sources import open_source
+from specdec.formats import open_source
+from specdec.model.effort import EffortSchedule
 from specdec.store import BucketLayout, Store, convert
-from specdec.views.dtypes import to_float32
+from specdec.weights.dtypes import to_float32
 
 try:
-    from specdec.runtimes import mlx_model
-    from specdec.runtimes.mlx import MlxRuntime
-    from specdec.runtimes.mlx_pack import int4_parts
-    from specdec.runtimes.mlx_step import BIN_BITS
+    from specdec.runtimes.mlx import model as mlx_model
+    from specdec.runtimes.mlx.pack import int4_parts
+    from specdec.runtimes.mlx.runtime import MlxRuntime
+    from specdec.runtimes.mlx.step import BIN_BITS
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 

@@ -14,9 +14,9 @@ from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from scipy import stats
 
 import specdec
-from specdec.engine.engine import PREFILL_CHUNK
+from specdec.engine.round import PREFILL_CHUNK
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model import Model
+from specdec.model.loaded import Model
 
 TINY = Path(__file__).parent / "data" / "tiny-llama"
 

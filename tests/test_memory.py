@@ -13,7 +13,7 @@ import specdec
 from specdec.errors import MemoryShortError
 from specdec.runtimes.memory import available_bytes, check_room, release_free_memory
 
-native = pytest.importorskip("specdec.runtimes.native", reason="the native runtime is not built")
+native = pytest.importorskip("specdec.runtimes.native.runtime", reason="the native runtime is not built")
 
 
 def test_available_is_the_lower_of_kernel_and_control_group(tmp_path: Path) -> None:

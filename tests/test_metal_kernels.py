@@ -19,9 +19,10 @@ from specdec.kernels.reference.attention import attention_row
 from specdec.kernels.reference.selection import select_tiers
 from synthetic import SyntheticSource, tiny_config
 
-from specdec.runtimes import mlx_kernels
-from specdec.runtimes.mlx_kernels import KernelText, kernel_text
-from specdec.runtimes.mlx_pack import (
+from specdec.formats import open_source
+from specdec.runtimes.mlx import kernels as mlx_kernels
+from specdec.runtimes.mlx.kernels import KernelText, kernel_text
+from specdec.runtimes.mlx.pack import (
     bucket_parts,
     int4_parts,
     pack_bucket,
@@ -30,11 +31,10 @@ from specdec.runtimes.mlx_pack import (
     pack_tiers,
     padded,
 )
-from specdec.sources import open_source
 from specdec.store import BucketLayout, Store, convert
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import from_float32, to_float32
-from specdec.views.int4 import Int4View
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import from_float32, to_float32
+from specdec.weights.int4 import Int4View
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -50,7 +50,7 @@ def mx(monkeypatch, programs) -> Any:
 
 
 def make_ops(mx: Any, dtype: str = "float16") -> Any:
-    from specdec.runtimes.mlx_ops import Ops
+    from specdec.runtimes.mlx.ops import Ops
 
     return Ops(mx, "metal", dtype)
 
@@ -82,7 +82,7 @@ def close(found: Any, wanted: np.ndarray, tolerance: float = EXACT) -> None:
 
 @pytest.mark.parametrize(("size", "dtype"), [((48, 96), "bfloat16"), ((33, 200), "float16")])
 def test_dense(mx, size, dtype):
-    from specdec.runtimes.mlx_ops import packed_rows
+    from specdec.runtimes.mlx.ops import packed_rows
 
     bits, values = random_matrix(size, dtype)
     kind = mx.float16 if dtype == "float16" else mx.bfloat16
@@ -102,7 +102,7 @@ def test_dense(mx, size, dtype):
 
 
 def test_dense_with_gate(mx):
-    from specdec.runtimes.mlx_weights import Linear
+    from specdec.runtimes.mlx.weights import Linear
 
     (gate_bits, gate), (up_bits, up) = random_matrix((56, 96)), random_matrix((56, 96))
     linear = Linear(("gate", "up"), (56, 56), 96, paired=True)
@@ -122,7 +122,7 @@ def test_dense_with_gate(mx):
 def test_select_and_verify(mx, size, effort):
     from specdec.kernels.reference.selection import weights_to_take
 
-    from specdec.runtimes.mlx_ops import packed_rows
+    from specdec.runtimes.mlx.ops import packed_rows
 
     bits, values = random_matrix(size)
     matrix = BucketedMatrix.from_dense(bits, dtype="float16", layout=BucketLayout())
@@ -189,7 +189,7 @@ def test_bucket(mx, size, tiers):
 
 @pytest.mark.parametrize("selects", [False, True])
 def test_norm_adds_parts_and_selects(mx, selects):
-    from specdec.runtimes.mlx_ops import Selection
+    from specdec.runtimes.mlx.ops import Selection
 
     rng = np.random.default_rng(2)
     x, parts = rng.standard_normal((1, 600)).astype(np.float32), rng.standard_normal((3, 1, 600)).astype(np.float32)
@@ -257,15 +257,15 @@ def test_attention(mx, window, norms):
 @pytest.fixture
 def runtime_of(mx, monkeypatch, tmp_path):
     """The runtime of a source, on the host."""
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
-    from specdec.runtimes.mlx import MlxRuntime
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    from specdec.runtimes.mlx.runtime import MlxRuntime
 
     yield lambda source: MlxRuntime(Store.open(convert(source, tmp_path / "store"), verify=False))
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
 
 def test_a_whole_model_gives_the_golden_logits(runtime_of, monkeypatch):
-    from specdec.runtimes import mlx_model
+    from specdec.runtimes.mlx import model as mlx_model
 
     rounded = mlx_model.rotary_frequencies
     monkeypatch.setattr(
@@ -303,7 +303,7 @@ def test_mlx_is_handed_the_text_that_runs_here():
     for name in ("norm", "gate", "attention_sum", "select", "embed", "dense", "verify", "int4", "bucket", "attention"):
         text = kernel_text("metal", name, {"ROWS": 8}, inputs=["a"], outputs=["b"])
         mlx_kernels.build(FakeMlx, "metal", text)
-        folder = Path(mlx_kernels.__file__).parents[2] / "kernels" / "metal"
+        folder = Path(mlx_kernels.__file__).parents[3] / "kernels" / "metal"
         if not folder.exists():
             pytest.skip("needs the source tree")
         file = (folder / f"{name}.metal").read_text()

@@ -17,16 +17,16 @@ from synthetic import SyntheticSource, quantised_config, quantised_source, rando
 from test_engine_identity import assert_identical
 from test_quantised_runtime import float64_logits
 
-from specdec.effort import EffortSchedule
 from specdec.errors import UnknownNameError
-from specdec.model import Model
-from specdec.runtimes.mlx_pack import padded
-from specdec.runtimes.mlx_quant import PackedQuant, pack_plain, pack_quant
-from specdec.runtimes.registry import create_runtime
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
+from specdec.runtimes.choose import create_runtime
+from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
 from specdec.store import Store, convert
-from specdec.views.dtypes import from_float32, to_float32
-from specdec.views.nested import NestedMatrix
-from specdec.views.quantised import QuantisedMatrix, UpperMatrix, quantised_types
+from specdec.weights.dtypes import from_float32, to_float32
+from specdec.weights.nested import NestedMatrix
+from specdec.weights.quantised import QuantisedMatrix, UpperMatrix, quantised_types
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
@@ -61,7 +61,7 @@ def mx(monkeypatch, programs) -> Any:
 
 
 def make_ops(mx: Any, backend: str = "metal") -> Any:
-    from specdec.runtimes.mlx_ops import Ops
+    from specdec.runtimes.mlx.ops import Ops
 
     return Ops(mx, backend, "float16", quantised=True)
 
@@ -103,7 +103,7 @@ def product(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("names", GROUPS, ids=" ".join)
 def test_every_type_alone_and_in_company(mx, names):
-    from specdec.runtimes.mlx_quant_ops import multiply
+    from specdec.runtimes.mlx.quant_ops import multiply
 
     matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
     weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
@@ -118,7 +118,7 @@ def test_every_type_alone_and_in_company(mx, names):
 
 @pytest.mark.parametrize("names", [("q8_0", "q5_k", "q6_k"), slow("affine8-g64", "affine4-g32-bf16")], ids=" ".join)
 def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
-    from specdec.runtimes.mlx_quant_ops import choose, multiply
+    from specdec.runtimes.mlx.quant_ops import choose, multiply
 
     matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
     weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
@@ -150,7 +150,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
     "names", [("q8_0", "q5_1"), slow("q6_k", "q5_k"), slow("affine8-g64-bf16", "q5_0")], ids=" ".join
 )
 def test_upper_bits_alone_are_what_a_nested_draft_sees_of_the_whole(mx, names, backend):
-    from specdec.runtimes.mlx_quant_ops import embed, multiply
+    from specdec.runtimes.mlx.quant_ops import embed, multiply
 
     first, second = (matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 47), strict=True))
     ops, (x, rows) = make_ops(mx, backend), rows_of(mx, 8, 256)
@@ -176,7 +176,7 @@ def test_upper_bits_alone_are_what_a_nested_draft_sees_of_the_whole(mx, names, b
 
 @pytest.mark.parametrize("names", [("affine8-g32-bf16", "q8_0", "16"), slow("q4_k", "q6_k", "q5_1")], ids=" ".join)
 def test_cuda_kernels_do_as_metal_does(mx, names):
-    from specdec.runtimes.mlx_quant_ops import embed, multiply
+    from specdec.runtimes.mlx.quant_ops import embed, multiply
 
     width = 256 if "q4_k" in names else 224  # activations are padded to 256 all the same
     shapes = [(150, width), (128, width), (47, width)]
@@ -208,7 +208,7 @@ def test_cuda_kernels_do_as_metal_does(mx, names):
 
 @pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
-    from specdec.runtimes.mlx_quant_ops import multiply
+    from specdec.runtimes.mlx.quant_ops import multiply
 
     bits = from_float32(np.random.default_rng(2).standard_normal((140, 160)).astype(np.float32), dtype)
     other, ops = matrix_of("q5_0", (60, 160)), make_ops(mx)  # five groups; activations are padded to 256
@@ -226,7 +226,7 @@ def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
 
 @pytest.mark.parametrize("name", ["q5_1", "q6_k", "affine8-g32-bf16", "float16"])
 def test_embeddings(mx, name):
-    from specdec.runtimes.mlx_quant_ops import embed
+    from specdec.runtimes.mlx.quant_ops import embed
 
     if name == "float16":
         bits = from_float32(np.random.default_rng(2).standard_normal((140, 160)).astype(np.float32), name)
@@ -254,8 +254,8 @@ def test_kernels_under_sanitizers(monkeypatch, tmp_path):
 @pytest.fixture
 def runtime_of(mx, monkeypatch, tmp_path):
     """The runtime of a model of `MODELS`, on the host, and its source."""
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
-    from specdec.runtimes.mlx import MlxRuntime
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    from specdec.runtimes.mlx.runtime import MlxRuntime
 
     def make(name: str, load_share: float = 1.0) -> tuple[SyntheticSource, Any]:
         shape, types = MODELS[name]
@@ -265,7 +265,7 @@ def runtime_of(mx, monkeypatch, tmp_path):
         return source, MlxRuntime(Store.open(path, verify=False, load_share=load_share))
 
     yield make
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
 
 @pytest.mark.parametrize("name", ["q4_k with q6_k", pytest.param("affine in part", marks=pytest.mark.slow)])

@@ -11,8 +11,8 @@ import pytest
 from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
 
 from specdec.errors import RuntimeUnavailableError
-from specdec.runtimes import registry
-from specdec.runtimes.mlx_device import find_gpu
+from specdec.runtimes import choose as registry
+from specdec.runtimes.mlx.device import find_gpu
 from specdec.store import Store, convert
 
 
@@ -71,7 +71,7 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch, tmp_path):
 
 def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
     pretend(monkeypatch, metal=True, cuda=False)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     makers = {name: (lambda *_, name=name: name) for name in registry.known_runtimes()}
     monkeypatch.setattr(registry, "_RUNTIMES", makers)
     store = Store.open(convert(synthetic_source(), tmp_path / "dense"))
@@ -82,11 +82,11 @@ def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
         assert registry.create_runtime("auto", mixture) in ("native", "reference")
     blocks = Store.open(convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "blocks", quantised="keep"))
     assert registry.create_runtime("auto", blocks) == "mlx"
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
 
 def test_the_runtime_module_refuses_where_there_is_no_gpu(monkeypatch):
     pretend(monkeypatch, metal=False, cuda=False)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx", raising=False)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     with pytest.raises(RuntimeUnavailableError, match="has no GPU"):
-        __import__("specdec.runtimes.mlx")
+        __import__("specdec.runtimes.mlx.runtime")

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from synthetic import random_table
 
-from specdec.runtimes import mlx_quant
-from specdec.runtimes.mlx_quant import PackedQuant, QuantForm, pack_quant, quant_form
-from specdec.views.dtypes import to_float32
-from specdec.views.quantised import (
+from specdec.runtimes.mlx import quant as mlx_quant
+from specdec.runtimes.mlx.quant import PackedQuant, QuantForm, pack_quant, quant_form
+from specdec.weights.dtypes import to_float32
+from specdec.weights.quantised import (
     QuantisedMatrix,
     QuantisedTable,
     UpperMatrix,

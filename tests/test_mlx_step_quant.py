@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdec.config import ModelConfig
-from specdec.runtimes import mlx_step
-from specdec.runtimes.mlx_model import Kind
-from specdec.runtimes.mlx_quant import PackedQuant, quant_form
-from specdec.runtimes.mlx_step_quant import ROW_STEPS, QuantStep, _segments, _shared_out, suits
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx import step as mlx_step
+from specdec.runtimes.mlx.model import Kind
+from specdec.runtimes.mlx.quant import PackedQuant, quant_form
+from specdec.runtimes.mlx.step_quant import ROW_STEPS, QuantStep, _segments, _shared_out, suits
 
 GRID = 132
 SHAPES: dict[str, dict[str, Any]] = {

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from synthetic import synthetic_source, tiny_config
 
-from specdec.effort import EffortSchedule
 from specdec.errors import RuntimeUnavailableError
-from specdec.runtimes.native import NativeRuntime, native_module
-from specdec.runtimes.reference import ReferenceRuntime
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.native.runtime import NativeRuntime, native_module
+from specdec.runtimes.reference.runtime import ReferenceRuntime
 from specdec.store import Store, convert
 
 try:
@@ -134,7 +134,7 @@ def test_a_store_without_the_view_builds_the_same(drafts: Drafts) -> None:
         # Ranking and rounding are exact; only a score, a mean in float64 rounded once, could differ in its last bit,
         # which does not matter at effort 1.
         assert np.array_equal(drafts.logits(stored), drafts.logits(plain))
-    # The rounding of int4 is the same arithmetic as specdec/views/int4.py; only the order in which NumPy adds up
+    # The rounding of int4 is the same arithmetic as specdec/weights/int4.py; only the order in which NumPy adds up
     # squared errors is its own, which may decide between two scales that are equally good.
     assert cosine(drafts.logits(stored), drafts.logits(plain)) > 0.9999
     assert cosine(drafts.logits(stored, EffortSchedule(0.25)), drafts.logits(plain, EffortSchedule(0.25))) > 0.999

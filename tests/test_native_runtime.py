@@ -25,15 +25,15 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
-from specdec.model import Model
+from specdec.formats import open_source
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.cores import usable_cores
-from specdec.sources import open_source
 from specdec.store import BucketLayout, Store, convert
-from specdec.views.dtypes import to_float32
+from specdec.weights.dtypes import to_float32
 
-native = pytest.importorskip("specdec.runtimes.native", reason="the native runtime is not built")
+native = pytest.importorskip("specdec.runtimes.native.runtime", reason="the native runtime is not built")
 NativeRuntime = native.NativeRuntime
 ISAS = list(native.native_module().supported_isas())
 
@@ -374,8 +374,8 @@ def test_a_forked_process_is_told_to_load_again(store_of):
     code = """
 import os, sys
 import numpy as np
-from specdec.effort import EffortSchedule
-from specdec.runtimes.native import NativeRuntime
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.native.runtime import NativeRuntime
 from specdec.store import Store
 runtime = NativeRuntime(Store.open(sys.argv[1]), threads=2)
 kv = runtime.new_cache(4)
@@ -471,7 +471,7 @@ def test_hidden_states_are_those_of_the_layers(store_of) -> None:
 
 
 def test_hidden_states_equal_the_reference_runtimes(store_of) -> None:
-    reference = pytest.importorskip("specdec.runtimes.reference", reason="needs MLX", exc_type=ImportError)
+    reference = pytest.importorskip("specdec.runtimes.reference.runtime", reason="needs MLX", exc_type=ImportError)
     store = store_of("qwen2")
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     found = []

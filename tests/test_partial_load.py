@@ -19,20 +19,20 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
 
 import specdec
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, StoreError
-from specdec.eval.passages import run_passage, score_passage
-from specdec.model import Model
-from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.lab.eval.passages import run_passage, score_passage
+from specdec.lab.tune.text import split_passages
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
+from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts
 from specdec.store.plan import EXACT_FILE
 from specdec.store.tensorfile import read_layout
-from specdec.tune.text import split_passages
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
-from specdec.views.nested import NestedMatrix
-from specdec.views.quantised import QuantisedMatrix, UpperMatrix, quantised_type, quantised_types
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import to_float32
+from specdec.weights.nested import NestedMatrix
+from specdec.weights.quantised import QuantisedMatrix, UpperMatrix, quantised_type, quantised_types
 
 LAYOUTS = [BucketLayout(), BucketLayout(64, (8, 8, 16, 32)), BucketLayout(8, (8,)), BucketLayout(16, (2, 14))]
 FULL = EffortSchedule(1.0)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from model_files import gguf_parts, write_gguf
 
-from specdec.sources import open_source
+from specdec.formats import open_source
 from specdec.store import Store, convert
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from synthetic import random_table
 
 from specdec.errors import InvalidArgumentError
-from specdec.views.affine import AffineType
-from specdec.views.planes import packed, unpacked
-from specdec.views.quantised import (
+from specdec.weights.affine import AffineType
+from specdec.weights.planes import packed, unpacked
+from specdec.weights.quantised import (
     QuantisedMatrix,
     QuantisedTable,
     UpperMatrix,
@@ -19,7 +19,7 @@ from specdec.views.quantised import (
     quantised_type,
     quantised_types,
 )
-from specdec.views.quantised_types import upper_bits
+from specdec.weights.quantised_types import upper_bits
 
 NAMES = [name for name in quantised_types() if quantised_type(name).bits > 4]
 

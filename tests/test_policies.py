@@ -11,12 +11,12 @@ import pytest
 import specdec.policies
 from fake_runtime import fake_model
 from specdec.policies import registry
-from specdec.policies.base import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
 from specdec.policies.entropy import EntropyPolicy
 from specdec.policies.fixed import FixedPolicy
 
 import specdec
 from specdec import registry as registry_module
+from specdec.engine.policy import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.registry import Registry
 
@@ -203,7 +203,7 @@ def test_a_class_that_is_no_policy_is_refused(policies):
 
 def test_policies_import_no_model_code():
     """Nothing but the standard library and the few modules named here, so a policy is testable with no engine."""
-    allowed = {"specdec.effort", "specdec.errors", "specdec.registry"}
+    allowed = {"specdec.model.effort", "specdec.errors", "specdec.registry"}
     for path in Path(specdec.policies.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from specdec.policies.acceptance import CLASSES, UNKNOWN, LogOdds
+from specdec.policies.goodput.acceptance import CLASSES, UNKNOWN, LogOdds
 
 TRUE_EFFORT = {0.2: -0.5, 0.5: 0.8, 0.7: 1.3, 1.0: 1.6}
 

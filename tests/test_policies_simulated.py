@@ -6,7 +6,11 @@ import sys
 
 import pytest
 from policy_simulator import MODEL, Level, World, best_fixed, run
-from specdec.policies.base import (
+from specdec.policies.goodput.costs import CostModel
+from specdec.policies.goodput.policy import GoodputPolicy
+from specdec.policies.registry import create
+
+from specdec.engine.policy import (
     CostTable,
     DraftOption,
     Knowledge,
@@ -17,9 +21,6 @@ from specdec.policies.base import (
     RoundState,
     StepSignals,
 )
-from specdec.policies.costs import CostModel
-from specdec.policies.goodput import GoodputPolicy
-from specdec.policies.registry import create
 
 WORLDS = {
     "typical": {},

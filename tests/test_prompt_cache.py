@@ -7,9 +7,9 @@ from fake_runtime import fake_config, fake_model
 from synthetic import synthetic_source
 
 import specdec
-from specdec.engine.engine import PREFILL_CHUNK
-from specdec.model import Model
-from specdec.runtimes.registry import create_runtime
+from specdec.engine.round import PREFILL_CHUNK
+from specdec.model.loaded import Model
+from specdec.runtimes.choose import create_runtime
 from specdec.store import Store, convert
 
 PROMPT = [7, 3, 9, 3, 9, 3]

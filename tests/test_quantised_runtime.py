@@ -13,18 +13,18 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_config, quantised_source, synthetic_source
 from test_engine_identity import DRAFTERS, POLICIES, assert_identical
 
-from specdec.effort import EffortSchedule
 from specdec.errors import UnknownNameError
-from specdec.model import Model
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
 from specdec.runtimes.base import Runtime
-from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
-from specdec.views.base import ViewMatrix
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
-from specdec.views.nested import NestedMatrix, NestedView
-from specdec.views.quantised import QuantisedMatrix, quantised_types
-from specdec.views.registry import get_view
+from specdec.weights.base import ViewMatrix
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import to_float32
+from specdec.weights.nested import NestedMatrix, NestedView
+from specdec.weights.quantised import QuantisedMatrix, quantised_types
+from specdec.weights.registry import get_view
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 

@@ -15,14 +15,14 @@ from synthetic import quantised_config, quantised_source, synthetic_source
 from synthetic import tiny_config as synthetic_config
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
-from specdec.sources import open_source
+from specdec.formats import open_source
 from specdec.store import FORMAT_VERSION, BucketLayout, Store, convert
 from specdec.store.description import DESCRIPTION_FILE
 from specdec.store.inspect import inspect_store
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import from_float32
-from specdec.views.int4 import Int4View
-from specdec.views.quantised import QuantisedMatrix, QuantisedTable, plane_type, quantised_types
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import from_float32
+from specdec.weights.int4 import Int4View
+from specdec.weights.quantised import QuantisedMatrix, QuantisedTable, plane_type, quantised_types
 
 TYPES = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "F16")
 

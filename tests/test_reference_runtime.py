@@ -16,18 +16,18 @@ from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.runtimes.registry import create_runtime, known_runtimes
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.choose import create_runtime, known_runtimes
 from specdec.store import BucketLayout, Store, convert
-from specdec.views import registry as view_registry
-from specdec.views.base import View
-from specdec.views.dtypes import to_float32
+from specdec.weights import registry as view_registry
+from specdec.weights.base import View
+from specdec.weights.dtypes import to_float32
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 
-from specdec.runtimes import reference
-from specdec.runtimes.reference import ReferenceRuntime
+from specdec.runtimes.reference import runtime as reference
+from specdec.runtimes.reference.runtime import ReferenceRuntime
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -379,10 +379,10 @@ def test_without_mlx_the_package_imports_and_the_runtime_says_what_to_install() 
     script = """
 import sys
 sys.modules["mlx.core"] = None
-import specdec, specdec.runtimes.registry
+import specdec, specdec.runtimes.choose
 from specdec.errors import RuntimeUnavailableError
 try:
-    specdec.runtimes.registry.create_runtime("reference", None)
+    specdec.runtimes.choose.create_runtime("reference", None)
 except RuntimeUnavailableError as error:
     print(error)
 """

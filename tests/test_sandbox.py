@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from specdec.eval.sandbox import Limits, run_program
+from specdec.lab.eval.sandbox import Limits, run_program
 
 # A busy machine may take long to give a second of processor time.
 QUICK = Limits(wall_s=300, cpu_s=1)

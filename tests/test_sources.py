@@ -14,11 +14,11 @@ from gguf import quantize as gguf_quantize
 from model_files import DATA, TINY, gguf_parts, tiny_config, tiny_weights, write_gguf, write_huggingface
 from models import real_model_path
 
-from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError
-from specdec.sources import open_source, weights
-from specdec.sources.gguf_file import GGUFFile
-from specdec.views.dtypes import to_float32
+from specdec.formats import open_source, weights
+from specdec.formats.gguf_file import GGUFFile
+from specdec.model.architecture import ModelConfig
+from specdec.weights.dtypes import to_float32
 
 HF_NAMES = {
     "layers.1.attn.q": "model.layers.1.self_attn.q_proj.weight",

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_files import DATA, gguf_parts, safetensors_bytes, tiny_config, tiny_weights, write_gguf, write_huggingface
 
-from specdec.config import ModelConfig
 from specdec.errors import ModelFormatError
-from specdec.sources import Source, open_source
+from specdec.formats import Source, open_source
+from specdec.model.architecture import ModelConfig
 
 Q = "blk.0.attn_q.weight"
 

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import SyntheticSource, synthetic_source, tiny_config
 
-from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError, UnknownNameError
+from specdec.model.architecture import ModelConfig
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.plan import exact_tensors
 from specdec.store.tensorfile import ALIGNMENT, FILLER, lay_out, read_layout
-from specdec.views.base import TensorSpec
-from specdec.views.int4 import Int4Matrix, Int4View
+from specdec.weights.base import TensorSpec
+from specdec.weights.int4 import Int4Matrix, Int4View
 
 MIXTURE = tiny_config(
     tie_embeddings=False, qkv_bias=True, qk_norm=True, num_experts=3, experts_per_token=2, hidden_size=33

@@ -10,7 +10,7 @@ from synthetic import synthetic_source, tiny_config
 
 from specdec.store import Store, convert
 from specdec.store.dither import BLOCK, dithered
-from specdec.views.dtypes import from_float32, to_float32
+from specdec.weights.dtypes import from_float32, to_float32
 
 
 def quantised(outputs: int, inputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from synthetic import synthetic_source, tiny_config
 from specdec.errors import StoreError
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.inspect import inspect_store, tier_energy
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import to_float32
 
 LAYOUT = BucketLayout(16, (2, 2, 4, 8))
 

@@ -16,15 +16,15 @@ from synthetic import quantised_config, quantised_source
 from test_partial_load import least_share, quantised_store
 from test_store_damage import edit, flip, refused
 
-from specdec.effort import EffortSchedule
 from specdec.errors import StoreError
-from specdec.runtimes.registry import best_runtime, create_runtime
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import FORMAT_VERSION, Store, convert
 from specdec.store.description import DESCRIPTION_FILE
 from specdec.store.partial import rest_worth
 from specdec.store.plan import EXACT_FILE
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
-from specdec.views.quantised import QuantisedMatrix, UpperMatrix, plane_type, quantised_type, quantised_types
+from specdec.weights.quantised import QuantisedMatrix, UpperMatrix, plane_type, quantised_type, quantised_types
 
 RUNTIMES = ["reference"] + ["native"] * (best_runtime() == "native")
 MIXED = ("q8_0", "q4_k", "q5_k", "16", "q6_k")
@@ -278,7 +278,7 @@ def test_descriptions_that_do_not_fit_the_planes(copy: Path, change: Callable[[d
 
 
 def test_conversion_does_not_depend_on_slices(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("specdec.views.quantised._CHUNK_WEIGHTS", 700)
+    monkeypatch.setattr("specdec.weights.quantised._CHUNK_WEIGHTS", 700)
     assert Store.open(quantised_store(tmp_path / "s", *MIXED)).checksum == Store.open(mixed).checksum
 
 

@@ -31,7 +31,7 @@ from tokenizer_files import (
 from tokenizers import decoders, models, normalizers, processors
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.sources import open_source
+from specdec.formats import open_source
 from specdec.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from specdec.tokenizers.meta import AddedToken, TokenizerMeta
 from specdec.tokenizers.pretokenizers import RULES, build_byte_level, rule

@@ -15,19 +15,19 @@ from synthetic import tiny_config
 
 import specdec
 from specdec.cli.main import main
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
-from specdec.model import Model
-from specdec.tune.allocation import allocate, net_of_rounding, tolerance_curve
-from specdec.tune.costs import best_speedup, rows_seconds
-from specdec.tune.divergence import Comparison
-from specdec.tune.partial import PartialFile
-from specdec.tune.profile import PROFILE_FILE, ProfileFile, find_profile
-from specdec.tune.run import QUICK, SHARES, Thoroughness, tune
-from specdec.tune.sensitivity import Sums, measure
-from specdec.tune.text import read_text, split_passages
-from specdec.tune.trial import try_schedules
-from specdec.tune.units import units_of
+from specdec.lab.tune.allocation import allocate, net_of_rounding, tolerance_curve
+from specdec.lab.tune.costs import best_speedup, rows_seconds
+from specdec.lab.tune.divergence import Comparison
+from specdec.lab.tune.partial import PartialFile
+from specdec.lab.tune.run import QUICK, SHARES, Thoroughness, tune
+from specdec.lab.tune.sensitivity import Sums, measure
+from specdec.lab.tune.text import read_text, split_passages
+from specdec.lab.tune.trial import try_schedules
+from specdec.lab.tune.units import units_of
+from specdec.model.effort import EffortSchedule
+from specdec.model.loaded import Model
+from specdec.store.profile import PROFILE_FILE, ProfileFile, find_profile
 
 SMALL = Thoroughness(
     quick=False, levels=(0.25, 0.6), passages=2, passage_tokens=12, places=3, trial_tokens=4, repeats=2
@@ -380,7 +380,7 @@ def test_an_interrupted_command_says_that_it_can_go_on(text_model_copy, text, ca
     def interrupted(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specdec.tune.run.measure", interrupted)
+    monkeypatch.setattr("specdec.lab.tune.run.measure", interrupted)
     text.write_text(text.read_text() * 2)
     assert main(["tune", str(text_model_copy), "--text", str(text), "--quick"]) == 130
     assert "interrupted; the same command goes on from here" in capsys.readouterr().err

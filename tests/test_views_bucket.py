@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import DTYPES, all_finite, from_float32, to_float32
-from specdec.views.layout import BucketLayout
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import DTYPES, all_finite, from_float32, to_float32
+from specdec.weights.layout import BucketLayout
 
 LAYOUTS = [
     BucketLayout(),

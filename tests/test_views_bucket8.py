@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.errors import InvalidArgumentError, StoreError
-from specdec.views import bucket8
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.bucket8 import Bucket8Matrix, Bucket8View
-from specdec.views.dtypes import DTYPES, from_float32
-from specdec.views.layout import BucketLayout
-from specdec.views.registry import get_view
+from specdec.weights import bucket8
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.bucket8 import Bucket8Matrix, Bucket8View
+from specdec.weights.dtypes import DTYPES, from_float32
+from specdec.weights.layout import BucketLayout
+from specdec.weights.registry import get_view
 
 VIEW = Bucket8View()
 STORE_LAYOUT = BucketLayout()

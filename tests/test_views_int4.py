@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.errors import InvalidArgumentError, StoreError
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import DTYPES, from_float32, to_float32
-from specdec.views.int4 import GROUP, Int4Matrix, Int4View
-from specdec.views.layout import BucketLayout
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import DTYPES, from_float32, to_float32
+from specdec.weights.int4 import GROUP, Int4Matrix, Int4View
+from specdec.weights.layout import BucketLayout
 
 VIEW = Int4View()
 LAYOUT = BucketLayout()

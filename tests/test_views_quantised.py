@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.views.affine import AFFINE_TYPES, AffineType
-from specdec.views.dtypes import from_float32, to_float32
-from specdec.views.gguf_blocks import BLOCK_TYPES
-from specdec.views.quantised import QuantisedMatrix, QuantisedTable, quantised_type, quantised_types
+from specdec.weights.affine import AFFINE_TYPES, AffineType
+from specdec.weights.dtypes import from_float32, to_float32
+from specdec.weights.gguf_blocks import BLOCK_TYPES
+from specdec.weights.quantised import QuantisedMatrix, QuantisedTable, quantised_type, quantised_types
 
 BLOCK_NAMES = [kind.name for kind in BLOCK_TYPES]
 AFFINE_NAMES = [kind.name for kind in AFFINE_TYPES]

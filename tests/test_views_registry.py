@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.views import registry
-from specdec.views.bucket import BucketedMatrix, BucketView
-from specdec.views.int4 import Int4View
-from specdec.views.layout import BucketLayout
-from specdec.views.registry import get_view, known_views, register_view
+from specdec.weights import registry
+from specdec.weights.bucket import BucketedMatrix, BucketView
+from specdec.weights.int4 import Int4View
+from specdec.weights.layout import BucketLayout
+from specdec.weights.registry import get_view, known_views, register_view
 
 
 @pytest.fixture

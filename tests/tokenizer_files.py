@@ -15,7 +15,7 @@ import tokenizers
 from model_files import gguf_parts, tiny_config, tiny_weights, write_gguf, write_huggingface
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from specdec.sources import open_source
+from specdec.formats import open_source
 from specdec.tokenizers import Tokenizer, load_tokenizer
 
 TEXTS = [

@@ -11,8 +11,8 @@ import numpy as np
 from specdec.kernels.reference.selection import select_tiers
 
 from specdec.store import BucketLayout
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import from_float32
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import from_float32
 
 HERE = Path(__file__).resolve().parent
 INK, MUTED, LINE = "#1b1f24", "#59626c", "#c8ced6"

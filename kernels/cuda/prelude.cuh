@@ -1,5 +1,5 @@
 // What every CUDA kernel here may use: names that read alike in kernels/metal/prelude.metal, sums in a fixed order, and
-// the choice of tiers. Sizes are constants that specdec/runtimes/mlx_kernels.py writes in front of a body.
+// the choice of tiers. Sizes are constants that specdec/runtimes/mlx/kernels.py writes in front of a body.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 

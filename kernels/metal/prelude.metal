@@ -1,5 +1,5 @@
 // What every Metal kernel here may use: names that read alike in kernels/cuda/prelude.cuh, sums in a fixed order, and
-// the choice of tiers. Sizes are constants that specdec/runtimes/mlx_kernels.py writes in front of a body.
+// the choice of tiers. Sizes are constants that specdec/runtimes/mlx/kernels.py writes in front of a body.
 #define BARRIER() threadgroup_barrier(mem_flags::mem_threadgroup)
 #define WARP_BARRIER() simdgroup_barrier(mem_flags::mem_threadgroup)
 #define MINUS_INFINITY as_type<float>(0xff800000u)

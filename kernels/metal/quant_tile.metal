@@ -1,4 +1,4 @@
-// Quantised matrices as specdec/runtimes/mlx_quant.py lays them out, and a tile of 128 outputs times some rows.
+// Quantised matrices as specdec/runtimes/mlx/quant.py lays them out, and a tile of 128 outputs times some rows.
 //
 // Half a simdgroup reads the 64 bytes that an input has for the outputs' upper bits, a lane 8 outputs' 32 bits; the halves
 // share the 32 inputs of a group. Numbers become weights in registers, once for all rows, by one multiply-add, and a lane

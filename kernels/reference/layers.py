@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.config import ModelConfig
+from specdec.model.architecture import ModelConfig
 
 
 def rms_norm(x: NDArray[np.floating], weight: NDArray[np.floating], *, eps: float) -> NDArray[np.float64]:

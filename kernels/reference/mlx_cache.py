@@ -6,8 +6,8 @@ from typing import Any
 
 from specdec.kernels.reference.mlx_backend import mx
 
-from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError
+from specdec.model.architecture import ModelConfig
 
 _STEP = 256  # tokens by which the arrays grow: few copies for long texts, little memory for short ones
 

@@ -19,7 +19,7 @@ from specdec.kernels.reference.mlx_backend import mx
 from specdec.kernels.reference.mlx_cache import KeyValueCache
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
 
-from specdec.config import ModelConfig
+from specdec.model.architecture import ModelConfig
 
 # Canonical matrix name and rows (1, in) to rows (1, out).
 Multiply = Callable[[str, list[Any]], list[Any]]

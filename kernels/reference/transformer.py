@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from specdec.kernels.reference.attention import attention_rows
 from specdec.kernels.reference.layers import choose_experts, gated, rms_norm, rotary_frequencies, rotate
 
-from specdec.config import ModelConfig
+from specdec.model.architecture import ModelConfig
 
 Array = NDArray[np.floating]
 

@@ -19,10 +19,10 @@ from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
-    from specdec.bench.findings import Findings
-    from specdec.bench.journal import Journal
-    from specdec.bench.plan import Plan
-    from specdec.model import Model
+    from specdec.lab.bench.findings import Findings
+    from specdec.lab.bench.journal import Journal
+    from specdec.lab.bench.plan import Plan
+    from specdec.model.loaded import Model
 
 EXIT_DIFFERENT, EXIT_NOISY = 1, 3
 _PROMPTS = ("spec-bench", "humaneval")
@@ -119,8 +119,8 @@ def _flag(name: str) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
     import specdec
-    from specdec.bench.compare import DifferenceFoundError
-    from specdec.bench.run import measure
+    from specdec.lab.bench.compare import DifferenceFoundError
+    from specdec.lab.bench.run import measure
 
     plan, limit = _plan(arguments), _noise_limit(arguments)
     _check_outputs(arguments)
@@ -151,9 +151,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     """What was asked for."""
-    from specdec.bench.grid import OPTIONS, make_grid
-    from specdec.bench.plan import Plan
-    from specdec.bench.prompts import load_prompts
+    from specdec.lab.bench.grid import OPTIONS, make_grid
+    from specdec.lab.bench.plan import Plan
+    from specdec.lab.bench.prompts import load_prompts
 
     names = (*OPTIONS, "verify_effort", "temperature", "seed")
     grid = make_grid(
@@ -172,7 +172,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _noise_limit(arguments: argparse.Namespace) -> float:
-    from specdec.bench.noise import LIMIT
+    from specdec.lab.bench.noise import LIMIT
 
     limit = LIMIT if arguments.max_noise is None else float(arguments.max_noise)
     if not limit > 0:
@@ -192,7 +192,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
 def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal:
     """Where answers are kept: the file that was asked for, or one in the cache folder."""
     from specdec import paths
-    from specdec.bench.journal import Journal
+    from specdec.lab.bench.journal import Journal
     from specdec.record import machine
 
     own = paths.home() / "bench" / plan.file_name(model)
@@ -208,7 +208,7 @@ def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal
 def _findings(
     arguments: argparse.Namespace, plan: Plan, model: Model, journal: Journal, samples: Any, limit: float
 ) -> Findings:
-    from specdec.bench.findings import find
+    from specdec.lab.bench.findings import find
     from specdec.record import command_line
 
     settings = {
@@ -229,7 +229,7 @@ def _findings(
 
 
 def _refusal(findings: Findings, journal: Journal) -> str:
-    from specdec.bench.table import noise_sentence
+    from specdec.lab.bench.table import noise_sentence
 
     return (
         f"{noise_sentence(findings.noise)}. Stop what else is running and measure anew with --restart, or add "
@@ -238,7 +238,7 @@ def _refusal(findings: Findings, journal: Journal) -> str:
 
 
 def _report(arguments: argparse.Namespace, findings: Findings) -> None:
-    from specdec.bench.table import lines, write_csv
+    from specdec.lab.bench.table import lines, write_csv
     from specdec.record import write_json
 
     for line in lines(findings):
@@ -248,6 +248,6 @@ def _report(arguments: argparse.Namespace, findings: Findings) -> None:
     if arguments.csv is not None:
         write_csv(Path(arguments.csv), findings)
     if arguments.report is not None:
-        from specdec.bench.report import write_report
+        from specdec.lab.bench.report import write_report
 
         print(f"\nreport: {write_report(Path(arguments.report), findings)}")

@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, and print the folder of the store."""
-    from specdec.sources import open_source
+    from specdec.formats import open_source
     from specdec.store import convert
     from specdec.store.conversion import default_quantised
 

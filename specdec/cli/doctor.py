@@ -20,8 +20,8 @@ from typing import Any
 from specdec import catalogue, paths
 from specdec.cli.common import Subparsers, readable_bytes
 from specdec.errors import RuntimeUnavailableError
-from specdec.runtimes.mlx_device import find_gpu
-from specdec.runtimes.registry import best_runtime, known_runtimes
+from specdec.runtimes.choose import best_runtime, known_runtimes
+from specdec.runtimes.mlx.device import find_gpu
 from specdec.version import DISTRIBUTION, version
 
 # Those that decide which kernels can run; the rest of the list would only be noise.

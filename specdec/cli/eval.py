@@ -18,8 +18,8 @@ from specdec.cli.common import (
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
-    from specdec.eval.plan import Plan
-    from specdec.eval.report import Evaluation
+    from specdec.lab.eval.plan import Plan
+    from specdec.lab.eval.report import Evaluation
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -92,8 +92,8 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print the table."""
     import specdec
-    from specdec.eval.report import table
-    from specdec.eval.run import evaluate
+    from specdec.lab.eval.report import table
+    from specdec.lab.eval.run import evaluate
 
     plan = _plan(arguments)
     _check_outputs(arguments)
@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> Plan:
-    from specdec.eval.plan import EFFORTS, Plan, Setting, make_settings
+    from specdec.lab.eval.plan import EFFORTS, Plan, Setting, make_settings
 
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
@@ -147,6 +147,6 @@ def _write(arguments: argparse.Namespace, evaluation: Evaluation) -> None:
         command = command_line("specdec", arguments.words)
         write_json(Path(arguments.json), record("eval", command=command, results=results))
     if arguments.report is not None:
-        from specdec.eval.plots import write_plots
+        from specdec.lab.eval.plots import write_plots
 
         print(f"\nreport: {write_plots(Path(arguments.report), evaluation, title=results['settings']['model'])}")

@@ -17,10 +17,10 @@ from specdec.cli import check
 from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
 from specdec.cli.explain import Shown
 from specdec.cli.statistics import report
-from specdec.effort import EffortSchedule, check_effort
+from specdec.engine.options import GenerationSettings, stop_strings
 from specdec.engine.sampler import SamplingParams
-from specdec.engine.settings import GenerationSettings, stop_strings
 from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.model.effort import EffortSchedule, check_effort
 from specdec.policies.registry import create as create_policy
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument,
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
-    from specdec.tune.profile import DraftProfile
+    from specdec.store.profile import DraftProfile
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -44,8 +44,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Tune, and print what was tried."""
     import specdec
-    from specdec.effort import check_effort
-    from specdec.tune.run import QUICK, THOROUGH, tune
+    from specdec.lab.tune.run import QUICK, THOROUGH, tune
+    from specdec.model.effort import check_effort
 
     if arguments.effort is not None:
         check_effort(arguments.effort, "--effort")

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from specdec.effort import EffortSchedule
-from specdec.policies.base import DraftPlan, Policy, StepSignals
+from specdec.engine.policy import DraftPlan, Policy, StepSignals
+from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import Cache, Runtime
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Extender, Foreteller
+from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.policies.base import DraftPlan, Policy
 
 # An unchecked proposal goes to the verifier when its tokens are kept at least this often; else the next level drafts
 # afresh. With a verify row at 0.05 dense steps and draft steps at 0.25, 90% of them kept: four drafted tokens give

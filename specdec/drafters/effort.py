@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from specdec.drafters.arguments import whole_number
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup
 from specdec.drafters.steps import ModelSteps
+from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.policies.base import DraftPlan, Policy
 from specdec.runtimes.base import ForwardResult, Runtime
 
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
 from specdec.drafters.effort import batches, draft_views
 from specdec.drafters.steps import ModelSteps
-from specdec.effort import EffortSchedule, check_effort
+from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.policies.base import DraftPlan, Policy
+from specdec.model.effort import EffortSchedule, check_effort
 from specdec.runtimes.base import Cache, ForwardResult
 
 _OPTIONS = ("view", "effort")

@@ -14,8 +14,8 @@ from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.arguments import encode, read_options, read_text, whole_number
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup
 from specdec.drafters.ngram_index import NgramIndex
+from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.policies.base import DraftPlan, Policy
 
 UNTRIED = 0.5  # acceptance that is assumed of a match length that was never tried
 

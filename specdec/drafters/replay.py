@@ -7,8 +7,8 @@ from pathlib import Path
 
 from specdec.drafters.arguments import encode, read_text
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup
+from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.policies.base import DraftPlan, Policy
 
 
 class ReplayDrafter:

@@ -13,7 +13,7 @@ import numpy as np
 
 from specdec.drafters.base import Draft, DraftContext
 from specdec.drafters.signals import LogitDistribution
-from specdec.policies.base import DraftPlan, Policy, StepSignals
+from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.runtimes.base import Cache, ForwardResult
 
 

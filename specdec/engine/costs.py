@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec import paths
-from specdec.effort import EffortSchedule
+from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
-from specdec.policies.base import CostTable, DraftOption
+from specdec.model.effort import EffortSchedule
 from specdec.version import version
 from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
-    from specdec.model import Model
+    from specdec.model.loaded import Model
     from specdec.runtimes.base import Cache
 
 ROWS = (1, 3, 5, 9)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from specdec.config import ModelConfig
-from specdec.effort import EffortSchedule
+from specdec.model.architecture import ModelConfig
+from specdec.model.effort import EffortSchedule
 
 _REMEMBERED = 256  # schedules kept; working out a new one costs milliseconds when it has rules
 

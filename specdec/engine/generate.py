@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from specdec.drafters.base import Drafter
-from specdec.effort import EffortSchedule
 from specdec.engine.efforts import describe_target
-from specdec.engine.engine import Engine
 from specdec.engine.generation import Generation
+from specdec.engine.options import GenerationSettings, effort_schedule, stop_strings
+from specdec.engine.policy import Policy
 from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
 from specdec.engine.result import Result
+from specdec.engine.round import Engine
 from specdec.engine.sampler import Sampler, SamplingParams
-from specdec.engine.settings import GenerationSettings, effort_schedule, stop_strings
 from specdec.engine.speculation import speculation
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.errors import InvalidArgumentError
-from specdec.policies.base import Policy
+from specdec.model.effort import EffortSchedule
 
 if TYPE_CHECKING:
-    from specdec.model import Model
+    from specdec.model.loaded import Model
     from specdec.tokenizers import Tokenizer
 
 P = ParamSpec("P")
@@ -69,7 +69,7 @@ def stream(
         verify_effort: share of the multiplications that verification performs; 1.0 is the model itself.
         draft_len: tokens that the policy "fixed" drafts a round.
         policy: decides what to draft with, how many tokens and at what effort: a name, `name:key=value,key=value`, a
-            policy file `FILE.yaml`, or an object with the methods of `specdec.policies.base.Policy`, which then serves
+            policy file `FILE.yaml`, or an object with the methods of `specdec.engine.policy.Policy`, which then serves
             this generation only. "auto" is "goodput": expected tokens a second by this machine's costs.
         drafter: proposes tokens: a name, `name:argument`, or an object as in `specdec.drafters.base`. Several, as a
             sequence or with semicolons between, are offered to the policy, which may choose for each round; "auto"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from specdec.engine.engine import Engine
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.result import Piece, Result
+from specdec.engine.round import Engine
 from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter

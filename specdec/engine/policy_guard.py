@@ -6,8 +6,7 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-from specdec.errors import InvalidArgumentError
-from specdec.policies.base import (
+from specdec.engine.policy import (
     DraftPlan,
     Knowledge,
     Learner,
@@ -17,6 +16,7 @@ from specdec.policies.base import (
     RoundState,
     StepSignals,
 )
+from specdec.errors import InvalidArgumentError
 
 
 class GuardedPolicy:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 from specdec.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from specdec.config import ModelConfig
+    from specdec.model.architecture import ModelConfig
     from specdec.tokenizers import Tokenizer
 
 Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from specdec.effort import EffortSchedule
-from specdec.engine.engine import PREFILL_CHUNK, Engine
+from specdec.engine.round import PREFILL_CHUNK, Engine
+from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import Cache
 
 

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from specdec.drafters.base import DraftContext, Drafter, DrafterSetup
 from specdec.drafters.registry import create as create_drafter
-from specdec.effort import EffortSchedule
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
-from specdec.engine.engine import Engine, Speculation
+from specdec.engine.options import GenerationSettings
+from specdec.engine.policy import DraftOption, Knowledge
 from specdec.engine.policy_guard import GuardedPolicy
-from specdec.engine.settings import GenerationSettings
+from specdec.engine.round import Engine, Speculation
 from specdec.errors import InvalidArgumentError, MemoryShortError
-from specdec.policies.base import DraftOption, Knowledge
+from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 
 if TYPE_CHECKING:
-    from specdec.model import Model
+    from specdec.model.loaded import Model
 
 AUTO_DRAFTERS = ("effort", "ngram")  # what the drafter "auto" offers
 TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand

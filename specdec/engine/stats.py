@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from specdec.engine.engine import Round
+    from specdec.engine.round import Round
 
 
 @dataclass(slots=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from specdec.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from specdec.engine.engine import Round
     from specdec.engine.result import Piece
+    from specdec.engine.round import Round
 
 
 class TraceWriter:

@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.config import ModelConfig
-from specdec.effort import EffortSchedule
 from specdec.errors import InvalidArgumentError
+from specdec.model.architecture import ModelConfig
+from specdec.model.effort import EffortSchedule
 
 _FEW_TOKENS = 32
 

@@ -3,6 +3,6 @@
 from specdec.store.conversion import convert
 from specdec.store.description import FORMAT_VERSION
 from specdec.store.store import Store
-from specdec.views.layout import BucketLayout
+from specdec.weights.layout import BucketLayout
 
 __all__ = ["FORMAT_VERSION", "BucketLayout", "Store", "convert"]

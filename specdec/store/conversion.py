@@ -36,11 +36,11 @@ from specdec.store.plan import (
 )
 from specdec.store.staging import check_target, staged_folder, sync_folder, writing
 from specdec.store.tensorfile import FileLayout, TensorFileWriter, lay_out
-from specdec.views.base import View
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import all_finite
-from specdec.views.layout import BucketLayout
-from specdec.views.quantised import (
+from specdec.weights.base import View
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import all_finite
+from specdec.weights.layout import BucketLayout
+from specdec.weights.quantised import (
     ExactMatrix,
     QuantisedMatrix,
     QuantisedTable,
@@ -48,10 +48,10 @@ from specdec.views.quantised import (
     quantised_type,
     quantised_types,
 )
-from specdec.views.registry import get_view
+from specdec.weights.registry import get_view
 
 if TYPE_CHECKING:
-    from specdec.sources.base import Source
+    from specdec.formats.base import Source
 
 _SLICE_WEIGHTS = 1 << 22
 _MAX_THREADS = 4

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
-from specdec.views.dtypes import check_dtype
-from specdec.views.layout import BucketLayout
-from specdec.views.quantised import plane_type, quantised_type
+from specdec.model.architecture import ModelConfig
+from specdec.weights.dtypes import check_dtype
+from specdec.weights.layout import BucketLayout
+from specdec.weights.quantised import plane_type, quantised_type
 
 FORMAT = "specdec bucket store"
 FORMAT_VERSION = 3

@@ -12,7 +12,7 @@ import hashlib
 import numpy as np
 
 from specdec.errors import InvalidArgumentError
-from specdec.views.dtypes import from_float32, to_float32
+from specdec.weights.dtypes import from_float32, to_float32
 
 BLOCK = 32
 _CHUNK_WEIGHTS = 1 << 18

@@ -10,9 +10,9 @@ import numpy as np
 
 from specdec.store.plan import EXACT_FILE
 from specdec.store.store import Store
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
-from specdec.views.quantised import QuantisedMatrix, QuantisedTable
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import to_float32
+from specdec.weights.quantised import QuantisedMatrix, QuantisedTable
 
 _CHUNK_WEIGHTS = 1 << 18
 

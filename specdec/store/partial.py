@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from specdec.errors import InvalidArgumentError
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.layout import BucketLayout
-from specdec.views.quantised import QuantisedMatrix, quantised_type
-from specdec.views.quantised_types import UPPER_BITS, upper_bits
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.layout import BucketLayout
+from specdec.weights.quantised import QuantisedMatrix, quantised_type
+from specdec.weights.quantised_types import UPPER_BITS, upper_bits
 
 _CHUNK_BUCKETS = 1 << 16
 # Outputs of a quantised matrix that are looked at, spread over all, to tell what the rest of its codes is worth.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from specdec.config import ModelConfig
-from specdec.views.base import TensorSpec, View
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.layout import BucketLayout
-from specdec.views.quantised import quantised_type
-from specdec.views.quantised_types import REST, UPPER_BITS
+from specdec.model.architecture import ModelConfig
+from specdec.weights.base import TensorSpec, View
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.layout import BucketLayout
+from specdec.weights.quantised import quantised_type
+from specdec.weights.quantised_types import REST, UPPER_BITS
 
 EXACT_FILE = "exact.safetensors"
 TOKENIZER_FOLDER = "tokenizer"

@@ -11,20 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from specdec.config import ModelConfig
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.model.architecture import ModelConfig
 from specdec.store.description import FileRecord, StoreDescription
 from specdec.store.partial import Parts, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts, without_tiers
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
 from specdec.store.staging import MARKER
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
-from specdec.views.base import TensorSpec, ViewMatrix
-from specdec.views.bucket import BucketedMatrix
-from specdec.views.dtypes import to_float32
-from specdec.views.layout import BucketLayout
-from specdec.views.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
-from specdec.views.quantised_types import REST
-from specdec.views.registry import get_view, known_views
+from specdec.weights.base import TensorSpec, ViewMatrix
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.dtypes import to_float32
+from specdec.weights.layout import BucketLayout
+from specdec.weights.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
+from specdec.weights.quantised_types import REST
+from specdec.weights.registry import get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
 _VERIFY_THREADS = 2

@@ -22,7 +22,7 @@ import numpy as np
 
 from specdec.errors import StoreError
 from specdec.store.staging import writing
-from specdec.views.base import TensorSpec
+from specdec.weights.base import TensorSpec
 
 # Every tensor begins at a multiple of this: a cache line, and the widest vector register there is.
 ALIGNMENT = 64

@@ -244,7 +244,7 @@ THREADED_TEST(int4_rounds_exact_weights_well) {
           }
         }
         // The best uniform 16 levels for groups of 32 Gaussian weights leave about 8 % (measured with the definition in
-        // specdec/views/int4.py); one candidate scale alone would leave 9.5 %.
+        // specdec/weights/int4.py); one candidate scale alone would leave 9.5 %.
         const double relative = std::sqrt(error / power);
         CHECK(relative > 0.05 && relative < 0.09, std::string(table->name) + " relative error " + std::to_string(relative));
       }

@@ -1,0 +1,76 @@
+// The int4 view in memory: 4-bit levels with scales, matrices that share an activation row side by side.
+//
+// The view's definition is specdec/weights/int4.py. One thing differs here: a group's scales are kept in 8 bits, as whole
+// multiples of a step that 64 outputs share (their largest |scale| / 127), which moves a weight by 0.4 % of that scale at
+// most and saves a quarter of a bit per weight.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "draft_joined.h"
+#include "draft_view.h"
+#include "packed.h"
+
+namespace specdec {
+
+// A matrix as specdec.weights.int4.Int4Matrix has it; borrowed.
+struct Int4Source {
+  const uint8_t* nibbles;   // [in][ceil(out / 2)]
+  const uint16_t* scales;   // float16 [ceil(in / kGroup)][out]
+  const float* scores;      // [in]
+};
+
+class Int4View : public DraftView {
+ public:
+  Int4View(const KernelTable& kernels, JoinedMatrices joined);
+
+  const JoinedMatrices& joined() const { return joined_; }
+
+  // Packs the matrices of one list, in its order. Each list is loaded once.
+  void load(Pool& pool, size_t j, const std::vector<Int4Source>& sources);
+  // The same from the exact weights, rounded here.
+  void build(Pool& pool, size_t j, const std::vector<const PackedMatrix*>& exact);
+
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
+                    float* const* y) override;
+  uint64_t bytes() const override;
+  bool complete() const override;
+
+ private:
+  struct Tile {
+    int64_t first, width;  // outputs of the joined matrices
+    uint8_t* data;         // [groups] of int4_group_bytes(width): steps, codes, rows of nibbles
+  };
+  struct Packed {  // one list
+    int64_t in = 0, groups = 0, width = 0;
+    int64_t chunks = 1;  // the chosen groups are split into so many parts per tile
+    Buffer<uint8_t> data;
+    std::vector<Tile> tiles;
+    std::vector<int64_t> starts;            // first output of each matrix
+    std::vector<Buffer<float>> own_scores;  // of each matrix
+    Buffer<float> scores;                   // mean |w| over all the outputs
+  };
+  struct Rounded;
+
+  void layout(Packed& packed, size_t j) const;
+  void pack_scales(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
+  void pack_rows(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
+  Rounded round(Pool& pool, const PackedMatrix& exact) const;
+  uint64_t choose(const Packed& packed, const float* scores, const float* x, float effort);
+  void split(const Packed& packed);
+  void plan(const Packed& packed, const float* x, int64_t first, int64_t last, float* direct, int threads);
+  void run(Pool& pool, const Packed& packed, const float* x, int64_t first, int64_t last, float* direct);
+
+  const KernelTable& kernels_;
+  JoinedMatrices joined_;
+  std::vector<Packed> packed_;  // by list
+  // Scratch of one multiplication.
+  Buffer<float> choose_scratch_, sums_;
+  Buffer<uint32_t> masks_;
+  std::vector<int64_t> bounds_;
+  std::vector<Int4Call> calls_;
+};
+
+}  // namespace specdec

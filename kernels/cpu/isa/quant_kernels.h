@@ -1,0 +1,113 @@
+// Quantised matrices as the kernels see them: codes in planes, scales beside them. How they are filled: quant_matrix.h.
+//
+// A matrix is cut into tiles of outputs, a tile into groups of 32 inputs, a group's codes into planes. The first plane
+// holds the four highest bits of each code, a row for each input, so that a draft can read chosen inputs of that plane
+// alone. The other bits (rest) follow, for a block of 128 outputs at a time, in the order in which they are multiplied.
+#pragma once
+
+#include <cstdint>
+
+namespace specdec {
+
+// Inputs that are multiplied together: the least that any type's scales cover (but for q6_k, see `parts`).
+constexpr int kQuantGroup = 32;
+// Outputs whose high bits of one input are one line of memory.
+constexpr int kQuantBlock = 128;
+// Groups of four inputs whose codes lie side by side, ready for one dot product.
+constexpr int kQuads = kQuantGroup / 4;
+
+enum class QuantScale : int {
+  half,     // a float16 scale, and perhaps an offset, for each output and unit
+  bfloat,   // the same in bfloat16
+  six_bit,  // float16 scale and offset of a unit, times 6 bits for each group (q4_k, q5_k)
+  int8,     // float16 scale of a unit, times int8 for each half of a group (q6_k)
+};
+
+// A weight is scale * (code - zero) - offset.
+struct QuantFormat {
+  int bits = 0;            // of a code: 4, 5, 6 or 8
+  int zero = 0;            // code of weight zero
+  QuantScale scale = QuantScale::half;
+  bool offset = false;
+  int unit = 1;            // groups that share what `scale` says
+  int hidden = 0;          // lower bits of every code that were not loaded, and count as half their range
+
+  constexpr bool has_offset() const { return offset || scale == QuantScale::six_bit; }
+  constexpr int rest_bits() const { return bits - 4 - hidden; }
+  // The code of weight zero less what hidden bits count as, in halves.
+  constexpr int twice_zero() const { return 2 * zero - ((1 << hidden) - 1); }
+  constexpr int parts() const { return scale == QuantScale::int8 ? 2 : 1; }  // of a group, each with its own scale
+  // Bytes for each output: in front of a unit, and in front of a group.
+  constexpr int64_t unit_head() const { return has_offset() ? 4 : 2; }
+  constexpr int64_t group_head() const {
+    return scale == QuantScale::six_bit || scale == QuantScale::int8 ? 2 : 0;
+  }
+  // Bytes of a group for each output, and of a unit.
+  constexpr int64_t group_bytes() const { return group_head() + kQuantGroup * (bits - hidden) / 8; }
+  constexpr int64_t unit_bytes() const { return unit_head() + unit * group_bytes(); }
+};
+
+// Some outputs of a matrix and all its inputs: units, each a head and `unit` groups; a group is a head, the rows of the
+// first plane (width / 2 bytes for each input), then the rest, block by block. Heads too are stored block by block.
+struct QuantTile {
+  const uint8_t* data;
+  int64_t width;  // outputs, a multiple of kQuantBlock
+};
+
+// Activations of some rows in whole numbers. A span of inputs shares a step for each row. For each group of inputs come
+// words of int32, `rows` of one kind side by side: high[kQuads], low[kQuads] (four activations each, in the form that the
+// instruction set wants), sums[2] (the activations of either half of the group added up), then a float: those of the
+// group. After all groups: a float for each span and row, the step.
+constexpr int kQuantSpan = 256;
+constexpr int kSpanGroups = kQuantSpan / kQuantGroup;
+constexpr int kQuantRowWords = 2 * kQuads + 3;
+constexpr int64_t quant_words(int64_t groups, int64_t rows) {
+  return (groups * kQuantRowWords + (groups + kSpanGroups - 1) / kSpanGroups) * rows;
+}
+
+// y[r][o] = sum over the groups, ascending.
+struct QuantCall {
+  QuantFormat format;
+  QuantTile tile;
+  int64_t groups;               // of the matrix
+  int64_t first_out, last_out;  // of the tile, multiples of kQuantBlock
+  int tiles;                    // of rows
+  const int32_t* const* x;      // for each tile of rows: quant_words(groups, rows)
+  const int* rows;              // of each tile
+  float* sums;                  // out: row after row, sums_stride floats apart, from first_out on
+  int64_t sums_stride;          // at least last_out - first_out
+  uint8_t* scratch;             // quant_scratch_bytes(rows of all tiles)
+};
+constexpr int64_t quant_scratch_bytes(int64_t rows) { return kQuantBlock * 4 * rows; }  // sums of a span
+
+// Activations in whole numbers: rows `stride` floats apart, `in` a multiple of kQuantGroup.
+struct QuantRowsCall {
+  const float* x;
+  int64_t stride, in;
+  int rows;
+  int64_t first, last;          // spans to do
+  const uint8_t* taken;         // for each row, `in` inputs that take part (not 0), or nullptr for all of them
+  int32_t* out;                 // quant_words(in / kQuantGroup, rows)
+};
+
+// One row times the chosen inputs of the first plane (specdec.weights.nested): what the rest of a code would add counts as
+// half its range. Activations are rounded to 8 bits for each group.
+struct NestedCall {
+  QuantFormat format;
+  QuantTile tile;
+  int64_t groups;
+  const float* x;
+  const uint32_t* masks;     // of the chosen inputs, a word for each group
+  float* sums;               // out: one for each output of the tile
+  const NestedCall* next;    // what this thread is likely to multiply afterwards, or nullptr: fetched ahead
+  bool cold;                 // nothing has fetched the first group ahead
+};
+
+struct QuantKernels {
+  int tile_rows;  // most rows of a tile of activations
+  void (*activations)(const QuantRowsCall&);  // writes nothing outside its spans
+  void (*multiply)(const QuantCall&);
+  void (*nested)(const NestedCall&);
+};
+
+}  // namespace specdec

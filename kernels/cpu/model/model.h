@@ -1,0 +1,136 @@
+// A model in memory: its weights packed for the kernels, and the forward pass over them.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "cache.h"
+#include "draft_view.h"
+#include "packed.h"
+#include "pool.h"
+
+namespace specdec {
+
+// specdec.model.architecture.ModelConfig, and how the store lays matrices out.
+struct ModelShape {
+  int64_t vocab = 0, hidden = 0, intermediate = 0;
+  int layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  float norm_eps = 0;
+  std::vector<double> frequencies;  // head_dim / 2, radians per position
+  std::vector<int64_t> windows;     // per layer: sliding window in tokens, 0 for none
+  bool tie_embeddings = false, qkv_bias = false, qk_norm = false;
+  int experts = 0, experts_per_token = 0;
+  Dtype dtype = Dtype::float16;
+  Layout layout;
+
+  int mlps() const { return experts == 0 ? 1 : experts; }
+  int matrices_per_layer() const { return 4 + 3 * mlps(); }
+  int matrix_count() const { return layers * matrices_per_layer() + 1; }
+};
+
+// Rows that one call of forward takes at most; longer inputs go through it in pieces, with equal results.
+constexpr int kMaxRows = 512;
+
+class Model {
+ public:
+  // Throws std::invalid_argument for a shape that makes no sense or an unknown instruction set.
+  Model(const ModelShape& shape, const std::string& isa, int threads);
+
+  const ModelShape& shape() const { return shape_; }
+  const KernelTable& kernels() const { return kernels_; }
+  Pool& pool() { return *pool_; }
+
+  // Matrices are numbered as ModelConfig.matrices() lists them.
+  const PackedMatrix& matrix(int index) const { return matrices_.at(static_cast<size_t>(index)); }
+  const std::vector<std::string>& vector_names() const { return vector_names_; }
+  size_t vector_size(const std::string& name) const { return vectors_.at(name).size(); }
+
+  // Packs inputs [first, last) of a matrix. Returns "" or what is wrong with it ("holds ... NaN").
+  std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
+  // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
+  void load_masks(int index, const BucketSource& source);
+  // Declares that only the first tiers of a matrix are loaded, 1 or more; before any matrix is.
+  void set_tiers(int index, int loaded);
+  // Declares that a matrix keeps its source's quantised blocks, or of their codes the four highest bits alone (`upper`);
+  // before any matrix is loaded.
+  void set_quantised(int index, const std::string& type, bool upper = false);
+  // Packs outputs [first, last) of such a matrix, from row 0 of the source on; first is a multiple of kQuantBlock, last
+  // too unless it is the matrix's last output. Returns "" or what is wrong with it.
+  std::string load_quantised(int index, const QuantSource& source, int64_t first, int64_t last);
+  void load_scores(int index, const float* scores);
+  void load_vector(const std::string& name, const float* values);
+  void load_embedding(const uint16_t* bits);
+  // Rows [first, last) of an embedding in quantised blocks, which stay as they are.
+  void load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last);
+  void load_router(int layer, const uint16_t* bits);
+  uint64_t bytes() const;
+  uint64_t mask_bytes() const;
+
+  std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
+
+  // Appends rows (1..kMaxRows) to the cache and writes their logits, (rows or 1, vocab), from the first `layers` layers
+  // (0: all), the final norm and the logits layer. `draft` is null for the exact view; efforts: one per matrix. `states`,
+  // unless null, gets the hidden states behind every layer, (layers, rows, hidden). Returns the bytes of weights and
+  // cache read. Throws std::invalid_argument, with nothing changed, for a bad token, effort or cache, or weights that
+  // are not loaded.
+  uint64_t forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
+                   bool last_only, float* logits, int layers = 0, float* states = nullptr);
+
+  // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
+  // The caller has checked that what `draft` and `effort` need is loaded.
+  uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y);
+
+ private:
+  friend class Pass;  // one forward call: forward.h
+  // Activations are (rows, stride) float arrays whose stride is the width rounded up to 64.
+  struct Scratch {
+    Buffer<float> x, normed, qkv[3], attended, gate, up, expert_in, expert_out, cosine, sine;
+    Buffer<float> tiles, partial, thread, logits;
+    Buffer<uint8_t> chosen_row, taken;
+    Buffer<int32_t> offsets, active;
+    Buffer<uint32_t> keys;
+    Buffer<int32_t> whole;  // activations in whole numbers
+  };
+  struct LayerVectors {
+    const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *bias[3];  // null where the architecture has none
+  };
+
+  void check_pass(const int32_t* tokens, int rows, const KvCache& cache, const DraftView* draft,
+                  const double* efforts) const;
+  int layer_matrix(int layer, int offset) const { return layer * shape_.matrices_per_layer() + offset; }
+  int head_matrix() const { return shape_.matrix_count() - 1; }
+  int64_t quantised_scratch_floats(int rows) const;
+  template <class T>
+  Buffer<T> part_of(Buffer<T>& all, int index, size_t (PackedMatrix::*size)() const);
+  const float* find_vector(const std::string& name) const;
+
+  ModelShape shape_;
+  const KernelTable& kernels_;
+  std::shared_ptr<Pool> pool_;
+  Buffer<uint16_t> panels_;  // of all matrices
+  Buffer<uint8_t> quantised_;
+  Buffer<uint32_t> masks_;
+  std::vector<PackedMatrix> matrices_;
+  std::vector<PackedMatrix> routers_;
+  Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
+  struct QuantEmbedding {       // or so
+    QuantType type{"q8_0"};
+    Buffer<uint8_t> codes;
+    Buffer<uint16_t> scales, biases;
+    QuantSource source() const { return {codes.data(), scales.data(), biases.data()}; }
+  } quant_embedding_;
+  std::vector<std::string> vector_names_;
+  std::map<std::string, Buffer<float>> vectors_;
+  std::vector<LayerVectors> layer_vectors_;
+  const float* final_norm_ = nullptr;
+  const int process_;  // threads do not survive a fork
+  std::mutex mutex_;   // one pass at a time
+  Scratch scratch_;
+};
+
+}  // namespace specdec

@@ -1,0 +1,228 @@
+// What Python sees of the native runtime: raw buffers in, raw buffers out. Types, sizes and ranges are checked here
+// before a kernel touches anything; sentences for users are specdec/runtimes/native/runtime.py's business.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+
+#include "bandwidth.h"
+#include "bindings.h"
+#include "dispatch.h"
+#include "model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+
+namespace {
+
+using specdec::BucketSource;
+using specdec::KvCache;
+using specdec::Model;
+using specdec::PackedMatrix;
+
+template <class T, size_t N>
+using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Bits = nb::ndarray<const uint16_t, nb::c_contig, nb::device::cpu>;
+using Masks = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
+
+void check(bool good, const std::string& message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+void check_index(const Model& model, int index) {
+  check(index >= 0 && index < model.shape().matrix_count(), "no matrix of that number");
+}
+
+// The first `loaded` tiers of a matrix.
+BucketSource bucket_source(const Model& model, int index, int loaded, const std::vector<Bits>& values,
+                           const std::vector<Masks>& masks) {
+  const PackedMatrix& matrix = model.matrix(index);
+  const specdec::Layout& layout = model.shape().layout;
+  const auto count = static_cast<size_t>(loaded), masked = static_cast<size_t>(std::min(loaded, layout.tiers() - 1));
+  const int64_t buckets = (matrix.out + layout.bucket_size - 1) / layout.bucket_size;
+  check(!matrix.is_quantised(), "the matrix is declared as quantised");
+  check(values.size() == count && masks.size() == masked,
+        "a matrix has one array of values for every tier that is loaded, and masks for all but the last of all");
+  BucketSource source;
+  for (size_t k = 0; k < count; ++k) {
+    check(values[k].size() == static_cast<size_t>(matrix.in * buckets * layout.tier_sizes[k]),
+          "a tier's values have the wrong size");
+    source.values.push_back(values[k].data());
+    if (k == masked) break;
+    check(masks[k].size() == static_cast<size_t>(matrix.in * buckets * layout.bucket_size / 8),
+          "a tier's mask has the wrong size");
+    source.masks.push_back(masks[k].data());
+  }
+  return source;
+}
+
+std::string load_values(Model& model, int index, const std::vector<Bits>& values, const std::vector<Masks>& masks,
+                        int64_t first, int64_t last) {
+  check_index(model, index);
+  const BucketSource source = bucket_source(model, index, model.matrix(index).loaded_tiers, values, masks);
+  check(first >= 0 && first < last && last <= model.matrix(index).in, "inputs out of range");
+  nb::gil_scoped_release release;
+  return model.load_values(index, source, first, last);
+}
+
+void load_masks(Model& model, int index, const std::vector<Bits>& values, const std::vector<Masks>& masks,
+                const Array<float, 2>& scores) {
+  check_index(model, index);
+  const int tiers = model.shape().layout.tiers();
+  BucketSource source = bucket_source(model, index, tiers, values, masks);
+  check(scores.size() == static_cast<size_t>(model.matrix(index).in * tiers), "the scores have the wrong size");
+  source.scores = scores.data();
+  nb::gil_scoped_release release;
+  model.load_masks(index, source);
+}
+
+void load_vector(Model& model, const std::string& name, const Array<float, 1>& values) {
+  check(model.vector_size(name) == values.size(), "vector " + name + " has the wrong size");
+  model.load_vector(name, values.data());
+}
+
+void load_embedding(Model& model, const Array<uint16_t, 2>& bits) {
+  const auto& shape = model.shape();
+  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.vocab * shape.hidden),
+        "the embedding has the wrong size");
+  model.load_embedding(bits.data());
+}
+
+void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
+  const auto& shape = model.shape();
+  check(layer >= 0 && layer < shape.layers && bits.size() == static_cast<size_t>(shape.experts * shape.hidden),
+        "the router has the wrong size");
+  model.load_router(layer, bits.data());
+}
+
+uint64_t forward(Model& model, const Array<int32_t, 1>& tokens, KvCache& cache, specdec::DraftView* draft,
+                 const Array<double, 1>& efforts, bool last_only,
+                 const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits, int layers,
+                 const std::optional<nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>& states) {
+  const size_t rows = tokens.size();
+  check(rows >= 1 && rows <= specdec::kMaxRows, "too many rows for one call");
+  check(efforts.size() == static_cast<size_t>(model.shape().matrix_count()), "there must be one effort a matrix");
+  check(logits.shape(0) == (last_only ? 1 : rows) && logits.shape(1) == static_cast<size_t>(model.shape().vocab),
+        "the array of logits has the wrong shape");
+  const auto& shape = model.shape();
+  check(!states || (states->shape(0) == static_cast<size_t>(layers == 0 ? shape.layers : layers) &&
+                    states->shape(1) == rows && states->shape(2) == static_cast<size_t>(shape.hidden)),
+        "the array of states has the wrong shape");
+  float* hidden = states ? states->data() : nullptr;
+  nb::gil_scoped_release release;
+  return model.forward(tokens.data(), static_cast<int>(rows), cache, draft, efforts.data(), last_only, logits.data(),
+                       layers, hidden);
+}
+
+uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
+                  const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& y) {
+  check_index(model, index);
+  const PackedMatrix& matrix = model.matrix(index);
+  const size_t rows = x.shape(0);
+  check(rows >= 1 && rows <= specdec::kMaxRows && x.shape(1) == static_cast<size_t>(matrix.in) && y.shape(0) == rows &&
+            y.shape(1) == static_cast<size_t>(matrix.out),
+        "the arrays do not fit the matrix");
+  check(effort > 0 && effort <= 1 && matrix.loaded() && (draft == nullptr || draft->complete()) &&
+            (draft != nullptr || effort >= 1 || matrix.has_masks() || !matrix.quantised.scores.empty()),
+        "the effort is out of range, or needs what is not loaded");
+  nb::gil_scoped_release release;
+  return model.multiply(index, x.data(), static_cast<int>(rows), draft, effort, y.data());
+}
+
+void make_model(Model* self, int64_t vocab, int64_t hidden, int64_t intermediate, int layers, int heads, int kv_heads,
+                int head_dim, float norm_eps, std::vector<double> frequencies, std::vector<int64_t> windows,
+                bool tie_embeddings, bool qkv_bias, bool qk_norm, int experts, int experts_per_token, bool bfloat16,
+                int bucket_size, std::vector<int> tier_sizes, const std::string& isa, int threads) {
+  specdec::ModelShape shape;
+  shape.vocab = vocab;
+  shape.hidden = hidden;
+  shape.intermediate = intermediate;
+  shape.layers = layers;
+  shape.heads = heads;
+  shape.kv_heads = kv_heads;
+  shape.head_dim = head_dim;
+  shape.norm_eps = norm_eps;
+  shape.frequencies = std::move(frequencies);
+  shape.windows = std::move(windows);
+  shape.tie_embeddings = tie_embeddings;
+  shape.qkv_bias = qkv_bias;
+  shape.qk_norm = qk_norm;
+  shape.experts = experts;
+  shape.experts_per_token = experts_per_token;
+  shape.dtype = bfloat16 ? specdec::Dtype::bfloat16 : specdec::Dtype::float16;
+  shape.layout = {bucket_size, std::move(tier_sizes)};
+  new (self) Model(shape, isa, threads);
+}
+
+void bind_cache(nb::module_& module) {
+  nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
+      .def_ro("length", &KvCache::length, "Tokens held.")
+      .def_ro("capacity", &KvCache::capacity, "Most tokens that fit.")
+      .def_prop_ro("nbytes", &KvCache::bytes, "Bytes reserved.")
+      .def("trim", [](KvCache& cache, int64_t length) {
+        check(length >= 0 && length <= cache.length, "cannot trim to that length");
+        cache.length = length;
+      });
+}
+
+nb::class_<Model> bind_model(nb::module_& module) {
+  auto model = nb::class_<Model>(module, "Model", "A model's weights packed for this machine, and its forward pass.");
+  model
+      .def("__init__", &make_model, "vocab"_a, "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a,
+           "head_dim"_a, "norm_eps"_a, "frequencies"_a, "windows"_a, "tie_embeddings"_a, "qkv_bias"_a, "qk_norm"_a,
+           "experts"_a, "experts_per_token"_a, "bfloat16"_a, "bucket_size"_a, "tier_sizes"_a, "isa"_a, "threads"_a)
+      .def_prop_ro("isa", [](const Model& model) { return model.kernels().name; })
+      .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
+      .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
+      .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")
+      .def_prop_ro("vector_names", &Model::vector_names)
+      .def(
+          "set_tiers",
+          [](Model& model, int index, int loaded) {
+            check_index(model, index);
+            model.set_tiers(index, loaded);
+          },
+          "index"_a, "loaded"_a, "Only the first tiers of a matrix are loaded; before any matrix is.")
+      .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "first"_a, "last"_a,
+           "Packs some inputs of a matrix from its loaded tiers; returns '' or what is wrong with it.")
+      .def("load_masks", &load_masks, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert())
+      .def("load_vector", &load_vector, "name"_a, "values"_a.noconvert())
+      .def("load_embedding", &load_embedding, "bits"_a.noconvert())
+      .def("load_router", &load_router, "layer"_a, "bits"_a.noconvert())
+      .def("new_cache", &Model::new_cache, "capacity"_a)
+      .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
+           "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
+      .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(),
+           "last_only"_a, "logits"_a.noconvert(), "layers"_a = 0, "states"_a.noconvert() = nb::none(),
+           "Layers 0 runs all of them; states, if given, are filled; returns the bytes read.");
+  return model;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.def("supported_isas", &specdec::supported_isas, "Instruction sets that this machine can run, best first.");
+  module.def(
+      "seconds_to_read",
+      [](int threads, size_t bytes) {
+        check(threads >= 1 && bytes >= (size_t{1} << 20), "needs a thread and a mebibyte");
+        nb::gil_scoped_release release;
+        return specdec::seconds_to_read(*specdec::Pool::shared(threads), bytes);
+      },
+      "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
+  module.attr("MAX_ROWS") = specdec::kMaxRows;
+  nb::class_<specdec::DraftView>(module, "DraftView", "A draft view of a whole model.")
+      .def_prop_ro("nbytes", &specdec::DraftView::bytes)
+      .def_prop_ro("complete", &specdec::DraftView::complete);
+  bind_cache(module);
+  auto model = bind_model(module);
+  bind_draft(module);
+  bind_quantised(module, model);
+}

@@ -1,0 +1,1 @@
+"""The default policy: choose what brings the most tokens a second."""

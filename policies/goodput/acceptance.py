@@ -1,0 +1,220 @@
+"""How often drafted tokens are kept, given what is known of them: `Acceptance`, counted online, forgetting slowly."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import mul
+
+from specdec.engine.policy import Distribution
+
+# Edges of the classes of a step's signal. Greedy decoding changes its mind where two logits are close, so their margin
+# tells most; a drawn token changes with any part of the distribution, which entropy sums up.
+_MARGINS = (0.15, 0.4, 0.8, 1.4, 2.2, 3.2, 4.5, 6.5)
+_ENTROPIES = (0.02, 0.08, 0.2, 0.5, 1.0, 1.7, 2.5, 3.5)
+CLASSES = len(_MARGINS) + 1
+UNKNOWN = CLASSES  # class of a token whose forerunner showed nothing
+LONGEST_MATCH = 16
+
+_MATCH_MEMORY = 40.0  # tokens after which a rate has forgotten two thirds of what it knew
+_UNIT_GROWTH = 1.0 + 1.0 / 300.0  # a token's weight among the classes, over that of the token before it
+# Variances of parts of log-odds before anything was seen, and what a token adds to them.
+_MODEL_VARIANCE, _EFFORT_VARIANCE, _CLASS_VARIANCE, _TEXT_VARIANCE = 0.5, 0.1, 0.3, 0.3
+_SPREAD_VARIANCE = 0.25
+_CENTRE = 0.7  # effort whose chance the model's own part stands for
+_GROWTH, _TEXT_GROWTH = 2e-5, 1e-3
+
+
+def signal_class(distribution: Distribution, *, greedy: bool) -> int:
+    """Class of a step's signal, 0 to `CLASSES` - 1; the number means nothing beyond its equality."""
+    if greedy:
+        return bisect_right(_MARGINS, distribution.margin)
+    return bisect_right(_ENTROPIES, distribution.entropy)
+
+
+@dataclass(slots=True)
+class Rate:
+    """A share of kept tokens, where old tokens weigh less and less.
+
+    Attributes:
+        kept: discounted number of kept tokens.
+        seen: discounted number of tokens, at most the memory.
+    """
+
+    kept: float = 0.0
+    seen: float = 0.0
+
+    def add(self, is_kept: bool, memory: float) -> None:
+        """Count a token."""
+        stay = 1.0 - 1.0 / memory
+        self.kept = self.kept * stay + is_kept
+        self.seen = self.seen * stay + 1.0
+
+    def estimate(self, prior: float, weight: float) -> float:
+        """The share, drawn towards `prior` as if `weight` tokens had said so."""
+        return (self.kept + weight * prior) / (self.seen + weight)
+
+
+class LogOdds:
+    """Log-odds of a token being kept: what is known of the model, the effort, a signal's class, and the text, added up.
+
+    Every judged token teaches all of them, so an effort that is hardly used profits from what the others show: easy
+    text is easy for all of them, and what a class of signals means differs little between them. Each part has a value
+    and a variance, moved by one step of an extended Kalman filter with a Bernoulli likelihood; the variances grow a
+    little with every token, which is how old tokens are forgotten.
+
+    Args:
+        slope: log-odds that a class of signals is assumed to add to the one below it.
+    """
+
+    __slots__ = ("_classes", "_efforts", "_model", "_seen", "_spread", "_text", "_unit")
+
+    def __init__(self, slope: float) -> None:
+        self._model = [_guess(_CENTRE), _MODEL_VARIANCE]
+        self._spread = [1.0, _SPREAD_VARIANCE]  # how much of the guessed differences between efforts is true
+        self._efforts: dict[float, tuple[list[float], float]] = {}  # and the guessed difference from _CENTRE
+        self._text = [0.0, _TEXT_VARIANCE]
+        self._classes = [[slope * (one - (CLASSES - 1) / 2), _CLASS_VARIANCE] for one in range(CLASSES)]
+        self._classes.append([0.0, _CLASS_VARIANCE])  # nothing shown
+        self._seen = [1.0] * CLASSES  # tokens by class; later ones weigh more, in ever larger units
+        self._unit = 1.0
+
+    def chance(self, effort: float, signal: int) -> float:
+        """That a token is kept, given the class of a signal."""
+        own, distance = self._efforts.get(effort) or self._effort(effort)
+        base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
+        return 1.0 / (1.0 + math.exp(-base - self._classes[signal][0]))
+
+    def chances(self, efforts: Sequence[float], signal: int) -> list[float]:
+        """`chance` for several efforts."""
+        known, slope = self._efforts, self._spread[0]
+        common, of_text, of_class = self._model[0], self._text[0], self._classes[signal][0]
+        found = []
+        for effort in efforts:
+            own, distance = known.get(effort) or self._effort(effort)
+            base = common + slope * distance + own[0] + of_text
+            found.append(1.0 / (1.0 + math.exp(-base - of_class)))
+        return found
+
+    def mean(self, effort: float, deviations: float = 0.0) -> float:
+        """The same over all classes as they occur, with so many standard deviations of what is particular to the effort
+        added."""
+        own, distance = self._efforts.get(effort) or self._effort(effort)
+        base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
+        if deviations:
+            base += deviations * math.sqrt(own[1] + distance * distance * self._spread[1])
+        chances = [1.0 / (1.0 + math.exp(-base - value)) for value, _ in self._classes[:CLASSES]]
+        total: float = sum(map(mul, self._seen, chances))
+        return total / sum(self._seen)
+
+    def learn(self, effort: float, signal: int, is_kept: bool) -> None:
+        """Count a token."""
+        own, distance = self._efforts.get(effort) or self._effort(effort)
+        model, of_class, text, spread = self._model, self._classes[signal], self._text, self._spread
+        base = model[0] + spread[0] * distance + own[0] + text[0]
+        chance = 1.0 / (1.0 + math.exp(-base - of_class[0]))
+        error, weight = is_kept - chance, max(chance * (1.0 - chance), 0.01)
+        share = spread[1] * distance
+        variance, of_own, of_signal, of_text = model[1], own[1], of_class[1], text[1]
+        total = 1.0 + weight * (variance + of_own + of_signal + of_text + share * distance)
+        error, weight = error / total, weight / total
+        # One part after the other, written out: this runs twice for every token.
+        model[0] += variance * error
+        model[1] = variance + _GROWTH - variance * variance * weight
+        own[0] += of_own * error
+        own[1] = of_own + _GROWTH - of_own * of_own * weight
+        of_class[0] += of_signal * error
+        of_class[1] = of_signal + _GROWTH - of_signal * of_signal * weight
+        text[0] += of_text * error
+        text[1] = of_text + _TEXT_GROWTH - of_text * of_text * weight
+        spread[0] += share * error
+        spread[1] += _GROWTH - share * share * weight
+        if signal < CLASSES:
+            self._unit *= _UNIT_GROWTH
+            self._seen[signal] += self._unit
+            if self._unit > 1e6:
+                self._seen, self._unit = [seen / self._unit for seen in self._seen], 1.0
+
+    def new_text(self) -> None:
+        """Another text begins, about which little is known."""
+        self._text[0] *= 0.3
+        self._text[1] = _TEXT_VARIANCE
+
+    def _effort(self, effort: float) -> tuple[list[float], float]:
+        """The part of an effort that was not asked about before."""
+        part = self._efforts[effort] = ([0.0, _EFFORT_VARIANCE], _guess(effort) - _guess(_CENTRE))
+        return part
+
+
+@dataclass(slots=True)
+class DraftAcceptance:
+    """Acceptance of one drafter and view, by effort.
+
+    Attributes:
+        after: by the class of the signal before a token: for tokens that are not drafted yet.
+        own: by the class of the token's own signal, which tells far more.
+        tried: tokens judged at each effort.
+    """
+
+    after: LogOdds = field(default_factory=lambda: LogOdds(0.1))
+    own: LogOdds = field(default_factory=lambda: LogOdds(0.55))
+    tried: dict[float, int] = field(default_factory=dict)
+
+    def learn_token(self, effort: float, before: int, own: int, is_kept: bool) -> None:
+        """Count a token whose forerunners were all kept; what follows a rejected one is never judged.
+
+        Args:
+            effort: that drafted it.
+            before: class of the signal before it.
+            own: class of its own signal.
+            is_kept: the verifier agreed.
+        """
+        self.tried[effort] = self.tried.get(effort, 0) + 1
+        self.after.learn(effort, before, is_kept)
+        self.own.learn(effort, own, is_kept)
+
+    def new_text(self) -> None:
+        """Another text begins."""
+        self.after.new_text()
+        self.own.new_text()
+
+
+@dataclass(slots=True)
+class MatchAcceptance:
+    """Acceptance of a drafter that shows no signals, by the length of the match behind each token.
+
+    Every kept token lengthens the match, so token j of a draft counts with what the draft began with and j more.
+    """
+
+    rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(LONGEST_MATCH + 1)])
+    chances: list[float] = field(init=False)
+    """Chance that a token with so many tokens of context behind it, 0 to `LONGEST_MATCH`, is kept when those before it
+    are."""
+
+    def __post_init__(self) -> None:
+        self.chances = [self._chance(match) for match in range(LONGEST_MATCH + 1)]
+
+    def learn(self, match: int, drafted: int, accepted: int) -> None:
+        """Count a draft that began with a match of `match` tokens."""
+        for index in range(min(accepted + 1, drafted)):
+            place = min(match + index, LONGEST_MATCH)
+            self.rates[place].add(index < accepted, _MATCH_MEMORY)
+            self.chances[place] = self._chance(place)
+
+    def new_text(self) -> None:
+        """Another text begins, where matches may mean something else: what was seen counts for half."""
+        for place, rate in enumerate(self.rates):
+            rate.kept *= 0.5
+            rate.seen *= 0.5
+            self.chances[place] = self._chance(place)
+
+    def _chance(self, match: int) -> float:
+        return self.rates[match].estimate(min(0.9, 0.15 + 0.12 * match), 3.0)
+
+
+def _guess(effort: float) -> float:
+    """Log-odds of a token of 4-bit weights at that effort, about what small and middling models showed."""
+    chance = 0.87 * (1.0 - (1.0 - effort) ** 2.2)
+    return math.log(chance / (1.0 - chance))

@@ -1,0 +1,129 @@
+"""What `goodput` knows of one model: `Learnt`, kept in the model's memory from one generation to the next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from specdec.policies.goodput.acceptance import DraftAcceptance, MatchAcceptance
+from specdec.policies.goodput.costs import CostModel
+
+Way: TypeAlias = tuple[str, str | None]
+"""A way to draft: drafter and view."""
+Arm: TypeAlias = tuple[str, str | None, float]
+"""A way to draft at an effort; `PLAIN` is not to draft."""
+PLAIN: Arm = ("", None, 0.0)
+
+_MEMORY = 40.0  # rounds after which a result has forgotten two thirds
+_IDLE = 100.0  # rounds without use after which it has forgotten as much
+FIRST_INTERVAL, LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL = 8, 1024, 96
+_PRIOR_ROUNDS = 4.0  # rounds that a computed expectation is worth against observed ones
+
+
+@dataclass(slots=True)
+class Results:
+    """What the rounds of one way of drafting brought lately, in tokens and in dense steps, discounted."""
+
+    tokens: float = 0.0
+    cost: float = 0.0
+    rounds: float = 0.0
+    last: int = 0
+
+    def add(self, tokens: float, cost: float, now: int) -> None:
+        """Count a round, the `now`-th of all."""
+        stay = (1.0 - 1.0 / _MEMORY) * math.exp(-(now - self.last - 1) / _IDLE)
+        self.tokens = self.tokens * stay + tokens
+        self.cost = self.cost * stay + cost
+        self.rounds = self.rounds * stay + 1.0
+        self.last = now
+
+    def expect(self, tokens: float, cost: float, now: int) -> tuple[float, float]:
+        """Tokens and cost of a round, drawn towards what was computed for it."""
+        stay = math.exp((self.last - now) / _IDLE)
+        weight = self.rounds * stay + _PRIOR_ROUNDS
+        return (
+            (self.tokens * stay + _PRIOR_ROUNDS * tokens) / weight,
+            (self.cost * stay + _PRIOR_ROUNDS * cost) / weight,
+        )
+
+
+@dataclass(slots=True)
+class Trial:
+    """When an arm that is not in use is tried again.
+
+    Attributes:
+        due: number of the round from which it may be.
+        interval: rounds to the one after that; doubles with every trial and every look that shows no hope.
+        last_used: number of the last round that used the arm.
+    """
+
+    due: int
+    interval: int = FIRST_INTERVAL
+    last_used: int = -(10**9)
+
+    def restart(self, now: int) -> None:
+        """Try it at once, and soon again."""
+        self.due, self.interval, self.last_used = now, FIRST_INTERVAL, now - FIRST_INTERVAL
+
+    def postpone(self, now: int, longest: int) -> None:
+        """Wait, and longer each time."""
+        self.due = now + self.interval
+        self.interval = min(longest, 2 * self.interval)
+
+
+@dataclass(slots=True)
+class Learnt:
+    """Costs, acceptance and results for one temperature.
+
+    Attributes:
+        costs: shared by all temperatures.
+        acceptance: by way of drafting.
+        matches: by drafter that tells how long its match is.
+        results: by way of drafting.
+        pace: results of all rounds but trials and lookups: its tokens over its cost are the going rate.
+        trials: by arm.
+        rounds: rounds so far, over all generations.
+        spent: cost of all rounds so far, in dense steps.
+        lost: cost that trials added, in dense steps.
+    """
+
+    costs: CostModel
+    acceptance: dict[Way, DraftAcceptance] = field(default_factory=dict)
+    matches: dict[str, MatchAcceptance] = field(default_factory=dict)
+    results: dict[Way, Results] = field(default_factory=dict)
+    pace: Results = field(default_factory=Results)
+    trials: dict[Arm, Trial] = field(default_factory=dict)
+    rounds: int = 0
+    spent: float = 0.0
+    lost: float = 0.0
+
+    def new_text(self) -> None:
+        """Another generation begins, on other text: rates and results count for less, trials come sooner."""
+        for acceptance in self.acceptance.values():
+            acceptance.new_text()
+        for match in self.matches.values():
+            match.new_text()
+        for results in (*self.results.values(), self.pace):
+            results.tokens, results.cost, results.rounds = (
+                0.2 * value for value in (results.tokens, results.cost, results.rounds)
+            )
+        for arm, trial in self.trials.items():
+            if arm == PLAIN:  # what a plain pass costs is no matter of text
+                continue
+            trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
+            trial.due = min(trial.due, self.rounds + trial.interval)
+
+    def match(self, drafter: str) -> MatchAcceptance:
+        """Acceptance of a drafter that tells how long its match is, made up when it is new."""
+        found = self.matches.get(drafter)
+        if found is None:
+            found = self.matches[drafter] = MatchAcceptance()
+        return found
+
+    def accepted(self, way: Way) -> DraftAcceptance:
+        """Acceptance of a way of drafting, made up when it is new."""
+        found = self.acceptance.get(way)
+        if found is None:
+            found = self.acceptance[way] = DraftAcceptance()
+        return found

@@ -1,0 +1,1 @@
+"""Measuring: speed (`bench`), quality (`eval`), and effort by matrix (`tune`)."""

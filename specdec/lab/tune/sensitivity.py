@@ -1,0 +1,119 @@
+"""What each matrix tolerates: divergence of the draft when one unit alone runs at a lower effort.
+
+Measured on passages of text, at places spread over them: history at verify quality, as in drafting; one draft step with
+every unit at effort 1, then one for every unit and level. What is kept are sums, so that a measurement that was cut
+short goes on where it stopped (`partial`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.lab.tune.divergence import Comparison
+from specdec.lab.tune.units import Unit
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import Cache, Runtime
+
+_CHUNK = 512  # tokens of text in one pass
+_FULL = EffortSchedule()
+
+
+class Sums:
+    """Sums over what is done: place by place, and unit by unit within a place.
+
+    Attributes:
+        done: pairs of a place and a unit that are done.
+        kl: float64 (units, levels), nats.
+        distance: float64 (units, levels), see `Comparison.distance`.
+    """
+
+    def __init__(self, done: int, kl: NDArray[np.float64], distance: NDArray[np.float64]) -> None:
+        # One object, replaced as a whole: an interrupt finds either the old sums or the new ones.
+        self._state = (done, kl, distance)
+
+    @classmethod
+    def empty(cls, units: int, levels: int) -> Sums:
+        """Nothing measured yet."""
+        return cls(0, np.zeros((units, levels)), np.zeros((units, levels)))
+
+    @property
+    def done(self) -> int:
+        """See the class."""
+        return self._state[0]
+
+    @property
+    def kl(self) -> NDArray[np.float64]:
+        """See the class."""
+        return self._state[1]
+
+    @property
+    def distance(self) -> NDArray[np.float64]:
+        """See the class."""
+        return self._state[2]
+
+    def add(self, kl: Sequence[float], distance: Sequence[float]) -> None:
+        """Count the next unit: its divergence and distance at each level."""
+        unit, totals = self.done % len(self.kl), (self.kl.copy(), self.distance.copy())
+        totals[0][unit] += kl
+        totals[1][unit] += distance
+        self._state = (self.done + 1, *totals)
+
+    def mean(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(units, levels) of `kl` or `distance`, per place; for sums over whole places."""
+        return totals / max(1, self.done // len(totals))
+
+
+def measure(
+    runtime: Runtime,
+    passages: Sequence[Sequence[int]],
+    units: Sequence[Unit],
+    *,
+    view: str,
+    levels: Sequence[float],
+    places: Sequence[tuple[int, int]],
+    sums: Sums,
+    done: Callable[[Sums], None],
+) -> None:
+    """Add what `sums` lacks to it, place by place and unit by unit, calling `done` after each unit.
+
+    Args:
+        runtime: runs the model.
+        passages: token ids.
+        units: what is lowered, one after the other.
+        view: draft view.
+        levels: efforts below 1.
+        places: ascending (passage, index of a token in it) whose next-token distributions are compared.
+        sums: what is there already; an interrupt leaves it as after the last whole unit.
+        done: told how far it is.
+    """
+    schedules = [[EffortSchedule(1.0, dict.fromkeys(unit.matrices, level)) for level in levels] for unit in units]
+    cache, reading = runtime.new_cache(1), -1
+    for passage, index in places[sums.done // len(units) :]:
+        tokens = passages[passage]
+        if passage != reading:
+            cache, reading = runtime.new_cache(len(tokens)), passage
+        advance(runtime, cache, tokens[:index])
+        right = Comparison(draft_step(runtime, cache, tokens[index], _FULL, view))
+        for of_unit in schedules[sums.done % len(units) :]:
+            rows = [draft_step(runtime, cache, tokens[index], schedule, view) for schedule in of_unit]
+            sums.add([right.divergence(row) for row in rows], [right.distance(row) for row in rows])
+            done(sums)
+
+
+def advance(runtime: Runtime, cache: Cache, tokens: Sequence[int]) -> None:
+    """Bring `cache`, which holds a prefix of `tokens`, to all of them, at verify quality."""
+    while rest := tokens[cache.length :]:
+        runtime.forward(rest[:_CHUNK], cache, effort=_FULL, last_only=True)
+
+
+def draft_step(runtime: Runtime, cache: Cache, token: int, schedule: EffortSchedule, view: str) -> NDArray[np.float32]:
+    """Logits (V,) of one draft step, which leaves the cache as it was."""
+    held = cache.length
+    try:
+        logits: NDArray[np.float32] = runtime.forward([token], cache, effort=schedule, view=view).logits[0]
+    finally:
+        cache.trim(min(held, cache.length))
+    return logits

@@ -1,0 +1,136 @@
+"""How much of each matrix a call multiplies: `EffortSchedule`, from one number to one per matrix and layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from specdec.errors import InvalidArgumentError
+from specdec.model.architecture import ModelConfig
+
+
+def check_effort(value: Any, name: str = "effort") -> float:
+    """`value` as a float in (0, 1].
+
+    Raises:
+        InvalidArgumentError: it is no number or outside (0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1 or math.isnan(value):
+        raise InvalidArgumentError(f"{name} must be a number above 0 and at most 1, not {value!r}")
+    return float(value)
+
+
+@dataclass(frozen=True, eq=False)
+class EffortSchedule:
+    """Effort for every matrix of a model.
+
+    A rule is a canonical matrix name or a shell pattern over such names (`layers.*.mlp.down`, `layers.0.*`, `head`).
+    Of the rules that match a matrix the last one written wins; without one, `default` holds.
+
+    Attributes:
+        default: effort in (0, 1] of every matrix that no rule names.
+        rules: pattern to effort, in order.
+
+    Raises:
+        InvalidArgumentError: an effort is outside (0, 1].
+    """
+
+    default: float = 1.0
+    rules: Mapping[str, float] = field(default_factory=dict)
+    # What makes two schedules the same (the order of the rules counts, since the last match wins), and its hash.
+    _key: tuple[float, tuple[tuple[str, float], ...]] = field(init=False, repr=False)
+    _hash: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "default", check_effort(self.default, "effort"))
+        object.__setattr__(self, "rules", {str(k): check_effort(v, f"effort of {k!r}") for k, v in self.rules.items()})
+        # A tuned schedule has a rule for every matrix, and every pass looks its schedule up.
+        object.__setattr__(self, "_key", (self.default, tuple(self.rules.items())))
+        object.__setattr__(self, "_hash", hash(self._key))
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, EffortSchedule) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def of(self, matrix: str) -> float:
+        """Effort of the matrix with this canonical name."""
+        effort = self.default
+        for pattern, value in self.rules.items():
+            if fnmatchcase(matrix, pattern):
+                effort = value
+        return effort
+
+    def resolve(self, config: ModelConfig) -> dict[str, float]:
+        """Effort of every matrix of a model, by canonical name.
+
+        Raises:
+            InvalidArgumentError: a rule matches no matrix of this model.
+        """
+        efforts = dict.fromkeys(config.matrices(), self.default)
+        for pattern, value in self.rules.items():
+            # A tuned schedule names every matrix: without pattern matching a new one takes no noticeable time.
+            matches = [pattern] if pattern in efforts else [name for name in efforts if fnmatchcase(name, pattern)]
+            if not matches:
+                raise InvalidArgumentError(
+                    f"effort rule {pattern!r} matches no matrix of this model; names look like 'layers.0.attn.q', "
+                    "'layers.*.mlp.down' or 'head'"
+                )
+            efforts.update(dict.fromkeys(matches, value))
+        return efforts
+
+    def scaled_to(self, effort: float, config: ModelConfig) -> EffortSchedule:
+        """The same proportions at another mean: every effort times one factor, capped at 1, so that the mean over all
+        multiplications of the model is `effort` (reached within 1e-6, or as near as the caps allow)."""
+        target = check_effort(effort)
+        sizes = {name: out * inputs for name, (out, inputs) in config.matrices().items()}
+        base = self.resolve(config)
+        total = sum(sizes.values())
+        low, high = 0.0, 1.0 / min(base.values())
+        for _ in range(60):
+            middle = (low + high) / 2
+            mean = sum(size * min(1.0, base[name] * middle) for name, size in sizes.items()) / total
+            low, high = (middle, high) if mean < target else (low, middle)
+        smallest = 1e-6
+        return EffortSchedule(
+            max(smallest, min(1.0, self.default * high)),
+            {pattern: max(smallest, min(1.0, value * high)) for pattern, value in self.rules.items()},
+        )
+
+    def mean(self, config: ModelConfig) -> float:
+        """Share of all the model's multiplications that this schedule performs."""
+        sizes = {name: out * inputs for name, (out, inputs) in config.matrices().items()}
+        efforts = self.resolve(config)
+        return sum(sizes[name] * efforts[name] for name in sizes) / sum(sizes.values())
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> EffortSchedule:
+        """Read `effort:` (a number) and `rules:` (a mapping) from a YAML file.
+
+        Raises:
+            InvalidArgumentError: the file is missing, no YAML, or has other keys.
+        """
+        try:
+            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidArgumentError(f"cannot read effort schedule {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise InvalidArgumentError(f"effort schedule {path} is not valid YAML") from None
+        keys = set(loaded) if isinstance(loaded, dict) else {"not a mapping"}
+        if keys - {"effort", "rules"} or not isinstance(loaded.get("rules") or {}, dict):
+            raise InvalidArgumentError(
+                f"effort schedule {path} must be a mapping with 'effort' (a number) and 'rules' (pattern: number)"
+            )
+        return cls(loaded.get("effort", 1.0), loaded.get("rules") or {})
+
+    @classmethod
+    def of_value(cls, value: float | EffortSchedule) -> EffortSchedule:
+        """A schedule from a number, or the schedule itself."""
+        return value if isinstance(value, EffortSchedule) else cls(value)

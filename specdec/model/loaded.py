@@ -1,0 +1,140 @@
+"""A loaded model: `load` finds and opens it, `Model` holds its parts. Generating text lives in `engine`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.engine.options import effort_schedule
+from specdec.engine.prompt import token_ids
+from specdec.engine.prompt_cache import PromptCache
+from specdec.engine.round import PREFILL_CHUNK
+from specdec.errors import InvalidArgumentError
+from specdec.model.effort import EffortSchedule
+from specdec.store.profile import find_profile, profile_stamp
+
+if TYPE_CHECKING:
+    from specdec.drafters.base import LoadedModel
+    from specdec.model.architecture import ModelConfig
+    from specdec.runtimes.base import Runtime
+    from specdec.store import Store
+    from specdec.tokenizers import Tokenizer
+
+
+class Model:
+    """A model that is ready to run. Generations of one model do not disturb each other.
+
+    Attributes:
+        runtime: multiplies the matrices.
+        tokenizer: None when the model came without one; prompts are token ids then.
+        store: where the weights lie; stays open as long as the model.
+        shared: what drafters and policies keep from one generation to the next: tables, other models, what they have
+            learnt. It changes how fast tokens come, never which.
+        prompt_cache: keeps the last prompt that was read, for the next generation that begins with it; None (the
+            default) keeps nothing.
+        load_other: loads another model for a drafter; None where there is no way to.
+    """
+
+    def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
+        self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
+        self.shared: dict[Any, Any] = {}
+        self.prompt_cache: PromptCache | None = None
+        self.load_other: Callable[[str], LoadedModel] | None = None
+        # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
+        self._auto_draft: tuple[tuple[int, ...] | None, tuple[str, EffortSchedule]] | None = None
+
+    @property
+    def config(self) -> ModelConfig:
+        """Shape of the model."""
+        return self.runtime.config
+
+    @property
+    def auto_draft(self) -> tuple[str, EffortSchedule]:
+        """Draft view and efforts that "auto" stands for: those of the model's draft profile for this runtime
+        (`specdec tune`), or else what has measured fastest on the runtime.
+
+        Raises:
+            StoreError: the profile is damaged or of a newer version.
+
+        Warns:
+            UserWarning: the profile is of other weights than the store holds now.
+        """
+        stamp = None if self.store is None else profile_stamp(self.store)
+        if self._auto_draft is None or self._auto_draft[0] != stamp:
+            profile = None if self.store is None else find_profile(self.store, self.runtime.name)
+            if profile is None:
+                view, effort = self.runtime.auto_draft
+                draft = view, EffortSchedule(effort)
+            else:
+                draft = profile.view, profile.choice.schedule
+            self._auto_draft = stamp, draft
+        return self._auto_draft[1]
+
+    def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = "exact") -> np.ndarray:
+        """Next-token logits behind every token of a text.
+
+        Args:
+            ids: T token ids, at least one and at most the model's context.
+            effort: share of each matrix's multiplications to perform, in (0, 1], or a schedule by matrix.
+            view: "exact", or a draft view.
+
+        Returns:
+            float32 (T, V); row t has seen ids[0] to ids[t].
+
+        Raises:
+            InvalidArgumentError: no ids, too many, one outside the vocabulary, or an effort out of range.
+            UnknownNameError: the runtime has no such view.
+        """
+        tokens = token_ids(ids, self.config)
+        if not 0 < len(tokens) <= self.config.max_context:
+            raise InvalidArgumentError(f"ids must hold 1 to {self.config.max_context} tokens, not {len(tokens)}")
+        schedule = effort_schedule("effort", effort)
+        cache = self.runtime.new_cache(len(tokens))
+        logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            chunk = tokens[start : start + PREFILL_CHUNK]
+            logits[start : start + len(chunk)] = self.runtime.forward(chunk, cache, effort=schedule, view=view).logits
+        return logits
+
+
+def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None, load_share: float = 1.0) -> Model:
+    """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
+
+    Args:
+        model: a catalogue name ("smollm2-135m"), a bucket store, a Hugging Face folder, or a .gguf file.
+        runtime: "auto" takes the fastest that runs here.
+        threads: threads to compute with; None leaves it to the runtime.
+        load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
+            matrices are never read and count as zeros, and quantised ones lose all but the upper four bits of their
+            codes, which changes the model: results say so in `identical_to`.
+
+    Raises:
+        UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
+        ModelFormatError: the model is damaged or of a kind that this version does not read.
+        InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range, or below 1
+            for a store whose codes have four bits.
+        RuntimeUnavailableError: the runtime cannot run here.
+    """
+    from specdec.catalogue import resolve_model
+    from specdec.runtimes.choose import create_runtime
+    from specdec.runtimes.memory import release_free_memory
+    from specdec.store import Store
+    from specdec.tokenizers import has_tokenizer, load_tokenizer
+
+    store = Store.open(resolve_model(model), load_share=load_share)
+    tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
+    release_free_memory()  # reading a large vocabulary takes twice what it leaves
+    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
+    loaded.load_other = lambda name: _other(name, runtime, threads)
+    return loaded
+
+
+def _other(name: str, runtime: str, threads: int | None) -> LoadedModel:
+    """The model called `name` on the runtime of the one that asks."""
+    from specdec.drafters.base import LoadedModel
+
+    other = load(name, runtime=runtime, threads=threads)
+    return LoadedModel(other.runtime, other.tokenizer)

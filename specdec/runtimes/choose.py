@@ -1,0 +1,120 @@
+"""Runtimes by name: which exist, which `auto` means here, and how one is made. Each imports its libraries when made."""
+
+from __future__ import annotations
+
+import platform
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+
+if TYPE_CHECKING:
+    from specdec.runtimes.base import Runtime
+    from specdec.store import Store
+
+
+def _reference(store: Store, threads: int | None) -> Runtime:
+    from specdec.runtimes.reference.runtime import ReferenceRuntime
+
+    if threads is not None:
+        warnings.warn(
+            f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses", stacklevel=3
+        )
+    return ReferenceRuntime(store)
+
+
+def _native(store: Store, threads: int | None) -> Runtime:
+    from specdec.runtimes.native.runtime import NativeRuntime
+
+    return NativeRuntime(store, threads=threads)
+
+
+def _mlx(store: Store, threads: int | None) -> Runtime:
+    from specdec.runtimes.mlx.runtime import MlxRuntime
+
+    if threads is not None:
+        warnings.warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU", stacklevel=3)
+    return MlxRuntime(store)
+
+
+# Best first: "auto" takes the first one that can run the model here.
+_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
+    "mlx": _mlx,
+    "native": _native,
+    "reference": _reference,
+}
+
+
+def best_runtime() -> str:
+    """The runtime that "auto" means: `mlx` where MLX has a GPU (Metal, then CUDA), else `native` where its extension
+    module was built, else `reference`."""
+    return "mlx" if missing_gpu() is None else _best_on_processor()
+
+
+def _best_on_processor() -> str:
+    return "native" if find_spec("specdec.kernels.cpu._native") is not None else "reference"
+
+
+def missing_gpu() -> str | None:
+    """Why the mlx runtime has no GPU here; None when it has one."""
+    from specdec.runtimes.mlx.device import find_gpu
+
+    try:
+        find_gpu()
+    except RuntimeUnavailableError as error:
+        return str(error)
+    return None
+
+
+def _choose(store: Store) -> str:
+    """The best runtime for a model. Says in one line when a GPU is here and not used."""
+    reason = missing_gpu()
+    if reason is None:
+        from specdec.runtimes.mlx.runtime import refuse_unsupported
+
+        reason = refuse_unsupported(store.config)
+        if reason is None:
+            return "mlx"
+    elif not _gpu_is_here():
+        return _best_on_processor()
+    chosen = _best_on_processor()
+    warnings.warn(f"the GPU is not used, runtime {chosen!r} is: {reason}", stacklevel=3)
+    return chosen
+
+
+def _gpu_is_here() -> bool:
+    """Whether the machine has a GPU that MLX knows, whatever is installed: an Apple chip, or NVIDIA's driver."""
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64") or Path(
+        "/proc/driver/nvidia/version"
+    ).exists()
+
+
+def known_runtimes() -> list[str]:
+    """Names that `create_runtime` accepts beside "auto", best first."""
+    return list(_RUNTIMES)
+
+
+def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Runtime:
+    """A runtime with the model of `store` loaded.
+
+    Args:
+        name: "auto", or one of `known_runtimes`.
+        store: an open bucket store; must stay open as long as the runtime is used.
+        threads: threads to compute with, at least 1; None leaves it to the runtime. The reference runtime cannot
+            choose: it warns (UserWarning) and goes on.
+
+    Raises:
+        UnknownNameError: no runtime has this name.
+        InvalidArgumentError: `threads` is no whole number of at least 1.
+        RuntimeUnavailableError: the runtime cannot run here; the message says what to install.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise InvalidArgumentError(f"threads must be a whole number of at least 1, not {threads!r}")
+    if name == "auto":
+        name = _choose(store)
+    if name not in _RUNTIMES:
+        raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
+    return _RUNTIMES[name](store, threads)

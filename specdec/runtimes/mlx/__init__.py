@@ -1,0 +1,1 @@
+"""The MLX runtime: our kernels on Apple and NVIDIA GPUs."""

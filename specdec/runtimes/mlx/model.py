@@ -1,0 +1,335 @@
+"""The transformer of the GPU runtime: which kernels make a step, compiled once for every kind of step.
+
+A step is one graph from the pass's state (position, rows, tokens; one small array) to the logits. Weights are part of
+the graph; the cache comes in as an argument and its arrays are written in place by the attention kernel. On CUDA the
+graph is one kernel (`step`), elsewhere one for each phase. Packing is in `weights`, checks and the interface in
+`mlx`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Any
+
+import numpy as np
+
+from specdec.kernels.reference.layers import rotary_frequencies
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx import quant_ops
+from specdec.runtimes.mlx.ops import MAX_ROWS, SPAN, Ops, row_step
+from specdec.runtimes.mlx.quant import PackedQuant
+from specdec.runtimes.mlx.step import WholeStep
+from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selection
+
+# Where a step stops: logits of all rows, of the last one, or none (a piece of a prompt).
+TAILS = ("all", "last", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What decides a step's graph.
+
+    Attributes:
+        mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket"; of quantised models also "quant"
+            (views exact and `own`) and "nested".
+        selects: effort below 1 somewhere (always for "verify" and "bucket").
+        rows: of the kernels, one of `ops.ROW_STEPS`.
+        splits: of attention; 0 when the step is one kernel, which finds out by itself.
+        tail: one of `TAILS`; "all" when the step is one kernel: the state says which rows' logits are wanted.
+    """
+
+    mode: str
+    selects: bool
+    rows: int
+    splits: int
+    tail: str
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one block. Norms are float32 arrays; `bias` and `qk_norms` may be None."""
+
+    attn_norm: Any
+    qkv: Linear
+    bias: Any
+    qk_norms: Any
+    o: Linear
+    mlp_norm: Any
+    gate_up: Linear
+    down: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """The multiplications in order of use."""
+        return self.qkv, self.o, self.gate_up, self.down
+
+
+class Transformer:
+    """Steps of one model.
+
+    Args:
+        mx: MLX.
+        ops: the kernels.
+        config: shape of the model.
+        layers: weights.
+        final_norm: float32 (hidden,).
+        head: the logits layer.
+        embeddings: 16-bit (vocabulary, hidden) or packed, or None when the packed logits layer serves.
+        tier_sizes: of the store's buckets.
+        whole: runs every step as one kernel; None for a kernel for each phase.
+    """
+
+    def __init__(
+        self,
+        mx: Any,
+        ops: Ops,
+        config: ModelConfig,
+        *,
+        layers: list[Layer],
+        final_norm: Any,
+        head: Linear,
+        embeddings: Any,
+        tier_sizes: tuple[int, ...],
+        whole: WholeStep | None = None,
+    ) -> None:
+        self.mx, self.ops, self.config, self.whole = mx, ops, config, whole
+        self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
+        self.tier_sizes = tier_sizes
+        self._steps: dict[Kind, Callable[..., Any]] = {}
+        self._angles = mx.zeros((0, config.head_dim // 2, 2))
+
+    @property
+    def linears(self) -> list[Linear]:
+        """Every multiplication, in order of use."""
+        return [linear for layer in self.layers for linear in layer.linears] + [self.head]
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a step in the exact view."""
+        return MAX_ROWS if self.whole is None else self.whole.most_rows
+
+    def row_step(self, rows: int) -> int:
+        """Rows of the kernels that run a step of `rows`: `Kind.rows`."""
+        return row_step(rows) if self.whole is None else self.whole.row_step(rows)
+
+    def run(self, kind: Kind, state: np.ndarray, cache: list[Any], takes: list[Any]) -> Any:
+        """Begin one step; the one before must have been waited for.
+
+        Args:
+            kind: which graph.
+            state: int32 (STATE_SIZE,).
+            cache: from `new_cache`.
+            takes: when `kind.selects`, int32 arrays for every multiplication, in order of use.
+
+        Returns:
+            An array to wait for, then to be given to `logits`.
+        """
+        if kind not in self._steps:
+            if self.whole is not None:
+                self.whole.prepare(kind, self.layers, self.head, self.final_norm, self.embeddings)
+                self._steps[kind] = self.mx.compile(lambda *given: self._whole_step(kind, *given))
+            else:
+                self._steps[kind] = self.mx.compile(lambda *given: self._step(kind, *given))
+        angles = self.angles(cache[0].shape[-2])
+        if self.whole is not None:
+            self.whole.tell(state)
+            return self._steps[kind](cache, takes, angles)
+        return self._steps[kind](self.mx.array(state), cache, takes, angles)
+
+    def logits(self, out: Any, rows: int) -> np.ndarray:
+        """Logits float32 (rows, V), the first of what a step has made that was waited for."""
+        if self.whole is not None:
+            return self.whole.logits(rows)
+        return np.array(out if rows == out.shape[0] else out[:rows], dtype=np.float32)
+
+    def new_cache(self, capacity: int) -> list[Any]:
+        """Room for `capacity` positions: float16 (2, KV heads, capacity, D) for each layer, or all in one array."""
+        config, mx = self.config, self.mx
+        shape: tuple[int, ...] = (2, config.num_kv_heads, -(-capacity // SPAN) * SPAN, config.head_dim)
+        count = config.num_layers
+        if self.whole is not None:
+            shape, count = (count, *shape), 1
+        arrays = [mx.zeros(shape, dtype=mx.float16) for _ in range(count)]
+        # Each must have memory of its own to be written in place: a constant may be shared.
+        arrays = [array + mx.zeros((), dtype=array.dtype) for array in arrays]
+        mx.eval(arrays)
+        return arrays
+
+    def _whole_step(self, kind: Kind, cache: list[Any], takes: list[Any], angles: Any) -> Any:
+        assert self.whole is not None
+        return self.whole.run(kind, cache[0], takes[0] if kind.selects else None, angles)
+
+    def angles(self, positions: int) -> Any:
+        """Cosine and sine, float32 (at least positions, D / 2, 2), rounded once from float64."""
+        if self._angles.shape[0] < positions:
+            count = -(-positions // 1024) * 1024
+            turns = np.arange(count)[:, None] * rotary_frequencies(self.config)
+            table = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
+            self._angles = self.mx.array(table) + self.mx.zeros(())
+            self.mx.eval(self._angles)
+        return self._angles
+
+    def _step(self, kind: Kind, state: Any, cache: list[Any], takes: list[Any], angles: Any) -> Any:
+        state = state + self.mx.zeros_like(state)  # kernels are slow on small arrays that came from the host
+        given = iter(takes if kind.selects else [None] * len(self.linears))
+        x = self._embed(kind, state)
+        forward = self._exact_layer if kind.mode in ("dense", "verify") else self._parts_layer
+        pending = None
+        for number, layer in enumerate(self.layers):
+            layer_takes = [next(given) for _ in layer.linears]
+            x, pending = forward(kind, number, layer, x, pending, state, cache[number], layer_takes, angles)
+        if kind.tail == "none":
+            return x
+        if kind.tail == "last":
+            x = self.mx.take(x, state[1:2] - 1, axis=0)
+            pending = None if pending is None else self.mx.take(pending, state[1:2] - 1, axis=1)
+            state = self.mx.concatenate([state[:1], self.mx.ones_like(state[:1]), state[2:]])
+        return self._logits(kind, x, pending, state, next(given))
+
+    def _embed(self, kind: Kind, state: Any) -> Any:
+        """Embeddings (rows, hidden) of the tokens in `state`."""
+        table = self.embeddings
+        if table is None:
+            table = self.head.quant[0] if self.head.quant else self.head.weights
+        if isinstance(table, PackedQuant):
+            return quant_ops.embed(self.ops, table, state, rows=kind.rows)
+        tied = self.embeddings is None
+        return self.ops.embed(table, state, rows=kind.rows, width=self.config.hidden_size, tied=tied)
+
+    def _exact_layer(
+        self,
+        kind: Kind,
+        number: int,
+        layer: Layer,
+        x: Any,
+        _: Any,
+        state: Any,
+        cache: Any,
+        takes: list[Any],
+        angles: Any,
+    ) -> tuple[Any, None]:
+        """One block in the exact view: x (rows, hidden) to x."""
+        eps = self.config.norm_eps
+        _, normed, _ = self.ops.norm(x, layer.attn_norm, state, eps=eps)
+        qkv = self._exact(kind, layer.qkv, normed, state, takes[0])
+        splits = self._attend(kind, number, layer, qkv[None], state, cache, angles)
+        mixed, _ = self.ops.attention_sum(splits, state, size=self.config.head_dim)
+        x = self._exact(kind, layer.o, mixed, state, takes[1], residual=x)
+        _, normed, _ = self.ops.norm(x, layer.mlp_norm, state, eps=eps)
+        width = self.config.intermediate_size
+        if kind.mode == "dense":
+            hidden = self.ops.dense(layer.gate_up.weights, normed, state, outputs=layer.gate_up.columns, gated=width)
+        else:
+            both = self._exact(kind, layer.gate_up, normed, state, takes[2])
+            hidden, _ = self.ops.gate(both[None], state, width=width, draft=False)
+        return self._exact(kind, layer.down, hidden, state, takes[3], residual=x), None
+
+    def _exact(
+        self, kind: Kind, linear: Linear, activation: Any, state: Any, take: Any, *, residual: Any = None
+    ) -> Any:
+        """A multiplication in the exact view."""
+        if kind.mode == "dense" or linear.tiers is None:
+            return self.ops.dense(linear.weights, activation, state, outputs=linear.columns, residual=residual)
+        scores = linear.tiers.scores
+        prefix = self.ops.select(activation, scores, take, state, self.tier_sizes)
+        return self.ops.verify(
+            linear.weights,
+            linear.tiers.planes,
+            activation,
+            prefix,
+            state,
+            outputs=linear.columns,
+            tiers=len(self.tier_sizes),
+            seams=linear.seams,
+            residual=residual,
+        )
+
+    def _parts_layer(
+        self,
+        kind: Kind,
+        number: int,
+        layer: Layer,
+        x: Any,
+        pending: Any,
+        state: Any,
+        cache: Any,
+        takes: list[Any],
+        angles: Any,
+    ) -> tuple[Any, Any]:
+        """One block whose multiplications leave partial products: x (rows, hidden) and those to add to it, to the same.
+
+        Drafts of one row, and all views of quantised matrices.
+        """
+        eps, draft = self.config.norm_eps, kind.mode in ("int4", "bucket")
+        chosen = [self._selection(kind, linear, take) for linear, take in zip(layer.linears, takes, strict=True)]
+        x, normed, counts = self.ops.norm(
+            x, layer.attn_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen[0]
+        )
+        qkv = self._parts(kind, layer.qkv, normed, counts, state, takes[0])
+        splits = self._attend(kind, number, layer, qkv, state, cache, angles)
+        mixed, counts = self.ops.attention_sum(
+            splits, state, size=self.config.head_dim, draft=draft, selection=chosen[1]
+        )
+        parts = self._parts(kind, layer.o, mixed, counts, state, takes[1])
+        x, normed, counts = self.ops.norm(
+            x, layer.mlp_norm, state, eps=eps, parts=parts, draft=draft, selection=chosen[2]
+        )
+        both = self._parts(kind, layer.gate_up, normed, counts, state, takes[2])
+        width = self.config.intermediate_size
+        apart = 0 if draft else width
+        hidden, counts = self.ops.gate(both, state, width=width, draft=draft, selection=chosen[3], up_at=apart)
+        return x, self._parts(kind, layer.down, hidden, counts, state, takes[3])
+
+    def _selection(self, kind: Kind, linear: Linear, take: Any) -> Any:
+        """How the kernel that makes a row of activations chooses for a draft."""
+        if kind.mode in ("quant", "nested"):
+            return None  # each of the joined matrices chooses by itself
+        if kind.mode == "bucket":
+            return bucket_selection(linear, take, self.tier_sizes)
+        return int4_selection(linear, take)
+
+    def _parts(self, kind: Kind, linear: Linear, activation: Any, counts: Any, state: Any, take: Any) -> Any:
+        """A multiplication: (P, rows, columns), to be added up."""
+        if kind.mode in ("quant", "nested"):
+            chosen = kind.selects
+            if chosen:
+                activation = quant_ops.choose(self.ops, activation, linear.scores, take, state)
+            nested = kind.mode == "nested"
+            return quant_ops.multiply(self.ops, linear.quant, activation, state, nested=nested, chosen=chosen)
+        if kind.mode == "bucket":
+            assert linear.bucket is not None  # prepare_view has packed it
+            return self.ops.bucket(linear.bucket.records, activation, counts, outputs=linear.columns)
+        assert linear.int4 is not None
+        return self.ops.int4(linear.int4.levels, linear.int4.scales, activation, outputs=linear.columns)
+
+    def _attend(self, kind: Kind, number: int, layer: Layer, qkv: Any, state: Any, cache: Any, angles: Any) -> Any:
+        config = self.config
+        return self.ops.attention(
+            qkv,
+            cache,
+            angles,
+            state,
+            heads=config.num_heads,
+            splits=kind.splits,
+            window=config.window(number),
+            eps=config.norm_eps,
+            bias=layer.bias,
+            norms=layer.qk_norms,
+        )
+
+    def _logits(self, kind: Kind, x: Any, pending: Any, state: Any, take: Any) -> Any:
+        eps = self.config.norm_eps
+        if kind.mode in ("dense", "verify"):
+            _, normed, _ = self.ops.norm(x, self.final_norm, state, eps=eps)
+            return self._exact(kind, self.head, normed, state, take)
+        chosen = self._selection(kind, self.head, take)
+        draft = kind.mode in ("int4", "bucket")
+        _, normed, counts = self.ops.norm(
+            x, self.final_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen
+        )
+        parts = self._parts(kind, self.head, normed, counts, state, take)
+        # One after the other: the order of a sum over an axis may follow from the number of rows.
+        return reduce(add, [parts[p] for p in range(parts.shape[0])])

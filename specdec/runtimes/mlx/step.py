@@ -1,0 +1,321 @@
+"""A whole step of the model as one CUDA kernel: one launch instead of about 290, with barriers over the grid inside.
+
+The kernel stays on every multiprocessor for the whole step (`kernels/cuda/step`); weights reach it as a table of
+addresses. Metal promises no barrier over a grid, so there a step is the kernels of `ops` one after the other; CUDA
+can run it that way too, which is what the tests compare with. Shapes and order of steps are in `model`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
+from specdec.runtimes.mlx.ops import LOGITS_FROM, MAX_ROWS, SPAN, STATE_SIZE, row_step, tier_constants
+from specdec.runtimes.mlx.pack import padded
+
+if TYPE_CHECKING:
+    from specdec.runtimes.mlx.device import CudaDriver
+    from specdec.runtimes.mlx.model import Kind, Layer
+    from specdec.runtimes.mlx.weights import Linear
+
+THREADS = 512
+_ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
+_AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
+SPLIT_SIZE = 4  # floats of a split beside its values
+_STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
+PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
+_MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
+# Outputs of a tile and inputs of a step of a share's units.
+_UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
+WINDOWLESS = 1 << 30
+SHARED_KB = 227  # of a block on Hopper
+_RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
+BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
+_LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
+
+
+def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
+    """Whether a step of this model can be one kernel: with Ampere's instructions, and shared memory as of Hopper."""
+    if driver is None or driver.generation < 8 or config.hidden_size % 4:
+        return False
+    return driver.shared_bytes >= SHARED_KB * 1024
+
+
+def attention_bytes(rows: int, size: int) -> int:
+    """Shared memory of a block for attention."""
+    warps = THREADS // 32
+    return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
+
+
+class WholeStep:
+    """Steps of one model, a kernel each.
+
+    Args:
+        mx: MLX.
+        config: shape of the model.
+        dtype: "float16" or "bfloat16", of the exact weights.
+        tier_sizes: of the store's buckets.
+        driver: of the GPU; a block of the kernel stays on each of its multiprocessors.
+    """
+
+    def __init__(
+        self, mx: Any, config: ModelConfig, *, dtype: str, tier_sizes: tuple[int, ...], driver: CudaDriver
+    ) -> None:
+        self.mx, self.config, self.tier_sizes, self.driver = mx, config, tier_sizes, driver
+        self.grid = driver.multiprocessors
+        self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
+        self._kernels: dict[tuple[str, bool, int], tuple[Any, int]] = {}
+        self._tables: dict[tuple[str, bool], Any] = {}
+        self._nothing, self._sync = self._own((8,), mx.int32), self._own((64,), mx.uint32)
+        self._state = self._own((STATE_SIZE,), mx.int32)
+        self._logits = self._own((MAX_ROWS, config.vocab_size), mx.float32)
+        self._places: list[int] = []
+        self._host: np.ndarray | None = None
+
+    def prepare(self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any) -> None:
+        """Build the kernel and the table of addresses of a kind of step, unless they are there."""
+        if (kind.mode, kind.selects) not in self._tables:
+            entries = [
+                entry for number, layer in enumerate(layers) for entry in self._layer_entries(kind, number, layer)
+            ]
+            entries += self._last_entries(kind, head, final_norm, embeddings)
+            self._tables[kind.mode, kind.selects] = self._addresses(entries)
+        self._kernel(kind)
+
+    def row_step(self, rows: int) -> int:
+        """Rows of the kernel that runs a pass of `rows`."""
+        return row_step(rows)
+
+    @property
+    def most_rows(self) -> int:
+        """Most rows of a pass."""
+        return MAX_ROWS
+
+    def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:
+        """What the table says of a block: arrays, whole numbers, and None for what there is not."""
+        window = self.config.window(number)
+        packed = [self._packed(kind, linear) for linear in layer.linears]
+        entries = [layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms]
+        entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
+        return [*entries, WINDOWLESS if window is None else window]
+
+    def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
+        """What the table says of the logits layer and the embeddings."""
+        weights, companion, scores = self._packed(kind, head)
+        return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
+
+    def tell(self, state: np.ndarray) -> None:
+        """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
+        if not self._places:
+            self._places = self._addresses([self._state, self._logits]).tolist()
+        self.driver.write(self._places[0], state)
+
+    def logits(self, rows: int) -> np.ndarray:
+        """Logits float32 (rows, V) of the step that was waited for last."""
+        vocabulary = self.config.vocab_size
+        if self._host is None:
+            self._host = self.driver.pinned(4 * MAX_ROWS * vocabulary).view(np.float32).reshape(MAX_ROWS, vocabulary)
+        self.driver.read(self._places[1], self._host[:rows])
+        return self._host[:rows].copy()
+
+    def run(self, kind: Kind, cache: Any, take: Any, angles: Any) -> Any:
+        """One step of the state that was told last: an array to wait for. Two steps must not run at the same time.
+
+        Args:
+            kind: prepared.
+            cache: float16 (layers, 2, KV heads, capacity, D); written.
+            take: int32, weights to take of every matrix in order of use, or None.
+            angles: float32 (positions, D / 2, 2).
+        """
+        kernel, floats = self._kernel(kind)
+        config, rows = self.config, kind.rows
+        split_floats = rows * config.num_heads * (cache.shape[3] // SPAN) * (config.head_dim + SPLIT_SIZE)
+        made = kernel(
+            inputs=[
+                self._tables[kind.mode, kind.selects],
+                cache,
+                angles,
+                self._nothing if take is None else take,
+                self._state,
+                self._sync,
+                self._logits,
+            ],
+            grid=(self.grid * THREADS, 1, 1),
+            threadgroup=(THREADS, 1, 1),
+            output_shapes=[(floats + split_floats,), (2,)],
+            output_dtypes=[self.mx.float32, self.mx.uint32],
+        )
+        return made[1]
+
+    def _own(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Zeros in device memory of their own, to be written in place."""
+        array = self.mx.zeros(shape, dtype=dtype) + self.mx.zeros((), dtype=dtype)
+        self.mx.eval(array)
+        return array
+
+    def _packed(self, kind: Kind, linear: Linear) -> tuple[Any, Any, Any]:
+        """Weights, what goes with them, and scores of a multiplication."""
+        if kind.mode == "dense":
+            return linear.weights, None, None
+        if kind.mode == "verify":
+            assert linear.tiers is not None
+            return linear.weights, linear.tiers.planes, linear.tiers.scores
+        if kind.mode == "int4":
+            assert linear.int4 is not None
+            return linear.int4.levels, linear.int4.scales, linear.int4.scores
+        assert linear.bucket is not None
+        return linear.bucket.records, None, linear.bucket.scores
+
+    def _addresses(self, entries: list[Any]) -> Any:
+        """Where arrays lie, int64; numbers stand for themselves, None for 0. The arrays must be kept alive."""
+        tables: list[Any] = []
+        for first in range(0, len(entries), _AT_ONCE):
+            piece = entries[first : first + _AT_ONCE]
+            inputs = {
+                f"a{i}": entry for i, entry in enumerate(piece) if entry is not None and not isinstance(entry, int)
+            }
+            lines = [
+                f"found[{i}] = {f'(long long)a{i}' if f'a{i}' in inputs else f'{entry or 0}ll'};"
+                for i, entry in enumerate(piece)
+            ]
+            self.mx.eval(list(inputs.values()))
+            source = "if (threadIdx.x) return;\n" + "\n".join(lines)
+            name = f"specdec_addresses_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+            text = KernelText(name, "", source, tuple(inputs), ("found",))
+            made = build(self.mx, "cuda", text)(
+                inputs=list(inputs.values()),
+                grid=(32, 1, 1),
+                threadgroup=(32, 1, 1),
+                output_shapes=[(len(piece),)],
+                output_dtypes=[self.mx.int64],
+            )
+            tables.append(made[0])
+        table = self.mx.concatenate(tables)
+        self.mx.eval(table)
+        return table
+
+    def _kernel(self, kind: Kind) -> tuple[Any, int]:
+        """The kernel of a kind, and floats of scratch memory that it needs beside those for attention."""
+        key = (kind.mode, kind.selects, kind.rows)
+        if key not in self._kernels:
+            constants = self._constants(kind)
+            floats = self._layout(kind, constants)
+            shared_bytes = self._shared_bytes(kind, constants)
+            body, *products = self._files(kind)
+            text = kernel_text(
+                "cuda",
+                body,
+                constants,
+                inputs=("table", "cache", "angles", "take", "state", "sync", "logits_out"),
+                outputs=("scratch", "done"),
+                bounds=(THREADS, 1),
+                parts=(*PARTS, *products),
+            )
+            built = build(self.mx, "cuda", text, shared_bytes=shared_bytes)
+            self._kernels[key] = built, floats
+        return self._kernels[key]
+
+    def _files(self, kind: Kind) -> tuple[str, ...]:
+        """The files of a kind's step and of its products."""
+        return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
+
+    def _shape(self, rows: int) -> dict[str, Constant]:
+        """Sizes of the model and the pass, which every kernel's text has."""
+        c = self.config
+        mixed = c.num_heads * c.head_dim
+        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows}
+        sizes |= {"weight_t": self.weight_type, "LAYERS": c.num_layers, "VOCAB": c.vocab_size, "SPAN": SPAN}
+        sizes |= {"HIDDEN": c.hidden_size, "HIDDEN_PAD": padded(c.hidden_size), "MIXED": mixed}
+        sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
+        sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
+        sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
+        return sizes
+
+    def _constants(self, kind: Kind) -> dict[str, Constant]:
+        """Sizes for the kernel's text."""
+        c, rows = self.config, kind.rows
+        narrow = self.weight_type == "bfloat_t" and kind.mode in ("dense", "verify")
+        mixed, exact = c.num_heads * c.head_dim, kind.mode in ("dense", "verify")
+        kv = c.num_kv_heads * c.head_dim
+        sizes = self._shape(rows) | {"SPLIT": 2 if narrow else 1}
+        sizes |= {
+            "ENTRIES": _ENTRIES,
+            "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),
+            "STAGES": self._stages(kind),
+        }
+        selects = kind.selects and kind.mode != "dense"
+        sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
+        sizes["BIN_BITS"] = BIN_BITS + exact
+        sizes["TILE"], _ = _UNITS[kind.mode]
+        if exact:
+            sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
+            sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
+        else:
+            sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 8}
+            sizes["WIDEST"] = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
+        return sizes
+
+    def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
+        """Puts the places of what the kernel keeps in scratch memory among the constants; floats in all."""
+        c, rows = self.config, kind.rows
+        tile, _ = _UNITS[kind.mode]
+        mixed, inner = c.num_heads * c.head_dim, padded(c.intermediate_size)
+        outputs = {"qkv": mixed + 2 * c.num_kv_heads * c.head_dim, "out": c.hidden_size, "both": 2 * inner}
+        outputs |= {"head": c.vocab_size}
+        slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
+        widest = max(padded(c.hidden_size), padded(mixed), inner)
+        blocks: list[tuple[str, int]] = [("AT_X", rows * c.hidden_size)]
+        if kind.mode in ("int4", "bucket"):
+            constants["OTHER_PARTS"] = padded(slots["out"], 4)
+            blocks.append(("AT_PARTS", padded(slots["out"], 4) + max(slots.values())))
+        else:
+            blocks.append(("AT_PARTS", max(slots.values())))
+            blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
+            blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
+        joined = 3 if kind.mode == "verify" else 1
+        bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
+        squares = rows * padded(c.hidden_size) // 128
+        blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
+        place = 0
+        for name, size in blocks:
+            constants[name] = place
+            place += padded(size, 64)
+        constants["AT_SPLITS"] = place
+        return place
+
+    def _stage_bytes(self, kind: Kind) -> int:
+        """Shared memory of a stage of a warp's ring in `verify`: weights, their tiers, rows and their counts."""
+        held = max(8, kind.rows)
+        split = 2 if self.weight_type == "bfloat_t" else 1
+        return 2 * (1024 + 128) + held * 64 * split + 2 * held * 32
+
+    def _stages(self, kind: Kind) -> int:
+        """Stages of a warp's ring; fewer where many rows leave less shared memory."""
+        if kind.mode != "verify":
+            return _STAGES[kind.mode]
+        fitting = _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * self._stage_bytes(kind))
+        return max(1, min(_STAGES["verify"], fitting))
+
+    def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
+        """Shared memory of a block; puts the place of the ring among the constants."""
+        rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
+        attention = attention_bytes(rows, size)
+        fixed = 8 * int(constants["ADDRESSES"]) + 4 * 64
+        tile, _ = _UNITS[kind.mode]
+        meeting, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
+        if kind.mode in ("dense", "verify"):
+            unit = 4
+            ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind) if kind.mode == "verify" else 0
+        else:
+            widest = int(constants["WIDEST"])
+            fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
+            ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
+            meeting = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
+        turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
+        rest = max(attention, meeting, 4 * turned if constants["TIERS"] else 0)
+        constants["RING_AT"] = padded(rest, 16) // unit
+        return fixed + padded(rest, 16) + ring

@@ -1,0 +1,238 @@
+"""One multiplication of the GPU runtime: matrices that share their input, joined, with their views that are packed.
+
+q, k and v are one multiplication, gate and up another; their outputs lie one after the other, gates and ups in turn by
+16. Matrices of a quantised store stay apart, since their types may differ. The kernels are in `ops` and
+`quant_ops`, the order of steps in `model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.kernels.reference.selection import weights_to_take
+from specdec.runtimes.mlx.ops import Ops, Selection, packed_rows
+from specdec.runtimes.mlx.pack import (
+    BUCKET,
+    PackedInt4,
+    bucket_parts,
+    int4_parts,
+    pack_bucket,
+    pack_dense,
+    pack_int4,
+    pack_tiers,
+    pad,
+    padded,
+)
+from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
+from specdec.weights.quantised import QuantisedMatrix, QuantisedTable
+
+if TYPE_CHECKING:
+    from specdec.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBucket:
+    """A matrix for `bucket`.
+
+    Attributes:
+        records: uint8.
+        scores: float32 (in, K), of the joined matrices together.
+    """
+
+    records: Any
+    scores: Any
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTiers:
+    """What the exact view needs below effort 1.
+
+    Attributes:
+        planes: tier of every weight.
+        scores: float32 (joined, in, K).
+    """
+
+    planes: Any
+    scores: Any
+
+
+@dataclass(slots=True)
+class Linear:
+    """A multiplication by one or several joined matrices.
+
+    Attributes:
+        names: canonical names of the matrices.
+        outputs: of each.
+        inputs: in.
+        paired: gate and up, in turn by 16 outputs.
+        weights: packed exact weights; None in a quantised store.
+        quant: of a quantised store, the exact weights of each matrix; else empty.
+        scores: of a quantised store, float32 (joined, in, 1).
+        tiers: for efforts below 1, once needed.
+        int4: for that draft view, once needed.
+        bucket: for that draft view, once needed.
+    """
+
+    names: tuple[str, ...]
+    outputs: tuple[int, ...]
+    inputs: int
+    paired: bool
+    weights: Any = None
+    quant: tuple[PackedQuant, ...] = ()
+    scores: Any = None
+    tiers: PackedTiers | None = None
+    int4: PackedInt4 | None = None
+    bucket: PackedBucket | None = None
+
+    @property
+    def columns(self) -> int:
+        """Outputs of all joined matrices, with the padding between gates and ups."""
+        return 2 * padded(self.outputs[0]) if self.paired else sum(self.outputs)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the packed exact weights."""
+        return packed_rows(self.columns, even=self.paired)
+
+    @property
+    def seams(self) -> tuple[int, int]:
+        """Outputs at which the second and third of three joined matrices start."""
+        return (0, 0) if len(self.outputs) < 3 else (self.outputs[0], self.outputs[0] + self.outputs[1])
+
+    def join(self, mx: Any, parts: Sequence[Any]) -> Any:
+        """Arrays (outputs, ...) of the matrices as one, (columns, ...)."""
+        if not self.paired:
+            return parts[0] if len(parts) == 1 else mx.concatenate(list(parts), axis=0)
+        wide = padded(self.outputs[0])
+        blocks = [pad(mx, part, (wide, *part.shape[1:])).reshape(-1, 1, BUCKET, *part.shape[1:]) for part in parts]
+        return mx.concatenate(blocks, axis=1).reshape(2 * wide, *parts[0].shape[1:])
+
+    def takes(self, efforts: Sequence[float], bucket_size: int, *, together: bool) -> list[int]:
+        """Weights to take of each matrix at its effort, or of a bucket size of the joined one at their mean."""
+        if not together:
+            return [weights_to_take(effort, self.inputs * bucket_size) for effort in efforts]
+        mean = sum(effort * size for effort, size in zip(efforts, self.outputs, strict=True)) / sum(self.outputs)
+        return [weights_to_take(mean, self.inputs * bucket_size)]
+
+
+class Loader:
+    """Packs a store's matrices.
+
+    Args:
+        mx: MLX.
+        ops: the kernels that will read them.
+        store: where they are.
+    """
+
+    def __init__(self, mx: Any, ops: Ops, store: Store) -> None:
+        self.mx, self.ops, self.store = mx, ops, store
+
+    def exact(self, linear: Linear) -> None:
+        """Pack the weights of the exact view."""
+        if self.store.quantised:
+            self._quantised(linear)
+            return
+        dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
+        parts = [self.mx.array(self.store.bucketed(name).dense_bits()) for name in linear.names]
+        bits = linear.join(self.mx, parts)
+        linear.weights = pack_dense(self.mx, self.ops.backend, bits, linear.rows).view(dtype)
+        self.mx.eval(linear.weights)
+
+    def _quantised(self, linear: Linear) -> None:
+        """Pack each matrix by itself, in its own blocks; one in 16 bits as it is."""
+        mx, packed = self.mx, []
+        for name in linear.names:
+            matrix = self.store.exact(name)
+            if isinstance(matrix, QuantisedMatrix):
+                scores = self._on_device(mx.array(matrix.scores))
+                packed.append(pack_quant(mx, matrix, scores))
+            else:
+                # Effort takes whole inputs of every matrix of a quantised store.
+                mean = np.average(matrix.scores, axis=1, weights=matrix.layout.tier_sizes).astype(np.float32)
+                scores = self._on_device(mx.array(mean[:, None]))
+                packed.append(pack_plain(mx, mx.array(matrix.dense_bits()), matrix.dtype, scores))
+        linear.quant, linear.scores = tuple(packed), mx.stack([part.scores for part in packed])
+        mx.eval(linear.scores)
+        self.store.release_pages()
+
+    def embeddings(self) -> Any:
+        """The table of embeddings: 16-bit (vocabulary, hidden), or a `PackedQuant`."""
+        table = self.store.table("embed")
+        if isinstance(table, QuantisedTable):
+            return pack_quant(self.mx, table, None)
+        return self.mx.array(np.array(table)).view(
+            self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
+        )
+
+    def tiers(self, linear: Linear) -> None:
+        """Pack what the exact view needs below effort 1."""
+        matrices = [self.store.bucketed(name) for name in linear.names]
+        parts = [
+            self.mx.array(np.ascontiguousarray(m.tier_of_weight()[:, :out].T))
+            for m, out in zip(matrices, linear.outputs, strict=True)
+        ]
+        planes = pack_tiers(self.mx, self.ops.backend, linear.join(self.mx, parts), linear.rows)
+        scores = self.mx.array(np.stack([m.scores for m in matrices]))
+        linear.tiers = PackedTiers(planes, self._on_device(scores))
+        self.mx.eval(planes, linear.tiers.scores)
+
+    def int4(self, linear: Linear) -> None:
+        """Pack the int4 view: from the store where it is stored, else built now."""
+        matrices: list[Any] = [self.store.draft("int4", name) for name in linear.names]
+        made = [int4_parts(matrix) for matrix in matrices]
+        levels = linear.join(self.mx, [self.mx.array(part).T for part, _ in made]).T
+        scales = linear.join(self.mx, [self.mx.array(part).T for _, part in made]).T
+        scores = _mean(linear, [matrix.scores for matrix in matrices])
+        packed = pack_int4(self.mx, self.ops.backend, levels, scales, self._on_device(self.mx.array(scores)))
+        self.mx.eval(packed.levels, packed.scales, packed.scores)
+        linear.int4 = packed
+
+    def bucket(self, linear: Linear) -> None:
+        """Pack the bucket view."""
+        matrices = [self.store.bucketed(name) for name in linear.names]
+        made = [bucket_parts(matrix) for matrix in matrices]
+        values = self._join_buckets(linear, [part for part, _ in made], 0)
+        places = self._join_buckets(linear, [part for _, part in made], 0x3210)
+        scores = _mean(linear, [matrix.scores for matrix in matrices])
+        packed = PackedBucket(pack_bucket(self.mx, values, places), self._on_device(self.mx.array(scores)))
+        self.mx.eval(packed.records, packed.scores)
+        linear.bucket = packed
+
+    def _join_buckets(self, linear: Linear, parts: list[np.ndarray], filler: int) -> Any:
+        """Arrays (runs, in, buckets, ...) of the matrices as one."""
+        arrays = [self.mx.array(part) for part in parts]
+        if not linear.paired:
+            return arrays[0] if len(arrays) == 1 else self.mx.concatenate(arrays, axis=2)
+        buckets = padded(linear.outputs[0]) // BUCKET
+        wide = [pad(self.mx, a, (*a.shape[:2], buckets, *a.shape[3:]), filler) for a in arrays]
+        joined = self.mx.stack(wide, axis=3)
+        return joined.reshape(*joined.shape[:2], 2 * buckets, *joined.shape[4:])
+
+    def _on_device(self, array: Any) -> Any:
+        """A copy that the device made: kernels are slow on small arrays that came from the host."""
+        copy = array + self.mx.zeros_like(array)
+        self.mx.eval(copy)
+        return copy
+
+
+def _mean(linear: Linear, scores: list[np.ndarray]) -> np.ndarray:
+    """Scores of joined matrices: the mean over all their outputs; never rising along the tiers, as each is not."""
+    weights = np.asarray(linear.outputs, dtype=np.float64) / sum(linear.outputs)
+    mean = sum(part.astype(np.float64) * weight for part, weight in zip(scores, weights, strict=True))
+    return np.asarray(mean, dtype=np.float32)
+
+
+def int4_selection(linear: Linear, take: Any) -> Selection | None:
+    """How an int4 draft chooses inputs; None for all."""
+    if take is None or linear.int4 is None:
+        return None
+    return Selection(linear.int4.scores, take, (1,), counts=False)
+
+
+def bucket_selection(linear: Linear, take: Any, tier_sizes: tuple[int, ...]) -> Selection | None:
+    """How a bucket draft chooses runs."""
+    return None if linear.bucket is None else Selection(linear.bucket.scores, take, tier_sizes, counts=True)

@@ -1,0 +1,1 @@
+"""The native runtime: C++ kernels on the CPU."""

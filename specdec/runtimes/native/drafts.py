@@ -1,0 +1,115 @@
+"""Draft views of the native runtime that have weights of their own: their names, and how each is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.errors import StoreError, UnknownNameError
+from specdec.model.architecture import ModelConfig
+
+if TYPE_CHECKING:
+    from specdec.store import Store
+
+
+def build_draft(view: str, model: Any, store: Store) -> Any:
+    """A `_native.DraftView` of every matrix of a model.
+
+    Args:
+        view: one of `draft_views` with weights of its own.
+        model: the `_native.Model` that holds the exact weights.
+        store: where the weights come from; its stored arrays are used when it has them.
+
+    Raises:
+        UnknownNameError: there is no such view.
+        StoreError: its stored arrays contradict the view's definition.
+    """
+    if view not in _BUILDERS:
+        raise UnknownNameError("view", view, list(_BUILDERS))
+    from specdec.runtimes.native.runtime import native_module
+
+    return _BUILDERS[view](native_module(), model, store)
+
+
+def view_bytes(view: str, config: ModelConfig) -> int:
+    """About how many bytes a view takes: levels and scales of int4; codes, masks and steps of bucket8."""
+    weights = sum(outputs * inputs for outputs, inputs in config.matrices().values())
+    return int(weights * _BYTES_PER_WEIGHT[view])
+
+
+def joined_names(config: ModelConfig) -> list[list[str]]:
+    """The matrices of a model, those that multiply the same row side by side: q, k and v; gate and up."""
+    joined: list[list[str]] = []
+    for layer in range(config.num_layers):
+        attn = f"layers.{layer}.attn"
+        joined += [[f"{attn}.q", f"{attn}.k", f"{attn}.v"], [f"{attn}.o"]]
+        for mlp in config.mlp_names(layer):
+            joined += [[f"{mlp}.gate", f"{mlp}.up"], [f"{mlp}.down"]]
+    return [*joined, ["head"]]
+
+
+def _joined_numbers(config: ModelConfig) -> tuple[list[list[str]], list[list[int]]]:
+    """`joined_names`, and the same as matrix numbers."""
+    index = {name: number for number, name in enumerate(config.matrices())}
+    names = joined_names(config)
+    return names, [[index[name] for name in joined] for joined in names]
+
+
+def _build_int4(module: Any, model: Any, store: Store) -> Any:
+    names, numbers = _joined_numbers(store.config)
+    view = module.Int4View(model, numbers)
+    for number, joined in enumerate(names):
+        if "int4" not in store.views:
+            view.build(model, number)
+            continue
+        stored = [store.view("int4", name) for name in joined]
+        view.load(
+            model,
+            number,
+            q=[arrays["q"] for arrays in stored],
+            scale=[arrays["scale"].view(np.uint16) for arrays in stored],
+            scores=[arrays["scores"] for arrays in stored],
+        )
+    return view
+
+
+def _build_bucket8(module: Any, model: Any, store: Store) -> Any:
+    names, numbers = _joined_numbers(store.config)
+    view = module.Bucket8View(model, numbers)
+    for number, joined in enumerate(names):
+        if "bucket8" not in store.views:
+            view.build(model, number)
+            continue
+        stored = [store.view("bucket8", name) for name in joined]
+        try:
+            view.load(
+                model,
+                number,
+                values=[arrays[f"tier{k}.values"].view(np.uint8) for arrays in stored for k in range(4)],
+                masks=[arrays[f"tier{k}.mask"] for arrays in stored for k in range(3)],
+                step=[arrays["step"] for arrays in stored],
+                scores=[arrays["scores"] for arrays in stored],
+            )
+        except ValueError as error:
+            raise StoreError(f"view 'bucket8' of {joined[0]!r}: {error}; convert the model again") from None
+    return view
+
+
+def draft_views(*, quantised: bool) -> tuple[str, ...]:
+    """Draft views of a store, which may have matrices in quantised blocks."""
+    return ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
+
+
+def _build_nested(module: Any, model: Any, store: Store) -> Any:
+    return module.NestedView(model, _joined_numbers(store.config)[1])
+
+
+# Without what rounding to whole tiles and pages adds, a few percent.
+_BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535, "nested": 0.0}
+_BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {
+    "bucket8": _build_bucket8,
+    "int4": _build_int4,
+    "nested": _build_nested,
+}

@@ -1,0 +1,330 @@
+"""The native CPU runtime: one C++ call per forward pass. Loading, checks and errors are here; the arithmetic is in
+`kernels/cpu`, the draft views of this runtime beside `bucket` are in `drafts`.
+
+Importing this module needs the extension module; `specdec.runtimes.choose` imports it only when asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.model.architecture import ModelConfig
+from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
+from specdec.runtimes.cores import usable_cores
+from specdec.runtimes.memory import available_bytes, check_room
+from specdec.runtimes.native.drafts import build_draft, draft_views, view_bytes
+from specdec.runtimes.native.load import load_weights
+
+if TYPE_CHECKING:
+    from specdec.store import Store
+
+CPU_VARIABLE = "SPECDEC_CPU"
+_MOST_SCHEDULES = 1024
+# Draft views that read the exact weights.
+_EXACT_VIEWS = ("bucket", "own")
+
+
+def native_module() -> Any:
+    """The extension module.
+
+    Raises:
+        RuntimeUnavailableError: it was not built, or does not load here.
+    """
+    try:
+        return import_module("specdec.kernels.cpu._native")
+    except ImportError as error:
+        raise RuntimeUnavailableError(
+            f"the native runtime is not installed ({error}): install specdec-mlx where there is a C++ compiler and "
+            "SPECDEC_NO_NATIVE is not set"
+        ) from None
+
+
+native_module()
+
+
+class NativeCache:
+    """Keys and values of one sequence, float16, in the layout of the native kernels."""
+
+    __slots__ = ("handle",)
+
+    def __init__(self, handle: Any) -> None:
+        self.handle = handle
+
+    @property
+    def length(self) -> int:
+        """Tokens held."""
+        return int(self.handle.length)
+
+    @property
+    def capacity(self) -> int:
+        """Most tokens that fit."""
+        return int(self.handle.capacity)
+
+    def trim(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            InvalidArgumentError: `length` is negative or larger than the current one.
+        """
+        held = self.handle.length
+        if not 0 <= length <= held:
+            raise InvalidArgumentError(f"a cache of {held} tokens cannot be trimmed to {length}")
+        if length != held:
+            self.handle.trim(length)
+
+
+@dataclass(frozen=True, slots=True)
+class _Efforts:
+    """A schedule as the kernels take it: one float64 per matrix, and whether any is below 1."""
+
+    values: NDArray[np.float64]
+    partial: bool
+
+
+class NativeRuntime:
+    """Runs one model from a bucket store on the processor.
+
+    Weights are held once, in 16 bits or in the bits of their quantised blocks; tier masks (0.19 times 16-bit weights
+    with four tiers) are packed when the `bucket` view or a verify effort below 1 first needs them. The cache is
+    float16, everything between is float32. Logits are equal bits for equal token histories, efforts and views, whatever
+    shares the pass and however many threads run.
+
+    Args:
+        store: an open store; must stay open as long as the runtime is used.
+        threads: threads to compute with, the caller's included; None takes the physical cores this process may use.
+        isa: instruction set, one of `native_module().supported_isas()`; None takes the environment's SPECDEC_CPU, or
+            else the best.
+
+    Raises:
+        RuntimeUnavailableError: the extension module is not installed.
+        InvalidArgumentError: `threads` is out of range, or this machine cannot run that instruction set.
+        StoreError: the weights hold an infinite number or NaN, or tier masks contradict the layout.
+    """
+
+    name = "native"
+    batched_views: tuple[str, ...] = ()
+
+    def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
+        module = native_module()
+        self.config: ModelConfig = store.config
+        self.auto_draft = ("nested" if store.quantised else "int4", 0.7)
+        self._store = store
+        self._index = {name: number for number, name in enumerate(store.config.matrices())}
+        self._efforts: dict[EffortSchedule, _Efforts] = {}
+        self._drafts: dict[str, Any] = {}
+        self._has_masks = False
+        self._max_rows = int(module.MAX_ROWS)
+        self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
+        load_weights(self._model, store, self._index)
+
+    @property
+    def isa(self) -> str:
+        """Name of the instruction set in use."""
+        return str(self._model.isa)
+
+    @property
+    def build(self) -> str:
+        """The same for equal kernels on an equal instruction set: costs that were measured hold for no others."""
+        file = Path(native_module().__file__).stat()
+        return f"{self.isa} {file.st_size} {file.st_mtime_ns}"
+
+    @property
+    def threads(self) -> int:
+        """Threads in use, the caller's included."""
+        return int(self._model.threads)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes held: `exact` weights, tier `masks`, and each draft view that is loaded."""
+        drafts = {view: int(draft.nbytes) for view, draft in self._drafts.items()}
+        return {"exact": int(self._model.nbytes), "masks": int(self._model.mask_bytes), **drafts}
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Draft views that `forward` accepts beside "exact"."""
+        return draft_views(quantised=self._store.quantised)
+
+    def prepare_view(self, view: str) -> None:
+        """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
+
+        Raises:
+            UnknownNameError: this runtime has no such view.
+            MemoryShortError: there is no memory for it.
+        """
+        if view == "exact" or view in self._drafts:
+            return
+        if view not in self.views:
+            raise UnknownNameError("view", view, ["exact", *self.views])
+        if view in _EXACT_VIEWS:
+            self._need_masks()
+            return
+        check_room(f"draft view {view!r}", view_bytes(view, self.config), available_bytes())
+        self._drafts[view] = build_draft(view, self._model, self._store)
+        self._store.release_pages()
+
+    def new_cache(self, capacity: int) -> Cache:
+        """An empty cache for `capacity` tokens.
+
+        Raises:
+            InvalidArgumentError: `capacity` is not a positive whole number, or there is no memory for it.
+        """
+        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+            raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
+        try:
+            return NativeCache(self._model.new_cache(capacity))
+        except MemoryError:
+            raise InvalidArgumentError(f"there is no memory for a cache of {capacity} tokens: ask for fewer") from None
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        *,
+        effort: EffortSchedule,
+        view: str = "exact",
+        last_only: bool = False,
+        layers: int | None = None,
+    ) -> ForwardResult:
+        """Append M tokens to `cache` and return their logits; see `Runtime.forward`.
+
+        Long inputs run in pieces (the bits do not depend on it), so that an interrupt is noticed between them. When
+        anything is raised the cache is as it was.
+        """
+        return self._forward(tokens, cache, effort, view, last_only, layers, None)
+
+    def forward_states(
+        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
+    ) -> tuple[ForwardResult, NDArray[np.float32]]:
+        """What `forward` does, and the hidden states; see `ShowsStates.forward_states`."""
+        states = np.empty((self.config.num_layers, len(tokens), self.config.hidden_size), np.float32)
+        return self._forward(tokens, cache, effort, view, False, None, states), states
+
+    def _forward(
+        self,
+        tokens: Sequence[int],
+        cache: Cache,
+        effort: EffortSchedule,
+        view: str,
+        last_only: bool,
+        layers: int | None,
+        states: NDArray[np.float32] | None,
+    ) -> ForwardResult:
+        ids = self._checked(tokens, cache)
+        assert isinstance(cache, NativeCache)
+        efforts, depth = self._resolved(effort), checked_layers(layers, self.config)
+        draft = None
+        if view not in ("exact", *_EXACT_VIEWS):
+            self.prepare_view(view)
+            draft = self._drafts[view]
+        elif view != "exact" and view not in self.views:
+            raise UnknownNameError("view", view, ["exact", *self.views])
+        elif efforts.partial:
+            self._need_masks()
+        logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), dtype=np.float32)
+        start, read = cache.length, 0
+        try:
+            for first in range(0, len(ids), self._max_rows):
+                piece = ids[first : first + self._max_rows]
+                rows = logits if last_only else logits[first : first + len(piece)]
+                shown = [] if states is None else [np.empty((depth, len(piece), states.shape[2]), np.float32)]
+                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth, *shown)
+                if states is not None:
+                    states[:, first : first + len(piece)] = shown[0]
+        except BaseException:
+            cache.handle.trim(min(start, cache.length))
+            raise
+        return ForwardResult(logits, read)
+
+    def _checked(self, tokens: Sequence[int], cache: Cache) -> NDArray[np.int32]:
+        if not isinstance(cache, NativeCache):
+            raise InvalidArgumentError("cache must come from new_cache of this runtime")
+        return checked_tokens(tokens, cache, self.config.vocab_size).astype(np.int32)
+
+    def _resolved(self, schedule: EffortSchedule) -> _Efforts:
+        found = self._efforts.get(schedule)
+        if found is None:
+            if len(self._efforts) >= _MOST_SCHEDULES:  # a policy may try any number of efforts
+                self._efforts.clear()
+            if schedule.rules:
+                values = np.fromiter(schedule.resolve(self.config).values(), dtype=np.float64)
+            else:
+                values = np.full(len(self._index), schedule.default, dtype=np.float64)
+            found = self._efforts[schedule] = _Efforts(values, bool((values < 1).any()))
+        return found
+
+    def _need_masks(self) -> None:
+        """Pack the tier masks, unless they are there.
+
+        Raises:
+            MemoryShortError: there is no memory for them.
+        """
+        if self._has_masks:
+            return
+        tiers = len(self._store.layout.tier_sizes)
+        tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
+        weights = sum(outputs * inputs for outputs, inputs in tiered.values())
+        check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
+        for name in tiered:
+            matrix = self._store.bucketed(name)
+            self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
+        self._has_masks = True
+        self._store.release_pages()
+
+
+def _isa(module: Any, isa: str | None) -> str:
+    """The instruction set to use, by name."""
+    known = list(module.supported_isas())
+    wanted = isa if isa is not None else os.environ.get(CPU_VARIABLE, "")
+    if wanted and wanted not in known:
+        raise InvalidArgumentError(
+            f"{CPU_VARIABLE if isa is None else 'isa'} is {wanted!r}, which this machine cannot run: "
+            f"choose from {', '.join(known)}"
+        )
+    return wanted or known[0]
+
+
+def rotary_frequencies(config: ModelConfig) -> NDArray[np.float64]:
+    """(head_dim / 2,) radians per position: theta^(-2j / D), divided by `rope_factors` where the model has them.
+
+    Source: Su et al. 2104.09864, section 3.2.2.
+    """
+    half = config.head_dim // 2
+    frequencies: NDArray[np.float64] = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
+    return frequencies if config.rope_factors is None else frequencies / np.asarray(config.rope_factors)
+
+
+def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
+    config = store.config
+    if not 1 <= threads <= 1024:
+        raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
+    return module.Model(
+        vocab=config.vocab_size,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.num_layers,
+        heads=config.num_heads,
+        kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        norm_eps=config.norm_eps,
+        frequencies=rotary_frequencies(config).tolist(),
+        windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
+        tie_embeddings=config.tie_embeddings,
+        qkv_bias=config.qkv_bias,
+        qk_norm=config.qk_norm,
+        experts=config.num_experts,
+        experts_per_token=config.experts_per_token,
+        bfloat16=store.dtype == "bfloat16",
+        bucket_size=store.layout.bucket_size,
+        tier_sizes=list(store.layout.tier_sizes),
+        isa=isa,
+        threads=threads,
+    )

@@ -1,0 +1,1 @@
+"""The reference runtime: plain MLX operations."""

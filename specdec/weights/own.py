@@ -1,0 +1,15 @@
+"""The own view: draft from a quantised target's own blocks, choosing whole inputs. It needs no memory."""
+
+from __future__ import annotations
+
+from specdec.weights.bucket import ExactArraysView
+
+
+class OwnView(ExactArraysView):
+    """The exact matrices themselves. In a store that is quantised in part, those in buckets draft from their tiers."""
+
+    name = "own"
+
+    def suits(self, *, quantised: bool) -> bool:
+        """Quantised stores; of others this is what `bucket` does."""
+        return quantised

@@ -1,0 +1,60 @@
+"""Views by name: those of this package, and those that other packages add through the entry-point group
+`specdec.views` (an entry point names a `View` subclass or a function that returns a view)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from specdec.errors import InvalidArgumentError
+from specdec.registry import Registry
+from specdec.weights.base import View
+from specdec.weights.bucket import BucketView
+from specdec.weights.bucket8 import Bucket8View
+from specdec.weights.int4 import Int4View
+from specdec.weights.nested import NestedView
+from specdec.weights.own import OwnView
+
+_views: Registry[Callable[[], View]] = Registry("view", "specdec.views")
+
+
+def register_view(name: str, maker: Callable[[], View]) -> None:
+    """Make a view known under `name`.
+
+    Raises:
+        InvalidArgumentError: the name is taken, or cannot be part of a file name.
+    """
+    _check_name(name)
+    _views.register(name, maker)
+
+
+def known_views() -> list[str]:
+    """Names of all views, sorted."""
+    return _views.names()
+
+
+def get_view(name: str) -> View:
+    """The view of that name.
+
+    Raises:
+        UnknownNameError: nobody registered it; the message lists those that exist.
+        InvalidArgumentError: what another package registered is no view.
+    """
+    view = _views.get(name)()
+    if not isinstance(view, View) or view.name != name:
+        raise InvalidArgumentError(f"view {name!r} must be a View with that name, not {view!r}")
+    _check_name(name)
+    return view
+
+
+def _check_name(name: str) -> None:
+    """A view's name is part of a file's, and "exact" is what is not a draft."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name == "exact":
+        raise InvalidArgumentError(f"a view's name must be letters, digits, '-' or '_', and not 'exact': not {name!r}")
+
+
+register_view("bucket", BucketView)
+register_view("bucket8", Bucket8View)
+register_view("int4", Int4View)
+register_view("nested", NestedView)
+register_view("own", OwnView)
