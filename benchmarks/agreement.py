@@ -22,7 +22,7 @@ import specdec
 from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import Cache
+from specdec.runtimes.base import Cache, forward_one
 from specdec.store import BucketLayout, Store, convert
 
 DENSE = EffortSchedule(1.0)
@@ -73,7 +73,7 @@ def parse_drafts(texts: list[str], head: float | None) -> list[Draft]:
 def step(model: Model, token: int, cache: Cache, draft: Draft) -> tuple[np.ndarray, float]:
     """Logits (V,) of one row, and seconds; the cache is as it was."""
     held, start_s = cache.length, time.perf_counter()
-    logits = model.runtime.forward([token], cache, effort=draft.schedule, view=draft.view).logits[0]
+    logits = forward_one(model.runtime, [token], cache, effort=draft.schedule, view=draft.view).logits[0]
     seconds = time.perf_counter() - start_s
     cache.trim(held)
     return logits, seconds
@@ -85,12 +85,12 @@ def answer_positions(model: Model, prompt: str, max_tokens: int, drafts: list[Dr
     text = model.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
     ids = model.tokenizer.encode(text)
     cache = model.runtime.new_cache(len(ids) + max_tokens + 1)
-    model.runtime.forward(ids[:-1], cache, effort=DENSE, last_only=True)
+    forward_one(model.runtime, ids[:-1], cache, effort=DENSE, logits="last")
     token, count = ids[-1], 0
     while count < max_tokens:
         drafted = [step(model, token, cache, draft) for draft in drafts]
         start_s = time.perf_counter()
-        dense = model.runtime.forward([token], cache, effort=DENSE).logits[0]
+        dense = forward_one(model.runtime, [token], cache, effort=DENSE).logits[0]
         dense_s = time.perf_counter() - start_s
         for tally, (logits, seconds) in zip(tallies, drafted, strict=True):
             tally.add(dense, logits, seconds / dense_s)
@@ -104,7 +104,7 @@ def measure(model: Model, drafts: list[Draft], max_tokens: int) -> list[dict[str
     """Rows of the table for one model."""
     tallies = [Tally() for _ in drafts]
     for draft in drafts:
-        model.runtime.prepare_view(draft.view)
+        model.runtime.prepare(draft.view)
     for prompt in PROMPTS:
         done = answer_positions(model, prompt, max_tokens, drafts, tallies)
         print(f"  {done} positions: {prompt[:50]}…", file=sys.stderr)
@@ -162,10 +162,10 @@ def main() -> None:
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
         model = open_model(args, Path(folder))
-        usual = [f"{view}:{efforts}" for view, efforts in USUAL.items() if view in model.runtime.views]
+        usual = [f"{view}:{efforts}" for view, efforts in USUAL.items() if view in model.runtime.views()]
         drafts = parse_drafts(args.draft or usual, args.head or None)
         rows = measure(model, drafts, args.max_tokens)
-    print(f"{args.model}, runtime {model.runtime.name}, dither {args.dither}, layout {model.store.layout}")
+    print(f"{args.model}, runtime {model.runtime.info.name}, dither {args.dither}, layout {model.store.layout}")
     header = list(rows[0])
     print_table(header, [[row[key] for key in header] for row in rows])
     settings = {"model": Path(args.model).name, "dither": args.dither, "layout": asdict(model.store.layout)}

@@ -97,8 +97,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.open(convert(RandomSource(outputs, inputs), Path(folder) / "store"), verify=False)
         runtime = NativeRuntime(store, threads=arguments.threads)
-        for view in runtime.views:
-            runtime.prepare_view(view)
+        for view in runtime.views():
+            runtime.prepare(view)
         names = {name: index for index, name in enumerate(store.config.matrices())}
         matrices = [index for name, index in names.items() if name.endswith(".gate")]
         for rows in (1, 2, 5, 9, 16, 64):
@@ -117,7 +117,7 @@ def measure(runtime: NativeRuntime, matrices: list[int], shape: tuple[int, int],
     """Every case once a round, so that all see the same machine; ratios are medians of the rounds' own."""
     cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 5, 9, 16, 64)]
     cases += [("exact", effort, rows) for effort in (0.6, 0.25) for rows in (1, 5, 9)]
-    cases += [(view, effort, 1) for view in runtime.views if view != "bucket" for effort in (1.0, 0.5, 0.25, 0.15)]
+    cases += [(view, effort, 1) for view in runtime.views() if view != "bucket" for effort in (1.0, 0.5, 0.25, 0.15)]
     times: dict[Any, list[float]] = {case: [] for case in cases}
     bytes_read: dict[Any, float] = {}
     reading = []

@@ -21,6 +21,7 @@ from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.native.runtime import NativeRuntime, native_module
 
 FULL = EffortSchedule(1.0)
@@ -30,8 +31,8 @@ CONTEXT, PREFILL = 200, 512
 def check(runtime: NativeRuntime, tokens: list[int]) -> None:
     """Refuse to time a runtime whose rows depend on their company."""
     together, alone = runtime.new_cache(16), runtime.new_cache(16)
-    rows = runtime.forward(tokens[:9], together, effort=FULL).logits
-    single = [runtime.forward([token], alone, effort=FULL).logits[0] for token in tokens[:9]]
+    rows = forward_one(runtime, tokens[:9], together, effort=FULL).logits
+    single = [forward_one(runtime, [token], alone, effort=FULL).logits[0] for token in tokens[:9]]
     if not np.array_equal(rows, np.array(single)):
         sys.exit("rows of a batch differ from the same rows alone: nothing was timed")
 
@@ -40,8 +41,8 @@ def all_cases(runtime: NativeRuntime) -> list[tuple[str, float, int]]:
     """(view, effort, rows); the first is the dense step."""
     cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 4, 5, 6, 9, 16)] + [("exact", 0.6, 1), ("exact", 0.6, 5)]
     efforts = {"int4": (1.0, 0.7, 0.5, 0.35)}
-    for view in runtime.views:
-        runtime.prepare_view(view)
+    for view in runtime.views():
+        runtime.prepare(view)
         cases += [(view, effort, 1) for effort in efforts.get(view, (0.25, 0.15))]
     return cases
 
@@ -49,7 +50,7 @@ def all_cases(runtime: NativeRuntime) -> list[tuple[str, float, int]]:
 def measure(runtime: NativeRuntime, tokens: list[int], repeat: int) -> tuple[dict[Any, list[float]], list[float]]:
     """Times of every case, all of them once a round; and the machine's reading speed in each round, GB/s."""
     cache = runtime.new_cache(1024)
-    runtime.forward(tokens[:CONTEXT], cache, effort=FULL, last_only=True)
+    forward_one(runtime, tokens[:CONTEXT], cache, effort=FULL, logits="last")
     cases = all_cases(runtime)
     times: dict[Any, list[float]] = {case: [] for case in cases}
     reading = []
@@ -58,7 +59,7 @@ def measure(runtime: NativeRuntime, tokens: list[int], repeat: int) -> tuple[dic
         for view, effort, rows in cases:
             cache.trim(CONTEXT)
             start = time.perf_counter()
-            runtime.forward(tokens[:rows], cache, effort=EffortSchedule(effort), view=view)
+            forward_one(runtime, tokens[:rows], cache, effort=EffortSchedule(effort), view=view)
             if turn:
                 times[view, effort, rows].append(time.perf_counter() - start)
     return times, reading
@@ -68,12 +69,12 @@ def own_speed(runtime: NativeRuntime, tokens: list[int]) -> tuple[float, float]:
     """Tokens per second of prefill (512) and of plain decoding (64 after an empty context), as llama-bench counts."""
     cache = runtime.new_cache(1024)
     start = time.perf_counter()
-    runtime.forward(tokens[:PREFILL], cache, effort=FULL, last_only=True)
+    forward_one(runtime, tokens[:PREFILL], cache, effort=FULL, logits="last")
     prefill = PREFILL / (time.perf_counter() - start)
     cache.trim(0)
     start = time.perf_counter()
     for token in tokens[:64]:
-        runtime.forward([token], cache, effort=FULL)
+        forward_one(runtime, [token], cache, effort=FULL)
     return prefill, 64 / (time.perf_counter() - start)
 
 

@@ -15,6 +15,7 @@ from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 
 FULL = EffortSchedule(1.0)
 CONTEXT, ROWS = 200, (1, 5, 16)
@@ -26,12 +27,12 @@ def measure(runtimes: dict[float, Any], repeat: int) -> dict[tuple[float, int], 
     vocabulary = next(iter(runtimes.values())).config.vocab_size
     tokens = [int(token) for token in np.random.default_rng(0).integers(0, vocabulary, CONTEXT)]
     for share, runtime in runtimes.items():
-        runtime.forward(tokens, caches[share], effort=FULL, last_only=True)
+        forward_one(runtime, tokens, caches[share], effort=FULL, logits="last")
     times: dict[tuple[float, int], list[float]] = {(share, rows): [] for share in runtimes for rows in ROWS}
     for turn in range(repeat + 1):
         for (share, rows), taken in times.items():
             start = time.perf_counter()
-            runtimes[share].forward(tokens[:rows], caches[share], effort=FULL)
+            forward_one(runtimes[share], tokens[:rows], caches[share], effort=FULL)
             if turn:
                 taken.append(time.perf_counter() - start)
             caches[share].trim(CONTEXT)

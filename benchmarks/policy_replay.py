@@ -34,6 +34,7 @@ from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.lab.bench.prompts import BUILT_IN, load_prompts
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 24, 33)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8)
@@ -65,14 +66,14 @@ def _answer(model: Model, args: argparse.Namespace, task: str, ids: list[int], s
     cache = runtime.new_cache(len(ids) + args.max_tokens)
     tokens, positions = list(ids), []
     if len(ids) > 1:
-        runtime.forward(ids[:-1], cache, effort=dense, last_only=True)
+        forward_one(runtime, ids[:-1], cache, effort=dense, logits="last")
     while len(positions) < args.max_tokens and tokens[-1] not in model.tokenizer.eos_ids:
         place, drafts = len(tokens), {}
         for effort in EFFORTS:
-            logits = runtime.forward([tokens[-1]], cache, effort=EffortSchedule(effort), view=args.view).logits[0]
+            logits = forward_one(runtime, [tokens[-1]], cache, effort=EffortSchedule(effort), view=args.view).logits[0]
             cache.trim(place - 1)
             drafts[effort] = (sampler(logits, place), shown(logits))
-        logits = runtime.forward([tokens[-1]], cache, effort=dense).logits[0]
+        logits = forward_one(runtime, [tokens[-1]], cache, effort=dense).logits[0]
         tokens.append(sampler(logits, place))
         positions.append(Position(shown(logits), drafts))
     return Answer(task, len(ids), tokens, positions)
@@ -83,7 +84,7 @@ def measure(model: Model, view: str, repeat: int) -> Costs:
     runtime, dense, context = model.runtime, EffortSchedule(), 200
     cache = runtime.new_cache(context + max(ROWS))
     tokens = [index * 997 % model.config.vocab_size for index in range(context + max(ROWS))]
-    runtime.forward(tokens[:context], cache, effort=dense, last_only=True)
+    forward_one(runtime, tokens[:context], cache, effort=dense, logits="last")
 
     def seconds(run: Callable[[], object]) -> float:
         start_s = time.perf_counter()
@@ -95,14 +96,14 @@ def measure(model: Model, view: str, repeat: int) -> Costs:
     ratios: dict[tuple[str, float], list[float]] = defaultdict(list)
     plain = []
     for _ in range(repeat):
-        one = min(seconds(lambda: runtime.forward(tokens[:1], cache, effort=dense)) for _ in range(2))
+        one = min(seconds(lambda: forward_one(runtime, tokens[:1], cache, effort=dense)) for _ in range(2))
         plain.append(one)
         for rows in ROWS[1:]:
             batch = tokens[:rows]
-            ratios["verify", rows].append(seconds(lambda b=batch: runtime.forward(b, cache, effort=dense)) / one)
+            ratios["verify", rows].append(seconds(lambda b=batch: forward_one(runtime, b, cache, effort=dense)) / one)
         for effort in EFFORTS:
             schedule = EffortSchedule(effort)
-            step = seconds(lambda s=schedule: runtime.forward(tokens[:1], cache, effort=s, view=view))
+            step = seconds(lambda s=schedule: forward_one(runtime, tokens[:1], cache, effort=s, view=view))
             ratios["draft", effort].append(step / one)
     unit = median(plain)
     verify = {1: unit} | {int(rows): unit * median(seen) for (kind, rows), seen in ratios.items() if kind == "verify"}
@@ -219,7 +220,7 @@ def main() -> None:
     args = parser.parse_args()
     print_machine()
     model = specdec.load(args.model, runtime=args.runtime, threads=args.threads)
-    model.runtime.prepare_view(args.view)
+    model.runtime.prepare(args.view)
     costs = measure(model, args.view, args.repeat) if args.costs is None else read_costs(args.costs)
     rows: list[dict[str, Any]] = []
     told: list[dict[str, Any]] = []

@@ -56,7 +56,7 @@ class Matrices:
     def __init__(self, store: Store, isa: str | None, threads: int | None) -> None:
         self.runtime = NativeRuntime(store, threads=threads, isa=isa)
         if store.quantised:
-            self.runtime.prepare_view("nested")
+            self.runtime.prepare("nested")
         names = {name: index for index, name in enumerate(store.config.matrices())}
         self.index = [index for name, index in names.items() if name.endswith(".gate")]
         self.others = [index for name, index in names.items() if name.endswith(".up")]

@@ -37,6 +37,7 @@ from specdec.lab.tune.text import read_text, split_passages
 from specdec.lab.tune.units import Unit, units_of
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 
 ROWS = (1, 2, 3, 5, 9)
 EQUAL = "equal"
@@ -117,7 +118,7 @@ class Recording:
         assert self.model.tokenizer is not None
         cache, tokens = runtime.new_cache(len(ids) + most), list(ids)
         positions: dict[str, list[Position]] = {name: [] for name in self.ways}
-        runtime.forward(ids[:-1], cache, effort=dense, last_only=True)
+        forward_one(runtime, ids[:-1], cache, effort=dense, logits="last")
         while len(tokens) < len(ids) + most and tokens[-1] not in self.model.tokenizer.eos_ids:
             place = len(tokens)
             rows: dict[tuple[str, float], np.ndarray] = {}
@@ -126,10 +127,10 @@ class Recording:
                     if effort == 1.0 and name != EQUAL:
                         rows[name, effort] = rows[EQUAL, effort]
                         continue
-                    step = runtime.forward([tokens[-1]], cache, effort=schedule, view=self.view)
+                    step = forward_one(runtime, [tokens[-1]], cache, effort=schedule, view=self.view)
                     rows[name, effort] = step.logits[0]
                     cache.trim(place - 1)
-            logits = runtime.forward([tokens[-1]], cache, effort=dense).logits[0]
+            logits = forward_one(runtime, [tokens[-1]], cache, effort=dense).logits[0]
             right, exact = Comparison(logits), shown(logits)
             tokens.append(right.token)
             for key, row in rows.items():
@@ -213,7 +214,7 @@ def main() -> None:
     args = parser.parse_args()
     print_machine()
     model = specdec.load(args.model, runtime="native", threads=args.threads)
-    model.runtime.prepare_view(args.view)
+    model.runtime.prepare(args.view)
     units, sums = sensitivities(model, args.view, args.places, args.sensitivity)
     ways = schedules(model, units, sums)
     verify, step = timed(model, ways, args.view, args.repeat)

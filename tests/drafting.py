@@ -12,6 +12,7 @@ from specdec.engine.efforts import EffortScale
 from specdec.engine.policy import DraftPlan
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 
 
 class EveryStep:
@@ -46,7 +47,7 @@ def setup_of(runtime: FakeRuntime, **options: Any) -> DrafterSetup:
 def context_of(runtime: FakeRuntime, history: list[int], **options: Any) -> DraftContext:
     cache = runtime.new_cache(400)
     if history[1:]:
-        runtime.forward(history[:-1], cache, effort=EffortSchedule())
+        forward_one(runtime, history[:-1], cache, effort=EffortSchedule())
     efforts = EffortScale(EffortSchedule(0.5), runtime.config)
     return DraftContext(history, cache, efforts, Sampler(SamplingParams()), **options)
 

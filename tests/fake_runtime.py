@@ -14,11 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import ForwardResult
+from specdec.runtimes.base import Pass, Rows, RuntimeInfo, ViewInfo, check_batch, check_capacity, check_fork, check_keep, check_trim, check_view, checked_tokens
 
 BOS, EOS = 256, 257
 
@@ -45,6 +43,7 @@ class FakeCache:
     """For every token the digest of the token history up to it, and by what kind of pass it was written."""
 
     def __init__(self, capacity: int) -> None:
+        check_capacity(capacity)
         self.capacity = capacity
         self.entries: list[tuple[bytes, tuple[object, ...]]] = []
 
@@ -52,10 +51,23 @@ class FakeCache:
     def length(self) -> int:
         return len(self.entries)
 
+    @property
+    def nbytes(self) -> int:
+        return 64 * (-(-self.length // 16) * 16)
+
     def trim(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise InvalidArgumentError(f"cannot trim a cache of {self.length} tokens to {length}")
+        check_trim(length, self.length)
         del self.entries[length:]
+
+    def keep(self, base: int, rows: Sequence[int]) -> None:
+        check_keep(self.length, base, rows)
+        self.entries[base:] = [self.entries[base + row] for row in rows]
+
+    def fork(self, length: int, capacity: int) -> FakeCache:
+        check_fork(self.length, length, capacity)
+        other = FakeCache(capacity)
+        other.entries = self.entries[:length]
+        return other
 
 
 class FakeRuntime:
@@ -67,11 +79,9 @@ class FakeRuntime:
         sharpness: standard deviation of the logits.
         draft_noise: standard deviation of what a draft view adds at effort 0, by view. Leaving out all layers adds as
             much again.
-        batched_views: what the runtime says of itself.
     """
 
-    name = "fake"
-    auto_draft = ("int4", 0.5)
+    info = RuntimeInfo(name="fake", auto_draft=("int4", 0.5))
 
     def __init__(
         self,
@@ -80,63 +90,79 @@ class FakeRuntime:
         seed: int = 0,
         sharpness: float = 3.0,
         draft_noise: Mapping[str, float] | None = None,
-        batched_views: tuple[str, ...] = (),
     ) -> None:
         self.config = config or fake_config()
         self.seed, self.sharpness = seed, sharpness
         self.draft_noise = dict(draft_noise or {"bucket": 2.0, "int4": 1.0})
-        self.batched_views = batched_views
         self.passes: list[tuple[str, float, int, int]] = []  # view, effort, cache length before, rows
         self.prepared: list[str] = []
         self.fail_at_pass: int | None = None
         self.failure: BaseException = KeyboardInterrupt()
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        return tuple(self.draft_noise)
+    @classmethod
+    def missing(cls, config: ModelConfig) -> frozenset[str]:
+        return frozenset()
 
-    def prepare_view(self, view: str) -> None:
+    def views(self) -> Mapping[str, ViewInfo]:
+        return {name: ViewInfo(name=name) for name in self.draft_noise}
+
+    def prepare(self, view: str) -> None:
         self.prepared.append(view)
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: FakeCache,
-        *,
-        effort: EffortSchedule,
-        view: str = "exact",
-        last_only: bool = False,
-        layers: int | None = None,
-    ) -> ForwardResult:
-        if view != "exact" and view not in self.draft_noise:
-            raise UnknownNameError("view", view, ["exact", *self.views])
-        if not tokens or cache.length + len(tokens) > cache.capacity:
-            raise InvalidArgumentError("no tokens, or no room for them")
-        self.passes.append((view, effort.default, cache.length, len(tokens)))
-        missing = 0.0 if layers is None else 1 - layers / self.config.num_layers
-        kind = (view, effort.default, *effort.rules.items(), *([layers] if missing else []))
-        rows = []
-        for index, token in enumerate(tokens):
-            if not 0 <= token < self.config.vocab_size:
-                raise InvalidArgumentError(f"token id {token} is outside the vocabulary")
-            before = cache.entries[-1][0] if cache.entries else b""
-            cache.entries.append((hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=8).digest(), kind))
+    def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
+        check_batch(batch, self.config, FakeCache)
+        check_view(view, self.views())
+        held = [(rows.cache, list(rows.cache.entries)) for rows in batch]  # type: ignore[attr-defined]
+        try:
+            return [self._forward(rows, view, states) for rows in batch]
+        except BaseException:
+            for cache, entries in held:
+                cache.entries[:] = entries
+            raise
+
+    def _forward(self, rows: Rows, view: str, states: bool) -> Pass:
+        cache, tokens = rows.cache, rows.tokens
+        assert isinstance(cache, FakeCache)
+        checked_tokens(tokens, cache, self.config.vocab_size)
+        schedule = rows.efforts.values.tolist()
+        effort = schedule[0]
+        self.passes.append((view, effort, cache.length, len(tokens)))
+        missing = 0.0 if rows.layers is None else 1 - rows.layers / self.config.num_layers
+        kind = (view, *dict.fromkeys(schedule), *([rows.layers] if missing else []))
+        parents = range(-1, len(tokens) - 1) if rows.parents is None else rows.parents
+        history, new, logits = list(cache.entries), [], []
+        for index, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+            path: list[tuple[bytes, tuple[object, ...]]] = []
+            ancestor = parent
+            while ancestor >= 0:
+                path.append(new[ancestor])
+                ancestor = parents[ancestor]
+            seen = history + path[::-1]
+            before = seen[-1][0] if seen else b""
+            digest = hashlib.blake2b(before + token.to_bytes(4, "little"), digest_size=8).digest()
+            new.append((digest, kind))
+            cache.entries.append(new[-1])
             if index == len(tokens) // 2 and len(self.passes) == self.fail_at_pass:
                 raise self.failure
-            if not last_only or index + 1 == len(tokens):
-                rows.append(self._row(cache, kind, view, effort.default - missing))
-        return ForwardResult(np.stack(rows), bytes_read=1000 * len(tokens) + (7 if view == "exact" else 3))
+            if rows.logits == "all" or (rows.logits == "last" and index + 1 == len(tokens)):
+                logits.append(self._row([*seen, new[-1]], kind, view, effort - missing))
+        found = np.stack(logits) if logits else np.empty((0, self.config.vocab_size), np.float32)
+        read = 1000 * len(tokens) + (7 if view == "exact" else 3)
+        shape = (self.config.num_layers if rows.layers is None else rows.layers, len(tokens), self.config.hidden_size)
+        return Pass(found, read, np.zeros(shape, np.float32) if states else None)
 
-    def _row(self, cache: FakeCache, kind: tuple[object, ...], view: str, effort: float) -> np.ndarray:
-        history = cache.entries[-1][0]
+    def _row(
+        self, seen: list[tuple[bytes, tuple[object, ...]]], kind: tuple[object, ...], view: str, effort: float
+    ) -> np.ndarray:
+        history = seen[-1][0]
         logits = self.sharpness * self._random(history, b"weights")
         if view == "exact":
             if effort < 1:
                 logits += (1 - effort) * self._random(history, repr(effort).encode())
-            foreign = repr([entry[1] for entry in cache.entries if entry[1] != kind])
+            foreign = repr([entry[1] for entry in seen if entry[1] != kind])
             if foreign != "[]":
                 logits += self._random(history, foreign.encode())
         else:

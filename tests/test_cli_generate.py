@@ -199,7 +199,7 @@ def test_what_was_left_open_is_what_the_runtime_drafts_fastest_with(
     text_model: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]
 ) -> None:
     model = specdec.load(text_model, runtime="reference")
-    view, effort = model.runtime.auto_draft
+    view, effort = model.runtime.info.auto_draft
     wanted = specdec.generate(model, "Hello", max_tokens=6, draft_view=view, draft_effort=effort, policy="fixed")
     generate = ("generate", "--model", text_model, "--prompt", "Hello", "--max-tokens", 6, "--json")
     ran = run(capsys, *generate, "--runtime", "reference", "--policy", "fixed", *options)

@@ -245,7 +245,7 @@ def test_doctor(home: Path, text_model: Path, capsys: pytest.CaptureFixture[str]
     found = json.loads(run(capsys, "doctor", "--json").out)
     assert found["version"] != "unknown"
     assert found["runtimes"]["reference"] == {"available": True, "reason": None}
-    assert found["auto"] == specdec.load(text_model).runtime.name
+    assert found["auto"] == specdec.load(text_model).runtime.info.name
     assert found["dependencies"]["numpy"] == np.__version__
     assert found["cpu"]["usable_threads"] >= 1
     assert found["mlx"]["default_device"]

@@ -20,7 +20,7 @@ from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSigna
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import Cache, ForwardResult, Runtime
+from specdec.runtimes.base import Cache, ForwardResult, Runtime, forward_one
 from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import Store, convert
 
@@ -76,19 +76,19 @@ class RecordingRuntime:
     """Passes everything on, and remembers the last exact logits of every position."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.runtime, self.name, self.config, self.views = runtime, runtime.name, runtime.config, runtime.views
-        self.auto_draft, self.batched_views = runtime.auto_draft, runtime.batched_views
+        self.runtime, self.name, self.config, self.views = runtime, runtime.info.name, runtime.config, runtime.views()
+        self.auto_draft, self.batched_views = runtime.info.auto_draft, runtime.batched_views
         self.rows: dict[int, np.ndarray] = {}
 
     def prepare_view(self, view: str) -> None:
-        self.runtime.prepare_view(view)
+        self.runtime.prepare(view)
 
     def new_cache(self, capacity: int) -> Cache:
         return self.runtime.new_cache(capacity)
 
     def forward(self, tokens: Sequence[int], cache: Cache, *, view: str = "exact", **options: Any) -> ForwardResult:
         start = cache.length
-        result = self.runtime.forward(tokens, cache, view=view, **options)
+        result = forward_one(self.runtime, tokens, cache, view=view, **options)
         if view == "exact" and not options.get("last_only"):
             self.rows |= {start + 1 + index: row.copy() for index, row in enumerate(result.logits)}
         return result

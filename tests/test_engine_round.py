@@ -19,6 +19,7 @@ from specdec.errors import InvalidArgumentError, SpecdecError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.registry import Registry
+from specdec.runtimes.base import forward_one
 
 
 def rows_choosing(*tokens: int) -> np.ndarray:
@@ -215,7 +216,7 @@ class RandomDrafter:
 
     def draft(self, plan, context, *, policy):  # noqa: ARG002
         tokens = [int(t) for t in self.random.integers(0, 4, plan.num_draft_tokens + self.excess)]
-        self.runtime.forward(tokens, context.cache, effort=EffortSchedule(0.2), view="int4")
+        forward_one(self.runtime, tokens, context.cache, effort=EffortSchedule(0.2), view="int4")
         return Draft(tokens=tokens)
 
 

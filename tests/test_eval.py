@@ -21,7 +21,7 @@ from specdec.lab.eval.run import evaluate
 from specdec.lab.eval.sandbox import run_program
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import ForwardResult
+from specdec.runtimes.base import ForwardResult, forward_one
 
 HALF = Setting("exact", 0.5)
 
@@ -137,7 +137,7 @@ def test_the_likeliest_choice_is_taken_over_all_its_tokens() -> None:
         for tail in question.tails:  # from nothing, one token at a time
             cache, score, ids = runtime.new_cache(999), 0.0, question.ids + tail
             for place, token in enumerate(ids[:-1]):
-                row = runtime.forward([token], cache, effort=EffortSchedule()).logits[0].astype(np.float64)
+                row = forward_one(runtime, [token], cache, effort=EffortSchedule()).logits[0].astype(np.float64)
                 if place + 1 >= len(question.ids):
                     score += row[ids[place + 1]] - np.log(np.exp(row).sum())
             scores.append(score)

@@ -17,7 +17,7 @@ from specdec.kernels.reference.layers import rotary_frequencies
 
 from specdec.formats import Source, open_source
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Runtime
+from specdec.runtimes.base import Runtime, forward_one
 from specdec.store import Store, convert
 from specdec.weights.dtypes import to_float32
 
@@ -73,7 +73,10 @@ def test_tiny_logits_are_within_float16_rounding(store_of: Callable[..., Store],
     # The models behind expected.json were cast to float16 and back, rotary frequencies included: each is off by up to
     # 2^-11, so angles by up to 39 * 2^-11 = 0.02 at the last position. That is the whole difference, as the next test
     # shows; it grows with position from 5e-6 to at most 5.2e-3 (in tiny-llama), on logits of up to 4.8.
-    assert largest_difference(name, lambda ids: runtime.forward(ids, runtime.new_cache(40), effort=FULL).logits) < 0.008
+    assert (
+        largest_difference(name, lambda ids: forward_one(runtime, ids, runtime.new_cache(40), effort=FULL).logits)
+        < 0.008
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -84,7 +87,10 @@ def test_tiny_logits_are_equal_once_frequencies_are_rounded_alike(
     runtime = ReferenceRuntime(store_of(DATA / name))
     # expected.json has five decimals (5e-6 off) and comes from float32, as does the runtime: each is off by a few
     # float32 roundings of logits up to 4.8 (5e-6). Largest difference measured: 1.1e-5.
-    assert largest_difference(name, lambda ids: runtime.forward(ids, runtime.new_cache(40), effort=FULL).logits) < 3e-5
+    assert (
+        largest_difference(name, lambda ids: forward_one(runtime, ids, runtime.new_cache(40), effort=FULL).logits)
+        < 3e-5
+    )
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -104,12 +110,12 @@ def test_tiny_greedy_continuations_are_equal(store_of: Callable[..., Store], nam
     for ids, wanted in zip(golden["input_ids"], golden["greedy_ids"], strict=True):
         cache_ = runtime.new_cache(64)
         logits, found = (
-            runtime.forward(ids[: golden["greedy_prompt_len"]], cache_, effort=FULL, last_only=True).logits,
+            forward_one(runtime, ids[: golden["greedy_prompt_len"]], cache_, effort=FULL, logits="last").logits,
             [],
         )
         for _ in wanted:
             found.append(int(logits[-1].argmax()))
-            logits = runtime.forward(found[-1:], cache_, effort=FULL).logits
+            logits = forward_one(runtime, found[-1:], cache_, effort=FULL).logits
         assert found == wanted
 
 
@@ -123,7 +129,9 @@ def check_real_row(runtime: Runtime, row: dict[str, Any], *, within: float = ROU
     """Feed prompt and golden continuation, and compare every continuation step."""
     prompt, greedy = row["prompt_ids"], row["greedy_ids"]
     ids = (prompt + greedy)[:-1]
-    logits = runtime.forward(ids, runtime.new_cache(len(ids)), effort=FULL).logits[len(prompt) - 1 :].astype(np.float64)
+    logits = (
+        forward_one(runtime, ids, runtime.new_cache(len(ids)), effort=FULL).logits[len(prompt) - 1 :].astype(np.float64)
+    )
     top = logits.max(axis=1, keepdims=True)
     log_probabilities = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
     assert len(log_probabilities) == len(row["top5"]) == len(greedy)

@@ -25,6 +25,7 @@ import specdec
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
 from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.dtypes import to_float32
 
@@ -86,10 +87,10 @@ def test_tiny_logits_and_continuations_are_the_golden_ones(store_of, monkeypatch
         assert np.abs(logits_of(runtime, ids, 40) - np.array(wanted)).max() < 2e-2
     for ids, wanted in zip(golden["input_ids"], golden["greedy_ids"], strict=True):
         kv, found = runtime.new_cache(64), []
-        logits = runtime.forward(ids[: golden["greedy_prompt_len"]], kv, effort=FULL, last_only=True).logits
+        logits = forward_one(runtime, ids[: golden["greedy_prompt_len"]], kv, effort=FULL, logits="last").logits
         for _ in wanted:
             found.append(int(logits[-1].argmax()))
-            logits = runtime.forward(found[-1:], kv, effort=FULL).logits
+            logits = forward_one(runtime, found[-1:], kv, effort=FULL).logits
         assert found == wanted
 
 
@@ -121,8 +122,8 @@ def test_rows_are_the_same_bits_across_splits_of_attention(runtime_of):
     ids = IDS * 15  # past two splits
     together = logits_of(runtime, ids, 16)
     kv = runtime.new_cache(len(ids))
-    runtime.forward(ids[:-20], kv, effort=FULL, last_only=True)
-    alone = [runtime.forward([token], kv, effort=FULL).logits[0] for token in ids[-20:]]
+    forward_one(runtime, ids[:-20], kv, effort=FULL, logits="last")
+    alone = [forward_one(runtime, [token], kv, effort=FULL).logits[0] for token in ids[-20:]]
     assert np.array_equal(np.array(alone), together[-20:])
 
 
@@ -218,11 +219,11 @@ def test_a_trimmed_cache_and_drafts_leave_nothing_behind(runtime_of):
     runtime = runtime_of("llama")
     wanted = logits_of(runtime, IDS[:20], 20)
     kv = runtime.new_cache(40)
-    runtime.forward(IDS[:10], kv, effort=FULL)
+    forward_one(runtime, IDS[:10], kv, effort=FULL)
     for token in (1, 2, 3):
-        runtime.forward([token], kv, effort=EffortSchedule(0.5), view="int4")
+        forward_one(runtime, [token], kv, effort=EffortSchedule(0.5), view="int4")
     kv.trim(10)
-    assert np.array_equal(runtime.forward(IDS[10:20], kv, effort=FULL).logits, wanted[10:])
+    assert np.array_equal(forward_one(runtime, IDS[10:20], kv, effort=FULL).logits, wanted[10:])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -243,12 +244,12 @@ def test_what_it_cannot_run_is_refused(store_of, tmp_path):
         MlxRuntime(store)
     runtime = MlxRuntime(store_of("llama", "float16", BucketLayout(24, (8, 16))))
     with pytest.raises(UnknownNameError, match="int4"):
-        runtime.prepare_view("bucket")
+        runtime.prepare("bucket")
     with pytest.raises(InvalidArgumentError, match="outside the vocabulary"):
-        runtime.forward([47], runtime.new_cache(4), effort=FULL)
+        forward_one(runtime, [47], runtime.new_cache(4), effort=FULL)
     kv = runtime.new_cache(2)
     with pytest.raises(InvalidArgumentError, match="no room"):
-        runtime.forward([1, 2, 3], kv, effort=FULL)
+        forward_one(runtime, [1, 2, 3], kv, effort=FULL)
     assert kv.length == 0
 
 

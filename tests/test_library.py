@@ -273,6 +273,6 @@ def test_importing_specdec_imports_no_runtime():
 def test_the_automatic_view_is_the_runtimes_choice():
     model = fake_model()
     result = specdec.generate(model, [1, 2, 3], max_tokens=8, draft_view="auto", draft_effort=0.5)
-    assert result.stats.draft_view == model.runtime.auto_draft[0]
+    assert result.stats.draft_view == model.runtime.info.auto_draft[0]
     with pytest.raises(UnknownNameError, match="auto, bucket, exact, int4"):
         specdec.generate(model, [1, 2, 3], draft_view="nonesuch")

@@ -55,7 +55,7 @@ def test_estimates_are_near_what_views_take(text_model: Path) -> None:
     assert isinstance(runtime, native.NativeRuntime)
     weights = sum(outputs * inputs for outputs, inputs in runtime.config.matrices().values())
     for view in ("int4", "bucket8"):
-        runtime.prepare_view(view)
+        runtime.prepare(view)
         # Tiny matrices are rounded up to whole tiles, so the estimate may be well under; it is never over.
         assert weights * 0.3 < native.view_bytes(view, runtime.config) <= runtime.memory[view]
 

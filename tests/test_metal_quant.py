@@ -20,6 +20,7 @@ from test_quantised_runtime import float64_logits
 from specdec.errors import UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import create_runtime
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
@@ -297,7 +298,7 @@ def test_models_that_are_loaded_in_part(runtime_of, name):
     nested = logits_of(runtime, ids[:1], 1, view="nested")
     assert np.array_equal(nested, found[:1]) == (name == "q8_0")
     blocks = sum(store.exact(of).nbytes - store.exact(of).scores.nbytes for of in store.config.matrices())
-    read = runtime.forward([1], runtime.new_cache(8), effort=EffortSchedule()).bytes_read
+    read = forward_one(runtime, [1], runtime.new_cache(8), effort=EffortSchedule()).bytes_read
     assert blocks <= read <= 1.05 * blocks
     held = sum(matrix.data.nbytes for linear in runtime._transformer.linears for matrix in linear.quant)
     whole = Store.open(store.path, verify=False)
@@ -338,10 +339,10 @@ def test_speculation_changes_no_token(runtime_of, name, load_share, view, policy
 
 def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
     _, runtime = runtime_of("q4_k with q6_k")
-    assert runtime.views == ("own", "nested", "int4")
-    assert runtime.auto_draft[0] in runtime.views
+    assert runtime.views() == ("own", "nested", "int4")
+    assert runtime.info.auto_draft[0] in runtime.views()
     with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
-        runtime.prepare_view("bucket")
+        runtime.prepare("bucket")
     linears = runtime._transformer.linears
     assert all(linear.weights is None and linear.tiers is None for linear in linears)
     store = runtime._store
@@ -351,7 +352,7 @@ def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
             # 6-bit scales of the K types take a byte each, and outputs are padded to 128.
             assert matrix.data.nbytes <= 1.04 * exact.block_bytes * padded(matrix.outputs) / matrix.outputs
     kv = runtime.new_cache(8)
-    everything = runtime.forward([1], kv, effort=EffortSchedule(), last_only=True).bytes_read
+    everything = forward_one(runtime, [1], kv, effort=EffortSchedule(), logits="last").bytes_read
     blocks = sum(store.exact(name).block_bytes for name in runtime.config.matrices())
     assert blocks <= everything <= 1.05 * blocks
 

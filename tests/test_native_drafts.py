@@ -11,6 +11,7 @@ from synthetic import synthetic_source, tiny_config
 
 from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.native.runtime import NativeRuntime, native_module
 from specdec.runtimes.reference.runtime import ReferenceRuntime
 from specdec.store import Store, convert
@@ -68,8 +69,8 @@ class Drafts:
     def logits(self, runtime: NativeRuntime | ReferenceRuntime, effort: EffortSchedule = FULL) -> np.ndarray:
         """Logits of the last prompt token by a draft step over the exact history."""
         cache = runtime.new_cache(16)
-        runtime.forward(PROMPT[:-1], cache, effort=FULL)
-        return runtime.forward(PROMPT[-1:], cache, effort=effort, view=self.view).logits[0]
+        forward_one(runtime, PROMPT[:-1], cache, effort=FULL)
+        return forward_one(runtime, PROMPT[-1:], cache, effort=effort, view=self.view).logits[0]
 
 
 @pytest.fixture(scope="module", params=list(EXPECTED))
@@ -144,9 +145,9 @@ def test_rows_that_share_a_pass_are_those_of_single_steps(drafts: Drafts) -> Non
     runtime = NativeRuntime(drafts.stored)
     effort = EffortSchedule(0.5)
     cache = runtime.new_cache(16)
-    together = runtime.forward(PROMPT, cache, effort=effort, view=drafts.view).logits
+    together = forward_one(runtime, PROMPT, cache, effort=effort, view=drafts.view).logits
     cache.trim(0)
-    apart = [runtime.forward([token], cache, effort=effort, view=drafts.view).logits[0] for token in PROMPT]
+    apart = [forward_one(runtime, [token], cache, effort=effort, view=drafts.view).logits[0] for token in PROMPT]
     assert np.array_equal(together, np.stack(apart))
 
 
@@ -156,7 +157,7 @@ def test_fewer_bytes_are_read_at_lower_effort(drafts: Drafts) -> None:
     read = []
     for effort in (1.0, 0.5):
         cache.trim(0)
-        read.append(runtime.forward(PROMPT[:1], cache, effort=EffortSchedule(effort), view=drafts.view).bytes_read)
+        read.append(forward_one(runtime, PROMPT[:1], cache, effort=EffortSchedule(effort), view=drafts.view).bytes_read)
     low, high = drafts.expected.bytes_read
     assert low < read[1] / read[0] < high
 
@@ -166,6 +167,6 @@ def test_memory_is_reported(tmp_path: Path, view: str) -> None:
     config = tiny_config(hidden_size=256, intermediate_size=512, num_heads=4, head_dim=64, vocab_size=1024)
     runtime = NativeRuntime(Store.open(convert(synthetic_source(config), tmp_path / "store")))
     assert view not in runtime.memory
-    runtime.prepare_view(view)
+    runtime.prepare(view)
     low, high = EXPECTED[view].memory
     assert low < runtime.memory[view] / runtime.memory["exact"] < high

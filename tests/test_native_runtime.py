@@ -29,6 +29,7 @@ from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
 from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.cores import usable_cores
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.dtypes import to_float32
@@ -87,10 +88,10 @@ def test_tiny_logits_and_continuations_are_the_golden_ones(store_of, monkeypatch
         assert np.abs(logits_of(runtime, ids, 40) - np.array(wanted)).max() < 6e-3
     for ids, wanted in zip(golden["input_ids"], golden["greedy_ids"], strict=True):
         kv, found = runtime.new_cache(64), []
-        logits = runtime.forward(ids[: golden["greedy_prompt_len"]], kv, effort=FULL, last_only=True).logits
+        logits = forward_one(runtime, ids[: golden["greedy_prompt_len"]], kv, effort=FULL, logits="last").logits
         for _ in wanted:
             found.append(int(logits[-1].argmax()))
-            logits = runtime.forward(found[-1:], kv, effort=FULL).logits
+            logits = forward_one(runtime, found[-1:], kv, effort=FULL).logits
         assert found == wanted
 
 
@@ -163,11 +164,11 @@ def test_long_inputs_and_late_chunks_have_the_same_bits(store_of):
     runtime = NativeRuntime(store_of("mistral"), threads=2)
     ids = [int(token) for token in np.random.default_rng(2).integers(0, 47, 700)]
     whole, kv = logits_of(runtime, ids, 700), runtime.new_cache(700)
-    runtime.forward(ids[:600], kv, effort=FULL, last_only=True)
-    tail = np.concatenate([runtime.forward([token], kv, effort=FULL).logits for token in ids[600:]])
+    forward_one(runtime, ids[:600], kv, effort=FULL, logits="last")
+    tail = np.concatenate([forward_one(runtime, [token], kv, effort=FULL).logits for token in ids[600:]])
     assert np.array_equal(tail, whole[600:])
     kv.trim(333)
-    again = runtime.forward(ids[333:650], kv, effort=FULL, last_only=True).logits
+    again = forward_one(runtime, ids[333:650], kv, effort=FULL, logits="last").logits
     assert np.array_equal(again[0], whole[649])
 
 
@@ -181,7 +182,7 @@ def test_partial_effort_multiplies_what_the_definition_selects(store_of, effort)
     dense = to_float32(head.dense_bits(), store.dtype).astype(np.float64)
     hidden = np.linalg.lstsq(dense, full.T, rcond=None)[0].T.astype(np.float32)
     kv = runtime.new_cache(8)
-    found = runtime.forward(ids, kv, effort=EffortSchedule(1.0, {"head": effort})).logits
+    found = forward_one(runtime, ids, kv, effort=EffortSchedule(1.0, {"head": effort})).logits
     for row, logits in zip(hidden, found, strict=True):
         prefix = select_tiers(row, head.scores, head.tier_sizes, effort=effort)
         wanted = np.where(head.tier_of_weight()[:, : config.vocab_size] < prefix[:, None], dense.T, 0).T @ row
@@ -227,7 +228,7 @@ def test_other_threads_run_during_a_pass(store_of):
 
     def passes() -> None:
         for _ in range(10):
-            runtime.forward(ids, runtime.new_cache(512), effort=FULL)
+            forward_one(runtime, ids, runtime.new_cache(512), effort=FULL)
         done.set()
 
     thread = threading.Thread(target=passes)
@@ -315,19 +316,19 @@ def test_refusals_have_one_sentence(store_of):
     runtime, other = NativeRuntime(store), NativeRuntime(store_of("qwen3"))
     kv = runtime.new_cache(4)
     with pytest.raises(InvalidArgumentError, match="token id 47 is outside the vocabulary of 47"):
-        runtime.forward([1, 47], kv, effort=FULL)
+        forward_one(runtime, [1, 47], kv, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="at least one token"):
-        runtime.forward([], kv, effort=FULL)
+        forward_one(runtime, [], kv, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="holds 0 of at most 4 tokens: no room for 5"):
-        runtime.forward([1] * 5, kv, effort=FULL)
+        forward_one(runtime, [1] * 5, kv, effort=FULL)
     with pytest.raises(UnknownNameError, match="unknown view 'int1'"):
-        runtime.forward([1], kv, effort=FULL, view="int1")
+        forward_one(runtime, [1], kv, effort=FULL, view="int1")
     with pytest.raises(InvalidArgumentError, match="cannot be trimmed to 1"):
         kv.trim(1)
     with pytest.raises(InvalidArgumentError, match="must come from new_cache"):
-        runtime.forward([1], object(), effort=FULL)
+        forward_one(runtime, [1], object(), effort=FULL)
     with pytest.raises(ValueError, match="another shape"):
-        runtime.forward([1], other.new_cache(4), effort=FULL)
+        forward_one(runtime, [1], other.new_cache(4), effort=FULL)
     for capacity in (0, -1, 1.5, True):
         with pytest.raises(InvalidArgumentError, match="capacity"):
             runtime.new_cache(capacity)
@@ -352,7 +353,7 @@ def test_an_interrupted_pass_leaves_the_cache_as_it_was(store_of, monkeypatch):
     runtime = NativeRuntime(store_of("llama"))
     ids, calls = [1] * 1200, 0
     kv = runtime.new_cache(2000)
-    runtime.forward(ids[:10], kv, effort=FULL)
+    forward_one(runtime, ids[:10], kv, effort=FULL)
     inner = runtime._model
 
     class Interrupted:
@@ -365,7 +366,7 @@ def test_an_interrupted_pass_leaves_the_cache_as_it_was(store_of, monkeypatch):
 
     monkeypatch.setattr(runtime, "_model", Interrupted())
     with pytest.raises(KeyboardInterrupt):
-        runtime.forward(ids, kv, effort=FULL)
+        forward_one(runtime, ids, kv, effort=FULL)
     assert kv.length == 10
 
 
@@ -379,11 +380,11 @@ from specdec.runtimes.native.runtime import NativeRuntime
 from specdec.store import Store
 runtime = NativeRuntime(Store.open(sys.argv[1]), threads=2)
 kv = runtime.new_cache(4)
-runtime.forward([1], kv, effort=EffortSchedule(1.0))
+forward_one(runtime, [1], kv, effort=EffortSchedule(1.0))
 child = os.fork()
 if child == 0:
     try:
-        runtime.forward([1], kv, effort=EffortSchedule(1.0))
+        forward_one(runtime, [1], kv, effort=EffortSchedule(1.0))
     except ValueError as error:
         os._exit(7 if "forked" in str(error) else 8)
     os._exit(9)
@@ -397,14 +398,14 @@ def test_work_done_and_memory_are_counted(store_of):
     store = store_of("llama")
     runtime = NativeRuntime(store)
     config, kv = store.config, runtime.new_cache(64)
-    one = runtime.forward([1], kv, effort=FULL)
-    five = runtime.forward([1] * 5, kv, effort=FULL)
+    one = forward_one(runtime, [1], kv, effort=FULL)
+    five = forward_one(runtime, [1] * 5, kv, effort=FULL)
     weights = sum(2 * inputs * -(-out // 32) * 32 for out, inputs in config.matrices().values())
     assert weights < one.bytes_read < weights * 1.2  # panels are padded to 32 outputs; beside them cache and embedding
     assert one.bytes_read < five.bytes_read < one.bytes_read * 1.2  # weights are read once for all rows
     assert set(runtime.memory) == {"exact", "masks"}
     assert runtime.memory["masks"] == 0
-    runtime.prepare_view("bucket")
+    runtime.prepare("bucket")
     assert 0 < runtime.memory["masks"] < 0.6 * runtime.memory["exact"]  # 0.19 for large matrices; scores count here
 
 
@@ -429,7 +430,7 @@ def test_the_first_layers_alone_are_those_of_a_model_that_has_no_others(store_of
         rows = []
         for runtime, layers in zip(runtimes, (2, None), strict=True):
             kv, options = runtime.new_cache(16), {"effort": EffortSchedule(0.5), "view": view, "layers": layers}
-            rows.append(np.concatenate([runtime.forward(some, kv, **options).logits for some in (ids, [9])]))
+            rows.append(np.concatenate([forward_one(runtime, some, kv, **options).logits for some in (ids, [9])]))
         assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
     kv = runtimes[0].new_cache(4)
     for layers in (0, 4, True, 1.0):
@@ -442,10 +443,10 @@ def test_layers_that_an_early_exit_left_unwritten_do_not_show_afterwards(store_o
     runtime = NativeRuntime(store_of("llama"), threads=1)
     clean, used = runtime.new_cache(16), runtime.new_cache(16)
     for kv in (clean, used):
-        runtime.forward([7, 8], kv, effort=FULL)
-    runtime.forward([1, 2, 3], used, effort=FULL, view="int4", layers=1)
+        forward_one(runtime, [7, 8], kv, effort=FULL)
+    forward_one(runtime, [1, 2, 3], used, effort=FULL, view="int4", layers=1)
     used.trim(2)
-    rows = [runtime.forward([5, 6, 7], kv, effort=FULL).logits for kv in (clean, used)]
+    rows = [forward_one(runtime, [5, 6, 7], kv, effort=FULL).logits for kv in (clean, used)]
     assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))
 
 
@@ -458,7 +459,7 @@ def test_hidden_states_are_those_of_the_layers(store_of) -> None:
     schedule = EffortSchedule(0.4)
     result, states = runtime.forward_states(ids, runtime.new_cache(90), effort=schedule)
     assert states.shape == (2, 90, 32)
-    plain = runtime.forward(ids, runtime.new_cache(90), effort=schedule).logits
+    plain = forward_one(runtime, ids, runtime.new_cache(90), effort=schedule).logits
     assert np.array_equal(result.logits, plain)
     kv = runtime.new_cache(90)
     parts = [runtime.forward_states(ids[first : first + 7], kv, effort=schedule)[1] for first in range(0, 90, 7)]

@@ -24,6 +24,7 @@ from specdec.lab.eval.passages import run_passage, score_passage
 from specdec.lab.tune.text import split_passages
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
 from specdec.store.partial import PartialMatrix, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts
@@ -158,7 +159,7 @@ def test_tiers_that_are_left_out_take_no_memory_natively(tmp_path: Path, layout:
     assert exact[0] - exact[1] == saved
     assert (saved > 0) == (layout.num_tiers > 1 and 32 % layout.bucket_size == 0)
     tokens, reference = [3, 1, 4, 1, 5, 9, 2, 6], create_runtime("reference", part)
-    found, wanted = (one.forward(tokens, one.new_cache(8), effort=FULL).logits for one in (made, reference))
+    found, wanted = (forward_one(one, tokens, one.new_cache(8), effort=FULL).logits for one in (made, reference))
     np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-3)  # the native cache is float16
 
 

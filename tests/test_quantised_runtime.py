@@ -16,7 +16,7 @@ from test_engine_identity import DRAFTERS, POLICIES, assert_identical
 from specdec.errors import UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import Runtime
+from specdec.runtimes.base import Runtime, forward_one
 from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.base import ViewMatrix
@@ -83,7 +83,7 @@ def in_passes(runtime: Runtime, sizes: list[int], *, capacity: int, effort: Effo
     cache, logits = runtime.new_cache(capacity), []
     for size in sizes:
         part = TOKENS[cache.length : cache.length + size]
-        logits.append(runtime.forward(part, cache, effort=effort, view=view).logits)
+        logits.append(forward_one(runtime, part, cache, effort=effort, view=view).logits)
     return np.concatenate(logits)
 
 
@@ -144,8 +144,8 @@ def test_int4_drafts_are_built_as_they_would_be_stored(types: tuple[str, ...], t
     for views in ((), ("int4",)):
         store = Store.open(convert(source, tmp_path / f"s{len(views)}", quantised="keep", views=views))
         runtime = create_runtime("native", store)
-        runtime.prepare_view("int4")
-        found.append(runtime.forward(TOKENS, runtime.new_cache(16), effort=EffortSchedule(), view="int4").logits)
+        runtime.prepare("int4")
+        found.append(forward_one(runtime, TOKENS, runtime.new_cache(16), effort=EffortSchedule(), view="int4").logits)
     # As for 16-bit weights, the order in which squared errors are added may decide between two scales as good.
     built, stored = (logits.astype(np.float64).ravel() for logits in found)
     assert built @ stored > 0.9999 * np.linalg.norm(built) * np.linalg.norm(stored)
@@ -157,7 +157,7 @@ def test_views_are_those_that_make_sense(make: Make, runtime: str, tmp_path: Any
     assert {"own", "nested", "int4"} <= set(made.views)
     assert made.auto_draft[0] in made.views
     with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
-        made.prepare_view("bucket")
+        made.prepare("bucket")
     plain = create_runtime(runtime, Store.open(convert(synthetic_source(), tmp_path / "s")))
     assert not {"own", "nested"} & set(plain.views)
 

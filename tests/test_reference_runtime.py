@@ -18,6 +18,7 @@ from synthetic import SyntheticSource, tiny_config
 
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import create_runtime, known_runtimes
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights import registry as view_registry
@@ -79,7 +80,7 @@ def in_passes(
     cache, logits = runtime.new_cache(capacity), []
     for size in sizes:
         part = TOKENS[cache.length : cache.length + size]
-        logits.append(runtime.forward(part, cache, effort=effort, view=view).logits)
+        logits.append(forward_one(runtime, part, cache, effort=effort, view=view).logits)
     return np.concatenate(logits)
 
 
@@ -87,7 +88,7 @@ def in_passes(
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_logits_at_effort_one_equal_the_float64_model(make: Make, name: str, dtype: str) -> None:
     source, runtime = make(name, dtype)
-    logits = runtime.forward(TOKENS, runtime.new_cache(64), effort=FULL).logits
+    logits = forward_one(runtime, TOKENS, runtime.new_cache(64), effort=FULL).logits
     assert logits.dtype == np.float32
     assert logits.shape == (24, 47)
     # Logits up to 4, each after some dozens of float32 roundings of numbers of that size (2.4e-7 each, partly
@@ -123,11 +124,11 @@ def test_any_split_any_history_of_drafts_gives_the_same_bits(make: Make, data: s
         for _ in range(data.draw(st.integers(0, min(3, 23 - length)))):
             token = data.draw(st.integers(0, 46))
             view = data.draw(st.sampled_from(["bucket", "int4"]))
-            runtime.forward([token], cache, effort=EffortSchedule(0.2), view=view)
+            forward_one(runtime, [token], cache, effort=EffortSchedule(0.2), view=view)
         cache.trim(length)
         count = data.draw(st.integers(1, 24 - length))
         last_only = data.draw(st.booleans())
-        result = runtime.forward(TOKENS[length : length + count], cache, effort=schedule, last_only=last_only)
+        result = forward_one(runtime, TOKENS[length : length + count], cache, effort=schedule, last_only=last_only)
         assert result.logits.shape == (1 if last_only else count, 47)
         rows.append((cache.length - len(result.logits), result.logits))
     for start, logits in rows:
@@ -163,7 +164,7 @@ def test_every_matrix_is_multiplied_by_bucketmul_at_its_own_effort(
 ) -> None:
     source, runtime = make(name)
     schedule = EffortSchedule(0.4, {"layers.0.*": 0.7, "layers.*.mlp*.down": 0.2, "head": 1.0})
-    runtime.prepare_view(view)
+    runtime.prepare(view)
     by_operand = {id(operand): matrix for matrix, operand in runtime._views[view].items()}
     calls: list[tuple[str, list[np.ndarray], list[np.ndarray]]] = []
     original = reference._Operand.multiply
@@ -175,7 +176,7 @@ def test_every_matrix_is_multiplied_by_bucketmul_at_its_own_effort(
         return results, count
 
     monkeypatch.setattr(reference._Operand, "multiply", spy)
-    runtime.forward(TOKENS[:5], runtime.new_cache(8), effort=schedule, view=view)
+    forward_one(runtime, TOKENS[:5], runtime.new_cache(8), effort=schedule, view=view)
     assert {matrix for matrix, _, _ in calls} >= {n for n in source.config.matrices() if "experts" not in n}
     for matrix, rows, results in calls:
         held = runtime._views[view][matrix].matrix
@@ -239,7 +240,7 @@ class _HalvedMatrix:
 def test_a_view_of_another_package_runs(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     runtime = ReferenceRuntime(make("llama")[1]._store)
     monkeypatch.setitem(view_registry._views._own, "halved", _Halved)
-    assert "halved" in runtime.views
+    assert "halved" in runtime.views()
     schedule = EffortSchedule(0.5, {"layers.*": 1.0})
     low = in_passes(runtime, [24], capacity=24, effort=schedule, view="halved")
     assert np.array_equal(low, in_passes(runtime, [1] * 24, capacity=24, effort=schedule, view="halved"))
@@ -251,15 +252,15 @@ def test_a_view_whose_tiers_cannot_be_seen_is_refused(make: Make, monkeypatch: p
     monkeypatch.setitem(view_registry._views._own, "halved", _Halved)
     monkeypatch.setattr(_HalvedMatrix, "tier_sizes", (2, 2))
     with pytest.raises(InvalidArgumentError, match=r"view 'halved' has tiers but no tier_of_weight"):
-        runtime.prepare_view("halved")
+        runtime.prepare("halved")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_bytes_of_a_dense_step_are_those_of_the_16_bit_model(make: Make, name: str) -> None:
     source, runtime = make(name)
     config, cache = source.config, runtime.new_cache(32)
-    runtime.forward(TOKENS[:9], cache, effort=FULL)
-    read = runtime.forward(TOKENS[9:10], cache, effort=FULL).bytes_read
+    forward_one(runtime, TOKENS[:9], cache, effort=FULL)
+    read = forward_one(runtime, TOKENS[9:10], cache, effort=FULL).bytes_read
     idle = config.num_experts - config.experts_per_token if config.num_experts else 0
     weights = sum(out * inputs for out, inputs in config.matrices().values())
     weights -= config.num_layers * idle * 3 * config.intermediate_size * config.hidden_size
@@ -273,8 +274,8 @@ def test_bytes_fall_with_effort_and_shared_ones_count_once(make: Make) -> None:
     _, runtime = make("llama")
 
     def read(count: int, effort: float, view: str) -> int:
-        return runtime.forward(
-            TOKENS[:count], runtime.new_cache(8), effort=EffortSchedule(effort), view=view
+        return forward_one(
+            runtime, TOKENS[:count], runtime.new_cache(8), effort=EffortSchedule(effort), view=view
         ).bytes_read
 
     for view in ("exact", "bucket", "int4"):
@@ -285,32 +286,32 @@ def test_bytes_fall_with_effort_and_shared_ones_count_once(make: Make) -> None:
 
 def test_logits_belong_to_the_caller(make: Make) -> None:
     _, runtime = make("llama")
-    first = runtime.forward(TOKENS[:3], runtime.new_cache(8), effort=FULL).logits
+    first = forward_one(runtime, TOKENS[:3], runtime.new_cache(8), effort=FULL).logits
     kept = first.copy()
     first[:] = 0
-    assert np.array_equal(kept, runtime.forward(TOKENS[:3], runtime.new_cache(8), effort=FULL).logits)
+    assert np.array_equal(kept, forward_one(runtime, TOKENS[:3], runtime.new_cache(8), effort=FULL).logits)
 
 
 def test_mistakes_of_a_caller_are_refused_and_leave_the_cache_alone(make: Make) -> None:
     _, runtime = make("llama")
     cache = runtime.new_cache(4)
-    runtime.forward([1, 2, 3], cache, effort=FULL)
+    forward_one(runtime, [1, 2, 3], cache, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="token id 47 is outside the vocabulary of 47"):
-        runtime.forward([47], cache, effort=FULL)
+        forward_one(runtime, [47], cache, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="token id -1 is outside"):
-        runtime.forward([-1], cache, effort=FULL)
+        forward_one(runtime, [-1], cache, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="at least one token"):
-        runtime.forward([], cache, effort=FULL)
+        forward_one(runtime, [], cache, effort=FULL)
     with pytest.raises(InvalidArgumentError, match="holds 3 of at most 4 tokens: no room for 2 more"):
-        runtime.forward([1, 2], cache, effort=FULL)
+        forward_one(runtime, [1, 2], cache, effort=FULL)
     with pytest.raises(UnknownNameError, match=r"unknown view 'int5': choose from bucket, .*exact, int4"):
-        runtime.forward([1], cache, effort=FULL, view="int5")
+        forward_one(runtime, [1], cache, effort=FULL, view="int5")
     with pytest.raises(UnknownNameError):
-        runtime.prepare_view("int5")
+        runtime.prepare("int5")
     with pytest.raises(InvalidArgumentError, match="matches no matrix"):
-        runtime.forward([1], cache, effort=EffortSchedule(1.0, {"layers.7.*": 0.5}))
+        forward_one(runtime, [1], cache, effort=EffortSchedule(1.0, {"layers.7.*": 0.5}))
     with pytest.raises(InvalidArgumentError, match="new_cache of this runtime"):
-        runtime.forward([1], make("qwen3")[1].new_cache(4), effort=FULL)
+        forward_one(runtime, [1], make("qwen3")[1].new_cache(4), effort=FULL)
     assert cache.length == 3
 
 
@@ -323,7 +324,7 @@ def test_cache_capacity_must_be_a_positive_whole_number(make: Make, capacity: An
 def test_trim_keeps_a_prefix_and_refuses_the_rest(make: Make) -> None:
     _, runtime = make("llama")
     cache = runtime.new_cache(5)
-    runtime.forward([1, 2, 3], cache, effort=FULL)
+    forward_one(runtime, [1, 2, 3], cache, effort=FULL)
     for length in (-1, 4, 2.0, True):
         with pytest.raises(InvalidArgumentError, match="a cache of 3 tokens can keep 0 to 3"):
             cache.trim(length)  # type: ignore[arg-type]
@@ -350,7 +351,7 @@ def test_the_first_layers_alone_are_those_of_a_model_that_has_no_others(tmp_path
         rows, read = [], []
         for runtime, layers in ((deep, 2), (shallow, None)):
             cache, options = runtime.new_cache(16), {"effort": EffortSchedule(0.5), "view": view, "layers": layers}
-            passes = [runtime.forward(some, cache, **options) for some in (TOKENS[:5], [9])]
+            passes = [forward_one(runtime, some, cache, **options) for some in (TOKENS[:5], [9])]
             rows.append(np.concatenate([one.logits for one in passes]))
             read.append(sum(one.bytes_read for one in passes))
         assert np.array_equal(rows[0].view(np.uint32), rows[1].view(np.uint32))

@@ -27,6 +27,7 @@ from specdec.lab.tune.trial import try_schedules
 from specdec.lab.tune.units import units_of
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 from specdec.store.profile import PROFILE_FILE, ProfileFile, find_profile
 
 SMALL = Thoroughness(
@@ -158,11 +159,13 @@ def test_what_is_measured_for_a_unit_is_the_divergence_of_lowering_it_alone(mode
         expected = 0.0
         for passage, index in places:
             cache = model.runtime.new_cache(8)
-            model.runtime.forward(passages[passage][:index], cache, effort=EffortSchedule())
+            forward_one(model.runtime, passages[passage][:index], cache, effort=EffortSchedule())
             rows = []
             for schedule in (EffortSchedule(), EffortSchedule(1.0, dict.fromkeys(unit.matrices, 0.3))):
                 rows.append(
-                    model.runtime.forward([passages[passage][index]], cache, effort=schedule, view="int4").logits[0]
+                    forward_one(model.runtime, [passages[passage][index]], cache, effort=schedule, view="int4").logits[
+                        0
+                    ]
                 )
                 cache.trim(index)
             expected += Comparison(rows[0]).divergence(rows[1])
@@ -185,8 +188,8 @@ def test_a_trial_follows_the_models_own_text(model):
         if len(own.tokens) <= count:
             return  # an end token came up, which the trial writes like any other
         cache = model.runtime.new_cache(9)
-        model.runtime.forward(tokens[:-1], cache, effort=full)
-        logits = model.runtime.forward(tokens[-1:], cache, effort=EffortSchedule(0.2)).logits[0]
+        forward_one(model.runtime, tokens[:-1], cache, effort=full)
+        logits = forward_one(model.runtime, tokens[-1:], cache, effort=EffortSchedule(0.2)).logits[0]
         hits += int(np.argmax(logits)) == own.tokens[count]
     assert agreement[1] == hits / 5
 
@@ -196,7 +199,7 @@ def test_a_trial_follows_the_models_own_text(model):
 
 def test_tuning_writes_a_profile_that_automatic_drafts_take_up(model, text, text_model_copy):
     before = model.auto_draft
-    assert before == (model.runtime.auto_draft[0], EffortSchedule(model.runtime.auto_draft[1]))
+    assert before == (model.runtime.info.auto_draft[0], EffortSchedule(model.runtime.info.auto_draft[1]))
     stages: dict[str, tuple[int, int]] = {}
     profile = tune(
         model,
@@ -218,7 +221,7 @@ def test_tuning_writes_a_profile_that_automatic_drafts_take_up(model, text, text
     assert set(tuned.efforts) == set(model.config.matrices())
     assert len(set(tuned.efforts.values())) > 1
     assert model.auto_draft == ("bucket", profile.choice.schedule)
-    assert find_profile(model.store, model.runtime.name) == profile
+    assert find_profile(model.store, model.runtime.info.name) == profile
     assert not (text_model_copy / f"{PROFILE_FILE}.partial").exists()
     result = specdec.generate(specdec.load(text_model_copy), "Hello", max_tokens=4, draft_view="auto", draft_effort=0.5)
     assert result.stats.draft_view == "bucket"
@@ -296,7 +299,7 @@ def test_profiles_of_several_runtimes_and_views_share_a_file_and_the_fastest_is_
     for other in (faster, replace(faster, runtime="other", candidates=(replace(choice, speedup=99.0),))):
         file.profiles[other.key] = other
     file.write()
-    name = model.runtime.name
+    name = model.runtime.info.name
     read = ProfileFile.read(model.store.path)
     assert set(read.profiles) == {f"{name}/int4", f"{name}/bucket", "other/bucket"}
     assert read.profiles == file.profiles
@@ -310,10 +313,10 @@ def test_a_profile_of_other_weights_is_not_used_and_a_damaged_one_is_refused(mod
     path = text_model_copy / PROFILE_FILE
     good = json.loads(path.read_text())
     other = json.loads(path.read_text())
-    other["profiles"][f"{model.runtime.name}/int4"]["store"] = "0" * 64
+    other["profiles"][f"{model.runtime.info.name}/int4"]["store"] = "0" * 64
     path.write_text(json.dumps(other))
     with pytest.warns(UserWarning, match="is not used: the model was converted again since"):
-        assert model.auto_draft[0] == model.runtime.auto_draft[0]
+        assert model.auto_draft[0] == model.runtime.info.auto_draft[0]
     damaged: list[tuple[str, str]] = [
         ("no json", "is no draft profile"),
         ("[]", "is no draft profile"),

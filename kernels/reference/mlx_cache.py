@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from specdec.kernels.reference.mlx_backend import mx
 
-from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.base import check_capacity, check_fork, check_keep, check_trim
 
 _STEP = 256  # tokens by which the arrays grow: few copies for long texts, little memory for short ones
 
@@ -20,8 +21,7 @@ class KeyValueCache:
     """
 
     def __init__(self, config: ModelConfig, capacity: int) -> None:
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-            raise InvalidArgumentError(f"cache capacity must be a whole number of at least 1 token, not {capacity!r}")
+        check_capacity(capacity)
         self._capacity, self._length = capacity, 0
         self._shape = (config.num_kv_heads, 0, config.head_dim)
         self._keys: list[Any] = [mx.zeros(self._shape) for _ in range(config.num_layers)]
@@ -43,9 +43,23 @@ class KeyValueCache:
         Raises:
             InvalidArgumentError: `length` is negative or larger than the current one.
         """
-        if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= self._length:
-            raise InvalidArgumentError(f"a cache of {self._length} tokens can keep 0 to {self._length}, not {length!r}")
+        check_trim(length, self._length)
         self._length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated now."""
+        return sum(int(array.nbytes) for array in (*self._keys, *self._values))
+
+    def keep(self, base: int, rows: Sequence[int]) -> None:
+        """Keep one path of a tree; see `Cache.keep`."""
+        check_keep(self._length, base, rows)
+        raise NotImplementedError
+
+    def fork(self, length: int, capacity: int) -> KeyValueCache:
+        """A cache that begins with this one's first `length` tokens; see `Cache.fork`."""
+        check_fork(self._length, length, capacity)
+        raise NotImplementedError
 
     def fits(self, shape: tuple[int, int, int]) -> bool:
         """Whether it was made for a model of this (layers, key-value heads, head size)."""

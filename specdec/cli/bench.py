@@ -213,8 +213,8 @@ def _findings(
 
     settings = {
         "model": Path(arguments.model).name.removesuffix(".store"),
-        "runtime": model.runtime.name,
-        "threads": getattr(model.runtime, "threads", None),
+        "runtime": model.runtime.info.name,
+        "threads": model.runtime.info.threads,
         "sets": arguments.prompts,
         "per_task": arguments.per_task,
     }

@@ -9,7 +9,7 @@ from specdec.drafters.base import Draft, DraftContext, DrafterSetup
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.runtimes.base import ForwardResult, Runtime
+from specdec.runtimes.base import Pass, Runtime, forward_one
 
 
 class EffortDrafter:
@@ -56,11 +56,11 @@ class EffortDrafter:
     def _steps(self, plan: DraftPlan, context: DraftContext) -> ModelSteps:
         view = plan.view or self.views[0]
 
-        def forward(tokens: Sequence[int], effort: float) -> ForwardResult:
+        def forward(tokens: Sequence[int], effort: float) -> Pass:
             schedule = context.efforts(effort)
             if self.layers is None:
-                return self.runtime.forward(tokens, context.cache, effort=schedule, view=view)
-            return self.runtime.forward(tokens, context.cache, effort=schedule, view=view, layers=self.layers)
+                return forward_one(self.runtime, tokens, context.cache, effort=schedule, view=view)
+            return forward_one(self.runtime, tokens, context.cache, effort=schedule, view=view, layers=self.layers)
 
         return ModelSteps(name=self.name, view=view, cache=context.cache, forward=forward)
 
@@ -97,17 +97,17 @@ def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
         UnknownNameError: the runtime has no such view.
         InvalidArgumentError: one is asked for twice.
     """
-    known = ["exact", *runtime.views]
-    views = tuple(runtime.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
+    known = ["exact", *runtime.views()]
+    views = tuple(runtime.info.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
     for view in views:
         if view not in known:
             raise UnknownNameError("draft view", view, ["auto", *known])
         if views.count(view) > 1:
             raise InvalidArgumentError(f"draft view {view!r} is asked for twice")
-        runtime.prepare_view(view)
+        runtime.prepare(view)
     return views
 
 
 def batches(runtime: Runtime, view: str) -> bool:
     """Whether a pass of `runtime` over several rows through `view` costs about as much as over one."""
-    return view in getattr(runtime, "batched_views", ())
+    return False

@@ -11,7 +11,7 @@ from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule, check_effort
-from specdec.runtimes.base import Cache, ForwardResult
+from specdec.runtimes.base import Cache, Pass, forward_one
 
 _OPTIONS = ("view", "effort")
 _FULL = EffortSchedule()
@@ -90,9 +90,11 @@ class ModelDrafter:
         bytes_read = 0
         while missing := history[cache.length : len(history) - 1]:
             if len(missing) > _FEW:
-                step = self.runtime.forward(missing[:_CHUNK], cache, effort=_FULL, last_only=True)
+                step = forward_one(self.runtime, missing[:_CHUNK], cache, effort=_FULL, logits="last")
             else:
-                step = self.runtime.forward(missing, cache, effort=self._schedule, view=self.views[0], last_only=True)
+                step = forward_one(
+                    self.runtime, missing, cache, effort=self._schedule, view=self.views[0], logits="last"
+                )
             bytes_read += step.bytes_read
             self._read = list(history[: cache.length])
         return bytes_read
@@ -101,12 +103,12 @@ class ModelDrafter:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
-        def forward(tokens: Sequence[int], _effort: float) -> ForwardResult:
+        def forward(tokens: Sequence[int], _effort: float) -> Pass:
             del self._read[cache.length :]
-            step = self.runtime.forward(tokens, cache, effort=self._schedule, view=self.views[0])
+            step = forward_one(self.runtime, tokens, cache, effort=self._schedule, view=self.views[0])
             self._read.extend(tokens)
             logits = step.logits[:, : self._vocab_size]
-            return ForwardResult(logits, step.bytes_read)
+            return Pass(logits, step.bytes_read)
 
         return ModelSteps(name=self.name, view=self.views[0], cache=cache, forward=forward, fixed_effort=self._effort)
 

@@ -14,7 +14,7 @@ import numpy as np
 from specdec.drafters.base import Draft, DraftContext
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
-from specdec.runtimes.base import Cache, ForwardResult
+from specdec.runtimes.base import Cache, Pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class ModelSteps:
     name: str
     view: str
     cache: Cache
-    forward: Callable[[Sequence[int], float], ForwardResult]
+    forward: Callable[[Sequence[int], float], Pass]
     fixed_effort: float | None = None
 
     def go_on(self, draft: Draft, effort: float, plan: DraftPlan, context: DraftContext, policy: Policy) -> Draft:

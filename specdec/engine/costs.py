@@ -26,7 +26,7 @@ from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
-    from specdec.runtimes.base import Cache
+    from specdec.runtimes.base import Cache, forward_one
 
 ROWS = (1, 3, 5, 9)
 _CONTEXT = 16  # tokens that the measured passes look back on
@@ -77,20 +77,20 @@ def _measure(
     cache = runtime.new_cache(min(_CONTEXT + most, model.config.max_context))
     context = max(0, cache.capacity - most)
     dense = EffortSchedule()
-    runtime.forward(tokens[: context or 1], cache, effort=dense, last_only=True)
+    forward_one(runtime, tokens[: context or 1], cache, effort=dense, logits="last")
     verify, draft = dict(known.verify_s), dict(known.draft_s)
-    compiles = getattr(runtime, "compiles", False)
+    compiles = runtime.info.compiles
     start_s = time.perf_counter()
     for attempt in range(2):
         for rows in ROWS if not known.verify_s else ():
             if context + rows <= cache.capacity:
-                check = partial(runtime.forward, tokens[:rows], cache, effort=dense)
+                check = partial(forward_one, runtime, tokens[:rows], cache, effort=dense)
                 if not attempt and compiles:
                     _timed(check, cache, context)
                 seconds = _timed(check, cache, context)
                 verify[rows] = min(seconds, verify.get(rows, seconds))
         for key in missing:
-            step = partial(runtime.forward, tokens[:1], cache, effort=efforts(key[2]), view=key[1] or "exact")
+            step = partial(forward_one, runtime, tokens[:1], cache, effort=efforts(key[2]), view=key[1] or "exact")
             if not attempt:
                 _timed(step, cache, context)
             seconds = _timed(step, cache, context)
@@ -117,9 +117,9 @@ def _file(model: Model) -> Path:
     parts = (
         model.store.checksum,
         model.store.loaded_share,
-        runtime.name,
-        getattr(runtime, "build", ""),
-        getattr(runtime, "threads", 0),
+        runtime.info.name,
+        runtime.info.build,
+        runtime.info.threads,
         platform.node(),
         platform.processor(),
         os.cpu_count(),

@@ -21,7 +21,7 @@ from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sampler import Sampler
 from specdec.errors import SpecdecError
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime
+from specdec.runtimes.base import Cache, Runtime, forward_one
 
 PREFILL_CHUNK = 512  # tokens a pass over the prompt: bounds its memory, and how long an interrupt waits
 
@@ -159,7 +159,7 @@ class Engine:
         """
         bytes_read = 0
         while rest := self.tokens[self.cache.length : -1]:
-            step = self.runtime.forward(rest[:PREFILL_CHUNK], self.cache, effort=self.effort, last_only=True)
+            step = forward_one(self.runtime, rest[:PREFILL_CHUNK], self.cache, effort=self.effort, logits="last")
             bytes_read += step.bytes_read
         return bytes_read
 
@@ -185,7 +185,7 @@ class Engine:
         self.cache.trim(position - 1)
 
         drafted_s = time.perf_counter()
-        verify = self.runtime.forward([self.tokens[-1], *draft.tokens], self.cache, effort=self.effort)
+        verify = forward_one(self.runtime, [self.tokens[-1], *draft.tokens], self.cache, effort=self.effort)
         verified_s = time.perf_counter()
 
         # Row j of the verify pass saw the pending token and drafts before j. The verifier draws its own token from

@@ -82,10 +82,10 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
 def _default_effort(model: Model, view: str) -> EffortSchedule:
     """What to draft at where the caller leaves it open: its proportions, and its mean where the policy takes that."""
     first = view.split(",")[0]
-    if first not in ("auto", model.runtime.auto_draft[0]):
+    if first not in ("auto", model.runtime.info.auto_draft[0]):
         return EffortSchedule(_OTHER_EFFORT)
     fastest, efforts = model.auto_draft
-    return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.auto_draft[1])
+    return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
 def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:

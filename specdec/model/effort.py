@@ -1,4 +1,5 @@
-"""How much of each matrix a call multiplies: `EffortSchedule`, from one number to one per matrix and layer."""
+"""How much of each matrix a call multiplies: `EffortSchedule`, from one number to one per matrix and layer, and `Efforts`,
+a schedule resolved for one model."""
 
 from __future__ import annotations
 
@@ -6,10 +7,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
@@ -134,3 +138,54 @@ class EffortSchedule:
     def of_value(cls, value: float | EffortSchedule) -> EffortSchedule:
         """A schedule from a number, or the schedule itself."""
         return value if isinstance(value, EffortSchedule) else cls(value)
+
+
+class Efforts:
+    """The effort of every matrix of one model, resolved once from a schedule.
+
+    Two of equal values are equal.
+
+    Args:
+        values: one for each matrix, in the order of `ModelConfig.matrices()`, in (0, 1].
+
+    Attributes:
+        values: the same, float64 (matrices,), not writable.
+        is_full: all of them are 1.
+    """
+
+    __slots__ = ("_hash", "_key", "is_full", "values")
+
+    def __init__(self, values: NDArray[np.float64]) -> None:
+        self.values = np.array(values, dtype=np.float64)
+        self.values.flags.writeable = False
+        self.is_full = bool((self.values >= 1).all())
+        self._key = self.values.tobytes()
+        self._hash = hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Efforts) and self._key == other._key)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def by_name(self, config: ModelConfig) -> dict[str, float]:
+        """Effort of every matrix by canonical name."""
+        return dict(zip(config.matrices(), self.values.tolist(), strict=True))
+
+
+def resolve_efforts(value: float | EffortSchedule | Efforts, config: ModelConfig) -> Efforts:
+    """Efforts of a model's matrices from a number or a schedule; the same object for the same schedule.
+
+    Raises:
+        InvalidArgumentError: a number is outside (0, 1], or a rule matches no matrix of the model.
+    """
+    if isinstance(value, Efforts):
+        return value
+    return _resolved(EffortSchedule.of_value(value), config)
+
+
+@lru_cache(maxsize=1024)
+def _resolved(schedule: EffortSchedule, config: ModelConfig) -> Efforts:
+    if schedule.rules:
+        return Efforts(np.fromiter(schedule.resolve(config).values(), dtype=np.float64))
+    return Efforts(np.full(len(config.matrices()), schedule.default))

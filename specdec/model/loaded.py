@@ -19,7 +19,7 @@ from specdec.store.profile import find_profile, profile_stamp
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel
     from specdec.model.architecture import ModelConfig
-    from specdec.runtimes.base import Runtime
+    from specdec.runtimes.base import Runtime, forward_one
     from specdec.store import Store
     from specdec.tokenizers import Tokenizer
 
@@ -64,9 +64,9 @@ class Model:
         """
         stamp = None if self.store is None else profile_stamp(self.store)
         if self._auto_draft is None or self._auto_draft[0] != stamp:
-            profile = None if self.store is None else find_profile(self.store, self.runtime.name)
+            profile = None if self.store is None else find_profile(self.store, self.runtime.info.name)
             if profile is None:
-                view, effort = self.runtime.auto_draft
+                view, effort = self.runtime.info.auto_draft
                 draft = view, EffortSchedule(effort)
             else:
                 draft = profile.view, profile.choice.schedule
@@ -96,7 +96,9 @@ class Model:
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
         for start in range(0, len(tokens), PREFILL_CHUNK):
             chunk = tokens[start : start + PREFILL_CHUNK]
-            logits[start : start + len(chunk)] = self.runtime.forward(chunk, cache, effort=schedule, view=view).logits
+            logits[start : start + len(chunk)] = forward_one(
+                self.runtime, chunk, cache, effort=schedule, view=view
+            ).logits
         return logits
 
 

@@ -1,36 +1,38 @@
-"""The one interface between the engine and whatever multiplies the matrices."""
+"""Interface between the engine and a runtime, which executes the model.
+
+A pass is a flat list of rows of any number of sequences. Each sequence has a cache of its own; the weights are read once
+for all of them. A row's result depends on its own token, history, effort and view alone (docs/arithmetic.md, rule 1), so
+a batch equals its parts bit for bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import EffortSchedule
+from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
+
+Logits = Literal["all", "last", "none"]
+
+EXACT = "exact"  # the view that keeps every bit of the weights
+MAX_SEQUENCES = 64  # in a pass
+MAX_PASS_ROWS = 512  # of all sequences of a pass together; rows of one sequence alone may be more
+MAX_TREE_ROWS = 64  # of one tree: a row's ancestors fit one 64-bit word
 
 _FEW_TOKENS = 32
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardResult:
-    """What one pass returns.
-
-    Attributes:
-        logits: float32 array of shape (M, V), or (1, V) when only the last row was asked for; owned by the caller.
-        bytes_read: bytes of weights and cache that the pass had to read, in the layout of the view it used.
-    """
-
-    logits: np.ndarray
-    bytes_read: int
-
-
 class Cache(Protocol):
-    """Keys and values of one sequence. Entries past `length` are garbage that the next pass overwrites."""
+    """Keys and values of one sequence. Entries past `length` are garbage that the next pass overwrites.
+
+    A cache belongs to whoever runs the passes over it: no other thread may touch it meanwhile.
+    """
 
     @property
     def length(self) -> int:
@@ -39,7 +41,12 @@ class Cache(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Most tokens that fit."""
+        """Most tokens that may be held: a bound, not an allocation. Memory grows in blocks."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated now; blocks shared with forks count in each."""
         ...
 
     def trim(self, length: int) -> None:
@@ -50,75 +57,290 @@ class Cache(Protocol):
         """
         ...
 
+    def keep(self, base: int, rows: Sequence[int]) -> None:
+        """Keep the first `base` tokens and, of those after them, `rows` in that order: one path of a tree.
 
-class Runtime(Protocol):
-    """Runs one model. Equal inputs give equal bits, whatever the number of rows M that share a pass."""
+        Args:
+            base: tokens held before the tree's pass.
+            rows: numbers of the tree's rows, ascending; row j is the entry `base + j`.
 
-    name: str
-    config: ModelConfig
-    # Draft view and effort that have measured fastest on this runtime: what "auto" stands for.
-    auto_draft: tuple[str, float]
-    # Draft views in which a pass over several rows costs about as much as over one.
-    batched_views: tuple[str, ...]
-
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Draft views that `forward` accepts beside "exact"."""
+        Raises:
+            InvalidArgumentError: `base` or a row is out of range, or the rows do not ascend.
+        """
         ...
 
-    def prepare_view(self, view: str) -> None:
+    def fork(self, length: int, capacity: int) -> Cache:
+        """A cache of another sequence that begins with the first `length` tokens of this one.
+
+        Raises:
+            InvalidArgumentError: `length` is out of range or above `capacity`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One sequence's share of a pass: M rows that are appended to its cache.
+
+    Attributes:
+        cache: from the runtime's `new_cache`; grows by M.
+        tokens: M >= 1 token ids.
+        efforts: share of each matrix's multiplications to perform.
+        parents: None for a chain, in which every row follows the one before it. Else a tree of at most
+            `MAX_TREE_ROWS` rows: for each row the number of an earlier one that it follows, or -1 for the last token
+            that the cache held before. A row sees that history and its own path; its position is the cache's length
+            and its depth in the tree.
+        layers: run the first so many layers, then the final norm and the logits layer; None runs all. What the cache
+            holds in the other layers for these positions is garbage then.
+        logits: rows whose logits are computed: all, the last one, or none (a piece of a prompt).
+    """
+
+    cache: Cache
+    tokens: Sequence[int]
+    efforts: Efforts
+    parents: Sequence[int] | None = None
+    layers: int | None = None
+    logits: Logits = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a pass returns for one sequence.
+
+    Attributes:
+        logits: float32 (M, V), (1, V) or (0, V), as `Rows.logits` asked; owned by the caller.
+        bytes_read: bytes that the pass had to read for it, in the layout of the view: its own keys and values, and of
+            the weights a share by its number of rows. The shares of a pass add up to what the pass read.
+        states: float32 (layers, M, hidden), the residual stream after each layer, if asked for.
+    """
+
+    logits: NDArray[np.float32]
+    bytes_read: int
+    states: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewInfo:
+    """A form of the weights that a runtime can read.
+
+    Attributes:
+        name: of the view.
+        own_bytes: bytes of memory that it takes beside the exact weights, about; 0 where it reads those.
+    """
+
+    name: str
+    own_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeInfo:
+    """What a runtime says of itself.
+
+    Attributes:
+        name: of the runtime.
+        auto_draft: draft view and effort that have measured fastest on it: what "auto" stands for.
+        build: equal for equal kernels on an equal device: costs measured with one build hold for no other.
+        threads: threads that it computes with; None where it does not choose them.
+        device: name of the GPU; None on a CPU.
+        compiles: a kind of pass is compiled when it is first needed, which takes seconds.
+        prefill_rows: most rows of one sequence's prompt in a pass that make reading it faster.
+    """
+
+    name: str
+    auto_draft: tuple[str, float]
+    build: str = ""
+    threads: int | None = None
+    device: str | None = None
+    compiles: bool = False
+    prefill_rows: int = field(default=MAX_PASS_ROWS)
+
+
+class Runtime(Protocol):
+    """Executes one model. One pass runs at a time: `forward` may be called from any thread and waits for its turn."""
+
+    config: ModelConfig
+    info: RuntimeInfo
+
+    @classmethod
+    def missing(cls, config: ModelConfig) -> frozenset[str]:
+        """Features of the model that this runtime does not execute, by name; empty when it runs it."""
+        ...
+
+    def views(self) -> Mapping[str, ViewInfo]:
+        """Draft views that `forward` accepts beside "exact", by name."""
+        ...
+
+    def prepare(self, view: str) -> None:
         """Make `view` ready ahead of the first pass that uses it, so that its cost is not counted as drafting.
 
         Raises:
             UnknownNameError: this runtime has no such view.
+            MemoryShortError: there is no memory for it.
         """
         ...
 
     def new_cache(self, capacity: int) -> Cache:
-        """An empty cache for `capacity` tokens."""
-        ...
-
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: Cache,
-        *,
-        effort: EffortSchedule,
-        view: str = "exact",
-        last_only: bool = False,
-        layers: int | None = None,
-    ) -> ForwardResult:
-        """Append M tokens to `cache` (positions `cache.length` onwards) and return their logits.
-
-        Each row's arithmetic depends on its own token and history alone, never on M.
-
-        Args:
-            tokens: M >= 1 token ids.
-            cache: made by this runtime's `new_cache`; grows by M.
-            effort: share of each matrix's multiplications to perform.
-            view: "exact", or a draft view from `views`.
-            last_only: compute the logits layer for the last row only.
-            layers: run the first so many layers, then the final norm and the logits layer; None runs all. What the
-                cache holds in the other layers for these positions is garbage then.
+        """An empty cache of at most `capacity` tokens.
 
         Raises:
-            InvalidArgumentError: a token id is outside the vocabulary, the cache has no room, or `layers` is out of
-                range.
+            InvalidArgumentError: `capacity` is not a positive whole number.
+        """
+        ...
+
+    def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
+        """Append every sequence's rows to its cache and return their logits, in the order of the batch.
+
+        A batch equals its parts, bit for bit. When anything is raised, every cache is as it was.
+
+        Args:
+            batch: 1 to `MAX_SEQUENCES` sequences, each cache once, with `MAX_PASS_ROWS` rows together at most; a single
+                sequence may have more.
+            view: "exact", or a draft view from `views`.
+            states: also return the hidden states after each layer.
+
+        Raises:
+            InvalidArgumentError: the batch is empty or too large, a token id is outside the vocabulary, a cache has no
+                room or occurs twice, parents are no tree, or `layers` is out of range.
             UnknownNameError: unknown view.
         """
         ...
 
 
-@runtime_checkable
-class ShowsStates(Protocol):
-    """A runtime that can also say what is between its layers."""
+def forward_one(
+    runtime: Runtime,
+    tokens: Sequence[int],
+    cache: Cache,
+    *,
+    effort: float | EffortSchedule | Efforts = 1.0,
+    view: str = EXACT,
+    logits: Logits = "all",
+    layers: int | None = None,
+    states: bool = False,
+) -> Pass:
+    """A pass over one sequence's chain of tokens; arguments and errors are those of `Runtime.forward` and `Rows`."""
+    efforts = resolve_efforts(effort, runtime.config)
+    return runtime.forward([Rows(cache, tokens, efforts, None, layers, logits)], view=view, states=states)[0]
 
-    def forward_states(
-        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
-    ) -> tuple[ForwardResult, NDArray[np.float32]]:
-        """`Runtime.forward`, and with its result the hidden states (num_layers, M, hidden): the residual stream behind
-        every layer, before the final norm."""
-        ...
+
+def check_view(view: str, known: Mapping[str, ViewInfo]) -> None:
+    """Refuse a view that a runtime does not have.
+
+    Raises:
+        UnknownNameError: it is neither "exact" nor among `known`.
+    """
+    if view != EXACT and view not in known:
+        raise UnknownNameError("view", view, [EXACT, *known])
+
+
+def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type) -> None:
+    """Refuse a batch that no runtime runs.
+
+    Args:
+        batch: what `Runtime.forward` was given.
+        config: the model.
+        kind: class of the runtime's caches.
+
+    Raises:
+        InvalidArgumentError: see `Runtime.forward`.
+    """
+    if not 1 <= len(batch) <= MAX_SEQUENCES:
+        raise InvalidArgumentError(f"a pass takes 1 to {MAX_SEQUENCES} sequences, not {len(batch)}")
+    for rows in batch:
+        if not isinstance(rows.cache, kind):
+            raise InvalidArgumentError("a cache must come from new_cache of this runtime")
+        checked_layers(rows.layers, config)
+        if rows.logits not in ("all", "last", "none"):
+            raise InvalidArgumentError(f"logits must be 'all', 'last' or 'none', not {rows.logits!r}")
+        if rows.parents is not None:
+            check_parents(rows.parents, len(rows.tokens))
+    if len(batch) > 1:
+        total = sum(len(rows.tokens) for rows in batch)
+        if total > MAX_PASS_ROWS:
+            raise InvalidArgumentError(f"a pass of several sequences takes {MAX_PASS_ROWS} rows, not {total}")
+        if len({id(rows.cache) for rows in batch}) < len(batch):
+            raise InvalidArgumentError("a cache may occur once in a pass")
+
+
+def check_parents(parents: Sequence[int], count: int) -> None:
+    """Refuse parents that are no tree over `count` rows.
+
+    Raises:
+        InvalidArgumentError: too many rows, another number of parents, or a parent that is not an earlier row or -1.
+    """
+    if len(parents) != count or count > MAX_TREE_ROWS:
+        raise InvalidArgumentError(
+            f"a tree has one parent a row and at most {MAX_TREE_ROWS} rows, not {len(parents)} for {count} rows"
+        )
+    for row, parent in enumerate(parents):
+        if not -1 <= parent < row:
+            raise InvalidArgumentError(f"row {row} of a tree must follow an earlier row or -1, not {parent!r}")
+
+
+def depths(parents: Sequence[int]) -> list[int]:
+    """Depth of every row of a tree, 0 for one that follows the cache: its position is the cache's length plus this."""
+    found: list[int] = []
+    for parent in parents:
+        found.append(0 if parent < 0 else found[parent] + 1)
+    return found
+
+
+def is_chain(parents: Sequence[int] | None) -> bool:
+    """Whether every row follows the one before it."""
+    return parents is None or all(parent == row - 1 for row, parent in enumerate(parents))
+
+
+def path_to(parents: Sequence[int], row: int) -> list[int]:
+    """The rows from the tree's root to `row`, both included."""
+    path = [row]
+    while parents[path[-1]] >= 0:
+        path.append(parents[path[-1]])
+    return path[::-1]
+
+
+def check_keep(length: int, base: int, rows: Sequence[int]) -> None:
+    """Refuse what `Cache.keep` cannot do.
+
+    Raises:
+        InvalidArgumentError: see `Cache.keep`.
+    """
+    if not 0 <= base <= length:
+        raise InvalidArgumentError(f"a cache of {length} tokens has no base of {base}")
+    last = -1
+    for row in rows:
+        if not last < row < length - base:
+            raise InvalidArgumentError(f"rows to keep must ascend from 0 to {length - base - 1}, not {list(rows)}")
+        last = row
+
+
+def check_capacity(capacity: int) -> None:
+    """Refuse a capacity that is no positive whole number.
+
+    Raises:
+        InvalidArgumentError: it is none.
+    """
+    if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
+        raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
+
+
+def check_trim(length: int, held: int) -> None:
+    """Refuse a length that a cache of `held` tokens cannot be trimmed to.
+
+    Raises:
+        InvalidArgumentError: it is no whole number from 0 to `held`.
+    """
+    if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= held:
+        raise InvalidArgumentError(f"a cache of {held} tokens cannot be trimmed to {length!r}")
+
+
+def check_fork(held: int, length: int, capacity: int) -> None:
+    """Refuse a fork that cannot be.
+
+    Raises:
+        InvalidArgumentError: `length` is not from 0 to `held`, or above `capacity`.
+    """
+    check_capacity(capacity)
+    if not 0 <= length <= min(held, capacity):
+        raise InvalidArgumentError(f"a fork of a cache of {held} tokens for {capacity} cannot hold {length!r}")
 
 
 def checked_layers(layers: int | None, config: ModelConfig) -> int:

@@ -53,9 +53,9 @@ class Plan:
         return {
             "version": version(),
             "model": None if model.store is None else model.store.checksum,
-            "runtime": model.runtime.name,
-            "build": getattr(model.runtime, "build", None),
-            "threads": getattr(model.runtime, "threads", None),
+            "runtime": model.runtime.info.name,
+            "build": model.runtime.info.build,
+            "threads": model.runtime.info.threads,
             "device": here["device"],
             "cores": here["cores"],
             "prompts": fingerprint(self.prompts),

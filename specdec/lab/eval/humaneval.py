@@ -18,6 +18,7 @@ import numpy as np
 from specdec.engine.generate import stream
 from specdec.engine.prompt import encode_prompt
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -111,7 +112,9 @@ def _one_by_one(model: Model, prompt: str, view: str, effort: float, max_tokens:
         model.tokenizer.detokenizer(continues=encoded.continues),
     )
     for _ in range(length):
-        logits = model.runtime.forward(ids, cache, effort=EffortSchedule(effort), view=view, last_only=True).logits[0]
+        logits = forward_one(model.runtime, ids, cache, effort=EffortSchedule(effort), view=view, logits="last").logits[
+            0
+        ]
         token = int(np.argmax(logits))
         if token in model.tokenizer.eos_ids:
             break

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Runtime, ShowsStates
+from specdec.runtimes.base import Runtime, ShowsStates, forward_one
 
 _SLICE = 16  # rows of logits that are taken to float64 at a time: large vocabularies would fill the memory
 
@@ -62,7 +62,7 @@ def run_passage(runtime: Runtime, tokens: Sequence[int], *, view: str, effort: f
     if isinstance(runtime, ShowsStates):
         result, states = runtime.forward_states(tokens, cache, effort=schedule, view=view)
         return Pass(result.logits, states)
-    return Pass(runtime.forward(tokens, cache, effort=schedule, view=view).logits, None)
+    return Pass(forward_one(runtime, tokens, cache, effort=schedule, view=view).logits, None)
 
 
 def score_passage(tokens: Sequence[int], dense: Pass, other: Pass) -> PassageScore:

@@ -99,7 +99,7 @@ class Plan:
             if model.store is None:
                 raise InvalidArgumentError("load_share needs a model that was loaded from a store")
             type(model.store).open(model.store.path, verify=False, load_share=share)
-        known = ["exact", *model.runtime.views]
+        known = ["exact", *model.runtime.views()]
         for setting in self.settings:
             if setting.view not in known:
                 raise UnknownNameError("view", setting.view, known)
@@ -108,7 +108,7 @@ class Plan:
         """Everything that a result depends on, but for the settings, as plain JSON values."""
         return {
             "store": "" if model.store is None else model.store.checksum,
-            "runtime": model.runtime.name,
+            "runtime": model.runtime.info.name,
             "text": "Spec-Bench prompts" if self.text is None else Path(self.text).name,
             "text_sha256": None if content is None else hashlib.sha256(content.encode()).hexdigest(),
             "passages": self.passages,

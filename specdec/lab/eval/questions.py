@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime
+from specdec.runtimes.base import Cache, Runtime, forward_one
 
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
@@ -109,7 +109,7 @@ def answer_questions(
 
     def rows(tokens: Sequence[int]) -> NDArray[np.float64]:
         """Log-probabilities (T, V) behind each of the tokens."""
-        logits = runtime.forward(tokens, cache, effort=schedule, view=view).logits.astype(np.float64)
+        logits = forward_one(runtime, tokens, cache, effort=schedule, view=view).logits.astype(np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
 

@@ -44,7 +44,7 @@ def evaluate(model: Model, plan: Plan, *, restart: bool = False, progress: Progr
     passages = [] if content is None else _passages(model, plan, content)
     for setting in plan.settings:
         if setting.load_share == 1:
-            model.runtime.prepare_view(setting.view)
+            model.runtime.prepare(setting.view)
     problems = load_problems(plan.problems) if "humaneval" in plan.measures else []
     journal = Journal(paths.home() / "eval" / journal_name(description), description, restart=restart)
     complete = False
@@ -142,8 +142,8 @@ class _Run:
             runtime = self._model.runtime
             part = load(
                 self._model.store.path,
-                runtime=runtime.name,
-                threads=getattr(runtime, "threads", None),
+                runtime=runtime.info.name,
+                threads=runtime.info.threads,
                 load_share=setting.load_share,
             )
             self._part = setting.load_share, part

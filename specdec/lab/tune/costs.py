@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from specdec.lab.tune.sensitivity import advance
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime
+from specdec.runtimes.base import Cache, Runtime, forward_one
 
 VERIFY_ROWS = (1, 2, 3, 5, 9)  # rows of exact passes that are timed
 _FULL = EffortSchedule()
@@ -54,7 +54,7 @@ class StepTimer:
     def _run(self, rows: int, schedule: EffortSchedule, view: str) -> None:
         held = self._cache.length
         try:
-            self._runtime.forward(self._next[:rows], self._cache, effort=schedule, view=view)
+            forward_one(self._runtime, self._next[:rows], self._cache, effort=schedule, view=view)
         finally:
             self._cache.trim(min(held, self._cache.length))
 

@@ -110,7 +110,7 @@ def tune(
     units = units_of(model.config, quick=plan.quick)
     settings = {
         "store": model.store.checksum,
-        "runtime": model.runtime.name,
+        "runtime": model.runtime.info.name,
         "view": view,
         "text_sha256": hashlib.sha256(content.encode()).hexdigest(),
         **asdict(plan),
@@ -202,7 +202,7 @@ def _choose(
     ]
     wanted = [index for index, one in enumerate(candidates) if one.mean in means] if len(means) == 1 else None
     return DraftProfile(
-        runtime=runtime.name,
+        runtime=runtime.info.name,
         view=view,
         store=settings["store"],
         settings=settings,

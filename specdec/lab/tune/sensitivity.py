@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from specdec.lab.tune.divergence import Comparison
 from specdec.lab.tune.units import Unit
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime
+from specdec.runtimes.base import Cache, Runtime, forward_one
 
 _CHUNK = 512  # tokens of text in one pass
 _FULL = EffortSchedule()
@@ -106,14 +106,14 @@ def measure(
 def advance(runtime: Runtime, cache: Cache, tokens: Sequence[int]) -> None:
     """Bring `cache`, which holds a prefix of `tokens`, to all of them, at verify quality."""
     while rest := tokens[cache.length :]:
-        runtime.forward(rest[:_CHUNK], cache, effort=_FULL, last_only=True)
+        forward_one(runtime, rest[:_CHUNK], cache, effort=_FULL, logits="last")
 
 
 def draft_step(runtime: Runtime, cache: Cache, token: int, schedule: EffortSchedule, view: str) -> NDArray[np.float32]:
     """Logits (V,) of one draft step, which leaves the cache as it was."""
     held = cache.length
     try:
-        logits: NDArray[np.float32] = runtime.forward([token], cache, effort=schedule, view=view).logits[0]
+        logits: NDArray[np.float32] = forward_one(runtime, [token], cache, effort=schedule, view=view).logits[0]
     finally:
         cache.trim(min(held, cache.length))
     return logits

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from specdec.lab.tune.divergence import Comparison
 from specdec.lab.tune.sensitivity import advance, draft_step
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Runtime
+from specdec.runtimes.base import Runtime, forward_one
 
 _FULL = EffortSchedule()
 
@@ -42,7 +42,7 @@ def try_schedules(
         for _ in range(length):
             advance(runtime, cache, tokens[:-1])
             drafts = [draft_step(runtime, cache, tokens[-1], schedule, view) for schedule in schedules]
-            right = Comparison(runtime.forward([tokens[-1]], cache, effort=_FULL).logits[0])
+            right = Comparison(forward_one(runtime, [tokens[-1]], cache, effort=_FULL).logits[0])
             for index, logits in enumerate(drafts):
                 agreed[index] += int(logits.argmax()) == right.token
                 kl[index] += right.divergence(logits)

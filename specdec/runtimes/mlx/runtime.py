@@ -6,15 +6,30 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
+from specdec.model.effort import Efforts
+from specdec.runtimes.base import (
+    EXACT,
+    Cache,
+    Pass,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_batch,
+    check_capacity,
+    check_fork,
+    check_keep,
+    check_trim,
+    check_view,
+    checked_layers,
+    checked_tokens,
+)
 from specdec.runtimes.mlx.device import Gpu, find_gpu
 from specdec.runtimes.mlx.model import Kind, Layer, Transformer
 from specdec.runtimes.mlx.ops import LOGITS_FROM, SPAN, STATE_SIZE, Ops
@@ -59,9 +74,23 @@ class GpuCache:
         Raises:
             InvalidArgumentError: `length` is negative or larger than the current one.
         """
-        if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= self._length:
-            raise InvalidArgumentError(f"a cache of {self._length} tokens cannot be trimmed to {length!r}")
+        check_trim(length, self._length)
         self._length = length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated now."""
+        return sum(int(array.nbytes) for array in self.arrays)
+
+    def keep(self, base: int, rows: Sequence[int]) -> None:
+        """Keep one path of a tree; see `Cache.keep`."""
+        check_keep(self._length, base, rows)
+        raise NotImplementedError
+
+    def fork(self, length: int, capacity: int) -> GpuCache:
+        """A cache that begins with this one's first `length` tokens; see `Cache.fork`."""
+        check_fork(self._length, length, capacity)
+        raise NotImplementedError
 
     def advance(self, count: int) -> None:
         """Count `count` tokens more, which a pass has put there."""
@@ -97,37 +126,36 @@ class MlxRuntime:
         InvalidArgumentError: the model has a shape that the kernels do not run.
     """
 
-    name = "mlx"
-    batched_views: tuple[str, ...] = ()
-    # A kernel is compiled when a number of rows, a view or an effort below 1 first needs it.
-    compiles = True
-
     def __init__(self, store: Store) -> None:
         problem = refuse_unsupported(store.config)
         if problem:
             raise InvalidArgumentError(problem)
         self.config: ModelConfig = store.config
-        self.auto_draft = ("nested", 1.0) if store.quantised else ("int4", 1.0)
+        self.info = RuntimeInfo(
+            name="mlx",
+            auto_draft=("nested", 1.0) if store.quantised else ("int4", 1.0),
+            build=f"{GPU.backend} {GPU.name} {GPU.version}",
+            device=GPU.name,
+            compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
+        )
         self._store, self._mx = store, GPU.mx
-        self._efforts: dict[tuple[EffortSchedule, str], tuple[bool, list[Any]]] = {}
+        self._efforts: dict[tuple[Efforts, str], tuple[bool, list[Any]]] = {}
         self._prepared: set[str] = set()
         self._ops = Ops(self._mx, GPU.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
 
-    @property
-    def device(self) -> str:
-        """Name of the GPU in use."""
-        return GPU.name
+    @classmethod
+    def missing(cls, config: ModelConfig) -> frozenset[str]:
+        """Features of the model that this runtime does not execute, by name."""
+        problem = refuse_unsupported(config)
+        return frozenset() if problem is None else frozenset({problem})
 
-    @property
-    def build(self) -> str:
-        """The same for an equal MLX on an equal GPU: costs that were measured hold for no others."""
-        return f"{GPU.backend} {GPU.name} {GPU.version}"
-
-    @property
-    def views(self) -> tuple[str, ...]:
+    def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts beside "exact"; `bucket` needs buckets of 16 in tiers of fours."""
+        return {name: ViewInfo(name=name) for name in self._view_names()}
+
+    def _view_names(self) -> tuple[str, ...]:
         if self._store.quantised:
             # The one kernel of a quantised step has no `int4`, which would read as much as `nested`.
             return ("own", "nested") if self._transformer.whole is not None else ("own", "nested", "int4")
@@ -135,7 +163,7 @@ class MlxRuntime:
         fits = layout.bucket_size == BUCKET and all(size % RUN == 0 for size in layout.tier_sizes)
         return ("bucket", "int4") if fits else ("int4",)
 
-    def prepare_view(self, view: str) -> None:
+    def prepare(self, view: str) -> None:
         """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -143,8 +171,7 @@ class MlxRuntime:
         """
         if view == "exact" or view in self._prepared:
             return
-        if view not in self.views:
-            raise UnknownNameError("view", view, ["exact", *self.views])
+        check_view(view, self.views())
         if view in ("bucket", "int4"):
             pack = self._loader.bucket if view == "bucket" else self._loader.int4
             for linear in self._transformer.linears:
@@ -157,45 +184,44 @@ class MlxRuntime:
         Raises:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-            raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
+        check_capacity(capacity)
         return GpuCache(self._transformer.new_cache(capacity), capacity)
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: Cache,
-        *,
-        effort: EffortSchedule,
-        view: str = "exact",
-        last_only: bool = False,
-        layers: int | None = None,
-    ) -> ForwardResult:
-        """Append M tokens to `cache` and return their logits; see `Runtime.forward`.
+    def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
+        """Append every sequence's rows to its cache; see `Runtime.forward`.
 
-        The exact view runs up to 16 rows at a time, a draft view one. When anything is raised the cache is as it was.
+        The exact view runs up to 16 rows at a time, a draft view one.
         """
-        ids = self._checked(tokens, cache)
-        if checked_layers(layers, self.config) < self.config.num_layers:
+        check_batch(batch, self.config, GpuCache)
+        check_view(view, self.views())
+        if states:
+            raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
+        held = [rows.cache.length for rows in batch]
+        try:
+            return [self._forward(rows, view) for rows in batch]
+        except BaseException:
+            for rows, length in zip(batch, held, strict=True):
+                rows.cache.trim(min(length, rows.cache.length))
+            raise
+
+    def _forward(self, rows: Rows, view: str) -> Pass:
+        cache = rows.cache
+        ids = self._checked(rows.tokens, cache)
+        if checked_layers(rows.layers, self.config) < self.config.num_layers:
             raise InvalidArgumentError("the mlx runtime always runs all layers: early exit needs another runtime")
         assert isinstance(cache, GpuCache)
-        self.prepare_view(view)
-        selects, takes = self._takes(effort, view)
+        self.prepare(view)
+        selects, takes = self._takes(rows.efforts, view)
         mode = self._mode(view, selects)
-        most = self._transformer.most_rows if view == "exact" else 1
-        start, found, read = cache.length, [], 0
-        try:
-            for first in range(0, len(ids), most):
-                piece = ids[first : first + most]
-                tail = "all" if not last_only else "last" if first + most >= len(ids) else "none"
-                logits = self._pass(mode, selects, piece, cache, takes, tail)
-                if tail != "none":
-                    found.append(logits)
-                read += self._bytes_read(mode, effort, cache.length)
-        except BaseException:
-            cache.trim(min(start, cache.length))
-            raise
-        return ForwardResult(found[0] if len(found) == 1 else np.concatenate(found), read)
+        most = self._transformer.most_rows if view == EXACT else 1
+        found, read = [np.empty((0, self.config.vocab_size), np.float32)], 0
+        for first in range(0, len(ids), most):
+            piece = ids[first : first + most]
+            is_last = first + most >= len(ids)
+            tail = rows.logits if rows.logits == "all" or is_last else "none"
+            found.append(self._pass(mode, selects, piece, cache, takes, tail))
+            read += self._bytes_read(mode, rows.efforts, cache.length)
+        return Pass(np.concatenate(found), read)
 
     def _mode(self, view: str, selects: bool) -> str:
         """The `Kind.mode` of a view."""
@@ -219,7 +245,7 @@ class MlxRuntime:
         cache.advance(rows)
         return self._transformer.logits(out, wanted) if wanted else np.empty((0, self.config.vocab_size), np.float32)
 
-    def _takes(self, effort: EffortSchedule, view: str) -> tuple[bool, list[Any]]:
+    def _takes(self, effort: Efforts, view: str) -> tuple[bool, list[Any]]:
         """Whether anything is selected, and how many weights of every multiplication."""
         key = (effort, view)
         if key not in self._efforts:
@@ -228,8 +254,8 @@ class MlxRuntime:
             self._efforts[key] = self._counted(effort, view)
         return self._efforts[key]
 
-    def _counted(self, effort: EffortSchedule, view: str) -> tuple[bool, list[Any]]:
-        efforts = effort.resolve(self.config)
+    def _counted(self, effort: Efforts, view: str) -> tuple[bool, list[Any]]:
+        efforts = effort.by_name(self.config)
         if view != "bucket" and all(value >= 1 for value in efforts.values()):
             return False, []
         quantised = self._store.quantised
@@ -269,9 +295,9 @@ class MlxRuntime:
         ids: list[int] = checked_tokens(tokens, cache, self.config.vocab_size).tolist()
         return ids
 
-    def _bytes_read(self, mode: str, effort: EffortSchedule, length: int) -> int:
+    def _bytes_read(self, mode: str, effort: Efforts, length: int) -> int:
         """Bytes of a step's weights in the layout of its view, and of the history once."""
-        efforts = effort.resolve(self.config)
+        efforts = effort.by_name(self.config)
         total = 0.0
         if mode in ("quant", "nested"):
             for linear in self._transformer.linears:

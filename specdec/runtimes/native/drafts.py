@@ -9,6 +9,7 @@ import numpy as np
 
 from specdec.errors import StoreError, UnknownNameError
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.base import ViewInfo
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -31,12 +32,6 @@ def build_draft(view: str, model: Any, store: Store) -> Any:
     from specdec.runtimes.native.runtime import native_module
 
     return _BUILDERS[view](native_module(), model, store)
-
-
-def view_bytes(view: str, config: ModelConfig) -> int:
-    """About how many bytes a view takes: levels and scales of int4; codes, masks and steps of bucket8."""
-    weights = sum(outputs * inputs for outputs, inputs in config.matrices().values())
-    return int(weights * _BYTES_PER_WEIGHT[view])
 
 
 def joined_names(config: ModelConfig) -> list[list[str]]:
@@ -97,17 +92,20 @@ def _build_bucket8(module: Any, model: Any, store: Store) -> Any:
     return view
 
 
-def draft_views(*, quantised: bool) -> tuple[str, ...]:
-    """Draft views of a store, which may have matrices in quantised blocks."""
-    return ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
+def draft_views(config: ModelConfig, *, quantised: bool) -> dict[str, ViewInfo]:
+    """Draft views of a store, which may have matrices in quantised blocks, by name."""
+    names = ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
+    weights = sum(outputs * inputs for outputs, inputs in config.matrices().values())
+    return {name: ViewInfo(name=name, own_bytes=int(weights * _BYTES_PER_WEIGHT.get(name, 0.0))) for name in names}
 
 
 def _build_nested(module: Any, model: Any, store: Store) -> Any:
     return module.NestedView(model, _joined_numbers(store.config)[1])
 
 
-# Without what rounding to whole tiles and pages adds, a few percent.
-_BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535, "nested": 0.0}
+# Levels and scales of int4; codes, masks and steps of bucket8. Without what rounding to whole tiles and pages adds, a few
+# percent.
+_BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535}
 _BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {
     "bucket8": _build_bucket8,
     "int4": _build_int4,

@@ -6,8 +6,7 @@ Importing this module needs the extension module; `specdec.runtimes.choose` impo
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,18 +16,31 @@ from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
+from specdec.runtimes.base import (
+    EXACT,
+    Cache,
+    Pass,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_batch,
+    check_capacity,
+    check_fork,
+    check_keep,
+    check_trim,
+    check_view,
+    checked_layers,
+    checked_tokens,
+)
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.memory import available_bytes, check_room
-from specdec.runtimes.native.drafts import build_draft, draft_views, view_bytes
+from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.load import load_weights
 
 if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
-_MOST_SCHEDULES = 1024
 # Draft views that read the exact weights.
 _EXACT_VIEWS = ("bucket", "own")
 
@@ -75,19 +87,25 @@ class NativeCache:
         Raises:
             InvalidArgumentError: `length` is negative or larger than the current one.
         """
-        held = self.handle.length
-        if not 0 <= length <= held:
-            raise InvalidArgumentError(f"a cache of {held} tokens cannot be trimmed to {length}")
+        held = self.length
+        check_trim(length, held)
         if length != held:
             self.handle.trim(length)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated now."""
+        return int(self.handle.nbytes)
 
-@dataclass(frozen=True, slots=True)
-class _Efforts:
-    """A schedule as the kernels take it: one float64 per matrix, and whether any is below 1."""
+    def keep(self, base: int, rows: Sequence[int]) -> None:
+        """Keep one path of a tree; see `Cache.keep`."""
+        check_keep(self.length, base, rows)
+        raise NotImplementedError
 
-    values: NDArray[np.float64]
-    partial: bool
+    def fork(self, length: int, capacity: int) -> NativeCache:
+        """A cache that begins with this one's first `length` tokens; see `Cache.fork`."""
+        check_fork(self.length, length, capacity)
+        raise NotImplementedError
 
 
 class NativeRuntime:
@@ -110,32 +128,33 @@ class NativeRuntime:
         StoreError: the weights hold an infinite number or NaN, or tier masks contradict the layout.
     """
 
-    name = "native"
-    batched_views: tuple[str, ...] = ()
-
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
         module = native_module()
         self.config: ModelConfig = store.config
-        self.auto_draft = ("nested" if store.quantised else "int4", 0.7)
         self._store = store
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
-        self._efforts: dict[EffortSchedule, _Efforts] = {}
         self._drafts: dict[str, Any] = {}
         self._has_masks = False
         self._max_rows = int(module.MAX_ROWS)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
         load_weights(self._model, store, self._index)
+        self._views = draft_views(self.config, quantised=store.quantised)
+        self.info = RuntimeInfo(
+            name="native",
+            auto_draft=("nested" if store.quantised else "int4", 0.7),
+            build=f"{self.isa} {_module_stamp()}",
+            threads=self.threads,
+        )
+
+    @classmethod
+    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003
+        """Features of the model that this runtime does not execute: none."""
+        return frozenset()
 
     @property
     def isa(self) -> str:
         """Name of the instruction set in use."""
         return str(self._model.isa)
-
-    @property
-    def build(self) -> str:
-        """The same for equal kernels on an equal instruction set: costs that were measured hold for no others."""
-        file = Path(native_module().__file__).stat()
-        return f"{self.isa} {file.st_size} {file.st_mtime_ns}"
 
     @property
     def threads(self) -> int:
@@ -148,26 +167,24 @@ class NativeRuntime:
         drafts = {view: int(draft.nbytes) for view, draft in self._drafts.items()}
         return {"exact": int(self._model.nbytes), "masks": int(self._model.mask_bytes), **drafts}
 
-    @property
-    def views(self) -> tuple[str, ...]:
+    def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts beside "exact"."""
-        return draft_views(quantised=self._store.quantised)
+        return self._views
 
-    def prepare_view(self, view: str) -> None:
+    def prepare(self, view: str) -> None:
         """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
             UnknownNameError: this runtime has no such view.
             MemoryShortError: there is no memory for it.
         """
-        if view == "exact" or view in self._drafts:
+        check_view(view, self._views)
+        if view == EXACT or view in self._drafts:
             return
-        if view not in self.views:
-            raise UnknownNameError("view", view, ["exact", *self.views])
         if view in _EXACT_VIEWS:
             self._need_masks()
             return
-        check_room(f"draft view {view!r}", view_bytes(view, self.config), available_bytes())
+        check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
         self._drafts[view] = build_draft(view, self._model, self._store)
         self._store.release_pages()
 
@@ -177,89 +194,55 @@ class NativeRuntime:
         Raises:
             InvalidArgumentError: `capacity` is not a positive whole number, or there is no memory for it.
         """
-        if isinstance(capacity, bool) or not isinstance(capacity, int) or capacity < 1:
-            raise InvalidArgumentError(f"cache capacity must be a positive whole number of tokens, not {capacity!r}")
+        check_capacity(capacity)
         try:
             return NativeCache(self._model.new_cache(capacity))
         except MemoryError:
             raise InvalidArgumentError(f"there is no memory for a cache of {capacity} tokens: ask for fewer") from None
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: Cache,
-        *,
-        effort: EffortSchedule,
-        view: str = "exact",
-        last_only: bool = False,
-        layers: int | None = None,
-    ) -> ForwardResult:
-        """Append M tokens to `cache` and return their logits; see `Runtime.forward`.
+    def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
+        """Append every sequence's rows to its cache; see `Runtime.forward`.
 
-        Long inputs run in pieces (the bits do not depend on it), so that an interrupt is noticed between them. When
-        anything is raised the cache is as it was.
+        Long inputs run in pieces (the bits do not depend on it), so that an interrupt is noticed between them.
         """
-        return self._forward(tokens, cache, effort, view, last_only, layers, None)
-
-    def forward_states(
-        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
-    ) -> tuple[ForwardResult, NDArray[np.float32]]:
-        """What `forward` does, and the hidden states; see `ShowsStates.forward_states`."""
-        states = np.empty((self.config.num_layers, len(tokens), self.config.hidden_size), np.float32)
-        return self._forward(tokens, cache, effort, view, False, None, states), states
-
-    def _forward(
-        self,
-        tokens: Sequence[int],
-        cache: Cache,
-        effort: EffortSchedule,
-        view: str,
-        last_only: bool,
-        layers: int | None,
-        states: NDArray[np.float32] | None,
-    ) -> ForwardResult:
-        ids = self._checked(tokens, cache)
-        assert isinstance(cache, NativeCache)
-        efforts, depth = self._resolved(effort), checked_layers(layers, self.config)
-        draft = None
-        if view not in ("exact", *_EXACT_VIEWS):
-            self.prepare_view(view)
-            draft = self._drafts[view]
-        elif view != "exact" and view not in self.views:
-            raise UnknownNameError("view", view, ["exact", *self.views])
-        elif efforts.partial:
-            self._need_masks()
-        logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), dtype=np.float32)
-        start, read = cache.length, 0
+        check_batch(batch, self.config, NativeCache)
+        check_view(view, self.views())
+        held = [rows.cache.length for rows in batch]
         try:
-            for first in range(0, len(ids), self._max_rows):
-                piece = ids[first : first + self._max_rows]
-                rows = logits if last_only else logits[first : first + len(piece)]
-                shown = [] if states is None else [np.empty((depth, len(piece), states.shape[2]), np.float32)]
-                read += self._model.forward(piece, cache.handle, draft, efforts.values, last_only, rows, depth, *shown)
-                if states is not None:
-                    states[:, first : first + len(piece)] = shown[0]
+            return [self._forward(rows, view, states) for rows in batch]
         except BaseException:
-            cache.handle.trim(min(start, cache.length))
+            for rows, length in zip(batch, held, strict=True):
+                rows.cache.trim(min(length, rows.cache.length))
             raise
-        return ForwardResult(logits, read)
+
+    def _forward(self, rows: Rows, view: str, states: bool) -> Pass:
+        cache = rows.cache
+        ids = self._checked(rows.tokens, cache)
+        assert isinstance(cache, NativeCache)
+        depth = checked_layers(rows.layers, self.config)
+        draft = None
+        if view not in (EXACT, *_EXACT_VIEWS):
+            self.prepare(view)
+            draft = self._drafts[view]
+        elif not rows.efforts.is_full:
+            self._need_masks()
+        last_only = rows.logits != "all"
+        logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), dtype=np.float32)
+        hidden = np.empty((depth, len(ids), self.config.hidden_size), np.float32) if states else None
+        read = 0
+        for first in range(0, len(ids), self._max_rows):
+            piece = ids[first : first + self._max_rows]
+            out = logits if last_only else logits[first : first + len(piece)]
+            shown = [] if hidden is None else [np.empty((depth, len(piece), hidden.shape[2]), np.float32)]
+            read += self._model.forward(piece, cache.handle, draft, rows.efforts.values, last_only, out, depth, *shown)
+            if hidden is not None:
+                hidden[:, first : first + len(piece)] = shown[0]
+        return Pass(logits[:0] if rows.logits == "none" else logits, read, hidden)
 
     def _checked(self, tokens: Sequence[int], cache: Cache) -> NDArray[np.int32]:
         if not isinstance(cache, NativeCache):
             raise InvalidArgumentError("cache must come from new_cache of this runtime")
         return checked_tokens(tokens, cache, self.config.vocab_size).astype(np.int32)
-
-    def _resolved(self, schedule: EffortSchedule) -> _Efforts:
-        found = self._efforts.get(schedule)
-        if found is None:
-            if len(self._efforts) >= _MOST_SCHEDULES:  # a policy may try any number of efforts
-                self._efforts.clear()
-            if schedule.rules:
-                values = np.fromiter(schedule.resolve(self.config).values(), dtype=np.float64)
-            else:
-                values = np.full(len(self._index), schedule.default, dtype=np.float64)
-            found = self._efforts[schedule] = _Efforts(values, bool((values < 1).any()))
-        return found
 
     def _need_masks(self) -> None:
         """Pack the tier masks, unless they are there.
@@ -278,6 +261,11 @@ class NativeRuntime:
             self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True
         self._store.release_pages()
+
+
+def _module_stamp() -> str:
+    file = Path(native_module().__file__).stat()
+    return f"{file.st_size} {file.st_mtime_ns}"
 
 
 def _isa(module: Any, isa: str | None) -> str:

@@ -6,14 +6,14 @@ needs MLX; `specdec.runtimes.choose` imports it only when asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError
 from specdec.kernels.reference.attention import first_visible
 from specdec.kernels.reference.mlx_backend import compute_device, mx
 from specdec.kernels.reference.mlx_cache import KeyValueCache
@@ -21,8 +21,18 @@ from specdec.kernels.reference.mlx_matrix import FloatMatrix, GroupScaledMatrix,
 from specdec.kernels.reference.mlx_transformer import RowTransformer
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, ForwardResult, checked_layers, checked_tokens
+from specdec.runtimes.base import (
+    EXACT,
+    Cache,
+    Pass,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_batch,
+    check_view,
+    checked_layers,
+    checked_tokens,
+)
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.int4 import GROUP, Int4Matrix
@@ -91,26 +101,27 @@ class ReferenceRuntime:
         RuntimeUnavailableError: (on importing this module) MLX cannot be loaded.
     """
 
-    name = "reference"
-    batched_views: tuple[str, ...] = ()
-
     def __init__(self, store: Store) -> None:
         self.config: ModelConfig = store.config
-        self.auto_draft = ("own", 0.5) if store.quantised else ("bucket", 0.25)
+        self.info = RuntimeInfo(name="reference", auto_draft=("own", 0.5) if store.quantised else ("bucket", 0.25))
         self._store = store
         self._device = compute_device()
-        self._efforts: dict[EffortSchedule, dict[str, float]] = {}
         with mx.stream(self._device):
             self._exact = {name: self._load_exact(name) for name in self.config.matrices()}
             self._views: dict[str, dict[str, _Operand]] = {"exact": self._exact}
             self._transformer = RowTransformer(self.config, store.vector, self._embed, self._router)
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """Draft views that `forward` accepts beside "exact"."""
-        return tuple(view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
+    @classmethod
+    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003
+        """Features of the model that this runtime does not execute: none."""
+        return frozenset()
 
-    def prepare_view(self, view: str) -> None:
+    def views(self) -> Mapping[str, ViewInfo]:
+        """Draft views that `forward` accepts beside "exact"."""
+        names = (view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
+        return {name: ViewInfo(name=name) for name in names}
+
+    def prepare(self, view: str) -> None:
         """Make `view` ready: read it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -119,8 +130,7 @@ class ReferenceRuntime:
         """
         if view in self._views:
             return
-        if view not in self.views:
-            raise UnknownNameError("view", view, ["exact", *self.views])
+        check_view(view, self.views())
         with mx.stream(self._device):
             self._views[view] = {name: self._load_view(view, name) for name in self._exact}
 
@@ -133,55 +143,40 @@ class ReferenceRuntime:
         with mx.stream(self._device):
             return KeyValueCache(self.config, capacity)
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: Cache,
-        *,
-        effort: EffortSchedule,
-        view: str = "exact",
-        last_only: bool = False,
-        layers: int | None = None,
-    ) -> ForwardResult:
-        """Append M tokens to `cache` and return their logits; see `Runtime.forward`."""
-        return self._forward(tokens, cache, effort, view, last_only, layers, None)
+    def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
+        """Append every sequence's rows to its cache; see `Runtime.forward`. Sequences run one after the other."""
+        check_batch(batch, self.config, KeyValueCache)
+        check_view(view, self.views())
+        held = [rows.cache.length for rows in batch]
+        try:
+            return [self._forward(rows, view, states) for rows in batch]
+        except BaseException:
+            for rows, length in zip(batch, held, strict=True):
+                rows.cache.trim(min(length, rows.cache.length))
+            raise
 
-    def forward_states(
-        self, tokens: Sequence[int], cache: Cache, *, effort: EffortSchedule, view: str = "exact"
-    ) -> tuple[ForwardResult, NDArray[np.float32]]:
-        """What `forward` does, and the hidden states; see `ShowsStates.forward_states`."""
-        states: list[NDArray[np.float32]] = []
-        result = self._forward(tokens, cache, effort, view, False, None, states.append)
-        return result, np.stack(states)
-
-    def _forward(
-        self,
-        tokens: Sequence[int],
-        cache: Cache,
-        effort: EffortSchedule,
-        view: str,
-        last_only: bool,
-        layers: int | None,
-        observe: Callable[[NDArray[np.float32]], None] | None,
-    ) -> ForwardResult:
-        ids, kv = self._checked(tokens, cache)
-        depth = checked_layers(layers, self.config)
-        self.prepare_view(view)
-        efforts = self._resolved(effort)
+    def _forward(self, rows: Rows, view: str, states: bool) -> Pass:
+        ids, kv = self._checked(rows.tokens, rows.cache)
+        depth = checked_layers(rows.layers, self.config)
+        self.prepare(view)
+        efforts = rows.efforts.by_name(self.config)
         operands = self._views[view]
         read = self._fixed_bytes(kv.length, len(ids), depth)
+        hidden: list[NDArray[np.float32]] = []
 
-        def multiply(name: str, rows: list[Any]) -> list[Any]:
+        def multiply(name: str, activations: list[Any]) -> list[Any]:
             nonlocal read
             if efforts[name] < 1:
                 self._need_tiers(operands[name])
-            results, count = operands[name].multiply(rows, efforts[name])
+            results, count = operands[name].multiply(activations, efforts[name])
             read += count
             return results
 
+        last_only, observe = rows.logits != "all", hidden.append if states else None
         with mx.stream(self._device):
-            logits = self._transformer.forward(ids, kv, multiply, last_only=last_only, layers=depth, observe=observe)
-            return ForwardResult(np.array(logits, dtype=np.float32), read)
+            out = self._transformer.forward(ids, kv, multiply, last_only=last_only, layers=depth, observe=observe)
+            logits = np.array(out, dtype=np.float32)
+        return Pass(logits[:0] if rows.logits == "none" else logits, read, np.stack(hidden) if states else None)
 
     def _checked(self, tokens: Sequence[int], cache: Cache) -> tuple[list[int], KeyValueCache]:
         shape = (self.config.num_layers, self.config.num_kv_heads, self.config.head_dim)
@@ -189,11 +184,6 @@ class ReferenceRuntime:
             raise InvalidArgumentError("cache must come from new_cache of this runtime")
         ids: list[int] = checked_tokens(tokens, cache, self.config.vocab_size).tolist()
         return ids, cache
-
-    def _resolved(self, schedule: EffortSchedule) -> dict[str, float]:
-        if schedule not in self._efforts:
-            self._efforts[schedule] = schedule.resolve(self.config)
-        return self._efforts[schedule]
 
     def _load_exact(self, name: str) -> _Operand:
         matrix = self._store.exact(name)
