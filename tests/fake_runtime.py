@@ -16,7 +16,19 @@ import numpy as np
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
-from specdec.runtimes.base import Pass, Rows, RuntimeInfo, ViewInfo, check_batch, check_capacity, check_fork, check_keep, check_trim, check_view, checked_tokens
+from specdec.runtimes.base import (
+    Pass,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_batch,
+    check_capacity,
+    check_fork,
+    check_keep,
+    check_trim,
+    check_view,
+    checked_tokens,
+)
 
 BOS, EOS = 256, 257
 
@@ -206,7 +218,7 @@ class ByteTokenizer:
             return [EOS]
         return [BOS] * (self.add_bos if add_bos is None else add_bos) + list(text.encode())
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False) -> str:  # noqa: ARG002
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False) -> str:
         names = {BOS: b"", EOS: b"" if skip_special else b"<end>"}
         return b"".join(names.get(token, bytes([token % 256])) for token in ids).decode(errors="replace")
 
@@ -214,7 +226,7 @@ class ByteTokenizer:
         text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
         return text + "<assistant>" * add_generation_prompt
 
-    def detokenizer(self, *, continues: bool = False) -> ByteDetokenizer:  # noqa: ARG002
+    def detokenizer(self, *, continues: bool = False) -> ByteDetokenizer:
         return ByteDetokenizer()
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from fake_runtime import ByteTokenizer, FakeCache, fake_config
 
-from specdec.model.effort import EffortSchedule
+from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
-from specdec.runtimes.base import ForwardResult
+from specdec.runtimes.base import Pass, Rows, RuntimeInfo, ViewInfo
 
 PASS_S, ROW_S, STEP_S = 16 / 1024, 2 / 1024, 4 / 1024  # a pass over one row; each row more; a draft step at effort 1
 
@@ -45,43 +45,42 @@ class ScriptedRuntime:
     lie_at: int | None = None
     fail_at: int | None = None
     passes: int = 0
-    name: str = "scripted"
-    auto_draft: tuple[str, float] = ("int4", 0.5)
-    views: tuple[str, ...] = ("int4",)
-    batched_views: tuple[str, ...] = ()
+    info = RuntimeInfo(name="scripted", auto_draft=("int4", 0.5))
 
     def __post_init__(self) -> None:
         self.config = fake_config()
 
-    def prepare_view(self, view: str) -> None:
+    @classmethod
+    def missing(cls, config: ModelConfig) -> frozenset[str]:
+        return frozenset()
+
+    def views(self) -> dict[str, ViewInfo]:
+        return {"int4": ViewInfo(name="int4")}
+
+    def prepare(self, view: str) -> None:
         pass
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: FakeCache,
-        *,
-        effort: EffortSchedule,
-        view: str = "exact",
-        last_only: bool = False,
-        layers: int | None = None,  # noqa: ARG002
-    ) -> ForwardResult:
+    def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
+        return [self._forward(rows, view) for rows in batch]
+
+    def _forward(self, rows: Rows, view: str) -> Pass:
+        tokens, cache = rows.tokens, rows.cache
         self.passes += 1
         if self.passes == self.fail_at:
             raise KeyboardInterrupt
         first = cache.length
         cache.entries.extend((b"", ()) for _ in tokens)
         exact_s = (PASS_S + ROW_S * (len(tokens) - 1)) * self.stalls.get(self.passes, 1.0)
-        self.clock.now_s += exact_s if view == "exact" else STEP_S * effort.default
+        self.clock.now_s += exact_s if view == "exact" else STEP_S * rows.efforts.values[0]
         logits = np.zeros((len(tokens), self.config.vocab_size), np.float32)
         for row in range(len(tokens)):
             position = first + row + 1
             wrong = position % 4 == 0 if view != "exact" else position == self.lie_at and len(tokens) > 1
             logits[row, (7 * position + 3 + wrong) % 250] = 1.0
-        return ForwardResult(logits[-1:] if last_only else logits, bytes_read=1)
+        return Pass(logits if rows.logits == "all" else logits[-1:], bytes_read=1)
 
 
 @dataclass

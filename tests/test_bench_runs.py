@@ -229,10 +229,10 @@ class Remembering:
         knowledge.memory["remembering", "count"] = count + 1
         self.seen.append(count)
 
-    def plan(self, state: Any) -> DraftPlan:  # noqa: ARG002
+    def plan(self, state: Any) -> DraftPlan:
         return DraftPlan(num_draft_tokens=1, effort=1.0)
 
-    def next_step(self, signals: Any) -> None:  # noqa: ARG002
+    def next_step(self, signals: Any) -> None:
         return None
 
     def observe(self, outcome: Any) -> None:

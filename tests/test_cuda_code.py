@@ -31,7 +31,7 @@ class Library:
         major._obj.value, minor._obj.value = 13, 2
         return 0
 
-    def nvrtcCreateProgram(self, program: Any, text: bytes, *_: Any) -> int:  # noqa: N802, ARG002
+    def nvrtcCreateProgram(self, program: Any, text: bytes, *_: Any) -> int:  # noqa: N802
         self.compiled.append(text)
         return 0
 

@@ -153,9 +153,9 @@ def test_early_exit_runs_the_first_layers_only():
     seen: list[int | None] = []
     forward = runtime.forward
 
-    def watched(tokens: Any, cache: Any, **options: Any) -> Any:
-        seen.append(options.get("layers"))
-        return forward(tokens, cache, **options)
+    def watched(batch: Any, **options: Any) -> Any:
+        seen.extend(rows.layers for rows in batch)
+        return forward(batch, **options)
 
     runtime.forward = watched  # type: ignore[method-assign]
     model = Model(runtime, ByteTokenizer(eos=frozenset()))
@@ -353,7 +353,7 @@ def test_a_level_that_cannot_extend_is_refused(monkeypatch):
     class Starter:
         views, takes_effort = (), False
 
-        def draft(self, _plan: Any, _context: Any, *, policy: Any) -> Draft:  # noqa: ARG002
+        def draft(self, _plan: Any, _context: Any, *, policy: Any) -> Draft:
             return Draft()
 
     from specdec.drafters import registry

@@ -20,7 +20,7 @@ from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSigna
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import Cache, ForwardResult, Runtime, forward_one
+from specdec.runtimes.base import Pass, Rows, Runtime
 from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import Store, convert
 
@@ -76,22 +76,18 @@ class RecordingRuntime:
     """Passes everything on, and remembers the last exact logits of every position."""
 
     def __init__(self, runtime: Runtime) -> None:
-        self.runtime, self.name, self.config, self.views = runtime, runtime.info.name, runtime.config, runtime.views()
-        self.auto_draft, self.batched_views = runtime.info.auto_draft, runtime.batched_views
+        self.runtime, self.config, self.info = runtime, runtime.config, runtime.info
+        self.views, self.prepare, self.new_cache = runtime.views, runtime.prepare, runtime.new_cache
+        self.missing = runtime.missing
         self.rows: dict[int, np.ndarray] = {}
 
-    def prepare_view(self, view: str) -> None:
-        self.runtime.prepare(view)
-
-    def new_cache(self, capacity: int) -> Cache:
-        return self.runtime.new_cache(capacity)
-
-    def forward(self, tokens: Sequence[int], cache: Cache, *, view: str = "exact", **options: Any) -> ForwardResult:
-        start = cache.length
-        result = forward_one(self.runtime, tokens, cache, view=view, **options)
-        if view == "exact" and not options.get("last_only"):
-            self.rows |= {start + 1 + index: row.copy() for index, row in enumerate(result.logits)}
-        return result
+    def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
+        starts = [rows.cache.length for rows in batch]
+        results = self.runtime.forward(batch, view=view, states=states)
+        for rows, start, result in zip(batch, starts, results, strict=True):
+            if view == "exact" and rows.logits == "all":
+                self.rows |= {start + 1 + index: row.copy() for index, row in enumerate(result.logits)}
+        return results
 
 
 def recorded(model: Model, prompt: list[int], **options: Any) -> tuple[specdec.Result, dict[int, np.ndarray]]:

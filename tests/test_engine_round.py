@@ -214,7 +214,7 @@ class RandomDrafter:
     def __init__(self, runtime, excess=0):
         self.runtime, self.excess, self.random = runtime, excess, np.random.default_rng(0)
 
-    def draft(self, plan, context, *, policy):  # noqa: ARG002
+    def draft(self, plan, context, *, policy):
         tokens = [int(t) for t in self.random.integers(0, 4, plan.num_draft_tokens + self.excess)]
         forward_one(self.runtime, tokens, context.cache, effort=EffortSchedule(0.2), view="int4")
         return Draft(tokens=tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,9 @@ def test_plain_decoding_counts_every_token_as_a_round():
 class SlowRuntime(FakeRuntime):
     """Takes 2 ms for a draft step and 6 ms for every other pass."""
 
-    def forward(self, tokens, cache, *, view="exact", **options):
+    def forward(self, batch, *, view="exact", states=False):
         time.sleep(0.006 if view == "exact" else 0.002)
-        return super().forward(tokens, cache, view=view, **options)
+        return super().forward(batch, view=view, states=states)
 
 
 def test_times_add_up():
@@ -239,7 +240,7 @@ def test_costs_of_a_part_of_a_model_are_its_own(stored, home):
 def test_what_is_compiled_first_is_not_a_cost(clock):
     """Every first pass over so many rows takes a minute; what is kept is what the next one takes."""
     model = scripted_model(clock, stalls=dict.fromkeys((2, 4, 6, 8), 60 / PASS_S))
-    model.runtime.compiles = True
+    model.runtime.info = replace(model.runtime.info, compiles=True)
     table = costs._measure(model, EffortSchedule, [("effort", "int4", 0.5)], CostTable())
     assert table.verify_s == {rows: PASS_S + ROW_S * (rows - 1) for rows in costs.ROWS}
     assert table.draft_s == {("effort", "int4", 0.5): STEP_S * 0.5}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runtime import ByteTokenizer, FakeCache, FakeRuntime, fake_config
+from fake_runtime import ByteTokenizer, FakeRuntime, fake_config
 
 from specdec.cli.main import main
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.lab.eval.humaneval import Problem, load_problems, to_program, write_answer
-from specdec.lab.eval.passages import Pass, score_passage
+from specdec.lab.eval.passages import score_passage
 from specdec.lab.eval.plan import DENSE, Plan, Setting, make_settings
 from specdec.lab.eval.questions import answer_questions, encode_question, load_questions
 from specdec.lab.eval.report import table
@@ -21,7 +21,7 @@ from specdec.lab.eval.run import evaluate
 from specdec.lab.eval.sandbox import run_program
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
-from specdec.runtimes.base import ForwardResult, forward_one
+from specdec.runtimes.base import Pass, Rows, forward_one
 
 HALF = Setting("exact", 0.5)
 
@@ -47,21 +47,15 @@ class KnownRuntime(FakeRuntime):
         super().__init__(fake_config(max_context=2048))
         self.rows = {True: dense.astype(np.float32), False: lowered.astype(np.float32)}
 
-    def forward(
-        self, tokens: Sequence[int], cache: FakeCache, *, effort: EffortSchedule, **options: object
-    ) -> ForwardResult:
-        super().forward(tokens, cache, effort=effort)
-        row = self.rows[effort.default >= 1]
-        return ForwardResult(np.tile(row, (1 if options.get("last_only") else len(tokens), 1)), 0)
+    def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
+        return [self._known(rows, found) for rows, found in zip(batch, super().forward(batch), strict=True)]
 
-    def forward_states(
-        self, tokens: Sequence[int], cache: FakeCache, *, effort: EffortSchedule, view: str = "exact"
-    ) -> tuple[ForwardResult, np.ndarray]:
-        states = np.zeros((2, len(tokens), 8), np.float32)
+    def _known(self, rows: Rows, found: Pass) -> Pass:
+        states = np.zeros((2, len(rows.tokens), 8), np.float32)
         states[:, :, 0] = 3
-        if effort.default < 1:
+        if not rows.efforts.is_full:
             states[1, :, 1] = 4  # 3-4-5: the cosine is 3 / 5
-        return self.forward(tokens, cache, effort=effort, view=view), states
+        return Pass(np.tile(self.rows[rows.efforts.is_full], (len(found.logits), 1)), 0, states)
 
 
 def known_model() -> Model:

@@ -168,9 +168,9 @@ def test_smollm2_in_its_own_blocks_follows_golden_on_one_row(store_of: Callable[
 @pytest.mark.parametrize(("view", "effort"), [("exact", 1.0), ("exact", 0.6), ("bucket", 0.15), ("int4", 0.5)])
 def test_smollm2_rows_equal_single_rows_bit_for_bit(smollm2: ReferenceRuntime, view: str, effort: float) -> None:
     ids, schedule = golden_rows("smollm2-135m")[4]["prompt_ids"][:4], EffortSchedule(effort)
-    together = smollm2.forward(ids, smollm2.new_cache(4), effort=schedule, view=view).logits
+    together = forward_one(smollm2, ids, smollm2.new_cache(4), effort=schedule, view=view).logits
     cache_ = smollm2.new_cache(300)
-    alone = [smollm2.forward([token], cache_, effort=schedule, view=view).logits[0] for token in ids]
+    alone = [forward_one(smollm2, [token], cache_, effort=schedule, view=view).logits[0] for token in ids]
     assert np.array_equal(together, np.stack(alone))
 
 

@@ -23,6 +23,7 @@ import specdec
 from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import create_runtime
 from specdec.store import Store, convert
 from specdec.weights.dtypes import to_float32
@@ -216,7 +217,10 @@ def test_what_is_not_loaded_is_neither_held_nor_read(
     for a, b in without:
         assert a.data.nbytes - b.data.nbytes == 128 * a.tiles * a.inputs * b.form.hidden // 8
     read = [
-        {view: made.forward([1], made.new_cache(8), effort=EffortSchedule(), view=view).bytes_read for view in VIEWS}
+        {
+            view: forward_one(made, [1], made.new_cache(8), effort=EffortSchedule(), view=view).bytes_read
+            for view in VIEWS
+        }
         for made in (whole, part)
     ]
     assert read[0]["nested"] == read[1]["nested"] <= read[1]["exact"] < read[0]["exact"]

@@ -435,7 +435,7 @@ def test_the_first_layers_alone_are_those_of_a_model_that_has_no_others(store_of
     kv = runtimes[0].new_cache(4)
     for layers in (0, 4, True, 1.0):
         with pytest.raises(InvalidArgumentError, match="layers must be a whole number from 1 to 3"):
-            runtimes[0].forward([1], kv, effort=FULL, layers=layers)
+            forward_one(runtimes[0], [1], kv, effort=FULL, layers=layers)
     assert kv.length == 0
 
 
@@ -457,18 +457,22 @@ def test_hidden_states_are_those_of_the_layers(store_of) -> None:
     runtime = NativeRuntime(store)
     ids = [int(token) for token in np.random.default_rng(3).integers(0, 47, 90)]
     schedule = EffortSchedule(0.4)
-    result, states = runtime.forward_states(ids, runtime.new_cache(90), effort=schedule)
+    result = forward_one(runtime, ids, runtime.new_cache(90), effort=schedule, states=True)
+    states = result.states
     assert states.shape == (2, 90, 32)
     plain = forward_one(runtime, ids, runtime.new_cache(90), effort=schedule).logits
     assert np.array_equal(result.logits, plain)
     kv = runtime.new_cache(90)
-    parts = [runtime.forward_states(ids[first : first + 7], kv, effort=schedule)[1] for first in range(0, 90, 7)]
+    parts = [
+        forward_one(runtime, ids[first : first + 7], kv, effort=schedule, states=True).states
+        for first in range(0, 90, 7)
+    ]
     assert np.array_equal(np.concatenate(parts, axis=1), states)
-    full = runtime.forward_states(ids[:20], runtime.new_cache(20), effort=FULL)
+    full = forward_one(runtime, ids[:20], runtime.new_cache(20), effort=FULL, states=True)
     head = to_float32(store.exact("head").dense_bits(), store.dtype).astype(np.float64)
-    last = full[1][-1].astype(np.float64)
+    last = full.states[-1].astype(np.float64)
     normed = last / np.sqrt((last**2).mean(axis=1, keepdims=True) + store.config.norm_eps) * store.vector("final_norm")
-    assert np.allclose(normed @ head.T, full[0].logits, atol=1e-4)  # float32 sums of 32 products
+    assert np.allclose(normed @ head.T, full.logits, atol=1e-4)  # float32 sums of 32 products
 
 
 def test_hidden_states_equal_the_reference_runtimes(store_of) -> None:
@@ -477,7 +481,7 @@ def test_hidden_states_equal_the_reference_runtimes(store_of) -> None:
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     found = []
     for runtime in (NativeRuntime(store), reference.ReferenceRuntime(store)):
-        found.append(runtime.forward_states(ids, runtime.new_cache(8), effort=FULL)[1])
+        found.append(forward_one(runtime, ids, runtime.new_cache(8), effort=FULL, states=True).states)
     assert found[0].shape == found[1].shape == (2, 8, 32)
     # The native cache holds keys and values in float16: eleven bits of activations near 1.
     assert np.allclose(found[0], found[1], atol=5e-3)

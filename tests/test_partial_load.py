@@ -132,10 +132,10 @@ def test_runtimes_multiply_what_is_loaded(path: Path, runtime: str, tmp_path: Pa
     logits, drafts = [], []
     for store in (part, Store.open(tmp_path / "zeroed")):
         made = create_runtime(runtime, store)
-        logits.append(made.forward(tokens, made.new_cache(8), effort=FULL).logits)
+        logits.append(forward_one(made, tokens, made.new_cache(8), effort=FULL).logits)
         views = ("int4", "bucket8")  # made of the weights, whatever their tiers
-        drafts.append([made.forward(tokens, made.new_cache(8), effort=FULL, view=view).logits for view in views])
-        other = made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(0.3), view="bucket").logits
+        drafts.append([forward_one(made, tokens, made.new_cache(8), effort=FULL, view=view).logits for view in views])
+        other = forward_one(made, tokens, made.new_cache(8), effort=specdec.EffortSchedule(0.3), view="bucket").logits
         assert np.isfinite(other).all()
     assert np.array_equal(*logits)
     assert np.array_equal(*drafts)
@@ -322,17 +322,17 @@ def test_runtimes_multiply_upper_bits(runtime: str, types: tuple[str, ...], tmp_
     names = part.config.matrices() | part.config.tables()
     weights = {n: part.exact(n).dequantise() if n in part.config.matrices() else part.table_rows(n) for n in names}
     wanted = DenseTransformer(part.config, weights.__getitem__, part.vector).logits(tokens)
-    logits = made.forward(tokens, made.new_cache(8), effort=specdec.EffortSchedule(1.0)).logits
+    logits = forward_one(made, tokens, made.new_cache(8), effort=specdec.EffortSchedule(1.0)).logits
     # As for whole quantised matrices: the native runtime rounds activations to 16 bits, and its cache is float16.
     np.testing.assert_allclose(logits, wanted, rtol=0, atol=4e-5 if runtime == "reference" else 5e-3)
     for view in ("exact", "own", "nested", "int4"):
         for effort in (1.0, 0.4):
             schedule, cache = specdec.EffortSchedule(effort), made.new_cache(8)
-            rows = made.forward(tokens, made.new_cache(8), effort=schedule, view=view).logits
-            alone = [made.forward([token], cache, effort=schedule, view=view).logits[0] for token in tokens]
+            rows = forward_one(made, tokens, made.new_cache(8), effort=schedule, view=view).logits
+            alone = [forward_one(made, [token], cache, effort=schedule, view=view).logits[0] for token in tokens]
             assert np.array_equal(rows, np.array(alone))
     all_of_it = create_runtime(runtime, whole)
-    assert not np.array_equal(logits, all_of_it.forward(tokens, all_of_it.new_cache(8), effort=FULL).logits)
+    assert not np.array_equal(logits, forward_one(all_of_it, tokens, all_of_it.new_cache(8), effort=FULL).logits)
     if runtime == "native":
         saved = sum(whole.exact(n).nbytes - part.exact(n).nbytes for n in part.types if n in part.config.matrices())
         assert all_of_it.memory["exact"] - made.memory["exact"] >= 0.95 * saved > 0  # type: ignore[attr-defined]

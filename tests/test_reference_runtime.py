@@ -359,7 +359,7 @@ def test_the_first_layers_alone_are_those_of_a_model_that_has_no_others(tmp_path
         assert read[0] - read[1] == 2 * 4 * 2 * deep.config.hidden_size
     for layers in (0, 4, True, 1.0):
         with pytest.raises(InvalidArgumentError, match="layers must be a whole number from 1 to 3"):
-            deep.forward([1], deep.new_cache(4), effort=FULL, layers=layers)  # type: ignore[arg-type]
+            forward_one(deep, [1], deep.new_cache(4), effort=FULL, layers=layers)  # type: ignore[arg-type]
 
 
 def test_registry_makes_the_reference_by_name_and_as_auto(make: Make) -> None:

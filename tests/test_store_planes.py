@@ -18,6 +18,7 @@ from test_store_damage import edit, flip, refused
 
 from specdec.errors import StoreError
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import best_runtime, create_runtime
 from specdec.store import FORMAT_VERSION, Store, convert
 from specdec.store.description import DESCRIPTION_FILE
@@ -121,7 +122,7 @@ def test_the_model_at_its_first_parts_is_a_prefix_of_the_file(tmp_path: Path, ru
 
 def logits(runtime: str, store: Store, view: str = "exact", effort: float = 1.0) -> np.ndarray:
     made = create_runtime(runtime, store)
-    return made.forward([3, 1, 4, 1, 5], made.new_cache(8), effort=EffortSchedule(effort), view=view).logits
+    return forward_one(made, [3, 1, 4, 1, 5], made.new_cache(8), effort=EffortSchedule(effort), view=view).logits
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -21,12 +21,13 @@ from specdec import paths
 from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.version import version
 from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
-    from specdec.runtimes.base import Cache, forward_one
+    from specdec.runtimes.base import Cache
 
 ROWS = (1, 3, 5, 9)
 _CONTEXT = 16  # tokens that the measured passes look back on

@@ -1,5 +1,5 @@
-"""How much of each matrix a call multiplies: `EffortSchedule`, from one number to one per matrix and layer, and `Efforts`,
-a schedule resolved for one model."""
+"""How much of each matrix a call multiplies: `EffortSchedule`, from one number to one per matrix and layer, and
+`Efforts`, a schedule resolved for one model."""
 
 from __future__ import annotations
 

@@ -14,12 +14,13 @@ from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.round import PREFILL_CHUNK
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.store.profile import find_profile, profile_stamp
 
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel
     from specdec.model.architecture import ModelConfig
-    from specdec.runtimes.base import Runtime, forward_one
+    from specdec.runtimes.base import Runtime
     from specdec.store import Store
     from specdec.tokenizers import Tokenizer
 

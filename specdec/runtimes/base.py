@@ -1,8 +1,8 @@
 """Interface between the engine and a runtime, which executes the model.
 
-A pass is a flat list of rows of any number of sequences. Each sequence has a cache of its own; the weights are read once
-for all of them. A row's result depends on its own token, history, effort and view alone (docs/arithmetic.md, rule 1), so
-a batch equals its parts bit for bit.
+A pass is a flat list of rows of any number of sequences. Each sequence has a cache of its own; the weights are read
+once for all of them. A row's result depends on its own token, history, effort and view alone (docs/arithmetic.md, rule
+1), so a batch equals its parts bit for bit.
 """
 
 from __future__ import annotations
@@ -142,6 +142,7 @@ class RuntimeInfo:
         build: equal for equal kernels on an equal device: costs measured with one build hold for no other.
         threads: threads that it computes with; None where it does not choose them.
         device: name of the GPU; None on a CPU.
+        shows_states: `forward` can return hidden states.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
         prefill_rows: most rows of one sequence's prompt in a pass that make reading it faster.
     """
@@ -152,6 +153,7 @@ class RuntimeInfo:
     threads: int | None = None
     device: str | None = None
     compiles: bool = False
+    shows_states: bool = True
     prefill_rows: int = field(default=MAX_PASS_ROWS)
 
 

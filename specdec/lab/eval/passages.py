@@ -13,24 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Runtime, ShowsStates, forward_one
+from specdec.runtimes.base import Pass, Runtime, forward_one
 
 _SLICE = 16  # rows of logits that are taken to float64 at a time: large vocabularies would fill the memory
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """What a passage of T tokens gives at one setting.
-
-    Attributes:
-        logits: float32 (T, V).
-        states: float32 (layers, T, hidden), the residual stream behind every layer; None where the runtime cannot show
-            it.
-    """
-
-    logits: NDArray[np.float32]
-    states: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +43,9 @@ class PassageScore:
 
 def run_passage(runtime: Runtime, tokens: Sequence[int], *, view: str, effort: float) -> Pass:
     """Run a passage in one go, from an empty cache."""
-    cache, schedule = runtime.new_cache(len(tokens)), EffortSchedule(effort)
-    if isinstance(runtime, ShowsStates):
-        result, states = runtime.forward_states(tokens, cache, effort=schedule, view=view)
-        return Pass(result.logits, states)
-    return Pass(forward_one(runtime, tokens, cache, effort=schedule, view=view).logits, None)
+    return forward_one(
+        runtime, tokens, runtime.new_cache(len(tokens)), effort=effort, view=view, states=runtime.info.shows_states
+    )
 
 
 def score_passage(tokens: Sequence[int], dense: Pass, other: Pass) -> PassageScore:

@@ -136,6 +136,7 @@ class MlxRuntime:
             auto_draft=("nested", 1.0) if store.quantised else ("int4", 1.0),
             build=f"{GPU.backend} {GPU.name} {GPU.version}",
             device=GPU.name,
+            shows_states=False,
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx = store, GPU.mx

@@ -103,8 +103,8 @@ def _build_nested(module: Any, model: Any, store: Store) -> Any:
     return module.NestedView(model, _joined_numbers(store.config)[1])
 
 
-# Levels and scales of int4; codes, masks and steps of bucket8. Without what rounding to whole tiles and pages adds, a few
-# percent.
+# Levels and scales of int4; codes, masks and steps of bucket8. Without what rounding to whole tiles and pages adds, a
+# few percent.
 _BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535}
 _BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {
     "bucket8": _build_bucket8,

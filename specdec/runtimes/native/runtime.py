@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.base import (
     EXACT,
