@@ -4,6 +4,10 @@ Each one carries a single sentence that names what was wrong and what would be r
 sentence and exits with code 2; a library user catches `SpecdecError`, or the built-in class that each also is.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
 
 class SpecdecError(Exception):
     """Base class of every error that specdec raises on purpose."""
@@ -11,6 +15,28 @@ class SpecdecError(Exception):
 
 class InvalidArgumentError(SpecdecError, ValueError):
     """An argument is out of range or contradicts another one."""
+
+
+class OptionError(InvalidArgumentError):
+    """The value of an option is out of range. The command line words it with its own flags: see `worded`.
+
+    Args:
+        option: name of the option in the library.
+        problem: what is wrong, without the name: "must be a whole number of at least 1, not 0".
+        instead: a switch that could be used instead, and what for: ("speculate", "to decode without drafts").
+    """
+
+    def __init__(self, option: str, problem: str, *, instead: tuple[str, str] | None = None) -> None:
+        self.option, self.problem, self.instead = option, problem, instead
+        super().__init__(self._sentence(option, f"{instead[0]}=False" if instead else ""))
+
+    def worded(self, flag_of: Callable[[str], str]) -> str:
+        """The same sentence with flags of the command line."""
+        return self._sentence(flag_of(self.option), flag_of(self.instead[0]) if self.instead else "")
+
+    def _sentence(self, option: str, switch: str) -> str:
+        more = f"; use {switch} {self.instead[1]}" if self.instead else ""
+        return f"{option} {self.problem}{more}"
 
 
 class UnknownNameError(InvalidArgumentError):

@@ -6,8 +6,9 @@ from typing import Any
 
 from fake_runtime import ByteTokenizer, FakeRuntime
 
-from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
+from specdec.drafters.base import Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, finish
 from specdec.drafters.registry import create
+from specdec.engine.decode import answer
 from specdec.engine.efforts import EffortScale
 from specdec.engine.policy import DraftPlan
 from specdec.engine.sampler import Sampler, SamplingParams
@@ -56,4 +57,16 @@ def draft_of(spec: str, history: list[int], length: int = 6, **options: Any) -> 
     """One draft of a drafter without a model of its own."""
     runtime = FakeRuntime()
     plan = DraftPlan(num_draft_tokens=length, effort=0.7)
-    return create(spec, setup_of(runtime)).draft(plan, context_of(runtime, history, **options), policy=EveryStep())
+    drafter = create(spec, setup_of(runtime))
+    return drafted(drafter.draft(plan, context_of(runtime, history, **options), policy=EveryStep()))
+
+
+def drafted(outcome: Draft | Drafting) -> Draft:
+    """The draft of a drafter whose passes are answered at once."""
+    steps = finish(outcome)
+    try:
+        ask = next(steps)
+        while True:
+            ask = steps.send(answer(ask))
+    except StopIteration as stop:
+        return stop.value

@@ -12,7 +12,7 @@ import pytest
 from command_line import run, start
 
 import specdec
-import specdec.engine.round as engine_module
+import specdec.engine.sequence as sequence_module
 from specdec.engine.accept import Verdict
 
 QUICK = ("--max-tokens", "12", "--draft-effort", "0.8")
@@ -88,13 +88,13 @@ def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) 
 
 def accept_everything(drafted: list[int], logits: object, sampler: object, **_options: object) -> Verdict:
     """What a broken engine would do."""
-    return Verdict(accepted=len(drafted), bonus_token=65)
+    return Verdict(kept=range(len(drafted)), bonus_token=65)
 
 
 def test_the_check_fails_loudly(
     text_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "accept", accept_everything)
+    monkeypatch.setattr(sequence_module, "accept", accept_everything)
     command = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "12", "--draft-effort", "0.1")
     command += ("--policy", "fixed")
     ran = run(capsys, *command, "--check")

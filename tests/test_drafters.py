@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drafting import EveryStep, context_of, draft_of, other_model, setup_of
+from drafting import EveryStep, context_of, draft_of, drafted, other_model, setup_of
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ import specdec
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import Draft, Drafter, DrafterSetup, Extender, LoadedModel
 from specdec.drafters.registry import create, names
+from specdec.engine import decode
 from specdec.engine.policy import DraftPlan
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.loaded import Model
@@ -59,7 +60,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     temperature=st.sampled_from([0.0, 0.0, 1.0]),
     draft_len=st.integers(1, 8),
     draft_effort=st.floats(0.05, 1.0),
-    batched=st.sampled_from([(), ("bucket", "int4", "exact")]),
     vocab_size=st.sampled_from([258, 120]),  # few tokens repeat, which is what lookup lives on
     context=st.sampled_from([512, 30]),
     verify_effort=st.sampled_from([1.0, 0.6]),
@@ -74,16 +74,15 @@ def test_no_drafter_changes_an_answer(
     temperature,
     draft_len,
     draft_effort,
-    batched,
     vocab_size,
     context,
     verify_effort,
     policy,
 ):
     config = fake_config(vocab_size=vocab_size, max_context=context)
-    model = fake_model(config=config, seed=weights, sharpness=4.0, batched_views=batched)
+    model = fake_model(config=config, seed=weights, sharpness=4.0)
     model.load_other = lambda _name: other_model(
-        config=fake_config(vocab_size=258, max_context=40), seed=weights, sharpness=4.0, batched_views=batched
+        config=fake_config(vocab_size=258, max_context=40), seed=weights, sharpness=4.0
     )
     options = {"max_tokens": 30, "temperature": temperature, "verify_effort": verify_effort}
     plain = specdec.generate(model, prompt, speculate=False, **options)
@@ -204,7 +203,7 @@ def test_a_models_padding_is_never_proposed():
     drafter = create("model:wide", setup)
     plan = DraftPlan(num_draft_tokens=8, effort=0.5)
     for first in range(20):
-        draft = drafter.draft(plan, context_of(runtime, [first]), policy=EveryStep())
+        draft = drafted(drafter.draft(plan, context_of(runtime, [first]), policy=EveryStep()))
         assert max(draft.tokens) < 100
 
 
@@ -220,56 +219,28 @@ def test_a_model_with_a_short_context_stops_drafting_at_its_end():
 # --- chains ---
 
 
-@given(
-    seed=st.integers(0, 500),
-    history=st.lists(st.integers(0, 3), min_size=1, max_size=30),
-    length=st.integers(1, 9),
-    proposed=st.lists(st.integers(0, 9), max_size=9),
-    own=st.integers(0, 9),
-    ends=st.sampled_from([(), range(0, 10, 4)]),
-)
-@settings(max_examples=200, deadline=None)
-def test_a_checked_proposal_ends_up_as_the_checkers_own_draft(seed, history, length, proposed, own, ends):
-    """One pass over several rows says what single steps would have said, so the result is that of drafting alone."""
-    config = fake_config(vocab_size=10)
-    runtime = FakeRuntime(config, seed=seed, batched_views=("bucket",))
-    plan, end_tokens = DraftPlan(num_draft_tokens=length, effort=0.7), frozenset(ends)
-    drafter = create("effort", setup_of(runtime))
-    assert isinstance(drafter, Extender)
-    alone = drafter.draft(plan, context_of(runtime, history, end_tokens=end_tokens), policy=EveryStep())
-    tokens = [*alone.tokens[:own], *proposed][:length]  # right for a while, then perhaps not
-    context, policy = context_of(runtime, history, end_tokens=end_tokens), EveryStep()
-    before = len(runtime.passes)
-    checked = drafter.extend(Draft(tokens, sources=["x"] * len(tokens)), plan, context, policy=policy)
-    assert checked.tokens == alone.tokens
-    agreed = next((k for k, (a, b) in enumerate(zip(tokens, alone.tokens, strict=False)) if a != b), len(tokens))
-    agreed = min(agreed, len(alone.tokens))
-    assert checked.sources == ["x"] * agreed + ["effort"] * (len(alone.tokens) - agreed)
-    assert [s.index for s in checked.signals] == list(range(len(alone.tokens)))
-    assert [s.distribution.entropy for s in checked.signals] == [s.distribution.entropy for s in alone.signals]
-    # One pass for the proposal and the token after it, then one for each further token.
-    assert len(runtime.passes) - before == 1 + len(alone.tokens) - min(agreed + 1, len(alone.tokens))
-
-
-def test_a_chain_says_who_drafted_what_and_hands_the_cache_on_clean(files):
-    runtime = FakeRuntime(seed=2, batched_views=("bucket",))
+def test_a_chain_says_who_drafted_what_and_hands_the_cache_on_clean(files, monkeypatch):
+    monkeypatch.setattr(ProposalBook, "rate", lambda _book, _kind: 0.1)
+    runtime = FakeRuntime(seed=2)
     history = [1, 2, 3, 1, 2, 3, 1, 2]
     context = context_of(runtime, history)
     chain = create("chain:ngram,effort", setup_of(runtime))
-    draft = chain.draft(DraftPlan(num_draft_tokens=5, effort=0.7), context, policy=EveryStep())
+    draft = drafted(chain.draft(DraftPlan(num_draft_tokens=5, effort=0.7), context, policy=EveryStep()))
     assert context.cache.length == len(history) - 1
     assert len(draft.sources) == len(draft.tokens) == len(draft.signals) == 5
-    assert set(draft.sources) <= {"ngram", "effort"}
+    assert set(draft.sources) == {"effort"}
     assert {view for view, *_ in runtime.passes} == {"exact", "bucket"}
 
 
-def test_a_runtime_without_batched_drafts_keeps_likely_proposals_unchecked_and_drops_others(monkeypatch):
+def test_a_chain_keeps_likely_proposals_unchecked_and_drops_others(monkeypatch):
     runtime = FakeRuntime(seed=2)
     history = [1, 2, 3, 1, 2, 3, 1, 2]
     for expected, sources in ((0.9, ["ngram"] * 4), (0.3, ["effort"] * 4)):
         monkeypatch.setattr(ProposalBook, "rate", lambda _book, _kind, rate=expected: rate)
         chain = create("chain:ngram,effort", setup_of(runtime))
-        draft = chain.draft(DraftPlan(num_draft_tokens=4, effort=0.7), context_of(runtime, history), policy=EveryStep())
+        draft = drafted(
+            chain.draft(DraftPlan(num_draft_tokens=4, effort=0.7), context_of(runtime, history), policy=EveryStep())
+        )
         assert draft.sources == sources
         assert len(draft.signals) == (4 if sources[0] == "effort" else 0)
 
@@ -280,11 +251,13 @@ def test_a_level_without_a_model_adds_to_what_a_model_drafted(tmp_path):
             return None
 
     runtime, plan = FakeRuntime(seed=2), DraftPlan(num_draft_tokens=4, effort=0.7)
-    own = create("effort", setup_of(runtime)).draft(plan, context_of(runtime, [4, 5]), policy=StopsAtOnce()).tokens
+    own = drafted(
+        create("effort", setup_of(runtime)).draft(plan, context_of(runtime, [4, 5]), policy=StopsAtOnce())
+    ).tokens
     assert len(own) == 1
     (tmp_path / "answer").write_text("[20, 21, 22, 23, 24]")
     chain = create(f"chain:effort,replay:{tmp_path / 'answer'}", setup_of(runtime))
-    draft = chain.draft(plan, context_of(runtime, [4, 5], prompt_length=2), policy=StopsAtOnce())
+    draft = drafted(chain.draft(plan, context_of(runtime, [4, 5], prompt_length=2), policy=StopsAtOnce()))
     assert draft.tokens == [*own, 21, 22, 23]  # by position: the model's token stands where 20 would
     assert draft.sources == ["effort", "replay", "replay", "replay"]
     assert draft.signals == []  # not one for each token
@@ -396,13 +369,13 @@ def test_an_interrupted_draft_leaves_another_models_cache_in_step(failing):
     stream = specdec.stream(
         model, [1, 2, 3], max_tokens=30, drafter="model:same,view=exact", policy="fixed", draft_len=3
     )
-    engine = stream._engine
-    engine.prefill()
+    engine = stream._answer.sequence
+    decode.read_prompt(engine)
     other.runtime.fail_at_pass = failing
     interrupted, accepted = 0, []
     while len(engine.tokens) < 33:
         try:
-            accepted.append(engine.step().accepted)
+            accepted.append(decode.step(engine).accepted)
         except KeyboardInterrupt:
             interrupted += 1
     assert interrupted == 1

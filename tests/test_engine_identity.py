@@ -298,7 +298,7 @@ def test_a_policy_that_raises_anywhere_is_named_and_leaves_all_clean(seed):
     stream = specdec.stream(
         model, [5, 6], max_tokens=60, policy=Hostile(seed, raises=True), drafter=ALL_DRAFTERS, draft_view="int4,bucket"
     )
-    engine, pieces = stream._engine, []
+    engine, pieces = stream._answer.sequence, []
     with pytest.raises(InvalidArgumentError, match=r"'Hostile' failed in (plan|next_step|observe): RuntimeError"):
         pieces.extend(stream)
     said = [token for piece in pieces for token in piece.tokens]
@@ -330,7 +330,7 @@ def test_trusted_tokens_are_named_and_keep_the_cache_at_verify_quality():
     strict = specdec.generate(model, [1, 2], trust=1e-9, **options)
     assert (strict.tokens, strict.stats.trusted, strict.identical_to) == (plain.tokens, 0, "dense")
     stream = specdec.stream(model, [1, 2], trust=2.0, **options)
-    engine = stream._engine
+    engine = stream._answer.sequence
     for _ in stream:
         assert {kind for _, kind in engine.cache.entries} == {("exact", 1.0)}
     loose = stream.result()

@@ -10,13 +10,15 @@ import specdec
 from specdec.drafters import registry as drafters
 from specdec.drafters.base import Draft
 from specdec.drafters.signals import LogitDistribution
+from specdec.engine import decode
 from specdec.engine.accept import accept
+from specdec.engine.decode import PREFILL_CHUNK
 from specdec.engine.efforts import EffortScale, describe_target
 from specdec.engine.policy import DraftPlan
-from specdec.engine.round import PREFILL_CHUNK, Engine
 from specdec.engine.sampler import Sampler, SamplingParams
+from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, SpecdecError, UnknownNameError
-from specdec.model.effort import EffortSchedule
+from specdec.model.effort import EffortSchedule, resolve_efforts
 from specdec.model.loaded import Model
 from specdec.registry import Registry
 from specdec.runtimes.base import forward_one
@@ -38,26 +40,28 @@ def rows_choosing(*tokens: int) -> np.ndarray:
     ],
 )
 def test_accepts_the_prefix_that_the_verifier_would_have_chosen(draft, choices, expected):
-    assert accept(draft, rows_choosing(*choices), Sampler(SamplingParams()), position=3) == expected
+    kept, token = accept(draft, rows_choosing(*choices), Sampler(SamplingParams()), position=3)
+    assert (len(kept), token) == expected
+    assert list(kept) == list(range(len(kept)))
 
 
 def test_rows_are_drawn_at_their_own_positions():
     params = SamplingParams(temperature=1.0, seed=6)
     rows = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
     own = [Sampler(params)(row, 50 + index) for index, row in enumerate(rows)]
-    assert accept(own[:3], rows, Sampler(params), position=50) == (3, own[3])
-    assert accept(own[:3], rows, Sampler(params), position=51) != (3, own[3])
+    assert accept(own[:3], rows, Sampler(params), position=50) == (range(3), own[3])
+    assert accept(own[:3], rows, Sampler(params), position=51) != (range(3), own[3])
 
 
-def engine_for(runtime: FakeRuntime, prompt: list[int], limit: int) -> Engine:
-    sampler = Sampler(SamplingParams())
-    return Engine(runtime, prompt, limit=limit, effort=EffortSchedule(), sampler=sampler)
+def engine_for(runtime: FakeRuntime, prompt: list[int], limit: int) -> Sequence:
+    efforts = resolve_efforts(1.0, runtime.config)
+    return Sequence(runtime, prompt, limit=limit, efforts=efforts, sampler=Sampler(SamplingParams()))
 
 
 def test_prefill_reads_all_but_the_last_token_in_chunks():
     runtime = FakeRuntime(fake_config(max_context=4096))
     engine = engine_for(runtime, [1] * (2 * PREFILL_CHUNK + 2), 2000)
-    bytes_read = engine.prefill()
+    bytes_read = decode.read_prompt(engine)
     sizes = [PREFILL_CHUNK, PREFILL_CHUNK, 1]
     assert [(view, rows) for view, _, _, rows in runtime.passes] == [("exact", size) for size in sizes]
     assert engine.cache.length == len(engine.tokens) - 1
@@ -66,7 +70,7 @@ def test_prefill_reads_all_but_the_last_token_in_chunks():
 
 def test_a_prompt_of_one_token_needs_no_prefill():
     runtime = FakeRuntime()
-    assert engine_for(runtime, [1], 9).prefill() == 0
+    assert decode.read_prompt(engine_for(runtime, [1], 9)) == 0
     assert runtime.passes == []
 
 
@@ -82,15 +86,15 @@ def test_an_interrupted_round_did_not_happen():
     for failing in range(first + 1, last + 1):
         model = fake_model(seed=3)
         stream = specdec.stream(model, [1, 2, 3], **settings)
-        engine = stream._engine
-        engine.prefill()
-        engine.step()
+        engine = stream._answer.sequence
+        decode.read_prompt(engine)
+        decode.step(engine)
         before = (list(engine.tokens), list(engine.cache.entries), engine.rounds)
         model.runtime.fail_at_pass = failing
         interrupted = False
         while len(engine.tokens) < 12:
             try:
-                engine.step()
+                decode.step(engine)
             except KeyboardInterrupt:
                 interrupted = True
                 assert (engine.tokens, engine.cache.entries, engine.rounds) == before
@@ -163,7 +167,7 @@ class ScriptedPolicy:
 def test_a_faulty_policy_is_named_and_leaves_the_engine_clean(answers, message):
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
     stream = specdec.stream(model, [1, 2, 3], policy=ScriptedPolicy(**answers))
-    engine = stream._engine
+    engine = stream._answer.sequence
     with pytest.raises(InvalidArgumentError, match=f"policy 'ScriptedPolicy' .*{message}"):
         next(stream)
     assert engine.tokens == [1, 2, 3]
@@ -291,10 +295,11 @@ def test_efforts_of_a_schedule_keep_its_proportions():
     config = fake_config()
     base = EffortSchedule(0.4, {"layers.*.mlp.down": 0.1})
     scale = EffortScale(base, config)
-    assert scale(scale.mean) is base
+    assert scale(scale.mean) is resolve_efforts(base, config)
     smaller = scale(scale.mean / 2)
     assert smaller.mean(config) == pytest.approx(scale.mean / 2, abs=1e-6)  # what scaled_to promises
-    assert smaller.of("head") / smaller.of("layers.0.mlp.down") == pytest.approx(4)
+    named = smaller.by_name(config)
+    assert named["head"] / named["layers.0.mlp.down"] == pytest.approx(4)
     assert scale(scale.mean / 2) is smaller
     for step in range(600):  # forgets the oldest, still answers right
         assert scale((step + 1) / 1000).mean(config) == pytest.approx((step + 1) / 1000, abs=1e-6)

@@ -26,8 +26,8 @@ from specdec.store import Store, convert
 
 def round_of(drafted: int, accepted: int, **values) -> Round:
     draft = Draft(tokens=list(range(drafted)), bytes_read=values.pop("draft_bytes_read", 0))
-    times = {"draft_s": 0.0, "verify_s": 0.0, "verify_bytes_read": 0} | values
-    return Round(position=9, plan=None, draft=draft, accepted=accepted, bonus_token=99, **times)
+    times = {"draft_s": 0.0, "verify_s": 0.0, "verify_bytes_read": 0, "round_s": 0.0} | values
+    return Round(position=9, plan=None, draft=draft, kept=range(accepted), bonus_token=99, **times)
 
 
 def test_known_rounds_give_known_numbers():

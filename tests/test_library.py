@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from scipy import stats
 
 import specdec
-from specdec.engine.round import PREFILL_CHUNK
+from specdec.engine.decode import PREFILL_CHUNK
+from specdec.engine.options import DEFAULTS, OptionArguments
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.loaded import Model
 
@@ -100,7 +102,7 @@ def test_logits_refuses(ids, options, message):
 
 def test_generate_and_stream_take_the_same_arguments():
     generate, stream = inspect.signature(specdec.generate), inspect.signature(specdec.stream)
-    assert generate.parameters == stream.parameters
+    assert list(generate.parameters) == list(stream.parameters) == ["model", "prompt", "options"]
     promised = {
         "max_tokens": 256,
         "draft_effort": None,
@@ -120,8 +122,16 @@ def test_generate_and_stream_take_the_same_arguments():
         "trust": None,
         "trace": None,
     }
-    defaults = {name: one.default for name, one in generate.parameters.items()}
-    assert promised.items() <= defaults.items()
+    assert promised == DEFAULTS
+    assert list(OptionArguments.__annotations__) == list(DEFAULTS)
+    annotations = {one.name: one.type for one in fields(specdec.Options)}
+    assert annotations == {name: one.__forward_arg__ for name, one in OptionArguments.__annotations__.items()}
+
+
+@pytest.mark.parametrize("verb", [specdec.generate, specdec.stream])
+def test_an_unknown_option_is_named(verb):
+    with pytest.raises(TypeError, match=rf"{verb.__name__}\(\) has no option 'max_token': choose from max_tokens"):
+        verb(fake_model(), [1], max_token=3)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from fake_runtime import fake_config, fake_model
 from synthetic import synthetic_source
 
 import specdec
-from specdec.engine.round import PREFILL_CHUNK
+from specdec.engine.decode import PREFILL_CHUNK
 from specdec.model.loaded import Model
 from specdec.runtimes.choose import create_runtime
 from specdec.store import Store, convert

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
-import re
 import sys
 from importlib import resources
 from pathlib import Path
@@ -17,19 +15,13 @@ from specdec.cli import check
 from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
 from specdec.cli.explain import Shown
 from specdec.cli.statistics import report
-from specdec.engine.options import GenerationSettings, stop_strings
-from specdec.engine.sampler import SamplingParams
+from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
-
-# Options that go to the library under their own name; where one is not given, the library's default holds.
-_LIBRARY_OPTIONS = (
-    "max_tokens draft_view draft_len policy drafter temperature top_k top_p min_p seed trust trace".split()  # noqa: SIM905
-)
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -59,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     output.add_argument("--json", action="store_true", help="one JSON object instead of text and statistics")
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
-    output.add_argument("--trace", metavar="FILE.jsonl", help="write a line for every round")
+    _add(output, "trace")
     parser.set_defaults(run=run)
 
 
@@ -68,7 +60,7 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
     given.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
     given.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads standard input")
     group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
-    group.add_argument("--raw", action="store_true", help="take the prompt as it is, without the chat template")
+    _add(group, "chat")
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
@@ -76,61 +68,36 @@ def _add_speculation(group: argparse._ArgumentGroup) -> None:
         "Nothing here needs to be set: the default policy measures this machine and chooses, for each round and step, "
         "drafter, length and effort, and does not draft where it does not pay. What is set, it keeps to."
     )
-    _add(group, "draft_effort", float, "E", "share of the multiplications that a draft step performs", "the policy's")
+    _add(group, "draft_effort")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    _add(group, "draft_view", str, "VIEW", "weights that drafts read: auto, bucket, int4, ...; several with commas")
-    _add(group, "verify_effort", float, "E", "the same share for verification; 1 is the model itself")
+    _add(group, "draft_view")
+    _add(group, "verify_effort")
     group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
-    _add(group, "draft_len", int, "K", "tokens that the policy `fixed` drafts in a round")
-    _add(group, "policy", str, "NAME[:KEY=VALUE,...]", "decides what and how much to draft; or a FILE.yaml")
-    _add(group, "drafter", str, "NAME[:ARGUMENT]", "proposes tokens; several with semicolons")
-    _add(group, "trust", float, "H", "take draft tokens of entropy below H nats without a check: lossy", "check all")
-    group.add_argument("--plain", action="store_true", help="decode without speculation")
+    for name in ("draft_len", "policy", "drafter", "trust", "speculate"):
+        _add(group, name)
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    _add(group, "max_tokens", int, "N", "most tokens to generate")
-    _add(group, "temperature", float, "T", "0 takes the likeliest token, above 0 tokens are drawn")
-    _add(group, "top_k", int, "K", "draw from the K likeliest tokens only; 0 from all")
-    _add(group, "top_p", float, "P", "draw from the fewest likeliest tokens that hold this probability")
-    _add(group, "min_p", float, "P", "draw from tokens at least P times as likely as the likeliest")
-    _add(group, "seed", int, "N", "of the draw")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"):
+        _add(group, name)
 
 
-def _add(
-    group: argparse._ArgumentGroup, name: str, kind: type, metavar: str, description: str, default: str | None = None
-) -> None:
-    """An option that is an argument of the library under the same name; the library's default holds.
-
-    `default` is what to call it, where its value says nothing.
-    """
-    if default is None:
-        default = inspect.signature(specdec.stream).parameters[name].default
-    flag = "--" + name.replace("_", "-")
-    group.add_argument(flag, type=kind, metavar=metavar, help=f"{description} (default: {default})")
+def _add(group: argparse._ArgumentGroup, name: str) -> None:
+    """An option of the library (`specdec.Options`), under its own name; the library's default holds."""
+    flag = FLAGS[name]
+    if flag.kind is bool:
+        group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
+        return
+    default = flag.default or DEFAULTS[name]
+    if flag.kind is list:
+        group.add_argument(flag_of(name), action="append", metavar=flag.metavar, help=flag.help)
+    else:
+        description = f"{flag.help} (default: {default})"
+        group.add_argument(flag_of(name), type=flag.kind, metavar=flag.metavar, help=description)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
-    try:
-        return _run(arguments)
-    except UnknownNameError:
-        raise
-    except InvalidArgumentError as error:
-        raise InvalidArgumentError(_with_flags(str(error))) from None
-
-
-def _with_flags(sentence: str) -> str:
-    """The library's complaint in the command line's words."""
-    words = {"speculate=False": "--plain", "chat=False": "--raw"}
-    words |= {name: "--" + name.replace("_", "-") for name in (*_LIBRARY_OPTIONS, "threads", "load_share")}
-    return re.sub(
-        r"^(\w+)(?= must be)|speculate=False|chat=False", lambda found: words.get(found[0], found[0]), sentence
-    )
-
-
-def _run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     options = _options(arguments)
     _check_early(arguments, options)
@@ -183,7 +150,7 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
     text = _prompt_text(arguments)
     if arguments.system is None:
         return text
-    if arguments.raw:
+    if arguments.chat is False:
         raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
     return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
 
@@ -215,12 +182,7 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as arguments of `specdec.stream`."""
-    given = {name: getattr(arguments, name) for name in _LIBRARY_OPTIONS if getattr(arguments, name) is not None}
-    given |= {"stop": arguments.stop, "chat": not arguments.raw, "speculate": not arguments.plain}
-    for name in ("draft_effort", "verify_effort"):
-        if getattr(arguments, name) is not None:
-            given[name] = check_effort(getattr(arguments, name), "--" + name.replace("_", "-"))
-    return given
+    return {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
@@ -230,7 +192,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         InvalidArgumentError: an option is out of range or contradicts another one, or the trace cannot be written.
         UnknownNameError: no such policy or schedule.
     """
-    if arguments.check and arguments.plain:
+    if arguments.check and arguments.speculate is False:
         raise InvalidArgumentError("--check compares with plain decoding, so --plain leaves nothing to check")
     if arguments.check and arguments.trust is not None:
         raise InvalidArgumentError("--trust gives up what --check looks for: give one of the two")
@@ -238,9 +200,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
-    sampling = {name: options[name] for name in SamplingParams.__dataclass_fields__ if name in options}
-    counts = {name: options[name] for name in ("max_tokens", "draft_len", "trust") if name in options}
-    GenerationSettings(sampling=SamplingParams(**sampling), stop=stop_strings(arguments.stop), **counts)
+    Options(**options)
     if "policy" in options:
         create_policy(options["policy"])
     for name in ("draft", "verify"):

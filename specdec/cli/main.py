@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from specdec.cli.common import EXIT_INTERRUPTED
-from specdec.errors import InvalidArgumentError, SpecdecError
+from specdec.errors import InvalidArgumentError, OptionError, SpecdecError
 from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
@@ -64,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sys.stdout is not None:  # it is None when the caller closed it
             sys.stdout.flush()
         return code
+    except OptionError as error:
+        from specdec.engine.options import flag_of
+
+        return _complain(error.worded(flag_of))
     except SpecdecError as error:
         return _complain(str(error))
     except BrokenPipeError:

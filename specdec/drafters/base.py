@@ -1,20 +1,21 @@
 """What a drafter is: something that proposes the next tokens of a sequence, cheaply and possibly wrongly.
 
 The engine verifies every proposal, so a drafter can never change the output, only its speed. Drafters know nothing of
-text, stop conditions or statistics.
+text, stop conditions or statistics. A drafter asks for passes and does not make them: the engine answers one sequence
+at once, and runs the passes that many sequences ask for as one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Generator, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime
+from specdec.model.effort import Efforts
+from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
@@ -65,7 +66,7 @@ class DraftContext:
             last one is pending: it is not in the cache yet.
         cache: the cache that drafting shares with verification. At the start of a round it holds `history` without its
             last token, all at verify quality. A drafter may append to it, and leaves the clearing up to the engine.
-        efforts: effort schedule for a mean effort, in the proportions that the caller asked for.
+        efforts: efforts of all matrices for a mean effort, in the proportions that the caller asked for.
         sample: `(logits (V,) float32, absolute position) -> token`. It draws with the very noise with which the
             verifier draws at that position, which is what makes the two agree (2408.07978, section 3). A drafter with
             logits must use it, and must not mix it with any other use of randomness.
@@ -76,7 +77,7 @@ class DraftContext:
 
     history: Sequence[int]
     cache: Cache
-    efforts: Callable[[float], EffortSchedule]
+    efforts: Callable[[float], Efforts]
     sample: Callable[[np.ndarray, int], int]
     end_tokens: frozenset[int] = frozenset()
     prompt_length: int = 0
@@ -88,12 +89,14 @@ class Draft:
     """A proposal for one round.
 
     Attributes:
-        tokens: proposed tokens, first one at position `len(history)`; may be empty.
+        tokens: proposed tokens; may be empty. Without `parents` a chain, the first one at position `len(history)`.
         signals: one per token, or none when the drafter has no distribution to show.
         bytes_read: bytes of weights and cache read for it.
         sources: per token, the name of the drafter that proposed it; empty when it is the drafter's own for all.
         expected_acceptance: the drafter's own estimate of the chance that a token is kept when those before it are,
             where it keeps book of that.
+        parents: None for a chain, else a tree: for each token the number of the earlier one that it follows, or -1 for
+            the history's last token. Siblings must differ.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -101,6 +104,36 @@ class Draft:
     bytes_read: int = 0
     sources: list[str] = field(default_factory=list)
     expected_acceptance: float | None = None
+    parents: list[int] | None = None
+
+
+class Ask(NamedTuple):
+    """A pass that a drafter wants.
+
+    Attributes:
+        runtime: that runs it: the model's, or that of a model of the drafter's own.
+        rows: its share of the pass.
+        view: form of the weights to read.
+    """
+
+    runtime: Runtime
+    rows: Rows
+    view: str
+
+
+class Reply(NamedTuple):
+    """The answer to an `Ask`.
+
+    Attributes:
+        result: of the pass, for the rows that were asked.
+        seconds: the share of the pass's time that is theirs.
+    """
+
+    result: Pass
+    seconds: float
+
+
+Drafting: TypeAlias = Generator[Ask, Reply, Draft]
 
 
 @runtime_checkable
@@ -117,25 +150,22 @@ class Drafter(Protocol):
         """Whether the effort of a plan and of `policy.next_step` means anything to it."""
         ...
 
-    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft | Drafting:
         """Propose at most `plan.num_draft_tokens` tokens, asking `policy.next_step` between one and the next.
 
-        A drafter without a distribution to show does not ask. `plan.view`, one of `views` or None for the first, says
-        where to read weights from.
+        A drafter that needs passes is a generator: it yields each as an `Ask`, is sent the `Reply`, and returns its
+        draft. One that needs none returns the draft itself. A drafter without a distribution to show does not ask the
+        policy. `plan.view`, one of `views` or None for the first, says where to read weights from.
         """
         ...
 
 
 @runtime_checkable
 class Extender(Drafter, Protocol):
-    """A drafter that can go on where a cheaper one ended, which is what makes it a later level of a chain."""
-
-    def checks(self, plan: DraftPlan) -> bool:
-        """Whether `extend` judges the tokens that it gets, at less than what drafting them would cost."""
-        ...
+    """A drafter without a model that can go on where a cheaper one ended, as a later level of a chain."""
 
     def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
-        """Judge what `draft` proposes, if this drafter does that, and add to what is left of it.
+        """Add to the end of `draft`, which is a chain.
 
         Args:
             draft: at most `plan.num_draft_tokens` tokens; empty asks for what the method `draft` gives. The cache holds
@@ -145,8 +175,7 @@ class Extender(Drafter, Protocol):
             policy: as for the method `draft`.
 
         Returns:
-            A prefix of the tokens of `draft`, and tokens of its own; `sources` says which is which, and `bytes_read`
-            counts both.
+            The tokens of `draft`, and tokens of its own; `sources` says which is which, and `bytes_read` counts both.
         """
         ...
 
@@ -161,3 +190,10 @@ class Foreteller(Protocol):
         For a lookup: how long the suffix is that it found again. It reaches the policy as `RoundState.matches`.
         """
         ...
+
+
+def finish(outcome: Draft | Drafting) -> Drafting:
+    """The draft that a drafter has returned, or will return after its passes; to be used with `yield from`."""
+    if isinstance(outcome, Draft):
+        return outcome
+    return (yield from outcome)

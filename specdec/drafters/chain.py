@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from specdec.drafters.acceptance import ProposalBook
-from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Extender, Foreteller
+from specdec.drafters.base import (
+    Draft,
+    DraftContext,
+    Drafter,
+    DrafterSetup,
+    Drafting,
+    Extender,
+    Foreteller,
+    finish,
+)
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 
@@ -20,10 +29,9 @@ class ChainDrafter:
     """Levels of drafters, cheapest first; only the verifier decides what stays.
 
     The first level proposes. Each later one gets the proposal so far. A level without a model (`ngram`, `replay`) adds
-    to its end. A level with a model checks it in one pass and goes on from the first token that it disagrees with,
-    where a pass over several rows costs about as much as over one. Elsewhere checking a token would cost as much as
-    drafting it: there a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's
-    own draft.
+    to its end. A level with a model would have to run a step for each token to check it, which costs as much as
+    drafting it: a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's own
+    draft.
 
     Args:
         argument: names of at least two drafters with commas between, each with its own argument, as in
@@ -44,7 +52,7 @@ class ChainDrafter:
         self.levels: list[tuple[str, Drafter]] = [(spec.partition(":")[0], create(spec, setup)) for spec in specs]
         self._book = ProposalBook(_UNTRIED)  # by level
         for name, level in self.levels[1:]:
-            if not isinstance(level, Extender):
+            if not level.views and not isinstance(level, Extender):
                 raise InvalidArgumentError(f"drafter {name!r} can only come first in a chain: it has no method extend")
         # The last level that reads weights does most of the work: its views are the chain's.
         self.views = next((level.views for _, level in reversed(self.levels) if level.views), ())
@@ -56,18 +64,18 @@ class ChainDrafter:
         found = first.match_length(context) if isinstance(first, Foreteller) else 1
         return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
 
-    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """What the levels make of it together."""
         self._book.learn(context.history)
         held, draft = context.cache.length, Draft()
         for number, (name, level) in enumerate(self.levels):
             own = replace(plan, view=plan.view if plan.view in level.views else None)
-            if not draft.tokens or not isinstance(level, Extender):
-                draft = self._afresh(level, own, context, policy, draft.bytes_read)
-            elif not level.views or level.checks(own):
+            if draft.tokens and isinstance(level, Extender):
                 draft = level.extend(draft, own, context, policy=policy)
-            elif not self._is_worth_keeping(draft, number - 1):
-                draft = self._afresh(level, own, context, policy, draft.bytes_read)
+            elif not draft.tokens or not self._is_worth_keeping(draft, number - 1):
+                read = draft.bytes_read
+                draft = yield from finish(level.draft(own, context, policy=policy))
+                draft.bytes_read += read
             draft.sources += [name] * (len(draft.tokens) - len(draft.sources))
             if len(draft.signals) != len(draft.tokens):
                 draft.signals = []
@@ -80,13 +88,6 @@ class ChainDrafter:
         """Whether a proposal that level `number` made or passed on should go to the verifier unchecked."""
         expected = draft.expected_acceptance
         return (self._book.rate(number) if expected is None else expected) >= WORTH_KEEPING
-
-    @staticmethod
-    def _afresh(level: Drafter, plan: DraftPlan, context: DraftContext, policy: Policy, bytes_read: int) -> Draft:
-        """The level's own draft, with the bytes counted that earlier ones read."""
-        draft = level.draft(plan, context, policy=policy)
-        draft.bytes_read += bytes_read
-        return draft
 
 
 def _split(argument: str) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specdec.drafters.arguments import whole_number
-from specdec.drafters.base import Draft, DraftContext, DrafterSetup
+from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.runtimes.base import Pass, Runtime, forward_one
+from specdec.runtimes.base import EXACT, Rows, Runtime
 
 
 class EffortDrafter:
@@ -38,31 +38,15 @@ class EffortDrafter:
         self.runtime = setup.runtime
         self.views = draft_views(setup.runtime, setup.view)
 
-    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, or an end token comes up."""
-        return self._steps(plan, context).go_on(Draft(), plan.effort, plan, context, policy)
-
-    def checks(self, plan: DraftPlan) -> bool:
-        """Where a pass over several rows costs about as much as over one.
-
-        With one row at a time, checking a token costs a draft step, which would have drafted that token anyway.
-        """
-        return batches(self.runtime, plan.view or self.views[0])
-
-    def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
-        """Check `draft` in one pass and go on from there."""
-        return self._steps(plan, context).check(draft, plan.effort, plan, context, policy)
-
-    def _steps(self, plan: DraftPlan, context: DraftContext) -> ModelSteps:
         view = plan.view or self.views[0]
 
-        def forward(tokens: Sequence[int], effort: float) -> Pass:
-            schedule = context.efforts(effort)
-            if self.layers is None:
-                return forward_one(self.runtime, tokens, context.cache, effort=schedule, view=view)
-            return forward_one(self.runtime, tokens, context.cache, effort=schedule, view=view, layers=self.layers)
+        def ask(tokens: Sequence[int], effort: float) -> Ask:
+            return Ask(self.runtime, Rows(context.cache, tokens, context.efforts(effort), None, self.layers), view)
 
-        return ModelSteps(name=self.name, view=view, cache=context.cache, forward=forward)
+        steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask)
+        return steps.go_on(Draft(), plan.effort, plan, context, policy)
 
 
 class EarlyExitDrafter(EffortDrafter):
@@ -97,7 +81,7 @@ def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
         UnknownNameError: the runtime has no such view.
         InvalidArgumentError: one is asked for twice.
     """
-    known = ["exact", *runtime.views()]
+    known = [EXACT, *runtime.views()]
     views = tuple(runtime.info.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
     for view in views:
         if view not in known:
@@ -106,8 +90,3 @@ def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
             raise InvalidArgumentError(f"draft view {view!r} is asked for twice")
         runtime.prepare(view)
     return views
-
-
-def batches(runtime: Runtime, view: str) -> bool:
-    """Whether a pass of `runtime` over several rows through `view` costs about as much as over one."""
-    return False

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
-from specdec.drafters.effort import batches, draft_views
+from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
+from specdec.drafters.effort import draft_views
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.model.effort import EffortSchedule, check_effort
-from specdec.runtimes.base import Cache, Pass, forward_one
+from specdec.model.effort import check_effort, resolve_efforts
+from specdec.runtimes.base import EXACT, Cache, Rows
 
 _OPTIONS = ("view", "effort")
-_FULL = EffortSchedule()
 _CHUNK = 512  # tokens a pass when catching up: bounds its memory, and how long an interrupt waits
 _FEW = 4  # tokens to catch up with that are read like draft steps; more are read in one exact pass, which batches
 
@@ -44,40 +43,28 @@ class ModelDrafter:
         self.runtime = model.runtime
         self.views = draft_views(self.runtime, options.get("view", "auto"))
         self._effort = _effort(options.get("effort", "1"))
-        self._schedule = EffortSchedule(self._effort)
+        self._efforts = resolve_efforts(self._effort, self.runtime.config)
+        self._full = resolve_efforts(1.0, self.runtime.config)
         # Logits layers are padded to round sizes: ids that only one of the two models has mean nothing.
         self._vocab_size = min(self.runtime.config.vocab_size, setup.runtime.config.vocab_size)
         self._cache: Cache | None = None
         self._read: list[int] = []  # tokens that the cache holds
 
-    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
+    def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, an end token comes up, or the model's own context is
         full."""
         plan = self._within_context(plan, context)
         if plan.num_draft_tokens == 0:
             return Draft()
-        draft = Draft(bytes_read=self._catch_up(context))
-        return self._steps().go_on(draft, self._effort, plan, context, policy)
-
-    def checks(self, plan: DraftPlan) -> bool:  # noqa: ARG002
-        """Where a pass over several rows costs about as much as over one."""
-        return batches(self.runtime, self.views[0])
-
-    def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
-        """Check `draft` in one pass and go on from there; what does not fit into the model's own context stays as it
-        is."""
-        own = self._within_context(plan, context)
-        if own.num_draft_tokens <= len(draft.tokens) < plan.num_draft_tokens or own.num_draft_tokens == 0:
-            return draft
-        draft.bytes_read += self._catch_up(context)
-        return self._steps().check(draft, self._effort, own, context, policy)
+        draft = Draft(bytes_read=(yield from self._catch_up(context)))
+        return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
 
     def _within_context(self, plan: DraftPlan, context: DraftContext) -> DraftPlan:
         """The plan, its length cut to what fits into this model's own context."""
         room = max(0, self.runtime.config.max_context - len(context.history))
         return replace(plan, num_draft_tokens=min(plan.num_draft_tokens, room))
 
-    def _catch_up(self, context: DraftContext) -> int:
+    def _catch_up(self, context: DraftContext) -> Generator[Ask, Reply, int]:
         """Bring the cache to the history without its last token; returns the bytes read."""
         if self._cache is None:
             capacity = min(context.cache.capacity, self.runtime.config.max_context)
@@ -90,12 +77,10 @@ class ModelDrafter:
         bytes_read = 0
         while missing := history[cache.length : len(history) - 1]:
             if len(missing) > _FEW:
-                step = forward_one(self.runtime, missing[:_CHUNK], cache, effort=_FULL, logits="last")
+                reply = yield Ask(self.runtime, Rows(cache, missing[:_CHUNK], self._full, logits="none"), EXACT)
             else:
-                step = forward_one(
-                    self.runtime, missing, cache, effort=self._schedule, view=self.views[0], logits="last"
-                )
-            bytes_read += step.bytes_read
+                reply = yield Ask(self.runtime, Rows(cache, missing, self._efforts, logits="none"), self.views[0])
+            bytes_read += reply.result.bytes_read
             self._read = list(history[: cache.length])
         return bytes_read
 
@@ -103,14 +88,19 @@ class ModelDrafter:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
-        def forward(tokens: Sequence[int], _effort: float) -> Pass:
-            del self._read[cache.length :]
-            step = forward_one(self.runtime, tokens, cache, effort=self._schedule, view=self.views[0])
-            self._read.extend(tokens)
-            logits = step.logits[:, : self._vocab_size]
-            return Pass(logits, step.bytes_read)
+        def ask(tokens: Sequence[int], _effort: float) -> Ask:
+            # What the pass appends is compared with the history before the next draft, whether or not it ran.
+            self._read[cache.length :] = tokens
+            return Ask(self.runtime, Rows(cache, tokens, self._efforts), self.views[0])
 
-        return ModelSteps(name=self.name, view=self.views[0], cache=cache, forward=forward, fixed_effort=self._effort)
+        return ModelSteps(
+            name=self.name,
+            view=self.views[0],
+            cache=cache,
+            ask=ask,
+            fixed_effort=self._effort,
+            vocab_size=self._vocab_size,
+        )
 
 
 def _loaded(name: str, setup: DrafterSetup) -> LoadedModel:

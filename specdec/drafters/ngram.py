@@ -53,7 +53,7 @@ class NgramDrafter:
         return self.extend(Draft(), plan, context, policy=policy)
 
     def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:  # noqa: ARG002
-        """`draft` and, where something was found, a continuation behind it; what it holds is not judged here."""
+        """`draft` and, where something was found, a continuation after it."""
         history = context.history
         self._book.learn(history)
         self._index.follow(history)
@@ -83,10 +83,6 @@ class NgramDrafter:
         """Length of the longest suffix of the text that a continuation is known for; 0 when there is none."""
         self._index.follow(context.history)
         return self._continuation(context.history[-self._longest :])[1]
-
-    def checks(self, plan: DraftPlan) -> bool:  # noqa: ARG002
-        """It knows nothing about the tokens of others."""
-        return False
 
     def _continuation(self, suffix: Sequence[int]) -> tuple[int, int]:
         """The next token and the length of the match; (-1, 0) when there is none."""

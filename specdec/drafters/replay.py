@@ -36,7 +36,7 @@ class ReplayDrafter:
         return self.extend(Draft(), plan, context, policy=policy)
 
     def extend(self, draft: Draft, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:  # noqa: ARG002
-        """`draft` with stored tokens behind it, as far as the plan and the stored answer go."""
+        """`draft` with stored tokens after it, as far as the plan and the stored answer go."""
         start = len(context.history) - context.prompt_length
         found = self._tokens[start + len(draft.tokens) : start + plan.num_draft_tokens]
         if draft.tokens and draft.tokens[-1] in context.end_tokens:
@@ -50,10 +50,6 @@ class ReplayDrafter:
             bytes_read=draft.bytes_read,
             sources=[*draft.sources, *["replay"] * len(found)],
         )
-
-    def checks(self, plan: DraftPlan) -> bool:  # noqa: ARG002
-        """It knows nothing about the tokens of others."""
-        return False
 
 
 def _stored_answer(path: Path, setup: DrafterSetup) -> list[int]:

@@ -14,38 +14,62 @@ class Verdict(NamedTuple):
     """What the verifier says to a draft.
 
     Attributes:
-        accepted: leading draft tokens kept.
+        kept: numbers of the draft tokens kept, from the first on; of a tree, one path.
         bonus_token: the verifier's own token after them.
     """
 
-    accepted: int
+    kept: Sequence[int]
     bonus_token: int
 
 
 def accept(
-    draft: Sequence[int], logits: np.ndarray, sampler: Sampler, *, position: int, trusted: Sequence[bool] = ()
+    draft: Sequence[int],
+    logits: np.ndarray,
+    sampler: Sampler,
+    *,
+    position: int,
+    parents: Sequence[int] | None = None,
+    trusted: Sequence[bool] = (),
 ) -> Verdict:
-    """Keep the longest prefix of the draft that the verifier would have produced itself.
+    """Keep the longest path of the draft that the verifier would have produced itself.
 
-    One rule for greedy decoding and for sampling: the verifier draws its own token at each position, as plain decoding
-    would, and a draft token is kept when it is that token. Row j of the logits has seen exactly the tokens that plain
-    decoding would have seen as long as all drafts before j were kept, so every token that comes out is plain
-    decoding's. At the first draft token that differs, the verifier's token takes its place; after a draft that is kept
-    whole, the last row gives one token more. No ratio of probabilities takes part: mixed with shared noise it would
+    One rule for greedy decoding and for sampling, for chains and trees: from each row that is kept the verifier draws
+    its own token, as plain decoding would, and the draft token that follows there and equals it is kept. The row of a
+    kept token has seen exactly the tokens that plain decoding would have seen, so every token that comes out is plain
+    decoding's. Where no draft token equals the verifier's, its own token comes last; so does the token that the last
+    row gives after a draft that is kept whole. No ratio of probabilities takes part: mixed with shared noise it would
     bias the output.
 
     Args:
-        draft: k token ids, the first one for `position`.
+        draft: k token ids.
         logits: float32 (k + 1, V) of the pass over the pending token and the draft.
         sampler: the sampler that the drafter used.
         position: absolute position of the first token that this round emits.
-        trusted: draft tokens to keep without a check, where they are reached; empty checks all. The rows behind a
+        parents: None for a chain, whose first token stands at `position`; else for each token the number of the
+            earlier one that it follows, or -1 for the pending token.
+        trusted: draft tokens to keep without a check, where they are reached; empty checks all. The rows after a
             trusted token have seen it, so what is checked there is checked against the text as it is.
     """
-    for index, drafted in enumerate(draft):
-        if trusted and trusted[index]:
-            continue
-        token = sampler(logits[index], position + index)
-        if token != drafted:
-            return Verdict(index, token)
-    return Verdict(len(draft), sampler(logits[len(draft)], position + len(draft)))
+    if parents is None:
+        for index, drafted in enumerate(draft):
+            if trusted and trusted[index]:
+                continue
+            token = sampler(logits[index], position + index)
+            if token != drafted:
+                return Verdict(range(index), token)
+        return Verdict(range(len(draft)), sampler(logits[len(draft)], position + len(draft)))
+    children: dict[int, list[int]] = {}
+    for index, parent in enumerate(parents):
+        children.setdefault(parent, []).append(index)
+    kept: list[int] = []
+    last = -1
+    while True:
+        followers = children.get(last, ())
+        found = next((index for index in followers if trusted and trusted[index]), None)
+        if found is None:
+            token = sampler(logits[last + 1], position + len(kept))
+            found = next((index for index in followers if draft[index] == token), None)
+            if found is None:
+                return Verdict(kept, token)
+        kept.append(found)
+        last = found

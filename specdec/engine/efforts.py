@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import EffortSchedule
+from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 
-_REMEMBERED = 256  # schedules kept; working out a new one costs milliseconds when it has rules
+_REMEMBERED = 256  # efforts kept; working out a new one costs milliseconds when it has rules
 
 
 class EffortScale:
-    """Schedules of one shape: `scale(e)` has mean effort `e` and the proportions of the caller's schedule.
+    """Efforts of one shape: those of `scale(e)` have mean `e` and the proportions of the caller's schedule.
 
     Args:
         base: what the caller asked for.
@@ -24,17 +24,17 @@ class EffortScale:
     def __init__(self, base: EffortSchedule, config: ModelConfig) -> None:
         self._base, self._config = base, config
         self.mean = base.mean(config) if base.rules else base.default
-        self._known: OrderedDict[float, EffortSchedule] = OrderedDict({self.mean: base})
+        self._known: OrderedDict[float, Efforts] = OrderedDict({self.mean: resolve_efforts(base, config)})
 
-    def __call__(self, effort: float) -> EffortSchedule:
-        """The schedule of mean effort `effort`, the same object for the same number while it is remembered."""
-        schedule = self._known.get(effort)
-        if schedule is None:
-            scaled = self._base.scaled_to(effort, self._config) if self._base.rules else EffortSchedule(effort)
-            schedule = self._known[effort] = scaled
+    def __call__(self, effort: float) -> Efforts:
+        """Efforts of mean `effort`, the same object for the same number while it is remembered."""
+        efforts = self._known.get(effort)
+        if efforts is None:
+            scaled = self._base.scaled_to(effort, self._config) if self._base.rules else effort
+            efforts = self._known[effort] = resolve_efforts(scaled, self._config)
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
-        return schedule
+        return efforts
 
 
 def describe_target(schedule: EffortSchedule, config: ModelConfig) -> str:

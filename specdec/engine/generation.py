@@ -1,113 +1,75 @@
-"""An answer as it grows: runs the engine, turns tokens into text, ends where the caller's conditions say."""
+"""What a caller reads an answer from: `Generation`, and `Stream`, whose reader runs the passes itself.
+
+Threads: any thread may call `close` and `result`. One thread at a time reads; it need not be the one that began. The
+reader of a `Stream` runs its passes, so nothing happens while nobody reads; a `Batch` (`batch`) runs them in a thread
+of its own.
+"""
 
 from __future__ import annotations
 
-import copy
+import asyncio
+import threading
 import time
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any, TypeVar
 
-from specdec.engine.prompt_cache import PromptCache
+from specdec.engine import decode
+from specdec.engine.answer import Answer
 from specdec.engine.result import Piece, Result
-from specdec.engine.round import Engine
 from specdec.engine.stats import Stats
-from specdec.engine.stops import StopStrings
-from specdec.engine.trace import TraceWriter
+from specdec.errors import SpecdecError
 
-if TYPE_CHECKING:
-    from specdec.tokenizers import IncrementalDetokenizer
+G = TypeVar("G", bound="Generation")
 
-FINISH_REASONS = {
-    "end token": "stop",
-    "stop string": "stop",
-    "max_tokens": "length",
-    "context": "length",
-    "caller": "interrupted",
-}
+_END = object()
 
 
-class Generation(Iterator[Piece]):
+class Generation(Iterator[Piece], AsyncIterator[Piece]):
     """Iterate over it for the pieces of an answer, one for every round; `result` is there at any time.
 
-    When a round fails or is interrupted, it counts as not having happened: the pieces so far stand, and the generation
-    is closed. To go on from there, start another one whose prompt is the old one and the tokens so far, with the same
-    seed: since every token depends on its history, its position and the seed alone, the answer continues as it would
-    have. Closing early, by `close`, by leaving a `with` block, or by dropping the object, has no other effect.
-
-    Args:
-        engine: before its prefill.
-        max_tokens: most tokens of the answer.
-        end_tokens: token ids that end it; they become part of `tokens`, not of the text.
-        stops: watches the text.
-        detokenizer: turns tokens into text; None leaves the text empty.
-        identical_to: what the result says of itself.
-        draft_view: for the statistics.
-        trace: gets every round; closed with the generation.
-        prompt_cache: gets the engine's cache when the generation is closed.
+    `for` and `async for` both work. When a round fails or is interrupted, it counts as not having happened: the pieces
+    so far stand, and the generation is closed. To go on from there, start another one whose prompt is the old one and
+    the tokens so far, with the same seed: since every token depends on its history, its position and the seed alone,
+    the answer continues as it would have. Closing early, by `close` from any thread, by leaving a `with` block, or by
+    dropping the object, has no other effect: the reader's loop ends, and `stopped_by` is "caller".
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        max_tokens: int,
-        end_tokens: frozenset[int],
-        stops: StopStrings,
-        detokenizer: IncrementalDetokenizer | None,
-        identical_to: str,
-        draft_view: str | None = None,
-        trace: TraceWriter | None = None,
-        prompt_cache: PromptCache | None = None,
-    ) -> None:
-        self.stats = Stats(
-            draft_view=draft_view, prompt_tokens=len(engine.tokens), cached_prompt_tokens=engine.cache.length
-        )
-        self._prompt_cache = prompt_cache
-        self._engine: Engine | None = engine
-        self._speculation = engine.speculation
-        self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
-        self._detokenizer, self._identical_to, self._trace = detokenizer, identical_to, trace
-        self._pieces: list[Piece] = []
-        self._is_prefilled = False
-        self._stopped_by: str | None = None
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
+    @property
+    def stats(self) -> Stats:
+        """Counts and times so far; `result().stats` is a copy that does not change."""
+        return self._answer.stats
+
+    @abstractmethod
     def __next__(self) -> Piece:
-        if self._engine is None:
-            raise StopIteration
-        try:
-            piece = self._advance(self._engine)
-        except BaseException:
-            self.close()
-            raise
-        if self._stopped_by is not None:
-            self.close()
-        return piece
+        """The next piece.
+
+        Raises:
+            SpecdecError: another thread is reading, or the model cannot go on.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the answer at the next pass boundary; more than once does no harm."""
 
     def result(self) -> Result:
         """The answer so far, as it will not change any more; the whole of it once the iteration has ended."""
-        stopped_by = self._stopped_by or "caller"
-        if self._speculation is not None:
-            self.stats.policy = self._speculation.policy.summary()
-        return Result(
-            text="".join(piece.text for piece in self._pieces),
-            tokens=[token for piece in self._pieces for token in piece.tokens],
-            finish_reason=FINISH_REASONS[stopped_by],
-            stopped_by=stopped_by,
-            stats=copy.deepcopy(self.stats),
-            identical_to=f"nothing (trusted {self.stats.trusted} tokens)" if self.stats.trusted else self._identical_to,
-        )
+        return self._answer.result()
 
-    def close(self) -> None:
-        """End the generation here and let go of its cache and its trace; more than once does no harm."""
-        engine, self._engine = self._engine, None
-        if engine is not None and self._prompt_cache is not None and self._is_prefilled:
-            self._prompt_cache.keep(engine, self.stats.prompt_tokens)
-        trace, self._trace = self._trace, None
-        if trace is not None:
-            trace.close()
+    def __aiter__(self: G) -> G:
+        return self
 
-    def __enter__(self) -> Generation:
+    async def __anext__(self) -> Piece:
+        piece: Any = await asyncio.to_thread(next, self, _END)
+        if piece is _END:
+            raise StopAsyncIteration
+        return piece  # type: ignore[no-any-return]
+
+    def __enter__(self: G) -> G:
         return self
 
     def __exit__(
@@ -115,47 +77,61 @@ class Generation(Iterator[Piece]):
     ) -> None:
         self.close()
 
-    def _advance(self, engine: Engine) -> Piece:
-        if not self._is_prefilled:
-            start_s = time.perf_counter()
-            self.stats.prefill_bytes_read = engine.prefill()
-            self.stats.prefill_s = time.perf_counter() - start_s
-            self._is_prefilled = True
-        start_s = time.perf_counter()
-        done = engine.step()
-        piece, stopped_by = self._read(done.tokens, room=engine.limit - done.position)
-        piece.origins.extend(done.origins[: len(piece.tokens)])
-        if self._trace is not None:
-            self._trace.write(self.stats.rounds, done, piece)
-        self.stats.add(done, emitted=len(piece.tokens), wall_s=time.perf_counter() - start_s)
-        self._pieces.append(piece)
-        self._stopped_by = stopped_by
+
+class Stream(Generation):
+    """An answer whose reader runs the passes.
+
+    Args:
+        answer: before its prompt is read.
+        lock: held while a round runs; what generations of a model share belongs to its holder.
+    """
+
+    def __init__(self, answer: Answer, lock: threading.RLock) -> None:
+        super().__init__(answer)
+        self._passes = lock
+        self._state = threading.RLock()  # of the fields below; a signal handler may close while it is held
+        self._reader: int | None = None  # thread that runs passes now
+        self._is_closing = False
+
+    def __next__(self) -> Piece:
+        with self._state:
+            if self._reader is not None:
+                raise SpecdecError("another thread is reading this answer: one thread at a time may iterate over it")
+            if self._is_closing or self._answer.sequence is None:
+                self._answer.close()
+                raise StopIteration
+            self._reader = threading.get_ident()
+        ended = True
+        try:
+            piece = self._advance()
+            ended = self._answer.stopped_by is not None
+        except decode.Stopped:
+            raise StopIteration from None
+        finally:
+            # Caches are handed on by whoever runs the passes, never by `close` in another thread.
+            with self._state:
+                self._reader = None
+                if ended or self._is_closing:
+                    self._answer.close()
         return piece
 
-    def _read(self, run: list[int], *, room: int) -> tuple[Piece, str | None]:
-        """The piece that a round's tokens make, cut where the answer ends, and what ended it.
+    def close(self) -> None:
+        """End the answer at the next pass boundary; more than once does no harm."""
+        with self._state:
+            self._is_closing = True
+            if self._reader is None:
+                self._answer.close()
 
-        Args:
-            run: the round's tokens.
-            room: how many of them fit before the engine's limit.
-        """
-        parts: list[str] = []
-        stopped_by = None
-        for count, token in enumerate(run, start=1):
-            parts.append("" if self._detokenizer is None else self._stops.feed(self._detokenizer.add(token)))
-            if token in self._end_tokens:
-                stopped_by = "end token"
-            elif self._stops.found is not None:
-                stopped_by = "stop string"
-            elif self.stats.emitted + count == self._max_tokens:
-                stopped_by = "max_tokens"
-            elif count == room:
-                stopped_by = "context"
-            if stopped_by is not None:
-                run = run[:count]
-                break
-        if stopped_by is not None and self._stops.found is None and self._detokenizer is not None:
-            parts[-1] += self._stops.feed(self._detokenizer.finish())  # may complete a stop string
-            parts[-1] += self._stops.flush()
-            stopped_by = "stop string" if self._stops.found is not None else stopped_by
-        return Piece("".join(parts), run, parts), stopped_by
+    def _advance(self) -> Piece:
+        answer = self._answer
+        sequence = answer.sequence
+        assert sequence is not None
+        with self._passes:
+            if sequence.unread:
+                start_s = time.perf_counter()
+                bytes_read = decode.read_prompt(sequence, stopped=self._stopped)
+                answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+            return answer.take(decode.step(sequence, stopped=self._stopped))
+
+    def _stopped(self) -> bool:
+        return self._is_closing

@@ -1,69 +1,244 @@
-"""Everything that a caller may ask of one generation, checked: `GenerationSettings`."""
+"""Everything that a caller may ask of one answer: `Options`, the one list that library, command line and bench read.
+
+What an option is called on the command line, and what its help says, stands beside it.
+"""
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypedDict
 
 from specdec.drafters.base import Drafter
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import EffortSchedule, check_effort
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationSettings:
-    """What to generate and how, in the engine's own types; `specdec.generate` describes each.
+class OptionArguments(TypedDict, total=False):
+    """Keyword arguments of `specdec.generate` and `specdec.stream`; `Options` describes them."""
 
-    Raises:
-        InvalidArgumentError: a value is out of range.
+    max_tokens: int
+    draft_effort: float | EffortSchedule | None
+    draft_view: str
+    verify_effort: float | EffortSchedule
+    draft_len: int
+    policy: str | Policy
+    drafter: str | Drafter | Sequence[str | Drafter]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    stop: str | Sequence[str]
+    chat: bool
+    speculate: bool
+    trust: float | None
+    trace: str | Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """An option on the command line.
+
+    Attributes:
+        kind: type of its value; bool for a switch that turns the option off.
+        metavar: what help calls the value.
+        help: what it does.
+        default: what help calls the default, where its value says nothing.
+        name: of the flag, where it is not the option's own name.
     """
 
-    max_tokens: int = 256
-    draft_effort: EffortSchedule | None = None
-    draft_view: str = "auto"
-    verify_effort: EffortSchedule = field(default_factory=EffortSchedule)
-    draft_len: int = 4
-    policy: str | Policy = "auto"
-    drafter: str | Drafter | tuple[str | Drafter, ...] = "auto"
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    stop: tuple[str, ...] = ()
-    speculate: bool = True
-    trust: float | None = None
+    kind: type
+    metavar: str
+    help: str
+    default: str | None = None
+    name: str | None = None
+
+
+def _flag(
+    kind: type, metavar: str, help: str, default: str | None = None, *, name: str | None = None
+) -> dict[str, Flag]:
+    return {"flag": Flag(kind, metavar, help, default, name)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to generate and how.
+
+    Attributes:
+        max_tokens: most tokens to generate; the model's context may end the answer before.
+        draft_effort: share of the multiplications that a draft step performs, in (0, 1], or a schedule by matrix. None
+            leaves it to the policy; one that does not choose efforts takes what measured fastest on the runtime.
+        draft_view: form of the weights that drafts read: "bucket", "int4", or another one that the runtime has; "exact"
+            is the verifier's own, "auto" the one that measured fastest on the model's runtime. Several, with commas
+            between, are offered to the policy, which may choose for each round.
+        verify_effort: share of the multiplications that verification performs; 1.0 is the model itself.
+        draft_len: tokens that the policy "fixed" drafts a round.
+        policy: decides what to draft with, how many tokens and at what effort: a name, `name:key=value,key=value`, a
+            policy file `FILE.yaml`, or an object with the methods of `specdec.engine.policy.Policy`, which then serves
+            this answer only. "auto" is "goodput": expected tokens a second by this machine's costs.
+        drafter: proposes tokens: a name, `name:argument`, or an object as in `specdec.drafters.base`. Several, as a
+            sequence or with semicolons between, are offered to the policy, which may choose for each round; "auto"
+            offers the model itself at low effort and lookup in the text so far.
+        temperature: 0 always takes the likeliest token; above 0, tokens are drawn, 1.0 from the model's distribution.
+        top_k: draw from the k likeliest tokens only; 0 from all.
+        top_p: draw from the fewest likeliest tokens that hold this probability together.
+        min_p: draw from tokens at least this fraction as likely as the likeliest.
+        seed: random seed for sampling; equal seeds give equal answers.
+        stop: strings that end the answer and are not part of its text.
+        chat: put a text prompt into the model's chat template as a user's message, if it has one; False takes the text
+            as it is.
+        speculate: False decodes one token at a time.
+        trust: entropy in nats under which a draft token is accepted without verification. The answer is then not that
+            of plain decoding, and its `identical_to` says so. None verifies every token.
+        trace: file that gets a JSON line for every round.
+
+    Raises:
+        OptionError: a value is out of range.
+    """
+
+    max_tokens: int = field(default=256, metadata=_flag(int, "N", "most tokens to generate"))
+    draft_effort: float | EffortSchedule | None = field(
+        default=None,
+        metadata=_flag(float, "E", "share of the multiplications that a draft step performs", "the policy's"),
+    )
+    draft_view: str = field(
+        default="auto",
+        metadata=_flag(str, "VIEW", "weights that drafts read: auto, bucket, int4, ...; several with commas"),
+    )
+    verify_effort: float | EffortSchedule = field(
+        default=1.0, metadata=_flag(float, "E", "the same share for verification; 1 is the model itself")
+    )
+    draft_len: int = field(default=4, metadata=_flag(int, "K", "tokens that the policy `fixed` drafts in a round"))
+    policy: str | Policy = field(
+        default="auto",
+        metadata=_flag(str, "NAME[:KEY=VALUE,...]", "decides what and how much to draft; or a FILE.yaml"),
+    )
+    drafter: str | Drafter | Sequence[str | Drafter] = field(
+        default="auto", metadata=_flag(str, "NAME[:ARGUMENT]", "proposes tokens; several with semicolons")
+    )
+    temperature: float = field(
+        default=0.0, metadata=_flag(float, "T", "0 takes the likeliest token, above 0 tokens are drawn")
+    )
+    top_k: int = field(default=0, metadata=_flag(int, "K", "draw from the K likeliest tokens only; 0 from all"))
+    top_p: float = field(
+        default=1.0, metadata=_flag(float, "P", "draw from the fewest likeliest tokens that hold this probability")
+    )
+    min_p: float = field(
+        default=0.0, metadata=_flag(float, "P", "draw from tokens at least P times as likely as the likeliest")
+    )
+    seed: int = field(default=0, metadata=_flag(int, "N", "random seed for sampling"))
+    stop: str | Sequence[str] = field(
+        default=(), metadata=_flag(list, "TEXT", "end before this text; repeatable", "none")
+    )
+    chat: bool = field(
+        default=True, metadata=_flag(bool, "", "take the prompt as it is, without the chat template", name="--raw")
+    )
+    speculate: bool = field(default=True, metadata=_flag(bool, "", "decode without speculation", name="--plain"))
+    trust: float | None = field(
+        default=None,
+        metadata=_flag(
+            float,
+            "H",
+            "accept draft tokens with entropy below H nats without verification (lossy, reported in the output)",
+            "verify all",
+        ),
+    )
+    trace: str | Path | None = field(
+        default=None, metadata=_flag(str, "FILE.jsonl", "write a line for every round", "no trace")
+    )
 
     def __post_init__(self) -> None:
         _check_count("max_tokens", self.max_tokens)
-        _check_count("draft_len", self.draft_len, "; use speculate=False to decode without drafts")
+        _check_count("draft_len", self.draft_len, instead=("speculate", "to decode without drafts"))
+        if self.draft_effort is not None:
+            _set(self, "draft_effort", effort_schedule("draft_effort", self.draft_effort))
+        _set(self, "verify_effort", effort_schedule("verify_effort", self.verify_effort))
         if self.trust is not None and not (_is_number(self.trust) and self.trust > 0):
-            raise InvalidArgumentError(f"trust must be an entropy above 0 nats, not {self.trust!r}")
-        drafters = self.drafter if isinstance(self.drafter, tuple) else (self.drafter,)
-        if not drafters:
-            raise InvalidArgumentError("drafter must be at least one: use speculate=False to decode without drafts")
-        named = [("policy", Policy, self.policy), *(("drafter", Drafter, drafter) for drafter in drafters)]
+            raise OptionError("trust", f"must be an entropy above 0 nats, not {self.trust!r}")
+        _set(self, "drafter", tuple(self.drafter) if isinstance(self.drafter, (list, tuple)) else (self.drafter,))
+        if not self.drafters:
+            raise OptionError("drafter", "must be at least one", instead=("speculate", "to decode without drafts"))
+        named = [("policy", Policy, self.policy), *(("drafter", Drafter, drafter) for drafter in self.drafters)]
         for name, kind, value in named:
             if not isinstance(value, (str, kind)):
-                raise InvalidArgumentError(f"{name} must be a name or an object with a {name}'s methods, not {value!r}")
+                raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")
+        _set(self, "stop", stop_strings(self.stop))
+        _ = self.sampling  # checks it
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How tokens are chosen."""
+        return SamplingParams(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=self.seed
+        )
+
+    @property
+    def drafters(self) -> tuple[str | Drafter, ...]:
+        """What may draft, as it was asked for."""
+        asked = self.drafter
+        assert isinstance(asked, tuple)  # __post_init__ saw to it
+        return asked
+
+    @property
+    def draft_schedule(self) -> EffortSchedule | None:
+        """Efforts of drafts, where the caller named them."""
+        return None if self.draft_effort is None else EffortSchedule.of_value(self.draft_effort)
+
+    @property
+    def verify_schedule(self) -> EffortSchedule:
+        """Efforts of verification."""
+        return EffortSchedule.of_value(self.verify_effort)
+
+
+def options_of(arguments: OptionArguments, caller: str) -> Options:
+    """Options from keyword arguments.
+
+    Raises:
+        TypeError: an argument that there is not.
+        OptionError: a value is out of range.
+    """
+    if unknown := set(arguments) - set(FLAGS):
+        raise TypeError(f"{caller}() has no option {min(unknown)!r}: choose from {', '.join(FLAGS)}")
+    return Options(**arguments)
+
+
+FLAGS: dict[str, Flag] = {one.name: one.metadata["flag"] for one in fields(Options)}
+DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(Options)}
+
+
+def flag_of(name: str) -> str:
+    """An option's flag on the command line, "--draft-len"."""
+    flag = FLAGS.get(name)
+    return flag.name if flag is not None and flag.name else "--" + name.replace("_", "-")
 
 
 def effort_schedule(name: str, value: float | EffortSchedule) -> EffortSchedule:
-    """A schedule from the argument called `name`.
+    """A schedule from the option called `name`.
 
     Raises:
-        InvalidArgumentError: it is neither a schedule nor a number in (0, 1].
+        OptionError: it is neither a schedule nor a number in (0, 1].
     """
-    return value if isinstance(value, EffortSchedule) else EffortSchedule(check_effort(value, name))
+    if isinstance(value, EffortSchedule):
+        return value
+    try:
+        return EffortSchedule(check_effort(value))
+    except InvalidArgumentError:
+        raise OptionError(name, f"must be a number above 0 and at most 1, not {value!r}") from None
 
 
 def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     """Stop strings from one string or several.
 
     Raises:
-        InvalidArgumentError: one of them is empty or no text.
+        InvalidArgumentError: one of them is empty or not text.
     """
     if not isinstance(value, Iterable):
-        raise InvalidArgumentError(f"stop must be text or a sequence of texts, not {value!r}")
+        raise OptionError("stop", f"must be text or a sequence of texts, not {value!r}")
     stops = (value,) if isinstance(value, str) else tuple(value)
     for stop in stops:
         if not isinstance(stop, str) or not stop:
@@ -71,10 +246,14 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     return stops
 
 
+def _set(options: Options, name: str, value: object) -> None:
+    object.__setattr__(options, name, value)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _check_count(name: str, value: object, hint: str = "") -> None:
+def _check_count(name: str, value: object, *, instead: tuple[str, str] | None = None) -> None:
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {value!r}{hint}")
+        raise OptionError(name, f"must be a whole number of at least 1, not {value!r}", instead=instead)

@@ -135,6 +135,7 @@ class RoundOutcome:
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
+        rows_beside: rows that other sequences had in the verify pass, whose whole time `verify_s` is.
     """
 
     drafted: int
@@ -146,6 +147,7 @@ class RoundOutcome:
     draft_s: float
     verify_s: float
     round_s: float
+    rows_beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.errors import InvalidArgumentError, SpecdecError
+from specdec.errors import OptionError, SpecdecError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
 _BLOCK = 64  # logits per block when top-k looks for its threshold
@@ -39,7 +39,7 @@ class SamplingParams:
         seed: 0 to 2**64 - 1.
 
     Raises:
-        InvalidArgumentError: a value is out of range.
+        OptionError: a value is out of range.
     """
 
     temperature: float = 0.0
@@ -180,4 +180,4 @@ def _whole(value: object) -> int:
 
 def _require(name: str, value: object, holds: bool, wanted: str) -> None:
     if not holds:
-        raise InvalidArgumentError(f"{name} must be {wanted}, not {value!r}")
+        raise OptionError(name, f"must be {wanted}, not {value!r}")

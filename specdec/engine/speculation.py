@@ -1,18 +1,20 @@
-"""From settings to `Speculation`: drafters, what they offer, the policy and what it starts from."""
+"""Who proposes tokens, and who decides how many at what effort: `Speculation`, and how one is made from options."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specdec.drafters.base import DraftContext, Drafter, DrafterSetup
+from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
-from specdec.engine.options import GenerationSettings
+from specdec.engine.options import Options
 from specdec.engine.policy import DraftOption, Knowledge
 from specdec.engine.policy_guard import GuardedPolicy
-from specdec.engine.round import Engine, Speculation
+from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
@@ -25,7 +27,56 @@ TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
 _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
 
-def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_tokens: frozenset[int]) -> Speculation:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """Who proposes tokens, and who decides how many at what effort.
+
+    Attributes:
+        drafters: who may propose, by name; the first is the default.
+        policy: decides; its answers are trusted here, `policy_guard` checks them.
+        context: what the drafter works with; its history and cache are the engine's own.
+        draft_len: draft length that the caller asked for.
+        draft_effort: mean effort that the caller asked for.
+        verify_effort: mean effort of verification.
+        temperature: of the sampling.
+        is_effort_asked: the caller named the draft effort.
+        trust: entropy in nats under which a draft token is kept without a check; None checks all.
+        options: the drafters with the views that the policy may choose from, the default first.
+        foretellers: of the drafters, those that can tell beforehand what they have found, by name.
+    """
+
+    drafters: Mapping[str, Drafter]
+    options: tuple[DraftOption, ...]
+    policy: GuardedPolicy
+    context: DraftContext
+    draft_len: int
+    draft_effort: float
+    verify_effort: float
+    temperature: float = 0.0
+    is_effort_asked: bool = True
+    trust: float | None = None
+    foretellers: Mapping[str, Foreteller] = field(init=False)
+
+    def __post_init__(self) -> None:
+        told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
+        object.__setattr__(self, "foretellers", told)
+
+    def matches(self) -> dict[str, int]:
+        """What the drafters that can tell beforehand have found, by name."""
+        return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
+
+    def trusted(self, draft: Draft) -> list[bool]:
+        """For each drafted token whether it is kept without a check; empty when all are checked.
+
+        A token whose drafter shows no distribution is always checked.
+        """
+        if self.trust is None:
+            return []
+        entropies = [signals.distribution.entropy for signals in draft.signals]
+        return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
+
+
+def make_speculation(model: Model, sequence: Sequence, options: Options, end_tokens: frozenset[int]) -> Speculation:
     """Everything that the rounds of a generation need to draft.
 
     A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
@@ -37,45 +88,45 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
     Warns:
         UserWarning: drafting at a higher effort than verification.
     """
-    base = settings.draft_effort or _default_effort(model, settings.draft_view)
+    base = options.draft_schedule or _default_effort(model, options.draft_view)
     efforts = EffortScale(base, model.config)
-    verify_effort = settings.verify_effort.mean(model.config)
-    if settings.draft_effort is not None and efforts.mean > verify_effort:
+    verify_effort = options.verify_schedule.mean(model.config)
+    if options.draft_effort is not None and efforts.mean > verify_effort:
         warnings.warn(
             f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save",
             stacklevel=4,  # the caller of `stream`
         )
-    policy = settings.policy
+    policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     guarded = GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name)
-    drafters = _drafters(model, settings)
-    options = tuple(
+    drafters = _drafters(model, options)
+    offered = tuple(
         DraftOption(name, view, drafter.takes_effort)
         for name, drafter in drafters.items()
         for view in drafter.views or (None,)
     )
     if guarded.learns:
-        tried = TRIED_EFFORTS if settings.draft_effort is None else (efforts.mean,)
-        guarded.begin(Knowledge(costs=machine_costs(model, options, efforts, tried), memory=model.shared))
+        tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
+        guarded.begin(Knowledge(costs=machine_costs(model, offered, efforts, tried), memory=model.shared))
     return Speculation(
         drafters=drafters,
-        options=options,
+        options=offered,
         policy=guarded,
         context=DraftContext(
-            history=engine.tokens,
-            cache=engine.cache,
+            history=sequence.tokens,
+            cache=sequence.cache,
             efforts=efforts,
-            sample=engine.sampler,
+            sample=sequence.sampler,
             end_tokens=end_tokens,
-            prompt_length=len(engine.tokens),
-            is_greedy=settings.sampling.temperature == 0,
+            prompt_length=len(sequence.tokens),
+            is_greedy=options.temperature == 0,
         ),
-        draft_len=settings.draft_len,
+        draft_len=options.draft_len,
         draft_effort=efforts.mean,
         verify_effort=verify_effort,
-        temperature=settings.sampling.temperature,
-        is_effort_asked=settings.draft_effort is not None,
-        trust=settings.trust,
+        temperature=options.temperature,
+        is_effort_asked=options.draft_effort is not None,
+        trust=options.trust,
     )
 
 
@@ -88,7 +139,7 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
-def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
+def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -97,14 +148,14 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
     tokenizer = model.tokenizer
     setup = DrafterSetup(
         model.runtime,
-        model.auto_draft[0] if settings.draft_view == "auto" else settings.draft_view,
+        model.auto_draft[0] if options.draft_view == "auto" else options.draft_view,
         vocabulary=None if tokenizer is None else tokenizer.fingerprint,
         tokenizer=tokenizer,
         load_model=model.load_other,
         shared=model.shared,
     )
     asked: list[str | Drafter] = []
-    for one in settings.drafter if isinstance(settings.drafter, tuple) else (settings.drafter,):
+    for one in options.drafters:
         asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
     drafters: dict[str, Drafter] = {}
     for one in asked:
@@ -115,7 +166,7 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
             try:
                 drafters[name] = create_drafter(spec, setup) if isinstance(spec, str) else spec
             except MemoryShortError as error:
-                if one != "auto" or settings.draft_view != "auto":
+                if one != "auto" or options.draft_view != "auto":
                     raise
                 warnings.warn(f"{error}; drafting goes on without it", stacklevel=2)
     return drafters

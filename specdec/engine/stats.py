@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from specdec.runtimes.base import depths
+
 if TYPE_CHECKING:
     from specdec.engine.round import Round
 
@@ -17,8 +19,8 @@ class _Count:
     of_effort: dict[str, int]
     by_place: dict[str, list[int]]
 
-    def add(self, index: int, accepted: int) -> None:
-        """Count a token at place `index` of a draft of which `accepted` were kept."""
+    def add(self, index: int, *, checked: bool, accepted: bool) -> None:
+        """Count a token at place `index` of a draft."""
         places = self.by_place
         if index >= len(places["drafted"]):
             for counts in places.values():
@@ -27,9 +29,9 @@ class _Count:
         self.of_drafter["drafted"] += 1
         if self.of_effort:
             self.of_effort["drafted"] += 1
-        if index <= accepted:
+        if checked:
             places["checked"][index] += 1
-        if index < accepted:
+        if accepted:
             places["accepted"][index] += 1
             self.of_drafter["accepted"] += 1
             if self.of_effort:
@@ -52,7 +54,7 @@ class Stats:
         accepted: proposed tokens that the verifier kept, never counting its own token.
         emitted: tokens handed to the caller.
         cut: tokens that were produced behind the end of the answer and dropped.
-        drafted_per_position: element j counts the rounds that proposed a (j + 1)-th token.
+        drafted_per_position: element j counts the rounds that proposed a (j + 1)-th token, in trees any at that depth.
         accepted_per_position: element j counts the rounds whose (j + 1)-th proposed token was kept.
         rounds_by_accepted: element n counts the rounds that kept n proposed tokens.
         by_drafter: for every drafter that proposed tokens: `rounds` that it was asked in, their `draft_s`, tokens
@@ -145,12 +147,14 @@ class Stats:
             self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
         self.rounds_by_accepted[done.accepted] += 1
         if drafted:
-            for counts, length in ((self.drafted_per_position, drafted), (self.accepted_per_position, done.accepted)):
-                counts.extend([0] * (drafted - len(counts)))
-                for position in range(length):
-                    counts[position] += 1
+            parents = done.draft.parents
+            places = range(drafted) if parents is None else depths(parents)
+            for counts, found in ((self.drafted_per_position, places), (self.accepted_per_position, done.kept)):
+                counts.extend([0] * (max(places) + 1 - len(counts)))
+                for place in set(places) if counts is self.drafted_per_position else range(len(found)):
+                    counts[place] += 1
             if done.trusted:
-                self.trusted += sum(done.trusted[: done.accepted])
+                self.trusted += sum(done.trusted[index] for index in done.kept)
         else:
             self.plain_rounds += 1
         self._add_sources(done)
@@ -161,7 +165,9 @@ class Stats:
         self.verify_bytes_read += done.verify_bytes_read
 
     def _add_sources(self, done: Round) -> None:
-        draft, accepted = done.draft, done.accepted
+        draft, accepted, kept = done.draft, done.accepted, done.kept
+        parents = draft.parents
+        places = [] if parents is None else depths(parents)
         if done.plan is not None and done.plan.drafter is not None:
             asked = self._of_drafter(done.plan.drafter)
             asked["rounds"] += 1
@@ -170,7 +176,11 @@ class Stats:
         for index, source in enumerate(draft.sources):
             view, effort = (signals[index].view, signals[index].effort) if index < len(signals) else (None, None)
             count = self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
-            count.add(index, accepted)
+            if parents is None:
+                count.add(index, checked=index <= accepted, accepted=index < accepted)
+            else:
+                parent = parents[index]
+                count.add(places[index], checked=parent < 0 or parent in kept, accepted=index in kept)
 
     def _of_drafter(self, name: str) -> dict[str, float]:
         found = self.by_drafter.get(name)

@@ -168,6 +168,11 @@ class Efforts:
     def __hash__(self) -> int:
         return self._hash
 
+    def mean(self, config: ModelConfig) -> float:
+        """Share of all the model's multiplications that these perform."""
+        sizes = np.array([outputs * inputs for outputs, inputs in config.matrices().values()], dtype=np.float64)
+        return float(self.values @ sizes / sizes.sum())
+
     def by_name(self, config: ModelConfig) -> dict[str, float]:
         """Effort of every matrix by canonical name."""
         return dict(zip(config.matrices(), self.values.tolist(), strict=True))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec.engine.decode import PREFILL_CHUNK
 from specdec.engine.options import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
-from specdec.engine.round import PREFILL_CHUNK
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Model:
-    """A model that is ready to run. Generations of one model do not disturb each other.
+    """A model that is ready to run. Answers of one model do not disturb each other, in one thread or in several.
 
     Attributes:
         runtime: multiplies the matrices.
@@ -34,8 +35,10 @@ class Model:
         store: where the weights lie; stays open as long as the model.
         shared: what drafters and policies keep from one generation to the next: tables, other models, what they have
             learnt. It changes how fast tokens come, never which.
-        prompt_cache: keeps the last prompt that was read, for the next generation that begins with it; None (the
-            default) keeps nothing.
+        prompt_cache: keeps texts that were read, for answers whose prompts begin like them; None (the default) keeps
+            nothing.
+        lock: held by whoever runs passes for an answer, and while one is prepared; what answers of the model share (the
+            policies' memory, drafters' tables) belongs to its holder.
         load_other: loads another model for a drafter; None where there is no way to.
     """
 
@@ -43,6 +46,7 @@ class Model:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
         self.shared: dict[Any, Any] = {}
         self.prompt_cache: PromptCache | None = None
+        self.lock = threading.RLock()
         self.load_other: Callable[[str], LoadedModel] | None = None
         # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
         self._auto_draft: tuple[tuple[int, ...] | None, tuple[str, EffortSchedule]] | None = None

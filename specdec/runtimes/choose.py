@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import OptionError, RuntimeUnavailableError, UnknownNameError
 
 if TYPE_CHECKING:
     from specdec.runtimes.base import Runtime
@@ -112,7 +112,7 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
         RuntimeUnavailableError: the runtime cannot run here; the message says what to install.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise InvalidArgumentError(f"threads must be a whole number of at least 1, not {threads!r}")
+        raise OptionError("threads", f"must be a whole number of at least 1, not {threads!r}")
     if name == "auto":
         name = _choose(store)
     if name not in _RUNTIMES:

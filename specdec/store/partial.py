@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import OptionError
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import QuantisedMatrix, quantised_type
@@ -94,18 +94,19 @@ def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]
         share: of the bits of all values and codes, in (0, 1].
 
     Raises:
-        InvalidArgumentError: `share` is no number of that kind, or less than the first parts alone.
+        OptionError: `share` is no number of that kind, or less than the first parts alone.
     """
     total = sum(sum(one.bits) for one in parts.values())
     least = sum(one.bits[0] for one in parts.values()) / total
     if isinstance(share, bool) or not isinstance(share, int | float) or not least <= share <= 1:
         if least == 1:
-            raise InvalidArgumentError(
-                f"load_share must be 1, not {share!r}: the codes of this store have four bits, and none can be left out"
+            raise OptionError(
+                "load_share",
+                f"must be 1, not {share!r}: the codes of this store have four bits, and none can be left out",
             )
         firsts = " and ".join(sorted({one.what for one in parts.values()}))
         shown = math.ceil(least * 1000) / 1000
-        raise InvalidArgumentError(f"load_share must be a number from {shown:g} ({firsts}) to 1, not {share!r}")
+        raise OptionError("load_share", f"must be a number from {shown:g} ({firsts}) to 1, not {share!r}")
     order = sorted(
         (one.worth[k], -k, place, name)
         for place, (name, one) in enumerate(parts.items())

@@ -1,0 +1,175 @@
+"""An answer as it grows: tokens become text, and end where the caller's conditions say. `Answer`.
+
+Who runs the passes is in `decode` and `scheduler`; what a caller reads is in `generation`.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from specdec.engine.prompt_cache import PromptCache
+from specdec.engine.result import Piece, Result
+from specdec.engine.round import Round
+from specdec.engine.sequence import Sequence
+from specdec.engine.stats import Stats
+from specdec.engine.stops import StopStrings
+from specdec.engine.trace import TraceWriter
+from specdec.errors import SpecdecError
+
+if TYPE_CHECKING:
+    from specdec.tokenizers import IncrementalDetokenizer
+
+FINISH_REASONS = {
+    "end token": "stop",
+    "stop string": "stop",
+    "max_tokens": "length",
+    "context": "length",
+    "caller": "interrupted",
+}
+
+
+class Answer:
+    """The text, the statistics and the end of one sequence.
+
+    Whoever runs the passes calls everything but `result`, which may be called from any thread.
+
+    Args:
+        sequence: before its prompt is read.
+        max_tokens: most tokens of the answer.
+        end_tokens: token ids that end it; they become part of `tokens`, not of the text.
+        stops: watches the text.
+        detokenizer: turns tokens into text; None leaves the text empty.
+        identical_to: what the result says of itself.
+        draft_view: for the statistics.
+        trace: gets every round; closed with the answer.
+        prompt_cache: gets the sequence's cache at the end.
+        lock: held by whoever runs passes; policies of a model are asked under it.
+
+    Attributes:
+        sequence: None once the answer has ended.
+        stopped_by: what ended it: a key of `FINISH_REASONS`, or None.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        *,
+        max_tokens: int,
+        end_tokens: frozenset[int],
+        stops: StopStrings,
+        detokenizer: IncrementalDetokenizer | None,
+        identical_to: str,
+        draft_view: str | None = None,
+        trace: TraceWriter | None = None,
+        prompt_cache: PromptCache | None = None,
+        lock: threading.RLock,
+    ) -> None:
+        self.sequence: Sequence | None = sequence
+        self.stats = Stats(
+            draft_view=draft_view, prompt_tokens=len(sequence.tokens), cached_prompt_tokens=sequence.cache.length
+        )
+        self.stopped_by: str | None = None
+        self._speculation = sequence.speculation
+        self._prompt_cache, self._trace = prompt_cache, trace
+        self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
+        self._detokenizer, self._identical_to = detokenizer, identical_to
+        self._pieces: list[Piece] = []
+        self._passes = lock
+        self._lock = threading.Lock()  # of what `result` reads
+        self._summary_error: SpecdecError | None = None
+
+    def read_prompt(self, bytes_read: int, seconds: float) -> None:
+        """Count passes over the prompt."""
+        self.stats.prefill_bytes_read += bytes_read
+        self.stats.prefill_s += seconds
+
+    def take(self, done: Round) -> Piece:
+        """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
+        assert self.sequence is not None
+        start_s = time.perf_counter()
+        piece, stopped_by = self._read(done.tokens, room=self.sequence.limit - done.position)
+        piece.origins.extend(done.origins[: len(piece.tokens)])
+        if self._trace is not None:
+            self._trace.write(self.stats.rounds, done, piece)
+        with self._lock:
+            wall_s = done.round_s + time.perf_counter() - start_s
+            self.stats.add(done, emitted=len(piece.tokens), wall_s=wall_s)
+            self._pieces.append(piece)
+            self.stopped_by = stopped_by
+        return piece
+
+    def close(self) -> None:
+        """End the answer here, hand its cache on and close its trace; more than once does no harm."""
+        sequence, self.sequence = self.sequence, None
+        if sequence is not None:
+            sequence.rewind()
+            self._sum_up()
+            if self._prompt_cache is not None:
+                self._prompt_cache.keep(sequence.runtime, sequence.tokens, sequence.cache, efforts=sequence.efforts)
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            trace.close()
+
+    def result(self) -> Result:
+        """The answer so far, as it will not change any more; the whole of it once it has ended.
+
+        Raises:
+            SpecdecError: the policy cannot say what it did.
+        """
+        if self.sequence is not None:
+            with self._passes:
+                self._sum_up()
+        if self._summary_error is not None:
+            raise self._summary_error
+        with self._lock:
+            stopped_by = self.stopped_by or "caller"
+            identical_to = self._identical_to
+            if self.stats.trusted:
+                identical_to = f"nothing (trusted {self.stats.trusted} tokens)"
+            return Result(
+                text="".join(piece.text for piece in self._pieces),
+                tokens=[token for piece in self._pieces for token in piece.tokens],
+                finish_reason=FINISH_REASONS[stopped_by],
+                stopped_by=stopped_by,
+                stats=copy.deepcopy(self.stats),
+                identical_to=identical_to,
+            )
+
+    def _sum_up(self) -> None:
+        """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
+        if self._speculation is not None:
+            try:
+                self.stats.policy = self._speculation.policy.summary()
+            except SpecdecError as error:
+                self._summary_error = error
+
+    def _read(self, run: list[int], *, room: int) -> tuple[Piece, str | None]:
+        """The piece that a round's tokens make, cut where the answer ends, and what ended it.
+
+        Args:
+            run: the round's tokens.
+            room: how many of them fit before the sequence's limit.
+        """
+        parts: list[str] = []
+        stopped_by = None
+        for count, token in enumerate(run, start=1):
+            parts.append("" if self._detokenizer is None else self._stops.feed(self._detokenizer.add(token)))
+            if token in self._end_tokens:
+                stopped_by = "end token"
+            elif self._stops.found is not None:
+                stopped_by = "stop string"
+            elif self.stats.emitted + count == self._max_tokens:
+                stopped_by = "max_tokens"
+            elif count == room:
+                stopped_by = "context"
+            if stopped_by is not None:
+                run = run[:count]
+                break
+        if stopped_by is not None and self._stops.found is None and self._detokenizer is not None:
+            parts[-1] += self._stops.feed(self._detokenizer.finish())  # may complete a stop string
+            parts[-1] += self._stops.flush()
+            stopped_by = "stop string" if self._stops.found is not None else stopped_by
+        return Piece("".join(parts), run, parts), stopped_by

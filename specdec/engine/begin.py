@@ -1,0 +1,91 @@
+"""From a caller's arguments to an `Answer` that is ready to run: `begin`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from specdec.engine.answer import Answer
+from specdec.engine.efforts import describe_target
+from specdec.engine.options import OptionArguments, Options, options_of
+from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
+from specdec.engine.sampler import Sampler
+from specdec.engine.sequence import Sequence
+from specdec.engine.speculation import make_speculation
+from specdec.engine.stops import StopStrings
+from specdec.engine.trace import TraceWriter
+from specdec.errors import InvalidArgumentError
+from specdec.model.effort import resolve_efforts
+
+if TYPE_CHECKING:
+    from specdec.model.loaded import Model
+    from specdec.tokenizers import Tokenizer
+
+
+def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str) -> Answer:
+    """An answer before its first pass. Arguments are checked here; nothing runs but what measures the machine's costs.
+
+    Args:
+        model: from `specdec.load`.
+        prompt: text, token ids, or chat messages.
+        arguments: see `Options`.
+        caller: name of the function that the arguments were given to.
+
+    Raises:
+        InvalidArgumentError: an argument is out of range or contradicts another one, or the prompt does not fit.
+        UnknownNameError: no policy, drafter or draft view of that name.
+        TypeError: an argument that there is not.
+    """
+    options = options_of(arguments, caller)
+    encoded = encode_prompt(prompt, model.tokenizer, model.config, chat=options.chat)
+    with model.lock:
+        return _prepared(model, encoded, options)
+
+
+def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
+    config, tokenizer, kept = model.config, model.tokenizer, model.prompt_cache
+    end_tokens, stops = _end_conditions(tokenizer, tuple(options.stop))
+    limit = min(len(prompt.ids) + options.max_tokens, config.max_context)
+    efforts = resolve_efforts(options.verify_effort, config)
+    taken = None if kept is None else kept.take(model.runtime, prompt.ids, efforts=efforts, capacity=limit)
+    sequence = Sequence(
+        model.runtime, prompt.ids, limit=limit, efforts=efforts, sampler=Sampler(options.sampling), cache=taken
+    )
+    if options.speculate:
+        sequence.speculation = make_speculation(model, sequence, options, end_tokens)
+    return Answer(
+        sequence,
+        max_tokens=options.max_tokens,
+        end_tokens=end_tokens,
+        stops=stops,
+        detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
+        identical_to=_identical_to(model, options),
+        draft_view=None if sequence.speculation is None else sequence.speculation.options[0].view,
+        trace=None if options.trace is None else TraceWriter(options.trace),
+        prompt_cache=kept,
+        lock=model.lock,
+    )
+
+
+def _identical_to(model: Model, options: Options) -> str:
+    """What plain decoding with these options is."""
+    target = describe_target(options.verify_schedule, model.config)
+    if model.store is not None and model.store.loaded_share < 1:
+        target = f"{target} at {model.store.loaded_share:.3f} of the weights"
+    return target
+
+
+def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tuple[frozenset[int], StopStrings]:
+    """Ids that end an answer, and a watch for the stop strings that are text.
+
+    A stop string that is a single control token, such as "<|im_end|>", never shows up in the text: its id ends the
+    answer instead.
+    """
+    if tokenizer is None:
+        if stops:
+            raise InvalidArgumentError("this model has no tokenizer: stop strings need one")
+        return frozenset(), StopStrings()
+    ids = {stop: tokenizer.encode(stop, add_bos=False) for stop in stops}
+    texts = {stop: tokenizer.decode(ids[stop], skip_special=True, continues=True) for stop in stops}
+    controls = {stop for stop in stops if len(ids[stop]) == 1 and not texts[stop]}
+    end_tokens = tokenizer.eos_ids | {ids[stop][0] for stop in controls}
+    return end_tokens, StopStrings(stop for stop in stops if stop not in controls)

@@ -1,0 +1,240 @@
+"""Decoding many sequences together: `Scheduler`. One round of each is one pass over the weights.
+
+A step of the scheduler drafts for every sequence, the passes that drafters ask for gathered into one at a time, and
+then runs one pass in the exact view over the rows that each sequence wants verified. Pieces of the prompts of new
+sequences share that pass, as far as its cost allows, so that nobody's stream stalls. A row never sees what shares its
+pass, so each sequence gets the tokens that it would get alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from specdec.drafters.base import Ask, Reply
+from specdec.engine.pass_costs import PassCosts
+from specdec.engine.round import Round
+from specdec.engine.sequence import Proposal, Sequence
+from specdec.errors import InvalidArgumentError
+from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
+
+T = TypeVar("T")
+
+
+class Event(NamedTuple):
+    """What a step did for one sequence.
+
+    Attributes:
+        sequence: which one.
+        done: the round that ended; None for a piece of the prompt or an error.
+        error: what went wrong for this sequence alone; it is as before the step, and no longer scheduled.
+        bytes_read: of a piece of the prompt.
+        seconds: its share of the pass that read the piece.
+    """
+
+    sequence: Sequence
+    done: Round | None = None
+    error: Exception | None = None
+    bytes_read: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class _Share:
+    """What a sequence wants of a pass."""
+
+    sequence: Sequence
+    rows: Rows
+    is_prompt: bool
+
+
+class Scheduler:
+    """Runs sequences of one runtime in lockstep. Sequences join and leave between steps.
+
+    It belongs to one thread at a time.
+
+    Args:
+        runtime: of all sequences.
+        max_sequences: most sequences that run; others wait for their turn, first come, first served.
+        max_rows: most rows of a pass.
+
+    Raises:
+        InvalidArgumentError: a number is out of range.
+    """
+
+    def __init__(self, runtime: Runtime, *, max_sequences: int = MAX_SEQUENCES, max_rows: int = MAX_PASS_ROWS) -> None:
+        for name, value, most in (
+            ("max_sequences", max_sequences, MAX_SEQUENCES),
+            ("max_rows", max_rows, MAX_PASS_ROWS),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+                raise InvalidArgumentError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+        self._runtime, self._most, self._max_rows = runtime, max_sequences, max_rows
+        self._running: list[Sequence] = []
+        self._waiting: list[Sequence] = []
+        self._last_rows: dict[int, int] = {}  # rows of each sequence in the last verify pass, by id
+        self.costs = PassCosts()
+
+    def add(self, sequence: Sequence) -> None:
+        """Schedule a sequence from the next step on."""
+        self._waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Schedule a sequence no longer; nothing happens to one that is not there."""
+        for group in (self._running, self._waiting):
+            if any(one is sequence for one in group):
+                group[:] = [one for one in group if one is not sequence]
+        self._last_rows.pop(id(sequence), None)
+
+    def __len__(self) -> int:
+        """Sequences that run or wait."""
+        return len(self._running) + len(self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for others to end."""
+        return len(self._waiting)
+
+    def step(self) -> list[Event]:
+        """One round of every sequence that has read its prompt, and a piece of the prompts of others.
+
+        When a pass fails, its sequences run one by one, so that only those that cause it fail. Interrupts take every
+        round back that has not ended.
+        """
+        while self._waiting and len(self._running) < self._most:
+            self._running.append(self._waiting.pop(0))
+        events: list[Event] = []
+        try:
+            shares = self._propose(events)
+            shares += self._prompt_pieces(sum(len(share.rows.tokens) for share in shares))
+            self._last_rows = {id(share.sequence): len(share.rows.tokens) for share in shares}
+            for group in _passes(shares):
+                events += self._run(group)
+        except BaseException:
+            for sequence in self._running:
+                sequence.rewind()
+            raise
+        for event in events:
+            if event.error is not None:
+                self.remove(event.sequence)
+        return events
+
+    def _propose(self, events: list[Event]) -> list[_Share]:
+        """The verify rows of all sequences that have read their prompts; drafts of all go on side by side."""
+        shares: list[_Share] = []
+        total = sum(self._last_rows.values())
+        open_proposals: list[tuple[Sequence, Proposal, Reply | None]] = []
+        for sequence in self._running:
+            if not sequence.unread:
+                sequence.rows_beside = total - self._last_rows.get(id(sequence), 0)
+                open_proposals.append((sequence, sequence.propose(), None))
+        while open_proposals:
+            asked: list[tuple[Sequence, Proposal, Ask]] = []
+            for sequence, proposal, reply in open_proposals:
+                try:
+                    ask = next(proposal) if reply is None else proposal.send(reply)
+                    asked.append((sequence, proposal, ask))
+                except StopIteration as stop:
+                    shares.append(_Share(sequence, stop.value, is_prompt=False))
+                except Exception as error:
+                    events.append(_failed(sequence, error))
+            open_proposals = list(self._answer(asked, events))
+        return shares
+
+    def _answer(
+        self, asked: list[tuple[Sequence, Proposal, Ask]], events: list[Event]
+    ) -> Iterator[tuple[Sequence, Proposal, Reply]]:
+        """Run what drafters ask for, the same view of the same model in one pass."""
+        groups: dict[tuple[int, str], list[tuple[Sequence, Proposal, Ask]]] = {}
+        for one in asked:
+            groups.setdefault((id(one[2].runtime), one[2].view), []).append(one)
+        for members in groups.values():
+            for part in _cut(members, [len(ask.rows.tokens) for _, _, ask in members]):
+                runtime, view = part[0][2].runtime, part[0][2].view
+                replies = _forward(runtime, [ask.rows for _, _, ask in part], view)
+                for (sequence, proposal, _), reply in zip(part, replies, strict=True):
+                    if isinstance(reply, Exception):
+                        events.append(_failed(sequence, reply))
+                    else:
+                        yield sequence, proposal, reply
+
+    def _prompt_pieces(self, decoding_rows: int) -> list[_Share]:
+        """Pieces of prompts for the rows that the pass has left at an acceptable cost, first come, first served."""
+        left = min(self._max_rows, MAX_PASS_ROWS) - decoding_rows
+        if decoding_rows:
+            left = min(left, self.costs.prompt_rows(decoding_rows))
+        shares: list[_Share] = []
+        for sequence in self._running:
+            if left > 0 and sequence.unread:
+                rows = sequence.prompt_rows(left)
+                left -= len(rows.tokens)
+                shares.append(_Share(sequence, rows, is_prompt=True))
+        return shares
+
+    def _run(self, shares: list[_Share]) -> list[Event]:
+        """One pass in the exact view, and what it means for each sequence."""
+        start_s = time.perf_counter()
+        replies = _forward(self._runtime, [share.rows for share in shares], EXACT)
+        pass_s, total = time.perf_counter() - start_s, sum(len(share.rows.tokens) for share in shares)
+        if not any(isinstance(reply, Exception) for reply in replies):
+            self.costs.observe(total, pass_s)
+        events = []
+        for share, reply in zip(shares, replies, strict=True):
+            sequence = share.sequence
+            if isinstance(reply, Exception):
+                events.append(_failed(sequence, reply))
+            elif share.is_prompt:
+                events.append(Event(sequence, bytes_read=reply.result.bytes_read, seconds=reply.seconds))
+            else:
+                try:
+                    beside = total - len(share.rows.tokens)
+                    done = sequence.settle(reply.result, seconds=reply.seconds, pass_s=pass_s, rows_beside=beside)
+                    events.append(Event(sequence, done))
+                except Exception as error:
+                    events.append(_failed(sequence, error))
+        return events
+
+
+def _failed(sequence: Sequence, error: Exception) -> Event:
+    sequence.rewind()
+    return Event(sequence, error=error)
+
+
+def _forward(runtime: Runtime, batch: list[Rows], view: str) -> list[Reply | Exception]:
+    """A pass, or where it fails its parts one by one: a reply or an error for each."""
+    start_s = time.perf_counter()
+    try:
+        results = runtime.forward(batch, view=view)
+    except Exception as error:
+        if len(batch) == 1:
+            return [error]
+        return [_forward(runtime, [rows], view)[0] for rows in batch]
+    return list(_shared(batch, results, time.perf_counter() - start_s))
+
+
+def _shared(batch: list[Rows], results: list[Pass], seconds: float) -> Iterator[Reply]:
+    """Replies with the pass's time shared out by rows."""
+    total = sum(len(rows.tokens) for rows in batch)
+    for rows, result in zip(batch, results, strict=True):
+        yield Reply(result, seconds * len(rows.tokens) / total)
+
+
+def _passes(shares: list[_Share]) -> Iterable[list[_Share]]:
+    """Shares in as few passes as the limits allow."""
+    return _cut(shares, [len(share.rows.tokens) for share in shares])
+
+
+def _cut(members: list[T], rows: list[int]) -> Iterator[list[T]]:
+    """Members in groups of at most `MAX_SEQUENCES` that have at most `MAX_PASS_ROWS` rows together."""
+    group: list[T] = []
+    count = 0
+    for one, own in zip(members, rows, strict=True):
+        if group and (count + own > MAX_PASS_ROWS or len(group) == MAX_SEQUENCES):
+            yield group
+            group, count = [], 0
+        group.append(one)
+        count += own
+    if group:
+        yield group

@@ -1,0 +1,267 @@
+"""One request's tokens and cache: `Sequence`. A round of it is `propose`, a pass, and `settle`. All tokens, no text.
+
+What this file promises: whatever the policy and the drafter propose, the tokens are those of one-by-one decoding at the
+verify effort. It rests on three things. The verify pass reads the exact view at the verify effort for every token that
+stays in the cache; a row of it is computed from its own token and history alone, whatever shares the pass
+(`runtimes.base`); and a token is drawn from its row by a pure function of logits, seed and position (`sampler`).
+
+Who runs the passes, for one sequence or for many, is in `decode` and `scheduler`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from collections.abc import Sequence as Tokens
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+from specdec.drafters.base import Ask, Draft, Reply
+from specdec.drafters.signals import LogitDistribution
+from specdec.engine.accept import accept
+from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState
+from specdec.engine.round import Round
+from specdec.engine.sampler import Sampler
+from specdec.errors import SpecdecError
+from specdec.runtimes.base import Cache, Pass, Rows, Runtime, check_parents, is_chain
+
+if TYPE_CHECKING:
+    from specdec.engine.speculation import Speculation
+    from specdec.model.effort import Efforts
+
+Proposal: TypeAlias = Generator[Ask, Reply, Rows]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A round under way.
+
+    Attributes:
+        plan: what the policy decided; None for a plain step.
+        draft: the proposal, once it is there.
+        plan_s: seconds spent planning.
+        draft_s: seconds spent drafting.
+        steps: the drafter's passes, while it wants any.
+    """
+
+    plan: DraftPlan | None = None
+    draft: Draft = field(default_factory=Draft)
+    plan_s: float = 0.0
+    draft_s: float = 0.0
+    steps: Generator[Ask, Reply, Draft] | None = None
+
+
+class Sequence:
+    """The state of one generation: between rounds the cache holds every token but the last one, which is pending.
+
+    It belongs to whoever runs its passes; no other thread may call it meanwhile.
+
+    Args:
+        runtime: runs the model.
+        prompt: token ids, at least one.
+        limit: most tokens in all, prompt included; above `len(prompt)`, at most the model's context.
+        efforts: of verification, and so of every token that stays in the cache.
+        sampler: draws every token, for drafter and verifier alike.
+        cache: of the runtime, with room for `limit` tokens, holding a beginning of the prompt; None begins with an
+            empty one.
+
+    Attributes:
+        tokens: prompt and answer so far.
+        cache: keys and values, at verify quality between rounds.
+        speculation: None decodes one token a round.
+        rows_beside: rows that other sequences are expected to have in the next verify pass; told to the policy.
+        rounds: rounds finished.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        prompt: Tokens[int],
+        *,
+        limit: int,
+        efforts: Efforts,
+        sampler: Sampler,
+        cache: Cache | None = None,
+    ) -> None:
+        self.runtime, self.efforts, self.sampler = runtime, efforts, sampler
+        self.tokens, self.limit = list(prompt), limit
+        self.cache = runtime.new_cache(limit) if cache is None else cache
+        self.speculation: Speculation | None = None
+        self.rows_beside = 0
+        self.rounds = 0
+        self._last_distribution: LogitDistribution | None = None
+        self._open: _Open | None = None
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that are still to be read before the first round."""
+        return len(self.tokens) - 1 - self.cache.length if self._open is None else 0
+
+    def prompt_rows(self, most: int) -> Rows:
+        """The next `most` tokens of the prompt, or as many as are left; its last token is the first to be pending."""
+        start = self.cache.length
+        return Rows(
+            self.cache, self.tokens[start : min(start + most, len(self.tokens) - 1)], self.efforts, logits="none"
+        )
+
+    def propose(self) -> Proposal:
+        """Begin a round: plan and draft. A generator that asks for the drafter's passes and returns the rows of the
+        verify pass: the pending token, then the draft. `settle` ends the round, `rewind` takes it back."""
+        began_s = time.perf_counter()
+        opened = self._open = _Open()
+        position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
+        opened.plan = plan = self._plan(position)
+        drafting_s = time.perf_counter()
+        opened.plan_s = drafting_s - began_s
+        if plan is not None:
+            yield from self._draft(opened, plan, drafting_s)
+            # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
+            self.cache.trim(position - 1)
+        draft = opened.draft
+        parents = None
+        if draft.parents is not None:
+            check_parents(draft.parents, len(draft.tokens))
+            if is_chain(draft.parents):
+                draft.parents = None
+            else:
+                parents = [-1, *(parent + 1 for parent in draft.parents)]
+        return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents)
+
+    def settle(self, result: Pass, *, seconds: float, pass_s: float | None = None, rows_beside: int = 0) -> Round:
+        """End the round: keep what the verifier agrees with, then report to the policy.
+
+        It happens as a whole or, when anything raises, not at all: the sequence is then as before the round.
+
+        Args:
+            result: of the pass over the rows that `propose` returned.
+            seconds: the share of the pass's time that is this sequence's.
+            pass_s: the whole time of the pass; None when the sequence was alone.
+            rows_beside: rows that others had in it.
+        """
+        opened = self._open
+        assert opened is not None  # propose comes first
+        position = len(self.tokens)
+        try:
+            done = self._decide(opened, result, position, seconds)
+            self._commit(done)
+            self._open = None
+            self._report(done, result, pass_s=seconds if pass_s is None else pass_s, rows_beside=rows_beside)
+        except BaseException:
+            del self.tokens[position:]
+            self._open = self._open or opened
+            self.rewind()
+            raise
+        self.rounds += 1
+        return done
+
+    def rewind(self) -> None:
+        """Take back a round that was begun and not settled: one token is pending, the cache holds those before it."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return
+        if opened.steps is not None:
+            opened.steps.close()
+        length = len(self.tokens) - 1
+        if self.cache.length > length:
+            self.cache.trim(length)
+
+    def _plan(self, position: int) -> DraftPlan | None:
+        """The policy's plan for this round; None for a plain step."""
+        if (speculation := self.speculation) is None:
+            return None
+        state = RoundState(
+            round_index=self.rounds,
+            position=position,
+            # A round emits one token more than it accepts, so the last one before the limit needs no draft.
+            max_draft_tokens=self.limit - position - 1,
+            draft_len=speculation.draft_len,
+            draft_effort=speculation.draft_effort,
+            verify_effort=speculation.verify_effort,
+            options=speculation.options,
+            temperature=speculation.temperature,
+            is_effort_asked=speculation.is_effort_asked,
+            matches=speculation.matches(),
+            distribution=self._last_distribution,
+        )
+        plan = speculation.policy.plan(state)
+        return plan if plan.num_draft_tokens else None
+
+    def _draft(self, opened: _Open, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
+        """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
+        speculation = self.speculation
+        assert speculation is not None
+        name = plan.drafter or speculation.options[0].drafter
+        outcome = speculation.drafters[name].draft(plan, speculation.context, policy=speculation.policy)
+        if isinstance(outcome, Draft):
+            draft = outcome
+        else:
+            opened.steps = outcome
+            reply: Reply | None = None
+            while True:
+                try:
+                    ask = next(outcome) if reply is None else outcome.send(reply)
+                except StopIteration as stop:
+                    draft = stop.value
+                    break
+                opened.draft_s += time.perf_counter() - start_s
+                reply = yield ask
+                start_s = time.perf_counter() - reply.seconds
+            opened.steps = None
+        drafted = len(draft.tokens)
+        if drafted > plan.num_draft_tokens:
+            raise SpecdecError(f"drafter {name!r} drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
+        draft.sources = draft.sources or [name] * drafted
+        opened.draft = draft
+        opened.draft_s += time.perf_counter() - start_s
+
+    def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
+        """What the verifier keeps. Row j + 1 of the pass saw draft token j; a trusted token is in the pass as well, so
+        that its keys and values are those of the verify effort."""
+        began_s = time.perf_counter()
+        draft = opened.draft
+        trusted = self.speculation.trusted(draft) if self.speculation is not None else []
+        verdict = accept(
+            draft.tokens, result.logits, self.sampler, position=position, parents=draft.parents, trusted=trusted
+        )
+        return Round(
+            position=position,
+            plan=opened.plan,
+            draft=draft,
+            kept=verdict.kept,
+            bonus_token=verdict.bonus_token,
+            draft_s=opened.draft_s,
+            verify_s=seconds,
+            round_s=opened.plan_s + opened.draft_s + seconds + time.perf_counter() - began_s,
+            verify_bytes_read=result.bytes_read,
+            trusted=trusted,
+        )
+
+    def _commit(self, done: Round) -> None:
+        if done.draft.parents is None:
+            self.cache.trim(done.position + done.accepted)
+        else:
+            self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
+        self.tokens.extend(done.tokens)
+
+    def _report(self, done: Round, result: Pass, *, pass_s: float, rows_beside: int) -> None:
+        """Tell the policy what came of the round."""
+        if (speculation := self.speculation) is None:
+            return
+        last = done.kept[-1] + 1 if done.kept else 0
+        top = done.bonus_token if speculation.context.is_greedy else None
+        distribution = LogitDistribution(result.logits[last], top)
+        speculation.policy.observe(
+            RoundOutcome(
+                drafted=len(done.draft.tokens),
+                accepted=done.accepted,
+                signals=tuple(done.draft.signals),
+                drafter=None if done.plan is None else done.plan.drafter,
+                view=None if done.plan is None else done.plan.view,
+                context_length=done.position - 1,
+                draft_s=done.draft_s,
+                verify_s=pass_s,
+                round_s=done.round_s - done.verify_s + pass_s,
+                rows_beside=rows_beside,
+            )
+        )
+        self._last_distribution = distribution
