@@ -63,10 +63,10 @@ class SpellingRuntime(FakeRuntime):
         super().__init__()
         self.spelled = [*text.encode(), EOS]
 
-    def _row(self, cache, _kind, view, _effort):
-        token = self.spelled[min(cache.length - 1, len(self.spelled) - 1)]
+    def _row(self, seen, _kind, view, _effort):
+        token = self.spelled[min(len(seen) - 1, len(self.spelled) - 1)]
         row = np.zeros(self.config.vocab_size, np.float32)
-        row[5 if view != "exact" and cache.length % 3 == 0 else token] = 1
+        row[5 if view != "exact" and len(seen) % 3 == 0 else token] = 1
         return row
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from specdec import paths
 from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
-from specdec.model.effort import EffortSchedule
+from specdec.model.effort import Efforts, EffortSchedule
 from specdec.runtimes.base import forward_one
 from specdec.version import version
 from specdec.whole_file import whole_file
@@ -40,7 +40,7 @@ _Draft = tuple[str, str | None, float]
 def machine_costs(
     model: Model,
     options: Sequence[DraftOption],
-    efforts: Callable[[float], EffortSchedule],
+    efforts: Callable[[float], EffortSchedule | Efforts],
     tried: Sequence[float],
 ) -> CostTable:
     """Seconds of exact passes and of the model's own draft steps.
@@ -66,7 +66,7 @@ def machine_costs(
 
 
 def _measure(
-    model: Model, efforts: Callable[[float], EffortSchedule], missing: Sequence[_Draft], known: CostTable
+    model: Model, efforts: Callable[[float], EffortSchedule | Efforts], missing: Sequence[_Draft], known: CostTable
 ) -> CostTable:
     """`known`, and what it lacks: the quicker of two passes each, for nothing but noise makes one slower.
 

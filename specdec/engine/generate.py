@@ -11,6 +11,7 @@ from specdec.engine.generation import Generation, Stream
 from specdec.engine.options import OptionArguments
 from specdec.engine.prompt import Prompt
 from specdec.engine.result import Result
+from specdec.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -39,7 +40,9 @@ def stream(model: Model, prompt: Prompt, **options: Unpack[OptionArguments]) -> 
 
 
 @overload
-def generate(model: Model, prompt: Prompt, **options: Unpack[OptionArguments]) -> Result: ...
+def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
+    model: Model, prompt: Prompt, **options: Unpack[OptionArguments]
+) -> Result: ...
 @overload
 def generate(model: Model, prompt: Sequence[Prompt], **options: Unpack[OptionArguments]) -> list[Result]: ...
 def generate(
@@ -59,6 +62,7 @@ def generate(
         Text, tokens, statistics, and what they are identical to; a list of them for several prompts.
     """
     if _are_many(prompt):
+        _check_shared(options)
         answers = []
         try:
             for one in prompt:
@@ -72,6 +76,21 @@ def generate(
         for _ in generation:
             pass
         return generation.result()
+
+
+def _check_shared(options: OptionArguments) -> None:
+    """Refuse what several answers cannot share.
+
+    Raises:
+        InvalidArgumentError: a trace, or a policy or drafter that is an object.
+    """
+    if options.get("trace") is not None:
+        raise InvalidArgumentError("a trace is for one prompt: leave it out, or give the prompts one by one")
+    drafter = options.get("drafter", "auto")
+    drafters = drafter if isinstance(drafter, (list, tuple)) else [drafter]
+    for kind, values in (("policy", [options.get("policy", "auto")]), ("drafter", drafters)):
+        if not all(isinstance(value, str) for value in values):
+            raise InvalidArgumentError(f"a {kind} that is an object serves one answer: give its name")
 
 
 def _are_many(prompt: object) -> bool:

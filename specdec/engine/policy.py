@@ -64,6 +64,7 @@ class RoundState:
             (for a lookup, how long the suffix is that it found again), 0 when they have nothing to propose.
         distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
             first round.
+        rows_beside: rows that other sequences are expected to have in the same verify pass; 0 for one alone.
     """
 
     round_index: int
@@ -77,6 +78,7 @@ class RoundState:
     is_effort_asked: bool = True
     matches: Mapping[str, int] = field(default_factory=dict)
     distribution: Distribution | None = None
+    rows_beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -182,6 +182,7 @@ class Sequence:
             is_effort_asked=speculation.is_effort_asked,
             matches=speculation.matches(),
             distribution=self._last_distribution,
+            rows_beside=self.rows_beside,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
