@@ -11,6 +11,7 @@ import pytest
 
 import specdec
 from specdec.cli.main import build_parser
+from specdec.engine.options import flag_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -33,7 +34,7 @@ def test_commands_parse() -> None:
 def test_options_exist() -> None:
     helped = [build_parser().parse_args(words) for words in (["generate", "--prompt", "x"], ["bench", "x"])]
     options = set(re.findall(r"`(--[a-z-]+)", README.read_text(encoding="utf-8")))
-    known = {"--" + name.replace("_", "-") for one in helped for name in vars(one)} | {"--list"}
+    known = {flag_of(name) for one in helped for name in vars(one)} | {"--list"}
     assert options <= known, options - known
 
 

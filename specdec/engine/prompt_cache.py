@@ -16,7 +16,7 @@ from specdec.runtimes.base import Cache, Runtime
 DEFAULT_BYTES = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Entry:
     """A text that was read: `tokens` are those that `cache` holds."""
 
