@@ -1,14 +1,16 @@
-"""One pass of the model in MLX operations: M rows through every layer, layer by layer, each row by itself.
+"""One pass of the model in MLX operations: rows of any number of sequences through every layer, each row by itself.
 
-Rows share the pass, the cache and nothing else: every operation sees one row, in shapes that follow from the model and
-the row's position. So a row's logits are the same bits whether it is alone, drafted, verified or part of a prompt.
+Rows share the pass and nothing else: every operation sees one row, in shapes that follow from the model and the row's
+position. So a row's logits are the same bits whether it is alone, drafted, verified, in a tree or part of a prompt.
 What a matrix multiplication is (view, effort, accounting) belongs to the runtime, which hands in `Multiply`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +18,65 @@ from specdec.kernels.reference import mlx_layers
 from specdec.kernels.reference.attention import first_visible
 from specdec.kernels.reference.layers import choose_experts, rotary_frequencies
 from specdec.kernels.reference.mlx_backend import mx
-from specdec.kernels.reference.mlx_cache import KeyValueCache
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
 
 from specdec.model.architecture import ModelConfig
 
-# Canonical matrix name and rows (1, in) to rows (1, out).
-Multiply = Callable[[str, list[Any]], list[Any]]
+# Canonical matrix name, rows (1, in), and the number of the sequence of each, ascending; gives rows (1, out).
+Multiply = Callable[[str, list[Any], list[int]], list[Any]]
+
+
+class History(Protocol):
+    """Keys and values of one sequence; entries are numbered by slots."""
+
+    def write(self, layer: int, keys: Any, values: Any) -> None:
+        """Put M new entries, (K, M, D) each, after those that are held."""
+        ...
+
+    def history(self, layer: int, slots: Sequence[int]) -> tuple[Any, Any]:
+        """Keys and values of the entries `slots`, (K, len(slots), D) each, in that order."""
+        ...
+
+    def arrays(self, layer: int) -> tuple[Any, Any]:
+        """The arrays of one layer, for evaluation."""
+        ...
+
+    def advance(self, count: int) -> None:
+        """Count the `count` entries that `write` has put into every layer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One sequence's rows in a pass.
+
+    Attributes:
+        cache: grows by the rows.
+        tokens: M token ids.
+        slots: for each row the entries of the cache that hold its history, itself last, in order of positions: entry j
+            is at position j.
+        layers: run the first so many, then the final norm and the logits layer.
+        logits: rows whose logits are wanted, ascending.
+        observe: gets the hidden states (M, hidden) after each layer, or None.
+    """
+
+    cache: History
+    tokens: Sequence[int]
+    slots: Sequence[Sequence[int]]
+    layers: int
+    logits: Sequence[int]
+    observe: Callable[[NDArray[np.float32]], None] | None = None
+
+
+@dataclass(slots=True)
+class _Row:
+    """A row between layers: number and segment of its sequence, slots, rotation, residual stream (1, hidden)."""
+
+    part: int
+    segment: Segment
+    slots: Sequence[int]
+    turn: tuple[Any, Any]
+    x: Any
 
 
 class RowTransformer:
@@ -48,45 +102,45 @@ class RowTransformer:
         self._frequencies = rotary_frequencies(config)
         mx.eval(self._vectors)
 
-    def forward(
-        self,
-        tokens: Sequence[int],
-        cache: KeyValueCache,
-        multiply: Multiply,
-        *,
-        last_only: bool,
-        layers: int,
-        observe: Callable[[NDArray[np.float32]], None] | None = None,
-    ) -> Any:
-        """Append `tokens` to `cache`; logits (M, V), or (1, V) of the last row, evaluated, as an MLX array.
+    def forward(self, segments: Sequence[Segment], multiply: Multiply) -> list[NDArray[np.float32]]:
+        """Append every segment's tokens to its cache; the logits that each asked for, float32 (rows, V)."""
+        rows = [
+            _Row(part, segment, slots, self._rotation(len(slots) - 1), self._embed(token))
+            for part, segment in enumerate(segments)
+            for token, slots in zip(segment.tokens, segment.slots, strict=True)
+        ]
+        for layer in range(max(segment.layers for segment in segments)):
+            self._block(layer, [row for row in rows if layer < row.segment.layers], multiply)
+        for segment in segments:
+            segment.cache.advance(len(segment.tokens))
+        wanted = [own[index] for segment, own in _by_segment(rows) for index in segment.logits]
+        parts = [row.part for row in wanted]
+        found = multiply("head", [self._norm(row.x, "final_norm") for row in wanted], parts) if wanted else []
+        mx.eval(found)
+        none = np.empty((0, self._config.vocab_size), np.float32)
+        by_part = [[none] for _ in segments]
+        for part, logits in zip(parts, found, strict=True):
+            by_part[part].append(np.array(logits, dtype=np.float32))
+        return [np.concatenate(one) for one in by_part]
 
-        They are those of the first `layers` layers, the final norm and the logits layer. `observe` gets the hidden
-        states (M, hidden) behind each layer.
-        """
-        config = self._config
-        positions = range(cache.length, cache.length + len(tokens))
-        rows = [self._embed(token) for token in tokens]
-        turns = [self._rotation(position) for position in positions]
-        for layer in range(layers):
-            normed = [self._norm(row, f"layers.{layer}.attn_norm") for row in rows]
-            mixed = self._attention(normed, layer, positions, turns, cache, multiply)
-            rows = [row + part for row, part in zip(rows, mixed, strict=True)]
-            normed = [self._norm(row, f"layers.{layer}.mlp_norm") for row in rows]
-            mixed = (
-                self._experts(normed, layer, multiply)
-                if config.num_experts
-                else self._mlp(normed, config.mlp_names(layer)[0], multiply)
-            )
-            rows = [row + part for row, part in zip(rows, mixed, strict=True)]
-            # Once a layer: a long prompt's graph would otherwise hold every intermediate array of the pass.
-            mx.eval(rows, cache.arrays(layer))
-            if observe is not None:
-                observe(np.array(mx.concatenate(rows, axis=0), dtype=np.float32))
-        cache.advance(len(tokens))
-        normed = [self._norm(row, "final_norm") for row in (rows[-1:] if last_only else rows)]
-        logits = mx.concatenate(multiply("head", normed), axis=0)
-        mx.eval(logits)
-        return logits
+    def _block(self, layer: int, rows: list[_Row], multiply: Multiply) -> None:
+        """Rows through one layer."""
+        normed = [self._norm(row.x, f"layers.{layer}.attn_norm") for row in rows]
+        self._add(rows, self._attention(rows, normed, layer, multiply))
+        normed = [self._norm(row.x, f"layers.{layer}.mlp_norm") for row in rows]
+        parts = [row.part for row in rows]
+        mixed = self._experts if self._config.num_experts else self._only_mlp
+        self._add(rows, mixed(normed, parts, layer, multiply))
+        # Once a layer: a long prompt's graph would otherwise hold every intermediate array of the pass.
+        mx.eval([row.x for row in rows], [segment.cache.arrays(layer) for segment, _ in _by_segment(rows)])
+        for segment, own in _by_segment(rows):
+            if segment.observe is not None:
+                segment.observe(np.array(mx.concatenate([row.x for row in own], axis=0), dtype=np.float32))
+
+    @staticmethod
+    def _add(rows: list[_Row], mixed: list[Any]) -> None:
+        for row, part in zip(rows, mixed, strict=True):
+            row.x = row.x + part
 
     def _norm(self, x: Any, name: str) -> Any:
         return mlx_layers.rms_norm(x, self._vectors[name], eps=self._config.norm_eps)
@@ -96,30 +150,26 @@ class RowTransformer:
         angles = position * self._frequencies
         return mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))
 
-    def _attention(
-        self,
-        normed: list[Any],
-        layer: int,
-        positions: range,
-        turns: list[tuple[Any, Any]],
-        cache: KeyValueCache,
-        multiply: Multiply,
-    ) -> list[Any]:
-        queries, keys, values = (self._heads(normed, layer, name, multiply) for name in ("q", "k", "v"))
-        queries = [mlx_layers.rotate(row, *turn) for row, turn in zip(queries, turns, strict=True)]
-        keys = [mlx_layers.rotate(row, *turn) for row, turn in zip(keys, turns, strict=True)]
-        cache.write(layer, mx.stack(keys, axis=1), mx.stack(values, axis=1))
-        window = self._config.window(layer)
+    def _attention(self, rows: list[_Row], normed: list[Any], layer: int, multiply: Multiply) -> list[Any]:
+        parts, window = [row.part for row in rows], self._config.window(layer)
+        queries, keys, values = (self._heads(normed, parts, layer, name, multiply) for name in ("q", "k", "v"))
+        queries = [mlx_layers.rotate(query, *row.turn) for query, row in zip(queries, rows, strict=True)]
+        keys = [mlx_layers.rotate(key, *row.turn) for key, row in zip(keys, rows, strict=True)]
+        start = 0
+        for segment, own in _by_segment(rows):
+            stop = start + len(own)
+            segment.cache.write(layer, mx.stack(keys[start:stop], axis=1), mx.stack(values[start:stop], axis=1))
+            start = stop
         mixed = []
-        for query, position in zip(queries, positions, strict=True):
-            history = cache.history(layer, first_visible(position, window), position + 1)
-            mixed.append(mlx_layers.attend(query, *history))
-        return multiply(f"layers.{layer}.attn.o", mixed)
+        for row, query in zip(rows, queries, strict=True):
+            seen = row.slots[first_visible(len(row.slots) - 1, window) :]
+            mixed.append(mlx_layers.attend(query, *row.segment.cache.history(layer, seen)))
+        return multiply(f"layers.{layer}.attn.o", mixed, parts)
 
-    def _heads(self, normed: list[Any], layer: int, name: str, multiply: Multiply) -> list[Any]:
+    def _heads(self, normed: list[Any], parts: list[int], layer: int, name: str, multiply: Multiply) -> list[Any]:
         """Queries, keys or values of every row, (heads, D) each, with bias and norm where the model has them."""
         full = f"layers.{layer}.attn.{name}"
-        rows = multiply(full, normed)
+        rows = multiply(full, normed, parts)
         if self._config.qkv_bias:
             rows = [row + self._vectors[f"{full}.bias"] for row in rows]
         rows = [row.reshape(-1, self._config.head_dim) for row in rows]
@@ -127,12 +177,15 @@ class RowTransformer:
             rows = [self._norm(row, f"{full}_norm") for row in rows]
         return rows
 
-    def _mlp(self, normed: list[Any], name: str, multiply: Multiply) -> list[Any]:
-        gates, ups = multiply(f"{name}.gate", normed), multiply(f"{name}.up", normed)
-        hidden = [mlx_layers.gated(gate, up) for gate, up in zip(gates, ups, strict=True)]
-        return multiply(f"{name}.down", hidden)
+    def _only_mlp(self, normed: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
+        return self._mlp(normed, parts, self._config.mlp_names(layer)[0], multiply)
 
-    def _experts(self, normed: list[Any], layer: int, multiply: Multiply) -> list[Any]:
+    def _mlp(self, normed: list[Any], parts: list[int], name: str, multiply: Multiply) -> list[Any]:
+        gates, ups = multiply(f"{name}.gate", normed, parts), multiply(f"{name}.up", normed, parts)
+        hidden = [mlx_layers.gated(gate, up) for gate, up in zip(gates, ups, strict=True)]
+        return multiply(f"{name}.down", hidden, parts)
+
+    def _experts(self, normed: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
         """Each row's chosen experts, added up by rising expert number. The router itself always runs in full."""
         names = self._config.mlp_names(layer)
         routes = [np.array(self._routers[layer].dense(row))[0] for row in normed]
@@ -140,9 +193,14 @@ class RowTransformer:
         mixed: list[Any] = [None] * len(normed)
         for expert in sorted({int(number) for chosen, _ in choices for number in chosen}):
             users = [m for m, (chosen, _) in enumerate(choices) if expert in chosen]
-            outputs = self._mlp([normed[m] for m in users], names[expert], multiply)
+            outputs = self._mlp([normed[m] for m in users], [parts[m] for m in users], names[expert], multiply)
             for m, output in zip(users, outputs, strict=True):
                 chosen, weights = choices[m]
                 part = output * float(weights[chosen == expert][0])
                 mixed[m] = part if mixed[m] is None else mixed[m] + part
         return mixed
+
+
+def _by_segment(rows: list[_Row]) -> list[tuple[Segment, list[_Row]]]:
+    """The rows of each segment, in order."""
+    return [(own[0].segment, own) for own in (list(group) for _, group in groupby(rows, key=lambda row: row.part))]

@@ -6,6 +6,7 @@ needs MLX; `specdec.runtimes.choose` imports it only when asked for.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -16,9 +17,8 @@ from numpy.typing import NDArray
 from specdec.errors import InvalidArgumentError
 from specdec.kernels.reference.attention import first_visible
 from specdec.kernels.reference.mlx_backend import compute_device, mx
-from specdec.kernels.reference.mlx_cache import KeyValueCache
 from specdec.kernels.reference.mlx_matrix import FloatMatrix, GroupScaledMatrix, Multiplier
-from specdec.kernels.reference.mlx_transformer import RowTransformer
+from specdec.kernels.reference.mlx_transformer import RowTransformer, Segment
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.base import (
@@ -32,7 +32,10 @@ from specdec.runtimes.base import (
     check_view,
     checked_layers,
     checked_tokens,
+    is_chain,
+    path_to,
 )
+from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.int4 import GROUP, Int4Matrix
@@ -71,13 +74,17 @@ class _Operand:
         everything = np.full(self.matrix.shape[1], len(self.matrix.tier_sizes), np.uint8)
         self.full_bytes = self.matrix.bytes_read(everything)
 
-    def multiply(self, rows: list[Any], effort: float) -> tuple[list[Any], int]:
+    def multiply(self, rows: list[Any], efforts: Sequence[float]) -> tuple[list[Any], int]:
         """Each row (1, in) with its own selection; and the bytes that the rows read together, shared ones once."""
-        if effort >= 1:
+        if min(efforts) >= 1:
             return [self.multiplier.dense(row) for row in rows], self.full_bytes
         union = np.zeros(self.matrix.shape[1], np.uint8)
         results = []
-        for row in rows:
+        for row, effort in zip(rows, efforts, strict=True):
+            if effort >= 1:
+                union[:] = len(self.matrix.tier_sizes)
+                results.append(self.multiplier.dense(row))
+                continue
             prefix = select_tiers(np.array(row)[0], self.matrix.scores, self.matrix.tier_sizes, effort=effort)
             np.maximum(union, prefix, out=union)
             if self.fixed_order and isinstance(self.multiplier, FloatMatrix):
@@ -87,12 +94,26 @@ class _Operand:
         return results, self.matrix.bytes_read(union)
 
 
+class _Read:
+    """Bytes that a pass reads for each of its sequences; those that rows share are split among them."""
+
+    def __init__(self, sequences: int) -> None:
+        self.bytes = [0] * sequences
+
+    def add(self, count: int, parts: Sequence[int]) -> None:
+        """Count bytes that the rows of the sequences `parts` (one number a row) read together."""
+        rows = len(parts)
+        for index, part in enumerate(parts):
+            self.bytes[part] += count * (index + 1) // rows - count * index // rows
+
+
 class ReferenceRuntime:
     """Runs one model from a bucket store.
 
     Weights are held as float32 (four bytes a weight); tiers (one byte) are read when the `bucket` view or an effort
     below 1 first needs them; the `int4` view adds 1.1 bytes a weight. All activations and the cache are float32.
-    Logits are equal bits for equal token histories, efforts and views, whatever else shares the pass.
+    Logits are equal bits for equal token histories, efforts and views, whatever else shares the pass. Any thread may
+    call it; one pass runs at a time.
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
@@ -105,6 +126,7 @@ class ReferenceRuntime:
         self.config: ModelConfig = store.config
         self.info = RuntimeInfo(name="reference", auto_draft=("own", 0.5) if store.quantised else ("bucket", 0.25))
         self._store = store
+        self._turn = threading.RLock()
         self._device = compute_device()
         with mx.stream(self._device):
             self._exact = {name: self._load_exact(name) for name in self.config.matrices()}
@@ -128,10 +150,10 @@ class ReferenceRuntime:
             UnknownNameError: nobody registered such a view.
             InvalidArgumentError: the view has tiers within a bucket that this runtime cannot see.
         """
-        if view in self._views:
-            return
         check_view(view, self.views())
-        with mx.stream(self._device):
+        with self._turn, mx.stream(self._device):
+            if view in self._views:
+                return
             self._views[view] = {name: self._load_view(view, name) for name in self._exact}
 
     def new_cache(self, capacity: int) -> Cache:
@@ -140,50 +162,64 @@ class ReferenceRuntime:
         Raises:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
-        with mx.stream(self._device):
-            return KeyValueCache(self.config, capacity)
+        return KeyValueCache(self.config, capacity, self._device)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
-        """Append every sequence's rows to its cache; see `Runtime.forward`. Sequences run one after the other."""
+        """Append every sequence's rows to its cache; see `Runtime.forward`."""
         check_batch(batch, self.config, KeyValueCache)
         check_view(view, self.views())
-        held = [rows.cache.length for rows in batch]
-        try:
-            return [self._forward(rows, view, states) for rows in batch]
-        except BaseException:
-            for rows, length in zip(batch, held, strict=True):
-                rows.cache.trim(min(length, rows.cache.length))
-            raise
+        segments, hidden = [], []
+        for rows in batch:
+            hidden.append([] if states else None)
+            segments.append(self._segment(rows, hidden[-1]))
+        with self._turn, mx.stream(self._device):
+            held = [segment.cache.length for segment in segments]
+            try:
+                logits, read = self._run(batch, segments, view)
+            except BaseException:
+                for segment, length in zip(segments, held, strict=True):
+                    segment.cache.trim(length)
+                    segment.cache.evaluate()
+                raise
+        return [
+            Pass(one, count, None if shown is None else np.stack(shown))
+            for one, count, shown in zip(logits, read, hidden, strict=True)
+        ]
 
-    def _forward(self, rows: Rows, view: str, states: bool) -> Pass:
-        ids, kv = self._checked(rows.tokens, rows.cache)
-        depth = checked_layers(rows.layers, self.config)
+    def _run(
+        self, batch: Sequence[Rows], segments: Sequence[Segment], view: str
+    ) -> tuple[list[NDArray[np.float32]], list[int]]:
+        """Logits and bytes read of every sequence."""
         self.prepare(view)
-        efforts = rows.efforts.by_name(self.config)
-        operands = self._views[view]
-        read = self._fixed_bytes(kv.length, len(ids), depth)
-        hidden: list[NDArray[np.float32]] = []
+        operands, efforts = self._views[view], [rows.efforts.by_name(self.config) for rows in batch]
+        read = _Read(len(batch))
+        self._count_tables(segments, read)
 
-        def multiply(name: str, activations: list[Any]) -> list[Any]:
-            nonlocal read
-            if efforts[name] < 1:
+        def multiply(name: str, activations: list[Any], parts: list[int]) -> list[Any]:
+            wanted = [efforts[part][name] for part in parts]
+            if min(wanted) < 1:
                 self._need_tiers(operands[name])
-            results, count = operands[name].multiply(activations, efforts[name])
-            read += count
+            results, count = operands[name].multiply(activations, wanted)
+            read.add(count, parts)
             return results
 
-        last_only, observe = rows.logits != "all", hidden.append if states else None
-        with mx.stream(self._device):
-            out = self._transformer.forward(ids, kv, multiply, last_only=last_only, layers=depth, observe=observe)
-            logits = np.array(out, dtype=np.float32)
-        return Pass(logits[:0] if rows.logits == "none" else logits, read, np.stack(hidden) if states else None)
+        return self._transformer.forward(segments, multiply), read.bytes
 
-    def _checked(self, tokens: Sequence[int], cache: Cache) -> tuple[list[int], KeyValueCache]:
-        shape = (self.config.num_layers, self.config.num_kv_heads, self.config.head_dim)
-        if not isinstance(cache, KeyValueCache) or not cache.fits(shape):
-            raise InvalidArgumentError("cache must come from new_cache of this runtime")
-        ids: list[int] = checked_tokens(tokens, cache, self.config.vocab_size).tolist()
-        return ids, cache
+    def _segment(self, rows: Rows, hidden: list[NDArray[np.float32]] | None) -> Segment:
+        """What the transformer needs of a sequence's rows, checked; `hidden` gets the states."""
+        cache = rows.cache
+        if not isinstance(cache, KeyValueCache) or not cache.fits(self.config):
+            raise InvalidArgumentError("a cache must come from new_cache of this runtime")
+        ids: list[int] = checked_tokens(rows.tokens, cache, self.config.vocab_size).tolist()
+        wanted = {"all": range(len(ids)), "last": range(len(ids) - 1, len(ids)), "none": range(0)}
+        return Segment(
+            cache=cache,
+            tokens=ids,
+            slots=_slots(cache.length, len(ids), rows.parents),
+            layers=checked_layers(rows.layers, self.config),
+            logits=wanted[rows.logits],
+            observe=None if hidden is None else hidden.append,
+        )
 
     def _load_exact(self, name: str) -> _Operand:
         matrix = self._store.exact(name)
@@ -218,10 +254,22 @@ class ReferenceRuntime:
     def _router(self, layer: int) -> NDArray[np.float32]:
         return self._store.table_rows(f"layers.{layer}.mlp.router")
 
-    def _fixed_bytes(self, length: int, rows: int, layers: int) -> int:
-        """Bytes of a pass beside its matrices: embeddings, routers, vectors, and the history once for all rows."""
+    def _count_tables(self, segments: Sequence[Segment], read: _Read) -> None:
+        """Count what a pass reads beside its matrices: embeddings, routers, vectors, and each history once."""
         config = self.config
-        tables = 2 * rows * config.hidden_size + 2 * config.num_experts * config.hidden_size * layers
-        vectors = 4 * sum(config.vectors().values())
-        seen = sum(length + rows - first_visible(length, config.window(layer)) for layer in range(layers))
-        return tables + vectors + seen * 2 * 4 * config.num_kv_heads * config.head_dim
+        entry = 2 * 4 * config.num_kv_heads * config.head_dim
+        parts = [part for part, segment in enumerate(segments) for _ in segment.tokens]
+        for part, segment in enumerate(segments):
+            rows, length = len(segment.tokens), segment.cache.length
+            seen = sum(length + rows - first_visible(length, config.window(layer)) for layer in range(segment.layers))
+            read.bytes[part] += 2 * rows * config.hidden_size + seen * entry
+        layers = max(segment.layers for segment in segments)
+        read.add(4 * sum(config.vectors().values()) + 2 * config.num_experts * config.hidden_size * layers, parts)
+
+
+def _slots(length: int, count: int, parents: Sequence[int] | None) -> list[Sequence[int]]:
+    """For each of `count` rows after `length` entries the entries that it sees, in order of positions."""
+    if is_chain(parents):
+        return [range(length + row + 1) for row in range(count)]
+    assert parents is not None
+    return [[*range(length), *(length + node for node in path_to(parents, row))] for row in range(count)]
