@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
@@ -108,6 +111,34 @@ def test_closing_one_answer_leaves_the_others():
         assert len(result.tokens) < 400
         assert result.tokens == plain(model, [1], max_tokens=400)[: len(result.tokens)]
         assert rest == result.tokens[len(result.tokens) - len(rest) :]
+
+
+def test_dropping_an_answer_ends_it():
+    model = slow_model()
+    with specdec.Batch(model) as batch:
+        dropped = batch.submit([1], max_tokens=400)
+        next(dropped)
+        assert len(batch) == 1
+        del dropped
+        deadline_s = time.monotonic() + 20
+        while len(batch) and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+        assert len(batch) == 0
+        assert max(start + rows for _, _, start, rows in model.runtime.passes) < 300
+
+
+def test_a_process_with_an_open_batch_ends():
+    """At exit the thread of the passes is stopped and waited for, closed or not."""
+    text = """
+import sys; sys.path.insert(0, {tests!r})
+import specdec, test_batch
+batch = specdec.Batch(test_batch.slow_model())
+answers = [batch.submit([number], max_tokens=400) for number in range(3)]
+print(len(next(answers[0]).tokens) > 0)
+"""
+    command = [sys.executable, "-c", text.format(tests=str(Path(__file__).parent))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 def test_closing_a_batch_ends_its_answers():

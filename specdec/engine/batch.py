@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,7 +16,6 @@ from specdec.engine.answer import Answer
 from specdec.engine.generation import Generation
 from specdec.engine.result import Piece, Result
 from specdec.engine.scheduler import Event, Scheduler
-from specdec.engine.sequence import Sequence
 from specdec.errors import SpecdecError
 from specdec.runtimes.base import MAX_SEQUENCES
 
@@ -67,35 +69,42 @@ def generate_all(model: Model, answers: list[Answer]) -> list[Result]:
             answer.close()
 
 
-class _Ticket(Generation):
-    """An answer whose passes a batch runs."""
+class _Ticket:
+    """An answer whose passes a batch runs, and the queue of what it has said; the batch's own."""
 
-    def __init__(self, answer: Answer, cancel: Callable[[_Ticket], None]) -> None:
-        super().__init__(answer)
+    def __init__(self, answer: Answer) -> None:
+        assert answer.sequence is not None
         self.answer, self.sequence = answer, answer.sequence
-        self._cancel = cancel
-        self._arrived: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
-        self._reading = threading.Lock()
-        self._is_over = False
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self._state = threading.Lock()
+        self.arrived: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
+        self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+        self.lock = threading.Lock()  # of `waiter`
 
     def put(self, item: Piece | BaseException | None) -> None:
-        """Hand over a piece, an error, or None at the end; called by the batch."""
-        self._arrived.put(item)
-        with self._state:
-            waiter = self._waiter
+        """Hand over a piece, an error, or None at the end."""
+        self.arrived.put(item)
+        with self.lock:
+            waiter = self.waiter
         if waiter is not None:
             loop, arrived = waiter
-            loop.call_soon_threadsafe(arrived.set)
+            with contextlib.suppress(RuntimeError):  # the reader's loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(arrived.set)
+
+
+class _Reading(Generation):
+    """What the caller holds of a ticket. Dropping it ends the answer, as closing it does."""
+
+    def __init__(self, ticket: _Ticket, cancel: Callable[[_Ticket], None]) -> None:
+        super().__init__(ticket.answer)
+        self._ticket, self._reading, self._is_over = ticket, threading.Lock(), False
+        self._end = weakref.finalize(self, cancel, ticket)
+        self._end.atexit = False
 
     def __next__(self) -> Piece:
-        if not self._reading.acquire(blocking=False):
-            raise SpecdecError("another thread is reading this answer: one thread at a time may iterate over it")
+        self._begin()
         try:
             if self._is_over:
                 raise StopIteration
-            piece = self._checked(self._arrived.get())
+            piece = self._checked(self._ticket.arrived.get())
         finally:
             self._reading.release()
         if piece is None:
@@ -103,8 +112,7 @@ class _Ticket(Generation):
         return piece
 
     async def __anext__(self) -> Piece:
-        if not self._reading.acquire(blocking=False):
-            raise SpecdecError("another reader is at this answer: one at a time may iterate over it")
+        self._begin()
         try:
             piece = None if self._is_over else self._checked(await self._arrival())
         finally:
@@ -113,20 +121,28 @@ class _Ticket(Generation):
             raise StopAsyncIteration
         return piece
 
+    def close(self) -> None:
+        """End the answer at the next pass boundary; more than once does no harm."""
+        self._end()
+
+    def _begin(self) -> None:
+        if not self._reading.acquire(blocking=False):
+            raise SpecdecError("another reader is reading this answer: one at a time may iterate over it")
+
     async def _arrival(self) -> Piece | BaseException | None:
-        arrived = asyncio.Event()
-        with self._state:
-            self._waiter = asyncio.get_running_loop(), arrived
+        ticket, arrived = self._ticket, asyncio.Event()
+        with ticket.lock:
+            ticket.waiter = asyncio.get_running_loop(), arrived
         try:
             while True:
                 try:
-                    return self._arrived.get_nowait()
+                    return ticket.arrived.get_nowait()
                 except queue.Empty:
                     await arrived.wait()
                     arrived.clear()
         finally:
-            with self._state:
-                self._waiter = None
+            with ticket.lock:
+                ticket.waiter = None
 
     def _checked(self, item: Piece | BaseException | None) -> Piece | None:
         """A piece; None at the end.
@@ -140,10 +156,6 @@ class _Ticket(Generation):
         if item is not None:
             raise item
         return None
-
-    def close(self) -> None:
-        """End the answer at the next pass boundary; more than once does no harm."""
-        self._cancel(self)
 
 
 class Batch:
@@ -181,7 +193,7 @@ class Batch:
 
         with self._changed:
             self._check_open()
-        ticket = _Ticket(begin(self._model, prompt, options, caller="submit"), self._cancel)
+        ticket = _Ticket(begin(self._model, prompt, options, caller="submit"))
         with self._changed:
             try:
                 self._check_open()
@@ -192,8 +204,10 @@ class Batch:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="specdec batch", daemon=True)
                 self._thread.start()
+                # A thread in the middle of a pass must not outlive the interpreter.
+                atexit.register(self.close)
             self._changed.notify()
-        return ticket
+        return _Reading(ticket, self._cancel)
 
     def close(self) -> None:
         """End all answers at the next pass boundary, and wait for the thread; more than once does no harm."""
@@ -203,6 +217,7 @@ class Batch:
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+            atexit.unregister(self.close)
 
     def __enter__(self) -> Batch:
         return self
@@ -247,7 +262,6 @@ class Batch:
             cancelled, self._cancelled = self._cancelled, []
             closing = self._is_closing
         for ticket in new:
-            assert ticket.sequence is not None
             self._tickets[id(ticket.sequence)] = ticket
             self._scheduler.add(ticket.sequence)
         for ticket in cancelled:
@@ -267,10 +281,9 @@ class Batch:
             self._finish(ticket, None)
 
     def _finish(self, ticket: _Ticket, error: BaseException | None) -> None:
-        sequence: Sequence | None = ticket.sequence
-        if sequence is None or self._tickets.pop(id(sequence), None) is None:
+        if self._tickets.pop(id(ticket.sequence), None) is None:
             return  # ended already
-        self._scheduler.remove(sequence)
+        self._scheduler.remove(ticket.sequence)
         try:
             ticket.answer.close()
         except SpecdecError as problem:  # the trace cannot be written

@@ -47,7 +47,7 @@ class Round:
     def tokens(self) -> list[int]:
         """The accepted tokens and the bonus token."""
         drafted = self.draft.tokens
-        return [*(drafted[index] for index in self.kept), self.bonus_token]
+        return [*[drafted[index] for index in self.kept], self.bonus_token]
 
     @property
     def origins(self) -> list[Origin]:

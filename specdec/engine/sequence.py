@@ -239,7 +239,7 @@ class Sequence:
 
     def _commit(self, done: Round) -> None:
         if done.draft.parents is None:
-            self.cache.trim(done.position + done.accepted)
+            self.cache.trim(done.position + len(done.kept))
         else:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
@@ -254,7 +254,7 @@ class Sequence:
         speculation.policy.observe(
             RoundOutcome(
                 drafted=len(done.draft.tokens),
-                accepted=done.accepted,
+                accepted=len(done.kept),
                 signals=tuple(done.draft.signals),
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,

@@ -137,22 +137,22 @@ class Stats:
             emitted: how many of its tokens the caller gets.
             wall_s: its whole time, text and trace included.
         """
-        drafted = len(done.draft.tokens)
+        drafted, accepted = len(done.draft.tokens), len(done.kept)
         self.rounds += 1
         self.drafted += drafted
-        self.accepted += done.accepted
+        self.accepted += accepted
         self.emitted += emitted
-        self.cut += done.accepted + 1 - emitted
+        self.cut += accepted + 1 - emitted
         if drafted >= len(self.rounds_by_accepted):
             self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
-        self.rounds_by_accepted[done.accepted] += 1
+        self.rounds_by_accepted[accepted] += 1
         if drafted:
             parents = done.draft.parents
-            places = range(drafted) if parents is None else depths(parents)
-            for counts, found in ((self.drafted_per_position, places), (self.accepted_per_position, done.kept)):
-                counts.extend([0] * (max(places) + 1 - len(counts)))
-                for place in set(places) if counts is self.drafted_per_position else range(len(found)):
-                    counts[place] += 1
+            deepest = drafted if parents is None else max(depths(parents)) + 1
+            for counts, length in ((self.drafted_per_position, deepest), (self.accepted_per_position, accepted)):
+                counts.extend([0] * (deepest - len(counts)))
+                for position in range(length):
+                    counts[position] += 1
             if done.trusted:
                 self.trusted += sum(done.trusted[index] for index in done.kept)
         else:
@@ -165,7 +165,8 @@ class Stats:
         self.verify_bytes_read += done.verify_bytes_read
 
     def _add_sources(self, done: Round) -> None:
-        draft, accepted, kept = done.draft, done.accepted, done.kept
+        draft, kept = done.draft, done.kept
+        accepted = len(kept)
         parents = draft.parents
         places = [] if parents is None else depths(parents)
         if done.plan is not None and done.plan.drafter is not None:

@@ -245,21 +245,23 @@ def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type) -> None:
     Raises:
         InvalidArgumentError: see `Runtime.forward`.
     """
-    if not 1 <= len(batch) <= MAX_SEQUENCES:
-        raise InvalidArgumentError(f"a pass takes 1 to {MAX_SEQUENCES} sequences, not {len(batch)}")
+    count = len(batch)
+    if not 1 <= count <= MAX_SEQUENCES:
+        raise InvalidArgumentError(f"a pass takes 1 to {MAX_SEQUENCES} sequences, not {count}")
     for rows in batch:
         if not isinstance(rows.cache, kind):
             raise InvalidArgumentError("a cache must come from new_cache of this runtime")
-        checked_layers(rows.layers, config)
+        if rows.layers is not None:
+            checked_layers(rows.layers, config)
         if rows.logits not in ("all", "last", "none"):
             raise InvalidArgumentError(f"logits must be 'all', 'last' or 'none', not {rows.logits!r}")
         if rows.parents is not None:
             check_parents(rows.parents, len(rows.tokens))
-    if len(batch) > 1:
+    if count > 1:
         total = sum(len(rows.tokens) for rows in batch)
         if total > MAX_PASS_ROWS:
             raise InvalidArgumentError(f"a pass of several sequences takes {MAX_PASS_ROWS} rows, not {total}")
-        if len({id(rows.cache) for rows in batch}) < len(batch):
+        if len({id(rows.cache) for rows in batch}) < count:
             raise InvalidArgumentError("a cache may occur once in a pass")
 
 
