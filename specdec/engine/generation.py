@@ -94,15 +94,9 @@ class Stream(Generation):
         self._is_closing = False
 
     def __next__(self) -> Piece:
-        with self._state:
-            if self._reader is not None:
-                raise SpecdecError("another thread is reading this answer: one thread at a time may iterate over it")
-            if self._is_closing or self._answer.sequence is None:
-                self._answer.close()
-                raise StopIteration
-            self._reader = threading.get_ident()
-        ended = True
+        me, ended = threading.get_ident(), True
         try:
+            self._begin(me)
             piece = self._advance()
             ended = self._answer.stopped_by is not None
         except decode.Stopped:
@@ -110,10 +104,26 @@ class Stream(Generation):
         finally:
             # Caches are handed on by whoever runs the passes, never by `close` in another thread.
             with self._state:
-                self._reader = None
-                if ended or self._is_closing:
-                    self._answer.close()
+                if self._reader == me:
+                    self._reader = None
+                    if ended or self._is_closing:
+                        self._answer.close()
         return piece
+
+    def _begin(self, me: int) -> None:
+        """Become the reader.
+
+        Raises:
+            SpecdecError: another thread is.
+            Stopped: the answer has ended.
+        """
+        with self._state:
+            if self._reader is not None:
+                raise SpecdecError("another thread is reading this answer: one thread at a time may iterate over it")
+            if self._is_closing or self._answer.sequence is None:
+                self._answer.close()
+                raise decode.Stopped
+            self._reader = me
 
     def close(self) -> None:
         """End the answer at the next pass boundary; more than once does no harm."""
