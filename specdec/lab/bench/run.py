@@ -12,10 +12,10 @@ from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
 from specdec.lab.bench.compare import Comparison
 from specdec.lab.bench.grid import Contender
-from specdec.lab.bench.journal import Journal
 from specdec.lab.bench.plan import Plan
 from specdec.lab.bench.prompts import TaskPrompt
 from specdec.lab.bench.sample import Place, Sample
+from specdec.lab.journal import Journal
 from specdec.policies.registry import names as policy_names
 from specdec.progress import Progress
 
@@ -28,7 +28,7 @@ _WARM_UP_TOKENS = 8
 _RELEARN = 2  # prompts that learning contenders answer again, uncounted, when a run goes on
 
 
-def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | None = None) -> list[Sample]:
+def measure(model: Model, plan: Plan, journal: Journal[Sample], *, progress: Progress | None = None) -> list[Sample]:
     """Every answer of the plan, in its order; those that the journal holds are not asked for again.
 
     Args:
@@ -46,7 +46,7 @@ def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | 
     model.prompt_cache = PromptCache()  # the same prompt for every contender: only the first one has to read it
     asker, comparison = _Asker(model, plan), Comparison()
     places = list(plan.places())
-    there = [journal.samples[place] for place in places if place in journal.samples]
+    there = [journal.results[place.key] for place in places if place.key in journal.results]
     for sample in there:
         comparison.add(sample)
     samples = {sample.place: sample for sample in there}
@@ -58,7 +58,7 @@ def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | 
             progress("measuring", len(samples), len(places))
         sample = Sample.of(place, asker.ask(place))
         comparison.add(sample)
-        journal.add(sample)
+        journal.add(place.key, sample.to_dict())
         samples[place] = sample
     if progress is not None:
         progress("measuring", len(samples), len(places))
