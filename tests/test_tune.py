@@ -354,7 +354,7 @@ def test_what_cannot_be_tuned_is_told_in_one_sentence(model, text, tmp_path):
     with pytest.raises(InvalidArgumentError, match=r"cannot read the text .*none: No such file"):
         tune(model, text=tmp_path / "none", **options)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidArgumentError, match=r"calibration text .*bytes is not UTF-8"):
+    with pytest.raises(InvalidArgumentError, match=r"text .*bytes is not UTF-8"):
         tune(model, text=tmp_path / "bytes", **options)
     (tmp_path / "short").write_text("short")
     with pytest.raises(InvalidArgumentError, match="has 5 tokens and needs at least 12"):
