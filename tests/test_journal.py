@@ -1,4 +1,4 @@
-"""The journal of measurements: whatever stops a run, whole lines are read back and everything else is refused or lost."""
+"""The journal of measurements: whatever stops a run, whole lines are read back, and all else is refused or lost."""
 
 from __future__ import annotations
 

@@ -12,8 +12,7 @@ from specdec.cli.common import (
     Subparsers,
     add_model_argument,
     add_runtime_options,
-    check_report,
-    check_writable,
+    check_outputs,
 )
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
@@ -124,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.lab.bench.run import measure
 
     plan, limit = _plan(arguments), _noise_limit(arguments)
-    _check_outputs(arguments)
+    check_outputs(arguments)
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
@@ -179,15 +178,6 @@ def _noise_limit(arguments: argparse.Namespace) -> float:
     if not limit > 0:
         raise InvalidArgumentError(f"--max-noise must be a share above 0, such as 0.05, not {limit:g}")
     return limit
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written after hours of measuring."""
-    for option in ("json", "csv", "resume"):
-        if getattr(arguments, option) is not None:
-            check_writable(f"--{option}", getattr(arguments, option))
-    if arguments.report is not None:
-        check_report(arguments.report)
 
 
 def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal[Sample]:
