@@ -227,7 +227,7 @@ def test_costs_are_measured_once_and_kept(stored, home, monkeypatch):
     again = specdec.Model(stored.runtime, store=stored.store)
     monkeypatch.setattr(costs, "_measure", lambda *_: pytest.fail("measured again"))
     specdec.generate(again, [1], max_tokens=4)
-    assert again.shared["engine", "costs"].verify_s == {int(rows): s for rows, s in kept["verify_s"].items()}
+    assert again.memory.costs.table.verify_s == {int(rows): s for rows, s in kept["verify_s"].items()}
 
 
 def test_costs_of_a_part_of_a_model_are_its_own(stored, home):

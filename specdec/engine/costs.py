@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 ROWS = (1, 3, 5, 9)
 _CONTEXT = 16  # tokens that the measured passes look back on
 _BUDGET_S = 1.2  # no second look at what took this long
-_KEY = ("engine", "costs")
 
 _Draft = tuple[str, str | None, float]
 
@@ -54,12 +53,14 @@ def machine_costs(
     if model.store is None:
         return CostTable()
     wanted = [(one.drafter, one.view, effort) for one in options if one.drafter == "effort" for effort in tried]
-    table: CostTable = model.shared.get(_KEY) or _read(_file(model))
+    table = model.memory.costs.table
+    if not table.verify_s:
+        table = _read(_file(model))
     missing = [key for key in wanted if key not in table.draft_s]
     if missing or not table.verify_s:
         table = _measure(model, efforts, missing, table)
         _write(_file(model), table)
-    model.shared[_KEY] = table
+    model.memory.costs.table = table
     return table
 
 

@@ -47,7 +47,8 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
         )
     policy = settings.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
-    guarded = GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name)
+    chosen = create_policy(policy) if isinstance(policy, str) else policy
+    guarded = GuardedPolicy(chosen, policy_name)
     drafters = _drafters(model, settings)
     options = tuple(
         DraftOption(name, view, drafter.takes_effort)
@@ -56,7 +57,8 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
     )
     if guarded.learns:
         tried = TRIED_EFFORTS if settings.draft_effort is None else (efforts.mean,)
-        guarded.begin(Knowledge(costs=machine_costs(model, options, efforts, tried), memory=model.shared))
+        costs = machine_costs(model, options, efforts, tried)
+        guarded.begin(Knowledge(costs=costs, memory=model.memory.of_policy(chosen)))
     return Speculation(
         drafters=drafters,
         options=options,
@@ -101,7 +103,7 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
         vocabulary=None if tokenizer is None else tokenizer.fingerprint,
         tokenizer=tokenizer,
         load_model=model.load_other,
-        shared=model.shared,
+        memory=model.memory.drafters,
     )
     asked: list[str | Drafter] = []
     for one in settings.drafter if isinstance(settings.drafter, tuple) else (settings.drafter,):

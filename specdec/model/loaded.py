@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from specdec.engine.memory import Memory
 from specdec.engine.options import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
@@ -32,8 +33,7 @@ class Model:
         runtime: multiplies the matrices.
         tokenizer: None when the model came without one; prompts are token ids then.
         store: where the weights lie; stays open as long as the model.
-        shared: what drafters and policies keep from one generation to the next: tables, other models, what they have
-            learnt. It changes how fast tokens come, never which.
+        memory: costs of passes, what drafters have read, and what policies have learnt.
         prompt_cache: keeps the last prompt that was read, for the next generation that begins with it; None (the
             default) keeps nothing.
         load_other: loads another model for a drafter; None where there is no way to.
@@ -41,7 +41,7 @@ class Model:
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
-        self.shared: dict[Any, Any] = {}
+        self.memory = Memory()
         self.prompt_cache: PromptCache | None = None
         self.load_other: Callable[[str], LoadedModel] | None = None
         # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
