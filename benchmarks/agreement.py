@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.runtimes.base import Cache, forward_one
+from specdec.runtimes.timing import timed
 from specdec.store import BucketLayout, Store, convert
 
 DENSE = EffortSchedule(1.0)
@@ -72,11 +72,8 @@ def parse_drafts(texts: list[str], head: float | None) -> list[Draft]:
 
 def step(model: Model, token: int, cache: Cache, draft: Draft) -> tuple[np.ndarray, float]:
     """Logits (V,) of one row, and seconds; the cache is as it was."""
-    held, start_s = cache.length, time.perf_counter()
-    logits = forward_one(model.runtime, [token], cache, effort=draft.schedule, view=draft.view).logits[0]
-    seconds = time.perf_counter() - start_s
-    cache.trim(held)
-    return logits, seconds
+    result, seconds = timed(model.runtime, [token], cache, effort=draft.schedule, view=draft.view)
+    return result.logits[0], seconds
 
 
 def answer_positions(model: Model, prompt: str, max_tokens: int, drafts: list[Draft], tallies: list[Tally]) -> int:
@@ -89,9 +86,8 @@ def answer_positions(model: Model, prompt: str, max_tokens: int, drafts: list[Dr
     token, count = ids[-1], 0
     while count < max_tokens:
         drafted = [step(model, token, cache, draft) for draft in drafts]
-        start_s = time.perf_counter()
-        dense = forward_one(model.runtime, [token], cache, effort=DENSE).logits[0]
-        dense_s = time.perf_counter() - start_s
+        dense, dense_s = step(model, token, cache, Draft("exact", 1.0, DENSE))
+        forward_one(model.runtime, [token], cache, effort=DENSE, logits="none")
         for tally, (logits, seconds) in zip(tallies, drafted, strict=True):
             tally.add(dense, logits, seconds / dense_s)
         token, count = int(dense.argmax()), count + 1

@@ -23,6 +23,7 @@ import specdec
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.native.runtime import NativeRuntime, native_module
+from specdec.runtimes.timing import PassTimer, Timed
 
 FULL = EffortSchedule(1.0)
 CONTEXT, PREFILL = 200, 512
@@ -51,18 +52,13 @@ def measure(runtime: NativeRuntime, tokens: list[int], repeat: int) -> tuple[dic
     """Times of every case, all of them once a round; and the machine's reading speed in each round, GB/s."""
     cache = runtime.new_cache(1024)
     forward_one(runtime, tokens[:CONTEXT], cache, effort=FULL, logits="last")
-    cases = all_cases(runtime)
-    times: dict[Any, list[float]] = {case: [] for case in cases}
-    reading = []
-    for turn in range(repeat + 1):
+    cases, reading = all_cases(runtime), []
+    timer = PassTimer(runtime, cache, tokens, [Timed(rows, effort, view) for view, effort, rows in cases])
+    timer.warm_up()
+    for _ in range(repeat):
         reading.append((1 << 28) / native_module().seconds_to_read(runtime.threads, 1 << 28) / 1e9)
-        for view, effort, rows in cases:
-            cache.trim(CONTEXT)
-            start = time.perf_counter()
-            forward_one(runtime, tokens[:rows], cache, effort=EffortSchedule(effort), view=view)
-            if turn:
-                times[view, effort, rows].append(time.perf_counter() - start)
-    return times, reading
+        timer.round()
+    return dict(zip(cases, timer.seconds, strict=True)), reading
 
 
 def own_speed(runtime: NativeRuntime, tokens: list[int]) -> tuple[float, float]:

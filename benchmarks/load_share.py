@@ -7,36 +7,34 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
-from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
+from specdec.runtimes.timing import PassTimer, Timed
 
-FULL = EffortSchedule(1.0)
 CONTEXT, ROWS = 200, (1, 5, 16)
 
 
 def measure(runtimes: dict[float, Any], repeat: int) -> dict[tuple[float, int], list[float]]:
     """Seconds of a step by share and rows, all of them once a round, after a round of warm-up."""
-    caches = {share: runtime.new_cache(CONTEXT + max(ROWS)) for share, runtime in runtimes.items()}
     vocabulary = next(iter(runtimes.values())).config.vocab_size
     tokens = [int(token) for token in np.random.default_rng(0).integers(0, vocabulary, CONTEXT)]
+    timers = {}
     for share, runtime in runtimes.items():
-        forward_one(runtime, tokens, caches[share], effort=FULL, logits="last")
-    times: dict[tuple[float, int], list[float]] = {(share, rows): [] for share in runtimes for rows in ROWS}
-    for turn in range(repeat + 1):
-        for (share, rows), taken in times.items():
-            start = time.perf_counter()
-            forward_one(runtimes[share], tokens[:rows], caches[share], effort=FULL)
-            if turn:
-                taken.append(time.perf_counter() - start)
-            caches[share].trim(CONTEXT)
-    return times
+        cache = runtime.new_cache(CONTEXT + max(ROWS))
+        forward_one(runtime, tokens, cache, logits="last")
+        timers[share] = PassTimer(runtime, cache, tokens, [Timed(rows) for rows in ROWS])
+        timers[share].warm_up()
+    for _ in range(repeat):
+        for timer in timers.values():
+            timer.round()
+    return {
+        (share, rows): taken for share, timer in timers.items() for rows, taken in zip(ROWS, timer.seconds, strict=True)
+    }
 
 
 def main() -> None:

@@ -96,10 +96,10 @@ def check_identity(found: dict[str, dict[str, Any]]) -> None:
 
 def specdec_answer(model: Model, options: dict[str, Any], max_tokens: int) -> Answer:
     """Answer with specdec; its first token belongs to the prompt, as with the others."""
-    memory: dict[Any, Any] = {}
+    memory = model.memory.fresh()
 
     def answer(text: str, ids: list[int]) -> dict[str, Any]:  # noqa: ARG001
-        model.shared = memory
+        model.memory = memory
         result = specdec.generate(model, ids, max_tokens=max_tokens, **options)
         stats = result.stats
         counts = {"tokens": stats.emitted, "drafted": stats.drafted, "accepted": stats.accepted}

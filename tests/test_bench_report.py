@@ -134,7 +134,7 @@ def test_plots_lie_beside_the_page(report):
 def test_plots_are_the_same_each_time(report):
     from specdec.lab.bench.plots import PLOTS
     from specdec.lab.bench.report import draw
-    from specdec.lab.bench.theme import standalone
+    from specdec.lab.theme import standalone
 
     findings = Findings.from_record(json.loads((report / "out.json").read_text()))
     first = draw(findings, plots=PLOTS[:1])[0]
@@ -172,7 +172,7 @@ def contrast(left: str, right: str) -> float:
 
 
 def test_text_and_lines_stand_out_in_both_themes():
-    from specdec.lab.bench.theme import DARK, LIGHT
+    from specdec.lab.theme import DARK, LIGHT
 
     for theme in (LIGHT, DARK):
         assert contrast(theme.ink, theme.surface) >= 7

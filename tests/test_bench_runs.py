@@ -19,10 +19,10 @@ import specdec
 from specdec.engine.policy import DraftPlan
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.lab.bench.grid import Condition, Grid, make_grid, parse_contender
-from specdec.lab.bench.journal import Journal
 from specdec.lab.bench.plan import Plan
 from specdec.lab.bench.prompts import BUILT_IN, TaskPrompt, fingerprint, load_prompts
 from specdec.lab.bench.run import measure
+from specdec.lab.bench.sample import open_answers
 
 ARGUMENTS = ("--max-tokens", 5, "--repeat", 2, "--contender", "int4:1:2", "--contender", "policy=fixed drafter=ngram")
 
@@ -151,9 +151,9 @@ def test_answers_of_another_run_are_refused(bench, tmp_path, arguments, told):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b'{"model": "mine", "notes": 1}\n', "holds no answers"),
-        (b"my notes, without an end of line", "holds no answers"),
-        (b"\xff\xfe\x00", "holds no answers"),
+        (b'{"model": "mine", "notes": 1}\n', "holds no results of specdec bench"),
+        (b"my notes, without an end of line", "holds no results of specdec bench"),
+        (b"\xff\xfe\x00", "holds no results of specdec bench"),
         (b'{"specdec bench": 99, "of": {}}\n', "another version"),
     ],
 )
@@ -245,7 +245,7 @@ def test_what_a_policy_learns_stays_within_contender_and_repetition(clock, tmp_p
     grid = make_grid(singles=["policy=remembering", "name=other policy=remembering"])
     plan = Plan(grid=grid, prompts=tuple(TaskPrompt("t", str(i), "text") for i in range(3)), repeat=2, max_tokens=3)
     model = scripted_model(clock)
-    measure(model, plan, Journal(tmp_path / "answers.jsonl", plan.header(model)))
+    measure(model, plan, open_answers(tmp_path / "answers.jsonl", plan.header(model)))
     # Two warm-ups, then in each of two repetitions of two contenders: the first prompt, the second, the third.
     assert Remembering.seen == [*[0, 0], *[0] * 4, *[1] * 4, *[2] * 4]
 

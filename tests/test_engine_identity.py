@@ -13,6 +13,7 @@ import pytest
 from fake_runtime import EOS, ByteTokenizer, FakeRuntime, fake_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from specdec.policies.goodput.policy import GoodputPolicy
 from synthetic import synthetic_source, tiny_config
 
 import specdec
@@ -94,7 +95,7 @@ def recorded(model: Model, prompt: list[int], **options: Any) -> tuple[specdec.R
     """The answer, and the logits behind each of its tokens. What policies have learnt goes from one to the next."""
     runtime = RecordingRuntime(model.runtime)
     recording = Model(runtime, model.tokenizer)
-    recording.shared = model.shared
+    recording.memory = model.memory
     result = specdec.generate(recording, prompt, **options)
     positions = range(len(prompt), len(prompt) + len(result.tokens))
     return result, {position: runtime.rows[position] for position in positions}
@@ -320,7 +321,7 @@ def test_what_a_policy_has_learnt_changes_no_token():
             specdec.generate(knowing, [1, 2], seed=seed, **options).tokens
             == specdec.generate(fresh, [1, 2], seed=seed, speculate=False, **options).tokens
         )
-    assert any(key[0] == "goodput" for key in knowing.shared)
+    assert knowing.memory.policies[GoodputPolicy]
 
 
 def test_trusted_tokens_are_named_and_keep_the_cache_at_verify_quality():

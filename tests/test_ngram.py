@@ -69,10 +69,10 @@ def test_a_table_is_read_once_for_a_model(tmp_path, monkeypatch):
     model = fake_model()
     for _ in range(2):
         specdec.generate(model, [1, 2], max_tokens=3, drafter=f"ngram:table={tmp_path / 'table'}", policy="fixed")
-    assert len([key for key in model.shared if key[0] == "ngram"]) == 1
+    assert len(model.memory.drafters.tables) == 1
     (tmp_path / "table").write_text("now something else")
     specdec.generate(model, [1, 2], max_tokens=3, drafter=f"ngram:table={tmp_path / 'table'}", policy="fixed")
-    assert len([key for key in model.shared if key[0] == "ngram"]) == 2
+    assert len(model.memory.drafters.tables) == 2
 
 
 def test_lookup_foretells_how_much_it_found():

@@ -21,7 +21,7 @@ from synthetic import quantised_config, quantised_source, synthetic_source, tiny
 import specdec
 from specdec.errors import InvalidArgumentError, StoreError
 from specdec.lab.eval.passages import run_passage, score_passage
-from specdec.lab.tune.text import split_passages
+from specdec.lab.text import split_passages
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one

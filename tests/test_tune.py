@@ -16,13 +16,12 @@ from synthetic import tiny_config
 import specdec
 from specdec.cli.main import main
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.lab.text import calibration, read_text, split_passages
 from specdec.lab.tune.allocation import allocate, net_of_rounding, tolerance_curve
 from specdec.lab.tune.costs import best_speedup, rows_seconds
 from specdec.lab.tune.divergence import Comparison
-from specdec.lab.tune.partial import PartialFile
 from specdec.lab.tune.run import QUICK, SHARES, Thoroughness, tune
-from specdec.lab.tune.sensitivity import Sums, measure
-from specdec.lab.tune.text import read_text, split_passages
+from specdec.lab.tune.sensitivity import measure, open_sums
 from specdec.lab.tune.trial import try_schedules
 from specdec.lab.tune.units import units_of
 from specdec.model.effort import EffortSchedule
@@ -149,9 +148,9 @@ def test_expected_speed_is_that_of_the_formula():
 # --- measurements ---
 
 
-def test_what_is_measured_for_a_unit_is_the_divergence_of_lowering_it_alone(model):
+def test_what_is_measured_for_a_unit_is_the_divergence_of_lowering_it_alone(model, tmp_path):
     passages, units = [[5, 6, 7, 8, 9, 10], [20, 21, 22, 23]], units_of(model.config, quick=False)
-    places, sums = [(0, 2), (0, 5), (1, 3)], Sums.empty(len(units), 1)
+    places, sums = [(0, 2), (0, 5), (1, 3)], open_sums(tmp_path / "sums", {}, units=len(units), levels=1)
     options = {"view": "int4", "levels": (0.3,), "places": places}
     measure(model.runtime, passages, units, sums=sums, done=lambda _sums: None, **options)
     assert sums.done == 3 * len(units)
@@ -257,21 +256,37 @@ def test_an_interrupted_measurement_goes_on_where_it_stopped(model, text, text_m
 
 
 def test_other_settings_or_a_restart_begin_anew(model, text, text_model_copy):
-    units = len(units_of(model.config, quick=False))
-    saved = Sums(2, np.ones((units, 2)), np.ones((units, 2)))
-    PartialFile(text_model_copy, {"a": 1}).save(saved, now=True)
-    assert PartialFile(text_model_copy, {"a": 1}).load(units, 2).done == 2
-    assert PartialFile(text_model_copy, {"a": 2}).load(units, 2).done == 0
-    assert PartialFile(text_model_copy, {"a": 1}).load(units, 3).done == 0
-    for damage in (
-        "",
-        "{",
-        "[]",
-        '{"settings": {"a": 1}}',
-        '{"settings": {"a": 1}, "done": 2, "kl": [], "distance": []}',
+    path = text_model_copy / f"{PROFILE_FILE}.partial"
+
+    def done(settings: dict[str, int], levels: int) -> int:
+        sums = open_sums(path, settings, units=3, levels=levels)
+        sums.close(remove=False)
+        return sums.done
+
+    def keep_two() -> bytes:
+        sums = open_sums(path, {"a": 1}, units=3, levels=2, restart=True)
+        for _ in range(2):
+            sums.add([0.25, 0.5], [1.0, 2.0])
+        sums.close(remove=False)
+        return path.read_bytes()
+
+    content = keep_two()
+    assert done({"a": 1}, 2) == 2
+    assert done({"a": 1}, 3) == 0
+    keep_two()
+    assert done({"a": 2}, 2) == 0
+    first, second, third = content.splitlines(keepends=True)
+    for damage, left in (
+        (b"", 0),
+        (b"{", 0),
+        (b"[]\n", 0),
+        (first + b"[1]\n" + third, 0),
+        (first + second + third[:-1], 1),
+        (first + second + third.replace(b"0.25", b"NaN"), 1),
+        (first + second + third.replace(b'"1"', b'"7"'), 1),
     ):
-        (text_model_copy / f"{PROFILE_FILE}.partial").write_text(damage)
-        assert PartialFile(text_model_copy, {"a": 1}).load(units, 2).done == 0
+        path.write_bytes(damage)
+        assert done({"a": 1}, 2) == left
 
     def stopping(_stage: str, done: int, _total: int) -> None:
         if done == 2:
@@ -336,10 +351,10 @@ def test_a_profile_of_other_weights_is_not_used_and_a_damaged_one_is_refused(mod
 
 def test_what_cannot_be_tuned_is_told_in_one_sentence(model, text, tmp_path):
     options = {"thoroughness": SMALL, "progress": quiet}
-    with pytest.raises(InvalidArgumentError, match=r"cannot read the calibration text .*none: No such file"):
+    with pytest.raises(InvalidArgumentError, match=r"cannot read the text .*none: No such file"):
         tune(model, text=tmp_path / "none", **options)
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(InvalidArgumentError, match=r"calibration text .*bytes is not UTF-8"):
+    with pytest.raises(InvalidArgumentError, match=r"text .*bytes is not UTF-8"):
         tune(model, text=tmp_path / "bytes", **options)
     (tmp_path / "short").write_text("short")
     with pytest.raises(InvalidArgumentError, match="has 5 tokens and needs at least 12"):
@@ -353,8 +368,8 @@ def test_what_cannot_be_tuned_is_told_in_one_sentence(model, text, tmp_path):
 
 
 def test_passages_are_spread_over_the_text(model):
-    passages = split_passages(read_text(None), model.tokenizer, count=4, length=50)
-    tokens = model.tokenizer.encode(read_text(None), add_bos=False)
+    passages = split_passages(read_text(None, calibration), model.tokenizer, count=4, length=50)
+    tokens = model.tokenizer.encode(read_text(None, calibration), add_bos=False)
     assert [len(passage) for passage in passages] == [50] * 4
     assert (passages[0], passages[-1]) == (tokens[:50], tokens[-50:])
     assert split_passages("x" * 50, model.tokenizer, count=2, length=50)[0] == model.tokenizer.encode("x" * 50)

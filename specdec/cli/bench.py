@@ -12,16 +12,16 @@ from specdec.cli.common import (
     Subparsers,
     add_model_argument,
     add_runtime_options,
-    check_report,
-    check_writable,
+    check_outputs,
 )
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
     from specdec.lab.bench.findings import Findings
-    from specdec.lab.bench.journal import Journal
     from specdec.lab.bench.plan import Plan
+    from specdec.lab.bench.sample import Sample
+    from specdec.lab.journal import Journal
     from specdec.model.loaded import Model
 
 EXIT_DIFFERENT, EXIT_NOISY = 1, 3
@@ -123,14 +123,14 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.lab.bench.run import measure
 
     plan, limit = _plan(arguments), _noise_limit(arguments)
-    _check_outputs(arguments)
+    check_outputs(arguments)
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
         samples = measure(model, plan, journal, progress=progress)
     except KeyboardInterrupt:
         progress.close()
-        print(f"specdec: interrupted after {len(journal.samples)} answers; the same command goes on", file=sys.stderr)
+        print(f"specdec: interrupted after {len(journal.results)} answers; the same command goes on", file=sys.stderr)
         return EXIT_INTERRUPTED
     except DifferenceFoundError as error:
         progress.close()
@@ -180,33 +180,22 @@ def _noise_limit(arguments: argparse.Namespace) -> float:
     return limit
 
 
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written after hours of measuring."""
-    for option in ("json", "csv", "resume"):
-        if getattr(arguments, option) is not None:
-            check_writable(f"--{option}", getattr(arguments, option))
-    if arguments.report is not None:
-        check_report(arguments.report)
-
-
-def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal:
+def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal[Sample]:
     """Where answers are kept: the file that was asked for, or one in the cache folder."""
     from specdec import paths
-    from specdec.lab.bench.journal import Journal
+    from specdec.lab.bench.sample import open_answers
     from specdec.record import machine
 
     own = paths.home() / "bench" / plan.file_name(model)
     path = own if arguments.resume is None else Path(arguments.resume)
-    if arguments.restart:
-        path.unlink(missing_ok=True)
-    journal = Journal(path, plan.header(model), extra={"machine": machine()})
-    if journal.samples:
-        print(f"going on with {len(journal.samples)} answers from {path}", file=sys.stderr)
+    journal = open_answers(path, plan.header(model), extra={"machine": machine()}, restart=arguments.restart)
+    if journal.results:
+        print(f"going on with {len(journal.results)} answers from {path}", file=sys.stderr)
     return journal
 
 
 def _findings(
-    arguments: argparse.Namespace, plan: Plan, model: Model, journal: Journal, samples: Any, limit: float
+    arguments: argparse.Namespace, plan: Plan, model: Model, journal: Journal[Sample], samples: Any, limit: float
 ) -> Findings:
     from specdec.lab.bench.findings import find
     from specdec.record import command_line
@@ -228,7 +217,7 @@ def _findings(
     )
 
 
-def _refusal(findings: Findings, journal: Journal) -> str:
+def _refusal(findings: Findings, journal: Journal[Sample]) -> str:
     from specdec.lab.bench.table import noise_sentence
 
     return (

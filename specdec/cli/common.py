@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from specdec.errors import InvalidArgumentError
+from specdec.progress import StreamProgress
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXIT_INTERRUPTED = 130
+Outcome = TypeVar("Outcome")
 MODEL_HELP = "a catalogue name, a store, a Hugging Face folder or a .gguf file"
 
 
@@ -36,6 +40,32 @@ def readable_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def interruptible(work: Callable[[StreamProgress], Outcome]) -> Outcome | None:
+    """What `work` returns; None when the user interrupts it, which is told: such work goes on at the next call."""
+    progress = StreamProgress()
+    try:
+        return work(progress)
+    except KeyboardInterrupt:
+        progress.close()
+        print("specdec: interrupted; the same command goes on from here", file=sys.stderr)
+        return None
+    finally:
+        progress.close()
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse files of --json, --csv, --resume and --report that could not be written after a long run.
+
+    Raises:
+        InvalidArgumentError: see `check_writable` and `check_report`.
+    """
+    for name in ("json", "csv", "resume"):
+        if (path := getattr(arguments, name, None)) is not None:
+            check_writable(f"--{name}", path)
+    if arguments.report is not None:
+        check_report(arguments.report)
 
 
 def check_writable(option: str, path: str) -> None:

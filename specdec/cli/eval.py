@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,9 @@ from specdec.cli.common import (
     Subparsers,
     add_model_argument,
     add_runtime_options,
-    check_report,
-    check_writable,
+    check_outputs,
+    interruptible,
 )
-from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
     from specdec.lab.eval.plan import Plan
@@ -96,17 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.lab.eval.run import evaluate
 
     plan = _plan(arguments)
-    _check_outputs(arguments)
+    check_outputs(arguments)
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
-    progress = StreamProgress()
-    try:
-        evaluation = evaluate(model, plan, restart=arguments.restart, progress=progress)
-    except KeyboardInterrupt:
-        progress.close()
-        print("specdec: interrupted; the same command goes on from here", file=sys.stderr)
+    evaluation = interruptible(lambda progress: evaluate(model, plan, restart=arguments.restart, progress=progress))
+    if evaluation is None:
         return EXIT_INTERRUPTED
-    finally:
-        progress.close()
     for line in table(evaluation):
         print(line)
     _write(arguments, evaluation)
@@ -128,14 +120,6 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         max_tokens=arguments.max_tokens,
         seed=arguments.seed,
     )
-
-
-def _check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written after a long run."""
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
-    if arguments.report is not None:
-        check_report(arguments.report)
 
 
 def _write(arguments: argparse.Namespace, evaluation: Evaluation) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument, add_runtime_options
-from specdec.progress import StreamProgress
+from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument, add_runtime_options, interruptible
 
 if TYPE_CHECKING:
     from specdec.store.profile import DraftProfile
@@ -50,9 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.effort is not None:
         check_effort(arguments.effort, "--effort")
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
-    progress = StreamProgress()
-    try:
-        profile = tune(
+    profile = interruptible(
+        lambda progress: tune(
             model,
             text=arguments.text,
             view=arguments.view,
@@ -61,12 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
             restart=arguments.restart,
             progress=progress,
         )
-    except KeyboardInterrupt:
-        progress.close()
-        print("specdec: interrupted; the same command goes on from here", file=sys.stderr)
+    )
+    if profile is None:
         return EXIT_INTERRUPTED
-    finally:
-        progress.close()
     if arguments.json:
         print(json.dumps(asdict(profile)))
     else:

@@ -7,12 +7,13 @@ at once, and runs the passes that many sequences ask for as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from specdec.drafters.ngram_index import NgramIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.model.effort import Efforts
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime
@@ -34,6 +35,19 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
 
 
+@dataclass(slots=True)
+class DrafterMemory:
+    """What drafters keep from one generation of a model to the next. It must serve generations side by side.
+
+    Attributes:
+        tables: indices of files' texts, by file, its state and the sizes of the index.
+        models: other models, by the name that was asked for.
+    """
+
+    tables: dict[tuple[str, int, int, int, int], NgramIndex] = field(default_factory=dict)
+    models: dict[str, LoadedModel] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class DrafterSetup:
     """What a drafter is built from, once per generation.
@@ -45,8 +59,7 @@ class DrafterSetup:
             its own model compares it.
         tokenizer: of the model, for drafters that read text; None for a model without one.
         load_model: loads another model by catalogue name or path, or None where there is no way to.
-        shared: what drafters keep from one generation of a model to the next, such as a table read from a file; keys
-            begin with the drafter's name. Whatever is in it must serve generations side by side.
+        memory: of the model's drafters.
     """
 
     runtime: Runtime
@@ -54,7 +67,7 @@ class DrafterSetup:
     vocabulary: str | None = None
     tokenizer: Tokenizer | None = None
     load_model: Callable[[str], LoadedModel] | None = None
-    shared: MutableMapping[Any, Any] = field(default_factory=dict)
+    memory: DrafterMemory = field(default_factory=DrafterMemory)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,14 +105,13 @@ class ModelDrafter:
 
 def _loaded(name: str, setup: DrafterSetup) -> LoadedModel:
     """The other model, loaded once for all generations of the model that it drafts for."""
-    key = ("model", name)
-    model: LoadedModel | None = setup.shared.get(key)
+    model = setup.memory.models.get(name)
     if model is None:
         if setup.load_model is None:
             raise InvalidArgumentError(
                 "drafter 'model' needs a model that specdec.load has loaded, to load another one"
             )
-        model = setup.shared[key] = setup.load_model(name)
+        model = setup.memory.models[name] = setup.load_model(name)
     return model
 
 

@@ -103,8 +103,8 @@ def _table(path: Path, sizes: NgramIndex, setup: DrafterSetup) -> NgramIndex:
         stat = path.stat()
     except OSError as error:
         raise InvalidArgumentError(f"drafter 'ngram' cannot read the table {path}: {error.strerror}") from None
-    key = ("ngram", str(path.absolute()), stat.st_size, stat.st_mtime_ns, sizes.shortest, sizes.longest)
-    index: NgramIndex | None = setup.shared.get(key)
+    key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, sizes.shortest, sizes.longest)
+    index = setup.memory.tables.get(key)
     if index is None:
         tokens = encode("ngram", path, read_text("ngram", path), setup.tokenizer)
         if len(tokens) <= sizes.shortest:
@@ -113,5 +113,5 @@ def _table(path: Path, sizes: NgramIndex, setup: DrafterSetup) -> NgramIndex:
             )
         index = NgramIndex(sizes.shortest, sizes.longest)
         index.follow(tokens)
-        setup.shared[key] = index
+        setup.memory.tables[key] = index
     return index

@@ -11,9 +11,7 @@ import hashlib
 import json
 import os
 import platform
-import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,18 +19,17 @@ from specdec import paths
 from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
 from specdec.model.effort import Efforts, EffortSchedule
-from specdec.runtimes.base import forward_one
+from specdec.runtimes.base import EXACT, forward_one
+from specdec.runtimes.timing import PassTimer, Timed
 from specdec.version import version
 from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
-    from specdec.runtimes.base import Cache
 
 ROWS = (1, 3, 5, 9)
 _CONTEXT = 16  # tokens that the measured passes look back on
 _BUDGET_S = 1.2  # no second look at what took this long
-_KEY = ("engine", "costs")
 
 _Draft = tuple[str, str | None, float]
 
@@ -56,59 +53,35 @@ def machine_costs(
     if model.store is None:
         return CostTable()
     wanted = [(one.drafter, one.view, effort) for one in options if one.drafter == "effort" for effort in tried]
-    table: CostTable = model.shared.get(_KEY) or _read(_file(model))
+    table = model.memory.costs.table
+    if not table.verify_s:
+        table = _read(_file(model))
     missing = [key for key in wanted if key not in table.draft_s]
     if missing or not table.verify_s:
         table = _measure(model, efforts, missing, table)
         _write(_file(model), table)
-    model.shared[_KEY] = table
+    model.memory.costs.table = table
     return table
 
 
 def _measure(
     model: Model, efforts: Callable[[float], EffortSchedule | Efforts], missing: Sequence[_Draft], known: CostTable
 ) -> CostTable:
-    """`known`, and what it lacks: the quicker of two passes each, for nothing but noise makes one slower.
-
-    What compiles or packs something, and so takes seconds, is run once before.
-    """
+    """`known`, and what it lacks: the quicker of two passes each, for nothing but noise makes one slower."""
     runtime, vocabulary = model.runtime, model.config.vocab_size
     most = max(ROWS)
     tokens = [index * 997 % vocabulary for index in range(_CONTEXT + most)]
     cache = runtime.new_cache(min(_CONTEXT + most, model.config.max_context))
     context = max(0, cache.capacity - most)
-    dense = EffortSchedule()
-    forward_one(runtime, tokens[: context or 1], cache, effort=dense, logits="last")
-    verify, draft = dict(known.verify_s), dict(known.draft_s)
-    compiles = runtime.info.compiles
-    start_s = time.perf_counter()
-    for attempt in range(2):
-        for rows in ROWS if not known.verify_s else ():
-            if context + rows <= cache.capacity:
-                check = partial(forward_one, runtime, tokens[:rows], cache, effort=dense)
-                if not attempt and compiles:
-                    _timed(check, cache, context)
-                seconds = _timed(check, cache, context)
-                verify[rows] = min(seconds, verify.get(rows, seconds))
-        for key in missing:
-            step = partial(forward_one, runtime, tokens[:1], cache, effort=efforts(key[2]), view=key[1] or "exact")
-            if not attempt:
-                _timed(step, cache, context)
-            seconds = _timed(step, cache, context)
-            draft[key] = min(seconds, draft.get(key, seconds))
-        if time.perf_counter() - start_s > _BUDGET_S / 2:
-            break
+    if context:
+        forward_one(runtime, tokens[:context], cache, logits="last")
+    rows = [] if known.verify_s else [rows for rows in ROWS if context + rows <= cache.capacity]
+    passes = [Timed(count, warm_up=False) for count in rows]
+    passes += [Timed(1, efforts(effort), view or EXACT) for _, view, effort in missing]
+    quickest = [min(seconds) for seconds in PassTimer(runtime, cache, tokens, passes).run(2, budget_s=_BUDGET_S / 2)]
+    verify = dict(zip(rows, quickest, strict=False)) or known.verify_s
+    draft = dict(known.draft_s) | dict(zip(missing, quickest[len(rows) :], strict=True))
     return CostTable(verify_s=verify, draft_s=draft)
-
-
-def _timed(run: Callable[[], object], cache: Cache, length: int) -> float:
-    """Seconds of a pass behind `length` tokens, which the cache holds again afterwards."""
-    cache.trim(min(length, cache.length))
-    start_s = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - start_s
-    cache.trim(min(length, cache.length))
-    return seconds
 
 
 def _file(model: Model) -> Path:

@@ -171,8 +171,8 @@ class Knowledge:
 
     Attributes:
         costs: measured seconds, or an empty table where nothing was measured.
-        memory: belongs to the loaded model and outlives the generation: a policy keeps there, under a key that begins
-            with its own name, what it has learnt. It may change speed only; the engine sees to that.
+        memory: what policies of this class have learnt from earlier answers of the loaded model; the policy's to fill
+            and change. It may change speed only; the engine sees to that.
     """
 
     costs: CostTable = field(default_factory=CostTable)

@@ -98,7 +98,8 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
         )
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
-    guarded = GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name)
+    chosen = create_policy(policy) if isinstance(policy, str) else policy
+    guarded = GuardedPolicy(chosen, policy_name)
     drafters = _drafters(model, options)
     offered = tuple(
         DraftOption(name, view, drafter.takes_effort)
@@ -107,7 +108,8 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
     )
     if guarded.learns:
         tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
-        guarded.begin(Knowledge(costs=machine_costs(model, offered, efforts, tried), memory=model.shared))
+        costs = machine_costs(model, offered, efforts, tried)
+        guarded.begin(Knowledge(costs=costs, memory=model.memory.of_policy(chosen)))
     return Speculation(
         drafters=drafters,
         options=offered,
@@ -152,7 +154,7 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
         vocabulary=None if tokenizer is None else tokenizer.fingerprint,
         tokenizer=tokenizer,
         load_model=model.load_other,
-        shared=model.shared,
+        memory=model.memory.drafters,
     )
     asked: list[str | Drafter] = []
     for one in options.drafters:

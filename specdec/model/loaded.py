@@ -5,17 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from specdec.engine.decode import PREFILL_CHUNK
+from specdec.engine.memory import Memory
 from specdec.engine.options import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import forward_one
+from specdec.runtimes.base import MAX_PASS_ROWS, forward_one
 from specdec.store.profile import find_profile, profile_stamp
 
 if TYPE_CHECKING:
@@ -33,18 +33,18 @@ class Model:
         runtime: multiplies the matrices.
         tokenizer: None when the model came without one; prompts are token ids then.
         store: where the weights lie; stays open as long as the model.
-        shared: what drafters and policies keep from one generation to the next: tables, other models, what they have
-            learnt. It changes how fast tokens come, never which.
+        memory: costs of passes, what drafters have read, and what policies have learnt. It changes how fast tokens
+            come, never which.
         prompt_cache: keeps texts that were read, for answers whose prompts begin like them; None (the default) keeps
             nothing.
         lock: held by whoever runs passes for an answer, and while one is prepared; what answers of the model share (the
-            policies' memory, drafters' tables) belongs to its holder.
+            memory) belongs to its holder.
         load_other: loads another model for a drafter; None where there is no way to.
     """
 
     def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
-        self.shared: dict[Any, Any] = {}
+        self.memory = Memory()
         self.prompt_cache: PromptCache | None = None
         self.lock = threading.RLock()
         self.load_other: Callable[[str], LoadedModel] | None = None
@@ -99,8 +99,8 @@ class Model:
         schedule = effort_schedule("effort", effort)
         cache = self.runtime.new_cache(len(tokens))
         logits = np.empty((len(tokens), self.config.vocab_size), np.float32)
-        for start in range(0, len(tokens), PREFILL_CHUNK):
-            chunk = tokens[start : start + PREFILL_CHUNK]
+        for start in range(0, len(tokens), MAX_PASS_ROWS):
+            chunk = tokens[start : start + MAX_PASS_ROWS]
             logits[start : start + len(chunk)] = forward_one(
                 self.runtime, chunk, cache, effort=schedule, view=view
             ).logits

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from specdec.lab.bench.analysis import ALL, Row, Steps
 from specdec.lab.bench.findings import Findings
 from specdec.lab.bench.grid import PLAIN
-from specdec.lab.bench.theme import WIDTH_IN, Theme
+from specdec.lab.theme import WIDTH_IN, Theme
 
 _LEAST = 10  # tokens that a share is made of, at least
 _MOST_PLACES = 8

@@ -19,7 +19,7 @@ from specdec.lab.bench.findings import Findings
 from specdec.lab.bench.grid import PLAIN
 from specdec.lab.bench.plots import PLOTS, Plot
 from specdec.lab.bench.table import noise_sentence
-from specdec.lab.bench.theme import DARK, FONT, LIGHT, NAMED, Theme, css_variables, standalone, style, to_png, to_svg
+from specdec.lab.theme import DARK, FONT, LIGHT, NAMED, Theme, css_variables, standalone, style, to_png, to_svg
 
 _CSS = """
 *{box-sizing:border-box}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import specdec
 from specdec.engine.prompt import encode_prompt
@@ -12,14 +10,14 @@ from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
 from specdec.lab.bench.compare import Comparison
 from specdec.lab.bench.grid import Contender
-from specdec.lab.bench.journal import Journal
 from specdec.lab.bench.plan import Plan
 from specdec.lab.bench.prompts import TaskPrompt
 from specdec.lab.bench.sample import Place, Sample
-from specdec.policies.registry import names as policy_names
+from specdec.lab.journal import Journal
 from specdec.progress import Progress
 
 if TYPE_CHECKING:
+    from specdec.engine.memory import Memory
     from specdec.engine.result import Result
     from specdec.model.loaded import Model
 
@@ -28,7 +26,7 @@ _WARM_UP_TOKENS = 8
 _RELEARN = 2  # prompts that learning contenders answer again, uncounted, when a run goes on
 
 
-def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | None = None) -> list[Sample]:
+def measure(model: Model, plan: Plan, journal: Journal[Sample], *, progress: Progress | None = None) -> list[Sample]:
     """Every answer of the plan, in its order; those that the journal holds are not asked for again.
 
     Args:
@@ -46,7 +44,7 @@ def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | 
     model.prompt_cache = PromptCache()  # the same prompt for every contender: only the first one has to read it
     asker, comparison = _Asker(model, plan), Comparison()
     places = list(plan.places())
-    there = [journal.samples[place] for place in places if place in journal.samples]
+    there = [journal.results[place.key] for place in places if place.key in journal.results]
     for sample in there:
         comparison.add(sample)
     samples = {sample.place: sample for sample in there}
@@ -58,7 +56,7 @@ def measure(model: Model, plan: Plan, journal: Journal, *, progress: Progress | 
             progress("measuring", len(samples), len(places))
         sample = Sample.of(place, asker.ask(place))
         comparison.add(sample)
-        journal.add(sample)
+        journal.add(place.key, sample.to_dict())
         samples[place] = sample
     if progress is not None:
         progress("measuring", len(samples), len(places))
@@ -83,7 +81,7 @@ class _Asker:
     """Asks the model for the answers of a plan, each contender with a memory of its own."""
 
     def __init__(self, model: Model, plan: Plan) -> None:
-        self._model, self._plan, self._memories = model, plan, _Memories()
+        self._model, self._plan, self._memories = model, plan, _Memories(model)
         self._contenders = {one.name: one for one in plan.grid.contenders}
         self._prepared: int | None = None
 
@@ -94,8 +92,8 @@ class _Asker:
             return
         self._memories.forget()
         for contender in self._contenders.values():
-            with self._memories.of(self._model, contender.name, -1):
-                self._generate(_WARM_UP, contender, condition, max_tokens=_WARM_UP_TOKENS)
+            self._memories.use(contender.name, -1)
+            self._generate(_WARM_UP, contender, condition, max_tokens=_WARM_UP_TOKENS)
         for prompt in list(dict.fromkeys(place.prompt for place in answered))[-_RELEARN:]:
             for place in answered:
                 if place.prompt == prompt and self._contenders[place.contender].learns:
@@ -104,9 +102,9 @@ class _Asker:
 
     def ask(self, place: Place) -> Result:
         """The answer that belongs at a place."""
-        with self._memories.of(self._model, place.contender, place.repetition):
-            prompt, contender = self._plan.prompts[place.prompt], self._contenders[place.contender]
-            return self._generate(prompt, contender, place.condition, max_tokens=self._plan.max_tokens)
+        self._memories.use(place.contender, place.repetition)
+        prompt, contender = self._plan.prompts[place.prompt], self._contenders[place.contender]
+        return self._generate(prompt, contender, place.condition, max_tokens=self._plan.max_tokens)
 
     def _generate(self, prompt: TaskPrompt, contender: Contender, condition: int, *, max_tokens: int) -> Result:
         options = {**self._plan.grid.conditions[condition].options, **contender.options}
@@ -115,26 +113,20 @@ class _Asker:
 
 
 class _Memories:
-    """What each contender's policy has learnt, apart for each repetition: no answer may teach a later one to the same
-    prompt, or another contender. What drafters and the engine keep (tables, other models, costs) is shared by all."""
+    """A memory of the model's for each contender and repetition: no answer may teach a later one to the same prompt, or
+    another contender. What drafters have read and the costs of passes are shared by all."""
 
-    def __init__(self) -> None:
-        self._common: dict[Any, Any] = {}
-        self._learnt: dict[tuple[str, int], dict[Any, Any]] = {}
+    def __init__(self, model: Model) -> None:
+        self._model, self._common = model, model.memory.fresh()
+        self._own: dict[tuple[str, int], Memory] = {}
 
-    @contextlib.contextmanager
-    def of(self, model: Model, contender: str, repetition: int) -> Iterator[None]:
-        """The model has the memory of a contender in a repetition."""
-        learnt = self._learnt.setdefault((contender, repetition), {})
-        model.shared = self._common | learnt
-        try:
-            yield
-        finally:
-            policies = set(policy_names())
-            for key, value in model.shared.items():
-                # A policy's key begins with its name (`specdec.engine.policy.Knowledge`).
-                (learnt if isinstance(key, tuple) and key[0] in policies else self._common)[key] = value
+    def use(self, contender: str, repetition: int) -> None:
+        """Give the model the memory of a contender in a repetition."""
+        key = contender, repetition
+        if key not in self._own:
+            self._own[key] = self._common.fresh()
+        self._model.memory = self._own[key]
 
     def forget(self) -> None:
         """Drop what was learnt in the warm-up and under other conditions."""
-        self._learnt.clear()
+        self._own.clear()

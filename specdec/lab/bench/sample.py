@@ -1,10 +1,13 @@
-"""One answer of one contender, measured: `Sample`, and its form in a file."""
+"""One answer of one contender, measured: `Sample`, and the journal that keeps answers: `open_answers`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from specdec.lab.journal import Journal
 
 if TYPE_CHECKING:
     from specdec.engine.result import Result
@@ -17,6 +20,11 @@ class Place(NamedTuple):
     prompt: int
     contender: str
     repetition: int
+
+    @property
+    def key(self) -> str:
+        """Its name in a journal."""
+        return f"{self.condition} {self.prompt} {self.repetition} {self.contender}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +70,20 @@ class Sample:
     def emitted(self) -> int:
         """Tokens that the caller got."""
         return int(self.stats["emitted"])
+
+
+def open_answers(
+    path: Path, header: Mapping[str, Any], *, extra: Mapping[str, Any] | None = None, restart: bool = False
+) -> Journal[Sample]:
+    """The journal of a run's answers by `Place.key`.
+
+    Args:
+        path: the file.
+        header: `Plan.header`.
+        extra: noted in a new file.
+        restart: forget what it holds.
+
+    Raises:
+        InvalidArgumentError: it is of another run, damaged, or cannot be read or written.
+    """
+    return Journal(path, "specdec bench", header, decode=Sample.from_dict, extra=extra, strict=True, restart=restart)

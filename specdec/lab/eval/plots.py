@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from specdec.errors import InvalidArgumentError
-from specdec.lab.bench.theme import LIGHT, WIDTH_IN, Theme, style, to_png
 from specdec.lab.eval.plan import DENSE
 from specdec.lab.eval.report import Evaluation, Row, Share, TextScore, table
+from specdec.lab.theme import LIGHT, WIDTH_IN, Theme, style, to_png
 
 # What the text shows: file, title, axis, value, standard error, logarithmic.
 _OF_TEXT: tuple[tuple[str, str, str, Callable[[TextScore], float], Callable[[TextScore], float], bool], ...] = (

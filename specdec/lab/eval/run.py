@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from specdec import paths
 from specdec.errors import InvalidArgumentError
 from specdec.lab.eval.humaneval import Problem, load_problems, to_program, write_answer
-from specdec.lab.eval.journal import Journal
 from specdec.lab.eval.passages import run_passage, score_passage
 from specdec.lab.eval.plan import DENSE, Plan, Setting, journal_name
 from specdec.lab.eval.questions import SETS, answer_questions, encode_question, load_questions
 from specdec.lab.eval.report import Evaluation, find
 from specdec.lab.eval.sandbox import run_program
-from specdec.lab.eval.text import read_text
-from specdec.lab.tune.text import split_passages
+from specdec.lab.journal import Journal, as_is
+from specdec.lab.text import read_text, spec_bench, split_passages
 from specdec.progress import Progress
 
 if TYPE_CHECKING:
@@ -39,14 +38,15 @@ def evaluate(model: Model, plan: Plan, *, restart: bool = False, progress: Progr
         RuntimeUnavailableError: programs cannot be limited on this system.
     """
     plan.check_model(model)
-    content = read_text(plan.text) if "text" in plan.measures else None
+    content = read_text(plan.text, spec_bench) if "text" in plan.measures else None
     description = plan.describe(model, content)
     passages = [] if content is None else _passages(model, plan, content)
     for setting in plan.settings:
         if setting.load_share == 1:
             model.runtime.prepare(setting.view)
     problems = load_problems(plan.problems) if "humaneval" in plan.measures else []
-    journal = Journal(paths.home() / "eval" / journal_name(description), description, restart=restart)
+    path = paths.home() / "eval" / journal_name(description)
+    journal = Journal(path, "specdec eval", description, decode=as_is, restart=restart)
     complete = False
     try:
         run = _Run(model, plan, journal, progress)
@@ -55,7 +55,7 @@ def evaluate(model: Model, plan: Plan, *, restart: bool = False, progress: Progr
             if name in plan.measures:
                 run.ask(name)
         run.test_programs(problems)
-        evaluation = find(plan, journal.values, description, problems=[problem.name for problem in problems])
+        evaluation = find(plan, journal.results, description, problems=[problem.name for problem in problems])
         complete = True
     finally:
         journal.close(remove=complete)
@@ -76,7 +76,7 @@ def _passages(model: Model, plan: Plan, content: str) -> list[list[int]]:
 class _Run:
     """The measuring itself: each method does what the journal does not know yet of one measure."""
 
-    def __init__(self, model: Model, plan: Plan, journal: Journal, progress: Progress) -> None:
+    def __init__(self, model: Model, plan: Plan, journal: Journal[Any], progress: Progress) -> None:
         self._model, self._plan, self._journal, self._progress = model, plan, journal, progress
         self._stage, self._done, self._total = "", 0, 0
         self._part: tuple[float, Model] | None = None
@@ -156,7 +156,7 @@ class _Run:
             self._progress(stage, self._done, self._total)
 
     def _lacks(self, unit: str) -> bool:
-        return unit not in self._journal.values
+        return unit not in self._journal.results
 
     def _keep(self, unit: str, value: object) -> None:
         self._journal.add(unit, value)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from specdec.lab.tune.sensitivity import advance
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime, forward_one
+from specdec.runtimes.base import Cache, Runtime
+from specdec.runtimes.timing import PassTimer, Timed
 
 VERIFY_ROWS = (1, 2, 3, 5, 9)  # rows of exact passes that are timed
-_FULL = EffortSchedule()
 
 
 class StepTimer:
-    """Times passes behind one text.
+    """Times passes after one text.
 
-    All passes take turns, so that whatever slows the machine down for a while slows all of them. Of each the lower
-    quartile counts: other work on the machine only adds time, and the fastest pass of all may be a fluke of the clock.
+    Of each pass the lower quartile counts: other work on the machine only adds time, and the fastest pass of all may be
+    a fluke of the clock.
 
     Args:
         runtime: runs the model.
@@ -34,29 +33,15 @@ class StepTimer:
 
     def exact(self) -> dict[int, float]:
         """Seconds of an exact pass at effort 1, by its rows."""
-        return dict(zip(VERIFY_ROWS, self._quartiles([(rows, _FULL, "exact") for rows in VERIFY_ROWS]), strict=True))
+        return dict(zip(VERIFY_ROWS, self._quartiles([Timed(rows) for rows in VERIFY_ROWS]), strict=True))
 
     def drafts(self, schedules: Sequence[EffortSchedule], view: str) -> list[float]:
         """Seconds of a draft step with each schedule."""
-        return self._quartiles([(1, schedule, view) for schedule in schedules])
+        return self._quartiles([Timed(1, schedule, view) for schedule in schedules])
 
-    def _quartiles(self, passes: Sequence[tuple[int, EffortSchedule, str]]) -> list[float]:
-        """Seconds of passes described by (rows, schedule, view)."""
-        seconds: list[list[float]] = [[] for _ in passes]
-        for turn in range(self._repeats + 1):
-            for one, taken in zip(passes, seconds, strict=True):
-                start_s = time.perf_counter()
-                self._run(*one)
-                if turn:  # the first round warms up
-                    taken.append(time.perf_counter() - start_s)
-        return [sorted(taken)[len(taken) // 4] for taken in seconds]
-
-    def _run(self, rows: int, schedule: EffortSchedule, view: str) -> None:
-        held = self._cache.length
-        try:
-            forward_one(self._runtime, self._next[:rows], self._cache, effort=schedule, view=view)
-        finally:
-            self._cache.trim(min(held, self._cache.length))
+    def _quartiles(self, passes: Sequence[Timed]) -> list[float]:
+        taken = PassTimer(self._runtime, self._cache, self._next, passes).run(self._repeats)
+        return [sorted(seconds)[len(seconds) // 4] for seconds in taken]
 
 
 def best_speedup(agreement: float, draft_s: float, verify_s: dict[int, float]) -> tuple[float, int]:

@@ -12,16 +12,15 @@ import numpy as np
 
 from specdec.drafters.effort import draft_views
 from specdec.errors import InvalidArgumentError
+from specdec.lab.text import calibration, read_text, split_passages
 from specdec.lab.tune.allocation import allocate, net_of_rounding
 from specdec.lab.tune.costs import StepTimer, best_speedup
-from specdec.lab.tune.partial import PartialFile
-from specdec.lab.tune.sensitivity import Sums, measure
-from specdec.lab.tune.text import read_text, split_passages
+from specdec.lab.tune.sensitivity import Sums, measure, open_sums
 from specdec.lab.tune.trial import try_schedules
 from specdec.lab.tune.units import Unit, units_of
 from specdec.model.effort import EffortSchedule, check_effort
 from specdec.progress import Progress
-from specdec.store.profile import Candidate, DraftProfile, ProfileFile, check_place
+from specdec.store.profile import PROFILE_FILE, Candidate, DraftProfile, ProfileFile, check_place
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -94,7 +93,8 @@ def tune(
         The profile, which is on disk by then.
 
     Raises:
-        InvalidArgumentError: the text or the mean will not do, or the model has no store or no tokenizer.
+        InvalidArgumentError: the text or the mean will not do, the model has no store or no tokenizer, or what is
+            measured cannot be kept.
         UnknownNameError: the runtime has no such view.
         StoreError: the profile cannot be written.
     """
@@ -102,7 +102,7 @@ def tune(
         raise InvalidArgumentError("tuning needs a model from specdec.load, with a store and a tokenizer")
     means = MEANS if mean is None else (check_effort(mean, "effort"),)
     check_place(model.store.path)
-    content = read_text(text)
+    content = read_text(text, calibration)
     plan = thoroughness
     length = min(plan.passage_tokens, model.config.max_context - plan.trial_tokens)
     passages = split_passages(content, model.tokenizer, count=plan.passages, length=length)
@@ -116,15 +116,18 @@ def tune(
         **asdict(plan),
         "levels": list(plan.levels),
     }
-    partial = PartialFile(model.store.path, settings)
-    columns = len(plan.levels) + 1
-    sums = Sums.empty(len(units), columns) if restart else partial.load(len(units), columns)
-    _measure(model, passages, units, plan, view, sums, partial, progress)
-    profile = _choose(model, passages, units, plan, view, sums, means, settings, progress)
-    file = ProfileFile.read(model.store.path)
-    file.profiles[profile.key] = profile
-    file.write()
-    partial.remove()
+    path, columns = model.store.path / f"{PROFILE_FILE}.partial", len(plan.levels) + 1
+    sums = open_sums(path, settings, units=len(units), levels=columns, restart=restart)
+    complete = False
+    try:
+        _measure(model, passages, units, plan, view, sums, progress)
+        profile = _choose(model, passages, units, plan, view, sums, means, settings, progress)
+        file = ProfileFile.read(model.store.path)
+        file.profiles[profile.key] = profile
+        file.write()
+        complete = True
+    finally:
+        sums.close(remove=complete)
     return profile
 
 
@@ -135,10 +138,9 @@ def _measure(
     plan: Thoroughness,
     view: str,
     sums: Sums,
-    partial: PartialFile,
     progress: Progress,
 ) -> None:
-    """Bring `sums` to all places, saving it now and then, and when something stops it."""
+    """Bring `sums` to all places."""
     places = [
         (passage, int(index))
         for passage, tokens in enumerate(passages)
@@ -148,25 +150,16 @@ def _measure(
     stage = f"measuring {len(units)} matrices" if not plan.quick else f"measuring {len(units)} groups of matrices"
     total = len(places) * len(units)
     progress(stage, sums.done, total)
-
-    def done(sums: Sums) -> None:
-        partial.save(sums)
-        progress(stage, sums.done, total)
-
-    try:
-        measure(
-            model.runtime,
-            passages,
-            units,
-            view=view,
-            levels=(*plan.levels, NEAR_FULL),
-            places=places,
-            sums=sums,
-            done=done,
-        )
-    finally:
-        if sums.done:
-            partial.save(sums, now=True)
+    measure(
+        model.runtime,
+        passages,
+        units,
+        view=view,
+        levels=(*plan.levels, NEAR_FULL),
+        places=places,
+        sums=sums,
+        done=lambda sums: progress(stage, sums.done, total),
+    )
 
 
 def _choose(

@@ -1,17 +1,20 @@
 """What each matrix tolerates: divergence of the draft when one unit alone runs at a lower effort.
 
 Measured on passages of text, at places spread over them: history at verify quality, as in drafting; one draft step with
-every unit at effort 1, then one for every unit and level. What is kept are sums, so that a measurement that was cut
-short goes on where it stopped (`partial`).
+every unit at effort 1, then one for every unit and level. Results go into a journal as they come, so that a measurement
+that was cut short goes on where it stopped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.lab.journal import Journal
 from specdec.lab.tune.divergence import Comparison
 from specdec.lab.tune.units import Unit
 from specdec.model.effort import EffortSchedule
@@ -21,8 +24,16 @@ _CHUNK = 512  # tokens of text in one pass
 _FULL = EffortSchedule()
 
 
+Row = tuple[list[float], list[float]]  # divergence and distance of one unit at one place, by level
+
+
 class Sums:
     """Sums over what is done: place by place, and unit by unit within a place.
+
+    Args:
+        journal: results by their number; those that are in it count.
+        units: number of units.
+        levels: number of levels.
 
     Attributes:
         done: pairs of a place and a unit that are done.
@@ -30,40 +41,52 @@ class Sums:
         distance: float64 (units, levels), see `Comparison.distance`.
     """
 
-    def __init__(self, done: int, kl: NDArray[np.float64], distance: NDArray[np.float64]) -> None:
-        # One object, replaced as a whole: an interrupt finds either the old sums or the new ones.
-        self._state = (done, kl, distance)
-
-    @classmethod
-    def empty(cls, units: int, levels: int) -> Sums:
-        """Nothing measured yet."""
-        return cls(0, np.zeros((units, levels)), np.zeros((units, levels)))
-
-    @property
-    def done(self) -> int:
-        """See the class."""
-        return self._state[0]
-
-    @property
-    def kl(self) -> NDArray[np.float64]:
-        """See the class."""
-        return self._state[1]
-
-    @property
-    def distance(self) -> NDArray[np.float64]:
-        """See the class."""
-        return self._state[2]
+    def __init__(self, journal: Journal[Row], units: int, levels: int) -> None:
+        self._journal, self.done = journal, 0
+        self.kl: NDArray[np.float64] = np.zeros((units, levels))
+        self.distance: NDArray[np.float64] = np.zeros((units, levels))
+        while (row := journal.results.get(str(self.done))) is not None:
+            self._count(row)
 
     def add(self, kl: Sequence[float], distance: Sequence[float]) -> None:
-        """Count the next unit: its divergence and distance at each level."""
-        unit, totals = self.done % len(self.kl), (self.kl.copy(), self.distance.copy())
-        totals[0][unit] += kl
-        totals[1][unit] += distance
-        self._state = (self.done + 1, *totals)
+        """Count the next unit: its divergence and distance at each level.
+
+        Raises:
+            InvalidArgumentError: the journal cannot be written.
+        """
+        name = str(self.done)
+        self._journal.add(name, [[*map(float, kl)], [*map(float, distance)]])
+        self._count(self._journal.results[name])
 
     def mean(self, totals: NDArray[np.float64]) -> NDArray[np.float64]:
         """(units, levels) of `kl` or `distance`, per place; for sums over whole places."""
         return totals / max(1, self.done // len(totals))
+
+    def close(self, *, remove: bool) -> None:
+        """Close the journal; `remove` deletes it."""
+        self._journal.close(remove=remove)
+
+    def _count(self, row: Row) -> None:
+        unit = self.done % len(self.kl)
+        self.kl[unit] += row[0]
+        self.distance[unit] += row[1]
+        self.done += 1
+
+
+def open_sums(path: Path, settings: Mapping[str, Any], *, units: int, levels: int, restart: bool = False) -> Sums:
+    """The sums that a file holds for these settings; empty if it holds none, or those of other settings.
+
+    Raises:
+        InvalidArgumentError: the file cannot be read or written.
+    """
+
+    def decode(value: Any) -> Row:
+        kl, distance = ([float(one) for one in part] for part in value)
+        if not len(kl) == len(distance) == levels or not np.isfinite([kl, distance]).all():
+            raise ValueError
+        return kl, distance
+
+    return Sums(Journal(path, "specdec tune", settings, decode=decode, restart=restart), units, levels)
 
 
 def measure(

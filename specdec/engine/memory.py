@@ -1,0 +1,44 @@
+"""What a loaded model keeps from one answer to the next: `Memory`. It changes how fast tokens come, never which."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from specdec.drafters.base import DrafterMemory
+from specdec.engine.policy import CostTable
+
+
+@dataclass(slots=True)
+class MachineCosts:
+    """What passes cost on this machine.
+
+    Attributes:
+        table: measured seconds; empty until they are measured.
+    """
+
+    table: CostTable = field(default_factory=CostTable)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What answers of one model share.
+
+    Attributes:
+        costs: of passes on this machine (`specdec.engine.costs`).
+        drafters: tables and other models that drafters have read.
+        policies: what policies have learnt, by their class.
+    """
+
+    costs: MachineCosts = field(default_factory=MachineCosts)
+    drafters: DrafterMemory = field(default_factory=DrafterMemory)
+    policies: dict[type, dict[Any, Any]] = field(default_factory=dict)
+
+    def of_policy(self, policy: object) -> dict[Any, Any]:
+        """What policies of the class of `policy` have learnt; theirs to change."""
+        return self.policies.setdefault(type(policy), {})
+
+    def fresh(self) -> Memory:
+        """A memory in which no policy has learnt anything. Costs and what drafters have read stay shared with this one,
+        because they are the same for every way of decoding."""
+        return Memory(costs=self.costs, drafters=self.drafters)
