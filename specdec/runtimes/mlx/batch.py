@@ -1,13 +1,13 @@
 """How a pass over several sequences is cut into steps of the kernels. What a step computes is in `model`.
 
-Rows with equal modes (`Share.mode`, `Share.selects`) share steps, whatever sequence they are of; a sequence of more rows
-than are left in a step goes on in the next one, which finds its keys and values in the cache.
+Rows with equal modes (`Share.mode`, `Share.selects`) share steps, whatever sequence they are of; a sequence of more
+rows than are left in a step goes on in the next one, which finds its keys and values in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from specdec.model.effort import Efforts
 from specdec.runtimes.base import Rows, depths, is_chain, path_to
@@ -28,7 +28,7 @@ class Share:
         selects: `Kind.selects`.
         wanted: rows at the end whose logits are wanted.
         parents: of a tree; None for a chain.
-        places: position of each row.
+        places: position of each row of a tree.
     """
 
     number: int
@@ -39,7 +39,7 @@ class Share:
     selects: bool
     wanted: int
     parents: Sequence[int] | None = None
-    places: Sequence[int] = field(default_factory=range)
+    places: Sequence[int] = ()
 
     def piece(self, first: int, last: int, choice: int) -> Piece:
         """Rows `first` to `last` (not included) as a step takes them."""

@@ -1,9 +1,10 @@
 """The transformer of the GPU runtime: which kernels make a step, compiled once for every kind of step.
 
-A step is one graph from its state (`state`: rows, tokens, positions; one small array) to the logits. Weights are part of
-the graph; the caches come in as arguments and their arrays are written in place by the attention kernel. On CUDA the
-graph is one kernel (`step`), which runs rows of one sequence; elsewhere it is one kernel for each phase, which run rows of
-several. Packing is in `weights`, the cutting of a pass into steps in `batch`, checks and the interface in `runtime`.
+A step is one graph from its state (`state`: rows, tokens, positions; one small array) to the logits. Weights are part
+of the graph; the caches come in as arguments and their arrays are written in place by the attention kernel. On CUDA the
+graph is one kernel (`step`), which runs rows of one sequence; elsewhere it is one kernel for each phase, which runs
+rows of several. Packing is in `weights`, the cutting of a pass into steps in `batch`, checks and the interface in
+`runtime`.
 """
 
 from __future__ import annotations

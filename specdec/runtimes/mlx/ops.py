@@ -218,7 +218,8 @@ class Ops:
 
         Args:
             qkv: (P, rows, columns) float32, parts of the joined projections.
-            caches: float16 (2, KV heads, positions, size) of each of the step's sequences, in the state's order; written.
+            caches: float16 (2, KV heads, positions, size) of each of the step's sequences, in the state's order;
+                written.
             angles: float32 (positions, size / 2, 2), cosine and sine.
             state: the pass.
             heads: query heads.

@@ -13,6 +13,7 @@ from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.ops import tier_constants
 from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
     SHARED_KB,
@@ -21,7 +22,6 @@ from specdec.runtimes.mlx.step import (
     WholeStep,
     attention_bytes,
 )
-from specdec.runtimes.mlx.state import LOGITS_FROM
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
