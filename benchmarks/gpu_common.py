@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import fields, replace
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,13 @@ def linear_of(weights: list[Any], *, paired: bool = False, views: tuple[str, ...
     return linear
 
 
+def cache_arrays(transformer: Transformer, positions: int) -> list[Any]:
+    """The arrays of a cache of one sequence, with memory for so many positions."""
+    cache = transformer.new_cache(positions, RLock())
+    cache.reserve(positions)
+    return cache.arrays
+
+
 def random_transformer(
     config: ModelConfig, *, views: tuple[str, ...], distinct: int = 4
 ) -> tuple[Transformer, list[dict[str, Any]], Ops]:
@@ -213,8 +221,9 @@ def copy_of(linear: Linear) -> Linear:
     return made
 
 
-def on_device(values: list[int]) -> Any:
-    """A small int32 array that the device made."""
-    array = mx.array(np.array(values, np.int32)) + mx.zeros((len(values),), dtype=mx.int32)
+def on_device(values: list[Any]) -> Any:
+    """A small int32 array that the device made, of numbers or of lines of numbers."""
+    given = mx.array(np.array(values, np.int32))
+    array = given + mx.zeros_like(given)
     mx.eval(array)
     return array

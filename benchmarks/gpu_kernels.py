@@ -18,7 +18,9 @@ from common import add_json_option, print_table, write_json
 from gpu_common import GPU, TIERS, copy_bandwidth, copy_of, device, linear_of, mx, on_device, random_weights, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
-from specdec.runtimes.mlx.ops import SPAN, STATE_SIZE, Ops, Selection, row_step
+from specdec.runtimes.mlx.cache import SPAN
+from specdec.runtimes.mlx.ops import Ops, Selection, row_step
+from specdec.runtimes.mlx.state import chain, state_of
 
 SHAPES = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
 DISTINCT, CHAIN = 4, 32
@@ -35,6 +37,11 @@ def chain_seconds(call: Callable[[int, Any], Any], first: Any, *, repeat: int) -
 
     compiled = mx.compile(chain)
     return seconds(lambda: compiled(first), repeat=repeat)[0] / CHAIN
+
+
+def state_at(position: int, rows: int, positions: int = SPAN) -> Any:
+    """The state of a step of one sequence, on the device."""
+    return on_device(state_of([chain([0] * rows, position)], [positions]).tolist())
 
 
 class Case:
@@ -55,7 +62,7 @@ class Case:
 
     def state(self, rows: int) -> Any:
         """The pass's state on the device."""
-        return on_device([POSITION, rows, *([0] * (STATE_SIZE - 2))])
+        return state_at(POSITION, rows)
 
     def activation(self, rows: int, *, draft: bool = False, effort: float = 1.0, counts: bool = False) -> Any:
         """Activations (and counts) of the first `rows` rows, normed, selected at `effort` for a draft."""
@@ -65,7 +72,7 @@ class Case:
             assert linear.int4 is not None
             assert linear.bucket is not None
             scores = linear.bucket.scores if counts else linear.int4.scores
-            take = on_device([weights_to_take(effort, self.inputs * (16 if counts else 1))])
+            take = on_device([[weights_to_take(effort, self.inputs * (16 if counts else 1))]])
             chosen = Selection(scores, take, TIERS if counts else (1,), counts)
         made = self.ops.norm(self.rows[:step], self.weight, self.state(rows), eps=1e-5, draft=draft, selection=chosen)
         mx.eval([part for part in made if part is not None])
@@ -93,7 +100,7 @@ class Case:
     def verify(self, rows: int, effort: float, repeat: int) -> tuple[float, float]:
         """Seconds of `select` and of `verify`."""
         _, activation, _ = self.activation(rows)
-        state, take = self.state(rows), on_device([weights_to_take(effort, self.inputs * 16)])
+        state, take = self.state(rows), on_device([[weights_to_take(effort, self.inputs * 16)]])
 
         def select(number: int, argument: Any) -> Any:
             tiers = self.linears[number].tiers
@@ -136,7 +143,7 @@ class Case:
 
     def norm(self, effort: float, repeat: int, *, counts: bool) -> float:
         """Seconds of a norm of one row, with selection below effort 1 or when it counts runs."""
-        take = on_device([weights_to_take(effort, self.inputs * (16 if counts else 1))])
+        take = on_device([[weights_to_take(effort, self.inputs * (16 if counts else 1))]])
         state, linear = self.state(1), self.linears[0]
         assert linear.int4 is not None
         assert linear.bucket is not None
@@ -160,12 +167,12 @@ def attention(rows: int, history: int, repeat: int) -> tuple[float, float]:
     ops, step = Ops(mx, GPU.backend, "float16"), row_step(rows)
     cache = mx.random.normal((2, 8, -(-(history + rows) // SPAN) * SPAN, 128)).astype(mx.float16)
     qkv, angles = mx.random.normal((1, step, 6144)), mx.ones((history + rows, 64, 2)) + 0.0
-    state = on_device([history, rows, *([0] * (STATE_SIZE - 2))])
+    state = state_at(history, rows, cache.shape[2])
     splits = -(-(history + rows) // SPAN)
     mx.eval(cache, qkv, angles)
 
     def attend(_: int, argument: Any) -> Any:
-        return ops.attention(argument, cache, angles, state, heads=32, splits=splits, window=None, eps=1e-5)
+        return ops.attention(argument, [cache], angles, state, heads=32, splits=splits, window=None, eps=1e-5)
 
     made = attend(0, qkv)
     mx.eval(made)
@@ -176,7 +183,7 @@ def attention(rows: int, history: int, repeat: int) -> tuple[float, float]:
 def launch(repeat: int) -> float:
     """Seconds of a call that does next to nothing."""
     ops, table = Ops(mx, GPU.backend, "float16"), random_weights(16, 128, 1)
-    state = on_device([0, 1, *([0] * (STATE_SIZE - 2))])
+    state = state_at(0, 1)
 
     def call(_: int, argument: Any) -> Any:
         return ops.embed(table, argument, rows=1, width=128, tied=False)

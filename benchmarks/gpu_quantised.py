@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 from common import print_table, write_json
-from gpu_common import GPU, copy_bandwidth, device, mx, on_device, random_weights, seconds
+from gpu_common import GPU, cache_arrays, copy_bandwidth, device, mx, on_device, random_weights, seconds
 from gpu_step import CONTEXT, asked_for, mlx_step, random_history
 from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.model import Kind, Layer, Transformer
-from specdec.runtimes.mlx.ops import LOGITS_FROM, SPAN, STATE_SIZE, Ops
+from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.quant import PackedQuant, pack_quant
+from specdec.runtimes.mlx.state import chain, state_of
 from specdec.runtimes.mlx.step import fits
 from specdec.runtimes.mlx.step_quant import QuantStep
 from specdec.runtimes.mlx.weights import Linear
@@ -111,7 +113,7 @@ class Steps:
 
     def __init__(self, transformer: Transformer, history: list[tuple[Any, Any]]) -> None:
         self.transformer = transformer
-        self.cache = transformer.new_cache(2 * SPAN)
+        self.cache = cache_arrays(transformer, 2 * SPAN)
         for number, (keys, values) in enumerate(history):
             layer = self.cache[0][number] if transformer.whole else self.cache[number]
             layer[0, :, :CONTEXT], layer[1, :, :CONTEXT] = keys[0], values[0]
@@ -127,17 +129,16 @@ class Steps:
                 [weights_to_take(effort, linear.inputs)] * len(linear.names) for linear in self.transformer.linears
             ]
             flat = [count for group in counts for count in group]
-            self._takes[effort] = [on_device(flat)] if self.transformer.whole else [on_device(g) for g in counts]
+            self._takes[effort] = [on_device(flat)] if self.transformer.whole else [on_device([g]) for g in counts]
         return self._takes[effort]
 
     def __call__(self, mode: str, effort: float, tokens: list[int]) -> Any:
         """A step, to be waited for."""
-        state = np.zeros(STATE_SIZE, np.int32)
-        state[:2], state[LOGITS_FROM] = (CONTEXT, len(tokens)), 0
-        state[2 : 2 + len(tokens)] = tokens
+        state = state_of([chain(tokens, CONTEXT, wanted=len(tokens))], [2 * SPAN])
+        rows = self.transformer.row_step(len(tokens))
         splits = 0 if self.transformer.whole else -(-(CONTEXT + len(tokens)) // SPAN)
-        kind = Kind(mode, effort < 1, self.transformer.row_step(len(tokens)), splits, "all")
-        return self.transformer.run(kind, state, self.cache, self.takes(effort) if effort < 1 else [])
+        kind = Kind(mode, effort < 1, rows, splits, rows)
+        return self.transformer.run(kind, state, [self.cache], self.takes(effort) if effort < 1 else [])
 
     def logits(self, mode: str, effort: float, tokens: list[int]) -> np.ndarray:
         """Logits of a step (tokens, V)."""

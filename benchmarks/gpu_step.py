@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 from common import add_json_option, print_table, write_json
-from gpu_common import SHAPE_7B, TIERS, copy_bandwidth, device, mx, on_device, random_transformer, seconds
+from gpu_common import SHAPE_7B, TIERS, cache_arrays, copy_bandwidth, device, mx, on_device, random_transformer, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.model import Kind, Transformer
-from specdec.runtimes.mlx.ops import SPAN, STATE_SIZE, row_step
+from specdec.runtimes.mlx.ops import row_step
+from specdec.runtimes.mlx.state import chain, state_of
 
 CONTEXT = 200
 
@@ -89,16 +91,13 @@ class Steps:
 
     def __init__(self, transformer: Transformer) -> None:
         self.transformer, self.position = transformer, CONTEXT
-        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in transformer.new_cache(2 * SPAN)]
+        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in cache_arrays(transformer, 2 * SPAN)]
         mx.eval(self.cache)
         self._takes: dict[tuple[str, float], list[Any]] = {}
 
     def state(self, tokens: list[int]) -> np.ndarray:
         """The pass's state, from the host as in decoding."""
-        state = np.zeros(STATE_SIZE, np.int32)
-        state[:2] = self.position, len(tokens)
-        state[2 : 2 + len(tokens)] = tokens
-        return state
+        return state_of([chain(tokens, self.position, wanted=len(tokens))], [2 * SPAN])
 
     def takes(self, mode: str, effort: float) -> list[Any]:
         """Weights to take of every multiplication."""
@@ -107,9 +106,9 @@ class Steps:
             for linear in self.transformer.linears:
                 size = 1 if mode == "int4" else sum(TIERS)
                 take = weights_to_take(effort, linear.inputs * size)
-                made.append(on_device([take] * (len(linear.names) if mode == "verify" else 1)))
+                made.append(on_device([[take] * (len(linear.names) if mode == "verify" else 1)]))
             if self.transformer.whole:
-                made = [mx.concatenate(made)]
+                made = [mx.concatenate(made, axis=1)[0]]
                 mx.eval(made)
             self._takes[mode, effort] = made
         return self._takes[mode, effort]
@@ -118,9 +117,9 @@ class Steps:
         """A step, to be waited for."""
         selects = mode in ("verify", "bucket") or effort < 1
         splits = 0 if self.transformer.whole else -(-(self.position + len(tokens)) // SPAN)
-        kind = Kind(mode, selects, row_step(len(tokens)), splits, "all")
+        kind = Kind(mode, selects, row_step(len(tokens)), splits, row_step(len(tokens)))
         takes = self.takes(mode, effort) if selects else []
-        return self.transformer.run(kind, self.state(tokens), self.cache, takes)
+        return self.transformer.run(kind, self.state(tokens), [self.cache], takes)
 
     def logits(self, mode: str, effort: float, tokens: list[int]) -> np.ndarray:
         """Logits of a step (tokens, V)."""

@@ -67,9 +67,9 @@ def program(text: KernelText, inputs: Sequence[tuple[str, np.ndarray]], outputs:
     call += [place for name, place in zip(ATTRIBUTES, places, strict=True) if name in text.source]
     writes = [f"shim::write_file(files[{len(inputs) + n}], {name}_data.get(), {name}_size);"
               for n, (name, _) in enumerate(outputs)]  # fmt: skip
-    # In/out inputs (the cache) are written back too: the kernel writes them in place.
+    # In/out inputs (the caches) are written back too: the kernel writes them in place.
     writes += [f"shim::write_file(files[{n}], {name}_data.get(), {array.nbytes});"
-               for n, (name, array) in enumerate(inputs) if name == "cache"]  # fmt: skip
+               for n, (name, array) in enumerate(inputs) if name.startswith("cache")]  # fmt: skip
     return f"""#include "shim.h"
 extern char __start_threadgroup_memory[] __attribute__((weak));
 extern char __stop_threadgroup_memory[] __attribute__((weak));
@@ -116,7 +116,7 @@ class HostKernels:
         blocks: tuple[int, int],
         threads: int,
     ) -> list[np.ndarray]:
-        """Outputs of one dispatch; an input called `cache` is changed in place. Outputs start as NaN, or 0xff bytes.
+        """Outputs of one dispatch; inputs called `cache...` are changed in place. Outputs start as NaN, or 0xff bytes.
 
         Raises:
             AssertionError: it does not compile, a sanitizer objects, or the shim does; with what was said.
@@ -136,10 +136,9 @@ class HostKernels:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         for name, array in named:
-            if name == "cache":
-                inputs[list(text.inputs).index(name)][...] = np.fromfile(
-                    self.folder / "cache.bin", dtype=array.dtype
-                ).reshape(array.shape)
+            if name.startswith("cache"):
+                found = np.fromfile(self.folder / f"{name}.bin", dtype=array.dtype).reshape(array.shape)
+                inputs[list(text.inputs).index(name)][...] = found
         return [
             np.fromfile(self.folder / f"{name}.bin", dtype=kind).reshape(shape)
             for name, (shape, kind) in zip(text.outputs, outputs, strict=True)

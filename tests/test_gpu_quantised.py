@@ -227,4 +227,4 @@ def test_what_is_not_loaded_is_neither_held_nor_read(
     # The lower bits of whole matrices are all that the draft leaves out.
     same = np.array_equal(logits_of(part, TOKENS[:3], 1, view="nested"), logits_of(part, TOKENS[:3], 1))
     assert same == (read[1]["nested"] == read[1]["exact"]) == (name == "q8_0, in part")
-    assert create_runtime("auto", store_of(name)[1]).name == "mlx"
+    assert create_runtime("auto", store_of(name)[1]).info.name == "mlx"

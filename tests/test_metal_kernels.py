@@ -31,6 +31,8 @@ from specdec.runtimes.mlx.pack import (
     pack_tiers,
     padded,
 )
+from specdec.runtimes.mlx.state import chain
+from specdec.runtimes.mlx.state import state_of as state_array
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.dtypes import from_float32, to_float32
@@ -71,7 +73,7 @@ def activations(mx: Any, rows: int, width: int) -> tuple[Any, np.ndarray]:
 
 
 def state_of(mx: Any, rows: int, position: int = 0) -> Any:
-    return mx.array(np.array([position, rows, *range(16)], np.int32))
+    return mx.array(state_array([chain(range(rows), position)], [512]))
 
 
 def close(found: Any, wanted: np.ndarray, tolerance: float = EXACT) -> None:
@@ -129,7 +131,7 @@ def test_select_and_verify(mx, size, effort):
     tiers = np.ascontiguousarray(matrix.tier_of_weight()[:, : size[0]].T)
     ops, outputs = make_ops(mx), size[0]
     x, rows = activations(mx, 8, size[1])
-    scores, take = mx.array(matrix.scores[None]), mx.array([weights_to_take(effort, size[1] * 16)])
+    scores, take = mx.array(matrix.scores[None]), mx.array([[weights_to_take(effort, size[1] * 16)]])
     prefix = ops.select(x, scores, take, state_of(mx, 8), TIERS)
     wanted = np.array([select_tiers(row, matrix.scores, TIERS, effort=effort) for row in rows])
     assert np.array_equal(np.array(prefix)[0, :, : size[1]], wanted)
@@ -154,7 +156,7 @@ def test_selection_breaks_ties_as_the_reference_does(mx, sizes):
     wide = np.zeros((8, 1, padded(width)), np.float32)
     wide[:, 0, :width] = rows
     for effort in (0.001, 0.2, 0.5, 0.77, 0.999):
-        take = mx.array([weights_to_take(effort, width * 16)])
+        take = mx.array([[weights_to_take(effort, width * 16)]])
         found = make_ops(mx).select(mx.array(wide), mx.array(scores[None].copy()), take, state_of(mx, 8), sizes)
         wanted = [select_tiers(row, scores, sizes, effort=effort) for row in rows]
         assert np.array_equal(np.array(found)[0, :, :width], np.array(wanted))
@@ -194,7 +196,7 @@ def test_norm_adds_parts_and_selects(mx, selects):
     rng = np.random.default_rng(2)
     x, parts = rng.standard_normal((1, 600)).astype(np.float32), rng.standard_normal((3, 1, 600)).astype(np.float32)
     weight, scores = rng.random(600).astype(np.float32), rng.random((600, 1)).astype(np.float32)
-    chosen = Selection(mx.array(scores), mx.array([200]), (1,), counts=False) if selects else None
+    chosen = Selection(mx.array(scores), mx.array([[200]]), (1,), counts=False) if selects else None
     added, made, _ = make_ops(mx).norm(
         mx.array(x), mx.array(weight), state_of(mx, 1), eps=1e-5, parts=mx.array(parts), draft=True, selection=chosen
     )
@@ -223,7 +225,7 @@ def test_attention(mx, window, norms):
         given[:, :count] = qkv[:, first : first + count]
         state = state_of(mx, count, held + first)
         splits = ops.attention(
-            mx.array(given), cache, mx.array(angles), state, heads=heads, splits=2, window=window, eps=1e-6,
+            mx.array(given), [cache], mx.array(angles), state, heads=heads, splits=2, window=window, eps=1e-6,
             bias=mx.array(bias), norms=mx.array(scales) if norms else None,
         )  # fmt: skip
         return np.array(ops.attention_sum(splits, state, size=size)[0])[:count, 0, : heads * size], cache

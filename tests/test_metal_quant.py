@@ -24,6 +24,8 @@ from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import create_runtime
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
+from specdec.runtimes.mlx.state import chain
+from specdec.runtimes.mlx.state import state_of as state_array
 from specdec.store import Store, convert
 from specdec.weights.dtypes import from_float32, to_float32
 from specdec.weights.nested import NestedMatrix
@@ -68,7 +70,7 @@ def make_ops(mx: Any, backend: str = "metal") -> Any:
 
 
 def state_of(mx: Any, rows: int, tokens: Any = range(16)) -> Any:
-    return mx.array(np.array([0, rows, *tokens], np.int32))
+    return mx.array(state_array([chain(list(tokens)[:rows], 0)], [256]))
 
 
 def matrix_of(name: str, shape: tuple[int, int]) -> QuantisedMatrix:
@@ -125,7 +127,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
     weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
     x, rows = rows_of(mx, 8, 256)
     scores = mx.stack([part.scores for part in weights])
-    take = mx.array([weights_to_take(effort, 256) for effort in (0.3, 0.6, 0.1)][: len(names)])
+    take = mx.array([[weights_to_take(effort, 256) for effort in (0.3, 0.6, 0.1)][: len(names)]])
     taken = [
         np.array([select_tiers(row, matrix.scores, (1,), effort=effort) for row in rows])
         for matrix, effort in zip(matrices, (0.3, 0.6, 0.1), strict=False)
@@ -307,7 +309,7 @@ def test_models_that_are_loaded_in_part(runtime_of, name):
     )
     of_whole = sum(pack_quant(runtime._mx, whole.exact(of), None).data.nbytes for of in store.config.matrices())
     assert of_whole - held == saved > 0
-    assert create_runtime("auto", store).name == "mlx"
+    assert create_runtime("auto", store).info.name == "mlx"
 
 
 @pytest.mark.slow
@@ -339,7 +341,7 @@ def test_speculation_changes_no_token(runtime_of, name, load_share, view, policy
 
 def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
     _, runtime = runtime_of("q4_k with q6_k")
-    assert runtime.views() == ("own", "nested", "int4")
+    assert tuple(runtime.views()) == ("own", "nested", "int4")
     assert runtime.info.auto_draft[0] in runtime.views()
     with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
         runtime.prepare("bucket")

@@ -95,7 +95,7 @@ def test_a_block_has_room_for_all_kernels_that_are_used(
         for mode, selects in (("quant", False), ("quant", True), ("nested", False)):
             if mode == "nested" and rows > 1:
                 continue
-            step._kernel(Kind(mode, selects, rows, 0, "all"))
+            step._kernel(Kind(mode, selects, rows, 0, rows))
             text, shared_bytes = made[-1]
             assert shared_bytes <= 227 * 1024
             defined = dict(re.findall(r"^#define (\w+) (.*)$", text.header, re.MULTILINE))
@@ -126,7 +126,7 @@ def test_upper_bits_alone_are_forms_of_their_own_and_take_less_of_the_grid(monke
     monkeypatch.setattr(mlx_step, "build", lambda _mx, _backend, text, shared_bytes: made.append(text))  # noqa: ARG005
     step, _ = step_of("7B", "q8_0", part=True)
     for mode in ("quant", "nested"):
-        step._kernel(Kind(mode, False, 1, 0, "all"))
+        step._kernel(Kind(mode, False, 1, 0, 1))
     found = [dict(re.findall(r"^#define (\w+) (.*)$", text.header, re.MULTILINE)) for text in made]
     assert [defined["FORM_LIST"] for defined in found] == ["{4, 128, 1, 0, 0, 0, 0}, {0, 128, 1, 0, 0, 0, 4}"] * 2
     assert [int(defined["STAGE_BYTES"]) for defined in found] == [4096 + 256, 2048 + 256]

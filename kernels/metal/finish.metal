@@ -1,7 +1,7 @@
 // The end of every kernel that makes one row of activations: select where a draft does, and store.
 #if TIERS
 int taken[OWN];
-select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores, WIDTH, take[0], scratch, tid, taken);
+select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores, WIDTH, take[state[STATE_CHOICES + row]], scratch, tid, taken);
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
   if (taken[j] == 0) value[j] = 0;

@@ -1,5 +1,5 @@
 // How many tiers of each input a row takes in the exact view, one row and one of the joined matrices per threadgroup.
-// activation (ROWS, ., PADDED), scores (JOINED, WIDTH, TIERS), take (JOINED), state -> prefix (JOINED, ROWS, PADDED), or,
+// activation (ROWS, ., PADDED), scores (JOINED, WIDTH, TIERS), take (., JOINED), state -> prefix (JOINED, ROWS, PADDED), or,
 // when MASKED, masked: the activation with zeros for the inputs that the row does not take
 const int tid = thread_position_in_threadgroup.x, row = threadgroup_position_in_grid.x;
 const int matrix = threadgroup_position_in_grid.y;
@@ -11,7 +11,8 @@ for (int j = 0; j < OWN; ++j) {
   value[j] = i < WIDTH ? get_activation(activation, row, PADDED, i) : 0.0f;
 }
 int taken[OWN];
-select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores + (ulong)matrix * WIDTH * TIERS, WIDTH, take[matrix], scratch, tid,
+select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores + (ulong)matrix * WIDTH * TIERS, WIDTH,
+                                       take[state[STATE_CHOICES + row] * JOINED + matrix], scratch, tid,
                                        taken);
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;

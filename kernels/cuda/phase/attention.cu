@@ -1,17 +1,38 @@
-// Attention of up to ROWS new rows over SPAN positions of the history, one query head and one split per block, after
-// bias, norm and rotation of the new queries and keys; the head that owns a key-value head also writes the new keys and
-// values into the cache, in place. Splits start at fixed positions and every row is computed by itself.
+// Attention of the new rows of several sequences, each over SPAN positions of its own history: one query head, one sequence
+// and one split per block, after bias, norm and rotation of the new queries and keys; the head that owns a key-value
+// head also writes the new keys and values into the sequence's cache, in place. Splits start at fixed positions and every
+// row is computed by itself.
+// With TREE a row sees the positions before `root` and from there on those of its own path, whose keys and values lie in the
+// slot root + the number of the path's row; numbers from `fresh` on are of rows of this step.
 // Vaswani et al. 1706.03762, section 3.2.1; rotation: Su et al. 2104.09864, section 3.4.2.
-// qkv (PARTS, ROWS, COLUMNS), cache (2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2), state; bias (COLUMNS) when
-// BIAS, norms (2, SIZE) when QK_NORM -> splits (ROWS, HEADS, SPLITS, SIZE + 2)
-const int tid = threadIdx.x, head = blockIdx.x, split = blockIdx.y;
+// qkv (PARTS, ROWS, COLUMNS), CACHES caches (2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2), state; bias (COLUMNS)
+// when BIAS, norms (2, SIZE) when QK_NORM -> splits (ROWS, HEADS, SPLITS, SIZE + 2)
+const int tid = threadIdx.x, head = blockIdx.x, split = blockIdx.y % SPLITS, piece = blockIdx.y / SPLITS;
 const int warp = tid / 32, lane = tid % 32;
 constexpr int THREADS = 256, GROUP = HEADS / KV_HEADS, EACH = (SIZE + 31) / 32, SIDES = THREADS / SIZE;
 constexpr int TOGETHER = ROWS < 4 ? ROWS : 4, SHARE = (SPAN + SIDES - 1) / SIDES, AHEAD = 16;
-const int position = state[0], rows = state[1], kv_head = head / GROUP, start = split * SPAN;
-const int capacity = cache_shape[2];
+const int* about = state + STATE_PIECES + piece * PIECE_SIZE;
+const int front = about[0], rows = about[1], position = about[2], capacity = about[4];  // its first row is `front`
+const int kv_head = head / GROUP, start = split * SPAN;
 if (start >= position + rows) return;
-half_t* keys = const_cast<half_t*>(cache) + (size_t)kv_head * capacity * SIZE;
+half_t* keys = const_cast<half_t*>(cache0);
+#define CACHE(n) if (piece == n) keys = const_cast<half_t*>(cache##n)
+#if CACHES > 1
+CACHE(1); CACHE(2); CACHE(3);
+#endif
+#if CACHES > 4
+CACHE(4); CACHE(5); CACHE(6); CACHE(7); CACHE(8); CACHE(9); CACHE(10); CACHE(11); CACHE(12); CACHE(13); CACHE(14); CACHE(15);
+#endif
+#undef CACHE
+#if TREE
+const int root = about[3], fresh = position - root;
+#define PLACE(row) state[STATE_PLACES + front + (row)]
+#define NUMBER(row, depth) (state[STATE_PATHS + (front + (row)) * PATH_WORDS + (depth) / 4] >> ((depth) % 4 * 8) & 255)
+#else
+const int root = position;
+#define PLACE(row) (position + (row))
+#endif
+keys += (size_t)kv_head * capacity * SIZE;
 half_t* values = keys + (size_t)KV_HEADS * capacity * SIZE;
 SHARED float turning[8][SIZE];
 SHARED float query[ROWS][SIZE];
@@ -32,9 +53,9 @@ for (int job = warp; job < 3 * rows; job += THREADS / 32) {
     const int d = e * 32 + lane;
     v[e] = 0;
     if (d < SIZE) {
-      v[e] = qkv[(size_t)row * COLUMNS + column + d];
+      v[e] = qkv[(size_t)(front + row) * COLUMNS + column + d];
 #pragma unroll
-      for (int p = 1; p < PARTS; ++p) v[e] += qkv[((size_t)p * ROWS + row) * COLUMNS + column + d];
+      for (int p = 1; p < PARTS; ++p) v[e] += qkv[((size_t)p * ROWS + front + row) * COLUMNS + column + d];
 #if BIAS
       v[e] += bias[column + d];
 #endif
@@ -62,7 +83,7 @@ for (int job = warp; job < 3 * rows; job += THREADS / 32) {
     if (d < SIZE) {
       float turned = v[e];
       if (kind < 2) {
-        GLOBAL const float* angle = angles + ((size_t)(position + row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
+        GLOBAL const float* angle = angles + ((size_t)PLACE(row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
         const float other = turning[warp][d < SIZE / 2 ? d + SIZE / 2 : d - SIZE / 2];
         turned = d < SIZE / 2 ? fmaf(v[e], angle[0], -other * angle[1]) : fmaf(v[e], angle[0], other * angle[1]);
       }
@@ -89,18 +110,39 @@ for (int base = 0; base < rows; base += TOGETHER) {
   float score[TOGETHER];
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) score[r] = 0;
+#if TREE
+  int number[TOGETHER];  // of the row that each row sees at this position; -1 for none
+#pragma unroll
+  for (int r = 0; r < TOGETHER; ++r) {
+    const int row = base + r;
+    number[r] = own >= root && row < rows && own <= PLACE(row) ? NUMBER(row, own - root) : -1;
+  }
+#endif
   if (tid < SPAN && own < position + rows) {
 #pragma unroll 8
     for (int d = 0; d < SIZE; d += 8) {
       float k[8];
-      if (own < position) {
+      if (own < root) {
         load8(keys + (size_t)own * SIZE + d, k);
-      } else {
+      }
+#if !TREE
+      else {
         load8(&new_keys[own - position][d], k);
       }
+#endif
 #pragma unroll
       for (int r = 0; r < TOGETHER; ++r) {
         const int row = base + r < ROWS ? base + r : 0;
+#if TREE
+        if (own >= root) {
+          if (number[r] < 0) continue;
+          if (number[r] < fresh) {
+            load8(keys + (size_t)(root + number[r]) * SIZE + d, k);
+          } else {
+            load8(&new_keys[number[r] - fresh][d], k);
+          }
+        }
+#endif
 #pragma unroll
         for (int j = 0; j < 8; ++j) score[r] = fmaf(query[row][d + j], k[j], score[r]);
       }
@@ -109,7 +151,7 @@ for (int base = 0; base < rows; base += TOGETHER) {
   float most[TOGETHER], weight[TOGETHER];
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) {
-    const int newest = position + base + r;
+    const int newest = PLACE(base + r);
     const bool seen = tid < SPAN && own <= newest && own > newest - WINDOW && base + r < rows;
     most[r] = block_max<THREADS / 32>(seen ? score[r] : MINUS_INFINITY, scratch, tid);
     const float part = seen ? exponential(score[r] - most[r]) : 0.0f;
@@ -131,14 +173,26 @@ for (int base = 0; base < rows; base += TOGETHER) {
       for (int a = 0; a < AHEAD; ++a) {
         v[a] = 0;
         if (at + a < until) {
+#if TREE
+          if (at + a < root) v[a] = to_float(values[(size_t)(at + a) * SIZE + d]);
+#else
           v[a] = to_float(at + a < position ? values[(size_t)(at + a) * SIZE + d] : new_values[at + a - position][d]);
+#endif
         }
       }
 #pragma unroll
       for (int a = 0; a < AHEAD; ++a) {
 #pragma unroll
         for (int r = 0; r < TOGETHER; ++r) {
-          if (at + a < until) mixed[r] = fmaf(weights[r][at + a - start], v[a], mixed[r]);
+          float value = v[a];
+#if TREE
+          const int place = at + a, row = base + r;
+          if (place >= root && place < until && row < rows && place <= PLACE(row)) {
+            const int number = NUMBER(row, place - root);
+            value = to_float(number < fresh ? values[(size_t)(root + number) * SIZE + d] : new_values[number - fresh][d]);
+          }
+#endif
+          if (at + a < until) mixed[r] = fmaf(weights[r][at + a - start], value, mixed[r]);
         }
       }
     }
@@ -149,7 +203,7 @@ for (int base = 0; base < rows; base += TOGETHER) {
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) {
     if (base + r < rows) {
-      const size_t out = ((size_t)((base + r) * HEADS + head) * SPLITS + split) * (SIZE + 2);
+      const size_t out = ((size_t)((front + base + r) * HEADS + head) * SPLITS + split) * (SIZE + 2);
       if (tid < SIZE) {
         float value = sides[r][tid];
         for (int other = 1; other < SIDES; ++other) value += sides[r][other * SIZE + tid];
@@ -163,3 +217,5 @@ for (int base = 0; base < rows; base += TOGETHER) {
   }
   BARRIER();
 }
+#undef PLACE
+#undef NUMBER

@@ -1,11 +1,11 @@
 // The splits of attention put together, one row per block; and, for a draft that selects, the choice of inputs.
 // splits (ROWS, HEADS, SPLITS, SIZE + 2): weighted values, their largest score, their sum of weights.
-// splits, scores (WIDTH, TIERS), take (1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
+// splits, scores (WIDTH, TIERS), take (., 1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
 SHARED int scratch[96];
 float value[OWN];
 const bool idle = row >= state[1];
-const int used = (state[0] + row) / SPAN + 1;
+const int used = state[STATE_PLACES + row] / SPAN + 1;
 #pragma unroll
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;

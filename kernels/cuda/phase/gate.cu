@@ -1,7 +1,7 @@
 // silu(gate) * up of one row per block, from partial products; and, for a draft that selects, the choice of inputs.
 // Shazeer, 2002.05202, section 2. parts (PARTS, ROWS, COLUMNS) holds 16 gates and their 16 ups in turn,
 // or all gates and, from UP_AT on, all ups.
-// parts, scores (WIDTH, TIERS), take (1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
+// parts, scores (WIDTH, TIERS), take (., 1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
 SHARED int scratch[96];
 float value[OWN];

@@ -1,6 +1,6 @@
 // RMS norm of one row per block, after adding the PARTS partial products that a draft's multiplication left behind; and,
 // for a draft that selects, the choice of inputs. Zhang and Sennrich, 1910.07467, equation 4.
-// x (ROWS, WIDTH), parts (PARTS, ROWS, WIDTH), weight (WIDTH), scores (WIDTH, TIERS), take (1), state
+// x (ROWS, WIDTH), parts (PARTS, ROWS, WIDTH), weight (WIDTH), scores (WIDTH, TIERS), take (., 1), state
 // -> sum (ROWS, WIDTH) when PARTS, activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
 SHARED float sums[32];

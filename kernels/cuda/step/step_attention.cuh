@@ -1,11 +1,21 @@
 // Attention for a step in one kernel: one query head and one split of SPAN positions at a time. A warp takes 16 positions,
 // reads their keys and values in one go, and makes its own weighted sum; those of the warps meet in shared memory. Which
 // position is whose follows from the position alone, and every row is computed by itself.
+// With TREE, keys and values of the new rows go to slots from `position` on, a row is at a place of its own, and from `root`
+// on it sees the rows of its path, in the slot root + their number; the path's numbers are bytes in the state.
 // Vaswani et al. 1706.03762, section 3.2.1; partial softmax: Dao, 2307.08691; rotation: Su et al. 2104.09864.
 namespace specdec {
 
 constexpr int SLOT = SIZE + 4;  // of a split: values, largest, weight
 constexpr int TOGETHER = (ROWS + 3) / 4;  // rows that a block takes at a time
+
+// Place of a row, and how many splits it sees, by the state.
+#if TREE
+#define ROW_PLACE(row) state[STATE_PLACES + (row)]
+#else
+#define ROW_PLACE(row) (position + (row))
+#endif
+#define ROW_SPLITS(row) (ROW_PLACE(row) / SPAN + 1)
 
 constexpr int EACH_WARP = SPAN / WARPS;
 static_assert(EACH_WARP == 16, "the sums over lanes are written for 16 positions");
@@ -54,18 +64,23 @@ DEVICE void look_back(int item, int used, const half_t* cache, int capacity, int
 
 // Item: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
 DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
-                   const float* bias, const float* norms, int window, int position, int rows, float* out,
-                   AttentionMemory& m) {
+                   const float* bias, const float* norms, int window, const int* state, int position, int rows,
+                   float* out, AttentionMemory& m) {
   const int tid = threadIdx.x, base = item / (HEADS * used) * TOGETHER, head = item / used % HEADS, split = item % used;
   const int warp = tid / 32, lane = tid % 32;
   constexpr int GROUP = HEADS / KV_HEADS;
   const int kv_head = head / GROUP, start = split * SPAN, first = start + warp * EACH_WARP, mine = lane * 4;
   half_t* keys = cache + (size_t)kv_head * capacity * SIZE;
   half_t* values = keys + (size_t)KV_HEADS * capacity * SIZE;
+#if TREE
+  const int root = state[STATE_PIECES + 3], fresh = position - root;
+#else
+  const int root = position;
+#endif
   uint2 k[EACH_WARP], v[EACH_WARP];
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
-    const bool past = first + a < position && mine < SIZE;
+    const bool past = first + a < root && mine < SIZE;
     const size_t place = (size_t)(first + a) * SIZE + mine;
     k[a] = past ? *reinterpret_cast<const uint2*>(keys + place) : uint2{0, 0};
     v[a] = past ? *reinterpret_cast<const uint2*>(values + place) : uint2{0, 0};
@@ -79,7 +94,7 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
     float4 four = {0, 0, 0, 0};
     float2 angle[4];
     if (d < SIZE) {
-      const float* turns = angles + ((size_t)(position + row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
+      const float* turns = angles + ((size_t)ROW_PLACE(row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
       for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
 #if SEGMENTED
@@ -129,6 +144,7 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
     }
   }
 
+#if !TREE
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
     const int row = first + a - position;
@@ -137,10 +153,22 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
       v[a] = *reinterpret_cast<const uint2*>(&m.new_values[row][mine]);
     }
   }
+#endif
 
 #pragma unroll 1
   for (int r = 0; r < TOGETHER && base + r < rows; ++r) {
-    const int newest = position + base + r, at = first + lane / 2;
+    const int newest = ROW_PLACE(base + r), at = first + lane / 2;
+#if TREE
+#pragma unroll
+    for (int a = 0; a < EACH_WARP; ++a) {
+      const int depth = first + a - root;
+      if (depth < 0 || first + a > newest || mine >= SIZE) continue;
+      const int number = state[STATE_PATHS + (base + r) * PATH_WORDS + depth / 4] >> (depth % 4 * 8) & 255;
+      const size_t place = (size_t)(root + number) * SIZE + mine;
+      k[a] = *reinterpret_cast<const uint2*>(number < fresh ? keys + place : &m.new_keys[number - fresh][mine]);
+      v[a] = *reinterpret_cast<const uint2*>(number < fresh ? values + place : &m.new_values[number - fresh][mine]);
+    }
+#endif
     float q[4] = {0, 0, 0, 0};
     for (int e = 0; e < 4; ++e) q[e] = mine < SIZE ? m.query[base + r][mine + e] : 0.0f;
     float score[EACH_WARP];

@@ -78,7 +78,7 @@ auto make = [&](int layer, int site, bool adds) {
       value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
     }
 #if TIERS
-    if (site == 1 && i < MIXED) value = mixed4(attended, 0, i, used, splits);
+    if (site == 1 && i < MIXED) value = mixed4(attended, 0, i, ROW_SPLITS(0), splits);
     if (site == 3) value = gated4(matrix_at(2, false), products + OTHER_PARTS, 0, i);
 #endif
     *reinterpret_cast<float4*>(values + i) = value;
@@ -108,7 +108,7 @@ auto take_in = [&](const Matrix& m, int layer, int site, int wanted) {
   };
   auto four = [&](int i) {
 #if !TIERS
-    if (site == 1) return i < MIXED ? mixed4(attended, 0, i, used, splits) : float4{0, 0, 0, 0};
+    if (site == 1) return i < MIXED ? mixed4(attended, 0, i, ROW_SPLITS(0), splits) : float4{0, 0, 0, 0};
     if (site == 3) return gated4(matrix_at(2, false), products + OTHER_PARTS, 0, i);
 #endif
     return load_float4(values + i);
@@ -204,7 +204,7 @@ for (int number = 0;; ++number) {
 #pragma unroll 1
     for (int item = block; item < HEADS * used; item += GRID) {
       attend(m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
-             POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), position, 1, attended, memory);
+             POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), state, position, 1, attended, memory);
     }
     meeting.wait();
   } else {

@@ -23,7 +23,7 @@ BARRIER();
 // Four inputs of a row that has no norm.
 auto plain4 = [&](int site, int row, int i) {
   if (site == 3) return gated4(matrix_at(2, false), products, row, i);
-  return i < MIXED ? mixed4(attended, row, i, (position + row) / SPAN + 1, splits) : float4{0, 0, 0, 0};
+  return i < MIXED ? mixed4(attended, row, i, ROW_SPLITS(row), splits) : float4{0, 0, 0, 0};
 };
 
 #if TIERS
@@ -213,7 +213,7 @@ for (int number = 0, choice = 0;; ++number) {
 #pragma unroll 1
     for (int item = block; item < items; item += GRID) {
       attend(m, item, used, splits, products, past, capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
-             int(address[layer * ENTRIES + 16]), position, rows, attended, memory);
+             int(address[layer * ENTRIES + 16]), state, position, rows, attended, memory);
     }
     meeting.wait();
   } else {

@@ -53,7 +53,7 @@ auto form_at = [&](int layer, int which) {
 // Four inputs of a row that has no norm.
 auto plain4 = [&](int site, int row, int i) {
   if (site == 3) return gated4(Matrix(), products + OTHER_PARTS, row, i);
-  return i < MIXED ? mixed4(attended, row, i, (position + row) / SPAN + 1, splits) : float4{0, 0, 0, 0};
+  return i < MIXED ? mixed4(attended, row, i, ROW_SPLITS(row), splits) : float4{0, 0, 0, 0};
 };
 #if TIERS
 auto scores_at = [&](int layer, int which) {
@@ -334,7 +334,7 @@ for (int number = 0, choice = 0;; ++number) {
 #pragma unroll 1
     for (int item = block; item < items; item += GRID) {
       attend(share.m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
-             POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), position, rows, attended, memory);
+             POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), state, position, rows, attended, memory);
     }
 #if TIERS
     meeting.wait();

@@ -1,9 +1,10 @@
 """The transformer of the GPU runtime: which kernels make a step, compiled once for every kind of step.
 
-A step is one graph from the pass's state (position, rows, tokens; one small array) to the logits. Weights are part of
-the graph; the cache comes in as an argument and its arrays are written in place by the attention kernel. On CUDA the
-graph is one kernel (`step`), elsewhere one for each phase. Packing is in `weights`, checks and the interface in
-`mlx`.
+A step is one graph from its state (`state`: rows, tokens, positions; one small array) to the logits. Weights are part
+of the graph; the caches come in as arguments and their arrays are written in place by the attention kernel. On CUDA the
+graph is one kernel (`step`), which runs rows of one sequence; elsewhere it is one kernel for each phase, which runs
+rows of several. Packing is in `weights`, the cutting of a pass into steps in `batch`, checks and the interface in
+`runtime`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,15 @@ import numpy as np
 from specdec.kernels.reference.layers import rotary_frequencies
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx import quant_ops
-from specdec.runtimes.mlx.ops import MAX_ROWS, SPAN, Ops, row_step
+from specdec.runtimes.mlx.cache import GpuCache
+from specdec.runtimes.mlx.ops import CACHE_STEPS, Ops, row_step
 from specdec.runtimes.mlx.quant import PackedQuant
+from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, WANTED, head_state
 from specdec.runtimes.mlx.step import WholeStep
 from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selection
 
-# Where a step stops: logits of all rows, of the last one, or none (a piece of a prompt).
-TAILS = ("all", "last", "none")
+# Graphs that are kept; another one takes some tens of milliseconds, its kernels are there.
+_MOST_GRAPHS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +42,19 @@ class Kind:
         selects: effort below 1 somewhere (always for "verify" and "bucket").
         rows: of the kernels, one of `ops.ROW_STEPS`.
         splits: of attention; 0 when the step is one kernel, which finds out by itself.
-        tail: one of `TAILS`; "all" when the step is one kernel: the state says which rows' logits are wanted.
+        head: rows of the kernels of the logits layer; 0 for a piece of a prompt. When the step is one kernel this is
+            `rows`: the state says which rows' logits are wanted.
+        tree: some rows are of a tree.
+        gathers: only some rows' logits are wanted.
     """
 
     mode: str
     selects: bool
     rows: int
     splits: int
-    tail: str
+    head: int
+    tree: bool = False
+    gathers: bool = False
 
 
 @dataclass(slots=True)
@@ -98,7 +107,7 @@ class Transformer:
         self.mx, self.ops, self.config, self.whole = mx, ops, config, whole
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
         self.tier_sizes = tier_sizes
-        self._steps: dict[Kind, Callable[..., Any]] = {}
+        self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
         self._angles = mx.zeros((0, config.head_dim // 2, 2))
 
     @property
@@ -115,29 +124,43 @@ class Transformer:
         """Rows of the kernels that run a step of `rows`: `Kind.rows`."""
         return row_step(rows) if self.whole is None else self.whole.row_step(rows)
 
-    def run(self, kind: Kind, state: np.ndarray, cache: list[Any], takes: list[Any]) -> Any:
+    def run(self, kind: Kind, state: np.ndarray, caches: list[list[Any]], takes: list[Any]) -> Any:
         """Begin one step; the one before must have been waited for.
 
         Args:
             kind: which graph.
             state: int32 (STATE_SIZE,).
-            cache: from `new_cache`.
-            takes: when `kind.selects`, int32 arrays for every multiplication, in order of use.
+            caches: arrays of each piece's cache, in the state's order; when the step is one kernel, of one.
+            takes: when `kind.selects`, int32 (lines, matrices) for every multiplication, in order of use; when the step
+                is one kernel, one array of all of them.
 
         Returns:
             An array to wait for, then to be given to `logits`.
         """
-        if kind not in self._steps:
-            if self.whole is not None:
-                self.whole.prepare(kind, self.layers, self.head, self.final_norm, self.embeddings)
-                self._steps[kind] = self.mx.compile(lambda *given: self._whole_step(kind, *given))
-            else:
-                self._steps[kind] = self.mx.compile(lambda *given: self._step(kind, *given))
-        angles = self.angles(cache[0].shape[-2])
+        padding = next(step for step in CACHE_STEPS if len(caches) <= step) - len(caches)
+        caches = caches + caches[:1] * padding
+        positions = tuple(arrays[0].shape[-2] for arrays in caches)
+        angles = self.angles(max(positions))
+        step = self._graph(kind, (kind, positions, angles.shape[0], takes[0].shape[0] if takes else 0))
         if self.whole is not None:
             self.whole.tell(state)
-            return self._steps[kind](cache, takes, angles)
-        return self._steps[kind](self.mx.array(state), cache, takes, angles)
+            return step(caches[0], takes, angles)
+        both = [state, head_state(state, int(state[1] - state[LOGITS_FROM]))] if kind.gathers else [state]
+        return step(self.mx.array(np.stack(both)), caches, takes, angles)
+
+    def _graph(self, kind: Kind, key: tuple[Any, ...]) -> Callable[..., Any]:
+        """The graph of a kind of step for arrays of these sizes; those used last are kept."""
+        step = self._steps.pop(key, None)
+        if step is None:
+            if len(self._steps) >= _MOST_GRAPHS:
+                del self._steps[next(iter(self._steps))]
+            if self.whole is not None:
+                self.whole.prepare(kind, self.layers, self.head, self.final_norm, self.embeddings)
+                step = self.mx.compile(lambda *given: self._whole_step(kind, *given))
+            else:
+                step = self.mx.compile(lambda *given: self._step(kind, *given))
+        self._steps[key] = step
+        return step
 
     def logits(self, out: Any, rows: int) -> np.ndarray:
         """Logits float32 (rows, V), the first of what a step has made that was waited for."""
@@ -145,18 +168,14 @@ class Transformer:
             return self.whole.logits(rows)
         return np.array(out if rows == out.shape[0] else out[:rows], dtype=np.float32)
 
-    def new_cache(self, capacity: int) -> list[Any]:
-        """Room for `capacity` positions: float16 (2, KV heads, capacity, D) for each layer, or all in one array."""
-        config, mx = self.config, self.mx
-        shape: tuple[int, ...] = (2, config.num_kv_heads, -(-capacity // SPAN) * SPAN, config.head_dim)
+    def new_cache(self, capacity: int, lock: RLock) -> GpuCache:
+        """An empty cache: an array for each layer, or one of all layers when a step is one kernel."""
+        config = self.config
+        shape: tuple[int, ...] = (2, config.num_kv_heads, 0, config.head_dim)
         count = config.num_layers
         if self.whole is not None:
             shape, count = (count, *shape), 1
-        arrays = [mx.zeros(shape, dtype=mx.float16) for _ in range(count)]
-        # Each must have memory of its own to be written in place: a constant may be shared.
-        arrays = [array + mx.zeros((), dtype=array.dtype) for array in arrays]
-        mx.eval(arrays)
-        return arrays
+        return GpuCache(self.mx, shape, count, capacity, lock)
 
     def _whole_step(self, kind: Kind, cache: list[Any], takes: list[Any], angles: Any) -> Any:
         assert self.whole is not None
@@ -172,21 +191,23 @@ class Transformer:
             self.mx.eval(self._angles)
         return self._angles
 
-    def _step(self, kind: Kind, state: Any, cache: list[Any], takes: list[Any], angles: Any) -> Any:
-        state = state + self.mx.zeros_like(state)  # kernels are slow on small arrays that came from the host
+    def _step(self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], angles: Any) -> Any:
+        state = states[0] + self.mx.zeros_like(states[0])  # kernels are slow on small arrays that came from the host
         given = iter(takes if kind.selects else [None] * len(self.linears))
         x = self._embed(kind, state)
         forward = self._exact_layer if kind.mode in ("dense", "verify") else self._parts_layer
         pending = None
         for number, layer in enumerate(self.layers):
             layer_takes = [next(given) for _ in layer.linears]
-            x, pending = forward(kind, number, layer, x, pending, state, cache[number], layer_takes, angles)
-        if kind.tail == "none":
+            of_layer = [arrays[number] for arrays in caches]
+            x, pending = forward(kind, number, layer, x, pending, state, of_layer, layer_takes, angles)
+        if not kind.head:
             return x
-        if kind.tail == "last":
-            x = self.mx.take(x, state[1:2] - 1, axis=0)
-            pending = None if pending is None else self.mx.take(pending, state[1:2] - 1, axis=1)
-            state = self.mx.concatenate([state[:1], self.mx.ones_like(state[:1]), state[2:]])
+        if kind.gathers:
+            wanted = state[WANTED : WANTED + kind.head]
+            x = self.mx.take(x, wanted, axis=0)
+            pending = None if pending is None else self.mx.take(pending, wanted, axis=1)
+            state = states[1] + self.mx.zeros_like(states[1])
         return self._logits(kind, x, pending, state, next(given))
 
     def _embed(self, kind: Kind, state: Any) -> Any:
@@ -207,7 +228,7 @@ class Transformer:
         x: Any,
         _: Any,
         state: Any,
-        cache: Any,
+        caches: list[Any],
         takes: list[Any],
         angles: Any,
     ) -> tuple[Any, None]:
@@ -215,7 +236,7 @@ class Transformer:
         eps = self.config.norm_eps
         _, normed, _ = self.ops.norm(x, layer.attn_norm, state, eps=eps)
         qkv = self._exact(kind, layer.qkv, normed, state, takes[0])
-        splits = self._attend(kind, number, layer, qkv[None], state, cache, angles)
+        splits = self._attend(kind, number, layer, qkv[None], state, caches, angles)
         mixed, _ = self.ops.attention_sum(splits, state, size=self.config.head_dim)
         x = self._exact(kind, layer.o, mixed, state, takes[1], residual=x)
         _, normed, _ = self.ops.norm(x, layer.mlp_norm, state, eps=eps)
@@ -255,7 +276,7 @@ class Transformer:
         x: Any,
         pending: Any,
         state: Any,
-        cache: Any,
+        caches: list[Any],
         takes: list[Any],
         angles: Any,
     ) -> tuple[Any, Any]:
@@ -269,7 +290,7 @@ class Transformer:
             x, layer.attn_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen[0]
         )
         qkv = self._parts(kind, layer.qkv, normed, counts, state, takes[0])
-        splits = self._attend(kind, number, layer, qkv, state, cache, angles)
+        splits = self._attend(kind, number, layer, qkv, state, caches, angles)
         mixed, counts = self.ops.attention_sum(
             splits, state, size=self.config.head_dim, draft=draft, selection=chosen[1]
         )
@@ -305,11 +326,13 @@ class Transformer:
         assert linear.int4 is not None
         return self.ops.int4(linear.int4.levels, linear.int4.scales, activation, outputs=linear.columns)
 
-    def _attend(self, kind: Kind, number: int, layer: Layer, qkv: Any, state: Any, cache: Any, angles: Any) -> Any:
+    def _attend(
+        self, kind: Kind, number: int, layer: Layer, qkv: Any, state: Any, caches: list[Any], angles: Any
+    ) -> Any:
         config = self.config
         return self.ops.attention(
             qkv,
-            cache,
+            caches,
             angles,
             state,
             heads=config.num_heads,
@@ -318,6 +341,7 @@ class Transformer:
             eps=config.norm_eps,
             bias=layer.bias,
             norms=layer.qk_norms,
+            tree=kind.tree,
         )
 
     def _logits(self, kind: Kind, x: Any, pending: Any, state: Any, take: Any) -> Any:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.kernels import Constant, build, kernel_text
 from specdec.runtimes.mlx.pack import BUCKET_TILE, INPUT_STEP, INT4_TILE, padded
+from specdec.runtimes.mlx.state import MAX_ROWS, STATE_CONSTANTS
 
-ROW_STEPS = (1, 8, 16)  # rows that a multi-row kernel is built for; a pass of M rows takes the next one
-MAX_ROWS = ROW_STEPS[-1]
-SPAN = 256  # positions of the history in one split of attention
-LOGITS_FROM = 2 + MAX_ROWS  # place in the state: see `STATE_SIZE`
-STATE_SIZE = 3 + MAX_ROWS  # int32: position, rows in use, tokens, the first row whose logits are wanted
+ROW_STEPS = (1, 8, MAX_ROWS)  # rows that a multi-row kernel is built for; a step of M rows takes the next one
+CACHE_STEPS = (1, 4, MAX_ROWS)  # caches that attention is built for; a step of N sequences takes the next one
 _MULTIPROCESSORS = 132  # what launch configurations are made for; another number costs speed only
 _DENSE_WARPS = 8
 
@@ -28,7 +27,7 @@ class Selection:
 
     Attributes:
         scores: float32 (in, tiers).
-        take: int32 (1,): weights to take, relative to `tier_sizes`.
+        take: int32 (lines, 1): weights to take, relative to `tier_sizes`; the state says which line is a row's.
         tier_sizes: weights in each tier.
         counts: also say how many runs of each input are taken (bucketMul), not only which inputs.
     """
@@ -83,7 +82,7 @@ class Ops:
         # Activations in the exact view: (type, parts that add up to one).
         self.exact = (mx.float32, 1) if plain else (mx.bfloat16, 2) if narrow else (mx.float16, 1)
         self.draft = (mx.float16 if backend == "cuda" else mx.float32, 1)
-        self._built: dict[str, Callable[..., list[Any]]] = {}
+        self._built: dict[tuple[Any, ...], Callable[..., list[Any]]] = {}
 
     def embed(self, table: Any, state: Any, *, rows: int, width: int, tied: bool) -> Any:
         """Embeddings (rows, width) float32."""
@@ -134,7 +133,7 @@ class Ops:
         """Tiers that each row takes of each input: float16 (joined, rows, padded in)."""
         joined, width, _ = scores.shape
         rows, wide = activation.shape[0], activation.shape[2]
-        constants = self.row_constants(rows, width) | tier_constants(tier_sizes)
+        constants = self.row_constants(rows, width) | tier_constants(tier_sizes) | {"JOINED": joined}
         inputs = {"activation": activation, "scores": scores, "take": take, "state": state}
         outputs = {"prefix": ((joined, rows, wide), self.mx.float16)}
         threads = 32 * int(constants["WARPS"])
@@ -203,7 +202,7 @@ class Ops:
     def attention(
         self,
         qkv: Any,
-        cache: Any,
+        caches: Sequence[Any],
         angles: Any,
         state: Any,
         *,
@@ -213,12 +212,14 @@ class Ops:
         eps: float,
         bias: Any = None,
         norms: Any = None,
+        tree: bool = False,
     ) -> Any:
-        """Rotate, put new keys and values into `cache` in place, attend: (rows, heads, splits, size + 2) float32.
+        """Rotate, put new keys and values into the caches in place, attend: (rows, heads, splits, size + 2) float32.
 
         Args:
             qkv: (P, rows, columns) float32, parts of the joined projections.
-            cache: float16 (2, KV heads, capacity, size); written.
+            caches: float16 (2, KV heads, positions, size) of each of the step's sequences, in the state's order;
+                written.
             angles: float32 (positions, size / 2, 2), cosine and sine.
             state: the pass.
             heads: query heads.
@@ -227,16 +228,21 @@ class Ops:
             eps: of the norms.
             bias: float32 (columns,) or None.
             norms: float32 (2, size), of queries and keys, or None.
+            tree: rows see their paths, as the state says.
         """
-        (parts, rows, columns), (_, kv_heads, _, size) = qkv.shape, cache.shape
+        (parts, rows, columns), (_, kv_heads, _, size) = qkv.shape, caches[0].shape
+        count = next(step for step in CACHE_STEPS if len(caches) <= step)
         constants: dict[str, Constant] = {"HEADS": heads, "KV_HEADS": kv_heads, "SIZE": size, "SPLITS": splits}
         constants |= {"ROWS": rows, "SPAN": SPAN, "PARTS": parts, "COLUMNS": columns, "SCALE": size**-0.5}
-        constants |= {"BIAS": bias is not None, "QK_NORM": norms is not None, "EPSILON": float(eps)}
+        constants |= STATE_CONSTANTS | {"BIAS": bias is not None, "QK_NORM": norms is not None, "EPSILON": float(eps)}
         constants["WINDOW"] = 1 << 30 if window is None else window
-        inputs = {"qkv": qkv, "cache": cache, "angles": angles}
+        constants |= {"CACHES": count, "TREE": tree}
+        inputs = {"qkv": qkv}
+        # Those that are not used are the first again.
+        inputs |= {f"cache{n}": caches[n if n < len(caches) else 0] for n in range(count)} | {"angles": angles}
         inputs |= ({} if bias is None else {"bias": bias}) | ({} if norms is None else {"norms": norms})
         made = {"splits": ((rows, heads, splits, size + 2), self.mx.float32)}
-        return self.run("attention", constants, inputs | {"state": state}, made, (heads, splits), 256)[0]
+        return self.run("attention", constants, inputs | {"state": state}, made, (heads, splits * count), 256)[0]
 
     def row_constants(self, rows: int, width: int) -> dict[str, Constant]:
         """Sizes of a kernel with one row for each block."""
@@ -244,7 +250,8 @@ class Ops:
         wide = padded(width)
         threads = min(most, wide)
         own = -(-wide // threads)
-        return {"ROWS": rows, "WIDTH": width, "PADDED": wide, "OWN": own, "WARPS": threads // 32}
+        sizes: dict[str, Constant] = {"ROWS": rows, "WIDTH": width, "PADDED": wide, "OWN": own, "WARPS": threads // 32}
+        return sizes | STATE_CONSTANTS
 
     def _rows(
         self,
@@ -327,18 +334,19 @@ class Ops:
             fit: blocks that should fit on a multiprocessor together.
             parts: files of functions that it needs.
         """
-        text = kernel_text(
-            self.backend,
-            name,
-            constants,
-            inputs=list(inputs),
-            outputs=list(outputs),
-            bounds=(threads, fit),
-            parts=parts,
-        )
-        if text.name not in self._built:
-            self._built[text.name] = build(self.mx, self.backend, text)
-        return self._built[text.name](
+        key = (name, *constants.items(), *inputs, *outputs, threads, fit, *parts)
+        if key not in self._built:
+            text = kernel_text(
+                self.backend,
+                name,
+                constants,
+                inputs=list(inputs),
+                outputs=list(outputs),
+                bounds=(threads, fit),
+                parts=parts,
+            )
+            self._built[key] = build(self.mx, self.backend, text)
+        return self._built[key](
             inputs=list(inputs.values()),
             grid=(blocks[0] * threads, blocks[1], 1),
             threadgroup=(threads, 1, 1),

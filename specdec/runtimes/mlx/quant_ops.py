@@ -72,11 +72,11 @@ def choose(ops: Ops, activation: Any, scores: Any, take: Any, state: Any) -> Any
         ops: runs kernels.
         activation: float32 (rows, 1, padded in).
         scores: float32 (matrices, in, 1).
-        take: int32 (matrices,): inputs to take.
+        take: int32 (lines, matrices): inputs to take; the state says which line is a row's.
         state: the pass.
     """
     (joined, width, _), (rows, _, wide) = scores.shape, activation.shape
-    constants = ops.row_constants(rows, width) | tier_constants((1,)) | {"MASKED": True}
+    constants = ops.row_constants(rows, width) | tier_constants((1,)) | {"MASKED": True, "JOINED": joined}
     inputs = {"activation": activation, "scores": scores, "take": take, "state": state}
     made = {"masked": ((joined, rows, wide), ops.mx.float32)}
     return ops.run("select", constants, inputs, made, (rows, joined), 32 * int(constants["WARPS"]))[0]

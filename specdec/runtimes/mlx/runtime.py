@@ -7,6 +7,7 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,78 +24,28 @@ from specdec.runtimes.base import (
     ViewInfo,
     check_batch,
     check_capacity,
-    check_fork,
-    check_keep,
-    check_trim,
     check_view,
     checked_layers,
     checked_tokens,
 )
+from specdec.runtimes.mlx.batch import Share, share_of, steps_of
+from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.device import Gpu, find_gpu
 from specdec.runtimes.mlx.model import Kind, Layer, Transformer
-from specdec.runtimes.mlx.ops import LOGITS_FROM, SPAN, STATE_SIZE, Ops
+from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
+from specdec.runtimes.mlx.state import state_of
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
+from specdec.runtimes.mlx.takes import Takes
 from specdec.runtimes.mlx.weights import Linear, Loader
 
 if TYPE_CHECKING:
     from specdec.store import Store
 
-_MOST_SCHEDULES = 64
 _MOST_TIERS = 4  # two bits a weight
 
 GPU: Gpu = find_gpu()
-
-
-class GpuCache:
-    """Keys and values of one sequence, float16, as `Transformer.new_cache` makes them.
-
-    Made once at full size and written in place; trimming moves the length only.
-    """
-
-    __slots__ = ("_capacity", "_length", "arrays")
-
-    def __init__(self, arrays: list[Any], capacity: int) -> None:
-        self.arrays, self._capacity, self._length = arrays, capacity, 0
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return self._length
-
-    @property
-    def capacity(self) -> int:
-        """Most tokens that fit."""
-        return self._capacity
-
-    def trim(self, length: int) -> None:
-        """Keep the first `length` tokens.
-
-        Raises:
-            InvalidArgumentError: `length` is negative or larger than the current one.
-        """
-        check_trim(length, self._length)
-        self._length = length
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated now."""
-        return sum(int(array.nbytes) for array in self.arrays)
-
-    def keep(self, base: int, rows: Sequence[int]) -> None:
-        """Keep one path of a tree; see `Cache.keep`."""
-        check_keep(self._length, base, rows)
-        raise NotImplementedError
-
-    def fork(self, length: int, capacity: int) -> GpuCache:
-        """A cache that begins with this one's first `length` tokens; see `Cache.fork`."""
-        check_fork(self._length, length, capacity)
-        raise NotImplementedError
-
-    def advance(self, count: int) -> None:
-        """Count `count` tokens more, which a pass has put there."""
-        self._length += count
 
 
 def refuse_unsupported(config: ModelConfig) -> str | None:
@@ -116,7 +67,7 @@ class MlxRuntime:
     in the bits of their blocks that were loaded, which `own` and `nested` drafts read too. The cache is float16, the
     residual stream float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts;
     Metal and quantised matrices: float32). Logits are equal bits for equal token histories, efforts and views, whatever
-    shares the pass.
+    shares the pass. One step runs at a time, on the thread that asks for it; others wait.
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
@@ -140,11 +91,19 @@ class MlxRuntime:
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx = store, GPU.mx
-        self._efforts: dict[tuple[Efforts, str], tuple[bool, list[Any]]] = {}
+        self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._ops = Ops(self._mx, GPU.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
+        self._takes = Takes(
+            self._mx,
+            self.config,
+            self._transformer.linears,
+            bucket_size=store.layout.bucket_size,
+            quantised=store.quantised,
+            whole=self._transformer.whole is not None,
+        )
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:
@@ -173,11 +132,12 @@ class MlxRuntime:
         if view == "exact" or view in self._prepared:
             return
         check_view(view, self.views())
-        if view in ("bucket", "int4"):
-            pack = self._loader.bucket if view == "bucket" else self._loader.int4
-            for linear in self._transformer.linears:
-                pack(linear)
-        self._prepared.add(view)
+        with self._lock:
+            if view in ("bucket", "int4"):
+                pack = self._loader.bucket if view == "bucket" else self._loader.int4
+                for linear in self._transformer.linears:
+                    pack(linear)
+            self._prepared.add(view)
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
@@ -186,43 +146,45 @@ class MlxRuntime:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
         check_capacity(capacity)
-        return GpuCache(self._transformer.new_cache(capacity), capacity)
+        return self._transformer.new_cache(capacity, self._lock)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
 
-        The exact view runs up to 16 rows at a time, a draft view one.
+        A step runs up to 16 rows, of several sequences where it is not one kernel; in the views `int4` and `bucket`,
+        and in `nested` where a step is one kernel, it runs one row.
         """
         check_batch(batch, self.config, GpuCache)
         check_view(view, self.views())
         if states:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
-        held = [rows.cache.length for rows in batch]
-        try:
-            return [self._forward(rows, view) for rows in batch]
-        except BaseException:
-            for rows, length in zip(batch, held, strict=True):
-                rows.cache.trim(min(length, rows.cache.length))
-            raise
+        with self._lock:
+            shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
+            self.prepare(view)
+            if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
+                self._need_tiers()
+            for share in shares:
+                share.cache.reserve(share.cache.length + len(share.ids))
+            logits = [[np.empty((0, self.config.vocab_size), np.float32)] for _ in shares]
+            read = [0] * len(shares)
+            alone = self._transformer.whole is not None
+            for step in steps_of(shares, self._most_rows(view), alone=alone):
+                for part, found, nbytes in self._step(step, view):
+                    logits[part.number].append(found)
+                    read[part.number] += nbytes
+            for share in shares:
+                share.cache.advance(len(share.ids))
+        return [Pass(np.concatenate(found), nbytes) for found, nbytes in zip(logits, read, strict=True)]
 
-    def _forward(self, rows: Rows, view: str) -> Pass:
+    def _share(self, number: int, rows: Rows, view: str) -> Share:
+        """What a sequence brings to a pass, checked."""
         cache = rows.cache
-        ids = self._checked(rows.tokens, cache)
+        assert isinstance(cache, GpuCache)  # check_batch
+        ids: list[int] = checked_tokens(rows.tokens, cache, self.config.vocab_size).tolist()
         if checked_layers(rows.layers, self.config) < self.config.num_layers:
             raise InvalidArgumentError("the mlx runtime always runs all layers: early exit needs another runtime")
-        assert isinstance(cache, GpuCache)
-        self.prepare(view)
-        selects, takes = self._takes(rows.efforts, view)
-        mode = self._mode(view, selects)
-        most = self._transformer.most_rows if view == EXACT else 1
-        found, read = [np.empty((0, self.config.vocab_size), np.float32)], 0
-        for first in range(0, len(ids), most):
-            piece = ids[first : first + most]
-            is_last = first + most >= len(ids)
-            tail = rows.logits if rows.logits == "all" or is_last else "none"
-            found.append(self._pass(mode, selects, piece, cache, takes, tail))
-            read += self._bytes_read(mode, rows.efforts, cache.length)
-        return Pass(np.concatenate(found), read)
+        selects = self._takes.selects(rows.efforts, view)
+        return share_of(number, rows, cache, ids, self._mode(view, selects), selects=selects)
 
     def _mode(self, view: str, selects: bool) -> str:
         """The `Kind.mode` of a view."""
@@ -230,51 +192,42 @@ class MlxRuntime:
             return "quant"
         return ("verify" if selects else "dense") if view == "exact" else view
 
-    def _pass(
-        self, mode: str, selects: bool, piece: list[int], cache: GpuCache, takes: list[Any], tail: str
-    ) -> np.ndarray:
-        """Run one step and wait for it; logits (rows, V), (1, V), or anything for tail "none"."""
-        rows, whole = len(piece), self._transformer.whole is not None
-        needed = -(-(cache.length + rows) // SPAN)
-        splits = 0 if whole else min(1 << (needed - 1).bit_length(), cache.arrays[0].shape[2] // SPAN)
-        wanted = {"all": rows, "last": 1, "none": 0}[tail]
-        kind = Kind(mode, selects, self._transformer.row_step(rows), splits, "all" if whole or wanted == rows else tail)
-        state = np.zeros(STATE_SIZE, np.int32)
-        state[0], state[1], state[LOGITS_FROM], state[2 : 2 + rows] = cache.length, rows, rows - wanted, piece
-        out = self._transformer.run(kind, state, cache.arrays, takes)
+    def _most_rows(self, view: str) -> int:
+        """Most rows of a step."""
+        if view in ("int4", "bucket") or (view == "nested" and self._transformer.whole is not None):
+            return 1
+        return self._transformer.most_rows
+
+    def _step(self, step: list[tuple[Share, int, int]], view: str) -> list[tuple[Share, np.ndarray, int]]:
+        """Run one step and wait for it: logits and bytes read of each of its shares."""
+        # In an order that few graphs are enough for: they are made for the sizes of caches and lists of efforts.
+        step = sorted(step, key=lambda part: part[0].cache.positions)
+        mode, selects = step[0][0].mode, step[0][0].selects
+        efforts = sorted({part.efforts for part, _, _ in step}, key=lambda each: each.values.tobytes())
+        pieces = [part.piece(first, last, efforts.index(part.efforts)) for part, first, last in step]
+        counts, wanted = [len(piece.tokens) for piece in pieces], sum(piece.wanted for piece in pieces)
+        caches, rows = [part.cache for part, _, _ in step], sum(counts)
+        tree = any(piece.paths is not None for piece in pieces)
+        built = self._transformer.row_step(rows)
+        if self._transformer.whole is not None:
+            kind = Kind(mode, selects, built, 0, built, tree)
+        else:
+            spans = max(-(-(piece.slot + count) // SPAN) for piece, count in zip(pieces, counts, strict=True))
+            head = row_step(wanted) if wanted else 0
+            kind = Kind(mode, selects, built, 1 << (spans - 1).bit_length(), head, tree, 0 < wanted < rows)
+        state = state_of(pieces, [cache.positions for cache in caches])
+        takes = self._takes.lines(efforts, view) if selects else []
+        out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes)
         self._mx.eval(out)
-        cache.advance(rows)
-        return self._transformer.logits(out, wanted) if wanted else np.empty((0, self.config.vocab_size), np.float32)
-
-    def _takes(self, effort: Efforts, view: str) -> tuple[bool, list[Any]]:
-        """Whether anything is selected, and how many weights of every multiplication."""
-        key = (effort, view)
-        if key not in self._efforts:
-            if len(self._efforts) >= _MOST_SCHEDULES:  # a policy may try any number of efforts
-                self._efforts.clear()
-            self._efforts[key] = self._counted(effort, view)
-        return self._efforts[key]
-
-    def _counted(self, effort: Efforts, view: str) -> tuple[bool, list[Any]]:
-        efforts = effort.by_name(self.config)
-        if view != "bucket" and all(value >= 1 for value in efforts.values()):
-            return False, []
-        quantised = self._store.quantised
-        if view == "exact" and not quantised:
-            self._need_tiers()
-        size = 1 if view == "int4" or quantised else self._store.layout.bucket_size
-        together = view in ("int4", "bucket")
-        counts = [
-            linear.takes([efforts[name] for name in linear.names], size, together=together)
-            for linear in self._transformer.linears
+        logits = self._transformer.logits(out, wanted) if wanted else np.empty((0, self.config.vocab_size), np.float32)
+        found = np.split(logits, np.cumsum([piece.wanted for piece in pieces])[:-1])
+        weights = max(self._weight_bytes(mode, effort) for effort in efforts)
+        ends = [weights * int(end) // rows for end in np.cumsum([0, *counts])]
+        history = 4 * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
+        return [
+            (part, found[n], ends[n + 1] - ends[n] + history * (part.cache.length + last))
+            for n, (part, _, last) in enumerate(step)
         ]
-        # One array from the host, taken apart on the device: see `weights` on small arrays.
-        flat = self._mx.array([count for group in counts for count in group], dtype=self._mx.int32)
-        ends = np.cumsum([len(group) for group in counts])[:-1].tolist()
-        parts = [flat] if self._transformer.whole is not None else self._mx.split(flat, ends)
-        takes = [part + self._mx.zeros_like(part) for part in parts]
-        self._mx.eval(takes)
-        return True, takes
 
     def _need_tiers(self) -> None:
         """Pack the tiers of the exact view, unless they are there."""
@@ -290,14 +243,8 @@ class MlxRuntime:
             self._loader.tiers(linear)
         self._prepared.add("tiers")
 
-    def _checked(self, tokens: Sequence[int], cache: Cache) -> list[int]:
-        if not isinstance(cache, GpuCache):
-            raise InvalidArgumentError("cache must come from new_cache of this runtime")
-        ids: list[int] = checked_tokens(tokens, cache, self.config.vocab_size).tolist()
-        return ids
-
-    def _bytes_read(self, mode: str, effort: Efforts, length: int) -> int:
-        """Bytes of a step's weights in the layout of its view, and of the history once."""
+    def _weight_bytes(self, mode: str, effort: Efforts) -> int:
+        """Bytes of a step's weights in the layout of its view."""
         efforts = effort.by_name(self.config)
         total = 0.0
         if mode in ("quant", "nested"):
@@ -309,8 +256,7 @@ class MlxRuntime:
                 share = min(efforts[name], 1.0)
                 each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
                 total += each * outputs * inputs
-        history = 4 * length * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
-        return int(total) + history
+        return int(total)
 
     def _load(self) -> Transformer:
         """Pack every tensor of the store."""
@@ -357,7 +303,9 @@ class MlxRuntime:
             tier_sizes=store.layout.tier_sizes,
             whole=self._whole_step(layers, head, embeddings),
         )
-        self._mx.eval([[x.attn_norm, x.mlp_norm] for x in layers], transformer.final_norm)
+        # All of it: what is not evaluated belongs to this thread, and passes may come from others.
+        vectors = [x for layer in layers for x in (layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms)]
+        self._mx.eval([x for x in vectors if x is not None], transformer.final_norm)
         self._mx.clear_cache()  # what packing has used
         return transformer
 

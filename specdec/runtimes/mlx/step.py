@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
-from specdec.runtimes.mlx.ops import LOGITS_FROM, MAX_ROWS, SPAN, STATE_SIZE, row_step, tier_constants
+from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, STATE_CONSTANTS, STATE_SIZE
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -68,7 +70,7 @@ class WholeStep:
         self.mx, self.config, self.tier_sizes, self.driver = mx, config, tier_sizes, driver
         self.grid = driver.multiprocessors
         self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
-        self._kernels: dict[tuple[str, bool, int], tuple[Any, int]] = {}
+        self._kernels: dict[tuple[str, bool, int, bool], tuple[Any, int]] = {}
         self._tables: dict[tuple[str, bool], Any] = {}
         self._nothing, self._sync = self._own((8,), mx.int32), self._own((64,), mx.uint32)
         self._state = self._own((STATE_SIZE,), mx.int32)
@@ -127,7 +129,7 @@ class WholeStep:
 
         Args:
             kind: prepared.
-            cache: float16 (layers, 2, KV heads, capacity, D); written.
+            cache: float16 (layers, 2, KV heads, positions, D); written.
             take: int32, weights to take of every matrix in order of use, or None.
             angles: float32 (positions, D / 2, 2).
         """
@@ -200,9 +202,9 @@ class WholeStep:
 
     def _kernel(self, kind: Kind) -> tuple[Any, int]:
         """The kernel of a kind, and floats of scratch memory that it needs beside those for attention."""
-        key = (kind.mode, kind.selects, kind.rows)
+        key = (kind.mode, kind.selects, kind.rows, kind.tree)
         if key not in self._kernels:
-            constants = self._constants(kind)
+            constants = self._constants(kind) | {"TREE": kind.tree} | STATE_CONSTANTS
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
             body, *products = self._files(kind)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
-from specdec.runtimes.mlx.ops import LOGITS_FROM, tier_constants
+from specdec.runtimes.mlx.ops import tier_constants
 from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
     SHARED_KB,

@@ -164,9 +164,10 @@ class Loader:
         table = self.store.table("embed")
         if isinstance(table, QuantisedTable):
             return pack_quant(self.mx, table, None)
-        return self.mx.array(np.array(table)).view(
-            self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
-        )
+        dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
+        made = self.mx.array(np.array(table)).view(dtype)
+        self.mx.eval(made)
+        return made
 
     def tiers(self, linear: Linear) -> None:
         """Pack what the exact view needs below effort 1."""
