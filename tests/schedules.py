@@ -5,7 +5,6 @@ Every choice goes through a `random.Random`, so that hypothesis can shrink a sch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Literal
@@ -17,6 +16,7 @@ from specdec.runtimes.base import EXACT, Runtime, path_to
 
 Effort = float | EffortSchedule
 EFFORTS: tuple[Effort, ...] = (1.0, 0.6, 0.25, EffortSchedule(0.4, {"head": 1.0, "layers.0.*": 0.8}))
+_LONG = 100  # tokens that a sequence must have room for to begin with a long prompt
 _LOGITS: tuple[Literal["all", "last", "none"], ...] = ("all", "all", "last", "none")
 
 
@@ -216,13 +216,14 @@ class _Draw:
         self.names += 1
         effort = self.random.choice(limits.efforts)
         capacity = self.random.randint(1, 30) if self.chance(3) else limits.max_tokens
-        prompt = source = None
+        prompt: tuple[int, int] | None = None
+        source: tuple[int, int] | None = None
         if limits.forks and self.live and self.chance(2):
             origin = self.random.choice(sorted(self.live))
             effort = self.live[origin].effort
             length = self.random.randint(0, min(capacity, self.live[origin].verified))
             source = (origin, length)
-        elif capacity == limits.max_tokens and self.chance(8):
+        elif capacity == limits.max_tokens >= _LONG and self.chance(8):
             prompt = (self.random.randint(0, 1), limits.max_tokens - self.random.randint(25, 45))
         held = source[1] if source else prompt[1] if prompt else 0
         self.live[name] = _Sequence(effort, capacity, held, held)
@@ -300,9 +301,7 @@ def random_schedule(random: Random, limits: Limits) -> Schedule:
     return _Draw(random, limits).schedule()
 
 
-def schedules(limits: Limits) -> st.SearchStrategy[Schedule]:
+@st.composite
+def schedules(draw: st.DrawFn, limits: Limits) -> Schedule:
     """Schedules that hypothesis draws and shrinks."""
-    return st.randoms(use_true_random=False).map(lambda random: random_schedule(random, limits))
-
-
-__all__: Sequence[str] = ("Join", "Limits", "Schedule", "Share", "Step", "random_schedule", "schedules", "text")
+    return random_schedule(draw(st.randoms(use_true_random=False)), limits)
