@@ -276,8 +276,13 @@ def check_parents(parents: Sequence[int], count: int) -> None:
             f"a tree has one parent a row and at most {MAX_TREE_ROWS} rows, not {len(parents)} for {count} rows"
         )
     for row, parent in enumerate(parents):
-        if not -1 <= parent < row:
+        if not _is_whole(parent) or not -1 <= parent < row:
             raise InvalidArgumentError(f"row {row} of a tree must follow an earlier row or -1, not {parent!r}")
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is a whole number, Python's or NumPy's: rows and parents may come from an array."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def depths(parents: Sequence[int]) -> list[int]:
@@ -307,11 +312,11 @@ def check_keep(length: int, base: int, rows: Sequence[int]) -> None:
     Raises:
         InvalidArgumentError: see `Cache.keep`.
     """
-    if not 0 <= base <= length:
-        raise InvalidArgumentError(f"a cache of {length} tokens has no base of {base}")
+    if not _is_whole(base) or not 0 <= base <= length:
+        raise InvalidArgumentError(f"a cache of {length} tokens has no base of {base!r}")
     last = -1
     for row in rows:
-        if not last < row < length - base:
+        if not _is_whole(row) or not last < row < length - base:
             raise InvalidArgumentError(f"rows to keep must ascend from 0 to {length - base - 1}, not {list(rows)}")
         last = row
 
@@ -343,7 +348,7 @@ def check_fork(held: int, length: int, capacity: int) -> None:
         InvalidArgumentError: `length` is not from 0 to `held`, or above `capacity`.
     """
     check_capacity(capacity)
-    if not 0 <= length <= min(held, capacity):
+    if not _is_whole(length) or not 0 <= length <= min(held, capacity):
         raise InvalidArgumentError(f"a fork of a cache of {held} tokens for {capacity} cannot hold {length!r}")
 
 
