@@ -62,7 +62,7 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 def test_huggingface_folder(name: str) -> None:
     source, tensors = open_source(DATA / name), tiny_weights(name)
     config = source.config
-    assert config.architecture == tiny_config(name)["model_type"]
+    assert config.family == tiny_config(name)["model_type"]
     assert source.dtype == "float16"
     assert source.tokenizer_files == {}
     seen = 0

@@ -18,9 +18,9 @@ from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import plane_type, quantised_type
 
 FORMAT = "specdec bucket store"
-FORMAT_VERSION = 3
-# What a store is in which no codes lie in planes, and one without quantised matrices: older versions read it.
-BLOCKS_VERSION, PLAIN_VERSION = 2, 1
+FORMAT_VERSION = 4
+# Versions before models were described layer by layer: with codes in planes, with other quantised matrices, without.
+PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 3, 2, 1
 # Whether quantised weights stay in their blocks where nobody says otherwise.
 KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
@@ -52,6 +52,8 @@ class StoreDescription:
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
         rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
+        version: store format.
+        stated_checksum: what a description that was read says; empty for one that was made here.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.
@@ -67,19 +69,14 @@ class StoreDescription:
     files: dict[str, FileRecord]
     types: dict[str, str] = field(default_factory=dict)
     rests: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def version(self) -> int:
-        """Store format: the oldest that has what this store needs."""
-        if self.rests:
-            return FORMAT_VERSION
-        return BLOCKS_VERSION if self.types else PLAIN_VERSION
+    version: int = FORMAT_VERSION
+    stated_checksum: str = field(default="", compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the checksum over all the others included."""
+        """Plain JSON values in the newest format, the checksum over all the others included."""
         body = {
             "format": FORMAT,
-            "version": self.version,
+            "version": FORMAT_VERSION,
             "config": self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
@@ -98,7 +95,7 @@ class StoreDescription:
     @property
     def checksum(self) -> str:
         """SHA-256 over the description, hence, through the checksums in it, over every byte of the store."""
-        return str(self.to_dict()["checksum"])
+        return self.stated_checksum or str(self.to_dict()["checksum"])
 
     @classmethod
     def read(cls, folder: Path) -> StoreDescription:
@@ -116,23 +113,25 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        if version not in (PLAIN_VERSION, BLOCKS_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
+        known = version in (PLAIN_VERSION, BLOCKS_VERSION, PLANES_VERSION, FORMAT_VERSION)
+        if not known or values.get("checksum") != _checksum(body):
             raise damaged
         try:
-            description = cls._from_body(body)
+            description = cls._from_body(body, str(values["checksum"]))
         except (ModelFormatError, InvalidArgumentError) as error:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise damaged from None
-        if (version == FORMAT_VERSION) != (description.version == FORMAT_VERSION):
+        if version != FORMAT_VERSION and (version == PLANES_VERSION) != bool(description.rests):
             raise damaged
         return description
 
     @classmethod
-    def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
+    def _from_body(cls, body: dict[str, Any], checksum: str) -> StoreDescription:
         for name in body["files"]:
             check_file_name(name)
-        dither, config = body["dither"], ModelConfig.from_dict(body["config"])
+        read_config = ModelConfig.from_dict if body["version"] >= FORMAT_VERSION else ModelConfig.from_flat_dict
+        dither, config = body["dither"], read_config(body["config"])
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
         rests = {str(name): float(worth) for name, worth in body.get("rests", {}).items()}
         _check_types(config, types, rests)
@@ -149,6 +148,8 @@ class StoreDescription:
             },
             types=types,
             rests=rests,
+            version=int(body["version"]),
+            stated_checksum=checksum,
         )
 
 
