@@ -227,6 +227,36 @@ def test_a_flat_description_is_not_read_as_a_new_one() -> None:
         ModelConfig.from_flat_dict(ModelConfig.from_flat_dict(FLAT).to_dict())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"sliding_window": 8, "first_sliding_layer": 2},
+        {"sliding_window": 8},
+        {"rope_factors": (2.0,) * 8},
+        {"qkv_bias": False, "qk_norm": True, "tie_embeddings": False},
+        {"num_experts": 8, "experts_per_token": 2},
+    ],
+)
+def test_flat_descriptions_survive(change: dict[str, Any]) -> None:
+    assert ModelConfig.from_flat_dict(FLAT | change).to_flat_dict() == FLAT | change
+
+
+@given(configs())
+def test_a_model_is_described_flatly_or_not_at_all(config: ModelConfig) -> None:
+    flat = config.to_flat_dict()
+    assert flat is None or ModelConfig.from_flat_dict(flat) == config
+
+
+def test_what_a_flat_description_cannot_hold() -> None:
+    config = ModelConfig.from_flat_dict(FLAT | {"sliding_window": 8, "first_sliding_layer": 1})
+    first, second, third = config.layers
+    assert dataclasses.replace(config, layers=(second, first, third)).to_flat_dict() is None
+    assert dataclasses.replace(config, layers=(second, third, first)).to_flat_dict() is None
+    assert dataclasses.replace(config, logit_cap=30.0).to_flat_dict() is None
+    assert dataclasses.replace(config, norm_offset=1.0).to_flat_dict() is None
+
+
 def test_properties_of_all_layers_refuse_models_whose_layers_differ() -> None:
     config = ModelConfig.from_flat_dict(FLAT)
     layer = config.layers[0]

@@ -289,10 +289,40 @@ class ModelConfig:
         except (TypeError, KeyError, AttributeError) as error:
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
+    def to_flat_dict(self) -> dict[str, Any] | None:
+        """The description in stores of versions 1 to 3; None where it cannot hold this model."""
+        first, last = self.layers[0], self.layers[-1]
+        attention, window = first.attention, last.attention.window
+        sliding = [layer.attention.window is not None for layer in self.layers]
+        values = {
+            "architecture": self.family,
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": first.mlp.width,
+            "num_layers": len(self.layers),
+            "num_heads": attention.heads,
+            "num_kv_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
+            "norm_eps": self.eps,
+            "rope_theta": attention.rope.theta,
+            "max_context": self.max_context,
+            "rope_factors": attention.rope.factors,
+            "sliding_window": window,
+            "first_sliding_layer": sliding.index(True) if True in sliding else 0,
+            "tie_embeddings": self.tied,
+            "qkv_bias": attention.bias,
+            "qk_norm": attention.qk_norm == "head",
+            "num_experts": first.mlp.experts,
+            "experts_per_token": first.mlp.experts_used,
+        }
+        try:
+            return values if self.from_flat_dict(values) == self else None
+        except ModelFormatError:  # what is left of the model without its other features is impossible
+            return None
+
     @classmethod
     def from_flat_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Rebuild from the description in stores of versions 1 to 3: the arguments of `uniform`, the family under
-        `architecture`.
+        """Rebuild from `to_flat_dict` output: the arguments of `uniform`, the family under `architecture`.
 
         Raises:
             ModelFormatError: a key is missing or unknown, or a value is out of range.
@@ -302,6 +332,8 @@ class ModelConfig:
             if values.get("rope_factors") is not None:
                 values["rope_factors"] = tuple(float(x) for x in values["rope_factors"])
             return cls.uniform(family=values.pop("architecture"), **values)
+        except ModelFormatError:
+            raise
         except (TypeError, KeyError, ValueError) as error:
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 

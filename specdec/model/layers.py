@@ -230,5 +230,7 @@ def layer_from(values: dict[str, Any]) -> Layer:
             rope["factors"] = tuple(float(x) for x in rope["factors"])
         rest = {name: value for name, value in values.items() if name not in ("attention", "mlp")}
         return Layer(attention=Attention(rope=Rope(**rope), **attention), mlp=mlp, **rest)
+    except ModelFormatError:
+        raise
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelFormatError(f"model description does not fit this version: {error}") from None

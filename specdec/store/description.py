@@ -19,7 +19,8 @@ from specdec.weights.quantised import plane_type, quantised_type
 
 FORMAT = "specdec bucket store"
 FORMAT_VERSION = 4
-# Versions before models were described layer by layer: with codes in planes, with other quantised matrices, without.
+# What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
+# Older versions read it.
 PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 3, 2, 1
 # Whether quantised weights stay in their blocks where nobody says otherwise.
 KEEP_BY_DEFAULT = True
@@ -52,8 +53,6 @@ class StoreDescription:
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
         rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
-        version: store format.
-        stated_checksum: what a description that was read says; empty for one that was made here.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.
@@ -69,15 +68,22 @@ class StoreDescription:
     files: dict[str, FileRecord]
     types: dict[str, str] = field(default_factory=dict)
     rests: dict[str, float] = field(default_factory=dict)
-    version: int = FORMAT_VERSION
-    stated_checksum: str = field(default="", compare=False)
+
+    @property
+    def version(self) -> int:
+        """Store format: the oldest that has what this store needs."""
+        if self.config.to_flat_dict() is None:
+            return FORMAT_VERSION
+        if self.rests:
+            return PLANES_VERSION
+        return BLOCKS_VERSION if self.types else PLAIN_VERSION
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values in the newest format, the checksum over all the others included."""
+        """Plain JSON values, the checksum over all the others included."""
         body = {
             "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "config": self.config.to_dict(),
+            "version": self.version,
+            "config": self.config.to_flat_dict() or self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
             "dither": self.dither,
@@ -95,7 +101,7 @@ class StoreDescription:
     @property
     def checksum(self) -> str:
         """SHA-256 over the description, hence, through the checksums in it, over every byte of the store."""
-        return self.stated_checksum or str(self.to_dict()["checksum"])
+        return str(self.to_dict()["checksum"])
 
     @classmethod
     def read(cls, folder: Path) -> StoreDescription:
@@ -117,20 +123,20 @@ class StoreDescription:
         if not known or values.get("checksum") != _checksum(body):
             raise damaged
         try:
-            description = cls._from_body(body, str(values["checksum"]))
+            description = cls._from_body(body)
         except (ModelFormatError, InvalidArgumentError) as error:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise damaged from None
-        if version != FORMAT_VERSION and (version == PLANES_VERSION) != bool(description.rests):
+        if max(version, description.version) >= PLANES_VERSION and version != description.version:
             raise damaged
         return description
 
     @classmethod
-    def _from_body(cls, body: dict[str, Any], checksum: str) -> StoreDescription:
+    def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
         for name in body["files"]:
             check_file_name(name)
-        read_config = ModelConfig.from_dict if body["version"] >= FORMAT_VERSION else ModelConfig.from_flat_dict
+        read_config = ModelConfig.from_dict if body["version"] == FORMAT_VERSION else ModelConfig.from_flat_dict
         dither, config = body["dither"], read_config(body["config"])
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
         rests = {str(name): float(worth) for name, worth in body.get("rests", {}).items()}
@@ -148,8 +154,6 @@ class StoreDescription:
             },
             types=types,
             rests=rests,
-            version=int(body["version"]),
-            stated_checksum=checksum,
         )
 
 
