@@ -36,8 +36,8 @@ class RandomSource:
         self.types: dict[str, str] = {}
         layers = max(1, copies_bytes // (3 * 2 * outputs * inputs))
         self.tokenizer_files: dict[str, bytes] = {}
-        self.config = ModelConfig(
-            architecture="llama",
+        self.config = ModelConfig.uniform(
+            family="llama",
             vocab_size=64,
             hidden_size=inputs,
             intermediate_size=outputs,

@@ -83,7 +83,7 @@ def _canonical(name: str, *, tied: bool) -> str:
 def _rows_for_gguf(name: str, bits: np.ndarray, store: Store) -> np.ndarray:
     """Rows of queries and keys as the file orders them: llama files interleave the halves that are rotated together."""
     config = store.config
-    if config.architecture not in ("llama", "mistral", "mixtral") or name.rsplit(".", 1)[-1] not in ("q", "k"):
+    if config.family not in ("llama", "mistral", "mixtral") or name.rsplit(".", 1)[-1] not in ("q", "k"):
         return bits
     heads = bits.reshape(-1, 2, config.head_dim // 2, bits.shape[1])
     return heads.swapaxes(1, 2).reshape(bits.shape)

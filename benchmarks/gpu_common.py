@@ -22,8 +22,8 @@ from specdec.runtimes.mlx.weights import Linear, PackedBucket, PackedTiers
 mx = GPU.mx
 TIERS = (4, 4, 4, 4)
 # The shape of Llama-3-8B and its kin without their long vocabulary: what the targets are stated for.
-SHAPE_7B = ModelConfig(
-    architecture="llama",
+SHAPE_7B = ModelConfig.uniform(
+    family="llama",
     vocab_size=32000,
     hidden_size=4096,
     intermediate_size=14336,

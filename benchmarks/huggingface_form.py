@@ -64,8 +64,8 @@ def _bits(store: Store, name: str) -> np.ndarray:
 
 def _tensors(config: ModelConfig, matrix: Any, vector: Any, dtype: str) -> dict[str, np.ndarray]:
     """Every tensor under its Hugging Face name, float16; vectors are rounded to it, as checkpoints hold them."""
-    if config.architecture not in _CLASSES or config.num_experts:
-        raise SystemExit(f"models of the kind {config.architecture} are not written for peers")
+    if config.family not in _CLASSES or config.num_experts:
+        raise SystemExit(f"models of the kind {config.family} are not written for peers")
     found = {}
     for name in (*config.matrices(), *config.tables()):
         bits = matrix(name)
@@ -93,8 +93,8 @@ def _name(name: str, *, tied: bool) -> str:
 def _config(config: ModelConfig, files: dict[str, bytes]) -> dict[str, Any]:
     meta = json.loads(files[META_NAME])
     values: dict[str, Any] = {
-        "architectures": [_CLASSES[config.architecture]],
-        "model_type": config.architecture,
+        "architectures": [_CLASSES[config.family]],
+        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -112,7 +112,7 @@ def _config(config: ModelConfig, files: dict[str, bytes]) -> dict[str, Any]:
         "eos_token_id": meta["eos_ids"],
         "bos_token_id": meta["bos_id"],
     }
-    if config.rope_factors is not None or config.sliding_window is not None:
+    if config.rope_factors is not None or any(config.window(layer) for layer in range(config.num_layers)):
         raise SystemExit("models with scaled rotary positions or a sliding window are not written for peers")
     return values
 

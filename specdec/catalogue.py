@@ -21,7 +21,7 @@ import yaml
 from specdec import download, paths
 from specdec.errors import ModelFormatError, StoreError, UnknownNameError
 from specdec.progress import Progress, StreamProgress
-from specdec.store.description import DESCRIPTION_FILE, FORMAT_VERSION, KEEP_BY_DEFAULT, PLAIN_VERSION
+from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, PLAIN_VERSION, PLANES_VERSION
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -245,7 +245,7 @@ def _source_files(path: Path) -> list[Path]:
 
 def _key(values: dict[str, Any]) -> str:
     kept = KEEP_BY_DEFAULT and values.get("dither") is None
-    text = json.dumps({**values, "format": FORMAT_VERSION if kept else PLAIN_VERSION}, sort_keys=True)
+    text = json.dumps({**values, "format": PLANES_VERSION if kept else PLAIN_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

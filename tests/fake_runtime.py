@@ -35,8 +35,8 @@ BOS, EOS = 256, 257
 
 def fake_config(*, vocab_size: int = 258, max_context: int = 512) -> ModelConfig:
     """A small model description; only vocabulary and context mean anything to the fake runtime."""
-    return ModelConfig(
-        architecture="llama",
+    return ModelConfig.uniform(
+        family="llama",
         vocab_size=vocab_size,
         hidden_size=8,
         intermediate_size=16,

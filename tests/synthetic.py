@@ -29,7 +29,7 @@ def tiny_config(**overrides: Any) -> ModelConfig:
         "max_context": 128,
         "tie_embeddings": True,
     }
-    return ModelConfig(**(values | overrides))
+    return ModelConfig.from_flat_dict(values | overrides)
 
 
 class SyntheticSource:

@@ -54,8 +54,8 @@ def expected(name: str) -> dict[str, Any]:
     return json.loads((DATA / name / "expected.json").read_text())
 
 
-def float16_frequencies(config: Any) -> np.ndarray:
-    return rotary_frequencies(config).astype(np.float16).astype(np.float64)
+def float16_frequencies(config: Any, layer: int) -> np.ndarray:
+    return rotary_frequencies(config, layer).astype(np.float16).astype(np.float64)
 
 
 def largest_difference(name: str, logits_of: Callable[[list[int]], np.ndarray]) -> float:

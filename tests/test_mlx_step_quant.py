@@ -35,8 +35,8 @@ def model(shape: str, *types: str, part: bool = False) -> tuple[ModelConfig, lis
 
     Of a `part` every other matrix has the upper bits of its codes alone.
     """
-    config = ModelConfig(
-        architecture="llama", vocab_size=32000, num_layers=2, norm_eps=1e-5, rope_theta=1e4, max_context=512,
+    config = ModelConfig.uniform(
+        family="llama", vocab_size=32000, num_layers=2, norm_eps=1e-5, rope_theta=1e4, max_context=512,
         **SHAPES[shape],
     )  # fmt: skip
     q, kv, hidden, inner = (

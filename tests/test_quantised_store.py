@@ -16,8 +16,8 @@ from synthetic import tiny_config as synthetic_config
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.formats import open_source
-from specdec.store import FORMAT_VERSION, BucketLayout, Store, convert
-from specdec.store.description import DESCRIPTION_FILE
+from specdec.store import BucketLayout, Store, convert
+from specdec.store.description import DESCRIPTION_FILE, PLANES_VERSION
 from specdec.store.inspect import inspect_store
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.dtypes import from_float32
@@ -84,7 +84,7 @@ def test_blocks_of_a_gguf_file_come_back_bit_for_bit(tmp_path: Path) -> None:
     assert np.array_equal(table.dequantise(), wanted)
     assert np.array_equal(store.table_rows("embed", [5, 0, 5]), wanted[[5, 0, 5]])
     assert store.quantised
-    assert store.description.version == FORMAT_VERSION
+    assert store.description.version == PLANES_VERSION
 
 
 def test_what_is_not_quantised_stays_as_it_was(tmp_path: Path) -> None:

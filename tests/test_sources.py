@@ -62,7 +62,7 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 def test_huggingface_folder(name: str) -> None:
     source, tensors = open_source(DATA / name), tiny_weights(name)
     config = source.config
-    assert config.architecture == tiny_config(name)["model_type"]
+    assert config.family == tiny_config(name)["model_type"]
     assert source.dtype == "float16"
     assert source.tokenizer_files == {}
     seen = 0
@@ -97,16 +97,20 @@ def test_unknown_names_are_refused() -> None:
         open_source(DATA / "tiny-llama", dtype="float8")
 
 
+def windows(config: ModelConfig) -> list[int | None]:
+    return [config.window(layer) for layer in range(config.num_layers)]
+
+
 def test_config_of_the_tiny_models() -> None:
-    assert open_source(DATA / "tiny-mistral").config.sliding_window == 16
+    assert windows(open_source(DATA / "tiny-mistral").config) == [16, 16, 16]
     qwen3 = open_source(DATA / "tiny-qwen3").config
     assert (qwen3.qk_norm, qwen3.qkv_bias, qwen3.head_dim) == (True, False, 32)
-    assert qwen3.sliding_window is None
+    assert windows(qwen3) == [None, None, None]
     qwen2 = open_source(DATA / "tiny-qwen2").config
     assert (qwen2.qkv_bias, qwen2.tie_embeddings, qwen2.head_dim) == (True, True, 16)
     assert qwen2.rope_theta == 1e6
     mixtral = open_source(DATA / "tiny-mixtral").config
-    assert (mixtral.num_experts, mixtral.experts_per_token, mixtral.sliding_window) == (8, 2, None)
+    assert (mixtral.num_experts, mixtral.experts_per_token, windows(mixtral)) == (8, 2, [None, None, None])
 
 
 def test_llama3_scaling_follows_its_definition() -> None:
@@ -166,14 +170,14 @@ def test_sliding_window_of_qwen2(tmp_path: Path, changes: dict, window: int | No
     tensors = {key: ("F16", value) for key, value in tiny_weights("tiny-qwen2").items()}
     folder = write_huggingface(tmp_path / "m", tiny_config("tiny-qwen2") | changes, tensors)
     config = open_source(folder).config
-    assert (config.sliding_window, config.first_sliding_layer) == (window, first)
+    assert windows(config) == [None] * first + [window] * (3 - first)
 
 
 def test_mistral_without_the_key_has_the_default_window(tmp_path: Path) -> None:
     config = tiny_config("tiny-mistral")
     del config["sliding_window"]
     tensors = {key: ("F16", value) for key, value in tiny_weights("tiny-mistral").items()}
-    assert open_source(write_huggingface(tmp_path / "m", config, tensors)).config.sliding_window == 4096
+    assert windows(open_source(write_huggingface(tmp_path / "m", config, tensors)).config) == [4096] * 3
 
 
 def test_fused_experts(tmp_path: Path) -> None:
@@ -235,6 +239,14 @@ def test_float32_and_bfloat16_checkpoints(tmp_path: Path) -> None:
     )
 
 
+def with_factors(config: ModelConfig, factors: tuple[float, ...]) -> ModelConfig:
+    """The same model with other rotary divisors in every layer."""
+    [layer] = config.kinds
+    rope = dataclasses.replace(layer.attention.rope, factors=factors)
+    layer = dataclasses.replace(layer, attention=dataclasses.replace(layer.attention, rope=rope))
+    return dataclasses.replace(config, layers=(layer,) * config.num_layers)
+
+
 @pytest.mark.parametrize(("name", "merged"), [*((name, False) for name in TINY), ("tiny-mixtral", True)])
 @pytest.mark.parametrize("block_values", [1 << 21, 64 * 7])
 def test_gguf_equals_its_checkpoint(
@@ -246,9 +258,9 @@ def test_gguf_equals_its_checkpoint(
     if expected.rope_factors is not None:
         tensors["rope_freqs.weight"] = np.array(expected.rope_factors, dtype=np.float32)
         stored = tuple(float(x) for x in tensors["rope_freqs.weight"])
-        expected = dataclasses.replace(expected, rope_factors=stored)
-    if expected.architecture == "mistral":
-        expected = dataclasses.replace(expected, architecture="llama")
+        expected = with_factors(expected, stored)
+    if expected.family == "mistral":
+        expected = dataclasses.replace(expected, family="llama")
     path = write_gguf(tmp_path / "m.gguf", metadata, tensors)
     assert open_source(path).config == expected
     assert_same_weights(path, DATA / name)

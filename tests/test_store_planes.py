@@ -20,8 +20,8 @@ from specdec.errors import StoreError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import best_runtime, create_runtime
-from specdec.store import FORMAT_VERSION, Store, convert
-from specdec.store.description import DESCRIPTION_FILE
+from specdec.store import Store, convert
+from specdec.store.description import DESCRIPTION_FILE, PLANES_VERSION
 from specdec.store.partial import rest_worth
 from specdec.store.plan import EXACT_FILE
 from specdec.store.tensorfile import FILLER, TensorFile, read_layout
@@ -54,7 +54,7 @@ def test_only_codes_of_more_than_four_bits_lie_in_planes(tmp_path: Path, kind: s
     store, source = Store.open(quantised_store(tmp_path / "s", kind)), quantised_source(quantised_config(), kind)
     source.dtype = store.dtype
     longer = quantised_type(kind).bits > 4
-    assert store.description.version == (FORMAT_VERSION if longer else 2)
+    assert store.description.version == (PLANES_VERSION if longer else 2)
     assert set(store.description.rests) == (set(store.config.matrices()) if longer else set())
     for name in store.config.matrices():
         wanted, found = source.quantised(name, kind).arrays, store.exact(name)

@@ -17,14 +17,15 @@ def rms_norm(x: NDArray[np.floating], weight: NDArray[np.floating], *, eps: floa
     return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight)
 
 
-def rotary_frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    """(D / 2,) radians per position: theta^(-2j / D), divided by `rope_factors` where the model has them.
+def rotary_frequencies(config: ModelConfig, layer: int = 0) -> NDArray[np.float64]:
+    """(D / 2,) radians per position of a layer: theta^(-2j / D), divided by `Rope.factors` where there are any.
 
     Source: Su et al. 2104.09864, section 3.2.2.
     """
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
-    return frequencies if config.rope_factors is None else frequencies / np.asarray(config.rope_factors)
+    attention = config.layers[layer].attention
+    half, rope = attention.head_dim // 2, attention.rope
+    frequencies = rope.theta ** (-np.arange(half, dtype=np.float64) / half)
+    return frequencies if rope.factors is None else frequencies / np.asarray(rope.factors)
 
 
 def rotate(x: NDArray[np.floating], angles: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ What a matrix multiplication is (view, effort, accounting) belongs to the runtim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from specdec.kernels.reference.mlx_backend import mx
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
 
 from specdec.model.architecture import ModelConfig
+from specdec.model.layers import Layer
 
 # Canonical matrix name, rows (1, in), and the number of the sequence of each, ascending; gives rows (1, out).
 Multiply = Callable[[str, list[Any], list[int]], list[Any]]
@@ -70,12 +71,13 @@ class Segment:
 
 @dataclass(slots=True)
 class _Row:
-    """A row between layers: number and segment of its sequence, slots, rotation, residual stream (1, hidden)."""
+    """A row between layers: number and segment of its sequence, slots, rotation by kind of layer, residual stream
+    (1, hidden)."""
 
     part: int
     segment: Segment
     slots: Sequence[int]
-    turn: tuple[Any, Any]
+    turns: dict[Hashable, tuple[Any, Any]]
     x: Any
 
 
@@ -98,14 +100,17 @@ class RowTransformer:
     ) -> None:
         self._config, self._embed = config, embed
         self._vectors = {name: mx.array(vector(name)) for name in config.vectors()}
-        self._routers = [FloatMatrix(router(layer)) for layer in range(config.num_layers)] if config.num_experts else []
-        self._frequencies = rotary_frequencies(config)
+        self._routers = {
+            number: FloatMatrix(router(number)) for number, layer in enumerate(config.layers) if layer.mlp.experts
+        }
+        # Layers of one kind of rotary positions and head size share frequencies.
+        self._frequencies = {_turning(layer): rotary_frequencies(config, i) for i, layer in enumerate(config.layers)}
         mx.eval(self._vectors)
 
     def forward(self, segments: Sequence[Segment], multiply: Multiply) -> list[NDArray[np.float32]]:
         """Append every segment's tokens to its cache; the logits that each asked for, float32 (rows, V)."""
         rows = [
-            _Row(part, segment, slots, self._rotation(len(slots) - 1), self._embed(token))
+            _Row(part, segment, slots, self._rotations(len(slots) - 1), self._embed(token))
             for part, segment in enumerate(segments)
             for token, slots in zip(segment.tokens, segment.slots, strict=True)
         ]
@@ -117,7 +122,7 @@ class RowTransformer:
         parts = [row.part for row in wanted]
         found = multiply("head", [self._norm(row.x, "final_norm") for row in wanted], parts) if wanted else []
         mx.eval(found)
-        none = np.empty((0, self._config.vocab_size), np.float32)
+        none = np.empty((0, self._config.vocab), np.float32)
         by_part = [[none] for _ in segments]
         for part, logits in zip(parts, found, strict=True):
             by_part[part].append(np.array(logits, dtype=np.float32))
@@ -129,7 +134,7 @@ class RowTransformer:
         self._add(rows, self._attention(rows, normed, layer, multiply))
         normed = [self._norm(row.x, f"layers.{layer}.mlp_norm") for row in rows]
         parts = [row.part for row in rows]
-        mixed = self._experts if self._config.num_experts else self._only_mlp
+        mixed = self._experts if self._config.layers[layer].mlp.experts else self._only_mlp
         self._add(rows, mixed(normed, parts, layer, multiply))
         # Once a layer: a long prompt's graph would otherwise hold every intermediate array of the pass.
         mx.eval([row.x for row in rows], [segment.cache.arrays(layer) for segment, _ in _by_segment(rows)])
@@ -143,18 +148,22 @@ class RowTransformer:
             row.x = row.x + part
 
     def _norm(self, x: Any, name: str) -> Any:
-        return mlx_layers.rms_norm(x, self._vectors[name], eps=self._config.norm_eps)
+        return mlx_layers.rms_norm(x, self._vectors[name], eps=self._config.eps)
 
-    def _rotation(self, position: int) -> tuple[Any, Any]:
-        """Cosines and sines (D / 2,) of one position, rounded once from float64."""
-        angles = position * self._frequencies
-        return mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))
+    def _rotations(self, position: int) -> dict[Hashable, tuple[Any, Any]]:
+        """Cosines and sines (D / 2,) of one position, rounded once from float64, by kind of layer."""
+        found: dict[Hashable, tuple[Any, Any]] = {}
+        for kind, frequencies in self._frequencies.items():
+            angles = position * frequencies
+            found[kind] = mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))
+        return found
 
     def _attention(self, rows: list[_Row], normed: list[Any], layer: int, multiply: Multiply) -> list[Any]:
-        parts, window = [row.part for row in rows], self._config.window(layer)
+        parts, shape = [row.part for row in rows], self._config.layers[layer]
+        kind, window = _turning(shape), shape.attention.window
         queries, keys, values = (self._heads(normed, parts, layer, name, multiply) for name in ("q", "k", "v"))
-        queries = [mlx_layers.rotate(query, *row.turn) for query, row in zip(queries, rows, strict=True)]
-        keys = [mlx_layers.rotate(key, *row.turn) for key, row in zip(keys, rows, strict=True)]
+        queries = [mlx_layers.rotate(query, *row.turns[kind]) for query, row in zip(queries, rows, strict=True)]
+        keys = [mlx_layers.rotate(key, *row.turns[kind]) for key, row in zip(keys, rows, strict=True)]
         start = 0
         for segment, own in _by_segment(rows):
             stop = start + len(own)
@@ -168,12 +177,12 @@ class RowTransformer:
 
     def _heads(self, normed: list[Any], parts: list[int], layer: int, name: str, multiply: Multiply) -> list[Any]:
         """Queries, keys or values of every row, (heads, D) each, with bias and norm where the model has them."""
-        full = f"layers.{layer}.attn.{name}"
+        full, attention = f"layers.{layer}.attn.{name}", self._config.layers[layer].attention
         rows = multiply(full, normed, parts)
-        if self._config.qkv_bias:
+        if attention.bias:
             rows = [row + self._vectors[f"{full}.bias"] for row in rows]
-        rows = [row.reshape(-1, self._config.head_dim) for row in rows]
-        if self._config.qk_norm and name != "v":
+        rows = [row.reshape(-1, attention.head_dim) for row in rows]
+        if attention.qk_norm == "head" and name != "v":
             rows = [self._norm(row, f"{full}_norm") for row in rows]
         return rows
 
@@ -187,9 +196,9 @@ class RowTransformer:
 
     def _experts(self, normed: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
         """Each row's chosen experts, added up by rising expert number. The router itself always runs in full."""
-        names = self._config.mlp_names(layer)
+        names, used = self._config.mlp_names(layer), self._config.layers[layer].mlp.experts_used
         routes = [np.array(self._routers[layer].dense(row))[0] for row in normed]
-        choices = [choose_experts(route, self._config.experts_per_token) for route in routes]
+        choices = [choose_experts(route, used) for route in routes]
         mixed: list[Any] = [None] * len(normed)
         for expert in sorted({int(number) for chosen, _ in choices for number in chosen}):
             users = [m for m, (chosen, _) in enumerate(choices) if expert in chosen]
@@ -199,6 +208,11 @@ class RowTransformer:
                 part = output * float(weights[chosen == expert][0])
                 mixed[m] = part if mixed[m] is None else mixed[m] + part
         return mixed
+
+
+def _turning(layer: Layer) -> Hashable:
+    """Equal for layers that turn heads by equal angles."""
+    return layer.attention.rope, layer.attention.head_dim
 
 
 def _by_segment(rows: list[_Row]) -> list[tuple[Segment, list[_Row]]]:

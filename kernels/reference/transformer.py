@@ -40,15 +40,14 @@ class DenseTransformer:
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float64]:
         """Teacher-forced logits, (T, V) float64, of T token ids at positions 0 to T - 1."""
         config = self.config
-        embed = self.matrix("head" if config.tie_embeddings else "embed")
+        embed = self.matrix("head" if config.tied else "embed")
         x = embed[np.asarray(tokens)].astype(np.float64)
         for layer in range(config.num_layers):
             x = x + self._attention(x, layer)
-            normed = rms_norm(x, self.vector(f"layers.{layer}.mlp_norm"), eps=config.norm_eps)
-            x = x + (
-                self._experts(normed, layer) if config.num_experts else self._mlp(normed, config.mlp_names(layer)[0])
-            )
-        return self._multiply("head", rms_norm(x, self.vector("final_norm"), eps=config.norm_eps))
+            normed = rms_norm(x, self.vector(f"layers.{layer}.mlp_norm"), eps=config.eps)
+            mixture = config.layers[layer].mlp.experts > 0
+            x = x + (self._experts(normed, layer) if mixture else self._mlp(normed, config.mlp_names(layer)[0]))
+        return self._multiply("head", rms_norm(x, self.vector("final_norm"), eps=config.eps))
 
     def _multiply(self, name: str, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.observe is not None:
@@ -56,21 +55,21 @@ class DenseTransformer:
         return np.asarray(rows @ self.matrix(name).astype(np.float64).T)
 
     def _attention(self, x: NDArray[np.float64], layer: int) -> NDArray[np.float64]:
-        config, prefix = self.config, f"layers.{layer}.attn"
-        normed = rms_norm(x, self.vector(f"layers.{layer}.attn_norm"), eps=config.norm_eps)
+        config, prefix, attention = self.config, f"layers.{layer}.attn", self.config.layers[layer].attention
+        normed = rms_norm(x, self.vector(f"layers.{layer}.attn_norm"), eps=config.eps)
         q, k, v = (
             self._multiply(f"{prefix}.{name}", normed)
-            + (self.vector(f"{prefix}.{name}.bias") if config.qkv_bias else 0.0)
+            + (self.vector(f"{prefix}.{name}.bias") if attention.bias else 0.0)
             for name in ("q", "k", "v")
         )
         length = len(x)
-        q, k, v = (part.reshape(length, -1, config.head_dim) for part in (q, k, v))
-        if config.qk_norm:
-            q = rms_norm(q, self.vector(f"{prefix}.q_norm"), eps=config.norm_eps)
-            k = rms_norm(k, self.vector(f"{prefix}.k_norm"), eps=config.norm_eps)
-        angles = np.arange(length)[:, None, None] * rotary_frequencies(config)
+        q, k, v = (part.reshape(length, -1, attention.head_dim) for part in (q, k, v))
+        if attention.qk_norm == "head":
+            q = rms_norm(q, self.vector(f"{prefix}.q_norm"), eps=config.eps)
+            k = rms_norm(k, self.vector(f"{prefix}.k_norm"), eps=config.eps)
+        angles = np.arange(length)[:, None, None] * rotary_frequencies(config, layer)
         keys, values = rotate(k, angles).transpose(1, 0, 2), v.transpose(1, 0, 2)
-        mixed = attention_rows(rotate(q, angles), keys, values, window=config.window(layer))
+        mixed = attention_rows(rotate(q, angles), keys, values, window=attention.window)
         return self._multiply(f"{prefix}.o", mixed.reshape(length, -1))
 
     def _mlp(self, normed: NDArray[np.float64], name: str) -> NDArray[np.float64]:
@@ -78,10 +77,10 @@ class DenseTransformer:
         return self._multiply(f"{name}.down", hidden)
 
     def _experts(self, normed: NDArray[np.float64], layer: int) -> NDArray[np.float64]:
-        config, names = self.config, self.config.mlp_names(layer)
+        names, used = self.config.mlp_names(layer), self.config.layers[layer].mlp.experts_used
         routes = normed @ self.matrix(f"layers.{layer}.mlp.router").astype(np.float64).T
         mixed = np.zeros_like(normed)
         for row in range(len(normed)):
-            for expert, weight in zip(*choose_experts(routes[row], config.experts_per_token), strict=True):
+            for expert, weight in zip(*choose_experts(routes[row], used), strict=True):
                 mixed[row] += weight * self._mlp(normed[row : row + 1], names[expert])[0]
         return mixed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specdec.errors import ModelFormatError
-from specdec.formats.fields import Fields
+from specdec.families.fields import Fields
 from specdec.tokenizers.meta import BPE_NAME, END_MARKERS, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model

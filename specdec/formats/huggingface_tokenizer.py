@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.errors import ModelFormatError
-from specdec.formats.fields import Fields
+from specdec.families.fields import Fields
 from specdec.formats.files import read_bytes, read_json
 from specdec.tokenizers.bpe import BPETokenizer, read_backend
 from specdec.tokenizers.meta import (

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 
 from specdec.errors import ModelFormatError
-from specdec.formats.fields import Fields
+from specdec.families.fields import Fields
 from specdec.formats.safetensors_file import SafetensorsFolder
 from specdec.weights.affine import BITS, GROUPS, affine_name
 from specdec.weights.quantised import quantised_type

@@ -11,8 +11,10 @@ import numpy as np
 from gguf import GGMLQuantizationType, quantize
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.families.base import Tensors
 from specdec.formats.tensor_file import TensorFile
 from specdec.model.architecture import ModelConfig
+from specdec.model.layers import Layer
 from specdec.weights.dtypes import all_finite, check_dtype, from_float32
 from specdec.weights.quantised import QuantisedTable, quantised_type, quantised_types
 
@@ -42,6 +44,31 @@ class Origin:
     interleaved_heads: int = 0
 
 
+def find_origins(config: ModelConfig, tensors: Tensors) -> dict[str, Origin]:
+    """Where every matrix, table and vector of a model lies in a source that stores its tensors so."""
+    shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **config.tables()}
+    shapes |= {name: (length,) for name, length in config.vectors().items()}
+    return {name: _origin(name, shape, config, tensors) for name, shape in shapes.items()}
+
+
+def _origin(name: str, shape: tuple[int, ...], config: ModelConfig, tensors: Tensors) -> Origin:
+    place, tensor, expert = tensors.find("embed" if name == "head" and config.tied else name)
+    rows, heads, whole = shape[0], 0, (place.parts * shape[0], *shape[1:])
+    first = place.part * rows
+    if expert is not None and "{expert}" not in place.tensor:  # the experts of a layer lie in one tensor
+        first += expert * place.parts * rows
+        whole = (_layer_of(name, config).mlp.experts, *whole)
+    if place.interleaved:
+        attention = _layer_of(name, config).attention
+        heads = attention.heads if name.endswith(".q") else attention.kv_heads
+    return Origin(tensor, whole, first_row=first, interleaved_heads=heads)
+
+
+def _layer_of(name: str, config: ModelConfig) -> Layer:
+    """The layer that a canonical name belongs to."""
+    return config.layers[int(name.split(".")[1])]
+
+
 def check_counts(config: ModelConfig, file: TensorFile) -> None:
     """The layers and experts that a description claims can be in the file at all.
 
@@ -53,10 +80,9 @@ def check_counts(config: ModelConfig, file: TensorFile) -> None:
         raise ModelFormatError(
             f"{file.label} is said to have {config.num_layers} layers, but has only {tensors} tensors"
         )
-    if config.num_experts > MAX_EXPERTS:
-        raise ModelFormatError(
-            f"{file.label} is said to have {config.num_experts} experts; at most {MAX_EXPERTS} are read"
-        )
+    experts = max(layer.mlp.experts for layer in config.kinds)
+    if experts > MAX_EXPERTS:
+        raise ModelFormatError(f"{file.label} is said to have {experts} experts; at most {MAX_EXPERTS} are read")
 
 
 def check_tensors(file: TensorFile, origins: Mapping[str, Origin], *, ignored: Collection[str] = ()) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.errors import OptionError, RuntimeUnavailableError, UnknownNameError
+from specdec.runtimes.features import lack
 
 if TYPE_CHECKING:
+    from specdec.model.architecture import ModelConfig
     from specdec.runtimes.base import Runtime
     from specdec.store import Store
 
@@ -54,8 +56,16 @@ def best_runtime() -> str:
     return "mlx" if missing_gpu() is None else _best_on_processor()
 
 
-def _best_on_processor() -> str:
-    return "native" if find_spec("specdec.kernels.cpu._native") is not None else "reference"
+def _best_on_processor(config: ModelConfig | None = None) -> str:
+    """The processor's runtime, for a model if one is given."""
+    if find_spec("specdec.kernels.cpu._native") is None:
+        return "reference"
+    if config is not None:
+        from specdec.runtimes.native.runtime import NativeRuntime
+
+        if NativeRuntime.missing(config):
+            return "reference"
+    return "native"
 
 
 def missing_gpu() -> str | None:
@@ -73,14 +83,14 @@ def _choose(store: Store) -> str:
     """The best runtime for a model. Says in one line when a GPU is here and not used."""
     reason = missing_gpu()
     if reason is None:
-        from specdec.runtimes.mlx.runtime import refuse_unsupported
+        from specdec.runtimes.mlx.runtime import MlxRuntime
 
-        reason = refuse_unsupported(store.config)
+        reason = lack("mlx", MlxRuntime.missing(store.config))
         if reason is None:
             return "mlx"
     elif not _gpu_is_here():
-        return _best_on_processor()
-    chosen = _best_on_processor()
+        return _best_on_processor(store.config)
+    chosen = _best_on_processor(store.config)
     warnings.warn(f"the GPU is not used, runtime {chosen!r} is: {reason}", stacklevel=3)
     return chosen
 
@@ -108,7 +118,8 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
 
     Raises:
         UnknownNameError: no runtime has this name.
-        InvalidArgumentError: `threads` is no whole number of at least 1.
+        InvalidArgumentError: `threads` is not a whole number of at least 1, or the runtime does not execute a feature
+            of the model.
         RuntimeUnavailableError: the runtime cannot run here; the message says what to install.
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):

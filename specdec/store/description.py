@@ -18,9 +18,10 @@ from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import plane_type, quantised_type
 
 FORMAT = "specdec bucket store"
-FORMAT_VERSION = 3
-# What a store is in which no codes lie in planes, and one without quantised matrices: older versions read it.
-BLOCKS_VERSION, PLAIN_VERSION = 2, 1
+FORMAT_VERSION = 4
+# What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
+# Older versions read it.
+PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 3, 2, 1
 # Whether quantised weights stay in their blocks where nobody says otherwise.
 KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
@@ -71,8 +72,10 @@ class StoreDescription:
     @property
     def version(self) -> int:
         """Store format: the oldest that has what this store needs."""
-        if self.rests:
+        if self.config.to_flat_dict() is None:
             return FORMAT_VERSION
+        if self.rests:
+            return PLANES_VERSION
         return BLOCKS_VERSION if self.types else PLAIN_VERSION
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +83,7 @@ class StoreDescription:
         body = {
             "format": FORMAT,
             "version": self.version,
-            "config": self.config.to_dict(),
+            "config": self.config.to_flat_dict() or self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
             "dither": self.dither,
@@ -116,7 +119,8 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        if version not in (PLAIN_VERSION, BLOCKS_VERSION, FORMAT_VERSION) or values.get("checksum") != _checksum(body):
+        known = version in (PLAIN_VERSION, BLOCKS_VERSION, PLANES_VERSION, FORMAT_VERSION)
+        if not known or values.get("checksum") != _checksum(body):
             raise damaged
         try:
             description = cls._from_body(body)
@@ -124,7 +128,7 @@ class StoreDescription:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise damaged from None
-        if (version == FORMAT_VERSION) != (description.version == FORMAT_VERSION):
+        if max(version, description.version) >= PLANES_VERSION and version != description.version:
             raise damaged
         return description
 
@@ -132,7 +136,8 @@ class StoreDescription:
     def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
         for name in body["files"]:
             check_file_name(name)
-        dither, config = body["dither"], ModelConfig.from_dict(body["config"])
+        read_config = ModelConfig.from_dict if body["version"] == FORMAT_VERSION else ModelConfig.from_flat_dict
+        dither, config = body["dither"], read_config(body["config"])
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
         rests = {str(name): float(worth) for name, worth in body.get("rests", {}).items()}
         _check_types(config, types, rests)

@@ -28,9 +28,11 @@ from specdec.runtimes.base import (
     checked_layers,
     checked_tokens,
 )
+from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.device import Gpu, find_gpu
+from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.model import Kind, Layer, Transformer
 from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
@@ -46,17 +48,6 @@ if TYPE_CHECKING:
 _MOST_TIERS = 4  # two bits a weight
 
 GPU: Gpu = find_gpu()
-
-
-def refuse_unsupported(config: ModelConfig) -> str | None:
-    """Why this runtime cannot run a model of this shape; None when it can."""
-    if config.num_experts:
-        return "the mlx runtime does not run mixture-of-experts models: use runtime 'native'"
-    if config.head_dim > 128 or config.head_dim % 8:
-        return f"the mlx runtime needs a head size of at most 128 that 8 divides, not {config.head_dim}: use 'native'"
-    if config.num_heads * config.head_dim % BUCKET or config.num_kv_heads * config.head_dim % BUCKET:
-        return "the mlx runtime needs projections whose width 16 divides: use runtime 'native'"
-    return None
 
 
 class MlxRuntime:
@@ -78,9 +69,7 @@ class MlxRuntime:
     """
 
     def __init__(self, store: Store) -> None:
-        problem = refuse_unsupported(store.config)
-        if problem:
-            raise InvalidArgumentError(problem)
+        check_missing("mlx", self.missing(store.config))
         self.config: ModelConfig = store.config
         self.info = RuntimeInfo(
             name="mlx",
@@ -108,8 +97,7 @@ class MlxRuntime:
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:
         """Features of the model that this runtime does not execute, by name."""
-        problem = refuse_unsupported(config)
-        return frozenset() if problem is None else frozenset({problem})
+        return missing_features(config)
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts beside "exact"; `bucket` needs buckets of 16 in tiers of fours."""
@@ -326,4 +314,4 @@ class MlxRuntime:
         return step if step.most_rows else None
 
 
-__all__ = ["GPU", "GpuCache", "MlxRuntime", "RuntimeUnavailableError", "refuse_unsupported"]
+__all__ = ["GPU", "GpuCache", "MlxRuntime", "RuntimeUnavailableError"]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
+from specdec.model.features import Feature, features_of
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -33,6 +34,7 @@ from specdec.runtimes.base import (
     checked_tokens,
 )
 from specdec.runtimes.cores import usable_cores
+from specdec.runtimes.features import check_missing
 from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.load import load_weights
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
+# Features beyond the plain decoder.
+_EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM, Feature.MIXTURE})
 # Draft views that read the exact weights.
 _EXACT_VIEWS = ("bucket", "own")
 
@@ -124,12 +128,14 @@ class NativeRuntime:
 
     Raises:
         RuntimeUnavailableError: the extension module is not installed.
-        InvalidArgumentError: `threads` is out of range, or this machine cannot run that instruction set.
+        InvalidArgumentError: `threads` is out of range, this machine cannot run that instruction set, or the model has
+            features that `missing` names.
         StoreError: the weights hold an infinite number or NaN, or tier masks contradict the layout.
     """
 
     def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
         module = native_module()
+        check_missing("native", self.missing(store.config))
         self.config: ModelConfig = store.config
         self._store = store
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
@@ -147,9 +153,9 @@ class NativeRuntime:
         )
 
     @classmethod
-    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003
-        """Features of the model that this runtime does not execute: none."""
-        return frozenset()
+    def missing(cls, config: ModelConfig) -> frozenset[str]:
+        """Features of the model that this runtime does not execute, by name."""
+        return features_of(config) - _EXECUTES
 
     @property
     def isa(self) -> str:

@@ -32,10 +32,10 @@ class KeyValueCache:
         check_capacity(capacity)
         self._capacity, self._length = capacity, 0
         self._config, self._device = config, device
-        shape = (config.num_kv_heads, 0, config.head_dim)
+        shapes = [(layer.attention.kv_heads, 0, layer.attention.head_dim) for layer in config.layers]
         with mx.stream(device):
-            self._keys: list[Any] = [mx.zeros(shape) for _ in range(config.num_layers)]
-            self._values: list[Any] = [mx.zeros(shape) for _ in range(config.num_layers)]
+            self._keys: list[Any] = [mx.zeros(shape) for shape in shapes]
+            self._values: list[Any] = [mx.zeros(shape) for shape in shapes]
             self.evaluate()
 
     @property

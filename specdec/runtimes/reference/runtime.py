@@ -7,7 +7,7 @@ needs MLX; `specdec.runtimes.choose` imports it only when asked for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from specdec.kernels.reference.mlx_matrix import FloatMatrix, GroupScaledMatrix,
 from specdec.kernels.reference.mlx_transformer import RowTransformer, Segment
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
+from specdec.model.features import Feature, features_of
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -35,6 +36,7 @@ from specdec.runtimes.base import (
     is_chain,
     path_to,
 )
+from specdec.runtimes.features import check_missing
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
@@ -44,6 +46,19 @@ from specdec.weights.registry import get_view, known_views
 
 if TYPE_CHECKING:
     from specdec.store import Store
+
+# Features beyond the plain decoder.
+_EXECUTES = frozenset(
+    {
+        Feature.ROPE_FACTORS,
+        Feature.WINDOW,
+        Feature.QKV_BIAS,
+        Feature.QK_NORM,
+        Feature.MIXTURE,
+        Feature.MIXED_SHAPES,
+        Feature.MIXED_ROPE,
+    }
+)
 
 
 @runtime_checkable
@@ -120,9 +135,11 @@ class ReferenceRuntime:
 
     Raises:
         RuntimeUnavailableError: (on importing this module) MLX cannot be loaded.
+        InvalidArgumentError: the model has features that `missing` names.
     """
 
     def __init__(self, store: Store) -> None:
+        check_missing("reference", self.missing(store.config))
         self.config: ModelConfig = store.config
         self.info = RuntimeInfo(name="reference", auto_draft=("own", 0.5) if store.quantised else ("bucket", 0.25))
         self._store = store
@@ -134,9 +151,9 @@ class ReferenceRuntime:
             self._transformer = RowTransformer(self.config, store.vector, self._embed, self._router)
 
     @classmethod
-    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003
-        """Features of the model that this runtime does not execute: none."""
-        return frozenset()
+    def missing(cls, config: ModelConfig) -> frozenset[str]:
+        """Features of the model that this runtime does not execute, by name."""
+        return features_of(config) - _EXECUTES
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts beside "exact"."""
@@ -168,21 +185,23 @@ class ReferenceRuntime:
         """Append every sequence's rows to its cache; see `Runtime.forward`."""
         check_batch(batch, self.config, KeyValueCache)
         check_view(view, self.views())
-        segments, hidden = [], []
-        for rows in batch:
-            hidden.append([] if states else None)
-            segments.append(self._segment(rows, hidden[-1]))
+        hidden: list[list[NDArray[np.float32]]] = [[] for _ in batch]
+        caches = [self._own(rows.cache) for rows in batch]
+        segments = [
+            self._segment(rows, cache, shown.append if states else None)
+            for rows, cache, shown in zip(batch, caches, hidden, strict=True)
+        ]
         with self._turn, mx.stream(self._device):
-            held = [segment.cache.length for segment in segments]
+            held = [cache.length for cache in caches]
             try:
                 logits, read = self._run(batch, segments, view)
             except BaseException:
-                for segment, length in zip(segments, held, strict=True):
-                    segment.cache.trim(length)
-                    segment.cache.evaluate()
+                for cache, length in zip(caches, held, strict=True):
+                    cache.trim(length)
+                    cache.evaluate()
                 raise
         return [
-            Pass(one, count, None if shown is None else np.stack(shown))
+            Pass(one, count, np.stack(shown) if states else None)
             for one, count, shown in zip(logits, read, hidden, strict=True)
         ]
 
@@ -205,12 +224,16 @@ class ReferenceRuntime:
 
         return self._transformer.forward(segments, multiply), read.bytes
 
-    def _segment(self, rows: Rows, hidden: list[NDArray[np.float32]] | None) -> Segment:
-        """What the transformer needs of a sequence's rows, checked; `hidden` gets the states."""
-        cache = rows.cache
+    def _own(self, cache: Cache) -> KeyValueCache:
         if not isinstance(cache, KeyValueCache) or not cache.fits(self.config):
             raise InvalidArgumentError("a cache must come from new_cache of this runtime")
-        ids: list[int] = checked_tokens(rows.tokens, cache, self.config.vocab_size).tolist()
+        return cache
+
+    def _segment(
+        self, rows: Rows, cache: KeyValueCache, observe: Callable[[NDArray[np.float32]], None] | None
+    ) -> Segment:
+        """What the transformer needs of a sequence's rows, checked."""
+        ids: list[int] = checked_tokens(rows.tokens, cache, self.config.vocab).tolist()
         wanted = {"all": range(len(ids)), "last": range(len(ids) - 1, len(ids)), "none": range(0)}
         return Segment(
             cache=cache,
@@ -218,7 +241,7 @@ class ReferenceRuntime:
             slots=_slots(cache.length, len(ids), rows.parents),
             layers=checked_layers(rows.layers, self.config),
             logits=wanted[rows.logits],
-            observe=None if hidden is None else hidden.append,
+            observe=observe,
         )
 
     def _load_exact(self, name: str) -> _Operand:
@@ -245,7 +268,7 @@ class ReferenceRuntime:
                 weights.set_tiers(matrix.tier_of_weight())
 
     def _embed(self, token: int) -> Any:
-        if not self.config.tie_embeddings:
+        if not self.config.tied:
             return mx.array(self._store.table_rows("embed", [token]))
         head = self._exact["head"].multiplier
         assert isinstance(head, FloatMatrix)
@@ -257,14 +280,16 @@ class ReferenceRuntime:
     def _count_tables(self, segments: Sequence[Segment], read: _Read) -> None:
         """Count what a pass reads beside its matrices: embeddings, routers, vectors, and each history once."""
         config = self.config
-        entry = 2 * 4 * config.num_kv_heads * config.head_dim
         parts = [part for part, segment in enumerate(segments) for _ in segment.tokens]
         for part, segment in enumerate(segments):
-            rows, length = len(segment.tokens), segment.cache.length
-            seen = sum(length + rows - first_visible(length, config.window(layer)) for layer in range(segment.layers))
-            read.bytes[part] += 2 * rows * config.hidden_size + seen * entry
-        layers = max(segment.layers for segment in segments)
-        read.add(4 * sum(config.vectors().values()) + 2 * config.num_experts * config.hidden_size * layers, parts)
+            rows, length = len(segment.tokens), len(segment.slots[0]) - 1
+            read.bytes[part] += 2 * rows * config.hidden
+            for attention in (layer.attention for layer in config.layers[: segment.layers]):
+                seen = length + rows - first_visible(length, attention.window)
+                read.bytes[part] += seen * 2 * 4 * attention.kv_width
+        layers = config.layers[: max(segment.layers for segment in segments)]
+        routers = 2 * config.hidden * sum(layer.mlp.experts for layer in layers)
+        read.add(4 * sum(config.vectors().values()) + routers, parts)
 
 
 def _slots(length: int, count: int, parents: Sequence[int] | None) -> list[Sequence[int]]:

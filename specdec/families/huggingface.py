@@ -1,43 +1,59 @@
-"""`config.json` of a Hugging Face folder, old and new keys, to a `ModelConfig`. Tensors: `huggingface_source`."""
+"""What the Hugging Face folders of the families here have in common, old and new keys. Each states what differs."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from specdec.errors import ModelFormatError
-from specdec.formats.fields import Fields
-from specdec.formats.rope import factors_from
-from specdec.model.architecture import ARCHITECTURES, ModelConfig
+from specdec.families.base import Stored
+from specdec.families.fields import Fields
+from specdec.families.rope import factors_from
+from specdec.model.architecture import ModelConfig
 
-# What the model classes take when config.json says nothing.
-_DEFAULT_THETA = {"mixtral": 1e6}
-_MISTRAL_WINDOW = 4096
-_MAX_WINDOW_LAYERS = 28
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+# Norms, attention and what surrounds the layers.
+ATTENTION = {
+    "embed": Stored(EMBED),
+    "head": Stored(HEAD),
+    "final_norm": Stored("model.norm.weight"),
+    "attn_norm": Stored("model.layers.{layer}.input_layernorm.weight"),
+    "mlp_norm": Stored("model.layers.{layer}.post_attention_layernorm.weight"),
+} | {f"attn.{name}": Stored(f"model.layers.{{layer}}.self_attn.{name}_proj.weight") for name in "qkvo"}
+MLP = {f"mlp.{name}": Stored(f"model.layers.{{layer}}.mlp.{name}_proj.weight") for name in ("gate", "up", "down")}
+QKV_BIASES = {f"attn.{name}.bias": Stored(f"model.layers.{{layer}}.self_attn.{name}_proj.bias") for name in "qkv"}
+QK_NORMS = {f"attn.{name}_norm": Stored(f"model.layers.{{layer}}.self_attn.{name}_norm.weight") for name in "qk"}
 
 
-def read_config(values: dict[str, Any], where: str) -> ModelConfig:
+def decoder(
+    fields: Fields, *, window: int | None = None, first_sliding: int = 0, theta: float = 1e4, **features: Any
+) -> ModelConfig:
     """The model that a config.json describes.
 
     Args:
-        values: the parsed file.
-        where: its name, for messages.
+        fields: the file.
+        window: sliding window in tokens, or None.
+        first_sliding: first layer that has it, where `layer_types` says nothing else.
+        theta: base of the rotary frequencies where the file says nothing.
+        features: arguments of `ModelConfig.uniform` that the family adds.
 
     Raises:
-        ModelFormatError: an unknown architecture, a missing or senseless value, or a feature that is not supported.
+        ModelFormatError: a missing or senseless value, or a feature that the families here do not have.
     """
-    fields = Fields(values, where)
-    architecture = _architecture(fields)
-    _refuse_unsupported(fields, architecture)
+    family = fields.text("model_type")
+    _check_class(fields, family)
+    _refuse_unsupported(fields, family)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     if "head_dim" not in fields and (heads <= 0 or hidden % heads):
-        raise ModelFormatError(f"{where}: hidden_size {hidden} must be a multiple of num_attention_heads {heads}")
+        raise ModelFormatError(
+            f"{fields.where}: hidden_size {hidden} must be a multiple of num_attention_heads {heads}"
+        )
     head_dim = fields.integer("head_dim", hidden // heads if heads > 0 else 0)
     layers = fields.integer("num_hidden_layers")
-    theta, factors = _rope(fields, architecture, head_dim)
-    window, first_sliding = _window(fields, architecture, layers)
-    experts = architecture == "mixtral"
-    return ModelConfig(
-        architecture=architecture,
+    theta, factors = _rope(fields, theta, head_dim)
+    window, first_sliding = _checked_window(fields, window, first_sliding, layers)
+    return ModelConfig.uniform(
+        family=family,
         vocab_size=fields.integer("vocab_size"),
         hidden_size=hidden,
         intermediate_size=fields.integer("intermediate_size"),
@@ -52,26 +68,22 @@ def read_config(values: dict[str, Any], where: str) -> ModelConfig:
         sliding_window=window,
         first_sliding_layer=first_sliding,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
-        qkv_bias=architecture == "qwen2",
-        qk_norm=architecture == "qwen3",
-        num_experts=fields.integer("num_local_experts") if experts else 0,
-        experts_per_token=fields.integer("num_experts_per_tok") if experts else 0,
+        **features,
     )
 
 
-def _architecture(fields: Fields) -> str:
-    model_type = fields.text("model_type")
-    if model_type not in ARCHITECTURES:
-        raise ModelFormatError(
-            f"{fields.where}: unknown architecture {model_type!r}: this version reads {', '.join(ARCHITECTURES)}"
-        )
-    expected, classes = f"{model_type.capitalize()}ForCausalLM", fields.array("architectures")
+def stated_window(fields: Fields) -> int | None:
+    """`sliding_window`, or None where it is absent or null."""
+    return fields.integer("sliding_window") if "sliding_window" in fields else None
+
+
+def _check_class(fields: Fields, family: str) -> None:
+    expected, classes = f"{family.capitalize()}ForCausalLM", fields.array("architectures")
     if classes and expected not in classes:
         raise ModelFormatError(f"{fields.where}: architectures must name {expected}, not {classes}")
-    return model_type
 
 
-def _refuse_unsupported(fields: Fields, architecture: str) -> None:
+def _refuse_unsupported(fields: Fields, family: str) -> None:
     where = fields.where
     if "quantization_config" in fields and "quantization" not in fields:
         method = fields.mapping("quantization_config").values.get("quant_method", "unnamed")
@@ -83,34 +95,23 @@ def _refuse_unsupported(fields: Fields, architecture: str) -> None:
         raise ModelFormatError(f"{where}: hidden_act must be 'silu', not {activation!r}")
     for key in ("attention_bias", "mlp_bias"):
         if fields.flag(key, False):
-            raise ModelFormatError(f"{where}: {key} is not supported for {architecture}")
+            raise ModelFormatError(f"{where}: {key} is not supported for {family}")
     for nested in (fields, fields.mapping("rope_parameters")):
         if (share := nested.number("partial_rotary_factor", 1.0)) != 1.0:
             raise ModelFormatError(f"{where}: partial_rotary_factor must be 1, not {share}")
 
 
-def _rope(fields: Fields, architecture: str, head_dim: int) -> tuple[float, tuple[float, ...] | None]:
+def _rope(fields: Fields, theta: float, head_dim: int) -> tuple[float, tuple[float, ...] | None]:
     """Base and divisors, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
     rule = fields.mapping("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
     if any(isinstance(value, dict) for value in rule.values.values()):
         raise ModelFormatError(f"{rule.where}: one rule per kind of layer is not supported")
-    default = fields.number("rope_theta", _DEFAULT_THETA.get(architecture, 1e4))
-    theta = rule.number("rope_theta", default)
+    theta = rule.number("rope_theta", fields.number("rope_theta", theta))
     return theta, factors_from(rule, theta=theta, head_dim=head_dim)
 
 
-def _window(fields: Fields, architecture: str, layers: int) -> tuple[int | None, int]:
-    """Sliding window in tokens or None, and the first layer that has it."""
-    window: int | None = fields.integer("sliding_window") if "sliding_window" in fields else None
-    if architecture == "mistral" and "sliding_window" not in fields.values:
-        window = _MISTRAL_WINDOW
-    first = 0
-    if architecture in ("qwen2", "qwen3"):
-        if not fields.flag("use_sliding_window", False):
-            window = None
-        first = fields.integer("max_window_layers", _MAX_WINDOW_LAYERS)
-    elif architecture == "llama":
-        window = None
+def _checked_window(fields: Fields, window: int | None, first: int, layers: int) -> tuple[int | None, int]:
+    """Window and first layer that has it, after what `layer_types` says."""
     kinds = fields.array("layer_types")
     if kinds:
         first = _first_sliding(kinds, fields, layers)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from specdec.errors import ModelFormatError
-from specdec.formats.fields import Fields
+from specdec.families.fields import Fields
 
 SUPPORTED = ("default", "linear", "llama3")
 MAX_HEAD_DIM = 1 << 16  # far above any model; a damaged number must not make a list of billions

@@ -1,0 +1,37 @@
+"""Qwen3 (2505.09388), dense: norms of queries and keys by head, the last layers perhaps sliding."""
+
+from __future__ import annotations
+
+from specdec.families import gguf, huggingface
+from specdec.families.base import Family, Tensors
+from specdec.families.fields import Fields
+from specdec.families.gguf_fields import GgufFields
+from specdec.model.architecture import ModelConfig
+
+_FIRST_SLIDING = 28  # what the model class takes when config.json does not say
+
+
+def from_huggingface(fields: Fields) -> ModelConfig:
+    """The model of a config.json."""
+    stated = huggingface.stated_window(fields)
+    return huggingface.decoder(
+        fields,
+        window=stated if fields.flag("use_sliding_window", False) else None,
+        first_sliding=fields.integer("max_window_layers", _FIRST_SLIDING),
+        qk_norm=True,
+    )
+
+
+def from_gguf(fields: GgufFields) -> ModelConfig:
+    """The model of a GGUF file."""
+    return gguf.decoder(fields, family="qwen3", qk_norm=True)
+
+
+FAMILY = Family(
+    name="qwen3",
+    from_huggingface=from_huggingface,
+    huggingface=(Tensors(huggingface.ATTENTION | huggingface.MLP | huggingface.QK_NORMS),),
+    gguf_name="qwen3",
+    from_gguf=from_gguf,
+    gguf=(Tensors(gguf.DECODER | gguf.QK_NORMS),),
+)

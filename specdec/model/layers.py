@@ -1,0 +1,236 @@
+"""What the blocks of a transformer are made of, as data: rotary positions, attention, MLP, layer.
+
+Which features a runtime executes is in `features`, whole models are in `architecture`. Ranges are checked here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from specdec.errors import ModelFormatError
+
+RopeKind = Literal["half", "interleaved", "none"]
+QkNorm = Literal["none", "head", "full"]
+Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
+Router = Literal["softmax-then-top", "top-then-softmax"]
+Norms = Literal["pre", "post", "both"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rope:
+    """Rotary positions of the heads of a layer. Source: Su et al. 2104.09864, section 3.2.2.
+
+    Attributes:
+        theta: base of the frequencies.
+        factors: divisors of the frequencies, one for each pair of turned dimensions; None divides nothing.
+        share: part of the head that is turned, its first dimensions.
+        kind: how dimensions pair: "half" is j with j + D / 2 (sources convert where they can), "interleaved" is 2j with
+            2j + 1, "none" turns nothing.
+        attention_factor: multiplies sines and cosines (YaRN, 2309.00071).
+    """
+
+    theta: float = 10000.0
+    factors: tuple[float, ...] | None = None
+    share: float = 1.0
+    kind: RopeKind = "half"
+    attention_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "theta", "share", "attention_factor")
+        if self.share > 1:
+            raise ModelFormatError(f"share must be at most 1, not {self.share!r}")
+        check_choice(self, "kind", RopeKind)
+        if self.factors is not None and not all(is_number(factor) and factor > 0 for factor in self.factors):
+            raise ModelFormatError("rope_factors must be positive numbers")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Causal grouped-query attention of a layer.
+
+    Attributes:
+        heads: query heads H.
+        kv_heads: key-value heads K; divides H.
+        head_dim: D; even.
+        rope: rotary positions.
+        window: a query at position p sees keys p - window + 1 .. p; None means all.
+        bias: projections of queries, keys and values have a bias.
+        qk_norm: RMS norm of queries and keys before the rotation: "head" by head, "full" over all heads.
+        scale: of scores; None is 1 / sqrt(D).
+        softcap: scores become softcap * tanh(score / softcap).
+        sinks: every head has a learned score that takes part in the softmax and has no value.
+        gate: the output is multiplied by the sigmoid of a projection of the layer's input.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope = field(default_factory=Rope)
+    window: int | None = None
+    bias: bool = False
+    qk_norm: QkNorm = "none"
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    gate: bool = False
+
+    def __post_init__(self) -> None:
+        check_sizes(self, heads="num_heads", kv_heads="num_kv_heads", head_dim="head_dim")
+        if self.window is not None:
+            check_sizes(self, window="window")
+        check_numbers(self, *(name for name in ("scale", "softcap") if getattr(self, name) is not None))
+        check_flags(self, "bias", "sinks", "gate")
+        check_choice(self, "qk_norm", QkNorm)
+        if self.heads % self.kv_heads:
+            raise ModelFormatError(f"num_heads {self.heads} must be a multiple of num_kv_heads {self.kv_heads}")
+        if self.head_dim % 2:
+            raise ModelFormatError(f"head_dim must be even for rotary positions, not {self.head_dim}")
+        turned = self.head_dim * self.rope.share
+        if turned != int(turned) or int(turned) % 2:
+            raise ModelFormatError(f"rotary positions must cover an even part of the head, not {turned} dimensions")
+        if self.rope.factors is not None and len(self.rope.factors) != turned // 2:
+            raise ModelFormatError(f"rope_factors must hold {int(turned) // 2} numbers, not {len(self.rope.factors)}")
+
+    @property
+    def query_width(self) -> int:
+        """Outputs of the query projection, H * D."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Outputs of the key projection and of the value projection, K * D."""
+        return self.kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mlp:
+    """Gated MLP of a layer, or a mixture of them.
+
+    Attributes:
+        width: inner width (of one expert, if there are experts).
+        activation: of the gate: silu, GELU in its tanh form, or the clamped SwiGLU of gpt-oss.
+        bias: all projections have a bias.
+        experts: 0, or the number of experts of a mixture.
+        experts_used: experts that each token uses.
+        router: weights of the chosen experts: the softmax over the chosen ("top-then-softmax", Mixtral, 2401.04088), or
+            the chosen ones' shares of the softmax over all.
+        renormalise: the weights of the chosen experts are divided by their sum.
+        shared_width: inner width of an MLP that every token uses beside its experts; 0 for none.
+    """
+
+    width: int
+    activation: Activation = "silu"
+    bias: bool = False
+    experts: int = 0
+    experts_used: int = 0
+    router: Router = "top-then-softmax"
+    renormalise: bool = True
+    shared_width: int = 0
+
+    def __post_init__(self) -> None:
+        check_sizes(self, width="intermediate_size")
+        for name, shown in (("experts", "num_experts"), ("experts_used", "experts_per_token"), ("shared_width",) * 2):
+            if not is_whole(getattr(self, name)) or getattr(self, name) < 0:
+                raise ModelFormatError(f"{shown} must be a whole number of at least 0, not {getattr(self, name)!r}")
+        check_flags(self, "bias", "renormalise")
+        check_choice(self, "activation", Activation)
+        check_choice(self, "router", Router)
+        if self.experts and not 0 < self.experts_used <= self.experts:
+            raise ModelFormatError(
+                f"experts_per_token must be 1 to num_experts ({self.experts}), not {self.experts_used}"
+            )
+        if not self.experts and (self.experts_used or self.shared_width):
+            raise ModelFormatError("experts_per_token and shared_width need experts")
+        if not self.renormalise and self.router == "top-then-softmax":
+            raise ModelFormatError("a softmax over the chosen experts is always normalised")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One block: attention, then MLP, each added to the residual stream.
+
+    Attributes:
+        attention: see `Attention`.
+        mlp: see `Mlp`.
+        norms: RMS norms of what enters attention and MLP ("pre"), of what they return ("post"), or of both.
+        residual_scale: multiplies what they return.
+    """
+
+    attention: Attention
+    mlp: Mlp
+    norms: Norms = "pre"
+    residual_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice(self, "norms", Norms)
+        check_numbers(self, "residual_scale")
+
+
+def is_whole(value: object) -> bool:
+    """Whether it is a whole number, and not a bool."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, and not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_sizes(owner: object, **names: str) -> None:
+    """Refuse attributes that are not positive whole numbers; each attribute's name in messages follows it."""
+    for name, shown in names.items():
+        if not is_whole(value := getattr(owner, name)) or value <= 0:
+            raise ModelFormatError(f"{shown} must be a positive whole number, not {value!r}")
+
+
+def check_numbers(owner: object, *names: str) -> None:
+    """Refuse attributes that are not positive numbers."""
+    for name in names:
+        if not is_number(value := getattr(owner, name)) or value <= 0:
+            raise ModelFormatError(f"{name} must be a positive number, not {value!r}")
+
+
+def check_flags(owner: object, *names: str) -> None:
+    """Refuse attributes that are not true or false."""
+    for name in names:
+        if not isinstance(value := getattr(owner, name), bool):
+            raise ModelFormatError(f"{name} must be true or false, not {value!r}")
+
+
+def check_choice(owner: object, name: str, choices: Any) -> None:
+    """Refuse an attribute outside the values of a `Literal`."""
+    if (value := getattr(owner, name)) not in get_args(choices):
+        raise ModelFormatError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
+
+
+def to_values(part: Any) -> dict[str, Any]:
+    """Plain JSON values of a layer or a part of one, without those that equal the default."""
+    values: dict[str, Any] = {}
+    for one in fields(part):
+        value = getattr(part, one.name)
+        if isinstance(value, Rope | Attention | Mlp):
+            values[one.name] = to_values(value)
+        elif value != one.default:
+            values[one.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def layer_from(values: dict[str, Any]) -> Layer:
+    """Rebuild a layer from `to_values`.
+
+    Raises:
+        ModelFormatError: a value is missing, unknown or out of range.
+    """
+    try:
+        attention, mlp = dict(values["attention"]), Mlp(**values["mlp"])
+        rope = dict(attention.pop("rope", {}))
+        if rope.get("factors") is not None:
+            rope["factors"] = tuple(float(x) for x in rope["factors"])
+        rest = {name: value for name, value in values.items() if name not in ("attention", "mlp")}
+        return Layer(attention=Attention(rope=Rope(**rope), **attention), mlp=mlp, **rest)
+    except ModelFormatError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ModelFormatError(f"model description does not fit this version: {error}") from None

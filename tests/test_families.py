@@ -1,0 +1,131 @@
+"""Model families: every one gives the same description from each kind of source, and unknown ones are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from model_files import gguf_parts, tiny_weights, write_gguf, write_huggingface
+from model_files import tiny_config as tiny_fields
+
+from specdec.errors import ModelFormatError
+from specdec.families import registry
+from specdec.families.base import Family, Stored, Tensors, tensors_for
+from specdec.families.fields import Fields
+from specdec.formats import open_source
+from specdec.model.architecture import ModelConfig
+
+DATA = Path(__file__).parent / "data"
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 320, "hidden_size": 64, "intermediate_size": 160, "num_layers": 3, "num_heads": 4, "num_kv_heads": 2,
+    "head_dim": 16, "norm_eps": 1e-6, "rope_theta": 1e4, "max_context": 512,
+}  # fmt: skip
+# What the readers of version 0.2 made of the checkpoints, where it differs from COMMON.
+EXPECTED: dict[str, dict[str, Any]] = {
+    "tiny-llama": {"architecture": "llama"},
+    "tiny-llama-rope-scaling": {
+        "architecture": "llama", "rope_theta": 5e5, "tie_embeddings": True,
+        "rope_factors": (1.0, 2.442259389830086, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0),
+    },
+    "tiny-mistral": {"architecture": "mistral", "sliding_window": 16},
+    "tiny-mixtral": {
+        "architecture": "mixtral", "norm_eps": 1e-5, "rope_theta": 1e6, "num_experts": 8, "experts_per_token": 2,
+    },
+    "tiny-qwen2": {"architecture": "qwen2", "rope_theta": 1e6, "tie_embeddings": True, "qkv_bias": True},
+    "tiny-qwen3": {
+        "architecture": "qwen3", "rope_theta": 1e6, "tie_embeddings": True, "qk_norm": True, "head_dim": 32,
+    },
+}  # fmt: skip
+# Matrices of one layer, in order; the logits layer follows the last.
+ATTENTION = ["attn.q", "attn.k", "attn.v", "attn.o"]
+DENSE = ["mlp.gate", "mlp.up", "mlp.down"]
+MIXTURE = [f"mlp.experts.{expert}.{name}" for expert in range(8) for name in ("gate", "up", "down")]
+NORMS = ["attn_norm", "mlp_norm"]
+VECTORS = {
+    "tiny-qwen2": [*NORMS, "attn.q.bias", "attn.k.bias", "attn.v.bias"],
+    "tiny-qwen3": [*NORMS, "attn.q_norm", "attn.k_norm"],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_descriptions_from_both_kinds_of_source(tmp_path: Path, name: str) -> None:
+    expected = COMMON | EXPECTED[name]
+    assert open_source(DATA / name).config == ModelConfig.from_flat_dict(expected)
+    metadata, tensors = gguf_parts(name)  # these have no rotary divisors, and call Mistral a Llama
+    expected |= {"rope_factors": None} | ({"architecture": "llama"} if name == "tiny-mistral" else {})
+    assert open_source(write_gguf(tmp_path / "m.gguf", metadata, tensors)).config == ModelConfig.from_flat_dict(
+        expected
+    )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_names_and_order_of_tensors_are_those_of_old_stores(name: str) -> None:
+    config = open_source(DATA / name).config
+    matrices = [*ATTENTION, *(MIXTURE if name == "tiny-mixtral" else DENSE)]
+    layers = range(3)
+    assert list(config.matrices()) == [*(f"layers.{i}.{kind}" for i in layers for kind in matrices), "head"]
+    tables = [] if EXPECTED[name].get("tie_embeddings") else ["embed"]
+    tables += [f"layers.{i}.mlp.router" for i in layers] if name == "tiny-mixtral" else []
+    assert list(config.tables()) == tables
+    vectors = VECTORS.get(name, NORMS)
+    assert list(config.vectors()) == [*(f"layers.{i}.{kind}" for i in layers for kind in vectors), "final_norm"]
+    head_dim = config.head_dim
+    assert config.matrices()["layers.2.attn.q"] == (4 * head_dim, 64)
+    assert config.matrices()["layers.2.attn.k"] == config.matrices()["layers.2.attn.v"] == (2 * head_dim, 64)
+    assert config.matrices()["layers.2.attn.o"] == (64, 4 * head_dim)
+    assert config.matrices()[f"layers.2.{matrices[-1]}"] == (64, 160)
+    assert config.matrices()["head"] == (320, 64)
+
+
+def test_the_families_that_are_read() -> None:
+    assert list(registry.families()) == ["llama", "mistral", "mixtral", "qwen2", "qwen3"]
+    with pytest.raises(ModelFormatError, match=r"'gemma3': this version reads llama, mistral, mixtral, qwen2, qwen3$"):
+        registry.from_huggingface(Fields({"model_type": "gemma3"}, "config.json"))
+    with pytest.raises(ModelFormatError, match=r"'mistral3': GGUF is read for llama, qwen2, qwen3$"):
+        registry.gguf_family(Fields({"general.architecture": "mistral3"}, "m.gguf"))
+
+
+def test_a_new_family_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama under another name, with other names of tensors."""
+    llama = registry.families()["llama"]
+    ways = tuple(
+        Tensors({k: Stored(v.tensor.replace("self_attn", "attention")) for k, v in way.places.items()})
+        for way in llama.huggingface
+    )
+    module = ModuleType("specdec.families.tiny")
+    module.FAMILY = dataclasses.replace(llama, name="tiny", huggingface=ways, gguf_name=None)  # type: ignore[attr-defined]
+    found = [type("Found", (), {"name": name}) for name in ("llama", "tiny", "rope")]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(registry, "iter_modules", lambda _: found)
+    registry.families.cache_clear()
+    try:
+        assert list(registry.families()) == ["llama", "tiny"]
+        tensors = {
+            key.replace("self_attn", "attention"): ("F16", value) for key, value in tiny_weights("tiny-llama").items()
+        }
+        fields = tiny_fields("tiny-llama") | {"model_type": "tiny", "architectures": ["TinyForCausalLM"]}
+        source = open_source(write_huggingface(tmp_path / "m", fields, tensors))
+        assert source.config.family == "tiny"
+        np.testing.assert_array_equal(
+            source.matrix("layers.1.attn.q"), open_source(DATA / "tiny-llama").matrix("layers.1.attn.q")
+        )
+    finally:
+        registry.families.cache_clear()
+
+
+def test_places_of_tensors() -> None:
+    mixtral: Family = registry.families()["mixtral"]
+    fused = tensors_for(mixtral.huggingface, ["x.experts.gate_up_proj"])
+    place, tensor, expert = fused.find("layers.2.mlp.experts.5.up")
+    assert (tensor, expert) == ("model.layers.2.mlp.experts.gate_up_proj", 5)
+    assert (place.part, place.parts) == (1, 2)
+    single = tensors_for(mixtral.huggingface, ["anything"])
+    assert single.find("layers.2.mlp.experts.5.up")[1] == "model.layers.2.block_sparse_moe.experts.5.w3.weight"
+    with pytest.raises(ModelFormatError, match=r"no tensor of the source is known for 'layers\.2\.attn\.sinks'"):
+        single.find("layers.2.attn.sinks")
