@@ -23,7 +23,7 @@ from common import add_json_option, print_machine, print_table, write_json
 from replay_engine import CHAIN_NAME, LOOKUP, Answer, Costs, Position, Replay, Score, Shown
 from specdec.policies.fixed import FixedPolicy
 from specdec.policies.goodput.acceptance import signal_class
-from specdec.policies.goodput.policy import EFFORTS
+from specdec.policies.goodput.menu import EFFORTS
 from specdec.policies.registry import create
 
 import specdec

@@ -20,7 +20,7 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 from policy_replay import SEEDS, shown
 from replay_engine import Answer, Costs, Position, Replay, Score
-from specdec.policies.goodput.policy import EFFORTS
+from specdec.policies.goodput.menu import EFFORTS
 from specdec.policies.registry import create
 
 import specdec

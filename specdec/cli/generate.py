@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
+from specdec.checks import check_effort
 from specdec.cli import check
 from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
 from specdec.cli.explain import Shown
@@ -20,7 +21,7 @@ from specdec.cli.statistics import report
 from specdec.engine.options import GenerationSettings, stop_strings
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 
 if TYPE_CHECKING:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from specdec.checks import check_effort
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup, LoadedModel
 from specdec.drafters.effort import batches, draft_views
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import Cache, Pass, forward_one
 
 _OPTIONS = ("view", "effort")

@@ -6,11 +6,12 @@ import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from specdec.checks import check_effort
 from specdec.drafters.base import Drafter
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

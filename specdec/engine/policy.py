@@ -1,8 +1,9 @@
-"""The policy protocol: what a policy is told, and what it may decide. No model code, no array library.
+"""The policy protocol: what a policy is told, and what it may decide. A policy author's one import.
 
 A round runs `plan`, then `next_step` after every drafted token but the last one planned, then `observe` once the
 verifier has spoken. What a policy may learn across generations comes in through `begin`, what it has to tell goes out
-through `summary`; both are optional.
+through `summary`; both are optional. A policy refuses parameters with `InvalidArgumentError`; `check_effort`,
+`check_count` and `check_number` do so for the usual ones. This module imports no model code and no array library.
 """
 
 from __future__ import annotations
@@ -10,6 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+
+from specdec.checks import check_count, check_effort, check_number
+from specdec.errors import InvalidArgumentError
+
+__all__ = [
+    "CostTable",
+    "Distribution",
+    "DraftOption",
+    "DraftPlan",
+    "InvalidArgumentError",
+    "Knowledge",
+    "Learner",
+    "Policy",
+    "Reporter",
+    "RoundOutcome",
+    "RoundState",
+    "StepSignals",
+    "check_count",
+    "check_effort",
+    "check_number",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +86,7 @@ class RoundState:
             (for a lookup, how long the suffix is that it found again), 0 when they have nothing to propose.
         distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
             first round.
+        rows_beside: rows that other sequences are expected to have in this round's verify pass; 0 for one sequence.
     """
 
     round_index: int
@@ -77,6 +100,7 @@ class RoundState:
     is_effort_asked: bool = True
     matches: Mapping[str, int] = field(default_factory=dict)
     distribution: Distribution | None = None
+    rows_beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +131,7 @@ class StepSignals:
         context_length: tokens in the cache before the step.
         drafter: who drafted it.
         view: draft view that was read, if any.
-        seconds: what the step cost.
+        seconds: what the step cost: those of the whole pass, also when other sequences drafted in it.
         distribution: what the step's logits look like; a policy that never reads it costs nothing.
     """
 
@@ -135,6 +159,7 @@ class RoundOutcome:
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
+        rows_beside: rows that other sequences had in the verify pass.
     """
 
     drafted: int
@@ -146,6 +171,7 @@ class RoundOutcome:
     draft_s: float
     verify_s: float
     round_s: float
+    rows_beside: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING
 
 from specdec.drafters.base import DraftContext, Drafter, DrafterSetup
@@ -16,6 +15,7 @@ from specdec.engine.round import Engine, Speculation
 from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -41,10 +41,7 @@ def speculation(model: Model, engine: Engine, settings: GenerationSettings, end_
     efforts = EffortScale(base, model.config)
     verify_effort = settings.verify_effort.mean(model.config)
     if settings.draft_effort is not None and efforts.mean > verify_effort:
-        warnings.warn(
-            f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save",
-            stacklevel=4,  # the caller of `stream`
-        )
+        warn(f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save")
     policy = settings.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     guarded = GuardedPolicy(create_policy(policy) if isinstance(policy, str) else policy, policy_name)
@@ -117,5 +114,5 @@ def _drafters(model: Model, settings: GenerationSettings) -> dict[str, Drafter]:
             except MemoryShortError as error:
                 if one != "auto" or settings.draft_view != "auto":
                     raise
-                warnings.warn(f"{error}; drafting goes on without it", stacklevel=2)
+                warn(f"{error}; drafting goes on without it")
     return drafters

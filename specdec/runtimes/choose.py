@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.runtimes.base import Runtime
@@ -20,9 +20,7 @@ def _reference(store: Store, threads: int | None) -> Runtime:
     from specdec.runtimes.reference.runtime import ReferenceRuntime
 
     if threads is not None:
-        warnings.warn(
-            f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses", stacklevel=3
-        )
+        warn(f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses")
     return ReferenceRuntime(store)
 
 
@@ -36,7 +34,7 @@ def _mlx(store: Store, threads: int | None) -> Runtime:
     from specdec.runtimes.mlx.runtime import MlxRuntime
 
     if threads is not None:
-        warnings.warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU", stacklevel=3)
+        warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU")
     return MlxRuntime(store)
 
 
@@ -81,7 +79,7 @@ def _choose(store: Store) -> str:
     elif not _gpu_is_here():
         return _best_on_processor()
     chosen = _best_on_processor()
-    warnings.warn(f"the GPU is not used, runtime {chosen!r} is: {reason}", stacklevel=3)
+    warn(f"the GPU is not used, runtime {chosen!r} is: {reason}")
     return chosen
 
 

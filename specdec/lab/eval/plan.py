@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model.effort import check_effort
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
