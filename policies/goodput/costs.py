@@ -17,7 +17,7 @@ from specdec.engine.policy import CostTable
 _Key: TypeAlias = tuple[str, str | None, float]  # drafter, view, effort
 
 MOST_ROWS = 33  # of a verify pass that is told apart
-_UPPER = 17  # rows from which the slope beyond `MOST_ROWS` is taken
+_UPPER = 17  # rows from which the slope beyond `MOST_ROWS` is taken, where nothing was measured there
 _SLOPE = 0.1  # a further row of a pass, where nothing was measured
 _FLOOR = 0.02  # least slope behind the last measured number of rows
 _CLIP = 0.3  # most that one observation may be off, in log: a machine that stalls is not a cost
@@ -48,7 +48,7 @@ class CostModel:
         self.verify = _curve(known)
         """Cost of a pass, by its number of rows, 0 to `MOST_ROWS`."""
         self._seen = [_KNOWN if rows in seconds else 0.0 for rows in range(MOST_ROWS + 1)]
-        self._tail = max(_FLOOR, (self.verify[MOST_ROWS] - self.verify[_UPPER]) / (MOST_ROWS - _UPPER))
+        self._tail = _tail(known, self.verify)  # cost of a further row beyond MOST_ROWS
         self._tail_seen = 0.0
         self._error = 0.0  # mean logarithmic error of recent passes
         self._draft: dict[_Key, float] = {}
@@ -192,3 +192,11 @@ def _curve(known: dict[int, float]) -> list[float]:
             slope = _SLOPE if previous is None else (known[below] - known[previous]) / (below - previous)
             curve[m] = known[below] + (m - below) * max(slope, _FLOOR)
     return curve
+
+
+def _tail(known: dict[int, float], curve: list[float]) -> float:
+    """Cost of a further row beyond `MOST_ROWS`, from the most rows measured or from the upper half of the curve."""
+    most = max(known)
+    if most > MOST_ROWS:
+        return max(0.0, known[most] - curve[MOST_ROWS]) / (most - MOST_ROWS)
+    return max(_FLOOR, (curve[MOST_ROWS] - curve[_UPPER]) / (MOST_ROWS - _UPPER))
