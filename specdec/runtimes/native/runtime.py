@@ -1,7 +1,7 @@
 """The native CPU runtime: one C++ call per forward pass. Loading, checks and errors are here; the arithmetic is in
 `kernels/cpu`, the draft views of this runtime beside `bucket` are in `drafts`.
 
-Importing this module needs the extension module; `specdec.runtimes.choose` imports it only when asked for."""
+Making a runtime needs the extension module; importing this module does not."""
 
 from __future__ import annotations
 
@@ -58,9 +58,6 @@ def native_module() -> Any:
             f"the native runtime is not installed ({error}): install specdec-mlx where there is a C++ compiler and "
             "SPECDEC_NO_NATIVE is not set"
         ) from None
-
-
-native_module()
 
 
 class NativeCache:
