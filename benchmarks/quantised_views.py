@@ -103,7 +103,7 @@ def build(view: str, matrix: ExactMatrix) -> Weights:
         raise SystemExit("this benchmark compares views of targets whose matrices are all quantised")
     if view in ("nested3", "nested2"):
         return _of_view(NestedMatrix(matrix, int(view[-1])))
-    return _of_view(matrix if view == "own" else get_view(view).build(matrix))
+    return _of_view(get_view(view).build(matrix))
 
 
 class ViewTransformer(DenseTransformer):

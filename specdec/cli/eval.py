@@ -16,6 +16,7 @@ from specdec.cli.common import (
     check_writable,
 )
 from specdec.progress import StreamProgress
+from specdec.runtimes.base import EXACT
 
 if TYPE_CHECKING:
     from specdec.lab.eval.plan import Plan
@@ -38,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--view",
         nargs="+",
-        default=["exact"],
+        default=[EXACT],
         metavar="VIEW",
         help="exact, or draft views such as int4; one or more (default: exact)",
     )
@@ -119,7 +120,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
         settings=make_settings(arguments.view, arguments.effort or EFFORTS)
-        + tuple(Setting("exact", 1.0, share) for share in arguments.load_share),
+        + tuple(Setting(EXACT, 1.0, share) for share in arguments.load_share),
         measures=tuple(measures),
         text=arguments.text,
         passages=arguments.passages,

@@ -21,7 +21,7 @@ from specdec import paths
 from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import forward_one
+from specdec.runtimes.base import EXACT, forward_one
 from specdec.version import version
 from specdec.whole_file import whole_file
 
@@ -91,7 +91,7 @@ def _measure(
                 seconds = _timed(check, cache, context)
                 verify[rows] = min(seconds, verify.get(rows, seconds))
         for key in missing:
-            step = partial(forward_one, runtime, tokens[:1], cache, effort=efforts(key[2]), view=key[1] or "exact")
+            step = partial(forward_one, runtime, tokens[:1], cache, effort=efforts(key[2]), view=key[1] or EXACT)
             if not attempt:
                 _timed(step, cache, context)
             seconds = _timed(step, cache, context)

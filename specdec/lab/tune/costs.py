@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from specdec.lab.tune.sensitivity import advance
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import Cache, Runtime, forward_one
+from specdec.runtimes.base import EXACT, Cache, Runtime, forward_one
 
 VERIFY_ROWS = (1, 2, 3, 5, 9)  # rows of exact passes that are timed
 _FULL = EffortSchedule()
@@ -34,7 +34,7 @@ class StepTimer:
 
     def exact(self) -> dict[int, float]:
         """Seconds of an exact pass at effort 1, by its rows."""
-        return dict(zip(VERIFY_ROWS, self._quartiles([(rows, _FULL, "exact") for rows in VERIFY_ROWS]), strict=True))
+        return dict(zip(VERIFY_ROWS, self._quartiles([(rows, _FULL, EXACT) for rows in VERIFY_ROWS]), strict=True))
 
     def drafts(self, schedules: Sequence[EffortSchedule], view: str) -> list[float]:
         """Seconds of a draft step with each schedule."""

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
-# Draft views that read the exact weights.
-_EXACT_VIEWS = ("bucket", "own")
 
 
 def native_module() -> Any:
@@ -178,7 +176,7 @@ class NativeRuntime:
         check_view(view, self._views)
         if view == EXACT or view in self._drafts:
             return
-        if view in _EXACT_VIEWS:
+        if self._views[view].reads_exact:
             self._need_masks()
             return
         check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
@@ -218,7 +216,7 @@ class NativeRuntime:
         assert isinstance(cache, NativeCache)
         depth = checked_layers(rows.layers, self.config)
         draft = None
-        if view not in (EXACT, *_EXACT_VIEWS):
+        if view != EXACT and not self._views[view].reads_exact:
             self.prepare(view)
             draft = self._drafts[view]
         elif not rows.efforts.is_full:
