@@ -20,6 +20,7 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.base import EXACT, find_view
 from specdec.runtimes.native.runtime import NativeRuntime, native_module
 from specdec.store import Store, convert
 from specdec.weights.dtypes import to_float32
@@ -79,7 +80,7 @@ def seconds(runtime: NativeRuntime, matrices: list[int], shape: tuple[int, int],
     view, effort, rows = case
     x = np.random.default_rng(2).standard_normal((rows, shape[1]), dtype=np.float32)
     y = np.empty((rows, shape[0]), np.float32)
-    draft = runtime._drafts[view] if view not in ("exact", "bucket") else None
+    draft = None if find_view(runtime, view).reads_exact else runtime._drafts[view]
     start = time.perf_counter()
     read = sum(runtime._model.multiply(index, x, draft, effort, y) for index in matrices)
     return (time.perf_counter() - start) / len(matrices), read / len(matrices)
@@ -115,9 +116,10 @@ def main() -> None:
 
 def measure(runtime: NativeRuntime, matrices: list[int], shape: tuple[int, int], repeat: int) -> list[dict[str, Any]]:
     """Every case once a round, so that all see the same machine; ratios are medians of the rounds' own."""
-    cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 5, 9, 16, 64)]
-    cases += [("exact", effort, rows) for effort in (0.6, 0.25) for rows in (1, 5, 9)]
-    cases += [(view, effort, 1) for view in runtime.views() if view != "bucket" for effort in (1.0, 0.5, 0.25, 0.15)]
+    cases = [(EXACT, 1.0, rows) for rows in (1, 2, 3, 5, 9, 16, 64)]
+    cases += [(EXACT, effort, rows) for effort in (0.6, 0.25) for rows in (1, 5, 9)]
+    own = [view.name for view in runtime.views().values() if not view.reads_exact]
+    cases += [(view, effort, 1) for view in own for effort in (1.0, 0.5, 0.25, 0.15)]
     times: dict[Any, list[float]] = {case: [] for case in cases}
     bytes_read: dict[Any, float] = {}
     reading = []
@@ -133,7 +135,7 @@ def measure(runtime: NativeRuntime, matrices: list[int], shape: tuple[int, int],
         middle = statistics.median(times[case])
         spread = (max(times[case]) - min(times[case])) / middle
         # Draft views multiply the matrices that share a row together: here gate and up, as many products again.
-        products = 1 if case[0] == "exact" else 2
+        products = 1 if case[0] == EXACT else 2
         ratio = statistics.median(a / b for a, b in zip(times[case], dense, strict=True)) / products
         results.append({"view": case[0], "effort": case[1], "rows": case[2], "us": middle * 1e6, "spread": spread,
                         "gb_s": bytes_read[case] / middle / 1e9, "ratio": ratio,

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.model import Layer, Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
-from specdec.runtimes.mlx.runtime import GPU
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.weights import Linear, PackedBucket, PackedTiers
 
+GPU = find_gpu()
 mx = GPU.mx
 TIERS = (4, 4, 4, 4)
 # The shape of Llama-3-8B and its kin without their long vocabulary: what the targets are stated for.

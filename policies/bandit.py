@@ -7,10 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from specdec.policies.parameters import check_count, check_number
-
-from specdec.engine.policy import DraftPlan, Knowledge, Learner, Policy, RoundOutcome, RoundState, StepSignals
-from specdec.errors import InvalidArgumentError
+from specdec.engine.policy import (
+    DraftPlan,
+    InvalidArgumentError,
+    Knowledge,
+    Learner,
+    Policy,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+    check_count,
+    check_number,
+)
 
 
 @dataclass(slots=True)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specdec.policies.parameters import check_count, check_number
-
-from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
-from specdec.model.effort import check_effort
+from specdec.engine.policy import (
+    DraftPlan,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+    check_count,
+    check_effort,
+    check_number,
+)
 
 
 @dataclass(slots=True)

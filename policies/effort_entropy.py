@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specdec.policies.parameters import check_count, check_number
-
-from specdec.engine.policy import Distribution, DraftPlan, RoundOutcome, RoundState, StepSignals
-from specdec.errors import InvalidArgumentError
-from specdec.model.effort import check_effort
+from specdec.engine.policy import (
+    Distribution,
+    DraftPlan,
+    InvalidArgumentError,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+    check_count,
+    check_effort,
+    check_number,
+)
 
 _STEPS = 20  # efforts are multiples of 1 / 20: few enough for the runtime to remember each
 

@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from specdec.policies.parameters import check_count, check_number
-
-from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
-from specdec.model.effort import check_effort
+from specdec.engine.policy import (
+    DraftPlan,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+    check_count,
+    check_effort,
+    check_number,
+)
 
 _RATE_MEMORY = 0.5  # weight of the past in the acceptance rate that the threshold follows
 _LOWEST, _HIGHEST = 0.0, 0.95

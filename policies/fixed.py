@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
-from specdec.errors import InvalidArgumentError
-from specdec.model.effort import check_effort
+from specdec.engine.policy import (
+    DraftPlan,
+    InvalidArgumentError,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+    check_effort,
+)
 
 
 @dataclass(slots=True)

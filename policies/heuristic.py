@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from specdec.policies.parameters import check_count
-
-from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
-from specdec.model.effort import check_effort
+from specdec.engine.policy import (
+    DraftPlan,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+    check_count,
+    check_effort,
+)
 
 
 @dataclass(slots=True)

@@ -1,11 +1,13 @@
-"""The errors that specdec raises for a user's mistake, and nothing else.
+"""The errors that specdec raises on purpose: for a user's mistake, and for a plug-in that fails.
 
 Each one carries a single sentence that names what was wrong and what would be right. The command line prints that
-sentence and exits with code 2; a library user catches `SpecdecError`, or the built-in class that each also is.
+sentence and exits with code 2, or 1 for a `PluginError`; a library user catches `SpecdecError`, or the built-in class
+that each also is.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 
 
@@ -65,3 +67,31 @@ class RuntimeUnavailableError(SpecdecError, RuntimeError):
 
 class MemoryShortError(SpecdecError, MemoryError):
     """There is no memory for something that could be left out, such as a draft view."""
+
+
+class PluginError(SpecdecError, RuntimeError):
+    """A policy, drafter or other plug-in has a bug: it raised an exception or gave an answer out of range.
+
+    Args:
+        kind: of the plug-in, such as "policy".
+        name: of the plug-in.
+        fault: what is wrong, as the rest of a sentence that begins with kind and name.
+    """
+
+    def __init__(self, kind: str, name: str, fault: str) -> None:
+        super().__init__(f"{kind} {name!r} {fault}")
+        self.kind, self.name = kind, name
+
+    @classmethod
+    def raised(cls, kind: str, name: str, error: BaseException, *, doing: str) -> PluginError:
+        """For an exception that came out of a plug-in; raise it `from error`.
+
+        Args:
+            kind: of the plug-in.
+            name: of the plug-in.
+            error: what it raised.
+            doing: its method, as the rest of "failed in".
+        """
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        return cls(kind, name, f"failed in {doing}: {type(error).__name__}: {error}{place}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError, PluginError, UnknownNameError
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -49,7 +49,8 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: nobody registered the name; the message lists those that exist.
-            InvalidArgumentError: the package that announces the name cannot be imported, or two packages claim it.
+            InvalidArgumentError: two packages claim the name.
+            PluginError: the package that announces the name cannot be imported.
         """
         found: list[T] = [self._own[name]] if name in self._own else []
         for point in self._announced():
@@ -70,7 +71,6 @@ class Registry(Generic[T]):
         try:
             constructor: T = point.load()
         except Exception as error:
-            raise InvalidArgumentError(
-                f"{self.kind} {point.name!r} cannot be loaded from {point.value}: {type(error).__name__}: {error}"
-            ) from error
+            fault = f"cannot be loaded from {point.value}: {type(error).__name__}: {error}"
+            raise PluginError(self.kind, point.name, fault) from error
         return constructor

@@ -43,6 +43,7 @@ class World:
         verify: cost of a verify pass by rows.
         matches: chance that a lookup finds something, and that a token of it is kept; None without a lookup.
         hardness: mean of the exponential margin of a token.
+        beside: rows of other sequences in every verify pass. `verify` then costs for the rows of all.
         dense_s: seconds of a dense step.
         jitter: standard deviation of the logarithm of every cost.
         spikes: chance that a pass takes ten times as long.
@@ -53,6 +54,7 @@ class World:
     verify: Callable[[int], float] = stairs
     matches: tuple[float, float] | None = None
     hardness: float = 3.0
+    beside: int = 0
     dense_s: float = 0.01
     jitter: float = 0.0
     spikes: float = 0.0
@@ -70,10 +72,12 @@ class World:
         factor = math.exp(self.random.gauss(0, self.jitter)) * (10 if self.random.random() < self.spikes else 1)
         return dense_steps * self.dense_s * factor
 
-    def costs(self, efforts: tuple[float, ...] = (0.2, 0.5, 1.0)) -> CostTable:
-        """What a first measurement would have found."""
+    def costs(
+        self, efforts: tuple[float, ...] = (0.2, 0.5, 1.0), *, counts: tuple[int, ...] = (1, 3, 5, 9)
+    ) -> CostTable:
+        """What a first measurement of passes over so many rows, and of steps at these efforts, would have found."""
         return CostTable(
-            verify_s={rows: self.dense_s * self.verify(rows) for rows in (1, 3, 5, 9)},
+            verify_s={rows: self.dense_s * self.verify(rows) for rows in counts},
             draft_s={("effort", "int4", effort): self.dense_s * self.step(effort) for effort in efforts},
         )
 
@@ -122,6 +126,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
         temperature=temperature,
         is_effort_asked=False,
         matches=matches,
+        rows_beside=world.beside,
     )
     plan = policy.plan(state)
     length = min(plan.num_draft_tokens, state.max_draft_tokens)
@@ -158,7 +163,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
         draft_s, dense = draft_s + seconds, dense + cost
         tally.efforts[effort] = tally.efforts.get(effort, 0) + 1
         effort = policy.next_step(one) if drafted < length else None
-    verify = world.verify(drafted + 1)
+    verify = world.verify(world.beside + drafted + 1)
     verify_s = world.seconds(verify)
     policy.observe(
         RoundOutcome(
@@ -171,6 +176,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
             draft_s=draft_s,
             verify_s=verify_s,
             round_s=draft_s + verify_s,
+            rows_beside=world.beside,
         )
     )
     tally.tokens += accepted + 1

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import tiny_config
 
+from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 
 EXAMPLES = sorted(Path(str(files("specdec.configs"))).glob("efforts/*.yaml"))
 

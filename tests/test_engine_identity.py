@@ -18,7 +18,7 @@ from synthetic import synthetic_source, tiny_config
 
 import specdec
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
-from specdec.errors import InvalidArgumentError
+from specdec.errors import PluginError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.runtimes.base import Pass, Rows, Runtime
@@ -300,7 +300,7 @@ def test_a_policy_that_raises_anywhere_is_named_and_leaves_all_clean(seed):
         model, [5, 6], max_tokens=60, policy=Hostile(seed, raises=True), drafter=ALL_DRAFTERS, draft_view="int4,bucket"
     )
     engine, pieces = stream._answer.sequence, []
-    with pytest.raises(InvalidArgumentError, match=r"'Hostile' failed in (plan|next_step|observe): RuntimeError"):
+    with pytest.raises(PluginError, match=r"'Hostile' failed in (plan|next_step|observe): RuntimeError"):
         pieces.extend(stream)
     said = [token for piece in pieces for token in piece.tokens]
     assert said == plain.tokens[: len(said)]

@@ -17,7 +17,7 @@ from specdec.engine.efforts import EffortScale, describe_target
 from specdec.engine.policy import DraftPlan
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.engine.sequence import Sequence
-from specdec.errors import InvalidArgumentError, SpecdecError, UnknownNameError
+from specdec.errors import InvalidArgumentError, PluginError, SpecdecError, UnknownNameError
 from specdec.model.effort import EffortSchedule, resolve_efforts
 from specdec.model.loaded import Model
 from specdec.registry import Registry
@@ -168,7 +168,7 @@ def test_a_faulty_policy_is_named_and_leaves_the_engine_clean(answers, message):
     model = fake_model(tokenizer=ByteTokenizer(eos=frozenset()))
     stream = specdec.stream(model, [1, 2, 3], policy=ScriptedPolicy(**answers))
     engine = stream._answer.sequence
-    with pytest.raises(InvalidArgumentError, match=f"policy 'ScriptedPolicy' .*{message}"):
+    with pytest.raises(PluginError, match=f"policy 'ScriptedPolicy' .*{message}"):
         next(stream)
     assert engine.tokens == [1, 2, 3]
     assert engine.cache.length == 2

@@ -34,6 +34,9 @@ try:
     from test_gpu_runtime import ChoosingTransformer
 
     from specdec.runtimes.mlx import runtime as mlx_runtime
+    from specdec.runtimes.mlx.device import find_gpu
+
+    GPU = find_gpu()
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 
@@ -82,13 +85,10 @@ def runtime_of(store_of: Callable[[str], tuple[Any, Store]]) -> Callable[[str, s
 
     @cache
     def build(name: str, way: str) -> Any:
-        gpu = mlx_runtime.GPU
-        try:
+        with pytest.MonkeyPatch.context() as patch:
             if way == "one by one":
-                mlx_runtime.GPU = replace(gpu, driver=None)
+                patch.setattr(mlx_runtime, "find_gpu", lambda: replace(GPU, driver=None))
             made = mlx_runtime.MlxRuntime(store_of(name)[1])
-        finally:
-            mlx_runtime.GPU = gpu
         whole = made._transformer.whole
         assert way == "one kernel" or whole is None
         if way == "one kernel" and whole is None:

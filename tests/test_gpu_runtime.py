@@ -31,9 +31,12 @@ from specdec.weights.dtypes import to_float32
 
 try:
     from specdec.runtimes.mlx import model as mlx_model
+    from specdec.runtimes.mlx.device import find_gpu
     from specdec.runtimes.mlx.pack import int4_parts
     from specdec.runtimes.mlx.runtime import MlxRuntime
     from specdec.runtimes.mlx.step import BIN_BITS
+
+    find_gpu()
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 

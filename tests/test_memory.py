@@ -10,10 +10,14 @@ import pytest
 from command_line import run
 
 import specdec
-from specdec.errors import MemoryShortError
+from specdec.errors import MemoryShortError, RuntimeUnavailableError
 from specdec.runtimes.memory import available_bytes, check_room, release_free_memory
+from specdec.runtimes.native import runtime as native
 
-native = pytest.importorskip("specdec.runtimes.native.runtime", reason="the native runtime is not built")
+try:
+    native.native_module()
+except RuntimeUnavailableError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 
 def test_available_is_the_lower_of_kernel_and_control_group(tmp_path: Path) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
+import tomllib
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +16,7 @@ from synthetic import quantised_config, quantised_source, synthetic_source, tiny
 
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes import choose as registry
-from specdec.runtimes.mlx.device import find_gpu
+from specdec.runtimes.mlx.device import _OLDEST, find_gpu
 from specdec.store import Store, convert
 
 
@@ -45,7 +49,7 @@ def test_metal_comes_before_cuda(monkeypatch, metal, cuda, chosen):
     ("options", "message"),
     [
         ({"cuda": False}, "has no GPU here"),
-        ({"cuda": True, "version": "0.22.1"}, "too old"),
+        ({"cuda": True, "version": "0.30.6"}, r"MLX 0\.30\.6 is too old for the mlx runtime: install mlx>=0\.31"),
         ({"cuda": True, "kernels": False}, "too old"),
     ],
 )
@@ -85,8 +89,26 @@ def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
 
-def test_the_runtime_module_refuses_where_there_is_no_gpu(monkeypatch):
+def test_the_runtime_refuses_where_there_is_no_gpu_and_its_module_does_not(monkeypatch, tmp_path):
     pretend(monkeypatch, metal=False, cuda=False)
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    module = importlib.import_module("specdec.runtimes.mlx.runtime")
     with pytest.raises(RuntimeUnavailableError, match="has no GPU"):
-        __import__("specdec.runtimes.mlx.runtime")
+        module.MlxRuntime(Store.open(convert(synthetic_source(), tmp_path / "store")))
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+
+
+def test_the_oldest_mlx_is_the_one_that_the_package_asks_for():
+    metadata = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    asked = [one for one in metadata["project"]["dependencies"] if one.startswith("mlx")]
+    assert asked == [f"mlx>={'.'.join(map(str, _OLDEST))}"]
+
+
+def test_importing_a_runtime_loads_no_kernels():
+    code = """
+import sys
+sys.modules["specdec.kernels.cpu._native"] = None
+import specdec.runtimes.native.runtime, specdec.runtimes.mlx.runtime
+assert "mlx.core" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)

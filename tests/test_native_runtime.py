@@ -25,18 +25,21 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
-from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
 from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.cores import usable_cores
+from specdec.runtimes.native import runtime as native
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.dtypes import to_float32
 
-native = pytest.importorskip("specdec.runtimes.native.runtime", reason="the native runtime is not built")
 NativeRuntime = native.NativeRuntime
-ISAS = list(native.native_module().supported_isas())
+try:
+    ISAS = list(native.native_module().supported_isas())
+except RuntimeUnavailableError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 DATA = Path(__file__).parent / "data"
 TINY = sorted(path.name for path in DATA.glob("tiny-*"))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import subprocess
+import sys
+import tomllib
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -17,7 +21,7 @@ from specdec.policies.fixed import FixedPolicy
 import specdec
 from specdec import registry as registry_module
 from specdec.engine.policy import DraftOption, DraftPlan, Policy, RoundOutcome, RoundState, StepSignals
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError, PluginError, UnknownNameError
 from specdec.registry import Registry
 
 
@@ -191,27 +195,85 @@ def test_two_packages_with_one_name(policies, monkeypatch):
 def test_a_package_that_does_not_load_is_named_and_disturbs_no_other(policies, monkeypatch):
     announce(monkeypatch, broken="no_such_package:Policy")
     assert registry.create("fixed") == FixedPolicy()
-    with pytest.raises(InvalidArgumentError, match="policy 'broken' cannot be loaded from no_such_package:Policy"):
+    with pytest.raises(PluginError, match="policy 'broken' cannot be loaded from no_such_package:Policy"):
         registry.create("broken")
 
 
 def test_a_class_that_is_no_policy_is_refused(policies):
     policies.register("thing", dict)
-    with pytest.raises(InvalidArgumentError, match="policy 'thing' must have the methods plan, next_step and observe"):
+    with pytest.raises(PluginError, match="policy 'thing' must have the methods plan, next_step and observe"):
         registry.create("thing")
 
 
+def imports(path: Path) -> set[str]:
+    """Names of the modules that a file imports anywhere."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path.name} imports relatively"
+            found.add(str(node.module))
+    return found
+
+
+def is_ours(name: str) -> bool:
+    return name == "specdec" or name.startswith("specdec.")
+
+
 def test_policies_import_no_model_code():
-    """Nothing but the standard library and the few modules named here, so a policy is testable with no engine."""
-    allowed = {"specdec.model.effort", "specdec.errors", "specdec.registry"}
-    for path in Path(specdec.policies.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                assert not name.startswith(("mlx", "numpy")), f"{path.name} imports {name}"
-                if name.startswith("specdec"):
-                    assert name.startswith("specdec.policies") or name in allowed, f"{path.name} imports {name}"
+    """Nothing but the standard library, each other and the contract, so a policy is testable with no engine."""
+    folder = Path(specdec.policies.__file__).parent
+    files = [path for path in folder.rglob("*.py") if path != folder / "registry.py"]
+    assert any(path.parent.name == "goodput" for path in files)
+    for path in files:
+        for name in imports(path):
+            if is_ours(name):
+                known = name == "specdec.engine.policy" or name.startswith("specdec.policies.")
+                assert known, f"{path.name} imports {name}"
+            else:
+                assert name.partition(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
+
+
+def test_the_policy_contract_imports_no_array_library_and_no_runtime():
+    """Neither itself nor through what it imports."""
+    waiting, seen = ["specdec.engine.policy"], set()
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        for name in imports(Path(importlib.util.find_spec(module).origin)):
+            if not is_ours(name):
+                assert name.partition(".")[0] in sys.stdlib_module_names, f"{module} imports {name}"
+            elif name not in seen:
+                waiting.append(name)
+    assert seen == {"specdec.engine.policy", "specdec.checks", "specdec.errors"}
+
+
+def test_policies_load_without_mlx_and_without_a_runtime():
+    code = """
+import sys
+sys.modules["mlx"] = sys.modules["mlx.core"] = None
+import specdec.policies.registry
+assert specdec.policies.registry.create("goodput:explore=0.02").explore == 0.02
+loaded = [name for name in sys.modules if name.startswith(("specdec.runtimes.", "specdec.kernels."))]
+assert set(loaded) <= {"specdec.runtimes.base"}, loaded
+"""
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
+
+
+def test_nothing_in_the_package_imports_a_policy_but_through_the_registry():
+    package, own = Path(specdec.__file__).parent, Path(specdec.policies.__file__).parent
+    for path in package.rglob("*.py"):
+        if own not in path.parents:
+            names = {name for name in imports(path) if name.startswith("specdec.policies")}
+            assert names <= {"specdec.policies.registry"}, f"{path} imports {names}"
+
+
+def test_built_in_policies_are_registered_once(monkeypatch):
+    own = sorted(registry._registry._own)
+    assert own == ["auto", "bandit", "confidence", "effort-entropy", "entropy", "fixed", "goodput", "heuristic"]
+    metadata = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert not set(metadata["project"].get("entry-points", {})) & {"specdec.policies", "specdec.drafters"}
 
 
 def test_heuristic_grows_after_success_and_shrinks_after_failure():

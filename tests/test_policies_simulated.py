@@ -162,6 +162,59 @@ def test_a_lookup_that_goes_on_where_the_last_was_kept_whole_counts_as_a_longer_
     assert expected() < third
 
 
+MANY_ROWS = (1, 3, 5, 9, 17, 33, 65, 513)  # measured where several sequences share passes
+
+
+def drafted_beside(beside: int, verify, policy: str = "goodput", **values) -> float:
+    """Tokens drafted a round, once the policy knows the machine."""
+    world = World(verify=verify, beside=beside, **values)
+    world.random.seed(5)
+    known = Knowledge(costs=world.costs(counts=MANY_ROWS))
+    run(create(policy), world, 600, known=known)
+    tally = run(create(policy), world, 2000, known=known)
+    return tally.drafted / tally.rounds
+
+
+def test_goodput_drafts_less_beside_others_where_more_rows_are_dear():
+    """A pass over 16 rows costs little more than one over a single row here; every row after that is dear."""
+
+    def knee(rows: int) -> float:
+        return 1 + 0.002 * rows + 0.2 * max(0, rows - 16)
+
+    alone, few, some, many = (drafted_beside(beside, knee) for beside in (0, 4, 8, 31))
+    assert alone > few > some > 3
+    assert many < 0.1 * alone
+
+
+@pytest.mark.parametrize("beside", [1, 7, 33, 480])
+@pytest.mark.parametrize("matches", [None, (0.5, 0.9)])
+def test_goodput_drafts_the_same_beside_others_where_rows_are_free(beside, matches):
+    assert drafted_beside(beside, lambda _: 1.0, matches=matches) == drafted_beside(0, lambda _: 1.0, matches=matches)
+
+
+def test_goodput_drafts_nothing_where_every_row_costs_as_much_as_the_first():
+    """A row that is kept with a chance below 1 then brings less than another sequence's plain row."""
+    assert drafted_beside(31, lambda rows: float(rows)) < 0.1
+
+
+def test_rows_beside_mean_nothing_to_other_policies():
+    def steep(rows: int) -> float:
+        return float(rows)
+
+    for policy in ("fixed:length=4,effort=0.5", "confidence", "entropy", "heuristic", "effort-entropy"):
+        assert drafted_beside(40, steep, policy) == drafted_beside(0, steep, policy)
+
+
+def test_goodput_counts_the_time_that_its_rows_take_from_others():
+    """The real gain is this sequence's own; the predicted one, by which it decides, is lower by that time."""
+    world = World(verify=lambda rows: 1 + 0.01 * rows, beside=20)
+    policy = GoodputPolicy()
+    run(policy, world, 1500, known=Knowledge(costs=world.costs(counts=MANY_ROWS)))
+    told = policy.summary()
+    assert told["plain_step_s"] == pytest.approx(world.dense_s * world.verify(21), rel=0.02)
+    assert 1.3 < told["predicted_gain"] < told["real_gain"]
+
+
 def test_goodput_temperatures_are_learnt_apart():
     policy, memory = GoodputPolicy(), {}
     run(policy, World(), 200, known=Knowledge(memory=memory))
@@ -256,3 +309,42 @@ def test_costs_without_a_measurement_come_from_the_first_rounds():
     # A part of every error goes to all costs alike, where it stays until one row is seen again.
     assert costs.verify[5] / costs.verify[1] == pytest.approx(2.0, rel=0.12)
     assert costs.verify[4] > 1.3 + 0.1  # neighbours go along
+
+
+def test_costs_beside_other_rows():
+    costs = CostModel(CostTable(verify_s={1: 1.0, 3: 1.2, 5: 1.6, 9: 2.0, 33: 6.8, 65: 16.4}))
+    assert costs.beside(0) is costs.verify  # alone nothing changes, to the bit
+    for beside in (1, 4, 8, 20):
+        prices = costs.beside(beside)
+        plain = costs.verify[beside + 1] / (beside + 1)
+        assert len(prices) == len(costs.verify)
+        assert prices[1] == costs.verify[1]
+        for rows in range(1, 34 - beside):
+            extra = costs.verify[beside + rows] - costs.verify[beside + 1]
+            assert prices[rows] == pytest.approx(1 + extra / plain)
+    # Beyond the rows that are told apart every further one costs what the measured passes there say: 0.3.
+    assert costs.beside(32)[2] == pytest.approx(1 + 0.3 * 33 / 6.8)
+    assert costs.beside(480)[9] == pytest.approx(1 + 8 * 0.3 * 481 / (6.8 + 0.3 * 448))
+
+
+def test_costs_never_fall_with_rows_below_a_plain_step():
+    costs = CostModel(CostTable(verify_s={1: 1.0, 3: 2.0, 5: 1.0, 9: 0.5}))  # as noise may have it
+    for beside in (1, 2, 5, 40):
+        assert all(price >= costs.verify[1] for price in costs.beside(beside)[1:])
+
+
+def test_passes_over_many_rows_teach_what_a_further_row_costs():
+    costs = CostModel(CostTable(verify_s={1: 0.01, 33: 0.02}))
+    before = costs.seconds_of_plain_step(99)
+    for index in range(300):
+        costs.observe_verify(1, 0.01)
+        costs.observe_verify(60 + index % 80, 0.02 + 0.001 * (27 + index % 80))
+    assert costs.seconds_of_plain_step(0) == costs.seconds_of_dense_step() == pytest.approx(0.01, rel=0.1)
+    assert costs.seconds_of_plain_step(99) == pytest.approx(0.02 + 0.001 * 67, rel=0.15)
+    assert before < 0.06
+
+
+def test_costs_can_begin_with_a_pass_over_many_rows():
+    costs = CostModel(CostTable())
+    costs.observe_verify(100, 0.5)
+    assert costs.seconds_of_plain_step(99) == pytest.approx(0.5)

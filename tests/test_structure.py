@@ -50,27 +50,13 @@ MODULES = {
     "record": "tools",
     "registry": "tools",
     "version": "tools",
+    "warn": "tools",
     "whole_file": "tools",
     "catalogue": "sources",
     "download": "sources",
     "__main__": "cli",
 }
 REGISTRY = "specdec.policies.registry"
-
-# What policies import beyond their contract; it shrinks as the contract comes to hold it (`check_effort`, the error).
-POLICY_EXCEPTIONS = {
-    ("specdec.policies.bandit", "specdec.errors"),
-    ("specdec.policies.confidence", "specdec.model.effort"),
-    ("specdec.policies.effort_entropy", "specdec.errors"),
-    ("specdec.policies.effort_entropy", "specdec.model.effort"),
-    ("specdec.policies.entropy", "specdec.model.effort"),
-    ("specdec.policies.fixed", "specdec.errors"),
-    ("specdec.policies.fixed", "specdec.model.effort"),
-    ("specdec.policies.goodput.policy", "specdec.errors"),
-    ("specdec.policies.goodput.policy", "specdec.model.effort"),
-    ("specdec.policies.heuristic", "specdec.model.effort"),
-    ("specdec.policies.parameters", "specdec.errors"),
-}
 
 
 class Import(NamedTuple):
@@ -153,8 +139,7 @@ def test_policies_know_only_their_contract() -> None:
         and one.importer != REGISTRY
         and room(one.imported) not in ("policies", "engine.policy")
     }
-    assert found - POLICY_EXCEPTIONS == set()
-    assert POLICY_EXCEPTIONS - found == set(), "remove these: they are not needed any more"
+    assert found == set()
 
 
 def test_policies_are_reached_through_their_registry() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_runtime import FakeRuntime
 
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError, PluginError, UnknownNameError
+from specdec.runtimes.base import find_view
 from specdec.weights import registry
 from specdec.weights.bucket import BucketedMatrix, BucketView
 from specdec.weights.int4 import Int4View
@@ -51,8 +53,26 @@ def test_a_name_that_cannot_be_a_file_is_refused(name: str) -> None:
 @pytest.mark.usefixtures("scratch_registry")
 def test_what_is_no_view_is_refused() -> None:
     register_view("dud", dict)  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="'dud' must be a View"):
+    with pytest.raises(PluginError, match="view 'dud' must be a View"):
         get_view("dud")
+
+
+def test_views_say_whether_they_read_the_exact_weights() -> None:
+    assert {name for name in known_views() if get_view(name).reads_exact} == {"bucket", "own"}
+    for name in known_views():
+        view = get_view(name)
+        assert not (view.reads_exact and view.tensors((64, 32)))  # nothing to store then
+
+
+@pytest.mark.parametrize("name", ["exact", "int4", "bucket"])
+def test_a_runtime_describes_its_views(name: str) -> None:
+    found = find_view(FakeRuntime(), name)
+    assert (found.name, found.is_exact) == (name, name == "exact")
+
+
+def test_a_view_that_a_runtime_does_not_have_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="unknown view 'int5': choose from bucket, exact, int4"):
+        find_view(FakeRuntime(), "int5")
 
 
 def test_the_bucket_view_is_the_exact_matrix() -> None:

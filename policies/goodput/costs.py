@@ -2,6 +2,9 @@
 
 Costs are in units of a pass over one row (a *dense step*): only ratios decide anything. `scale` turns them into
 seconds. How costs are first measured is the engine's business; what is done with them, the policy's.
+
+Where a pass holds rows of other sequences, the unit is this sequence's plain step in that pass (`CostModel.beside`), so
+that rates stay comparable when sequences come and go. Draft steps, which sequences run together too, keep their costs.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from specdec.engine.policy import CostTable
 _Key: TypeAlias = tuple[str, str | None, float]  # drafter, view, effort
 
 MOST_ROWS = 33  # of a verify pass that is told apart
+_UPPER = 17  # rows from which the slope beyond `MOST_ROWS` is taken, where nothing was measured there
 _SLOPE = 0.1  # a further row of a pass, where nothing was measured
 _FLOOR = 0.02  # least slope behind the last measured number of rows
 _CLIP = 0.3  # most that one observation may be off, in log: a machine that stalls is not a cost
@@ -44,6 +48,8 @@ class CostModel:
         self.verify = _curve(known)
         """Cost of a pass, by its number of rows, 0 to `MOST_ROWS`."""
         self._seen = [_KNOWN if rows in seconds else 0.0 for rows in range(MOST_ROWS + 1)]
+        self._tail = _tail(known, self.verify)  # cost of a further row beyond MOST_ROWS
+        self._tail_seen = 0.0
         self._error = 0.0  # mean logarithmic error of recent passes
         self._draft: dict[_Key, float] = {}
         self._draft_seen: dict[_Key, float] = {}
@@ -52,6 +58,24 @@ class CostModel:
                 key = (drafter, view, round(effort, 2))
                 self._draft[key], self._draft_seen[key] = value / unit, _KNOWN
 
+    def beside(self, rows: int) -> list[float]:
+        """Cost of this sequence's rows, 0 to `MOST_ROWS`, in a pass that holds `rows` of other sequences.
+
+        Let V be the cost of a pass by all its rows. A plain step is one of `rows + 1` rows that each bring a token, so
+        it costs V(rows + 1) / (rows + 1), and k - 1 rows more cost V(rows + k) - V(rows + 1). Both are given in units
+        of the plain step. Counting V(rows + k) - V(rows) instead would let nobody pay for the part of a pass that all
+        rows share: where rows are free a plain step would cost nothing, and no draft step could pay.
+        """
+        if not rows:
+            return self.verify
+        known, last, tail = self.verify, self.verify[MOST_ROWS], self._tail
+        several = [
+            known[count] if count <= MOST_ROWS else last + (count - MOST_ROWS) * tail
+            for count in range(rows + 1, rows + MOST_ROWS + 1)
+        ]
+        plain, unit = several[0], known[1] * (rows + 1) / several[0]
+        return [0.0, *[known[1] + unit * max(0.0, cost - plain) for cost in several]]
+
     def draft(self, drafter: str, view: str | None, effort: float) -> float:
         """Cost of a draft step; of a whole draft, for a drafter that reads no weights (`view` None)."""
         key = (drafter, view, round(effort, 2))
@@ -59,8 +83,11 @@ class CostModel:
         return self._guess(key) if cost is None else cost
 
     def observe_verify(self, rows: int, seconds: float) -> None:
-        """A pass over `rows` rows took `seconds`."""
-        if rows > MOST_ROWS or seconds <= 0:
+        """A pass over `rows` rows, of all its sequences, took `seconds`."""
+        if seconds <= 0:
+            return
+        if rows > MOST_ROWS:
+            self._observe_many(rows, seconds)
             return
         if not self._has_scale:
             self.scale, self._has_scale = seconds / self.verify[rows], True
@@ -74,6 +101,20 @@ class CostModel:
         for near in (rows - 1, rows + 1):  # what was never seen goes half the way with its neighbour
             if 1 < near <= MOST_ROWS and not self._seen[near]:
                 self.verify[near] *= math.sqrt(factor)
+
+    def _observe_many(self, rows: int, seconds: float) -> None:
+        """A pass over more rows than are told apart: it tells what a further row costs."""
+        cost = self.verify[MOST_ROWS] + (rows - MOST_ROWS) * self._tail
+        if not self._has_scale:
+            self.scale, self._has_scale = seconds / cost, True
+            return
+        error = _clipped(seconds / (self.scale * cost))
+        self._tail_seen += 1
+        self.scale *= math.exp(_DRIFT * error)
+        factor = math.exp(max(_OWN, 0.5 / self._tail_seen) * error)
+        self._tail *= factor
+        if not self._seen[MOST_ROWS]:
+            self.verify[MOST_ROWS] *= math.sqrt(factor)
 
     def observe_draft(self, drafter: str, view: str | None, effort: float, seconds: float) -> float:
         """A draft step (a whole draft, for a drafter that reads no weights) took `seconds`; returns what it is now
@@ -104,6 +145,11 @@ class CostModel:
     def seconds_of_dense_step(self) -> float:
         """Seconds of a pass over one row, 0 before any was seen."""
         return self.scale * self.verify[1]
+
+    def seconds_of_plain_step(self, beside: int = 0) -> float:
+        """Seconds of a pass over one row of this sequence and `beside` of others; 0 before any was seen."""
+        extra = max(0, beside + 1 - MOST_ROWS)
+        return self.scale * (self.verify[min(beside + 1, MOST_ROWS)] + extra * self._tail)
 
     def _guess(self, key: _Key) -> float:
         """From the nearest effort of the same drafter and view that is known, or from nothing."""
@@ -146,3 +192,11 @@ def _curve(known: dict[int, float]) -> list[float]:
             slope = _SLOPE if previous is None else (known[below] - known[previous]) / (below - previous)
             curve[m] = known[below] + (m - below) * max(slope, _FLOOR)
     return curve
+
+
+def _tail(known: dict[int, float], curve: list[float]) -> float:
+    """Cost of a further row beyond `MOST_ROWS`, from the most rows measured or from the upper half of the curve."""
+    most = max(known)
+    if most > MOST_ROWS:
+        return max(0.0, known[most] - curve[MOST_ROWS]) / (most - MOST_ROWS)
+    return max(_FLOOR, (curve[MOST_ROWS] - curve[_UPPER]) / (MOST_ROWS - _UPPER))

@@ -114,15 +114,22 @@ class Learnt:
             trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
             trial.due = min(trial.due, self.rounds + trial.interval)
 
+    def trial(self, arm: Arm) -> Trial:
+        """When the arm is due; a new one after a while, the more the later it was thought of."""
+        found = self.trials.get(arm)
+        if found is None:
+            found = self.trials[arm] = Trial(due=self.rounds + 12 + 6 * len(self.trials))
+        return found
+
     def match(self, drafter: str) -> MatchAcceptance:
-        """Acceptance of a drafter that tells how long its match is, made up when it is new."""
+        """Acceptance of a drafter that tells how long its match is, created on first use."""
         found = self.matches.get(drafter)
         if found is None:
             found = self.matches[drafter] = MatchAcceptance()
         return found
 
     def accepted(self, way: Way) -> DraftAcceptance:
-        """Acceptance of a way of drafting, made up when it is new."""
+        """Acceptance of a way of drafting, created on first use."""
         found = self.acceptance.get(way)
         if found is None:
             found = self.acceptance[way] = DraftAcceptance()

@@ -14,6 +14,7 @@ from specdec.cli.common import (
     check_outputs,
     interruptible,
 )
+from specdec.runtimes.base import EXACT
 
 if TYPE_CHECKING:
     from specdec.lab.eval.plan import Plan
@@ -36,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--view",
         nargs="+",
-        default=["exact"],
+        default=[EXACT],
         metavar="VIEW",
         help="exact, or draft views such as int4; one or more (default: exact)",
     )
@@ -111,7 +112,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
         settings=make_settings(arguments.view, arguments.effort or EFFORTS)
-        + tuple(Setting("exact", 1.0, share) for share in arguments.load_share),
+        + tuple(Setting(EXACT, 1.0, share) for share in arguments.load_share),
         measures=tuple(measures),
         text=arguments.text,
         passages=arguments.passages,

@@ -1,7 +1,7 @@
 """The `specdec` command: its parser, and how every subcommand ends. What a subcommand does lives in its own module.
 
-Exit codes: 0 done; 1 a check failed; 2 a mistake in what was asked, told in one sentence; 3 a measurement that was too
-noisy to tell anything; 130 interrupted; 141 the reader of the output went away.
+Exit codes: 0 done; 1 a check or a plug-in failed; 2 a mistake in what was asked, told in one sentence; 3 a measurement
+that was too noisy to tell anything; 130 interrupted; 141 the reader of the output went away.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 from specdec.cli.common import EXIT_INTERRUPTED
-from specdec.errors import InvalidArgumentError, OptionError, SpecdecError
+from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
 from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
 # arguments that returns the exit code. A new subcommand is one file and one name here.
 COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "bench", "eval", "doctor")
 
+EXIT_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141
 
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from specdec.engine.options import flag_of
 
         return _complain(error.worded(flag_of))
+    except PluginError as error:
+        return _complain(str(error), code=EXIT_FAILED)
     except SpecdecError as error:
         return _complain(str(error))
     except BrokenPipeError:
@@ -98,9 +101,9 @@ def _run(argv: Sequence[str] | None) -> int:
     return code
 
 
-def _complain(sentence: str) -> int:
+def _complain(sentence: str, *, code: int = EXIT_MISTAKE) -> int:
     print(f"specdec: error: {' '.join(sentence.split())}", file=sys.stderr)
-    return EXIT_MISTAKE
+    return code
 
 
 def _warn(message: Warning | str, *_: object, **__: object) -> None:

@@ -42,8 +42,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Tune, and print what was tried."""
     import specdec
+    from specdec.checks import check_effort
     from specdec.lab.tune.run import QUICK, THOROUGH, tune
-    from specdec.model.effort import check_effort
 
     if arguments.effort is not None:
         check_effort(arguments.effort, "--effort")

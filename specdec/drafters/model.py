@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+from specdec.checks import check_effort
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
 from specdec.drafters.effort import draft_views
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
-from specdec.model.effort import check_effort, resolve_efforts
+from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import EXACT, Cache, Rows
 
 _OPTIONS = ("view", "effort")

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
+from specdec.checks import check_effort
 from specdec.drafters.base import Drafter
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError, OptionError
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 
 
 class OptionArguments(TypedDict, total=False):

@@ -1,8 +1,9 @@
-"""The policy protocol: what a policy is told, and what it may decide. No model code, no array library.
+"""The policy protocol: what a policy is told, and what it may decide. A policy author's one import.
 
 A round runs `plan`, then `next_step` after every drafted token but the last one planned, then `observe` once the
 verifier has spoken. What a policy may learn across generations comes in through `begin`, what it has to tell goes out
-through `summary`; both are optional.
+through `summary`; both are optional. A policy refuses parameters with `InvalidArgumentError`; `check_effort`,
+`check_count` and `check_number` do so for the usual ones. This module imports no model code and no array library.
 """
 
 from __future__ import annotations
@@ -10,6 +11,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
+
+from specdec.checks import check_count, check_effort, check_number
+from specdec.errors import InvalidArgumentError
+
+__all__ = [
+    "CostTable",
+    "Distribution",
+    "DraftOption",
+    "DraftPlan",
+    "InvalidArgumentError",
+    "Knowledge",
+    "Learner",
+    "Policy",
+    "Reporter",
+    "RoundOutcome",
+    "RoundState",
+    "StepSignals",
+    "check_count",
+    "check_effort",
+    "check_number",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +131,7 @@ class StepSignals:
         context_length: tokens in the cache before the step.
         drafter: who drafted it.
         view: draft view that was read, if any.
-        seconds: what the step cost.
+        seconds: what the step cost: those of the whole pass, also when other sequences drafted in it.
         distribution: what the step's logits look like; a policy that never reads it costs nothing.
     """
 

@@ -16,14 +16,14 @@ from specdec.engine.policy import (
     RoundState,
     StepSignals,
 )
-from specdec.errors import InvalidArgumentError
+from specdec.errors import PluginError
 
 
 class GuardedPolicy:
     """A policy whose answers can be relied on.
 
-    Every method raises InvalidArgumentError, with the policy's name, when the policy raises or its answer is out of
-    range. The engine then takes the round back, so the cache holds what it held before.
+    Every method raises PluginError, with the policy's name, when the policy raises or its answer is out of range. The
+    engine then takes the round back, so the cache holds what it held before.
     """
 
     def __init__(self, policy: Policy, name: str) -> None:
@@ -46,9 +46,7 @@ class GuardedPolicy:
         try:
             return dict(self._policy.summary())
         except Exception as error:
-            raise InvalidArgumentError(
-                f"policy {self._name!r} failed in summary: {type(error).__name__}: {error}"
-            ) from error
+            raise PluginError.raised("policy", self._name, error, doing="summary") from error
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
@@ -84,9 +82,7 @@ class GuardedPolicy:
         try:
             return call(argument)
         except Exception as error:
-            raise InvalidArgumentError(
-                f"policy {self._name!r} failed in {method}: {type(error).__name__}: {error}"
-            ) from error
+            raise PluginError.raised("policy", self._name, error, doing=method) from error
 
     def _check_effort(self, effort: object) -> float:
         if type(effort) is float and 0.0 < effort <= 1.0:
@@ -96,5 +92,5 @@ class GuardedPolicy:
             raise self._error("an effort must be a number above 0 and at most 1", effort)
         return value
 
-    def _error(self, wanted: str, answer: object) -> InvalidArgumentError:
-        return InvalidArgumentError(f"policy {self._name!r} gave a wrong answer: {wanted}, not {answer!r}")
+    def _error(self, wanted: str, answer: object) -> PluginError:
+        return PluginError("policy", self._name, f"gave a wrong answer: {wanted}, not {answer!r}")

@@ -11,18 +11,18 @@ Who runs the passes, for one sequence or for many, is in `decode` and `scheduler
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from specdec.drafters.base import Ask, Draft, Reply
+from specdec.drafters.base import Ask, Draft, Drafting, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import accept
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
-from specdec.errors import SpecdecError
+from specdec.errors import PluginError, SpecdecError
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime, check_parents, is_chain
 
 if TYPE_CHECKING:
@@ -118,13 +118,7 @@ class Sequence:
             # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
             self.cache.trim(position - 1)
         draft = opened.draft
-        parents = None
-        if draft.parents is not None:
-            check_parents(draft.parents, len(draft.tokens))
-            if is_chain(draft.parents):
-                draft.parents = None
-            else:
-                parents = [-1, *(parent + 1 for parent in draft.parents)]
+        parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents)
 
     def settle(self, result: Pass, *, seconds: float, pass_s: float | None = None, rows_beside: int = 0) -> Round:
@@ -191,28 +185,27 @@ class Sequence:
         """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
         speculation = self.speculation
         assert speculation is not None
+        policy = speculation.policy
         name = plan.drafter or speculation.options[0].drafter
-        outcome = speculation.drafters[name].draft(plan, speculation.context, policy=speculation.policy)
+        outcome = _asked(name, lambda: speculation.drafters[name].draft(plan, speculation.context, policy=policy))
         if isinstance(outcome, Draft):
             draft = outcome
         else:
-            opened.steps = outcome
+            steps = opened.steps = outcome
             reply: Reply | None = None
             while True:
                 try:
-                    ask = next(outcome) if reply is None else outcome.send(reply)
+                    ask = next(steps) if reply is None else steps.send(reply)
                 except StopIteration as stop:
                     draft = stop.value
                     break
+                except Exception as error:
+                    raise _blame(name, error) from error
                 opened.draft_s += time.perf_counter() - start_s
                 reply = yield ask
                 start_s = time.perf_counter() - reply.seconds
             opened.steps = None
-        drafted = len(draft.tokens)
-        if drafted > plan.num_draft_tokens:
-            raise SpecdecError(f"drafter {name!r} drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
-        draft.sources = draft.sources or [name] * drafted
-        opened.draft = draft
+        opened.draft = _checked(name, draft, plan)
         opened.draft_s += time.perf_counter() - start_s
 
     def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
@@ -266,3 +259,42 @@ class Sequence:
             )
         )
         self._last_distribution = distribution
+
+
+def _asked(name: str, draft: Callable[[], Draft | Drafting]) -> Draft | Drafting:
+    """What a drafter answers.
+
+    Raises:
+        PluginError: it raises something that is not an error of specdec.
+    """
+    try:
+        return draft()
+    except Exception as error:
+        raise _blame(name, error) from error
+
+
+def _blame(name: str, error: Exception) -> SpecdecError:
+    """An exception of a drafter, as the plug-in's fault unless it is an error of specdec."""
+    return error if isinstance(error, SpecdecError) else PluginError.raised("drafter", name, error, doing="draft")
+
+
+def _checked(name: str, draft: Draft, plan: DraftPlan) -> Draft:
+    """A draft that the verifier can take, its sources filled in and a chain without parents.
+
+    Raises:
+        PluginError: the drafter gave something else, more tokens than were allowed, or parents that are not a tree.
+    """
+    if not isinstance(draft, Draft):
+        raise PluginError("drafter", name, f"gave a wrong answer: draft must return a Draft, not {draft!r}")
+    drafted = len(draft.tokens)
+    if drafted > plan.num_draft_tokens:
+        raise PluginError("drafter", name, f"drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
+    if draft.parents is not None:
+        try:
+            check_parents(draft.parents, drafted)
+        except SpecdecError as error:
+            raise PluginError("drafter", name, f"gave a wrong answer: {error}") from None
+        if is_chain(draft.parents):
+            draft.parents = None
+    draft.sources = draft.sources or [name] * drafted
+    return draft

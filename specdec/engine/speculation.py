@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -92,10 +92,7 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
     efforts = EffortScale(base, model.config)
     verify_effort = options.verify_schedule.mean(model.config)
     if options.draft_effort is not None and efforts.mean > verify_effort:
-        warnings.warn(
-            f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save",
-            stacklevel=4,  # the caller of `stream`
-        )
+        warn(f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save")
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
@@ -170,5 +167,5 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
             except MemoryShortError as error:
                 if one != "auto" or options.draft_view != "auto":
                     raise
-                warnings.warn(f"{error}; drafting goes on without it", stacklevel=2)
+                warn(f"{error}; drafting goes on without it")
     return drafters

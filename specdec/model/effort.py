@@ -3,31 +3,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
-
-
-def check_effort(value: Any, name: str = "effort") -> float:
-    """`value` as a float in (0, 1].
-
-    Raises:
-        InvalidArgumentError: it is no number or outside (0, 1].
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1 or math.isnan(value):
-        raise InvalidArgumentError(f"{name} must be a number above 0 and at most 1, not {value!r}")
-    return float(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import MAX_PASS_ROWS, forward_one
+from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
 from specdec.store.profile import find_profile, profile_stamp
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Model:
             self._auto_draft = stamp, draft
         return self._auto_draft[1]
 
-    def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = "exact") -> np.ndarray:
+    def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = EXACT) -> np.ndarray:
         """Next-token logits behind every token of a text.
 
         Args:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
+from specdec.weights.base import EXACT as EXACT
 
 Logits = Literal["all", "last", "none"]
 
-EXACT = "exact"  # the view that keeps every bit of the weights
 MAX_SEQUENCES = 64  # in a pass
 MAX_PASS_ROWS = 512  # of all sequences of a pass together; rows of one sequence alone may be more
 MAX_TREE_ROWS = 64  # of one tree: a row's ancestors fit one 64-bit word
@@ -126,10 +126,17 @@ class ViewInfo:
     Attributes:
         name: of the view.
         own_bytes: bytes of memory that it takes beside the exact weights, about; 0 where it reads those.
+        is_exact: it keeps every bit of the weights, which makes it the one that verifies.
+        reads_exact: its passes read the exact weights, so it has no matrices of its own.
     """
 
     name: str
     own_bytes: int = 0
+    is_exact: bool = False
+    reads_exact: bool = False
+
+
+EXACT_VIEW = ViewInfo(name=EXACT, is_exact=True, reads_exact=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +229,18 @@ def forward_one(
     """A pass over one sequence's chain of tokens; arguments and errors are those of `Runtime.forward` and `Rows`."""
     efforts = resolve_efforts(effort, runtime.config)
     return runtime.forward([Rows(cache, tokens, efforts, None, layers, logits)], view=view, states=states)[0]
+
+
+def find_view(runtime: Runtime, name: str) -> ViewInfo:
+    """The view of that name, the exact one among them.
+
+    Raises:
+        UnknownNameError: the runtime has no such view.
+    """
+    known = {EXACT: EXACT_VIEW, **runtime.views()}
+    if name not in known:
+        raise UnknownNameError("view", name, list(known))
+    return known[name]
 
 
 def check_view(view: str, known: Mapping[str, ViewInfo]) -> None:

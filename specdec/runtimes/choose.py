@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from specdec.errors import OptionError, RuntimeUnavailableError, UnknownNameError
 from specdec.runtimes.features import lack
+from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
@@ -22,9 +22,7 @@ def _reference(store: Store, threads: int | None) -> Runtime:
     from specdec.runtimes.reference.runtime import ReferenceRuntime
 
     if threads is not None:
-        warnings.warn(
-            f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses", stacklevel=3
-        )
+        warn(f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses")
     return ReferenceRuntime(store)
 
 
@@ -38,7 +36,7 @@ def _mlx(store: Store, threads: int | None) -> Runtime:
     from specdec.runtimes.mlx.runtime import MlxRuntime
 
     if threads is not None:
-        warnings.warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU", stacklevel=3)
+        warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU")
     return MlxRuntime(store)
 
 
@@ -91,7 +89,7 @@ def _choose(store: Store) -> str:
     elif not _gpu_is_here():
         return _best_on_processor(store.config)
     chosen = _best_on_processor(store.config)
-    warnings.warn(f"the GPU is not used, runtime {chosen!r} is: {reason}", stacklevel=3)
+    warn(f"the GPU is not used, runtime {chosen!r} is: {reason}")
     return chosen
 
 

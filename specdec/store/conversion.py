@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +35,7 @@ from specdec.store.plan import (
 )
 from specdec.store.staging import check_target, staged_folder, sync_folder, writing
 from specdec.store.tensorfile import FileLayout, TensorFileWriter, lay_out
+from specdec.warn import warn
 from specdec.weights.base import View
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.dtypes import all_finite
@@ -120,7 +120,7 @@ def default_quantised(source: Source) -> str | None:
         return None
     foreign = sorted(set(source.types.values()) - set(quantised_types()))
     if foreign:
-        warnings.warn(f"a store does not keep weights of type {', '.join(foreign)}: all become 16-bit", stacklevel=2)
+        warn(f"a store does not keep weights of type {', '.join(foreign)}: all become 16-bit")
         return None
     return "keep"
 

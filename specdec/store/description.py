@@ -119,8 +119,8 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        known = version in (PLAIN_VERSION, BLOCKS_VERSION, PLANES_VERSION, FORMAT_VERSION)
-        if not known or values.get("checksum") != _checksum(body):
+        known = (PLAIN_VERSION, BLOCKS_VERSION, PLANES_VERSION, FORMAT_VERSION)
+        if not isinstance(version, int) or version not in known or values.get("checksum") != _checksum(body):
             raise damaged
         try:
             description = cls._from_body(body)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from specdec.errors import StoreError
 from specdec.model.effort import EffortSchedule
 from specdec.store.staging import sync_folder, writing
+from specdec.warn import warn
 from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def find_profile(store: Store, runtime: str) -> DraftProfile | None:
     profiles = [profile for profile in file.profiles.values() if profile.runtime == runtime]
     valid = [profile for profile in profiles if profile.store == store.checksum]
     if profiles and not valid:
-        warnings.warn(f"{file.path} is not used: the model was converted again since; tune it again", stacklevel=3)
+        warn(f"{file.path} is not used: the model was converted again since; tune it again")
     return max(valid, key=lambda profile: profile.choice.speedup, default=None)
 
 

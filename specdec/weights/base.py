@@ -14,7 +14,7 @@ from specdec.errors import StoreError
 if TYPE_CHECKING:
     from specdec.weights.quantised import ExactMatrix
 
-
+EXACT = "exact"  # name of the view that keeps every bit of the weights; no draft view may have it
 _MEMORY: dict[str, type[np.generic]] = {
     "U8": np.uint8,
     "U32": np.uint32,
@@ -96,6 +96,8 @@ class View(ABC):
     """
 
     name: ClassVar[str]
+    # It multiplies by the exact view's own values: a runtime needs no second copy of the weights for it.
+    reads_exact: ClassVar[bool] = False
     # Inputs that share something (a scale); a slice of inputs starts at a multiple of it.
     input_group: ClassVar[int] = 1
 

@@ -248,6 +248,8 @@ def _rank(arrays: dict[str, np.ndarray], dense: np.ndarray, dtype: str, layout: 
 class ExactArraysView(View):
     """A view that reads the exact matrices themselves: no array of its own."""
 
+    reads_exact = True
+
     def tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:  # noqa: ARG002
         """Nothing: the exact view's arrays serve."""
         return {}

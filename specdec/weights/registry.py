@@ -6,9 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, PluginError
 from specdec.registry import Registry
-from specdec.weights.base import View
+from specdec.weights.base import EXACT, View
 from specdec.weights.bucket import BucketView
 from specdec.weights.bucket8 import Bucket8View
 from specdec.weights.int4 import Int4View
@@ -38,18 +38,18 @@ def get_view(name: str) -> View:
 
     Raises:
         UnknownNameError: nobody registered it; the message lists those that exist.
-        InvalidArgumentError: what another package registered is no view.
+        PluginError: what another package registered is not a view of that name.
     """
     view = _views.get(name)()
     if not isinstance(view, View) or view.name != name:
-        raise InvalidArgumentError(f"view {name!r} must be a View with that name, not {view!r}")
+        raise PluginError("view", name, f"must be a View with that name, not {view!r}")
     _check_name(name)
     return view
 
 
 def _check_name(name: str) -> None:
-    """A view's name is part of a file's, and "exact" is what is not a draft."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name == "exact":
+    """A view's name is part of a file's name, and must differ from that of the exact view."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or name == EXACT:
         raise InvalidArgumentError(f"a view's name must be letters, digits, '-' or '_', and not 'exact': not {name!r}")
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
+from specdec.checks import check_effort
 from specdec.drafters.registry import names as drafter_names
 from specdec.engine.policy import Learner
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model.effort import check_effort
 from specdec.policies.registry import create as create_policy
 
 PLAIN = "plain"

@@ -18,7 +18,7 @@ import numpy as np
 from specdec.engine.generate import stream
 from specdec.engine.prompt import encode_prompt
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import forward_one
+from specdec.runtimes.base import find_view, forward_one
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -63,7 +63,7 @@ def write_answer(model: Model, problem: Problem, *, view: str, effort: float, ma
     prompt = f"Complete this Python function:\n\n{problem.prompt}" if chat else problem.prompt
     pieces = (
         _speculated(model, prompt, effort, max_tokens)
-        if view == "exact"
+        if find_view(model.runtime, view).is_exact
         else _one_by_one(model, prompt, view, effort, max_tokens)
     )
     text = ""

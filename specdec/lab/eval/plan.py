@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.model.effort import check_effort
+from specdec.runtimes.base import EXACT, find_view
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
@@ -34,7 +35,7 @@ class Setting:
         return f"{loaded}{self.view} {self.effort:g}"
 
 
-DENSE = Setting("exact", 1.0)
+DENSE = Setting(EXACT, 1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +100,8 @@ class Plan:
             if model.store is None:
                 raise InvalidArgumentError("load_share needs a model that was loaded from a store")
             type(model.store).open(model.store.path, verify=False, load_share=share)
-        known = ["exact", *model.runtime.views()]
         for setting in self.settings:
-            if setting.view not in known:
-                raise UnknownNameError("view", setting.view, known)
+            find_view(model.runtime, setting.view)
 
     def describe(self, model: Model, content: str | None) -> dict[str, Any]:
         """Everything that a result depends on, but for the settings, as plain JSON values."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec.checks import check_effort
 from specdec.drafters.effort import draft_views
 from specdec.errors import InvalidArgumentError
 from specdec.lab.text import calibration, read_text, split_passages
@@ -18,7 +19,7 @@ from specdec.lab.tune.costs import StepTimer, best_speedup
 from specdec.lab.tune.sensitivity import Sums, measure, open_sums
 from specdec.lab.tune.trial import try_schedules
 from specdec.lab.tune.units import Unit, units_of
-from specdec.model.effort import EffortSchedule, check_effort
+from specdec.model.effort import EffortSchedule
 from specdec.progress import Progress
 from specdec.store.profile import PROFILE_FILE, Candidate, DraftProfile, ProfileFile, check_place
 

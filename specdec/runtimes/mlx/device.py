@@ -11,7 +11,7 @@ import numpy as np
 from specdec.errors import RuntimeUnavailableError
 
 # The oldest MLX with `mx.fast.cuda_kernel`, `mx.fast.metal_kernel` and `mx.depends` as this runtime uses them.
-_OLDEST = (0, 30)
+_OLDEST = (0, 31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def find_gpu() -> Gpu:
         )
     numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
     if numbers < _OLDEST or not hasattr(mx.fast, f"{backend}_kernel"):
-        raise RuntimeUnavailableError(f"MLX {version} is too old for the mlx runtime: install mlx>=0.31")
+        oldest = ".".join(map(str, _OLDEST))
+        raise RuntimeUnavailableError(f"MLX {version} is too old for the mlx runtime: install mlx>={oldest}")
     return Gpu(mx, backend, _name(mx), version, _driver() if backend == "cuda" else None)
 
 

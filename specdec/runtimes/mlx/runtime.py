@@ -1,7 +1,7 @@
 """The GPU runtime: our kernels through MLX, on Apple GPUs (Metal) and NVIDIA's (CUDA). Loading, checks, the interface.
 
 The steps are in `model`, the kernels' launch configurations in `ops`, their texts in `kernels/metal` and
-`kernels/cuda`. Importing this module needs MLX with a GPU; `specdec.runtimes.choose` imports it only when asked for.
+`kernels/cuda`. Making a runtime needs MLX with a GPU; importing this module does not.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
+from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
 from specdec.runtimes.base import (
@@ -31,7 +31,7 @@ from specdec.runtimes.base import (
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
-from specdec.runtimes.mlx.device import Gpu, find_gpu
+from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.model import Kind, Layer, Transformer
 from specdec.runtimes.mlx.ops import Ops, row_step
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 _MOST_TIERS = 4  # two bits a weight
-
-GPU: Gpu = find_gpu()
 
 
 class MlxRuntime:
@@ -64,25 +62,26 @@ class MlxRuntime:
         store: an open store; must stay open as long as the runtime is used.
 
     Raises:
-        RuntimeUnavailableError: (on importing this module) there is no GPU that MLX can use.
+        RuntimeUnavailableError: there is no GPU that MLX can use.
         InvalidArgumentError: the model has a shape that the kernels do not run.
     """
 
     def __init__(self, store: Store) -> None:
         check_missing("mlx", self.missing(store.config))
+        gpu = find_gpu()
         self.config: ModelConfig = store.config
         self.info = RuntimeInfo(
             name="mlx",
             auto_draft=("nested", 1.0) if store.quantised else ("int4", 1.0),
-            build=f"{GPU.backend} {GPU.name} {GPU.version}",
-            device=GPU.name,
+            build=f"{gpu.backend} {gpu.name} {gpu.version}",
+            device=gpu.name,
             shows_states=False,
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
-        self._store, self._mx = store, GPU.mx
+        self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
-        self._ops = Ops(self._mx, GPU.backend, store.dtype, quantised=store.quantised)
+        self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
         self._takes = Takes(
@@ -299,7 +298,7 @@ class MlxRuntime:
 
     def _whole_step(self, layers: list[Layer], head: Linear, embeddings: Any) -> WholeStep | None:
         """Steps as one kernel each, where this GPU and model allow it."""
-        store, driver = self._store, GPU.driver
+        store, driver = self._store, self._driver
         if driver is None or not fits(self.config, driver):
             return None
         if not store.quantised:
@@ -312,6 +311,3 @@ class MlxRuntime:
             self._mx, self.config, dtype=store.dtype, layers=layers, head=head, embeddings=embeddings, driver=driver
         )
         return step if step.most_rows else None
-
-
-__all__ = ["GPU", "GpuCache", "MlxRuntime", "RuntimeUnavailableError"]

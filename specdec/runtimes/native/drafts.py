@@ -10,6 +10,7 @@ import numpy as np
 from specdec.errors import StoreError, UnknownNameError
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.base import ViewInfo
+from specdec.weights.registry import get_view
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -96,7 +97,14 @@ def draft_views(config: ModelConfig, *, quantised: bool) -> dict[str, ViewInfo]:
     """Draft views of a store, which may have matrices in quantised blocks, by name."""
     names = ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
     weights = sum(outputs * inputs for outputs, inputs in config.matrices().values())
-    return {name: ViewInfo(name=name, own_bytes=int(weights * _BYTES_PER_WEIGHT.get(name, 0.0))) for name in names}
+    return {
+        name: ViewInfo(
+            name=name,
+            own_bytes=int(weights * _BYTES_PER_WEIGHT.get(name, 0.0)),
+            reads_exact=get_view(name).reads_exact,
+        )
+        for name in names
+    }
 
 
 def _build_nested(module: Any, model: Any, store: Store) -> Any:

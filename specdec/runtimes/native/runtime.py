@@ -1,7 +1,7 @@
 """The native CPU runtime: one C++ call per forward pass. Loading, checks and errors are here; the arithmetic is in
 `kernels/cpu`, the draft views of this runtime beside `bucket` are in `drafts`.
 
-Importing this module needs the extension module; `specdec.runtimes.choose` imports it only when asked for."""
+Making a runtime needs the extension module; importing this module does not."""
 
 from __future__ import annotations
 
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 CPU_VARIABLE = "SPECDEC_CPU"
 # Features beyond the plain decoder.
 _EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM, Feature.MIXTURE})
-# Draft views that read the exact weights.
-_EXACT_VIEWS = ("bucket", "own")
 
 
 def native_module() -> Any:
@@ -62,9 +60,6 @@ def native_module() -> Any:
             f"the native runtime is not installed ({error}): install specdec-mlx where there is a C++ compiler and "
             "SPECDEC_NO_NATIVE is not set"
         ) from None
-
-
-native_module()
 
 
 class NativeCache:
@@ -187,7 +182,7 @@ class NativeRuntime:
         check_view(view, self._views)
         if view == EXACT or view in self._drafts:
             return
-        if view in _EXACT_VIEWS:
+        if self._views[view].reads_exact:
             self._need_masks()
             return
         check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
@@ -227,7 +222,7 @@ class NativeRuntime:
         assert isinstance(cache, NativeCache)
         depth = checked_layers(rows.layers, self.config)
         draft = None
-        if view not in (EXACT, *_EXACT_VIEWS):
+        if view != EXACT and not self._views[view].reads_exact:
             self.prepare(view)
             draft = self._drafts[view]
         elif not rows.efforts.is_full:

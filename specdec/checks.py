@@ -1,10 +1,22 @@
-"""Checks of policy parameters that several policies share."""
+"""Checks of numbers that several parts of the library take as arguments. No array library."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from specdec.errors import InvalidArgumentError
+
+
+def check_effort(value: Any, name: str = "effort") -> float:
+    """`value` as a float in (0, 1].
+
+    Raises:
+        InvalidArgumentError: it is not a number or outside (0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1 or math.isnan(value):
+        raise InvalidArgumentError(f"{name} must be a number above 0 and at most 1, not {value!r}")
+    return float(value)
 
 
 def check_count(name: str, value: object, *, least: int = 1) -> int:

@@ -1,0 +1,107 @@
+"""What a finished round teaches: `Lesson`, and how costs, acceptance and results take it in (`learn`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specdec.policies.goodput.costs import MOST_ROWS
+from specdec.policies.goodput.learnt import PLAIN, Learnt, Results
+from specdec.policies.goodput.log import RoundLog
+from specdec.policies.goodput.prospect import Prospect
+
+from specdec.engine.policy import DraftOption, RoundOutcome
+
+
+@dataclass(slots=True)
+class Lesson:
+    """What a round has to teach, without the logits of its steps.
+
+    Attributes:
+        prospect: what the round was planned as.
+        number: of the round, over all generations, from 1.
+        way: drafter and view that were asked; None after a plain step.
+        drafted: tokens proposed.
+        accepted: how many of them were kept.
+        steps: effort and seconds of every draft step.
+        draft_s: seconds of drafting.
+        round_s: seconds of the whole round.
+        beside: rows of other sequences in the verify pass.
+    """
+
+    prospect: Prospect
+    number: int
+    way: tuple[str, str | None] | None
+    drafted: int
+    accepted: int
+    steps: list[tuple[float, float]]
+    draft_s: float
+    round_s: float
+    beside: int = 0
+
+    @classmethod
+    def of(cls, outcome: RoundOutcome, prospect: Prospect, number: int) -> Lesson:
+        """From what the engine tells."""
+        way = None if outcome.drafter is None else (outcome.drafter, outcome.view)
+        steps = [(one.effort, one.seconds) for one in outcome.signals]
+        return cls(
+            prospect, number, way, outcome.drafted, outcome.accepted, steps, outcome.draft_s, outcome.round_s,
+            outcome.rows_beside,
+        )  # fmt: skip
+
+
+def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
+    """Learn costs, acceptance and results from a round, and note in `log` what it brought."""
+    now, costs, rows = lesson.prospect, learnt.costs, lesson.drafted + 1
+    costs.observe_verify(lesson.beside + rows, lesson.round_s - lesson.draft_s)
+    if costs.has_changed():  # which costs did, a plain pass tells
+        learnt.trial(PLAIN).restart(lesson.number)
+    verify = costs.beside(lesson.beside)
+    cost = verify[min(rows, MOST_ROWS)]
+    expected, real = 1.0, 1.0 + lesson.accepted
+    if lesson.way is None:
+        learnt.trial(PLAIN).last_used = lesson.number
+    elif now.option is not None:
+        cost += _learn_draft(learnt, now.option, lesson)
+        expected = now.expected if lesson.steps else min(now.tokens, lesson.drafted + 1.0)
+    learnt.spent += cost
+    tokens = 0.5 * (expected + real)
+    if now.is_trial:
+        learnt.lost = max(0.0, learnt.lost + cost - tokens / now.rate)
+    elif now.option is None or now.menu is not None:
+        learnt.pace.add(tokens, cost, lesson.number)
+    if lesson.way is not None and lesson.steps and now.counts:
+        results = learnt.results.setdefault(lesson.way, Results())
+        results.add(tokens, cost, lesson.number)
+    log.finished(
+        real, lesson.round_s, expected=expected, cost=cost, plain_cost=verify[1],
+        dense_s=costs.seconds_of_plain_step(lesson.beside),
+    )  # fmt: skip
+
+
+def _learn_draft(learnt: Learnt, option: DraftOption, lesson: Lesson) -> float:
+    """Learn from a draft; returns what it cost, in dense steps."""
+    now, costs, drafter, view = lesson.prospect, learnt.costs, option.drafter, option.view
+    if view is None or not lesson.steps:
+        if now.acceptance is not None:
+            now.acceptance.learn(now.match, lesson.drafted, lesson.accepted)
+        learnt.trial((drafter, view, 1.0)).last_used = lesson.number
+        return costs.observe_draft(drafter, None, 0.0, lesson.draft_s)
+    timed = 0.0
+    efforts: dict[float, tuple[int, float]] = {}
+    for effort, seconds in lesson.steps:
+        count, so_far = efforts.get(effort, (0, 0.0))
+        efforts[effort] = (count + 1, so_far + seconds)
+        timed += seconds
+    total = 0.0
+    for effort, (count, seconds) in efforts.items():
+        # What the policy's own questions cost belongs to the steps, too.
+        seconds = seconds / count * lesson.draft_s / (timed or 1.0)
+        total += count * costs.observe_draft(drafter, view, effort, seconds)
+        arm = (drafter, view, effort if option.takes_effort else 1.0)
+        learnt.trial(arm).last_used = lesson.number
+    # Every judged token counts for the effort that drafted it.
+    acceptance = learnt.accepted((drafter, view))
+    for index in range(min(lesson.accepted + 1, len(lesson.steps))):
+        effort = lesson.steps[index][0] if option.takes_effort else 1.0
+        acceptance.learn_token(effort, now.classes[index], now.classes[index + 1], index < lesson.accepted)
+    return total

@@ -1,0 +1,49 @@
+"""What a round with a drafter that runs no model is expected to bring, from the length of the match that it found."""
+
+from __future__ import annotations
+
+from specdec.policies.goodput.acceptance import LONGEST_MATCH
+from specdec.policies.goodput.costs import MOST_ROWS
+from specdec.policies.goodput.prospect import Prospect, Situation
+
+from specdec.engine.policy import DraftOption, RoundState
+
+
+def lookup_prospect(now: Situation, option: DraftOption, *, longest: int) -> Prospect | None:
+    """The prospect of a lookup; None when it has nothing to propose, or nothing that pays.
+
+    Args:
+        now: before the round.
+        option: the lookup.
+        longest: most tokens that it may draft.
+    """
+    match = match_length(option.drafter, now.state, now.last)
+    if not match:
+        return None
+    acceptance = now.learnt.match(option.drafter)
+    verify, rate = now.verify, now.rate
+    chances = acceptance.chances
+    chance, tokens, gain = 1.0, 1.0, 0.0
+    length, best_tokens, best_gain = 0, 1.0, 0.0
+    for k in range(1, min(longest, now.state.max_draft_tokens, MOST_ROWS - 1) + 1):
+        chance *= chances[min(match + k - 1, LONGEST_MATCH)]
+        tokens += chance
+        gain += chance - rate * (verify[k + 1] - verify[k])
+        if gain > best_gain:
+            length, best_tokens, best_gain = k, tokens, gain
+    if not length:
+        return None
+    cost = verify[length + 1] + now.learnt.costs.draft(option.drafter, None, 0.0)
+    return Prospect(
+        rate=rate, tokens=best_tokens, cost=cost, option=option, effort=1.0, length=length, match=match,
+        acceptance=acceptance, verify=verify,
+    )  # fmt: skip
+
+
+def match_length(drafter: str, state: RoundState, last: Prospect) -> int:
+    """Length of the match that a lookup has found. One that goes on where the last round's was kept whole is longer
+    than the lookup can tell, which looks at a few tokens only."""
+    found = state.matches.get(drafter, 1)
+    if found and last.kept_whole and last.option is not None and last.option.drafter == drafter:
+        return max(found, min(last.match + last.kept_whole + 1, LONGEST_MATCH))
+    return found

@@ -1,0 +1,104 @@
+"""The efforts that are worth having in each way of drafting: `Menu`, and the `Menus` of one generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
+
+from specdec.policies.goodput.acceptance import DraftAcceptance
+from specdec.policies.goodput.learnt import Learnt, Way
+from specdec.policies.goodput.length import best_length
+
+from specdec.engine.policy import DraftOption, RoundState
+
+EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)  # ascending
+_REFRESH = 4  # rounds between looks at which efforts are worth having
+
+
+@dataclass(slots=True)
+class Menu:
+    """The efforts of one way of drafting that are worth having, and the best of them for all steps alike.
+
+    An effort comes with the cost of its step and the chance that its token is kept.
+
+    Attributes:
+        option: the way of drafting.
+        acceptance: of it.
+        efforts: those worth having, cheapest first.
+        best: one of them.
+        made: number of rounds when the menu was made.
+        beside: rows of other sequences in the pass then.
+        candidates: the efforts alone.
+    """
+
+    option: DraftOption
+    acceptance: DraftAcceptance
+    efforts: list[tuple[float, float, float]]
+    best: tuple[float, float, float]
+    made: int
+    beside: int = 0
+    candidates: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.candidates = [effort for effort, _, _ in self.efforts]
+
+
+@dataclass(slots=True)
+class Menus:
+    """The menus of a generation, by way of drafting, looked over every few rounds.
+
+    Attributes:
+        only: the only effort to use; None chooses among several, unless the caller named one.
+        longest: most tokens that a model drafts in a round.
+    """
+
+    only: float | None
+    longest: int
+    _made: dict[Way, Menu] = field(default_factory=dict)
+
+    def efforts(self, option: DraftOption, state: RoundState) -> tuple[float, ...]:
+        """Efforts that a way of drafting may use."""
+        if not option.takes_effort:
+            return (1.0,)
+        if self.only is not None:
+            return (self.only,)
+        return (state.draft_effort,) if state.is_effort_asked else EFFORTS
+
+    def get(self, way: Way) -> Menu | None:
+        """The menu that was made last; None before the first."""
+        return self._made.get(way)
+
+    def of(
+        self, option: DraftOption, *, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float
+    ) -> Menu:
+        """Efforts of a way of drafting, less those that cost as much as a better one.
+
+        Args:
+            option: the way of drafting.
+            learnt: of the model.
+            state: before the round.
+            verify: cost of the verify pass by this sequence's rows.
+            rate: tokens that a dense step is worth.
+        """
+        way, beside = (option.drafter, option.view), state.rows_beside
+        menu = self._made.get(way)
+        if menu is not None and learnt.rounds < menu.made + _REFRESH and abs(beside - menu.beside) <= menu.beside // 4:
+            return menu
+        acceptance = learnt.accepted(way)
+        entries = [
+            (effort, learnt.costs.draft(*way, effort), acceptance.after.mean(effort))
+            for effort in self.efforts(option, state)
+        ]
+        useful, highest = [], 0.0
+        for one in sorted(entries, key=itemgetter(1)):  # a dearer effort has to agree more
+            if one[2] > highest:
+                useful.append(one)
+                highest = one[2]
+        best, most = useful[0], -1e9
+        for one in useful:
+            _, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
+            if tokens - rate * cost > most:
+                best, most = one, tokens - rate * cost
+        menu = self._made[way] = Menu(option, acceptance, useful, best, learnt.rounds, beside)
+        return menu

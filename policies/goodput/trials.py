@@ -1,0 +1,108 @@
+"""What is not in use is tried again now and then: `Trials` decides when, and what a trial may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm
+from specdec.policies.goodput.length import best_length
+from specdec.policies.goodput.lookup import match_length
+from specdec.policies.goodput.menu import Menu, Menus
+from specdec.policies.goodput.prospect import Prospect, Situation
+
+from specdec.engine.policy import RoundState
+
+_ROUNDS, _LOOKUP_TOKENS = 2, 3
+_EVERY = 3  # rounds between looks at whether one is due
+_ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
+_OPTIMISM = 1.0  # standard deviations that an effort may be better than thought, for a trial to be worth it
+MARGIN = 0.01  # tokens that something has to be better by
+
+
+@dataclass(slots=True)
+class Trials:
+    """The trials of a generation.
+
+    Attributes:
+        menus: of the generation.
+        explore: share of the time that trials may cost.
+    """
+
+    menus: Menus
+    explore: float
+    _running: tuple[Arm, int] | None = None  # and the rounds that it still has
+
+    def choose(self, now: Situation, best: Prospect) -> Prospect:
+        """`best`, or an arm whose trial is due, is affordable and could be better."""
+        learnt = now.learnt
+        if self._running is not None:
+            arm, left = self._running
+            self._running = (arm, left - 1) if left > 1 else None
+            return self._forced(now, arm, best)
+        if learnt.rounds % _EVERY or learnt.lost > self.explore * learnt.spent + (_ALLOWANCE if self.explore else 0.0):
+            return best
+        for arm in self._all_arms(now.state):
+            trial = learnt.trial(arm)
+            if learnt.rounds < trial.due:
+                continue
+            longest = LONGEST_PLAIN_INTERVAL if arm == PLAIN else LONGEST_INTERVAL
+            if learnt.rounds - trial.last_used < trial.interval:
+                trial.due = learnt.rounds + trial.interval  # in use: nothing to find out
+                continue
+            trial.postpone(learnt.rounds, longest)
+            if arm == PLAIN or self._could_win(now, arm, best):
+                if arm != PLAIN:
+                    self._running = (arm, _ROUNDS - 1)
+                return self._forced(now, arm, best)
+        return best
+
+    def _all_arms(self, state: RoundState) -> list[Arm]:
+        arms: list[Arm] = [PLAIN]
+        for option in state.options:
+            if option.view is not None:
+                efforts = sorted(self.menus.efforts(option, state), reverse=True)  # what high ones show bounds low ones
+                arms += [(option.drafter, option.view, effort) for effort in efforts]
+            elif state.matches.get(option.drafter, 1):
+                arms.append((option.drafter, None, 1.0))
+        return arms
+
+    def _could_win(self, now: Situation, arm: Arm, best: Prospect) -> bool:
+        """Whether the arm would be better than `best` if it were as good as it may be."""
+        drafter, view, effort = arm
+        if view is None:
+            return best.option is None  # where another one drafts, a match that does not pay is no news
+        learnt, rate, longest = now.learnt, best.rate, self.menus.longest
+        cost = learnt.costs.draft(drafter, view, effort)
+        highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
+        _, tokens, total = best_length(now.verify, cost, highest, rate, longest)
+        to_beat = best.net
+        if (
+            best.menu is not None and self.menus.get((drafter, view)) is best.menu
+        ):  # one computed figure against another
+            _, step, mean = best.menu.best
+            _, mean_tokens, mean_cost = best_length(now.verify, step, mean, rate, longest)
+            to_beat = mean_tokens - rate * mean_cost
+        return tokens - rate * total > to_beat + MARGIN
+
+    def _forced(self, now: Situation, arm: Arm, best: Prospect) -> Prospect:
+        """A round with this arm, whatever it is thought to be worth."""
+        learnt, state, verify = now.learnt, now.state, now.verify
+        if arm == PLAIN:
+            return Prospect(rate=best.rate, tokens=1.0, cost=verify[1], is_trial=True, verify=verify)
+        drafter, view, effort = arm
+        option = next(one for one in state.options if (one.drafter, one.view) == (drafter, view))
+        length = min(_LOOKUP_TOKENS if view is None else self.menus.longest, state.max_draft_tokens)
+        prospect = Prospect(
+            rate=best.rate, tokens=best.tokens, cost=best.cost, option=option, effort=effort, length=length,
+            is_trial=True, greedy=not state.temperature, verify=verify,
+        )  # fmt: skip
+        if view is None:
+            prospect.match = match_length(drafter, state, now.last)
+            prospect.acceptance = learnt.match(drafter)
+        else:
+            menu = self.menus.of(option, learnt=learnt, state=state, verify=verify, rate=best.rate)
+            cost, acceptance = learnt.costs.draft(*arm), learnt.accepted((drafter, view))
+            only = (effort, cost, acceptance.after.mean(effort, _OPTIMISM))
+            prospect.menu = Menu(option, acceptance, [only], only, learnt.rounds)
+            prospect.counts = effort == menu.best[0]
+        return prospect

@@ -1,0 +1,120 @@
+"""A plug-in with its parameters as text: `name:key=value,key=value`, or a YAML file that names it. `read_spec` reads
+one, `construct` makes the object. Which plug-ins there are is the business of a `Registry`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from specdec.errors import InvalidArgumentError, PluginError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginSpec:
+    """What a caller asked for.
+
+    Attributes:
+        name: of the plug-in.
+        parameters: arguments of its constructor.
+    """
+
+    name: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_spec(text: str, *, kind: str, presets: str) -> PluginSpec:
+    """Read `name`, `name:key=value,key=value`, or a file, `FILE.yaml`.
+
+    A file names the plug-in under its kind, and its `parameters`; one that is not there is looked for among the
+    presets. In a text, values are read as whole numbers, numbers, `true`, `false`, `none`, or text.
+
+    Args:
+        text: what the caller wrote.
+        kind: of the plug-in, such as "policy".
+        presets: folder of `configs` with files of this kind.
+
+    Raises:
+        InvalidArgumentError: a key given twice, a missing value, or a file that does not hold such a plug-in.
+    """
+    if text.endswith((".yaml", ".yml")):
+        return _read_file(text, kind, resources.files("specdec.configs").joinpath(presets, text))
+    name, _, written = text.partition(":")
+    parameters: dict[str, Any] = {}
+    for item in (part.strip() for part in written.split(",") if part.strip()):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not value:
+            raise InvalidArgumentError(f"{kind} parameter {item!r} must be written key=value")
+        if key in parameters:
+            raise InvalidArgumentError(f"{kind} parameter {key!r} is given twice")
+        parameters[key] = _value(value)
+    return PluginSpec(name, parameters)
+
+
+def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> T:
+    """The plug-in that `spec` describes.
+
+    Args:
+        constructor: makes it from the parameters.
+        spec: what the caller asked for.
+        kind: of the plug-in.
+
+    Raises:
+        InvalidArgumentError: an unknown parameter, or values that the constructor refuses.
+        PluginError: the constructor fails in another way than with ValueError or TypeError.
+    """
+    allowed = list(inspect.signature(constructor).parameters) if spec.parameters else []
+    for key in spec.parameters:
+        if key not in allowed:
+            raise InvalidArgumentError(
+                f"{kind} {spec.name!r} has no parameter {key!r}: choose from {', '.join(allowed) or '(none)'}"
+            )
+    try:
+        return constructor(**spec.parameters)
+    except PluginError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
+    except Exception as error:
+        raise PluginError.raised(kind, spec.name, error, doing="its constructor") from error
+
+
+def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:
+    """Name and parameters from a file, or from the preset where there is no such file."""
+    path, is_preset = Path(text), not Path(text).exists() and Path(text).name == text and preset.is_file()
+    try:
+        content = yaml.safe_load((preset if is_preset else path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidArgumentError(f"cannot read the {kind} file {text}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise InvalidArgumentError(f"the {kind} file {text} is no YAML: write {kind}: NAME and parameters:") from None
+    parameters = content.get("parameters") or {} if isinstance(content, Mapping) else None
+    if (
+        not isinstance(content, Mapping)
+        or not isinstance(content.get(kind), str)
+        or set(content) - {kind, "parameters"}
+        or not isinstance(parameters, Mapping)
+    ):
+        raise InvalidArgumentError(f"the {kind} file {text} must hold {kind}: NAME and, if any, parameters: of it")
+    return PluginSpec(content[kind], {str(key): value for key, value in parameters.items()})
+
+
+def _value(text: str) -> Any:
+    """`text` as a whole number, a number, a truth value, None, or itself."""
+    constants = {"true": True, "false": False, "none": None}
+    if text.lower() in constants:
+        return constants[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
