@@ -1,6 +1,6 @@
 """specdec beside its peers: the same prompts, the same model files, the same settings, answer by answer in turn.
 
-    python benchmarks/peers.py smollm2-135m.gguf --twin smollm2-135m-dithered.store --json results/peers.json
+    python benchmarks/peers.py smollm2-135m.gguf --twin smollm2-135m-dithered.store --json peers.json
     python benchmarks/peers.py model.gguf --blocks model.store --peers llama.cpp --draft small.gguf
 
 With `--blocks` specdec runs a store that keeps the file's own blocks, and llama.cpp the file alone.

@@ -144,7 +144,7 @@ def test_plots_are_the_same_each_time(report):
 def test_findings_survive_their_file(report):
     record = json.loads((report / "out.json").read_text())
     assert json.loads(json.dumps(Findings.from_record(record).to_record())) == record
-    with pytest.raises(InvalidArgumentError, match="no record of specdec bench"):
+    with pytest.raises(InvalidArgumentError, match="not a record of specdec bench"):
         Findings.from_record(record | {"benchmark": "other"})
 
 

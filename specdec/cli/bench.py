@@ -1,4 +1,4 @@
-"""`specdec bench`: how fast a model answers in many ways of decoding, each beside plain decoding."""
+"""`specdec bench`: how fast a model answers in many ways of decoding, compared with plain decoding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `bench` to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure speed and acceptance in many ways of decoding, beside plain decoding",
+        help="measure speed and acceptance of ways of decoding, compared with plain decoding",
         description=(
             "Answer prompts in every way of decoding that is asked for, plain decoding always among them and in turn, "
             "check that all answers are the same, and report speed, speed-up, acceptance and where the time went. "
@@ -98,7 +98,7 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
 def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", metavar="FILE", help="write everything that was found")
     group.add_argument("--csv", metavar="FILE", help="write the table")
-    group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and PNGs beside it")
+    group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and its plots as PNGs")
     group.add_argument(
         "--resume", metavar="FILE", help="keep the answers in this file, and go on from those that are in it"
     )
@@ -221,7 +221,7 @@ def _refusal(findings: Findings, journal: Journal[Sample]) -> str:
     from specdec.lab.bench.table import noise_sentence
 
     return (
-        f"{noise_sentence(findings.noise)}. Stop what else is running and measure anew with --restart, or add "
+        f"{noise_sentence(findings.noise)}. Stop what else is running and measure again with --restart, or add "
         f"repetitions with a higher --repeat (the answers are kept in {journal.path}); --force reports all the same"
     )
 

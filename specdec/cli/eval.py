@@ -68,7 +68,7 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
         metavar="WHAT",
         help="text, basicq, quiz, humaneval (default: the first three)",
     )
-    group.add_argument("--text", metavar="FILE", help="UTF-8 text to compare on (default: prompts that come along)")
+    group.add_argument("--text", metavar="FILE", help="UTF-8 text to compare on (default: bundled prompts)")
     group.add_argument("--passages", type=int, default=8, metavar="N", help="pieces of the text (default: %(default)s)")
     group.add_argument(
         "--passage-tokens", type=int, default=256, metavar="T", help="tokens of each (default: %(default)s)"
@@ -82,7 +82,7 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
             "processes, which is a limit and not a jail"
         ),
     )
-    group.add_argument("--problems", type=int, metavar="N", help="HumanEval problems (default: all 82 that come along)")
+    group.add_argument("--problems", type=int, metavar="N", help="HumanEval problems (default: all 82 bundled ones)")
     group.add_argument(
         "--max-tokens", type=int, default=384, metavar="N", help="of an answer to one (default: %(default)s)"
     )

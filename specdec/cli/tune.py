@@ -1,4 +1,4 @@
-"""`specdec tune`: measure what drafting costs and tolerates here, and keep the best setting beside the store."""
+"""`specdec tune`: measure what drafting costs and tolerates here, and keep the best setting with the store."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="find the efforts that draft fastest with a model on this machine",
         description=(
             "Measure how much each matrix of a model tolerates and what a step costs on this machine, share out the "
-            "effort, and keep the best setting beside the model's store, where generating picks it up. Interrupt it "
+            "effort, and keep the best setting with the model's store, where generating picks it up. Interrupt it "
             "at any time: the same command goes on from there."
         ),
     )
     add_model_argument(parser)
-    parser.add_argument("--text", metavar="FILE", help="UTF-8 text to measure on (default: one that comes along)")
+    parser.add_argument("--text", metavar="FILE", help="UTF-8 text to measure on (default: a bundled one)")
     parser.add_argument(
         "--view", metavar="VIEW", default="auto", help="draft view: bucket, int4, ... (default: the runtime's fastest)"
     )

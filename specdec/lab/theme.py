@@ -22,10 +22,10 @@ class Theme:
     """Colours by what they are for.
 
     Attributes:
-        surface: behind everything.
+        surface: background of everything.
         ink: text.
         muted: text of less weight, and axes.
-        grid: lines behind the data.
+        grid: lines under the data.
         plain: plain decoding, and references.
         good, bad: above and below plain decoding; `good` is also the colour of shares.
         series: of contenders, in order.
@@ -49,7 +49,7 @@ class Theme:
 
     @property
     def series(self) -> tuple[str, ...]:
-        """Colours that can be told apart, also by those who see red and green alike."""
+        """Colours that differ also for readers who see red and green alike."""
         return self.blue, self.orange, self.green, self.purple, self.red, self.teal, self.brown, self.pink
 
 

@@ -73,7 +73,7 @@ class Findings:
         """From what `to_record` gave.
 
         Raises:
-            InvalidArgumentError: it is no record of `specdec bench`, or of another version.
+            InvalidArgumentError: it is not a record of `specdec bench`, or of another version.
         """
         try:
             if record["benchmark"] != BENCHMARK:
@@ -89,7 +89,7 @@ class Findings:
                 answers=results["answers"],
             )
         except (KeyError, TypeError, ValueError):
-            raise InvalidArgumentError("this is no record of specdec bench, or one of another version") from None
+            raise InvalidArgumentError("this is not a record of specdec bench, or one of another version") from None
 
 
 def find(

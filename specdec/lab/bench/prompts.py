@@ -1,4 +1,4 @@
-"""Prompts to measure with: the sets that come along, and files of the user's own. Asking them is not done here."""
+"""Prompts to measure with: the bundled sets, and the user's files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_prompts(
     """Prompts of several sets, those of a task together.
 
     Args:
-        sets: names of sets that come along ("spec-bench", "humaneval"), or files. A file that ends in .jsonl holds a
+        sets: names of bundled sets ("spec-bench", "humaneval"), or files. A file that ends in .jsonl holds a
             JSON object on each line, with "prompt" (text), "turns" (texts, of which the first is asked) or "messages"
             (chat messages), and, if it likes, "task" and "id". Any other file holds a prompt on each line that is not
             empty.

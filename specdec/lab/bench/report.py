@@ -1,4 +1,4 @@
-"""Findings as one page, `index.html`, with everything in it, and its plots as files beside it."""
+"""Findings as one page, `index.html`, with everything in it, and its plots as files in the same folder."""
 
 from __future__ import annotations
 

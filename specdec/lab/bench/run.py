@@ -33,7 +33,7 @@ def measure(model: Model, plan: Plan, journal: Journal[Sample], *, progress: Pro
         model: answers. Its memory and prompt cache are replaced: each contender has a memory of its own.
         plan: what to ask.
         journal: gets every answer as it comes.
-        progress: told of every answer.
+        progress: called for every answer.
 
     Raises:
         DifferenceFoundError: an answer is not plain decoding's.

@@ -1,6 +1,6 @@
 """HumanEval: the model completes functions, and their tests are run on what it wrote.
 
-Source: Chen et al. 2107.03374. Greedy, one answer for each problem, the half of the problems that comes along.
+Source: Chen et al. 2107.03374. Greedy, one answer for each problem, the bundled half of the problems.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Problem:
 
 
 def load_problems(count: int | None = None) -> list[Problem]:
-    """`count` problems, evenly spread over those that come along; None takes all of them."""
+    """`count` problems, evenly spread over the bundled ones; None takes all of them."""
     text = resources.files("specdec").joinpath("data", "humaneval_dev.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     count = len(rows) if count is None else min(count, len(rows))
@@ -78,7 +78,7 @@ def write_answer(model: Model, problem: Problem, *, view: str, effort: float, ma
 
 
 def to_program(problem: Problem, answer: str) -> str:
-    """The answer's code with what the problem begins with before it, and its tests behind."""
+    """What the problem begins with, the answer's code, and the problem's tests."""
     code = _code(answer)
     header, _, _ = problem.prompt.partition(f"def {problem.entry_point}")
     if not re.search(rf"^def {problem.entry_point}\b", code, re.MULTILINE):

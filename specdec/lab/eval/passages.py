@@ -1,7 +1,7 @@
 """Next-token distributions on a text, against those of the dense model: what one passage shows at one setting.
 
 The whole passage runs at the setting's effort, the history included: this is the model that somebody would talk to at
-that effort. (How often a single draft step agrees behind a history of full quality is another question, and
+that effort. (How often a single draft step agrees after a history of full quality is another question, and
 `specdec tune` and `specdec bench` answer it.)
 """
 
@@ -29,7 +29,7 @@ class PassageScore:
         kl: KL(dense || setting), nats.
         kl_sq: its squares.
         agreed: predictions whose likeliest token is the dense model's (the lowest id of equally likely ones).
-        cosine: for each layer, cosine between the hidden states behind it and the dense model's; empty when unknown.
+        cosine: for each layer, cosine between the hidden states after it and the dense model's; empty when unknown.
     """
 
     count: int

@@ -45,10 +45,10 @@ class Plan:
     Attributes:
         settings: what is compared with the dense model, which is always measured too.
         measures: of `MEASURES`.
-        text: a file; None takes the text that comes along.
+        text: a file; None takes the bundled text.
         passages: pieces of the text, spread evenly over it.
         passage_tokens: tokens of each.
-        problems: HumanEval problems; None takes all that come along.
+        problems: HumanEval problems; None takes all bundled ones.
         max_tokens: most tokens of an answer to one.
         seed: of the order of choices.
 

@@ -174,7 +174,7 @@ def _layer_figures(evaluation: Evaluation, title: str, theme: Theme) -> list[tup
 
 
 def _answers(evaluation: Evaluation, title: str, theme: Theme) -> Figure | None:
-    """Shares of right answers by effort, with the level of guessing; views beside the first are dashed."""
+    """Shares of right answers by effort, with the level of guessing; other views than the first are dashed."""
     measured = [name for name in _QUESTIONS if getattr(evaluation.rows[0], name) is not None]
     if not measured:
         return None

@@ -108,7 +108,7 @@ def answer_questions(
     cache = runtime.new_cache(longest)
 
     def rows(tokens: Sequence[int]) -> NDArray[np.float64]:
-        """Log-probabilities (T, V) behind each of the tokens."""
+        """Log-probabilities (T, V) after each of the tokens."""
         logits = forward_one(runtime, tokens, cache, effort=schedule, view=view).logits.astype(np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)
         return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
@@ -126,12 +126,12 @@ def answer_questions(
 def _score(
     first: NDArray[np.float64], tail: Sequence[int], rows: Callable[[Sequence[int]], NDArray[np.float64]], cache: Cache
 ) -> float:
-    """Log-probability of a choice, in nats; `first` is that of the token behind the question."""
+    """Log-probability of a choice, in nats; `first` is that of the token after the question."""
     held = cache.length
     score = float(first[tail[0]])
     if len(tail) > 1:
-        behind = rows(tail[:-1])
-        score += float(behind[np.arange(len(tail) - 1), tail[1:]].sum())
+        after = rows(tail[:-1])
+        score += float(after[np.arange(len(tail) - 1), tail[1:]].sum())
         cache.trim(held)
     return score
 

@@ -38,7 +38,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextScore:
-    """On the text, beside the dense model.
+    """On the text, compared with the dense model.
 
     Attributes:
         count: predictions.
@@ -49,7 +49,7 @@ class TextScore:
         kl_error: one standard error of it.
         agreement: share of predictions whose likeliest token is the dense model's.
         agreement_error: one standard error of it.
-        cosine: behind each layer, mean cosine between the hidden states and the dense model's; empty when unknown.
+        cosine: after each layer, mean cosine between the hidden states and the dense model's; empty when unknown.
     """
 
     count: int

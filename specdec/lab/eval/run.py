@@ -30,7 +30,7 @@ def evaluate(model: Model, plan: Plan, *, restart: bool = False, progress: Progr
         model: from `specdec.load`.
         plan: what to measure.
         restart: forget what an interrupted call has found.
-        progress: told how the work goes on.
+        progress: called as the work goes on.
 
     Raises:
         InvalidArgumentError: the text will not do, the model has no tokenizer, or results cannot be kept.
@@ -82,7 +82,7 @@ class _Run:
         self._part: tuple[float, Model] | None = None
 
     def read_passages(self, passages: Sequence[Sequence[int]]) -> None:
-        """Every setting on every passage, beside the dense model."""
+        """Every setting on every passage, compared with the dense model."""
         settings, runtime = self._plan.all_settings, self._model.runtime
         self._begin("text", [f"text {number} {one.name}" for number in range(len(passages)) for one in settings])
         for number, tokens in enumerate(passages):

@@ -46,7 +46,7 @@ class Thoroughness:
         passages: passages of the text.
         passage_tokens: tokens of each.
         places: positions in each passage at which divergence is measured.
-        trial_tokens: tokens that the model writes behind the first half of each passage, for the trial.
+        trial_tokens: tokens that the model writes after the first half of each passage, for the trial.
         repeats: how often each pass is timed.
     """
 
@@ -77,7 +77,7 @@ def tune(
     restart: bool = False,
     progress: Progress,
 ) -> DraftProfile:
-    """Find the efforts that draft fastest with this model on this machine, and write them beside its store.
+    """Find the efforts that draft fastest with this model on this machine, and write them into the folder of its store.
 
     When it is interrupted, the next call with the same arguments goes on where this one stopped.
 
@@ -88,7 +88,7 @@ def tune(
         mean: mean effort to share out; None tries several and takes the fastest.
         thoroughness: how much is measured.
         restart: forget what an interrupted call has measured.
-        progress: told how the work goes on.
+        progress: called as the work goes on.
 
     Returns:
         The profile, which is on disk by then.
@@ -174,7 +174,7 @@ def _choose(
     settings: dict[str, Any],
     progress: Progress,
 ) -> DraftProfile:
-    """Allocate for every mean, try the results beside equal efforts, and take the fastest."""
+    """Allocate for every mean, compare the results with equal efforts, and take the fastest."""
     runtime = model.runtime
     timer = StepTimer(runtime, passages[0], repeats=plan.repeats)
     kind_s = _kind_seconds(timer, units, view)

@@ -110,7 +110,7 @@ def measure(
         levels: efforts below 1.
         places: ascending (passage, index of a token in it) whose next-token distributions are compared.
         sums: what is there already; an interrupt leaves it as after the last whole unit.
-        done: told how far it is.
+        done: called after each unit.
     """
     schedules = [[EffortSchedule(1.0, dict.fromkeys(unit.matrices, level)) for level in levels] for unit in units]
     cache, reading = runtime.new_cache(1), -1

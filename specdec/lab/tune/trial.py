@@ -1,4 +1,4 @@
-"""Trying draft schedules where they will be used: on the model's own greedy text, behind passages of the calibration
+"""Trying draft schedules where they will be used: on the model's own greedy text, after passages of the calibration
 text, with history at verify quality."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def try_schedules(
         starts: passages, at least one token each, that the model goes on from.
         schedules: what to try.
         view: draft view.
-        length: tokens that the model writes behind each passage.
+        length: tokens that the model writes after each passage.
         done: told the number of tokens written so far.
 
     Returns:
