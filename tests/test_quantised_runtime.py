@@ -104,7 +104,7 @@ def test_logits_at_effort_one_are_those_of_the_dequantised_weights(make: Make, n
 @pytest.mark.parametrize("name", MODELS)
 def test_rows_of_a_pass_equal_single_rows_bit_for_bit(make: Make, name: str, view: str, runtime: str) -> None:
     _, made = make(name, runtime)
-    if view not in ("exact", *made.views):
+    if view not in ("exact", *made.views()):
         pytest.skip(f"{runtime} has no view {view!r}")
     for effort in (1.0, 0.6, 0.15):
         schedule = EffortSchedule(effort)
@@ -154,17 +154,17 @@ def test_int4_drafts_are_built_as_they_would_be_stored(types: tuple[str, ...], t
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_views_are_those_that_make_sense(make: Make, runtime: str, tmp_path: Any) -> None:
     _, made = make("q8_0", runtime)
-    assert {"own", "nested", "int4"} <= set(made.views)
-    assert made.auto_draft[0] in made.views
+    assert {"own", "nested", "int4"} <= set(made.views())
+    assert made.info.auto_draft[0] in made.views()
     with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
         made.prepare("bucket")
     plain = create_runtime(runtime, Store.open(convert(synthetic_source(), tmp_path / "s")))
-    assert not {"own", "nested"} & set(plain.views)
+    assert not {"own", "nested"} & set(plain.views())
 
 
 def test_auto_takes_a_runtime_that_can(make: Make, tmp_path: Any) -> None:
     path = convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "s", quantised="keep")
-    assert create_runtime("auto", Store.open(path)).name == best_runtime()
+    assert create_runtime("auto", Store.open(path)).info.name == best_runtime()
 
 
 def nested_weights(matrix: QuantisedMatrix, bits: int) -> np.ndarray:
