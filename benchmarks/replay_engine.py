@@ -24,6 +24,7 @@ from specdec.engine.policy import (
     DraftOption,
     DraftPlan,
     Knowledge,
+    Learner,
     Policy,
     Reporter,
     RoundOutcome,
@@ -125,7 +126,7 @@ class Replay:
 
     def run(self, policy: Policy, answer: Answer, options: tuple[DraftOption, ...], score: Score) -> None:
         """One answer by a policy of its own, which shares the memory of those before it."""
-        if hasattr(policy, "begin"):
+        if isinstance(policy, Learner):
             policy.begin(Knowledge(costs=self._table, memory=self._memory))
         index = NgramIndex(SHORTEST, LONGEST)
         self._book = ProposalBook(UNTRIED)
