@@ -20,6 +20,7 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 from cpu_kernels import RandomSource
 
+from specdec.runtimes.base import EXACT, find_view
 from specdec.runtimes.native.runtime import NativeRuntime, native_module
 from specdec.store import Store, convert
 from specdec.weights.dtypes import to_float32
@@ -80,7 +81,7 @@ class Matrices:
     def seconds(self, view: str, effort: float, rows: int) -> tuple[float, float]:
         """Time and bytes of one product, over all copies; after as many others, which wake this runtime's threads."""
         x, y = self._rows(rows)
-        draft = None if view == "exact" else self.runtime._drafts[view]
+        draft = None if find_view(self.runtime, view).reads_exact else self.runtime._drafts[view]
         for index in self.others:
             self.runtime._model.multiply(index, x, draft, effort, y)
         start = time.perf_counter()
@@ -90,7 +91,7 @@ class Matrices:
 
 def measure(matrices: dict[tuple[str, str], Matrices], repeat: int) -> list[dict[str, Any]]:
     """Every case of every type once a round, so that all see the same machine; ratios are medians of rounds."""
-    cases = [(key, case) for case in CASES for key in matrices if case[0] == "exact" or key[1] != "16"]
+    cases = [(key, case) for case in CASES for key in matrices if case[0] == EXACT or key[1] != "16"]
     times: dict[Any, list[float]] = {case: [] for case in cases}
     read: dict[Any, float] = {}
     speed = []

@@ -51,7 +51,7 @@ class BanditPolicy:
         forget: share of all counts that is kept from block to block.
 
     Raises:
-        InvalidArgumentError: a value is out of range, or an arm is no policy.
+        InvalidArgumentError: a value is out of range, or an arm is not a policy.
     """
 
     arms: str | Sequence[str] = ("goodput", "fixed", "confidence", "entropy", "heuristic")

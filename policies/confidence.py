@@ -17,7 +17,7 @@ from specdec.engine.policy import (
 
 @dataclass(slots=True)
 class ConfidencePolicy:
-    """Stop behind the first token whose distribution has no probability of at least `threshold`.
+    """Stop after the first token whose distribution has no probability of at least `threshold`.
 
     The rule of transformers (`assistant_confidence_threshold`, 0.4 there) and of llama.cpp (`--draft-p-min`, 0.75).
 

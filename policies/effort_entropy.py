@@ -27,8 +27,8 @@ class EffortEntropyPolicy:
     from.
 
     Attributes:
-        low: effort in (0, 1] behind a certain token.
-        high: effort in (0, 1] behind a hard one.
+        low: effort in (0, 1] after a certain token.
+        high: effort in (0, 1] after a hard one.
         hard: entropy in nats from which effort is `high`.
         stop: entropy in nats above which drafting stops, more than `hard` for that to be seen.
         longest: most tokens of a draft.

@@ -31,7 +31,7 @@ def create(spec: str) -> Policy:
 
     Raises:
         UnknownNameError: no policy of that name.
-        InvalidArgumentError: parameters that the policy does not have or refuses, or a file that is no policy file.
+        InvalidArgumentError: parameters that the policy does not have or refuses, or a file that is not a policy file.
         PluginError: the policy cannot be loaded, fails in its constructor, or lacks a method.
     """
     wanted = read_spec(spec, kind="policy", presets="policies")

@@ -45,7 +45,7 @@ class Registry(Generic[T]):
         return sorted({*self._own, *(point.name for point in self._announced())})
 
     def get(self, name: str) -> T:
-        """The constructor behind a name.
+        """The constructor registered under a name.
 
         Raises:
             UnknownNameError: nobody registered the name; the message lists those that exist.

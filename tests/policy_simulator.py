@@ -12,7 +12,16 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy, RoundOutcome, RoundState, StepSignals
+from specdec.engine.policy import (
+    CostTable,
+    DraftOption,
+    Knowledge,
+    Learner,
+    Policy,
+    RoundOutcome,
+    RoundState,
+    StepSignals,
+)
 
 MODEL = DraftOption("effort", "int4", takes_effort=True)
 LOOKUP = DraftOption("ngram", None, takes_effort=False)
@@ -104,7 +113,7 @@ def run(
     policy: Policy, world: World, tokens: int, *, temperature: float = 0.0, known: Knowledge | None = None
 ) -> Tally:
     """Generate `tokens` tokens, in a single generation."""
-    if hasattr(policy, "begin"):
+    if isinstance(policy, Learner):
         policy.begin(known or Knowledge(costs=world.costs()))
     tally = Tally()
     while tally.tokens < tokens:

@@ -99,7 +99,7 @@ class LogOdds:
         return found
 
     def mean(self, effort: float, deviations: float = 0.0) -> float:
-        """The same over all classes as they occur, with so many standard deviations of what is particular to the effort
+        """The same over all classes as they occur, with `deviations` standard deviations of the effort's own part
         added."""
         own, distance = self._efforts.get(effort) or self._effort(effort)
         base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
@@ -183,15 +183,14 @@ class DraftAcceptance:
 
 @dataclass(slots=True)
 class MatchAcceptance:
-    """Acceptance of a drafter that shows no signals, by the length of the match behind each token.
+    """Acceptance of a drafter that shows no signals, by the length of the match before each token.
 
     Every kept token lengthens the match, so token j of a draft counts with what the draft began with and j more.
     """
 
     rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(LONGEST_MATCH + 1)])
     chances: list[float] = field(init=False)
-    """Chance that a token with so many tokens of context behind it, 0 to `LONGEST_MATCH`, is kept when those before it
-    are."""
+    """Chance that a token after a match of so many tokens, 0 to `LONGEST_MATCH`, is kept when those before it are."""
 
     def __post_init__(self) -> None:
         self.chances = [self._chance(match) for match in range(LONGEST_MATCH + 1)]

@@ -16,10 +16,10 @@ from specdec.engine.policy import CostTable
 
 _Key: TypeAlias = tuple[str, str | None, float]  # drafter, view, effort
 
-MOST_ROWS = 33  # of a verify pass that is told apart
+MOST_ROWS = 33  # of a verify pass: up to here each number of rows has a cost of its own
 _UPPER = 17  # rows from which the slope beyond `MOST_ROWS` is taken, where nothing was measured there
 _SLOPE = 0.1  # a further row of a pass, where nothing was measured
-_FLOOR = 0.02  # least slope behind the last measured number of rows
+_FLOOR = 0.02  # least slope after the last measured number of rows
 _CLIP = 0.3  # most that one observation may be off, in log: a machine that stalls is not a cost
 _DRIFT = 0.08  # share of an error that goes to all costs alike (context grows, a neighbour takes the processor)
 _OWN = 0.03  # share that goes to the one that was seen, once it is well known
@@ -103,7 +103,7 @@ class CostModel:
                 self.verify[near] *= math.sqrt(factor)
 
     def _observe_many(self, rows: int, seconds: float) -> None:
-        """A pass over more rows than are told apart: it tells what a further row costs."""
+        """Learn from a pass over more than `MOST_ROWS` rows what a further row costs."""
         cost = self.verify[MOST_ROWS] + (rows - MOST_ROWS) * self._tail
         if not self._has_scale:
             self.scale, self._has_scale = seconds / cost, True

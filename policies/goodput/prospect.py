@@ -33,7 +33,7 @@ class Prospect:
         chance: that all tokens drafted so far are kept.
         expected: tokens that the draft so far is expected to bring.
         verify: cost of the verify pass by this sequence's rows, 0 to `MOST_ROWS`.
-        classes: of the signals so far, behind one for what came before the draft.
+        classes: of the signals so far, after one for what came before the draft.
     """
 
     rate: float = 1.0

@@ -1,4 +1,4 @@
-"""The policy protocol: what a policy is told, and what it may decide. A policy author's one import.
+"""The policy protocol: what a policy learns, and what it may decide. A policy author's one import.
 
 A round runs `plan`, then `next_step` after every drafted token but the last one planned, then `observe` once the
 verifier has spoken. What a policy may learn across generations comes in through `begin`, what it has to tell goes out

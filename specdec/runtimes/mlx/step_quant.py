@@ -13,6 +13,7 @@ from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.ops import tier_constants
 from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.quant import PackedQuant, QuantForm
 from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
@@ -26,7 +27,6 @@ from specdec.runtimes.mlx.step import (
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
     from specdec.runtimes.mlx.model import Kind, Layer
-    from specdec.runtimes.mlx.quant import PackedQuant, QuantForm
     from specdec.runtimes.mlx.weights import Linear
 
 TILE = 128  # outputs of a unit; it has 32 inputs
@@ -67,7 +67,7 @@ class QuantStep(WholeStep):
         super().__init__(mx, config, dtype=dtype, tier_sizes=(1,), driver=driver)
         matrices = [packed for layer in layers for linear in layer.linears for packed in linear.quant]
         table = head.quant[0] if embeddings is None else embeddings
-        self._plain_table = not hasattr(table, "form")
+        self._plain_table = not isinstance(table, PackedQuant)
         used = [*matrices, *head.quant, *([] if self._plain_table else [table])]
         self._forms: list[QuantForm] = list(dict.fromkeys(packed.form for packed in used))
         self._segments = _segments(self.grid, matrices, head.quant[0])
