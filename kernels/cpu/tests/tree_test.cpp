@@ -73,7 +73,7 @@ THREADED_TEST(a_row_of_a_tree_has_the_bits_of_its_path) {
       // Trees that begin, end or lie at the borders of chunks (128); the models have a window of 9 in one layer.
       for (const int before : cases<int>({0, 7, 120, 128, 250}, {7, 120}))
         for (const int rows : cases<int>({1, 5, 16, 33, kMaxTreeRows}, {5, 17}))
-          check_tree(s, before, rows, ++seed % 2 == 0 ? 0.4 : 1.0, seed);
+          ++seed, check_tree(s, before, rows, seed % 2 == 0 ? 0.4 : 1.0, seed);
     }
 }
 
@@ -123,7 +123,7 @@ THREADED_TEST(forks_share_blocks_and_never_disturb_each_other) {
     const auto late = fork->fork(length, 500);
     CHECK(s.append(*late, more, 1.0) == wanted, "a late fork at " + std::to_string(length));
     late->trim(length);
-    s.append(*late, {tokens.begin() + length, tokens.end()}, 1.0);
+    if (length < 300) s.append(*late, {tokens.begin() + length, tokens.end()}, 1.0);
     CHECK(s.append(*late, more, 1.0) == whole, "another text at " + std::to_string(length));
   }
 }
