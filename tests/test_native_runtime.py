@@ -300,17 +300,42 @@ def test_malformed_buffers_do_not_reach_the_kernels(store_of):
         model.load_values(number, [array[:, ::2] for array in values], masks, 0, 1)
     kv, efforts = runtime.new_cache(4).handle, np.ones(number + 1)
     ids = np.array([1, 2], np.int32)
-    for tokens, effort, shape in (
-        (ids, efforts[1:], (2, 47)),
-        (ids, efforts * 2, (2, 47)),
-        (ids, efforts, (1, 47)),
-        (ids, efforts, (2, 48)),
-        (np.array([47], np.int32), efforts, (1, 47)),
-        (np.ones(5, np.int32), efforts, (5, 47)),
-        (np.ones(0, np.int32), efforts, (0, 47)),
+
+    def good(**other: Any) -> dict[str, Any]:
+        usual = {"caches": [kv], "tokens": ids, "counts": [2], "efforts": [efforts], "parents": [], "layers": [0]}
+        return {**usual, "shown": [2], "draft": None, "logits": np.empty((2, 47), np.float32), "states": [], **other}
+
+    for wrong in (
+        {"efforts": [efforts[1:]]},
+        {"efforts": [efforts * 2]},
+        {"efforts": []},
+        {"logits": np.empty((1, 47), np.float32)},
+        {"logits": np.empty((2, 48), np.float32)},
+        {"tokens": np.array([1, 47], np.int32)},
+        {"counts": [1]},
+        {"counts": [3]},
+        {"counts": [0]},
+        {"counts": [2, 2]},
+        {"parents": [[-1]]},
+        {"parents": [[-1, 1]]},
+        {"parents": [[-2, 0]]},
+        {"layers": [9]},
+        {"shown": [3]},
+        {"states": [np.empty((2, 2, 7), np.float32)]},
+        {"caches": [kv, kv]},
+        {"caches": []},
+        {"tokens": np.ones(5, np.int32), "counts": [5], "logits": np.empty((5, 47), np.float32)},
+        {"tokens": np.ones(0, np.int32), "counts": [0], "logits": np.empty((0, 47), np.float32)},
     ):
         with pytest.raises(ValueError, match=r"\w"):
-            model.forward(tokens, kv, None, effort, False, np.empty(shape, np.float32))
+            model.forward(**good(**wrong))
+    with pytest.raises((ValueError, TypeError)):
+        model.forward(**good(caches=[None]))
+    for base, rows in ((1, []), (-1, []), (0, [0])):
+        with pytest.raises(ValueError, match=r"\w"):
+            kv.keep(base, rows)
+    with pytest.raises(ValueError, match="fork"):
+        kv.fork(1, 4)
     assert kv.length == 0
 
 
@@ -379,6 +404,7 @@ def test_a_forked_process_is_told_to_load_again(store_of):
 import os, sys
 import numpy as np
 from specdec.model.effort import EffortSchedule
+from specdec.runtimes.base import forward_one
 from specdec.runtimes.native.runtime import NativeRuntime
 from specdec.store import Store
 runtime = NativeRuntime(Store.open(sys.argv[1]), threads=2)
@@ -393,7 +419,7 @@ if child == 0:
     os._exit(9)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(store_of("llama").path)], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", code, str(store_of("llama").path)], timeout=60, check=False)
     assert done.returncode == 7
 
 

@@ -56,6 +56,7 @@ class Buffer {
 
  private:
   static constexpr size_t kHuge = size_t{2} << 20;
+  static constexpr size_t kPlain = size_t{64} << 10;  // from here on small pages are mapped, and so cost nothing yet
 
   void allocate(size_t count, Pages pages) {
     if (count == 0) return;
@@ -63,6 +64,15 @@ class Buffer {
     size_t bytes = count * sizeof(T) + 256;
     (void)pages;
 #if defined(__linux__)
+    if (pages == Pages::small && bytes >= kPlain) {
+      void* room = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (room == MAP_FAILED) throw std::bad_alloc();
+      base_ = room;
+      mapped_ = bytes;
+      data_ = static_cast<T*>(room);
+      count_ = count;
+      return;
+    }
     if (bytes >= kHuge) {
       bytes = (bytes + kHuge - 1) / kHuge * kHuge;
       void* room = mmap(nullptr, bytes + kHuge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -71,7 +81,7 @@ class Buffer {
       mapped_ = bytes + kHuge;
       const auto address = (reinterpret_cast<uintptr_t>(room) + kHuge - 1) / kHuge * kHuge;
       data_ = reinterpret_cast<T*>(address);
-      if (pages == Pages::huge) madvise(data_, bytes, MADV_HUGEPAGE);
+      madvise(data_, bytes, MADV_HUGEPAGE);
       count_ = count;
       return;
     }

@@ -215,26 +215,42 @@ bool Bucket8View::complete() const {
   return std::all_of(packed_.begin(), packed_.end(), [](const Packed& packed) { return packed.loaded; });
 }
 
-int64_t Bucket8View::choose(const Packed& packed, const float* scores, const float* x, float effort) {
-  scores_.reserve(static_cast<size_t>(kTiers * packed.stride()));
-  taken_.reserve(static_cast<size_t>(packed.in));
-  lists_.reserve(static_cast<size_t>((kTiers + 2) * (packed.stride() + kGroup)));
-  passes_.reserve(static_cast<size_t>(tier_passes_for(packed.in)));
-  return kernels_.draft.choose_tiers(
-      {x, scores, packed.in, effort, scores_.data(), taken_.data(), lists_.data(), passes_.data()});
+// Fills the passes of rows_, tier_passes_for(in) apart.
+void Bucket8View::choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, size_t effort,
+                         int count) {
+  const size_t rows = rows_.size(), stride = static_cast<size_t>(packed.stride()), inputs = static_cast<size_t>(packed.in);
+  const size_t lists = (kTiers + 2) * (stride + kGroup), most = static_cast<size_t>(tier_passes_for(packed.in));
+  scores_.reserve(rows * kTiers * stride);
+  taken_.reserve(rows * inputs);
+  lists_.reserve(rows * lists);
+  passes_.reserve(rows * most);
+  counts_.resize(rows);
+  pool.run(static_cast<int>(rows), [&](int part, int) {
+    const auto r = static_cast<size_t>(part);
+    counts_[r] = kernels_.draft.choose_tiers(
+        {in.row(rows_[r]), scores, packed.in, in.efforts[static_cast<size_t>(rows_[r] * count) + effort],
+         scores_.data() + r * kTiers * stride, taken_.data() + r * inputs, lists_.data() + r * lists, passes_.data() + r * most});
+  });
 }
 
-// One call per tile and chunk of passes, for the matrices [first, last) of the list.
-void Bucket8View::plan(const Packed& packed, const float* x, int64_t passes, size_t first, size_t last, float* direct,
-                       int threads) {
-  bounds_.assign(static_cast<size_t>(packed.chunks) + 1, passes);
-  bounds_[0] = 0;
+// Splits a row's passes into chunks of about equal work.
+void Bucket8View::split(const Packed& packed, const TierPass* passes, int64_t count, int64_t* bounds) const {
+  std::fill_n(bounds, packed.chunks + 1, count);
+  bounds[0] = 0;
   int64_t total = 0, done = 0, chunk = 1;
-  for (int64_t p = 0; p < passes; ++p) total += passes_[static_cast<size_t>(p)].quads * passes_[static_cast<size_t>(p)].tiers;
-  for (int64_t p = 0; p < passes && chunk < packed.chunks; ++p) {
-    done += passes_[static_cast<size_t>(p)].quads * passes_[static_cast<size_t>(p)].tiers;
-    while (chunk < packed.chunks && done * packed.chunks >= total * chunk) bounds_[static_cast<size_t>(chunk++)] = p + 1;
+  for (int64_t p = 0; p < count; ++p) total += passes[p].quads * passes[p].tiers;
+  for (int64_t p = 0; p < count && chunk < packed.chunks; ++p) {
+    done += passes[p].quads * passes[p].tiers;
+    while (chunk < packed.chunks && done * packed.chunks >= total * chunk) bounds[chunk++] = p + 1;
   }
+}
+
+// One part per tile and chunk of passes, for the matrices [first, last) of the list and rows_.
+void Bucket8View::plan(const Packed& packed, const DraftRows& in, size_t first, size_t last, float* direct, int threads) {
+  const size_t rows = rows_.size(), chunks = static_cast<size_t>(packed.chunks);
+  const auto most = static_cast<size_t>(tier_passes_for(packed.in));
+  bounds_.resize(rows * (chunks + 1));
+  for (size_t r = 0; r < rows; ++r) split(packed, passes_.data() + r * most, counts_[r], bounds_.data() + r * (chunks + 1));
   segments_.clear();
   segments_.reserve(packed.tiles.size() + packed.starts.size());  // calls point into it
   calls_.clear();
@@ -246,63 +262,84 @@ void Bucket8View::plan(const Packed& packed, const float* x, int64_t passes, siz
       if (begin < stop) segments_.push_back({begin - tile.first, stop - tile.first, packed.steps[m].data()});
     }
     const auto count = static_cast<int>(segments_.size() - from);
-    for (int64_t c = 0; count > 0 && c < packed.chunks; ++c) {
-      float* sums = (direct != nullptr ? direct : sums_.data() + c * packed.buckets * kBucket) + tile.first * kBucket;
-      calls_.push_back({{tile.data, tile.buckets}, x, passes_.data(), bounds_[static_cast<size_t>(c)],
-                        bounds_[static_cast<size_t>(c) + 1], segments_.data() + from, count, segments_[from].first,
-                        segments_.back().last, sums, nullptr, true});
-    }
+    for (size_t c = 0; count > 0 && c < chunks; ++c)
+      for (size_t r = 0; r < rows; ++r) {
+        float* sums = direct != nullptr ? direct + rows_[r] * in.y_stride[0]
+                                        : sums_.data() + static_cast<int64_t>(r * chunks + c) * packed.buckets * kBucket;
+        const int64_t* bounds = bounds_.data() + r * (chunks + 1);
+        calls_.push_back({{tile.data, tile.buckets}, in.row(rows_[r]), passes_.data() + r * most, bounds[c], bounds[c + 1],
+                          segments_.data() + from, count, segments_[from].first, segments_.back().last,
+                          sums + tile.first * kBucket, nullptr, true});
+      }
   }
-  const size_t parts = calls_.size(), shares = static_cast<size_t>(threads);
+  const size_t parts = calls_.size() / rows, shares = static_cast<size_t>(threads);
   for (size_t p = 0; p + 1 < parts; ++p) {  // as in draft_int4.cpp
     bool same = true;
     for (size_t t = 1; t < shares; ++t) same &= parts * t / shares != p + 1;
-    if (!same) continue;
-    calls_[p].next = &calls_[p + 1];
-    calls_[p + 1].cold = false;
+    for (size_t r = p * rows; same && r < (p + 1) * rows; ++r) {
+      calls_[r].next = &calls_[r + rows];
+      calls_[r + rows].cold = false;
+    }
   }
 }
 
-void Bucket8View::run(Pool& pool, const Packed& packed, const float* x, int64_t passes, size_t first, size_t last,
-                      float* direct) {
-  if (direct == nullptr) sums_.reserve(static_cast<size_t>(packed.chunks * packed.buckets * kBucket));
-  plan(packed, x, passes, first, last, direct, pool.threads());
-  pool.run(static_cast<int>(calls_.size()), [&](int part, int) { kernels_.draft.bucket8(calls_[static_cast<size_t>(part)]); });
-}
-
-uint64_t Bucket8View::bytes_of(const Packed& packed, int64_t passes, int64_t buckets) const {
+// What the rows' passes read together: of every input the tiers that any row takes.
+uint64_t Bucket8View::bytes_of(const Packed& packed, int64_t buckets) {
+  auto input = [buckets](int tiers) {
+    const int record = tiers == kTiers ? kInputBytes : tiers * kTierBytes;
+    return static_cast<uint64_t>(record * buckets) + sizeof(float);
+  };
   uint64_t bytes = 0;
-  for (int64_t p = 0; p < passes; ++p) {
-    const TierPass& pass = passes_[static_cast<size_t>(p)];
-    const int row = pass.tiers == kTiers ? kInputBytes : pass.tiers * kTierBytes;
-    bytes += static_cast<uint64_t>(pass.count) * (static_cast<uint64_t>(row * buckets) + sizeof(float));
+  if (rows_.size() == 1) {
+    for (int64_t p = 0; p < counts_[0]; ++p)
+      bytes += static_cast<uint64_t>(passes_[static_cast<size_t>(p)].count) * input(passes_[static_cast<size_t>(p)].tiers);
+    return bytes;
   }
-  (void)packed;
+  std::fill_n(taken_.data(), packed.in, uint8_t{0});
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const TierPass* passes = passes_.data() + r * static_cast<size_t>(tier_passes_for(packed.in));
+    for (int64_t p = 0; p < counts_[r]; ++p)
+      for (int j = 0; j < passes[p].count; ++j) {
+        uint8_t& most = taken_[passes[p].input[j]];
+        most = std::max(most, static_cast<uint8_t>(passes[p].tiers));
+      }
+  }
+  for (int64_t i = 0; i < packed.in; ++i)
+    if (taken_[static_cast<size_t>(i)] > 0) bytes += input(taken_[static_cast<size_t>(i)]);
   return bytes;
 }
 
-uint64_t Bucket8View::multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                               float* const* y) {
-  const size_t j = joined_.list_of(matrices[0]);
-  const Packed& packed = packed_[j];
-  auto hand_out = [&](int m) {
-    kernels_.draft.add_up(sums_.data() + packed.starts[static_cast<size_t>(m)] * kBucket, packed.chunks,
-                          packed.buckets * kBucket, joined_.shape(matrices[m]).out, y[m]);
+// Matrices [first, last) of a list times rows_, whose choice is by `scores` and the effort of matrix `first`.
+uint64_t Bucket8View::multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices,
+                                       size_t first, size_t last, int count, const DraftRows& in) {
+  const int64_t outputs = packed.buckets * kBucket;
+  const auto rows = static_cast<int>(rows_.size());
+  choose(pool, packed, scores, in, first, count);
+  const bool direct = packed.chunks == 1 && count == 1;
+  if (!direct) sums_.reserve(static_cast<size_t>(rows * packed.chunks * outputs));
+  plan(packed, in, first, last, direct ? in.y[0] : nullptr, pool.threads());
+  pool.run(static_cast<int>(calls_.size()) / rows, [&](int part, int) {
+    for (int r = 0; r < rows; ++r) kernels_.draft.bucket8(calls_[static_cast<size_t>(part * rows + r)]);
+  });
+  auto hand_out = [&](int r, int) {
+    for (size_t m = first; m < last; ++m)
+      kernels_.draft.add_up(sums_.data() + r * packed.chunks * outputs + packed.starts[m] * kBucket, packed.chunks, outputs,
+                            joined_.shape(matrices[m]).out, in.result(static_cast<int>(m), rows_[static_cast<size_t>(r)]));
   };
-  if (std::all_of(efforts, efforts + count, [&](float e) { return e == efforts[0]; })) {
-    const int64_t passes = choose(packed, packed.scores.data(), x, efforts[0]);
-    const bool direct = packed.chunks == 1 && count == 1;
-    run(pool, packed, x, passes, 0, static_cast<size_t>(count), direct ? y[0] : nullptr);
-    for (int m = 0; m < count && !direct; ++m) hand_out(m);
-    return bytes_of(packed, passes, packed.buckets);
-  }
+  if (!direct) pool.run(rows, hand_out);
+  int64_t buckets = 0;
+  for (size_t m = first; m < last; ++m) buckets += buckets_of(joined_.shape(matrices[m]).out);
+  return bytes_of(packed, buckets);
+}
+
+uint64_t Bucket8View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {
+  const Packed& packed = packed_[joined_.list_of(matrices[0])];
   uint64_t bytes = 0;
-  for (int m = 0; m < count; ++m) {
-    const int64_t passes = choose(packed, packed.own_scores[static_cast<size_t>(m)].data(), x, efforts[m]);
-    run(pool, packed, x, passes, static_cast<size_t>(m), static_cast<size_t>(m) + 1, nullptr);
-    hand_out(m);
-    bytes += bytes_of(packed, passes, buckets_of(joined_.shape(matrices[m]).out));
-  }
+  if (in.take(count, true, &rows_))
+    bytes += multiply_outputs(pool, packed, packed.scores.data(), matrices, 0, static_cast<size_t>(count), count, in);
+  if (in.take(count, false, &rows_))
+    for (size_t m = 0; m < static_cast<size_t>(count); ++m)
+      bytes += multiply_outputs(pool, packed, packed.own_scores[m].data(), matrices, m, m + 1, count, in);
   return bytes;
 }
 

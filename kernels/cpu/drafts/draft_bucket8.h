@@ -33,8 +33,7 @@ class Bucket8View : public DraftView {
   // The same from the exact weights, ranked and rounded here.
   void build(Pool& pool, size_t j, const std::vector<const PackedMatrix*>& exact);
 
-  uint64_t multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                    float* const* y) override;
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) override;
   uint64_t bytes() const override;
   bool complete() const override;
 
@@ -60,22 +59,25 @@ class Bucket8View : public DraftView {
   void pack_source(const Packed& packed, size_t m, const Bucket8Source& source, int64_t buckets, int64_t input) const;
   void build_matrix(Pool& pool, Packed& packed, size_t m, const PackedMatrix& exact) const;
   void join_scores(Packed& packed, size_t j) const;
-  int64_t choose(const Packed& packed, const float* scores, const float* x, float effort);
-  void plan(const Packed& packed, const float* x, int64_t passes, size_t first, size_t last, float* direct, int threads);
-  void run(Pool& pool, const Packed& packed, const float* x, int64_t passes, size_t first, size_t last, float* direct);
-  uint64_t bytes_of(const Packed& packed, int64_t passes, int64_t buckets) const;
+  uint64_t multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, size_t first,
+                            size_t last, int count, const DraftRows& in);
+  void choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, size_t effort, int count);
+  void split(const Packed& packed, const TierPass* passes, int64_t count, int64_t* bounds) const;
+  void plan(const Packed& packed, const DraftRows& in, size_t first, size_t last, float* direct, int threads);
+  uint64_t bytes_of(const Packed& packed, int64_t buckets);
 
   const KernelTable& kernels_;
   JoinedMatrices joined_;
   std::vector<Packed> packed_;  // by list
-  // Scratch of one multiplication.
-  Buffer<float> scores_, sums_;
+  // Scratch of one multiplication, by row.
+  std::vector<int> rows_;
+  Buffer<float> scores_, sums_;  // sums: [row][chunk][bucket][kBucket]
   Buffer<uint8_t> taken_;
   Buffer<uint16_t> lists_;
   Buffer<TierPass> passes_;
-  std::vector<int64_t> bounds_;
+  std::vector<int64_t> counts_, bounds_;  // passes of each row, and where its chunks end
   std::vector<Bucket8Segment> segments_;
-  std::vector<Bucket8Call> calls_;
+  std::vector<Bucket8Call> calls_;  // [part][row]
 };
 
 }  // namespace specdec

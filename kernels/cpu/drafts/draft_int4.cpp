@@ -216,85 +216,101 @@ bool Int4View::complete() const {
   return std::all_of(packed_.begin(), packed_.end(), [](const Packed& packed) { return !packed.data.empty(); });
 }
 
-// Returns twice the bytes that one output needs: a level per chosen input, a scale per group that has any.
-uint64_t Int4View::choose(const Packed& packed, const float* scores, const float* x, float effort) {
-  choose_scratch_.reserve(static_cast<size_t>(packed.groups * kGroup));
-  masks_.reserve(static_cast<size_t>(packed.groups));
-  auto halves = static_cast<uint64_t>(
-      kernels_.draft.choose({x, scores, packed.in, effort, choose_scratch_.data(), masks_.data()}));
-  for (int64_t g = 0; g < packed.groups; ++g) halves += masks_[static_cast<size_t>(g)] != 0 ? 2 : 0;
+// Fills the masks of rows_. Returns twice the bytes that one output needs: a level per input that a row has chosen, a
+// scale per group that has any.
+uint64_t Int4View::choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort,
+                          int count) {
+  const int64_t inputs = packed.groups * kGroup;
+  choose_scratch_.reserve(rows_.size() * static_cast<size_t>(inputs));
+  masks_.reserve(rows_.size() * static_cast<size_t>(packed.groups));
+  pool.run(static_cast<int>(rows_.size()), [&](int r, int) {
+    const int row = rows_[static_cast<size_t>(r)];
+    kernels_.draft.choose({in.row(row), scores, packed.in, in.efforts[row * count + effort],
+                           choose_scratch_.data() + r * inputs, masks_.data() + r * packed.groups});
+  });
+  uint64_t halves = 0;
+  for (int64_t g = 0; g < packed.groups; ++g) {
+    uint32_t any = 0;
+    for (size_t r = 0; r < rows_.size(); ++r) any |= masks_[r * static_cast<size_t>(packed.groups) + static_cast<size_t>(g)];
+    halves += static_cast<uint64_t>(__builtin_popcount(any)) + (any != 0 ? 2 : 0);
+  }
   return halves;
 }
 
 // Splits the groups into chunks with about equal numbers of chosen inputs.
-void Int4View::split(const Packed& packed) {
-  bounds_.assign(static_cast<size_t>(packed.chunks) + 1, packed.groups);
-  bounds_[0] = 0;
+void Int4View::split(const Packed& packed, const uint32_t* masks, int64_t* bounds) const {
+  std::fill_n(bounds, packed.chunks + 1, packed.groups);
+  bounds[0] = 0;
   if (packed.chunks == 1) return;
   int64_t total = 0, done = 0, chunk = 1;
-  for (int64_t g = 0; g < packed.groups; ++g) total += __builtin_popcount(masks_[static_cast<size_t>(g)]);
+  for (int64_t g = 0; g < packed.groups; ++g) total += __builtin_popcount(masks[g]);
   for (int64_t g = 0; g < packed.groups && chunk < packed.chunks; ++g) {
-    done += __builtin_popcount(masks_[static_cast<size_t>(g)]);
-    while (chunk < packed.chunks && done * packed.chunks >= total * chunk) bounds_[static_cast<size_t>(chunk++)] = g + 1;
+    done += __builtin_popcount(masks[g]);
+    while (chunk < packed.chunks && done * packed.chunks >= total * chunk) bounds[chunk++] = g + 1;
   }
 }
 
-// One call per tile and chunk, for outputs [first, last).
-void Int4View::plan(const Packed& packed, const float* x, int64_t first, int64_t last, float* direct, int threads) {
-  const int64_t padded = round_up(packed.width, kInt4Block);
+// One part per tile and chunk, for outputs [first, last) of rows_; its sums go to `direct` or else to chunks of sums_.
+void Int4View::plan(const Packed& packed, const DraftRows& in, int64_t first, int64_t last, float* direct, int threads) {
+  const int64_t padded = round_up(packed.width, kInt4Block), chunks = packed.chunks;
+  const size_t rows = rows_.size();
+  bounds_.resize(rows * static_cast<size_t>(chunks + 1));
+  for (size_t r = 0; r < rows; ++r)
+    split(packed, masks_.data() + static_cast<int64_t>(r) * packed.groups, bounds_.data() + r * static_cast<size_t>(chunks + 1));
   calls_.clear();
   for (const Tile& tile : packed.tiles) {
     const int64_t from = std::max<int64_t>(first / kInt4Block * kInt4Block - tile.first, 0);
     const int64_t to = std::min(round_up(last, kInt4Block) - tile.first, tile.width);
-    for (int64_t c = 0; from < to && c < packed.chunks; ++c) {
-      float* sums = (direct != nullptr ? direct : sums_.data() + c * padded) + tile.first;
-      calls_.push_back({{tile.data, tile.width}, x, masks_.data(), bounds_[static_cast<size_t>(c)],
-                        bounds_[static_cast<size_t>(c) + 1], from, to, sums, nullptr, true});
-    }
+    for (int64_t c = 0; from < to && c < chunks; ++c)
+      for (size_t r = 0; r < rows; ++r) {
+        const auto row = static_cast<int64_t>(r);
+        float* sums = direct != nullptr ? direct + rows_[r] * in.y_stride[0] : sums_.data() + (row * chunks + c) * padded;
+        const int64_t* bounds = bounds_.data() + row * (chunks + 1);
+        calls_.push_back({{tile.data, tile.width}, in.row(rows_[r]), masks_.data() + row * packed.groups, bounds[c],
+                          bounds[c + 1], from, to, sums + tile.first, nullptr, true});
+      }
   }
   // Within the share of a thread (see Pool::run) one part fetches ahead for the next.
-  const size_t parts = calls_.size(), shares = static_cast<size_t>(threads);
+  const size_t parts = calls_.size() / rows, shares = static_cast<size_t>(threads);
   for (size_t p = 0; p + 1 < parts; ++p) {
     bool same = true;
     for (size_t t = 1; t < shares; ++t) same &= parts * t / shares != p + 1;
-    if (!same) continue;
-    calls_[p].next = &calls_[p + 1];
-    calls_[p + 1].cold = false;
+    for (size_t r = p * rows; same && r < (p + 1) * rows; ++r) {
+      calls_[r].next = &calls_[r + rows];
+      calls_[r + rows].cold = false;
+    }
   }
 }
 
-// Multiplies outputs [first, last) of joined matrices by the chosen inputs, into `direct` or else into chunks of sums_.
-void Int4View::run(Pool& pool, const Packed& packed, const float* x, int64_t first, int64_t last, float* direct) {
+// Matrices [first, last) of a list times rows_, whose choice is by `scores` and the effort of matrix `first`.
+uint64_t Int4View::multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, int first,
+                                    int last, int count, const DraftRows& in) {
   const int64_t padded = round_up(packed.width, kInt4Block);
-  split(packed);
-  if (direct == nullptr) sums_.reserve(static_cast<size_t>(packed.chunks * padded));
-  plan(packed, x, first, last, direct, pool.threads());
-  pool.run(static_cast<int>(calls_.size()), [&](int part, int) { kernels_.draft.int4(calls_[static_cast<size_t>(part)]); });
-}
-
-uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                            float* const* y) {
-  const size_t j = joined_.list_of(matrices[0]);
-  const Packed& packed = packed_[j];
-  const int64_t padded = round_up(packed.width, kInt4Block);
-  auto hand_out = [&](int m) {
-    kernels_.draft.add_up(sums_.data() + packed.starts[static_cast<size_t>(m)], packed.chunks, padded,
-                          joined_.shape(matrices[m]).out, y[m]);
+  const int64_t begin = packed.starts[static_cast<size_t>(first)];
+  const int64_t end = packed.starts[static_cast<size_t>(last) - 1] + joined_.shape(matrices[last - 1]).out;
+  const auto rows = static_cast<int>(rows_.size());
+  const uint64_t halves = choose(pool, packed, scores, in, first, count);
+  const bool direct = packed.chunks == 1 && count == 1;
+  if (!direct) sums_.reserve(static_cast<size_t>(rows * packed.chunks * padded));
+  plan(packed, in, begin, end, direct ? in.y[0] : nullptr, pool.threads());
+  pool.run(static_cast<int>(calls_.size()) / rows, [&](int part, int) { kernels_.draft.int4(calls_.data() + part * rows, rows); });
+  auto hand_out = [&](int r, int) {
+    for (int m = first; m < last; ++m)
+      kernels_.draft.add_up(sums_.data() + r * packed.chunks * padded + packed.starts[static_cast<size_t>(m)], packed.chunks,
+                            padded, joined_.shape(matrices[m]).out, in.result(m, rows_[static_cast<size_t>(r)]));
   };
-  if (std::all_of(efforts, efforts + count, [&](float e) { return e == efforts[0]; })) {
-    const uint64_t halves = choose(packed, packed.scores.data(), x, efforts[0]);
-    const bool direct = packed.chunks == 1 && count == 1;
-    run(pool, packed, x, 0, packed.width, direct ? y[0] : nullptr);
-    for (int m = 0; m < count && !direct; ++m) hand_out(m);
-    return halves * static_cast<uint64_t>(packed.width) / 2;
-  }
+  if (!direct) pool.run(rows, hand_out);
+  return halves * static_cast<uint64_t>(end - begin) / 2;
+}
+
+uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {
+  const Packed& packed = packed_[joined_.list_of(matrices[0])];
   uint64_t bytes = 0;
-  for (int m = 0; m < count; ++m) {
-    const int64_t out = joined_.shape(matrices[m]).out, first = packed.starts[static_cast<size_t>(m)];
-    bytes += choose(packed, packed.own_scores[static_cast<size_t>(m)].data(), x, efforts[m]) * static_cast<uint64_t>(out) / 2;
-    run(pool, packed, x, first, first + out, nullptr);
-    hand_out(m);
-  }
+  if (in.take(count, true, &rows_))
+    bytes += multiply_outputs(pool, packed, packed.scores.data(), matrices, 0, count, count, in);
+  if (in.take(count, false, &rows_))
+    for (int m = 0; m < count; ++m)
+      bytes += multiply_outputs(pool, packed, packed.own_scores[static_cast<size_t>(m)].data(), matrices, m, m + 1, count, in);
   return bytes;
 }
 

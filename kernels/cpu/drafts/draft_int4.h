@@ -33,8 +33,7 @@ class Int4View : public DraftView {
   // The same from the exact weights, rounded here.
   void build(Pool& pool, size_t j, const std::vector<const PackedMatrix*>& exact);
 
-  uint64_t multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                    float* const* y) override;
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) override;
   uint64_t bytes() const override;
   bool complete() const override;
 
@@ -58,19 +57,21 @@ class Int4View : public DraftView {
   void pack_scales(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   void pack_rows(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   Rounded round(Pool& pool, const PackedMatrix& exact) const;
-  uint64_t choose(const Packed& packed, const float* scores, const float* x, float effort);
-  void split(const Packed& packed);
-  void plan(const Packed& packed, const float* x, int64_t first, int64_t last, float* direct, int threads);
-  void run(Pool& pool, const Packed& packed, const float* x, int64_t first, int64_t last, float* direct);
+  uint64_t multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, int first, int last,
+                            int count, const DraftRows& in);
+  uint64_t choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort, int count);
+  void split(const Packed& packed, const uint32_t* masks, int64_t* bounds) const;
+  void plan(const Packed& packed, const DraftRows& in, int64_t first, int64_t last, float* direct, int threads);
 
   const KernelTable& kernels_;
   JoinedMatrices joined_;
   std::vector<Packed> packed_;  // by list
-  // Scratch of one multiplication.
-  Buffer<float> choose_scratch_, sums_;
+  // Scratch of one multiplication, by row.
+  std::vector<int> rows_;
+  Buffer<float> choose_scratch_, sums_;  // sums: [row][chunk][width]
   Buffer<uint32_t> masks_;
   std::vector<int64_t> bounds_;
-  std::vector<Int4Call> calls_;
+  std::vector<Int4Call> calls_;  // [part][row]
 };
 
 }  // namespace specdec

@@ -13,34 +13,43 @@ bool NestedView::complete() const {
   return true;
 }
 
-// Fills masks_ for each matrix; returns the bytes that the choice reads.
-uint64_t NestedView::choose(Pool& pool, int count, const int* matrices, const float* x, const float* efforts) {
-  const int64_t in = model_.matrix(matrices[0]).in, groups = in / kQuantGroup;
-  scratch_.reserve(static_cast<size_t>(count * in));
-  masks_.reserve(static_cast<size_t>(count * groups));
-  uint64_t read[3] = {0, 0, 0};
-  auto one = [&](int m, int) {
-    const PackedMatrix& matrix = model_.matrix(matrices[m]);
+// Fills masks_ for each row and matrix; returns the bytes that their choice reads.
+uint64_t NestedView::choose(Pool& pool, int count, const int* matrices, const DraftRows& in) {
+  const int64_t inputs = model_.matrix(matrices[0]).in, groups = inputs / kQuantGroup;
+  const int all = in.rows * count;
+  scratch_.reserve(static_cast<size_t>(all * inputs));
+  masks_.reserve(static_cast<size_t>(all * groups));
+  auto one = [&](int n, int) {
+    const PackedMatrix& matrix = model_.matrix(matrices[n % count]);
     if (!matrix.is_quantised()) return;
-    uint32_t* masks = masks_.data() + m * groups;
-    const int64_t chosen = model_.kernels().draft.choose(
-        {x, matrix.quantised.scores.data(), in, efforts[m], scratch_.data() + m * in, masks});
-    const QuantFormat& format = matrix.quantised.type.format();
-    int64_t touched = 0;
-    for (int64_t g = 0; g < groups; ++g) touched += masks[g] != 0 ? 1 : 0;
-    const int64_t heads = format.unit_head() * 2 / format.unit + format.group_head() * 2;  // half bytes for each output
-    read[m] = static_cast<uint64_t>((chosen + touched * heads) * matrix.out / 2);
+    model_.kernels().draft.choose({in.row(n / count), matrix.quantised.scores.data(), inputs, in.efforts[n],
+                                   scratch_.data() + n * inputs, masks_.data() + n * groups});
   };
-  if (efforts[0] >= 1 || in * count < 8192)
-    for (int m = 0; m < count; ++m) one(m, 0);
+  if (all * inputs < 8192 || std::all_of(in.efforts, in.efforts + all, [](float e) { return e >= 1; }))
+    for (int n = 0; n < all; ++n) one(n, 0);
   else
-    pool.run(count, one);
-  return read[0] + read[1] + read[2];
+    pool.run(all, one);
+  uint64_t bytes = 0;
+  for (int m = 0; m < count; ++m) {
+    const PackedMatrix& matrix = model_.matrix(matrices[m]);
+    if (!matrix.is_quantised()) continue;
+    const QuantFormat& format = matrix.quantised.type.format();
+    const int64_t heads = format.unit_head() * 2 / format.unit + format.group_head() * 2;  // half bytes for each output
+    int64_t halves = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      uint32_t any = 0;
+      for (int row = 0; row < in.rows; ++row) any |= masks_[static_cast<size_t>((row * count + m) * groups + g)];
+      halves += __builtin_popcount(any) + (any != 0 ? heads : 0);
+    }
+    bytes += static_cast<uint64_t>(halves * matrix.out / 2);
+  }
+  return bytes;
 }
 
 // Every thread's share of the parts is its share of the tiles of each matrix; within it one part fetches for the next.
-void NestedView::plan(int threads, int count, const int* matrices, const float* x) {
+void NestedView::plan(int threads, int count, const int* matrices, const DraftRows& in) {
   parts_.clear();
+  calls_.clear();
   const int64_t groups = model_.matrix(matrices[0]).in / kQuantGroup;
   for (int owner = 0; owner < threads; ++owner)
     for (int m = 0; m < count; ++m) {
@@ -48,47 +57,60 @@ void NestedView::plan(int threads, int count, const int* matrices, const float* 
       if (!matrix.is_quantised()) continue;
       const QuantMatrix& quantised = matrix.quantised;
       const int last = quantised.tiles * (owner + 1) / threads;
-      for (int t = quantised.tiles * owner / threads; t < last; ++t)
-        parts_.push_back({{quantised.type.format(), quantised.tile(t), groups, x, masks_.data() + m * groups, nullptr,
-                           nullptr, true},
-                          m,
-                          quantised.tile_start(t)});
+      for (int t = quantised.tiles * owner / threads; t < last; ++t) {
+        parts_.push_back({m, quantised.tile_start(t)});
+        for (int row = 0; row < in.rows; ++row)
+          calls_.push_back({quantised.type.format(), quantised.tile(t), groups, in.row(row),
+                            masks_.data() + (row * count + m) * groups, nullptr, nullptr, true});
+      }
     }
-  const size_t parts = parts_.size(), shares = static_cast<size_t>(threads);
+  const size_t parts = parts_.size(), shares = static_cast<size_t>(threads), rows = static_cast<size_t>(in.rows);
   for (size_t p = 0; p + 1 < parts; ++p) {
     bool same = true;
     for (size_t t = 1; t < shares; ++t) same &= parts * t / shares != p + 1;
-    if (!same) continue;
-    parts_[p].call.next = &parts_[p + 1].call;
-    parts_[p + 1].call.cold = false;
+    for (size_t r = p * rows; same && r < (p + 1) * rows; ++r) {
+      calls_[r].next = &calls_[r + rows];
+      calls_[r + rows].cold = false;
+    }
   }
 }
 
-uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                              float* const* y) {
+// A matrix in 16 bits: all its inputs, two panels at a time for all rows.
+uint64_t NestedView::multiply_whole(Pool& pool, const PackedMatrix& matrix, int m, const DraftRows& in) {
+  const int64_t panels = matrix.panel_count(), parts = std::min<int64_t>(panels, 4 * pool.threads());
+  pool.run(static_cast<int>(parts), [&](int part, int) {
+    const int64_t end = panels * (part + 1) / parts, step = in.rows == 1 ? panels : 2;
+    for (int64_t first = panels * part / parts; first < end; first += step)
+      for (int row = 0; row < in.rows; ++row)
+        model_.kernels().dense.multiply(matrix.dense_call(in.row(row), RowTiles(1, 1), in.result(m, row), matrix.out), first,
+                                        std::min(first + step, end));
+  });
+  return static_cast<uint64_t>(panels * matrix.in * matrix.line()) * sizeof(uint16_t);
+}
+
+uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {
   uint64_t bytes = 0;
   for (int m = 0; m < count; ++m) {
     const PackedMatrix& matrix = model_.matrix(matrices[m]);
-    if (matrix.is_quantised()) continue;
-    const DenseCall call = matrix.dense_call(x, RowTiles(1, 1), y[m], matrix.out);
-    const int64_t panels = matrix.panel_count(), parts = std::min<int64_t>(panels, 4 * pool.threads());
-    pool.run(static_cast<int>(parts), [&](int part, int) {
-      model_.kernels().dense.multiply(call, panels * part / parts, panels * (part + 1) / parts);
-    });
-    bytes += static_cast<uint64_t>(panels * matrix.in * matrix.line()) * sizeof(uint16_t);
+    if (!matrix.is_quantised()) bytes += multiply_whole(pool, matrix, m, in);
   }
-  bytes += choose(pool, count, matrices, x, efforts);
-  plan(pool.threads(), count, matrices, x);
+  bytes += choose(pool, count, matrices, in);
+  plan(pool.threads(), count, matrices, in);
   int64_t widest = 0;
-  for (const Part& part : parts_) widest = std::max(widest, part.call.tile.width);
-  sums_.reserve(static_cast<size_t>(widest * pool.threads()));
+  for (const NestedCall& call : calls_) widest = std::max(widest, call.tile.width);
+  sums_.reserve(static_cast<size_t>(widest * in.rows * pool.threads()));
   pool.run(static_cast<int>(parts_.size()), [&](int p, int thread) {
     const Part& part = parts_[static_cast<size_t>(p)];
-    NestedCall call = part.call;
-    call.sums = sums_.data() + thread * widest;
-    model_.kernels().quant.nested(call);
-    const int64_t outputs = std::min(call.tile.width, model_.matrix(matrices[part.matrix]).out - part.first);
-    std::memcpy(y[part.matrix] + part.first, call.sums, static_cast<size_t>(outputs) * sizeof(float));
+    const int64_t outputs = model_.matrix(matrices[part.matrix]).out - part.first;
+    NestedCall calls[kDraftRows];
+    for (int row = 0; row < in.rows; ++row) {
+      calls[row] = calls_[static_cast<size_t>(p * in.rows + row)];
+      calls[row].sums = sums_.data() + (thread * in.rows + row) * widest;
+    }
+    model_.kernels().quant.nested(calls, in.rows);
+    for (int row = 0; row < in.rows; ++row)
+      std::memcpy(in.result(part.matrix, row) + part.first, calls[row].sums,
+                  static_cast<size_t>(std::min(calls[row].tile.width, outputs)) * sizeof(float));
   });
   return bytes;
 }

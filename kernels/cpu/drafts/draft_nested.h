@@ -14,24 +14,24 @@ class NestedView : public DraftView {
  public:
   explicit NestedView(const Model& model) : model_(model) {}
 
-  uint64_t multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                    float* const* y) override;
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) override;
   uint64_t bytes() const override { return 0; }
   bool complete() const override;
 
  private:
   struct Part {  // of one multiplication
-    NestedCall call;
-    int matrix;      // which of the `count`
-    int64_t first;   // output
+    int matrix;     // which of the `count`
+    int64_t first;  // output
   };
-  uint64_t choose(Pool& pool, int count, const int* matrices, const float* x, const float* efforts);
-  void plan(int threads, int count, const int* matrices, const float* x);
+  uint64_t multiply_whole(Pool& pool, const PackedMatrix& matrix, int m, const DraftRows& in);
+  uint64_t choose(Pool& pool, int count, const int* matrices, const DraftRows& in);
+  void plan(int threads, int count, const int* matrices, const DraftRows& in);
 
   const Model& model_;
   Buffer<float> scratch_, sums_;
-  Buffer<uint32_t> masks_;
+  Buffer<uint32_t> masks_;  // [row][matrix][group]
   std::vector<Part> parts_;
+  std::vector<NestedCall> calls_;  // [part][row]
 };
 
 }  // namespace specdec

@@ -1,31 +1,54 @@
-// A draft view of a whole model: its own packed matrices and how to multiply one row by them.
+// A draft view of a whole model: its own packed matrices and how to multiply rows by them.
 //
 // Concrete views live in draft_*.cpp (compiled once, for any machine) over the functions of DraftKernels (compiled for
 // each instruction set). They are made from the store's arrays or from Model::matrix(i), the packed exact weights, and
 // bound in bindings_draft.cpp as subclasses of DraftView; Model::forward takes one, or none for the exact view.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "kernel_table.h"
 #include "pool.h"
 
 namespace specdec {
 
+// Activation rows for the `count` matrices (1 to 3) that share them: q|k|v, o, gate|up, down, or the head.
+struct DraftRows {
+  int rows;            // 1 to kDraftRows
+  const float* x;      // row r at x + r * stride, 64-byte aligned, readable (as zeros) up to `in` rounded up to 64
+  int64_t stride;
+  const float* efforts;  // [row][count], in (0, 1]
+  // Row r of matrix m at y[m] + r * y_stride[m], 64-byte aligned, room for its outputs rounded up to 64 floats; biases
+  // are added later.
+  float* const* y;
+  const int64_t* y_stride;
+
+  const float* row(int r) const { return x + r * stride; }
+  float* result(int m, int r) const { return y[m] + r * y_stride[m]; }
+  // Lists the rows whose efforts for all `count` matrices are equal, or the others; returns whether there are any.
+  bool take(int count, bool equal, std::vector<int>* list) const {
+    list->clear();
+    for (int r = 0; r < rows; ++r) {
+      const float* own = efforts + r * count;
+      if (std::all_of(own, own + count, [own](float effort) { return effort == *own; }) == equal) list->push_back(r);
+    }
+    return !list->empty();
+  }
+};
+
 // A draft view owns whatever scratch it needs; a model calls it from one thread at a time, outside any parallel region.
 class DraftView {
  public:
   virtual ~DraftView() = default;
 
-  // y_j = W_j x for the `count` matrices (1 to 3) that share one activation row: q|k|v, o, gate|up, down, or the head.
+  // y_m = W_m x for every row, each by its own choice of inputs.
   //
-  // matrices: numbers of the matrices, in the order of ModelConfig.matrices().
-  // x: `in` floats, 64-byte aligned, readable (as zeros) up to `in` rounded up to 64.
-  // efforts: one for each of the `count` matrices, in (0, 1].
-  // y: one buffer per matrix, 64-byte aligned, room for its outputs rounded up to 64 floats; biases are added later.
-  // Returns the bytes of weights read. Deterministic; independent of the number of threads.
-  virtual uint64_t multiply(Pool& pool, int count, const int* matrices, const float* x, const float* efforts,
-                            float* const* y) = 0;
+  // matrices: numbers of the `count` matrices, in the order of ModelConfig.matrices().
+  // Returns the bytes of weights read, which the rows share. Deterministic; a row's result depends neither on the number
+  // of threads nor on the other rows.
+  virtual uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) = 0;
 
   virtual uint64_t bytes() const = 0;  // memory held
 

@@ -7,6 +7,8 @@ namespace specdec {
 
 enum class Dtype : int;
 
+// Rows that one call of a draft kernel takes at most.
+constexpr int kDraftRows = 16;
 // Inputs that share a scale per output in the int4 view; also the unit in which chosen inputs are listed.
 constexpr int kGroup = 32;
 
@@ -120,7 +122,8 @@ struct DraftKernels {
   int64_t (*choose_tiers)(const ChooseTiersCall&);
   // Activations of chosen inputs of one group in 8 bits.
   void (*quantise)(const float* x, uint32_t mask, ChosenGroup* group);
-  void (*int4)(const Int4Call&);
+  // One call a row, at most kDraftRows, all of the same tile and outputs. Rows share what they read, never results.
+  void (*int4)(const Int4Call* calls, int rows);
   void (*int4_build)(const Int4BuildCall&);
   void (*bucket8)(const Bucket8Call&);
   // The tier of each of kBucket weights, from their magnitudes (bits without the sign).

@@ -82,14 +82,13 @@ struct DenseKernels {
 
 // One chunk of positions seen by some rows of one key-value head. Row r is (token, query head of the group).
 struct AttentionCall {
-  const uint16_t* keys;    // float16 [position / 32][head_dim][32]
-  const uint16_t* values;  // float16 [position][value_stride]
+  const uint16_t* keys;    // float16 [kChunk / 32][head_dim][32]
+  const uint16_t* values;  // float16 [kChunk][value_stride]
   int64_t value_stride;    // head_dim rounded up to 32
   int head_dim;
   float scale;
   const float* q;       // tile: q[d * rows + r]
   int rows;             // at most max_tile
-  int64_t chunk;        // positions chunk * kChunk onwards
   const int32_t* from;  // per row: first and one past the last position seen, within the chunk, 0..kChunk
   const int32_t* to;
   float* peak;     // out, per row: largest score, -inf when the row sees nothing

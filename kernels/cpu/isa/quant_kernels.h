@@ -107,7 +107,8 @@ struct QuantKernels {
   int tile_rows;  // most rows of a tile of activations
   void (*activations)(const QuantRowsCall&);  // writes nothing outside its spans
   void (*multiply)(const QuantCall&);
-  void (*nested)(const NestedCall&);
+  // One call a row, at most kDraftRows, all of the same tile. Rows share what they read, never results.
+  void (*nested)(const NestedCall* calls, int rows);
 };
 
 }  // namespace specdec

@@ -10,11 +10,10 @@ static constexpr float kMinusInfinity = -__builtin_inff();
 
 template <int R>
 static void score_tile(const AttentionCall& call, float* scores) {
-  const uint16_t* keys = call.keys + call.chunk * kChunk * call.head_dim;
   for (int first = 0; first < kChunk; first += kTileVectors * kLanes) {
     F32 tile[R][kTileVectors];
     clear(tile);
-    const uint16_t* panel = keys + static_cast<int64_t>(first / kPanel) * call.head_dim * kPanel + first % kPanel;
+    const uint16_t* panel = call.keys + static_cast<int64_t>(first / kPanel) * call.head_dim * kPanel + first % kPanel;
     accumulate<Whole<Half>, R, kTileVectors, 1, false>(tile, panel, kPanel, 0, call.q, call.head_dim);
     store_tile(tile, scores + first, kChunk);
   }
@@ -23,7 +22,7 @@ static void score_tile(const AttentionCall& call, float* scores) {
 // Sums of values with R rows of weights, weights[position][row].
 template <int R>
 static void value_tile(const AttentionCall& call, const float* weights, int from, int to, float* sums) {
-  const uint16_t* values = call.values + (call.chunk * kChunk + from) * call.value_stride;
+  const uint16_t* values = call.values + from * call.value_stride;
   for (int64_t first = 0; first < call.value_stride; first += kTileVectors * kLanes) {
     F32 tile[R][kTileVectors];
     clear(tile);

@@ -1,9 +1,9 @@
-// The int4 view times one row: 4-bit weights of the chosen inputs, whole products in int32, scales once per group.
+// The int4 view times rows: 4-bit weights of the chosen inputs, whole products in int32, scales once per group.
 //
 // Memory decides the speed here. A group's chosen rows are read side by side, block of outputs by block of outputs,
 // which the hardware's own prefetching cannot follow; so while one group is multiplied, the lines of the next are asked
 // for in the order in which they lie in memory, into the second-level cache (asking for the first level keeps too few
-// requests in flight).
+// requests in flight). Several rows go through a group one after another, so that it is read from memory once.
 
 #include "int4_simd.inl"
 
@@ -120,21 +120,49 @@ static void int4_group(const Int4Group& here, const ChosenGroup& chosen, Ahead& 
   ahead.rest();
 }
 
-static void int4(const Int4Call& call) {
-  for (int64_t o = call.first_out; o < call.last_out; o += kLanes) store(call.sums + o, zero());
+// Moves rows through the groups together: those that stand at the lowest one take their step, until none is left.
+template <class Row>
+static inline void step_together(Row* row, int rows) {
+  for (;;) {
+    int64_t group = INT64_MAX;
+    for (int r = 0; r < rows; ++r)
+      if (row[r].here.call != nullptr && row[r].here.group < group) group = row[r].here.group;
+    if (group == INT64_MAX) return;
+    for (int r = 0; r < rows; ++r)
+      if (row[r].here.call != nullptr && row[r].here.group == group) row[r].step();
+  }
+}
+
+// A row on its way through the groups.
+struct Int4Row {
+  const Int4Call* call;
+  Int4Group here;
   ChosenGroup rooms[2];  // of the group under way and of the next one
-  int room = 0;
-  Int4Group here = find_group(&call, call.first, rooms);
-  if (call.cold) Ahead(here, rooms[0]).rest();
-  while (here.call != nullptr) {
+  int room;
+
+  inline void start(const Int4Call* own) {
+    call = own;
+    room = 0;
+    for (int64_t o = call->first_out; o < call->last_out; o += kLanes) store(call->sums + o, zero());
+    here = find_group(call, call->first, rooms);
+    if (call->cold) Ahead(here, rooms[0]).rest();
+  }
+  inline void step() {
     ChosenGroup& other = rooms[1 - room];
-    const Int4Group next = find_group(&call, here.group + 1, &other);
-    const bool last = next.call == nullptr && call.next != nullptr;
-    Ahead ahead(last ? find_group(call.next, call.next->first, &other) : next, other);
+    const Int4Group next = find_group(call, here.group + 1, &other);
+    const bool last = next.call == nullptr && call->next != nullptr;
+    Ahead ahead(last ? find_group(call->next, call->next->first, &other) : next, other);
     int4_group(here, rooms[room], ahead);
     room = 1 - room;
     here = next;
   }
+};
+
+static void int4(const Int4Call* calls, int rows) {
+  Int4Row row[kDraftRows];
+  for (int r = 0; r < rows; ++r) row[r].start(calls + r);
+  while (rows == 1 && row[0].here.call != nullptr) row[0].step();
+  step_together(row, rows);
 }
 
 }  // namespace specdec::SPECDEC_ISA

@@ -1,4 +1,4 @@
-// The nested view of a quantised matrix times one row: the first plane of the chosen inputs, in 8-bit activations.
+// The nested view of a quantised matrix times rows: the first plane of the chosen inputs, in 8-bit activations.
 //
 // Memory decides the speed, as in int4.inl: while one group is multiplied, the lines that the next needs are asked for in
 // the order in which they lie in memory.
@@ -134,21 +134,28 @@ static void nested_one(const NestedGroup& here, const NestedPart* parts, NestedA
   ahead.rest();
 }
 
+// A row on its way through the groups.
 template <int Bits, class Scales>
-static void nested_as(const NestedCall& call) {
-  for (int64_t o = 0; o < call.tile.width; o += kLanes) store(call.sums + o, zero());
-  NestedGroup here = nested_group(&call, 0);
-  if (call.cold) NestedAhead(here).rest();
-  while (here.call != nullptr) {
-    const NestedGroup next = nested_group(&call, here.group + 1);
-    NestedAhead ahead(next.call == nullptr && call.next != nullptr ? nested_group(call.next, 0) : next);
+struct NestedRow {
+  const NestedCall* call;
+  NestedGroup here;
+
+  inline void start(const NestedCall* own) {
+    call = own;
+    for (int64_t o = 0; o < call->tile.width; o += kLanes) store(call->sums + o, zero());
+    here = nested_group(call, 0);
+    if (call->cold) NestedAhead(here).rest();
+  }
+  inline void step() {
+    const NestedGroup next = nested_group(call, here.group + 1);
+    NestedAhead ahead(next.call == nullptr && call->next != nullptr ? nested_group(call->next, 0) : next);
     NestedPart parts[Scales::kParts];
     constexpr uint32_t kMasks[] = {Scales::kParts == 2 ? 0xFFFFU : ~0U, 0xFFFF0000U};
     for (int p = 0; p < Scales::kParts; ++p) {
       ChosenGroup chosen;
-      quantise_group(call.x + here.group * kGroup, call.masks[here.group] & kMasks[p], &chosen);
+      quantise_group(call->x + here.group * kGroup, call->masks[here.group] & kMasks[p], &chosen);
       NestedPart& part = parts[p];
-      for (int k = 0; k < 4 * chosen.quads; ++k) part.rows[k] = here.rows() + chosen.index[k] * (call.tile.width / 2);
+      for (int k = 0; k < 4 * chosen.quads; ++k) part.rows[k] = here.rows() + chosen.index[k] * (call->tile.width / 2);
       __builtin_memcpy(part.values, chosen.value, sizeof part.values);
       part.quads = chosen.quads;
       part.step = chosen.step;
@@ -157,13 +164,24 @@ static void nested_as(const NestedCall& call) {
     nested_one<Bits, Scales>(here, parts, ahead);
     here = next;
   }
-}
+};
 
+struct NestedCalls {
+  const NestedCall* calls;
+  int rows;
+};
 template <int Bits, class Scales>
 struct Nested {
-  static void run(const NestedCall& call) { nested_as<Bits, Scales>(call); }
+  static void run(const NestedCalls& all) {
+    NestedRow<Bits, Scales> row[kDraftRows];
+    for (int r = 0; r < all.rows; ++r) row[r].start(all.calls + r);
+    while (all.rows == 1 && row[0].here.call != nullptr) row[0].step();
+    step_together(row, all.rows);
+  }
 };
-static void quant_nested(const NestedCall& call) { by_format<Nested>(call.format, call); }
+static void quant_nested(const NestedCall* calls, int rows) {
+  by_format<Nested>(calls->format, NestedCalls{calls, rows});
+}
 
 inline QuantKernels quant_kernels() {
   return QuantKernels{kQuantTileRows, quant_activations, quant_multiply, quant_nested};

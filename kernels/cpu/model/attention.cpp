@@ -1,6 +1,7 @@
-// How a pass spreads attention over threads. The arithmetic is in attention.inl.
+// How a pass spreads attention over threads, and what a row of a tree sees. The arithmetic is in attention.inl.
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "forward.h"
@@ -9,12 +10,12 @@ namespace specdec {
 namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-// With at most this many rows threads share out the chunks of the context, with more the rows.
+// With at most this many rows of a sequence threads share out the chunks of the context, with more the rows.
 constexpr int kFewRows = 16;
 
 }  // namespace
 
-// Tokens [first_token, last_token) times query heads [first_head, last_head) of one key-value head.
+// Tokens [first_token, last_token) of a sequence times query heads [first_head, last_head) of one key-value head.
 struct Pass::AttentionTile {
   int kv_head, first_token, last_token, first_head, last_head;
   int rows() const { return (last_token - first_token) * (last_head - first_head); }
@@ -35,11 +36,11 @@ struct Tiling {
 
 }  // namespace
 
-Pass::AttentionTile Pass::attention_tile(int kv_head, int index) const {
+Pass::AttentionTile Pass::attention_tile(const Sequence& s, int kv_head, int index) const {
   const int group = shape_.heads / shape_.kv_heads;
-  const Tiling tiling(rows_, group, kernels_.dense.max_tile);
+  const Tiling tiling(s.rows, group, kernels_.dense.max_tile);
   const int token = index / tiling.splits * tiling.tokens, head = index % tiling.splits * tiling.heads;
-  return {kv_head, token, std::min(token + tiling.tokens, rows_), head, std::min(head + tiling.heads, group)};
+  return {kv_head, token, std::min(token + tiling.tokens, s.rows), head, std::min(head + tiling.heads, group)};
 }
 
 int64_t Pass::first_seen(int layer, int64_t position) const {
@@ -47,116 +48,213 @@ int64_t Pass::first_seen(int layer, int64_t position) const {
   return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
 }
 
-void Pass::attend(int layer) {
-  const int64_t last = start_ + rows_ - 1, first_chunk = first_seen(layer, start_) / kChunk;
-  bytes_ += static_cast<uint64_t>(last + 1 - first_seen(layer, start_)) * 2 * sizeof(uint16_t) *
-            static_cast<uint64_t>(shape_.kv_heads) * static_cast<uint64_t>(shape_.head_dim);
-  if (rows_ <= kFewRows)
-    attend_by_chunk(layer, first_chunk, last / kChunk + 1 - first_chunk);
-  else
-    attend_by_tile(layer);
+// Keys and values of a chunk of one row's path, in floats.
+int64_t Pass::tree_floats() const {
+  const bool any = std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.tree; });
+  return any ? kChunk * (shape_.head_dim + padded(shape_.head_dim)) / 2 + 64 : 0;
 }
 
-void Pass::gather_q(const AttentionTile& tile, float* q) const {
+// One region for all sequences: chunks of a few rows' context, or tiles of many rows; then a row's chunks are joined.
+void Pass::attend(int layer) {
+  const int group = shape_.heads / shape_.kv_heads;
+  int64_t floats = 0, work = 0, joined_work = 0;
+  int parts = 0, joined = 0;
+  for (size_t j = 0; j < active_; ++j) {
+    Sequence& s = sequences_[j];
+    const int64_t stride = s.given->cache->value_stride, rows = int64_t{s.rows} * shape_.heads;
+    s.first_chunk = first_seen(layer, s.start) / kChunk;
+    s.chunks = s.last / kChunk + 1 - s.first_chunk;
+    s.by_chunk = s.tree || s.rows <= kFewRows;
+    s.first_part = parts;
+    s.first_joined = joined;
+    s.partial = floats;
+    s.given->bytes += static_cast<uint64_t>(s.start + s.rows - first_seen(layer, s.start)) * 2 * sizeof(uint16_t) *
+                      static_cast<uint64_t>(shape_.kv_heads) * static_cast<uint64_t>(shape_.head_dim);
+    work += rows * s.chunks * kChunk * shape_.head_dim;
+    parts += shape_.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : Tiling(s.rows, group, kernels_.dense.max_tile).count);
+    if (!s.by_chunk) continue;
+    joined += static_cast<int>(rows);
+    joined_work += rows * s.chunks * stride;
+    floats += s.chunks * rows * (stride + 2);
+  }
+  scratch_.partial.reserve(static_cast<size_t>(floats));
+  each(parts, work, [&](int part, int thread) {
+    size_t j = active_ - 1;
+    while (sequences_[j].first_part > part) --j;
+    const Sequence& s = sequences_[j];
+    if (s.by_chunk)
+      attend_chunk(layer, s, part - s.first_part, thread);
+    else
+      attend_tiles(layer, s, part - s.first_part, thread);
+  });
+  each(joined, joined_work, [&](int row, int thread) {
+    size_t j = active_ - 1;
+    while (!sequences_[j].by_chunk || sequences_[j].first_joined > row) --j;
+    join_chunks(sequences_[j], row - sequences_[j].first_joined, thread);
+  });
+}
+
+void Pass::gather_q(const Sequence& s, const AttentionTile& tile, float* q) const {
   const int64_t size = shape_.head_dim, stride = padded(shape_.heads * size);
   const int group = shape_.heads / shape_.kv_heads, rows = tile.rows();
   int r = 0;
   for (int token = tile.first_token; token < tile.last_token; ++token)
     for (int head = tile.first_head; head < tile.last_head; ++head, ++r) {
-      const float* from = scratch_.qkv[0].data() + token * stride + (tile.kv_head * group + head) * size;
+      const float* from = scratch_.qkv[0].data() + (s.first + token) * stride + (tile.kv_head * group + head) * size;
       for (int64_t d = 0; d < size; ++d) q[d * rows + r] = from[d];
     }
 }
 
-void Pass::attend_tile(int layer, const AttentionTile& tile, int64_t chunk, const float* q, float* scratch, float* peak,
-                       float* total, float* sums) {
+// A tile over one chunk, whose values lie behind its keys.
+void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, const uint16_t* keys,
+                       const float* q, float* scratch, float* peak, float* total, float* sums) {
   int32_t from[kMaxTile], to[kMaxTile];
   const int heads = tile.last_head - tile.first_head;
   const int64_t base = chunk * kChunk;
   for (int r = 0; r < tile.rows(); ++r) {
-    const int64_t position = start_ + tile.first_token + r / heads;
+    const int64_t position = scratch_.positions[static_cast<size_t>(s.first + tile.first_token + r / heads)];
     from[r] = static_cast<int32_t>(std::clamp<int64_t>(first_seen(layer, position) - base, 0, kChunk));
     to[r] = static_cast<int32_t>(std::clamp<int64_t>(position + 1 - base, 0, kChunk));
   }
-  kernels_.attention.chunk({cache_.keys(layer, tile.kv_head), cache_.values(layer, tile.kv_head), cache_.value_stride,
-                            shape_.head_dim, 1.0F / std::sqrt(static_cast<float>(shape_.head_dim)), q, tile.rows(),
-                            chunk, from, to, peak, total, sums, scratch});
+  const int64_t size = shape_.head_dim;
+  kernels_.attention.chunk({keys, keys + kChunk * size, s.given->cache->value_stride, static_cast<int>(size),
+                            1.0F / std::sqrt(static_cast<float>(size)), q, tile.rows(), from, to, peak, total, sums,
+                            scratch});
 }
 
-void Pass::finish_row(const float* sums, float total, int token, int head) {
+void Pass::finish_row(const Sequence& s, const float* sums, float total, int token, int head) {
   const int64_t size = shape_.head_dim;
-  float* y = scratch_.attended.data() + token * padded(shape_.heads * size) + head * size;
+  float* y = scratch_.attended.data() + (s.first + token) * padded(shape_.heads * size) + head * size;
   const float scale = 1.0F / total;
   for (int64_t d = 0; d < size; ++d) y[d] = sums[d] * scale;
 }
 
-// Every chunk of every key-value head by itself, then each row's chunks in ascending order.
-void Pass::attend_by_chunk(int layer, int64_t first_chunk, int64_t chunks) {
-  const int group = shape_.heads / shape_.kv_heads, heads = shape_.heads;
-  const int64_t stride = cache_.value_stride, count = int64_t{rows_} * heads;
-  const Tiling tiling(rows_, group, kernels_.dense.max_tile);
-  scratch_.partial.reserve(static_cast<size_t>(chunks * count * (stride + 2)));
-  float* peaks = scratch_.partial.data();  // [chunk][kv head][token][head of the group], then totals, then sums
-  float* totals = peaks + chunks * count;
-  float* sums = totals + chunks * count;
-  const int64_t work = count * chunks * kChunk * shape_.head_dim;
-  each(static_cast<int>(chunks) * shape_.kv_heads, work, [&](int part, int thread) {
-    const int kv_head = part % shape_.kv_heads;
-    const int64_t chunk = part / shape_.kv_heads;
-    float* scratch = thread_scratch(thread);
-    float* q = scratch + attention_scratch_floats();
-    for (int t = 0; t < tiling.count; ++t) {
-      const AttentionTile tile = attention_tile(kv_head, t);
-      const int64_t at = chunk * count + (int64_t{kv_head} * rows_ + tile.first_token) * group + tile.first_head;
-      gather_q(tile, q);
-      attend_tile(layer, tile, first_chunk + chunk, q, scratch, peaks + at, totals + at, sums + at * stride);
-    }
-  });
-  each(static_cast<int>(count), count * chunks * stride, [&](int row, int thread) {
-    float* scratch = thread_scratch(thread);
-    float peak = kNothing, total = 0;
-    std::fill(scratch, scratch + stride, 0.0F);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t at = chunk * count + row;
-      if (peaks[at] == kNothing) continue;
-      kernels_.attention.combine(&peak, &total, scratch, peaks[at], totals[at], sums + at * stride, stride);
-    }
-    const int kv_head = row / (rows_ * group), token = row / group % rows_;
-    finish_row(scratch, total, token, kv_head * group + row % group);
-  });
+// One chunk of one key-value head by itself, for all rows of a sequence.
+void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
+  const int group = shape_.heads / shape_.kv_heads, kv_head = part % shape_.kv_heads;
+  const KvCache& cache = *s.given->cache;
+  const int64_t stride = cache.value_stride, count = int64_t{s.rows} * shape_.heads, chunk = part / shape_.kv_heads;
+  // [chunk][kv head][token][head of the group], then totals, then sums
+  const int64_t own = chunk * count + int64_t{kv_head} * s.rows * group;
+  float* peaks = scratch_.partial.data() + s.partial + own;
+  float* totals = peaks + s.chunks * count;
+  float* sums = scratch_.partial.data() + s.partial + 2 * s.chunks * count + own * stride;
+  if (s.tree && (s.first_chunk + chunk + 1) * kChunk > s.start) {
+    attend_tree(layer, s, kv_head, s.first_chunk + chunk, peaks, totals, sums, thread);
+    return;
+  }
+  const Tiling tiling(s.rows, group, kernels_.dense.max_tile);
+  float* scratch = thread_scratch(thread);
+  float* q = scratch + attention_scratch_floats();
+  const uint16_t* keys = cache.keys(layer, kv_head, s.first_chunk + chunk);
+  for (int t = 0; t < tiling.count; ++t) {
+    const AttentionTile tile = attention_tile(s, kv_head, t);
+    const int64_t at = int64_t{tile.first_token} * group + tile.first_head;
+    gather_q(s, tile, q);
+    attend_tile(layer, s, tile, s.first_chunk + chunk, keys, q, scratch, peaks + at, totals + at, sums + at * stride);
+  }
 }
 
-// The same sums, chunk after chunk for a tile at a time.
-void Pass::attend_by_tile(int layer) {
+// The same for a chunk that holds rows of the tree itself: each row sees its own path, laid out by position, so that its
+// sums are those of a chain.
+void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums,
+                       int thread) {
   const int group = shape_.heads / shape_.kv_heads;
-  const int64_t stride = cache_.value_stride;
-  const Tiling tiling(rows_, group, kernels_.dense.max_tile);
-  model_.pool_->run(tiling.count * shape_.kv_heads, [&](int part, int thread) {
-    const AttentionTile tile = attention_tile(part % shape_.kv_heads, part / shape_.kv_heads);
-    const int rows = tile.rows();
-    float* scratch = thread_scratch(thread);
-    float* q = scratch + attention_scratch_floats();
-    float* sums = q + kMaxTile * padded(shape_.head_dim);
-    float* chunk_sums = sums + kMaxTile * padded(shape_.head_dim);
-    float peak[kMaxTile], total[kMaxTile], chunk_peak[kMaxTile], chunk_total[kMaxTile];
-    gather_q(tile, q);
-    std::fill(peak, peak + rows, kNothing);
-    std::fill(total, total + rows, 0.0F);
-    std::fill(sums, sums + rows * stride, 0.0F);
-    const int64_t first = first_seen(layer, start_ + tile.first_token) / kChunk;
-    const int64_t last = (start_ + tile.last_token - 1) / kChunk;
-    for (int64_t chunk = first; chunk <= last; ++chunk) {
-      attend_tile(layer, tile, chunk, q, scratch, chunk_peak, chunk_total, chunk_sums);
-      for (int r = 0; r < rows; ++r)
-        if (chunk_peak[r] != kNothing)
-          kernels_.attention.combine(peak + r, total + r, sums + r * stride, chunk_peak[r], chunk_total[r],
-                                     chunk_sums + r * stride, stride);
+  const KvCache& cache = *s.given->cache;
+  const int64_t stride = cache.value_stride, size = shape_.head_dim, base = chunk * kChunk;
+  float* scratch = thread_scratch(thread);
+  float* q = scratch + attention_scratch_floats();
+  auto* keys = reinterpret_cast<uint16_t*>(q + kMaxTile * padded(size));
+  if (const int64_t before = std::max<int64_t>(s.start - base, 0); before > 0) {
+    const int64_t panels = (before + kPanel - 1) / kPanel;
+    std::copy_n(cache.keys(layer, kv_head, chunk), panels * size * kPanel, keys);
+    std::copy_n(cache.values(layer, kv_head, chunk), before * stride, keys + kChunk * size);
+  }
+  int32_t held[kMaxTreeRows];  // which row's keys and values lie at each depth
+  std::fill_n(held, kMaxTreeRows, -1);
+  const Tiling tiling(1, group, kernels_.dense.max_tile);
+  for (int token = 0; token < s.rows; ++token) {
+    const int64_t first = int64_t{token} * group;
+    std::fill_n(peaks + first, group, kNothing);
+    if (scratch_.positions[static_cast<size_t>(s.first + token)] < base) continue;
+    gather_path(layer, s, kv_head, chunk, token, held, keys);
+    for (int t = 0; t < tiling.count; ++t) {
+      const int head = t * tiling.heads;
+      const AttentionTile tile{kv_head, token, token + 1, head, std::min(head + tiling.heads, group)};
+      gather_q(s, tile, q);
+      attend_tile(layer, s, tile, chunk, keys, q, scratch, peaks + first + head, totals + first + head,
+                  sums + (first + head) * stride);
     }
-    const int heads = tile.last_head - tile.first_head;
+  }
+}
+
+// Puts the keys and values of a row's path where a chain would have them in this chunk.
+void Pass::gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held,
+                       uint16_t* keys) {
+  const KvCache& cache = *s.given->cache;
+  const int64_t stride = cache.value_stride, size = shape_.head_dim;
+  for (int row = token; row >= 0; row = s.given->parents[row]) {
+    const int64_t position = scratch_.positions[static_cast<size_t>(s.first + row)];
+    int32_t& there = held[position - s.start];
+    if (position / kChunk != chunk || there == row) continue;
+    there = row;
+    const int64_t slot = s.start + row, in = slot % kChunk, out = position % kChunk;
+    const uint16_t* source = cache.keys(layer, kv_head, slot / kChunk) + in / kPanel * size * kPanel + in % kPanel;
+    uint16_t* target = keys + out / kPanel * size * kPanel + out % kPanel;
+    for (int64_t d = 0; d < size; ++d) target[d * kPanel] = source[d * kPanel];
+    std::copy_n(cache.values(layer, kv_head, slot / kChunk) + in * stride, stride, keys + kChunk * size + out * stride);
+  }
+}
+
+// A row's chunks in ascending order.
+void Pass::join_chunks(const Sequence& s, int row, int thread) {
+  const int group = shape_.heads / shape_.kv_heads;
+  const int64_t stride = s.given->cache->value_stride, count = int64_t{s.rows} * shape_.heads;
+  const float* peaks = scratch_.partial.data() + s.partial;
+  const float* totals = peaks + s.chunks * count;
+  const float* sums = totals + s.chunks * count;
+  float* scratch = thread_scratch(thread);
+  float peak = kNothing, total = 0;
+  std::fill(scratch, scratch + stride, 0.0F);
+  for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
+    const int64_t at = chunk * count + row;
+    if (peaks[at] == kNothing) continue;
+    kernels_.attention.combine(&peak, &total, scratch, peaks[at], totals[at], sums + at * stride, stride);
+  }
+  const int kv_head = row / (s.rows * group), token = row / group % s.rows;
+  finish_row(s, scratch, total, token, kv_head * group + row % group);
+}
+
+// The same sums for many rows, chunk after chunk for a tile at a time.
+void Pass::attend_tiles(int layer, const Sequence& s, int part, int thread) {
+  const int group = shape_.heads / shape_.kv_heads;
+  const KvCache& cache = *s.given->cache;
+  const int64_t stride = cache.value_stride;
+  const AttentionTile tile = attention_tile(s, part % shape_.kv_heads, part / shape_.kv_heads);
+  const int rows = tile.rows();
+  float* scratch = thread_scratch(thread);
+  float* q = scratch + attention_scratch_floats();
+  float* sums = q + kMaxTile * padded(shape_.head_dim);
+  float* chunk_sums = sums + kMaxTile * padded(shape_.head_dim);
+  float peak[kMaxTile], total[kMaxTile], chunk_peak[kMaxTile], chunk_total[kMaxTile];
+  gather_q(s, tile, q);
+  std::fill(peak, peak + rows, kNothing);
+  std::fill(total, total + rows, 0.0F);
+  std::fill(sums, sums + rows * stride, 0.0F);
+  const int64_t first = first_seen(layer, s.start + tile.first_token) / kChunk;
+  const int64_t last = (s.start + tile.last_token - 1) / kChunk;
+  for (int64_t chunk = first; chunk <= last; ++chunk) {
+    attend_tile(layer, s, tile, chunk, cache.keys(layer, tile.kv_head, chunk), q, scratch, chunk_peak, chunk_total,
+                chunk_sums);
     for (int r = 0; r < rows; ++r)
-      finish_row(sums + r * stride, total[r], tile.first_token + r / heads,
-                 tile.kv_head * group + tile.first_head + r % heads);
-  });
+      if (chunk_peak[r] != kNothing)
+        kernels_.attention.combine(peak + r, total + r, sums + r * stride, chunk_peak[r], chunk_total[r],
+                                   chunk_sums + r * stride, stride);
+  }
+  const int heads = tile.last_head - tile.first_head;
+  for (int r = 0; r < rows; ++r)
+    finish_row(s, sums + r * stride, total[r], tile.first_token + r / heads,
+               tile.kv_head * group + tile.first_head + r % heads);
 }
 
 }  // namespace specdec

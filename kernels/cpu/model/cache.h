@@ -1,7 +1,12 @@
-// Keys and values of one sequence, float16, laid out for the attention kernels.
+// Keys and values of one sequence, float16, laid out for the attention kernels, in blocks of kChunk positions.
+//
+// Memory grows with the sequence. Caches that share a beginning share its blocks: a block of several caches is copied
+// before either of them writes to it.
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "buffer.h"
 #include "kernel_table.h"
@@ -10,30 +15,45 @@ namespace specdec {
 
 class KvCache {
  public:
-  KvCache(int layers, int kv_heads, int head_dim, int64_t capacity)
-      : layers(layers),
-        kv_heads(kv_heads),
-        head_dim(head_dim),
-        value_stride((head_dim + kPanel - 1) / kPanel * kPanel),
-        capacity(capacity),
-        room_((capacity + kChunk - 1) / kChunk * kChunk),
-        // No huge pages: every (layer, head) has its own range, and a short text touches only the start of each.
-        keys_(static_cast<size_t>(layers * kv_heads * room_ * head_dim), Pages::small),
-        values_(static_cast<size_t>(layers * kv_heads * room_ * value_stride), Pages::small) {}
+  // `capacity` bounds the length; nothing is allocated yet.
+  KvCache(int layers, int kv_heads, int head_dim, int64_t capacity);
 
-  // [position / 32][head_dim][32]
-  uint16_t* keys(int layer, int head) { return keys_.data() + (layer * kv_heads + head) * room_ * head_dim; }
-  // [position][value_stride]
-  uint16_t* values(int layer, int head) { return values_.data() + (layer * kv_heads + head) * room_ * value_stride; }
+  // Of one layer, head and chunk: keys [kChunk / 32][head_dim][32] and values [kChunk][value_stride].
+  uint16_t* keys(int layer, int head, int64_t chunk) const {
+    return blocks_[static_cast<size_t>(chunk)]->data() + (layer * kv_heads + head) * head_values();
+  }
+  uint16_t* values(int layer, int head, int64_t chunk) const {
+    return keys(layer, head, chunk) + kChunk * head_dim;
+  }
 
-  uint64_t bytes() const { return keys_.bytes() + values_.bytes(); }
+  // Makes the positions from the length up to `length` writable. Throws std::bad_alloc, with the contents as they were.
+  void reserve(int64_t length);
+  // Counts the first positions as held, once they are written.
+  void set_length(int64_t length) { length_ = length; }
+  // Keeps the first `length` positions, and memory for one block more.
+  void trim(int64_t length);
+  // Keeps the first `base` positions and then, of those after them, `rows`, which ascend.
+  void keep(int64_t base, const std::vector<int64_t>& rows);
+  // Another cache that begins with the first `length` positions.
+  std::unique_ptr<KvCache> fork(int64_t length, int64_t capacity) const;
+
+  int64_t length() const { return length_; }
+  uint64_t bytes() const { return blocks_.size() * block_values() * sizeof(uint16_t); }
 
   const int64_t layers, kv_heads, head_dim, value_stride, capacity;
-  int64_t length = 0;
 
  private:
-  int64_t room_;
-  Buffer<uint16_t> keys_, values_;
+  using Block = Buffer<uint16_t>;
+  int64_t head_values() const { return kChunk * (head_dim + value_stride); }
+  size_t block_values() const { return static_cast<size_t>(layers * kv_heads * head_values()); }
+  std::shared_ptr<Block> new_block() const;
+  // A block of its own with the first `count` positions of another one.
+  std::shared_ptr<Block> copy_of(const Block& block, int64_t count) const;
+  void own(size_t block);
+  void move(int64_t from, int64_t to);
+
+  int64_t length_ = 0;
+  std::vector<std::shared_ptr<Block>> blocks_;
 };
 
 }  // namespace specdec

@@ -1,4 +1,7 @@
-// One forward pass: the transformer step over a model's weights, a cache and some rows. Not part of the interface.
+// One forward pass: the transformer step over a model's weights and rows of some sequences. Not part of the interface.
+//
+// Rows lie sequence after sequence, those that run through most layers first: what a layer works on is a beginning of
+// them. All rows go through a matrix together; attention looks at one sequence's cache at a time.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +19,12 @@ int64_t weights_to_take(double effort, int64_t total);
 
 class Pass {
  public:
-  Pass(Model& model, int rows, KvCache& cache, DraftView* draft, const double* efforts);
-  uint64_t run(const int32_t* tokens, bool last_only, float* logits, int layers, float* states);
+  // The sequences have been checked, and their caches have room.
+  Pass(Model& model, std::vector<SequenceRows>& batch, DraftView* draft);
+  // Writes the logits of all sequences one below the other, and what each has read into its `bytes`.
+  void run(float* logits);
   // One matrix times the rows, x (rows, in) to y (rows, out).
-  uint64_t run_matrix(int matrix, const float* x, float* y);
+  void run_matrix(int matrix, const float* x, float* y);
 
  private:
   // One matrix of a group that shares its input rows, and where its result goes.
@@ -32,6 +37,7 @@ class Pass {
     const float* x;
     int64_t stride;
     int rows;
+    const double* const* efforts;  // of each row: one per matrix
   };
   // What multiply_exact prepares for one output.
   struct Plan {
@@ -42,41 +48,55 @@ class Pass {
     int parts;      // of each thread's share
     const int32_t* whole = nullptr;  // the rows in whole numbers, where the matrix is quantised
   };
+  using Sequence = Model::Scratch::Sequence;
 
+  // forward.cpp
+  void place_rows();
   void allocate();
-  void embed(const int32_t* tokens);
+  void embed();
   void rotary();
   void attention_block(int layer);
   void append_row(int layer, int row);
   void mlp_block(int layer);
   void gated_mlp(int first_matrix, Input in, float* y, int64_t y_stride);
+  void keep_states(int layer);
+  void head(float* logits);
+  void narrow_to(int layers);
+  void share_bytes();
+  // experts.cpp
   void expert_mlp(int layer);
-  void head(bool last_only, float* logits);
+  void route(int layer, std::vector<float>* weights);
 
-  // y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`, the
-  // outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
+  // multiply.h: y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`,
+  // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
   template <class After>
   void multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
   template <class After>
   void multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
+  // plan.cpp
   std::vector<Plan> plan(Input in, const std::vector<Output>& outputs);
   void choose(Input in, std::vector<Plan>& plans);
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
+  bool all_full(Input in, int matrix) const;
   // forward_quant.cpp
-  const int32_t* to_whole(Input in, const QuantMatrix& matrix, double effort, int64_t slot);
+  const int32_t* to_whole(Input in, int index, int64_t slot);
   void quantised_tile(const Plan& plan, Input in, int tile, float* scratch);
 
   // attention.cpp
   struct AttentionTile;
   void attend(int layer);
-  AttentionTile attention_tile(int kv_head, int index) const;
-  void attend_tile(int layer, const AttentionTile& tile, int64_t chunk, const float* q, float* scratch, float* peak,
-                   float* total, float* sums);
-  void gather_q(const AttentionTile& tile, float* q) const;
-  void attend_by_chunk(int layer, int64_t first_chunk, int64_t chunks);
-  void attend_by_tile(int layer);
-  void finish_row(const float* sums, float total, int token, int head);
+  void attend_chunk(int layer, const Sequence& s, int part, int thread);
+  void attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums, int thread);
+  void gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held, uint16_t* keys);
+  void attend_tiles(int layer, const Sequence& s, int part, int thread);
+  void join_chunks(const Sequence& s, int row, int thread);
+  AttentionTile attention_tile(const Sequence& s, int kv_head, int index) const;
+  void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, const uint16_t* keys,
+                   const float* q, float* scratch, float* peak, float* total, float* sums);
+  void gather_q(const Sequence& s, const AttentionTile& tile, float* q) const;
+  void finish_row(const Sequence& s, const float* sums, float total, int token, int head);
   int64_t first_seen(int layer, int64_t position) const;
+  int64_t tree_floats() const;
 
   // Runs body(part, thread) for each part; on this thread alone when `work`, in multiply-adds, is too little to share.
   template <class Body>
@@ -88,18 +108,21 @@ class Pass {
       model_.pool_->run(parts, body);
   }
   float* thread_scratch(int thread) { return scratch_.thread.data() + thread * thread_floats_; }
+  Input rows_of(const float* x, int64_t stride) const { return {x, stride, rows_, scratch_.efforts.data()}; }
 
   Model& model_;
   const ModelShape& shape_;
   const KernelTable& kernels_;
   Model::Scratch& scratch_;
-  const int rows_;
-  KvCache& cache_;
+  std::vector<SequenceRows>& batch_;
+  std::vector<Sequence>& sequences_;  // in the order of their rows
   DraftView* draft_;
-  const double* efforts_;
-  const int64_t start_;  // position of the first row
+  bool full_ = true;  // no row has an effort below 1
+  int all_rows_ = 0;
+  int rows_ = 0;      // that run through the present layer
+  size_t active_ = 0;  // sequences that do
   int64_t thread_floats_ = 0;
-  uint64_t bytes_ = 0;
+  uint64_t shared_bytes_ = 0;  // read by these rows together, not yet shared out
 };
 
 }  // namespace specdec

@@ -28,18 +28,23 @@ int64_t Model::quantised_scratch_floats(int rows) const {
 }
 
 // The rows in whole numbers, tile after tile of rows; those of different `slot` do not disturb each other.
-const int32_t* Pass::to_whole(Input in, const QuantMatrix& matrix, double effort, int64_t slot) {
+const int32_t* Pass::to_whole(Input in, int index, int64_t slot) {
+  const QuantMatrix& matrix = model_.matrix(index).quantised;
   const int64_t width = matrix.in, groups = matrix.groups(), spans = (width + kQuantSpan - 1) / kQuantSpan;
   const RowTiles tiles(in.rows, kernels_.quant.tile_rows);
   int32_t* whole = scratch_.whole.data() + slot * quant_words(groups, in.rows);
   uint8_t* taken = nullptr;
-  if (effort < 1) {
+  if (!all_full(in, index)) {
     scratch_.taken.reserve(static_cast<size_t>(in.rows * width));
     taken = scratch_.taken.data();
     each(in.rows, in.rows * width * 10, [&](int row, int thread) {
       const int size = 1;
-      kernels_.select({width, 1, &size, in.x + row * in.stride, matrix.scores.data(), weights_to_take(effort, width),
-                       taken + row * width, scratch_.keys.data() + thread * width});
+      const double effort = in.efforts[row][index];
+      if (effort >= 1)
+        std::fill_n(taken + row * width, width, uint8_t{1});
+      else
+        kernels_.select({width, 1, &size, in.x + row * in.stride, matrix.scores.data(), weights_to_take(effort, width),
+                         taken + row * width, scratch_.keys.data() + thread * width});
     });
   }
   const auto pieces = static_cast<int>(std::min<int64_t>(spans, 4));

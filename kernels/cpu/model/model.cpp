@@ -244,35 +244,72 @@ const float* Model::find_vector(const std::string& name) const {
   return found == vectors_.end() ? nullptr : found->second.data();
 }
 
-uint64_t Model::forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
-                        bool last_only, float* logits, int layers, float* states) {
+void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits) {
   std::lock_guard<std::mutex> lock(mutex_);
-  check_pass(tokens, rows, cache, draft, efforts);
-  check(layers >= 0 && layers <= shape_.layers, "there are not so many layers");
-  return Pass(*this, rows, cache, draft, efforts)
-      .run(tokens, last_only, logits, layers == 0 ? shape_.layers : layers, states);
+  check_pass(batch, draft);
+  try {
+    for (const SequenceRows& rows : batch) rows.cache->reserve(rows.cache->length() + rows.rows);
+    Pass(*this, batch, draft).run(logits);
+  } catch (...) {
+    for (const SequenceRows& rows : batch) rows.cache->trim(rows.cache->length());
+    throw;
+  }
+  for (const SequenceRows& rows : batch) rows.cache->set_length(rows.cache->length() + rows.rows);
 }
 
 uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  KvCache none(1, 1, 2, 1);
-  const std::vector<double> efforts(static_cast<size_t>(shape_.matrix_count()), effort);
-  return Pass(*this, rows, none, draft, efforts.data()).run_matrix(index, x, y);
+  return multiply(index, x, std::vector<double>(static_cast<size_t>(rows), effort), draft, y);
 }
 
-void Model::check_pass(const int32_t* tokens, int rows, const KvCache& cache, const DraftView* draft,
-                       const double* efforts) const {
+uint64_t Model::multiply(int index, const float* x, const std::vector<double>& efforts, DraftView* draft, float* y) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto count = static_cast<size_t>(shape_.matrix_count());
+  std::vector<double> of_matrices(efforts.size() * count);
+  std::vector<SequenceRows> batch;
+  for (size_t row = 0; row < efforts.size(); ++row) {
+    std::fill_n(of_matrices.begin() + static_cast<int64_t>(row * count), count, efforts[row]);
+    batch.push_back({nullptr, nullptr, 1, of_matrices.data() + row * count});
+  }
+  Pass(*this, batch, draft).run_matrix(index, x, y);
+  uint64_t bytes = 0;
+  for (const SequenceRows& rows : batch) bytes += rows.bytes;
+  return bytes;
+}
+
+void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft) const {
   check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
-  check(rows >= 1 && rows <= kMaxRows && cache.length + rows <= cache.capacity, "the cache has no room for these rows");
-  check(cache.layers == shape_.layers && cache.kv_heads == shape_.kv_heads && cache.head_dim == shape_.head_dim,
-        "the cache belongs to a model of another shape");
-  for (int row = 0; row < rows; ++row)
-    check(tokens[row] >= 0 && tokens[row] < shape_.vocab, "a token is outside the vocabulary");
+  check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
   check(shape_.tie_embeddings || !embedding_.empty() || !quant_embedding_.codes.empty(), "the embedding is not loaded");
   for (const auto& router : routers_) check(!router.panels.empty(), "a router is not loaded");
+  for (const auto& matrix : matrices_) check(matrix.loaded(), "a matrix is not loaded");
+  int rows = 0;
+  for (size_t j = 0; j < batch.size(); ++j) {
+    check_rows(batch[j]);
+    rows += batch[j].rows;
+    check(rows <= kMaxRows, "a pass takes 512 rows at most");
+    for (size_t k = 0; k < j; ++k) check(batch[k].cache != batch[j].cache, "a cache may occur once in a pass");
+    if (j == 0 || batch[j].efforts != batch[j - 1].efforts) check_efforts(batch[j].efforts, draft);
+  }
+}
+
+void Model::check_rows(const SequenceRows& rows) const {
+  const KvCache& cache = *rows.cache;
+  check(cache.layers == shape_.layers && cache.kv_heads == shape_.kv_heads && cache.head_dim == shape_.head_dim,
+        "the cache belongs to a model of another shape");
+  check(rows.rows >= 1 && rows.rows <= kMaxRows && rows.rows <= cache.capacity - cache.length(),
+        "the cache has no room for these rows");
+  check(rows.layers >= 0 && rows.layers <= shape_.layers, "there are not so many layers");
+  check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");
+  for (int row = 0; row < rows.rows; ++row) {
+    check(rows.tokens[row] >= 0 && rows.tokens[row] < shape_.vocab, "a token is outside the vocabulary");
+    check(rows.parents == nullptr || (rows.parents[row] >= -1 && rows.parents[row] < row),
+          "a row of a tree must follow an earlier one or -1");
+  }
+}
+
+void Model::check_efforts(const double* efforts, const DraftView* draft) const {
   for (size_t j = 0; j < matrices_.size(); ++j) {
-    check(matrices_[j].loaded(), "a matrix is not loaded");
     check(efforts[j] > 0 && efforts[j] <= 1, "efforts must be above 0 and at most 1");
     check(draft != nullptr || efforts[j] >= 1 || matrices_[j].has_masks() || !matrices_[j].quantised.scores.empty(),
           "effort below 1 needs the tier masks");

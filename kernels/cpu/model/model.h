@@ -13,6 +13,7 @@
 #include "draft_view.h"
 #include "packed.h"
 #include "pool.h"
+#include "rows.h"
 
 namespace specdec {
 
@@ -32,9 +33,6 @@ struct ModelShape {
   int matrices_per_layer() const { return 4 + 3 * mlps(); }
   int matrix_count() const { return layers * matrices_per_layer() + 1; }
 };
-
-// Rows that one call of forward takes at most; longer inputs go through it in pieces, with equal results.
-constexpr int kMaxRows = 512;
 
 class Model {
  public:
@@ -73,17 +71,18 @@ class Model {
 
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
 
-  // Appends rows (1..kMaxRows) to the cache and writes their logits, (rows or 1, vocab), from the first `layers` layers
-  // (0: all), the final norm and the logits layer. `draft` is null for the exact view; efforts: one per matrix. `states`,
-  // unless null, gets the hidden states behind every layer, (layers, rows, hidden). Returns the bytes of weights and
-  // cache read. Throws std::invalid_argument, with nothing changed, for a bad token, effort or cache, or weights that
-  // are not loaded.
-  uint64_t forward(const int32_t* tokens, int rows, KvCache& cache, DraftView* draft, const double* efforts,
-                   bool last_only, float* logits, int layers = 0, float* states = nullptr);
+  // Appends the rows of every sequence to its cache and writes the logits they ask for, (rows, vocab), one sequence below
+  // the other; fills in `bytes`, whose sum is what the pass has read of weights and caches. `draft` is null for the exact
+  // view. Rows of a tree take the places behind the cache's length in their order, and positions by their depth. Throws
+  // std::invalid_argument for a bad token, effort, tree or cache, or weights that are not loaded, and std::bad_alloc; every
+  // cache is as it was then.
+  void forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits);
 
   // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
   // The caller has checked that what `draft` and `effort` need is loaded.
   uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y);
+  // The same with an effort for each row.
+  uint64_t multiply(int index, const float* x, const std::vector<double>& efforts, DraftView* draft, float* y);
 
  private:
   friend class Pass;  // one forward call: forward.h
@@ -91,6 +90,21 @@ class Model {
   struct Scratch {
     Buffer<float> x, normed, qkv[3], attended, gate, up, expert_in, expert_out, cosine, sine;
     Buffer<float> tiles, partial, thread, logits;
+    struct Sequence {  // of the pass under way
+      SequenceRows* given;
+      int first, rows, layers;
+      int64_t start;        // position behind what the cache holds
+      int64_t last;         // position of the deepest row
+      bool tree, by_chunk;  // how attention spreads over threads
+      // Of the attention of the present layer: chunks, and what lies before it of parts, partial results and joined rows.
+      int64_t first_chunk, chunks, partial;
+      int first_part, first_joined;
+    };
+    std::vector<Sequence> sequences;
+    std::vector<int32_t> sequence_of;         // of each row
+    std::vector<int64_t> positions;           // of each row
+    std::vector<const double*> efforts, head_efforts;  // of each row; of each row that has logits
+    std::vector<float> draft_efforts;
     Buffer<uint8_t> chosen_row, taken;
     Buffer<int32_t> offsets, active;
     Buffer<uint32_t> keys;
@@ -100,8 +114,9 @@ class Model {
     const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *bias[3];  // null where the architecture has none
   };
 
-  void check_pass(const int32_t* tokens, int rows, const KvCache& cache, const DraftView* draft,
-                  const double* efforts) const;
+  void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft) const;
+  void check_rows(const SequenceRows& rows) const;
+  void check_efforts(const double* efforts, const DraftView* draft) const;
   int layer_matrix(int layer, int offset) const { return layer * shape_.matrices_per_layer() + offset; }
   int head_matrix() const { return shape_.matrix_count() - 1; }
   int64_t quantised_scratch_floats(int rows) const;

@@ -2,13 +2,11 @@
 // before a kernel touches anything; sentences for users are specdec/runtimes/native/runtime.py's business.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <optional>
 #include <stdexcept>
 
 #include "bandwidth.h"
@@ -102,27 +100,59 @@ void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
   model.load_router(layer, bits.data());
 }
 
-uint64_t forward(Model& model, const Array<int32_t, 1>& tokens, KvCache& cache, specdec::DraftView* draft,
-                 const Array<double, 1>& efforts, bool last_only,
-                 const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& logits, int layers,
-                 const std::optional<nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>>& states) {
-  const size_t rows = tokens.size();
-  check(rows >= 1 && rows <= specdec::kMaxRows, "too many rows for one call");
-  check(efforts.size() == static_cast<size_t>(model.shape().matrix_count()), "there must be one effort a matrix");
-  check(logits.shape(0) == (last_only ? 1 : rows) && logits.shape(1) == static_cast<size_t>(model.shape().vocab),
-        "the array of logits has the wrong shape");
+using States = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// Lists have an item for each sequence; `parents` and `states` may be empty, and so may a sequence's parents.
+std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches, const Array<int32_t, 1>& tokens,
+                              const std::vector<int>& counts, const std::vector<Array<double, 1>>& efforts,
+                              const std::vector<std::vector<int32_t>>& parents, const std::vector<int>& layers,
+                              const std::vector<int>& shown, specdec::DraftView* draft, const Logits& logits,
+                              const std::vector<States>& states) {
   const auto& shape = model.shape();
-  check(!states || (states->shape(0) == static_cast<size_t>(layers == 0 ? shape.layers : layers) &&
-                    states->shape(1) == rows && states->shape(2) == static_cast<size_t>(shape.hidden)),
-        "the array of states has the wrong shape");
-  float* hidden = states ? states->data() : nullptr;
-  nb::gil_scoped_release release;
-  return model.forward(tokens.data(), static_cast<int>(rows), cache, draft, efforts.data(), last_only, logits.data(),
-                       layers, hidden);
+  const size_t count = caches.size();
+  check(counts.size() == count && efforts.size() == count && layers.size() == count && shown.size() == count &&
+            (parents.empty() || parents.size() == count) && (states.empty() || states.size() == count),
+        "every list needs an item for each sequence");
+  std::vector<specdec::SequenceRows> batch;
+  size_t rows = 0, logit_rows = 0;
+  for (size_t j = 0; j < count; ++j) {
+    check(caches[j] != nullptr, "a cache is missing");
+    check(counts[j] >= 1 && static_cast<size_t>(counts[j]) <= tokens.size() - rows, "there are not so many tokens");
+    check(efforts[j].size() == static_cast<size_t>(shape.matrix_count()), "there must be one effort a matrix");
+    check(shown[j] >= 0 && shown[j] <= 2, "logits are of no row, the last or all");
+    specdec::SequenceRows one{caches[j], tokens.data() + rows, counts[j], efforts[j].data()};
+    if (!parents.empty() && !parents[j].empty()) {
+      check(parents[j].size() == static_cast<size_t>(counts[j]), "there must be one parent a row");
+      one.parents = parents[j].data();
+    }
+    one.layers = layers[j];
+    one.shown = static_cast<specdec::Shown>(shown[j]);
+    if (!states.empty()) {
+      const auto depth = static_cast<size_t>(layers[j] == 0 ? shape.layers : layers[j]);
+      check(states[j].shape(0) == depth && states[j].shape(1) == static_cast<size_t>(counts[j]) &&
+                states[j].shape(2) == static_cast<size_t>(shape.hidden),
+            "an array of states has the wrong shape");
+      one.states = states[j].data();
+    }
+    rows += static_cast<size_t>(counts[j]);
+    logit_rows += static_cast<size_t>(one.shown_rows());
+    batch.push_back(one);
+  }
+  check(rows == tokens.size(), "there are tokens left over");
+  check(logits.shape(0) == logit_rows && logits.shape(1) == static_cast<size_t>(shape.vocab),
+        "the array of logits has the wrong shape");
+  {
+    nb::gil_scoped_release release;
+    model.forward(batch, draft, logits.data());
+  }
+  std::vector<uint64_t> bytes;
+  for (const auto& one : batch) bytes.push_back(one.bytes);
+  return bytes;
 }
 
 uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
-                  const nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& y) {
+                  const Logits& y) {
   check_index(model, index);
   const PackedMatrix& matrix = model.matrix(index);
   const size_t rows = x.shape(0);
@@ -163,13 +193,30 @@ void make_model(Model* self, int64_t vocab, int64_t hidden, int64_t intermediate
 
 void bind_cache(nb::module_& module) {
   nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
-      .def_ro("length", &KvCache::length, "Tokens held.")
+      .def_prop_ro("length", &KvCache::length, "Tokens held.")
       .def_ro("capacity", &KvCache::capacity, "Most tokens that fit.")
-      .def_prop_ro("nbytes", &KvCache::bytes, "Bytes reserved.")
-      .def("trim", [](KvCache& cache, int64_t length) {
-        check(length >= 0 && length <= cache.length, "cannot trim to that length");
-        cache.length = length;
-      });
+      .def_prop_ro("nbytes", &KvCache::bytes, "Bytes of the blocks held, shared ones too.")
+      .def("trim",
+           [](KvCache& cache, int64_t length) {
+             check(length >= 0 && length <= cache.length(), "cannot trim to that length");
+             cache.trim(length);
+           })
+      .def(
+          "keep",
+          [](KvCache& cache, int64_t base, const std::vector<int64_t>& rows) {
+            check(base >= 0 && base <= cache.length(), "the cache does not hold so much");
+            for (size_t j = 0; j < rows.size(); ++j)
+              check(rows[j] >= (j == 0 ? 0 : rows[j - 1] + 1) && rows[j] < cache.length() - base, "rows must ascend");
+            cache.keep(base, rows);
+          },
+          "base"_a, "rows"_a, "Keeps the first positions, and of those after them some, which close up.")
+      .def(
+          "fork",
+          [](const KvCache& cache, int64_t length, int64_t capacity) {
+            check(length >= 0 && length <= cache.length() && length <= capacity, "cannot fork at that length");
+            return cache.fork(length, capacity);
+          },
+          "length"_a, "capacity"_a, "Another cache that begins with the first positions.");
 }
 
 nb::class_<Model> bind_model(nb::module_& module) {
@@ -199,9 +246,10 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def("new_cache", &Model::new_cache, "capacity"_a)
       .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
-      .def("forward", &forward, "tokens"_a.noconvert(), "cache"_a, "draft"_a.none(), "efforts"_a.noconvert(),
-           "last_only"_a, "logits"_a.noconvert(), "layers"_a = 0, "states"_a.noconvert() = nb::none(),
-           "Layers 0 runs all of them; states, if given, are filled; returns the bytes read.");
+      .def("forward", &forward, "caches"_a, "tokens"_a.noconvert(), "counts"_a, "efforts"_a.noconvert(), "parents"_a,
+           "layers"_a, "shown"_a, "draft"_a.none(), "logits"_a.noconvert(), "states"_a.noconvert(),
+           "One pass over the rows of some sequences. Layers 0 runs all of them; logits are of no row (0), the last (1) or "
+           "all (2). Returns the bytes read for each.");
   return model;
 }
 
@@ -218,6 +266,7 @@ NB_MODULE(_native, module) {
       },
       "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
   module.attr("MAX_ROWS") = specdec::kMaxRows;
+  module.attr("CACHE_BLOCK") = specdec::kChunk;
   nb::class_<specdec::DraftView>(module, "DraftView", "A draft view of a whole model.")
       .def_prop_ro("nbytes", &specdec::DraftView::bytes)
       .def_prop_ro("complete", &specdec::DraftView::complete);

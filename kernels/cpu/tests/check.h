@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <random>
 #include <string>
 #include <utility>
@@ -90,6 +91,10 @@ inline std::vector<uint16_t> random_bits(size_t count, Dtype dtype, uint32_t see
     bits[i] = dtype == Dtype::float16 ? float_to_half(value) : static_cast<uint16_t>(float_to_bits(value) >> 16);
   }
   return bits;
+}
+
+inline bool same_bits(const float* a, const float* b, int64_t n) {
+  return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0;
 }
 
 // The tables of every instruction set that this machine can run.

@@ -8,6 +8,7 @@
 
 #include "check.h"
 #include "draft_bucket8.h"
+#include "draft_rows.h"
 
 namespace specdec::test {
 namespace {
@@ -143,7 +144,7 @@ struct Case {
       std::fill(y[m].begin(), y[m].end(), NAN);
       out.push_back(y[m].data());
     }
-    return view.multiply(pool, static_cast<int>(numbers.size()), numbers.data(), x.data(), efforts.data(), out.data());
+    return multiply_row(view, pool, static_cast<int>(numbers.size()), numbers.data(), x.data(), efforts.data(), out.data());
   }
 
   void check_matrix(const KernelTable& table, size_t m, const std::vector<float>& scores, float effort, const std::string& where) {
@@ -210,6 +211,16 @@ TEST(bucket8_takes_an_effort_for_each_joined_matrix) {
       c.multiply(view, pool, efforts);
       for (size_t m = 0; m < shapes.size(); ++m)
         c.check_matrix(*table, m, transposed(c.matrices[m].scores, c.in), efforts[m], name_of(*table, shapes) + " own efforts");
+    }
+}
+
+THREADED_TEST(bucket8_rows_do_not_depend_on_each_other) {
+  for (const auto* table : tables())
+    for (const auto& shapes : kShapes) {
+      Case c(shapes);
+      Pool pool(3);
+      Bucket8View view = c.view(*table, pool);
+      check_rows_alone(view, pool, shapes, name_of(*table, shapes));
     }
 }
 
@@ -299,7 +310,7 @@ THREADED_TEST(bucket8_ranks_and_rounds_exact_weights) {
         const float peak = *std::max_element(sizes.begin(), sizes.end());
         // One input with every tier (effort 1), then the first quarter of its weights alone.
         for (const float effort : {1.0F, 0.25F / 70}) {
-          view.multiply(pool, 1, &number, x.data(), &effort, &out);
+          multiply_row(view, pool, 1, &number, x.data(), &effort, &out);
           bool close = true;
           for (int64_t first = 0; first < shape.out; first += kBucket) {
             const int64_t last = std::min(first + kBucket, shape.out);

@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "draft_int4.h"
+#include "draft_rows.h"
 
 namespace specdec::test {
 namespace {
@@ -101,7 +102,7 @@ struct Case {
       std::fill(y[m].begin(), y[m].end(), NAN);
       out.push_back(y[m].data());
     }
-    return view.multiply(pool, static_cast<int>(numbers.size()), numbers.data(), x.data(), efforts.data(), out.data());
+    return multiply_row(view, pool, static_cast<int>(numbers.size()), numbers.data(), x.data(), efforts.data(), out.data());
   }
 
   // Checks matrix m against float64, for the inputs that `scores` and `effort` choose.
@@ -177,6 +178,16 @@ TEST(int4_takes_an_effort_for_each_joined_matrix) {
     }
 }
 
+THREADED_TEST(int4_rows_do_not_depend_on_each_other) {
+  for (const auto* table : tables())
+    for (const auto& shapes : kShapes) {
+      Case c(shapes);
+      Pool pool(3);
+      Int4View view = c.view(*table, pool);
+      check_rows_alone(view, pool, shapes, name_of(*table, shapes));
+    }
+}
+
 THREADED_TEST(int4_does_not_depend_on_threads_or_on_the_call_before) {
   for (const auto* table : tables())
     for (const auto& shapes : kShapes) {
@@ -235,7 +246,7 @@ THREADED_TEST(int4_rounds_exact_weights_well) {
           const int number = 0;
           const float effort = 1;
           float* out = y.data();
-          view.multiply(pool, 1, &number, x.data(), &effort, &out);
+          multiply_row(view, pool, 1, &number, x.data(), &effort, &out);
           x[static_cast<size_t>(i)] = 0;
           for (int64_t o = 0; o < shape.out; ++o) {
             const double w = value_of(bits_of(i, o), dtype), off = y[static_cast<size_t>(o)] - w;

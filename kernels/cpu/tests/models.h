@@ -43,6 +43,12 @@ inline void load_vectors_and_routers(Model& model) {
     model.load_router(layer, random_bits(static_cast<size_t>(shape.experts * shape.hidden), shape.dtype, 4).data());
 }
 
+// A pass over one sequence's rows.
+inline void forward_one(Model& model, SequenceRows rows, DraftView* view, float* logits) {
+  std::vector<SequenceRows> batch = {rows};
+  model.forward(batch, view, logits);
+}
+
 // Logits of `tokens`, given in pieces of `piece` rows, in a draft view or, without one, the exact view.
 inline std::vector<float> logits_of(Model& model, const std::vector<int32_t>& tokens, int piece, double effort,
                                     DraftView* view = nullptr) {
@@ -51,8 +57,8 @@ inline std::vector<float> logits_of(Model& model, const std::vector<int32_t>& to
   std::vector<float> logits(tokens.size() * static_cast<size_t>(model.shape().vocab));
   for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(piece)) {
     const auto rows = static_cast<int>(std::min(tokens.size() - first, static_cast<size_t>(piece)));
-    model.forward(tokens.data() + first, rows, *cache, view, efforts.data(), false,
-                  logits.data() + first * static_cast<size_t>(model.shape().vocab));
+    forward_one(model, {cache.get(), tokens.data() + first, rows, efforts.data()}, view,
+                logits.data() + first * static_cast<size_t>(model.shape().vocab));
   }
   return logits;
 }

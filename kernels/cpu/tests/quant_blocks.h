@@ -101,10 +101,6 @@ struct Blocks {
   }
 };
 
-inline bool same_bits(const float* a, const float* b, int64_t n) {
-  return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0;
-}
-
 // One matrix of a model of nothing else that matters.
 struct OneMatrix {
   int64_t out, in;

@@ -3,6 +3,7 @@
 
 #include "check.h"
 #include "draft_nested.h"
+#include "draft_rows.h"
 #include "quant_blocks.h"
 
 namespace specdec::test {
@@ -65,6 +66,16 @@ THREADED_TEST(nested_matches_its_definition) {
           CHECK(same_bits(hidden.multiply(x, effort, &seen).data(), y.data(), size.out), where + " without the rest");
         }
       }
+    }
+}
+
+THREADED_TEST(nested_rows_do_not_depend_on_each_other) {
+  for (const auto& type : cases<std::string>(kTypes, {"q4_k", "q6_k", "q8_0"}))
+    for (const auto* table : tables()) {
+      const Size size = sizes_for(type).back();
+      OneMatrix one(type, Blocks(type, size.out, size.in, 3), table->name, 3);
+      NestedView view(*one.model);
+      check_rows_alone(view, one.model->pool(), {{size.out, size.in}}, type + " " + table->name, one.head());
     }
 }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,22 +21,20 @@ from specdec.model.features import Feature, features_of
 from specdec.runtimes.base import (
     EXACT,
     Cache,
+    Logits,
     Pass,
     Rows,
     RuntimeInfo,
     ViewInfo,
     check_batch,
     check_capacity,
-    check_fork,
-    check_keep,
-    check_trim,
     check_view,
-    checked_layers,
     checked_tokens,
 )
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.memory import available_bytes, check_room
+from specdec.runtimes.native.cache import NativeCache, new_native_cache, with_memory
 from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.load import load_weights
 
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
 CPU_VARIABLE = "SPECDEC_CPU"
 # Features beyond the plain decoder.
 _EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM, Feature.MIXTURE})
+_SHOWN = {"none": 0, "last": 1, "all": 2}  # rows whose logits are computed, as C++ takes them
 
 
 def native_module() -> Any:
@@ -60,51 +60,6 @@ def native_module() -> Any:
             f"the native runtime is not installed ({error}): install specdec-mlx where there is a C++ compiler and "
             "SPECDEC_NO_NATIVE is not set"
         ) from None
-
-
-class NativeCache:
-    """Keys and values of one sequence, float16, in the layout of the native kernels."""
-
-    __slots__ = ("handle",)
-
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-
-    @property
-    def length(self) -> int:
-        """Tokens held."""
-        return int(self.handle.length)
-
-    @property
-    def capacity(self) -> int:
-        """Most tokens that fit."""
-        return int(self.handle.capacity)
-
-    def trim(self, length: int) -> None:
-        """Keep the first `length` tokens.
-
-        Raises:
-            InvalidArgumentError: `length` is negative or larger than the current one.
-        """
-        held = self.length
-        check_trim(length, held)
-        if length != held:
-            self.handle.trim(length)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes allocated now."""
-        return int(self.handle.nbytes)
-
-    def keep(self, base: int, rows: Sequence[int]) -> None:
-        """Keep one path of a tree; see `Cache.keep`."""
-        check_keep(self.length, base, rows)
-        raise NotImplementedError
-
-    def fork(self, length: int, capacity: int) -> NativeCache:
-        """A cache that begins with this one's first `length` tokens; see `Cache.fork`."""
-        check_fork(self.length, length, capacity)
-        raise NotImplementedError
 
 
 class NativeRuntime:
@@ -190,60 +145,83 @@ class NativeRuntime:
         self._store.release_pages()
 
     def new_cache(self, capacity: int) -> Cache:
-        """An empty cache for `capacity` tokens.
+        """An empty cache of at most `capacity` tokens; its memory grows with what it holds.
 
         Raises:
-            InvalidArgumentError: `capacity` is not a positive whole number, or there is no memory for it.
+            InvalidArgumentError: `capacity` is not a positive whole number.
         """
         check_capacity(capacity)
-        try:
-            return NativeCache(self._model.new_cache(capacity))
-        except MemoryError:
-            raise InvalidArgumentError(f"there is no memory for a cache of {capacity} tokens: ask for fewer") from None
+        return new_native_cache(self._model, capacity)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
 
-        Long inputs run in pieces (the bits do not depend on it), so that an interrupt is noticed between them.
+        A single long sequence runs in pieces (the bits do not depend on it), so that an interrupt is noticed between
+        them.
         """
         check_batch(batch, self.config, NativeCache)
-        check_view(view, self.views())
-        held = [rows.cache.length for rows in batch]
-        try:
-            return [self._forward(rows, view, states) for rows in batch]
-        except BaseException:
-            for rows, length in zip(batch, held, strict=True):
-                rows.cache.trim(min(length, rows.cache.length))
-            raise
-
-    def _forward(self, rows: Rows, view: str, states: bool) -> Pass:
-        cache = rows.cache
-        ids = self._checked(rows.tokens, cache)
-        assert isinstance(cache, NativeCache)
-        depth = checked_layers(rows.layers, self.config)
+        check_view(view, self._views)
+        ids = [checked_tokens(rows.tokens, rows.cache, self.config.vocab_size) for rows in batch]
         draft = None
         if view != EXACT and not self._views[view].reads_exact:
             self.prepare(view)
             draft = self._drafts[view]
-        elif not rows.efforts.is_full:
+        elif not all(rows.efforts.is_full for rows in batch):
             self._need_masks()
-        last_only = rows.logits != "all"
-        logits = np.empty((1 if last_only else len(ids), self.config.vocab_size), dtype=np.float32)
-        hidden = np.empty((depth, len(ids), self.config.hidden_size), np.float32) if states else None
-        read = 0
-        for first in range(0, len(ids), self._max_rows):
-            piece = ids[first : first + self._max_rows]
-            out = logits if last_only else logits[first : first + len(piece)]
-            shown = [] if hidden is None else [np.empty((depth, len(piece), hidden.shape[2]), np.float32)]
-            read += self._model.forward(piece, cache.handle, draft, rows.efforts.values, last_only, out, depth, *shown)
-            if hidden is not None:
-                hidden[:, first : first + len(piece)] = shown[0]
-        return Pass(logits[:0] if rows.logits == "none" else logits, read, hidden)
+        if len(ids[0]) > self._max_rows:
+            return [self._long_pass(batch[0], ids[0], draft, states)]
+        return self._pass(batch, ids, draft, states)
 
-    def _checked(self, tokens: Sequence[int], cache: Cache) -> NDArray[np.int32]:
-        if not isinstance(cache, NativeCache):
-            raise InvalidArgumentError("cache must come from new_cache of this runtime")
-        return checked_tokens(tokens, cache, self.config.vocab_size).astype(np.int32)
+    def _pass(self, batch: Sequence[Rows], ids: list[NDArray[np.int64]], draft: Any, states: bool) -> list[Pass]:
+        """One pass over all rows, in one call."""
+        counts = [len(tokens) for tokens in ids]
+        layers = [rows.layers or self.config.num_layers for rows in batch]
+        parents: list[list[int]] = []
+        if any(rows.parents is not None for rows in batch):
+            parents = [[int(parent) for parent in rows.parents or ()] for rows in batch]
+        ends = [0]
+        for rows, count in zip(batch, counts, strict=True):
+            ends.append(ends[-1] + (count if rows.logits == "all" else _SHOWN[rows.logits]))
+        logits = np.empty((ends[-1], self.config.vocab_size), np.float32)
+        hidden = [self._states(depth, count) for depth, count in zip(layers, counts, strict=True)] if states else []
+        read = with_memory(
+            self._model.forward,
+            [rows.cache.handle for rows in batch],  # type: ignore[attr-defined]
+            (ids[0] if len(ids) == 1 else np.concatenate(ids)).astype(np.int32),
+            counts,
+            [rows.efforts.values for rows in batch],
+            parents,
+            layers,
+            [_SHOWN[rows.logits] for rows in batch],
+            draft,
+            logits,
+            hidden,
+        )
+        if len(read) == 1:
+            return [Pass(logits, read[0], hidden[0] if states else None)]
+        return [
+            Pass(logits[ends[j] : ends[j + 1]], bytes_read, hidden[j] if states else None)
+            for j, bytes_read in enumerate(read)
+        ]
+
+    def _states(self, layers: int, rows: int) -> NDArray[np.float32]:
+        return np.empty((layers, rows, self.config.hidden_size), np.float32)
+
+    def _long_pass(self, rows: Rows, ids: NDArray[np.int64], draft: Any, states: bool) -> Pass:
+        """One sequence's rows in pieces."""
+        held, passes = rows.cache.length, []
+        try:
+            for first in range(0, len(ids), self._max_rows):
+                piece = ids[first : first + self._max_rows]
+                last = first + len(piece) == len(ids)
+                logits: Logits = rows.logits if last or rows.logits == "all" else "none"
+                passes += self._pass([replace(rows, logits=logits)], [piece], draft, states)
+        except BaseException:
+            rows.cache.trim(held)
+            raise
+        hidden = np.concatenate([one.states for one in passes], axis=1) if states else None
+        logits_of_all = np.concatenate([one.logits for one in passes])
+        return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden)
 
     def _need_masks(self) -> None:
         """Pack the tier masks, unless they are there.

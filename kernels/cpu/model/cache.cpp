@@ -1,0 +1,89 @@
+#include "cache.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace specdec {
+namespace {
+
+size_t blocks_for(int64_t length) { return static_cast<size_t>((length + kChunk - 1) / kChunk); }
+
+}  // namespace
+
+KvCache::KvCache(int layers, int kv_heads, int head_dim, int64_t capacity)
+    : layers(layers),
+      kv_heads(kv_heads),
+      head_dim(head_dim),
+      value_stride((head_dim + kPanel - 1) / kPanel * kPanel),
+      capacity(capacity) {}
+
+// No huge pages: every layer and head has its own range, and a short text touches only the start of each.
+std::shared_ptr<KvCache::Block> KvCache::new_block() const {
+  return std::make_shared<Block>(block_values(), Pages::small);
+}
+
+std::shared_ptr<KvCache::Block> KvCache::copy_of(const Block& block, int64_t count) const {
+  auto copy = new_block();
+  const int64_t panels = (count + kPanel - 1) / kPanel;
+  for (int64_t head = 0; head < layers * kv_heads; ++head) {
+    const uint16_t* from = block.data() + head * head_values();
+    uint16_t* to = copy->data() + head * head_values();
+    std::copy_n(from, panels * head_dim * kPanel, to);
+    std::copy_n(from + kChunk * head_dim, count * value_stride, to + kChunk * head_dim);
+  }
+  return copy;
+}
+
+// Only this cache's owner adds owners to its blocks, so a count of 1 cannot rise meanwhile.
+void KvCache::own(size_t block) {
+  std::shared_ptr<Block>& held = blocks_[block];
+  if (held.use_count() == 1) return;
+  const int64_t count = length_ - static_cast<int64_t>(block) * kChunk;
+  held = count <= 0 ? new_block() : copy_of(*held, std::min<int64_t>(count, kChunk));
+}
+
+void KvCache::reserve(int64_t length) {
+  const size_t needed = blocks_for(length);
+  for (auto block = static_cast<size_t>(length_ / kChunk); block < std::min(needed, blocks_.size()); ++block) own(block);
+  while (blocks_.size() < needed) blocks_.push_back(new_block());
+}
+
+void KvCache::trim(int64_t length) {
+  length_ = length;
+  if (blocks_.size() > blocks_for(length) + 1) blocks_.resize(blocks_for(length) + 1);
+}
+
+void KvCache::keep(int64_t base, const std::vector<int64_t>& rows) {
+  size_t first = 0;  // rows before it stay where they are
+  while (first < rows.size() && rows[first] == static_cast<int64_t>(first)) ++first;
+  const int64_t length = base + static_cast<int64_t>(rows.size());
+  if (first < rows.size())
+    for (auto block = static_cast<size_t>((base + static_cast<int64_t>(first)) / kChunk); block < blocks_for(length); ++block)
+      own(block);
+  for (size_t j = first; j < rows.size(); ++j) move(base + rows[j], base + static_cast<int64_t>(j));
+  trim(length);
+}
+
+void KvCache::move(int64_t from, int64_t to) {
+  const int64_t in = from % kChunk, out = to % kChunk;
+  for (int layer = 0; layer < layers; ++layer)
+    for (int head = 0; head < kv_heads; ++head) {
+      const uint16_t* source = keys(layer, head, from / kChunk) + in / kPanel * head_dim * kPanel + in % kPanel;
+      uint16_t* target = keys(layer, head, to / kChunk) + out / kPanel * head_dim * kPanel + out % kPanel;
+      for (int64_t d = 0; d < head_dim; ++d) target[d * kPanel] = source[d * kPanel];
+      std::memcpy(values(layer, head, to / kChunk) + out * value_stride,
+                  values(layer, head, from / kChunk) + in * value_stride, static_cast<size_t>(value_stride) * 2);
+    }
+}
+
+std::unique_ptr<KvCache> KvCache::fork(int64_t length, int64_t capacity) const {
+  auto copy = std::make_unique<KvCache>(static_cast<int>(layers), static_cast<int>(kv_heads),
+                                        static_cast<int>(head_dim), capacity);
+  const auto whole = static_cast<size_t>(length / kChunk);
+  copy->blocks_.assign(blocks_.begin(), blocks_.begin() + static_cast<int64_t>(whole));
+  if (length % kChunk != 0) copy->blocks_.push_back(copy_of(*blocks_[whole], length % kChunk));
+  copy->length_ = length;
+  return copy;
+}
+
+}  // namespace specdec

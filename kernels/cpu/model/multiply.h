@@ -1,0 +1,85 @@
+// Matrices times the rows of a pass: the parts of a parallel region, and what follows each of them. For the files of Pass.
+#pragma once
+
+#include "forward.h"
+
+namespace specdec {
+
+template <class After>
+void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+  if (draft_ != nullptr) {
+    multiply_draft(in, outputs, paired, after);
+    return;
+  }
+  const std::vector<Plan> plans = plan(in, outputs);
+  // Every thread's share of the parts is a whole share of each matrix (see Pool::run), so that they finish together.
+  // A pair of two kinds has no ranges that are finished in both.
+  const bool joint = paired && plans[0].matrix->is_quantised() == plans[1].matrix->is_quantised();
+  const size_t kinds = joint ? 1 : plans.size();
+  const int threads = model_.pool_->threads();
+  int share = 0;
+  for (size_t j = 0; j < kinds; ++j) share += plans[j].parts;
+  auto panels = [&](const Plan& p, int64_t first, int64_t last, float* scratch) {
+    MaskedCall call = p.call;
+    call.dense.scratch = scratch;
+    if (p.masked)
+      kernels_.dense.multiply_masked(call, first, last);
+    else
+      kernels_.dense.multiply(call.dense, first, last);
+  };
+  each(threads * share, static_cast<int64_t>(in.rows) * outputs.size() * plans[0].matrix->in * plans[0].matrix->out,
+       [&](int part, int thread) {
+         const int64_t owner = part / share;
+         part %= share;
+         size_t j = 0;
+         for (; part >= plans[j].parts; ++j) part -= plans[j].parts;
+         const Plan& p = plans[j];
+         if (p.matrix->is_quantised()) {
+           const QuantMatrix& matrix = p.matrix->quantised;
+           const int tile = static_cast<int>(owner) * p.parts + part;
+           if (tile >= matrix.tiles) return;
+           for (size_t k = j; k < (joint ? plans.size() : j + 1); ++k)
+             quantised_tile(plans[k], in, tile, thread_scratch(thread));
+           const int64_t end = std::min(matrix.tile_start(tile + 1), matrix.out);
+           for (int row = 0; row < in.rows && joint == paired; ++row)
+             after(static_cast<int>(j), row, matrix.tile_start(tile), end);
+           return;
+         }
+         const int64_t panels_in_all = p.matrix->panel_count(), end = panels_in_all * (owner + 1) / threads;
+         const int64_t first = panels_in_all * owner / threads + part * p.group, last = std::min(first + p.group, end);
+         if (first >= last) return;
+         panels(p, first, last, thread_scratch(thread));
+         for (size_t k = 1; joint && k < plans.size(); ++k) panels(plans[k], first, last, thread_scratch(thread));
+         for (int row = 0; row < in.rows && joint == paired; ++row)
+           after(static_cast<int>(j), row, first * kPanel, std::min(last * kPanel, p.matrix->out));
+       });
+  for (int row = 0; row < in.rows && joint != paired; ++row) after(0, row, int64_t{0}, plans[0].matrix->out);
+}
+
+template <class After>
+void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+  const auto count = static_cast<int>(outputs.size());
+  int matrices[3];
+  int64_t strides[3];
+  for (int j = 0; j < count; ++j) {
+    matrices[j] = outputs[static_cast<size_t>(j)].matrix;
+    strides[j] = outputs[static_cast<size_t>(j)].stride;
+  }
+  std::vector<float>& efforts = scratch_.draft_efforts;
+  efforts.clear();
+  for (int row = 0; row < in.rows; ++row)
+    for (int j = 0; j < count; ++j) efforts.push_back(static_cast<float>(in.efforts[row][matrices[j]]));
+  for (int first = 0; first < in.rows; first += kDraftRows) {
+    float* y[3];
+    for (int j = 0; j < count; ++j) y[j] = outputs[static_cast<size_t>(j)].y + first * strides[j];
+    const DraftRows rows{std::min(kDraftRows, in.rows - first), in.x + first * in.stride, in.stride,
+                         efforts.data() + first * count, y, strides};
+    shared_bytes_ += draft_->multiply(*model_.pool_, count, matrices, rows);
+  }
+  const int done = paired ? 1 : count;
+  each(in.rows, in.rows == 1 ? 0 : in.rows * model_.matrix(matrices[0]).out * 4, [&](int row, int) {
+    for (int j = 0; j < done; ++j) after(j, row, int64_t{0}, model_.matrix(matrices[j]).out);
+  });
+}
+
+}  // namespace specdec

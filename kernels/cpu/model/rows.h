@@ -1,0 +1,31 @@
+// One sequence's share of a pass, as Model::forward takes it (specdec.runtimes.base.Rows).
+#pragma once
+
+#include <cstdint>
+
+#include "cache.h"
+
+namespace specdec {
+
+// Rows and sequences that one pass takes at most; a longer input goes through in pieces, with equal results.
+constexpr int kMaxRows = 512;
+constexpr int kMaxSequences = 64;
+constexpr int kMaxTreeRows = 64;
+
+enum class Shown { none, last, all };  // rows whose logits are computed
+
+struct SequenceRows {
+  KvCache* cache;
+  const int32_t* tokens;
+  int rows;                          // 1 or more, appended to the cache
+  const double* efforts;             // one per matrix
+  const int32_t* parents = nullptr;  // of a tree: an earlier row each, or -1; null for a chain
+  int layers = 0;                    // the first so many; 0: all
+  Shown shown = Shown::all;
+  float* states = nullptr;           // unless null: hidden states after every layer, (layers, rows, hidden)
+  uint64_t bytes = 0;                // out: what the pass read for these rows
+
+  int shown_rows() const { return shown == Shown::all ? rows : shown == Shown::last ? 1 : 0; }
+};
+
+}  // namespace specdec
