@@ -40,10 +40,10 @@ STORES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 }  # fmt: skip
 # Runtime, store, schedules in `make test`, and more in `make test-all`: with those of Metal 100 and 2,000 in all.
 CASES = (
-    ("fake", "", 30, 600),
-    ("reference", "16 bits", 6, 80),
-    ("reference", "window", 4, 40),
-    ("reference", "quantised", 4, 40),
+    ("fake", "", 30, 660),
+    ("reference", "16 bits", 6, 40),
+    ("reference", "window", 4, 30),
+    ("reference", "quantised", 4, 20),
     ("native", "16 bits", 16, 300),
     ("native", "window", 8, 200),
     ("native", "mixture", 8, 200),
