@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from metal_host_kernels import compiler
 from metal_runtime import use_host
 from schedule_run import ScheduleRun
-from schedules import Limits, Schedule, schedules
+from schedules import Limits, Schedule, random_schedule, schedules
 from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
 
 from specdec.runtimes.choose import create_runtime
@@ -119,6 +120,15 @@ def test_many_mixtures_equal_their_parts(alone_of: Make, runtime: str, store: st
     alone = alone_of(runtime, store)
     few = {"passes": 4, "sequences": 3}
     check(alone, Limits.of(alone.runtime, **(few if runtime == "reference" else {"passes": 9})), examples)
+
+
+@pytest.mark.parametrize("store", ["16 bits", "quantised"])
+def test_a_crowd_equals_its_parts(alone_of: Make, store: str) -> None:
+    """Passes of up to 64 sequences and 512 rows."""
+    alone = alone_of("native", store)
+    crowd = Limits.of(alone.runtime, sequences=64, passes=4, prompt=40)
+    for seed in range(3):
+        ScheduleRun(alone, random_schedule(Random(seed), crowd)).run()
 
 
 @pytest.fixture
