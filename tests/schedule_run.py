@@ -15,7 +15,7 @@ from specdec.runtimes.base import Cache, Pass, Rows
 
 @dataclass
 class _Live:
-    """A sequence of a run: its cache, the rows that it should hold, and the effort of its verify passes."""
+    """A sequence of a run: its cache, and the rows that it should hold."""
 
     cache: Cache
     rows: list[Row] = field(default_factory=list)

@@ -12,7 +12,7 @@ from typing import Literal
 from hypothesis import strategies as st
 
 from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import EXACT, Runtime, path_to
+from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, Runtime, path_to
 
 Effort = float | EffortSchedule
 EFFORTS: tuple[Effort, ...] = (1.0, 0.6, 0.25, EffortSchedule(0.4, {"head": 1.0, "layers.0.*": 0.8}))
@@ -196,7 +196,8 @@ class _Draw:
 
     def step(self) -> Step:
         """Joins, leaves and a pass over some of the sequences."""
-        wanted = self.random.randint(1, 3) if not self.live else self.random.randint(0, 2)
+        most = max(2, self.limits.sequences // 2)
+        wanted = self.random.randint(0 if self.live else 1, most)
         joins = tuple(self.join() for _ in range(min(wanted, self.limits.sequences - len(self.live))))
         leaves = []
         if len(self.live) > 1 and self.chance(6):
@@ -206,9 +207,12 @@ class _Draw:
         if self.limits.views and self.chance(3):
             view = self.random.choice(self.limits.views)
         chosen = [name for name in self.live if not self.chance(4)] or [self.random.choice(sorted(self.live))]
-        shares = tuple(self.share(name, view) for name in chosen)
+        shares: list[Share] = []
+        for name in chosen:
+            free = MAX_PASS_ROWS - sum(len(share.tokens) for share in shares)
+            shares.append(self.share(name, view, free - (len(chosen) - len(shares) - 1)))
         states = self.limits.states and self.chance(5)
-        return Step(joins, tuple(leaves), view, shares, states=states, refused=self.chance(12))
+        return Step(joins, tuple(leaves), view, tuple(shares), states=states, refused=self.chance(12))
 
     def join(self) -> Join:
         """A new sequence, registered."""
@@ -229,8 +233,8 @@ class _Draw:
         self.live[name] = _Sequence(effort, capacity, held, held)
         return Join(name, effort, capacity, prompt, source)
 
-    def share(self, name: int, view: str) -> Share:
-        """Rows of one sequence, and what it keeps of them."""
+    def share(self, name: int, view: str, most: int) -> Share:
+        """At most so many rows of one sequence, and what it keeps of them."""
         sequence = self.live[name]
         effort, layers = sequence.effort, None
         is_draft = view != EXACT or self.chance(6)
@@ -241,7 +245,7 @@ class _Draw:
         start = sequence.held if is_draft and sequence.drafts == kind else sequence.verified
         if start == sequence.capacity:  # full: go back a little, which is what a rejected answer does
             start = self.random.randint(max(0, sequence.verified - 3), sequence.verified - 1)
-        count, parents = self.rows(sequence.capacity - start)
+        count, parents = self.rows(min(most, sequence.capacity - start))
         kept, by_trim = self.kept(count, parents)
         trim = None if start == sequence.held else start
         tokens = tuple(self.token() for _ in range(count))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from metal_host_kernels import compiler
 from metal_runtime import use_host
 from schedule_run import ScheduleRun
-from schedules import Limits, Schedule, schedules
+from schedules import Limits, Schedule, random_schedule, schedules
 from synthetic import quantised_config, quantised_source, synthetic_source, tiny_config
 
 from specdec.runtimes.choose import create_runtime
@@ -38,13 +39,13 @@ STORES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("affine4-g128", "affine4-g32", "affine8-g64"),
     ),
 }  # fmt: skip
-# Runtime, store, schedules in `make test`, and more in `make test-all`: 100 and 2,000 in all.
+# Runtime, store, schedules in `make test`, and more in `make test-all`: with those of Metal 100 and 2,000 in all.
 CASES = (
-    ("fake", "", 30, 600),
-    ("reference", "16 bits", 6, 80),
-    ("reference", "window", 4, 40),
-    ("reference", "quantised", 4, 40),
-    ("native", "16 bits", 12, 300),
+    ("fake", "", 30, 660),
+    ("reference", "16 bits", 6, 40),
+    ("reference", "window", 4, 30),
+    ("reference", "quantised", 4, 20),
+    ("native", "16 bits", 16, 300),
     ("native", "window", 8, 200),
     ("native", "mixture", 8, 200),
     ("native", "head norms", 6, 140),
@@ -117,7 +118,17 @@ def test_any_mixture_equals_its_parts(alone_of: Make, runtime: str, store: str, 
 @pytest.mark.parametrize(("runtime", "store", "_", "examples"), CASES)
 def test_many_mixtures_equal_their_parts(alone_of: Make, runtime: str, store: str, _: int, examples: int) -> None:
     alone = alone_of(runtime, store)
-    check(alone, Limits.of(alone.runtime, **(FEW_ROWS if runtime == "reference" else {"passes": 9})), examples)
+    few = {"passes": 4, "sequences": 3}
+    check(alone, Limits.of(alone.runtime, **(few if runtime == "reference" else {"passes": 9})), examples)
+
+
+@pytest.mark.parametrize("store", ["16 bits", "quantised"])
+def test_a_crowd_equals_its_parts(alone_of: Make, store: str) -> None:
+    """Passes of up to 64 sequences and 512 rows."""
+    alone = alone_of("native", store)
+    crowd = Limits.of(alone.runtime, sequences=64, passes=4, prompt=40)
+    for seed in range(3):
+        ScheduleRun(alone, random_schedule(Random(seed), crowd)).run()
 
 
 @pytest.fixture

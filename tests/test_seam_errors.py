@@ -7,13 +7,17 @@ next row the old bits.
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_runtime import FakeRuntime, fake_config
+from metal_host_kernels import compiler
+from metal_runtime import use_host
 from synthetic import synthetic_source, tiny_config
 
 from specdec.errors import InvalidArgumentError, UnknownNameError
@@ -288,3 +292,32 @@ def test_a_cache_of_another_model_is_refused(runtime: Runtime, tmp_path: Any) ->
         runtime.forward([rows(runtime, caches[0]), rows(runtime, other.new_cache(CAPACITY))])
     assert_one_sentence(caught.value)
     assert_unchanged(runtime, caches, wanted)
+
+
+def test_the_gpu_runtime_refuses_the_same(store: Store, monkeypatch: pytest.MonkeyPatch, programs: Path) -> None:
+    """Empty caches, so that no kernel runs on the host, which takes a second."""
+    pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    if compiler() is None:
+        pytest.skip("needs a C++ compiler")
+    use_host(monkeypatch, programs)
+    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    try:
+        from specdec.runtimes.mlx.runtime import MlxRuntime
+
+        runtime = MlxRuntime(store)
+    finally:
+        sys.modules.pop("specdec.runtimes.mlx.runtime", None)
+    caches = [runtime.new_cache(CAPACITY) for _ in range(2)]
+    for name, bad in BATCHES.items():
+        if name == "no room":  # for caches that hold something
+            continue
+        with pytest.raises(InvalidArgumentError) as caught:
+            runtime.forward(bad(runtime, caches))
+        assert_one_sentence(caught.value)
+        assert [cache.length for cache in caches] == [0, 0], name
+    for capacity in (0, True, 1.0):
+        with pytest.raises(InvalidArgumentError):
+            runtime.new_cache(capacity)
+    for change in (lambda c: c.trim(1), lambda c: c.keep(0, [0]), lambda c: c.keep(1, []), lambda c: c.fork(1, 4)):
+        with pytest.raises(InvalidArgumentError):
+            change(caches[0])
