@@ -39,7 +39,7 @@ from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.state import state_of
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
-from specdec.runtimes.mlx.takes import Takes
+from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class MlxRuntime:
         self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
+        self._weights: dict[tuple[str, Efforts], int] = {}
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
@@ -152,7 +153,7 @@ class MlxRuntime:
                 self._need_tiers()
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids))
-            logits = [[np.empty((0, self.config.vocab_size), np.float32)] for _ in shares]
+            logits: list[list[np.ndarray]] = [[] for _ in shares]
             read = [0] * len(shares)
             alone = self._transformer.whole is not None
             for step in steps_of(shares, self._most_rows(view), alone=alone):
@@ -161,7 +162,9 @@ class MlxRuntime:
                     read[part.number] += nbytes
             for share in shares:
                 share.cache.advance(len(share.ids))
-        return [Pass(np.concatenate(found), nbytes) for found, nbytes in zip(logits, read, strict=True)]
+        # Each sequence owns its logits: a part of a step's is copied.
+        joined = [found[0] if len(found) == 1 and len(batch) == 1 else np.concatenate(found) for found in logits]
+        return [Pass(found, nbytes) for found, nbytes in zip(joined, read, strict=True)]
 
     def _share(self, number: int, rows: Rows, view: str) -> Share:
         """What a sequence brings to a pass, checked."""
@@ -207,14 +210,15 @@ class MlxRuntime:
         out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes)
         self._mx.eval(out)
         logits = self._transformer.logits(out, wanted) if wanted else np.empty((0, self.config.vocab_size), np.float32)
-        found = np.split(logits, np.cumsum([piece.wanted for piece in pieces])[:-1])
         weights = max(self._weight_bytes(mode, effort) for effort in efforts)
-        ends = [weights * int(end) // rows for end in np.cumsum([0, *counts])]
         history = 4 * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
-        return [
-            (part, found[n], ends[n + 1] - ends[n] + history * (part.cache.length + last))
-            for n, (part, _, last) in enumerate(step)
-        ]
+        found, at, row = [], 0, 0
+        for (part, _, last), piece, count in zip(step, pieces, counts, strict=True):
+            shared = weights * (row + count) // rows - weights * row // rows
+            nbytes = shared + history * (part.cache.length + last)
+            found.append((part, logits[at : at + piece.wanted], nbytes))
+            at, row = at + piece.wanted, row + count
+        return found
 
     def _need_tiers(self) -> None:
         """Pack the tiers of the exact view, unless they are there."""
@@ -232,6 +236,9 @@ class MlxRuntime:
 
     def _weight_bytes(self, mode: str, effort: Efforts) -> int:
         """Bytes of a step's weights in the layout of its view."""
+        return kept(self._weights, (mode, effort), lambda: self._counted_bytes(mode, effort))
+
+    def _counted_bytes(self, mode: str, effort: Efforts) -> int:
         efforts = effort.by_name(self.config)
         total = 0.0
         if mode in ("quant", "nested"):

@@ -45,7 +45,7 @@ class Takes:
     def lines(self, efforts: Sequence[Efforts], view: str) -> list[Any]:
         """Int32 (lines, matrices) for every multiplication, a line for each of the efforts; or one array of all."""
         key = (view, tuple(efforts))
-        return _kept(self._lines, key, lambda: self._made(efforts, view))
+        return kept(self._lines, key, lambda: self._made(efforts, view))
 
     def _made(self, efforts: Sequence[Efforts], view: str) -> list[Any]:
         mx, counts = self._mx, [self._counted(effort, view) for effort in efforts]
@@ -64,7 +64,7 @@ class Takes:
 
     def _counted(self, effort: Efforts, view: str) -> list[list[int]] | None:
         """Weights to take of the matrices of every multiplication; None where all are taken."""
-        return _kept(self._counts, (effort, view), lambda: self._count(effort, view))
+        return kept(self._counts, (effort, view), lambda: self._count(effort, view))
 
     def _count(self, effort: Efforts, view: str) -> list[list[int]] | None:
         efforts = effort.by_name(self._config)
@@ -77,7 +77,7 @@ class Takes:
         ]
 
 
-def _kept(held: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
+def kept(held: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
     """A value of a table that does not grow without bounds: a policy may try any number of efforts."""
     if key not in held:
         if len(held) >= _MOST_SCHEDULES:
