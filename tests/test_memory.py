@@ -61,7 +61,7 @@ def test_estimates_are_near_what_views_take(text_model: Path) -> None:
     for view in ("int4", "bucket8"):
         runtime.prepare(view)
         # Tiny matrices are rounded up to whole tiles, so the estimate may be well under; it is never over.
-        assert weights * 0.3 < native.view_bytes(view, runtime.config) <= runtime.memory[view]
+        assert weights * 0.3 < runtime.views()[view].own_bytes <= runtime.memory[view]
 
 
 def test_auto_goes_on_without_the_view_and_says_so(text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
