@@ -288,7 +288,7 @@ def test_a_way_means_the_same_however_it_is_told():
     ("text", "told"),
     [
         ("fast", "a contender must be auto, VIEW:EFFORT:LENGTH"),
-        ("int4:2:4", "draft_effort must be"),
+        ("int4:2:4", "--draft-effort must be"),
         ("int4:0.5:0", "draft_len must be a whole number of at least 1"),
         ("int4:0.5:1.5", "draft_len must be a whole number"),
         ("int4:much:4", "draft_effort must be a number"),
@@ -394,7 +394,7 @@ def test_prompt_files_that_make_no_sense_are_refused(tmp_path, name, content, to
         (("--grid", "gone.yaml"), "cannot read the grid gone.yaml"),
         (("--contender", "fast"), "a contender must be"),
         (("--policy", "quick"), "unknown policy"),
-        (("--draft-effort", 3), "draft_effort must be"),
+        (("--draft-effort", 3), "--draft-effort must be"),
         (("--seed", -1), "seed"),
         (("--json", "gone/away.json"), "the folder gone does not exist"),
         (("--csv", "gone/away.csv"), "the folder gone does not exist"),

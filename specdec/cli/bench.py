@@ -14,6 +14,7 @@ from specdec.cli.common import (
     add_runtime_options,
     check_outputs,
 )
+from specdec.engine.options import CONDITION_OPTIONS, DRAFT_OPTIONS, FLAGS, flag_of
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
@@ -61,21 +62,21 @@ def _add_contenders(group: argparse._ArgumentGroup) -> None:
         help="auto, VIEW:EFFORT:LENGTH, or words such as 'policy=fixed drafter=ngram draft_len=4'; repeatable",
     )
     group.add_argument("--grid", metavar="FILE.yaml", help="a file of contenders and conditions")
-    for name, kind, metavar in (
-        ("draft_view", str, "VIEW"),
-        ("draft_effort", float, "E"),
-        ("draft_len", int, "K"),
-        ("policy", str, "NAME[:KEY=VALUE,...]"),
-        ("drafter", str, "NAME[:ARGUMENT]"),
-    ):
-        group.add_argument(_flag(name), type=kind, nargs="+", metavar=metavar, help="as in generate; one or more")
+    _add_lists(group, DRAFT_OPTIONS)
 
 
 def _add_conditions(group: argparse._ArgumentGroup) -> None:
     group.description = "All ways are measured under all combinations of these."
-    group.add_argument("--verify-effort", type=float, nargs="+", metavar="E", help="of verification (default: 1)")
-    group.add_argument("--temperature", type=float, nargs="+", metavar="T", help="of the draw (default: 0, greedy)")
-    group.add_argument("--seed", type=int, nargs="+", metavar="N", help="of the draw (default: 0)")
+    _add_lists(group, CONDITION_OPTIONS)
+
+
+def _add_lists(group: argparse._ArgumentGroup, names: tuple[str, ...]) -> None:
+    """Options of the library (`specdec.Options`), each with one value or more."""
+    for name in names:
+        flag = FLAGS[name]
+        group.add_argument(
+            flag_of(name), type=flag.kind, nargs="+", metavar=flag.metavar, help=f"{flag.help}; one or more values"
+        )
 
 
 def _add_prompts(group: argparse._ArgumentGroup) -> None:
@@ -110,10 +111,6 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="standard error that noise may leave in a speed-up before nothing is reported (default: 0.05)",
     )
     group.add_argument("--force", action="store_true", help="report all the same, labelled as noisy")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -151,11 +148,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _plan(arguments: argparse.Namespace) -> Plan:
     """What was asked for."""
-    from specdec.lab.bench.grid import OPTIONS, make_grid
+    from specdec.lab.bench.grid import make_grid
     from specdec.lab.bench.plan import Plan
     from specdec.lab.bench.prompts import load_prompts
 
-    names = (*OPTIONS, "verify_effort", "temperature", "seed")
+    names = (*DRAFT_OPTIONS, *CONDITION_OPTIONS)
     grid = make_grid(
         file=arguments.grid,
         singles=arguments.contender,

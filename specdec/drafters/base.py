@@ -140,10 +140,12 @@ class Reply(NamedTuple):
     Attributes:
         result: of the pass, for the rows that were asked.
         seconds: the share of the pass's time that is theirs.
+        pass_s: the whole time of the pass, which rows of other sequences may share.
     """
 
     result: Pass
     seconds: float
+    pass_s: float
 
 
 Drafting: TypeAlias = Generator[Ask, Reply, Draft]

@@ -51,7 +51,7 @@ class ModelSteps:
                 logits = logits[: self.vocab_size]
             pending = context.sample(logits, len(context.history) + len(draft.tokens))
             draft.bytes_read += reply.result.bytes_read
-            seconds = reply.seconds + time.perf_counter() - start_s
+            seconds = reply.pass_s + time.perf_counter() - start_s
             signals = self._add(draft, pending, logits, effort, context_length, seconds, context)
             next_effort = self._next(signals, plan, context, policy, pending)
             if next_effort is None:

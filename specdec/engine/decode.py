@@ -72,4 +72,5 @@ def answer(ask: Ask) -> Reply:
     """Run the pass that a drafter asks for, alone."""
     start_s = time.perf_counter()
     result = ask.runtime.forward([ask.rows], view=ask.view)[0]
-    return Reply(result, time.perf_counter() - start_s)
+    seconds = time.perf_counter() - start_s
+    return Reply(result, seconds, seconds)

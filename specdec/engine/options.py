@@ -5,6 +5,7 @@ What an option is called on the command line, and what its help says, stands bes
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -209,7 +210,32 @@ def options_of(arguments: OptionArguments, caller: str) -> Options:
 
 
 FLAGS: dict[str, Flag] = {one.name: one.metadata["flag"] for one in fields(Options)}
+# What a way of decoding is made of, and under what it is measured: `specdec bench` takes lists of them.
+DRAFT_OPTIONS = ("draft_view", "draft_effort", "draft_len", "policy", "drafter")
+CONDITION_OPTIONS = ("verify_effort", "temperature", "seed")
 DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(Options)}
+
+
+def option_value(name: str, value: Any) -> Any:
+    """The value of an option that came as text or out of a file, in its type and range.
+
+    Raises:
+        OptionError: it is not a number where one is needed, or out of range.
+    """
+    kind = FLAGS[name].kind
+    if kind in (int, float):
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            raise OptionError(name, f"must be a number, not {value!r}") from None
+        if kind is float:
+            value = number
+        elif math.isfinite(number) and number == int(number):
+            value = int(number)
+    elif kind is str and (not isinstance(value, str) or not value):
+        raise OptionError(name, f"must be a name, not {value!r}")
+    Options(**{name: value})
+    return value
 
 
 def flag_of(name: str) -> str:

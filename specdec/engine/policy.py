@@ -159,7 +159,7 @@ class RoundOutcome:
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
-        rows_beside: rows that other sequences had in the verify pass, whose whole time `verify_s` is.
+        rows_beside: rows that other sequences had in the verify pass. Times are those of whole passes.
     """
 
     drafted: int

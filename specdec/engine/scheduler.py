@@ -218,7 +218,7 @@ def _shared(batch: list[Rows], results: list[Pass], seconds: float) -> Iterator[
     """Replies with the pass's time shared out by rows."""
     total = sum(len(rows.tokens) for rows in batch)
     for rows, result in zip(batch, results, strict=True):
-        yield Reply(result, seconds * len(rows.tokens) / total)
+        yield Reply(result, seconds * len(rows.tokens) / total, seconds)
 
 
 def _passes(shares: list[_Share]) -> Iterable[list[_Share]]:

@@ -40,7 +40,8 @@ class _Open:
         plan: what the policy decided; None for a plain step.
         draft: the proposal, once it is there.
         plan_s: seconds spent planning.
-        draft_s: seconds spent drafting.
+        draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
+        others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
     """
 
@@ -48,6 +49,7 @@ class _Open:
     draft: Draft = field(default_factory=Draft)
     plan_s: float = 0.0
     draft_s: float = 0.0
+    others_s: float = 0.0
     steps: Generator[Ask, Reply, Draft] | None = None
 
 
@@ -139,7 +141,8 @@ class Sequence:
             done = self._decide(opened, result, position, seconds)
             self._commit(done)
             self._open = None
-            self._report(done, result, pass_s=seconds if pass_s is None else pass_s, rows_beside=rows_beside)
+            others_s = 0.0 if pass_s is None else pass_s - seconds
+            self._report(done, result, others_s=(opened.others_s, others_s), rows_beside=rows_beside)
         except BaseException:
             del self.tokens[position:]
             self._open = self._open or opened
@@ -203,6 +206,7 @@ class Sequence:
                     raise _blame(name, error) from error
                 opened.draft_s += time.perf_counter() - start_s
                 reply = yield ask
+                opened.others_s += reply.pass_s - reply.seconds
                 start_s = time.perf_counter() - reply.seconds
             opened.steps = None
         opened.draft = _checked(name, draft, plan)
@@ -237,8 +241,11 @@ class Sequence:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
 
-    def _report(self, done: Round, result: Pass, *, pass_s: float, rows_beside: int) -> None:
-        """Tell the policy what came of the round."""
+    def _report(self, done: Round, result: Pass, *, others_s: tuple[float, float], rows_beside: int) -> None:
+        """Tell the policy what came of the round, in the times of whole passes.
+
+        `others_s`: seconds of draft passes and of the verify pass that are the share of other sequences.
+        """
         if (speculation := self.speculation) is None:
             return
         last = done.kept[-1] + 1 if done.kept else 0
@@ -252,9 +259,9 @@ class Sequence:
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,
                 context_length=done.position - 1,
-                draft_s=done.draft_s,
-                verify_s=pass_s,
-                round_s=done.round_s - done.verify_s + pass_s,
+                draft_s=done.draft_s + others_s[0],
+                verify_s=done.verify_s + others_s[1],
+                round_s=done.round_s + sum(others_s),
                 rows_beside=rows_beside,
             )
         )

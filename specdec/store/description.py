@@ -128,7 +128,8 @@ class StoreDescription:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError):
             raise damaged from None
-        if max(version, description.version) >= PLANES_VERSION and version != description.version:
+        newer = {version, description.version} & {PLANES_VERSION, FORMAT_VERSION}  # the oldest two are read alike
+        if newer and version != description.version:
             raise damaged
         return description
 

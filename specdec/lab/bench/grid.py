@@ -11,16 +11,13 @@ from typing import Any
 
 import yaml
 
-from specdec.checks import check_effort
 from specdec.drafters.registry import names as drafter_names
+from specdec.engine.options import CONDITION_OPTIONS, DEFAULTS, DRAFT_OPTIONS, option_value
 from specdec.engine.policy import Learner
-from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.policies.registry import create as create_policy
 
 PLAIN = "plain"
-OPTIONS = ("draft_view", "draft_effort", "draft_len", "policy", "drafter")  # of `specdec.generate`
-_AXES = ("verify_effort", "temperature", "seed")
 _WITHOUT_WEIGHTS = frozenset({"ngram", "replay"})  # drafters that no view and no effort means anything to
 DEFAULT = ("auto", "int4:0.7:4", "drafter=ngram")
 
@@ -83,8 +80,8 @@ def make_grid(
         file: grid file in YAML: `contenders` (each a single description, or options of which each may be a list: all
             combinations), and lists `verify_effort`, `temperature` and `seed`.
         singles: descriptions of single contenders, as in `parse_contender`.
-        lists: values by option; contenders are all combinations of `OPTIONS`, conditions those of `verify_effort`,
-            `temperature` and `seed`, which take the place of the file's.
+        lists: values by option; contenders are all combinations of `DRAFT_OPTIONS`, conditions those of
+            `verify_effort`, `temperature` and `seed`, which take the place of the file's.
 
     Raises:
         InvalidArgumentError: a value is out of range, two contenders have the same name, or the file makes no sense.
@@ -93,11 +90,11 @@ def make_grid(
     given = {name: list(values) for name, values in (lists or {}).items() if values}
     found, axes = ([], {}) if file is None else _read(Path(file))
     found += [parse_contender(one) for one in singles]
-    chosen = {name: given[name] for name in OPTIONS if name in given}
+    chosen = {name: given[name] for name in DRAFT_OPTIONS if name in given}
     found += _product(chosen) if chosen else []
     if not found:
         found = [parse_contender(one) for one in DEFAULT]
-    axes |= {name: given[name] for name in _AXES if name in given}
+    axes |= {name: given[name] for name in CONDITION_OPTIONS if name in given}
     return Grid(_unique([Contender(PLAIN, {"speculate": False}), *found]), _conditions(axes))
 
 
@@ -131,9 +128,11 @@ def parse_contender(text: str) -> Contender:
 
 def _contender(options: Mapping[str, Any]) -> Contender:
     """A contender from checked options; "name" among them is its name."""
-    if unknown := [key for key in options if key not in (*OPTIONS, "name")]:
-        raise InvalidArgumentError(f"a contender has no option {unknown[0]!r}: choose from name, {', '.join(OPTIONS)}")
-    chosen = {key: _checked(key, options[key]) for key in OPTIONS if options.get(key) is not None}
+    if unknown := [key for key in options if key not in (*DRAFT_OPTIONS, "name")]:
+        raise InvalidArgumentError(
+            f"a contender has no option {unknown[0]!r}: choose from name, {', '.join(DRAFT_OPTIONS)}"
+        )
+    chosen = {key: _checked(key, options[key]) for key in DRAFT_OPTIONS if options.get(key) is not None}
     if "draft_len" in chosen:
         chosen = {"policy": "fixed"} | chosen  # no other policy asks for a length
         if chosen["policy"].partition(":")[0] != "fixed":
@@ -144,16 +143,8 @@ def _contender(options: Mapping[str, Any]) -> Contender:
 
 
 def _checked(key: str, value: Any) -> Any:
-    """The value of an option, in its type and range."""
-    if key == "draft_effort":
-        return check_effort(_number(key, value), key)
-    if key == "draft_len":
-        number = _number(key, value)
-        if number != int(number) or number < 1:
-            raise InvalidArgumentError(f"draft_len must be a whole number of at least 1, not {value!r}")
-        return int(number)
-    if not isinstance(value, str) or not value:
-        raise InvalidArgumentError(f"{key} must be a name, not {value!r}")
+    """The value of an option, in its type and range; policies and drafters exist."""
+    value = option_value(key, value)
     if key == "policy":
         create_policy(value)
     if key == "drafter":
@@ -162,13 +153,6 @@ def _checked(key: str, value: Any) -> Any:
             if name not in (known := ["auto", *drafter_names()]):
                 raise UnknownNameError("drafter", name, known)
     return value
-
-
-def _number(key: str, value: Any) -> float:
-    try:
-        return float("nan") if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        raise InvalidArgumentError(f"{key} must be a number, not {value!r}") from None
 
 
 def _name(options: Mapping[str, Any]) -> str:
@@ -209,16 +193,11 @@ def _unique(contenders: Iterable[Contender]) -> tuple[Contender, ...]:
 
 def _conditions(axes: Mapping[str, Sequence[Any]]) -> tuple[Condition, ...]:
     """All combinations; the seed means nothing to greedy decoding."""
-    made = []
-    for verify_effort, temperature, seed in itertools.product(
-        axes.get("verify_effort", (1.0,)), axes.get("temperature", (0.0,)), axes.get("seed", (0,))
-    ):
-        effort, degrees = (
-            check_effort(_number("verify_effort", verify_effort), "verify_effort"),
-            _number("temperature", temperature),
-        )
-        SamplingParams(temperature=degrees, seed=seed)
-        made.append(Condition(effort, degrees, seed if degrees else 0))
+    lists = [[option_value(name, value) for value in axes.get(name, (DEFAULTS[name],))] for name in CONDITION_OPTIONS]
+    made = [
+        Condition(effort, temperature, seed if temperature else 0)
+        for effort, temperature, seed in itertools.product(*lists)
+    ]
     return tuple(dict.fromkeys(made))
 
 
@@ -231,9 +210,14 @@ def _read(path: Path) -> tuple[list[Contender], dict[str, list[Any]]]:
     except (yaml.YAMLError, UnicodeDecodeError):
         content = None
     listed = content.get("contenders", []) if isinstance(content, Mapping) else None
-    if not isinstance(content, Mapping) or not isinstance(listed, list) or set(content) - {"contenders", *_AXES}:
+    if (
+        not isinstance(content, Mapping)
+        or not isinstance(listed, list)
+        or set(content) - {"contenders", *CONDITION_OPTIONS}
+    ):
+        known = ", ".join(CONDITION_OPTIONS)
         raise InvalidArgumentError(
-            f"the grid {path} must be a YAML file with contenders: (a list), and, if any, {', '.join(_AXES)}"
+            f"the grid {path} must be a YAML file with contenders: (a list), and, if any, {known}"
         )
     found: list[Contender] = []
     for entry in listed:
@@ -245,6 +229,8 @@ def _read(path: Path) -> tuple[list[Contender], dict[str, list[Any]]]:
         else:
             raise InvalidArgumentError(f"the grid {path}: a contender must be text or options, not {entry!r}")
     axes = {
-        name: content[name] if isinstance(content[name], list) else [content[name]] for name in _AXES if name in content
+        name: content[name] if isinstance(content[name], list) else [content[name]]
+        for name in CONDITION_OPTIONS
+        if name in content
     }
     return found, axes
