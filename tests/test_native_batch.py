@@ -140,14 +140,14 @@ def schedules(names: Any, views: tuple[str, ...], examples: int) -> Callable[[An
     return decorate
 
 
-@schedules(MODELS, VIEWS, 60)
+@schedules(MODELS, VIEWS, 30)
 def test_any_schedule_gives_each_sequence_its_own_bits(runtime_of, name, view, seed):
     if view == "bucket8" and name == "mixtral":
         view = "bucket"  # one of each is enough
     Schedule(runtime_of(name), runtime_of(name, 1), view, seed).run(8)
 
 
-@schedules(["q4_k", "q6_k", "q8_0"], QUANTISED_VIEWS, 25)
+@schedules(["q4_k", "q6_k", "q8_0"], QUANTISED_VIEWS, 12)
 def test_any_schedule_of_a_quantised_model_does(runtime_of, name, view, seed):
     Schedule(runtime_of(name), runtime_of(name, 1), view, seed).run(6)
 
