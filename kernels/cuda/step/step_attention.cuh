@@ -1,7 +1,7 @@
 // Attention for a step in one kernel: one query head and one split of SPAN positions at a time. A warp takes 16 positions,
 // reads their keys and values in one go, and makes its own weighted sum; those of the warps meet in shared memory. Which
 // position is whose follows from the position alone, and every row is computed by itself.
-// With SHARED_STEP, rows of several sequences are in the step, each sequence with a piece of its own and the address of its cache.
+// With SHARED_STEP, a step has rows of several sequences: a piece for each, with the address of its cache.
 // With TREE, keys and values of the new rows go to slots from `position` on, a row is at a place of its own, and from `root`
 // on it sees the rows of its path, in the slot root + their number; the path's numbers are bytes in the state.
 // Vaswani et al. 1706.03762, section 3.2.1; partial softmax: Dao, 2307.08691; rotation: Su et al. 2104.09864.
@@ -34,7 +34,8 @@ struct Piece {
 };
 
 // The pieces of a step; where it has one, that of the cache which the kernel was given.
-DEVICE Piece piece_at([[maybe_unused]] const int* state, int number, half_t* cache, int capacity, int position, int rows) {
+DEVICE Piece piece_at([[maybe_unused]] const int* state, int number, half_t* cache, int capacity, int position,
+                      int rows) {
 #if SHARED_STEP
   const int* about = state + STATE_PIECES + number * PIECE_SIZE;
   const unsigned long long address = (unsigned long long)(unsigned)about[6] << 32 | (unsigned)about[5];

@@ -211,8 +211,8 @@ for (int number = 0;; ++number) {
       const int items = piece.rows ? piece.items() : 0;
 #pragma unroll 1
       for (; item < items; item += GRID) {
-        attend(m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
-               int(address[layer * ENTRIES + 16]), state, attended, memory);
+        attend(m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
+               POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), state, attended, memory);
       }
       item -= items;
     }

@@ -110,7 +110,8 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
     float score[4][TIERS];
     load_scores4(scores + (size_t)m * width * TIERS, from, width, score);
     const float square = site % 2 == 0 ? load_squares(squares + row * (HIDDEN_PAD / 128)) : 0.0f;
-    const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], reinterpret_cast<int*>(scratch_sums), reinterpret_cast<unsigned*>(room));
+    const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], reinterpret_cast<int*>(scratch_sums),
+                             reinterpret_cast<unsigned*>(room));
     const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
 #pragma unroll 1
     for (int i = from; i < padded; i += sharing * THREADS * 4) {

@@ -166,7 +166,8 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
     const int from = (block / step * THREADS + tid) * 4;
     const float* values = values_at(site);
     float4 value = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
-    const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], counting, reinterpret_cast<unsigned*>(room));
+    const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], counting,
+                             reinterpret_cast<unsigned*>(room));
 #pragma unroll 1
     for (int i = from; i - tid * 4 < padded; i += sharing * THREADS * 4) {
       if (i != from && i < padded) value = load_float4(values + (size_t)row * padded + i);
@@ -340,8 +341,8 @@ for (int number = 0, choice = 0;; ++number) {
       const int items = piece.rows ? piece.items() : 0;
 #pragma unroll 1
       for (; item < items; item += GRID) {
-        attend(share.m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
-               int(address[layer * ENTRIES + 19]), state, attended, memory);
+        attend(share.m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
+               POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), state, attended, memory);
       }
       item -= items;
     }
