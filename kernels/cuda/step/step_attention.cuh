@@ -1,6 +1,7 @@
 // Attention for a step in one kernel: one query head and one split of SPAN positions at a time. A warp takes 16 positions,
 // reads their keys and values in one go, and makes its own weighted sum; those of the warps meet in shared memory. Which
 // position is whose follows from the position alone, and every row is computed by itself.
+// With SHARED_STEP, a step has rows of several sequences: a piece for each, with the address of its cache.
 // With TREE, keys and values of the new rows go to slots from `position` on, a row is at a place of its own, and from `root`
 // on it sees the rows of its path, in the slot root + their number; the path's numbers are bytes in the state.
 // Vaswani et al. 1706.03762, section 3.2.1; partial softmax: Dao, 2307.08691; rotation: Su et al. 2104.09864.
@@ -16,6 +17,35 @@ constexpr int TOGETHER = (ROWS + 3) / 4;  // rows that a block takes at a time
 #define ROW_PLACE(row) (position + (row))
 #endif
 #define ROW_SPLITS(row) (ROW_PLACE(row) / SPAN + 1)
+#if SHARED_STEP
+#define WANTED_OF(row) (state[STATE_CHOICES + (row)] * TAKES)
+#else
+#define WANTED_OF(row) 0
+#endif
+
+// Rows of one sequence: the first of them, how many, where their keys and values go, and the sequence's cache.
+struct Piece {
+  int front, rows, position, root, capacity;
+  half_t* cache;
+
+  DEVICE int used() const { return (position + rows - 1) / SPAN + 1; }
+  DEVICE int items() const { return (rows + TOGETHER - 1) / TOGETHER * HEADS * used(); }
+  DEVICE half_t* past(int layer) const { return cache + (size_t)layer * 2 * KV_HEADS * capacity * SIZE; }
+};
+
+// The pieces of a step; where it has one, that of the cache which the kernel was given.
+DEVICE Piece piece_at([[maybe_unused]] const int* state, int number, half_t* cache, int capacity, int position,
+                      int rows) {
+#if SHARED_STEP
+  const int* about = state + STATE_PIECES + number * PIECE_SIZE;
+  const unsigned long long address = (unsigned long long)(unsigned)about[6] << 32 | (unsigned)about[5];
+  return Piece{about[0], about[1], about[2], about[3], about[4], reinterpret_cast<half_t*>(address)};
+#elif TREE
+  return Piece{0, rows, position, state[STATE_PIECES + 3], capacity, cache};
+#else
+  return Piece{0, rows, position, position, capacity, cache};
+#endif
+}
 
 constexpr int EACH_WARP = SPAN / WARPS;
 static_assert(EACH_WARP == 16, "the sums over lanes are written for 16 positions");
@@ -62,21 +92,19 @@ DEVICE void look_back(int item, int used, const half_t* cache, int capacity, int
   }
 }
 
-// Item: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
-DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int splits, const float* parts, half_t* cache, int capacity, const float* angles,
-                   const float* bias, const float* norms, int window, const int* state, int position, int rows,
-                   float* out, AttentionMemory& m) {
+// Item of a piece: a group of rows, a head, a split. splits (ROWS, HEADS, splits, SLOT)
+DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& piece, int layer, int splits, const float* parts, const float* angles,
+                   const float* bias, const float* norms, int window, [[maybe_unused]] const int* state, float* out,
+                   AttentionMemory& m) {
+  const int used = piece.used(), capacity = piece.capacity, rows = piece.rows, position = piece.position;
+  [[maybe_unused]] const int root = piece.root, fresh = position - root, front = SHARED_STEP ? piece.front : 0;
+  half_t* cache = piece.past(layer);
   const int tid = threadIdx.x, base = item / (HEADS * used) * TOGETHER, head = item / used % HEADS, split = item % used;
   const int warp = tid / 32, lane = tid % 32;
   constexpr int GROUP = HEADS / KV_HEADS;
   const int kv_head = head / GROUP, start = split * SPAN, first = start + warp * EACH_WARP, mine = lane * 4;
   half_t* keys = cache + (size_t)kv_head * capacity * SIZE;
   half_t* values = keys + (size_t)KV_HEADS * capacity * SIZE;
-#if TREE
-  const int root = state[STATE_PIECES + 3], fresh = position - root;
-#else
-  const int root = position;
-#endif
   uint2 k[EACH_WARP], v[EACH_WARP];
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
@@ -94,13 +122,13 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
     float4 four = {0, 0, 0, 0};
     float2 angle[4];
     if (d < SIZE) {
-      const float* turns = angles + ((size_t)ROW_PLACE(row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
+      const float* turns = angles + ((size_t)ROW_PLACE(front + row) * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
       for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
 #if SEGMENTED
-      four = sum4(segment_at(kind), parts, row, (kind == 0 ? head : kv_head) * SIZE + d);
+      four = sum4(segment_at(kind), parts, front + row, (kind == 0 ? head : kv_head) * SIZE + d);
 #else
-      four = sum4(qkv, parts, row, column + d);
+      four = sum4(qkv, parts, front + row, column + d);
 #endif
 #if BIAS
       add(four, *reinterpret_cast<const float4*>(bias + column + d));
@@ -157,13 +185,13 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
 
 #pragma unroll 1
   for (int r = 0; r < TOGETHER && base + r < rows; ++r) {
-    const int newest = ROW_PLACE(base + r), at = first + lane / 2;
+    const int newest = ROW_PLACE(front + base + r), at = first + lane / 2;
 #if TREE
 #pragma unroll
     for (int a = 0; a < EACH_WARP; ++a) {
       const int depth = first + a - root;
       if (depth < 0 || first + a > newest || mine >= SIZE) continue;
-      const int number = state[STATE_PATHS + (base + r) * PATH_WORDS + depth / 4] >> (depth % 4 * 8) & 255;
+      const int number = state[STATE_PATHS + (front + base + r) * PATH_WORDS + depth / 4] >> (depth % 4 * 8) & 255;
       const size_t place = (size_t)(root + number) * SIZE + mine;
       k[a] = *reinterpret_cast<const uint2*>(number < fresh ? keys + place : &m.new_keys[number - fresh][mine]);
       v[a] = *reinterpret_cast<const uint2*>(number < fresh ? values + place : &m.new_values[number - fresh][mine]);
@@ -209,7 +237,7 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, int used, int s
         mixed = fmaf(part, m.sides[r][w][d], mixed);
         weight = fmaf(part, m.weight[r][w], weight);
       }
-      float* to = out + ((size_t)((base + r) * HEADS + head) * splits + split) * SLOT;
+      float* to = out + ((size_t)((front + base + r) * HEADS + head) * splits + split) * SLOT;
       to[d] = mixed;
       if (d == 0) to[SIZE] = most, to[SIZE + 1] = weight;
     }

@@ -7,7 +7,7 @@
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 const int position = state[0];
-const int capacity = cache_shape[3], splits = capacity / SPAN, used = position / SPAN + 1;
+const int capacity = cache_shape[3], splits = capacity / SPAN;
 Meeting meeting(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
@@ -195,16 +195,26 @@ for (int number = 0;; ++number) {
                  site % 2 ? products : products + OTHER_PARTS, room, ring);
   if (head) break;
   if (site == 0) {
-    half_t* past = const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE;
+    half_t* all = const_cast<half_t*>(cache);
     meeting.wait([&] {
-      if (block < HEADS * used) look_back(block, used, past, capacity, position);
+#if !SHARED_STEP
+      const Piece piece = piece_at(state, 0, all, capacity, position, 1);
+      if (block < piece.items()) look_back(block, piece.used(), piece.past(layer), capacity, position);
+#endif
       fill_for(next / 4, next % 4);
       look_ahead(next / 4, next % 4);
     });
+    int item = block;
 #pragma unroll 1
-    for (int item = block; item < HEADS * used; item += GRID) {
-      attend(m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
-             POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), state, position, 1, attended, memory);
+    for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
+      const Piece piece = piece_at(state, number, all, capacity, position, 1);
+      const int items = piece.rows ? piece.items() : 0;
+#pragma unroll 1
+      for (; item < items; item += GRID) {
+        attend(m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
+               POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), state, attended, memory);
+      }
+      item -= items;
     }
     meeting.wait();
   } else {

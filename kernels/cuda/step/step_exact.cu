@@ -6,7 +6,7 @@
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
 const int position = state[0], rows = state[1], logits_from = state[STATE_LOGITS];
-const int capacity = cache_shape[3], splits = capacity / SPAN, used = (position + rows - 1) / SPAN + 1;
+const int capacity = cache_shape[3], splits = capacity / SPAN;
 Meeting meeting(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
@@ -110,7 +110,8 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
     float score[4][TIERS];
     load_scores4(scores + (size_t)m * width * TIERS, from, width, score);
     const float square = site % 2 == 0 ? load_squares(squares + row * (HIDDEN_PAD / 128)) : 0.0f;
-    const int cut = find_cut(under_way, wanted[m], reinterpret_cast<int*>(scratch_sums), reinterpret_cast<unsigned*>(room));
+    const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], reinterpret_cast<int*>(scratch_sums),
+                             reinterpret_cast<unsigned*>(room));
     const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
 #pragma unroll 1
     for (int i = from; i < padded; i += sharing * THREADS * 4) {
@@ -204,16 +205,25 @@ for (int number = 0, choice = 0;; ++number) {
 #endif
   };
   if (site == 0 && !head) {
-    half_t* past = const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE;
-    const int items = (rows + TOGETHER - 1) / TOGETHER * HEADS * used;
+    half_t* all = const_cast<half_t*>(cache);
     meeting.wait([&] {
-      if (block < items) look_back(block, used, past, capacity, position);
+#if !SHARED_STEP
+      const Piece piece = piece_at(state, 0, all, capacity, position, rows);
+      if (block < piece.items()) look_back(block, piece.used(), piece.past(layer), capacity, position);
+#endif
       meanwhile();
     });
+    int item = block;
 #pragma unroll 1
-    for (int item = block; item < items; item += GRID) {
-      attend(m, item, used, splits, products, past, capacity, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
-             int(address[layer * ENTRIES + 16]), state, position, rows, attended, memory);
+    for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
+      const Piece piece = piece_at(state, number, all, capacity, position, rows);
+      const int items = piece.rows ? piece.items() : 0;
+#pragma unroll 1
+      for (; item < items; item += GRID) {
+        attend(m, item, piece, layer, splits, products, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
+               int(address[layer * ENTRIES + 16]), state, attended, memory);
+      }
+      item -= items;
     }
     meeting.wait();
   } else {

@@ -10,7 +10,7 @@
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 const int position = state[0], rows = ROWS == 1 ? 1 : state[1], logits_from = ROWS == 1 ? 0 : state[STATE_LOGITS];
-const int capacity = cache_shape[3], splits = capacity / SPAN, used = (position + rows - 1) / SPAN + 1;
+const int capacity = cache_shape[3], splits = capacity / SPAN;
 Meeting meeting(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
@@ -166,7 +166,8 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
     const int from = (block / step * THREADS + tid) * 4;
     const float* values = values_at(site);
     float4 value = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
-    const int cut = find_cut(under_way, wanted[m], counting, reinterpret_cast<unsigned*>(room));
+    const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], counting,
+                             reinterpret_cast<unsigned*>(room));
 #pragma unroll 1
     for (int i = from; i - tid * 4 < padded; i += sharing * THREADS * 4) {
       if (i != from && i < padded) value = load_float4(values + (size_t)row * padded + i);
@@ -325,16 +326,25 @@ for (int number = 0, choice = 0;; ++number) {
   filled = 0;
   if (head) break;
   if (site == 0) {
-    half_t* past = const_cast<half_t*>(cache) + (size_t)layer * 2 * KV_HEADS * capacity * SIZE;
-    const int items = (rows + TOGETHER - 1) / TOGETHER * HEADS * used;
+    half_t* all = const_cast<half_t*>(cache);
     meeting.wait([&] {
-      if (block < items) look_back(block, used, past, capacity, position);
+#if !SHARED_STEP
+      const Piece piece = piece_at(state, 0, all, capacity, position, rows);
+      if (block < piece.items()) look_back(block, piece.used(), piece.past(layer), capacity, position);
+#endif
       fill_for(next / 4, next % 4, FILL_FIRST);
     });
+    int item = block;
 #pragma unroll 1
-    for (int item = block; item < items; item += GRID) {
-      attend(share.m, item, used, splits, products + OTHER_PARTS, past, capacity, angles, POINTER(float, layer, 2),
-             POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), state, position, rows, attended, memory);
+    for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
+      const Piece piece = piece_at(state, number, all, capacity, position, rows);
+      const int items = piece.rows ? piece.items() : 0;
+#pragma unroll 1
+      for (; item < items; item += GRID) {
+        attend(share.m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
+               POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), state, attended, memory);
+      }
+      item -= items;
     }
 #if TIERS
     meeting.wait();

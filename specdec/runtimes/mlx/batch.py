@@ -61,13 +61,12 @@ def share_of(number: int, rows: Rows, cache: GpuCache, ids: list[int], mode: str
     return made
 
 
-def steps_of(shares: Sequence[Share], most_rows: int, *, alone: bool) -> Iterator[list[tuple[Share, int, int]]]:
+def steps_of(shares: Sequence[Share], most_rows: int) -> Iterator[list[tuple[Share, int, int]]]:
     """The steps of a pass: shares of equal mode with the first of their rows and the one past the last.
 
     Args:
         shares: of the pass.
         most_rows: of a step.
-        alone: a step takes rows of one sequence.
     """
     for kind in dict.fromkeys((share.mode, share.selects) for share in shares):
         step: list[tuple[Share, int, int]] = []
@@ -75,7 +74,7 @@ def steps_of(shares: Sequence[Share], most_rows: int, *, alone: bool) -> Iterato
         for share in (share for share in shares if (share.mode, share.selects) == kind):
             first = 0
             while first < len(share.ids):
-                if step and (alone or not free):
+                if not free:
                     yield step
                     step, free = [], most_rows
                 last = min(len(share.ids), first + free)

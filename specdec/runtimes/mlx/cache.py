@@ -25,12 +25,13 @@ class GpuCache:
         lock: of the runtime: MLX does not allow work on several threads at a time.
     """
 
-    __slots__ = ("_capacity", "_count", "_length", "_lock", "_mx", "_shape", "arrays")
+    __slots__ = ("_capacity", "_count", "_length", "_lock", "_mx", "_shape", "address", "arrays")
 
     def __init__(self, mx: Any, shape: tuple[int, ...], count: int, capacity: int, lock: RLock) -> None:
         self._mx, self._shape, self._count, self._capacity, self._lock = mx, shape, count, capacity, lock
         self._length = 0
         self.arrays: list[Any] = []
+        self.address: int | None = None  # of the first array on the device, once asked for
 
     @property
     def length(self) -> int:
@@ -73,6 +74,7 @@ class GpuCache:
                 for array, part in zip(self.arrays, taken, strict=True):
                     array[..., base + still : base + len(rows), :] = part
                 self._mx.eval(self.arrays)
+                self.address = None
         self._length = base + len(rows)
 
     def fork(self, length: int, capacity: int) -> GpuCache:
@@ -89,7 +91,7 @@ class GpuCache:
         """Have memory for `length` tokens, at most the capacity."""
         if length > self.positions:
             with self._lock:
-                self.arrays = self._grown(self.arrays, self._length, length)
+                self.arrays, self.address = self._grown(self.arrays, self._length, length), None
 
     def advance(self, count: int) -> None:
         """Count `count` tokens more, which a pass has put there."""

@@ -2,9 +2,8 @@
 
 A step is one graph from its state (`state`: rows, tokens, positions; one small array) to the logits. Weights are part
 of the graph; the caches come in as arguments and their arrays are written in place by the attention kernel. On CUDA the
-graph is one kernel (`step`), which runs rows of one sequence; elsewhere it is one kernel for each phase, which runs
-rows of several. Packing is in `weights`, the cutting of a pass into steps in `batch`, checks and the interface in
-`runtime`.
+graph is one kernel (`step`), elsewhere one for each phase. Packing is in `weights`, the cutting of a pass into steps in
+`batch`, checks and the interface in `runtime`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from specdec.runtimes.mlx import quant_ops
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.ops import CACHE_STEPS, Ops, row_step
 from specdec.runtimes.mlx.quant import PackedQuant
-from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, WANTED, head_state
+from specdec.runtimes.mlx.state import MAX_ROWS, WANTED, head_state
 from specdec.runtimes.mlx.step import WholeStep
 from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selection
 
@@ -46,6 +45,7 @@ class Kind:
             `rows`: the state says which rows' logits are wanted.
         tree: some rows are of a tree.
         gathers: only some rows' logits are wanted.
+        shared: the step is one kernel and has rows of several sequences.
     """
 
     mode: str
@@ -55,6 +55,7 @@ class Kind:
     head: int
     tree: bool = False
     gathers: bool = False
+    shared: bool = False
 
 
 @dataclass(slots=True)
@@ -124,19 +125,22 @@ class Transformer:
         """Rows of the kernels that run a step of `rows`: `Kind.rows`."""
         return row_step(rows) if self.whole is None else self.whole.row_step(rows)
 
-    def run(self, kind: Kind, state: np.ndarray, caches: list[list[Any]], takes: list[Any]) -> Any:
+    def run(self, kind: Kind, state: np.ndarray, caches: list[list[Any]], takes: list[Any], wanted: int = 0) -> Any:
         """Begin one step; the one before must have been waited for.
 
         Args:
             kind: which graph.
             state: int32 (STATE_SIZE,).
-            caches: arrays of each piece's cache, in the state's order; when the step is one kernel, of one.
+            caches: arrays of each piece's cache, in the state's order.
             takes: when `kind.selects`, int32 (lines, matrices) for every multiplication, in order of use; when the step
                 is one kernel, one array of all of them.
+            wanted: rows whose logits are wanted.
 
         Returns:
             An array to wait for, then to be given to `logits`.
         """
+        if self.whole is not None:  # the state has the addresses of the others
+            caches = [max(caches, key=lambda arrays: arrays[0].shape[-2])]
         padding = next(step for step in CACHE_STEPS if len(caches) <= step) - len(caches)
         caches = caches + caches[:1] * padding
         positions = tuple(arrays[0].shape[-2] for arrays in caches)
@@ -145,7 +149,7 @@ class Transformer:
         if self.whole is not None:
             self.whole.tell(state)
             return step(caches[0], takes, angles)
-        both = [state, head_state(state, int(state[1] - state[LOGITS_FROM]))] if kind.gathers else [state]
+        both = [state, head_state(state, wanted)] if kind.gathers else [state]
         return step(self.mx.array(np.stack(both)), caches, takes, angles)
 
     def _graph(self, kind: Kind, key: tuple[Any, ...]) -> Callable[..., Any]:

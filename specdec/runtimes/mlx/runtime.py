@@ -36,7 +36,7 @@ from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.model import Kind, Layer, Transformer
 from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
-from specdec.runtimes.mlx.state import state_of
+from specdec.runtimes.mlx.state import LOGITS_FROM, WANTED, state_of
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
 from specdec.runtimes.mlx.takes import Takes, kept
@@ -139,8 +139,8 @@ class MlxRuntime:
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
 
-        A step runs up to 16 rows, of several sequences where it is not one kernel; in the views `int4` and `bucket`,
-        and in `nested` where a step is one kernel, it runs one row.
+        A step runs up to 16 rows of all sequences; in the views `int4` and `bucket`, and in `nested` where a step is
+        one kernel, it runs one row.
         """
         check_batch(batch, self.config, GpuCache)
         check_view(view, self.views())
@@ -155,8 +155,7 @@ class MlxRuntime:
                 share.cache.reserve(share.cache.length + len(share.ids))
             logits: list[list[np.ndarray]] = [[] for _ in shares]
             read = [0] * len(shares)
-            alone = self._transformer.whole is not None
-            for step in steps_of(shares, self._most_rows(view), alone=alone):
+            for step in steps_of(shares, self._most_rows(view)):
                 for part, found, nbytes in self._step(step, view):
                     logits[part.number].append(found)
                     read[part.number] += nbytes
@@ -190,8 +189,13 @@ class MlxRuntime:
 
     def _step(self, step: list[tuple[Share, int, int]], view: str) -> list[tuple[Share, np.ndarray, int]]:
         """Run one step and wait for it: logits and bytes read of each of its shares."""
-        # In an order that few graphs are enough for: they are made for the sizes of caches and lists of efforts.
-        step = sorted(step, key=lambda part: part[0].cache.positions)
+        # In an order that few graphs are enough for: they are made for the sizes of caches and lists of efforts. One
+        # kernel makes the logits of all rows from the first that is wanted on.
+        whole = self._transformer.whole
+        if len(step) > 1:
+            wants = [whole is not None and last > len(part.ids) - part.wanted for part, _, last in step]
+            order = sorted(range(len(step)), key=lambda n: (wants[n], step[n][0].cache.positions))
+            step = [step[n] for n in order]
         mode, selects = step[0][0].mode, step[0][0].selects
         efforts = sorted({part.efforts for part, _, _ in step}, key=lambda each: each.values.tobytes())
         pieces = [part.piece(first, last, efforts.index(part.efforts)) for part, first, last in step]
@@ -199,17 +203,27 @@ class MlxRuntime:
         caches, rows = [part.cache for part, _, _ in step], sum(counts)
         tree = any(piece.paths is not None for piece in pieces)
         built = self._transformer.row_step(rows)
-        if self._transformer.whole is not None:
-            kind = Kind(mode, selects, built, 0, built, tree)
+        addresses: list[int] = []
+        if whole is not None:
+            kind = Kind(mode, selects, built, 0, built, tree, shared=len(step) > 1)
+            addresses = [whole.address(cache) for cache in caches] if kind.shared else []
         else:
             spans = max(-(-(piece.slot + count) // SPAN) for piece, count in zip(pieces, counts, strict=True))
             head = row_step(wanted) if wanted else 0
             kind = Kind(mode, selects, built, 1 << (spans - 1).bit_length(), head, tree, 0 < wanted < rows)
-        state = state_of(pieces, [cache.positions for cache in caches])
+        state = state_of(pieces, [cache.positions for cache in caches], addresses)
         takes = self._takes.lines(efforts, view) if selects else []
-        out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes)
+        out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes, wanted)
         self._mx.eval(out)
-        logits = self._transformer.logits(out, wanted) if wanted else np.empty((0, self.config.vocab_size), np.float32)
+        if not wanted:
+            logits = np.empty((0, self.config.vocab_size), np.float32)
+        elif whole is None:
+            logits = self._transformer.logits(out, wanted)
+        else:
+            first = int(state[LOGITS_FROM])
+            logits = self._transformer.logits(out, rows - first)
+            if wanted < rows - first:
+                logits = logits[state[WANTED : WANTED + wanted] - first]
         weights = max(self._weight_bytes(mode, effort) for effort in efforts)
         history = 4 * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
         found, at, row = [], 0, 0

@@ -14,18 +14,18 @@ import numpy as np
 from specdec.runtimes.base import MAX_TREE_ROWS
 
 MAX_ROWS = 16  # of a step
-LOGITS_FROM = 2 + MAX_ROWS  # whole-step kernels: the first row whose logits are wanted
+LOGITS_FROM = 2 + MAX_ROWS  # the first row whose logits are wanted
 CHOICES = LOGITS_FROM + 1  # for each row, which line of the numbers of weights to take is its own
 PLACES = CHOICES + MAX_ROWS  # for each row, its position
 WANTED = PLACES + MAX_ROWS  # the rows whose logits are wanted, in order
-PIECES = WANTED + MAX_ROWS  # for each sequence: first row, rows, slot of the first, root, positions of its cache
-PIECE_SIZE = 5
+PIECES = WANTED + MAX_ROWS  # for each sequence: first row, rows, slot of the first, root; its cache: positions, address
+PIECE_SIZE = 7
 PATH_WORDS = MAX_TREE_ROWS // 4
 PATHS = PIECES + MAX_ROWS * PIECE_SIZE  # for each row, a byte for each position from the root on: a row's number
 STATE_SIZE = PATHS + MAX_ROWS * PATH_WORDS  # before `LOGITS_FROM`: slot of the first row, rows, tokens
 
 STATE_CONSTANTS: dict[str, int] = {"STATE_PLACES": PLACES, "STATE_PIECES": PIECES, "PIECE_SIZE": PIECE_SIZE}
-STATE_CONSTANTS |= {"STATE_PATHS": PATHS, "PATH_WORDS": PATH_WORDS, "STATE_CHOICES": CHOICES}
+STATE_CONSTANTS |= {"MOST_PIECES": MAX_ROWS, "STATE_PATHS": PATHS, "PATH_WORDS": PATH_WORDS, "STATE_CHOICES": CHOICES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +57,34 @@ def chain(tokens: Sequence[int], slot: int, *, choice: int = 0, wanted: int = 0)
     return Piece(tokens, slot, slot, range(slot, slot + len(tokens)), None, choice, wanted)
 
 
-def state_of(pieces: Sequence[Piece], capacities: Sequence[int]) -> np.ndarray:
+def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequence[int] = ()) -> np.ndarray:
     """The state of a step, int32 (STATE_SIZE,).
 
     Args:
         pieces: the step's rows, `MAX_ROWS` together at most.
         capacities: positions that each piece's cache has memory for.
+        addresses: of each piece's cache, where a step of several pieces is one kernel.
     """
     state, front, wanted = np.zeros(STATE_SIZE, np.int32), 0, 0
+    with_paths = bool(addresses) or any(piece.paths is not None for piece in pieces)
     for number, (piece, capacity) in enumerate(zip(pieces, capacities, strict=True)):
         count = len(piece.tokens)
         state[2 + front : 2 + front + count] = piece.tokens
         state[CHOICES + front : CHOICES + front + count] = piece.choice
         state[PLACES + front : PLACES + front + count] = piece.places
         place = PIECES + number * PIECE_SIZE
-        state[place : place + PIECE_SIZE] = front, count, piece.slot, piece.root, capacity
+        state[place : place + 5] = front, count, piece.slot, piece.root, capacity
+        if addresses:
+            state[place + 5 : place + 7] = np.array([addresses[number]], np.int64).view(np.int32)
         last = front + count
         state[WANTED + wanted : WANTED + wanted + piece.wanted] = range(last - piece.wanted, last)
         paths = state[PATHS:].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
-        for row in range(count if any(one.paths is not None for one in pieces) else 0):
+        for row in range(count if with_paths else 0):
             path = range(row + 1) if piece.paths is None else piece.paths[row]
             paths[front + row, : len(path)] = path
         front, wanted = last, wanted + piece.wanted
-    state[0], state[1], state[LOGITS_FROM] = pieces[0].slot, front, front - wanted
+    state[0], state[1] = pieces[0].slot, front
+    state[LOGITS_FROM] = state[WANTED] if wanted else front
     return state
 
 

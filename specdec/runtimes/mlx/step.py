@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.model.architecture import ModelConfig
-from specdec.runtimes.mlx.cache import SPAN
+from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
@@ -70,7 +70,7 @@ class WholeStep:
         self.mx, self.config, self.tier_sizes, self.driver = mx, config, tier_sizes, driver
         self.grid = driver.multiprocessors
         self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
-        self._kernels: dict[tuple[str, bool, int, bool], tuple[Any, int]] = {}
+        self._kernels: dict[tuple[str, bool, int, bool, bool], tuple[Any, int]] = {}
         self._tables: dict[tuple[str, bool], Any] = {}
         self._nothing, self._sync = self._own((8,), mx.int32), self._own((64,), mx.uint32)
         self._state = self._own((STATE_SIZE,), mx.int32)
@@ -110,6 +110,12 @@ class WholeStep:
         weights, companion, scores = self._packed(kind, head)
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
+    def address(self, cache: GpuCache) -> int:
+        """Where a cache's array lies."""
+        if cache.address is None:
+            cache.address = int(self._addresses(cache.arrays).tolist()[0])
+        return cache.address
+
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
         if not self._places:
@@ -129,7 +135,7 @@ class WholeStep:
 
         Args:
             kind: prepared.
-            cache: float16 (layers, 2, KV heads, positions, D); written.
+            cache: float16 (layers, 2, KV heads, positions, D), the largest of the step; written, like the others.
             take: int32, weights to take of every matrix in order of use, or None.
             angles: float32 (positions, D / 2, 2).
         """
@@ -202,9 +208,11 @@ class WholeStep:
 
     def _kernel(self, kind: Kind) -> tuple[Any, int]:
         """The kernel of a kind, and floats of scratch memory that it needs beside those for attention."""
-        key = (kind.mode, kind.selects, kind.rows, kind.tree)
+        key = (kind.mode, kind.selects, kind.rows, kind.tree, kind.shared)
         if key not in self._kernels:
-            constants = self._constants(kind) | {"TREE": kind.tree} | STATE_CONSTANTS
+            constants = self._constants(kind) | STATE_CONSTANTS
+            constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared}
+            constants["TAKES"] = 7 * self.config.num_layers + 1  # numbers of a line: one for each matrix
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
             body, *products = self._files(kind)

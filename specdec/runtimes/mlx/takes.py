@@ -43,7 +43,7 @@ class Takes:
         return self._counted(effort, view) is not None
 
     def lines(self, efforts: Sequence[Efforts], view: str) -> list[Any]:
-        """Int32 (lines, matrices) for every multiplication, a line for each of the efforts; or one array of all."""
+        """Int32 (lines, matrices) for every multiplication, a line for each of the efforts; or one array."""
         key = (view, tuple(efforts))
         return kept(self._lines, key, lambda: self._made(efforts, view))
 
@@ -51,11 +51,11 @@ class Takes:
         mx, counts = self._mx, [self._counted(effort, view) for effort in efforts]
         table = np.array([[count for group in line or () for count in group] for line in counts], np.int32)
         # One array from the host, taken apart on the device: see `weights` on small arrays.
+        lines = next(step for step in CACHE_STEPS if len(table) <= step)
+        flat = mx.array(np.concatenate([table, np.repeat(table[:1], lines - len(table), axis=0)]))
         if self._whole:
-            parts = [mx.array(table[0])]
+            parts = [flat]
         else:
-            lines = next(step for step in CACHE_STEPS if len(table) <= step)
-            flat = mx.array(np.concatenate([table, np.repeat(table[:1], lines - len(table), axis=0)]))
             ends = np.cumsum([len(group) for group in counts[0] or ()])[:-1].tolist()
             parts = [mx.contiguous(part) for part in mx.split(flat, ends, axis=1)]
         takes = [part + mx.zeros_like(part) for part in parts]
