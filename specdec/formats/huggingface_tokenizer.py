@@ -10,9 +10,9 @@ from specdec.errors import ModelFormatError
 from specdec.formats.fields import Fields
 from specdec.formats.files import read_bytes, read_json
 from specdec.tokenizers.bpe import BPETokenizer, read_backend
+from specdec.tokenizers.markers import END_MARKERS
 from specdec.tokenizers.meta import (
     BPE_NAME,
-    END_MARKERS,
     META_NAME,
     SENTENCEPIECE_NAME,
     AddedToken,
