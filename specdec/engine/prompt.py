@@ -68,6 +68,10 @@ def encode_prompt(
             ids = token_ids(items, config)
     if not ids:
         raise InvalidArgumentError("the prompt is empty: give at least one character or token")
+    if max(ids) >= config.vocab_size:
+        raise InvalidArgumentError(
+            f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
+        )
     if len(ids) >= config.max_context:
         raise InvalidArgumentError(
             f"the prompt has {len(ids)} tokens and the model's context holds {config.max_context}, answer included: "
