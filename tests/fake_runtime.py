@@ -29,6 +29,7 @@ from specdec.runtimes.base import (
     check_view,
     checked_tokens,
 )
+from specdec.tokenizers.messages import checked_messages
 
 BOS, EOS = 256, 257
 
@@ -196,6 +197,9 @@ class ByteDetokenizer:
     def add(self, token: int) -> str:
         return self._decoder.decode(bytes([token])) if token < BOS else ""
 
+    def control(self, token: int) -> str:
+        return "<end>" if token == EOS else ""
+
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
 
@@ -206,6 +210,7 @@ class ByteTokenizer:
     bos_id = BOS
     vocab_size = 258
     fingerprint = "bytes"
+    control_names = frozenset({"<end>"})
 
     def __init__(
         self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None
@@ -222,9 +227,14 @@ class ByteTokenizer:
         names = {BOS: b"", EOS: b"" if skip_special else b"<end>"}
         return b"".join(names.get(token, bytes([token % 256])) for token in ids).decode(errors="replace")
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        text = "".join(f"<{message['role']}>{message['content']}\n" for message in messages)
-        return text + "<assistant>" * add_generation_prompt
+    def control_id(self, text: str) -> int | None:
+        return EOS if text == "<end>" else None
+
+    def encode_chat(
+        self, messages: Sequence[object], *, literal: bool = True, continue_final_message: bool = False, **_: object
+    ) -> list[int]:
+        text = "".join(f"<{message['role']}>{message['content']}\n" for message in checked_messages(messages))
+        return list((text[:-1] if continue_final_message else text + "<assistant>").encode())
 
     def detokenizer(self, *, continues: bool = False) -> ByteDetokenizer:
         return ByteDetokenizer()

@@ -288,7 +288,7 @@ def test_a_way_means_the_same_however_it_is_told():
     ("text", "told"),
     [
         ("fast", "a contender must be auto, VIEW:EFFORT:LENGTH"),
-        ("int4:2:4", "--draft-effort must be"),
+        ("int4:2:4", "draft_effort must be"),
         ("int4:0.5:0", "draft_len must be a whole number of at least 1"),
         ("int4:0.5:1.5", "draft_len must be a whole number"),
         ("int4:much:4", "draft_effort must be a number"),

@@ -156,7 +156,7 @@ def test_wrong_prompts(prompt, options, message):
 @pytest.mark.parametrize("message", [{"role": "user"}, {"role": "user", "content": None}, "text"])
 def test_wrong_messages(message):
     prompt = [{"role": "user", "content": "x"}, message]
-    with pytest.raises(InvalidArgumentError, match="a chat message must be a mapping with the texts"):
+    with pytest.raises(InvalidArgumentError, match="chat message 1 must have a 'role' and a 'content', both text"):
         specdec.generate(fake_model(tokenizer=ByteTokenizer(has_chat_template=True)), prompt)
 
 

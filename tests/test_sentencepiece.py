@@ -120,7 +120,7 @@ def test_tokens_added_beside_the_model(tmp_path: Path, reference: sentencepiece.
     ("changes", "message"),
     [
         ({"scores": [0.5]}, "scores must have one entry a token"),
-        ({"scores": [1] * 400}, "must hold values of type float only"),
+        ({"scores": ["a"] * 400}, "must hold values of type float only"),
         ({"tokens": ["a"] * 400}, "its vocabulary makes no sentencepiece model"),
         ({"token_type": [2] * 400}, "its vocabulary makes no sentencepiece model"),
     ],

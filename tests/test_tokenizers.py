@@ -115,9 +115,10 @@ def test_whole_words_ignore_merges() -> None:
     assert build_byte_level(vocabulary, merges, rule=RULES["qwen2"]).encode("abc").ids == [3, 2]
 
 
-def test_a_file_without_pre_tokenizer_is_gpt2(tmp_path: Path) -> None:
-    unnamed, named = (gguf_files(bpe_metadata(pre), tmp_path / str(pre)) for pre in (None, "gpt2"))
-    assert unnamed == named
+def test_a_file_without_pre_tokenizer_has_the_default_one(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"tokenizer\.ggml\.pre is missing: text is cut by a default rule"):
+        unnamed = gguf_files(bpe_metadata(None), tmp_path / "unnamed")
+    assert unnamed == gguf_files(bpe_metadata("default"), tmp_path / "named")
 
 
 def test_special_tokens(smollm: Tokenizer) -> None:
@@ -177,14 +178,14 @@ def test_fingerprint(tmp_path: Path, smollm: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre": "gpt-5"}, "unknown pre-tokenizer 'gpt-5': this version knows gpt2, gpt-2, smollm, qwen2, llama-bpe"),
+        ({"pre": "gpt-5"}, "unknown pre-tokenizer 'gpt-5': this version knows a.x-4.0, .*llama-bpe, .*qwen2"),
         ({"model": "bert"}, r"unknown tokenizer 'bert': this version reads gpt2 \(BPE\) and llama"),
         ({"merges": ["h e", "q z"]}, "vocabulary and merges do not fit: .*qz"),
         ({"merges": ["he"]}, "has 'he', which is no pair"),
         ({"merges": [1, 2]}, "must hold values of type str only"),
+        ({"merges": []}, r"has no tokenizer\.ggml\.merges, so text cannot become tokens"),
         ({"tokens": ["a"] * ROWS}, "names a token twice"),
         ({"token_type": [1, 2]}, "must have one entry a token"),
-        ({"eos_token_id": ROWS}, f"eos_token_id is {ROWS}, but the vocabulary has {ROWS} tokens"),
         ({"bos_token_id": "one"}, "bos_token_id must be a whole number"),
     ],
 )
@@ -223,11 +224,12 @@ def test_huggingface_tokenizer_json(tmp_path: Path, smollm: Tokenizer) -> None:
     assert tokenizer.encode("the dog") == [1, *smollm.encode("the dog")]
     prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}]) == prompt
+    # The file's own post-processor decides about the first token, as in transformers.
     files["tokenizer_config.json"] = settings_file | {"add_bos_token": False, "chat_template": "x"}
     files["generation_config.json"] = {"eos_token_id": [3, 4]}
     files["chat_template.jinja"] = b"{{ messages[0].content }}{{ eos_token }}"
     tokenizer = huggingface_tokenizer(files, tmp_path / "b", eos_token_id=None)
-    assert (tokenizer.add_bos, tokenizer.eos_ids) == (False, {0, 2, 3, 4})
+    assert (tokenizer.add_bos, tokenizer.eos_ids) == (True, {0, 2, 3, 4})
     assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}]) == "hi<|im_end|>"
 
 
@@ -251,15 +253,6 @@ def settings_refused(**config: Any) -> dict[str, Any]:
         (lambda: {"tokenizer.json": tokenizer_json(decoder=None)}, r"unsupported decoder \(none\)"),
         (lambda: {"vocab.json": {}}, "vocab.json is not read: save the tokenizer as tokenizer.json or tokenizer.model"),
         (lambda: settings_refused() | {"tokenizer_config.json": b"["}, "tokenizer_config.json is not valid JSON"),
-        (lambda: settings_refused(chat_template=3), "chat_template must be a text or a list of named templates"),
-        (
-            lambda: settings_refused(chat_template=[{"name": x, "template": x} for x in "ab"]),
-            "of the chat templates a, b none is named 'default'",
-        ),
-        (
-            lambda: settings_refused() | {"chat_template.jinja": b"\xff"},
-            "chat_template.jinja is not valid UTF-8",
-        ),
     ],
 )
 def test_huggingface_tokenizer_that_cannot_be_read(
@@ -268,6 +261,36 @@ def test_huggingface_tokenizer_that_cannot_be_read(
     with pytest.raises(ModelFormatError, match=message) as caught:
         huggingface_files(make(), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: settings_refused(chat_template=3), "chat_template is neither a text nor a list of named templates"),
+        (
+            lambda: settings_refused(chat_template=[{"name": x, "template": x} for x in "ab"]),
+            "of the chat templates a, b none is named 'default': none is used",
+        ),
+        (
+            lambda: settings_refused() | {"chat_template.jinja": b"\xff"},
+            "chat_template.jinja is not valid UTF-8: it is not used",
+        ),
+        (lambda: settings_refused() | {"generation_config.json": b"["}, "generation_config.json is not valid JSON"),
+        (
+            lambda: settings_refused() | {"special_tokens_map.json": b"[]"},
+            "special_tokens_map.json must hold a JSON obj",
+        ),
+        (lambda: settings_refused() | {"added_tokens.json": b"1"}, "added_tokens.json must hold a JSON object"),
+        (lambda: settings_refused() | {"chat_template.json": b"{"}, "chat_template.json is not valid JSON"),
+    ],
+)
+def test_what_is_not_needed_never_stops_a_load(
+    tmp_path: Path, make: Callable[[], dict[str, Any]], message: str
+) -> None:
+    with pytest.warns(UserWarning, match=message):
+        tokenizer = huggingface_tokenizer(make(), tmp_path)
+    assert tokenizer.encode("the dog")
+    assert not tokenizer.has_chat_template
 
 
 def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
@@ -334,10 +357,18 @@ def test_meta_round_trip() -> None:
     assert TokenizerMeta.from_bytes(meta.to_bytes()) == meta
 
 
+def test_meta_of_an_older_version() -> None:
+    values = json.loads(TokenizerMeta(kind="bpe", eos_ids=(2,)).to_bytes()) | {"format": 1}
+    del values["chat_bos"], values["prefix"]
+    assert TokenizerMeta.from_bytes(json.dumps(values).encode()) == TokenizerMeta(kind="bpe", eos_ids=(2,))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has another format than 1"),
+        ({"format": 3}, "has format 3, this version reads up to 2"),
+        ({"prefix": "last"}, "is damaged"),
+        ({"chat_bos": 1}, "is damaged"),
         ({"kind": "wordpiece"}, "is damaged"),
         ({"eos_ids": [-1]}, "is damaged"),
         ({"eos_ids": None}, "is damaged"),

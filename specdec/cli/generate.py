@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 from importlib import resources
@@ -15,7 +16,7 @@ from specdec.cli import check
 from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
 from specdec.cli.explain import Shown
 from specdec.cli.statistics import report
-from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
+from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of, template_argument
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
@@ -60,7 +61,8 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
     given.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
     given.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads standard input")
     group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
-    _add(group, "chat")
+    for name in ("chat", "literal", "chat_template_kwargs"):
+        _add(group, name)
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
@@ -89,11 +91,22 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
         group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
         return
     default = flag.default or DEFAULTS[name]
-    if flag.kind is list:
+    if flag.kind is dict:
+        group.add_argument(
+            flag_of(name), dest=name, action="append", type=_template_argument, metavar=flag.metavar, help=flag.help
+        )
+    elif flag.kind is list:
         group.add_argument(flag_of(name), action="append", metavar=flag.metavar, help=flag.help)
     else:
         description = f"{flag.help} (default: {default})"
         group.add_argument(flag_of(name), type=flag.kind, metavar=flag.metavar, help=description)
+
+
+def _template_argument(text: str) -> tuple[str, Any]:
+    try:
+        return template_argument(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -163,12 +176,10 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
     elif arguments.prompt_file == "-":
         if sys.stdin is None:
             raise InvalidArgumentError("--prompt-file - reads standard input, which is closed")
-        data = sys.stdin.buffer.read().removesuffix(b"\n")
+        data = _text_of_file(sys.stdin.buffer.read())
     else:
         try:
-            data = (
-                Path(arguments.prompt_file).read_bytes().removesuffix(b"\n")
-            )  # the one that ends a text file's last line
+            data = _text_of_file(Path(arguments.prompt_file).read_bytes())
         except OSError as error:
             raise InvalidArgumentError(f"cannot read the prompt {arguments.prompt_file}: {error.strerror}") from None
     try:
@@ -180,9 +191,16 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
     return text
 
 
+def _text_of_file(data: bytes) -> bytes:
+    """What a text file says: without the byte order mark that some editors put first, and the end of its last line."""
+    data = data.removeprefix(codecs.BOM_UTF8)
+    return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
+
+
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was asked for, as arguments of `specdec.stream`."""
-    return {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
+    given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
+    return {name: dict(value) if FLAGS[name].kind is dict else value for name, value in given.items()}
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:

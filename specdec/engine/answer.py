@@ -156,7 +156,7 @@ class Answer:
         parts: list[str] = []
         stopped_by = None
         for count, token in enumerate(run, start=1):
-            parts.append("" if self._detokenizer is None else self._stops.feed(self._detokenizer.add(token)))
+            parts.append("" if self._detokenizer is None else self._watched(self._detokenizer, token))
             if token in self._end_tokens:
                 stopped_by = "end token"
             elif self._stops.found is not None:
@@ -173,3 +173,7 @@ class Answer:
             parts[-1] += self._stops.flush()
             stopped_by = "stop string" if self._stops.found is not None else stopped_by
         return Piece("".join(parts), run, parts), stopped_by
+
+    def _watched(self, detokenizer: IncrementalDetokenizer, token: int) -> str:
+        """Text of a token that is safe to show."""
+        return self._stops.feed(detokenizer.add(token), control=detokenizer.control(token))

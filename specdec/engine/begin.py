@@ -36,7 +36,14 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         TypeError: an argument that there is not.
     """
     options = options_of(arguments, caller)
-    encoded = encode_prompt(prompt, model.tokenizer, model.config, chat=options.chat)
+    encoded = encode_prompt(
+        prompt,
+        model.tokenizer,
+        model.config,
+        chat=options.chat,
+        literal=options.literal,
+        variables=options.chat_template_kwargs,
+    )
     with model.lock:
         return _prepared(model, encoded, options)
 
@@ -75,17 +82,18 @@ def _identical_to(model: Model, options: Options) -> str:
 
 
 def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tuple[frozenset[int], StopStrings]:
-    """Ids that end an answer, and a watch for the stop strings that are text.
+    """Ids that end an answer, and a watch for the other stop strings.
 
     A stop string that is a single control token, such as "<|im_end|>", never shows up in the text: its id ends the
-    answer instead.
+    answer instead. One with control tokens among its text is looked for in the text with them.
     """
     if tokenizer is None:
         if stops:
             raise InvalidArgumentError("this model has no tokenizer: stop strings need one")
         return frozenset(), StopStrings()
-    ids = {stop: tokenizer.encode(stop, add_bos=False) for stop in stops}
-    texts = {stop: tokenizer.decode(ids[stop], skip_special=True, continues=True) for stop in stops}
-    controls = {stop for stop in stops if len(ids[stop]) == 1 and not texts[stop]}
-    end_tokens = tokenizer.eos_ids | {ids[stop][0] for stop in controls}
-    return end_tokens, StopStrings(stop for stop in stops if stop not in controls)
+    controls = {stop: tokenizer.control_id(stop) for stop in stops}
+    names = tokenizer.control_names
+    mixed = [stop for stop in stops if controls[stop] is None and any(name in stop for name in names)]
+    texts = [stop for stop in stops if controls[stop] is None and stop not in mixed]
+    end_tokens = tokenizer.eos_ids | {token for token in controls.values() if token is not None}
+    return end_tokens, StopStrings(texts, mixed)

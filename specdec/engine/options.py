@@ -5,9 +5,10 @@ What an option is called on the command line, and what its help says, stands bes
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -37,6 +38,8 @@ class OptionArguments(TypedDict, total=False):
     seed: int
     stop: str | Sequence[str]
     chat: bool
+    literal: bool
+    chat_template_kwargs: Mapping[str, Any] | None
     speculate: bool
     trust: float | None
     trace: str | Path | None
@@ -47,7 +50,7 @@ class Flag:
     """An option on the command line.
 
     Attributes:
-        kind: type of its value; bool for a switch that turns the option off.
+        kind: type of its value; bool for a switch that turns the option off, dict for KEY=VALUE.
         metavar: what help calls the value.
         help: what it does.
         default: what help calls the default, where its value says nothing.
@@ -94,6 +97,10 @@ class Options:
         stop: strings that end the answer and are not part of its text.
         chat: put a text prompt into the model's chat template as a user's message, if it has one; False takes the text
             as it is.
+        literal: the names of control tokens in chat messages, such as "<|im_end|>", are text like any other. False
+            makes them those tokens, which end turns and begin others: only for messages whose text is trusted.
+        chat_template_kwargs: variables that the model's chat template asks for by name, such as `enable_thinking` or
+            `tools`; also `add_generation_prompt` and `continue_final_message`.
         speculate: False decodes one token at a time.
         trust: entropy in nats under which a draft token is accepted without verification. The answer is then not that
             of plain decoding, and its `identical_to` says so. None verifies every token.
@@ -140,6 +147,14 @@ class Options:
     chat: bool = field(
         default=True, metadata=_flag(bool, "", "take the prompt as it is, without the chat template", name="--raw")
     )
+    literal: bool = field(
+        default=True,
+        metadata=_flag(bool, "", "control tokens spelled in messages act as such (trusted text only)", name="--markup"),
+    )
+    chat_template_kwargs: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=_flag(dict, "KEY=VALUE", "variable of the chat template; repeatable", "none", name="--template-arg"),
+    )
     speculate: bool = field(default=True, metadata=_flag(bool, "", "decode without speculation", name="--plain"))
     trust: float | None = field(
         default=None,
@@ -170,6 +185,7 @@ class Options:
             if not isinstance(value, (str, kind)):
                 raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")
         _set(self, "stop", stop_strings(self.stop))
+        _check_variables(self.chat_template_kwargs)
         _ = self.sampling  # checks it
 
     @property
@@ -271,6 +287,29 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
         if not isinstance(stop, str) or not stop:
             raise InvalidArgumentError(f"a stop string must be text of at least one character, not {stop!r}")
     return stops
+
+
+def template_argument(text: str) -> tuple[str, Any]:
+    """A variable of a chat template from "KEY=VALUE", where the value is JSON or else text.
+
+    Raises:
+        ValueError: no "=", or nothing before it.
+    """
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"must be KEY=VALUE, not {text!r}")
+    words = {"true": True, "false": False, "none": None}
+    if value.lower() in words:  # as Python writes them, too
+        return name, words[value.lower()]
+    try:
+        return name, json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _check_variables(value: object) -> None:
+    if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
+        raise OptionError("chat_template_kwargs", f"must be a mapping of names to values, not {value!r}")
 
 
 def _set(options: Options, name: str, value: object) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from specdec.errors import InvalidArgumentError
+from specdec.tokenizers.chat_template import last_text
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
     from specdec.tokenizers import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, str]]
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class EncodedPrompt(NamedTuple):
@@ -28,37 +29,55 @@ class EncodedPrompt(NamedTuple):
 
 
 def encode_prompt(
-    prompt: Prompt, tokenizer: Tokenizer | None, config: ModelConfig, *, chat: bool = True
+    prompt: Prompt,
+    tokenizer: Tokenizer | None,
+    config: ModelConfig,
+    *,
+    chat: bool = True,
+    literal: bool = True,
+    variables: Mapping[str, Any] | None = None,
 ) -> EncodedPrompt:
     """A prompt in tokens.
 
     Args:
-        prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content".
+        prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content". When
+            the last message is the assistant's, the answer goes on with its text.
         tokenizer: the model's, or None when it has none; then only ids will do.
         config: the model.
         chat: put text into the chat template as a user's message, when the model has a template.
+        literal: names of control tokens in messages, and in text that becomes one, are text; False makes them tokens.
+        variables: for the chat template.
 
     Raises:
         InvalidArgumentError: the prompt is empty, of no such kind, too long for the context, holds an id outside the
             vocabulary, or needs a tokenizer or a chat template that the model does not have.
     """
+    continues = True
     if isinstance(prompt, str):
-        is_chat = chat and tokenizer is not None and tokenizer.has_chat_template
-        ids = _text_ids(prompt, tokenizer, is_chat=is_chat)
-    else:
+        if chat and prompt and tokenizer is not None and tokenizer.has_chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+        else:
+            ids = _text_ids(prompt, tokenizer)
+    if not isinstance(prompt, str):
         items = _items(prompt)
-        is_chat = any(isinstance(item, Mapping) for item in items)
-        if is_chat and not chat:
-            raise InvalidArgumentError("chat messages need the chat template: leave out chat=False, or give text")
-        ids = _message_ids(items, tokenizer) if is_chat else token_ids(items, config)
+        if _are_messages(items):
+            if not chat:
+                raise InvalidArgumentError("chat messages need the chat template: leave out chat=False, or give text")
+            ids, continues = _message_ids(items, tokenizer, literal, variables)
+        else:
+            ids = token_ids(items, config)
     if not ids:
         raise InvalidArgumentError("the prompt is empty: give at least one character or token")
+    if max(ids) >= config.vocab_size:
+        raise InvalidArgumentError(
+            f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
+        )
     if len(ids) >= config.max_context:
         raise InvalidArgumentError(
             f"the prompt has {len(ids)} tokens and the model's context holds {config.max_context}, answer included: "
             "shorten the prompt"
         )
-    return EncodedPrompt(ids, continues=not is_chat)
+    return EncodedPrompt(ids, continues)
 
 
 def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
@@ -84,24 +103,25 @@ def _items(prompt: Sequence[object]) -> list[object]:
         raise InvalidArgumentError(f"a prompt must be text, token ids, or chat messages, not {prompt!r}") from None
 
 
-def _text_ids(text: str, tokenizer: Tokenizer | None, *, is_chat: bool) -> list[int]:
+def _are_messages(items: Sequence[object]) -> bool:
+    """Whether these are messages: mappings, or objects with the same fields."""
+    return any(isinstance(item, Mapping) or hasattr(item, "role") for item in items)
+
+
+def _text_ids(text: str, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
         raise InvalidArgumentError("this model has no tokenizer: give the prompt as token ids")
-    if not text:
-        return []
-    return _message_ids([{"role": "user", "content": text}], tokenizer) if is_chat else tokenizer.encode(text)
+    return tokenizer.encode(text) if text else []
 
 
-def _message_ids(messages: Sequence[object], tokenizer: Tokenizer | None) -> list[int]:
+def _message_ids(
+    messages: Sequence[object], tokenizer: Tokenizer | None, literal: bool, variables: Mapping[str, Any] | None
+) -> tuple[list[int], bool]:
+    """Ids, and whether the answer goes on with the last message's text."""
     if tokenizer is None or not tokenizer.has_chat_template:
         raise InvalidArgumentError("this model has no chat template: give the prompt as text or token ids")
-    checked: list[Mapping[str, str]] = []
-    for message in messages:
-        fields = [message.get("role"), message.get("content")] if isinstance(message, Mapping) else [None]
-        if not isinstance(message, Mapping) or not all(isinstance(value, str) for value in fields):
-            raise InvalidArgumentError(
-                f"a chat message must be a mapping with the texts 'role' and 'content', not {message!r}"
-            )
-        checked.append(message)
-    # The template writes the special tokens itself, the one that begins a text included.
-    return tokenizer.encode(tokenizer.apply_chat_template(checked), add_bos=False)
+    given = dict(variables or {})
+    switches = ("add_generation_prompt", "continue_final_message")
+    if not any(name in given for name in switches) and last_text(messages):
+        given["continue_final_message"] = True
+    return tokenizer.encode_chat(messages, literal=literal, **given), bool(given.get("continue_final_message"))

@@ -10,9 +10,11 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 from __future__ import annotations
 
 import mmap
+import re
 import struct
+import warnings
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from math import prod
@@ -29,6 +31,9 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
+# More parts than the names of parts can number.
+MAX_PARTS = 99_999
+_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", _BOOL: "<?", 10: "<Q", 11: "<q", 12: "<d"}
@@ -41,6 +46,7 @@ class _Tensor:
     row_bytes: int
     offset: int
     size: int
+    data: mmap.mmap
 
 
 class _Header:
@@ -84,25 +90,38 @@ class _Header:
 
 
 class GGUFFile:
-    """One open GGUF file, memory-mapped.
+    """One open GGUF file, memory-mapped, with the other parts where a model is split into several files.
 
     Attributes:
         label: file name, for messages.
-        metadata: every key of the header, values as plain Python objects.
+        metadata: every key of the header, values as plain Python objects; of a split model the first part's, without
+            what it says of the split.
+
+    Args:
+        path: the file, or any part of a split model.
+        part: read this file alone.
 
     Raises:
-        ModelFormatError: not GGUF, of another version, truncated, damaged, or with a tensor that cannot be decoded.
+        ModelFormatError: not GGUF, of another version, truncated, damaged, or with a tensor that cannot be decoded; or
+            parts are missing or do not belong together.
+
+    Warns:
+        UserWarning: a part is missing that no tensor is missing from.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, part: bool = False) -> None:
+        path = path if part else first_part(path)
         self.label = path.name
         self._data = map_file(path)
         self._tensors: dict[str, _Tensor] = {}
+        self._others: list[GGUFFile] = []
         try:
             header = _Header(self._data, self.label)
             tensor_count, key_count = self._read_preamble(header)
             self.metadata = self._read_metadata(header, key_count)
             self._tensors = self._read_tensors(header, tensor_count)
+            if not part:
+                self._read_others(path)
         except BaseException:
             self.close()
             raise
@@ -127,13 +146,53 @@ class GGUFFile:
 
     def close(self) -> None:
         self._tensors = {}
+        for other in self._others:
+            other.close()
         self._data.close()
 
     def _rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """uint8 (rows, bytes of a row), a copy."""
         tensor = self._tensors[name]
         first, last = tensor.offset + start * tensor.row_bytes, tensor.offset + stop * tensor.row_bytes
-        return np.frombuffer(self._data[first:last], dtype=np.uint8).reshape(stop - start, tensor.row_bytes)
+        return np.frombuffer(tensor.data[first:last], dtype=np.uint8).reshape(stop - start, tensor.row_bytes)
+
+    def _read_others(self, path: Path) -> None:
+        """Open the other parts of a split model, and take their tensors."""
+        number, count, total = (self.metadata.pop(f"split.{name}", 0) for name in ("no", "count", "tensors.count"))
+        if not all(type(value) is int for value in (number, count, total)):
+            raise ModelFormatError(f"{self.label} is damaged: what it says of its parts are not whole numbers")
+        if count <= 1:
+            return
+        if number != 0 or count > MAX_PARTS:
+            raise ModelFormatError(
+                f"{self.label} says that it is part {number + 1} of {count}, which cannot be the first"
+            )
+        missing = []
+        for other in part_paths(path, count):
+            if not other.exists():
+                missing.append(other.name)
+                continue
+            self._others.append(GGUFFile(other, part=True))
+            self._take(self._others[-1], number=len(self._others) + len(missing), count=count)
+        # A model whose tensors are all there lacks nothing.
+        if missing and len(self._tensors) < total:
+            raise ModelFormatError(
+                f"{self.label} is one of {count} parts, and {missing[0]} is not beside it: fetch all parts"
+            )
+        if missing:
+            warnings.warn(f"{self.label}: {missing[0]} is missing, but no tensor is", stacklevel=3)
+        elif len(self._tensors) != total:
+            raise ModelFormatError(
+                f"{self.label} and its parts hold {len(self._tensors)} tensors, and {total} belong to the model"
+            )
+
+    def _take(self, other: GGUFFile, *, number: int, count: int) -> None:
+        stated = other.metadata.get("split.no"), other.metadata.get("split.count")
+        if stated != (number, count):
+            raise ModelFormatError(f"{other.label} says that it is another part than {number + 1} of {count}")
+        if twice := self._tensors.keys() & other._tensors.keys():
+            raise ModelFormatError(f"tensor {min(twice)!r} is in both {self.label} and {other.label}")
+        self._tensors |= other._tensors
 
     def _read_preamble(self, header: _Header) -> tuple[int, int]:
         if self._data[: len(MAGIC)] != MAGIC:
@@ -180,7 +239,7 @@ class GGUFFile:
                 f"{self.label}: tensor {name!r} of shape {shape} cannot be {kind.name}, which stores blocks of {block}"
             )
         row_bytes = shape[-1] // block * block_bytes
-        return _Tensor(shape, kind, row_bytes, header.unpack("<Q"), prod(shape[:-1]) * row_bytes)
+        return _Tensor(shape, kind, row_bytes, header.unpack("<Q"), prod(shape[:-1]) * row_bytes, self._data)
 
     def _kind(self, number: int, name: str) -> GGMLQuantizationType:
         try:
@@ -207,8 +266,29 @@ class GGUFFile:
                 raise ModelFormatError(
                     f"{self.label} is truncated: tensor {name!r} ends at byte {end}, the file at {len(self._data)}"
                 )
-            tensors[name] = _Tensor(tensor.shape, tensor.kind, tensor.row_bytes, offset, tensor.size)
+            tensors[name] = replace(tensor, offset=offset)
         return tensors
+
+
+def first_part(path: Path) -> Path:
+    """The first part of a split model of which `path` is any, by the names that splitting gives; else `path` itself."""
+    found = _PART_NAME.fullmatch(path.name)
+    first = path if found is None else path.with_name(f"{found[1]}-00001-of-{found[3]}.gguf")
+    return first if first.exists() else path
+
+
+def part_paths(first: Path, count: int) -> list[Path]:
+    """The paths of the other parts of a split model.
+
+    Raises:
+        ModelFormatError: the name of the first part does not say that it is one.
+    """
+    found = _PART_NAME.fullmatch(first.name)
+    if found is None or int(found[2]) != 1 or int(found[3]) != count:
+        raise ModelFormatError(
+            f"{first.name} is the first of {count} parts: give it its name back, NAME-00001-of-{count:05d}.gguf"
+        )
+    return [first.with_name(f"{found[1]}-{number:05d}-of-{found[3]}.gguf") for number in range(2, count + 1)]
 
 
 @cache

@@ -1,19 +1,42 @@
-"""The tokenizer inside a GGUF file, as the files of a tokenizer folder."""
+"""The tokenizer inside a GGUF file, as the files of a tokenizer folder.
+
+What a file leaves out or says wrongly is resolved as llama.cpp resolves it, or with a warning where that is a guess.
+"""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
-from specdec.tokenizers.meta import BPE_NAME, END_MARKERS, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
+from specdec.tokenizers.markers import CONTROL_MARKERS, END_MARKERS, end_tokens
+from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
-from specdec.tokenizers.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, build_model
+from specdec.tokenizers.sentencepiece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    build_model,
+)
 
-_MODEL = "tokenizer.ggml.model"
+_PREFIX = "tokenizer.ggml."
+_MODEL, _TOKENS, _MERGES = _PREFIX + "model", _PREFIX + "tokens", _PREFIX + "merges"
 _TEMPLATE = "tokenizer.chat_template"
-_TEMPLATE_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_TEMPLATE_TOKENS = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding", "sep_token": "seperator",
+    "mask_token": "mask",
+}  # fmt: skip
+# Ends of an answer that a file can name by their ids.
+_ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+# What the format says of a sentencepiece vocabulary when the file names no ids.
+_SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}
+# The same of byte-level vocabularies: the end of Falcon's, which counts only where it is a control token.
+_BPE_IDS = {"bos": 11, "eos": 11}
 
 
 def tokenizer_files(fields: Fields, *, vocab_size: int) -> dict[str, bytes]:
@@ -25,67 +48,110 @@ def tokenizer_files(fields: Fields, *, vocab_size: int) -> dict[str, bytes]:
 
     Raises:
         ModelFormatError: an unknown kind of tokenizer, or one that contradicts itself.
+
+    Warns:
+        UserWarning: metadata is missing or senseless; the message says what holds instead.
     """
     if _MODEL not in fields or fields.text(_MODEL) in ("none", "no_vocab"):
         return {}
-    tokens, types = _vocabulary(fields, vocab_size)
     kind = fields.text(_MODEL)
-    if kind == "gpt2":
-        name, content, add_bos = BPE_NAME, *_byte_level(fields, tokens, types)
-    elif kind == "llama":
-        name, content, add_bos = SENTENCEPIECE_NAME, _sentencepiece(fields, tokens, types), True
-    else:
+    if kind not in ("gpt2", "llama"):
         raise ModelFormatError(f"{fields.where}: unknown tokenizer {kind!r}: this version reads gpt2 (BPE) and llama")
-    bos_id = _special_id(fields, "bos", len(tokens))
+    vocabulary = _Vocabulary(fields, vocab_size, is_bpe=kind == "gpt2")
+    if kind == "gpt2":
+        name, content, add_bos = BPE_NAME, *_byte_level(fields, vocabulary)
+    else:
+        name, content, add_bos = SENTENCEPIECE_NAME, _sentencepiece(fields, vocabulary), True
+    bos_id, eos_ids = vocabulary.special_id("bos"), _eos_ids(vocabulary)
+    add_bos = fields.flag(_PREFIX + "add_bos_token", add_bos) and bos_id is not None
     meta = TokenizerMeta(
         kind="bpe" if kind == "gpt2" else "sentencepiece",
         bos_id=bos_id,
-        eos_ids=_eos_ids(fields, tokens, types),
-        add_bos=fields.flag("tokenizer.ggml.add_bos_token", add_bos) and bos_id is not None,
-        chat_template=fields.text(_TEMPLATE) if _TEMPLATE in fields else None,
+        eos_ids=eos_ids,
+        add_bos=add_bos,
+        chat_template=_chat_template(fields),
         special_tokens={
-            name: tokens[index]
+            name: vocabulary.tokens[index]
             for name, key in _TEMPLATE_TOKENS.items()
-            if (index := _special_id(fields, key, len(tokens))) is not None
+            if (index := vocabulary.special_id(key)) is not None
         },
+        chat_bos=add_bos,
     )
+    if not eos_ids:
+        _warn(fields, "names no token that ends an answer: answers end at max_tokens or a stop string")
     return {name: content, META_NAME: meta.to_bytes()}
 
 
-def _vocabulary(fields: Fields, vocab_size: int) -> tuple[list[str], list[int]]:
-    """Text and type of every token."""
-    tokens = _typed(fields, "tokenizer.ggml.tokens", str)
-    types = _typed(fields, "tokenizer.ggml.token_type", int) or [NORMAL] * len(tokens)
-    if not tokens or len(types) != len(tokens):
-        raise ModelFormatError(f"{fields.where}: tokenizer.ggml.tokens and token_type must have one entry a token")
-    if len(tokens) > vocab_size:
-        raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, but only {vocab_size} rows of embeddings")
-    return tokens, types
+class _Vocabulary:
+    """Text and type of every token, and the ids that the file names.
+
+    Attributes:
+        tokens: text by id.
+        types: type by id; tokens that are never ordinary text are control tokens, whatever the file says.
+    """
+
+    def __init__(self, fields: Fields, vocab_size: int, *, is_bpe: bool) -> None:
+        self.fields = fields
+        tokens = _typed(fields, _TOKENS, str)
+        types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)] or [NORMAL] * len(tokens)
+        if not tokens or len(types) != len(tokens):
+            raise ModelFormatError(f"{fields.where}: {_TOKENS} and token_type must have one entry a token")
+        if len(tokens) > vocab_size:
+            raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, but only {vocab_size} rows of embeddings")
+        self.tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
+        self.types = [_type(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        self._ids: dict[str, int | None] = {}
+        for name, default in (_BPE_IDS if is_bpe else _SENTENCEPIECE_IDS).items():
+            holds = default < len(tokens) and (not is_bpe or self.types[default] == CONTROL)
+            self._ids[name] = self._named(name, default if holds else None)
+
+    def special_id(self, name: str) -> int | None:
+        """The id that the file or else the format names, or None."""
+        if name not in self._ids:
+            self._ids[name] = self._named(name, None)
+        return self._ids[name]
+
+    def _named(self, name: str, default: int | None) -> int | None:
+        key = f"{_PREFIX}{name}_token_id"
+        if key not in self.fields:
+            return default
+        index = self.fields.integer(key)
+        if 0 <= index < len(self.tokens):
+            return index
+        instead = "it is left out" if default is None else f"{default} holds"
+        _warn(self.fields, f"{key} is {index}, but the vocabulary has {len(self.tokens)} tokens: {instead}")
+        return default
 
 
-def _typed(fields: Fields, key: str, kind: type) -> list[Any]:
+def _type(text: str, kind: int) -> int:
+    """A token's type."""
+    if not text:
+        return UNUSED
+    if text in CONTROL_MARKERS:
+        return CONTROL
+    return kind if NORMAL <= kind <= BYTE else NORMAL
+
+
+def _typed(fields: Fields, key: str, *kinds: type) -> list[Any]:
     values = fields.array(key)
-    if not all(type(value) is kind for value in values):
-        raise ModelFormatError(f"{fields.where}: {key} must hold values of type {kind.__name__} only")
+    if not all(type(value) in kinds for value in values):
+        raise ModelFormatError(f"{fields.where}: {key} must hold values of type {kinds[0].__name__} only")
     return values
 
 
-def _byte_level(fields: Fields, tokens: list[str], types: list[int]) -> tuple[bytes, bool]:
+def _byte_level(fields: Fields, vocabulary: _Vocabulary) -> tuple[bytes, bool]:
     """A tokenizer.json, and whether its family wants a first token."""
-    chosen = rule(fields.text("tokenizer.ggml.pre", DEFAULT))
+    if _PREFIX + "pre" not in fields:
+        _warn(fields, f"{_PREFIX}pre is missing: text is cut by a default rule, and answers may be worse for it")
+    chosen = rule(fields.text(_PREFIX + "pre", DEFAULT))
+    tokens, types = vocabulary.tokens, vocabulary.types
     # Tokens that fill up the vocabulary are left out: they mean nothing, and so they decode to nothing.
-    vocabulary = {text: index for index, text in enumerate(tokens) if types[index] != UNUSED}
-    if len(vocabulary) != len(tokens) - types.count(UNUSED):
-        raise ModelFormatError(f"{fields.where}: tokenizer.ggml.tokens names a token twice")
-    merges = []
-    for merge in _typed(fields, "tokenizer.ggml.merges", str):
-        left, space, right = merge.partition(" ")
-        if not (left and space and right):
-            raise ModelFormatError(f"{fields.where}: tokenizer.ggml.merges has {merge!r}, which is no pair")
-        merges.append((left, right))
+    ids = {text: index for index, text in enumerate(tokens) if types[index] != UNUSED}
+    if len(ids) != len(tokens) - types.count(UNUSED):
+        raise ModelFormatError(f"{fields.where}: {_TOKENS} names a token twice")
     tokenizer = build_byte_level(
-        vocabulary,
-        merges,
+        ids,
+        _merges(fields),
         rule=chosen,
         special=[tokens[i] for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)],
         user_defined=[tokens[i] for i, kind in enumerate(types) if kind == USER_DEFINED],
@@ -93,21 +159,38 @@ def _byte_level(fields: Fields, tokens: list[str], types: list[int]) -> tuple[by
     return tokenizer.to_str().encode("utf-8"), chosen.add_bos
 
 
-def _sentencepiece(fields: Fields, tokens: list[str], types: list[int]) -> bytes:
+def _merges(fields: Fields) -> list[tuple[str, str]]:
+    if not fields.array(_MERGES):
+        raise ModelFormatError(
+            f"{fields.where} has no {_MERGES}, so text cannot become tokens: its conversion failed, get another file"
+        )
+    merges = []
+    for merge in _typed(fields, _MERGES, str):
+        left, space, right = merge.partition(" ")
+        if not (left and space and right):
+            raise ModelFormatError(f"{fields.where}: {_MERGES} has {merge!r}, which is no pair")
+        merges.append((left, right))
+    return merges
+
+
+def _sentencepiece(fields: Fields, vocabulary: _Vocabulary) -> bytes:
     """A tokenizer.model that sentencepiece accepts."""
-    scores = _typed(fields, "tokenizer.ggml.scores", float)
+    tokens, types = vocabulary.tokens, list(vocabulary.types)
+    scores = _typed(fields, _PREFIX + "scores", float, int)[: len(tokens)]
+    if not scores:
+        _warn(fields, f"{_PREFIX}scores is missing: all tokens count alike, and answers may be worse for it")
+        scores = [0.0] * len(tokens)
     if len(scores) != len(tokens):
-        raise ModelFormatError(f"{fields.where}: tokenizer.ggml.scores must have one entry a token")
+        raise ModelFormatError(f"{fields.where}: {_PREFIX}scores must have one entry a token")
     if UNKNOWN not in types:
         # sentencepiece needs one; files that lost the type still say which it is.
-        types = list(types)
-        types[_special_id(fields, "unknown", len(tokens)) or 0] = UNKNOWN
+        types[vocabulary.special_id("unknown") or 0] = UNKNOWN
     content = build_model(
         tokens,
-        scores,
+        [float(score) for score in scores],
         types,
-        add_dummy_prefix=fields.flag("tokenizer.ggml.add_space_prefix", True),
-        remove_extra_whitespaces=fields.flag("tokenizer.ggml.remove_extra_whitespaces", False),
+        add_dummy_prefix=fields.flag(_PREFIX + "add_space_prefix", True),
+        remove_extra_whitespaces=fields.flag(_PREFIX + "remove_extra_whitespaces", False),
     )
     try:
         read_model(content)
@@ -116,17 +199,19 @@ def _sentencepiece(fields: Fields, tokens: list[str], types: list[int]) -> bytes
     return content
 
 
-def _special_id(fields: Fields, name: str, count: int) -> int | None:
-    key = f"tokenizer.ggml.{name}_token_id"
-    if key not in fields:
+def _eos_ids(vocabulary: _Vocabulary) -> tuple[int, ...]:
+    ids = {text: index for index, text in enumerate(vocabulary.tokens) if text in END_MARKERS}
+    named = {index for index in map(vocabulary.special_id, _ENDS) if index is not None}
+    return tuple(sorted(end_tokens(ids) | named))
+
+
+def _chat_template(fields: Fields) -> str | None:
+    value = fields.values.get(_TEMPLATE)
+    if value is not None and not isinstance(value, str):
+        _warn(fields, f"{_TEMPLATE} is no text: the model counts as one without a chat template")
         return None
-    index = fields.integer(key)
-    if not 0 <= index < count:
-        raise ModelFormatError(f"{fields.where}: {key} is {index}, but the vocabulary has {count} tokens")
-    return index
+    return value
 
 
-def _eos_ids(fields: Fields, tokens: list[str], types: list[int]) -> tuple[int, ...]:
-    named = {_special_id(fields, name, len(tokens)) for name in ("eos", "eot", "eom")}
-    marked = {i for i, text in enumerate(tokens) if text in END_MARKERS and types[i] in (CONTROL, USER_DEFINED)}
-    return tuple(sorted(marked | {index for index in named if index is not None}))
+def _warn(fields: Fields, what: str) -> None:
+    warnings.warn(f"{fields.where}: {what}", stacklevel=2)

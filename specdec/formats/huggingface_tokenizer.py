@@ -1,28 +1,28 @@
-"""The tokenizer of a Hugging Face folder, as the files of a tokenizer folder."""
+"""The tokenizer of a Hugging Face folder, as the files of a tokenizer folder.
+
+What the files leave out or say twice is resolved as transformers resolves it; what they say wrongly and nothing needs
+is left out with a warning. The small files beside the tokenizer are read by `huggingface_settings`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken as BackendToken
+from tokenizers import Tokenizer as Backend
+
 from specdec.errors import ModelFormatError
-from specdec.families.fields import Fields
 from specdec.formats.files import read_bytes, read_json
+from specdec.formats.huggingface_settings import Settings
 from specdec.tokenizers.bpe import BPETokenizer, read_backend
-from specdec.tokenizers.meta import (
-    BPE_NAME,
-    END_MARKERS,
-    META_NAME,
-    SENTENCEPIECE_NAME,
-    AddedToken,
-    TokenizerMeta,
-)
+from specdec.tokenizers.markers import END_MARKERS, end_tokens
+from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, AddedToken, TokenizerMeta
+from specdec.tokenizers.pretokenizers import build_byte_level, rule
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
 
-_UNREAD = ("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tekken.json", "tiktoken.model")
-_TEMPLATE_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_CONFIG, _SPECIAL_MAP, _GENERATION = "tokenizer_config.json", "special_tokens_map.json", "generation_config.json"
+_VOCABULARY, _MERGES = "vocab.json", "merges.txt"
+_UNREAD = (_VOCABULARY, "vocab.txt", _MERGES, "spiece.model", "tekken.json", "tiktoken.model")
 
 
 def tokenizer_files(folder: Path, model_config: dict[str, Any]) -> dict[str, bytes]:
@@ -34,85 +34,107 @@ def tokenizer_files(folder: Path, model_config: dict[str, Any]) -> dict[str, byt
 
     Raises:
         ModelFormatError: the tokenizer is damaged or of a kind that is not read.
+
+    Warns:
+        UserWarning: a file beside the tokenizer is senseless and is not used.
     """
-    config = _optional_json(folder / _CONFIG)
+    settings = Settings(folder, model_config)
     if (folder / BPE_NAME).exists():
-        name, content = BPE_NAME, read_bytes(folder / BPE_NAME)
-        meta = _bpe_meta(content, _Settings(folder, config, model_config))
-        BPETokenizer(meta, content)
+        name, backend = BPE_NAME, read_backend(read_bytes(folder / BPE_NAME))
     elif (folder / SENTENCEPIECE_NAME).exists():
         name, content = SENTENCEPIECE_NAME, read_bytes(folder / SENTENCEPIECE_NAME)
-        meta = _sentencepiece_meta(content, _Settings(folder, config, model_config))
+        meta = _sentencepiece_meta(content, settings)
         SentencePieceTokenizer(meta, content)
+        return {name: content, META_NAME: meta.to_bytes()}
+    elif (folder / _VOCABULARY).exists() and (folder / _MERGES).exists():
+        name, backend = BPE_NAME, _from_vocabulary(folder, settings)
     else:
         if found := [name for name in _UNREAD if (folder / name).exists()]:
             raise ModelFormatError(f"{found[0]} is not read: save the tokenizer as {BPE_NAME} or {SENTENCEPIECE_NAME}")
         return {}
+    content = read_bytes(folder / BPE_NAME) if name == BPE_NAME and (folder / BPE_NAME).exists() else b""
+    if _add_missing(backend, settings) or not content:
+        content = backend.to_str().encode("utf-8")
+    meta = _bpe_meta(backend, settings)
+    BPETokenizer(meta, content)
     return {name: content, META_NAME: meta.to_bytes()}
 
 
-class _Settings:
-    """What the small JSON files beside a tokenizer say."""
-
-    def __init__(self, folder: Path, config: Fields, model_config: dict[str, Any]) -> None:
-        self.config = config
-        self.chat_template = _chat_template(folder, config)
-        self.generation = _optional_json(folder / _GENERATION).values
-        self.model_config = model_config
-        named = {**_optional_json(folder / _SPECIAL_MAP).values, **config.values}
-        texts = {name: _token_text(named.get(name)) for name in _TEMPLATE_TOKENS}
-        self.special_tokens = {name: text for name, text in texts.items() if text is not None}
-
-    def bos_id(self, find: Callable[[str], int | None]) -> int | None:
-        """Id of the first token: the named one, or config.json's when no tokenizer settings exist."""
-        if "bos_token" in self.special_tokens:
-            return find(self.special_tokens["bos_token"])
-        stated = self.model_config.get("bos_token_id")
-        return stated if not self.config.values and type(stated) is int and stated >= 0 else None
-
-    def eos_ids(self, find: Callable[[str], int | None], marked: set[int]) -> tuple[int, ...]:
-        """Every id that one of the files names as an end, and the well-known end markers among `marked`."""
-        ids = set(marked)
-        for values in (self.generation, self.model_config):
-            stated = values.get("eos_token_id")
-            ids |= {x for x in (stated if isinstance(stated, list) else [stated]) if type(x) is int and x >= 0}
-        if "eos_token" in self.special_tokens:
-            ids |= {index for index in [find(self.special_tokens["eos_token"])] if index is not None}
-        return tuple(sorted(ids))
+def _from_vocabulary(folder: Path, settings: Settings) -> Backend:
+    """Byte-level BPE of an older checkpoint, cut by the rule of its family."""
+    vocabulary = read_json(folder / _VOCABULARY)
+    if not all(type(index) is int and index >= 0 for index in vocabulary.values()):
+        raise ModelFormatError(f"{_VOCABULARY} must hold an id for each token")
+    try:
+        lines = read_bytes(folder / _MERGES).decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        raise ModelFormatError(f"{_MERGES} is not valid UTF-8") from None
+    pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    if wrong := [pair for pair in pairs if len(pair) != 2]:
+        raise ModelFormatError(f"{_MERGES} has {' '.join(wrong[0])!r}, which is no pair")
+    family = "qwen2" if settings.model_type.startswith("qwen") else "gpt2"
+    return build_byte_level(
+        vocabulary,
+        [(left, right) for left, right in pairs],
+        rule=rule(family),
+        special=[text for text in settings.special_texts if text in vocabulary],
+    )
 
 
-def _bpe_meta(content: bytes, settings: _Settings) -> TokenizerMeta:
-    backend = read_backend(content)
-    added = backend.get_added_tokens_decoder()
+def _add_missing(backend: Backend, settings: Settings) -> bool:
+    """Add the tokens that only the settings name, as transformers does: in the order of their ids, after all others.
+
+    Returns:
+        Whether there were any. Tokens that the model has no row for stay out.
+    """
+    known, added = backend.get_vocab(with_added_tokens=True), False
+    size = max(known.values(), default=-1) + 1
+    named = [token for token in settings.added_tokens if token.text not in known]
+    texts = {token.text for token in named} | known.keys()
+    named += [AddedToken(0, text, True) for text in settings.special_texts if text not in texts]
+    for token in named[: max(0, settings.vocab_size - size)]:
+        backend.add_tokens(
+            [
+                BackendToken(
+                    token.text, special=token.special, normalized=False, lstrip=token.strip_left,
+                    rstrip=token.strip_right,
+                )
+            ]
+        )  # fmt: skip
+        added = True
+    return added
+
+
+def _bpe_meta(backend: Backend, settings: Settings) -> TokenizerMeta:
     bos_id = settings.bos_id(backend.token_to_id)
-    if "add_bos_token" in settings.config:
-        add_bos = settings.config.flag("add_bos_token", False)
-    else:
-        # The file's own post-processor knows: see whether it puts the token first.
-        bare, whole = backend.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
-        add_bos = whole[:1] == [bos_id] and bare[:1] != [bos_id]
+    # The file's own post-processor knows, whatever the settings say: see whether it puts the token first.
+    bare, whole = backend.encode("a", add_special_tokens=False).ids, backend.encode("a").ids
+    add_bos = bos_id is not None and whole[:1] == [bos_id] and bare[:1] != [bos_id]
+    ids = {text: index for text in END_MARKERS if (index := backend.token_to_id(text)) is not None}
     return TokenizerMeta(
         kind="bpe",
         bos_id=bos_id,
-        eos_ids=settings.eos_ids(
-            backend.token_to_id, {index for index, token in added.items() if token.content in END_MARKERS}
-        ),
-        add_bos=add_bos and bos_id is not None,
+        eos_ids=settings.eos_ids(backend.token_to_id, end_tokens(ids)),
+        add_bos=add_bos,
         chat_template=settings.chat_template,
         special_tokens=settings.special_tokens,
     )
 
 
-def _sentencepiece_meta(content: bytes, settings: _Settings) -> TokenizerMeta:
+def _sentencepiece_meta(content: bytes, settings: Settings) -> TokenizerMeta:
     model = read_model(content)
     size = model.vocab_size()
-    added = tuple(token for token in _added_tokens(settings.config) if token.id >= size)
-    ids = {model.id_to_piece(index): index for index in range(size)} | {token.text: token.id for token in added}
+    ids = {model.id_to_piece(index): index for index in range(size)}
+    added = tuple(
+        token
+        for token in settings.added_tokens
+        if token.id >= size or (ids.get(token.text) == token.id and _says_more(token, model.is_control(token.id)))
+    )
+    ids |= {token.text: token.id for token in added}
     bos_id = settings.bos_id(ids.get)
     if bos_id is None and model.bos_id() >= 0:
         bos_id = model.bos_id()
     own_end = {model.eos_id()} if model.eos_id() >= 0 else set()
-    marked = {ids[text] for text in END_MARKERS if text in ids and (ids[text] >= size or model.is_control(ids[text]))}
     special = dict(settings.special_tokens)
     if bos_id is not None and bos_id < size:
         special.setdefault("bos_token", model.id_to_piece(bos_id))
@@ -121,52 +143,28 @@ def _sentencepiece_meta(content: bytes, settings: _Settings) -> TokenizerMeta:
     return TokenizerMeta(
         kind="sentencepiece",
         bos_id=bos_id,
-        eos_ids=settings.eos_ids(ids.get, own_end | marked),
+        eos_ids=settings.eos_ids(ids.get, own_end | end_tokens(ids)),
         add_bos=settings.config.flag("add_bos_token", True) and bos_id is not None,
         chat_template=settings.chat_template,
         special_tokens=special,
         added_tokens=added,
+        prefix=_prefix(settings),
     )
 
 
-def _added_tokens(config: Fields) -> list[AddedToken]:
-    """`added_tokens_decoder`: id, as text, to what the token is."""
-    tokens = []
-    for index, value in config.mapping("added_tokens_decoder").values.items():
-        text = _token_text(value)
-        if not index.isdecimal() or text is None:
-            raise config.wrong("added_tokens_decoder", "a mapping of ids to tokens")
-        special = isinstance(value, dict) and value.get("special") is True
-        tokens.append(AddedToken(int(index), text, special))
-    return tokens
+def _says_more(token: AddedToken, is_control: bool) -> bool:
+    """Whether the settings say something of a piece that the model itself does not."""
+    return token.strip_left or token.strip_right or (token.special and not is_control)
 
 
-def _chat_template(folder: Path, config: Fields) -> str | None:
-    """The template: its own file first, then tokenizer_config.json, where it may be a list of named ones."""
-    if (folder / "chat_template.jinja").exists():
-        try:
-            return read_bytes(folder / "chat_template.jinja").decode("utf-8")
-        except UnicodeDecodeError:
-            raise ModelFormatError("chat_template.jinja is not valid UTF-8") from None
-    value = config.values.get("chat_template")
-    if value is None or isinstance(value, str):
-        return value
-    pairs = (
-        [(x.get("name"), x.get("template")) for x in value if isinstance(x, dict)] if isinstance(value, list) else []
-    )
-    named = {name: template for name, template in pairs if isinstance(name, str) and isinstance(template, str)}
-    if not named or len(named) != len(value):
-        raise config.wrong("chat_template", "a text or a list of named templates")
-    if "default" not in named and len(named) > 1:
-        raise ModelFormatError(f"{_CONFIG}: of the chat templates {', '.join(sorted(named))} none is named 'default'")
-    return named.get("default", next(iter(named.values())))
-
-
-def _token_text(value: Any) -> str | None:
-    """A token's text, given plainly or as an object with its content."""
-    text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
-
-
-def _optional_json(path: Path) -> Fields:
-    return Fields(read_json(path) if path.exists() else {}, path.name)
+def _prefix(settings: Settings) -> str:
+    """Where transformers puts a space: Llama's own class has its rule, the others have sentencepiece's, and by
+    default the older one of the two that `legacy` chooses between."""
+    kind = settings.config.values.get("tokenizer_class")
+    is_llama = kind in ("LlamaTokenizer", "LlamaTokenizerFast") and settings.model_type not in ("mistral", "mixtral")
+    is_legacy = settings.config.flag("legacy", not is_llama)
+    if not is_llama:
+        return "model" if is_legacy else "first"
+    if not settings.config.flag("add_prefix_space", True):
+        return "never"
+    return "always" if is_legacy else "first"

@@ -1,12 +1,15 @@
 """Quantised tensors of an MLX checkpoint, as mlx-lm writes them: `X.weight` in words, beside it `X.scales`, `X.biases`.
 
-`AffineFolder` shows them as tensors of the shape that the model means, under a type of their own. Other tensors of the
-same folder (norms, layers that were left out) are as they are stored.
+`AffineFolder` shows them as tensors of the shape that the model means: under a type of their own, where a store keeps
+their codes as they are, else as 16-bit weights of the type that their scales have. Other tensors of the same folder
+(norms, layers that were left out) are as they are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,11 +17,40 @@ from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
 from specdec.formats.safetensors_file import SafetensorsFolder
 from specdec.weights.affine import BITS, GROUPS, affine_name
+from specdec.weights.dtypes import from_float32, to_float32
 from specdec.weights.quantised import quantised_type
 
 _WEIGHT, _SCALES, _BIASES = ".weight", ".scales", ".biases"
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
+_STORED_AS = {dtype: name for name, dtype in _DTYPES.items()}
 _WORD_BITS = 32
+# Codes of these many bits lie across the words, in one stream of bits; no store keeps them.
+_STREAM_BITS = (2, 3, 5, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """A layer whose codes are a stream of bits.
+
+    Attributes:
+        bits: of a code.
+        group: inputs that share a scale and a bias.
+        dtype: "float16" or "bfloat16", of scales and biases.
+    """
+
+    bits: int
+    group: int
+    dtype: str
+
+    def dequantise(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """float32 (out, in): `scale * code + bias`, one rounding an operation."""
+        words = np.ascontiguousarray(arrays["weight"], dtype="<u4")
+        stream = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+        codes = stream.reshape(len(words), -1, self.bits) @ (1 << np.arange(self.bits, dtype=np.uint8))
+        scales, biases = (to_float32(arrays[name], self.dtype)[..., None] for name in ("scales", "biases"))
+        groups = codes.reshape(len(words), -1, self.group).astype(np.float32)
+        weights: np.ndarray = (groups * scales + biases).reshape(len(words), -1)
+        return weights
 
 
 class AffineFolder:
@@ -41,7 +73,14 @@ class AffineFolder:
         layers = [name.removesuffix(_SCALES) for name in present if name.endswith(_SCALES)]
         if not layers:
             raise ModelFormatError(f"{quantization.where}: the weights are quantised, says this, but none has scales")
-        self._types = {layer + _WEIGHT: self._layer_type(layer, quantization) for layer in layers}
+        types = {layer + _WEIGHT: self._layer_type(layer, quantization) for layer in layers}
+        self._streams = {name: kind for name, kind in types.items() if isinstance(kind, _Stream)}
+        self._types = {name: kind for name, kind in types.items() if isinstance(kind, str)}
+        if self._streams:
+            found = " and ".join(map(str, sorted({kind.bits for kind in self._streams.values()})))
+            warnings.warn(
+                f"{self.label}: a store does not keep weights of {found} bits: they become 16-bit", stacklevel=2
+            )
         hidden = {layer + part for layer in layers for part in (_SCALES, _BIASES)}
         self._names = [name for name in present if name not in hidden]
 
@@ -50,19 +89,29 @@ class AffineFolder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         shape = self._file.shape(name)
-        if name not in self._types:
+        if name in self._streams:
+            bits = self._streams[name].bits
+        elif name in self._types:
+            bits = quantised_type(self._types[name]).bits
+        else:
             return shape
-        return (*shape[:-1], shape[-1] * _WORD_BITS // quantised_type(self._types[name]).bits)
+        return (*shape[:-1], shape[-1] * _WORD_BITS // bits)
 
     def type_name(self, name: str) -> str:
+        if name in self._streams:
+            return _STORED_AS[self._streams[name].dtype]
         return self._types.get(name) or self._file.type_name(name)
 
     def float32(self, name: str, start: int, stop: int) -> np.ndarray:
+        if name in self._streams:
+            return self._streams[name].dequantise(self.blocks(name, start, stop))
         if name not in self._types:
             return self._file.float32(name, start, stop)
         return quantised_type(self._types[name]).dequantise(self.blocks(name, start, stop))
 
     def raw16(self, name: str, start: int, stop: int) -> np.ndarray:
+        if name in self._streams:
+            return from_float32(self.float32(name, start, stop), self._streams[name].dtype)
         return self._file.raw16(name, start, stop)
 
     def blocks(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -76,18 +125,19 @@ class AffineFolder:
     def close(self) -> None:
         self._file.close()
 
-    def _layer_type(self, layer: str, quantization: Fields) -> str:
-        """Name of the type of a layer whose scales are there."""
+    def _layer_type(self, layer: str, quantization: Fields) -> str | _Stream:
+        """The type of a layer whose scales are there: its name, where a store keeps it."""
         own = quantization.mapping(layer) if isinstance(quantization.values.get(layer), dict) else quantization
         if (mode := own.text("mode", "affine")) != "affine":
             raise ModelFormatError(
                 f"{self.label}: tensor {layer + _WEIGHT!r} is quantised as {mode}: only affine is read"
             )
         bits, group = own.integer("bits"), own.integer("group_size")
-        if bits not in BITS or group not in GROUPS:
+        readable = sorted((*BITS, *_STREAM_BITS))
+        if bits not in readable or group not in GROUPS:
             raise ModelFormatError(
                 f"{self.label}: tensor {layer + _WEIGHT!r} has {bits} bits in groups of {group}: this version reads "
-                f"{' or '.join(map(str, BITS))} bits in groups of {', '.join(map(str, GROUPS))}"
+                f"{', '.join(map(str, readable))} bits in groups of {', '.join(map(str, GROUPS))}"
             )
         kinds, shapes = self._tensors_of(layer)
         if kinds[0] != "U32" or kinds[1] != kinds[2] or kinds[1] not in _DTYPES:
@@ -101,6 +151,8 @@ class AffineFolder:
                 f"{self.label}: tensor {layer + _WEIGHT!r} of shape {weight} does not fit scales {scales} and biases "
                 f"{biases} at {bits} bits in groups of {group}"
             )
+        if bits in _STREAM_BITS:
+            return _Stream(bits, group, _DTYPES[kinds[1]])
         return affine_name(bits, group, _DTYPES[kinds[1]])
 
     def _tensors_of(self, layer: str) -> tuple[list[str], list[tuple[int, ...]]]:

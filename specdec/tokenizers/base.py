@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
+from typing import Any
 
 from specdec.errors import InvalidArgumentError
 from specdec.tokenizers.chat_template import ChatTemplate
 from specdec.tokenizers.detokenizer import IncrementalDetokenizer
+from specdec.tokenizers.markup import Part, joined
 from specdec.tokenizers.meta import TokenizerMeta
 from specdec.tokenizers.pieces import PieceTable
 
@@ -21,10 +23,16 @@ class Tokenizer(ABC):
         eos_ids: tokens that end one; generation stops at any of them.
         add_bos: whether the model wants `bos_id` first.
         vocab_size: number of ids that mean something; the model's logits may have more rows.
+
+    Args:
+        meta: what the tokenizer's own file does not say.
+        table: the vocabulary.
+        found_in_text: tokens that are found in text before anything else and are not control tokens.
     """
 
-    def __init__(self, meta: TokenizerMeta, table: PieceTable) -> None:
+    def __init__(self, meta: TokenizerMeta, table: PieceTable, found_in_text: Collection[str] = ()) -> None:
         self._meta = meta
+        self._found_in_text = frozenset(found_in_text)
         # Whatever ends a turn is no text, even when the file lists it as an ordinary token.
         self._table = PieceTable(table.pieces, table.special | set(meta.eos_ids), table.strip_leading_space)
         self.bos_id = meta.bos_id
@@ -53,12 +61,7 @@ class Tokenizer(ABC):
         Raises:
             InvalidArgumentError: the text holds half a surrogate pair, or there is no `bos_id` to add.
         """
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidArgumentError(
-                f"the text is not valid Unicode: half a surrogate pair at position {error.start}"
-            ) from None
+        _check_unicode(text)
         ids = self._encode(text)
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
         if not wanted:
@@ -85,14 +88,66 @@ class Tokenizer(ABC):
         """A fresh incremental decoder; `continues` as in `decode`."""
         return IncrementalDetokenizer(self._table, continues=continues)
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
-        """The prompt for `messages`; encode it with `add_bos=False`, since templates write what they want themselves.
+    @cached_property
+    def control_names(self) -> frozenset[str]:
+        """Texts of the control tokens: what steers the model and is never shown."""
+        texts = (self._table.pieces[token] for token in self._table.special if token < self.vocab_size)
+        return frozenset(text.decode("utf-8", errors="replace") for text in texts if text)
+
+    def control_id(self, text: str) -> int | None:
+        """The id of the control token that `text` is the name of, or None."""
+        ids = self._encode(text) if text in self.control_names else []
+        return ids[0] if len(ids) == 1 and ids[0] in self._table.special else None
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Any],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
+        """The prompt for `messages` as text. `encode_chat` gives its tokens.
+
+        Args:
+            messages: mappings with "role" and "content", oldest first. Content is text or a list of parts of text, or
+                None for an assistant's message with `tool_calls`.
+            add_generation_prompt: end with what begins the assistant's answer.
+            continue_final_message: end with the last message's text, so that the answer goes on with it.
+            variables: what else the template asks for, such as `tools` or `enable_thinking`.
 
         Raises:
             InvalidArgumentError: the model has no template, or the template refuses these messages.
             ModelFormatError: the template cannot be read, or fails.
         """
-        return self._chat_template.render(messages, add_generation_prompt=add_generation_prompt)
+        return self._chat_template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **variables,
+        )
+
+    def encode_chat(self, messages: Sequence[Any], *, literal: bool = True, **variables: Any) -> list[int]:
+        """Token ids of the prompt for `messages`.
+
+        Args:
+            messages: see `apply_chat_template`, as for errors.
+            literal: names of control tokens in messages and variables are text; False makes them those tokens.
+            variables: for the template, and the switches of `apply_chat_template`.
+        """
+        template = self._chat_template
+        if literal:
+            # An assistant's message may hold what the model wrote as tokens of its own, such as <think>.
+            structure = {name for name in self._found_in_text if name in template.source and not name.isspace()}
+            names: frozenset[str] = self.control_names | structure
+            parts = template.parts(messages, names=names, assistant_names=self.control_names, **variables)
+        else:
+            parts = template.parts(messages, **variables)
+        _check_unicode(joined(parts))
+        ids = self._encode_parts(parts) if any(part.is_literal for part in parts) else self._encode(joined(parts))
+        return (
+            [self.bos_id, *ids] if self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else ids
+        )
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
@@ -103,3 +158,16 @@ class Tokenizer(ABC):
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
         """Ids of valid text, without anything added."""
+
+    @abstractmethod
+    def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        """Ids of the text of `parts`; names of tokens in literal ones are text."""
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"the text is not valid Unicode: half a surrogate pair at position {error.start}"
+        ) from None

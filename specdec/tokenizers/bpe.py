@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from specdec.errors import ModelFormatError
 from specdec.tokenizers.base import Tokenizer
+from specdec.tokenizers.markup import Part
 from specdec.tokenizers.meta import BPE_NAME, TokenizerMeta
 from specdec.tokenizers.pieces import (
     WORD_START,
@@ -34,11 +39,49 @@ class BPETokenizer(Tokenizer):
         self._backend = read_backend(content)
         self._backend.no_truncation()
         self._backend.no_padding()
-        super().__init__(meta, _table(self._backend, json.loads(content).get("decoder")))
+        added = self._backend.get_added_tokens_decoder().values()
+        super().__init__(
+            meta,
+            _table(self._backend, json.loads(content).get("decoder")),
+            [token.content for token in added if not token.special],
+        )
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
+
+    def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
+        names, backend = self._renamed
+        pattern = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
+        texts = [
+            part.text if part.is_literal else pattern.sub(lambda found: names[found[0]], part.text) for part in parts
+        ]
+        ids: list[int] = backend.encode("".join(texts), add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _renamed(self) -> tuple[dict[str, str], Backend]:
+        """A tokenizer with other names for the tokens that are found in text, and what each is called there.
+
+        The names hold a random number, so that no text can spell them.
+        """
+        content = json.loads(self._backend.to_str())
+        salt = secrets.token_hex(8)
+        added = content["added_tokens"]
+        names = {token["content"]: f"\ufdd0{salt}:{token['id']}\ufdd1" for token in added}
+        for token in added:
+            token["content"] = names[token["content"]]
+        model = content["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(text, text): index for text, index in model["vocab"].items()}
+            merges = ((merge, merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"])
+            model["merges"] = [merge for merge, pair in merges if not names.keys() & {pair[0], pair[-1], "".join(pair)}]
+        else:
+            model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+        if model.get("unk_token") in names:
+            model["unk_token"] = names[model["unk_token"]]
+        content["post_processor"] = None
+        return names, read_backend(json.dumps(content).encode("utf-8"))
 
 
 def read_backend(content: bytes) -> Backend:

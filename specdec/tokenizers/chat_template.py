@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any, NoReturn
 
 import jinja2
@@ -13,6 +15,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.tokenizers.markup import Marks, Part, holds_any, joined
+from specdec.tokenizers.messages import Form, checked_messages, form_of_source, joined_text, plain, shaped
+
+_PROBE = "zq7fy"
 
 
 class _TemplateRefusalError(Exception):
@@ -41,6 +47,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
         self._special_tokens = dict(special_tokens)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
@@ -53,23 +60,95 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise ModelFormatError(f"the model's chat template cannot be read: {_one_line(error)}") from None
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Any],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> str:
         """The prompt for `messages`.
 
         Args:
-            messages: mappings with `role` and `content`, oldest first.
+            messages: see `checked_messages`.
             add_generation_prompt: end with what begins the assistant's answer.
+            continue_final_message: end with the last message's text, so that the answer goes on with it.
+            variables: what else the template may ask for, such as `tools`.
 
         Raises:
             InvalidArgumentError: the messages are malformed, or the template refuses them.
             ModelFormatError: the template fails.
         """
-        checked = [_checked(message, position) for position, message in enumerate(messages)]
-        if not checked:
-            raise InvalidArgumentError("chat messages must hold at least one message")
-        variables = {**self._special_tokens, "messages": checked, "add_generation_prompt": add_generation_prompt}
+        return joined(
+            self.parts(
+                messages,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
+            )
+        )
+
+    def parts(
+        self,
+        messages: Sequence[Any],
+        *,
+        names: Collection[str] = (),
+        assistant_names: Collection[str] = (),
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **variables: Any,
+    ) -> list[Part]:
+        """The prompt for `messages`, in which the names of control tokens that messages spell are parts of their own.
+
+        Args:
+            messages: see `render`, as for the other arguments; errors are those of `render`.
+            names: of control tokens.
+            assistant_names: the same for messages of the assistant, which may hold tokens of its own.
+        """
+        for name in ("messages", "names", "assistant_names"):
+            if name in variables:
+                raise InvalidArgumentError(f"{name!r} is not a variable that a chat template can be given")
+        chat = shaped(checked_messages(messages), self._form)
+        given = plain(variables)
+        is_marked = holds_any([chat, given], names)
+        if not is_marked and not continue_final_message:
+            return [Part(self._run(chat, given, add_generation_prompt), False)]
+        marks = Marks(self.source, chat, given)
+        if is_marked:
+            given = marks.around(given, names)
+            chat = [
+                marks.around(message, assistant_names if message["role"] == "assistant" else names) for message in chat
+            ]
+        if continue_final_message:
+            text = self._cut(chat, given, marks.here)
+        else:
+            text = self._run(chat, given, add_generation_prompt)
+        return marks.parts(text, names) if is_marked else [Part(text, False)]
+
+    def _cut(self, chat: list[dict[str, Any]], variables: dict[str, Any], here: str) -> str:
+        """The prompt up to the end of the last message's text, which the character `here` marks."""
+        if not chat[-1].get("content"):
+            raise InvalidArgumentError("the last chat message has no text that an answer could go on with")
+        content = chat[-1]["content"]
+        if isinstance(content, str):
+            ending: Any = f"{content}{here} "
+        else:
+            *others, last = content
+            shown = f"{joined_text([last])}{here} "
+            ending = [*others, shown if isinstance(last, str) else last | {"text": shown}]
+        text = self._run([*chat[:-1], chat[-1] | {"content": ending}], variables, False)
+        before, found, after = text.rpartition(here)
+        if not found:
+            raise InvalidArgumentError("the chat template leaves out the last message, so no answer can go on with it")
+        # A template that trims messages would have trimmed this one.
+        return before if after.startswith(" ") else before.rstrip()
+
+    def _run(self, chat: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], add_generation_prompt: bool) -> str:
+        values = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        values |= {"messages": chat, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render({"tools": None, "documents": None, **variables})
+            return self._template.render(values)
         except _TemplateRefusalError as refusal:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {_one_line(refusal)}"
@@ -77,20 +156,51 @@ class ChatTemplate:
         except Exception as error:  # a template can fail in any way that Python can
             raise ModelFormatError(f"the model's chat template fails: {_one_line(error)}") from None
 
+    @cached_property
+    def _form(self) -> Form:
+        """The form of messages that the template reads, found by trying both kinds of content."""
+        form = form_of_source(self.source)
+        as_text = self._tried(_PROBE)
+        as_parts = self._tried([{"type": "text", "text": _PROBE}])
+        reads_text = as_text is not None and _PROBE in as_text
+        # A template that does not know parts may show the list itself, with the names of its fields.
+        reads_parts = as_parts is not None and _PROBE in as_parts and _fields(as_parts) <= _fields(as_text or "")
+        return replace(form, parts=reads_parts, text=reads_text or not reads_parts)
 
-def _checked(message: Any, position: int) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-        raise InvalidArgumentError(f"chat message {position} must have a 'role' and a 'content', both text")
-    return dict(message)
+    def _tried(self, content: Any) -> str | None:
+        try:
+            return self._run([{"role": "user", "content": content}], {}, True)
+        except (InvalidArgumentError, ModelFormatError):
+            return None
+
+
+def last_text(messages: Sequence[Any]) -> str:
+    """The text of the last message, if it is the assistant's and nothing but text; else an empty one."""
+    last = plain(messages[-1])
+    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
+        return ""
+    content = last.get("content")
+    return joined_text(content) if isinstance(content, (str, list)) else ""
+
+
+def _fields(text: str) -> int:
+    """How often the name of a part's field `type` is quoted."""
+    return text.count("'type'") + text.count('"type"')
 
 
 def _raise_exception(message: str) -> NoReturn:
     raise _TemplateRefusalError(message)
 
 
-def _to_json(value: Any, *, indent: int | None = None, **options: Any) -> str:
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     # Jinja's own filter escapes <, > and & for HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _one_line(error: Exception) -> str:

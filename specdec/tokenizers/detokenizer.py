@@ -38,6 +38,11 @@ class IncrementalDetokenizer:
         self._begun = piece[used:]
         return text
 
+    def control(self, token: int) -> str:
+        """The name of a control token, for which `add` returns nothing; empty for any other token."""
+        is_control = token in self._table.special
+        return self._table.piece(token).decode("utf-8", errors="replace") if is_control else ""
+
     def finish(self) -> str:
         """U+FFFD for a character that was begun and never ended, else nothing. To be called once, at the end."""
         return codecs.utf_8_decode(self._begun, "replace", True)[0]

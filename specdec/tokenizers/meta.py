@@ -11,13 +11,12 @@ from specdec.errors import ModelFormatError
 
 META_NAME, BPE_NAME, SENTENCEPIECE_NAME = "tokenizer_meta.json", "tokenizer.json", "tokenizer.model"
 KINDS = {"bpe": BPE_NAME, "sentencepiece": SENTENCEPIECE_NAME}
-FORMAT = 1
+FORMAT = 2
+_OLDER = (1,)  # what was added since has a default
 
-# Tokens by which chat models end their turn; a model may name only one of them as its end of sequence.
-END_MARKERS = (
-    "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|return|>", "<|call|>",
-    "<|end_of_turn|>", "<end_of_turn>", "<|EOT|>", "<EOT>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
-)  # fmt: skip
+PREFIXES = ("model", "always", "first", "never")
+"""Where a sentencepiece tokenizer puts a space before text: as its model does, before every part between special
+tokens ("always") or only before a text that begins with text ("first"), where no space is, or nowhere ("never")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,15 @@ class AddedToken:
         id: its token id.
         text: the text that becomes this token.
         special: it steers the model and is no text.
+        strip_left: spaces before it belong to it.
+        strip_right: spaces after it belong to it.
     """
 
     id: int
     text: str
     special: bool
+    strip_left: bool = False
+    strip_right: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,8 @@ class TokenizerMeta:
         chat_template: Jinja source, or None.
         special_tokens: what the chat template may refer to: `bos_token`, `eos_token` and so on.
         added_tokens: tokens beside the sentencepiece model's own.
+        chat_bos: whether a prompt from the chat template gets `bos_id` where the template does not write it.
+        prefix: one of `PREFIXES`; only for sentencepiece.
     """
 
     kind: str
@@ -56,6 +61,8 @@ class TokenizerMeta:
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     added_tokens: tuple[AddedToken, ...] = ()
+    chat_bos: bool = False
+    prefix: str = PREFIXES[0]
 
     def to_bytes(self) -> bytes:
         """The file's content; `from_bytes` restores an equal object."""
@@ -74,8 +81,8 @@ class TokenizerMeta:
             version = values.pop("format")
         except (ValueError, TypeError, KeyError, AttributeError):
             raise damaged from None
-        if version != FORMAT:
-            raise ModelFormatError(f"{META_NAME} has another format than {FORMAT}, the one that this version reads")
+        if version not in (FORMAT, *_OLDER):
+            raise ModelFormatError(f"{META_NAME} has format {version!r}, this version reads up to {FORMAT}")
         try:
             values["eos_ids"] = tuple(values["eos_ids"])
             values["added_tokens"] = tuple(AddedToken(**token) for token in values["added_tokens"])
@@ -94,7 +101,8 @@ def _is_valid(meta: TokenizerMeta) -> bool:
     texts += [] if meta.chat_template is None else [meta.chat_template]
     return (
         meta.kind in KINDS
-        and isinstance(meta.add_bos, bool)
+        and meta.prefix in PREFIXES
+        and all(type(value) is bool for value in (meta.add_bos, meta.chat_bos))
         and (meta.bos_id is not None or not meta.add_bos)
         and all(type(value) is int and value >= 0 for value in ids)
         and isinstance(meta.special_tokens, dict)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
 
 from sentencepiece import SentencePieceProcessor
 
 from specdec.errors import ModelFormatError
 from specdec.tokenizers.base import Tokenizer
+from specdec.tokenizers.markup import Part
 from specdec.tokenizers.meta import SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pieces import WORD_START, PieceTable, byte_fallback_piece
+from specdec.tokenizers.sentencepiece_model import without_dummy_prefix
 
 
 class SentencePieceTokenizer(Tokenizer):
     """A tokenizer.model, and the tokens that were added beside it.
 
     sentencepiece finds user-defined symbols in text but no control tokens, so the text is cut at these first. Each part
-    between them is encoded by itself, with the space that the model puts before a text.
+    between them is encoded by itself, with the space that the model puts before a text or that `TokenizerMeta.prefix`
+    asks for.
 
     Args:
         meta: what the file does not say.
@@ -28,25 +34,67 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, meta: TokenizerMeta, content: bytes) -> None:
         self._model = read_model(content)
+        self._content, self._prefix = content, meta.prefix
         table = _table(self._model, meta)
         controls = [i for i in range(self._model.vocab_size()) if _is_control(self._model, i)]
         self._ids = {self._model.id_to_piece(i): i for i in controls}
         self._ids |= {token.text: token.id for token in meta.added_tokens}
-        # Longest first: of two tokens that begin alike the longer one is meant.
-        names = sorted(filter(None, self._ids), key=lambda name: (-len(name), name))
-        self._splitter = re.compile("(" + "|".join(map(re.escape, names)) + ")") if names else None
-        super().__init__(meta, table)
+        self._splitter = _splitter(self._ids, meta)
+        super().__init__(meta, table, [token.text for token in meta.added_tokens if not token.special])
 
     def _encode(self, text: str) -> list[int]:
-        # With one group in the pattern, the odd parts are the separators.
-        parts = self._splitter.split(text) if self._splitter else [text]
+        return self._encode_parts([Part(text, False)])
+
+    def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
         ids: list[int] = []
-        for position, part in enumerate(parts):
-            if position % 2:
-                ids.append(self._ids[part])
-            elif part:
-                ids += self._model.encode(part)
+        text, is_literal = "", False
+        for found, literal in self._found(parts):
+            if isinstance(found, str):
+                text, is_literal = text + found, is_literal or literal
+                continue
+            ids += [*self._encode_text(text, is_first=not ids, is_literal=is_literal), found]
+            text, is_literal = "", False
+        return ids + self._encode_text(text, is_first=not ids, is_literal=is_literal)
+
+    def _found(self, parts: Sequence[Part]) -> Iterator[tuple[str | int, bool]]:
+        """Text, with whether names of tokens in it are text, and ids of the tokens between."""
+        for part in parts:
+            if part.is_literal or self._splitter is None:
+                yield part.text, part.is_literal
+                continue
+            # With one group in the pattern, the odd pieces are the separators.
+            for position, piece in enumerate(self._splitter.split(part.text)):
+                if position % 2:
+                    yield self._ids[piece if piece in self._ids else piece.strip()], False
+                else:
+                    yield piece, False
+
+    def _encode_text(self, text: str, *, is_first: bool, is_literal: bool) -> list[int]:
+        """Ids of a text without control tokens; `is_first` when no token comes before it."""
+        if not text:
+            return []
+        if self._prefix == "model":
+            ids: list[int] = self._model.encode(text)
+        else:
+            wants_space = self._prefix == "always" or (self._prefix == "first" and is_first)
+            # As in Hugging Face's tokenizers, a text that begins with a space gets none before it.
+            begins = text.startswith((" ", WORD_START))
+            ids = self._bare.encode(WORD_START + text if wants_space and not begins else text)
+        if not is_literal or not self._table.special.intersection(ids):
+            return ids
+        # A symbol that sentencepiece itself finds in text: cut in two, it is not there to be found.
+        pattern = re.compile("|".join(f"(?<={re.escape(name[0])}){re.escape(name[1:])}" for name in self.control_names))
+        cuts = [0, *(found.start() for found in pattern.finditer(text) if found[0]), len(text)]
+        first, *others = (text[start:stop] for start, stop in pairwise(cuts))
+        ids = self._encode_text(first, is_first=is_first, is_literal=False)
+        for other in others:
+            ids += self._bare.encode(other)
         return ids
+
+    @cached_property
+    def _bare(self) -> SentencePieceProcessor:
+        """The model without a space of its own before a text."""
+        return SentencePieceProcessor(model_proto=without_dummy_prefix(self._content))
 
 
 def read_model(content: bytes) -> SentencePieceProcessor:
@@ -66,6 +114,16 @@ def read_model(content: bytes) -> SentencePieceProcessor:
     if normalized.endswith(WORD_START):
         raise ModelFormatError(f"{SENTENCEPIECE_NAME} puts spaces after words, which is not supported")
     return model
+
+
+def _splitter(ids: dict[str, int], meta: TokenizerMeta) -> re.Pattern[str] | None:
+    """A pattern with one group that finds the tokens `ids` in text."""
+    left = {token.text for token in meta.added_tokens if token.strip_left}
+    right = {token.text for token in meta.added_tokens if token.strip_right}
+    # Longest first: of two tokens that begin alike the longer one is meant.
+    names = sorted(filter(None, ids), key=lambda name: (-len(name), name))
+    found = [(r"\s*" if name in left else "") + re.escape(name) + (r"\s*" if name in right else "") for name in names]
+    return re.compile("(" + "|".join(found) + ")") if found else None
 
 
 def _is_control(model: SentencePieceProcessor, token: int) -> bool:
@@ -88,4 +146,5 @@ def _table(model: SentencePieceProcessor, meta: TokenizerMeta) -> PieceTable:
         pieces[added.id] = added.text.encode("utf-8")
         if added.special:
             special.add(added.id)
-    return PieceTable(tuple(pieces), frozenset(special), model.normalize("a").startswith(WORD_START))
+    strips = model.normalize("a").startswith(WORD_START) if meta.prefix == "model" else meta.prefix != "never"
+    return PieceTable(tuple(pieces), frozenset(special), strips)

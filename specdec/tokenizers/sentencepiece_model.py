@@ -60,6 +60,15 @@ def build_model(
     return bytes(model)
 
 
+def without_dummy_prefix(content: bytes) -> bytes:
+    """The same model without a space put before texts.
+
+    Args:
+        content: of a tokenizer.model. In the wire format a later field overrides an earlier one.
+    """
+    return content + _bytes(_MODEL_NORMALIZER, _int(_NORMALIZER_DUMMY_PREFIX, False))
+
+
 def _varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:

@@ -1,0 +1,140 @@
+"""Chat messages in the forms that chat interfaces send them, brought into the one that a chat template reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from specdec.errors import InvalidArgumentError
+
+_TEXT_PARTS = ("text", "input_text", "output_text")
+# What an assistant's message may have in place of content.
+_INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Form:
+    """How a template wants its messages.
+
+    Attributes:
+        parts: content that is a list of parts can be given; otherwise their texts are joined.
+        text: content that is a text can be given; otherwise it becomes a list of one part.
+        null: content that is missing is given as None; otherwise it is left out.
+        arguments: arguments of tool calls are mappings; otherwise they stay as they are.
+    """
+
+    parts: bool = False
+    text: bool = True
+    null: bool = False
+    arguments: bool = False
+
+
+def form_of_source(source: str) -> Form:
+    """What a template's source tells of its form: whether it asks for None, and whether it takes arguments apart."""
+    null = re.search(r"content['\"]?\]?\s+is\s+(not\s+)?none", source) is not None
+    takes_apart = (
+        re.search(r"arguments['\"]?\]?\s*(\|\s*(tojson|items|dictsort)|\.items\(|\.keys\()", source) is not None
+    )
+    has_branch = re.search(r"arguments['\"]?\]?\s+is\s+(not\s+)?(string|mapping)", source) is not None
+    return Form(null=null, arguments=takes_apart and not has_branch)
+
+
+def plain(value: Any) -> Any:
+    """A value made of mappings, lists and scalars only: objects with fields (dataclasses, pydantic) become mappings."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if callable(getattr(value, "model_dump", None)):
+        return plain(value.model_dump())
+    return value
+
+
+def checked_messages(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """The messages as plain mappings, without fields that are None.
+
+    Args:
+        messages: mappings or objects with `role` and `content`, oldest first. Content is text or a list of parts with
+            text; an assistant's message with tool calls may have none.
+
+    Raises:
+        InvalidArgumentError: there are none, or one is malformed or holds something else than text.
+    """
+    checked = [_checked(message, position) for position, message in enumerate(messages)]
+    if not checked:
+        raise InvalidArgumentError("chat messages must hold at least one message")
+    return checked
+
+
+def shaped(messages: Sequence[Mapping[str, Any]], form: Form) -> list[dict[str, Any]]:
+    """Messages from `checked_messages` in the form that a template wants."""
+    return [_shaped(message, form) for message in messages]
+
+
+def joined_text(content: Any) -> str:
+    """The text of a message's content, parts on lines of their own."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part if isinstance(part, str) else part["text"] for part in content or ())
+
+
+def _checked(message: Any, position: int) -> dict[str, Any]:
+    value = plain(message)
+    wrong = InvalidArgumentError(
+        f"chat message {position} must have a 'role' and a 'content', both text (or content in parts of text)"
+    )
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        raise wrong
+    content = value.get("content")
+    has_more = value["role"] == "assistant" and any(value.get(name) for name in _INSTEAD_OF_CONTENT)
+    if isinstance(content, list):
+        for part in content:
+            _check_part(part, position)
+    elif not isinstance(content, str) and not (content is None and has_more):
+        raise wrong
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _check_part(part: Any, position: int) -> None:
+    if isinstance(part, str):
+        return
+    kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+    if kind not in _TEXT_PARTS:
+        raise InvalidArgumentError(
+            f"chat message {position} has a part of type {kind!r}: this model reads parts of type 'text' only"
+        )
+    if not isinstance(part.get("text"), str):
+        raise InvalidArgumentError(f"chat message {position} has a part of type {kind!r} without a 'text'")
+
+
+def _shaped(message: Mapping[str, Any], form: Form) -> dict[str, Any]:
+    out = dict(message)
+    content = out.get("content")
+    if content is None:
+        if form.null:
+            out["content"] = None
+    elif isinstance(content, str):
+        if not form.text:
+            out["content"] = [{"type": "text", "text": content}]
+    elif not form.parts:
+        out["content"] = joined_text(content)
+    if form.arguments and isinstance(out.get("tool_calls"), list):
+        out["tool_calls"] = [_with_parsed_arguments(call) for call in out["tool_calls"]]
+    return out
+
+
+def _with_parsed_arguments(call: Any) -> Any:
+    """A tool call whose arguments, where they are JSON text, are the mapping that the text describes."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
