@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from specdec.errors import InvalidArgumentError
-from specdec.tokenizers.chat_template import last_text
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
@@ -120,6 +119,8 @@ def _message_ids(
     """Ids, and whether the answer goes on with the last message's text."""
     if tokenizer is None or not tokenizer.has_chat_template:
         raise InvalidArgumentError("this model has no chat template: give the prompt as text or token ids")
+    from specdec.tokenizers.chat_template import last_text  # imports the template engine
+
     given = dict(variables or {})
     switches = ("add_generation_prompt", "continue_final_message")
     if not any(name in given for name in switches) and last_text(messages):
