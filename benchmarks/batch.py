@@ -2,7 +2,7 @@
 
 Every case decodes plainly (greedy, effort 1) on the native runtime, one row a sequence and pass, after a prompt of its
 own; cases alternate in every round, and the ratio is the median over rounds. Before anything is timed, the tokens of
-each sequence in company are compared with those that it gets alone.
+the smaller batches are compared with those of the largest one.
 
     python benchmarks/batch.py STORE [STORE ...] --threads 2 --json benchmarks/results/batch.json
 """
