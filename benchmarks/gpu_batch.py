@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from common import add_json_option, print_table, write_json
@@ -19,6 +20,7 @@ import specdec
 from specdec.model.effort import EffortSchedule, resolve_efforts
 from specdec.runtimes.base import Rows, forward_one
 from specdec.runtimes.mlx import runtime as mlx_runtime
+from specdec.runtimes.mlx.device import find_gpu
 
 CONTEXT, SEQUENCES = 200, 16
 TREE = [-1, 0, 1, 0, 3]
@@ -26,13 +28,10 @@ TREE = [-1, 0, 1, 0, 3]
 
 def ways_of(store: Any) -> dict[str, Any]:
     """The model's runtimes, by how a step runs."""
-    gpu, made = mlx_runtime.GPU, {}
+    gpu, made = find_gpu(), {}
     for way, used in (("one kernel", gpu), ("one by one", replace(gpu, driver=None))):
-        mlx_runtime.GPU = used
-        try:
+        with patch.object(mlx_runtime, "find_gpu", lambda used=used: used):
             made[way] = mlx_runtime.MlxRuntime(store)
-        finally:
-            mlx_runtime.GPU = gpu
     return made if made["one kernel"]._transformer.whole is not None else {"one by one": made["one by one"]}
 
 

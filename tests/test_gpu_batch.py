@@ -23,6 +23,9 @@ from specdec.store import Store, convert
 
 try:
     from specdec.runtimes.mlx import runtime as mlx_runtime
+    from specdec.runtimes.mlx.device import find_gpu
+
+    GPU = find_gpu()
 except (ImportError, RuntimeUnavailableError) as error:
     pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
 
@@ -48,13 +51,10 @@ def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
         else:
             config = quantised_config(max_context=512, tie_embeddings=False)
             store = convert(quantised_source(config, "q4_k", "q8_0", "q6_k"), folder, quantised="keep")
-        gpu = mlx_runtime.GPU
-        try:
+        with pytest.MonkeyPatch.context() as patch:
             if way == "one by one":
-                mlx_runtime.GPU = replace(gpu, driver=None)
+                patch.setattr(mlx_runtime, "find_gpu", lambda: replace(GPU, driver=None))
             made = mlx_runtime.MlxRuntime(Store.open(store, verify=False))
-        finally:
-            mlx_runtime.GPU = gpu
         if way == "one kernel" and made._transformer.whole is None:
             pytest.skip("this model or GPU takes kernels one by one")
         return made

@@ -40,7 +40,7 @@ def runtime_of(monkeypatch, programs, tmp_path):
     monkeypatch.setattr(ops, "ROW_STEPS", (1, 16))
     for module in (ops, model, takes):
         monkeypatch.setattr(module, "CACHE_STEPS", (1, 4))
-    assert mx is runtime.GPU.mx
+    assert mx is runtime.find_gpu().mx
     yield lambda source, **how: runtime.MlxRuntime(Store.open(convert(source, tmp_path / "store", **how), verify=False))
     monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
