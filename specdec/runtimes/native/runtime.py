@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 CPU_VARIABLE = "SPECDEC_CPU"
 # Features beyond the plain decoder.
 _EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM, Feature.MIXTURE})
-_SHOWN = {"none": 0, "last": 1, "all": 2}  # rows whose logits are computed, as C++ takes them
+_ALL = 2
+_SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
 
 
 def native_module() -> Any:
@@ -87,6 +88,7 @@ class NativeRuntime:
         module = native_module()
         check_missing("native", self.missing(store.config))
         self.config: ModelConfig = store.config
+        self._vocab, self._layers = store.config.vocab_size, store.config.num_layers
         self._store = store
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._drafts: dict[str, Any] = {}
@@ -161,33 +163,58 @@ class NativeRuntime:
         """
         check_batch(batch, self.config, NativeCache)
         check_view(view, self._views)
-        ids = [checked_tokens(rows.tokens, rows.cache, self.config.vocab_size) for rows in batch]
         draft = None
         if view != EXACT and not self._views[view].reads_exact:
             self.prepare(view)
             draft = self._drafts[view]
-        elif not all(rows.efforts.is_full for rows in batch):
+        elif not all([rows.efforts.is_full for rows in batch]):  # noqa: C419  # a list is quicker than a generator
             self._need_masks()
-        if len(ids[0]) > self._max_rows:
-            return [self._long_pass(batch[0], ids[0], draft, states)]
-        return self._pass(batch, ids, draft, states)
+        if len(batch) > 1:
+            ids = [checked_tokens(rows.tokens, rows.cache, self._vocab) for rows in batch]
+            return self._pass(batch, ids, draft, states)
+        (rows,) = batch
+        tokens = checked_tokens(rows.tokens, rows.cache, self._vocab)
+        if len(tokens) > self._max_rows:
+            return [self._long_pass(rows, tokens, draft, states)]
+        return [self._single_pass(rows, tokens, draft, states)]
+
+    def _single_pass(self, rows: Rows, ids: NDArray[np.int64], draft: Any, states: bool) -> Pass:
+        """A pass of one sequence: what `_pass` does, with less work around the call, which every token waits for."""
+        count, shown, layers = len(ids), _SHOWN[rows.logits], rows.layers or self._layers
+        parents = [] if rows.parents is None else [[int(parent) for parent in rows.parents]]
+        logits = np.empty((count if shown == _ALL else shown, self._vocab), np.float32)
+        hidden = [self._states(layers, count)] if states else []
+        read = with_memory(
+            self._model.forward,
+            [rows.cache.handle],  # type: ignore[attr-defined]
+            ids.astype(np.int32),
+            [count],
+            [rows.efforts.values],
+            parents,
+            [layers],
+            [shown],
+            draft,
+            logits,
+            hidden,
+        )
+        return Pass(logits, read[0], hidden[0] if states else None)
 
     def _pass(self, batch: Sequence[Rows], ids: list[NDArray[np.int64]], draft: Any, states: bool) -> list[Pass]:
         """One pass over all rows, in one call."""
         counts = [len(tokens) for tokens in ids]
-        layers = [rows.layers or self.config.num_layers for rows in batch]
+        layers = [rows.layers or self._layers for rows in batch]
         parents: list[list[int]] = []
         if any(rows.parents is not None for rows in batch):
             parents = [[int(parent) for parent in rows.parents or ()] for rows in batch]
         ends = [0]
         for rows, count in zip(batch, counts, strict=True):
             ends.append(ends[-1] + (count if rows.logits == "all" else _SHOWN[rows.logits]))
-        logits = np.empty((ends[-1], self.config.vocab_size), np.float32)
+        logits = np.empty((ends[-1], self._vocab), np.float32)
         hidden = [self._states(depth, count) for depth, count in zip(layers, counts, strict=True)] if states else []
         read = with_memory(
             self._model.forward,
             [rows.cache.handle for rows in batch],  # type: ignore[attr-defined]
-            (ids[0] if len(ids) == 1 else np.concatenate(ids)).astype(np.int32),
+            np.concatenate(ids).astype(np.int32),
             counts,
             [rows.efforts.values for rows in batch],
             parents,
@@ -197,8 +224,6 @@ class NativeRuntime:
             logits,
             hidden,
         )
-        if len(read) == 1:
-            return [Pass(logits, read[0], hidden[0] if states else None)]
         return [
             Pass(logits[ends[j] : ends[j + 1]], bytes_read, hidden[j] if states else None)
             for j, bytes_read in enumerate(read)
@@ -215,7 +240,7 @@ class NativeRuntime:
                 piece = ids[first : first + self._max_rows]
                 last = first + len(piece) == len(ids)
                 logits: Logits = rows.logits if last or rows.logits == "all" else "none"
-                passes += self._pass([replace(rows, logits=logits)], [piece], draft, states)
+                passes.append(self._single_pass(replace(rows, logits=logits), piece, draft, states))
         except BaseException:
             rows.cache.trim(held)
             raise
