@@ -17,6 +17,7 @@ from specdec.engine.sequence import Sequence
 from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
+from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Answer:
         draft_view: str | None = None,
         trace: TraceWriter | None = None,
         prompt_cache: PromptCache | None = None,
-        lock: threading.RLock,
+        lock: Turns,
     ) -> None:
         self.sequence: Sequence | None = sequence
         self.stats = Stats(

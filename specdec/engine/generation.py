@@ -19,6 +19,7 @@ from specdec.engine import decode
 from specdec.engine.answer import Answer
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
+from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
 
 G = TypeVar("G", bound="Generation")
@@ -86,7 +87,7 @@ class Stream(Generation):
         lock: held while a round runs; what generations of a model share belongs to its holder.
     """
 
-    def __init__(self, answer: Answer, lock: threading.RLock) -> None:
+    def __init__(self, answer: Answer, lock: Turns) -> None:
         super().__init__(answer)
         self._passes = lock
         self._state = threading.RLock()  # of the fields below; a signal handler may close while it is held

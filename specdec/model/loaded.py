@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from specdec.engine.memory import Memory
 from specdec.engine.options import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
+from specdec.engine.turns import Turns
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
@@ -46,7 +46,7 @@ class Model:
         self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
         self.memory = Memory()
         self.prompt_cache: PromptCache | None = None
-        self.lock = threading.RLock()
+        self.lock = Turns()
         self.load_other: Callable[[str], LoadedModel] | None = None
         # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
         self._auto_draft: tuple[tuple[int, ...] | None, tuple[str, EffortSchedule]] | None = None
