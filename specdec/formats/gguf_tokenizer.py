@@ -5,6 +5,7 @@ What a file leaves out or says wrongly is resolved as llama.cpp resolves it, or 
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -31,6 +32,9 @@ _TEMPLATE_TOKENS = {
     "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding", "sep_token": "seperator",
     "mask_token": "mask",
 }  # fmt: skip
+# What a token's text looks like when it is not text: <s>, [INST], <|im_end|>.
+_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Ends of an answer that a file can name by their ids.
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 # What the format says of a sentencepiece vocabulary when the file names no ids.
@@ -99,11 +103,14 @@ class _Vocabulary:
         if len(tokens) > vocab_size:
             raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, but only {vocab_size} rows of embeddings")
         self.tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
-        self.types = [_type(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        self.types = [_type(text, kind, is_bpe) for text, kind in zip(tokens, types, strict=True)]
         self._ids: dict[str, int | None] = {}
         for name, default in (_BPE_IDS if is_bpe else _SENTENCEPIECE_IDS).items():
             holds = default < len(tokens) and (not is_bpe or self.types[default] == CONTROL)
             self._ids[name] = self._named(name, default if holds else None)
+        for index in map(self.special_id, ("bos", *_ENDS)):
+            if index is not None and self.types[index] == NORMAL and _MARKER.fullmatch(self.tokens[index]):
+                self.types[index] = CONTROL
 
     def special_id(self, name: str) -> int | None:
         """The id that the file or else the format names, or None."""
@@ -123,10 +130,12 @@ class _Vocabulary:
         return default
 
 
-def _type(text: str, kind: int) -> int:
-    """A token's type."""
+def _type(text: str, kind: int, is_bpe: bool) -> int:
+    """A token's type: the file's, but for tokens that are never ordinary text and for single bytes."""
     if not text:
         return UNUSED
+    if not is_bpe and kind == NORMAL and _BYTE.fullmatch(text):
+        return BYTE
     if text in CONTROL_MARKERS:
         return CONTROL
     return kind if NORMAL <= kind <= BYTE else NORMAL
