@@ -124,4 +124,4 @@ def _message_ids(
     switches = ("add_generation_prompt", "continue_final_message")
     if not any(name in given for name in switches) and last_text(messages):
         given["continue_final_message"] = True
-    return tokenizer.encode_chat(messages, literal=literal, **given), bool(given.get("continue_final_message"))
+    return tokenizer.encode_chat(messages, literal=literal, variables=given), bool(given.get("continue_final_message"))

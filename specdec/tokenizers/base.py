@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -127,7 +127,9 @@ class Tokenizer(ABC):
             **variables,
         )
 
-    def encode_chat(self, messages: Sequence[Any], *, literal: bool = True, **variables: Any) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Any], *, literal: bool = True, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of the prompt for `messages`.
 
         Args:
@@ -140,9 +142,9 @@ class Tokenizer(ABC):
             # An assistant's message may hold what the model wrote as tokens of its own, such as <think>.
             structure = {name for name in self._found_in_text if name in template.source and not name.isspace()}
             names: frozenset[str] = self.control_names | structure
-            parts = template.parts(messages, names=names, assistant_names=self.control_names, **variables)
+            parts = template.parts(messages, variables or {}, names=names, assistant_names=self.control_names)
         else:
-            parts = template.parts(messages, **variables)
+            parts = template.parts(messages, variables or {})
         _check_unicode(joined(parts))
         ids = self._encode_parts(parts) if any(part.is_literal for part in parts) else self._encode(joined(parts))
         return (

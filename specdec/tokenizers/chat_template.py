@@ -80,37 +80,31 @@ class ChatTemplate:
             InvalidArgumentError: the messages are malformed, or the template refuses them.
             ModelFormatError: the template fails.
         """
-        return joined(
-            self.parts(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **variables,
-            )
-        )
+        switches = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        return joined(self.parts(messages, {**variables, **switches}))
 
     def parts(
         self,
         messages: Sequence[Any],
+        variables: Mapping[str, Any],
         *,
         names: Collection[str] = (),
         assistant_names: Collection[str] = (),
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **variables: Any,
     ) -> list[Part]:
         """The prompt for `messages`, in which the names of control tokens that messages spell are parts of their own.
 
         Args:
-            messages: see `render`, as for the other arguments; errors are those of `render`.
+            messages: see `render`, as for errors.
+            variables: for the template; its two switches may be among them.
             names: of control tokens.
             assistant_names: the same for messages of the assistant, which may hold tokens of its own.
         """
-        for name in ("messages", "names", "assistant_names"):
-            if name in variables:
-                raise InvalidArgumentError(f"{name!r} is not a variable that a chat template can be given")
+        if "messages" in variables:
+            raise InvalidArgumentError("'messages' is not a variable that a chat template can be given")
+        given = {name: plain(value) for name, value in variables.items()}
+        continue_final_message = bool(given.pop("continue_final_message", False))
+        add_generation_prompt = bool(given.pop("add_generation_prompt", not continue_final_message))
         chat = shaped(checked_messages(messages), self._form)
-        given = plain(variables)
         is_marked = holds_any([chat, given], names)
         if not is_marked and not continue_final_message:
             return [Part(self._run(chat, given, add_generation_prompt), False)]
