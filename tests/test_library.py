@@ -118,6 +118,8 @@ def test_generate_and_stream_take_the_same_arguments():
         "seed": 0,
         "stop": (),
         "chat": True,
+        "literal": True,
+        "chat_template_kwargs": None,
         "speculate": True,
         "trust": None,
         "trace": None,

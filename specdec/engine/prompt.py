@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from specdec.errors import InvalidArgumentError
-from specdec.tokenizers.chat_template import last_text
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
@@ -118,6 +117,8 @@ def _message_ids(
     messages: Sequence[object], tokenizer: Tokenizer | None, literal: bool, variables: Mapping[str, Any] | None
 ) -> tuple[list[int], bool]:
     """Ids, and whether the answer goes on with the last message's text."""
+    from specdec.tokenizers.messages import last_text
+
     if tokenizer is None or not tokenizer.has_chat_template:
         raise InvalidArgumentError("this model has no chat template: give the prompt as text or token ids")
     given = dict(variables or {})

@@ -168,15 +168,6 @@ class ChatTemplate:
             return None
 
 
-def last_text(messages: Sequence[Any]) -> str:
-    """The text of the last message, if it is the assistant's and nothing but text; else an empty one."""
-    last = plain(messages[-1])
-    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
-        return ""
-    content = last.get("content")
-    return joined_text(content) if isinstance(content, (str, list)) else ""
-
-
 def _fields(text: str) -> int:
     """How often the name of a part's field `type` is quoted."""
     return text.count("'type'") + text.count('"type"')

@@ -83,6 +83,15 @@ def joined_text(content: Any) -> str:
     return "\n".join(part if isinstance(part, str) else part["text"] for part in content or ())
 
 
+def last_text(messages: Sequence[Any]) -> str:
+    """The text of the last message, if it is the assistant's and nothing but text; else an empty one."""
+    last = plain(messages[-1])
+    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
+        return ""
+    content = last.get("content")
+    return joined_text(content) if isinstance(content, (str, list)) else ""
+
+
 def _checked(message: Any, position: int) -> dict[str, Any]:
     value = plain(message)
     wrong = InvalidArgumentError(
