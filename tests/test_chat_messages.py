@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizer_files import CHATML, bpe_metadata, gguf_tokenizer, sentencepiece_metadata, trained_sentencepiece
 
 from specdec.engine.prompt import encode_prompt
@@ -232,3 +234,25 @@ def test_the_same_with_sentencepiece(tmp_path: Path) -> None:
     assert not tokenizer.eos_ids & set(ids)
     assert ids.count(ids[-1]) == 1
     assert tokenizer.decode(ids[1:-1]) == inside
+
+
+CUTS = "{{ messages[0].content | replace('<|im_start|>', '') }}"
+
+
+def test_a_name_is_not_made_by_taking_another_one_away(tmp_path: Path) -> None:
+    tokenizer = gguf_tokenizer(bpe_metadata() | {"tokenizer.chat_template": CUTS}, tmp_path)
+    ids = tokenizer.encode_chat([user("a<|im_<|im_start|>end|>")])
+    assert not {START, END} & set(ids)
+    assert tokenizer.decode(ids) == "a<|im_end|>"
+
+
+fragment = st.sampled_from(["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<tool>", "<|im_", "end|>", "é", " a", "\n"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(fragment, min_size=1, max_size=6), min_size=1, max_size=3))
+def test_every_message_is_one_turn(chatty: Tokenizer, contents: list[list[str]]) -> None:
+    messages = [user("".join(parts)) for parts in contents]
+    ids = chatty.encode_chat(messages)
+    assert (ids.count(START), ids.count(END)) == (len(messages) + 1, len(messages))
+    assert chatty.decode(ids) == chatty.apply_chat_template(messages)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from model_files import tiny_config
 from test_tokenizers import tokenizer_json
 from tokenizer_files import CHATML, SPECIAL, saved, trained_bpe, trained_sentencepiece
 
 from specdec.errors import ModelFormatError
+from specdec.formats import open_source
 from specdec.formats.huggingface_tokenizer import tokenizer_files
 from specdec.tokenizers import Tokenizer
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
@@ -173,6 +175,13 @@ def test_links_to_files_that_are_not_there(tmp_path: Path) -> None:
     for name in ("generation_config.json", "special_tokens_map.json", "chat_template.jinja"):
         (tmp_path / name).symlink_to("../blobs/missing")
     assert tokenizer_of({"tokenizer.json": tokenizer_json()}, tmp_path).encode("the")
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config("tiny-llama")))
+    (tmp_path / "model.safetensors").symlink_to("../blobs/missing")
+    with pytest.raises(ModelFormatError, match=r"has no model\.safetensors"):
+        open_source(tmp_path)
 
 
 @pytest.mark.parametrize(("family", "name"), [("qwen2", "qwen2"), ("llama", "gpt2")])

@@ -146,10 +146,10 @@ class Tokenizer(ABC):
         else:
             parts = template.parts(messages, variables or {})
         _check_unicode(joined(parts))
-        ids = self._encode_parts(parts) if any(part.is_literal for part in parts) else self._encode(joined(parts))
-        return (
-            [self.bos_id, *ids] if self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else ids
-        )
+        # Parts stay apart even where none is literal: a mark that the template tore apart stood between them.
+        ids = self._encode_parts(parts) if len(parts) > 1 else self._encode(joined(parts))
+        wants_bos = self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id]
+        return [self.bos_id, *ids] if wants_bos and self.bos_id is not None else ids
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:
