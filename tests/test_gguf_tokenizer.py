@@ -18,7 +18,7 @@ from tokenizer_files import (
 )
 
 from specdec.errors import ModelFormatError
-from specdec.tokenizers.markers import END_MARKERS
+from specdec.tokenizers.markers import AMBIGUOUS, END_MARKERS
 from specdec.tokenizers.pretokenizers import RULES, build_byte_level, rule
 
 HI = [{"role": "user", "content": "hi"}]
@@ -131,10 +131,17 @@ def test_a_file_that_names_no_end(tmp_path: Path) -> None:
 def test_every_end_marker_ends_whatever_its_type(tmp_path: Path, marker: str) -> None:
     metadata = bpe_metadata() if marker in SPECIAL else renamed(bpe_metadata(), marker, kind=1)
     metadata["tokenizer.ggml.token_type"] = [1] * len(metadata["tokenizer.ggml.tokens"])
-    tokenizer = gguf_tokenizer(metadata, tmp_path)
-    (token,) = tokenizer.encode(marker)
+    tokenizer, token = gguf_tokenizer(metadata, tmp_path), metadata["tokenizer.ggml.tokens"].index(marker)
     assert token in tokenizer.eos_ids
     assert tokenizer.decode([token], skip_special=True) == ""
+    # Text becomes such a token, except by a name that is also ordinary text, of HTML for example.
+    assert (tokenizer.encode(marker) == [token]) == (marker not in AMBIGUOUS)
+    metadata["tokenizer.chat_template"] = CHATML + marker
+    assert gguf_tokenizer(metadata, tmp_path / "written").encode(marker) == [token]
+    untyped = gguf_tokenizer(
+        without(metadata, "token_type") | {"tokenizer.chat_template": CHATML}, tmp_path / "untyped"
+    )
+    assert untyped.encode(marker) == [token]
 
 
 @pytest.mark.parametrize("kind", [1, 4, 5, 6])
@@ -208,6 +215,13 @@ def test_sentencepiece_without_scores(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="scores is missing"):
         tokenizer = gguf_tokenizer(metadata, tmp_path)
     assert tokenizer.decode(tokenizer.encode("the dog", add_bos=False)) == "the dog"
+
+
+def test_several_unknown_tokens(tmp_path: Path) -> None:
+    metadata = renamed(sentencepiece_metadata(trained_sentencepiece()), "<a>", "<b>", kind=2)
+    tokenizer = gguf_tokenizer(metadata, tmp_path)
+    assert tokenizer.encode("<a><b>", add_bos=False) == [398, 399]
+    assert tokenizer.decode([398], skip_special=True) == ""
 
 
 def test_tokens_without_text(tmp_path: Path) -> None:

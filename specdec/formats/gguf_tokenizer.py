@@ -11,7 +11,7 @@ from typing import Any
 
 from specdec.errors import ModelFormatError
 from specdec.formats.fields import Fields
-from specdec.tokenizers.markers import CONTROL_MARKERS, END_MARKERS, end_tokens
+from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, end_tokens
 from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
@@ -73,7 +73,7 @@ def tokenizer_files(fields: Fields, *, vocab_size: int) -> dict[str, bytes]:
         bos_id=bos_id,
         eos_ids=eos_ids,
         add_bos=add_bos,
-        chat_template=_chat_template(fields),
+        chat_template=_chat_template(fields, warn=True),
         special_tokens={
             name: vocabulary.tokens[index]
             for name, key in _TEMPLATE_TOKENS.items()
@@ -97,13 +97,19 @@ class _Vocabulary:
     def __init__(self, fields: Fields, vocab_size: int, *, is_bpe: bool) -> None:
         self.fields = fields
         tokens = _typed(fields, _TOKENS, str)
-        types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)] or [NORMAL] * len(tokens)
+        types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)]
+        # A file with types may mean that such a token is text; one whose template writes it does not.
+        template = _chat_template(fields) or ""
+        control = {text for text in CONTROL_MARKERS if not types or text not in AMBIGUOUS or text in template}
+        types = types or [NORMAL] * len(tokens)
         if not tokens or len(types) != len(tokens):
             raise ModelFormatError(f"{fields.where}: {_TOKENS} and token_type must have one entry a token")
         if len(tokens) > vocab_size:
             raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, but only {vocab_size} rows of embeddings")
         self.tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
-        self.types = [_type(text, kind, is_bpe) for text, kind in zip(tokens, types, strict=True)]
+        self.types = [
+            CONTROL if text in control else _type(text, kind, is_bpe) for text, kind in zip(tokens, types, strict=True)
+        ]
         self._ids: dict[str, int | None] = {}
         for name, default in (_BPE_IDS if is_bpe else _SENTENCEPIECE_IDS).items():
             holds = default < len(tokens) and (not is_bpe or self.types[default] == CONTROL)
@@ -131,13 +137,11 @@ class _Vocabulary:
 
 
 def _type(text: str, kind: int, is_bpe: bool) -> int:
-    """A token's type: the file's, but for tokens that are never ordinary text and for single bytes."""
+    """A token's type: the file's, if it makes sense, but for single bytes."""
     if not text:
         return UNUSED
     if not is_bpe and kind == NORMAL and _BYTE.fullmatch(text):
         return BYTE
-    if text in CONTROL_MARKERS:
-        return CONTROL
     return kind if NORMAL <= kind <= BYTE else NORMAL
 
 
@@ -191,9 +195,11 @@ def _sentencepiece(fields: Fields, vocabulary: _Vocabulary) -> bytes:
         scores = [0.0] * len(tokens)
     if len(scores) != len(tokens):
         raise ModelFormatError(f"{fields.where}: {_PREFIX}scores must have one entry a token")
-    if UNKNOWN not in types:
-        # sentencepiece needs one; files that lost the type still say which it is.
-        types[vocabulary.special_id("unknown") or 0] = UNKNOWN
+    # sentencepiece needs exactly one; files that lost the type, or have others, still say which it is.
+    unknown = vocabulary.special_id("unknown") or 0
+    if types.count(UNKNOWN) != 1:
+        types = [CONTROL if kind == UNKNOWN else kind for kind in types]
+        types[unknown] = UNKNOWN
     content = build_model(
         tokens,
         [float(score) for score in scores],
@@ -214,12 +220,13 @@ def _eos_ids(vocabulary: _Vocabulary) -> tuple[int, ...]:
     return tuple(sorted(end_tokens(ids) | named))
 
 
-def _chat_template(fields: Fields) -> str | None:
+def _chat_template(fields: Fields, *, warn: bool = False) -> str | None:
     value = fields.values.get(_TEMPLATE)
-    if value is not None and not isinstance(value, str):
+    if value is None or isinstance(value, str):
+        return value
+    if warn:
         _warn(fields, f"{_TEMPLATE} is no text: the model counts as one without a chat template")
-        return None
-    return value
+    return None
 
 
 def _warn(fields: Fields, what: str) -> None:

@@ -50,11 +50,12 @@ class Tokenizer(ABC):
         """Whether `apply_chat_template` can work."""
         return self._meta.chat_template is not None
 
-    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of `text`. The names of special tokens inside it become those tokens.
+    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
+        """Token ids of `text`. The names of special tokens inside it become those tokens, unless it is literal.
 
         Args:
             text: any text.
+            literal: names of special tokens are text like any other.
             add_bos: put `bos_id` first; None does what the model wants, and not twice when the text begins with it
                 (as rendered chat templates may).
 
@@ -62,7 +63,7 @@ class Tokenizer(ABC):
             InvalidArgumentError: the text holds half a surrogate pair, or there is no `bos_id` to add.
         """
         _check_unicode(text)
-        ids = self._encode(text)
+        ids = self._encode_parts([Part(text, True)]) if literal else self._encode(text)
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
         if not wanted:
             return ids
