@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizer_files import CHATML, bpe_metadata, gguf_tokenizer, sentencepiece_metadata, trained_sentencepiece
 
 from specdec.engine.prompt import encode_prompt
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.tokenizers import Tokenizer
 from specdec.tokenizers.chat_template import ChatTemplate
 
@@ -66,6 +66,49 @@ def test_arguments_as_json_text() -> None:
     either = "{{ c.function.arguments if c.function.arguments is string else c.function.arguments | tojson }}"
     for body in (either, "{{ 'x' + c.function.arguments }}"):
         assert render(shown.replace("%s", body), call).endswith('{"a": "é"}')
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        # What some families' templates do with the content of a message that only calls a tool.
+        ("{% if m.content is not none %}{{ '</think>' in m['content'] }}{% endif %}", "|"),
+        ("{% if '</think>' in m.content %}{{ m.content.more.more }}{% endif %}", "|"),
+        ("{{ m.content + '!' }}", "!|"),
+        ("{% if m.content is not none and m.content | length > 0 %}{{ m.content }}{% endif %}", "|"),
+        (
+            "{% if m['content'] is none %}none{{ 'x' + m.tool_calls[0].function.arguments }}{% endif %}",
+            'nonex{"a": 1}|',
+        ),
+        ("{{ m.content | tojson }}", '""|'),
+    ],
+)
+def test_what_templates_do_without_content(body: str, expected: str) -> None:
+    source = "{% for m in messages %}" + body + "|{% endfor %}"
+    assert render(source, {"role": "assistant", "content": None, "tool_calls": [CALL]}) == expected
+
+
+@pytest.mark.parametrize("arguments", [{"a": 1}, '{"a": 1}'])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("{{ 'x' + c.function.arguments }}", 'x{"a": 1}'),
+        ("{% for k, v in c['function']['arguments'].items() %}{{ k }}={{ v }}{% endfor %}", "a=1"),
+        ("{% set f = c.function %}{% for k, v in f.arguments | items %}{{ k }}={{ v }}{% endfor %}", "a=1"),
+        ("{% set a = c.function.arguments %}{% for k, v in a.items() %}{{ k }}={{ v }}{% endfor %}", "a=1"),
+        ("{% if c.function.arguments is not mapping %}{{ raise_exception('no') }}{% endif %}ok", "ok"),
+    ],
+)
+def test_arguments_in_the_form_that_a_template_takes(body: str, expected: str, arguments: Any) -> None:
+    source = "{% for m in messages %}{% for c in m.tool_calls %}" + body + "{% endfor %}{% endfor %}"
+    call = {"function": {"name": "add", "arguments": arguments}}
+    assert render(source, {"role": "assistant", "content": "x", "tool_calls": [call]}) == expected
+
+
+def test_the_error_of_a_template_that_takes_no_form() -> None:
+    source = "{% for c in messages[0].tool_calls %}{{ c.function.nothing.more }}{% endfor %}"
+    with pytest.raises(ModelFormatError, match=r"chat template fails: .*nothing"):
+        render(source, {"role": "assistant", "content": None, "tool_calls": [CALL]})
 
 
 def test_content_in_parts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.tokenizers.markup import Marks, Part, holds_any, joined
-from specdec.tokenizers.messages import Form, checked_messages, form_of_source, joined_text, plain, shaped
+from specdec.tokenizers.messages import Form, checked_messages, form_of_source, forms_like, joined_text, plain, shaped
 
 _PROBE = "zq7fy"
 
@@ -104,7 +105,7 @@ class ChatTemplate:
         given = {name: plain(value) for name, value in variables.items()}
         continue_final_message = bool(given.pop("continue_final_message", False))
         add_generation_prompt = bool(given.pop("add_generation_prompt", not continue_final_message))
-        chat = shaped(checked_messages(messages), self._form)
+        chat = self._shaped(checked_messages(messages), given, add_generation_prompt)
         is_marked = holds_any([chat, given], names)
         if not is_marked and not continue_final_message:
             return [Part(self._run(chat, given, add_generation_prompt), False)]
@@ -119,6 +120,21 @@ class ChatTemplate:
         else:
             text = self._run(chat, given, add_generation_prompt)
         return marks.parts(text, names) if is_marked else [Part(text, False)]
+
+    def _shaped(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any], add_generation_prompt: bool
+    ) -> list[dict[str, Any]]:
+        """The messages in the first form that the template takes; in the likeliest one if it takes none."""
+        tried: list[list[dict[str, Any]]] = []
+        for form in forms_like(self._form):
+            if (chat := shaped(messages, form)) not in tried:
+                tried.append(chat)
+        if len(tried) > 1:
+            for chat in tried:
+                with contextlib.suppress(InvalidArgumentError, ModelFormatError):
+                    self._run(chat, variables, add_generation_prompt)
+                    return chat
+        return tried[0]
 
     def _cut(self, chat: list[dict[str, Any]], variables: dict[str, Any], here: str) -> str:
         """The prompt up to the end of the last message's text, which the character `here` marks."""
