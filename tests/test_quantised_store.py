@@ -257,7 +257,7 @@ def test_an_mlx_mixture_is_kept_and_can_be_made_16_bit(tmp_path: Path) -> None:
     [
         (
             {"bits": 7},
-            "'model.layers.0.self_attn.q_proj.weight' has 7 bits in groups of 64: this version reads 2, 3, 4",
+            "'model.layers.0.self_attn.q_proj.weight' has 7 bits in groups of 64: this version reads 2,",
         ),
         ({"bits": 3}, "does not fit scales"),
         ({"group_size": 16}, "bits in groups of 16"),
