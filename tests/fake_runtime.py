@@ -231,10 +231,10 @@ class ByteTokenizer:
         return EOS if text == "<end>" else None
 
     def encode_chat(
-        self, messages: Sequence[object], *, literal: bool = True, continue_final_message: bool = False, **_: object
+        self, messages: Sequence[object], *, literal: bool = True, variables: Mapping[str, object]
     ) -> list[int]:
         text = "".join(f"<{message['role']}>{message['content']}\n" for message in checked_messages(messages))
-        return list((text[:-1] if continue_final_message else text + "<assistant>").encode())
+        return list((text[:-1] if variables.get("continue_final_message") else text + "<assistant>").encode())
 
     def detokenizer(self, *, continues: bool = False) -> ByteDetokenizer:
         return ByteDetokenizer()

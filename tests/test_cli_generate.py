@@ -135,6 +135,62 @@ def test_prompts_from_files_and_standard_input(
         assert json.loads(ran.out)["tokens"] == expected
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"first\r\nsecond\r\n", "first\r\nsecond"),
+        (b"\xef\xbb\xbfHello\n", "Hello"),
+        (b"Hello\n\n", "Hello\n"),
+        (b"Hello\r", "Hello\r"),
+    ],
+)
+def test_prompt_files_of_other_editors(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, text: str
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(content)
+    ran = run(capsys, "generate", "--model", text_model, "--prompt-file", file, *QUICK, "--json")
+    assert json.loads(ran.out)["tokens"] == result_of(text_model, text).tokens
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("x=false", False), ("x=False", False), ("x=3", 3), ("x=None", None), ("x=null", None), ("x=a b", "a b"),
+        ('x={"a": [1]}', {"a": [1]}), ("x==", "="), ("x=", ""),
+    ],
+)  # fmt: skip
+def test_variables_of_the_chat_template(
+    text_model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, argument: str, value: object
+) -> None:
+    seen: list[object] = []
+    stream = specdec.stream
+    monkeypatch.setattr(specdec, "stream", lambda *given, **options: seen.append(options) or stream(*given, **options))
+    flags = ("--template-arg", argument, "--template-arg", "y=1")
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hi", *flags, "--markup", "--max-tokens", "1")
+    assert ran.code == 0
+    assert seen[0]["chat_template_kwargs"] == {"x": value, "y": 1}  # type: ignore[index]
+    assert seen[0]["literal"] is False  # type: ignore[index]
+
+
+def test_a_variable_without_a_value(capsys: pytest.CaptureFixture[str]) -> None:
+    ran = run(capsys, "generate", "--prompt", "x", "--template-arg", "enable_thinking")
+    assert ran.code == 2
+    assert "must be KEY=VALUE, not 'enable_thinking'" in ran.err
+
+
+def test_control_tokens_spelled_in_a_prompt_are_text(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def prompt_tokens(*flags: str) -> int:
+        ran = run(
+            capsys, "generate", "--model", text_model, "--prompt", "a<|end|>", "--max-tokens", "1", "--json", *flags
+        )
+        return int(json.loads(ran.out)["stats"]["prompt_tokens"])
+
+    assert prompt_tokens() == 1 + len("<|end|>") + 3
+    assert prompt_tokens("--markup") == 1 + 1 + 3
+    assert prompt_tokens("--raw") == 1 + 1
+
+
 def test_raw_and_system_prompts(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def prompt_tokens(*flags: str) -> int:
         ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "1", "--json", *flags)

@@ -173,3 +173,55 @@ def test_a_model_without_a_tokenizer_takes_ids_and_gives_ids():
 def test_the_longest_prompt_leaves_room_for_one_token():
     result = specdec.generate(fake_model(), [1] * 511, max_tokens=5)
     assert (len(result.tokens), result.finish_reason, result.stopped_by) == (1, "length", "context")
+
+
+def test_a_stop_string_with_a_control_token():
+    model = Model(SpellingRuntime("Hq"), ByteTokenizer(eos=frozenset()))
+    for stop, text in (("q<end>", "H"), ("<end>", "Hq"), ("<end><end>", "Hq"), ("q<end>x", "Hq")):
+        result = specdec.generate(model, [BOS], stop=stop, max_tokens=8)
+        assert result.text == text, stop
+        assert (result.finish_reason == "length") == (stop == "q<end>x")
+
+
+pieces = st.lists(st.tuples(st.text(alphabet="ab", max_size=3), st.sampled_from(["", "", "<>", "<a>"])), max_size=8)
+
+
+@given(pieces, st.lists(st.text(alphabet="ab<>", min_size=1, max_size=4), max_size=3))
+def test_stop_strings_among_control_tokens(pieces, mixed):
+    """What is shown is the text before the first stop string of the text with the tokens' names in it."""
+    whole = "".join(text + control for text, control in pieces)
+    before, found = shown_by_definition(whole, mixed)
+    hidden = {i for start, control in starts_of_controls(pieces) for i in range(start, start + len(control))}
+    watch = StopStrings((), mixed)
+    shown = "".join(watch.feed(text, control=control) for text, control in pieces)
+    if watch.found is None:
+        shown += watch.flush()
+    if mixed:
+        assert (shown, watch.found) == ("".join(c for i, c in enumerate(before) if i not in hidden), found)
+
+
+def starts_of_controls(pieces):
+    start = 0
+    for text, control in pieces:
+        yield start + len(text), control
+        start += len(text) + len(control)
+
+
+def test_plain_and_mixed_stop_strings_together():
+    watch = StopStrings(["user"], ["<|x|>us"])
+    shown = [watch.feed("a"), watch.feed("", control="<|y|>"), watch.feed("us"), watch.feed("", control="<|x|>")]
+    shown += [watch.feed("er, b")]
+    # Control tokens are not shown, so a stop string of text goes on across them; the mixed one ended before.
+    assert ("".join(shown), watch.found) == ("a", "user")
+    watch = StopStrings(["user"], ["<|x|>us"])
+    assert [watch.feed("a", control="<|x|>"), watch.feed("user")] == ["a", ""]
+    assert watch.found == "<|x|>us"
+
+
+def test_a_prompt_with_a_token_that_the_model_has_no_row_for():
+    class Wide(ByteTokenizer):
+        def encode(self, text, *, add_bos=None):
+            return [258]
+
+    with pytest.raises(InvalidArgumentError, match="holds token 258, and the model has rows for 258 tokens only"):
+        encode_prompt("x", Wide(), fake_config())

@@ -255,7 +255,11 @@ def test_an_mlx_mixture_is_kept_and_can_be_made_16_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 3}, "'model.layers.0.self_attn.q_proj.weight' has 3 bits in groups of 64: this version reads 4 or 8"),
+        (
+            {"bits": 7},
+            "'model.layers.0.self_attn.q_proj.weight' has 7 bits in groups of 64: this version reads 2,",
+        ),
+        ({"bits": 3}, "does not fit scales"),
         ({"group_size": 16}, "bits in groups of 16"),
         ({"mode": "mxfp4"}, "is quantised as mxfp4: only affine"),
         ({"group_size": 32}, "does not fit scales"),

@@ -122,7 +122,6 @@ def test_tokens_added_beside_the_model(tmp_path: Path, reference: sentencepiece.
         ({"scores": [0.5]}, "scores must have one entry a token"),
         ({"scores": ["a"] * 400}, "must hold values of type float only"),
         ({"tokens": ["a"] * 400}, "its vocabulary makes no sentencepiece model"),
-        ({"token_type": [2] * 400}, "its vocabulary makes no sentencepiece model"),
     ],
 )
 def test_vocabulary_that_sentencepiece_refuses(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -117,7 +117,7 @@ def changed_gguf(folder: Path, change: Callable[[Parts], object]) -> Path:
         (lambda p: p.metadata.update({"llama.logit_scale": 8.0}), r"llama\.logit_scale must be 1\.0"),
         (lambda p: p.metadata.update({"llama.attention.scale": 0.5}), r"attention\.scale must be 1/sqrt\(16\)"),
         (lambda p: p.metadata.update({"llama.attention.sliding_window_pattern": [True]}), "pattern is not supported"),
-        (lambda p: p.metadata.update({"split.count": 2}), "is one part of a split model"),
+        (lambda p: p.metadata.update({"split.count": 2}), "is the first of 2 parts: give it its name back"),
         (lambda p: p.metadata.update({"llama.expert_count": 100_000, "llama.expert_used_count": 2}), "100000 experts"),
         (lambda p: p.tensors.update({"rope_freqs.weight": np.zeros(8, np.float32)}), "must hold positive numbers"),
         (lambda p: p.tensors.update({"rope_freqs.weight": np.ones(4, np.float32)}), r"must have shape \(8,\)"),

@@ -132,6 +132,14 @@ def test_special_tokens(smollm: Tokenizer) -> None:
     assert smollm.vocab_size == tool + 1
 
 
+def test_literal_text(smollm: Tokenizer) -> None:
+    ids = smollm.encode("<|im_start|>user\nhi<|im_end|><tool>", literal=True)
+    assert not smollm.eos_ids & set(ids)
+    assert smollm.bos_id not in ids
+    assert smollm.decode(ids) == "<|im_start|>user\nhi<|im_end|><tool>"
+    assert smollm.encode("the dog", literal=True) == smollm.encode("the dog")
+
+
 def test_ids_that_mean_nothing(smollm: Tokenizer) -> None:
     assert smollm.decode([ROWS - 1, *smollm.encode("x"), 10**9]) == "x"
     assert len(smollm.encode(f"[PAD{ROWS - 1}]")) > 1

@@ -117,6 +117,8 @@ def _message_ids(
     messages: Sequence[object], tokenizer: Tokenizer | None, literal: bool, variables: Mapping[str, Any] | None
 ) -> tuple[list[int], bool]:
     """Ids, and whether the answer goes on with the last message's text."""
+    from specdec.tokenizers.messages import last_text
+
     if tokenizer is None or not tokenizer.has_chat_template:
         raise InvalidArgumentError("this model has no chat template: give the prompt as text or token ids")
     from specdec.tokenizers.chat_template import last_text  # imports the template engine
@@ -125,4 +127,4 @@ def _message_ids(
     switches = ("add_generation_prompt", "continue_final_message")
     if not any(name in given for name in switches) and last_text(messages):
         given["continue_final_message"] = True
-    return tokenizer.encode_chat(messages, literal=literal, **given), bool(given.get("continue_final_message"))
+    return tokenizer.encode_chat(messages, literal=literal, variables=given), bool(given.get("continue_final_message"))

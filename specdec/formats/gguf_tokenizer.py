@@ -5,12 +5,13 @@ What a file leaves out or says wrongly is resolved as llama.cpp resolves it, or 
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
 from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
-from specdec.tokenizers.markers import CONTROL_MARKERS, END_MARKERS, end_tokens
+from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, end_tokens
 from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
@@ -31,6 +32,9 @@ _TEMPLATE_TOKENS = {
     "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding", "sep_token": "seperator",
     "mask_token": "mask",
 }  # fmt: skip
+# What a token's text looks like when it is not text: <s>, [INST], <|im_end|>.
+_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Ends of an answer that a file can name by their ids.
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 # What the format says of a sentencepiece vocabulary when the file names no ids.
@@ -69,7 +73,7 @@ def tokenizer_files(fields: Fields, *, vocab_size: int) -> dict[str, bytes]:
         bos_id=bos_id,
         eos_ids=eos_ids,
         add_bos=add_bos,
-        chat_template=_chat_template(fields),
+        chat_template=_chat_template(fields, warn=True),
         special_tokens={
             name: vocabulary.tokens[index]
             for name, key in _TEMPLATE_TOKENS.items()
@@ -93,17 +97,26 @@ class _Vocabulary:
     def __init__(self, fields: Fields, vocab_size: int, *, is_bpe: bool) -> None:
         self.fields = fields
         tokens = _typed(fields, _TOKENS, str)
-        types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)] or [NORMAL] * len(tokens)
+        types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)]
+        # A file with types may mean that such a token is text; one whose template writes it does not.
+        template = _chat_template(fields) or ""
+        control = {text for text in CONTROL_MARKERS if not types or text not in AMBIGUOUS or text in template}
+        types = types or [NORMAL] * len(tokens)
         if not tokens or len(types) != len(tokens):
             raise ModelFormatError(f"{fields.where}: {_TOKENS} and token_type must have one entry a token")
         if len(tokens) > vocab_size:
             raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, but only {vocab_size} rows of embeddings")
         self.tokens = [text or f"[EMPTY_{index}]" for index, text in enumerate(tokens)]
-        self.types = [_type(text, kind) for text, kind in zip(tokens, types, strict=True)]
+        self.types = [
+            CONTROL if text in control else _type(text, kind, is_bpe) for text, kind in zip(tokens, types, strict=True)
+        ]
         self._ids: dict[str, int | None] = {}
         for name, default in (_BPE_IDS if is_bpe else _SENTENCEPIECE_IDS).items():
             holds = default < len(tokens) and (not is_bpe or self.types[default] == CONTROL)
             self._ids[name] = self._named(name, default if holds else None)
+        for index in map(self.special_id, ("bos", *_ENDS)):
+            if index is not None and self.types[index] == NORMAL and _MARKER.fullmatch(self.tokens[index]):
+                self.types[index] = CONTROL
 
     def special_id(self, name: str) -> int | None:
         """The id that the file or else the format names, or None."""
@@ -123,12 +136,12 @@ class _Vocabulary:
         return default
 
 
-def _type(text: str, kind: int) -> int:
-    """A token's type."""
+def _type(text: str, kind: int, is_bpe: bool) -> int:
+    """A token's type: the file's, if it makes sense, but for single bytes."""
     if not text:
         return UNUSED
-    if text in CONTROL_MARKERS:
-        return CONTROL
+    if not is_bpe and kind == NORMAL and _BYTE.fullmatch(text):
+        return BYTE
     return kind if NORMAL <= kind <= BYTE else NORMAL
 
 
@@ -182,9 +195,11 @@ def _sentencepiece(fields: Fields, vocabulary: _Vocabulary) -> bytes:
         scores = [0.0] * len(tokens)
     if len(scores) != len(tokens):
         raise ModelFormatError(f"{fields.where}: {_PREFIX}scores must have one entry a token")
-    if UNKNOWN not in types:
-        # sentencepiece needs one; files that lost the type still say which it is.
-        types[vocabulary.special_id("unknown") or 0] = UNKNOWN
+    # sentencepiece needs exactly one; files that lost the type, or have others, still say which it is.
+    unknown = vocabulary.special_id("unknown") or 0
+    if types.count(UNKNOWN) != 1:
+        types = [CONTROL if kind == UNKNOWN else kind for kind in types]
+        types[unknown] = UNKNOWN
     content = build_model(
         tokens,
         [float(score) for score in scores],
@@ -205,12 +220,13 @@ def _eos_ids(vocabulary: _Vocabulary) -> tuple[int, ...]:
     return tuple(sorted(end_tokens(ids) | named))
 
 
-def _chat_template(fields: Fields) -> str | None:
+def _chat_template(fields: Fields, *, warn: bool = False) -> str | None:
     value = fields.values.get(_TEMPLATE)
-    if value is not None and not isinstance(value, str):
+    if value is None or isinstance(value, str):
+        return value
+    if warn:
         _warn(fields, f"{_TEMPLATE} is no text: the model counts as one without a chat template")
-        return None
-    return value
+    return None
 
 
 def _warn(fields: Fields, what: str) -> None:

@@ -18,8 +18,10 @@ from specdec.formats.huggingface_settings import Settings
 from specdec.tokenizers.bpe import BPETokenizer, read_backend
 from specdec.tokenizers.markers import END_MARKERS, end_tokens
 from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, AddedToken, TokenizerMeta
+from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
+from specdec.tokenizers.sentencepiece_model import without_normalizer
 
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _UNREAD = (_VOCABULARY, "vocab.txt", _MERGES, "spiece.model", "tekken.json", "tiktoken.model")
@@ -44,6 +46,7 @@ def tokenizer_files(folder: Path, model_config: dict[str, Any]) -> dict[str, byt
     elif (folder / SENTENCEPIECE_NAME).exists():
         name, content = SENTENCEPIECE_NAME, read_bytes(folder / SENTENCEPIECE_NAME)
         meta = _sentencepiece_meta(content, settings)
+        content = without_normalizer(content) if _is_llama(settings) else content
         SentencePieceTokenizer(meta, content)
         return {name: content, META_NAME: meta.to_bytes()}
     elif (folder / _VOCABULARY).exists() and (folder / _MERGES).exists():
@@ -148,7 +151,7 @@ def _sentencepiece_meta(content: bytes, settings: Settings) -> TokenizerMeta:
         chat_template=settings.chat_template,
         special_tokens=special,
         added_tokens=added,
-        prefix=_prefix(settings),
+        prefix=_prefix(settings, content),
     )
 
 
@@ -157,14 +160,20 @@ def _says_more(token: AddedToken, is_control: bool) -> bool:
     return token.strip_left or token.strip_right or (token.special and not is_control)
 
 
-def _prefix(settings: Settings) -> str:
-    """Where transformers puts a space: Llama's own class has its rule, the others have sentencepiece's, and by
-    default the older one of the two that `legacy` chooses between."""
-    kind = settings.config.values.get("tokenizer_class")
-    is_llama = kind in ("LlamaTokenizer", "LlamaTokenizerFast") and settings.model_type not in ("mistral", "mixtral")
+def _prefix(settings: Settings, content: bytes) -> str:
+    """Where transformers puts a space: Llama's own class has its rule, the others have sentencepiece's. Of the two
+    behaviours that `legacy` chooses between, that class has the newer one by default and the others the older one."""
+    is_llama = _is_llama(settings)
     is_legacy = settings.config.flag("legacy", not is_llama)
     if not is_llama:
-        return "model" if is_legacy else "first"
+        puts_space = read_model(content).normalize("a").startswith(WORD_START)
+        return "first" if puts_space and not is_legacy else "model"
     if not settings.config.flag("add_prefix_space", True):
         return "never"
     return "always" if is_legacy else "first"
+
+
+def _is_llama(settings: Settings) -> bool:
+    """Whether transformers takes its class for Llama's tokenizer, which knows no normalizer of the model's."""
+    kind = settings.config.values.get("tokenizer_class")
+    return kind in ("LlamaTokenizer", "LlamaTokenizerFast") and settings.model_type not in ("mistral", "mixtral")

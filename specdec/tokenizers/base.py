@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -50,11 +50,12 @@ class Tokenizer(ABC):
         """Whether `apply_chat_template` can work."""
         return self._meta.chat_template is not None
 
-    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of `text`. The names of special tokens inside it become those tokens.
+    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
+        """Token ids of `text`. The names of special tokens inside it become those tokens, unless it is literal.
 
         Args:
             text: any text.
+            literal: names of special tokens are text like any other.
             add_bos: put `bos_id` first; None does what the model wants, and not twice when the text begins with it
                 (as rendered chat templates may).
 
@@ -62,7 +63,7 @@ class Tokenizer(ABC):
             InvalidArgumentError: the text holds half a surrogate pair, or there is no `bos_id` to add.
         """
         _check_unicode(text)
-        ids = self._encode(text)
+        ids = self._encode_parts([Part(text, True)]) if literal else self._encode(text)
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
         if not wanted:
             return ids
@@ -127,7 +128,9 @@ class Tokenizer(ABC):
             **variables,
         )
 
-    def encode_chat(self, messages: Sequence[Any], *, literal: bool = True, **variables: Any) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Any], *, literal: bool = True, variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids of the prompt for `messages`.
 
         Args:
@@ -140,14 +143,14 @@ class Tokenizer(ABC):
             # An assistant's message may hold what the model wrote as tokens of its own, such as <think>.
             structure = {name for name in self._found_in_text if name in template.source and not name.isspace()}
             names: frozenset[str] = self.control_names | structure
-            parts = template.parts(messages, names=names, assistant_names=self.control_names, **variables)
+            parts = template.parts(messages, variables or {}, names=names, assistant_names=self.control_names)
         else:
-            parts = template.parts(messages, **variables)
+            parts = template.parts(messages, variables or {})
         _check_unicode(joined(parts))
-        ids = self._encode_parts(parts) if any(part.is_literal for part in parts) else self._encode(joined(parts))
-        return (
-            [self.bos_id, *ids] if self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id] else ids
-        )
+        # Parts stay apart even where none is literal: a mark that the template tore apart stood between them.
+        ids = self._encode_parts(parts) if len(parts) > 1 else self._encode(joined(parts))
+        wants_bos = self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id]
+        return [self.bos_id, *ids] if wants_bos and self.bos_id is not None else ids
 
     @cached_property
     def _chat_template(self) -> ChatTemplate:

@@ -52,10 +52,10 @@ class BPETokenizer(Tokenizer):
 
     def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
         names, backend = self._renamed
-        pattern = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
-        texts = [
-            part.text if part.is_literal else pattern.sub(lambda found: names[found[0]], part.text) for part in parts
-        ]
+        texts = [part.text for part in parts]
+        if names:
+            pattern = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
+            texts = [part.text if part.is_literal else pattern.sub(lambda x: names[x[0]], part.text) for part in parts]
         ids: list[int] = backend.encode("".join(texts), add_special_tokens=False).ids
         return ids
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.tokenizers.markup import Marks, Part, holds_any, joined
-from specdec.tokenizers.messages import Form, checked_messages, form_of_source, joined_text, plain, shaped
+from specdec.tokenizers.messages import Form, checked_messages, form_of_source, forms_like, joined_text, plain, shaped
 
 _PROBE = "zq7fy"
 
@@ -80,37 +81,31 @@ class ChatTemplate:
             InvalidArgumentError: the messages are malformed, or the template refuses them.
             ModelFormatError: the template fails.
         """
-        return joined(
-            self.parts(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **variables,
-            )
-        )
+        switches = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
+        return joined(self.parts(messages, {**variables, **switches}))
 
     def parts(
         self,
         messages: Sequence[Any],
+        variables: Mapping[str, Any],
         *,
         names: Collection[str] = (),
         assistant_names: Collection[str] = (),
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        **variables: Any,
     ) -> list[Part]:
         """The prompt for `messages`, in which the names of control tokens that messages spell are parts of their own.
 
         Args:
-            messages: see `render`, as for the other arguments; errors are those of `render`.
+            messages: see `render`, as for errors.
+            variables: for the template; its two switches may be among them.
             names: of control tokens.
             assistant_names: the same for messages of the assistant, which may hold tokens of its own.
         """
-        for name in ("messages", "names", "assistant_names"):
-            if name in variables:
-                raise InvalidArgumentError(f"{name!r} is not a variable that a chat template can be given")
-        chat = shaped(checked_messages(messages), self._form)
-        given = plain(variables)
+        if "messages" in variables:
+            raise InvalidArgumentError("'messages' is not a variable that a chat template can be given")
+        given = {name: plain(value) for name, value in variables.items()}
+        continue_final_message = bool(given.pop("continue_final_message", False))
+        add_generation_prompt = bool(given.pop("add_generation_prompt", not continue_final_message))
+        chat = self._shaped(checked_messages(messages), given, add_generation_prompt)
         is_marked = holds_any([chat, given], names)
         if not is_marked and not continue_final_message:
             return [Part(self._run(chat, given, add_generation_prompt), False)]
@@ -125,6 +120,21 @@ class ChatTemplate:
         else:
             text = self._run(chat, given, add_generation_prompt)
         return marks.parts(text, names) if is_marked else [Part(text, False)]
+
+    def _shaped(
+        self, messages: list[dict[str, Any]], variables: dict[str, Any], add_generation_prompt: bool
+    ) -> list[dict[str, Any]]:
+        """The messages in the first form that the template takes; in the likeliest one if it takes none."""
+        tried: list[list[dict[str, Any]]] = []
+        for form in forms_like(self._form):
+            if (chat := shaped(messages, form)) not in tried:
+                tried.append(chat)
+        if len(tried) > 1:
+            for chat in tried:
+                with contextlib.suppress(InvalidArgumentError, ModelFormatError):
+                    self._run(chat, variables, add_generation_prompt)
+                    return chat
+        return tried[0]
 
     def _cut(self, chat: list[dict[str, Any]], variables: dict[str, Any], here: str) -> str:
         """The prompt up to the end of the last message's text, which the character `here` marks."""
@@ -172,15 +182,6 @@ class ChatTemplate:
             return self._run([{"role": "user", "content": content}], {}, True)
         except (InvalidArgumentError, ModelFormatError):
             return None
-
-
-def last_text(messages: Sequence[Any]) -> str:
-    """The text of the last message, if it is the assistant's and nothing but text; else an empty one."""
-    last = plain(messages[-1])
-    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
-        return ""
-    content = last.get("content")
-    return joined_text(content) if isinstance(content, (str, list)) else ""
 
 
 def _fields(text: str) -> int:

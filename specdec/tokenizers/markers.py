@@ -32,6 +32,12 @@ CONTROL_MARKERS = (
 """Tokens that steer a model, whatever type a file gives them."""
 
 
+AMBIGUOUS = frozenset(
+    ("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[PAD]", "<PAD>", "<PRE>", "<SUF>", "<MID>", "<REPO>")
+)
+"""Markers that some vocabularies also have as ordinary text, of HTML for example."""
+
+
 def end_tokens(ids: Mapping[str, int]) -> set[int]:
     """Ids of the end markers of a vocabulary.
 

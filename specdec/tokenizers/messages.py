@@ -15,6 +15,10 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
 
+NULLS = ("left out", "empty", "none")
+ARGUMENTS = ("as sent", "mapping", "text")
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Form:
     """How a template wants its messages.
@@ -22,14 +26,14 @@ class Form:
     Attributes:
         parts: content that is a list of parts can be given; otherwise their texts are joined.
         text: content that is a text can be given; otherwise it becomes a list of one part.
-        null: content that is missing is given as None; otherwise it is left out.
-        arguments: arguments of tool calls are mappings; otherwise they stay as they are.
+        null: how content that is missing is given, one of `NULLS`.
+        arguments: how arguments of tool calls are given, one of `ARGUMENTS`.
     """
 
     parts: bool = False
     text: bool = True
-    null: bool = False
-    arguments: bool = False
+    null: str = "left out"
+    arguments: str = "as sent"
 
 
 def form_of_source(source: str) -> Form:
@@ -39,7 +43,15 @@ def form_of_source(source: str) -> Form:
         re.search(r"arguments['\"]?\]?\s*(\|\s*(tojson|items|dictsort)|\.items\(|\.keys\()", source) is not None
     )
     has_branch = re.search(r"arguments['\"]?\]?\s+is\s+(not\s+)?(string|mapping)", source) is not None
-    return Form(null=null, arguments=takes_apart and not has_branch)
+    return Form(
+        null="none" if null else "left out", arguments="mapping" if takes_apart and not has_branch else "as sent"
+    )
+
+
+def forms_like(form: Form) -> list[Form]:
+    """`form`, then the others that differ from it in what only trying shows: content that is missing, arguments."""
+    nulls, arguments = (sorted(all_, key=own.__ne__) for own, all_ in ((form.null, NULLS), (form.arguments, ARGUMENTS)))
+    return [dataclasses.replace(form, null=null, arguments=kind) for null in nulls for kind in arguments]
 
 
 def plain(value: Any) -> Any:
@@ -83,6 +95,15 @@ def joined_text(content: Any) -> str:
     return "\n".join(part if isinstance(part, str) else part["text"] for part in content or ())
 
 
+def last_text(messages: Sequence[Any]) -> str:
+    """The text of the last message, if it is the assistant's and nothing but text; else an empty one."""
+    last = plain(messages[-1])
+    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
+        return ""
+    content = last.get("content")
+    return joined_text(content) if isinstance(content, (str, list)) else ""
+
+
 def _checked(message: Any, position: int) -> dict[str, Any]:
     value = plain(message)
     wrong = InvalidArgumentError(
@@ -116,25 +137,30 @@ def _shaped(message: Mapping[str, Any], form: Form) -> dict[str, Any]:
     out = dict(message)
     content = out.get("content")
     if content is None:
-        if form.null:
-            out["content"] = None
+        if form.null != "left out":
+            out["content"] = None if form.null == "none" else ""
     elif isinstance(content, str):
         if not form.text:
             out["content"] = [{"type": "text", "text": content}]
     elif not form.parts:
         out["content"] = joined_text(content)
-    if form.arguments and isinstance(out.get("tool_calls"), list):
-        out["tool_calls"] = [_with_parsed_arguments(call) for call in out["tool_calls"]]
+    if form.arguments != "as sent" and isinstance(out.get("tool_calls"), list):
+        out["tool_calls"] = [_with_arguments(call, form.arguments) for call in out["tool_calls"]]
     return out
 
 
-def _with_parsed_arguments(call: Any) -> Any:
-    """A tool call whose arguments, where they are JSON text, are the mapping that the text describes."""
+def _with_arguments(call: Any, kind: str) -> Any:
+    """A tool call whose arguments are a mapping or, by `kind`, JSON text; as it is where they cannot be that."""
     function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return call
+    arguments = function.get("arguments") if isinstance(function, dict) else None
     try:
-        arguments = json.loads(function["arguments"])
-    except (ValueError, RecursionError):
+        if kind == "mapping" and isinstance(arguments, str):
+            arguments = json.loads(arguments)
+        elif kind == "text" and isinstance(arguments, dict):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        else:
+            return call
+    except (ValueError, TypeError, RecursionError):
         return call
-    return {**call, "function": {**function, "arguments": arguments}} if isinstance(arguments, dict) else call
+    is_right = isinstance(arguments, dict if kind == "mapping" else str)
+    return {**call, "function": {**call["function"], "arguments": arguments}} if is_right else call

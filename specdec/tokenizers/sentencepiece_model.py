@@ -16,7 +16,8 @@ _VARINT, _BYTES, _FIXED32 = 0, 2, 5
 _MODEL_PIECES, _MODEL_TRAINER, _MODEL_NORMALIZER = 1, 2, 3
 _PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
 _TRAINER_MODEL_TYPE, _TRAINER_VOCAB_SIZE, _TRAINER_BYTE_FALLBACK = 3, 4, 35
-_NORMALIZER_NAME, _NORMALIZER_DUMMY_PREFIX, _NORMALIZER_REMOVE_SPACES, _NORMALIZER_ESCAPE = 1, 3, 4, 5
+_NORMALIZER_NAME, _NORMALIZER_TABLE, _NORMALIZER_DUMMY_PREFIX = 1, 2, 3
+_NORMALIZER_REMOVE_SPACES, _NORMALIZER_ESCAPE = 4, 5
 _BPE = 2
 
 
@@ -67,6 +68,17 @@ def without_dummy_prefix(content: bytes) -> bytes:
         content: of a tokenizer.model. In the wire format a later field overrides an earlier one.
     """
     return content + _bytes(_MODEL_NORMALIZER, _int(_NORMALIZER_DUMMY_PREFIX, False))
+
+
+def without_normalizer(content: bytes) -> bytes:
+    """The same model, whose text stays as it is: no space before it, spaces not joined, characters not replaced.
+
+    Args:
+        content: of a tokenizer.model.
+    """
+    changes = _bytes(_NORMALIZER_NAME, b"identity") + _bytes(_NORMALIZER_TABLE, b"")
+    changes += _int(_NORMALIZER_DUMMY_PREFIX, False) + _int(_NORMALIZER_REMOVE_SPACES, False)
+    return content + _bytes(_MODEL_NORMALIZER, changes)
 
 
 def _varint(value: int) -> bytes:
