@@ -15,6 +15,7 @@ from specdec.cli.common import (
     check_report,
     check_writable,
 )
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
@@ -96,7 +97,7 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", metavar="FILE", help="write everything that was found")
+    add_json_option(group)
     group.add_argument("--csv", metavar="FILE", help="write the table")
     group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and PNGs beside it")
     group.add_argument(
@@ -182,7 +183,8 @@ def _noise_limit(arguments: argparse.Namespace) -> float:
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse what could not be written after hours of measuring."""
-    for option in ("json", "csv", "resume"):
+    check_json(arguments)
+    for option in ("csv", "resume"):
         if getattr(arguments, option) is not None:
             check_writable(f"--{option}", getattr(arguments, option))
     if arguments.report is not None:
@@ -241,13 +243,17 @@ def _report(arguments: argparse.Namespace, findings: Findings) -> None:
     from specdec.lab.bench.table import lines, write_csv
     from specdec.record import write_json
 
-    for line in lines(findings):
-        print(line)
-    if arguments.json is not None:
+    if arguments.json == "-":
+        write_json_output(arguments, findings.to_record())
+    else:
+        for line in lines(findings):
+            print(line)
+    if arguments.json not in (None, "-"):
         write_json(Path(arguments.json), findings.to_record())
     if arguments.csv is not None:
         write_csv(Path(arguments.csv), findings)
     if arguments.report is not None:
         from specdec.lab.bench.report import write_report
 
-        print(f"\nreport: {write_report(Path(arguments.report), findings)}")
+        page = write_report(Path(arguments.report), findings)
+        print(f"\nreport: {page}", file=sys.stderr if arguments.json == "-" else sys.stdout)

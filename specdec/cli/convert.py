@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from specdec import catalogue
 from specdec.cli.common import Subparsers, whole_numbers
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="weights of a bucket in each tier (default: four equal tiers)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -56,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.store import convert
     from specdec.store.conversion import default_quantised
 
+    check_json(arguments)
     layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
     progress = StreamProgress()
     try:
@@ -79,7 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
             source.close()
     finally:
         progress.close()
-    print(store)
+    write_json_output(arguments, {"source": arguments.source, "store": str(store)})
+    if arguments.json != "-":
+        print(store)
     return 0
 
 

@@ -13,8 +13,8 @@ from specdec.cli.common import (
     add_model_argument,
     add_runtime_options,
     check_report,
-    check_writable,
 )
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _add_measures(parser.add_argument_group("what is measured"))
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write everything that was found")
+    add_json_option(output)
     output.add_argument("--report", metavar="FOLDER", help="write plots as PNGs, and the table")
     output.add_argument("--restart", action="store_true", help="forget what an interrupted run has found")
     parser.set_defaults(run=run)
@@ -107,8 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
     finally:
         progress.close()
-    for line in table(evaluation):
-        print(line)
+    if arguments.json != "-":
+        for line in table(evaluation):
+            print(line)
     _write(arguments, evaluation)
     return 0
 
@@ -132,8 +133,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse what could not be written after a long run."""
-    if arguments.json is not None:
-        check_writable("--json", arguments.json)
+    check_json(arguments)
     if arguments.report is not None:
         check_report(arguments.report)
 
@@ -144,9 +144,13 @@ def _write(arguments: argparse.Namespace, evaluation: Evaluation) -> None:
     results = evaluation.to_dict()
     results["settings"] = {"model": Path(arguments.model).name.removesuffix(".store")} | results["settings"]
     if arguments.json is not None:
-        command = command_line("specdec", arguments.words)
-        write_json(Path(arguments.json), record("eval", command=command, results=results))
+        found = record("eval", command=command_line("specdec", arguments.words), results=results)
+        if arguments.json == "-":
+            write_json_output(arguments, found)
+        else:
+            write_json(Path(arguments.json), found)
     if arguments.report is not None:
         from specdec.lab.eval.plots import write_plots
 
-        print(f"\nreport: {write_plots(Path(arguments.report), evaluation, title=results['settings']['model'])}")
+        folder = write_plots(Path(arguments.report), evaluation, title=results["settings"]["model"])
+        print(f"\nreport: {folder}", file=sys.stderr if arguments.json == "-" else sys.stdout)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument, add_runtime_options
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--quick", action="store_true", help="groups of matrices instead of each one; seconds")
     parser.add_argument("--restart", action="store_true", help="forget what an interrupted run has measured")
     add_runtime_options(parser)
-    parser.add_argument("--json", action="store_true", help="the profile as one JSON object")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.lab.tune.run import QUICK, THOROUGH, tune
     from specdec.model.effort import check_effort
 
+    check_json(arguments)
     if arguments.effort is not None:
         check_effort(arguments.effort, "--effort")
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
@@ -67,9 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_INTERRUPTED
     finally:
         progress.close()
-    if arguments.json:
-        print(json.dumps(asdict(profile)))
-    else:
+    write_json_output(arguments, asdict(profile))
+    if arguments.json != "-":
         _report(profile)
     return 0
 

@@ -145,6 +145,6 @@ def _write(file: Path, table: CostTable) -> None:
     """Keep costs for the next time; where that cannot be done they are measured again then."""
     kept = {"verify_s": table.verify_s, "draft_s": [[*key, seconds] for key, seconds in table.draft_s.items()]}
     with contextlib.suppress(OSError, SpecdecError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        paths.private_folder(file.parent)
         with whole_file(file) as unfinished:
             unfinished.write_text(json.dumps(kept), encoding="utf-8")

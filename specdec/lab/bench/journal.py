@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specdec import paths
 from specdec.errors import InvalidArgumentError
 from specdec.lab.bench.sample import Place, Sample
 
@@ -39,7 +40,7 @@ class Journal:
         self.path, self.samples = path, dict[Place, Sample]()
         self.header: dict[str, Any] = {"specdec bench": FORMAT, "of": dict(header)} | dict(extra or {})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            paths.private_folder(path.parent)
             size = self._read(header) if path.exists() else 0
             if path.exists():
                 os.truncate(path, size)

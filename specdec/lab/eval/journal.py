@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specdec import paths
 from specdec.errors import InvalidArgumentError
 
 _FORMAT = 1
@@ -36,7 +37,7 @@ class Journal:
         self.path, self.values = path, dict[str, Any]()
         header = {"specdec eval": _FORMAT, "settings": json.loads(json.dumps(settings))}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            paths.private_folder(path.parent)
             size = 0 if restart or not path.exists() else self._read(header)
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.truncate(path, size)
