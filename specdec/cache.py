@@ -19,6 +19,8 @@ from typing import Any
 from specdec import paths
 from specdec.errors import InvalidArgumentError, SpecdecError
 from specdec.lock_file import open_lock
+from specdec.parse import parse_json
+from specdec.read_file import open_regular
 from specdec.store.description import DESCRIPTION_FILE
 from specdec.store.staging import MARKER, clear_unfinished, writing
 from specdec.whole_file import whole_file
@@ -66,8 +68,8 @@ def write_origin(store: Path, source: str) -> None:
 def read_origin(store: Path) -> str | None:
     """What a store was made from, or None where it does not say."""
     try:
-        with (store / ORIGIN_FILE).open("rb") as file:
-            source = json.loads(file.read(_MOST_ORIGIN_BYTES))["source"]
+        with open_regular(store / ORIGIN_FILE) as file:
+            source = parse_json(file.read(_MOST_ORIGIN_BYTES))["source"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return source if isinstance(source, str) else None

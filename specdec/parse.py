@@ -4,7 +4,9 @@ turns whatever a foreign library raises over a bad file into one of our errors."
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -75,7 +77,7 @@ def parse_yaml(content: bytes | str) -> Any:
 def foreign(what: str) -> Iterator[None]:
     """Around code that reads what others wrote: whatever it raises becomes a `ModelFormatError` about `what`.
 
-    Our own errors, the system's (OSError, MemoryError) and interrupts pass. A panic of a library in Rust comes as a
+    Our own errors, a shortage of memory and interrupts pass. A panic of a library in Rust comes as a
     BaseException of pyo3's and is caught by its name.
 
     Raises:
@@ -83,8 +85,10 @@ def foreign(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (SpecdecError, OSError, MemoryError):
+    except (SpecdecError, MemoryError):
         raise
+    except OSError as error:
+        raise ModelFormatError(f"cannot read {error.filename or what}: {error.strerror or error}") from None
     except Exception as error:
         _refuse(what, error)
     except BaseException as error:
@@ -93,10 +97,29 @@ def foreign(what: str) -> Iterator[None]:
         _refuse(what, error)
 
 
+@contextmanager
+def quiet_panics() -> Iterator[None]:
+    """Around code in Rust that may panic while a file is read: its own report of that would go to standard error."""
+    sys.stderr.flush() if sys.stderr is not None else None
+    try:
+        saved = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(nothing)
+        os.close(saved)
+
+
 def _refuse(what: str, error: BaseException) -> NoReturn:
     # What a library says may hold anything that the file holds.
     said = " ".join(str(error).encode(errors="replace").decode().split())[:200]
-    raise ModelFormatError(f"{what} is damaged or of an unknown kind: {said or type(error).__name__}") from None
+    raise ModelFormatError(f"{what} cannot be read: {said or type(error).__name__}") from None
 
 
 def _whole(digits: str) -> int:

@@ -24,6 +24,16 @@ def open_regular(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def read_bytes(path: str | Path, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
+    """All of a file that a user named: regular, a FIFO or a device.
+
+    Raises:
+        OSError: it cannot be read, or holds more than `most_bytes`.
+    """
+    with Path(path).open("rb") as file:
+        return read_bounded(file, most_bytes)
+
+
 def read_regular(path: str | Path, *, most_bytes: int) -> bytes:
     """All of a regular file.
 

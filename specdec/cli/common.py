@@ -47,7 +47,7 @@ def check_writable(option: str, path: str) -> None:
     target = Path(path)
     if target.is_dir():
         raise InvalidArgumentError(f"{option} {path} is a folder: name a file")
-    if not target.exists():
+    if target.is_symlink() and not target.exists():
         target = Path(os.path.realpath(target))  # a link to a file that is not there yet is followed
     if not target.parent.is_dir():
         raise InvalidArgumentError(f"{option} {path}: the folder {target.parent} does not exist")

@@ -19,6 +19,7 @@ from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.read_file import read_bounded, read_bytes
 
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
@@ -162,12 +163,10 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
     elif arguments.prompt_file == "-":
         if sys.stdin is None:
             raise InvalidArgumentError("--prompt-file - reads standard input, which is closed")
-        data = sys.stdin.buffer.read().removesuffix(b"\n")
+        data = read_bounded(sys.stdin.buffer).removesuffix(b"\n")
     else:
         try:
-            data = (
-                Path(arguments.prompt_file).read_bytes().removesuffix(b"\n")
-            )  # the one that ends a text file's last line
+            data = read_bytes(arguments.prompt_file).removesuffix(b"\n")  # the one that ends a text file's last line
         except OSError as error:
             raise InvalidArgumentError(f"cannot read the prompt {arguments.prompt_file}: {error.strerror}") from None
     try:

@@ -23,6 +23,9 @@ from specdec.version import version
 # arguments that returns the exit code. A new subcommand is one file and one name here.
 COMMANDS = ("generate", "convert", "inspect", "pull", "list", "rm", "tune", "bench", "eval", "doctor")
 
+# With this variable set, an error that nobody foresaw ends in its traceback.
+TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"
+
 EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141
 
@@ -118,6 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("specdec: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        said = str(error).encode(errors="replace").decode()[:300]
+        return _complain(f"unexpected {type(error).__name__}: {said} ({TRACEBACK_VARIABLE}=1 shows where)")
 
 
 def _run(argv: Sequence[str] | None) -> int:

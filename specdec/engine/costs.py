@@ -21,6 +21,8 @@ from specdec import paths
 from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
 from specdec.model.effort import Efforts, EffortSchedule
+from specdec.parse import parse_json
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.runtimes.base import forward_one
 from specdec.version import version
 from specdec.whole_file import whole_file
@@ -132,7 +134,7 @@ def _file(model: Model) -> Path:
 def _read(file: Path) -> CostTable:
     """What is kept in a file; nothing, where there is none or it makes no sense."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = parse_json(read_regular(file, most_bytes=MOST_TEXT_BYTES))
         return CostTable(
             verify_s={int(rows): float(seconds) for rows, seconds in kept["verify_s"].items()},
             draft_s={(str(name), view, float(effort)): float(s) for name, view, effort, s in kept["draft_s"]},

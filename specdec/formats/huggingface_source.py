@@ -17,6 +17,7 @@ from specdec.formats.safetensors_file import READABLE, SafetensorsFolder
 from specdec.formats.tensor_file import TensorFile
 from specdec.formats.weights import FileSource, Origin, check_counts, check_tensors, stored_types
 from specdec.model.architecture import ModelConfig
+from specdec.model.bounds import check_bounds
 from specdec.weights.quantised import quantised_types
 
 CONFIG_NAME = "config.json"
@@ -39,6 +40,7 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
     file: TensorFile = _weights(folder, Fields(config_values, CONFIG_NAME))
     try:
         check_counts(config, file)
+        check_bounds(config)
         origins = _origins(config, file)
         ignored = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config.num_layers)}
         check_tensors(file, origins, ignored=ignored | _redundant_head(config, file))

@@ -14,6 +14,7 @@ from specdec.tokenizers.meta import (
     BPE_NAME,
     END_MARKERS,
     META_NAME,
+    MOST_TOKENS,
     SENTENCEPIECE_NAME,
     AddedToken,
     TokenizerMeta,
@@ -106,7 +107,10 @@ def _bpe_meta(content: bytes, settings: _Settings) -> TokenizerMeta:
 def _sentencepiece_meta(content: bytes, settings: _Settings) -> TokenizerMeta:
     model = read_model(content)
     size = model.vocab_size()
-    added = tuple(token for token in _added_tokens(settings.config) if token.id >= size)
+    # A token beyond the model's own vocabulary can neither be read nor written by it.
+    vocabulary = settings.model_config.get("vocab_size")
+    most = vocabulary if type(vocabulary) is int else MOST_TOKENS
+    added = tuple(token for token in _added_tokens(settings.config) if size <= token.id < most)
     ids = {model.id_to_piece(index): index for index in range(size)} | {token.text: token.id for token in added}
     bos_id = settings.bos_id(ids.get)
     if bos_id is None and model.bos_id() >= 0:

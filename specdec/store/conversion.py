@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
+from specdec.model.bounds import check_bounds
+from specdec.parse import foreign
 from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
 from specdec.store.partial import rest_worth
@@ -102,12 +104,14 @@ def convert(
             type that this version does not keep.
         StoreError: `target` is taken or cannot be written, or space runs out.
     """
+    check_bounds(source.config)
     kinds = {name: get_view(name) for name in views}
     if dither is not None and quantised is not None:
         raise InvalidArgumentError("dither adds noise to 16-bit weights: convert to float16 or bfloat16 with it")
     types = kept_types(source, quantised)
     conversion = _Conversion(source, layout or BucketLayout(), kinds, types, check_seed(dither), progress, threads)
-    return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
+    with foreign(str(source.description.get("file", "the model"))):
+        return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
 
 
 def default_quantised(source: Source) -> str | None:

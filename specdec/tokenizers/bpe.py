@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
 
 from specdec.errors import ModelFormatError
+from specdec.parse import foreign, parse_json, quiet_panics
 from specdec.tokenizers.base import Tokenizer
-from specdec.tokenizers.meta import BPE_NAME, TokenizerMeta
+from specdec.tokenizers.meta import BPE_NAME, MOST_TOKENS, TokenizerMeta
 from specdec.tokenizers.pieces import (
     WORD_START,
     PieceTable,
@@ -34,10 +34,11 @@ class BPETokenizer(Tokenizer):
         self._backend = read_backend(content)
         self._backend.no_truncation()
         self._backend.no_padding()
-        super().__init__(meta, _table(self._backend, json.loads(content).get("decoder")))
+        super().__init__(meta, _table(self._backend, parse_json(content).get("decoder")))
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with foreign(BPE_NAME):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
 
@@ -47,17 +48,21 @@ def read_backend(content: bytes) -> Backend:
     Raises:
         ModelFormatError: the content is no valid tokenizer.json.
     """
-    try:
-        return Backend.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelFormatError(f"{BPE_NAME} cannot be read: {' '.join(str(error).split())}") from None
+    with foreign(BPE_NAME), quiet_panics():
+        parse_json(content)
+        backend = Backend.from_str(content.decode("utf-8"))
+        backend.encode("Hello, world 1\n", add_special_tokens=False)  # some settings only fail here
+        return backend
 
 
 def _table(backend: Backend, decoder: Any) -> PieceTable:
     byte_level, strip = _decoding(decoder)
     alphabet = byte_of_character()
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > MOST_TOKENS:
+        raise ModelFormatError(f"{BPE_NAME} numbers a token {size - 1}: at most {MOST_TOKENS - 1} is read")
+    pieces = [b""] * size
     for token, index in vocabulary.items():
         pieces[index] = byte_level_piece(token, alphabet) if byte_level else byte_fallback_piece(token)
     special = set()

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.tokenizers.template_limits import TemplateWorkError, make_environment
 
 
 class _TemplateRefusalError(Exception):
@@ -42,16 +42,16 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self._special_tokens = dict(special_tokens)
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
+        environment = make_environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+        environment.filters["tojson"] = environment.bounded(_to_json, "tojson")
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            # Beyond Jinja's own errors: Python cannot compile what Jinja made of the template.
             raise ModelFormatError(f"the model's chat template cannot be read: {_one_line(error)}") from None
+        self._environment = environment
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True) -> str:
         """The prompt for `messages`.
@@ -68,12 +68,15 @@ class ChatTemplate:
         if not checked:
             raise InvalidArgumentError("chat messages must hold at least one message")
         variables = {**self._special_tokens, "messages": checked, "add_generation_prompt": add_generation_prompt}
+        self._environment.start()
         try:
             return self._template.render({"tools": None, "documents": None, **variables})
         except _TemplateRefusalError as refusal:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {_one_line(refusal)}"
             ) from None
+        except TemplateWorkError as error:
+            raise ModelFormatError(f"the model's chat template fails: it asks for too much work, {error}") from None
         except Exception as error:  # a template can fail in any way that Python can
             raise ModelFormatError(f"the model's chat template fails: {_one_line(error)}") from None
 

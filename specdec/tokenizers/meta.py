@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from specdec.errors import ModelFormatError
+from specdec.parse import parse_json
 
 META_NAME, BPE_NAME, SENTENCEPIECE_NAME = "tokenizer_meta.json", "tokenizer.json", "tokenizer.model"
 KINDS = {"bpe": BPE_NAME, "sentencepiece": SENTENCEPIECE_NAME}
 FORMAT = 1
+MOST_TOKENS = 1 << 24  # far above every vocabulary; tables are made by the largest id
 
 # Tokens by which chat models end their turn; a model may name only one of them as its end of sequence.
 END_MARKERS = (
@@ -70,7 +72,7 @@ class TokenizerMeta:
         """
         damaged = ModelFormatError(f"{META_NAME} is damaged: convert the model again")
         try:
-            values = json.loads(content)
+            values = parse_json(content)
             version = values.pop("format")
         except (ValueError, TypeError, KeyError, AttributeError):
             raise damaged from None
@@ -96,7 +98,7 @@ def _is_valid(meta: TokenizerMeta) -> bool:
         meta.kind in KINDS
         and isinstance(meta.add_bos, bool)
         and (meta.bos_id is not None or not meta.add_bos)
-        and all(type(value) is int and value >= 0 for value in ids)
+        and all(type(value) is int and 0 <= value < MOST_TOKENS for value in ids)
         and isinstance(meta.special_tokens, dict)
         and all(isinstance(value, str) for value in [*texts, *meta.special_tokens.values()])
     )

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from specdec.drafters.registry import names as drafter_names
 from specdec.engine.policy import Learner
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import check_effort
+from specdec.parse import ParseError, parse_yaml
 from specdec.policies.registry import create as create_policy
+from specdec.read_file import read_bytes
 
 PLAIN = "plain"
 OPTIONS = ("draft_view", "draft_effort", "draft_len", "policy", "drafter")  # of `specdec.generate`
@@ -225,10 +225,10 @@ def _conditions(axes: Mapping[str, Sequence[Any]]) -> tuple[Condition, ...]:
 def _read(path: Path) -> tuple[list[Contender], dict[str, list[Any]]]:
     """Contenders and lists of a grid file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_bytes(path))
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the grid {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except ParseError:
         content = None
     listed = content.get("contenders", []) if isinstance(content, Mapping) else None
     if not isinstance(content, Mapping) or not isinstance(listed, list) or set(content) - {"contenders", *_AXES}:

@@ -11,6 +11,7 @@ from typing import Any
 from specdec import paths
 from specdec.errors import InvalidArgumentError
 from specdec.lab.bench.sample import Place, Sample
+from specdec.parse import parse_json
 
 FORMAT = 1
 _BEGINNING = b'{"specdec bench": '
@@ -115,7 +116,7 @@ class Journal:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {}

@@ -10,6 +10,7 @@ from typing import Any
 
 from specdec import paths
 from specdec.errors import InvalidArgumentError
+from specdec.parse import parse_json
 
 _FORMAT = 1
 
@@ -76,7 +77,7 @@ class Journal:
         size = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             try:
-                parsed = json.loads(line)
+                parsed = parse_json(line)
                 if not line.endswith(b"\n"):
                     break
                 if size:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from specdec.errors import InvalidArgumentError
+from specdec.read_file import read_bytes
 
 
 def read_text(path: str | Path | None) -> str:
@@ -20,7 +21,7 @@ def read_text(path: str | Path | None) -> str:
         raw = resources.files("specdec").joinpath("data", "spec_bench_dev.jsonl").read_text(encoding="utf-8")
         return "\n\n".join(json.loads(line)["turns"][0] for line in raw.splitlines())
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_bytes(path).decode("utf-8")
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the text {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from specdec.lab.tune.sensitivity import Sums
+from specdec.parse import parse_json
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.store.profile import PROFILE_FILE, write_json
 
 _SAVE_EVERY_S = 5.0
@@ -32,7 +34,7 @@ class PartialFile:
         """What was measured so far; empty when there is nothing, or nothing that fits."""
         sums = Sums.empty(units, levels)
         try:
-            values = json.loads(self.path.read_bytes())
+            values = parse_json(read_regular(self.path, most_bytes=MOST_TEXT_BYTES))
             if values["settings"] != self._settings:
                 return sums
             found = Sums(int(values["done"]), np.array(values["kl"], float), np.array(values["distance"], float))
