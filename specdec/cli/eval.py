@@ -15,6 +15,7 @@ from specdec.cli.common import (
     check_report,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -79,9 +80,12 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
         "--humaneval",
         action="store_true",
         help=(
-            "also have functions written and run their tests: in a process with limits on time, memory, files and "
-            "processes, which is a limit and not a jail"
+            "also have functions written and run their tests, in a process without network, other files or other "
+            "processes, with limits on time and memory (Linux)"
         ),
+    )
+    group.add_argument(
+        "--unconfined", action="store_true", help="run the functions where they cannot be confined, with limits alone"
     )
     group.add_argument("--problems", type=int, metavar="N", help="HumanEval problems (default: all 82 that come along)")
     group.add_argument(
@@ -117,6 +121,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> Plan:
     from specdec.lab.eval.plan import EFFORTS, Plan, Setting, make_settings
 
+    if arguments.unconfined and not (arguments.humaneval or "humaneval" in arguments.measure):
+        raise InvalidArgumentError("--unconfined is about programs, which only --humaneval runs: add it")
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
         settings=make_settings(arguments.view, arguments.effort or EFFORTS)
@@ -128,6 +134,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         problems=arguments.problems,
         max_tokens=arguments.max_tokens,
         seed=arguments.seed,
+        unconfined=arguments.unconfined,
     )
 
 

@@ -225,47 +225,12 @@ class _Counts(NodeTransformer):
 
 _CONTAINERS = (list, tuple, set, frozenset, Mapping)
 # Filters and tests that hand on or count what they are given and never read through it, unlike those that make text.
-_STRUCTURAL = frozenset(
-    # fmt: off
-    (
-        "length",
-        "count",
-        "first",
-        "last",
-        "list",
-        "map",
-        "select",
-        "reject",
-        "selectattr",
-        "rejectattr",
-        "groupby",
-        "items",
-        "default",
-        "d",
-        "attr",
-        "reverse",
-        "random",
-        "batch",
-        "slice",
-        "defined",
-        "undefined",
-        "none",
-        "string",
-        "mapping",
-        "iterable",
-        "sequence",
-        "number",
-        "boolean",
-        "true",
-        "false",
-        "callable",
-        "integer",
-        "float",
-        "sameas",
-        "specdec_made",
-    )
-    # fmt: on
-)
+_STRUCTURAL = {
+    "length", "count", "first", "last", "list", "map", "select", "reject", "selectattr", "rejectattr", "groupby",
+    "items", "default", "d", "attr", "reverse", "random", "batch", "slice", "defined", "undefined", "none", "string",
+    "mapping", "iterable", "sequence", "number", "boolean", "true", "false", "callable", "integer", "float", "sameas",
+    "specdec_made",
+}  # fmt: skip
 _JINJA = (jinja2.Environment, jinja2.runtime.Context, nodes.EvalContext)
 
 
