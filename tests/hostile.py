@@ -97,9 +97,15 @@ def make_case(seed: int, bases: Bases, place: Path) -> list[str]:
     if kind == "jsonl":
         file = place / "prompts.jsonl"
         rows = [_dumped(_mutated({"prompt": "a", "id": 1, "task": "t", "messages": [{"role": "user"}]}, chance))]
-        file.write_text("\n".join([*rows, "[" * chance.choice((1, 100, 100_000))]))
-        return ["bench", str(bases.store), "--prompts", str(file), "--repeat", "1", "--max-tokens", "1"]
-    return ["generate", "--model", str(bases.store), *chance.choices(_WORDS, k=chance.randint(1, 8))]
+        file.write_text("\n".join([*rows, "[" * chance.choice((0, 0, 0, 1, 100, 100_000))]))
+        return ["bench", str(bases.store), "--prompts", str(file), "--max-tokens", "1", "--force", "--restart"]
+    return [
+        "generate",
+        "--model",
+        str(bases.store),
+        *ask[: 2 * chance.randint(0, 2)],
+        *chance.choices(_WORDS, k=chance.randint(1, 8)),
+    ]
 
 
 def _flipped(kind: str, bases: Bases, place: Path, chance: random.Random, ask: list[str]) -> list[str]:
@@ -219,7 +225,9 @@ class Worker:
         code, said = json.loads(line)
         if code not in (0, 2):
             return f"exit code {code}: {said[-300:]}"
-        return next((f"{mark}: {said[-300:]}" for mark in ("Traceback", "panicked", "unexpected ") if mark in said), "")
+        return next(
+            (f"{mark}: {said[-300:]}" for mark in ("Traceback", "panicked", "error: unexpected ") if mark in said), ""
+        )
 
     def close(self) -> None:
         """End the process."""

@@ -15,7 +15,7 @@ from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_run
 from specdec.cli.explain import Shown
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.cli.statistics import report
-from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
+from specdec.engine.options import DEFAULTS, FLAGS, Options, check_useful, flag_of
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
@@ -200,6 +200,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
     Options(**options)
+    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     if "policy" in options:
         create_policy(options["policy"])
     for name in ("draft", "verify"):

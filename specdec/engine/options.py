@@ -6,7 +6,7 @@ What an option is called on the command line, and what its help says, stands bes
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypedDict
@@ -207,6 +207,28 @@ def options_of(arguments: OptionArguments, caller: str) -> Options:
     return Options(**arguments)
 
 
+def check_useful(given: Mapping[str, Any]) -> None:
+    """Refuse options that would do nothing beside the others.
+
+    Args:
+        given: the options that the caller named, by name.
+
+    Raises:
+        OptionError: one of them has no effect.
+    """
+    if given.get("speculate") is False:
+        for name in _DRAFTING:
+            if name in given:
+                raise OptionError(name, "has no effect on plain decoding, which drafts nothing: leave one of them out")
+    policy = given.get("policy", "auto")
+    if "draft_len" in given and isinstance(policy, str) and not policy.startswith("fixed") and "." not in policy:
+        raise OptionError("draft_len", f"is only for the policy 'fixed', and the policy is {policy!r}: name 'fixed'")
+    for name in ("top_k", "top_p", "min_p"):
+        if name in given and not given.get("temperature"):
+            raise OptionError(name, "has no effect at temperature 0, which takes the likeliest token: give one above 0")
+
+
+_DRAFTING = ("draft_effort", "draft_view", "draft_len", "policy", "drafter", "trust")
 FLAGS: dict[str, Flag] = {one.name: one.metadata["flag"] for one in fields(Options)}
 DEFAULTS: dict[str, Any] = {one.name: one.default for one in fields(Options)}
 
