@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
@@ -100,11 +100,13 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise jinja2.TemplateSyntaxError("it is too long", 1)
         template = super()._parse(source, name, filename)
         _check_depth(template)
-        template = _Counts().visit(template)
+        template = cast("nodes.Template", _Counts().visit(template))
         for loop in template.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "specdec_passes", [], [], None, None)
         for macro in template.find_all((nodes.Macro, nodes.CallBlock)):
-            macro.body.insert(0, nodes.ExprStmt(nodes.Filter(nodes.Const(1), "specdec_step", [], [], None, None)))
+            cast("nodes.Macro", macro).body.insert(
+                0, nodes.ExprStmt(nodes.Filter(nodes.Const(1), "specdec_step", [], [], None, None))
+            )
         return template
 
     def _passes(self, values: Any) -> Any:
