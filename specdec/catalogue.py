@@ -23,6 +23,7 @@ from specdec import cache, download, paths
 from specdec.errors import ModelFormatError, StoreError, UnknownNameError
 from specdec.lock_file import open_lock
 from specdec.model_files import folder_files, gguf_files
+from specdec.parse import foreign
 from specdec.progress import Progress, StreamProgress
 from specdec.read_file import open_regular
 from specdec.store.description import DESCRIPTION_FILE, FORMAT_VERSION, KEEP_BY_DEFAULT, PLAIN_VERSION
@@ -227,14 +228,15 @@ def _converted(
     stage = f"converting {source_path.name}"
     source = open_source(source_path)
     try:
-        convert(
-            source,
-            target,
-            dither=dither,
-            quantised=default_quantised(source) if dither is None else None,
-            overwrite=overwrite,
-            progress=lambda done, total: progress(stage, done, total),
-        )
+        with foreign(source_path.name):
+            convert(
+                source,
+                target,
+                dither=dither,
+                quantised=default_quantised(source) if dither is None else None,
+                overwrite=overwrite,
+                progress=lambda done, total: progress(stage, done, total),
+            )
     finally:
         source.close()
     cache.write_origin(target, origin)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from specdec import catalogue
 from specdec.cli.common import Subparsers, whole_numbers
 from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.parse import foreign
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -68,16 +69,17 @@ def run(arguments: argparse.Namespace) -> int:
             quantised = _BLOCKS.get(arguments.to)
             if arguments.to is None and arguments.dither is None:
                 quantised = default_quantised(source)
-            store = convert(
-                source,
-                Path(arguments.output),
-                layout=layout,
-                views=views,
-                dither=arguments.dither,
-                quantised=quantised,
-                overwrite=arguments.overwrite,
-                progress=lambda done, total: progress(f"converting {path.name}", done, total),
-            )
+            with foreign(path.name):
+                store = convert(
+                    source,
+                    Path(arguments.output),
+                    layout=layout,
+                    views=views,
+                    dither=arguments.dither,
+                    quantised=quantised,
+                    overwrite=arguments.overwrite,
+                    progress=lambda done, total: progress(f"converting {path.name}", done, total),
+                )
         finally:
             source.close()
     finally:

@@ -24,7 +24,6 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.model.bounds import check_bounds
-from specdec.parse import foreign
 from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
 from specdec.store.partial import rest_worth
@@ -110,8 +109,7 @@ def convert(
         raise InvalidArgumentError("dither adds noise to 16-bit weights: convert to float16 or bfloat16 with it")
     types = kept_types(source, quantised)
     conversion = _Conversion(source, layout or BucketLayout(), kinds, types, check_seed(dither), progress, threads)
-    with foreign(str(source.description.get("file", "the model"))):
-        return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
+    return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
 
 
 def default_quantised(source: Source) -> str | None:
