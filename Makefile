@@ -15,7 +15,7 @@ BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*/*.cpp kerne
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
 TEST_DATA := mistral-common==1.13.1
-DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-view int4 --draft-effort 0.5 --draft-len 3
+DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-view int4 --draft-effort 0.5 --policy fixed --draft-len 3
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help

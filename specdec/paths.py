@@ -33,6 +33,25 @@ def locks_folder() -> Path:
     return _ready(home() / "locks")
 
 
+def private_folder(folder: Path) -> Path:
+    """`folder`, created when missing. It, and every folder of the cache above it, is made for its owner only: what is
+    asked of a model and what it answers may lie in them. A folder that is there keeps its permissions.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    missing = [one for one in (folder, *folder.parents) if not one.exists() and (one == folder or _is_ours(one))]
+    for one in reversed(missing):
+        one.parent.mkdir(parents=True, exist_ok=True)
+        one.mkdir(mode=0o700, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # fails where it is something other than a folder
+    return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    return folder == home() or home() in folder.parents
+
+
 def _ready(folder: Path) -> Path:
     """`folder`, created and known to be writable.
 
@@ -40,7 +59,7 @@ def _ready(folder: Path) -> Path:
         InvalidArgumentError: it cannot be created or written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        private_folder(folder)
     except OSError as error:
         raise InvalidArgumentError(
             f"cannot create the cache folder {folder} ({error.strerror}): set {HOME_VARIABLE} to a folder you can write"

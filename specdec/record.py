@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from specdec.whole_file import whole_file
+from specdec.whole_file import write_output
 
 _PACKAGES = ("specdec-mlx", "mlx", "numpy")  # whose versions may change a result
 
@@ -57,13 +57,12 @@ def _installed(name: str) -> str | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` whole or not at all; lists of plain values and objects of them take one line each.
+    """Write `value` as `whole_file.write_output` does; lists of plain values and objects of them take one line each.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with whole_file(path) as unfinished:
-        unfinished.write_text(to_json(value) + "\n", encoding="utf-8")
+    write_output(path, (to_json(value) + "\n").encode())
 
 
 def to_json(value: Any, indent: int = 0) -> str:

@@ -27,6 +27,7 @@ class Outcome:
         """The one sentence that a mistake is told in; fails when the command ended in any other way."""
         lines = self.err.splitlines()
         told = [line for line in lines if not line.startswith("specdec: warning: ")]
+        assert "unexpected" not in self.err, self.err
         assert self.code == 2, f"exit code {self.code}: {self.err}"
         assert len(told) == 1, self.err
         assert told[0].startswith("specdec: error: "), self.err

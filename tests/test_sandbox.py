@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from specdec.errors import RuntimeUnavailableError
+from specdec.lab.eval import sandbox
 from specdec.lab.eval.sandbox import Limits, run_program
 
 # A busy machine may take long to give a second of processor time.
@@ -90,3 +92,59 @@ def test_it_runs_in_a_group_of_its_own_and_not_as_root() -> None:
     group = os.getpgrp()
     outcome = run_program(f"import os\nassert os.getpgrp() == os.getpid() != {group}\nassert os.getuid() != 0")
     assert outcome.passed, outcome.reason
+
+
+# --- confinement ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import socket\nsocket.create_connection(('127.0.0.1', 9))", "failed OSError"),
+        ("import socket\nsocket.socket().connect(('192.0.2.1', 80))", "failed OSError: [Errno 101]"),
+        ("open('/etc/passwd')", "failed FileNotFoundError"),
+        ("open('/proc/self/status')", "failed FileNotFoundError"),
+        ("open('/tmp/x', 'w')", "failed FileNotFoundError"),
+        ("open('/x', 'w')", "failed OSError: [Errno 30]"),
+        ("import os\nopen(os.__file__, 'a')", "failed "),
+        ("import os\nos.chroot('.')", "failed PermissionError"),
+        ("import os\nos.execv('/bin/sh', ['sh'])", "failed FileNotFoundError"),
+    ],
+)
+def test_nothing_outside_its_folder_is_open_to_a_program(program: str, reason: str) -> None:
+    outcome = run_program(program)
+    assert not outcome.passed
+    assert outcome.reason.startswith(reason), outcome.reason
+
+
+def test_a_file_of_the_caller_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("word")
+    tmp_path.chmod(0o777)
+    outcome = run_program(f"import os\nassert not os.path.exists({str(tmp_path)!r})\nassert len(os.listdir('/')) < 5")
+    assert outcome.passed, outcome.reason
+
+
+def test_no_other_process_is_in_sight() -> None:
+    outcome = run_program(f"import os\nassert os.getppid() == 1\nos.kill({os.getpid()}, 9)")
+    assert outcome.reason.startswith("failed ProcessLookupError"), outcome.reason
+
+
+def test_a_word_without_the_key_counts_for_nothing() -> None:
+    program = (
+        "import os\nfor fd in range(64):\n    try: os.write(fd, b'limited\\npassed\\n')\n    except OSError: pass\n"
+        "os._exit(0)"
+    )
+    assert run_program(program).reason == "ended itself"
+    assert run_program(program.replace("_exit(0)", "_exit(139)")).reason == "killed by SIGSEGV"
+    assert not run_program("import os\nos.kill(os.getpid(), 11)").passed
+
+
+def test_where_nothing_can_be_confined_a_program_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before, _, after = sandbox._CHILD.read_text().partition("def confine(")
+    child = tmp_path / "child.py"
+    refusal = "def confine(_):\n    raise OSError(1, 'not allowed')\n\n\n"
+    child.write_text(before + refusal + "def _end_as(" + after.split("def _end_as(", 1)[1])
+    monkeypatch.setattr(sandbox, "_CHILD", child)
+    with pytest.raises(RuntimeUnavailableError, match="--unconfined"):
+        run_program("1")
+    assert run_program("1", unconfined=True).passed

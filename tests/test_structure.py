@@ -44,6 +44,10 @@ ORDER = (
 # Modules directly in `specdec`, by room.
 MODULES = {
     "checks": "tools",
+    "lock_file": "tools",
+    "model_files": "tools",
+    "parse": "tools",
+    "read_file": "tools",
     "paths": "tools",
     "plugin_spec": "tools",
     "progress": "tools",
@@ -52,6 +56,7 @@ MODULES = {
     "version": "tools",
     "warn": "tools",
     "whole_file": "tools",
+    "cache": "sources",
     "catalogue": "sources",
     "download": "sources",
     "__main__": "cli",

@@ -14,6 +14,7 @@ from specdec.cli.common import (
     add_runtime_options,
     check_outputs,
 )
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.engine.options import CONDITION_OPTIONS, DRAFT_OPTIONS, FLAGS, flag_of
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
@@ -97,7 +98,7 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--json", metavar="FILE", help="write everything that was found")
+    add_json_option(group)
     group.add_argument("--csv", metavar="FILE", help="write the table")
     group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and its plots as PNGs")
     group.add_argument(
@@ -120,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.lab.bench.run import measure
 
     plan, limit = _plan(arguments), _noise_limit(arguments)
+    check_json(arguments)
     check_outputs(arguments)
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
@@ -227,13 +229,17 @@ def _report(arguments: argparse.Namespace, findings: Findings) -> None:
     from specdec.lab.bench.table import lines, write_csv
     from specdec.record import write_json
 
-    for line in lines(findings):
-        print(line)
-    if arguments.json is not None:
+    if arguments.json == "-":
+        write_json_output(arguments, findings.to_record())
+    else:
+        for line in lines(findings):
+            print(line)
+    if arguments.json not in (None, "-"):
         write_json(Path(arguments.json), findings.to_record())
     if arguments.csv is not None:
         write_csv(Path(arguments.csv), findings)
     if arguments.report is not None:
         from specdec.lab.bench.report import write_report
 
-        print(f"\nreport: {write_report(Path(arguments.report), findings)}")
+        page = write_report(Path(arguments.report), findings)
+        print(f"\nreport: {page}", file=sys.stderr if arguments.json == "-" else sys.stdout)

@@ -56,12 +56,12 @@ def interruptible(work: Callable[[StreamProgress], Outcome]) -> Outcome | None:
 
 
 def check_outputs(arguments: argparse.Namespace) -> None:
-    """Refuse files of --json, --csv, --resume and --report that could not be written after a long run.
+    """Refuse files of --csv, --resume and --report that could not be written after a long run.
 
     Raises:
         InvalidArgumentError: see `check_writable` and `check_report`.
     """
-    for name in ("json", "csv", "resume"):
+    for name in ("csv", "resume"):
         if (path := getattr(arguments, name, None)) is not None:
             check_writable(f"--{name}", path)
     if arguments.report is not None:
@@ -77,6 +77,8 @@ def check_writable(option: str, path: str) -> None:
     target = Path(path)
     if target.is_dir():
         raise InvalidArgumentError(f"{option} {path} is a folder: name a file")
+    if target.is_symlink() and not target.exists():
+        target = Path(os.path.realpath(target))  # a link to a file that is not there yet is followed
     if not target.parent.is_dir():
         raise InvalidArgumentError(f"{option} {path}: the folder {target.parent} does not exist")
     if not os.access(target if target.exists() else target.parent, os.W_OK):

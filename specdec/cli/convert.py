@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from specdec import catalogue
 from specdec.cli.common import Subparsers, whole_numbers
+from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.parse import foreign
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="weights of a bucket in each tier (default: four equal tiers)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -56,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.store import convert
     from specdec.store.conversion import default_quantised
 
+    check_json(arguments)
     layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
     progress = StreamProgress()
     try:
@@ -65,21 +69,24 @@ def run(arguments: argparse.Namespace) -> int:
             quantised = _BLOCKS.get(arguments.to)
             if arguments.to is None and arguments.dither is None:
                 quantised = default_quantised(source)
-            store = convert(
-                source,
-                Path(arguments.output),
-                layout=layout,
-                views=views,
-                dither=arguments.dither,
-                quantised=quantised,
-                overwrite=arguments.overwrite,
-                progress=lambda done, total: progress(f"converting {path.name}", done, total),
-            )
+            with foreign(path.name):
+                store = convert(
+                    source,
+                    Path(arguments.output),
+                    layout=layout,
+                    views=views,
+                    dither=arguments.dither,
+                    quantised=quantised,
+                    overwrite=arguments.overwrite,
+                    progress=lambda done, total: progress(f"converting {path.name}", done, total),
+                )
         finally:
             source.close()
     finally:
         progress.close()
-    print(store)
+    write_json_output(arguments, {"source": arguments.source, "store": str(store)})
+    if arguments.json != "-":
+        print(store)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import platform
 import re
@@ -19,6 +18,7 @@ from typing import Any
 
 from specdec import catalogue, paths
 from specdec.cli.common import Subparsers, readable_bytes
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.choose import best_runtime, known_runtimes
 from specdec.runtimes.mlx.device import find_gpu
@@ -31,16 +31,16 @@ _CPU_FEATURES = re.compile(r"(avx|fma|f16c|sse4|amx|bmi2|vnni|asimd|neon|dotprod
 def add_parser(subparsers: Subparsers) -> None:
     """Add `doctor` to the command line."""
     parser = subparsers.add_parser("doctor", help="show what this machine offers and what would be used")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings."""
+    check_json(arguments)
     findings = examine()
-    if arguments.json:
-        print(json.dumps(findings))
-    else:
+    write_json_output(arguments, findings)
+    if arguments.json != "-":
         for line in _lines(findings):
             print(line)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from specdec.cli.common import (
     check_outputs,
     interruptible,
 )
+from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.errors import InvalidArgumentError
 from specdec.runtimes.base import EXACT
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     _add_measures(parser.add_argument_group("what is measured"))
     output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write everything that was found")
+    add_json_option(output)
     output.add_argument("--report", metavar="FOLDER", help="write plots as PNGs, and the table")
     output.add_argument("--restart", action="store_true", help="forget what an interrupted run has found")
     parser.set_defaults(run=run)
@@ -78,9 +81,12 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
         "--humaneval",
         action="store_true",
         help=(
-            "also have functions written and run their tests: in a process with limits on time, memory, files and "
-            "processes, which is a limit and not a jail"
+            "also have functions written and run their tests, in a process without network, other files or other "
+            "processes, with limits on time and memory (Linux)"
         ),
+    )
+    group.add_argument(
+        "--unconfined", action="store_true", help="run the functions where they cannot be confined, with limits alone"
     )
     group.add_argument("--problems", type=int, metavar="N", help="HumanEval problems (default: all 82 bundled ones)")
     group.add_argument(
@@ -95,13 +101,15 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.lab.eval.run import evaluate
 
     plan = _plan(arguments)
+    check_json(arguments)
     check_outputs(arguments)
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     evaluation = interruptible(lambda progress: evaluate(model, plan, restart=arguments.restart, progress=progress))
     if evaluation is None:
         return EXIT_INTERRUPTED
-    for line in table(evaluation):
-        print(line)
+    if arguments.json != "-":
+        for line in table(evaluation):
+            print(line)
     _write(arguments, evaluation)
     return 0
 
@@ -109,6 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> Plan:
     from specdec.lab.eval.plan import EFFORTS, Plan, Setting, make_settings
 
+    if arguments.unconfined and not (arguments.humaneval or "humaneval" in arguments.measure):
+        raise InvalidArgumentError("--unconfined is about programs, which only --humaneval runs: add it")
     measures = dict.fromkeys([*arguments.measure, *(["humaneval"] if arguments.humaneval else [])])
     return Plan(
         settings=make_settings(arguments.view, arguments.effort or EFFORTS)
@@ -120,6 +130,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         problems=arguments.problems,
         max_tokens=arguments.max_tokens,
         seed=arguments.seed,
+        unconfined=arguments.unconfined,
     )
 
 
@@ -129,9 +140,13 @@ def _write(arguments: argparse.Namespace, evaluation: Evaluation) -> None:
     results = evaluation.to_dict()
     results["settings"] = {"model": Path(arguments.model).name.removesuffix(".store")} | results["settings"]
     if arguments.json is not None:
-        command = command_line("specdec", arguments.words)
-        write_json(Path(arguments.json), record("eval", command=command, results=results))
+        found = record("eval", command=command_line("specdec", arguments.words), results=results)
+        if arguments.json == "-":
+            write_json_output(arguments, found)
+        else:
+            write_json(Path(arguments.json), found)
     if arguments.report is not None:
         from specdec.lab.eval.plots import write_plots
 
-        print(f"\nreport: {write_plots(Path(arguments.report), evaluation, title=results['settings']['model'])}")
+        folder = write_plots(Path(arguments.report), evaluation, title=results["settings"]["model"])
+        print(f"\nreport: {folder}", file=sys.stderr if arguments.json == "-" else sys.stdout)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import json
 import sys
 from importlib import resources
 from pathlib import Path
@@ -15,11 +14,13 @@ from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
 from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
 from specdec.cli.explain import Shown
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.cli.statistics import report
-from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of, template_argument
+from specdec.engine.options import DEFAULTS, FLAGS, Options, check_useful, flag_of, template_argument
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.read_file import read_bounded, read_bytes
 
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
@@ -50,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_sampling(parser.add_argument_group("sampling and length"))
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
-    output.add_argument("--json", action="store_true", help="one JSON object instead of text and statistics")
+    add_json_option(output)
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
     _add(output, "trace")
     parser.set_defaults(run=run)
@@ -119,17 +120,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
-    show = None if arguments.json else Shown(sys.stdout, explain=arguments.explain)
+    show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)
     result, interrupted = _answer(model, prompt, options, show)
     checked = None
     if arguments.check and not interrupted:
         plain = specdec.generate(model, prompt, **{**options, "speculate": False, "trace": None})
         checked = check.compare(model, result, plain)
-    if arguments.json:
-        print(json.dumps(result.to_dict() | ({} if checked is None else {"check": checked})))
-    else:
+    write_json_output(arguments, result.to_dict() | ({} if checked is None else {"check": checked}))
+    if show is not None:
         report(result, options, sys.stderr)
-        if show is not None and arguments.explain:
+        if arguments.explain:
             show.legend(sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
@@ -176,10 +176,10 @@ def _prompt_text(arguments: argparse.Namespace) -> str:
     elif arguments.prompt_file == "-":
         if sys.stdin is None:
             raise InvalidArgumentError("--prompt-file - reads standard input, which is closed")
-        data = _text_of_file(sys.stdin.buffer.read())
+        data = _text_of_file(read_bounded(sys.stdin.buffer))
     else:
         try:
-            data = _text_of_file(Path(arguments.prompt_file).read_bytes())
+            data = _text_of_file(read_bytes(arguments.prompt_file))
         except OSError as error:
             raise InvalidArgumentError(f"cannot read the prompt {arguments.prompt_file}: {error.strerror}") from None
     try:
@@ -214,11 +214,13 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         raise InvalidArgumentError("--check compares with plain decoding, so --plain leaves nothing to check")
     if arguments.check and arguments.trust is not None:
         raise InvalidArgumentError("--trust gives up what --check looks for: give one of the two")
-    if arguments.explain and arguments.json:
+    check_json(arguments)
+    if arguments.explain and arguments.json == "-":
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
     Options(**options)
+    check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     if "policy" in options:
         create_policy(options["policy"])
     for name in ("draft", "verify"):

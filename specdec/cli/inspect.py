@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from specdec import catalogue
 from specdec.cli.common import Subparsers
+from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import StoreError
 
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `inspect` to the command line."""
     parser = subparsers.add_parser("inspect", help="show what a store holds, and check it")
     parser.add_argument("store", metavar="STORE", help="folder of a store, or a catalogue name that was pulled")
-    parser.add_argument("--json", action="store_true", help="one JSON object, with every matrix")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -23,8 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Describe the store on standard output."""
     from specdec.store.inspect import inspect_store
 
+    check_json(arguments)
     report = inspect_store(_folder(arguments.store))
-    print(json.dumps(report.to_dict()) if arguments.json else report.to_text())
+    write_json_output(arguments, report.to_dict())
+    if arguments.json != "-":
+        print(report.to_text())
     return 0
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
 from specdec.cli.common import EXIT_INTERRUPTED
 from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
@@ -21,18 +21,53 @@ from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
 # arguments that returns the exit code. A new subcommand is one file and one name here.
-COMMANDS = ("generate", "convert", "inspect", "pull", "tune", "bench", "eval", "doctor")
+COMMANDS = ("generate", "convert", "inspect", "pull", "list", "rm", "tune", "bench", "eval", "doctor")
+
+# With this variable set, an error that nobody foresaw ends in its traceback.
+TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
 EXIT_CLOSED_PIPE = 141
 
 
+class _MissingError(InvalidArgumentError):
+    """A command line lacks an argument."""
+
+
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are told like every other mistake: one sentence, no usage text before it."""
+    """A parser whose complaints are told like every other mistake: one sentence, no usage text before it.
+
+    An option that takes one value takes the next word for it, also one that begins with a dash, unless that word is an
+    option of this command itself.
+    """
 
     def error(self, message: str) -> NoReturn:
-        raise InvalidArgumentError(f"{message} (see {self.prog} --help)")
+        kind = _MissingError if "arguments are required" in message else InvalidArgumentError
+        hint = "; write --option=VALUE for a value that looks like an option" * message.endswith(
+            "expected one argument"
+        )
+        raise kind(f"{message}{hint} (see {self.prog} --help)")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args(self._joined(sys.argv[1:] if args is None else args), namespace)
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """`words` with values that begin with a dash joined to their options, as `--stop=---`."""
+        joined, rest = list[str](), list(words)
+        while rest:
+            word = rest.pop(0)
+            if word == "--":
+                return [*joined, word, *rest]
+            action = self._option_string_actions.get(word)
+            takes_one = action is not None and action.nargs is None and word.startswith("--")
+            if takes_one and rest and rest[0].startswith("-") and not self._is_option(rest[0]):
+                word = f"{word}={rest.pop(0)}"
+            joined.append(word)
+        return joined
+
+    def _is_option(self, word: str) -> bool:
+        return word.split("=", 1)[0] in self._option_string_actions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -89,16 +124,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("specdec: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        said = str(error).encode(errors="replace").decode()[:300]
+        return _complain(f"unexpected {type(error).__name__}: {said} ({TRACEBACK_VARIABLE}=1 shows where)")
 
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:  # argparse's way to end after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked
     code: int = arguments.run(arguments)
     return code
+
+
+def _parse(words: list[str]) -> argparse.Namespace:
+    """Parse a command line. A word after `--json` is its file, unless the command would lack an argument then."""
+    try:
+        return build_parser().parse_args(words)
+    except _MissingError:
+        before = words[: words.index("--")] if "--" in words else words
+        if "--json" not in before:
+            raise
+        found = before.index("--json")
+        return build_parser().parse_args([*words[:found], "--json=-", *words[found + 1 :]])
 
 
 def _complain(sentence: str, *, code: int = EXIT_MISTAKE) -> int:

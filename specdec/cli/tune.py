@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument, add_runtime_options, interruptible
+from specdec.cli.output import add_json_option, check_json, write_json_output
 
 if TYPE_CHECKING:
     from specdec.store.profile import DraftProfile
@@ -35,7 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--quick", action="store_true", help="groups of matrices instead of each one; seconds")
     parser.add_argument("--restart", action="store_true", help="forget what an interrupted run has measured")
     add_runtime_options(parser)
-    parser.add_argument("--json", action="store_true", help="the profile as one JSON object")
+    add_json_option(parser)
     parser.set_defaults(run=run)
 
 
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.checks import check_effort
     from specdec.lab.tune.run import QUICK, THOROUGH, tune
 
+    check_json(arguments)
     if arguments.effort is not None:
         check_effort(arguments.effort, "--effort")
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
@@ -61,9 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if profile is None:
         return EXIT_INTERRUPTED
-    if arguments.json:
-        print(json.dumps(asdict(profile)))
-    else:
+    write_json_output(arguments, asdict(profile))
+    if arguments.json != "-":
         _report(profile)
     return 0
 

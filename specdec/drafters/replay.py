@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from specdec.drafters.arguments import encode, read_text
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
+from specdec.parse import ParseError, parse_json
 
 
 class ReplayDrafter:
@@ -55,8 +55,8 @@ class ReplayDrafter:
 def _stored_answer(path: Path, setup: DrafterSetup) -> list[int]:
     text = read_text("replay", path)
     try:
-        stored = json.loads(text)
-    except ValueError:
+        stored = parse_json(text)
+    except ParseError:
         stored = None
     if not isinstance(stored, list):  # a text may well be valid JSON of another kind, such as a number
         return encode("replay", path, text, setup.tokenizer)

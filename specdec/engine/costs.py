@@ -19,6 +19,8 @@ from specdec import paths
 from specdec.engine.policy import CostTable, DraftOption
 from specdec.errors import SpecdecError
 from specdec.model.effort import Efforts, EffortSchedule
+from specdec.parse import parse_json
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.runtimes.base import EXACT, forward_one
 from specdec.runtimes.timing import PassTimer, Timed
 from specdec.version import version
@@ -105,7 +107,7 @@ def _file(model: Model) -> Path:
 def _read(file: Path) -> CostTable:
     """What is kept in a file; nothing, where there is none or it makes no sense."""
     try:
-        kept = json.loads(file.read_text(encoding="utf-8"))
+        kept = parse_json(read_regular(file, most_bytes=MOST_TEXT_BYTES))
         return CostTable(
             verify_s={int(rows): float(seconds) for rows, seconds in kept["verify_s"].items()},
             draft_s={(str(name), view, float(effort)): float(s) for name, view, effort, s in kept["draft_s"]},
@@ -118,6 +120,6 @@ def _write(file: Path, table: CostTable) -> None:
     """Keep costs for the next time; where that cannot be done they are measured again then."""
     kept = {"verify_s": table.verify_s, "draft_s": [[*key, seconds] for key, seconds in table.draft_s.items()]}
     with contextlib.suppress(OSError, SpecdecError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        paths.private_folder(file.parent)
         with whole_file(file) as unfinished:
             unfinished.write_text(json.dumps(kept), encoding="utf-8")

@@ -225,6 +225,28 @@ def options_of(arguments: OptionArguments, caller: str) -> Options:
     return Options(**arguments)
 
 
+def check_useful(given: Mapping[str, Any]) -> None:
+    """Refuse options that would do nothing beside the others.
+
+    Args:
+        given: the options that the caller named, by name.
+
+    Raises:
+        OptionError: one of them has no effect.
+    """
+    if given.get("speculate") is False:
+        for name in _DRAFTING:
+            if name in given:
+                raise OptionError(name, "has no effect on plain decoding, which drafts nothing: leave one of them out")
+    policy = given.get("policy", "auto")
+    if "draft_len" in given and isinstance(policy, str) and not policy.startswith("fixed") and "." not in policy:
+        raise OptionError("draft_len", f"is only for the policy 'fixed', and the policy is {policy!r}: name 'fixed'")
+    for name in ("top_k", "top_p", "min_p"):
+        if name in given and not given.get("temperature"):
+            raise OptionError(name, "has no effect at temperature 0, which takes the likeliest token: give one above 0")
+
+
+_DRAFTING = ("draft_effort", "draft_view", "draft_len", "policy", "drafter", "trust")
 FLAGS: dict[str, Flag] = {one.name: one.metadata["flag"] for one in fields(Options)}
 # What a way of decoding is made of, and under what it is measured: `specdec bench` takes lists of them.
 DRAFT_OPTIONS = ("draft_view", "draft_effort", "draft_len", "policy", "drafter")

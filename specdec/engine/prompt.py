@@ -121,8 +121,6 @@ def _message_ids(
 
     if tokenizer is None or not tokenizer.has_chat_template:
         raise InvalidArgumentError("this model has no chat template: give the prompt as text or token ids")
-    from specdec.tokenizers.chat_template import last_text  # imports the template engine
-
     given = dict(variables or {})
     switches = ("add_generation_prompt", "continue_final_message")
     if not any(name in given for name in switches) and last_text(messages):

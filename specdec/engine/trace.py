@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError
+from specdec.whole_file import open_output
 
 if TYPE_CHECKING:
     from specdec.engine.result import Piece
@@ -30,7 +31,7 @@ class TraceWriter:
     def __init__(self, path: str | Path) -> None:
         self._path = path
         try:
-            self._file = Path(path).open("w", encoding="utf-8")  # noqa: SIM115
+            self._file = open_output(path)
         except OSError as error:
             raise self._error(error) from None
 
@@ -53,7 +54,7 @@ class TraceWriter:
             "verify_s": round(done.verify_s, 9),
         }
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise self._error(error) from None

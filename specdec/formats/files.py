@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from pathlib import Path
 from typing import Any
 
+from specdec import parse
 from specdec.errors import ModelFormatError
+from specdec.read_file import open_regular, read_regular
+
+_MOST_BYTES = 256 << 20  # the largest tokenizer.json has a tenth of this
 
 
 def map_file(path: Path) -> mmap.mmap:
@@ -17,7 +20,7 @@ def map_file(path: Path) -> mmap.mmap:
         ModelFormatError: it is missing, unreadable or empty.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except ValueError:
         raise ModelFormatError(f"{path.name} is empty") from None
@@ -32,7 +35,7 @@ def read_bytes(path: Path) -> bytes:
         ModelFormatError: it is missing or unreadable.
     """
     try:
-        return path.read_bytes()
+        return read_regular(path, most_bytes=_MOST_BYTES)
     except OSError as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
 
@@ -53,9 +56,9 @@ def parse_json(content: bytes, where: str) -> dict[str, Any]:
         ModelFormatError: no JSON, or something else than an object.
     """
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ModelFormatError(f"{where} is not valid JSON") from None
+        value = parse.parse_json(content)
+    except parse.ParseError as error:
+        raise ModelFormatError(f"{where} {error}") from None
     if not isinstance(value, dict):
         raise ModelFormatError(f"{where} must hold a JSON object")
     return value

@@ -20,6 +20,7 @@ from specdec.formats.safetensors_file import READABLE, SafetensorsFolder
 from specdec.formats.tensor_file import TensorFile
 from specdec.formats.weights import FileSource, Origin, check_counts, check_tensors, find_origins, stored_types
 from specdec.model.architecture import ModelConfig
+from specdec.model.bounds import check_bounds
 from specdec.weights.quantised import quantised_types
 
 CONFIG_NAME = "config.json"
@@ -40,6 +41,7 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
     file: TensorFile = _weights(folder, Fields(config_values, CONFIG_NAME))
     try:
         check_counts(config, file)
+        check_bounds(config)
         origins = find_origins(config, tensors_for(families()[config.family].huggingface, list(file.names())))
         ignored = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(config.num_layers)}
         check_tensors(file, origins, ignored=ignored | _redundant_head(config, file))

@@ -17,7 +17,14 @@ from specdec.formats.files import read_bytes, read_json
 from specdec.formats.huggingface_settings import Settings
 from specdec.tokenizers.bpe import BPETokenizer, read_backend
 from specdec.tokenizers.markers import END_MARKERS, end_tokens
-from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, AddedToken, TokenizerMeta
+from specdec.tokenizers.meta import (
+    BPE_NAME,
+    META_NAME,
+    MOST_TOKENS,
+    SENTENCEPIECE_NAME,
+    AddedToken,
+    TokenizerMeta,
+)
 from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
@@ -128,10 +135,13 @@ def _sentencepiece_meta(content: bytes, settings: Settings) -> TokenizerMeta:
     model = read_model(content)
     size = model.vocab_size()
     ids = {model.id_to_piece(index): index for index in range(size)}
+    # A token beyond the model's own vocabulary can neither be read nor written by it.
+    most = settings.vocab_size or MOST_TOKENS
     added = tuple(
         token
         for token in settings.added_tokens
-        if token.id >= size or (ids.get(token.text) == token.id and _says_more(token, model.is_control(token.id)))
+        if size <= token.id < most
+        or (ids.get(token.text) == token.id and _says_more(token, model.is_control(token.id)))
     )
     ids |= {token.text: token.id for token in added}
     bos_id = settings.bos_id(ids.get)

@@ -8,6 +8,7 @@ from specdec.errors import ModelFormatError
 from specdec.formats.base import Source
 from specdec.formats.gguf_source import open_gguf
 from specdec.formats.huggingface_source import CONFIG_NAME, open_huggingface
+from specdec.parse import foreign
 
 
 def open_source(path: Path, *, dtype: str | None = None) -> Source:
@@ -23,6 +24,11 @@ def open_source(path: Path, *, dtype: str | None = None) -> Source:
         InvalidArgumentError: `dtype` is neither of the two.
     """
     path = Path(path)
+    with foreign(path.name):
+        return _open(path, dtype)
+
+
+def _open(path: Path, dtype: str | None) -> Source:
     if path.is_dir():
         if (path / "store.json").exists():
             raise ModelFormatError(f"{path} is a converted store already: load it as it is")

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from specdec import paths
 from specdec.errors import InvalidArgumentError
+from specdec.parse import parse_json
 
 FORMAT = 2
 _SYNC_EVERY_S = 1.0
@@ -57,7 +59,7 @@ class Journal(Generic[T]):
         self.header: dict[str, Any] = {kind: FORMAT, "of": json.loads(json.dumps(of)), **(extra or {})}
         self._kind, self._decode, self._strict, self._synced_s = kind, decode, strict, 0.0
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            paths.private_folder(path.parent)
             size = self._read() if path.exists() and not restart else 0
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.truncate(path, size)
@@ -154,7 +156,7 @@ def as_is(value: Any) -> Any:
 
 def _parsed(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         value = None
     return value if isinstance(value, dict) else {}

@@ -10,12 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
+from specdec.parse import ParseError, parse_yaml
+from specdec.read_file import read_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,11 +111,11 @@ class EffortSchedule:
             InvalidArgumentError: the file is missing, no YAML, or has other keys.
         """
         try:
-            loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            loaded = parse_yaml(read_bytes(path))
         except OSError as error:
             raise InvalidArgumentError(f"cannot read effort schedule {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise InvalidArgumentError(f"effort schedule {path} is not valid YAML") from None
+        except ParseError as error:
+            raise InvalidArgumentError(f"effort schedule {path} {error}") from None
         keys = set(loaded) if isinstance(loaded, dict) else {"not a mapping"}
         if keys - {"effort", "rules"} or not isinstance(loaded.get("rules") or {}, dict):
             raise InvalidArgumentError(

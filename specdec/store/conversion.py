@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
+from specdec.model.bounds import check_bounds
 from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, FileRecord, StoreDescription, check_file_name
 from specdec.store.dither import check_seed, dithered
 from specdec.store.partial import rest_worth
@@ -102,6 +103,7 @@ def convert(
             type that this version does not keep.
         StoreError: `target` is taken or cannot be written, or space runs out.
     """
+    check_bounds(source.config)
     kinds = {name: get_view(name) for name in views}
     if dither is not None and quantised is not None:
         raise InvalidArgumentError("dither adds noise to 16-bit weights: convert to float16 or bfloat16 with it")

@@ -13,10 +13,14 @@ from typing import Any
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.model.architecture import ModelConfig
+from specdec.model.bounds import check_bounds
+from specdec.parse import parse_json
+from specdec.read_file import read_regular
 from specdec.weights.dtypes import check_dtype
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import plane_type, quantised_type
 
+_MOST_BYTES = 256 << 20
 FORMAT = "specdec bucket store"
 FORMAT_VERSION = 4
 # What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
@@ -126,7 +130,7 @@ class StoreDescription:
             description = cls._from_body(body)
         except (ModelFormatError, InvalidArgumentError) as error:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             raise damaged from None
         newer = {version, description.version} & {PLANES_VERSION, FORMAT_VERSION}  # the oldest two are read alike
         if newer and version != description.version:
@@ -138,7 +142,10 @@ class StoreDescription:
         for name in body["files"]:
             check_file_name(name)
         read_config = ModelConfig.from_dict if body["version"] == FORMAT_VERSION else ModelConfig.from_flat_dict
-        dither, config = body["dither"], read_config(body["config"])
+        dither, config = body["dither"], check_bounds(read_config(body["config"]))
+        described = max((len(entry["tensors"]) for entry in body["files"].values()), default=0)
+        if config.num_layers * max(1, config.num_experts) > described:
+            raise ModelFormatError(f"{config.num_layers} layers need more tensors than the {described} that it has")
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
         rests = {str(name): float(worth) for name, worth in body.get("rests", {}).items()}
         _check_types(config, types, rests)
@@ -195,7 +202,7 @@ def _load(folder: Path) -> dict[str, Any]:
     """The JSON object in `store.json`, known to be that of a store."""
     path = folder / DESCRIPTION_FILE
     try:
-        values = json.loads(path.read_bytes())
+        values = parse_json(read_regular(path, most_bytes=_MOST_BYTES))
     except FileNotFoundError:
         raise StoreError(
             f"{folder} is no store, it has no {DESCRIPTION_FILE}: make one with `specdec convert SOURCE -o STORE`"

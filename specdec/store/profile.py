@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.errors import StoreError
 from specdec.model.effort import EffortSchedule
+from specdec.parse import parse_json
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.store.staging import sync_folder, writing
 from specdec.warn import warn
 from specdec.whole_file import whole_file
@@ -122,7 +124,7 @@ class ProfileFile:
         """
         path = store_path / PROFILE_FILE
         try:
-            values = json.loads(path.read_bytes())
+            values = parse_json(read_regular(path, most_bytes=MOST_TEXT_BYTES))
         except FileNotFoundError:
             return cls(path)
         except OSError as error:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specdec.errors import StoreError
+from specdec.lock_file import open_lock
 from specdec.store.description import is_store
 
 MARKER = "UNFINISHED"
@@ -128,6 +129,16 @@ def _recover(target: Path, partial: Path, replaced: Path) -> None:
             shutil.rmtree(partial)
 
 
+def clear_unfinished(folder: Path) -> None:
+    """Remove from `folder` what conversions left that were killed. One that still runs is left alone."""
+    for leftover in [path for path in folder.iterdir() if path.suffix in (".partial", ".replaced")]:
+        target = leftover.with_name(leftover.stem.removeprefix("."))
+        if leftover != _sibling(target, leftover.suffix[1:]):
+            continue
+        with suppress(StoreError), _locked(target):
+            _recover(target, _sibling(target, "partial"), _sibling(target, "replaced"))
+
+
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
@@ -139,7 +150,7 @@ def _locked(target: Path) -> Iterator[None]:
     fd = -1
     while fd < 0:
         with writing(target):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            fd = open_lock(path)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -13,6 +13,8 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
 from specdec.model.architecture import ModelConfig
+from specdec.parse import foreign
+from specdec.read_file import open_regular
 from specdec.store.description import FileRecord, StoreDescription
 from specdec.store.partial import Parts, loaded_share, parts_to_load, plane_parts, rest_worth, tier_parts, without_tiers
 from specdec.store.plan import EXACT_FILE, TOKENIZER_FOLDER, exact_tensors, view_file, view_tensors
@@ -96,6 +98,11 @@ class Store:
                 raise StoreError(f"{path} is an unfinished conversion: convert the model again")
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
+        with foreign(str(path)):
+            return cls._open(path, verify=verify, load_share=load_share)
+
+    @classmethod
+    def _open(cls, path: Path, *, verify: bool, load_share: float) -> Store:
         description = StoreDescription.read(path)
         files = _open_files(path, description)
         with ExitStack() as stack:
@@ -374,7 +381,7 @@ def _say(spec: TensorSpec | None) -> str:
 
 def _file_checksum(path: Path) -> str:
     """SHA-256 of a whole file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

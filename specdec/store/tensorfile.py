@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from specdec.errors import StoreError
+from specdec.parse import parse_json
+from specdec.read_file import open_regular
 from specdec.store.staging import writing
 from specdec.weights.base import TensorSpec
 
@@ -95,7 +97,7 @@ def read_layout(path: Path) -> FileLayout:
         StoreError: the file is missing, truncated, or no safetensors file.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             nbytes = os.fstat(file.fileno()).st_size
             length = int.from_bytes(prefix := file.read(8), "little")
             text = file.read(length) if len(prefix) == 8 and length <= min(nbytes, _MAX_HEADER_BYTES) else b""
@@ -106,7 +108,7 @@ def read_layout(path: Path) -> FileLayout:
     try:
         if not text or len(text) != length:
             raise ValueError("no whole header")
-        table = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        table = {name: entry for name, entry in parse_json(text).items() if name != "__metadata__"}
         tensors, position = {}, 8 + length
         for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
             spec = TensorSpec(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
@@ -129,7 +131,7 @@ class TensorFile:
     def __init__(self, path: Path, layout: FileLayout) -> None:
         self.path, self.layout = path, layout
         self._reads_ahead = True
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def array(self, name: str) -> np.ndarray:

@@ -12,9 +12,10 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from specdec.errors import ModelFormatError
+from specdec.parse import foreign, parse_json, quiet_panics
 from specdec.tokenizers.base import Tokenizer
 from specdec.tokenizers.markup import Part
-from specdec.tokenizers.meta import BPE_NAME, TokenizerMeta
+from specdec.tokenizers.meta import BPE_NAME, MOST_TOKENS, TokenizerMeta
 from specdec.tokenizers.pieces import (
     WORD_START,
     PieceTable,
@@ -42,12 +43,13 @@ class BPETokenizer(Tokenizer):
         added = self._backend.get_added_tokens_decoder().values()
         super().__init__(
             meta,
-            _table(self._backend, json.loads(content).get("decoder")),
+            _table(self._backend, parse_json(content).get("decoder")),
             [token.content for token in added if not token.special],
         )
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        with foreign(BPE_NAME):
+            ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def _encode_parts(self, parts: Sequence[Part]) -> list[int]:
@@ -56,7 +58,8 @@ class BPETokenizer(Tokenizer):
         if names:
             pattern = re.compile("|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)))
             texts = [part.text if part.is_literal else pattern.sub(lambda x: names[x[0]], part.text) for part in parts]
-        ids: list[int] = backend.encode("".join(texts), add_special_tokens=False).ids
+        with foreign(BPE_NAME):
+            ids: list[int] = backend.encode("".join(texts), add_special_tokens=False).ids
         return ids
 
     @cached_property
@@ -65,7 +68,7 @@ class BPETokenizer(Tokenizer):
 
         The names hold a random number, so that no text can spell them.
         """
-        content = json.loads(self._backend.to_str())
+        content = parse_json(self._backend.to_str())
         salt = secrets.token_hex(8)
         added = content["added_tokens"]
         names = {token["content"]: f"\ufdd0{salt}:{token['id']}\ufdd1" for token in added}
@@ -90,17 +93,21 @@ def read_backend(content: bytes) -> Backend:
     Raises:
         ModelFormatError: the content is no valid tokenizer.json.
     """
-    try:
-        return Backend.from_str(content.decode("utf-8"))
-    except Exception as error:  # the library raises bare Exception
-        raise ModelFormatError(f"{BPE_NAME} cannot be read: {' '.join(str(error).split())}") from None
+    with foreign(BPE_NAME), quiet_panics():
+        parse_json(content)
+        backend = Backend.from_str(content.decode("utf-8"))
+        backend.encode("Hello, world 1\n", add_special_tokens=False)  # some settings only fail here
+        return backend
 
 
 def _table(backend: Backend, decoder: Any) -> PieceTable:
     byte_level, strip = _decoding(decoder)
     alphabet = byte_of_character()
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    size = max(vocabulary.values(), default=-1) + 1
+    if size > MOST_TOKENS:
+        raise ModelFormatError(f"{BPE_NAME} numbers a token {size - 1}: at most {MOST_TOKENS - 1} is read")
+    pieces = [b""] * size
     for token, index in vocabulary.items():
         pieces[index] = byte_level_piece(token, alphabet) if byte_level else byte_fallback_piece(token)
     special = set()

@@ -13,11 +13,11 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.tokenizers.markup import Marks, Part, holds_any, joined
 from specdec.tokenizers.messages import Form, checked_messages, form_of_source, forms_like, joined_text, plain, shaped
+from specdec.tokenizers.template_limits import TemplateWorkError, make_environment
 
 _PROBE = "zq7fy"
 
@@ -50,16 +50,16 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
         self._special_tokens = dict(special_tokens)
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
+        environment = make_environment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
+        environment.filters["tojson"] = environment.bounded(_to_json, "tojson")
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            # Beyond Jinja's own errors: Python cannot compile what Jinja made of the template.
             raise ModelFormatError(f"the model's chat template cannot be read: {_one_line(error)}") from None
+        self._environment = environment
 
     def render(
         self,
@@ -102,6 +102,7 @@ class ChatTemplate:
         """
         if "messages" in variables:
             raise InvalidArgumentError("'messages' is not a variable that a chat template can be given")
+        self._environment.start()  # one budget for all forms that are tried
         given = {name: plain(value) for name, value in variables.items()}
         continue_final_message = bool(given.pop("continue_final_message", False))
         add_generation_prompt = bool(given.pop("add_generation_prompt", not continue_final_message))
@@ -163,6 +164,8 @@ class ChatTemplate:
             raise InvalidArgumentError(
                 f"the model's chat template refuses these messages: {_one_line(refusal)}"
             ) from None
+        except TemplateWorkError as error:
+            raise ModelFormatError(f"the model's chat template fails: it asks for too much work, {error}") from None
         except Exception as error:  # a template can fail in any way that Python can
             raise ModelFormatError(f"the model's chat template fails: {_one_line(error)}") from None
 

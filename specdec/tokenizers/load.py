@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from specdec.errors import ModelFormatError
+from specdec.parse import foreign
+from specdec.read_file import read_regular
 from specdec.tokenizers.base import Tokenizer
 from specdec.tokenizers.bpe import BPETokenizer
 from specdec.tokenizers.meta import KINDS, META_NAME, TokenizerMeta
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer
+
+_MOST_BYTES = 256 << 20
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -24,6 +28,11 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     if not has_tokenizer(folder):
         raise ModelFormatError("this model has no tokenizer: give token ids instead of text")
+    with foreign("the tokenizer"):
+        return _load(folder)
+
+
+def _load(folder: Path) -> Tokenizer:
     meta = TokenizerMeta.from_bytes(_read(folder / META_NAME))
     content = _read(folder / KINDS[meta.kind])
     if meta.kind == "bpe":
@@ -33,6 +42,6 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path, most_bytes=_MOST_BYTES)
     except OSError as error:
         raise ModelFormatError(f"cannot read the tokenizer file {path}: {error.strerror}") from None

@@ -8,11 +8,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from specdec.errors import ModelFormatError
+from specdec.parse import parse_json
 
 META_NAME, BPE_NAME, SENTENCEPIECE_NAME = "tokenizer_meta.json", "tokenizer.json", "tokenizer.model"
 KINDS = {"bpe": BPE_NAME, "sentencepiece": SENTENCEPIECE_NAME}
 FORMAT = 2
 _OLDER = (1,)  # what was added since has a default
+MOST_TOKENS = 1 << 24  # far above every vocabulary; tables are made by the largest id
 
 PREFIXES = ("model", "always", "first", "never")
 """Where a sentencepiece tokenizer puts a space before text: as its model does, before every part between special
@@ -77,7 +79,7 @@ class TokenizerMeta:
         """
         damaged = ModelFormatError(f"{META_NAME} is damaged: convert the model again")
         try:
-            values = json.loads(content)
+            values = parse_json(content)
             version = values.pop("format")
         except (ValueError, TypeError, KeyError, AttributeError):
             raise damaged from None
@@ -104,7 +106,7 @@ def _is_valid(meta: TokenizerMeta) -> bool:
         and meta.prefix in PREFIXES
         and all(type(value) is bool for value in (meta.add_bos, meta.chat_bos))
         and (meta.bos_id is not None or not meta.add_bos)
-        and all(type(value) is int and value >= 0 for value in ids)
+        and all(type(value) is int and 0 <= value < MOST_TOKENS for value in ids)
         and isinstance(meta.special_tokens, dict)
         and all(isinstance(value, str) for value in [*texts, *meta.special_tokens.values()])
     )

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from specdec.drafters.registry import names as drafter_names
 from specdec.engine.options import CONDITION_OPTIONS, DEFAULTS, DRAFT_OPTIONS, option_value
 from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.parse import ParseError, parse_yaml
 from specdec.policies.registry import create as create_policy
+from specdec.read_file import read_bytes
 
 PLAIN = "plain"
 _WITHOUT_WEIGHTS = frozenset({"ngram", "replay"})  # drafters that no view and no effort means anything to
@@ -204,10 +204,10 @@ def _conditions(axes: Mapping[str, Sequence[Any]]) -> tuple[Condition, ...]:
 def _read(path: Path) -> tuple[list[Contender], dict[str, list[Any]]]:
     """Contenders and lists of a grid file."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_bytes(path))
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the grid {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except ParseError:
         content = None
     listed = content.get("contenders", []) if isinstance(content, Mapping) else None
     if (

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from specdec.errors import InvalidArgumentError
+from specdec.parse import ParseError, parse_json
+from specdec.read_file import read_bytes
 
 Content: TypeAlias = "str | tuple[Mapping[str, str], ...]"
 
@@ -102,7 +104,7 @@ def _read(file: str) -> list[TaskPrompt]:
     if not path.suffix and not path.exists():
         raise InvalidArgumentError(f"no prompt set and no file {file!r}: choose from {', '.join(BUILT_IN)}, or a file")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = read_bytes(path).decode("utf-8")
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the prompts {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -122,8 +124,8 @@ def _row(line: str, *, path: Path, number: int) -> TaskPrompt:
         InvalidArgumentError: it holds none.
     """
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = parse_json(line)
+    except ParseError:
         row = None
     content = _content(row) if isinstance(row, Mapping) else None
     if content is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from specdec.lab.bench.analysis import ALL, Row
 from specdec.lab.bench.findings import Findings
 from specdec.lab.bench.noise import Noise
-from specdec.whole_file import whole_file
+from specdec.whole_file import write_output
 
 _HEADER = ("", "tokens/s", "quartiles", "speed-up", "95 %", "of tasks", "accepted", "tok/round", "draft", "verify",
            "rest", "predicted")  # fmt: skip
@@ -84,16 +85,17 @@ def _speed(row: Row) -> str:
 
 
 def write_csv(path: Path, findings: Findings) -> None:
-    """Write the rows of the findings, whole or not at all; pairs and triples take a column for each number.
+    """Write the rows of the findings, as `write_output` does; pairs and triples take a column for each number.
 
     Raises:
         OSError: the file cannot be written.
     """
-    with whole_file(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        flat = [_flat(row) for row in findings.rows]
-        writer.writerow(flat[0])
-        writer.writerows(one.values() for one in flat)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    flat = [_flat(row) for row in findings.rows]
+    writer.writerow(flat[0])
+    writer.writerows(one.values() for one in flat)
+    write_output(path, text.getvalue().encode())
 
 
 def _flat(row: Row) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Plan:
         problems: HumanEval problems; None takes all bundled ones.
         max_tokens: most tokens of an answer to one.
         seed: of the order of choices.
+        unconfined: run the programs of HumanEval without a jail, where the system has none.
 
     Raises:
         InvalidArgumentError: a value is out of range.
@@ -64,6 +65,7 @@ class Plan:
     passage_tokens: int = 256
     problems: int | None = None
     max_tokens: int = 384
+    unconfined: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

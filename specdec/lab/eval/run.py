@@ -126,7 +126,7 @@ class _Run:
                     answer = write_answer(
                         self._model_of(one), problem, view=one.view, effort=one.effort, max_tokens=self._plan.max_tokens
                     )
-                    outcome = run_program(to_program(problem, answer))
+                    outcome = run_program(to_program(problem, answer), unconfined=self._plan.unconfined)
                     self._keep(f"{problem.name} {one.name}", [int(outcome.passed), outcome.reason])
 
     def _model_of(self, setting: Setting) -> Model:

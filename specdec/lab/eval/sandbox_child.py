@@ -1,14 +1,23 @@
 """The process in which a foreign program runs: `sandbox` starts this file by its path, with nothing else to import.
 
-It limits itself, gives up rights where it has any to give, and then runs the program that stands on its standard input.
-The word on the descriptor of results says how that ended; no word means that the program ended the process itself.
+It confines and limits itself, gives up rights where it has any to give, and then runs the program that stands on its
+standard input. The word on the descriptor of results says how that ended; no word means that the program ended the
+process itself. A word counts only with the key that came before the program.
+
+Confined means namespaces of Linux: no network, no other process in sight, and a file system that holds the program's
+own folder, and Python's library to read. Source: namespaces(7), pivot_root(2).
 """
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
+import sysconfig
 import traceback
+from pathlib import Path
+from typing import NoReturn
 
 NOBODY = 65534
 # What programs commonly import. Read before rights are given up: the interpreter may lie where only its owner reads.
@@ -18,10 +27,81 @@ _COMMON = (
 )
 
 
+_NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+_NOSUID, _NODEV, _NOEXEC, _RDONLY, _REMOUNT, _BIND, _REC, _PRIVATE = 2, 4, 8, 1, 32, 4096, 16384, 1 << 18
+_DETACH, _PDEATHSIG, _NO_NEW_PRIVS = 2, 1, 38
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+
+def confine(folder: str) -> None:
+    """Enter namespaces of this process's own, with `folder` as /work in an otherwise empty, read-only file system.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def check(result: int) -> None:
+        if result:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+        words = [None if word is None else word.encode() for word in (source, target, kind, data)]
+        check(libc.mount(words[0], words[1], words[2], ctypes.c_ulong(flags), words[3]))
+
+    def bind(source: str, target: str, flags: int) -> None:
+        mount(source, target, None, _BIND | _REC)
+        found = os.statvfs(target).f_flag & (_NOSUID | _NODEV | _NOEXEC)  # those of the original cannot be taken off
+        mount(None, target, None, _REMOUNT | _BIND | _NOSUID | _NODEV | found | flags)
+
+    user, group, apart = os.getuid(), os.getgid(), _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
+    check(libc.unshare(apart if user == 0 else apart | _NEWUSER))
+    if user:
+        maps = {"setgroups": "deny", "uid_map": f"{NOBODY} {user} 1", "gid_map": f"{NOBODY} {group} 1"}
+        for name, text in maps.items():
+            Path("/proc/self", name).write_text(text)
+    mount(None, "/", None, _REC | _PRIVATE)
+    root, own = f"{folder}/root", f"{folder}/work"
+    mount("none", root, "tmpfs", _NOSUID | _NODEV, "size=1m,mode=0755")
+    libraries = {os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+    for place in ("/work", "/old", *sorted(libraries)):
+        Path(root + place).mkdir(parents=True, exist_ok=True)
+    bind(own, f"{root}/work", 0)
+    for place in libraries:
+        bind(place, root + place, _RDONLY)
+    os.chdir(root)
+    check(libc.syscall(_PIVOT_ROOT[os.uname().machine], b".", b"old"))
+    os.chdir("/")
+    check(libc.umount2(b"/old", _DETACH))
+    Path("/old").rmdir()
+    mount(None, "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
+    os.chdir("/work")
+    # The namespace of processes begins with the next one. The first in it is not ended by signals: the program is the
+    # second, and whoever waits ends as it did.
+    for _ in range(2):
+        if (child := os.fork()) != 0:
+            _end_as(child)
+        libc.prctl(_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    os.setsid()
+    libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _end_as(child: int) -> NoReturn:
+    """Wait for a child and end with its exit code, which is 128 and the number of the signal that ended it, if any."""
+    _, status = os.waitpid(child, 0)
+    os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+
+
+def give_up_capabilities() -> None:
+    """Let go of the rights over its own namespaces, with which the program could undo what was done."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, nothing = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    if libc.capset(header, nothing):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def limit(limits: dict[str, int]) -> None:
     """Set the limits of this process and its children, and stop being root."""
-    for name in _COMMON.split():
-        __import__(name)
     if os.getuid() == 0:  # no limit on processes holds for root, and files would be open to it
         os.setgroups([])
         os.setgid(NOBODY)
@@ -51,14 +131,27 @@ def _lower(kind: int, value: int, spare: int = 0) -> None:
     resource.setrlimit(kind, (value, value + spare if hard == resource.RLIM_INFINITY else min(value + spare, hard)))
 
 
+def preload() -> None:
+    """Import what programs commonly do, while everything can still be read."""
+    for name in _COMMON.split():
+        __import__(name)
+    "".encode("ascii").decode("latin-1").encode("utf-16")
+
+
 def main() -> None:
     """Run the program of standard input under the limits of the first argument."""
-    limits, results = json.loads(sys.argv[1]), int(sys.argv[2])
-    program = sys.stdin.buffer.read()
+    limits, results, folder = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    key, _, program = sys.stdin.buffer.read().partition(b"\n")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
+    os.close(nothing)
+    preload()
+    if folder:
+        confine(folder)
     limit(limits)
-    os.write(results, b"limited\n")
+    if folder:
+        give_up_capabilities()
+    os.write(results, key + b" limited\n")
     sys.argv = ["program.py"]
     word = "passed"
     try:
@@ -69,7 +162,7 @@ def main() -> None:
     except BaseException as error:
         last = traceback.format_exception_only(error)[-1].strip()
         word = f"failed {last[:200]}"
-    os.write(results, word.encode(errors="replace") + b"\n")
+    os.write(results, key + b" " + word.encode(errors="replace").replace(b"\n", b" ") + b"\n")
     os._exit(0)  # no exit handlers of the program
 
 

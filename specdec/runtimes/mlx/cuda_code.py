@@ -62,7 +62,7 @@ class CudaCompiler:
                 return kept
         made = self.compile(text)
         with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            paths.private_folder(file.parent)
             with whole_file(file) as unfinished:
                 unfinished.write_bytes(hashlib.sha256(made).digest() + made)
         return made

@@ -1,0 +1,53 @@
+"""`--json` of every command: one object on one line on standard output, or into a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from specdec.cli.common import check_writable
+from specdec.errors import InvalidArgumentError
+from specdec.whole_file import write_output
+
+STANDARD_OUTPUT = "-"
+
+
+def add_json_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add `--json [FILE]`. `main` sees to it that only FILE directly after `--json`, in a way that cannot be another
+    argument, is taken for its value."""
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const=STANDARD_OUTPUT,
+        metavar="FILE",
+        help="write one JSON object: on one line to standard output instead of text, or to FILE",
+    )
+
+
+def check_json(arguments: argparse.Namespace) -> None:
+    """Refuse a file that could not be written later.
+
+    Raises:
+        InvalidArgumentError: it cannot be written, or its name is empty.
+    """
+    if arguments.json == "":
+        raise InvalidArgumentError("--json needs the name of a file, or no value to write to standard output")
+    if arguments.json not in (None, STANDARD_OUTPUT):
+        check_writable("--json", arguments.json)
+
+
+def write_json_output(arguments: argparse.Namespace, value: Any) -> None:
+    """Write `value` where `--json` said, as one object on one line; nothing without `--json`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if arguments.json is None:
+        return
+    text = json.dumps(value) + "\n"
+    if arguments.json == STANDARD_OUTPUT:
+        print(text, end="")
+    else:
+        write_output(Path(arguments.json), text.encode())

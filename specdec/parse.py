@@ -1,0 +1,192 @@
+"""The one parser of JSON and YAML that others wrote, with bounds on depth, numbers and text; and `foreign`, which
+turns whatever a foreign library raises over a bad file into one of our errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import yaml
+
+from specdec.errors import ModelFormatError, SpecdecError
+
+MOST_DEPTH = 64
+MOST_YAML_BYTES = 1 << 18
+MOST_LINE_BYTES = 16 << 20
+_MOST_WHOLE = 1 << 64
+_MOST_DIGITS = 20
+_SURROGATE = re.compile(r"\\u[dD][89abAB]")
+
+
+class ParseError(ValueError):
+    """The text is not JSON or YAML, or exceeds a bound; the message says what is wrong, without the file's name."""
+
+
+def parse_json(content: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Args:
+        content: UTF-8 text.
+
+    Raises:
+        ParseError: it is not JSON, is nested more than 64 deep, holds a whole number of more than 64 bits, or text
+            with half a surrogate pair.
+    """
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value = json.loads(text, parse_int=_whole)
+    except ParseError:
+        raise
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:
+        raise ParseError("is not valid JSON") from None
+    _check(value, texts=_SURROGATE.search(text) is not None)
+    return value
+
+
+def parse_yaml(content: bytes | str) -> Any:
+    """The value of a YAML text, plain values only.
+
+    Args:
+        content: UTF-8 text of at most 256 KiB.
+
+    Raises:
+        ParseError: it is not YAML, is larger or nested more than 64 deep, holds aliases, or a whole number of more
+            than 64 bits.
+    """
+    if len(content) > MOST_YAML_BYTES:
+        raise ParseError(f"is larger than {MOST_YAML_BYTES >> 10} KiB")
+    try:
+        text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        value = yaml.load(text, _Loader)  # a SafeLoader
+    except ParseError:
+        raise
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError):
+        raise ParseError("is not valid YAML") from None
+    _check(value, texts=True)
+    return value
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Around code that reads what others wrote: whatever it raises becomes a `ModelFormatError` about `what`.
+
+    Our own errors, a shortage of memory and interrupts pass. A panic of a library in Rust comes as a
+    BaseException of pyo3's and is caught by its name.
+
+    Raises:
+        ModelFormatError: the block raised anything else.
+    """
+    try:
+        yield
+    except (SpecdecError, MemoryError):
+        raise
+    except OSError as error:
+        raise ModelFormatError(f"cannot read {error.filename or what}: {error.strerror or error}") from None
+    except Exception as error:
+        _refuse(what, error)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        _refuse(what, error)
+
+
+@contextmanager
+def quiet_panics() -> Iterator[None]:
+    """Around code in Rust that may panic while a file is read: its own report of that would go to standard error."""
+    sys.stderr.flush() if sys.stderr is not None else None
+    try:
+        saved = os.dup(2)
+    except OSError:  # standard error is closed
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(nothing)
+        os.close(saved)
+
+
+def _refuse(what: str, error: BaseException) -> NoReturn:
+    # What a library says may hold anything that the file holds.
+    said = " ".join(str(error).encode(errors="replace").decode().split())[:200]
+    raise ModelFormatError(f"{what} cannot be read: {said or type(error).__name__}") from None
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS + 1 or abs(value := int(digits)) > _MOST_WHOLE:
+        raise ParseError(f"holds a whole number of more than 64 bits, {digits[:12]}…")
+    return value
+
+
+def _check(value: Any, *, texts: bool) -> None:
+    """Refuse what is nested too deep, and, with `texts`, text that no encoding can write."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MOST_DEPTH:
+            raise _too_deep()
+        if texts:
+            for one in level:
+                parts = (*one, *one.values()) if isinstance(one, dict) else one if isinstance(one, list) else (one,)
+                if not all(_is_text(part) for part in parts if isinstance(part, str)):
+                    raise ParseError("holds text that is not valid Unicode: half a surrogate pair")
+        level = [
+            inner
+            for one in level
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+            if isinstance(inner, (dict, list))
+        ]
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _too_deep() -> ParseError:
+    return ParseError(f"is nested more than {MOST_DEPTH} deep")
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's loader of plain values with bounds. Depth is counted where nodes are composed, before any recursion of
+    Python's own is exhausted; aliases, which can stand for more than a memory holds, are refused."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ParseError("holds an alias, which is not read")
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise _too_deep()
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_yaml_int(self, node: Any) -> int:
+        if len(node.value) > 66:
+            raise ParseError("holds a whole number of more than 64 bits")
+        value = super().construct_yaml_int(node)
+        if abs(value) > _MOST_WHOLE:
+            raise ParseError("holds a whole number of more than 64 bits")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
