@@ -62,14 +62,16 @@ def host_builder(mx: Any, host: HostKernels) -> Any:
 
 
 def use_host(monkeypatch: Any, folder: Path, sanitizer: str = "") -> Any:
-    """Make `specdec.runtimes.mlx.runtime` importable and run on the host; returns the module `mlx.core`."""
+    """Make the GPU runtime run on the host; returns the module `mlx.core`."""
     import mlx.core as mx
 
     from specdec.runtimes.mlx import device as mlx_device
     from specdec.runtimes.mlx import ops as mlx_ops
+    from specdec.runtimes.mlx import runtime as mlx_runtime
 
     gpu = mlx_device.Gpu(mx, "metal", "host", "0")
-    monkeypatch.setattr(mlx_device, "find_gpu", lambda: gpu)
+    for module in (mlx_device, mlx_runtime):
+        monkeypatch.setattr(module, "find_gpu", lambda: gpu)
     monkeypatch.setattr(mlx_ops, "build", host_builder(mx, HostKernels(folder, sanitizer)))
     monkeypatch.setattr(mx, "compile", lambda function: function)
     return mx

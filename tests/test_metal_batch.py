@@ -5,7 +5,6 @@ Chains and trees, mixed efforts, paths that are kept, forks, growth; other threa
 
 from __future__ import annotations
 
-import sys
 from threading import Thread
 from typing import Any
 
@@ -32,7 +31,6 @@ FULL = EffortSchedule()
 def runtime_of(monkeypatch, programs, tmp_path):
     """The runtime of a source with the steps of few sizes, since each kernel takes a second to compile."""
     mx = use_host(monkeypatch, programs)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     from specdec.runtimes.mlx import cache, model, ops, runtime, takes
 
     for module in (cache, ops, runtime):
@@ -41,8 +39,9 @@ def runtime_of(monkeypatch, programs, tmp_path):
     for module in (ops, model, takes):
         monkeypatch.setattr(module, "CACHE_STEPS", (1, 4))
     assert mx is runtime.find_gpu().mx
-    yield lambda source, **how: runtime.MlxRuntime(Store.open(convert(source, tmp_path / "store", **how), verify=False))
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    return lambda source, **how: runtime.MlxRuntime(
+        Store.open(convert(source, tmp_path / "store", **how), verify=False)
+    )
 
 
 def source_of(name: str) -> Any:

@@ -6,7 +6,6 @@ What runs is the text that MLX is given; see `metal_host_kernels`. Whole models 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +258,9 @@ def test_attention(mx, window, norms):
 @pytest.fixture
 def runtime_of(mx, monkeypatch, tmp_path):
     """The runtime of a source, on the host."""
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     from specdec.runtimes.mlx.runtime import MlxRuntime
 
-    yield lambda source: MlxRuntime(Store.open(convert(source, tmp_path / "store"), verify=False))
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    return lambda source: MlxRuntime(Store.open(convert(source, tmp_path / "store"), verify=False))
 
 
 def test_a_whole_model_gives_the_golden_logits(runtime_of, monkeypatch):

@@ -3,7 +3,6 @@ company bit for bit, whole models by view. See `metal_host_kernels` for what run
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -257,7 +256,6 @@ def test_kernels_under_sanitizers(monkeypatch, tmp_path):
 @pytest.fixture
 def runtime_of(mx, monkeypatch, tmp_path):
     """The runtime of a model of `MODELS`, on the host, and its source."""
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     from specdec.runtimes.mlx.runtime import MlxRuntime
 
     def make(name: str, load_share: float = 1.0) -> tuple[SyntheticSource, Any]:
@@ -267,8 +265,7 @@ def runtime_of(mx, monkeypatch, tmp_path):
         path = convert(source, tmp_path / name.replace(" ", "-"), quantised="keep")
         return source, MlxRuntime(Store.open(path, verify=False, load_share=load_share))
 
-    yield make
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    return make
 
 
 @pytest.mark.parametrize("name", ["q4_k with q6_k", pytest.param("affine in part", marks=pytest.mark.slow)])

@@ -75,7 +75,6 @@ def test_a_gpu_that_is_not_used_is_told_in_one_line(monkeypatch, tmp_path):
 
 def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
     pretend(monkeypatch, metal=True, cuda=False)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     makers = {name: (lambda *_, name=name: name) for name in registry.known_runtimes()}
     monkeypatch.setattr(registry, "_RUNTIMES", makers)
     store = Store.open(convert(synthetic_source(), tmp_path / "dense"))
@@ -86,16 +85,13 @@ def test_auto_takes_the_gpu_for_models_that_it_runs(monkeypatch, tmp_path):
         assert registry.create_runtime("auto", mixture) in ("native", "reference")
     blocks = Store.open(convert(quantised_source(quantised_config(), "q8_0"), tmp_path / "blocks", quantised="keep"))
     assert registry.create_runtime("auto", blocks) == "mlx"
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
 
 def test_the_runtime_refuses_where_there_is_no_gpu_and_its_module_does_not(monkeypatch, tmp_path):
     pretend(monkeypatch, metal=False, cuda=False)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     module = importlib.import_module("specdec.runtimes.mlx.runtime")
     with pytest.raises(RuntimeUnavailableError, match="has no GPU"):
         module.MlxRuntime(Store.open(convert(synthetic_source(), tmp_path / "store")))
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
 
 
 def test_the_oldest_mlx_is_the_one_that_the_package_asks_for():

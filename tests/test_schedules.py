@@ -3,8 +3,7 @@ bits that it gets alone. Schedules are drawn in `schedules`, and run and compare
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -132,19 +131,15 @@ def test_a_crowd_equals_its_parts(alone_of: Make, store: str) -> None:
 
 
 @pytest.fixture
-def metal(
-    monkeypatch: pytest.MonkeyPatch, programs: Path, store_of: Callable[[str], Store]
-) -> Iterator[Callable[[str], Alone]]:
+def metal(monkeypatch: pytest.MonkeyPatch, programs: Path, store_of: Callable[[str], Store]) -> Callable[[str], Alone]:
     """Rows alone of the GPU runtime, its Metal kernels on the host."""
     pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
     if compiler() is None:
         pytest.skip("needs a C++ compiler")
     use_host(monkeypatch, programs)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     from specdec.runtimes.mlx.runtime import MlxRuntime
 
-    yield lambda name: Alone(MlxRuntime(store_of(name)), capacity=FEWEST_ROWS["max_tokens"])
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
+    return lambda name: Alone(MlxRuntime(store_of(name)), capacity=FEWEST_ROWS["max_tokens"])
 
 
 def test_any_mixture_equals_its_parts_in_metal_kernels(metal: Callable[[str], Alone]) -> None:

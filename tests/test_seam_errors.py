@@ -300,7 +300,6 @@ def test_the_gpu_runtime_refuses_the_same(store: Store, monkeypatch: pytest.Monk
     if compiler() is None:
         pytest.skip("needs a C++ compiler")
     use_host(monkeypatch, programs)
-    monkeypatch.delitem(sys.modules, "specdec.runtimes.mlx.runtime", raising=False)
     try:
         from specdec.runtimes.mlx.runtime import MlxRuntime
 
