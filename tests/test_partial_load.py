@@ -212,7 +212,7 @@ def test_eval_compares_a_part_with_the_whole(
     assert 0 < parts[0]["text"]["kl"] < parts[1]["text"]["kl"]
     ran = run(capsys, "eval", text_model, *measure, "--load-share", 0.01)
     assert ran.code == 2
-    assert "load_share must be a number from 0.25" in ran.err
+    assert "--load-share must be a number from 0.25" in ran.err
 
 
 def quantised_store(path: Path, *types: str) -> Path:

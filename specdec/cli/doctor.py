@@ -63,9 +63,9 @@ def examine() -> dict[str, Any]:
 
 
 def _unavailable(runtime: str) -> str | None:
-    """Why a runtime cannot run here; None when it can. A runtime's module is named as it is, and refuses on import."""
+    """Why a runtime cannot run here; None when it can."""
     try:
-        importlib.import_module(f"specdec.runtimes.{runtime}")
+        importlib.import_module(f"specdec.runtimes.{runtime}.runtime").check_available()
     except (RuntimeUnavailableError, ImportError) as error:
         return str(error)
     return None

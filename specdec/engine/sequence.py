@@ -202,8 +202,10 @@ class Sequence:
                 except StopIteration as stop:
                     draft = stop.value
                     break
+                except SpecdecError:
+                    raise
                 except Exception as error:
-                    raise _blame(name, error) from error
+                    raise PluginError.raised("drafter", name, error, doing="draft") from error
                 opened.draft_s += time.perf_counter() - start_s
                 reply = yield ask
                 opened.others_s += reply.pass_s - reply.seconds
@@ -276,13 +278,10 @@ def _asked(name: str, draft: Callable[[], Draft | Drafting]) -> Draft | Drafting
     """
     try:
         return draft()
+    except SpecdecError:
+        raise
     except Exception as error:
-        raise _blame(name, error) from error
-
-
-def _blame(name: str, error: Exception) -> SpecdecError:
-    """An exception of a drafter, as the plug-in's fault unless it is an error of specdec."""
-    return error if isinstance(error, SpecdecError) else PluginError.raised("drafter", name, error, doing="draft")
+        raise PluginError.raised("drafter", name, error, doing="draft") from error
 
 
 def _checked(name: str, draft: Draft, plan: DraftPlan) -> Draft:

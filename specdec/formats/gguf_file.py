@@ -12,7 +12,6 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cache
@@ -26,6 +25,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from specdec.errors import ModelFormatError
 from specdec.formats.files import map_file
+from specdec.warn import warn
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -180,7 +180,7 @@ class GGUFFile:
                 f"{self.label} is one of {count} parts, and {missing[0]} is not beside it: fetch all parts"
             )
         if missing:
-            warnings.warn(f"{self.label}: {missing[0]} is missing, but no tensor is", stacklevel=3)
+            warn(f"{self.label}: {missing[0]} is missing, but no tensor is")
         elif len(self._tensors) != total:
             raise ModelFormatError(
                 f"{self.label} and its parts hold {len(self._tensors)} tensors, and {total} belong to the model"

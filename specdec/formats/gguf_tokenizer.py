@@ -6,7 +6,6 @@ What a file leaves out or says wrongly is resolved as llama.cpp resolves it, or 
 from __future__ import annotations
 
 import re
-import warnings
 from typing import Any
 
 from specdec.errors import ModelFormatError
@@ -24,6 +23,7 @@ from specdec.tokenizers.sentencepiece_model import (
     USER_DEFINED,
     build_model,
 )
+from specdec.warn import warn
 
 _PREFIX = "tokenizer.ggml."
 _MODEL, _TOKENS, _MERGES = _PREFIX + "model", _PREFIX + "tokens", _PREFIX + "merges"
@@ -230,4 +230,4 @@ def _chat_template(fields: Fields, *, warn: bool = False) -> str | None:
 
 
 def _warn(fields: Fields, what: str) -> None:
-    warnings.warn(f"{fields.where}: {what}", stacklevel=2)
+    warn(f"{fields.where}: {what}")

@@ -6,7 +6,6 @@ makes no sense is left out with a warning, since a model works without it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
 from specdec.formats.files import read_bytes, read_json
 from specdec.tokenizers.meta import AddedToken
+from specdec.warn import warn
 
 _CONFIG, _GENERATION = "tokenizer_config.json", "generation_config.json"
 _SPECIAL_MAP, _ADDED = "special_tokens_map.json", "added_tokens.json"
@@ -153,4 +153,4 @@ def _optional_json(path: Path) -> dict[str, Any]:
 
 
 def _warn(what: str) -> None:
-    warnings.warn(what, stacklevel=2)
+    warn(what)

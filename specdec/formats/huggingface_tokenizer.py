@@ -135,12 +135,10 @@ def _sentencepiece_meta(content: bytes, settings: Settings) -> TokenizerMeta:
     model = read_model(content)
     size = model.vocab_size()
     ids = {model.id_to_piece(index): index for index in range(size)}
-    # A token beyond the model's own vocabulary can neither be read nor written by it.
-    most = settings.vocab_size or MOST_TOKENS
     added = tuple(
         token
         for token in settings.added_tokens
-        if size <= token.id < most
+        if size <= token.id < MOST_TOKENS
         or (ids.get(token.text) == token.id and _says_more(token, model.is_control(token.id)))
     )
     ids |= {token.text: token.id for token in added}

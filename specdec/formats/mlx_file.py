@@ -7,7 +7,6 @@ their codes as they are, else as 16-bit weights of the type that their scales ha
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import numpy as np
 from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
 from specdec.formats.safetensors_file import SafetensorsFolder
+from specdec.warn import warn
 from specdec.weights.affine import BITS, GROUPS, affine_name
 from specdec.weights.dtypes import from_float32, to_float32
 from specdec.weights.quantised import quantised_type
@@ -78,9 +78,7 @@ class AffineFolder:
         self._types = {name: kind for name, kind in types.items() if isinstance(kind, str)}
         if self._streams:
             found = " and ".join(map(str, sorted({kind.bits for kind in self._streams.values()})))
-            warnings.warn(
-                f"{self.label}: a store does not keep weights of {found} bits: they become 16-bit", stacklevel=2
-            )
+            warn(f"{self.label}: a store does not keep weights of {found} bits: they become 16-bit")
         hidden = {layer + part for layer in layers for part in (_SCALES, _BIASES)}
         self._names = [name for name in present if name not in hidden]
 

@@ -144,7 +144,7 @@ class StoreDescription:
         read_config = ModelConfig.from_dict if body["version"] == FORMAT_VERSION else ModelConfig.from_flat_dict
         dither, config = body["dither"], check_bounds(read_config(body["config"]))
         described = max((len(entry["tensors"]) for entry in body["files"].values()), default=0)
-        if config.num_layers * max(1, config.num_experts) > described:
+        if sum(max(1, layer.mlp.experts) for layer in config.layers) > described:
             raise ModelFormatError(f"{config.num_layers} layers need more tensors than the {described} that it has")
         types = {str(name): str(kind) for name, kind in body.get("types", {}).items()}
         rests = {str(name): float(worth) for name, worth in body.get("rests", {}).items()}

@@ -48,6 +48,15 @@ if TYPE_CHECKING:
 _MOST_TIERS = 4  # two bits a weight
 
 
+def check_available() -> None:
+    """Refuse where the runtime cannot run.
+
+    Raises:
+        RuntimeUnavailableError: MLX has no GPU here.
+    """
+    find_gpu()
+
+
 class MlxRuntime:
     """Runs one model from a bucket store on the GPU.
 

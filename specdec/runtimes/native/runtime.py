@@ -63,6 +63,15 @@ def native_module() -> Any:
         ) from None
 
 
+def check_available() -> None:
+    """Refuse where the runtime cannot run.
+
+    Raises:
+        RuntimeUnavailableError: the extension module was not built, or does not load here.
+    """
+    native_module()
+
+
 class NativeRuntime:
     """Runs one model from a bucket store on the processor.
 
