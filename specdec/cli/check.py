@@ -15,9 +15,11 @@ def compare(model: specdec.Model, speculative: specdec.Result, plain: specdec.Re
 
     `identical` tells whether tokens, text and the reason to stop are equal. When tokens differ, `position` is the index
     in the answer of the first that does, and `speculative` and `plain` are what stands there (id and text, or null
-    where an answer has ended). When only text or ending differ, `position` is null and both sides show those.
+    where an answer has ended). When only text or ending differ, `position` is null and both sides show those. `speedup`
+    is the measured ratio of tokens a second, speculative over plain.
     """
     found: dict[str, Any] = {"identical": True, "tokens": len(speculative.tokens), "plain_stats": plain.stats.to_dict()}
+    found["speedup"] = speculative.stats.tok_per_s / plain.stats.tok_per_s if plain.stats.tok_per_s else 0.0
     if speculative.tokens != plain.tokens:
         pairs = zip(speculative.tokens, plain.tokens, strict=False)
         shorter = min(len(speculative.tokens), len(plain.tokens))
@@ -48,7 +50,8 @@ def conclude(checked: dict[str, Any]) -> int:
     """Say on standard error what `compare` found; returns the exit code."""
     if checked["identical"]:
         plain = f"{checked['plain_stats']['tok_per_s']:.2f} tokens/s"
-        print(f"check      identical to plain decoding ({checked['tokens']} tokens; {plain})", file=sys.stderr)
+        gain = f"plain {plain}; measured {checked['speedup']:.2f}x"
+        print(f"check      identical to plain decoding ({checked['tokens']} tokens; {gain})", file=sys.stderr)
         return 0
     if checked["position"] is None:
         what = f"same tokens, but {checked['speculative']} with speculation and {checked['plain']} without"
