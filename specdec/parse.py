@@ -17,7 +17,6 @@ from specdec.errors import ModelFormatError, SpecdecError
 
 MOST_DEPTH = 64
 MOST_YAML_BYTES = 1 << 18
-MOST_LINE_BYTES = 16 << 20
 _MOST_WHOLE = 1 << 64
 _MOST_DIGITS = 20
 _SURROGATE = re.compile(r"\\u[dD][89abAB]")

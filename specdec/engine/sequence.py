@@ -11,12 +11,13 @@ Who runs the passes, for one sequence or for many, is in `decode` and `scheduler
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Iterator
 from collections.abc import Sequence as Tokens
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from specdec.drafters.base import Ask, Draft, Drafting, Reply
+from specdec.drafters.base import Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import accept
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState
@@ -190,22 +191,20 @@ class Sequence:
         assert speculation is not None
         policy = speculation.policy
         name = plan.drafter or speculation.options[0].drafter
-        outcome = _asked(name, lambda: speculation.drafters[name].draft(plan, speculation.context, policy=policy))
+        with _faults_of(name):
+            outcome = speculation.drafters[name].draft(plan, speculation.context, policy=policy)
         if isinstance(outcome, Draft):
             draft = outcome
         else:
             steps = opened.steps = outcome
             reply: Reply | None = None
             while True:
-                try:
-                    ask = next(steps) if reply is None else steps.send(reply)
-                except StopIteration as stop:
-                    draft = stop.value
-                    break
-                except SpecdecError:
-                    raise
-                except Exception as error:
-                    raise PluginError.raised("drafter", name, error, doing="draft") from error
+                with _faults_of(name):
+                    try:
+                        ask = next(steps) if reply is None else steps.send(reply)
+                    except StopIteration as stop:
+                        draft = stop.value
+                        break
                 opened.draft_s += time.perf_counter() - start_s
                 reply = yield ask
                 opened.others_s += reply.pass_s - reply.seconds
@@ -270,14 +269,15 @@ class Sequence:
         self._last_distribution = distribution
 
 
-def _asked(name: str, draft: Callable[[], Draft | Drafting]) -> Draft | Drafting:
-    """What a drafter answers.
+@contextmanager
+def _faults_of(name: str) -> Iterator[None]:
+    """Around a call of a drafter.
 
     Raises:
         PluginError: it raises something that is not an error of specdec.
     """
     try:
-        return draft()
+        yield
     except SpecdecError:
         raise
     except Exception as error:

@@ -8,7 +8,7 @@ once for all of them. A row's result depends on its own token, history, effort a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -151,7 +151,6 @@ class RuntimeInfo:
         device: name of the GPU; None on a CPU.
         shows_states: `forward` can return hidden states.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
-        prefill_rows: most rows of one sequence's prompt in a pass that make reading it faster.
     """
 
     name: str
@@ -161,7 +160,6 @@ class RuntimeInfo:
     device: str | None = None
     compiles: bool = False
     shows_states: bool = True
-    prefill_rows: int = field(default=MAX_PASS_ROWS)
 
 
 class Runtime(Protocol):

@@ -54,15 +54,6 @@ def pack_dense(mx: Any, backend: str, bits: Any, outputs: int) -> Any:
     return mx.contiguous(_lanes(bits)).reshape(-1) if backend == "cuda" else mx.contiguous(bits)
 
 
-def unpack_dense(mx: Any, backend: str, packed: Any, shape: tuple[int, int]) -> Any:
-    """The inverse of `pack_dense`, padding included: (padded out, padded in)."""
-    outputs, inputs = shape
-    if backend == "metal":
-        return packed.reshape(shape)
-    split = packed.reshape(outputs // 16, inputs // 32, 2, 8, 4, 2, 2, 2).transpose(0, 6, 3, 1, 4, 2, 5, 7)
-    return mx.contiguous(split).reshape(shape)
-
-
 def pack_tiers(mx: Any, backend: str, tiers: Any, outputs: int) -> Any:
     """Two bits a weight for `verify`: uint32 for every lane (cuda), uint8 (out, in / 4) (metal).
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
+from specdec.kernels.reference.layers import rotary_frequencies
 from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
 from specdec.runtimes.base import (
@@ -291,16 +292,6 @@ def _isa(module: Any, isa: str | None) -> str:
             f"choose from {', '.join(known)}"
         )
     return wanted or known[0]
-
-
-def rotary_frequencies(config: ModelConfig) -> NDArray[np.float64]:
-    """(head_dim / 2,) radians per position: theta^(-2j / D), divided by `rope_factors` where the model has them.
-
-    Source: Su et al. 2104.09864, section 3.2.2.
-    """
-    half = config.head_dim // 2
-    frequencies: NDArray[np.float64] = config.rope_theta ** (-np.arange(half, dtype=np.float64) / half)
-    return frequencies if config.rope_factors is None else frequencies / np.asarray(config.rope_factors)
 
 
 def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
