@@ -119,6 +119,17 @@ def test_no_drafter_changes_an_answer_of_a_real_runtime(tiny_model, files, spec,
     assert drafted.tokens == plain.tokens
 
 
+@pytest.mark.parametrize(("vocab_size", "length", "tokens"), [(120, 0, []), (121, 2, [120])])
+def test_a_table_proposes_only_tokens_that_the_model_has(tmp_path, vocab_size, length, tokens):
+    (tmp_path / "table").write_text("..abx")
+    runtime = FakeRuntime(fake_config(vocab_size=vocab_size))
+    drafter = create(f"ngram:table={tmp_path / 'table'}", setup_of(runtime))
+    context = context_of(runtime, [97, 98])
+    assert drafter.match_length(context) == length
+    plan = DraftPlan(num_draft_tokens=1, effort=0.7)
+    assert drafted(drafter.draft(plan, context, policy=EveryStep())).tokens == tokens
+
+
 # --- stored answers ---
 
 

@@ -45,6 +45,7 @@ class NgramDrafter:
         if shortest > self._longest:
             raise InvalidArgumentError(f"drafter 'ngram' needs min <= max, not min={shortest},max={self._longest}")
         self._index = NgramIndex(shortest, self._longest)
+        self._vocab_size = setup.runtime.config.vocab_size
         self._table = _table(Path(options["table"]), self._index, setup) if options["table"] else None
         self._book = ProposalBook(UNTRIED)  # by length of the match that a proposal began with
 
@@ -90,7 +91,8 @@ class NgramDrafter:
         if self._table is None or own[1] == self._longest:
             return own
         other = self._table.continuation(suffix)
-        return other if other[1] > own[1] else own
+        # A tokenizer may know tokens that the model has no rows for.
+        return other if other[1] > own[1] and other[0] < self._vocab_size else own
 
 
 def _table(path: Path, sizes: NgramIndex, setup: DrafterSetup) -> NgramIndex:
