@@ -45,8 +45,11 @@ class NgramDrafter:
         if shortest > self._longest:
             raise InvalidArgumentError(f"drafter 'ngram' needs min <= max, not min={shortest},max={self._longest}")
         self._index = NgramIndex(shortest, self._longest)
-        self._vocab_size = setup.runtime.config.vocab_size
-        self._table = _table(Path(options["table"]), self._index, setup) if options["table"] else None
+        self._table: NgramIndex | None = None
+        self._vocab_size = 0  # of the model, where there is a table
+        if options["table"]:
+            self._table = _table(Path(options["table"]), self._index, setup)
+            self._vocab_size = setup.runtime.config.vocab_size
         self._book = ProposalBook(UNTRIED)  # by length of the match that a proposal began with
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
