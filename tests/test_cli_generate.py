@@ -31,8 +31,7 @@ def test_text_goes_to_standard_output_and_statistics_to_standard_error(
     assert ran.code == 0
     expected = result_of(text_model)
     assert ran.out == expected.text + ("" if expected.text.endswith("\n") else "\n")
-    stats = expected.stats
-    assert f"{stats.accepted} of {stats.drafted} accepted" in ran.err
+    assert re.search(r"drafts     \d+ of \d+ accepted", ran.err)  # how many is the policy's choice, which times steer
     assert "tokens/s: 12 tokens in" in ran.err
     assert "to plain decoding, dense\n" in ran.err
     assert "GB/s" in ran.err
@@ -333,5 +332,5 @@ def test_several_drafters_and_views(text_model: Path, capsys: pytest.CaptureFixt
 
 def test_statistics_tell_what_the_policy_made_of_it(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "40")
-    assert "of plain decoding, got " in ran.err
+    assert "x of plain decoding (plain step measured " in ran.err
     assert "rounds without a draft, " in ran.err
