@@ -40,6 +40,7 @@ _TO_SCALE, _TO_COST, _TO_OTHERS = 0.15, 0.05, 0.1
 _LATELY = 24  # passes
 _SURPRISE = 0.3  # logarithm of the factor by which the scale moves when the machine has changed
 _USUAL_MEMORY = 40.0  # rounds after which the scale is the usual one
+_USUAL_DOUBT = 0.15  # standard deviation of a logarithm up to which a cost counts as known
 _LOOKUP = 0.003  # a draft by a drafter that runs no model, until it is seen
 _LOOKUP_OWN = 0.05  # share of the error of such a draft that its cost takes in
 
@@ -248,14 +249,16 @@ class CostModel:
         index = steps.index.get(round(effort, 2))
         return math.sqrt(steps.doubt_between(effort) if index is None else steps.variance(index, self._passes))
 
-    def hopeful(self, verify: Sequence[float], beside: int, deviations: float) -> Sequence[float]:
+    def cheapest_draft(self, drafter: str, view: str | None, effort: float) -> float:
+        """The least that a draft step may cost, for all that is known."""
+        return self.draft(drafter, view, effort) * _least_share(self.doubt_of_draft(drafter, view, effort))
+
+    def cheapest(self, verify: Sequence[float], beside: int) -> Sequence[float]:
         """`verify`, the costs beside so many rows of others, with rows after the first as cheap as they may be."""
         plain = verify[1]
-        factors = [math.exp(-deviations * self.doubt_of_rows(beside + rows)) for rows in range(MOST_ROWS + 1)]
-        return [
-            cost if rows < 2 else max(plain, cost * factor)
-            for rows, (cost, factor) in enumerate(zip(verify, factors, strict=True))
-        ]
+        shares = [_least_share(self.doubt_of_rows(beside + rows)) for rows in range(2, MOST_ROWS + 1)]
+        rest = [max(plain, cost * share) for cost, share in zip(verify[2:], shares, strict=True)]
+        return [0.0, plain, *rest]
 
     def table(self) -> CostTable | None:
         """What was measured or seen, in seconds, with its spread; None before a pass was seen."""
@@ -303,6 +306,11 @@ class CostModel:
 def _typical(effort: float) -> float:
     """Share of a dense step that a step of a 4-bit view costs."""
     return 0.12 + 0.25 * effort
+
+
+def _least_share(doubt: float) -> float:
+    """Share of a cost that it may be in truth."""
+    return 1.0 if doubt < _USUAL_DOUBT else math.exp(_USUAL_DOUBT - doubt)
 
 
 def _squared(spread: float | None) -> float:
