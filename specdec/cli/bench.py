@@ -11,6 +11,7 @@ from specdec.cli.common import (
     EXIT_INTERRUPTED,
     Subparsers,
     add_model_argument,
+    add_remeasure_option,
     add_runtime_options,
     check_outputs,
 )
@@ -43,6 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_model_argument(parser)
     add_runtime_options(parser)
+    add_remeasure_option(parser)
     _add_contenders(parser.add_argument_group("ways of decoding"))
     _add_conditions(parser.add_argument_group("conditions"))
     _add_prompts(parser.add_argument_group("prompts and answers"))
@@ -123,7 +125,9 @@ def run(arguments: argparse.Namespace) -> int:
     plan, limit = _plan(arguments), _noise_limit(arguments)
     check_json(arguments)
     check_outputs(arguments)
-    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    model = specdec.load(
+        arguments.model, runtime=arguments.runtime, threads=arguments.threads, remeasure=arguments.remeasure
+    )
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
         samples = measure(model, plan, journal, progress=progress)

@@ -33,6 +33,15 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_remeasure_option(parser: argparse.ArgumentParser) -> None:
+    """Add --remeasure, for commands whose policy goes by what passes cost."""
+    parser.add_argument(
+        "--remeasure",
+        action="store_true",
+        help="measure anew what passes cost here, and forget what was kept of it (when the machine was busy, say)",
+    )
+
+
 def readable_bytes(count: float) -> str:
     """A byte count with a decimal unit, three figures or so."""
     for unit in ("B", "kB", "MB", "GB"):

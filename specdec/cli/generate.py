@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    MODEL_HELP,
+    Subparsers,
+    add_remeasure_option,
+    add_runtime_options,
+    check_writable,
+)
 from specdec.cli.explain import Shown
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.cli.statistics import report
 from specdec.engine.options import DEFAULTS, FLAGS, Options, check_useful, flag_of, template_argument
+from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
@@ -39,6 +47,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{MODEL_HELP} (default: %(default)s)",
     )
     add_runtime_options(parser)
+    add_remeasure_option(parser)
     parser.add_argument(
         "--load-share",
         type=float,
@@ -116,7 +125,11 @@ def run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     _check_early(arguments, options)
     model = specdec.load(
-        arguments.model, runtime=arguments.runtime, threads=arguments.threads, load_share=arguments.load_share
+        arguments.model,
+        runtime=arguments.runtime,
+        threads=arguments.threads,
+        load_share=arguments.load_share,
+        remeasure=arguments.remeasure,
     )
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
@@ -221,8 +234,10 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         check_writable("--trace", arguments.trace)
     Options(**options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
-    if "policy" in options:
-        create_policy(options["policy"])
+    policy = create_policy(options.get("policy", DEFAULTS["policy"]))
+    if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):
+        way = "--plain" if arguments.speculate is False else f"the policy {options['policy']!r}"
+        raise InvalidArgumentError(f"--remeasure has no effect: {way} does not go by what passes cost")
     for name in ("draft", "verify"):
         _read_schedule(name, arguments)
 

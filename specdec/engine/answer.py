@@ -143,7 +143,7 @@ class Answer:
         """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
         if self._speculation is not None:
             try:
-                self.stats.policy = self._speculation.policy.summary()
+                self.stats.policy = self._speculation.sum_up()
             except SpecdecError as error:
                 self._summary_error = error
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
 from specdec.drafters.registry import create as create_drafter
-from specdec.engine.costs import machine_costs
+from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import DraftOption, Knowledge
+from specdec.engine.policy import CostTable, DraftOption, Knowledge
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError
@@ -40,6 +41,7 @@ class Speculation:
         verify_effort: mean effort of verification.
         temperature: of the sampling.
         is_effort_asked: the caller named the draft effort.
+        keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
@@ -55,6 +57,7 @@ class Speculation:
     temperature: float = 0.0
     is_effort_asked: bool = True
     trust: float | None = None
+    keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,6 +67,17 @@ class Speculation:
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
         return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
+
+    def sum_up(self) -> dict[str, Any]:
+        """What the policy has to say in the statistics; what it has learnt of costs is kept.
+
+        Raises:
+            PluginError: it cannot say.
+        """
+        costs = self.policy.costs()
+        if costs is not None:
+            self.keep_costs(costs)
+        return self.policy.summary()
 
     def trusted(self, draft: Draft) -> list[bool]:
         """For each drafted token whether it is kept without a check; empty when all are checked.
@@ -126,6 +140,7 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
         temperature=options.temperature,
         is_effort_asked=options.draft_effort is not None,
         trust=options.trust,
+        keep_costs=partial(keep_costs, model),
     )
 
 

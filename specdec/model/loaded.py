@@ -107,7 +107,14 @@ class Model:
         return logits
 
 
-def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None, load_share: float = 1.0) -> Model:
+def load(
+    model: str | Path,
+    *,
+    runtime: str = "auto",
+    threads: int | None = None,
+    load_share: float = 1.0,
+    remeasure: bool = False,
+) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
 
     Args:
@@ -117,6 +124,7 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
         load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
             matrices are never read and count as zeros, and quantised ones lose all but the upper four bits of their
             codes, which changes the model: results say so in `identical_to`.
+        remeasure: measure anew what passes cost on this machine, and forget what earlier processes have kept of it.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
@@ -135,6 +143,7 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
     loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
+    loaded.memory.costs.is_measured_anew = remeasure
     loaded.load_other = lambda name: _other(name, runtime, threads)
     return loaded
 
