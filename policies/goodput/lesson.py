@@ -64,7 +64,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     if lesson.way is None:
         plain = learnt.trial(PLAIN)
         plain.last_used = lesson.number
-        if costs.doubt_of_rows(lesson.beside + 1) > _DOUBT:  # a stall, or another cost than thought
+        if costs.doubt_of_rows(lesson.beside + 1) > max(_DOUBT, costs.noise):  # a stall, or another cost than thought
             plain.due = min(plain.due, lesson.number + _AGAIN)
             plain.last_used = lesson.number - plain.interval
     elif now.option is not None:
@@ -73,9 +73,11 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     learnt.spent += cost
     tokens = 0.5 * (expected + real)
     plain_s = costs.seconds_of_plain_step(lesson.beside)
-    if now.is_trial:  # at what it took, if that was less: the costs of what is tried may be wrong
-        took = lesson.round_s / plain_s * verify[1] if plain_s else cost
-        learnt.lost = max(0.0, learnt.lost + min(min(cost, took) - tokens / now.rate, _MOST_LOST))
+    if now.is_trial:
+        paid = cost
+        if plain_s and costs.doubt_of_rows(lesson.beside + rows) > _DOUBT:  # no less than what it took is known
+            paid = min(cost, lesson.round_s / plain_s * verify[1])
+        learnt.lost = max(0.0, learnt.lost + min(paid - tokens / now.rate, _MOST_LOST))
     elif now.option is None or now.menu is not None:
         learnt.pace.add(tokens, cost, lesson.number)
     if lesson.way is not None and lesson.steps and now.counts:

@@ -16,13 +16,12 @@ _MOST_SPELLS = 32  # of parking that a summary tells one by one
 class RoundLog:
     """The log of one generation; `summary` is what the policy says in the statistics."""
 
-    expected_tokens: float = 0.0
+    expected_plain: float = 0.0
     expected_cost: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0
     plain_s: float = 0.0
     all_plain_s: float = 0.0
-    plain_cost: float = 1.0
     plain_steps: int = 0
     trials: int = 0
     plain_rounds: int = 0
@@ -58,12 +57,12 @@ class RoundLog:
         is_plain: bool,
     ) -> None:
         """Note what a round brought, and in what time; `plain_s` is what a plain step would have taken then."""
-        self.expected_tokens += expected
+        self.expected_plain += expected * plain_cost
         self.expected_cost += cost
         self.tokens += tokens
         self.seconds += seconds
         self.all_plain_s += tokens * plain_s
-        self.plain_cost, self.plain_s = plain_cost, plain_s
+        self.plain_s = plain_s
         self.plain_steps += is_plain
 
     @staticmethod
@@ -78,7 +77,7 @@ class RoundLog:
         """Plain JSON values; gains are speeds over that of plain decoding. The estimated one divides by the time that
         the answer's tokens would have taken plainly: the cost of a plain step, round by round, which is as good as the
         plain steps that were timed (`plain_steps_timed`)."""
-        predicted = self.expected_tokens * self.plain_cost / self.expected_cost if self.expected_cost else 0.0
+        predicted = self.expected_plain / self.expected_cost if self.expected_cost else 0.0
         return {
             "predicted_gain": round(predicted, 3),
             "estimated_gain": round(self.all_plain_s / self.seconds if self.seconds else 0.0, 3),

@@ -72,10 +72,11 @@ class Trials:
         """Early in a process, a round of what `best` is not: costs of a table may be wrong, and the rounds of one kind
         alone would never show what the other kind costs beside them."""
         learnt, costs, beside = now.learnt, now.learnt.costs, now.state.rows_beside
+        certain = max(_DOUBT, costs.noise)
         if learnt.rounds < self._confirm_from or (best.match and best.tokens > _GOOD_MATCH):
             return None
         if best.option is not None:
-            if costs.has_seen_rows(beside + 1) and costs.doubt_of_rows(beside + 1) < _DOUBT:
+            if costs.has_seen_rows(beside + 1) and costs.doubt_of_rows(beside + 1) < certain:
                 return None
             self._confirm_from = learnt.rounds + _CONFIRM_EVERY
             return self._forced(now, PLAIN, best)
@@ -86,7 +87,7 @@ class Trials:
             arm = option.drafter, option.view, menu.best[0]
             rows = beside + 1 + _CONFIRM_TOKENS
             doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))
-            if doubt > _DOUBT or not costs.has_seen_rows(rows):
+            if doubt > certain or not costs.has_seen_rows(rows):
                 self._confirm_from = learnt.rounds + _CONFIRM_EVERY
                 prospect = self._forced(now, arm, best)
                 prospect.menu, prospect.length = None, min(_CONFIRM_TOKENS, prospect.length)
