@@ -78,7 +78,7 @@ class CostModel:
         self._tail = tail(known, self.verify)  # of a further row beyond MOST_ROWS
         most = max(known)
         self._tail_variance = _squared(table.verify_spread.get(most)) if most > MOST_ROWS else _UNKNOWN
-        self._has_seen_many = False
+        self._many: set[int] = set()  # numbers of rows beyond MOST_ROWS that passes have had
         self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
         self._views: dict[tuple[str, str | None], View] = {}
         if self._has_scale:
@@ -142,7 +142,7 @@ class CostModel:
 
     def _observe_many(self, rows: int, seconds: float) -> None:
         """Learn from a pass over more than `MOST_ROWS` rows what a further row costs."""
-        self._has_seen_many = True
+        self._many.add(rows)
         cost = self.verify[MOST_ROWS] + (rows - MOST_ROWS) * self._tail
         step, self._tail_variance = self._take(cost, self._tail_variance, seconds, 0.0)
         self._tail *= math.exp(step)
@@ -224,8 +224,8 @@ class CostModel:
         return math.sqrt(self._noise)
 
     def has_seen_rows(self, rows: int) -> bool:
-        """Whether a pass over `rows` rows has run in this process; beyond `MOST_ROWS`, any of such."""
-        return self._has_seen_many if rows > MOST_ROWS else self._rows.is_seen(rows)
+        """Whether a pass over `rows` rows has run in this process."""
+        return rows in self._many if rows > MOST_ROWS else self._rows.is_seen(rows)
 
     def doubt_of_rows(self, rows: int) -> float:
         """Standard deviation of the logarithm of the cost of a pass over `rows` rows."""
