@@ -287,8 +287,9 @@ class Batch:
         return 0 if piece is None else len(piece.tokens)
 
     def _finish(self, ticket: Ticket, error: BaseException | None) -> None:
-        if self._tickets.pop(ticket.number, None) is None:
-            return  # ended already
+        if self._tickets.get(ticket.number) is not ticket:
+            return  # ended already, and another sequence may have its number now
+        del self._tickets[ticket.number]
         self._scheduler.remove(ticket.sequence)
         self._rates.end()
         try:
