@@ -210,6 +210,15 @@ class Foreteller(Protocol):
         ...
 
 
+@runtime_checkable
+class Rememberer(Protocol):
+    """A drafter with keys and values of its own, beside the cache that it shares with verification."""
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that they take for a sequence of at most `capacity` tokens."""
+        ...
+
+
 def finish(outcome: Draft | Drafting) -> Drafting:
     """The draft that a drafter has returned, or will return after its passes; to be used with `yield from`."""
     if isinstance(outcome, Draft):

@@ -84,6 +84,13 @@ class Answer:
         self._lock = threading.Lock()  # of what `result` reads
         self._summary_error: SpecdecError | None = None
 
+    def worst_bytes(self) -> int:
+        """Most bytes of keys and values that the answer may take, those of its drafters included."""
+        sequence, drafting = self.sequence, self._drafting
+        assert sequence is not None
+        drafts = 0 if drafting is None else drafting.cache_bytes(sequence.limit)
+        return sequence.runtime.cache_bytes(sequence.limit) + drafts
+
     def start(self, cache: Cache | None = None) -> None:
         """Get ready for the first pass; for whoever holds the lock.
 

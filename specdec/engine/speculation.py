@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
+from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
@@ -97,6 +97,10 @@ class Drafting:
     chosen: Policy
     policy: GuardedPolicy
     efforts: EffortScale
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
+        return sum(one.cache_bytes(capacity) for one in self.drafters.values() if isinstance(one, Rememberer))
 
     def begin(self, sequence: Sequence, end_tokens: frozenset[int]) -> Speculation:
         """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
