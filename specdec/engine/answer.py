@@ -143,6 +143,7 @@ class Answer:
         if sequence is not None:
             sequence.rewind()
             self._sum_up(sequence)
+            self._end_drafting(sequence)
             if self._prompt_cache is not None:
                 self._prompt_cache.keep(sequence.runtime, sequence.tokens, sequence.cache, efforts=sequence.efforts)
         trace, self._trace = self._trace, None
@@ -174,6 +175,14 @@ class Answer:
                 stats=copy.deepcopy(self.stats),
                 identical_to=identical_to,
             )
+
+    def _end_drafting(self, sequence: Sequence) -> None:
+        """Let drafters keep the answer; an error waits as in `_sum_up`."""
+        if sequence.speculation is not None:
+            try:
+                sequence.speculation.end()
+            except SpecdecError as error:
+                self._summary_error = error
 
     def _sum_up(self, sequence: Sequence) -> None:
         """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""

@@ -92,7 +92,7 @@ class Batch:
 
         Args:
             prompt: text, token ids, or chat messages.
-            owner: only requests of equal owners share what was read of prompts and answers.
+            owner: only requests of equal owners share what was read of prompts and answers, and drafts from answers.
             deadline_s: seconds from now after which the answer ends at the next pass boundary, waiting included, with
                 `stopped_by` "deadline" and the `finish_reason` "length".
             options: see `specdec.Options`.
@@ -113,7 +113,8 @@ class Batch:
             self._check_open()
             if self._is_full and (self._waiting or not self._places):  # whatever the request is
                 raise QueueFullError(self._waiting, self._seconds_to_room())
-        ticket = Ticket(ask(self._model, prompt, options, caller="submit"), owner=owner, deadline_s=deadline_s)
+        answer = ask(self._model, prompt, options, caller="submit", owner=owner)
+        ticket = Ticket(answer, owner=owner, deadline_s=deadline_s)
         try:
             ticket.worst_bytes = self._admission.worst_bytes(ticket)
             with self._changed:

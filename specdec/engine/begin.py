@@ -53,12 +53,14 @@ def ask(
     arguments: OptionArguments,
     *,
     caller: str,
+    owner: str | None = None,
     prompt_cache: PromptCache | None = None,
 ) -> Answer:
     """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
     draft view has yet to be made ready.
 
-    Arguments and errors are those of `begin`; `prompt_cache` gets the keys and values at the answer's end.
+    Arguments and errors are those of `begin`. Drafters learn from earlier answers of `owner`, and keep this one for its
+    later ones; None for neither. `prompt_cache` gets the keys and values at the answer's end.
     """
     options = options_of(arguments, caller)
     encoded = encode_prompt(
@@ -86,7 +88,7 @@ def ask(
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=encoded.continues),
         identical_to=_identical_to(model, options),
-        drafting=choose_drafting(model, options) if options.speculate else None,
+        drafting=choose_drafting(model, options, owner=owner) if options.speculate else None,
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=prompt_cache,
         lock=model.lock,
