@@ -72,9 +72,10 @@ def encode_prompt(
             f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
         )
     if len(ids) >= config.max_context:
+        longer = " or load the model for a longer one (context=, --context)" if config.longest_context else ""
         raise InvalidArgumentError(
             f"the prompt has {len(ids)} tokens and the model's context holds {config.max_context}, answer included: "
-            "shorten the prompt"
+            f"shorten the prompt{longer}"
         )
     return EncodedPrompt(ids, continues)
 
