@@ -9,6 +9,7 @@ import base64
 import json
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -57,20 +58,19 @@ O200K = (
 )
 DEEPSEEK3 = (
     r"\p{N}{1,3}",
-    "[一-龥\u3040-ゟ゠-ヿ]+",
+    "[一-龥\u3040-\u309f\u30a0-\u30ff]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+")
-# The letters of the third cut as DeepSeek LLM's file lists them, shortened to those of the texts here.
-BLOOM = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+BLOOM = " ?[^(\\s|[.,!?…。\uff0c、।\u06d4،])]+"
 
 PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "gpt-2": (BYTES, None),
-    "olmo": (BYTES, None),
+    "olmo": (BYTES, NFC),
     "smollm": ({"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}, None),
     "starcoder": ({"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}, None),
-    "command-r": ({"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}, None),
+    "command-r": ({"type": "Sequence", "pretokenizers": [DIGITS, BYTES]}, NFC),
     "qwen2": (split(QWEN2), NFC),
     "deepseek-r1-qwen": (split(QWEN2), NFC),
     "qwen35": (split(QWEN35), NFC),
@@ -86,7 +86,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 SAMPLES = [
     *TEXTS,
-    "It's we'LL I'm they'd YOU'RE 'tis don't’s O'Neill 'S'T",
+    "It's we'LL I'm they'd YOU'RE 'tis don't\u2019s O'Neill 'S'T",
     "12345 3.14159 1,000,000 ٣٤٥٦ २३ Ⅻ ½ x² 0x7f a1b2c3 ２０２５年",
     "camelCase HTTPServer XMLHttpRequest ÉCOLE éCOLE ǅungla ʰello ªº",
     "  leading\n\n\n   spaces \t\ttabs\r\n\r\nwindows\r  trailing   ",
@@ -100,7 +100,7 @@ SAMPLES = [
 ]
 # Characters of every kind that the patterns tell apart.
 ALPHABET = (
-    "aZéÉǅʰª中ア한ไ\u0301\u093f'sStTrRveVEllmMdD019٣½Ⅻ .,!?/(|)$+<~^`…。，\u0964\u06d4- \t\n\r\u00a0\u3000🙂\u200d_"
+    "aZéÉǅʰª中ア한ไ\u0301\u093f'sStTrRveVEllmMdD019٣½Ⅻ .,!?/(|)$+<~^`…。\uff0c\u0964\u06d4- \t\n\r\u00a0\u3000🙂\u200d_"
 )
 
 
@@ -131,7 +131,7 @@ def test_rules_cut_text_as_their_models_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(text=st.text(ALPHABET, max_size=24) | st.text(max_size=24))
 def test_rules_cut_any_text_as_their_models_do(name: str, text: str) -> None:
     assert cuts(ours(rule(name)), text) == cuts(published(name), text)
@@ -148,12 +148,13 @@ def test_the_default_rule_is_its_four_cuts_in_turn() -> None:
     for text in ("a$b ~~ 'tis It's <x>", "  a\n\n b", "中文 é"):
         assert cuts(ours(rule("default")), text) == cuts_in_turn.pre_tokenize_str(text)
     digits = [part for part, _ in cuts(ours(rule("default")), "x 1234567 ٣٤٥٦")]
-    assert digits == ["x", "Ġ", "123", "456", "7", "Ġ", "".join(bytes_of("٣٤٥٦"))]
+    assert digits == ["x", "Ġ", "123", "456", "7", "Ġ", "".join(bytes_of("٣٤٥٦".encode()))]
 
 
-def bytes_of(text: str) -> list[str]:
+def bytes_of(text: bytes) -> list[str]:
+    """The characters that byte-level vocabularies write for bytes."""
     characters = {byte: character for character, byte in byte_of_character().items()}
-    return [characters[byte] for byte in text.encode()]
+    return [characters[byte] for byte in text]
 
 
 def tekken_files() -> list[Path]:
@@ -168,8 +169,8 @@ def test_real_tekken_vocabulary() -> None:
     content = json.loads(tekken_files()[-1].read_text())
     pattern = content["config"]["pattern"]
     assert rule("tekken").patterns == (pattern,)
-    ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in content["vocab"][:6000]}
-    names = {token: "".join(bytes_of_raw(token)) for token in ranks}
+    ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in content["vocab"][:2500]}
+    names = {token: "".join(bytes_of(token)) for token in ranks}
     # As llama.cpp's converter makes merges: a token's parts are what lower ranks make of it.
     merges = [
         parts for token, rank in ranks.items() if len(token) > 1 and len(parts := merged(token, ranks, rank)) == 2
@@ -185,18 +186,13 @@ def test_real_tekken_vocabulary() -> None:
         assert tokenizer.encode(text).ids == [ranks[part] for word in words for part in merged(word, ranks)]
 
 
-def bytes_of_raw(token: bytes) -> list[str]:
-    characters = {byte: character for character, byte in byte_of_character().items()}
-    return [characters[byte] for byte in token]
-
-
 def merged(word: bytes, ranks: dict[bytes, int], below: int | None = None) -> list[bytes]:
     """Parts of a word: of two neighbours the pair of the lowest rank is joined, over and over, as tiktoken does."""
     if below is None and word in ranks:
         return [word]
     parts = [word[i : i + 1] for i in range(len(word))]
     while True:
-        pairs = [(ranks.get(left + right), i) for i, (left, right) in enumerate(zip(parts, parts[1:], strict=False))]
+        pairs = [(ranks.get(left + right), i) for i, (left, right) in enumerate(pairwise(parts))]
         known = [(rank, i) for rank, i in pairs if rank is not None and (below is None or rank < below)]
         if not known:
             return parts

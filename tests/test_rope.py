@@ -77,8 +77,8 @@ def test_runtimes_scale_frequencies_and_attention(tmp_path: Path, name: str, run
     path = convert(open_source(write_folder(tmp_path / "m", case)), tmp_path / "store")
     model = specdec.load(path, runtime=runtime, context=case["context"])
     logits = model.logits(case["ids"])
-    # The native runtime keeps keys and values in 16 bits.
-    assert difference(case, logits) < (WITHIN if runtime == "reference" else 0.02)
+    # The native runtime keeps keys and values in 16 bits: 4.4e-3 measured over all cases.
+    assert difference(case, logits) < (WITHIN if runtime == "reference" else 0.01)
     if case["context"] is not None:
         # Passes of one token, as when an answer grows: a cached key keeps its meaning.
         cache, effort = model.runtime.new_cache(len(case["ids"])), EffortSchedule()
