@@ -6,14 +6,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run, says
 from model_files import gguf_parts, tiny_weights, write_gguf, write_huggingface
 from specdec.kernels.reference.transformer import DenseTransformer
+from synthetic import tiny_config
 
 import specdec
 from specdec.errors import InvalidArgumentError, ModelFormatError
@@ -275,3 +278,53 @@ def test_senseless_rules_are_refused(tmp_path: Path, rule: dict[str, Any], messa
     case = {"checkpoint": "tiny-llama", "fields": fields | {"rope_parameters": rule}}
     with pytest.raises(ModelFormatError, match=message.replace("(", r"\(")):
         open_source(write_folder(tmp_path / "m", case))
+
+
+def test_the_table_of_angles_of_the_gpu_runtime() -> None:
+    mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
+    from specdec.runtimes.mlx.features import missing_features
+    from specdec.runtimes.mlx.model import Transformer
+
+    config = tiny_config(head_dim=16, rope_factors=(2.0,) * 8, rope_attention_factor=1.5)
+    assert missing_features(config) == frozenset()
+    model = Transformer(
+        mx,
+        Any,
+        config,
+        layers=[],
+        final_norm=None,
+        head=None,
+        embeddings=None,
+        tier_sizes=(),  # type: ignore[arg-type]
+    )
+    angles = np.arange(5)[:, None] * 1e4 ** (-np.arange(8) / 8) / 2
+    expected = np.stack([np.cos(angles), np.sin(angles)], axis=-1) * 1.5
+    assert np.array_equal(np.array(model.angles(5))[:5], expected.astype(np.float32))
+
+
+def test_the_context_of_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = convert(open_source(write_folder(tmp_path / "m", CASES["dynamic, long"])), tmp_path / "store")
+    loaded = list[specdec.Model]()
+    load = specdec.load
+
+    def watched(*arguments: Any, **named: Any) -> specdec.Model:
+        loaded.append(load(*arguments, **named))
+        return loaded[-1]
+
+    monkeypatch.setattr(specdec, "load", watched)
+    words = ("eval", path, "--measure", "text", "--text", "spec-bench", "--context")
+    says(run(capsys, *words, "160"), "tokenizer")
+    assert [model.config.max_context for model in loaded] == [160]
+    says(run(capsys, *words, "0"), "context must be a whole number of at least 1, not 0")
+    longrope = convert(open_source(write_folder(tmp_path / "l", CASES["longrope, long"])), tmp_path / "long")
+    says(run(capsys, "bench", longrope, "--context", "65"), "context must be at most 64 tokens for this model, not 65")
+
+
+def test_every_command_that_loads_a_model_obeys_the_context() -> None:
+    folder = Path(specdec.__file__).parent / "cli"
+    texts = {path.name: path.read_text() for path in folder.glob("*.py")}
+    assert [name for name, text in texts.items() if re.search(r"specdec\.load\(|\bloaded import load\b", text)] == [
+        "common.py"
+    ]

@@ -72,4 +72,4 @@ class RopeScaling:
             ModelFormatError: a value is out of range. TypeError and the like for values of another kind.
         """
         lists = {name: tuple(float(x) for x in values[name]) for name in ("short", "long") if name in values}
-        return cls(**{**values, **lists})
+        return cls(**(values | lists))
