@@ -71,5 +71,7 @@ class RopeScaling:
         Raises:
             ModelFormatError: a value is out of range. TypeError and the like for values of another kind.
         """
-        lists = {name: tuple(float(x) for x in values[name]) for name in ("short", "long") if name in values}
+        lists: dict[str, Any] = {
+            name: tuple(float(x) for x in values[name]) for name in ("short", "long") if name in values
+        }
         return cls(**(values | lists))
