@@ -218,7 +218,7 @@ class ByteTokenizer:
         self.add_bos, self.has_chat_template = add_bos, has_chat_template
         self.eos_ids = frozenset({EOS}) if eos is None else eos
 
-    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
         if text == "<end>":
             return [EOS]
         return [BOS] * (self.add_bos if add_bos is None else add_bos) + list(text.encode())
@@ -226,6 +226,9 @@ class ByteTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False) -> str:
         names = {BOS: b"", EOS: b"" if skip_special else b"<end>"}
         return b"".join(names.get(token, bytes([token % 256])) for token in ids).decode(errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < BOS else {EOS: b"<end>"}.get(token, b"")
 
     def control_id(self, text: str) -> int | None:
         return EOS if text == "<end>" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from specdec.engine.prompt_cache import PromptCache
@@ -41,6 +42,7 @@ class Answer:
         sequence: before its prompt is read.
         max_tokens: most tokens of the answer.
         end_tokens: token ids that end it; they become part of `tokens`, not of the text.
+        stop_tokens: of `end_tokens`, those that the caller's stop strings stand for.
         stops: watches the text.
         detokenizer: turns tokens into text; None leaves the text empty.
         identical_to: what the result says of itself.
@@ -60,6 +62,7 @@ class Answer:
         *,
         max_tokens: int,
         end_tokens: frozenset[int],
+        stop_tokens: Mapping[int, str],
         stops: StopStrings,
         detokenizer: IncrementalDetokenizer | None,
         identical_to: str,
@@ -76,7 +79,7 @@ class Answer:
         self._speculation = sequence.speculation
         self._prompt_cache, self._trace = prompt_cache, trace
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
-        self._detokenizer, self._identical_to = detokenizer, identical_to
+        self._detokenizer, self._identical_to, self._stop_tokens = detokenizer, identical_to, stop_tokens
         self._pieces: list[Piece] = []
         self._passes = lock
         self._lock = threading.Lock()  # of what `result` reads
@@ -130,11 +133,14 @@ class Answer:
             identical_to = self._identical_to
             if self.stats.trusted:
                 identical_to = f"nothing (trusted {self.stats.trusted} tokens)"
+            tokens = [token for piece in self._pieces for token in piece.tokens]
+            stop_token = self._stop_tokens.get(tokens[-1]) if stopped_by == "end token" else None
             return Result(
                 text="".join(piece.text for piece in self._pieces),
-                tokens=[token for piece in self._pieces for token in piece.tokens],
+                tokens=tokens,
                 finish_reason=FINISH_REASONS[stopped_by],
                 stopped_by=stopped_by,
+                stop_string=self._stops.found or stop_token,
                 stats=copy.deepcopy(self.stats),
                 identical_to=identical_to,
             )

@@ -50,7 +50,8 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
 
 def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
     config, tokenizer, kept = model.config, model.tokenizer, model.prompt_cache
-    end_tokens, stops = _end_conditions(tokenizer, tuple(options.stop))
+    stop_tokens, stops = _stops(tokenizer, tuple(options.stop))
+    end_tokens = (frozenset() if tokenizer is None else tokenizer.eos_ids) | stop_tokens.keys()
     limit = min(len(prompt.ids) + options.max_tokens, config.max_context)
     efforts = resolve_efforts(options.verify_effort, config)
     taken = None if kept is None else kept.take(model.runtime, prompt.ids, efforts=efforts, capacity=limit)
@@ -63,6 +64,7 @@ def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
         sequence,
         max_tokens=options.max_tokens,
         end_tokens=end_tokens,
+        stop_tokens=stop_tokens,
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
         identical_to=_identical_to(model, options),
@@ -81,8 +83,8 @@ def _identical_to(model: Model, options: Options) -> str:
     return target
 
 
-def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tuple[frozenset[int], StopStrings]:
-    """Ids that end an answer, and a watch for the other stop strings.
+def _stops(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tuple[dict[int, str], StopStrings]:
+    """Stop strings that are control tokens, by id, and a watch for the others.
 
     A stop string that is a single control token, such as "<|im_end|>", never shows up in the text: its id ends the
     answer instead. One with control tokens among its text is looked for in the text with them.
@@ -90,10 +92,9 @@ def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tupl
     if tokenizer is None:
         if stops:
             raise InvalidArgumentError("this model has no tokenizer: stop strings need one")
-        return frozenset(), StopStrings()
+        return {}, StopStrings()
     controls = {stop: tokenizer.control_id(stop) for stop in stops}
     names = tokenizer.control_names
     mixed = [stop for stop in stops if controls[stop] is None and any(name in stop for name in names)]
     texts = [stop for stop in stops if controls[stop] is None and stop not in mixed]
-    end_tokens = tokenizer.eos_ids | {token for token in controls.values() if token is not None}
-    return end_tokens, StopStrings(texts, mixed)
+    return {token: stop for stop, token in controls.items() if token is not None}, StopStrings(texts, mixed)
