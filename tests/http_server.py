@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+
 import specdec
 from specdec.model.loaded import Model
 from specdec.server.run import Server, make_server, open_socket

@@ -141,7 +141,8 @@ def test_fields_of_ours(server: Running) -> None:
         answer = server.chat(temperature=0, max_tokens=20, **fields).json()
         assert answer["choices"][0]["message"]["content"] == expected, fields
         drafted = answer["timings"]["draft_n"]
-        assert (drafted > 0) == (fields.get("drafter") == "effort"), fields
+        assert drafted == 0 or "speculate" not in fields
+        assert drafted > 0 or fields.get("drafter") != "effort"
         told = answer["metrics"]["speculative_decoding"]
         assert told["num_draft_tokens"] == drafted
         assert told["num_accepted_draft_tokens"] == answer["timings"]["draft_n_accepted"]
@@ -208,22 +209,18 @@ def test_who_produced_each_token(server: Running) -> None:
 def test_what_is_wrong_is_said_in_openais_form(
     server: Running, fields: dict[str, Any], status: int, param: str | None, code: str | None
 ) -> None:
-    for stream in (False, True):
-        response = server.post(
-            "/v1/chat/completions",
-            {"model": NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": stream, **fields}
-            | ({} if stream or "stream_options" in fields else {"stream": False}),
-        ) if not (stream and "stream_options" in fields) else None  # fmt: skip
-        if response is None:
-            continue
-        assert response.status_code == status, response.text
-        error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert error["type"] == "invalid_request_error"
-        assert error["param"] == param
-        if code is not None:
-            assert error["code"] == code
-        assert error["message"]
+    request = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    response = server.post("/v1/chat/completions", {**request, **fields})
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert code is None or error["code"] == code
+    assert error["message"]
+    if "stream_options" not in fields:  # the same before a stream begins
+        streamed = server.post("/v1/chat/completions", {**request, "stream": True, **fields})
+        assert (streamed.status_code, streamed.json()) == (status, response.json())
 
 
 def test_a_prompt_beyond_the_context(server: Running, client: Any) -> None:

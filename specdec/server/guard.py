@@ -64,7 +64,8 @@ class Guard:
         origin = headers.get("origin")
         if origin is None or "*" in self._origins or origin.lower() in self._origins:
             return
-        if urlsplit(origin.lower()).netloc != headers.get("host", "").lower():
+        host = headers.get("host", "").lower()
+        if origin.lower() not in (f"http://{host}", f"https://{host}"):
             raise ApiError(
                 403,
                 f"pages of {origin[:100]!r} may not use this server: start it with --cors {origin[:100]}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
@@ -19,6 +20,7 @@ from specdec.server.settings import ServerSettings
 from specdec.server.site import Site
 
 BACKLOG = 2048
+_END_S = 5.0  # for answers whose connections were closed to end at a pass boundary
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -33,11 +35,34 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, site: Site) -> None:
         super().__init__(config)
         self._site = site
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, and wait for the answers; at the second signal for what ends them."""
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_END_S)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Take a signal."""
-        self.force_exit = self.should_exit
-        self.stop()
+        if not self.should_exit:
+            self.stop()
+        elif not self.force_exit:
+            self.force_exit = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._hang_up)
+
+    def _hang_up(self) -> None:
+        """Close all connections, which ends the answers that they wait for."""
+        for connection in list(self.server_state.connections):
+            transport = getattr(connection, "transport", None)
+            if transport is not None:
+                transport.abort()
 
     def stop(self) -> None:
         """Take no further requests, and end when all answers have; may be called from any thread."""
@@ -78,6 +103,7 @@ def make_server(model: Model, batch: Batch, settings: ServerSettings, *, log_lev
         log_level=log_level,
         backlog=BACKLOG,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=75,
     )
     return Server(config, app.state.site)
