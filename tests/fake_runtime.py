@@ -68,6 +68,9 @@ class FakeCache:
     def nbytes(self) -> int:
         return 64 * (-(-self.length // 16) * 16)
 
+    def blocks(self) -> dict[int, int]:
+        return {id(self): self.nbytes}
+
     def trim(self, length: int) -> None:
         check_trim(length, self.length)
         del self.entries[length:]
@@ -124,6 +127,9 @@ class FakeRuntime:
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        return 64 * (-(-capacity // 16) * 16)
 
     def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
         check_batch(batch, self.config, FakeCache)

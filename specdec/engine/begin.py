@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 from specdec.engine.answer import Answer
 from specdec.engine.efforts import describe_target
 from specdec.engine.options import OptionArguments, Options, options_of
-from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
+from specdec.engine.prompt import Prompt, encode_prompt
+from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.sampler import Sampler
 from specdec.engine.sequence import Sequence
-from specdec.engine.speculation import make_speculation
+from specdec.engine.speculation import choose_drafting
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.errors import InvalidArgumentError
@@ -35,6 +36,29 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
+    answer = ask(model, prompt, arguments, caller=caller, prompt_cache=model.prompt_cache)
+    sequence, kept = answer.sequence, model.prompt_cache
+    assert sequence is not None
+    with model.lock:
+        cache = None
+        if kept is not None:
+            cache = kept.take(model.runtime, sequence.tokens, efforts=sequence.efforts, capacity=sequence.limit)
+        answer.start(cache)
+    return answer
+
+
+def ask(
+    model: Model,
+    prompt: Prompt,
+    arguments: OptionArguments,
+    *,
+    caller: str,
+    prompt_cache: PromptCache | None = None,
+) -> Answer:
+    """An answer that has yet to be started. Arguments are checked here; nothing runs, nothing is taken.
+
+    Arguments and errors are those of `begin`; `prompt_cache` gets the keys and values at the answer's end.
+    """
     options = options_of(arguments, caller)
     encoded = encode_prompt(
         prompt,
@@ -43,34 +67,31 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         chat=options.chat,
         literal=options.literal,
         variables=options.chat_template_kwargs,
+        max_tokens=options.max_tokens,
     )
-    with model.lock:
-        return _prepared(model, encoded, options)
-
-
-def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
-    config, tokenizer, kept = model.config, model.tokenizer, model.prompt_cache
+    config, tokenizer = model.config, model.tokenizer
     stop_tokens, stops = _stops(tokenizer, tuple(options.stop))
     end_tokens = (frozenset() if tokenizer is None else tokenizer.eos_ids) | stop_tokens.keys()
-    limit = min(len(prompt.ids) + options.max_tokens, config.max_context)
-    efforts = resolve_efforts(options.verify_effort, config)
-    taken = None if kept is None else kept.take(model.runtime, prompt.ids, efforts=efforts, capacity=limit)
     sequence = Sequence(
-        model.runtime, prompt.ids, limit=limit, efforts=efforts, sampler=Sampler(options.sampling), cache=taken
+        model.runtime,
+        encoded.ids,
+        limit=min(len(encoded.ids) + options.max_tokens, config.max_context),
+        efforts=resolve_efforts(options.verify_effort, config),
+        sampler=Sampler(options.sampling),
     )
-    if options.speculate:
-        sequence.speculation = make_speculation(model, sequence, options, end_tokens)
+    with model.lock:
+        drafting = choose_drafting(model, options) if options.speculate else None
     return Answer(
         sequence,
         max_tokens=options.max_tokens,
         end_tokens=end_tokens,
         stop_tokens=stop_tokens,
         stops=stops,
-        detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
+        detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=encoded.continues),
         identical_to=_identical_to(model, options),
-        draft_view=None if sequence.speculation is None else sequence.speculation.options[0].view,
+        drafting=drafting,
         trace=None if options.trace is None else TraceWriter(options.trace),
-        prompt_cache=kept,
+        prompt_cache=prompt_cache,
         lock=model.lock,
     )
 
