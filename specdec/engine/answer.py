@@ -18,8 +18,8 @@ from specdec.engine.sequence import Sequence
 from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Drafting

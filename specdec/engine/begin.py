@@ -55,7 +55,8 @@ def ask(
     caller: str,
     prompt_cache: PromptCache | None = None,
 ) -> Answer:
-    """An answer that has yet to be started. Arguments are checked here; nothing runs, nothing is taken.
+    """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
+    draft view has yet to be made ready.
 
     Arguments and errors are those of `begin`; `prompt_cache` gets the keys and values at the answer's end.
     """
@@ -79,8 +80,6 @@ def ask(
         efforts=resolve_efforts(options.verify_effort, config),
         sampler=Sampler(options.sampling),
     )
-    with model.lock:
-        drafting = choose_drafting(model, options) if options.speculate else None
     return Answer(
         sequence,
         max_tokens=options.max_tokens,
@@ -89,7 +88,7 @@ def ask(
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=encoded.continues),
         identical_to=_identical_to(model, options),
-        drafting=drafting,
+        drafting=choose_drafting(model, options) if options.speculate else None,
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=prompt_cache,
         lock=model.lock,

@@ -148,7 +148,8 @@ def choose_drafting(model: Model, options: Options) -> Drafting:
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    drafters = _drafters(model, options)
+    with model.memory.drafters.lock:
+        drafters = _drafters(model, options)
     offered = tuple(
         DraftOption(name, view, drafter.takes_effort)
         for name, drafter in drafters.items()
