@@ -36,6 +36,7 @@ class Result:
         finish_reason: "stop" (an end token or a stop string), "length" (max_tokens or the context is used up), or
             "interrupted" (the caller stopped early).
         stopped_by: the same in detail: "end token", "stop string", "max_tokens", "context" or "caller".
+        stop_string: the caller's stop string that ended the answer, if one did.
         stats: counts, times and bytes.
         identical_to: whose tokens these are: "dense" (plain decoding of the model itself), or plain decoding at a lower
             verify effort, as "effort 0.6", or with a part of the weights, as "dense at 0.800 of the weights"; "nothing
@@ -48,8 +49,9 @@ class Result:
     stopped_by: str
     stats: Stats
     identical_to: str
+    stop_string: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        own = ("text", "tokens", "finish_reason", "stopped_by", "identical_to")
+        own = ("text", "tokens", "finish_reason", "stopped_by", "stop_string", "identical_to")
         return {name: getattr(self, name) for name in own} | {"stats": self.stats.to_dict()}

@@ -90,6 +90,14 @@ class Tokenizer(ABC):
         joined = self._table.join(ids, skip_special=skip_special, continues=continues)
         return joined.decode("utf-8", errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes that a token stands for; a token may be a part of a character. Empty for an id beyond the vocabulary.
+
+        Raises:
+            InvalidArgumentError: the id is negative.
+        """
+        return self._table.piece(token)
+
     def detokenizer(self, *, continues: bool = False) -> IncrementalDetokenizer:
         """A fresh incremental decoder; `continues` as in `decode`."""
         return IncrementalDetokenizer(self._table, continues=continues)

@@ -196,6 +196,8 @@ void bind_cache(nb::module_& module) {
       .def_prop_ro("length", &KvCache::length, "Tokens held.")
       .def_ro("capacity", &KvCache::capacity, "Most tokens that fit.")
       .def_prop_ro("nbytes", &KvCache::bytes, "Bytes of the blocks held, shared ones too.")
+      .def_prop_ro("block_bytes", &KvCache::block_bytes, "Bytes of a block.")
+      .def_prop_ro("block_ids", &KvCache::block_ids, "A number for each block held, equal for shared ones.")
       .def("trim",
            [](KvCache& cache, int64_t length) {
              check(length >= 0 && length <= cache.length(), "cannot trim to that length");

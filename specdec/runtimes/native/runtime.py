@@ -103,8 +103,9 @@ class NativeRuntime:
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._drafts: dict[str, Any] = {}
         self._has_masks = False
-        self._max_rows = int(module.MAX_ROWS)
+        self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
+        self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
         load_weights(self._model, store, self._index)
         self._views = draft_views(self.config, quantised=store.quantised)
         self.info = RuntimeInfo(
@@ -164,6 +165,10 @@ class NativeRuntime:
         """
         check_capacity(capacity)
         return new_native_cache(self._model, capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes: whole blocks."""
+        return -(-capacity // self._cache_block) * self._cache_block_bytes
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.

@@ -185,6 +185,10 @@ class ReferenceRuntime:
         """
         return KeyValueCache(self.config, capacity, self._device)
 
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes."""
+        return capacity * sum(8 * one.attention.kv_heads * one.attention.head_dim for one in self.config.layers)
+
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`."""
         check_batch(batch, self.config, KeyValueCache)

@@ -1,0 +1,99 @@
+"""From the pieces of an answer to the events of a chat: `ChatReader`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from specdec.engine.result import Piece, Result
+from specdec.server.events import (
+    ChatEvent,
+    ReasoningDelta,
+    TextDelta,
+    TokenLogprob,
+    TokenOrigin,
+    ToolCallStart,
+)
+
+VERIFIER = "verifier"
+
+
+class ChatReader:
+    """Reads text, reasoning and tool calls out of an answer's pieces. Each token's data goes out with its text.
+
+    Attributes:
+        has_called: the answer holds a tool call.
+        reasoning_tokens: tokens of the reasoning.
+    """
+
+    def __init__(self) -> None:
+        self._logprobs: list[TokenLogprob] = []  # of tokens whose text is still to come
+        self._origins: list[TokenOrigin] = []
+        self.has_called = False
+        self.reasoning_tokens = 0
+
+    def read(self, piece: Piece) -> list[ChatEvent]:
+        """Events that a piece makes."""
+        events: list[ChatEvent] = []
+        for part, origin in zip(piece.parts, piece.origins, strict=True):
+            self._origins.append(TokenOrigin(part, origin.drafter or VERIFIER))
+            events += self._with_tokens([TextDelta(part)] if part else [])
+        return merged(events)
+
+    def finish(self, result: Result) -> list[ChatEvent]:
+        """Events of what was held back until the answer's end. The token that ended it is not part of the answer."""
+        if result.stopped_by == "end token":
+            del self._logprobs[-1:], self._origins[-1:]
+        return self._with_tokens([TextDelta("")]) if self._logprobs or self._origins else []
+
+    def _with_tokens(self, events: Iterable[ChatEvent]) -> list[ChatEvent]:
+        """The events, the first text among them with the data of all tokens since the last one."""
+        found: list[ChatEvent] = []
+        for event in events:
+            if isinstance(event, (TextDelta, ReasoningDelta)):
+                event = replace(event, logprobs=tuple(self._logprobs), origins=tuple(self._origins))
+                self._logprobs, self._origins = [], []
+            elif isinstance(event, ToolCallStart):
+                self.has_called = True
+                self._logprobs, self._origins = [], []
+            found.append(event)
+        return found
+
+
+class EchoReader(ChatReader):
+    """Puts the prompt's text before the answer's.
+
+    Args:
+        prompt: its text.
+        has_answer: False shows the prompt alone.
+    """
+
+    def __init__(self, prompt: str, *, has_answer: bool) -> None:
+        super().__init__()
+        self._prompt: str | None = prompt
+        self._has_answer = has_answer
+
+    def read(self, piece: Piece) -> list[ChatEvent]:
+        """Events that a piece makes; before the first, that of the prompt."""
+        prompt, self._prompt = self._prompt, None
+        before: list[ChatEvent] = [] if prompt is None else [TextDelta(prompt)]
+        return before + (super().read(piece) if self._has_answer else [])
+
+    def finish(self, result: Result) -> list[ChatEvent]:
+        """Events of what was held back until the answer's end."""
+        return super().finish(result) if self._has_answer else []
+
+
+def merged(events: Iterable[ChatEvent]) -> list[ChatEvent]:
+    """The events with neighbours of one kind made one."""
+    found: list[ChatEvent] = []
+    for event in events:
+        last = found[-1] if found else None
+        if isinstance(event, (TextDelta, ReasoningDelta)) and type(last) is type(event):
+            assert isinstance(last, (TextDelta, ReasoningDelta))
+            found[-1] = type(event)(
+                last.text + event.text, last.logprobs + event.logprobs, last.origins + event.origins
+            )
+        else:
+            found.append(event)
+    return found
