@@ -50,6 +50,22 @@ class AnswerForm:
         messages = [self._message(message) for message in request.messages]
         return self._prompt.messages(messages, self._tools(request))
 
+    def options(self, request: ChatRequest, prompt: str) -> dict[str, Any]:
+        """Options of the library that hold an answer to the form that the request asks for; see `grammar`.
+
+        Raises:
+            InvalidArgumentError: the request asks for two forms at once.
+        """
+        grammar = self.grammar(request, prompt)
+        if grammar is not None:
+            for name in ("grammar", "regex"):
+                if request.options.get(name) is not None:
+                    raise InvalidArgumentError(f"{name} and tool_choice contradict each other: leave out one of them")
+        schema = _schema_of(request.options.get("response_format"))
+        if grammar is None and schema is not None:
+            grammar = self.json_grammar(request, prompt, schema)
+        return {} if grammar is None else {"grammar": grammar, "response_format": None}
+
     def grammar(self, request: ChatRequest, prompt: str) -> str | None:
         """A grammar in Lark for an answer that has to be a call; None if it does not have to.
 
@@ -130,3 +146,14 @@ class AnswerForm:
             if name is not None:
                 done[name] = next(one for one in thought if one)
         return done
+
+
+def _schema_of(response_format: Any) -> Mapping[str, Any] | None:
+    """The JSON schema that OpenAI's `response_format` asks for, if it does."""
+    if not isinstance(response_format, Mapping):
+        return None
+    if response_format.get("type") == "json_object":
+        return {"type": "object"}
+    described = response_format.get("json_schema")
+    schema = described.get("schema") if isinstance(described, Mapping) else None
+    return schema if isinstance(schema, Mapping) else None
