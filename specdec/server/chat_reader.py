@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from specdec.engine.result import Piece, Result
+from specdec.server.answer_parser import AnswerParser
 from specdec.server.events import (
     ChatEvent,
     ReasoningDelta,
     TextDelta,
     TokenLogprob,
     TokenOrigin,
+    ToolArgumentsDelta,
     ToolCallStart,
 )
 
@@ -60,6 +62,36 @@ class ChatReader:
         return found
 
 
+class FormReader(ChatReader):
+    """Reads an answer in which the model may mark reasoning and tool calls.
+
+    Args:
+        parser: of the answer.
+        control: the name of a control token, "" for any other token.
+    """
+
+    def __init__(self, parser: AnswerParser, control: Callable[[int], str]) -> None:
+        super().__init__()
+        self._parser, self._control = parser, control
+
+    def read(self, piece: Piece) -> list[ChatEvent]:
+        """Events that a piece makes."""
+        events: list[ChatEvent] = []
+        for token, part, origin in zip(piece.tokens, piece.parts, piece.origins, strict=True):
+            origins = [TokenOrigin(part, origin.drafter or VERIFIER)]
+            events += self._parser.feed(part, self._control(token), origins=origins)
+        return self._counted(events)
+
+    def finish(self, result: Result) -> list[ChatEvent]:  # noqa: ARG002
+        """Events of what was held back until the answer's end."""
+        return self._counted(self._parser.finish())
+
+    def _counted(self, events: list[ChatEvent]) -> list[ChatEvent]:
+        self.has_called = self._parser.calls > 0
+        self.reasoning_tokens = self._parser.reasoning_tokens
+        return merged(events)
+
+
 class EchoReader(ChatReader):
     """Puts the prompt's text before the answer's.
 
@@ -94,6 +126,8 @@ def merged(events: Iterable[ChatEvent]) -> list[ChatEvent]:
             found[-1] = type(event)(
                 last.text + event.text, last.logprobs + event.logprobs, last.origins + event.origins
             )
+        elif isinstance(event, ToolArgumentsDelta) and isinstance(last, ToolArgumentsDelta):
+            found[-1] = ToolArgumentsDelta(last.index, last.text + event.text)
         else:
             found.append(event)
     return found

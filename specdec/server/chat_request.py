@@ -101,6 +101,7 @@ def read_chat(
         tool_choice=choice,
         parallel_tool_calls=parallel is not False,
         continue_final=continues,
+        streamed=form.stream,
         options=options,
         owner=owner,
         deadline_s=settings.timeout_s,

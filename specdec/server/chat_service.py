@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from specdec.engine.prompt import EncodedPrompt, encode_prompt
 from specdec.errors import InvalidArgumentError
 from specdec.server.answer_events import answer_events
+from specdec.server.answer_form import AnswerForm
 from specdec.server.answers import Answers
-from specdec.server.chat_reader import ChatReader
+from specdec.server.chat_reader import ChatReader, FormReader
 from specdec.server.errors import bad_request
 from specdec.server.events import ChatEvent, ChatRequest
 from specdec.server.sampling import seed_of_choice
 from specdec.server.settings import ServerSettings
+
+_END_TOKENS = 32  # of a prompt; the chat template's last marker is among them
 
 
 class ChatService:
@@ -28,6 +31,8 @@ class ChatService:
 
     def __init__(self, answers: Answers, settings: ServerSettings) -> None:
         self._answers, self._settings = answers, settings
+        tokenizer = answers.model.tokenizer
+        self._form = None if tokenizer is None else AnswerForm.of(tokenizer)
 
     async def prompt(self, request: ChatRequest) -> EncodedPrompt:
         """The request's prompt in tokens.
@@ -60,11 +65,12 @@ class ChatService:
         if prompt is None:
             prompt = await self.prompt(request)
         seed = seed_of_choice(request.options.get("seed", 0), choice)
+        reader, options = self._formed(request, prompt)
         events = answer_events(
             self._answers,
             prompt,
-            ChatReader(),
-            options={**request.options, "seed": seed},
+            reader,
+            options={**options, "seed": seed},
             owner=request.owner,
             deadline_s=request.deadline_s,
             asked_s=asked_s,
@@ -73,16 +79,28 @@ class ChatService:
             async for event in events:
                 yield event
 
+    def _formed(self, request: ChatRequest, prompt: EncodedPrompt) -> tuple[ChatReader, dict[str, Any]]:
+        """What reads the answer, and the options under which it has the form that the request asks for."""
+        options = dict(request.options)
+        tokenizer = self._answers.model.tokenizer
+        if self._form is None or tokenizer is None:
+            return ChatReader(), options
+        end = tokenizer.decode(prompt.ids[-_END_TOKENS:], continues=True)
+        options |= self._form.options(request, end)
+        return FormReader(self._form.parser(request, end), tokenizer.detokenizer().control), options
+
     def _encoded(self, request: ChatRequest) -> EncodedPrompt:
         model = self._answers.model
         variables: dict[str, Any] = dict(request.options.get("chat_template_kwargs") or {})
-        if request.tools and request.tool_choice != "none":
-            variables["tools"] = list(request.tools)
         variables |= {
             "add_generation_prompt": not request.continue_final,
             "continue_final_message": request.continue_final,
         }
         try:
-            return encode_prompt(request.messages, model.tokenizer, model.config, variables=variables)
+            messages: Sequence[Mapping[str, Any]] = request.messages
+            if self._form is not None:
+                messages, more = self._form.prompt(request)
+                variables |= more
+            return encode_prompt(messages, model.tokenizer, model.config, variables=variables)
         except InvalidArgumentError as error:
             raise bad_request(str(error), "messages") from None

@@ -50,6 +50,11 @@ class Tokenizer(ABC):
         """Whether `apply_chat_template` can work."""
         return self._meta.chat_template is not None
 
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the model's chat template."""
+        return self._meta.chat_template
+
     def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
         """Token ids of `text`. The names of special tokens inside it become those tokens, unless it is literal.
 
