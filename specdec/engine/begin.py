@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specdec.engine.answer import Answer
+from specdec.engine.chooser import Rules
 from specdec.engine.efforts import describe_target
 from specdec.engine.options import OptionArguments, Options, options_of
 from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
@@ -13,7 +14,7 @@ from specdec.engine.sequence import Sequence
 from specdec.engine.speculation import make_speculation
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import resolve_efforts
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
-    options = options_of(arguments, caller)
+    options = options_of(arguments, caller).seeded()
     encoded = encode_prompt(
         prompt,
         model.tokenizer,
@@ -44,20 +45,45 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         literal=options.literal,
         variables=options.chat_template_kwargs,
     )
+    rules = _rules(model, options)
     with model.lock:
-        return _prepared(model, encoded, options)
+        return _prepared(model, encoded, options, rules)
 
 
-def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
+def _rules(model: Model, options: Options) -> Rules:
+    """What the options ask of the tokens, beside how they are drawn.
+
+    Raises:
+        OptionError: a bias for a token that the model does not have.
+    """
+    size = model.config.vocab_size
+    for token in options.biases:
+        if token >= size:
+            raise OptionError("logit_bias", f"must have token ids from 0 to {size - 1} for this model, not {token}")
+    return Rules(bias=options.biases, penalties=options.penalties, processors=tuple(options.logits_processors))
+
+
+def _prepared(model: Model, prompt: EncodedPrompt, options: Options, rules: Rules) -> Answer:
     config, tokenizer, kept = model.config, model.tokenizer, model.prompt_cache
     end_tokens, stops = _end_conditions(tokenizer, tuple(options.stop))
     limit = min(len(prompt.ids) + options.max_tokens, config.max_context)
     efforts = resolve_efforts(options.verify_effort, config)
-    taken = None if kept is None else kept.take(model.runtime, prompt.ids, efforts=efforts, capacity=limit)
+    taken = None
+    if kept is not None and options.prompt_logprobs is None:  # what was read before has left no logits
+        taken = kept.take(model.runtime, prompt.ids, efforts=efforts, capacity=limit)
     sequence = Sequence(
-        model.runtime, prompt.ids, limit=limit, efforts=efforts, sampler=Sampler(options.sampling), cache=taken
+        model.runtime,
+        prompt.ids,
+        limit=limit,
+        efforts=efforts,
+        sampler=Sampler(options.sampling),
+        rules=rules,
+        logprobs=options.logprobs,
+        prompt_logprobs=options.prompt_logprobs,
+        reads_only=options.max_tokens == 0,
+        cache=taken,
     )
-    if options.speculate:
+    if options.speculate and options.max_tokens:
         sequence.speculation = make_speculation(model, sequence, options, end_tokens)
     return Answer(
         sequence,
@@ -66,6 +92,8 @@ def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
         identical_to=_identical_to(model, options),
+        seed=options.seed,
+        has_logprobs=options.logprobs is not None,
         draft_view=None if sequence.speculation is None else sequence.speculation.options[0].view,
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=kept,

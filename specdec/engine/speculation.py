@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
 from specdec.drafters.registry import create as create_drafter
+from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
@@ -107,6 +108,8 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
         tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
         costs = machine_costs(model, offered, efforts, tried)
         guarded.begin(Knowledge(costs=costs, memory=model.memory.of_policy(chosen)))
+    chooser = sequence.chooser
+    rules = LenientRules(chooser, sequence.tokens) if isinstance(chooser, TokenChooser) else None
     return Speculation(
         drafters=drafters,
         options=offered,
@@ -115,10 +118,11 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
             history=sequence.tokens,
             cache=sequence.cache,
             efforts=efforts,
-            sample=sequence.sampler,
+            sample=sequence.chooser if rules is None else rules,
             end_tokens=end_tokens,
             prompt_length=len(sequence.tokens),
             is_greedy=options.temperature == 0,
+            rules=rules,
         ),
         draft_len=options.draft_len,
         draft_effort=efforts.mean,
