@@ -6,7 +6,6 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from specdec.server.chat_format import FINGERPRINT, origin_dict, outcome_dict, repeat_dict, usage_dict
@@ -30,7 +29,7 @@ class CompletionFrame:
     def chunk_of(self, number: int, event: ChatEvent) -> dict[str, Any]:
         """The chunk of an event of a choice."""
         if isinstance(event, Finished):
-            ended = self._choice(number, "", self.ended(event).reason)
+            ended = self._choice(number, "", event.reason)
             ended["specdec"] = repeat_dict(event)
             return self._frame([ended]) | outcome_dict([event])
         assert isinstance(event, TextDelta)
@@ -57,15 +56,9 @@ class CompletionFrame:
             | outcome_dict([finished[number] for number in sorted(finished)])
         )
 
-    def ended(self, event: Finished) -> Finished:
-        """The end of an answer as the caller sees it: one of no tokens made one that is not shown."""
-        if self._asked.max_tokens != 0:
-            return event
-        return replace(event, reason="length", usage=replace(event.usage, completion_tokens=0))
-
     def _whole_choice(self, number: int, events: Sequence[ChatEvent], end: Finished) -> dict[str, Any]:
         deltas = [event for event in events if isinstance(event, TextDelta)]
-        choice = self._choice(number, "".join(delta.text for delta in deltas), self.ended(end).reason)
+        choice = self._choice(number, "".join(delta.text for delta in deltas), end.reason)
         if self._asked.logprobs is not None:
             entries = [entry for delta in deltas for entry in delta.logprobs]
             choice["logprobs"] = logprobs_dict(entries, 0, most=self._asked.logprobs)
@@ -77,7 +70,7 @@ class CompletionFrame:
         """Tokens of all choices; each prompt counts once."""
         per_prompt: dict[int, list[Usage]] = {}
         for number, event in finished.items():
-            per_prompt.setdefault(number // self._asked.choices, []).append(self.ended(event).usage)
+            per_prompt.setdefault(number // self._asked.choices, []).append(event.usage)
         merged = [merged_usage(usages) for usages in per_prompt.values()]
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in merged),
