@@ -24,7 +24,7 @@ class CompletionFrame:
     def __init__(self, asked: CompletionRequest) -> None:
         self._asked = asked
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
-        self._shown: dict[int, int] = {}  # characters of each choice so far
+        self._shown: dict[int, int] = {}  # characters of each choice whose tokens' log-probabilities were told
 
     def chunk_of(self, number: int, event: ChatEvent) -> dict[str, Any]:
         """The chunk of an event of a choice."""
@@ -34,10 +34,10 @@ class CompletionFrame:
             return self._frame([ended]) | outcome_dict([event])
         assert isinstance(event, TextDelta)
         made = self._choice(number, event.text)
-        offset = self._shown.get(number, 0)
-        self._shown[number] = offset + len(event.text)
         if self._asked.logprobs is not None:
+            offset = self._shown.get(number, 0)
             made["logprobs"] = logprobs_dict(event.logprobs, offset, most=self._asked.logprobs)
+            self._shown[number] = offset + sum(_characters(entry) for entry in event.logprobs)
         if self._asked.token_origins:
             made["specdec"] = origin_dict(event.origins)
         return self._frame([made])
@@ -103,9 +103,26 @@ def logprobs_dict(entries: Iterable[TokenLogprob], offset: int, *, most: int) ->
     made: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for entry in entries:
         known = not math.isnan(entry.logprob)
-        made["tokens"].append(entry.text)
+        rivals: dict[str, float] = {}
+        for one in entry.top[:most]:
+            rivals.setdefault(_name(one), one.logprob)  # the likeliest, where several tokens have one name
+        made["tokens"].append(_name(entry))
         made["token_logprobs"].append(entry.logprob if known else None)
-        made["top_logprobs"].append({one.text: one.logprob for one in entry.top[:most]} if known else None)
+        made["top_logprobs"].append(rivals if known else None)
         made["text_offset"].append(offset)
-        offset += len(entry.text)
+        offset += _characters(entry)
     return made
+
+
+def _characters(entry: TokenLogprob) -> int:
+    """Characters that begin in a token."""
+    return sum(byte & 0xC0 != 0x80 for byte in entry.bytes)
+
+
+def _name(entry: TokenLogprob) -> str:
+    """A token's text; its bytes as OpenAI writes them where they are a part of a character."""
+    try:
+        entry.bytes.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.bytes)
+    return entry.text
