@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specdec.server.parsing.json_scan import JsonError, JsonScan
+from specdec.server.parsing.json_scan import JsonError, JsonScan, begun_object
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -82,3 +82,21 @@ def test_line_breaks_in_strings_are_escaped() -> None:
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(JsonError):
         scanned(text + " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": "b", "c": [1, 2, {"d": tr', {"a": "b", "c": [1, 2, {}]}),
+        ('{"a": "b,c", "d', {"a": "b,c"}),
+        ('{"a": 12', {}),
+        ('{"a": 12,', {"a": 12}),
+        ('{"a": {}}', {"a": {}}),
+        ('{"a": oops', {}),
+        ("[1, 2]", {}),
+        ("", {}),
+        ('{"a": ' + "1" * 5000 + ", ", {}),
+    ],
+)
+def test_what_is_complete_of_an_object(text: str, expected: Any) -> None:
+    assert begun_object(text) == expected

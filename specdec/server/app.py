@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from specdec.engine.batch import Batch
 from specdec.model.loaded import Model
+from specdec.server.anthropic.routes import routes as anthropic_routes
 from specdec.server.chat_completions import chat_completions
 from specdec.server.completions import completions
 from specdec.server.connection import error_response
@@ -59,6 +60,7 @@ def routes() -> list[BaseRoute]:
         Route("/detokenize", detokenize, methods=["POST"]),
         Route("/health", health),
         Route("/metrics", metrics),
+        *anthropic_routes(),
         *page_routes(),
     ]
 
@@ -98,7 +100,7 @@ class _Refusals:
         except Exception as error:
             found = api_error(error)
             if not has_begun:
-                await error_response(found)(scope, receive, send)
+                await error_response(found, scope["path"])(scope, receive, send)
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
@@ -111,4 +113,4 @@ async def _unknown(request: Request, error: Exception) -> Response:
         code="unknown_url" if error.status_code == 404 else None,
         headers=error.headers,
     )
-    return error_response(found)
+    return error_response(found, request.url.path)

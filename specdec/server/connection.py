@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from specdec.server.anthropic.errors import PATH, error_dict
 from specdec.server.errors import ApiError, api_error
 
 T = TypeVar("T")
@@ -18,8 +19,11 @@ DONE = b"data: [DONE]\n\n"
 
 
 def to_json(value: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    """Compact JSON. Half of a surrogate pair, which a model can escape into arguments of a call, stays escaped."""
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 
 
 def event_bytes(value: Any) -> bytes:
@@ -32,9 +36,10 @@ def json_response(value: Any) -> Response:
     return Response(to_json(value), media_type="application/json")
 
 
-def error_response(error: ApiError) -> Response:
-    """An error in OpenAI's form."""
-    return Response(to_json(error.to_dict()), error.status, headers=error.headers, media_type="application/json")
+def error_response(error: ApiError, path: str) -> Response:
+    """An error in OpenAI's form, or that of the interface which the request's path belongs to."""
+    value = error_dict(error) if path.startswith(PATH) else error.to_dict()
+    return Response(to_json(value), error.status, headers=error.headers, media_type="application/json")
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -49,7 +49,7 @@ class Guard:
             self._check_origin(headers)
             scope["specdec.owner"] = self._owner(scope["path"], headers)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, scope["path"])(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -1,9 +1,12 @@
-"""JSON checked character by character while it arrives: `JsonScan`."""
+"""JSON checked character by character while it arrives: `JsonScan`, and `begun_object` for what broke off."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from enum import Enum, auto
+from typing import Any
 
 MOST_DEPTH = 64
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -70,6 +73,26 @@ class JsonScan:
         elif character not in _SPACE:
             self._between(character)
         return character
+
+    @property
+    def is_in_text(self) -> bool:
+        """The last character was part of a string or a name."""
+        return self._expects in (_Expects.STRING, _Expects.ESCAPE, _Expects.UNICODE)
+
+    @property
+    def may_end(self) -> bool:
+        """The value is complete when `brackets` follow."""
+        return self._expects in (
+            _Expects.COMMA_OR_END,
+            _Expects.NAME_OR_END,
+            _Expects.VALUE_OR_END,
+            _Expects.NOTHING,
+        )
+
+    @property
+    def brackets(self) -> str:
+        """What ends all objects and arrays that are open."""
+        return "".join({"{": "}", "[": "]"}[bracket] for bracket in reversed(self._open))
 
     def _in_string(self, character: str) -> str:
         if self._expects is _Expects.ESCAPE:
@@ -144,3 +167,20 @@ class JsonScan:
     def _end_value(self) -> None:
         self._expects = _Expects.COMMA_OR_END if self._open else _Expects.NOTHING
         self.done = not self._open
+
+
+def begun_object(text: str) -> dict[str, Any]:
+    """The part of a JSON object whose text breaks off: all values that are complete."""
+    scan, end, brackets = JsonScan(), 0, "{}"
+    with contextlib.suppress(JsonError):
+        for place, character in enumerate(text):
+            scan.push(character)
+            if scan.may_end:
+                end, brackets = place + 1, scan.brackets
+            elif character == "," and not scan.is_in_text:  # it ended a number
+                end, brackets = place, scan.brackets
+    try:
+        value = json.loads(text[:end] + brackets, strict=False)
+    except ValueError:  # a number of more digits than Python reads
+        return {}
+    return value if isinstance(value, dict) else {}
