@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.engine.memory import Memory
-from specdec.engine.options import effort_schedule
+from specdec.engine.option_checks import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
