@@ -217,6 +217,7 @@ class ByteTokenizer:
     vocab_size = 258
     fingerprint = "bytes"
     control_names = frozenset({"<end>"})
+    chat_template = None
 
     def __init__(
         self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None
@@ -238,6 +239,9 @@ class ByteTokenizer:
 
     def control_id(self, text: str) -> int | None:
         return EOS if text == "<end>" else None
+
+    def apply_chat_template(self, messages: Sequence[object], **variables: object) -> str:
+        return bytes(self.encode_chat(messages, variables=variables)).decode()
 
     def encode_chat(
         self, messages: Sequence[object], *, literal: bool = True, variables: Mapping[str, object]

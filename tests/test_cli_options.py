@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import run, says
+from fake_runtime import fake_model
+
+import specdec
+from specdec.errors import OptionError
 
 ASK = ("--prompt", "hello", "--max-tokens", "2")
 
@@ -86,9 +94,108 @@ def test_a_value_that_is_an_option_is_taken_for_one(text_model: Path, capsys: py
         (("--plain", "--draft-schedule", "nosuch"), "--draft-effort has no effect|unknown effort schedule"),
         (("--top-k", "3"), "--top-k has no effect at temperature 0"),
         (("--top-p", "0.5", "--temperature", "0"), "--top-p has no effect at temperature 0"),
+        (("--raw", "--template-arg", "a=1"), "--template-arg has no effect without the chat template"),
+        (("--logprobs", "2"), "--logprobs is part of the JSON output only: give --json"),
+        (("--prompt-logprobs", "2"), "--prompt-logprobs is part of the JSON output only"),
     ],
 )
 def test_options_that_do_nothing_are_refused(
     words: tuple[str, ...], told: str, text_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     says(run(capsys, "generate", "--model", text_model, *ASK, *words), told)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"draft_len": 3}, "draft_len is only for the policy 'fixed'"),
+        ({"speculate": False, "draft_len": 3}, "draft_len has no effect on plain decoding"),
+        ({"speculate": False, "policy": "auto"}, "policy has no effect on plain decoding"),
+        ({"speculate": False, "trust": 0.5}, "trust has no effect on plain decoding"),
+        ({"min_p": 0.5}, "min_p has no effect at temperature 0"),
+        ({"chat": False, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs has no effect without"),
+    ],
+)
+def test_the_library_refuses_them_alike(options: dict[str, Any], told: str) -> None:
+    model = fake_model()
+    with specdec.Batch(model) as batch:
+        for verb in (partial(specdec.generate, model), partial(specdec.stream, model), batch.submit):
+            with pytest.raises(OptionError, match=told):
+                verb([1], **options)
+
+
+def test_what_is_left_open_or_changes_nothing_is_no_mistake() -> None:
+    specdec.generate(fake_model(), [1], max_tokens=2, speculate=False, trust=None, draft_effort=None)
+    specdec.generate(fake_model(), [1], max_tokens=2, top_p=1.0, top_k=0, min_p=0.0)
+
+
+def test_penalties_biases_and_processors(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "12", "--json")
+    free = json.loads(run(capsys, *words).out)["tokens"]
+    asked = (
+        "--presence-penalty", "1", "--frequency-penalty", "-0.5", "--repetition-penalty", "1.2",
+        "--logit-bias", f"{free[0]}=-100", "--logit-bias", f"{free[1]}=3.5",
+        "--logits-processor", f"{__name__}:odd",
+    )  # fmt: skip
+    said = json.loads(run(capsys, *words, *asked, "--check").out)
+    assert said["check"]["identical"]
+    assert said["tokens"] != free
+    assert all(token % 2 for token in said["tokens"])
+    wanted = specdec.generate(
+        specdec.load(text_model),
+        "hello",
+        max_tokens=12,
+        presence_penalty=1,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias={free[0]: -100, free[1]: 3.5},
+        logits_processors=[odd],
+    )
+    assert said["tokens"] == wanted.tokens
+
+
+def odd(_tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Odd ids only."""
+    logits[::2] = -np.inf
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--logit-bias", "x=1"), "--logit-bias: must be ID=BIAS"),
+        (("--logit-bias", "7"), "--logit-bias: must be ID=BIAS"),
+        (("--logit-bias", "7=200"), "--logit-bias must be a number from -100 to 100 for token 7"),
+        (("--logit-bias", "99999=1"), "--logit-bias must have token ids from 0 to 259 for this model"),
+        (("--logits-processor", "nosuchmodule:f"), "--logits-processor: 'nosuchmodule:f' cannot be imported"),
+        (("--logits-processor", "json"), "--logits-processor: must be MODULE:FUNCTION"),
+        (("--logits-processor", "math:pi"), "--logits-processor: 'math:pi' must be a function"),
+        (("--presence-penalty", "3"), "--presence-penalty must be a number from -2 to 2"),
+        (("--max-tokens", "0"), "--max-tokens must be a whole number of at least 1"),
+        (("--logprobs", "30", "--json"), "--logprobs must be a whole number from 0 to 20"),
+    ],
+)
+def test_wrong_penalties_and_biases(
+    words: tuple[str, ...], told: str, text_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(run(capsys, "generate", "--model", text_model, "--prompt", "hello", *words), told)
+
+
+def test_logprobs_are_in_the_json(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--model", text_model, *ASK, "--logprobs", "2", "--prompt-logprobs", "0", "--json")
+    said = json.loads(run(capsys, *words).out)
+    assert [one["token"] for one in said["logprobs"]] == said["tokens"]
+    assert all(len(one["top"]) == 2 for one in said["logprobs"])
+    assert len(said["prompt_logprobs"]) == said["stats"]["prompt_tokens"]
+    alone = json.loads(run(capsys, *words, "--max-tokens", "0").out)
+    assert (alone["tokens"], alone["prompt_logprobs"]) == ([], said["prompt_logprobs"])
+
+
+def test_a_random_seed_is_printed_and_the_check_uses_it(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "20", "--temperature", "1")
+    ran = run(capsys, *words, "--check")
+    assert ran.code == 0, ran.err
+    seed = re.search(r"^seed +(\d+)$", ran.err, re.MULTILINE)
+    assert seed is not None
+    assert run(capsys, *words, "--seed", seed[1]).out == ran.out
+    assert json.loads(run(capsys, *words, "--json").out)["seed"] != int(seed[1])

@@ -48,7 +48,9 @@ def test_an_answer_is_that_of_plain_decoding(server: Running, client: Any) -> No
         assert answer.usage.prompt_tokens == expected.stats.prompt_tokens
         assert answer.usage.completion_tokens == len(expected.tokens)
         assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-        assert answer.usage.prompt_tokens_details.cached_tokens == 0
+        cached = answer.usage.prompt_tokens_details.cached_tokens
+        assert cached == (0 if options["temperature"] == 0 else expected.stats.prompt_tokens - 1)
+        assert (answer.timings["cache_n"], answer.timings["prompt_n"]) == (cached, answer.usage.prompt_tokens - cached)
         assert answer.choices[0].specdec["identical_to"] == "dense"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import codecs
 import sys
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_run
 from specdec.cli.explain import Shown
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.cli.statistics import report
-from specdec.engine.options import DEFAULTS, FLAGS, Options, check_useful, flag_of, template_argument
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.engine.flags import processor_argument
+from specdec.engine.option_checks import check_useful, plain_options
+from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
+from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.read_file import read_bounded, read_bytes
@@ -49,11 +52,13 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))
     _add_sampling(parser.add_argument_group("sampling and length"))
+    _add_shaping(parser.add_argument_group("penalties and constraints"))
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     add_json_option(output)
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
-    _add(output, "trace")
+    for name in ("logprobs", "prompt_logprobs", "trace"):
+        _add(output, name)
     parser.set_defaults(run=run)
 
 
@@ -85,6 +90,11 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         _add(group, name)
 
 
+def _add_shaping(group: argparse._ArgumentGroup) -> None:
+    for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logits_processors"):
+        _add(group, name)
+
+
 def _add(group: argparse._ArgumentGroup, name: str) -> None:
     """An option of the library (`specdec.Options`), under its own name; the library's default holds."""
     flag = FLAGS[name]
@@ -92,22 +102,27 @@ def _add(group: argparse._ArgumentGroup, name: str) -> None:
         group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
         return
     default = flag.default or DEFAULTS[name]
-    if flag.kind is dict:
-        group.add_argument(
-            flag_of(name), dest=name, action="append", type=_template_argument, metavar=flag.metavar, help=flag.help
-        )
-    elif flag.kind is list:
-        group.add_argument(flag_of(name), action="append", metavar=flag.metavar, help=flag.help)
+    parse = flag.kind if flag.parse is None else _parser_of(flag.parse)
+    if flag.kind in (dict, list):
+        parse = str if flag.parse is None else parse
+        group.add_argument(flag_of(name), dest=name, action="append", type=parse, metavar=flag.metavar, help=flag.help)
     else:
         description = f"{flag.help} (default: {default})"
-        group.add_argument(flag_of(name), type=flag.kind, metavar=flag.metavar, help=description)
+        group.add_argument(flag_of(name), dest=name, type=parse, metavar=flag.metavar, help=description)
 
 
-def _template_argument(text: str) -> tuple[str, Any]:
-    try:
-        return template_argument(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _parser_of(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """An argparse type that tells what is wrong in the words of `parse`."""
+
+    def parsed(text: str) -> Any:
+        if parse is processor_argument and "" not in sys.path:
+            sys.path.insert(0, "")  # modules of the current folder, as Python itself would find them
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parsed
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -124,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
     result, interrupted = _answer(model, prompt, options, show)
     checked = None
     if arguments.check and not interrupted:
-        plain = specdec.generate(model, prompt, **{**options, "speculate": False, "trace": None})
+        plain = specdec.generate(model, prompt, **plain_options(options | {"seed": result.seed, "trace": None}))
         checked = check.compare(model, result, plain)
     write_json_output(arguments, result.to_dict() | ({} if checked is None else {"check": checked}))
     if show is not None:
@@ -215,6 +230,9 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
     if arguments.check and arguments.trust is not None:
         raise InvalidArgumentError("--trust gives up what --check looks for: give one of the two")
     check_json(arguments)
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(arguments, name) is not None and arguments.json is None:
+            raise OptionError(name, "is part of the JSON output only: give --json, too")
     if arguments.explain and arguments.json == "-":
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:

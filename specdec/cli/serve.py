@@ -14,6 +14,8 @@ from specdec.errors import InvalidArgumentError
 
 API_KEY_VARIABLE = "SPECDEC_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")
+_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9}
+QUEUE = 256
 LOG_LEVELS = ("error", "warning", "info", "debug")
 
 
@@ -54,6 +56,16 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--max-sequences", type=int, metavar="N", help="most answers that grow at once")
+    group.add_argument("--max-rows", type=int, metavar="N", help="most rows of a pass, of prompts and of answers")
+    group.add_argument(
+        "--cache-bytes",
+        type=_bytes,
+        metavar="B",
+        help="most bytes of keys and values, as 2000000000 or 2G (default: half of the memory that is free)",
+    )
+    group.add_argument(
+        "--queue", type=int, default=QUEUE, metavar="N", help="most requests that wait (default: %(default)s)"
+    )
     group.add_argument(
         "--context", type=int, metavar="N", help="most tokens of a prompt and its answer (default: the model's)"
     )
@@ -65,7 +77,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         help="verify efforts that requests may ask for (default: 1.0)",
     )
     group.add_argument(
-        "--max-body-bytes", type=int, default=16 << 20, metavar="B", help="largest request (default: %(default)s)"
+        "--max-body-bytes", type=_bytes, default=16 << 20, metavar="B", help="largest request (default: 16 MiB)"
     )
     group.add_argument("--timeout-s", type=float, metavar="S", help="end answers after so long (default: never)")
 
@@ -95,7 +107,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     if not is_loopback(settings.host) and not settings.api_keys:
         _say(f"warning: everybody who reaches {settings.host} may use this server: --api-key makes them name a key")
-    limits = {} if arguments.max_sequences is None else {"max_sequences": arguments.max_sequences}
+    named = ("max_sequences", "max_rows", "cache_bytes", "queue")
+    limits = {name: value for name in named if (value := getattr(arguments, name)) is not None}
     with specdec.Batch(model, **limits) as batch:
         ended = serve(
             model,
@@ -120,6 +133,15 @@ def _efforts(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f"must be numbers with commas between, such as 0.6,1.0, not {text!r}"
         ) from None
+
+
+def _bytes(text: str) -> int:
+    """Bytes from a whole number, perhaps with a decimal unit."""
+    unit = _UNITS.get(text[-1:].lower(), 1)
+    digits = text if unit == 1 else text[:-1]
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 16):
+        raise argparse.ArgumentTypeError(f"must be a number of bytes, such as 2000000000 or 2G, not {text!r}")
+    return int(digits) * unit
 
 
 def _say(sentence: str) -> None:

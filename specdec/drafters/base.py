@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -42,10 +43,12 @@ class DrafterMemory:
     Attributes:
         tables: indices of files' texts, by file, its state and the sizes of the index.
         models: other models, by the name that was asked for.
+        lock: held while drafters are built.
     """
 
     tables: dict[tuple[str, int, int, int, int], NgramIndex] = field(default_factory=dict)
     models: dict[str, LoadedModel] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,25 @@ class DrafterSetup:
     memory: DrafterMemory = field(default_factory=DrafterMemory)
 
 
+class Sample(Protocol):
+    """Draws a token, see `DraftContext`."""
+
+    def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int: ...
+
+
+class DraftRules(Protocol):
+    """What the caller put on the tokens, for drafters that show their distribution."""
+
+    def shape(self, logits: np.ndarray, drafted: Sequence[int]) -> np.ndarray | None:
+        """What the token after `drafted` is drawn from, float32 (V,), -inf for a token that cannot be; None where none
+        can."""
+        ...
+
+    def draw(self, logits: np.ndarray, position: int) -> int:
+        """A token from what `shape` returned."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class DraftContext:
     """What a drafter works with in every round of one generation.
@@ -80,21 +102,25 @@ class DraftContext:
         cache: the cache that drafting shares with verification. At the start of a round it holds `history` without its
             last token, all at verify quality. A drafter may append to it, and leaves the clearing up to the engine.
         efforts: efforts of all matrices for a mean effort, in the proportions that the caller asked for.
-        sample: `(logits (V,) float32, absolute position) -> token`. It draws with the very noise with which the
-            verifier draws at that position, which is what makes the two agree (2408.07978, section 3). A drafter with
-            logits must use it, and must not mix it with any other use of randomness.
+        sample: `(logits (V,) float32, absolute position, tokens drafted before it) -> token`. It draws with the very
+            noise with which the verifier draws at that position, which is what makes the two agree (2408.07978,
+            section 3), and under the same masks and penalties. A drafter with logits must use it, and must not mix it
+            with any other use of randomness.
         end_tokens: tokens after which nothing follows; drafting past one is wasted.
         prompt_length: tokens of `history` that are the prompt.
         is_greedy: `sample` takes the largest logit.
+        rules: what `sample` does in two steps, where the caller put masks, penalties or biases on the tokens; None
+            where the logits are drawn from as they are.
     """
 
     history: Sequence[int]
     cache: Cache
     efforts: Callable[[float], Efforts]
-    sample: Callable[[np.ndarray, int], int]
+    sample: Sample
     end_tokens: frozenset[int] = frozenset()
     prompt_length: int = 0
     is_greedy: bool = False
+    rules: DraftRules | None = None
 
 
 @dataclass(slots=True)

@@ -49,8 +49,15 @@ class ModelSteps:
             logits = reply.result.logits[0]
             if self.vocab_size is not None:
                 logits = logits[: self.vocab_size]
-            pending = context.sample(logits, len(context.history) + len(draft.tokens))
             draft.bytes_read += reply.result.bytes_read
+            position = len(context.history) + len(draft.tokens)
+            if context.rules is None:
+                pending = context.sample(logits, position)
+            else:
+                shaped = context.rules.shape(logits, draft.tokens)
+                if shaped is None:
+                    break
+                logits, pending = shaped, context.rules.draw(shaped, position)
             seconds = reply.pass_s + time.perf_counter() - start_s
             signals = self._add(draft, pending, logits, effort, context_length, seconds, context)
             next_effort = self._next(signals, plan, context, policy, pending)

@@ -18,8 +18,8 @@ from specdec.engine.sequence import Sequence
 from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Drafting
@@ -49,6 +49,8 @@ class Answer:
         stops: watches the text.
         detokenizer: turns tokens into text; None leaves the text empty.
         identical_to: what the result says of itself.
+        seed: that the tokens are drawn with; None where none matters.
+        has_logprobs: log-probabilities were asked for.
         drafting: what it drafts with from `start` on; None decodes one token a round.
         trace: gets every round; closed with the answer.
         prompt_cache: gets the sequence's cache at the end.
@@ -69,6 +71,8 @@ class Answer:
         stops: StopStrings,
         detokenizer: IncrementalDetokenizer | None,
         identical_to: str,
+        seed: int | None = None,
+        has_logprobs: bool = False,
         drafting: Drafting | None = None,
         trace: TraceWriter | None = None,
         prompt_cache: PromptCache | None = None,
@@ -76,7 +80,8 @@ class Answer:
     ) -> None:
         self.sequence: Sequence | None = sequence
         draft_view = None if drafting is None else drafting.offered[0].view
-        self.stats = Stats(draft_view=draft_view, prompt_tokens=len(sequence.tokens))
+        self.stats = Stats(draft_view=draft_view, seed=seed, prompt_tokens=len(sequence.tokens))
+        self._prompt_logprobs, self._has_logprobs = sequence.prompt_logprobs, has_logprobs
         self.stopped_by: str | None = None
         self._drafting = drafting
         self._prompt_cache, self._trace = prompt_cache, trace
@@ -112,10 +117,16 @@ class Answer:
             self.stopped_by = "stop string" if self._stops.found is not None else "deadline"
         return piece
 
-    def read_prompt(self, bytes_read: int, seconds: float) -> None:
-        """Count passes over the prompt."""
+    def read_prompt(self, bytes_read: int, seconds: float) -> Piece | None:
+        """Count passes over the prompt. Where nothing is to follow, the empty piece that ends the answer."""
         self.stats.prefill_bytes_read += bytes_read
         self.stats.prefill_s += seconds
+        if self.sequence is None or self.sequence.unread or not self.sequence.reads_only:
+            return None
+        with self._lock:
+            self.stopped_by = "max_tokens"
+            self._pieces.append(Piece("", []))
+        return self._pieces[-1]
 
     def take(self, done: Round) -> Piece:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
@@ -123,6 +134,7 @@ class Answer:
         start_s = time.perf_counter()
         piece, stopped_by = self._read(done.tokens, room=self.sequence.limit - done.position)
         piece.origins.extend(done.origins[: len(piece.tokens)])
+        piece.logprobs.extend(done.logprobs[: len(piece.tokens)])
         if self._trace is not None:
             self._trace.write(self.stats.rounds, done, piece)
         with self._lock:
@@ -164,9 +176,13 @@ class Answer:
                 identical_to = f"nothing (trusted {self.stats.trusted} tokens)"
             tokens = [token for piece in self._pieces for token in piece.tokens]
             stop_token = self._stop_tokens.get(tokens[-1]) if stopped_by == "end token" else None
+            logprobs = [one for piece in self._pieces for one in piece.logprobs]
             return Result(
                 text="".join(piece.text for piece in self._pieces),
                 tokens=tokens,
+                seed=self.stats.seed,
+                logprobs=logprobs if self._has_logprobs else None,
+                prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
                 finish_reason=FINISH_REASONS[stopped_by],
                 stopped_by=stopped_by,
                 stop_string=self._stops.found or stop_token,

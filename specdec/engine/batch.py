@@ -83,7 +83,7 @@ class Batch:
         self._places, self._bytes = max_sequences, cache_bytes  # that are free, as far as the thread has said
         self._tokens_left = 0  # of the running answer that is nearest to its end
         self._waiting = 0  # requests that had to wait when they came, or have waited since
-        self._is_closing = self._is_finishing = False
+        self._is_closing = self._is_finishing = self._has_ended = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._status, self._told_s = self._look(), 0.0
@@ -218,6 +218,8 @@ class Batch:
 
     def _cancel(self, ticket: Ticket) -> None:
         with self._changed:
+            if self._has_ended:
+                return
             self._cancelled.append(ticket)
             self._changed.notify()
 
@@ -304,14 +306,15 @@ class Batch:
         if not admission.has_changed and now_s < self._told_s + _STATUS_S:
             return
         admission.has_changed, self._told_s = False, now_s
-        self._status = self._look()
+        status = self._look()
         sequences = [ticket.sequence for ticket in admission.running]
         self._tokens_left = min((one.limit - len(one.tokens) for one in sequences), default=0)
         with self._changed:
             self._waiting, self._places = len(admission.waiting), self._max_sequences - len(admission.running)
-            self._bytes = admission.cache_bytes - self._status.cache_bytes_reserved
+            self._bytes = admission.cache_bytes - status.cache_bytes_reserved
             for ticket in self._new:
                 self._count(ticket)
+            self._status = status
 
     def _look(self) -> BatchStatus:
         admission, rates = self._admission, self._rates
@@ -334,7 +337,8 @@ class Batch:
 
     def _end(self, error: BaseException | None) -> None:
         with self._changed:
-            self._is_closing, self._failure = True, error
+            self._is_closing = self._has_ended = True
+            self._failure = error
             left, self._new = self._new, []
         for ticket in left:
             ticket.answer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specdec.engine.answer import Answer
+from specdec.engine.chooser import Rules
 from specdec.engine.efforts import describe_target
 from specdec.engine.options import OptionArguments, Options, options_of
 from specdec.engine.prompt import Prompt, encode_prompt
@@ -14,7 +15,7 @@ from specdec.engine.sequence import Sequence
 from specdec.engine.speculation import choose_drafting
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import resolve_efforts
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
     assert sequence is not None
     with model.lock:
         cache = None
-        if kept is not None:
+        if kept is not None and sequence.prompt_logprobs is None:  # what was read before has left no logits
             cache = kept.take(model.runtime, sequence.tokens, efforts=sequence.efforts, capacity=sequence.limit)
         answer.start(cache)
     return answer
@@ -55,11 +56,12 @@ def ask(
     caller: str,
     prompt_cache: PromptCache | None = None,
 ) -> Answer:
-    """An answer that has yet to be started. Arguments are checked here; nothing runs, nothing is taken.
+    """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
+    draft view has yet to be made ready.
 
     Arguments and errors are those of `begin`; `prompt_cache` gets the keys and values at the answer's end.
     """
-    options = options_of(arguments, caller)
+    options = options_of(arguments, caller).seeded()
     encoded = encode_prompt(
         prompt,
         model.tokenizer,
@@ -78,9 +80,11 @@ def ask(
         limit=min(len(encoded.ids) + options.max_tokens, config.max_context),
         efforts=resolve_efforts(options.verify_effort, config),
         sampler=Sampler(options.sampling),
+        rules=_rules(model, options),
+        logprobs=options.logprobs,
+        prompt_logprobs=options.prompt_logprobs,
+        reads_only=options.max_tokens == 0,
     )
-    with model.lock:
-        drafting = choose_drafting(model, options) if options.speculate else None
     return Answer(
         sequence,
         max_tokens=options.max_tokens,
@@ -89,11 +93,26 @@ def ask(
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=encoded.continues),
         identical_to=_identical_to(model, options),
-        drafting=drafting,
+        seed=options.seed,
+        has_logprobs=options.logprobs is not None,
+        drafting=choose_drafting(model, options) if options.speculate and options.max_tokens else None,
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=prompt_cache,
         lock=model.lock,
     )
+
+
+def _rules(model: Model, options: Options) -> Rules:
+    """What the options ask of the tokens, beside how they are drawn.
+
+    Raises:
+        OptionError: a bias for a token that the model does not have.
+    """
+    size = model.config.vocab_size
+    for token in options.biases:
+        if token >= size:
+            raise OptionError("logit_bias", f"must have token ids from 0 to {size - 1} for this model, not {token}")
+    return Rules(bias=options.biases, penalties=options.penalties, processors=tuple(options.logits_processors))
 
 
 def _identical_to(model: Model, options: Options) -> str:

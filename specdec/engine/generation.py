@@ -19,8 +19,8 @@ from specdec.engine import decode
 from specdec.engine.answer import Answer
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
-from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.turns import Turns
 
 G = TypeVar("G", bound="Generation")
 
@@ -141,7 +141,9 @@ class Stream(Generation):
             if sequence.unread:
                 start_s = time.perf_counter()
                 bytes_read = decode.read_prompt(sequence, stopped=self._stopped)
-                answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+                ended = answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+                if ended is not None:
+                    return ended
             return answer.take(decode.step(sequence, stopped=self._stopped))
 
     def _stopped(self) -> bool:

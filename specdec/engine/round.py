@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from specdec.drafters.base import Draft
+from specdec.engine.logprobs import TokenLogprob
 from specdec.engine.origin import BONUS, Origin
 from specdec.engine.policy import DraftPlan
 
@@ -20,6 +21,7 @@ class Round:
         draft: what was proposed.
         kept: numbers of the proposed tokens that the verifier kept, from the first on; of a tree, one path.
         bonus_token: the verifier's own token after them.
+        logprobs: of `tokens`, where they were asked for.
         trusted: one per drafted token, whether it was to be kept without a check; empty when all were checked.
         draft_s: seconds spent drafting.
         verify_s: seconds of the verify pass, of a pass shared with other sequences the share of its rows.
@@ -37,6 +39,7 @@ class Round:
     round_s: float
     verify_bytes_read: int
     trusted: list[bool] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
 
     @property
     def accepted(self) -> int:

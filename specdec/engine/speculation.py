@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
 from specdec.drafters.registry import create as create_drafter
+from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
@@ -108,6 +109,8 @@ class Drafting:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
             costs = machine_costs(model, self.offered, self.efforts, tried)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
+        chooser = sequence.chooser
+        rules = LenientRules(chooser, sequence.tokens) if isinstance(chooser, TokenChooser) else None
         return Speculation(
             drafters=self.drafters,
             options=self.offered,
@@ -116,10 +119,11 @@ class Drafting:
                 history=sequence.tokens,
                 cache=sequence.cache,
                 efforts=self.efforts,
-                sample=sequence.sampler,
+                sample=sequence.chooser if rules is None else rules,
                 end_tokens=end_tokens,
                 prompt_length=len(sequence.tokens),
                 is_greedy=options.temperature == 0,
+                rules=rules,
             ),
             draft_len=options.draft_len,
             draft_effort=self.efforts.mean,
@@ -148,7 +152,8 @@ def choose_drafting(model: Model, options: Options) -> Drafting:
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    drafters = _drafters(model, options)
+    with model.memory.drafters.lock:
+        drafters = _drafters(model, options)
     offered = tuple(
         DraftOption(name, view, drafter.takes_effort)
         for name, drafter in drafters.items()

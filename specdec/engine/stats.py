@@ -48,6 +48,7 @@ class Stats:
 
     Attributes:
         draft_view: view that the drafter reads; None without speculation, or for a drafter that reads no weights.
+        seed: that tokens are drawn with; None for greedy decoding without one.
         prompt_tokens: tokens of the prompt.
         rounds: verify passes after the prompt; with speculation off, one for each token.
         drafted: tokens proposed.
@@ -78,6 +79,7 @@ class Stats:
     """
 
     draft_view: str | None = None
+    seed: int | None = None
     prompt_tokens: int = 0
     rounds: int = 0
     drafted: int = 0

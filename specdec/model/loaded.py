@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.engine.memory import Memory
-from specdec.engine.options import effort_schedule
+from specdec.engine.option_checks import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
-from specdec.engine.turns import Turns
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
 from specdec.store.profile import find_profile, profile_stamp
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel

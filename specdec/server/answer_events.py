@@ -8,6 +8,7 @@ from typing import Any
 from specdec.engine.prompt import EncodedPrompt
 from specdec.server.answers import Answers, RunningAnswer
 from specdec.server.chat_reader import ChatReader
+from specdec.server.echo import Echo
 from specdec.server.events import ChatEvent, Finished
 from specdec.server.timings import speculative_decoding, timings_of, usage_of
 
@@ -21,6 +22,8 @@ async def answer_events(
     owner: str,
     deadline_s: float | None,
     asked_s: float,
+    echo: Echo | None = None,
+    patient: bool = False,
 ) -> AsyncGenerator[ChatEvent, None]:
     """An answer's events, `Finished` last. Closing the generator ends the answer at the next pass.
 
@@ -32,14 +35,23 @@ async def answer_events(
         owner: who asks.
         deadline_s: seconds after which the answer ends where it is.
         asked_s: when the request arrived, by `time.perf_counter`.
+        echo: the prompt's text, which comes first.
+        patient: wait where the queue is full.
 
     Raises:
         ApiError: the server is shutting down.
         SpecdecError: see `Batch.submit`.
     """
-    running = await answers.begin(prompt, owner=owner, deadline_s=deadline_s, options=options, asked_s=asked_s)
+    running = await answers.begin(
+        prompt, owner=owner, deadline_s=deadline_s, options=options, asked_s=asked_s, patient=patient
+    )
     async with running:
         async for piece in running:
+            if echo is not None:
+                # What the prompt's passes told is known by now; asking for it waits for a pass boundary.
+                told = (await answers.work(running.result)).prompt_logprobs if echo.has_logprobs else None
+                yield echo.event(told)
+                echo = None
             for event in reader.read(piece):
                 yield event
         for event in reader.finish(running.result()):

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -15,14 +16,15 @@ from specdec.engine.batch import Batch
 from specdec.engine.generation import Generation
 from specdec.engine.prompt import EncodedPrompt
 from specdec.engine.result import Piece, Result
+from specdec.errors import ContextLengthError, InvalidArgumentError, QueueFullError
 from specdec.model.loaded import Model
-from specdec.runtimes.base import MAX_SEQUENCES
-from specdec.server.errors import bad_request, shutting_down
+from specdec.server.errors import ApiError, bad_request, shutting_down
 from specdec.server.metrics import Metrics, Speculated
 from specdec.server.timings import Clock
 
 T = TypeVar("T")
 _MOST_THREADS = 16
+_MOST_WAIT_S = 1.0
 
 
 class RunningAnswer:
@@ -97,7 +99,7 @@ class Answers:
         model: that answers.
         batch: of the model.
         metrics: counts answers.
-        context: most tokens of a prompt and its answer; None for the model's own limit.
+        context: most tokens of a prompt and its answer.
         most: answers that one request may have in the batch at once.
 
     Attributes:
@@ -106,13 +108,9 @@ class Answers:
         is_closing: no further answers are begun.
     """
 
-    def __init__(
-        self, model: Model, batch: Batch, metrics: Metrics, *, context: int | None = None, most: int = MAX_SEQUENCES
-    ) -> None:
+    def __init__(self, model: Model, batch: Batch, metrics: Metrics, *, context: int, most: int) -> None:
         self.model, self.metrics, self._batch = model, metrics, batch
-        self.most, self.is_closing = most, False
-        most = model.config.max_context
-        self.context = most if context is None else min(context, most)
+        self.context, self.most, self.is_closing = context, most, False
         workers = min(_MOST_THREADS, 4 + (os.cpu_count() or 1))
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="specdec request")
 
@@ -120,67 +118,77 @@ class Answers:
         """What `function` returns, which a thread of the pool runs: tokenising, templates, grammars."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
-    async def encode(self, encode: Callable[[], EncodedPrompt]) -> EncodedPrompt:
+    async def encode(self, encode: Callable[[], EncodedPrompt], *, param: str) -> EncodedPrompt:
         """The prompt that `encode` makes, in a thread of the pool.
 
-        Raises:
-            ApiError: it leaves no room for an answer.
-        """
-        prompt = await self.work(encode)
-        self.check_fits(prompt, "messages")
-        return prompt
-
-    def check_fits(self, prompt: EncodedPrompt, param: str) -> None:
-        """Refuse a prompt that leaves no room for an answer.
-
         Args:
-            prompt: in tokens.
-            param: field of the request that it comes from.
+            encode: see `encode_prompt`.
+            param: field of the request that the prompt comes from.
 
         Raises:
-            ApiError: it is too long.
+            ApiError: there is no such prompt, or it leaves no room for an answer.
         """
+        try:
+            prompt = await self.work(encode)
+        except ContextLengthError as error:
+            raise self._too_long(error.prompt_tokens, param) from None
+        except InvalidArgumentError as error:
+            raise bad_request(str(error), param) from None
         if len(prompt.ids) >= self.context:
-            raise bad_request(
-                f"This model's maximum context length is {self.context} tokens, answer included. However, your prompt "
-                f"has {len(prompt.ids)} tokens: shorten it.",
-                param,
-                code="context_length_exceeded",
-            )
+            raise self._too_long(len(prompt.ids), param)
+        return prompt
 
     async def begin(
         self,
         prompt: EncodedPrompt,
         *,
-        owner: str,  # noqa: ARG002
-        deadline_s: float | None,  # noqa: ARG002
+        owner: str,
+        deadline_s: float | None,
         options: Mapping[str, Any],
         asked_s: float,
+        patient: bool = False,
     ) -> RunningAnswer:
         """Submit a prompt.
 
         Args:
             prompt: in tokens.
             owner: who asks; prefixes are shared between requests of one owner only.
-            deadline_s: seconds after which the answer ends where it is.
+            deadline_s: seconds after the request's arrival at which the answer ends where it is.
             options: of `specdec.stream`.
             asked_s: when the request arrived, by `time.perf_counter`.
+            patient: wait where the queue is full.
 
         Raises:
-            ApiError: the server is shutting down.
+            ApiError: the server is shutting down, or the time is over.
             SpecdecError: see `Batch.submit`.
         """
-        if self.is_closing:
-            raise shutting_down()
         room = self.context - len(prompt.ids)
         given = {**options, "max_tokens": min(options.get("max_tokens", room), room)}
-        submitted = self._pool.submit(lambda: self._batch.submit(prompt, **given))
-        try:
-            generation = await asyncio.wrap_future(submitted)
-        except asyncio.CancelledError:
-            submitted.add_done_callback(_close)
-            raise
-        return RunningAnswer(generation, self.metrics, asked_s)
+        while True:
+            if self.is_closing:
+                raise shutting_down()
+            left_s = None if deadline_s is None else deadline_s - (time.perf_counter() - asked_s)
+            if left_s is not None and left_s <= 0:
+                raise ApiError(504, "the request's time was over before it could begin", kind="server_error")
+            submit = partial(self._batch.submit, prompt, owner=owner, deadline_s=left_s, **given)
+            submitted = self._pool.submit(submit)
+            try:
+                return RunningAnswer(await asyncio.wrap_future(submitted), self.metrics, asked_s)
+            except asyncio.CancelledError:
+                submitted.add_done_callback(_close)
+                raise
+            except QueueFullError as error:
+                if not patient:
+                    raise
+                await asyncio.sleep(min(error.retry_after_s, _MOST_WAIT_S))
+
+    def _too_long(self, prompt_tokens: int, param: str) -> ApiError:
+        return bad_request(
+            f"This model's maximum context length is {self.context} tokens, answer included. However, your prompt has "
+            f"{prompt_tokens} tokens: shorten it.",
+            param,
+            code="context_length_exceeded",
+        )
 
     def close(self) -> None:
         """End the threads; the batch is its owner's to close."""

@@ -16,19 +16,24 @@ from specdec.server.events import (
     ToolArgumentsDelta,
     ToolCallStart,
 )
+from specdec.server.logprobs import Describe
 
 VERIFIER = "verifier"
 
 
 class ChatReader:
-    """Reads text, reasoning and tool calls out of an answer's pieces. Each token's data goes out with its text.
+    """Reads text out of an answer's pieces. Each token's data goes out with its text.
+
+    Args:
+        describe: adds text and bytes to a token's log-probability.
 
     Attributes:
         has_called: the answer holds a tool call.
         reasoning_tokens: tokens of the reasoning.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, describe: Describe) -> None:
+        self._describe = describe
         self._logprobs: list[TokenLogprob] = []  # of tokens whose text is still to come
         self._origins: list[TokenOrigin] = []
         self.has_called = False
@@ -37,9 +42,13 @@ class ChatReader:
     def read(self, piece: Piece) -> list[ChatEvent]:
         """Events that a piece makes."""
         events: list[ChatEvent] = []
-        for part, origin in zip(piece.parts, piece.origins, strict=True):
-            self._origins.append(TokenOrigin(part, origin.drafter or VERIFIER))
+        for index, part in enumerate(piece.parts):
+            logprobs, origins = self._told(piece, index)
+            self._logprobs += logprobs
+            self._origins += origins
             events += self._with_tokens([TextDelta(part)] if part else [])
+        if not piece.parts and piece.text:  # was held back until the answer's time was over
+            events += self._with_tokens([TextDelta(piece.text)])
         return merged(events)
 
     def finish(self, result: Result) -> list[ChatEvent]:
@@ -47,6 +56,11 @@ class ChatReader:
         if result.stopped_by == "end token":
             del self._logprobs[-1:], self._origins[-1:]
         return self._with_tokens([TextDelta("")]) if self._logprobs or self._origins else []
+
+    def _told(self, piece: Piece, index: int) -> tuple[list[TokenLogprob], list[TokenOrigin]]:
+        """What is to be told of a token of a piece."""
+        origins = [TokenOrigin(piece.parts[index], piece.origins[index].drafter or VERIFIER)]
+        return [self._describe(found) for found in piece.logprobs[index : index + 1]], origins
 
     def _with_tokens(self, events: Iterable[ChatEvent]) -> list[ChatEvent]:
         """The events, the first text among them with the data of all tokens since the last one."""
@@ -68,18 +82,21 @@ class FormReader(ChatReader):
     Args:
         parser: of the answer.
         control: the name of a control token, "" for any other token.
+        describe: adds text and bytes to a token's log-probability.
     """
 
-    def __init__(self, parser: AnswerParser, control: Callable[[int], str]) -> None:
-        super().__init__()
+    def __init__(self, parser: AnswerParser, control: Callable[[int], str], describe: Describe) -> None:
+        super().__init__(describe)
         self._parser, self._control = parser, control
 
     def read(self, piece: Piece) -> list[ChatEvent]:
         """Events that a piece makes."""
         events: list[ChatEvent] = []
-        for token, part, origin in zip(piece.tokens, piece.parts, piece.origins, strict=True):
-            origins = [TokenOrigin(part, origin.drafter or VERIFIER)]
-            events += self._parser.feed(part, self._control(token), origins=origins)
+        for index, (token, part) in enumerate(zip(piece.tokens, piece.parts, strict=True)):
+            logprobs, origins = self._told(piece, index)
+            events += self._parser.feed(part, self._control(token), logprobs=logprobs, origins=origins)
+        if not piece.parts and piece.text:
+            events += self._parser.feed(piece.text)
         return self._counted(events)
 
     def finish(self, result: Result) -> list[ChatEvent]:  # noqa: ARG002
@@ -90,30 +107,6 @@ class FormReader(ChatReader):
         self.has_called = self._parser.calls > 0
         self.reasoning_tokens = self._parser.reasoning_tokens
         return merged(events)
-
-
-class EchoReader(ChatReader):
-    """Puts the prompt's text before the answer's.
-
-    Args:
-        prompt: its text.
-        has_answer: False shows the prompt alone.
-    """
-
-    def __init__(self, prompt: str, *, has_answer: bool) -> None:
-        super().__init__()
-        self._prompt: str | None = prompt
-        self._has_answer = has_answer
-
-    def read(self, piece: Piece) -> list[ChatEvent]:
-        """Events that a piece makes; before the first, that of the prompt."""
-        prompt, self._prompt = self._prompt, None
-        before: list[ChatEvent] = [] if prompt is None else [TextDelta(prompt)]
-        return before + (super().read(piece) if self._has_answer else [])
-
-    def finish(self, result: Result) -> list[ChatEvent]:
-        """Events of what was held back until the answer's end."""
-        return super().finish(result) if self._has_answer else []
 
 
 def merged(events: Iterable[ChatEvent]) -> list[ChatEvent]:

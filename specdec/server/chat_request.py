@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specdec.engine.logprobs import MOST_LOGPROBS
 from specdec.model.architecture import ModelConfig
 from specdec.server.errors import ApiError, bad_request
 from specdec.server.events import ChatRequest
@@ -77,7 +78,7 @@ def read_chat(
     max_tokens = read_max_tokens(fields, "max_completion_tokens", "max_tokens")
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
-    logprobs, top_logprobs = bool(fields.flag("logprobs")), fields.whole("top_logprobs", 0, 20)
+    logprobs, top_logprobs = bool(fields.flag("logprobs")), fields.whole("top_logprobs", 0, MOST_LOGPROBS)
     if top_logprobs is not None and not logprobs:
         raise bad_request("'top_logprobs' needs 'logprobs' to be true", "top_logprobs")
     if logprobs:
@@ -176,7 +177,7 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
         calls = message.get("tool_calls")
         if calls is not None and not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
             raise bad_request(f"'{name}.tool_calls' must be an array of calls of functions", f"{name}.tool_calls")
-        messages.append({**message, "role": "system" if role == "developer" else role})
+        messages.append(message)
     return messages
 
 

@@ -15,6 +15,7 @@ from specdec.server.answers import Answers
 from specdec.server.chat_reader import ChatReader, FormReader
 from specdec.server.errors import bad_request
 from specdec.server.events import ChatEvent, ChatRequest
+from specdec.server.logprobs import describer
 from specdec.server.sampling import seed_of_choice
 from specdec.server.settings import ServerSettings
 
@@ -38,14 +39,20 @@ class ChatService:
         """The request's prompt in tokens.
 
         Raises:
-            ApiError: it does not fit into the context.
-            InvalidArgumentError: the chat template refuses it.
+            ApiError: it does not fit into the context, or the chat template refuses it.
         """
-        return await self._answers.encode(lambda: self._encoded(request))
+        return await self._answers.encode(lambda: self._encoded(request), param="messages")
 
     async def rendered(self, request: ChatRequest) -> EncodedPrompt:
-        """The same, however long it is."""
-        return await self._answers.work(lambda: self._encoded(request))
+        """The same, however long it is.
+
+        Raises:
+            ApiError: the chat template refuses it.
+        """
+        try:
+            return await self._answers.work(lambda: self._encoded(request))
+        except InvalidArgumentError as error:
+            raise bad_request(str(error), "messages") from None
 
     async def stream(
         self, request: ChatRequest, *, choice: int = 0, prompt: EncodedPrompt | None = None
@@ -65,7 +72,8 @@ class ChatService:
         if prompt is None:
             prompt = await self.prompt(request)
         seed = seed_of_choice(request.options.get("seed", 0), choice)
-        reader, options = self._formed(request, prompt)
+        encoded = prompt
+        reader, options = await self._answers.work(lambda: self._formed(request, encoded))
         events = answer_events(
             self._answers,
             prompt,
@@ -74,6 +82,7 @@ class ChatService:
             owner=request.owner,
             deadline_s=request.deadline_s,
             asked_s=asked_s,
+            patient=choice > 0,
         )
         async with aclosing(events):
             async for event in events:
@@ -83,11 +92,12 @@ class ChatService:
         """What reads the answer, and the options under which it has the form that the request asks for."""
         options = dict(request.options)
         tokenizer = self._answers.model.tokenizer
+        describe = describer(tokenizer)
         if self._form is None or tokenizer is None:
-            return ChatReader(), options
+            return ChatReader(describe), options
         end = tokenizer.decode(prompt.ids[-_END_TOKENS:], continues=True)
         options |= self._form.options(request, end)
-        return FormReader(self._form.parser(request, end), tokenizer.detokenizer().control), options
+        return FormReader(self._form.parser(request, end), tokenizer.detokenizer().control, describe), options
 
     def _encoded(self, request: ChatRequest) -> EncodedPrompt:
         model = self._answers.model
@@ -96,11 +106,8 @@ class ChatService:
             "add_generation_prompt": not request.continue_final,
             "continue_final_message": request.continue_final,
         }
-        try:
-            messages: Sequence[Mapping[str, Any]] = request.messages
-            if self._form is not None:
-                messages, more = self._form.prompt(request)
-                variables |= more
-            return encode_prompt(messages, model.tokenizer, model.config, variables=variables)
-        except InvalidArgumentError as error:
-            raise bad_request(str(error), "messages") from None
+        messages: Sequence[Mapping[str, Any]] = request.messages
+        if self._form is not None:
+            messages, more = self._form.prompt(request)
+            variables |= more
+        return encode_prompt(messages, model.tokenizer, model.config, variables=variables)

@@ -6,7 +6,6 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from specdec.server.chat_format import FINGERPRINT, origin_dict, outcome_dict, repeat_dict, usage_dict
@@ -25,20 +24,20 @@ class CompletionFrame:
     def __init__(self, asked: CompletionRequest) -> None:
         self._asked = asked
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
-        self._shown: dict[int, int] = {}  # characters of each choice so far
+        self._shown: dict[int, int] = {}  # characters of each choice whose tokens' log-probabilities were told
 
     def chunk_of(self, number: int, event: ChatEvent) -> dict[str, Any]:
         """The chunk of an event of a choice."""
         if isinstance(event, Finished):
-            ended = self._choice(number, "", self.ended(event).reason)
+            ended = self._choice(number, "", event.reason)
             ended["specdec"] = repeat_dict(event)
             return self._frame([ended]) | outcome_dict([event])
         assert isinstance(event, TextDelta)
         made = self._choice(number, event.text)
-        offset = self._shown.get(number, 0)
-        self._shown[number] = offset + len(event.text)
         if self._asked.logprobs is not None:
+            offset = self._shown.get(number, 0)
             made["logprobs"] = logprobs_dict(event.logprobs, offset, most=self._asked.logprobs)
+            self._shown[number] = offset + sum(_characters(entry) for entry in event.logprobs)
         if self._asked.token_origins:
             made["specdec"] = origin_dict(event.origins)
         return self._frame([made])
@@ -57,15 +56,9 @@ class CompletionFrame:
             | outcome_dict([finished[number] for number in sorted(finished)])
         )
 
-    def ended(self, event: Finished) -> Finished:
-        """The end of an answer as the caller sees it: one of no tokens made one that is not shown."""
-        if self._asked.max_tokens != 0:
-            return event
-        return replace(event, reason="length", usage=replace(event.usage, completion_tokens=0))
-
     def _whole_choice(self, number: int, events: Sequence[ChatEvent], end: Finished) -> dict[str, Any]:
         deltas = [event for event in events if isinstance(event, TextDelta)]
-        choice = self._choice(number, "".join(delta.text for delta in deltas), self.ended(end).reason)
+        choice = self._choice(number, "".join(delta.text for delta in deltas), end.reason)
         if self._asked.logprobs is not None:
             entries = [entry for delta in deltas for entry in delta.logprobs]
             choice["logprobs"] = logprobs_dict(entries, 0, most=self._asked.logprobs)
@@ -77,7 +70,7 @@ class CompletionFrame:
         """Tokens of all choices; each prompt counts once."""
         per_prompt: dict[int, list[Usage]] = {}
         for number, event in finished.items():
-            per_prompt.setdefault(number // self._asked.choices, []).append(self.ended(event).usage)
+            per_prompt.setdefault(number // self._asked.choices, []).append(event.usage)
         merged = [merged_usage(usages) for usages in per_prompt.values()]
         return Usage(
             prompt_tokens=sum(usage.prompt_tokens for usage in merged),
@@ -110,9 +103,26 @@ def logprobs_dict(entries: Iterable[TokenLogprob], offset: int, *, most: int) ->
     made: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for entry in entries:
         known = not math.isnan(entry.logprob)
-        made["tokens"].append(entry.text)
+        rivals: dict[str, float] = {}
+        for one in entry.top[:most]:
+            rivals.setdefault(_name(one), one.logprob)  # the likeliest, where several tokens have one name
+        made["tokens"].append(_name(entry))
         made["token_logprobs"].append(entry.logprob if known else None)
-        made["top_logprobs"].append({one.text: one.logprob for one in entry.top[:most]} if known else None)
+        made["top_logprobs"].append(rivals if known else None)
         made["text_offset"].append(offset)
-        offset += len(entry.text)
+        offset += _characters(entry)
     return made
+
+
+def _characters(entry: TokenLogprob) -> int:
+    """Characters that begin in a token."""
+    return sum(byte & 0xC0 != 0x80 for byte in entry.bytes)
+
+
+def _name(entry: TokenLogprob) -> str:
+    """A token's text; its bytes as OpenAI writes them where they are a part of a character."""
+    try:
+        entry.bytes.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.bytes)
+    return entry.text

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specdec.engine.logprobs import MOST_LOGPROBS
 from specdec.model.architecture import ModelConfig
 from specdec.server.chat_request import IGNORED, MOST_CHOICES, read_model, read_stream, refuse_unsupported
 from specdec.server.errors import bad_request
@@ -25,8 +26,7 @@ class CompletionRequest:
         model: as the request called it.
         prompts: texts, or token ids.
         choices: how many answers to each prompt.
-        options: keyword arguments of `specdec.stream`, without what `logprobs` stands for.
-        max_tokens: most tokens of an answer; 0, with `echo`, for none. None for the rest of the context.
+        options: keyword arguments of `specdec.stream`.
         echo: the prompt's text comes before the answer's.
         logprobs: how many rivals of each token are told; None for no log-probabilities.
         stream: as server-sent events.
@@ -40,7 +40,6 @@ class CompletionRequest:
     prompts: Sequence[str | list[int]]
     choices: int
     options: Mapping[str, Any]
-    max_tokens: int | None
     echo: bool
     logprobs: int | None
     stream: bool
@@ -74,14 +73,21 @@ def read_completion(
     best_of = fields.whole("best_of", 1, MOST_CHOICES)
     if best_of not in (None, choices):
         raise bad_request("'best_of' must equal 'n': this server returns every answer that it makes", "best_of")
+    options = read_options(fields, config, settings)
+    max_tokens, logprobs = read_max_tokens(fields, "max_tokens", least=0 if echo else 1), _logprobs(fields)
+    if max_tokens is not None:
+        options["max_tokens"] = max_tokens
+    if logprobs is not None:
+        options |= {"logprobs": logprobs} | ({"prompt_logprobs": logprobs} if echo else {})
+    elif max_tokens == 0:
+        options["prompt_logprobs"] = 0  # what the library reads a prompt alone for
     request = CompletionRequest(
         model=model,
         prompts=_prompts(fields, config.vocab_size),
         choices=choices,
-        options=read_options(fields, config, settings),
-        max_tokens=read_max_tokens(fields, "max_tokens", least=0 if echo else 1),
+        options=options,
         echo=echo,
-        logprobs=fields.whole("logprobs", 0, 20),
+        logprobs=logprobs,
         token_origins=bool(fields.flag("token_origins")),
         owner=owner,
         deadline_s=settings.timeout_s,
@@ -90,6 +96,13 @@ def read_completion(
     fields.ignore(*IGNORED)
     fields.finish()
     return request
+
+
+def _logprobs(fields: Fields) -> int | None:
+    """How many rivals of each token are told; true asks for none of them, as in chats."""
+    if fields.is_flag("logprobs"):
+        return 0 if fields.flag("logprobs") else None
+    return fields.whole("logprobs", 0, MOST_LOGPROBS)
 
 
 def _prompts(fields: Fields, vocab_size: int) -> list[str | list[int]]:

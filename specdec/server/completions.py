@@ -5,20 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
 
 from specdec.engine.prompt import EncodedPrompt, encode_prompt
-from specdec.errors import InvalidArgumentError
 from specdec.server.answer_events import answer_events
-from specdec.server.chat_reader import ChatReader, EchoReader
+from specdec.server.chat_reader import ChatReader
 from specdec.server.choices import together
 from specdec.server.completion_format import CompletionFrame
 from specdec.server.completion_request import CompletionRequest, read_completion
 from specdec.server.connection import EventStream, begun, event_bytes, json_response, unless_gone, with_errors
-from specdec.server.errors import bad_request
+from specdec.server.echo import Echo
 from specdec.server.events import ChatEvent, Finished
+from specdec.server.logprobs import describer
 from specdec.server.sampling import seed_of_choice
 from specdec.server.site import Site, site_of
 
@@ -28,7 +29,7 @@ async def completions(request: Request) -> Any:
     site = site_of(request)
     body = await site.body(request)
     asked = read_completion(body, site.model.config, site.settings, owner=site.owner(request))
-    prompts = await site.answers.work(lambda: [_encoded(site, prompt) for prompt in asked.prompts])
+    prompts = [await site.answers.encode(partial(_encoded, site, prompt), param="prompt") for prompt in asked.prompts]
     frame = CompletionFrame(asked)
     events = _events(site, asked, prompts)
     if asked.stream:
@@ -41,20 +42,21 @@ async def _events(
 ) -> AsyncGenerator[tuple[int, ChatEvent], None]:
     """Events of all choices, those of one prompt side by side in their numbers."""
     asked_s = time.perf_counter()
+    describe = describer(site.model.tokenizer)
     streams = []
     for number in range(len(prompts) * asked.choices):
-        options = {**asked.options, "seed": seed_of_choice(asked.options["seed"], number % asked.choices)}
-        if asked.max_tokens is not None:
-            options["max_tokens"] = asked.max_tokens or 1  # the one of an empty answer is not shown
+        place, choice = divmod(number, asked.choices)
         streams.append(
             answer_events(
                 site.answers,
-                prompts[number // asked.choices],
-                _reader(site, asked, number // asked.choices, prompts),
-                options=options,
+                prompts[place],
+                ChatReader(describe),
+                options={**asked.options, "seed": seed_of_choice(asked.options["seed"], choice)},
                 owner=asked.owner,
                 deadline_s=asked.deadline_s,
                 asked_s=asked_s,
+                echo=_echo(site, asked, asked.prompts[place], prompts[place]) if asked.echo else None,
+                patient=number > 0,
             )
         )
     async with aclosing(together(streams, most=site.answers.most)) as events:
@@ -62,32 +64,20 @@ async def _events(
             yield event
 
 
-def _reader(site: Site, asked: CompletionRequest, number: int, prompts: list[EncodedPrompt]) -> ChatReader:
-    """What reads an answer to prompt `number`."""
-    if not asked.echo:
-        return ChatReader()
-    prompt, tokenizer = asked.prompts[number], site.model.tokenizer
-    if isinstance(prompt, list):
-        prompt = "" if tokenizer is None else tokenizer.decode(prompts[number].ids)
-    return EchoReader(prompt, has_answer=asked.max_tokens != 0)
+def _echo(site: Site, asked: CompletionRequest, given: str | list[int], prompt: EncodedPrompt) -> Echo:
+    """A prompt's own text."""
+    tokenizer = site.model.tokenizer
+    if isinstance(given, list):
+        given = "" if tokenizer is None else tokenizer.decode(prompt.ids)
+    return Echo(given, prompt.ids, tokenizer, has_logprobs=asked.logprobs is not None)
 
 
 def _encoded(site: Site, prompt: str | list[int]) -> EncodedPrompt:
-    """A prompt in tokens. An empty text is what begins one.
-
-    Raises:
-        ApiError: it is empty, or leaves no room for an answer.
-    """
+    """A prompt in tokens. An empty text is what begins one."""
     tokenizer = site.model.tokenizer
-    given: Any = prompt
     if prompt == "" and tokenizer is not None and tokenizer.bos_id is not None:
-        given = [tokenizer.bos_id]
-    try:
-        encoded = encode_prompt(given, tokenizer, site.model.config, chat=False)
-    except InvalidArgumentError as error:
-        raise bad_request(str(error), "prompt") from None
-    site.answers.check_fits(encoded, "prompt")
-    return encoded
+        prompt = [tokenizer.bos_id]
+    return encode_prompt(prompt, tokenizer, site.model.config, chat=False)
 
 
 async def _chunks(

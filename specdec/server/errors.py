@@ -6,10 +6,11 @@ An `ApiError` has the parts of OpenAI's error object; the endpoints write it in 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from specdec.errors import InvalidArgumentError, OptionError, SpecdecError
+from specdec.errors import ContextLengthError, InvalidArgumentError, OptionError, QueueFullError, SpecdecError
 
 INVALID = "invalid_request_error"
 
@@ -67,6 +68,16 @@ def api_error(error: BaseException) -> ApiError:
     """What to answer when `error` was raised. An error that nobody foresaw is logged and not shown."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, QueueFullError):
+        return ApiError(
+            429,
+            str(error),
+            kind="rate_limit_error",
+            code="rate_limit_exceeded",
+            headers={"Retry-After": str(math.ceil(error.retry_after_s))},
+        )
+    if isinstance(error, ContextLengthError):
+        return bad_request(str(error), code="context_length_exceeded")
     if isinstance(error, OptionError):
         return bad_request(str(error), error.option)
     if isinstance(error, InvalidArgumentError):

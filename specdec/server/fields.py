@@ -31,6 +31,10 @@ class Fields:
         """Whether the value is a string."""
         return isinstance(self._values.get(name), str)
 
+    def is_flag(self, name: str) -> bool:
+        """Whether the value is true or false."""
+        return isinstance(self._values.get(name), bool)
+
     def name(self, field: str) -> str:
         """The field's whole name, as errors have it."""
         return f"{self._path}.{field}" if self._path else field

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import Request
 
 from specdec.engine.batch import Batch
+from specdec.errors import InvalidArgumentError
 from specdec.model.loaded import Model
 from specdec.server.answers import Answers
 from specdec.server.body import read_object
@@ -38,9 +40,18 @@ class Site:
 
     @classmethod
     def of(cls, model: Model, batch: Batch, settings: ServerSettings) -> Site:
-        """The site of a model and its batch."""
-        metrics = Metrics(settings.name)
-        return cls(model, settings, Answers(model, batch, metrics, context=settings.context))
+        """The site of a model and its batch.
+
+        Raises:
+            InvalidArgumentError: the batch has no room for any answer.
+        """
+        metrics, status = Metrics(settings.name), batch.status()
+        _add_gauges(metrics, batch)
+        most = model.config.max_context if settings.context is None else min(settings.context, model.config.max_context)
+        answers = Answers(
+            model, batch, metrics, context=_fitting(model, most, status.cache_bytes), most=status.max_sequences
+        )
+        return cls(model, settings, answers)
 
     @property
     def metrics(self) -> Metrics:
@@ -65,3 +76,28 @@ def site_of(request: Request) -> Site:
     """The site that a request came to."""
     site: Site = request.app.state.site
     return site
+
+
+def _add_gauges(metrics: Metrics, batch: Batch) -> None:
+    """Gauges of what the batch is doing."""
+    metrics.gauge("num_requests_running", "Answers that grow.", lambda: batch.status().running)
+    metrics.gauge("num_requests_waiting", "Requests that wait for their turn.", lambda: batch.status().waiting)
+    metrics.gauge(
+        "kv_cache_usage_perc",
+        "Share of the bytes allowed for keys and values that is used; 1 is all.",
+        lambda: batch.status().cache_bytes_used / batch.status().cache_bytes,
+    )
+
+
+def _fitting(model: Model, most: int, cache_bytes: int) -> int:
+    """The longest context, up to `most`, whose keys and values fit.
+
+    Raises:
+        InvalidArgumentError: not even two tokens do.
+    """
+    if model.runtime.cache_bytes(most) <= cache_bytes:
+        return most
+    fits = bisect.bisect_right(range(most), cache_bytes, key=model.runtime.cache_bytes) - 1
+    if fits < 2:
+        raise InvalidArgumentError(f"cache_bytes allows {cache_bytes} bytes, which holds no answer: allow more")
+    return fits

@@ -38,6 +38,7 @@ from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native.cache import NativeCache, new_native_cache, with_memory
 from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.load import load_weights
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.store import Store
@@ -103,6 +104,7 @@ class NativeRuntime:
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._drafts: dict[str, Any] = {}
         self._has_masks = False
+        self._turn = Turns()  # weights are not packed while a pass reads them
         self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
         self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
@@ -153,9 +155,11 @@ class NativeRuntime:
         if self._views[view].reads_exact:
             self._need_masks()
             return
-        check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
-        self._drafts[view] = build_draft(view, self._model, self._store)
-        self._store.release_pages()
+        with self._turn:
+            if view not in self._drafts:
+                check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
+                self._drafts[view] = build_draft(view, self._model, self._store)
+                self._store.release_pages()
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache of at most `capacity` tokens; its memory grows with what it holds.
@@ -184,6 +188,11 @@ class NativeRuntime:
             draft = self._drafts[view]
         elif not all([rows.efforts.is_full for rows in batch]):  # noqa: C419  # a list is quicker than a generator
             self._need_masks()
+        with self._turn:
+            return self._run(batch, draft, states)
+
+    def _run(self, batch: Sequence[Rows], draft: Any, states: bool) -> list[Pass]:
+        """The pass, or passes, once its weights are ready."""
         if len(batch) > 1:
             ids = [checked_tokens(rows.tokens, rows.cache, self._vocab) for rows in batch]
             return self._pass(batch, ids, draft, states)
@@ -269,6 +278,12 @@ class NativeRuntime:
         Raises:
             MemoryShortError: there is no memory for them.
         """
+        if self._has_masks:
+            return
+        with self._turn:
+            self._load_masks()
+
+    def _load_masks(self) -> None:
         if self._has_masks:
             return
         tiers = len(self._store.layout.tier_sizes)

@@ -1,0 +1,207 @@
+"""Choosing the token at any place of a sequence, under what the caller asked for: `Chooser`, `TokenChooser`.
+
+Biases, penalties, processors and masks are pure functions of the tokens before a place, as the draw is of the place. So
+drafter and verifier choose alike, and speculation changes no token. The draw itself is in `sampler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+
+from specdec.engine.penalties import History, Penalties
+from specdec.errors import PluginError, SpecdecError
+
+if TYPE_CHECKING:
+    from specdec.engine.sampler import Sampler
+
+BAN = -100.0  # the bias that rules a token out
+LogitsProcessor: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Chooser(Protocol):
+    """Chooses the token at any place: a pure function of the logits, the seed, and the tokens before the place.
+
+    A place is named by `drafted`, the tokens between the sequence's own and the place. There are two steps, so that
+    others see what the token was drawn from: `shape` applies what the caller asked for, `draw` takes a token.
+    """
+
+    def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int:
+        """Both steps: the token at the absolute position `position`, which follows `drafted`."""
+        ...
+
+    def shape(self, logits: np.ndarray, drafted: Sequence[int]) -> np.ndarray:
+        """What a token is drawn from: float32 (V,), -inf for a token that cannot be. `logits` stay as they are."""
+        ...
+
+    def draw(self, logits: np.ndarray, position: int) -> int:
+        """A token from what `shape` returned."""
+        ...
+
+    def allows(self, logits: np.ndarray, token: int, drafted: Sequence[int]) -> bool:
+        """Whether `token` can follow `drafted`."""
+        ...
+
+
+class Constraint(Protocol):
+    """What may follow where, by a grammar; of one answer."""
+
+    def mask(self, logits: np.ndarray, drafted: Sequence[int]) -> None:
+        """Set the logits of tokens that cannot follow `drafted` to -inf, in place."""
+        ...
+
+
+class NoTokenError(SpecdecError):
+    """Masks, biases and processors together leave no token that could follow."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a caller asked of the tokens of one answer, beside how they are drawn. Applied in this order.
+
+    Attributes:
+        bias: added to logits, by token id; `BAN` rules a token out.
+        penalties: for tokens that the text has already.
+        processors: called as `(tokens, logits)`, with every id before the place, int64 (T,), and logits float32 (V,);
+            each returns the logits to go on with. They must be pure functions.
+        constraint: masks the tokens that a grammar does not allow; belongs to this answer alone.
+    """
+
+    bias: Mapping[int, float] = field(default_factory=dict)
+    penalties: Penalties = field(default_factory=Penalties)
+    processors: Sequence[LogitsProcessor] = ()
+    constraint: Constraint | None = None
+
+    def __bool__(self) -> bool:
+        """Whether they change anything."""
+        return bool(self.bias or self.penalties or self.processors or self.constraint is not None)
+
+
+class TokenChooser:
+    """Chooses the tokens of one answer under its rules. A `Chooser`.
+
+    Args:
+        sampler: draws.
+        rules: what was asked for.
+        tokens: prompt and answer so far; the answer's own list, which grows.
+        vocab_size: V.
+    """
+
+    def __init__(self, sampler: Sampler, rules: Rules, tokens: Sequence[int], vocab_size: int) -> None:
+        self._sampler, self._rules, self._tokens, self._vocab_size = sampler, rules, tokens, vocab_size
+        self._prompt_length = len(tokens)
+        self._bias_ids = np.fromiter(rules.bias, np.intp, len(rules.bias))
+        values = [-np.inf if bias <= BAN else bias for bias in rules.bias.values()]
+        self._bias = np.array(values, np.float32)
+        self._banned = frozenset(token for token, bias in rules.bias.items() if bias <= BAN)
+        self._history = History(tokens, len(tokens), vocab_size)
+
+    def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int:
+        """The token at the absolute position `position`, which follows `drafted`."""
+        return self.draw(self.shape(logits, drafted), position)
+
+    def draw(self, logits: np.ndarray, position: int) -> int:
+        """A token from what `shape` returned."""
+        return self._sampler.draw(logits, position)
+
+    def allows(self, logits: np.ndarray, token: int, drafted: Sequence[int]) -> bool:
+        """Whether `token` can follow `drafted`."""
+        return bool(self.shape(logits, drafted)[token] > -np.inf)
+
+    def shape(self, logits: np.ndarray, drafted: Sequence[int]) -> np.ndarray:
+        """What the token after `drafted` is drawn from.
+
+        Args:
+            logits: float32, (V,) or fewer: a draft model may know fewer tokens.
+            drafted: tokens between the answer so far and the place.
+
+        Returns:
+            float32 (V,), -inf for tokens that cannot follow.
+
+        Raises:
+            NoTokenError: that is every token.
+            PluginError: a processor raises, or returns something else than logits.
+            GrammarError: the grammar became too complex.
+        """
+        rules, size = self._rules, self._vocab_size
+        if len(logits) == size:
+            shaped = logits.copy()
+        else:
+            shaped = np.full(size, -np.inf, np.float32)
+            shaped[: len(logits)] = logits
+        if rules.bias:
+            shaped[self._bias_ids] += self._bias
+        if rules.penalties:
+            self._history.penalise(shaped, rules.penalties, drafted)
+        for processor in rules.processors:
+            shaped = _processed(processor, self._history.ids(drafted), shaped)
+        if rules.constraint is not None:
+            rules.constraint.mask(shaped, drafted)
+        if shaped.max() == -np.inf:
+            place = len(self._tokens) - self._prompt_length + len(drafted)
+            raise NoTokenError(
+                f"no token can follow the first {place} of the answer: the {self._rulers()} together rule out every one"
+            )
+        return shaped
+
+    def _rulers(self) -> str:
+        rules = self._rules
+        named = {
+            "banned tokens": self._banned, "logits processors": rules.processors, "grammar": rules.constraint,
+        }  # fmt: skip
+        return " and the ".join(name for name, asked in named.items() if asked) or "biases"
+
+
+class LenientRules:
+    """A chooser for drafters: where no token can follow, it says so and does not raise. A draft that goes astray is no
+    error; where plain decoding would fail, the verifier does."""
+
+    def __init__(self, chooser: TokenChooser, tokens: Sequence[int]) -> None:
+        self._chooser, self._tokens = chooser, tokens
+
+    def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int:
+        """The token at `position`, as the verifier would choose it after `drafted`; from the bare logits where
+        `drafted` are not the tokens up to there, or nothing can follow them."""
+        shaped = self.shape(logits, drafted) if len(self._tokens) + len(drafted) == position else None
+        return self._chooser.draw(logits if shaped is None else shaped, position)
+
+    def shape(self, logits: np.ndarray, drafted: Sequence[int]) -> np.ndarray | None:
+        """What the token after `drafted` is drawn from, float32 (V,); None where nothing can follow."""
+        try:
+            return self._chooser.shape(logits, drafted)
+        except SpecdecError:
+            return None
+
+    def draw(self, shaped: np.ndarray, position: int) -> int:
+        """A token from what `shape` returned."""
+        return self._chooser.draw(shaped, position)
+
+
+def _processed(processor: LogitsProcessor, tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """What a processor makes of logits, float32 (V,).
+
+    Raises:
+        PluginError: see `TokenChooser.shape`.
+    """
+    name = getattr(processor, "__qualname__", None) or type(processor).__name__
+    try:
+        answer = processor(tokens, logits)
+    except Exception as error:
+        raise PluginError.raised("logits processor", name, error, doing="its call") from error
+    try:
+        found = np.asarray(answer)
+    except Exception:
+        found = np.empty(0, np.object_)
+    if found.shape != logits.shape or found.dtype.kind not in "fiu":
+        what = f"{found.dtype} {found.shape}" if found.dtype.kind != "O" else repr(answer)[:80]
+        raise PluginError(
+            "logits processor", name, f"gave a wrong answer: it must return logits of shape {logits.shape}, not {what}"
+        )
+    if found is not logits:
+        found = found.astype(np.float32)  # a copy: what a processor keeps is not ours to mask
+    if not found.max() < np.inf:
+        raise PluginError("logits processor", name, "gave a wrong answer: logits must be below infinity, and not NaN")
+    return found
