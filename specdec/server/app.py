@@ -23,6 +23,8 @@ from specdec.server.errors import ApiError, api_error
 from specdec.server.guard import Guard
 from specdec.server.operations import health, metrics, model, models
 from specdec.server.page_routes import page_routes
+from specdec.server.responses.routes import routes as response_routes
+from specdec.server.responses.store import ResponseStore
 from specdec.server.settings import ServerSettings
 from specdec.server.site import Site
 from specdec.server.tokens import detokenize, tokenize
@@ -46,6 +48,7 @@ def create_app(model: Model, batch: Batch, settings: ServerSettings) -> Starlett
         exception_handlers={HTTPException: _unknown},
     )
     app.state.site = Site.of(model, batch, settings)
+    app.state.responses = ResponseStore()
     return app
 
 
@@ -61,6 +64,7 @@ def routes() -> list[BaseRoute]:
         Route("/health", health),
         Route("/metrics", metrics),
         *anthropic_routes(),
+        *response_routes(),
         *page_routes(),
     ]
 

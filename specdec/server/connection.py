@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -29,6 +29,11 @@ def to_json(value: Any) -> bytes:
 def event_bytes(value: Any) -> bytes:
     """A server-sent event without a name, as OpenAI's streams have them."""
     return b"data: " + to_json(value) + b"\n\n"
+
+
+def named_event_bytes(event: Mapping[str, Any]) -> bytes:
+    """A server-sent event that is named by its type."""
+    return f"event: {event['type']}\ndata: ".encode() + to_json(event) + b"\n\n"
 
 
 def json_response(value: Any) -> Response:

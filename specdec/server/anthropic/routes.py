@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 from specdec.server.anthropic.errors import PATH, error_dict
 from specdec.server.anthropic.events import PING, Event, MessageFrame
 from specdec.server.anthropic.request import MessageForm, read_messages_request
-from specdec.server.connection import EventStream, begun, json_response, to_json, unless_gone
+from specdec.server.connection import EventStream, begun, json_response, named_event_bytes, unless_gone
 from specdec.server.errors import api_error
 from specdec.server.events import ChatEvent, ChatRequest
 from specdec.server.site import Site, site_of
@@ -56,18 +56,18 @@ async def _read(site: Site, request: Request, *, counts: bool = False) -> tuple[
 
 
 async def _stream(frame: MessageFrame, events: AsyncGenerator[ChatEvent, None]) -> AsyncGenerator[bytes, None]:
-    yield _bytes(frame.begin())
-    yield _bytes(PING)
+    yield named_event_bytes(frame.begin())
+    yield named_event_bytes(PING)
     try:
         async with aclosing(_with_pings(events)) as found:
             async for event in found:
                 if event is None:
-                    yield _bytes(PING)
+                    yield named_event_bytes(PING)
                 else:
                     for one in frame.events_of(event):
-                        yield _bytes(one)
+                        yield named_event_bytes(one)
     except Exception as error:
-        yield _bytes(error_dict(api_error(error)))
+        yield named_event_bytes(error_dict(api_error(error)))
 
 
 async def _whole(frame: MessageFrame, events: AsyncGenerator[ChatEvent, None]) -> Event:
@@ -96,8 +96,3 @@ async def _with_pings(events: AsyncGenerator[ChatEvent, None]) -> AsyncGenerator
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
         await events.aclose()
-
-
-def _bytes(event: Event) -> bytes:
-    """A server-sent event, named by its type."""
-    return f"event: {event['type']}\ndata: ".encode() + to_json(event) + b"\n\n"
