@@ -211,6 +211,9 @@ class ByteTokenizer:
     vocab_size = 258
     fingerprint = "bytes"
     control_names = frozenset({"<end>"})
+    pieces = (*(bytes([byte]) for byte in range(256)), b"<begin>", b"<end>")
+    special_ids = frozenset({BOS, EOS})
+    strips_first_space = False
 
     def __init__(
         self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None

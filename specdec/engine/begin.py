@@ -45,22 +45,30 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         literal=options.literal,
         variables=options.chat_template_kwargs,
     )
-    rules = _rules(model, options)
+    rules = _rules(model, encoded, options)
     with model.lock:
         return _prepared(model, encoded, options, rules)
 
 
-def _rules(model: Model, options: Options) -> Rules:
+def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
     """What the options ask of the tokens, beside how they are drawn.
 
     Raises:
-        OptionError: a bias for a token that the model does not have.
+        OptionError: a bias for a token that the model does not have, or a grammar that cannot be used.
     """
     size = model.config.vocab_size
     for token in options.biases:
         if token >= size:
             raise OptionError("logit_bias", f"must have token ids from 0 to {size - 1} for this model, not {token}")
-    return Rules(bias=options.biases, penalties=options.penalties, processors=tuple(options.logits_processors))
+    asked, constraint = options.asked_grammar, None
+    if asked is not None:
+        constraint = model.memory.grammars.constraint(asked, model.tokenizer, size, continues=prompt.continues)
+    return Rules(
+        bias=options.biases,
+        penalties=options.penalties,
+        processors=tuple(options.logits_processors),
+        constraint=constraint,
+    )
 
 
 def _prepared(model: Model, prompt: EncodedPrompt, options: Options, rules: Rules) -> Answer:
