@@ -80,6 +80,20 @@ class UnknownNameError(InvalidArgumentError):
         self.kind, self.name, self.known = kind, name, sorted(known)
 
 
+class GrammarError(OptionError):
+    """A grammar that an answer cannot be made to follow: it has a mistake, cannot be met, or is not supported.
+
+    Args:
+        option: what asked for the grammar: "response_format", "grammar" or "regex".
+        problem: what is wrong, without the name.
+        keywords: of a JSON schema that are at fault.
+    """
+
+    def __init__(self, option: str, problem: str, *, keywords: tuple[str, ...] = ()) -> None:
+        super().__init__(option, problem)
+        self.keywords = keywords
+
+
 class ModelFormatError(SpecdecError, ValueError):
     """A model file or folder that is missing, damaged, or of a kind that this version does not read."""
 
