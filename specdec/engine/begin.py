@@ -8,7 +8,7 @@ from specdec.engine.answer import Answer
 from specdec.engine.chooser import Rules
 from specdec.engine.efforts import describe_target
 from specdec.engine.options import OptionArguments, Options, options_of
-from specdec.engine.prompt import Prompt, encode_prompt
+from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.sampler import Sampler
 from specdec.engine.sequence import Sequence
