@@ -217,6 +217,10 @@ class ByteTokenizer:
     vocab_size = 258
     fingerprint = "bytes"
     control_names = frozenset({"<end>"})
+    chat_template = None
+    pieces = (*(bytes([byte]) for byte in range(256)), b"<begin>", b"<end>")
+    special_ids = frozenset({BOS, EOS})
+    strips_first_space = False
 
     def __init__(
         self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None
@@ -224,7 +228,7 @@ class ByteTokenizer:
         self.add_bos, self.has_chat_template = add_bos, has_chat_template
         self.eos_ids = frozenset({EOS}) if eos is None else eos
 
-    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
         if text == "<end>":
             return [EOS]
         return [BOS] * (self.add_bos if add_bos is None else add_bos) + list(text.encode())
@@ -233,8 +237,14 @@ class ByteTokenizer:
         names = {BOS: b"", EOS: b"" if skip_special else b"<end>"}
         return b"".join(names.get(token, bytes([token % 256])) for token in ids).decode(errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < BOS else {EOS: b"<end>"}.get(token, b"")
+
     def control_id(self, text: str) -> int | None:
         return EOS if text == "<end>" else None
+
+    def apply_chat_template(self, messages: Sequence[object], **variables: object) -> str:
+        return bytes(self.encode_chat(messages, variables=variables)).decode()
 
     def encode_chat(
         self, messages: Sequence[object], *, literal: bool = True, variables: Mapping[str, object]

@@ -99,12 +99,12 @@ def test_a_tree_keeps_the_path_that_chains_would(data):
         draft.append(data.draw(st.sampled_from([token for token in range(14) if token not in siblings])))
     logits = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal((count + 1, 14)).astype(np.float32)
     sampler = Sampler(SamplingParams(temperature=data.draw(st.sampled_from([0.0, 1.0]))))
-    kept, token = accept(draft, logits, sampler, position=5, parents=parents)
+    kept, token, _ = accept(draft, logits, sampler, position=5, parents=parents)
     best: tuple[list[int], int] = ([], sampler(logits[0], 5))
     for leaf in range(count):
         path = path_to(parents, leaf)
         rows = logits[[0, *(row + 1 for row in path)]]
-        chain, bonus = accept([draft[row] for row in path], rows, sampler, position=5)
+        chain, bonus, _ = accept([draft[row] for row in path], rows, sampler, position=5)
         if len(chain) > len(best[0]):
             best = ([path[step] for step in chain], bonus)
     assert (list(kept), token) == best
@@ -112,7 +112,7 @@ def test_a_tree_keeps_the_path_that_chains_would(data):
 
 def test_a_chain_given_as_a_tree_is_a_chain():
     draft, logits = [4, 5], np.eye(3, 10, 4, dtype=np.float32)  # rows choose 4, 5, 6
-    assert accept(draft, logits, Sampler(SamplingParams()), position=3, parents=[-1, 0]) == ([0, 1], 6)
+    assert accept(draft, logits, Sampler(SamplingParams()), position=3, parents=[-1, 0])[:2] == ([0, 1], 6)
 
 
 # --- the scheduler ---

@@ -45,6 +45,8 @@ def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
         )
         lossy = "" if result.identical_to == "dense" else f" (lossy: {why})"
         yield f"identical  to plain decoding, {result.identical_to}{lossy}"
+    if result.seed is not None and options.get("temperature"):
+        yield f"seed       {result.seed}"
     yield f"ended by   {result.stopped_by}"
 
 

@@ -128,6 +128,8 @@ class Admission:
     def _is_worth_waiting(self, ticket: Ticket) -> bool:
         """Whether one that came earlier is about to read much of this prompt, which need not be read twice."""
         known = -1
+        if ticket.sequence.prompt_logprobs is not None:
+            return False
         for other in self.running:
             if other is ticket:
                 return False
@@ -143,6 +145,8 @@ class Admission:
 
     def _source(self, ticket: Ticket) -> tuple[Text | Ticket | None, int]:
         """Who has read most of the prompt, and how many tokens of it."""
+        if ticket.sequence.prompt_logprobs is not None:  # what was read before has left no logits
+            return None, 0
         source: Text | Ticket | None
         source, length = self.texts.find(ticket.key, ticket.prompt)
         for other in self.running:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from specdec.engine.prompt_cache import PromptCache
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 FINISH_REASONS = {
     "end token": "stop",
     "stop string": "stop",
+    "grammar": "stop",
     "max_tokens": "length",
     "context": "length",
     "deadline": "length",
@@ -44,9 +46,12 @@ class Answer:
         sequence: before its prompt is read.
         max_tokens: most tokens of the answer.
         end_tokens: token ids that end it; they become part of `tokens`, not of the text.
+        stop_tokens: of `end_tokens`, those that the caller's stop strings stand for.
         stops: watches the text.
         detokenizer: turns tokens into text; None leaves the text empty.
         identical_to: what the result says of itself.
+        seed: that the tokens are drawn with; None where none matters.
+        has_logprobs: log-probabilities were asked for.
         drafting: what it drafts with from `start` on; None decodes one token a round.
         trace: gets every round; closed with the answer.
         prompt_cache: gets the sequence's cache at the end.
@@ -63,9 +68,12 @@ class Answer:
         *,
         max_tokens: int,
         end_tokens: frozenset[int],
+        stop_tokens: Mapping[int, str],
         stops: StopStrings,
         detokenizer: IncrementalDetokenizer | None,
         identical_to: str,
+        seed: int | None = None,
+        has_logprobs: bool = False,
         drafting: Drafting | None = None,
         trace: TraceWriter | None = None,
         prompt_cache: PromptCache | None = None,
@@ -73,12 +81,13 @@ class Answer:
     ) -> None:
         self.sequence: Sequence | None = sequence
         draft_view = None if drafting is None else drafting.offered[0].view
-        self.stats = Stats(draft_view=draft_view, prompt_tokens=len(sequence.tokens))
+        self.stats = Stats(draft_view=draft_view, seed=seed, prompt_tokens=len(sequence.tokens))
+        self._prompt_logprobs, self._has_logprobs = sequence.prompt_logprobs, has_logprobs
         self.stopped_by: str | None = None
         self._drafting = drafting
         self._prompt_cache, self._trace = prompt_cache, trace
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
-        self._detokenizer, self._identical_to = detokenizer, identical_to
+        self._detokenizer, self._identical_to, self._stop_tokens = detokenizer, identical_to, stop_tokens
         self._pieces: list[Piece] = []
         self._passes = lock
         self._lock = threading.Lock()  # of what `result` reads
@@ -116,17 +125,26 @@ class Answer:
             self.stopped_by = "stop string" if self._stops.found is not None else "deadline"
         return piece
 
-    def read_prompt(self, bytes_read: int, seconds: float) -> None:
-        """Count passes over the prompt."""
+    def read_prompt(self, bytes_read: int, seconds: float) -> Piece | None:
+        """Count passes over the prompt. Where nothing is to follow, the empty piece that ends the answer."""
         self.stats.prefill_bytes_read += bytes_read
         self.stats.prefill_s += seconds
+        if self.sequence is None or self.sequence.unread or not self.sequence.reads_only:
+            return None
+        with self._lock:
+            self.stopped_by = "max_tokens"
+            self._pieces.append(Piece("", []))
+        return self._pieces[-1]
 
     def take(self, done: Round) -> Piece:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
         assert self.sequence is not None
         start_s = time.perf_counter()
-        piece, stopped_by = self._read(done.tokens, room=self.sequence.limit - done.position)
+        piece, stopped_by = self._read(
+            done.tokens, room=self.sequence.limit - done.position, complete_at=done.complete_at
+        )
         piece.origins.extend(done.origins[: len(piece.tokens)])
+        piece.logprobs.extend(done.logprobs[: len(piece.tokens)])
         if self._trace is not None:
             self._trace.write(self.stats.rounds, done, piece)
         with self._lock:
@@ -167,11 +185,18 @@ class Answer:
             identical_to = self._identical_to
             if self.stats.trusted:
                 identical_to = f"nothing (trusted {self.stats.trusted} tokens)"
+            tokens = [token for piece in self._pieces for token in piece.tokens]
+            stop_token = self._stop_tokens.get(tokens[-1]) if stopped_by == "end token" else None
+            logprobs = [one for piece in self._pieces for one in piece.logprobs]
             return Result(
                 text="".join(piece.text for piece in self._pieces),
-                tokens=[token for piece in self._pieces for token in piece.tokens],
+                tokens=tokens,
+                seed=self.stats.seed,
+                logprobs=logprobs if self._has_logprobs else None,
+                prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
                 finish_reason=FINISH_REASONS[stopped_by],
                 stopped_by=stopped_by,
+                stop_string=self._stops.found or stop_token,
                 stats=copy.deepcopy(self.stats),
                 identical_to=identical_to,
             )
@@ -192,12 +217,13 @@ class Answer:
             except SpecdecError as error:
                 self._summary_error = error
 
-    def _read(self, run: list[int], *, room: int) -> tuple[Piece, str | None]:
+    def _read(self, run: list[int], *, room: int, complete_at: int | None) -> tuple[Piece, str | None]:
         """The piece that a round's tokens make, cut where the answer ends, and what ended it.
 
         Args:
             run: the round's tokens.
             room: how many of them fit before the sequence's limit.
+            complete_at: after how many of them the answer's grammar has come to its end; None while it has not.
         """
         parts: list[str] = []
         stopped_by = None
@@ -207,6 +233,8 @@ class Answer:
                 stopped_by = "end token"
             elif self._stops.found is not None:
                 stopped_by = "stop string"
+            elif count == complete_at:
+                stopped_by = "grammar"
             elif self.stats.emitted + count == self._max_tokens:
                 stopped_by = "max_tokens"
             elif count == room:

@@ -32,7 +32,9 @@ def read_prompt(sequence: Sequence, *, stopped: Callable[[], bool] = never) -> i
     while sequence.unread:
         if stopped():
             raise Stopped
-        bytes_read += sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0].bytes_read
+        result = sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0]
+        sequence.note_prompt(result)
+        bytes_read += result.bytes_read
     return bytes_read
 
 

@@ -141,7 +141,9 @@ class Stream(Generation):
             if sequence.unread:
                 start_s = time.perf_counter()
                 bytes_read = decode.read_prompt(sequence, stopped=self._stopped)
-                answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+                ended = answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+                if ended is not None:
+                    return ended
             return answer.take(decode.step(sequence, stopped=self._stopped))
 
     def _stopped(self) -> bool:

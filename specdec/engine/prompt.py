@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
     from specdec.tokenizers import Tokenizer
 
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
-
 
 class EncodedPrompt(NamedTuple):
     """A prompt in tokens.
@@ -25,6 +23,9 @@ class EncodedPrompt(NamedTuple):
 
     ids: list[int]
     continues: bool
+
+
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]] | EncodedPrompt
 
 
 def encode_prompt(
@@ -41,7 +42,8 @@ def encode_prompt(
 
     Args:
         prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content". When
-            the last message is the assistant's, the answer goes on with its text.
+            the last message is the assistant's, the answer goes on with its text. A prompt that is encoded already
+            is checked, and the rest of the arguments does nothing.
         tokenizer: the model's, or None when it has none; then only ids will do.
         config: the model.
         chat: put text into the chat template as a user's message, when the model has a template.
@@ -55,6 +57,8 @@ def encode_prompt(
             tokenizer or a chat template that the model does not have.
     """
     continues = True
+    if isinstance(prompt, EncodedPrompt):
+        prompt, continues = prompt
     if isinstance(prompt, str):
         if chat and prompt and tokenizer is not None and tokenizer.has_chat_template:
             prompt = [{"role": "user", "content": prompt}]
@@ -75,7 +79,8 @@ def encode_prompt(
             f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
         )
     if len(ids) >= config.max_context:
-        raise ContextLengthError(len(ids), max_tokens, config.max_context)
+        can_grow = config.longest_context is not None
+        raise ContextLengthError(len(ids), max_tokens, config.max_context, can_grow=can_grow)
     return EncodedPrompt(ids, continues)
 
 

@@ -206,6 +206,7 @@ class Scheduler:
             if isinstance(reply, Exception):
                 events.append(_failed(sequence, reply))
             elif share.is_prompt:
+                sequence.note_prompt(reply.result)
                 events.append(Event(sequence, bytes_read=reply.result.bytes_read, seconds=reply.seconds))
             else:
                 try:

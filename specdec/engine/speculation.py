@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
 from specdec.drafters.registry import create as create_drafter
+from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
@@ -35,6 +36,7 @@ class Speculation:
         drafters: who may propose, by name; the first is the default.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
+        rules: what the caller put on the tokens; None where there is nothing.
         draft_len: draft length that the caller asked for.
         draft_effort: mean effort that the caller asked for.
         verify_effort: mean effort of verification.
@@ -55,6 +57,7 @@ class Speculation:
     temperature: float = 0.0
     is_effort_asked: bool = True
     trust: float | None = None
+    rules: LenientRules | None = None
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,8 +90,7 @@ class Speculation:
         """
         if self.trust is None:
             return []
-        entropies = [signals.distribution.entropy for signals in draft.signals]
-        return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
+        return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,8 @@ class Drafting:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
             costs = machine_costs(model, self.offered, self.efforts, tried)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
+        chooser = sequence.chooser
+        rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
         return Speculation(
             drafters=self.drafters,
             options=self.offered,
@@ -135,10 +139,11 @@ class Drafting:
                 history=sequence.tokens,
                 cache=sequence.cache,
                 efforts=self.efforts,
-                sample=sequence.sampler,
+                sample=sequence.chooser if rules is None else rules,
                 end_tokens=end_tokens,
                 prompt_length=len(sequence.tokens),
                 is_greedy=options.temperature == 0,
+                rules=rules,
             ),
             draft_len=options.draft_len,
             draft_effort=self.efforts.mean,
@@ -146,6 +151,7 @@ class Drafting:
             temperature=options.temperature,
             is_effort_asked=options.draft_effort is not None,
             trust=options.trust,
+            rules=rules,
         )
 
 

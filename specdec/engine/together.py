@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def apply(event: Event, answer: Answer) -> Piece | None:
-    """Take what a step did for an answer's sequence; the piece, if the step ended a round.
+    """Take what a step did for an answer's sequence; the piece, if the step ended a round or the answer.
 
     Raises:
         Exception: the event's error, or what the answer's text or trace runs into.
@@ -21,8 +21,7 @@ def apply(event: Event, answer: Answer) -> Piece | None:
     if event.error is not None:
         raise event.error
     if event.done is None:
-        answer.read_prompt(event.bytes_read, event.seconds)
-        return None
+        return answer.read_prompt(event.bytes_read, event.seconds)
     return answer.take(event.done)
 
 
