@@ -48,13 +48,14 @@ class ContextLengthError(InvalidArgumentError):
         prompt_tokens: of the prompt.
         max_tokens: that the answer was to have at most; None where nothing was asked.
         context: tokens that the model's context holds, answer included.
+        can_grow: the model can be loaded for a longer context.
     """
 
-    def __init__(self, prompt_tokens: int, max_tokens: int | None, context: int) -> None:
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context: int, *, can_grow: bool = False) -> None:
         self.prompt_tokens, self.max_tokens, self.context = prompt_tokens, max_tokens, context
         super().__init__(
             f"the prompt has {prompt_tokens} tokens and the model's context holds {context}, answer included: "
-            "shorten the prompt"
+            f"shorten the prompt{' or load the model for a longer one (context=, --context)' if can_grow else ''}"
         )
 
 
@@ -77,6 +78,20 @@ class UnknownNameError(InvalidArgumentError):
     def __init__(self, kind: str, name: str, known: list[str]) -> None:
         super().__init__(f"unknown {kind} {name!r}: choose from {', '.join(sorted(known)) or '(none installed)'}")
         self.kind, self.name, self.known = kind, name, sorted(known)
+
+
+class GrammarError(OptionError):
+    """A grammar that an answer cannot be made to follow: it has a mistake, cannot be met, or is not supported.
+
+    Args:
+        option: what asked for the grammar: "response_format", "grammar" or "regex".
+        problem: what is wrong, without the name.
+        keywords: of a JSON schema that are at fault.
+    """
+
+    def __init__(self, option: str, problem: str, *, keywords: tuple[str, ...] = ()) -> None:
+        super().__init__(option, problem)
+        self.keywords = keywords
 
 
 class ModelFormatError(SpecdecError, ValueError):

@@ -218,6 +218,9 @@ class ByteTokenizer:
     fingerprint = "bytes"
     control_names = frozenset({"<end>"})
     chat_template = None
+    pieces = (*(bytes([byte]) for byte in range(256)), b"<begin>", b"<end>")
+    special_ids = frozenset({BOS, EOS})
+    strips_first_space = False
 
     def __init__(
         self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None

@@ -199,3 +199,65 @@ def test_a_random_seed_is_printed_and_the_check_uses_it(text_model: Path, capsys
     assert seed is not None
     assert run(capsys, *words, "--seed", seed[1]).out == ran.out
     assert json.loads(run(capsys, *words, "--json").out)["seed"] != int(seed[1])
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"enum": [1, 22]}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (("--regex", "[0-9]{3}-[ab]"), "[0-9]{3}-[ab]"),
+        (("--grammar", 'start: "x" /[0-9]/ "y"'), "x[0-9]y"),
+        (("--grammar", 'root ::= "x" [0-9] "y"'), "x[0-9]y"),
+        (("--grammar-file", "FILE"), "x[0-9]y"),
+        (("--json-schema", "SCHEMA"), r'\{\s*"a"\s*:\s*(1|22)\s*\}'),
+        (("--response-format", json.dumps({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}})),
+         r'\{\s*"a"\s*:\s*(1|22)\s*\}'),
+        (("--response-format", "json_object", "--logit-bias", "125=100"), r"\{\s*\}"),
+        (("--response-format", "text"), "(?s:.*)"),
+    ],
+)  # fmt: skip
+def test_answers_follow_grammars(
+    words: tuple[str, ...], pattern: str, text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bias = _bytes_of(text_model)
+    (tmp_path / "grammar.lark").write_text('start: "x" /[0-9]/ "y"\n')
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    names = {"FILE": tmp_path / "grammar.lark", "SCHEMA": tmp_path / "schema.json", "125=100": f"{bias['}']}=100"}
+    asked = [str(names.get(word, word)) for word in words]
+    ran = run(
+        capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "60", "--check", *asked,
+        "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    said = json.loads(ran.out)
+    assert re.fullmatch(pattern, said["text"]), said["text"]
+    assert said["check"]["identical"]
+
+
+def _bytes_of(path: Path) -> dict[str, int]:
+    """The id of every character that is a token."""
+    pieces = specdec.load(path).tokenizer.pieces
+    return {piece.decode(): token for token, piece in enumerate(pieces) if len(piece) == 1 and piece < b"\x80"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--regex", "(a"), "--regex cannot be used: .*unclosed group"),
+        (("--grammar", "start: foo"), "--grammar cannot be used: .*unknown name"),
+        (("--response-format", "xml"), "--response-format: must be text, json_object, or a JSON object"),
+        (("--response-format", '{"type": "xml"}'), "--response-format must have the"),
+        (("--json-schema", "nosuch.json"), "--json-schema: cannot read nosuch.json: No such file"),
+        (("--json-schema", __file__), "--json-schema .* is not JSON"),
+        (("--grammar-file", "nosuch"), "--grammar-file: cannot read nosuch"),
+        (("--regex", "a", "--grammar", "start: /a/"), "not allowed with argument"),
+        (("--response-format", '{"type": "json_schema", "schema": {"not": {}}}'),
+         '--response-format has a schema that cannot be used because of "not"'),
+    ],
+)  # fmt: skip
+def test_wrong_grammars_are_refused_before_a_model_is_loaded(
+    words: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says(run(capsys, "generate", "--model", "nosuchmodel.gguf", "--prompt", "hello", *words), told)

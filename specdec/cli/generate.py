@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import codecs
 import sys
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
+from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable, load_model
 from specdec.cli.explain import Shown
+from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.cli.statistics import report
-from specdec.engine.flags import processor_argument
 from specdec.engine.option_checks import check_useful, plain_options
-from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
 from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
@@ -52,13 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))
     _add_sampling(parser.add_argument_group("sampling and length"))
-    _add_shaping(parser.add_argument_group("penalties and constraints"))
+    add_shaping(parser.add_argument_group("penalties and constraints"))
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     add_json_option(output)
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
     for name in ("logprobs", "prompt_logprobs", "trace"):
-        _add(output, name)
+        add_option(output, name)
     parser.set_defaults(run=run)
 
 
@@ -68,7 +66,7 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
     given.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads standard input")
     group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
     for name in ("chat", "literal", "chat_template_kwargs"):
-        _add(group, name)
+        add_option(group, name)
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
@@ -76,63 +74,26 @@ def _add_speculation(group: argparse._ArgumentGroup) -> None:
         "Nothing here needs to be set: the default policy measures this machine and chooses, for each round and step, "
         "drafter, length and effort, and does not draft where it does not pay. What is set, it keeps to."
     )
-    _add(group, "draft_effort")
+    add_option(group, "draft_effort")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    _add(group, "draft_view")
-    _add(group, "verify_effort")
+    add_option(group, "draft_view")
+    add_option(group, "verify_effort")
     group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
     for name in ("draft_len", "policy", "drafter", "trust", "speculate"):
-        _add(group, name)
+        add_option(group, name)
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"):
-        _add(group, name)
-
-
-def _add_shaping(group: argparse._ArgumentGroup) -> None:
-    for name in ("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "logits_processors"):
-        _add(group, name)
-
-
-def _add(group: argparse._ArgumentGroup, name: str) -> None:
-    """An option of the library (`specdec.Options`), under its own name; the library's default holds."""
-    flag = FLAGS[name]
-    if flag.kind is bool:
-        group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
-        return
-    default = flag.default or DEFAULTS[name]
-    parse = flag.kind if flag.parse is None else _parser_of(flag.parse)
-    if flag.kind in (dict, list):
-        parse = str if flag.parse is None else parse
-        group.add_argument(flag_of(name), dest=name, action="append", type=parse, metavar=flag.metavar, help=flag.help)
-    else:
-        description = f"{flag.help} (default: {default})"
-        group.add_argument(flag_of(name), dest=name, type=parse, metavar=flag.metavar, help=description)
-
-
-def _parser_of(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """An argparse type that tells what is wrong in the words of `parse`."""
-
-    def parsed(text: str) -> Any:
-        if parse is processor_argument and "" not in sys.path:
-            sys.path.insert(0, "")  # modules of the current folder, as Python itself would find them
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return parsed
+        add_option(group, name)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
     prompt = _prompt(arguments)
-    options = _options(arguments)
+    options = given_options(arguments)
     _check_early(arguments, options)
-    model = specdec.load(
-        arguments.model, runtime=arguments.runtime, threads=arguments.threads, load_share=arguments.load_share
-    )
+    model = load_model(arguments, load_share=arguments.load_share)
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)
@@ -212,12 +173,6 @@ def _text_of_file(data: bytes) -> bytes:
     return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as arguments of `specdec.stream`."""
-    given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    return {name: dict(value) if FLAGS[name].kind is dict else value for name, value in given.items()}
-
-
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Refuse what can be refused before a model is fetched and loaded.
 
@@ -237,7 +192,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
-    Options(**options)
+    check_options(options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     if "policy" in options:
         create_policy(options["policy"])

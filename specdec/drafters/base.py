@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
 
 
+GRAMMAR = "grammar"  # source of tokens that a grammar leaves no choice about
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """Another model, for drafters that bring one.
@@ -91,6 +94,14 @@ class DraftRules(Protocol):
         """A token from what `shape` returned."""
         ...
 
+    def forced(self, drafted: Sequence[int]) -> list[int]:
+        """Tokens that a grammar makes follow `drafted`: they need no pass to be drafted. Their source is `GRAMMAR`."""
+        ...
+
+    def room(self, drafted: Sequence[int]) -> int:
+        """Tokens that may be drafted after `drafted` in this round."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class DraftContext:
@@ -129,9 +140,10 @@ class Draft:
 
     Attributes:
         tokens: proposed tokens; may be empty. Without `parents` a chain, the first one at position `len(history)`.
-        signals: one per token, or none when the drafter has no distribution to show.
+        signals: one per token of the drafter's own, or none when it has no distribution to show.
         bytes_read: bytes of weights and cache read for it.
-        sources: per token, the name of the drafter that proposed it; empty when it is the drafter's own for all.
+        sources: per token, the name of the drafter that proposed it, or `GRAMMAR`; empty when it is the drafter's own
+            for all.
         expected_acceptance: the drafter's own estimate of the chance that a token is kept when those before it are,
             where it keeps book of that.
         parents: None for a chain, else a tree: for each token the number of the earlier one that it follows, or -1 for
@@ -144,6 +156,24 @@ class Draft:
     sources: list[str] = field(default_factory=list)
     expected_acceptance: float | None = None
     parents: list[int] | None = None
+
+    @property
+    def forced(self) -> int:
+        """Tokens that a grammar left no choice about."""
+        return self.sources.count(GRAMMAR)
+
+    @property
+    def aligned(self) -> list[StepSignals | None]:
+        """For every token its signals, None where there are none."""
+        signals = iter(self.signals)
+        if GRAMMAR not in self.sources:
+            return [*signals, *[None] * (len(self.tokens) - len(self.signals))]
+        return [None if source == GRAMMAR else next(signals, None) for source in self.sources]
+
+    def add_forced(self, tokens: Sequence[int]) -> None:
+        """Add tokens that a grammar leaves no choice about to the end of a chain whose sources are filled in."""
+        self.tokens += tokens
+        self.sources += [GRAMMAR] * len(tokens)
 
 
 class Ask(NamedTuple):

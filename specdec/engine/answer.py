@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FINISH_REASONS = {
     "end token": "stop",
     "stop string": "stop",
+    "grammar": "stop",
     "max_tokens": "length",
     "context": "length",
     "deadline": "length",
@@ -132,7 +133,9 @@ class Answer:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
         assert self.sequence is not None
         start_s = time.perf_counter()
-        piece, stopped_by = self._read(done.tokens, room=self.sequence.limit - done.position)
+        piece, stopped_by = self._read(
+            done.tokens, room=self.sequence.limit - done.position, complete_at=done.complete_at
+        )
         piece.origins.extend(done.origins[: len(piece.tokens)])
         piece.logprobs.extend(done.logprobs[: len(piece.tokens)])
         if self._trace is not None:
@@ -198,12 +201,13 @@ class Answer:
             except SpecdecError as error:
                 self._summary_error = error
 
-    def _read(self, run: list[int], *, room: int) -> tuple[Piece, str | None]:
+    def _read(self, run: list[int], *, room: int, complete_at: int | None) -> tuple[Piece, str | None]:
         """The piece that a round's tokens make, cut where the answer ends, and what ended it.
 
         Args:
             run: the round's tokens.
             room: how many of them fit before the sequence's limit.
+            complete_at: after how many of them the answer's grammar has come to its end; None while it has not.
         """
         parts: list[str] = []
         stopped_by = None
@@ -213,6 +217,8 @@ class Answer:
                 stopped_by = "end token"
             elif self._stops.found is not None:
                 stopped_by = "stop string"
+            elif count == complete_at:
+                stopped_by = "grammar"
             elif self.stats.emitted + count == self._max_tokens:
                 stopped_by = "max_tokens"
             elif count == room:

@@ -8,7 +8,7 @@ from specdec.engine.answer import Answer
 from specdec.engine.chooser import Rules
 from specdec.engine.efforts import describe_target
 from specdec.engine.options import OptionArguments, Options, options_of
-from specdec.engine.prompt import Prompt, encode_prompt
+from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.sampler import Sampler
 from specdec.engine.sequence import Sequence
@@ -80,7 +80,7 @@ def ask(
         limit=min(len(encoded.ids) + options.max_tokens, config.max_context),
         efforts=resolve_efforts(options.verify_effort, config),
         sampler=Sampler(options.sampling),
-        rules=_rules(model, options),
+        rules=_rules(model, encoded, options),
         logprobs=options.logprobs,
         prompt_logprobs=options.prompt_logprobs,
         reads_only=options.max_tokens == 0,
@@ -102,17 +102,25 @@ def ask(
     )
 
 
-def _rules(model: Model, options: Options) -> Rules:
+def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
     """What the options ask of the tokens, beside how they are drawn.
 
     Raises:
-        OptionError: a bias for a token that the model does not have.
+        OptionError: a bias for a token that the model does not have, or a grammar that cannot be used.
     """
     size = model.config.vocab_size
     for token in options.biases:
         if token >= size:
             raise OptionError("logit_bias", f"must have token ids from 0 to {size - 1} for this model, not {token}")
-    return Rules(bias=options.biases, penalties=options.penalties, processors=tuple(options.logits_processors))
+    asked, constraint = options.asked_grammar, None
+    if asked is not None:
+        constraint = model.memory.grammars.constraint(asked, model.tokenizer, size, continues=prompt.continues)
+    return Rules(
+        bias=options.biases,
+        penalties=options.penalties,
+        processors=tuple(options.logits_processors),
+        constraint=constraint,
+    )
 
 
 def _identical_to(model: Model, options: Options) -> str:

@@ -7,18 +7,21 @@ drafter and verifier choose alike, and speculation changes no token. The draw it
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 
+from specdec.drafters.base import GRAMMAR, Draft
 from specdec.engine.penalties import History, Penalties
 from specdec.errors import PluginError, SpecdecError
 
 if TYPE_CHECKING:
+    from specdec.engine.constraint import GrammarConstraint
     from specdec.engine.sampler import Sampler
 
 BAN = -100.0  # the bias that rules a token out
+_MOST_FORCED = 32  # tokens of a draft that the grammar leaves no choice about
 LogitsProcessor: TypeAlias = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -46,14 +49,6 @@ class Chooser(Protocol):
         ...
 
 
-class Constraint(Protocol):
-    """What may follow where, by a grammar; of one answer."""
-
-    def mask(self, logits: np.ndarray, drafted: Sequence[int]) -> None:
-        """Set the logits of tokens that cannot follow `drafted` to -inf, in place."""
-        ...
-
-
 class NoTokenError(SpecdecError):
     """Masks, biases and processors together leave no token that could follow."""
 
@@ -73,7 +68,7 @@ class Rules:
     bias: Mapping[int, float] = field(default_factory=dict)
     penalties: Penalties = field(default_factory=Penalties)
     processors: Sequence[LogitsProcessor] = ()
-    constraint: Constraint | None = None
+    constraint: GrammarConstraint | None = None
 
     def __bool__(self) -> bool:
         """Whether they change anything."""
@@ -93,6 +88,8 @@ class TokenChooser:
     def __init__(self, sampler: Sampler, rules: Rules, tokens: Sequence[int], vocab_size: int) -> None:
         self._sampler, self._rules, self._tokens, self._vocab_size = sampler, rules, tokens, vocab_size
         self._prompt_length = len(tokens)
+        if rules.constraint is not None:
+            rules.constraint.begin(tokens)
         self._bias_ids = np.fromiter(rules.bias, np.intp, len(rules.bias))
         values = [-np.inf if bias <= BAN else bias for bias in rules.bias.values()]
         self._bias = np.array(values, np.float32)
@@ -147,6 +144,24 @@ class TokenChooser:
             )
         return shaped
 
+    def allowed(self, drafted: Sequence[int], after: Sequence[int] = ()) -> int:
+        """How many tokens of `drafted`, from the first on, masks and bans let follow the place after `after`."""
+        count = next((n for n, token in enumerate(drafted) if token in self._banned), len(drafted))
+        if self._rules.constraint is None:
+            return count
+        return self._rules.constraint.allowed(drafted[:count], after)
+
+    def forced(self, drafted: Sequence[int], most: int) -> list[int]:
+        """Tokens, at most `most`, that must follow `drafted`, or spell what must; the verifier decides."""
+        if self._rules.constraint is None:
+            return []
+        found = self._rules.constraint.forced(drafted, min(most, _MOST_FORCED))
+        return found[: next((n for n, token in enumerate(found) if token in self._banned), len(found))]
+
+    def is_complete(self, drafted: Sequence[int]) -> bool:
+        """Whether nothing can be added to the answer and `drafted`."""
+        return self._rules.constraint is not None and self._rules.constraint.is_complete(drafted)
+
     def _rulers(self) -> str:
         rules = self._rules
         named = {
@@ -159,8 +174,8 @@ class LenientRules:
     """A chooser for drafters: where no token can follow, it says so and does not raise. A draft that goes astray is no
     error; where plain decoding would fail, the verifier does."""
 
-    def __init__(self, chooser: TokenChooser, tokens: Sequence[int]) -> None:
-        self._chooser, self._tokens = chooser, tokens
+    def __init__(self, chooser: TokenChooser, tokens: Sequence[int], limit: int) -> None:
+        self._chooser, self._tokens, self._limit = chooser, tokens, limit
 
     def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int:
         """The token at `position`, as the verifier would choose it after `drafted`; from the bare logits where
@@ -175,9 +190,62 @@ class LenientRules:
         except SpecdecError:
             return None
 
-    def draw(self, shaped: np.ndarray, position: int) -> int:
+    def draw(self, logits: np.ndarray, position: int) -> int:
         """A token from what `shape` returned."""
-        return self._chooser.draw(shaped, position)
+        return self._chooser.draw(logits, position)
+
+    def room(self, drafted: Sequence[int]) -> int:
+        """Tokens that may be drafted after `drafted`: a round adds one more of its own, and nothing follows the end."""
+        try:
+            is_complete = self._chooser.is_complete(drafted)
+        except SpecdecError:
+            is_complete = True
+        return 0 if is_complete else self._limit - len(self._tokens) - len(drafted) - 1
+
+    def forced(self, drafted: Sequence[int]) -> list[int]:
+        """Tokens that the grammar makes follow `drafted`; free drafts."""
+        try:
+            return self._chooser.forced(drafted, self.room(drafted))
+        except SpecdecError:
+            return []
+
+    def completed(self, draft: Draft) -> Draft:
+        """What the verifier could keep of a draft, and after a chain what a grammar leaves no choice about."""
+        try:
+            if draft.parents is not None:
+                return _pruned(draft, self._chooser)
+            count = self._chooser.allowed(draft.tokens)
+        except SpecdecError:
+            count = 0
+        if count < len(draft.tokens):
+            own = count - draft.sources[:count].count(GRAMMAR)
+            draft = replace(
+                draft, tokens=draft.tokens[:count], sources=draft.sources[:count], signals=draft.signals[:own]
+            )
+        draft.add_forced(self.forced(draft.tokens))
+        return draft
+
+
+def _pruned(draft: Draft, chooser: TokenChooser) -> Draft:
+    """A tree without what cannot follow, and what comes after that."""
+    assert draft.parents is not None
+    paths: list[list[int] | None] = []  # tokens from the root, None for what goes
+    for token, parent in zip(draft.tokens, draft.parents, strict=True):
+        before = [] if parent < 0 else paths[parent]
+        is_allowed = before is not None and chooser.allowed([token], before) == 1
+        paths.append([*before, token] if before is not None and is_allowed else None)
+    kept = [index for index, path in enumerate(paths) if path is not None]
+    if len(kept) == len(paths):
+        return draft
+    places = {index: place for place, index in enumerate(kept)} | {-1: -1}
+    aligned = draft.aligned
+    return replace(
+        draft,
+        tokens=[draft.tokens[index] for index in kept],
+        sources=[draft.sources[index] for index in kept],
+        signals=[one for index in kept if (one := aligned[index]) is not None],
+        parents=[places[draft.parents[index]] for index in kept],
+    )
 
 
 def _processed(processor: LogitsProcessor, tokens: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ class Flag:
 
     Attributes:
         kind: type of its value; bool for a switch that turns the option off, dict for KEY=VALUE and list for one value,
-            each repeatable.
+            both repeatable.
         metavar: what help calls the value.
         help: what it does.
         default: what help calls the default, where its value says nothing.

@@ -14,7 +14,15 @@ from typing import Any, TypedDict
 
 from specdec.drafters.base import Drafter
 from specdec.engine.chooser import LogitsProcessor
-from specdec.engine.flags import Flag, bias_argument, flag, processor_argument, template_argument
+from specdec.engine.flags import (
+    Flag,
+    bias_argument,
+    flag,
+    format_argument,
+    processor_argument,
+    template_argument,
+)
+from specdec.engine.grammar import Grammar, asked_grammar
 from specdec.engine.logprobs import MOST_LOGPROBS
 from specdec.engine.option_checks import (
     check_useful,
@@ -53,6 +61,9 @@ class OptionArguments(TypedDict, total=False):
     repetition_penalty: float
     logit_bias: Mapping[int, float] | None
     logits_processors: Sequence[LogitsProcessor]
+    response_format: Mapping[str, Any] | None
+    grammar: str | None
+    regex: str | None
     stop: str | Sequence[str]
     chat: bool
     literal: bool
@@ -97,6 +108,11 @@ class Options:
         logits_processors: functions `(tokens, logits) -> logits`, called with every id before the token to choose,
             int64 (T,), and logits float32 (V,), after biases and penalties. They must be pure functions: they are asked
             about drafts, too, in any order.
+        response_format: what the answer must be, as in OpenAI's API: {"type": "json_object"}, or {"type":
+            "json_schema", "json_schema": {"schema": {...}}}. It may be cut short by `max_tokens`. Needs the extra
+            `grammar`, as do the next two.
+        grammar: a grammar that the answer must follow, in llguidance's dialect of Lark or in llama.cpp's GBNF.
+        regex: a regular expression (of Rust's crate `regex`, without look-around) that the whole answer must match.
         stop: strings that end the answer and are not part of its text.
         chat: put a text prompt into the model's chat template as a user's message, if it has one; False takes the text
             as it is.
@@ -173,6 +189,16 @@ class Options:
             parse=processor_argument,
         ),
     )
+    response_format: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=flag(str, "FORMAT", "json_object, or a response format as JSON", "text", parse=format_argument),
+    )
+    grammar: str | None = field(
+        default=None, metadata=flag(str, "TEXT", "a grammar in Lark or GBNF that the answer follows", "none")
+    )
+    regex: str | None = field(
+        default=None, metadata=flag(str, "PATTERN", "a regular expression that the answer matches", "none")
+    )
     stop: str | Sequence[str] = field(
         default=(), metadata=flag(list, "TEXT", "end before this text; repeatable", "none")
     )
@@ -230,7 +256,7 @@ class Options:
         _set(self, "logit_bias", checked_bias(self.logit_bias))
         _set(self, "logits_processors", checked_processors(self.logits_processors))
         check_variables(self.chat_template_kwargs)
-        _ = self.sampling, self.penalties  # checks them
+        _ = self.sampling, self.penalties, self.asked_grammar  # checks them
 
     def _check_drafting(self) -> None:
         _set(self, "drafter", tuple(self.drafter) if isinstance(self.drafter, (list, tuple)) else (self.drafter,))
@@ -255,6 +281,11 @@ class Options:
         return Penalties(
             presence=self.presence_penalty, frequency=self.frequency_penalty, repetition=self.repetition_penalty
         )
+
+    @property
+    def asked_grammar(self) -> Grammar | None:
+        """What the answer must follow; None for any text."""
+        return asked_grammar(self.response_format, self.grammar, self.regex)
 
     @property
     def biases(self) -> dict[int, float]:

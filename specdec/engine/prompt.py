@@ -79,7 +79,8 @@ def encode_prompt(
             f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
         )
     if len(ids) >= config.max_context:
-        raise ContextLengthError(len(ids), max_tokens, config.max_context)
+        can_grow = config.longest_context is not None
+        raise ContextLengthError(len(ids), max_tokens, config.max_context, can_grow=can_grow)
     return EncodedPrompt(ids, continues)
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from specdec.drafters.base import Ask, Draft, Reply
+from specdec.drafters.base import GRAMMAR, Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import Verdict, accept
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
@@ -103,8 +103,9 @@ class Sequence:
         self.runtime, self.efforts = runtime, efforts
         self.tokens, self.limit, self.reads_only = list(prompt), limit, reads_only
         self.chooser: Chooser = sampler
-        if rules:
-            self.chooser = TokenChooser(sampler, rules, self.tokens, runtime.config.vocab_size)
+        self._ruled = TokenChooser(sampler, rules, self.tokens, runtime.config.vocab_size) if rules else None
+        if self._ruled is not None:
+            self.chooser = self._ruled
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if prompt_logprobs is None else [None]
         self.cache = runtime.new_cache(limit) if cache is None else cache
@@ -145,6 +146,10 @@ class Sequence:
             yield from self._draft(opened, plan, drafting_s)
             # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
             self.cache.trim(position - 1)
+        if self.speculation is not None and self.speculation.rules is not None:
+            ruled_s = time.perf_counter()
+            opened.draft = self.speculation.rules.completed(opened.draft)
+            opened.draft_s += time.perf_counter() - ruled_s
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents)
@@ -235,7 +240,7 @@ class Sequence:
                 opened.others_s += reply.pass_s - reply.seconds
                 start_s = time.perf_counter() - reply.seconds
             opened.steps = None
-        opened.draft = _checked(name, draft, plan)
+        opened.draft = _checked(name, draft, plan, self.limit - len(self.tokens) - 1)
         opened.draft_s += time.perf_counter() - start_s
 
     def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
@@ -247,7 +252,8 @@ class Sequence:
         verdict = accept(
             draft.tokens, result.logits, self.chooser, position=position, parents=draft.parents, trusted=trusted
         )
-        logprobs = [] if self._logprobs is None else _logprobs(draft, verdict, result, self._logprobs)
+        tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
+        logprobs = [] if self._logprobs is None else _logprobs(tokens, verdict, result, self._logprobs)
         done = Round(
             position=position,
             plan=opened.plan,
@@ -260,6 +266,7 @@ class Sequence:
             verify_bytes_read=result.bytes_read,
             trusted=trusted,
             logprobs=logprobs,
+            complete_at=None if self._ruled is None else _complete_at(self._ruled, tokens),
         )
         return done, verdict
 
@@ -279,28 +286,35 @@ class Sequence:
             return
         top = done.bonus_token if speculation.context.is_greedy else None
         distribution = LogitDistribution(verdict.logits, top)
+        # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
+        draft, forced = done.draft, done.draft.forced
+        forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
         speculation.policy.observe(
             RoundOutcome(
-                drafted=len(done.draft.tokens),
-                accepted=len(done.kept),
-                signals=tuple(done.draft.signals),
+                drafted=len(draft.tokens) - forced,
+                accepted=len(done.kept) - forced_kept,
+                signals=tuple(draft.signals),
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,
                 context_length=done.position - 1,
                 draft_s=done.draft_s + others_s[0],
                 verify_s=done.verify_s + others_s[1],
                 round_s=done.round_s + sum(others_s),
-                rows_beside=rows_beside,
+                rows_beside=rows_beside + forced,
             )
         )
         self._last_distribution = distribution
 
 
-def _logprobs(draft: Draft, verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:
-    """Of the tokens that are kept and the bonus token, each from the row of the token before it."""
+def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:
+    """Of a round's tokens, each from the row of the token before it."""
     rows = [0, *(index + 1 for index in verdict.kept)]
-    tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
     return [token_logprob(result.logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]
+
+
+def _complete_at(chooser: TokenChooser, tokens: Tokens[int]) -> int | None:
+    """How many of a round's tokens make the answer one that nothing can be added to."""
+    return next((count for count in range(1, len(tokens) + 1) if chooser.is_complete(tokens[:count])), None)
 
 
 @contextmanager
@@ -318,17 +332,19 @@ def _faults_of(name: str) -> Iterator[None]:
         raise PluginError.raised("drafter", name, error, doing="draft") from error
 
 
-def _checked(name: str, draft: Draft, plan: DraftPlan) -> Draft:
+def _checked(name: str, draft: Draft, plan: DraftPlan, most: int) -> Draft:
     """A draft that the verifier can take, its sources filled in and a chain without parents.
 
     Raises:
-        PluginError: the drafter gave something else, more tokens than were allowed, or parents that are not a tree.
+        PluginError: the drafter gave something else, more tokens than were allowed (in all `most`, with those that a
+            grammar leaves no choice about), or parents that are not a tree.
     """
     if not isinstance(draft, Draft):
         raise PluginError("drafter", name, f"gave a wrong answer: draft must return a Draft, not {draft!r}")
     drafted = len(draft.tokens)
-    if drafted > plan.num_draft_tokens:
-        raise PluginError("drafter", name, f"drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
+    allowed = min(plan.num_draft_tokens + draft.forced, most)
+    if drafted > allowed:
+        raise PluginError("drafter", name, f"drafted {drafted} tokens where {allowed} were allowed")
     if draft.parents is not None:
         try:
             check_parents(draft.parents, drafted)

@@ -36,6 +36,7 @@ class Speculation:
         drafters: who may propose, by name; the first is the default.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
+        rules: what the caller put on the tokens; None where there is nothing.
         draft_len: draft length that the caller asked for.
         draft_effort: mean effort that the caller asked for.
         verify_effort: mean effort of verification.
@@ -56,6 +57,7 @@ class Speculation:
     temperature: float = 0.0
     is_effort_asked: bool = True
     trust: float | None = None
+    rules: LenientRules | None = None
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,8 +75,7 @@ class Speculation:
         """
         if self.trust is None:
             return []
-        entropies = [signals.distribution.entropy for signals in draft.signals]
-        return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
+        return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +111,7 @@ class Drafting:
             costs = machine_costs(model, self.offered, self.efforts, tried)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
         chooser = sequence.chooser
-        rules = LenientRules(chooser, sequence.tokens) if isinstance(chooser, TokenChooser) else None
+        rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
         return Speculation(
             drafters=self.drafters,
             options=self.offered,
@@ -131,6 +132,7 @@ class Drafting:
             temperature=options.temperature,
             is_effort_asked=options.draft_effort is not None,
             trust=options.trust,
+            rules=rules,
         )
 
 

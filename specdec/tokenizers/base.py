@@ -46,6 +46,21 @@ class Tokenizer(ABC):
         return self._table.fingerprint()
 
     @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """Bytes of every id; empty for ids that mean nothing."""
+        return self._table.pieces
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that steer the model and are no text."""
+        return self._table.special
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether a space that a text's first token begins with is left out when the text is decoded."""
+        return self._table.strip_leading_space
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` can work."""
         return self._meta.chat_template is not None

@@ -45,7 +45,16 @@ if TYPE_CHECKING:
 
 CPU_VARIABLE = "SPECDEC_CPU"
 # Features beyond the plain decoder.
-_EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM, Feature.MIXTURE})
+_EXECUTES = frozenset(
+    {
+        Feature.ROPE_FACTORS,
+        Feature.ROPE_ATTENTION,
+        Feature.WINDOW,
+        Feature.QKV_BIAS,
+        Feature.QK_NORM,
+        Feature.MIXTURE,
+    }
+)
 _ALL = 2
 _SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
 
@@ -328,6 +337,7 @@ def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
         head_dim=config.head_dim,
         norm_eps=config.norm_eps,
         frequencies=rotary_frequencies(config).tolist(),
+        rotary_factor=config.rope_attention_factor,
         windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
         tie_embeddings=config.tie_embeddings,
         qkv_bias=config.qkv_bias,

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 _EXECUTES = frozenset(
     {
         Feature.ROPE_FACTORS,
+        Feature.ROPE_ATTENTION,
         Feature.WINDOW,
         Feature.QKV_BIAS,
         Feature.QK_NORM,
