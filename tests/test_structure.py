@@ -48,6 +48,7 @@ MODULES = {
     "model_files": "tools",
     "parse": "tools",
     "read_file": "tools",
+    "turns": "tools",
     "paths": "tools",
     "plugin_spec": "tools",
     "progress": "tools",

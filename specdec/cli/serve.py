@@ -9,7 +9,7 @@ import sys
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options
+from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, load_model
 from specdec.errors import InvalidArgumentError
 
 API_KEY_VARIABLE = "SPECDEC_API_KEY"
@@ -67,9 +67,6 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
         "--queue", type=int, default=QUEUE, metavar="N", help="most requests that wait (default: %(default)s)"
     )
     group.add_argument(
-        "--context", type=int, metavar="N", help="most tokens of a prompt and its answer (default: the model's)"
-    )
-    group.add_argument(
         "--efforts",
         type=_efforts,
         default=(1.0,),
@@ -100,11 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
         api_keys=_api_keys(arguments.api_key),
         efforts=arguments.efforts,
         cors=tuple(arguments.cors or ()),
-        context=arguments.context,
         max_body_bytes=arguments.max_body_bytes,
         timeout_s=arguments.timeout_s,
     )
-    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    model = load_model(arguments)
     if not is_loopback(settings.host) and not settings.api_keys:
         _say(f"warning: everybody who reaches {settings.host} may use this server: --api-key makes them name a key")
     named = ("max_sequences", "max_rows", "cache_bytes", "queue")
