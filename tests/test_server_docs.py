@@ -52,7 +52,7 @@ def test_python_examples_run(server: Running, code: str, capsys: pytest.CaptureF
 def test_curl_examples_run(server: Running) -> None:
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
-    examples = [code for code in blocks("sh") if code.startswith("curl")]
+    examples = blocks("bash")
     assert examples
     for code in examples:
         command = code.replace(ADDRESS, server.url).replace("curl ", "curl --silent --show-error --noproxy '*' ", 1)

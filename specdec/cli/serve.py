@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
@@ -48,7 +49,12 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cors", action="append", metavar="ORIGIN", help="let pages of this origin ask; * for all; repeatable"
     )
-    group.add_argument("--alias", action="append", metavar="NAME", help="the model's name in requests; repeatable")
+    group.add_argument(
+        "--alias",
+        action="append",
+        metavar="NAME",
+        help="the model's name in requests; repeatable (default: that of its file or folder)",
+    )
     group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="info logs every request (default: %(default)s)"
     )
@@ -88,7 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.server.run import serve
     from specdec.server.settings import ServerSettings
 
-    names = arguments.alias or [str(arguments.model)]
+    names = arguments.alias or [_name(arguments.model)]
     settings = ServerSettings(
         name=names[0],
         aliases=tuple(names[1:]),
@@ -114,6 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
             started=lambda address: _say(f"serving {settings.name} at {address}"),
         )
     return 0 if ended else EXIT_INTERRUPTED
+
+
+def _name(model: str) -> str:
+    """What requests call a model: its name in the catalogue, or that of its file or folder."""
+    return Path(model).name.removesuffix(".gguf") or model
 
 
 def _api_keys(given: list[str] | None) -> tuple[str, ...]:

@@ -191,7 +191,7 @@ class Answers:
         )
 
     def close(self) -> None:
-        """End the threads; the batch is its owner's to close."""
+        """End the threads of the pool; the batch is its owner's to close."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

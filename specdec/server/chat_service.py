@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from specdec.engine.prompt import EncodedPrompt, encode_prompt
@@ -18,6 +19,7 @@ from specdec.server.events import ChatEvent, ChatRequest
 from specdec.server.logprobs import describer
 from specdec.server.sampling import seed_of_choice
 from specdec.server.settings import ServerSettings
+from specdec.tokenizers.messages import checked_messages
 
 _END_TOKENS = 32  # of a prompt; the chat template's last marker is among them
 
@@ -109,9 +111,9 @@ class ChatService:
             "add_generation_prompt": not request.continue_final,
             "continue_final_message": request.continue_final,
         }
-        messages: Sequence[Mapping[str, Any]] = request.messages
+        messages: Sequence[Mapping[str, Any]] = checked_messages(request.messages)
         if self._form is not None:
-            messages, more = self._form.prompt(request)
+            messages, more = self._form.prompt(replace(request, messages=messages))
             variables |= more
         return encode_prompt(messages, model.tokenizer, model.config, variables=variables)
 
