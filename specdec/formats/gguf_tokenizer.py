@@ -113,7 +113,7 @@ class _Vocabulary:
             holds = default < len(tokens) and (not is_bpe or self.types[default] == CONTROL)
             self._ids[name] = self._named(name, default if holds else None)
         for index in map(self.special_id, ("bos", *_ENDS)):
-            if index is not None and self.types[index] == NORMAL and MARKER.fullmatch(self.tokens[index]):
+            if index is not None and self.types[index] in (NORMAL, UNUSED) and MARKER.fullmatch(self.tokens[index]):
                 self.types[index] = CONTROL
 
     def special_id(self, name: str) -> int | None:

@@ -103,7 +103,7 @@ def _add_missing(backend: Backend, settings: Settings) -> bool:
     Returns:
         Whether there were any. Tokens that the model has no row for stay out.
     """
-    known, added = backend.get_vocab(with_added_tokens=True), False
+    known = backend.get_vocab(with_added_tokens=True)
     found = {token.content for token in backend.get_added_tokens_decoder().values()}
     size = max(known.values(), default=-1) + 1
     named = {token.text: token for token in settings.added_tokens if token.text not in found}
@@ -112,17 +112,16 @@ def _add_missing(backend: Backend, settings: Settings) -> bool:
         if text not in found and (text not in known or MARKER.fullmatch(text)):
             named.setdefault(text, AddedToken(0, text, True))
     new = [token for token in named.values() if token.text not in known][: max(0, settings.vocab_size - size)]
-    for token in [*new, *(token for token in named.values() if token.text in known)]:
-        backend.add_tokens(
-            [
-                BackendToken(
-                    token.text, special=token.special, normalized=False, lstrip=token.strip_left,
-                    rstrip=token.strip_right,
-                )
-            ]
-        )  # fmt: skip
-        added = True
-    return added
+    tokens = [*new, *(token for token in named.values() if token.text in known)]
+    backend.add_tokens(
+        [
+            BackendToken(
+                token.text, special=token.special, normalized=False, lstrip=token.strip_left, rstrip=token.strip_right
+            )
+            for token in tokens
+        ]
+    )
+    return bool(tokens)
 
 
 def _bpe_meta(backend: Backend, settings: Settings) -> TokenizerMeta:
