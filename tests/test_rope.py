@@ -27,6 +27,7 @@ from specdec.model.effort import EffortSchedule
 from specdec.model.rope_scaling import RopeScaling
 from specdec.runtimes.base import forward_one
 from specdec.store import Store, convert
+from specdec.store.inspect import inspect_store
 from specdec.weights.dtypes import to_float32
 
 CASES = {case["name"]: case for case in json.loads((Path(__file__).parent / "data" / "golden_rope.json").read_text())}
@@ -213,6 +214,7 @@ def test_stores_keep_the_rule(tmp_path: Path) -> None:
     long = Store.open(path, context=64)
     assert long.config.rope_factors == tuple(case["fields"]["rope_parameters"]["long_factor"])
     assert long.checksum == Store.open(path).checksum
+    assert "context     16 tokens (up to 64 with --context)\n" in inspect_store(path).to_text()
     with pytest.raises(InvalidArgumentError, match="context must be at most 64 tokens for this model, not 65"):
         Store.open(path, context=65)
     values = json.loads(json.dumps(source.config.to_dict()))
