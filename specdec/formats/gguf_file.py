@@ -164,9 +164,10 @@ class GGUFFile:
         if count <= 1:
             return
         if number != 0 or count > MAX_PARTS:
-            raise ModelFormatError(
-                f"{self.label} says that it is part {number + 1} of {count}, which cannot be the first"
-            )
+            found = _PART_NAME.fullmatch(path.name)
+            is_renamed = found is None or int(found[2]) != number + 1 or count > MAX_PARTS
+            lacks = "which its name does not say" if is_renamed else "and the first is not beside it: fetch all parts"
+            raise ModelFormatError(f"{self.label} says that it is part {number + 1} of {count}, {lacks}")
         missing = []
         for other in part_paths(path, count):
             if not other.exists():

@@ -7,6 +7,7 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ import numpy as np
 
 from specdec.errors import ModelFormatError
 from specdec.formats.files import map_file, parse_json, read_json
+from specdec.model_files import INDEX_NAME, SINGLE_NAME, unlisted_weights
 from specdec.weights.dtypes import to_float32
 
-SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 LENGTH_BYTES = 8
+
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+_MOST_PARTS = 10_000
 
 READABLE = ("F32", "F16", "BF16")
 _DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "U32": "<u4"}
@@ -129,7 +133,8 @@ class SafetensorsFile:
 
 
 class SafetensorsFolder:
-    """The weights of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` lists.
+    """The weights of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` lists, or else all
+    whose names say that they are weights, as mlx-lm reads them.
 
     Attributes:
         label: folder name, for messages.
@@ -143,11 +148,13 @@ class SafetensorsFolder:
         self._files: list[SafetensorsFile] = []
         self._where: dict[str, SafetensorsFile] = {}
         expected: dict[str, str] | None = None
-        if (folder / INDEX_NAME).exists():
+        if (folder / SINGLE_NAME).exists():
+            names = [SINGLE_NAME]
+        elif (folder / INDEX_NAME).exists():
             expected = _read_index(folder / INDEX_NAME)
             names = sorted(set(expected.values()))
-        elif (folder / SINGLE_NAME).exists():
-            names = [SINGLE_NAME]
+        elif names := unlisted_weights(folder):
+            _check_parts(folder, names)
         else:
             raise ModelFormatError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}; other weights are not read")
         try:
@@ -195,6 +202,16 @@ class SafetensorsFolder:
         for tensor, name in (expected or {}).items():
             if tensor not in self._where or self._where[tensor].label != name:
                 raise ModelFormatError(f"{self.label}: {INDEX_NAME} puts tensor {tensor!r} into {name}, which lacks it")
+
+
+def _check_parts(folder: Path, names: list[str]) -> None:
+    """Refuse files whose names say that there are more of them."""
+    for name in names:
+        if (part := _PART.fullmatch(name)) is None:
+            continue
+        for number in range(1, min(int(part[2]), _MOST_PARTS) + 1):
+            if (other := f"{part[1]}-{number:05d}-of-{part[2]}.safetensors") not in names:
+                raise ModelFormatError(f"{folder.name} has {name}, and {other} is not beside it: fetch all parts")
 
 
 def _read_index(path: Path) -> dict[str, str]:
