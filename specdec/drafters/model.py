@@ -51,6 +51,10 @@ class ModelDrafter:
         self._cache: Cache | None = None
         self._read: list[int] = []  # tokens that the cache holds
 
+    def cache_bytes(self, capacity: int) -> int:
+        """Bytes of the other model's keys and values, of a sequence of at most `capacity` tokens."""
+        return self.runtime.cache_bytes(min(capacity, self.runtime.config.max_context))
+
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, an end token comes up, or the model's own context is
         full."""

@@ -93,6 +93,13 @@ class Answer:
         self._lock = threading.Lock()  # of what `result` reads
         self._summary_error: SpecdecError | None = None
 
+    def worst_bytes(self) -> int:
+        """Most bytes of keys and values that the answer may take, those of its drafters included."""
+        sequence, drafting = self.sequence, self._drafting
+        assert sequence is not None
+        drafts = 0 if drafting is None else drafting.cache_bytes(sequence.limit)
+        return sequence.runtime.cache_bytes(sequence.limit) + drafts
+
     def start(self, cache: Cache | None = None) -> None:
         """Get ready for the first pass; for whoever holds the lock.
 
@@ -154,6 +161,7 @@ class Answer:
         if sequence is not None:
             sequence.rewind()
             self._sum_up(sequence)
+            self._end_drafting(sequence)
             if self._prompt_cache is not None:
                 self._prompt_cache.keep(sequence.runtime, sequence.tokens, sequence.cache, efforts=sequence.efforts)
         trace, self._trace = self._trace, None
@@ -192,6 +200,14 @@ class Answer:
                 stats=copy.deepcopy(self.stats),
                 identical_to=identical_to,
             )
+
+    def _end_drafting(self, sequence: Sequence) -> None:
+        """Let drafters keep the answer; an error waits as in `_sum_up`."""
+        if sequence.speculation is not None:
+            try:
+                sequence.speculation.end()
+            except SpecdecError as error:
+                self._summary_error = error
 
     def _sum_up(self, sequence: Sequence) -> None:
         """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""

@@ -54,12 +54,14 @@ def ask(
     arguments: OptionArguments,
     *,
     caller: str,
+    owner: str | None = None,
     prompt_cache: PromptCache | None = None,
 ) -> Answer:
     """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
     draft view has yet to be made ready.
 
-    Arguments and errors are those of `begin`; `prompt_cache` gets the keys and values at the answer's end.
+    Arguments and errors are those of `begin`. Drafters learn from earlier answers of `owner`, and keep this one for its
+    later ones; None for neither. `prompt_cache` gets the keys and values at the answer's end.
     """
     options = options_of(arguments, caller).seeded()
     encoded = encode_prompt(
@@ -95,7 +97,7 @@ def ask(
         identical_to=_identical_to(model, options),
         seed=options.seed,
         has_logprobs=options.logprobs is not None,
-        drafting=choose_drafting(model, options) if options.speculate and options.max_tokens else None,
+        drafting=choose_drafting(model, options, owner=owner) if options.speculate and options.max_tokens else None,
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=prompt_cache,
         lock=model.lock,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
+from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import machine_costs
@@ -15,7 +15,7 @@ from specdec.engine.options import Options
 from specdec.engine.policy import DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
-from specdec.errors import InvalidArgumentError, MemoryShortError
+from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.warn import warn
@@ -68,6 +68,21 @@ class Speculation:
         """What the drafters that can tell beforehand have found, by name."""
         return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
 
+    def end(self) -> None:
+        """Tell the drafters that keep answers that this one has ended.
+
+        Raises:
+            PluginError: one of them raises something that is not an error of specdec.
+        """
+        for name, drafter in self.drafters.items():
+            if isinstance(drafter, Archivist):
+                try:
+                    drafter.ended(self.context)
+                except SpecdecError:
+                    raise
+                except Exception as error:
+                    raise PluginError.raised("drafter", name, error, doing="ended") from error
+
     def trusted(self, draft: Draft) -> list[bool]:
         """For each drafted token whether it is kept without a check; empty when all are checked.
 
@@ -99,6 +114,10 @@ class Drafting:
     chosen: Policy
     policy: GuardedPolicy
     efforts: EffortScale
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
+        return sum(one.cache_bytes(capacity) for one in self.drafters.values() if isinstance(one, Rememberer))
 
     def begin(self, sequence: Sequence, end_tokens: frozenset[int]) -> Speculation:
         """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
@@ -136,8 +155,8 @@ class Drafting:
         )
 
 
-def choose_drafting(model: Model, options: Options) -> Drafting:
-    """What an answer with these options drafts with.
+def choose_drafting(model: Model, options: Options, *, owner: str | None = None) -> Drafting:
+    """What an answer with these options drafts with, from the earlier answers of `owner` as well.
 
     Raises:
         InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
@@ -155,7 +174,7 @@ def choose_drafting(model: Model, options: Options) -> Drafting:
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     with model.memory.drafters.lock:
-        drafters = _drafters(model, options)
+        drafters = _drafters(model, options, owner)
     offered = tuple(
         DraftOption(name, view, drafter.takes_effort)
         for name, drafter in drafters.items()
@@ -181,7 +200,7 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
-def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
+def _drafters(model: Model, options: Options, owner: str | None) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -195,6 +214,7 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
         tokenizer=tokenizer,
         load_model=model.load_other,
         memory=model.memory.drafters,
+        owner=owner,
     )
     asked: list[str | Drafter] = []
     for one in options.drafters:
