@@ -54,7 +54,16 @@ def test_nothing_done_divides_by_nothing():
 def test_json_holds_every_field_that_the_library_promises():
     values = specdec.generate(fake_model(), "hello", max_tokens=12, draft_effort=0.6).to_dict()
     assert json.loads(json.dumps(values)) == values
-    assert set(values) == {"text", "tokens", "finish_reason", "stopped_by", "identical_to", "stats"}
+    assert set(values) == {
+        "text",
+        "tokens",
+        "finish_reason",
+        "stopped_by",
+        "stop_string",
+        "identical_to",
+        "seed",
+        "stats",
+    }
     promised = (
         "rounds drafted accepted emitted acceptance_rate mean_accepted_length draft_view accepted_per_position "
         "prefill_s draft_s verify_s overhead_s tok_per_s draft_bytes_read verify_bytes_read"

@@ -12,13 +12,12 @@ import specdec
 from specdec.drafters.base import Draft
 from specdec.engine.accept import accept
 from specdec.engine.begin import begin
-from specdec.engine.pass_costs import PassCosts
 from specdec.engine.policy import DraftPlan
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.engine.scheduler import Scheduler
 from specdec.errors import InvalidArgumentError
 from specdec.model.loaded import Model
-from specdec.runtimes.base import MAX_PASS_ROWS, path_to
+from specdec.runtimes.base import path_to
 
 ENDLESS = ByteTokenizer(eos=frozenset())
 
@@ -312,24 +311,6 @@ def test_prompts_are_read_in_pieces_beside_others():
         assert 1 <= left - long.sequence.unread <= 99
         rounds += 1
         assert first.sequence.rounds == rounds  # nobody's stream stalls
-
-
-def test_costs_say_how_much_of_a_prompt_fits():
-    costs = PassCosts()
-    assert costs.seconds(4) is None
-    assert costs.prompt_rows(1) == 32
-    for rows, seconds in ((1, 0.2), (2, 0.2), (16, 0.2), (64, 0.8), (500, 6.4)):
-        for _ in range(3):
-            costs.observe(rows, seconds)
-    assert costs.seconds(1) == pytest.approx(0.2)
-    assert 30 <= costs.prompt_rows(1) <= 34  # twice a decoding pass
-    assert costs.prompt_rows(400) > 50
-    costs = PassCosts()
-    for rows, seconds in ((1, 0.001), (64, 0.01), (400, 0.064)):
-        costs.observe(rows, seconds)
-    assert costs.prompt_rows(1) == MAX_PASS_ROWS - 1  # all of it takes less than a quarter of a second
-    costs.observe(1, 100.0)  # a machine that stalls is not a cost
-    assert costs.seconds(1) < 0.002
 
 
 @pytest.mark.parametrize(

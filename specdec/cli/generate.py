@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
+from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable, load_model
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
@@ -93,9 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = _prompt(arguments)
     options = given_options(arguments)
     _check_early(arguments, options)
-    model = specdec.load(
-        arguments.model, runtime=arguments.runtime, threads=arguments.threads, load_share=arguments.load_share
-    )
+    model = load_model(arguments, load_share=arguments.load_share)
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -45,10 +46,12 @@ class DrafterMemory:
     Attributes:
         tables: indices of files' texts, by file, its state and the sizes of the index.
         models: other models, by the name that was asked for.
+        lock: held while drafters are built.
     """
 
     tables: dict[tuple[str, int, int, int, int], NgramIndex] = field(default_factory=dict)
     models: dict[str, LoadedModel] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)

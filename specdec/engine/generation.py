@@ -19,8 +19,8 @@ from specdec.engine import decode
 from specdec.engine.answer import Answer
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
-from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.turns import Turns
 
 G = TypeVar("G", bound="Generation")
 

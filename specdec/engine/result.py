@@ -38,7 +38,9 @@ class Result:
         tokens: every token of the answer, the end token or those of the stop string included.
         finish_reason: "stop" (an end token, a stop string or the end of a grammar), "length" (max_tokens or the context
             is used up), or "interrupted" (the caller stopped early).
-        stopped_by: the same in detail: "end token", "stop string", "grammar", "max_tokens", "context" or "caller".
+        stopped_by: the same in detail: "end token", "stop string", "grammar", "max_tokens", "context", "deadline"
+            (of a batch; its finish_reason is "length") or "caller".
+        stop_string: the caller's stop string that ended the answer, if one did.
         stats: counts, times and bytes.
         identical_to: whose tokens these are: "dense" (plain decoding of the model itself), or plain decoding at a lower
             verify effort, as "effort 0.6", or with a part of the weights, as "dense at 0.800 of the weights"; "nothing
@@ -54,13 +56,14 @@ class Result:
     stopped_by: str
     stats: Stats
     identical_to: str
+    stop_string: str | None = None
     seed: int | None = None
     logprobs: list[TokenLogprob] | None = None
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; log-probabilities only where they were asked for."""
-        own = ("text", "tokens", "finish_reason", "stopped_by", "identical_to", "seed")
+        own = ("text", "tokens", "finish_reason", "stopped_by", "stop_string", "identical_to", "seed")
         found = {name: getattr(self, name) for name in own} | {"stats": self.stats.to_dict()}
         for name, logprobs in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if logprobs is not None:

@@ -12,7 +12,7 @@ from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import machine_costs
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import DraftOption, Knowledge
+from specdec.engine.policy import DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError
@@ -78,10 +78,66 @@ class Speculation:
         return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
-def make_speculation(model: Model, sequence: Sequence, options: Options, end_tokens: frozenset[int]) -> Speculation:
-    """Everything that the rounds of a generation need to draft.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """Who is to propose and who to decide in an answer that has not begun: nothing here depends on its keys and values.
 
-    A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+    Attributes:
+        model: that answers.
+        options: of the answer.
+        drafters: by name, the first is the default.
+        offered: the drafters with their views, the default first.
+        chosen: the policy as it is.
+        policy: the same, guarded.
+        efforts: of all matrices for a mean draft effort.
+    """
+
+    model: Model
+    options: Options
+    drafters: Mapping[str, Drafter]
+    offered: tuple[DraftOption, ...]
+    chosen: Policy
+    policy: GuardedPolicy
+    efforts: EffortScale
+
+    def begin(self, sequence: Sequence, end_tokens: frozenset[int]) -> Speculation:
+        """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
+
+        A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+        """
+        options, model = self.options, self.model
+        if self.policy.learns:
+            tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
+            costs = machine_costs(model, self.offered, self.efforts, tried)
+            self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
+        chooser = sequence.chooser
+        rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
+        return Speculation(
+            drafters=self.drafters,
+            options=self.offered,
+            policy=self.policy,
+            context=DraftContext(
+                history=sequence.tokens,
+                cache=sequence.cache,
+                efforts=self.efforts,
+                sample=sequence.chooser if rules is None else rules,
+                end_tokens=end_tokens,
+                prompt_length=len(sequence.tokens),
+                is_greedy=options.temperature == 0,
+                rules=rules,
+            ),
+            draft_len=options.draft_len,
+            draft_effort=self.efforts.mean,
+            verify_effort=options.verify_schedule.mean(model.config),
+            temperature=options.temperature,
+            is_effort_asked=options.draft_effort is not None,
+            trust=options.trust,
+            rules=rules,
+        )
+
+
+def choose_drafting(model: Model, options: Options) -> Drafting:
+    """What an answer with these options drafts with.
 
     Raises:
         InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
@@ -98,40 +154,21 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    guarded = GuardedPolicy(chosen, policy_name)
-    drafters = _drafters(model, options)
+    with model.memory.drafters.lock:
+        drafters = _drafters(model, options)
     offered = tuple(
         DraftOption(name, view, drafter.takes_effort)
         for name, drafter in drafters.items()
         for view in drafter.views or (None,)
     )
-    if guarded.learns:
-        tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
-        costs = machine_costs(model, offered, efforts, tried)
-        guarded.begin(Knowledge(costs=costs, memory=model.memory.of_policy(chosen)))
-    chooser = sequence.chooser
-    rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
-    return Speculation(
+    return Drafting(
+        model=model,
+        options=options,
         drafters=drafters,
-        options=offered,
-        policy=guarded,
-        context=DraftContext(
-            history=sequence.tokens,
-            cache=sequence.cache,
-            efforts=efforts,
-            sample=sequence.chooser if rules is None else rules,
-            end_tokens=end_tokens,
-            prompt_length=len(sequence.tokens),
-            is_greedy=options.temperature == 0,
-            rules=rules,
-        ),
-        draft_len=options.draft_len,
-        draft_effort=efforts.mean,
-        verify_effort=verify_effort,
-        temperature=options.temperature,
-        is_effort_asked=options.draft_effort is not None,
-        trust=options.trust,
-        rules=rules,
+        offered=offered,
+        chosen=chosen,
+        policy=GuardedPolicy(chosen, policy_name),
+        efforts=efforts,
     )
 
 
