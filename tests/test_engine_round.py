@@ -274,6 +274,11 @@ def test_a_drafter_that_proposes_too_much_is_named():
 def test_unknown_view_or_drafter_lists_what_exists():
     with pytest.raises(UnknownNameError, match="unknown draft view 'int3': choose from auto, bucket, exact, int4"):
         specdec.generate(fake_model(), [1], draft_view="int3")
+    told = "draft view 'bucket8' is not one that this runtime has for this model: choose from auto, bucket, exact, int4"
+    with pytest.raises(UnknownNameError, match=told):
+        specdec.generate(fake_model(), [1], draft_view="bucket8")
+    with pytest.raises(UnknownNameError, match="draft view 'nested' needs quantised weights: choose from auto, bucket"):
+        specdec.generate(fake_model(), [1], draft_view="nested")
     with pytest.raises(UnknownNameError, match="unknown drafter 'oracle': choose from chain, early-exit, effort"):
         specdec.generate(fake_model(), [1], drafter="oracle")
     with pytest.raises(InvalidArgumentError, match="drafter 'effort' takes no argument, not '0\\.3'"):

@@ -8,8 +8,8 @@ from specdec.drafters.arguments import whole_number
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
-from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.runtimes.base import EXACT, Logits, Rows, Runtime
+from specdec.errors import InvalidArgumentError
+from specdec.runtimes.base import EXACT, Logits, Rows, Runtime, missing_view
 
 
 class EffortDrafter:
@@ -91,7 +91,7 @@ def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
     views = tuple(runtime.info.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
     for view in views:
         if view not in known:
-            raise UnknownNameError("draft view", view, ["auto", *known])
+            raise missing_view(view, ["auto", *known], kind="draft view")
         if views.count(view) > 1:
             raise InvalidArgumentError(f"draft view {view!r} is asked for twice")
         runtime.prepare(view)

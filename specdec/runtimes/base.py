@@ -7,7 +7,7 @@ once for all of them. A row's result depends on its own token, history, effort a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -246,7 +246,7 @@ def find_view(runtime: Runtime, name: str) -> ViewInfo:
     """
     known = {EXACT: EXACT_VIEW, **runtime.views()}
     if name not in known:
-        raise UnknownNameError("view", name, list(known))
+        raise missing_view(name, known)
     return known[name]
 
 
@@ -257,7 +257,29 @@ def check_view(view: str, known: Mapping[str, ViewInfo]) -> None:
         UnknownNameError: it is neither "exact" nor among `known`.
     """
     if view != EXACT and view not in known:
-        raise UnknownNameError("view", view, [EXACT, *known])
+        raise missing_view(view, [EXACT, *known])
+
+
+def missing_view(view: str, known: Iterable[str], *, kind: str = "view") -> UnknownNameError:
+    """The error for a view that a runtime does not have for a model, which says why where the view exists.
+
+    Args:
+        view: that was asked for.
+        known: what there is.
+        kind: what the message calls it.
+    """
+    from specdec.weights.registry import get_view, known_views
+
+    registered, reason = known_views(), None
+    if view in registered:
+        # Some views are for quantised weights alone: a model that has one is quantised.
+        quantised = any(not get_view(one).suits(quantised=False) for one in known if one in registered)
+        wanted = get_view(view)
+        if wanted.suits(quantised=quantised):
+            reason = "is not one that this runtime has for this model"
+        else:
+            reason = f"needs {'16-bit' if quantised else 'quantised'} weights"
+    return UnknownNameError(kind, view, list(known), reason=reason)
 
 
 def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type) -> None:
