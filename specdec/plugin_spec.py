@@ -71,7 +71,10 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         InvalidArgumentError: an unknown parameter, or values that the constructor refuses.
         PluginError: the constructor fails in another way than with ValueError or TypeError.
     """
-    allowed = list(inspect.signature(constructor).parameters) if spec.parameters else []
+    try:
+        allowed = list(inspect.signature(constructor).parameters)
+    except (TypeError, ValueError):
+        raise PluginError(kind, spec.name, f"must be a class or function that makes it, not {constructor!r}") from None
     for key in spec.parameters:
         if key not in allowed:
             raise InvalidArgumentError(

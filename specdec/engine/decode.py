@@ -62,7 +62,13 @@ def _proposed(sequence: Sequence, stopped: Callable[[], bool]) -> Rows:
         while True:
             if stopped():
                 raise Stopped
-            ask = proposal.send(answer(ask))
+            try:
+                reply = answer(ask)
+            except Exception as error:
+                if (named := sequence.refused(error)) is error:
+                    raise
+                raise named from error
+            ask = proposal.send(reply)
     except StopIteration as stop:
         rows: Rows = stop.value
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -44,9 +45,11 @@ class GuardedPolicy:
         if not isinstance(self._policy, Reporter):
             return {}
         try:
-            return dict(self._policy.summary())
+            summary = dict(self._policy.summary())
+            json.dumps(summary)
         except Exception as error:
             raise PluginError.raised("policy", self._name, error, doing="summary") from error
+        return summary
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""

@@ -156,7 +156,7 @@ class Scheduler:
                 replies = _forward(runtime, [ask.rows for _, _, ask in part], view)
                 for (sequence, proposal, _), reply in zip(part, replies, strict=True):
                     if isinstance(reply, Exception):
-                        events.append(_failed(sequence, reply))
+                        events.append(_failed(sequence, sequence.refused(reply)))
                     else:
                         yield sequence, proposal, reply
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.costs import machine_costs
+from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
 from specdec.engine.policy import DraftOption, Knowledge
@@ -63,7 +64,7 @@ class Speculation:
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
-        return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
+        return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
 
     def trusted(self, draft: Draft) -> list[bool]:
         """For each drafted token whether it is kept without a check; empty when all are checked.
@@ -72,7 +73,8 @@ class Speculation:
         """
         if self.trust is None:
             return []
-        entropies = [signals.distribution.entropy for signals in draft.signals]
+        with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
+            entropies = [signals.distribution.entropy for signals in draft.signals]
         return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
 
 
@@ -98,11 +100,7 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     guarded = GuardedPolicy(chosen, policy_name)
     drafters = _drafters(model, options)
-    offered = tuple(
-        DraftOption(name, view, drafter.takes_effort)
-        for name, drafter in drafters.items()
-        for view in drafter.views or (None,)
-    )
+    offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
     if guarded.learns:
         tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
         costs = machine_costs(model, offered, efforts, tried)

@@ -26,7 +26,7 @@ from specdec.weights.dtypes import to_float32
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
 from specdec.weights.quantised_types import REST
-from specdec.weights.registry import get_view, known_views
+from specdec.weights.registry import faults_of_view, get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
 _VERIFY_THREADS = 2
@@ -231,7 +231,8 @@ class Store:
             InvalidArgumentError: the model has no such matrix.
         """
         kind, exact = get_view(view), self.exact(name)
-        return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
+        with faults_of_view(view, "load" if view in self.views else "build"):
+            return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes of the exact view's file by part: vectors, tables, scores, each quantised type but for the rest of its
