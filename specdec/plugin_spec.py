@@ -71,10 +71,9 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         InvalidArgumentError: an unknown parameter, or values that the constructor refuses.
         PluginError: the constructor fails in another way than with ValueError or TypeError.
     """
-    try:
-        allowed = list(inspect.signature(constructor).parameters)
-    except (TypeError, ValueError):
-        raise PluginError(kind, spec.name, f"must be a class or function that makes it, not {constructor!r}") from None
+    if not callable(constructor):
+        raise PluginError(kind, spec.name, f"must be a class or function that makes it, not {constructor!r}")
+    allowed = _parameters(constructor) if spec.parameters else []
     for key in spec.parameters:
         if key not in allowed:
             raise InvalidArgumentError(
@@ -88,6 +87,14 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
     except Exception as error:
         raise PluginError.raised(kind, spec.name, error, doing="its constructor") from error
+
+
+def _parameters(constructor: Callable[..., Any]) -> list[str]:
+    """Names of a constructor's parameters; none for one that does not tell, as some written in C."""
+    try:
+        return list(inspect.signature(constructor).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:

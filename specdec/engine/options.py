@@ -17,7 +17,7 @@ from specdec.checks import check_effort
 from specdec.drafters.base import Drafter
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
-from specdec.errors import InvalidArgumentError, OptionError
+from specdec.errors import InvalidArgumentError, OptionError, PluginError
 from specdec.model.effort import EffortSchedule
 
 
@@ -182,7 +182,11 @@ class Options:
             raise OptionError("drafter", "must be at least one", instead=("speculate", "to decode without drafts"))
         named = [("policy", Policy, self.policy), *(("drafter", Drafter, drafter) for drafter in self.drafters)]
         for name, kind, value in named:
-            if not isinstance(value, (str, kind)):
+            try:
+                fits = isinstance(value, (str, kind))
+            except Exception as error:  # a property of the object
+                raise PluginError.raised(name, type(value).__name__, error, doing="its properties") from error
+            if not fits:
                 raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")
         _set(self, "stop", stop_strings(self.stop))
         _check_variables(self.chat_template_kwargs)
