@@ -192,6 +192,7 @@ class Sequence:
             matches=speculation.matches(),
             distribution=self._last_distribution,
             rows_beside=self.rows_beside,
+            named=speculation.named,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None

@@ -43,6 +43,7 @@ class Speculation:
         is_effort_asked: the caller named the draft effort.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
+        named: drafters that the caller named.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
     """
 
@@ -55,6 +56,7 @@ class Speculation:
     verify_effort: float
     temperature: float = 0.0
     is_effort_asked: bool = True
+    named: frozenset[str] = frozenset()
     trust: float | None = None
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
@@ -123,6 +125,7 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
         verify_effort=verify_effort,
         temperature=options.temperature,
         is_effort_asked=options.draft_effort is not None,
+        named=frozenset(drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
         trust=options.trust,
     )
 
@@ -151,11 +154,8 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
         load_model=model.load_other,
         memory=model.memory.drafters,
     )
-    asked: list[str | Drafter] = []
-    for one in options.drafters:
-        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
     drafters: dict[str, Drafter] = {}
-    for one in asked:
+    for one in _asked(options):
         for spec in AUTO_DRAFTERS if one == "auto" else (one,):
             name = spec if isinstance(spec, str) else type(spec).__name__
             if name in drafters:
@@ -167,3 +167,11 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
                     raise
                 warn(f"{error}; drafting goes on without it")
     return drafters
+
+
+def _asked(options: Options) -> list[str | Drafter]:
+    """What may draft, one by one."""
+    asked: list[str | Drafter] = []
+    for one in options.drafters:
+        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
+    return asked
