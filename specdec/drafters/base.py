@@ -16,6 +16,7 @@ import numpy as np
 from specdec.drafters.ngram_index import NgramIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.model.effort import Efforts
+from specdec.progress import Progress
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class DrafterSetup:
         tokenizer: of the model, for drafters that read text; None for a model without one.
         load_model: loads another model by catalogue name or path, or None where there is no way to.
         memory: of the model's drafters.
+        progress: told of draft views that are built; None where nobody asks.
     """
 
     runtime: Runtime
@@ -68,6 +70,7 @@ class DrafterSetup:
     tokenizer: Tokenizer | None = None
     load_model: Callable[[str], LoadedModel] | None = None
     memory: DrafterMemory = field(default_factory=DrafterMemory)
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
         if isinstance(drafter, Drafter):
             return drafter
     except ValueError as error:
-        if isinstance(error, SpecdecError) and (type(error) is not InvalidArgumentError or name in str(error)):
+        kind: type = type(error)
+        if isinstance(error, SpecdecError) and (kind is not InvalidArgumentError or name in str(error)):
             raise  # it says whose mistake it is
         raise InvalidArgumentError(f"drafter {name!r} refuses its argument {argument!r}: {error}") from error
     except SpecdecError:

@@ -19,6 +19,7 @@ from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.progress import Progress
 
 if TYPE_CHECKING:
     from specdec.tokenizers import IncrementalDetokenizer
@@ -30,6 +31,8 @@ FINISH_REASONS = {
     "context": "length",
     "caller": "interrupted",
 }
+
+READING = "reading the prompt"
 
 
 class Answer:
@@ -48,6 +51,7 @@ class Answer:
         trace: gets every round; closed with the answer.
         prompt_cache: gets the sequence's cache at the end.
         lock: held by whoever runs passes; policies of a model are asked under it.
+        progress: told how much of the prompt is read, by whoever runs the passes.
 
     Attributes:
         sequence: None once the answer has ended.
@@ -67,6 +71,7 @@ class Answer:
         trace: TraceWriter | None = None,
         prompt_cache: PromptCache | None = None,
         lock: Turns,
+        progress: Progress | None = None,
     ) -> None:
         self.sequence: Sequence | None = sequence
         self.stats = Stats(
@@ -78,14 +83,26 @@ class Answer:
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
         self._detokenizer, self._identical_to = detokenizer, identical_to
         self._pieces: list[Piece] = []
-        self._passes = lock
+        self._passes, self._progress = lock, progress
         self._lock = threading.Lock()  # of what `result` reads
         self._summary_error: SpecdecError | None = None
 
+    def announce(self) -> None:
+        """Tell how much of the prompt is to be read, where any of it is."""
+        if self.sequence is not None and self.sequence.unread:
+            self._tell(self.sequence)
+
     def read_prompt(self, bytes_read: int, seconds: float) -> None:
-        """Count passes over the prompt."""
+        """Count a pass over the prompt."""
         self.stats.prefill_bytes_read += bytes_read
         self.stats.prefill_s += seconds
+        if self.sequence is not None:
+            self._tell(self.sequence)
+
+    def _tell(self, sequence: Sequence) -> None:
+        if self._progress is not None:
+            total = self.stats.prompt_tokens - 1  # the last token is read by the first round
+            self._progress(READING, total - sequence.unread, total)
 
     def take(self, done: Round) -> Piece:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""

@@ -17,6 +17,7 @@ from specdec.engine.generation import Generation
 from specdec.engine.result import Piece, Result
 from specdec.engine.scheduler import Event, Scheduler
 from specdec.errors import SpecdecError
+from specdec.progress import Progress
 from specdec.runtimes.base import MAX_SEQUENCES
 
 if TYPE_CHECKING:
@@ -183,8 +184,11 @@ class Batch:
         self._is_closing = False
         self._thread: threading.Thread | None = None
 
-    def submit(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Generation:
-        """Begin an answer; arguments, errors and warnings are those of `specdec.stream`.
+    def submit(
+        self, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[OptionArguments]
+    ) -> Generation:
+        """Begin an answer; arguments, errors and warnings are those of `specdec.stream`. The batch's thread calls
+        `progress` as the prompt is read.
 
         Raises:
             SpecdecError: the batch is closed.
@@ -193,7 +197,7 @@ class Batch:
 
         with self._changed:
             self._check_open()
-        ticket = _Ticket(begin(self._model, prompt, options, caller="submit"))
+        ticket = _Ticket(begin(self._model, prompt, options, caller="submit", progress=progress))
         with self._changed:
             try:
                 self._check_open()

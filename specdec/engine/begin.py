@@ -15,26 +15,32 @@ from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
+from specdec.progress import Progress, check_progress
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
     from specdec.tokenizers import Tokenizer
 
 
-def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str) -> Answer:
-    """An answer before its first pass. Arguments are checked here; nothing runs but what measures the machine's costs.
+def begin(
+    model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str, progress: Progress | None = None
+) -> Answer:
+    """An answer before its first pass. Arguments are checked here; nothing runs but what builds draft views and
+    measures the machine's costs.
 
     Args:
         model: from `specdec.load`.
         prompt: text, token ids, or chat messages.
         arguments: see `Options`.
         caller: name of the function that the arguments were given to.
+        progress: told of draft views that are built, and of the prompt as it is read.
 
     Raises:
         InvalidArgumentError: an argument is out of range or contradicts another one, or the prompt does not fit.
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
+    check_progress(progress)
     options = options_of(arguments, caller)
     encoded = encode_prompt(
         prompt,
@@ -45,10 +51,16 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         variables=options.chat_template_kwargs,
     )
     with model.lock:
-        return _prepared(model, encoded, options)
+        answer = _prepared(model, encoded, options, progress)
+    try:
+        answer.announce()
+    except BaseException:
+        answer.close()
+        raise
+    return answer
 
 
-def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
+def _prepared(model: Model, prompt: EncodedPrompt, options: Options, progress: Progress | None) -> Answer:
     config, tokenizer, kept = model.config, model.tokenizer, model.prompt_cache
     end_tokens, stops = _end_conditions(tokenizer, tuple(options.stop))
     limit = min(len(prompt.ids) + options.max_tokens, config.max_context)
@@ -58,7 +70,7 @@ def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
         model.runtime, prompt.ids, limit=limit, efforts=efforts, sampler=Sampler(options.sampling), cache=taken
     )
     if options.speculate:
-        sequence.speculation = make_speculation(model, sequence, options, end_tokens)
+        sequence.speculation = make_speculation(model, sequence, options, end_tokens, progress)
     return Answer(
         sequence,
         max_tokens=options.max_tokens,
@@ -70,6 +82,7 @@ def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=kept,
         lock=model.lock,
+        progress=progress,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -138,10 +137,7 @@ class Stream(Generation):
         sequence = answer.sequence
         assert sequence is not None
         with self._passes:
-            if sequence.unread:
-                start_s = time.perf_counter()
-                bytes_read = decode.read_prompt(sequence, stopped=self._stopped)
-                answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+            decode.read_prompt(sequence, stopped=self._stopped, passed=answer.read_prompt)
             return answer.take(decode.step(sequence, stopped=self._stopped))
 
     def _stopped(self) -> bool:

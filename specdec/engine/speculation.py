@@ -18,6 +18,7 @@ from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.progress import Progress
 from specdec.warn import warn
 
 if TYPE_CHECKING:
@@ -80,10 +81,17 @@ class Speculation:
         return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
 
 
-def make_speculation(model: Model, sequence: Sequence, options: Options, end_tokens: frozenset[int]) -> Speculation:
+def make_speculation(
+    model: Model,
+    sequence: Sequence,
+    options: Options,
+    end_tokens: frozenset[int],
+    progress: Progress | None = None,
+) -> Speculation:
     """Everything that the rounds of a generation need to draft.
 
     A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+    `progress` is told of draft views that are built.
 
     Raises:
         InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
@@ -101,7 +109,7 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     guarded = GuardedPolicy(chosen, policy_name)
-    drafters = _drafters(model, options)
+    drafters = _drafters(model, options, progress)
     offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
     if guarded.learns:
         tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
@@ -139,7 +147,7 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
-def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
+def _drafters(model: Model, options: Options, progress: Progress | None) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -153,6 +161,7 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
         tokenizer=tokenizer,
         load_model=model.load_other,
         memory=model.memory.drafters,
+        progress=progress,
     )
     drafters: dict[str, Drafter] = {}
     for one in _asked(options):

@@ -22,6 +22,7 @@ from specdec.kernels.reference.mlx_transformer import RowTransformer, Segment
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -164,7 +165,7 @@ class ReferenceRuntime:
         names = (view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
         return {name: ViewInfo(name=name) for name in names}
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready: read it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -175,7 +176,7 @@ class ReferenceRuntime:
         with self._turn, mx.stream(self._device):
             if view in self._views:
                 return
-            self._views[view] = {name: self._load_view(view, name) for name in self._exact}
+            self._views[view] = {name: self._load_view(view, name) for name in reported(self._exact, progress)}
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
