@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -9,6 +10,7 @@ from typing import Any, Protocol, TextIO, TypeAlias, TypeVar
 
 from specdec.errors import InvalidArgumentError
 
+_UNKNOWN = (80, 24)  # columns and lines of a terminal that does not say
 T = TypeVar("T")
 
 Count: TypeAlias = Callable[[int, int], None]
@@ -117,9 +119,10 @@ class StreamProgress:
             # Units differ by stage (bytes, weights), so none is named.
             # What was done before does not count for the time left.
             scale = total > 1 << 20
+            columns, lines = _size(self._stream)
             self._bar = tqdm(
                 total=total, initial=done, desc=stage, file=self._stream, unit="", unit_scale=scale,
-                delay=self._delay_s, leave=not self._delay_s,
+                delay=self._delay_s, leave=not self._delay_s, ncols=columns, nrows=lines,
             )  # fmt: skip
         self._bar.total = total
         self._bar.update(done - self._bar.n)
@@ -138,6 +141,15 @@ class StreamProgress:
                 f", {readable_time((now - began_s) * (total - done) / (done - before))} left" if done > before else ""
             )
             print(f"{stage}: {done / total:.0%}{left}", file=self._stream, flush=True)
+
+
+def _size(stream: TextIO) -> tuple[int, int]:
+    """Columns and lines of a terminal. Some say that they have none; a bar would never show there."""
+    try:
+        columns, lines = os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError):
+        columns, lines = _UNKNOWN
+    return columns or _UNKNOWN[0], lines or _UNKNOWN[1]
 
 
 def readable_time(seconds: float) -> str:

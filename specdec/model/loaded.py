@@ -71,7 +71,7 @@ class Model:
         info, store = self.runtime.info, self.store
         parts = [self.config.family, f"{readable_count(self.parameters)} parameters"]
         if store is not None:
-            parts.append(" and ".join(sorted(set(store.types.values())) or [store.dtype]))
+            parts.append("/".join(sorted(set(store.types.values())) or [store.dtype]))
             if store.loaded_share < 1:
                 parts.append(f"{store.loaded_share:.3f} of the weights loaded")
         parts.append(f"context of {self.config.max_context} tokens")
