@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from specdec.errors import InvalidArgumentError, PluginError
+from specdec.interrupts import is_from_signal_handler
 
 T = TypeVar("T")
 
@@ -83,9 +84,11 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         return constructor(**spec.parameters)
     except PluginError:
         raise
-    except (ValueError, TypeError) as error:
-        raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        if isinstance(error, ValueError | TypeError):
+            raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
         raise PluginError.raised(kind, spec.name, error, doing="its constructor") from error
 
 

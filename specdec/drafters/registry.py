@@ -11,6 +11,7 @@ from specdec.drafters.model import ModelDrafter
 from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.replay import ReplayDrafter
 from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
 from specdec.registry import Registry
 
 _registry: Registry[Callable[[str, DrafterSetup], Drafter]] = Registry("drafter", "specdec.drafters")
@@ -33,14 +34,13 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
         drafter = constructor(argument, setup)
         if isinstance(drafter, Drafter):
             return drafter
-    except ValueError as error:
-        kind: type = type(error)
-        if isinstance(error, SpecdecError) and (kind is not InvalidArgumentError or name in str(error)):
-            raise  # it says whose mistake it is
-        raise InvalidArgumentError(f"drafter {name!r} refuses its argument {argument!r}: {error}") from error
-    except SpecdecError:
-        raise
     except Exception as error:
+        kind: type = type(error)
+        is_named = isinstance(error, SpecdecError) and (kind is not InvalidArgumentError or name in str(error))
+        if is_named or is_from_signal_handler(error):
+            raise
+        if isinstance(error, ValueError):
+            raise InvalidArgumentError(f"drafter {name!r} refuses its argument {argument!r}: {error}") from error
         raise PluginError.raised(
             "drafter", name, error, doing="its constructor, which takes (argument, setup)"
         ) from error

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import Rows, check_parents, is_chain
 
 
@@ -25,6 +26,8 @@ def faults_of(name: str, doing: str) -> Iterator[None]:
     except (PluginError, MemoryShortError):
         raise
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         raise PluginError.raised("drafter", name, error, doing=doing) from error
 
 
@@ -79,6 +82,8 @@ def checked_ask(name: str, ask: object) -> Ask:
 def refused_pass(name: str, error: Exception) -> Exception:
     """The error of a pass that a drafter asked for, under its name where the pass could not run as asked."""
     if isinstance(error, PluginError) or not isinstance(error, InvalidArgumentError | TypeError | AttributeError):
+        return error
+    if is_from_signal_handler(error):
         return error
     blamed = PluginError("drafter", name, f"asked for a pass that cannot run: {error}")
     blamed.__cause__ = error

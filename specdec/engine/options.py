@@ -18,6 +18,7 @@ from specdec.drafters.base import Drafter
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import InvalidArgumentError, OptionError, PluginError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.effort import EffortSchedule
 
 
@@ -185,6 +186,8 @@ class Options:
             try:
                 fits = isinstance(value, (str, kind))
             except Exception as error:  # a property of the object
+                if is_from_signal_handler(error):
+                    raise
                 raise PluginError.raised(name, type(value).__name__, error, doing="its properties") from error
             if not fits:
                 raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")

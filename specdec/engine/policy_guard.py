@@ -18,6 +18,7 @@ from specdec.engine.policy import (
     StepSignals,
 )
 from specdec.errors import PluginError
+from specdec.interrupts import is_from_signal_handler
 
 
 class GuardedPolicy:
@@ -48,6 +49,8 @@ class GuardedPolicy:
             summary = dict(self._policy.summary())
             json.dumps(summary)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing="summary") from error
         return summary
 
@@ -85,6 +88,8 @@ class GuardedPolicy:
         try:
             return call(argument)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing=method) from error
 
     def _check_effort(self, effort: object) -> float:

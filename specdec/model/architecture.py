@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.layers import (
     Attention,
     Layer,
@@ -287,6 +288,8 @@ class ModelConfig:
                 raise ModelFormatError(f"layers must be numbers of the {len(kinds)} kinds of layers")
             return cls(layers=tuple(kinds[number] for number in numbers), **values)
         except (TypeError, KeyError, AttributeError) as error:
+            if is_from_signal_handler(error):
+                raise
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
     def to_flat_dict(self) -> dict[str, Any] | None:
@@ -335,6 +338,8 @@ class ModelConfig:
         except ModelFormatError:
             raise
         except (TypeError, KeyError, ValueError) as error:
+            if is_from_signal_handler(error):
+                raise
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
     def _same(self, name: str, of: Callable[[Layer], _T]) -> _T:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.architecture import ModelConfig
 from specdec.parse import foreign
 from specdec.read_file import open_regular
@@ -97,6 +98,8 @@ class Store:
             if (path / MARKER).exists():
                 raise StoreError(f"{path} is an unfinished conversion: convert the model again")
         except OSError as error:
+            if is_from_signal_handler(error):
+                raise
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         with foreign(str(path)):
             return cls._open(path, verify=verify, load_share=load_share)
@@ -281,10 +284,13 @@ class Store:
                 ]
             else:
                 jobs.append((str(self.path / name), record.sha256, partial(_file_checksum, self.path / name)))
-        with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
+        pool = ThreadPoolExecutor(_VERIFY_THREADS)
+        try:
             for (what, wanted, _), found in zip(jobs, pool.map(lambda job: job[2](), jobs), strict=True):
                 if found != wanted:
                     raise StoreError(f"{what} was altered: {_AGAIN}")
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of a large file
 
     def _leave_out(self, share: float) -> None:
         parts = {name: self._parts(name) for name in self._shapes}

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from specdec.errors import StoreError
+from specdec.interrupts import is_from_signal_handler
 from specdec.parse import parse_json
 from specdec.read_file import open_regular
 from specdec.store.staging import writing
@@ -104,6 +105,8 @@ def read_layout(path: Path) -> FileLayout:
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: the store is incomplete, convert the model again") from None
     except OSError as error:
+        if is_from_signal_handler(error):
+            raise
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
     try:
         if not text or len(text) != length:
@@ -117,7 +120,9 @@ def read_layout(path: Path) -> FileLayout:
                 raise ValueError("tensors overlap or leave a gap")
             tensors[name] = Placed(spec, position)
             position += spec.nbytes
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if is_from_signal_handler(error):
+            raise
         raise StoreError(f"{path} is damaged or no safetensors file: convert the model again") from None
     if position != nbytes:
         what = "truncated" if nbytes < position else "longer than it says"
