@@ -262,8 +262,22 @@ class Store:
         """Bytes of a stored draft view's file."""
         return self._files[view_file(view)].layout.nbytes
 
+    def check_files(self) -> None:
+        """Refuse to go on with files that were changed since the store was opened; before arrays of it are read that
+        were asked for earlier.
+
+        Raises:
+            StoreError: somebody wrote to one or cut it off.
+        """
+        for file in self._files.values():
+            file.check()
+
     def release_pages(self) -> None:
-        """Tell the system that the mapped pages are not needed now; they would count as this process's memory."""
+        """Tell the system that the mapped pages are not needed now; they would count as this process's memory.
+
+        Raises:
+            StoreError: see `check_files`.
+        """
         for file in self._files.values():
             file.release()
 

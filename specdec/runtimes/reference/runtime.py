@@ -214,6 +214,7 @@ class ReferenceRuntime:
         self, batch: Sequence[Rows], segments: Sequence[Segment], view: str
     ) -> tuple[list[NDArray[np.float32]], list[int]]:
         """Logits and bytes read of every sequence."""
+        self._store.check_files()  # scores and tiers are read where they are mapped
         self.prepare(view)
         operands, efforts = self._views[view], [rows.efforts.by_name(self.config) for rows in batch]
         read = _Read(len(batch))
