@@ -4,6 +4,7 @@ turns whatever a foreign library raises over a bad file into one of our errors."
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -27,19 +28,24 @@ class ParseError(ValueError):
     """The text is not JSON or YAML, or exceeds a bound; the message says what is wrong, without the file's name."""
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_json(content: bytes | str, *, strict: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
         content: UTF-8 text.
+        strict: refuse what Python reads beyond the standard: NaN, infinite numbers, and names that an object holds
+            twice.
 
     Raises:
         ParseError: it is not JSON, is nested more than 64 deep, holds a whole number of more than 64 bits, or text
             with half a surrogate pair.
     """
+    hooks: dict[str, Any] = {}
+    if strict:
+        hooks = {"parse_constant": _constant, "parse_float": _finite, "object_pairs_hook": _distinct}
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        value = json.loads(text, parse_int=_whole)
+        value = json.loads(text, parse_int=_whole, **hooks)
     except ParseError:
         raise
     except RecursionError:
@@ -134,6 +140,26 @@ def _whole(digits: str) -> int:
     if len(digits) > _MOST_DIGITS + 1 or abs(value := int(digits)) > _MOST_WHOLE:
         raise ParseError(f"holds a whole number of more than 64 bits, {digits[:12]}…")
     return value
+
+
+def _constant(word: str) -> NoReturn:
+    raise ParseError(f"holds {word}, which is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ParseError(f"holds a number that is too large, {digits[:12]}")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ParseError(f"holds {twice[:40]!r} twice in one object")
+    return found
 
 
 def _check(value: Any, *, texts: bool) -> None:

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from command_line import run, start
 
@@ -83,7 +84,7 @@ def test_a_lossy_effort_is_labelled(text_model: Path, capsys: pytest.CaptureFixt
 
 def test_plain_decoding_drafts_nothing(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", 12, "--plain")
-    assert ran.out.rstrip("\n") == result_of(text_model, speculate=False).text.rstrip("\n")
+    assert ran.out.rstrip("\n") == result_of(text_model).text.rstrip("\n")
     assert "; no drafts (plain decoding); " in ran.err
 
 
@@ -93,9 +94,9 @@ def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"identical to plain decoding \(12 tokens; plain [0-9.]+ tokens/s; measured [0-9.]+x\)", ran.err)
 
 
-def accept_everything(drafted: list[int], logits: object, sampler: object, **_options: object) -> Verdict:
+def accept_everything(drafted: list[int], logits: np.ndarray, sampler: object, **_options: object) -> Verdict:
     """What a broken engine would do."""
-    return Verdict(kept=range(len(drafted)), bonus_token=65)
+    return Verdict(kept=range(len(drafted)), bonus_token=65, logits=logits[-1])
 
 
 def test_the_check_fails_loudly(

@@ -15,6 +15,7 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_config, quantised_source, random_table
 from test_engine_identity import assert_identical
 from test_quantised_runtime import float64_logits
+from useful import useful
 
 from specdec.errors import UnknownNameError
 from specdec.model.effort import EffortSchedule
@@ -332,7 +333,7 @@ def test_models_at_an_effort_in_any_company(runtime_of, name):
 )
 def test_speculation_changes_no_token(runtime_of, name, load_share, view, policy, effort):
     _, runtime = runtime_of(name, load_share)
-    drafting = {"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 2}
+    drafting = useful({"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 2})
     assert_identical(Model(runtime), [3, 1], drafting, max_tokens=4, verify_effort=effort)
 
 

@@ -132,8 +132,8 @@ def test_speculation_changes_no_token(
     make, name, runtime, prompt, view, policy, drafter, draft_effort, verify_effort, temperature
 ):
     _, made = make(name, runtime)
-    drafting = {"draft_view": view, "policy": policy, "drafter": drafter, "draft_effort": draft_effort, "draft_len": 4}
-    options = {"max_tokens": 8, "verify_effort": verify_effort, "temperature": temperature}
+    drafting = {"draft_view": view, "policy": policy, "drafter": drafter, "draft_effort": draft_effort}
+    options = {"max_tokens": 8, "verify_effort": verify_effort, "temperature": temperature, "seed": 0}
     assert_identical(Model(made), prompt, drafting, **options)
 
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable
+from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable, load_model
 from specdec.cli.explain import Shown
+from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.cli.prompt import add_prompt_options, read_prompt
 from specdec.cli.statistics import report, summary
-from specdec.engine.options import DEFAULTS, FLAGS, Options, check_useful, flag_of, template_argument
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.engine.option_checks import check_useful, plain_options
+from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.progress import StreamProgress
@@ -52,19 +53,21 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))
     _add_sampling(parser.add_argument_group("sampling and length"))
+    add_shaping(parser.add_argument_group("penalties and constraints"))
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     add_json_option(output)
     output.add_argument("--stats", action="store_true", help="all statistics, not only a line of them")
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
-    _add(output, "trace")
+    for name in ("logprobs", "prompt_logprobs", "trace"):
+        add_option(output, name)
     parser.set_defaults(run=run)
 
 
 def _add_prompt(group: argparse._ArgumentGroup) -> None:
     add_prompt_options(group)
     for name in ("chat", "literal", "chat_template_kwargs"):
-        _add(group, name)
+        add_option(group, name)
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
@@ -72,60 +75,33 @@ def _add_speculation(group: argparse._ArgumentGroup) -> None:
         "Nothing here needs to be set: the default policy measures this machine and chooses, for each round and step, "
         "drafter, length and effort, and does not draft where it does not pay. What is set, it keeps to."
     )
-    _add(group, "draft_effort")
+    add_option(group, "draft_effort")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    _add(group, "draft_view")
-    _add(group, "verify_effort")
+    add_option(group, "draft_view")
+    add_option(group, "verify_effort")
     group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
     for name in ("draft_len", "policy", "drafter", "trust", "speculate"):
-        _add(group, name)
+        add_option(group, name)
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"):
-        _add(group, name)
-
-
-def _add(group: argparse._ArgumentGroup, name: str) -> None:
-    """An option of the library (`specdec.Options`), under its own name; the library's default holds."""
-    flag = FLAGS[name]
-    if flag.kind is bool:
-        group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
-        return
-    default = flag.default or DEFAULTS[name]
-    if flag.kind is dict:
-        group.add_argument(
-            flag_of(name), dest=name, action="append", type=_template_argument, metavar=flag.metavar, help=flag.help
-        )
-    elif flag.kind is list:
-        group.add_argument(flag_of(name), action="append", metavar=flag.metavar, help=flag.help)
-    else:
-        description = f"{flag.help} (default: {default})"
-        group.add_argument(flag_of(name), type=flag.kind, metavar=flag.metavar, help=description)
-
-
-def _template_argument(text: str) -> tuple[str, Any]:
-    try:
-        return template_argument(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        add_option(group, name)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
     prompt = read_prompt(arguments)
-    options = _options(arguments)
+    options = given_options(arguments)
     _check_early(arguments, options)
-    model = specdec.load(
-        arguments.model, runtime=arguments.runtime, threads=arguments.threads, load_share=arguments.load_share
-    )
+    model = load_model(arguments, load_share=arguments.load_share)
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)
     result, interrupted = _answer(model, prompt, options, show)
     checked = None
     if arguments.check and not interrupted:
-        plain = specdec.generate(model, prompt, **{**options, "speculate": False, "trace": None})
+        plain = specdec.generate(model, prompt, **plain_options(options | {"seed": result.seed, "trace": None}))
         checked = check.compare(model, result, plain)
     write_json_output(arguments, result.to_dict() | ({} if checked is None else {"check": checked}))
     if arguments.stats:
@@ -161,12 +137,6 @@ def _answer(
     return result, interrupted
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as arguments of `specdec.stream`."""
-    given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    return {name: dict(value) if FLAGS[name].kind is dict else value for name, value in given.items()}
-
-
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Refuse what can be refused before a model is fetched and loaded.
 
@@ -179,11 +149,14 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
     if arguments.check and arguments.trust is not None:
         raise InvalidArgumentError("--trust gives up what --check looks for: give one of the two")
     check_json(arguments)
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(arguments, name) is not None and arguments.json is None:
+            raise OptionError(name, "is part of the JSON output only: give --json, too")
     if arguments.explain and arguments.json == "-":
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
-    Options(**options)
+    check_options(options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     if "policy" in options:
         create_policy(options["policy"])

@@ -25,7 +25,9 @@ def summary(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
         drafts = "nothing was drafted"
     else:
         drafts = f"{stats.accepted} of {stats.drafted} drafted tokens accepted"
-    print(f"\n{_speed(stats)}; {drafts}; identical {_identity(result)}; ended by {result.stopped_by}", file=stream)
+    seed = f"; seed {result.seed}" if result.seed is not None and options.get("temperature") else ""
+    end = f"identical {_identity(result)}{seed}; ended by {result.stopped_by}"
+    print(f"\n{_speed(stats)}; {drafts}; {end}", file=stream)
 
 
 def report(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
@@ -53,6 +55,8 @@ def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
         split = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in shares)
         yield f"time       {split}; {stats.gb_per_s:.2f} GB/s of weights and cache read"
     yield f"identical  {_identity(result)}"
+    if result.seed is not None and options.get("temperature"):
+        yield f"seed       {result.seed}"
     yield f"ended by   {result.stopped_by}"
 
 

@@ -77,7 +77,7 @@ class ChainDrafter:
                 draft = yield from finish(level.draft(own, context, policy=policy))
                 draft.bytes_read += read
             draft.sources += [name] * (len(draft.tokens) - len(draft.sources))
-            if len(draft.signals) != len(draft.tokens):
+            if len(draft.signals) + draft.forced != len(draft.tokens):
                 draft.signals = []
             # The next level is to find the history in the cache, and nothing of this level's making.
             context.cache.trim(held)

@@ -11,7 +11,7 @@ from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.progress import Progress
-from specdec.runtimes.base import EXACT, Rows, Runtime
+from specdec.runtimes.base import EXACT, Logits, Rows, Runtime
 
 
 class EffortDrafter:
@@ -45,10 +45,16 @@ class EffortDrafter:
         view = plan.view or self.views[0]
 
         def ask(tokens: Sequence[int], effort: float) -> Ask:
-            return Ask(self.runtime, Rows(context.cache, tokens, context.efforts(effort), None, self.layers), view)
+            rows = Rows(context.cache, tokens, context.efforts(effort), None, self.layers, shown_rows(tokens))
+            return Ask(self.runtime, rows, view)
 
         steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask)
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
+
+
+def shown_rows(tokens: Sequence[int]) -> Logits:
+    """Rows whose logits a draft step needs: the last one's."""
+    return "all" if len(tokens) == 1 else "last"
 
 
 class EarlyExitDrafter(EffortDrafter):

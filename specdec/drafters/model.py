@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from specdec.checks import check_effort
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
-from specdec.drafters.effort import draft_views
+from specdec.drafters.effort import draft_views, shown_rows
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
@@ -92,7 +92,7 @@ class ModelDrafter:
         def ask(tokens: Sequence[int], _effort: float) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
             self._read[cache.length :] = tokens
-            return Ask(self.runtime, Rows(cache, tokens, self._efforts), self.views[0])
+            return Ask(self.runtime, Rows(cache, tokens, self._efforts, logits=shown_rows(tokens)), self.views[0])
 
         return ModelSteps(
             name=self.name,

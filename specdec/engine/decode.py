@@ -40,10 +40,11 @@ def read_prompt(
         if stopped():
             raise Stopped
         start_s = time.perf_counter()
-        bytes_read = sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0].bytes_read
-        total += bytes_read
+        result = sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0]
+        sequence.note_prompt(result)
+        total += result.bytes_read
         if passed is not None:
-            passed(bytes_read, time.perf_counter() - start_s)
+            passed(result.bytes_read, time.perf_counter() - start_s)
     return total
 
 

@@ -90,8 +90,15 @@ def refused_pass(name: str, error: Exception) -> Exception:
     return blamed
 
 
-def checked_draft(name: str, draft: object, plan: DraftPlan, *, vocab_size: int) -> Draft:
+def checked_draft(name: str, draft: object, plan: DraftPlan, *, most: int, vocab_size: int) -> Draft:
     """A draft that the verifier can take, its sources filled in and a chain without parents.
+
+    Args:
+        name: of the drafter.
+        draft: what it gave.
+        plan: what it was asked for.
+        most: tokens that may be drafted in all, with those that a grammar leaves no choice about.
+        vocab_size: of the model.
 
     Raises:
         PluginError: the drafter gave something else, more tokens than were allowed, tokens that the model does not
@@ -100,14 +107,19 @@ def checked_draft(name: str, draft: object, plan: DraftPlan, *, vocab_size: int)
     if not isinstance(draft, Draft):
         raise _wrong(name, f"draft must return a Draft, not {draft!r}")
     drafted = len(draft.tokens)
-    if drafted > plan.num_draft_tokens:
-        raise PluginError("drafter", name, f"drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
+    allowed = min(plan.num_draft_tokens + draft.forced, most)
+    if drafted > allowed:
+        raise PluginError("drafter", name, f"drafted {drafted} tokens where {allowed} were allowed")
     for token in draft.tokens:
         if not _is_whole(token) or not 0 <= token < vocab_size:
             raise _wrong(name, f"tokens must be whole numbers from 0 to {vocab_size - 1}, not {token!r}")
-    for what, values, kind in (("signals", draft.signals, StepSignals), ("sources", draft.sources, str)):
-        if values and (len(values) != drafted or not all(isinstance(one, kind) for one in values)):
-            raise _wrong(name, f"{what} must be one {kind.__name__} for each of the {drafted} tokens, or none")
+    own = drafted - draft.forced
+    for what, values, kind, count in (
+        ("signals", draft.signals, StepSignals, own),
+        ("sources", draft.sources, str, drafted),
+    ):
+        if values and (len(values) != count or not all(isinstance(one, kind) for one in values)):
+            raise _wrong(name, f"{what} must be one {kind.__name__} for each of the {count} tokens, or none")
     if draft.parents is not None:
         try:
             check_parents(draft.parents, drafted)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack, overload
 
-from specdec.engine.batch import generate_all
 from specdec.engine.begin import begin
 from specdec.engine.generation import Generation, Stream
 from specdec.engine.options import OptionArguments
 from specdec.engine.prompt import Prompt
 from specdec.engine.result import Result
+from specdec.engine.together import generate_all
 from specdec.errors import InvalidArgumentError
 from specdec.progress import Progress, Summed, check_progress
 

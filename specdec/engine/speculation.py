@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
 from specdec.drafters.registry import create as create_drafter
+from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import DraftOption, Knowledge
+from specdec.engine.policy import DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError
@@ -37,6 +38,7 @@ class Speculation:
         drafters: who may propose, by name; the first is the default.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
+        rules: what the caller put on the tokens; None where there is nothing.
         draft_len: draft length that the caller asked for.
         draft_effort: mean effort that the caller asked for.
         verify_effort: mean effort of verification.
@@ -59,6 +61,7 @@ class Speculation:
     is_effort_asked: bool = True
     named: frozenset[str] = frozenset()
     trust: float | None = None
+    rules: LenientRules | None = None
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,21 +80,70 @@ class Speculation:
         if self.trust is None:
             return []
         with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
-            entropies = [signals.distribution.entropy for signals in draft.signals]
-        return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
+            return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
-def make_speculation(
-    model: Model,
-    sequence: Sequence,
-    options: Options,
-    end_tokens: frozenset[int],
-    progress: Progress | None = None,
-) -> Speculation:
-    """Everything that the rounds of a generation need to draft.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """Who is to propose and who to decide in an answer that has not begun: nothing here depends on its keys and values.
 
-    A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
-    `progress` is told of draft views that are built.
+    Attributes:
+        model: that answers.
+        options: of the answer.
+        drafters: by name, the first is the default.
+        offered: the drafters with their views, the default first.
+        chosen: the policy as it is.
+        policy: the same, guarded.
+        efforts: of all matrices for a mean draft effort.
+    """
+
+    model: Model
+    options: Options
+    drafters: Mapping[str, Drafter]
+    offered: tuple[DraftOption, ...]
+    chosen: Policy
+    policy: GuardedPolicy
+    efforts: EffortScale
+
+    def begin(self, sequence: Sequence, end_tokens: frozenset[int]) -> Speculation:
+        """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
+
+        A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+        """
+        options, model = self.options, self.model
+        if self.policy.learns:
+            tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
+            costs = machine_costs(model, self.offered, self.efforts, tried)
+            self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
+        chooser = sequence.chooser
+        rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
+        return Speculation(
+            drafters=self.drafters,
+            options=self.offered,
+            policy=self.policy,
+            context=DraftContext(
+                history=sequence.tokens,
+                cache=sequence.cache,
+                efforts=self.efforts,
+                sample=sequence.chooser if rules is None else rules,
+                end_tokens=end_tokens,
+                prompt_length=len(sequence.tokens),
+                is_greedy=options.temperature == 0,
+                rules=rules,
+            ),
+            draft_len=options.draft_len,
+            draft_effort=self.efforts.mean,
+            verify_effort=options.verify_schedule.mean(model.config),
+            temperature=options.temperature,
+            is_effort_asked=options.draft_effort is not None,
+            named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
+            trust=options.trust,
+            rules=rules,
+        )
+
+
+def choose_drafting(model: Model, options: Options, progress: Progress | None = None) -> Drafting:
+    """What an answer with these options drafts with. `progress` is told of draft views that are built.
 
     Raises:
         InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
@@ -108,33 +160,17 @@ def make_speculation(
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    guarded = GuardedPolicy(chosen, policy_name)
-    drafters = _drafters(model, options, progress)
+    with model.memory.drafters.lock:
+        drafters = _drafters(model, options, progress)
     offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
-    if guarded.learns:
-        tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
-        costs = machine_costs(model, offered, efforts, tried)
-        guarded.begin(Knowledge(costs=costs, memory=model.memory.of_policy(chosen)))
-    return Speculation(
+    return Drafting(
+        model=model,
+        options=options,
         drafters=drafters,
-        options=offered,
-        policy=guarded,
-        context=DraftContext(
-            history=sequence.tokens,
-            cache=sequence.cache,
-            efforts=efforts,
-            sample=sequence.sampler,
-            end_tokens=end_tokens,
-            prompt_length=len(sequence.tokens),
-            is_greedy=options.temperature == 0,
-        ),
-        draft_len=options.draft_len,
-        draft_effort=efforts.mean,
-        verify_effort=verify_effort,
-        temperature=options.temperature,
-        is_effort_asked=options.draft_effort is not None,
-        named=frozenset(drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
-        trust=options.trust,
+        offered=offered,
+        chosen=chosen,
+        policy=GuardedPolicy(chosen, policy_name),
+        efforts=efforts,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from specdec.errors import ModelFormatError
 from specdec.families.base import Stored
 from specdec.families.fields import Fields
-from specdec.families.rope import factors_from
+from specdec.families.rope_huggingface import rope_rule
 from specdec.model.architecture import ModelConfig
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -50,7 +50,7 @@ def decoder(
         )
     head_dim = fields.integer("head_dim", hidden // heads if heads > 0 else 0)
     layers = fields.integer("num_hidden_layers")
-    theta, factors = _rope(fields, theta, head_dim)
+    rope = rope_rule(fields, theta=theta, head_dim=head_dim, max_context=fields.integer("max_position_embeddings"))
     window, first_sliding = _checked_window(fields, window, first_sliding, layers)
     return ModelConfig.uniform(
         family=family,
@@ -62,9 +62,7 @@ def decoder(
         num_kv_heads=fields.integer("num_key_value_heads", heads),
         head_dim=head_dim,
         norm_eps=fields.number("rms_norm_eps"),
-        rope_theta=theta,
-        max_context=fields.integer("max_position_embeddings"),
-        rope_factors=factors,
+        **rope.arguments(),
         sliding_window=window,
         first_sliding_layer=first_sliding,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
@@ -96,18 +94,9 @@ def _refuse_unsupported(fields: Fields, family: str) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if fields.flag(key, False):
             raise ModelFormatError(f"{where}: {key} is not supported for {family}")
-    for nested in (fields, fields.mapping("rope_parameters")):
+    for nested in (fields, fields.mapping("rope_parameters"), fields.mapping("rope_scaling")):
         if (share := nested.number("partial_rotary_factor", 1.0)) != 1.0:
             raise ModelFormatError(f"{where}: partial_rotary_factor must be 1, not {share}")
-
-
-def _rope(fields: Fields, theta: float, head_dim: int) -> tuple[float, tuple[float, ...] | None]:
-    """Base and divisors, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
-    rule = fields.mapping("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
-    if any(isinstance(value, dict) for value in rule.values.values()):
-        raise ModelFormatError(f"{rule.where}: one rule per kind of layer is not supported")
-    theta = rule.number("rope_theta", fields.number("rope_theta", theta))
-    return theta, factors_from(rule, theta=theta, head_dim=head_dim)
 
 
 def _checked_window(fields: Fields, window: int | None, first: int, layers: int) -> tuple[int | None, int]:

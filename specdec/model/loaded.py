@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.engine.memory import Memory
-from specdec.engine.options import effort_schedule
+from specdec.engine.option_checks import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
-from specdec.engine.turns import Turns
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
 from specdec.store.profile import find_profile, profile_stamp
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel
@@ -131,7 +131,14 @@ class Model:
         return logits
 
 
-def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None, load_share: float = 1.0) -> Model:
+def load(
+    model: str | Path,
+    *,
+    runtime: str = "auto",
+    threads: int | None = None,
+    load_share: float = 1.0,
+    context: int | None = None,
+) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
 
     Args:
@@ -141,12 +148,15 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
         load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
             matrices are never read and count as zeros, and quantised ones lose all but the upper four bits of their
             codes, which changes the model: results say so in `identical_to`.
+        context: tokens of prompt and answer together that the model is loaded for; None takes the model's own context.
+            It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
+            length, and keep them for shorter texts.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
         InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range, or below 1
-            for a store whose codes have four bits.
+            for a store whose codes have four bits, or `context` is out of range.
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
@@ -155,11 +165,11 @@ def load(model: str | Path, *, runtime: str = "auto", threads: int | None = None
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
-    store = Store.open(resolve_model(model), load_share=load_share)
+    store = Store.open(resolve_model(model), load_share=load_share, context=context)
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
     loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store, name=_name(model))
-    loaded.load_other = lambda name: _other(name, runtime, threads)
+    loaded.load_other = lambda name: _other(name, runtime, threads, context)
     return loaded
 
 
@@ -177,9 +187,15 @@ def readable_count(count: int) -> str:
     return str(count)
 
 
-def _other(name: str, runtime: str, threads: int | None) -> LoadedModel:
-    """The model called `name` on the runtime of the one that asks."""
+def _other(name: str, runtime: str, threads: int | None, context: int | None) -> LoadedModel:
+    """The model called `name` on the runtime of the one that asks, for its context as far as it can be."""
+    from specdec.catalogue import resolve_model
     from specdec.drafters.base import LoadedModel
+    from specdec.store.description import StoreDescription
 
-    other = load(name, runtime=runtime, threads=threads)
+    path = resolve_model(name)
+    if context is not None:
+        config = StoreDescription.read(path).config
+        context = min(context, config.longest_context or config.max_context)
+    other = load(path, runtime=runtime, threads=threads, context=context)
     return LoadedModel(other.runtime, other.tokenizer)

@@ -50,6 +50,11 @@ class Cache(Protocol):
         """Bytes allocated now; blocks shared with forks count in each."""
         ...
 
+    def blocks(self) -> Mapping[int, int]:
+        """Bytes of each piece of memory allocated now, by a number of it. Pieces that forks share have equal numbers;
+        those that hold `length` tokens are written no more, so they stay shared. Valid until the next pass."""
+        ...
+
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens.
 
@@ -198,6 +203,10 @@ class Runtime(Protocol):
         Raises:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
+        ...
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes when it is full."""
         ...
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:

@@ -38,7 +38,7 @@ class Store:
 
     Attributes:
         path: its folder.
-        config: the model.
+        config: the model, as it is loaded.
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one, `views.quantised.quantised_type`.
@@ -50,11 +50,17 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, description: StoreDescription, files: dict[str, TensorFile], *, load_share: float = 1.0
+        self,
+        path: Path,
+        description: StoreDescription,
+        files: dict[str, TensorFile],
+        *,
+        load_share: float = 1.0,
+        context: int | None = None,
     ) -> None:
         self.path = path
         self.description = description
-        self.config: ModelConfig = description.config
+        self.config: ModelConfig = description.config if context is None else description.config.for_context(context)
         self.layout: BucketLayout = description.layout
         self.dtype = description.dtype
         self.types = dict(description.types)
@@ -72,7 +78,9 @@ class Store:
             self._leave_out(load_share)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True, load_share: float = 1.0) -> Store:
+    def open(
+        cls, path: str | Path, *, verify: bool = True, load_share: float = 1.0, context: int | None = None
+    ) -> Store:
         """Open a store.
 
         Sizes, shapes, the description's own checksum and the scores are always checked.
@@ -84,10 +92,13 @@ class Store:
                 out, and `exact` gives matrices with zeros in their place. Of quantised matrices the upper four bits of
                 codes stay; `exact` gives those that are without the rest as `UpperMatrix`. What is left out is never
                 read, but for codes in blocks (a store of version 2).
+            context: tokens of the context that the model is loaded for, `ModelConfig.for_context`; None takes the
+                model's own.
 
         Raises:
             StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
-            InvalidArgumentError: `load_share` is out of range, or below 1 and all codes have four bits.
+            InvalidArgumentError: `load_share` is out of range, or below 1 and all codes have four bits; or `context` is
+                out of range.
         """
         path = Path(path)
         try:
@@ -102,17 +113,17 @@ class Store:
                 raise
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         with foreign(str(path)):
-            return cls._open(path, verify=verify, load_share=load_share)
+            return cls._open(path, verify=verify, load_share=load_share, context=context)
 
     @classmethod
-    def _open(cls, path: Path, *, verify: bool, load_share: float) -> Store:
+    def _open(cls, path: Path, *, verify: bool, load_share: float, context: int | None) -> Store:
         description = StoreDescription.read(path)
         files = _open_files(path, description)
         with ExitStack() as stack:
             if load_share != 1:
                 for file in files.values():
                     stack.enter_context(file.not_reading_ahead())
-            store = cls(path, description, files, load_share=load_share)
+            store = cls(path, description, files, load_share=load_share, context=context)
             store._check_scores()
             if verify:
                 store.verify()

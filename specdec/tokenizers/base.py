@@ -46,9 +46,29 @@ class Tokenizer(ABC):
         return self._table.fingerprint()
 
     @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """Bytes of every id; empty for ids that mean nothing."""
+        return self._table.pieces
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that steer the model and are no text."""
+        return self._table.special
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether a space that a text's first token begins with is left out when the text is decoded."""
+        return self._table.strip_leading_space
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` can work."""
         return self._meta.chat_template is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the model's chat template."""
+        return self._meta.chat_template
 
     def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
         """Token ids of `text`. The names of special tokens inside it become those tokens, unless it is literal.
@@ -84,6 +104,14 @@ class Tokenizer(ABC):
         """
         joined = self._table.join(ids, skip_special=skip_special, continues=continues)
         return joined.decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes that a token stands for; a token may be a part of a character. Empty for an id beyond the vocabulary.
+
+        Raises:
+            InvalidArgumentError: the id is negative.
+        """
+        return self._table.piece(token)
 
     def detokenizer(self, *, continues: bool = False) -> IncrementalDetokenizer:
         """A fresh incremental decoder; `continues` as in `decode`."""

@@ -37,15 +37,11 @@ class Form:
 
 
 def form_of_source(source: str) -> Form:
-    """What a template's source tells of its form: whether it asks for None, and whether it takes arguments apart."""
+    """What a template's source tells of its form: whether it asks for None, and for the kind of arguments."""
     null = re.search(r"content['\"]?\]?\s+is\s+(not\s+)?none", source) is not None
-    takes_apart = (
-        re.search(r"arguments['\"]?\]?\s*(\|\s*(tojson|items|dictsort)|\.items\(|\.keys\()", source) is not None
-    )
+    # Templates are written for mappings, which Hugging Face's libraries give them, and clients send text.
     has_branch = re.search(r"arguments['\"]?\]?\s+is\s+(not\s+)?(string|mapping)", source) is not None
-    return Form(
-        null="none" if null else "left out", arguments="mapping" if takes_apart and not has_branch else "as sent"
-    )
+    return Form(null="none" if null else "left out", arguments="as sent" if has_branch else "mapping")
 
 
 def forms_like(form: Form) -> list[Form]:

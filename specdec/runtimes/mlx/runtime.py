@@ -146,6 +146,10 @@ class MlxRuntime:
         check_capacity(capacity)
         return self._transformer.new_cache(capacity, self._lock)
 
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes."""
+        return self._transformer.new_cache(capacity, self._lock).most_bytes
+
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
 

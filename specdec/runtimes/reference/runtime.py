@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _EXECUTES = frozenset(
     {
         Feature.ROPE_FACTORS,
+        Feature.ROPE_ATTENTION,
         Feature.WINDOW,
         Feature.QKV_BIAS,
         Feature.QK_NORM,
@@ -185,6 +186,10 @@ class ReferenceRuntime:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
         return KeyValueCache(self.config, capacity, self._device)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes."""
+        return capacity * sum(8 * one.attention.kv_heads * one.attention.head_dim for one in self.config.layers)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`."""
