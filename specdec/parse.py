@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from specdec.errors import ModelFormatError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
 
 MOST_DEPTH = 64
 MOST_YAML_BYTES = 1 << 18
@@ -49,7 +50,9 @@ def parse_json(content: bytes | str, *, strict: bool = False) -> Any:
         raise
     except RecursionError:
         raise _too_deep() from None
-    except ValueError:
+    except ValueError as error:
+        if is_from_signal_handler(error):
+            raise
         raise ParseError("is not valid JSON") from None
     _check(value, texts=_SURROGATE.search(text) is not None)
     return value
@@ -72,7 +75,9 @@ def parse_yaml(content: bytes | str) -> Any:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except ParseError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError):
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        if is_from_signal_handler(error):
+            raise
         raise ParseError("is not valid YAML") from None
     _check(value, texts=True)
     return value
@@ -82,8 +87,8 @@ def parse_yaml(content: bytes | str) -> Any:
 def foreign(what: str) -> Iterator[None]:
     """Around code that reads what others wrote: whatever it raises becomes a `ModelFormatError` about `what`.
 
-    Our own errors, a shortage of memory and interrupts pass. A panic of a library in Rust comes as a
-    BaseException of pyo3's and is caught by its name.
+    Our own errors, a shortage of memory, interrupts, and what a caller's signal handler raises pass. A panic of a
+    library in Rust comes as a BaseException of pyo3's and is caught by its name.
 
     Raises:
         ModelFormatError: the block raised anything else.
@@ -93,8 +98,12 @@ def foreign(what: str) -> Iterator[None]:
     except (SpecdecError, MemoryError):
         raise
     except OSError as error:
+        if is_from_signal_handler(error):
+            raise
         raise ModelFormatError(f"cannot read {error.filename or what}: {error.strerror or error}") from None
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         _refuse(what, error)
     except BaseException as error:
         if type(error).__name__ != "PanicException":
@@ -111,13 +120,13 @@ def quiet_panics() -> Iterator[None]:
     except OSError:  # standard error is closed
         yield
         return
-    nothing = os.open(os.devnull, os.O_WRONLY)
     try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
+        os.close(nothing)
         yield
     finally:
         os.dup2(saved, 2)
-        os.close(nothing)
         os.close(saved)
 
 

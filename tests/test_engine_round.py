@@ -261,7 +261,7 @@ def test_a_drafter_that_another_package_registers(monkeypatch):
     result = specdec.generate(fake_model(), [1], max_tokens=9, drafter="guess:a,b=c", draft_view="int4")
     assert seen == [("a,b=c", "int4", "bytes")]
     assert result.stats.drafted > 0
-    with pytest.raises(InvalidArgumentError, match="drafter 'thing' must have properties views and takes_effort"):
+    with pytest.raises(PluginError, match="drafter 'thing' must have properties views and takes_effort"):
         specdec.generate(fake_model(), [1], drafter="thing")
 
 

@@ -13,7 +13,26 @@ from specdec.read_file import open_regular, read_regular
 _MOST_BYTES = 256 << 20  # the largest tokenizer.json has a tenth of this
 
 
-def map_file(path: Path) -> mmap.mmap:
+class MappedFile(mmap.mmap):
+    """A file's bytes, mapped for reading. A slice is a copy.
+
+    The system ends a process that reads a mapped page which the file has no more, so its size is looked at first.
+    """
+
+    label = "the file"
+
+    def __getitem__(self, key: Any) -> Any:
+        """Bytes of the file.
+
+        Raises:
+            ModelFormatError: the file has become shorter.
+        """
+        if self.size() < len(self):
+            raise ModelFormatError(f"{self.label} was cut off while it was read")
+        return super().__getitem__(key)
+
+
+def map_file(path: Path) -> MappedFile:
     """The file's bytes, mapped for reading.
 
     Raises:
@@ -21,7 +40,9 @@ def map_file(path: Path) -> mmap.mmap:
     """
     try:
         with open_regular(path) as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.label = path.name
+        return mapped
     except ValueError:
         raise ModelFormatError(f"{path.name} is empty") from None
     except OSError as error:

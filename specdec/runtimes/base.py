@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
+from specdec.progress import Count
 from specdec.weights.base import EXACT as EXACT
 
 Logits = Literal["all", "last", "none"]
@@ -182,8 +183,13 @@ class Runtime(Protocol):
         """Draft views that `forward` accepts beside "exact", by name."""
         ...
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready ahead of the first pass that uses it, so that its cost is not counted as drafting.
+
+        Args:
+            view: a draft view, or "exact".
+            progress: called with (parts done, parts in all) while the view is built, first with nothing done;
+                not at all where it is ready.
 
         Raises:
             UnknownNameError: this runtime has no such view.

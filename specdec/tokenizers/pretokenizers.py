@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import is_from_signal_handler
 
 DEFAULT = "default"
 
@@ -151,6 +152,8 @@ def build_byte_level(
     try:
         tokenizer = Tokenizer(BPE(vocabulary, list(merges), ignore_merges=rule.whole_words))
     except Exception as error:  # the library raises bare Exception
+        if is_from_signal_handler(error):
+            raise
         raise ModelFormatError(f"vocabulary and merges do not fit: {' '.join(str(error).split())}") from None
     if rule.compose:
         tokenizer.normalizer = normalizers.NFC()
