@@ -29,6 +29,7 @@ from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
 from specdec.tokenizers.sentencepiece_model import without_normalizer
+from specdec.tokenizers.tokenizer_limits import MOST_MERGES, check_added
 
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _UNREAD = (_VOCABULARY, "vocab.txt", _MERGES, "spiece.model", "tekken.json", "tiktoken.model")
@@ -76,9 +77,12 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Backend:
     if not all(type(index) is int and index >= 0 for index in vocabulary.values()):
         raise ModelFormatError(f"{_VOCABULARY} must hold an id for each token")
     try:
-        lines = read_bytes(folder / _MERGES).decode("utf-8").split("\n")
+        text = read_bytes(folder / _MERGES).decode("utf-8")
     except UnicodeDecodeError:
         raise ModelFormatError(f"{_MERGES} is not valid UTF-8") from None
+    if text.count("\n") > MOST_MERGES:
+        raise ModelFormatError(f"{_MERGES} has more than {MOST_MERGES} lines")
+    lines = text.split("\n")
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ModelFormatError(f"{_MERGES} has {' '.join(wrong[0])!r}, which is no pair")
@@ -97,22 +101,23 @@ def _add_missing(backend: Backend, settings: Settings) -> bool:
     Returns:
         Whether there were any. Tokens that the model has no row for stay out.
     """
-    known, added = backend.get_vocab(with_added_tokens=True), False
+    known = backend.get_vocab(with_added_tokens=True)
     size = max(known.values(), default=-1) + 1
     named = [token for token in settings.added_tokens if token.text not in known]
     texts = {token.text for token in named} | known.keys()
     named += [AddedToken(0, text, True) for text in settings.special_texts if text not in texts]
-    for token in named[: max(0, settings.vocab_size - size)]:
-        backend.add_tokens(
-            [
-                BackendToken(
-                    token.text, special=token.special, normalized=False, lstrip=token.strip_left,
-                    rstrip=token.strip_right,
-                )
-            ]
-        )  # fmt: skip
-        added = True
-    return added
+    named = named[: max(0, settings.vocab_size - size)]
+    there = [token.content for token in backend.get_added_tokens_decoder().values()]
+    check_added([*there, *(token.text for token in named)], "the tokenizer with what its settings add")
+    backend.add_tokens(
+        [
+            BackendToken(
+                token.text, special=token.special, normalized=False, lstrip=token.strip_left, rstrip=token.strip_right
+            )
+            for token in named
+        ]
+    )
+    return bool(named)
 
 
 def _bpe_meta(backend: Backend, settings: Settings) -> TokenizerMeta:

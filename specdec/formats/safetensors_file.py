@@ -22,6 +22,8 @@ from specdec.weights.dtypes import to_float32
 
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_TENSORS = 1 << 18  # of a file
 
 READABLE = ("F32", "F16", "BF16")
 _DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "U32": "<u4"}
@@ -97,8 +99,12 @@ class SafetensorsFile:
         length = struct.unpack("<Q", self._data[:LENGTH_BYTES])[0]
         if length > size - LENGTH_BYTES or self._data[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
             raise ModelFormatError(f"{self.label} is not a safetensors file, or truncated: its header does not fit")
+        if length > MAX_HEADER_BYTES:
+            raise ModelFormatError(f"{self.label} is damaged: its header of {length} bytes exceeds {MAX_HEADER_BYTES}")
         header = parse_json(self._data[LENGTH_BYTES : LENGTH_BYTES + length], f"the header of {self.label}")
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise ModelFormatError(f"{self.label} holds {len(header)} tensors: at most {MAX_TENSORS} are read")
         base, end, tensors = LENGTH_BYTES + length, 0, {}
         spans = [(*self._entry(name, entry), name) for name, entry in header.items()]
         for start, stop, shape, dtype, name in sorted(spans, key=lambda span: span[:2]):

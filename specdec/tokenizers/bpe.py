@@ -23,6 +23,7 @@ from specdec.tokenizers.pieces import (
     byte_level_piece,
     byte_of_character,
 )
+from specdec.tokenizers.tokenizer_limits import check_tokenizer
 
 
 class BPETokenizer(Tokenizer):
@@ -38,8 +39,6 @@ class BPETokenizer(Tokenizer):
 
     def __init__(self, meta: TokenizerMeta, content: bytes) -> None:
         self._backend = read_backend(content)
-        self._backend.no_truncation()
-        self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder().values()
         super().__init__(
             meta,
@@ -88,14 +87,18 @@ class BPETokenizer(Tokenizer):
 
 
 def read_backend(content: bytes) -> Backend:
-    """The tokenizers library's object.
+    """The tokenizers library's object, which neither cuts a text nor fills it up.
 
     Raises:
-        ModelFormatError: the content is no valid tokenizer.json.
+        ModelFormatError: the content is no valid tokenizer.json, or exceeds a bound.
     """
     with foreign(BPE_NAME), quiet_panics():
-        parse_json(content)
+        values = parse_json(content)
+        if isinstance(values, dict):
+            check_tokenizer(values, BPE_NAME)
         backend = Backend.from_str(content.decode("utf-8"))
+        backend.no_truncation()
+        backend.no_padding()
         backend.encode("Hello, world 1\n", add_special_tokens=False)  # some settings only fail here
         return backend
 
