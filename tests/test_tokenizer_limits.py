@@ -116,6 +116,14 @@ def test_neither_padding_nor_truncation_reaches_a_prompt() -> None:
     assert len(read_backend(json.dumps(values).encode()).encode("hello").ids) == 5
 
 
+@pytest.mark.parametrize("pattern", ["(x+x+)+y|(.+)+(.+)+(.+)+(.+)+$z", r"(\w|\s|.)*(\w|\s|.)*[\d\D](?!\s|\S)q"])
+def test_a_pattern_that_backtracks_is_refused(pattern: str) -> None:
+    values = json.loads(tokenizer_files()[BPE_NAME])
+    values["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    with pytest.raises(ModelFormatError, match=r"takes too long|retry-limit"):
+        read_backend(json.dumps(values).encode())
+
+
 def test_a_vocabulary_of_control_tokens_is_refused() -> None:
     vocabulary = {f"<{n}>": n for n in range(33_000)}
     with pytest.raises(ModelFormatError, match="has 33000 control or added tokens: at most 32768"):
