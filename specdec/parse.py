@@ -19,9 +19,12 @@ from specdec.interrupts import is_from_signal_handler
 
 MOST_DEPTH = 64
 MOST_YAML_BYTES = 1 << 18
+# Far above every file of a model: Python objects take up to 40 bytes for each byte of text that names them.
+MOST_CONTAINERS, MOST_VALUES = 1 << 21, 1 << 23
 _MOST_WHOLE = 1 << 64
 _MOST_DIGITS = 20
 _SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
 class ParseError(ValueError):
@@ -37,14 +40,16 @@ def parse_json(content: bytes | str, *, strict: bool = False) -> Any:
             twice.
 
     Raises:
-        ParseError: it is not JSON, is nested more than 64 deep, holds a whole number of more than 64 bits, or text
-            with half a surrogate pair.
+        ParseError: it is not JSON, is nested more than 64 deep, holds more than 2 million objects and arrays or 8
+            million values, a whole number of more than 64 bits, or text with half a surrogate pair.
     """
     hooks: dict[str, Any] = {}
     if strict:
         hooks = {"parse_constant": _constant, "parse_float": _finite, "object_pairs_hook": _distinct}
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
+        if _is_too_much(text) and _is_too_much(_JSON_TEXT.sub("", text)):
+            raise ParseError(f"holds more than {MOST_CONTAINERS} objects and arrays, or {MOST_VALUES} values")
         value = json.loads(text, parse_int=_whole, **hooks)
     except ParseError:
         raise
@@ -160,6 +165,11 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ParseError(f"holds {twice[:40]!r} twice in one object")
     return found
+
+
+def _is_too_much(text: str) -> bool:
+    """Whether a JSON text, by its punctuation, has more parts than are read. Its strings may hold punctuation too."""
+    return text.count("[") + text.count("{") > MOST_CONTAINERS or text.count(",") + text.count(":") > MOST_VALUES
 
 
 def _check(value: Any, *, texts: bool) -> None:

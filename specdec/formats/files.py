@@ -8,9 +8,7 @@ from typing import Any
 
 from specdec import parse
 from specdec.errors import ModelFormatError
-from specdec.read_file import open_regular, read_regular
-
-_MOST_BYTES = 256 << 20  # the largest tokenizer.json has a tenth of this
+from specdec.read_file import MOST_TEXT_BYTES, open_regular, read_regular
 
 
 class MappedFile(mmap.mmap):
@@ -56,7 +54,7 @@ def read_bytes(path: Path) -> bytes:
         ModelFormatError: it is missing or unreadable.
     """
     try:
-        return read_regular(path, most_bytes=_MOST_BYTES)
+        return read_regular(path, most_bytes=MOST_TEXT_BYTES)
     except OSError as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
 

@@ -11,7 +11,7 @@ from typing import Any
 from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
 from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, MARKER, end_tokens
-from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
+from specdec.tokenizers.meta import BPE_NAME, META_NAME, MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
 from specdec.tokenizers.sentencepiece_model import (
@@ -95,6 +95,8 @@ class _Vocabulary:
     def __init__(self, fields: Fields, vocab_size: int, *, is_bpe: bool) -> None:
         self.fields = fields
         tokens = _typed(fields, _TOKENS, str)
+        if len(tokens) > MOST_TOKENS:
+            raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, and at most {MOST_TOKENS} are read")
         types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)]
         # A file with types may mean that such a token is text; one whose template writes it does not.
         template = _chat_template(fields) or ""

@@ -30,6 +30,7 @@ from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
 from specdec.tokenizers.sentencepiece_model import USER_DEFINED, piece_types, without_normalizer
+from specdec.tokenizers.tokenizer_limits import MOST_MERGES, check_added
 
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
 _CLASS_SPECIAL = "<|endoftext|>"  # what the tokenizer classes of such files have where no file names another
@@ -78,10 +79,13 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Backend:
     if not all(type(index) is int and index >= 0 for index in vocabulary.values()):
         raise ModelFormatError(f"{_VOCABULARY} must hold an id for each token")
     try:
-        # Not splitlines: in this alphabet characters that Unicode takes for the end of a line are bytes.
-        lines = [line.removesuffix("\r") for line in read_bytes(folder / _MERGES).decode("utf-8-sig").split("\n")]
+        text = read_bytes(folder / _MERGES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ModelFormatError(f"{_MERGES} is not valid UTF-8") from None
+    if text.count("\n") > MOST_MERGES:
+        raise ModelFormatError(f"{_MERGES} has more than {MOST_MERGES} lines")
+    # Not splitlines: in this alphabet characters that Unicode takes for the end of a line are bytes.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ModelFormatError(f"{_MERGES} has {' '.join(wrong[0])!r}, which is no pair")
@@ -113,6 +117,7 @@ def _add_missing(backend: Backend, settings: Settings) -> bool:
             named.setdefault(text, AddedToken(0, text, True))
     new = [token for token in named.values() if token.text not in known][: max(0, settings.vocab_size - size)]
     tokens = [*new, *(token for token in named.values() if token.text in known)]
+    check_added([*found, *(token.text for token in new)], "the tokenizer with what its settings add")
     backend.add_tokens(
         [
             BackendToken(

@@ -23,6 +23,8 @@ from specdec.model_files import INDEX_NAME, SINGLE_NAME, unlisted_weights
 from specdec.weights.dtypes import to_float32
 
 LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_TENSORS = 1 << 18  # of a file
 
 _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 _MOST_PARTS = 10_000
@@ -101,8 +103,12 @@ class SafetensorsFile:
         length = struct.unpack("<Q", self._data[:LENGTH_BYTES])[0]
         if length > size - LENGTH_BYTES or self._data[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
             raise ModelFormatError(f"{self.label} is not a safetensors file, or truncated: its header does not fit")
+        if length > MAX_HEADER_BYTES:
+            raise ModelFormatError(f"{self.label} is damaged: its header of {length} bytes exceeds {MAX_HEADER_BYTES}")
         header = parse_json(self._data[LENGTH_BYTES : LENGTH_BYTES + length], f"the header of {self.label}")
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise ModelFormatError(f"{self.label} holds {len(header)} tensors: at most {MAX_TENSORS} are read")
         base, end, tensors = LENGTH_BYTES + length, 0, {}
         spans = [(*self._entry(name, entry), name) for name, entry in header.items()]
         for start, stop, shape, dtype, name in sorted(spans, key=lambda span: span[:2]):

@@ -16,12 +16,11 @@ from specdec.interrupts import is_from_signal_handler
 from specdec.model.architecture import ModelConfig
 from specdec.model.bounds import check_bounds
 from specdec.parse import parse_json
-from specdec.read_file import read_regular
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.weights.dtypes import check_dtype
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import plane_type, quantised_type
 
-_MOST_BYTES = 256 << 20
 FORMAT = "specdec bucket store"
 FORMAT_VERSION = 4
 # What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
@@ -205,7 +204,7 @@ def _load(folder: Path) -> dict[str, Any]:
     """The JSON object in `store.json`, known to be that of a store."""
     path = folder / DESCRIPTION_FILE
     try:
-        values = parse_json(read_regular(path, most_bytes=_MOST_BYTES))
+        values = parse_json(read_regular(path, most_bytes=MOST_TEXT_BYTES))
     except FileNotFoundError:
         raise StoreError(
             f"{folder} is no store, it has no {DESCRIPTION_FILE}: make one with `specdec convert SOURCE -o STORE`"

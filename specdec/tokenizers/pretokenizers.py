@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 
 from specdec.errors import ModelFormatError
 from specdec.interrupts import is_from_signal_handler
+from specdec.tokenizers.tokenizer_limits import check_added
 
 DEFAULT = "default"
 
@@ -147,8 +148,10 @@ def build_byte_level(
         user_defined: other tokens of `vocabulary` that are found in text before anything else.
 
     Raises:
-        ModelFormatError: a merge makes a token that is not in the vocabulary.
+        ModelFormatError: a merge makes a token that is not in the vocabulary, or tokens that are found in text are
+            too many or too long.
     """
+    check_added([*special, *user_defined], "the vocabulary")
     try:
         tokenizer = Tokenizer(BPE(vocabulary, list(merges), ignore_merges=rule.whole_words))
     except Exception as error:  # the library raises bare Exception
