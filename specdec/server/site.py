@@ -47,9 +47,7 @@ class Site:
         """
         metrics, status = Metrics(settings.name), batch.status()
         _add_gauges(metrics, batch)
-        answers = Answers(
-            model, batch, metrics, context=_fitting(model, status.cache_bytes), most=status.max_sequences
-        )
+        answers = Answers(model, batch, metrics, context=_fitting(model, status.cache_bytes), most=status.max_sequences)
         return cls(model, settings, answers)
 
     @property
