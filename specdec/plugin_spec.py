@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from specdec.errors import InvalidArgumentError, PluginError
+from specdec.interrupts import is_from_signal_handler
 
 T = TypeVar("T")
 
@@ -71,7 +72,9 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         InvalidArgumentError: an unknown parameter, or values that the constructor refuses.
         PluginError: the constructor fails in another way than with ValueError or TypeError.
     """
-    allowed = list(inspect.signature(constructor).parameters) if spec.parameters else []
+    if not callable(constructor):
+        raise PluginError(kind, spec.name, f"must be a class or function that makes it, not {constructor!r}")
+    allowed = _parameters(constructor) if spec.parameters else []
     for key in spec.parameters:
         if key not in allowed:
             raise InvalidArgumentError(
@@ -81,10 +84,20 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         return constructor(**spec.parameters)
     except PluginError:
         raise
-    except (ValueError, TypeError) as error:
-        raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        if isinstance(error, ValueError | TypeError):
+            raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
         raise PluginError.raised(kind, spec.name, error, doing="its constructor") from error
+
+
+def _parameters(constructor: Callable[..., Any]) -> list[str]:
+    """Names of a constructor's parameters; none for one that does not tell, as some written in C."""
+    try:
+        return list(inspect.signature(constructor).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:

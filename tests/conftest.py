@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -29,6 +30,15 @@ def no_costs_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             (folder / name).symlink_to(own / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(paths.HOME_VARIABLE, str(folder))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_beside_other_workers() -> Iterator[None]:
+    """Where several processes run tests, each computes with one thread, unless a test names another number."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setattr("specdec.runtimes.native.runtime.usable_cores", lambda: 1)
         yield
 
 

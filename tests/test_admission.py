@@ -11,6 +11,7 @@ import pytest
 from fake_runtime import ByteTokenizer, FakeCache, FakeRuntime, fake_config
 
 import specdec
+from specdec.drafters.base import LoadedModel
 from specdec.errors import ContextLengthError, InvalidArgumentError, QueueFullError, SpecdecError
 from specdec.model.loaded import Model
 
@@ -152,6 +153,22 @@ def test_what_can_never_fit_is_refused():
             batch.submit([1] * 2048, max_tokens=3)
     error = refused.value
     assert (error.prompt_tokens, error.max_tokens, error.context) == (2048, 3, 2048)
+
+
+@pytest.mark.parametrize("drafter", ["model:other", "chain:ngram,model:other"])
+def test_models_that_draft_count(drafter):
+    model, other = counted_model(), CountedRuntime(fake_config(max_context=100))
+    model.load_other = lambda _name: LoadedModel(other, ByteTokenizer())
+    with specdec.Batch(model, cache_bytes=TOKEN_BYTES * (160 + 112)) as batch:
+        with pytest.raises(InvalidArgumentError, match="cache_bytes allows"):
+            batch.submit([1] * 10, max_tokens=160, drafter=drafter)
+        generation = batch.submit([1] * 10, max_tokens=150, drafter=drafter)
+        next(generation)
+        until(lambda: batch.status().cache_bytes_reserved == TOKEN_BYTES * (160 + 112))
+        waiting = batch.submit([2] * 10, max_tokens=150, speculate=False)
+        tokens_of(generation)
+        assert len(tokens_of(waiting)) == 150
+        assert other.batches
 
 
 def test_kept_texts_go_to_make_room_the_oldest_first():

@@ -44,6 +44,7 @@ ORDER = (
 # Modules directly in `specdec`, by room.
 MODULES = {
     "checks": "tools",
+    "interrupts": "tools",
     "lock_file": "tools",
     "model_files": "tools",
     "parse": "tools",

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_check
 
 import numpy as np
 
+from specdec.drafters.earlier import Archive
 from specdec.drafters.ngram_index import NgramIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.model.effort import Efforts
+from specdec.progress import Progress
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
@@ -46,11 +48,13 @@ class DrafterMemory:
     Attributes:
         tables: indices of files' texts, by file, its state and the sizes of the index.
         models: other models, by the name that was asked for.
+        answers: that ended, by owner.
         lock: held while drafters are built.
     """
 
     tables: dict[tuple[str, int, int, int, int], NgramIndex] = field(default_factory=dict)
     models: dict[str, LoadedModel] = field(default_factory=dict)
+    answers: Archive = field(default_factory=Archive)
     lock: Lock = field(default_factory=Lock)
 
 
@@ -66,6 +70,8 @@ class DrafterSetup:
         tokenizer: of the model, for drafters that read text; None for a model without one.
         load_model: loads another model by catalogue name or path, or None where there is no way to.
         memory: of the model's drafters.
+        owner: whose earlier answers drafters may learn from; None for nobody's.
+        progress: told of draft views that are built; None where nobody asks.
     """
 
     runtime: Runtime
@@ -74,6 +80,8 @@ class DrafterSetup:
     tokenizer: Tokenizer | None = None
     load_model: Callable[[str], LoadedModel] | None = None
     memory: DrafterMemory = field(default_factory=DrafterMemory)
+    owner: str | None = None
+    progress: Progress | None = None
 
 
 class Sample(Protocol):
@@ -260,6 +268,24 @@ class Foreteller(Protocol):
 
         For a lookup: how long the suffix is that it found again. It reaches the policy as `RoundState.matches`.
         """
+        ...
+
+
+@runtime_checkable
+class Archivist(Protocol):
+    """A drafter that keeps answers for later ones of the same owner."""
+
+    def ended(self, context: DraftContext) -> None:
+        """The answer has ended; called once, and not where the caller named a drafter that is an object."""
+        ...
+
+
+@runtime_checkable
+class Rememberer(Protocol):
+    """A drafter with keys and values of its own, beside the cache that it shares with verification."""
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that they take for a sequence of at most `capacity` tokens."""
         ...
 
 

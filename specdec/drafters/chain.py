@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import (
+    Archivist,
     Draft,
     DraftContext,
     Drafter,
@@ -13,6 +14,7 @@ from specdec.drafters.base import (
     Drafting,
     Extender,
     Foreteller,
+    Rememberer,
     finish,
 )
 from specdec.engine.policy import DraftPlan, Policy
@@ -63,6 +65,16 @@ class ChainDrafter:
         first = self.levels[0][1]
         found = first.match_length(context) if isinstance(first, Foreteller) else 1
         return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
+
+    def ended(self, context: DraftContext) -> None:
+        """Tell the levels."""
+        for _, level in self.levels:
+            if isinstance(level, Archivist):
+                level.ended(context)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Bytes of the levels' own keys and values."""
+        return sum(level.cache_bytes(capacity) for _, level in self.levels if isinstance(level, Rememberer))
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """What the levels make of it together."""

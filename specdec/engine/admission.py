@@ -14,7 +14,7 @@ from typing import NamedTuple
 from specdec.engine.texts import Text, Texts, as_tokens, shared_length
 from specdec.engine.ticket import Ticket
 from specdec.errors import InvalidArgumentError
-from specdec.runtimes.base import Cache, Runtime
+from specdec.runtimes.base import Cache
 
 _MOST_TEXTS = 1024  # kept: each prompt is compared with all
 _WORTH_WAITING = 16  # tokens that another sequence is about to read, for a prompt to wait for them
@@ -36,7 +36,6 @@ class Admission:
     """The requests of a batch that wait and run, and the texts that it keeps. It belongs to the batch's thread.
 
     Args:
-        runtime: of all sequences.
         max_sequences: most that run.
         cache_bytes: bound of all keys and values.
 
@@ -49,8 +48,8 @@ class Admission:
         has_changed: a request came, was started, or left; the reader's to take back.
     """
 
-    def __init__(self, runtime: Runtime, *, max_sequences: int, cache_bytes: int) -> None:
-        self._runtime, self._most, self.cache_bytes = runtime, max_sequences, cache_bytes
+    def __init__(self, *, max_sequences: int, cache_bytes: int) -> None:
+        self._most, self.cache_bytes = max_sequences, cache_bytes
         self.running: list[Ticket] = []
         self.waiting: deque[Ticket] = deque()
         self.texts = Texts()
@@ -65,7 +64,7 @@ class Admission:
             InvalidArgumentError: they are more than all requests together may take.
         """
         sequence = ticket.sequence
-        worst = self._runtime.cache_bytes(sequence.limit)
+        worst = ticket.answer.worst_bytes()
         if worst > self.cache_bytes:
             raise InvalidArgumentError(
                 f"{len(sequence.tokens)} tokens of prompt and {sequence.limit - len(sequence.tokens)} of an answer may "
@@ -76,7 +75,6 @@ class Admission:
 
     def join(self, ticket: Ticket) -> None:
         """Let a request wait for its turn."""
-        ticket.worst_bytes = self.worst_bytes(ticket)
         self.waiting.append(ticket)
         self.has_changed = True
 

@@ -20,8 +20,8 @@ from specdec.engine.status import BatchStatus, Rates
 from specdec.engine.ticket import Reading, Ticket
 from specdec.engine.together import apply
 from specdec.errors import InvalidArgumentError, QueueFullError, SpecdecError
+from specdec.progress import Progress
 from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES
-from specdec.runtimes.memory import available_bytes
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
     from specdec.model.loaded import Model
 
-_SHARE = 0.5  # of the memory that is free: bound of keys and values where the caller names none
 _STATUS_S = 0.25  # seconds after which a status is renewed
-_BYTES = 1 << 30  # the same where the system does not say what is free
+_BYTES = 1 << 30  # of keys and values, where the caller names no bound and the system does not say what is free
 
 
 class Batch:
@@ -67,14 +66,13 @@ class Batch:
         queue: int | None = None,
     ) -> None:
         if cache_bytes is None:
-            free = available_bytes()
-            cache_bytes = _BYTES if free is None else max(1, int(_SHARE * free))
+            cache_bytes = _half_of_memory()
         _check_whole("cache_bytes", cache_bytes, 1, "bytes")
         if queue is not None:
             _check_whole("queue", queue, 0, "requests")
         self._model, self._queue, self._max_sequences = model, queue, max_sequences
         self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows)
-        self._admission = Admission(model.runtime, max_sequences=max_sequences, cache_bytes=cache_bytes)
+        self._admission = Admission(max_sequences=max_sequences, cache_bytes=cache_bytes)
         self._rates = Rates()
         self._tickets: dict[int, Ticket] = {}  # by id of the sequence; the thread's own
         self._changed = threading.Condition()  # of the fields below
@@ -89,15 +87,22 @@ class Batch:
         self._status, self._told_s = self._look(), 0.0
 
     def submit(
-        self, prompt: Prompt, *, owner: str = "", deadline_s: float | None = None, **options: Unpack[OptionArguments]
+        self,
+        prompt: Prompt,
+        *,
+        owner: str = "",
+        deadline_s: float | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[OptionArguments],
     ) -> Generation:
         """Begin an answer; the other arguments, errors and warnings are those of `specdec.stream`.
 
         Args:
             prompt: text, token ids, or chat messages.
-            owner: only requests of equal owners share what was read of prompts and answers.
+            owner: only requests of equal owners share what was read of prompts and answers, and drafts from answers.
             deadline_s: seconds from now after which the answer ends at the next pass boundary, waiting included, with
                 `stopped_by` "deadline" and the `finish_reason` "length".
+            progress: see `specdec.stream`; the batch's thread calls it as the prompt is read.
             options: see `specdec.Options`.
 
         Raises:
@@ -116,7 +121,8 @@ class Batch:
             self._check_open()
             if self._is_full and (self._waiting or not self._places):  # whatever the request is
                 raise QueueFullError(self._waiting, self._seconds_to_room())
-        ticket = Ticket(ask(self._model, prompt, options, caller="submit"), owner=owner, deadline_s=deadline_s)
+        answer = ask(self._model, prompt, options, caller="submit", owner=owner, progress=progress)
+        ticket = Ticket(answer, owner=owner, deadline_s=deadline_s)
         try:
             ticket.worst_bytes = self._admission.worst_bytes(ticket)
             with self._changed:
@@ -287,8 +293,9 @@ class Batch:
         return 0 if piece is None else len(piece.tokens)
 
     def _finish(self, ticket: Ticket, error: BaseException | None) -> None:
-        if self._tickets.pop(ticket.number, None) is None:
-            return  # ended already
+        if self._tickets.get(ticket.number) is not ticket:
+            return  # ended already, and another sequence may have its number now
+        del self._tickets[ticket.number]
         self._scheduler.remove(ticket.sequence)
         self._rates.end()
         try:
@@ -345,6 +352,14 @@ class Batch:
             ticket.put(error)
         for ticket in list(self._tickets.values()):
             self._finish(ticket, error)
+
+
+def _half_of_memory() -> int:
+    """Bytes of keys and values where the caller names no bound."""
+    from specdec.runtimes.memory import available_bytes
+
+    free = available_bytes()
+    return _BYTES if free is None else max(1, free // 2)
 
 
 def _check_whole(name: str, value: object, least: int, unit: str) -> None:

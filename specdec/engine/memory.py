@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.drafters.base import DrafterMemory
-from specdec.engine.grammar import Grammars
+from specdec.engine.grammar_tables import Grammars
 from specdec.engine.policy import CostTable
 
 

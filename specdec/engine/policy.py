@@ -87,6 +87,7 @@ class RoundState:
         distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
             first round.
         rows_beside: rows that other sequences are expected to have in the same verify pass; 0 for one alone.
+        named: drafters that the caller named, rather than leaving the choice open.
     """
 
     round_index: int
@@ -101,6 +102,7 @@ class RoundState:
     matches: Mapping[str, int] = field(default_factory=dict)
     distribution: Distribution | None = None
     rows_beside: int = 0
+    named: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

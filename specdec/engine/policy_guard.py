@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from specdec.engine.policy import (
     StepSignals,
 )
 from specdec.errors import PluginError
+from specdec.interrupts import is_from_signal_handler
 
 
 class GuardedPolicy:
@@ -44,9 +46,13 @@ class GuardedPolicy:
         if not isinstance(self._policy, Reporter):
             return {}
         try:
-            return dict(self._policy.summary())
+            summary = dict(self._policy.summary())
+            json.dumps(summary)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing="summary") from error
+        return summary
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
@@ -82,6 +88,8 @@ class GuardedPolicy:
         try:
             return call(argument)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing=method) from error
 
     def _check_effort(self, effort: object) -> float:

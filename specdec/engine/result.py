@@ -36,8 +36,8 @@ class Result:
     Attributes:
         text: the text, without the stop string that ended it, or anything behind that.
         tokens: every token of the answer, the end token or those of the stop string included.
-        finish_reason: "stop" (an end token, a stop string or the end of a grammar), "length" (max_tokens or the context
-            is used up), or "interrupted" (the caller stopped early).
+        finish_reason: "stop" (an end token, a stop string or the end of a grammar), "length" (max_tokens, the context
+            or the time is used up), or "interrupted" (the caller stopped early).
         stopped_by: the same in detail: "end token", "stop string", "grammar", "max_tokens", "context", "deadline"
             (of a batch; its finish_reason is "length") or "caller".
         stop_string: the caller's stop string that ended the answer, if one did.

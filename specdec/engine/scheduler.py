@@ -18,6 +18,7 @@ from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
 from specdec.engine.sequence import Proposal, Sequence
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
 
 T = TypeVar("T")
@@ -139,7 +140,7 @@ class Scheduler:
                 except StopIteration as stop:
                     shares.append(_Share(sequence, stop.value, is_prompt=False))
                 except Exception as error:
-                    events.append(_failed(sequence, error))
+                    events.append(_failed(sequence, _own(error)))
             open_proposals = list(self._answer(asked, events))
         return shares
 
@@ -156,7 +157,7 @@ class Scheduler:
                 replies = _forward(runtime, [ask.rows for _, _, ask in part], view)
                 for (sequence, proposal, _), reply in zip(part, replies, strict=True):
                     if isinstance(reply, Exception):
-                        events.append(_failed(sequence, reply))
+                        events.append(_failed(sequence, sequence.refused(reply)))
                     else:
                         yield sequence, proposal, reply
 
@@ -214,7 +215,7 @@ class Scheduler:
                     done = sequence.settle(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
                     events.append(Event(sequence, done))
                 except Exception as error:
-                    events.append(_failed(sequence, error))
+                    events.append(_failed(sequence, _own(error)))
         return events
 
     def _observe(self, shares: list[_Share], pass_s: float) -> None:
@@ -239,6 +240,13 @@ def _prompts(shares: list[_Share]) -> list[tuple[int, int]]:
     ]
 
 
+def _own(error: Exception) -> Exception:
+    """The error, which is that of a sequence or a pass; one of a caller's signal handler ends the step instead."""
+    if is_from_signal_handler(error):
+        raise error
+    return error
+
+
 def _failed(sequence: Sequence, error: Exception) -> Event:
     sequence.rewind()
     return Event(sequence, error=error)
@@ -250,6 +258,7 @@ def _forward(runtime: Runtime, batch: list[Rows], view: str) -> list[Reply | Exc
     try:
         results = runtime.forward(batch, view=view)
     except Exception as error:
+        _own(error)
         if len(batch) == 1:
             return [error]
         return [_forward(runtime, [rows], view)[0] for rows in batch]

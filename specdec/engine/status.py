@@ -18,8 +18,8 @@ class BatchStatus:
         max_sequences: most that run.
         queue: most that wait; None for any number.
         cache_bytes: bound of the bytes of all keys and values.
-        cache_bytes_used: allocated now, by answers and kept texts.
-        cache_bytes_reserved: that the running answers may come to.
+        cache_bytes_used: allocated now, by answers and kept texts; what they share counts once.
+        cache_bytes_reserved: that the running answers may come to, models that draft for them included.
         kept_texts: texts of earlier answers whose keys and values are kept.
         prompt_tokens: of all requests that ran so far.
         cached_prompt_tokens: how many of them were not read, because an earlier or a running answer had read them.

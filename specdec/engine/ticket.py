@@ -30,7 +30,7 @@ class Ticket:
         prompt: its tokens but the last one, int32.
         key: equal for requests that may share keys and values.
         ends_at_s: of `time.monotonic`, or None.
-        worst_bytes: most bytes that its keys and values may take; set on admission.
+        worst_bytes: most bytes that its keys and values may take; set before it joins.
         number: of the sequence, by which events are told apart.
         is_started: its prompt is being read, or has been.
     """

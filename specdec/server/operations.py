@@ -59,4 +59,5 @@ def _described(site: Site, name: str) -> dict[str, Any]:
         "owned_by": "specdec",
         "max_model_len": site.answers.context,
         "meta": {"n_vocab": config.vocab_size, "n_ctx": site.answers.context, "n_ctx_train": config.max_context},
+        "specdec": {"verify_efforts": sorted(site.settings.efforts)},
     }

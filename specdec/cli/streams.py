@@ -1,0 +1,102 @@
+"""Standard streams that are closed, full, or speak another encoding: `prepared`, around a whole command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+_STANDARD = (0, 1, 2)
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Meanwhile standard output and error speak UTF-8, and messages that nobody can be told do no harm.
+
+    Standard error is for messages: where it is closed or full they are lost, and the command goes on. A descriptor of a
+    standard stream that was closed is taken by the null device, so that no file of ours gets its number, and with it
+    what a library in C may have to say.
+    """
+    _occupy()
+    _speak_utf8(sys.stdout, sys.stderr)
+    with contextlib.redirect_stderr(_Messages(sys.stderr)):  # type: ignore[type-var]
+        yield
+
+
+def drop(*streams: TextIO | None) -> None:
+    """Point streams at nothing, so that what they still hold does not meet the closed pipe or the full disk."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nothing, stream.fileno())  # type: ignore[union-attr]
+    os.close(nothing)
+
+
+class _Messages:
+    """A text stream whose failures are nobody's business. After the first one it is silent.
+
+    Args:
+        stream: the stream; None where it is closed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text."""
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):
+                self._lose()
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was not lost."""
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._lose()
+
+    def isatty(self) -> bool:
+        """Whether somebody may be looking."""
+        return self._stream is not None and not self._stream.closed and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Descriptor of the stream.
+
+        Raises:
+            OSError: there is none.
+        """
+        if self._stream is None:
+            raise OSError("standard error is closed")
+        return self._stream.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _lose(self) -> None:
+        # What the stream still holds would fail again when the interpreter ends, which then ends with code 120.
+        drop(self._stream)
+        self._stream = None
+
+
+def _occupy() -> None:
+    """Open the null device in place of standard streams that are closed."""
+    for descriptor in _STANDARD:
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is this one, since those before it are taken.
+            os.open(os.devnull, os.O_RDONLY if descriptor == 0 else os.O_WRONLY)
+
+
+def _speak_utf8(*streams: TextIO | None) -> None:
+    """Write UTF-8 whatever the locale says: a model's text knows no other encoding."""
+    for stream in streams:
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(encoding="utf-8", errors="replace")
