@@ -205,7 +205,7 @@ def test_counts_by_drafter_and_effort_add_up():
     assert sum(one["drafted"] for one in stats.by_effort.values()) == by_model["drafted"]
     assert sum(one["accepted"] for one in stats.by_effort.values()) == by_model["accepted"]
     assert stats.plain_rounds == stats.rounds - stats.drafted_per_position[0]
-    assert stats.policy["real_gain"] > 0
+    assert stats.policy["estimated_gain"] > 0
 
 
 def test_the_trace_names_the_producer_of_every_token(tmp_path):

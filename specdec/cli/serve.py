@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise InvalidArgumentError(f"serve needs {', '.join(missing)}: pip install 'specdec-mlx[serve]'")
     from specdec.server.guard import is_loopback
-    from specdec.server.run import serve
+    from specdec.server.run import open_socket, serve
     from specdec.server.settings import ServerSettings
 
     names = arguments.alias or [_name(arguments.model)]
@@ -106,19 +106,21 @@ def run(arguments: argparse.Namespace) -> int:
         max_body_bytes=arguments.max_body_bytes,
         timeout_s=arguments.timeout_s,
     )
-    model = load_model(arguments)
     if not is_loopback(settings.host) and not settings.api_keys:
         _say(f"warning: everybody who reaches {settings.host} may use this server: --api-key makes them name a key")
     named = ("max_sequences", "max_rows", "cache_bytes", "queue")
     limits = {name: value for name in named if (value := getattr(arguments, name)) is not None}
-    with specdec.Batch(model, **limits) as batch:
-        ended = serve(
-            model,
-            batch,
-            settings,
-            log_level=arguments.log_level,
-            started=lambda address: _say(f"serving {settings.name} at {address}"),
-        )
+    with open_socket(settings) as listener:
+        model = load_model(arguments)
+        with specdec.Batch(model, **limits) as batch:
+            ended = serve(
+                model,
+                batch,
+                settings,
+                listener,
+                log_level=arguments.log_level,
+                started=lambda address: _say(f"serving {settings.name} at {address}"),
+            )
     return 0 if ended else EXIT_INTERRUPTED
 
 

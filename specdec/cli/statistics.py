@@ -88,10 +88,13 @@ def _drafts(stats: Stats) -> Iterator[str]:
         efforts = dict(sorted(stats.by_effort.items(), key=lambda item: float(item[0])))
         yield f"           by effort: {_shares(efforts)}"
     policy = stats.policy
-    if "real_gain" in policy and policy["plain_step_s"]:
+    if "estimated_gain" in policy and policy["plain_step_s"]:
+        timed = policy["plain_steps_timed"]
+        times = "never" if not timed else "once" if timed == 1 else f"{timed} times"
         yield (
-            f"policy     expected {policy['predicted_gain']:.2f}x of plain decoding, got {policy['real_gain']:.2f}x; "
-            f"{stats.plain_rounds} of {stats.rounds} rounds without a draft, {policy['trial_rounds']} trials"
+            f"policy     predicted {policy['predicted_gain']:.2f}x, estimated {policy['estimated_gain']:.2f}x of plain "
+            f"decoding (plain step measured {times}); {stats.plain_rounds} of {stats.rounds} rounds without a draft, "
+            f"{policy['trial_rounds']} trials"
         )
         if policy["parked"]:
             spell = max(policy["parked"], key=lambda one: int(one["rounds"]))

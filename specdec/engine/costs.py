@@ -55,13 +55,14 @@ def machine_costs(
     if model.store is None:
         return CostTable()
     wanted = [(one.drafter, one.view, effort) for one in options if one.drafter == "effort" for effort in tried]
-    table = model.memory.costs.table
-    if not table.verify_s:
+    table, is_kept = model.memory.costs.table, model.memory.costs.is_kept
+    if not table.verify_s and is_kept:
         table = _read(_file(model))
     missing = [key for key in wanted if key not in table.draft_s]
     if missing or not table.verify_s:
         table = _measure(model, efforts, missing, table)
-        _write(_file(model), table)
+        if is_kept:
+            _write(_file(model), table)
     model.memory.costs.table = table
     return table
 

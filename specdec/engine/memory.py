@@ -16,9 +16,11 @@ class MachineCosts:
 
     Attributes:
         table: measured seconds; empty until they are measured.
+        is_kept: whether the cache folder is read, and written for the next process.
     """
 
     table: CostTable = field(default_factory=CostTable)
+    is_kept: bool = True
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from specdec.checks import check_count, check_effort, check_number
 from specdec.errors import InvalidArgumentError
@@ -18,8 +18,10 @@ from specdec.errors import InvalidArgumentError
 __all__ = [
     "CostTable",
     "Distribution",
+    "DraftKey",
     "DraftOption",
     "DraftPlan",
+    "Estimator",
     "InvalidArgumentError",
     "Knowledge",
     "Learner",
@@ -32,6 +34,9 @@ __all__ = [
     "check_effort",
     "check_number",
 ]
+
+DraftKey: TypeAlias = tuple[str, str | None, float]
+"""A kind of draft step: drafter, view, and effort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,15 +184,22 @@ class RoundOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostTable:
-    """Seconds of passes, measured on this machine before the first round.
+    """Seconds of passes on this machine: measured before the first round, or learnt from earlier answers.
+
+    A spread is the standard deviation of the logarithm of a cost against the others (0.1: about 10 %), as far as it is
+    known: a table that was measured on a busy machine, or long ago, says so by it.
 
     Attributes:
         verify_s: seconds of an exact pass, by its number of rows.
         draft_s: seconds of one draft step, by drafter, view, and effort.
+        verify_spread: by number of rows.
+        draft_spread: by drafter, view, and effort.
     """
 
     verify_s: Mapping[int, float] = field(default_factory=dict)
-    draft_s: Mapping[tuple[str, str | None, float], float] = field(default_factory=dict)
+    draft_s: Mapping[DraftKey, float] = field(default_factory=dict)
+    verify_spread: Mapping[int, float] = field(default_factory=dict)
+    draft_spread: Mapping[DraftKey, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,4 +248,14 @@ class Reporter(Protocol):
 
     def summary(self) -> Mapping[str, Any]:
         """Plain JSON values; asked for after the last round."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A learner that keeps estimating what passes cost."""
+
+    def costs(self) -> CostTable | None:
+        """What passes cost by now, for the next process that loads the model; asked for after the last round. None
+        where nothing was learnt."""
         ...

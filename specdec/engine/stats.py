@@ -68,8 +68,8 @@ class Stats:
         plain_rounds: rounds without a draft.
         trusted: tokens kept without a check; in `accepted`, too.
         cached_prompt_tokens: tokens of the prompt that were not read, as the prompt cache held them.
-        policy: what the policy has to say of the run; for "goodput" its prediction, the real gain, and when and why
-            drafting was parked.
+        policy: what the policy has to say of the run; for "goodput" the gain that it predicted, its estimate of the
+            real one, and when and why drafting was parked.
         prefill_s: passes over the prompt.
         draft_s: drafting: passes, sampling, and the policy's steps in between.
         verify_s: verify passes.

@@ -176,6 +176,7 @@ class Answers:
                 return RunningAnswer(await asyncio.wrap_future(submitted), self.metrics, asked_s)
             except asyncio.CancelledError:
                 submitted.add_done_callback(_close)
+                self.metrics.finished("abort", time.perf_counter() - asked_s)
                 raise
             except QueueFullError as error:
                 if not patient:
