@@ -172,6 +172,11 @@ class Batch:
     ) -> None:
         self.close()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the batch's thread before `close`, if anything did: no request is answered after that."""
+        return self._failure
+
     def __len__(self) -> int:
         """Answers that grow or wait."""
         return len(self._tickets) + len(self._new)
