@@ -202,6 +202,7 @@ class GoodputPolicy:
         if costs is None:
             costs = memory["goodput", "costs"] = CostModel(self._knowledge.costs)
         key = ("goodput", round(state.temperature, 1), round(state.verify_effort, 2))
+        self._shared.prices = memory.setdefault((*key, "prices"), {})
         learnt: Learnt | None = memory.get(key)
         if learnt is None:
             learnt = memory[key] = Learnt(costs)
