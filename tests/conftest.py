@@ -72,5 +72,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where GPU kernels that the tests have compiled for the host are kept for the session."""
-    return tmp_path_factory.mktemp("metal")
+    """Where GPU kernels that the tests have compiled for the host are kept for the run, by all its processes."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("metal")
+    folder = tmp_path_factory.getbasetemp().parent / "metal"  # beside the folders of the processes
+    folder.mkdir(exist_ok=True)
+    return folder

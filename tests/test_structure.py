@@ -39,6 +39,7 @@ ORDER = (
     "specdec",
     "lab",
     "server",
+    "chat",
     "cli",
 )
 # Modules directly in `specdec`, by room.
