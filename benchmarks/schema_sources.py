@@ -71,8 +71,8 @@ def suite_schemas(folder: Path) -> list[dict[str, Any]]:
 def schemas() -> st.SearchStrategy[dict[str, Any]]:
     """Schemas of most keywords; some cannot be met, and some have keywords that few grammars know."""
     inner = st.recursive(_leaves(), _nested, max_leaves=8)
-    usual = [_nested(inner)] * 6 + [inner] * 3 + [_shared(inner), _combined(inner)]
-    return st.one_of(*usual, _unusual(inner))
+    rare = {0: _unusual(inner), 1: _combined(inner), 2: _shared(inner), 3: inner}
+    return st.integers(0, 19).flatmap(lambda number: rare.get(number, _nested(inner)))
 
 
 def _leaves() -> st.SearchStrategy[dict[str, Any]]:

@@ -69,7 +69,7 @@ def evaluate(url: str, model: str, folder: Path, *, speculate: bool, options: ar
     if done.returncode:
         sys.exit(f"lm-eval failed: {(done.stdout + done.stderr).strip()[-3000:]}")
     (found,) = output.rglob("results_*.json")
-    samples = {task: next(iter(output.rglob(f"samples_{task}_*.jsonl"))) for task in TASKS}
+    samples = {task: next(iter(output.rglob(f"samples_{task}_[0-9]*.jsonl"))) for task in TASKS}
     scores = json.loads(found.read_text(encoding="utf-8"))["results"]
     return {
         "scores": {task: _numbers(scores[task]) for task in TASKS},
@@ -116,10 +116,13 @@ def main() -> None:
         for name, value in on["scores"][task].items()
     ]
     print_table(["task", "score", "questions", "speculation on", "off"], rows)
-    different = {task: on["answers"][task] != off["answers"][task] for task in TASKS}
-    is_equal = on["scores"] == off["scores"] and not any(different.values())
+    is_equal = on == off
     print(f"{drafted:.0f} tokens drafted with speculation on, {drafted_off:.0f} with it off")
-    print("scores and all answers are equal" if is_equal else f"DIFFERENT: {different}")
+    print("scores and all answers are equal" if is_equal else "scores or answers DIFFER")
+    for task in TASKS:
+        for number, (one, other) in enumerate(zip(on["answers"][task], off["answers"][task], strict=True)):
+            if one != other:
+                print(f"{task}, question {number}: {one} with speculation on, {other} with it off")
     results = {"on": on["scores"], "off": off["scores"], "drafted": drafted, "drafted_off": drafted_off}
     write_json(options.json, results | {"equal": is_equal}, benchmark="serve_lm_eval")
     sys.exit(0 if is_equal and drafted and not drafted_off else 1)

@@ -95,6 +95,7 @@ def running(command: Sequence[str], port: int, *, cpus: str | None = None) -> It
         if shutil.which("taskset") is None:
             sys.exit("--cpus needs the program taskset")
         command = ["taskset", "--cpu-list", cpus, *command]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a benchmark that is ended ends its servers
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(list(command), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
@@ -125,6 +126,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
     for how in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             process.send_signal(how)
+            process.send_signal(signal.SIGCONT)  # one that was stopped takes no other signal
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
