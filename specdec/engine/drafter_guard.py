@@ -19,7 +19,7 @@ def faults_of(name: str, doing: str) -> Iterator[None]:
     name.
 
     Raises:
-        PluginError: the drafter raises anything but that, a shortage of memory, or that the model's logits mean nothing.
+        PluginError: the drafter raises anything but that, a shortage of memory, or what a damaged model brings about.
     """
     try:
         yield
