@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import yaml
@@ -119,7 +119,8 @@ def foreign(what: str) -> Iterator[None]:
 @contextmanager
 def quiet_panics() -> Iterator[None]:
     """Around code in Rust that may panic while a file is read: its own report of that would go to standard error."""
-    sys.stderr.flush() if sys.stderr is not None else None
+    with suppress(OSError, ValueError, AttributeError):  # full or closed
+        sys.stderr.flush()  # type: ignore[union-attr]
     try:
         saved = os.dup(2)
     except OSError:  # standard error is closed

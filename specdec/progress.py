@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TextIO, TypeAlias, TypeVar
 
 from specdec.errors import InvalidArgumentError
+from specdec.message_stream import MessageStream
 
 _UNKNOWN = (80, 24)  # columns and lines of a terminal that does not say
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class StreamProgress:
     `interval_s` seconds. Both tell how much time is left, going by what the stage has taken so far.
 
     Args:
-        stream: where to print; None is standard error, and nothing is printed where that is closed.
+        stream: where to print; None is standard error. Where it is closed or full, nothing is printed.
         interval_s: seconds between lines.
         delay_s: seconds that a stage may take before a terminal shows it; a stage that was shown late goes away at its
             end.
@@ -87,7 +88,7 @@ class StreamProgress:
     def __init__(
         self, stream: TextIO | None = None, *, interval_s: float = 15.0, delay_s: float = 0.0, lines: bool = True
     ) -> None:
-        self._stream = stream if stream is not None else sys.stderr
+        self._stream = MessageStream(stream if stream is not None else sys.stderr)
         self._interval_s, self._delay_s, self._lines = interval_s, delay_s, lines
         self._stage = ""
         self._last_line_s = 0.0
@@ -96,8 +97,6 @@ class StreamProgress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """See `Progress`."""
-        if self._stream is None:
-            return
         if self._stream.isatty():
             self._draw(stage, done, total)
         elif self._lines:
@@ -143,7 +142,7 @@ class StreamProgress:
             print(f"{stage}: {done / total:.0%}{left}", file=self._stream, flush=True)
 
 
-def _size(stream: TextIO) -> tuple[int, int]:
+def _size(stream: MessageStream) -> tuple[int, int]:
     """Columns and lines of a terminal. Some say that they have none; a bar would never show there."""
     try:
         columns, lines = os.get_terminal_size(stream.fileno())

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from model_files import DATA
 
 from specdec.cli import main as main_module
-from specdec.cli.streams import _Messages
+from specdec.message_stream import MessageStream
 
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 
@@ -94,16 +96,16 @@ class Failing(io.StringIO):
 
 def test_messages_are_lost_quietly_and_for_good() -> None:
     stream = Failing(good=2)
-    messages = _Messages(stream)
+    messages = MessageStream(stream)
     for word in ("one", "two", "three", "four"):
         assert messages.write(word) == len(word)
         messages.flush()
     assert stream.getvalue() == "onetwo"
     assert not messages.isatty()
-    nothing = _Messages(None)
+    nothing = MessageStream(MessageStream(None))  # type: ignore[arg-type]  # as in a command that reports progress
     assert nothing.write("x") == 1
     assert not nothing.isatty()
-    with pytest.raises(OSError, match="standard error is closed"):
+    with pytest.raises(OSError, match="the stream is closed"):
         nothing.fileno()
 
 
@@ -112,5 +114,17 @@ def test_the_callers_streams_are_put_back(monkeypatch: pytest.MonkeyPatch) -> No
     before = sys.stderr
     monkeypatch.setattr(main_module, "_told", lambda *_: seen.append(sys.stderr) or 0)
     assert main_module.main(["doctor"]) == 0
-    assert isinstance(seen[0], _Messages)
+    assert isinstance(seen[0], MessageStream)
     assert sys.stderr is before
+
+
+@needs_full
+@pytest.mark.parametrize("line", ["2>&-", "2>/dev/full"])
+def test_the_library_loads_where_nobody_can_be_told_how_it_goes_on(tmp_path: Path, line: str) -> None:
+    """A model that is converted first, which standard error is told of, and a tokenizer whose library may panic."""
+    shutil.copytree(DATA / "tiny-llama", tmp_path / "model")
+    script = f"import specdec; print(specdec.load({str(tmp_path / 'model')!r}).config.family)"
+    environment = {**os.environ, "SPECDEC_HOME": str(tmp_path / "home")}
+    command = ["sh", "-c", f'exec "$0" -c "$1" {line}', sys.executable, script]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert (ran.returncode, ran.stdout, ran.stderr) in [(0, "llama\n", ""), (120, "llama\n", "")]

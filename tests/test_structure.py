@@ -47,6 +47,7 @@ MODULES = {
     "checks": "tools",
     "interrupts": "tools",
     "lock_file": "tools",
+    "message_stream": "tools",
     "model_files": "tools",
     "parse": "tools",
     "read_file": "tools",

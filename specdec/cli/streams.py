@@ -6,7 +6,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import TextIO
+
+from specdec.message_stream import MessageStream
 
 _STANDARD = (0, 1, 2)
 
@@ -21,7 +23,7 @@ def prepared() -> Iterator[None]:
     """
     _occupy()
     _speak_utf8(sys.stdout, sys.stderr)
-    with contextlib.redirect_stderr(_Messages(sys.stderr)):  # type: ignore[type-var]
+    with contextlib.redirect_stderr(_StandardError(sys.stderr)):  # type: ignore[type-var]
         yield
 
 
@@ -34,54 +36,13 @@ def drop(*streams: TextIO | None) -> None:
     os.close(nothing)
 
 
-class _Messages:
-    """A text stream whose failures are nobody's business. After the first one it is silent.
+class _StandardError(MessageStream):
+    """Standard error of a command."""
 
-    Args:
-        stream: the stream; None where it is closed.
-    """
-
-    def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write, or lose the text."""
-        if self._stream is not None:
-            try:
-                self._stream.write(text)
-            except (OSError, ValueError):
-                self._lose()
-        return len(text)
-
-    def flush(self) -> None:
-        """Flush what was not lost."""
-        if self._stream is not None:
-            try:
-                self._stream.flush()
-            except (OSError, ValueError):
-                self._lose()
-
-    def isatty(self) -> bool:
-        """Whether somebody may be looking."""
-        return self._stream is not None and not self._stream.closed and self._stream.isatty()
-
-    def fileno(self) -> int:
-        """Descriptor of the stream.
-
-        Raises:
-            OSError: there is none.
-        """
-        if self._stream is None:
-            raise OSError("standard error is closed")
-        return self._stream.fileno()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def _lose(self) -> None:
+    def _lose(self, stream: TextIO) -> None:
         # What the stream still holds would fail again when the interpreter ends, which then ends with code 120.
-        drop(self._stream)
-        self._stream = None
+        drop(stream)
+        super()._lose(stream)
 
 
 def _occupy() -> None:
