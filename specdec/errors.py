@@ -41,6 +41,10 @@ class OptionError(InvalidArgumentError):
         return f"{option} {self.problem}{more}"
 
 
+class ModelOutputError(SpecdecError, RuntimeError):
+    """The model computes what means nothing, such as logits that are not finite: it may be damaged."""
+
+
 class ContextLengthError(InvalidArgumentError):
     """A prompt does not fit into the model's context.
 
@@ -73,10 +77,19 @@ class QueueFullError(SpecdecError, RuntimeError):
 
 
 class UnknownNameError(InvalidArgumentError):
-    """A policy, view, drafter, runtime or model name that nobody registered; the message lists those that exist."""
+    """A policy, view, drafter, runtime or model name that nobody registered, or that is not for this model; the message
+    lists those that there are.
 
-    def __init__(self, kind: str, name: str, known: list[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}: choose from {', '.join(sorted(known)) or '(none installed)'}")
+    Args:
+        kind: of the thing, such as "view".
+        name: that was asked for.
+        known: names that there are.
+        reason: why a name that does exist is not among them: "needs 16-bit weights".
+    """
+
+    def __init__(self, kind: str, name: str, known: list[str], *, reason: str | None = None) -> None:
+        what = f"unknown {kind} {name!r}" if reason is None else f"{kind} {name!r} {reason}"
+        super().__init__(f"{what}: choose from {', '.join(sorted(known)) or '(none installed)'}")
         self.kind, self.name, self.known = kind, name, sorted(known)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     Pass,
     Rows,
@@ -122,7 +123,9 @@ class FakeRuntime:
     def views(self) -> Mapping[str, ViewInfo]:
         return {name: ViewInfo(name=name) for name in self.draft_noise}
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
+        for _ in reported(range(4 if view not in self.prepared else 0), progress):
+            pass
         self.prepared.append(view)
 
     def new_cache(self, capacity: int) -> FakeCache:

@@ -38,7 +38,7 @@ class Running:
 
     def client(self, **options: Any) -> httpx.Client:
         """A client that sends to this server."""
-        return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=600, trust_env=False, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
         """One request; a body of bytes goes as it is."""

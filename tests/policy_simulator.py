@@ -82,12 +82,19 @@ class World:
         return dense_steps * self.dense_s * factor
 
     def costs(
-        self, efforts: tuple[float, ...] = (0.2, 0.5, 1.0), *, counts: tuple[int, ...] = (1, 3, 5, 9)
+        self,
+        efforts: tuple[float, ...] = (0.2, 0.5, 1.0),
+        *,
+        counts: tuple[int, ...] = (1, 3, 5, 9),
+        spread: float = 0.1,
     ) -> CostTable:
         """What a first measurement of passes over so many rows, and of steps at these efforts, would have found."""
+        steps = {("effort", "int4", effort): self.dense_s * self.step(effort) for effort in efforts}
         return CostTable(
             verify_s={rows: self.dense_s * self.verify(rows) for rows in counts},
-            draft_s={("effort", "int4", effort): self.dense_s * self.step(effort) for effort in efforts},
+            draft_s=steps,
+            verify_spread=dict.fromkeys(counts, spread),
+            draft_spread=dict.fromkeys(steps, spread),
         )
 
 

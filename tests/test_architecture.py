@@ -31,14 +31,12 @@ maybe = st.one_of(st.none(), positive)
 
 
 @st.composite
-def scalings(draw: st.DrawFn, pairs: int) -> RopeScaling | None:
-    kind, original = draw(st.sampled_from([None, "dynamic", "longrope"])), draw(sizes)
-    if kind is None:
-        return None
+def scalings(draw: st.DrawFn, pairs: int) -> RopeScaling:
+    kind, original = draw(st.sampled_from(["dynamic", "longrope"])), draw(sizes)
     if kind == "dynamic":
         return RopeScaling(kind="dynamic", original=original, factor=draw(positive))
-    lists = st.lists(positive, min_size=pairs, max_size=pairs).map(tuple)
-    return RopeScaling(kind="longrope", original=original, short=draw(lists), long=draw(lists))
+    factor = draw(positive)
+    return RopeScaling(kind="longrope", original=original, short=(factor,) * pairs, long=(2 * factor,) * pairs)
 
 
 @st.composite
@@ -52,7 +50,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         share=share,
         kind=draw(st.sampled_from(["half", "interleaved", "none"])),
         attention_factor=draw(positive),
-        scaling=draw(scalings(count)),
+        scaling=draw(scalings(count)) if draw(flags) else None,
     )
     return Attention(
         heads=kv_heads * draw(st.integers(1, 3)),

@@ -261,7 +261,7 @@ def test_a_drafter_that_another_package_registers(monkeypatch):
     result = specdec.generate(fake_model(), [1], max_tokens=9, drafter="guess:a,b=c", draft_view="int4")
     assert seen == [("a,b=c", "int4", "bytes")]
     assert result.stats.drafted > 0
-    with pytest.raises(InvalidArgumentError, match="drafter 'thing' must have properties views and takes_effort"):
+    with pytest.raises(PluginError, match="drafter 'thing' must have properties views and takes_effort"):
         specdec.generate(fake_model(), [1], drafter="thing")
 
 
@@ -274,6 +274,11 @@ def test_a_drafter_that_proposes_too_much_is_named():
 def test_unknown_view_or_drafter_lists_what_exists():
     with pytest.raises(UnknownNameError, match="unknown draft view 'int3': choose from auto, bucket, exact, int4"):
         specdec.generate(fake_model(), [1], draft_view="int3")
+    told = "draft view 'bucket8' is not one that this runtime has for this model: choose from auto, bucket, exact, int4"
+    with pytest.raises(UnknownNameError, match=told):
+        specdec.generate(fake_model(), [1], draft_view="bucket8")
+    with pytest.raises(UnknownNameError, match="draft view 'nested' needs quantised weights: choose from auto, bucket"):
+        specdec.generate(fake_model(), [1], draft_view="nested")
     with pytest.raises(UnknownNameError, match="unknown drafter 'oracle': choose from chain, early-exit, effort"):
         specdec.generate(fake_model(), [1], drafter="oracle")
     with pytest.raises(InvalidArgumentError, match="drafter 'effort' takes no argument, not '0\\.3'"):

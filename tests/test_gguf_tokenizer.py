@@ -157,6 +157,14 @@ def test_turn_marks_of_a_wrong_type(tmp_path: Path, kind: int) -> None:
     assert tokenizer.eos_ids == {0, 2}
 
 
+@pytest.mark.parametrize("kind", [1, 5])
+def test_a_first_and_last_token_that_are_marked_as_unused(tmp_path: Path, kind: int) -> None:
+    metadata = renamed(bpe_metadata(), "<a>", "<b>", kind=kind) | {"tokenizer.ggml.bos_token_id": 510}
+    tokenizer = gguf_tokenizer(metadata | {"tokenizer.ggml.eos_token_id": 511}, tmp_path)
+    assert tokenizer.encode("<a>the<b>")[:: len(tokenizer.encode("the")) + 1] == [510, 511]
+    assert tokenizer.decode([510, 511], skip_special=True) == ""
+
+
 def test_a_file_without_types(tmp_path: Path) -> None:
     tokenizer = gguf_tokenizer(without(bpe_metadata(), "token_type"), tmp_path / "bpe")
     right = gguf_tokenizer(bpe_metadata(), tmp_path / "right")

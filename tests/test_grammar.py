@@ -23,7 +23,8 @@ import specdec
 from specdec.drafters.base import Draft
 from specdec.engine.chooser import NoTokenError
 from specdec.engine.constraint import GrammarConstraint
-from specdec.engine.grammar import Grammar, Grammars, asked_grammar
+from specdec.engine.grammar import Grammar, asked_grammar
+from specdec.engine.grammar_tables import Grammars
 from specdec.engine.policy import DraftPlan
 from specdec.errors import GrammarError, OptionError, SpecdecError
 from specdec.model.loaded import Model
@@ -313,6 +314,21 @@ def test_answers_to_random_schemas_are_valid(
     assert constraint_of(grammar_of(**asked), []).allowed(ids) == len(ids)
 
 
+def nested(depth: int) -> Any:
+    schema: Any = {"type": "string"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+def test_a_long_chain_of_rules_and_a_long_text_that_must_follow() -> None:
+    chain = "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(6000)) + '\nr6000: "ab"'
+    assert specdec.generate(word_model(), [1], grammar=chain).text == "ab"
+    text = specdec.generate(word_model(), [1], regex="[a-b](name ){4000}", max_tokens=100, policy="fixed")
+    assert re.fullmatch("[ab](name ?)+(na?)?", text.text)
+    assert text.stats.rounds < 20
+
+
 @pytest.mark.parametrize(
     ("schema", "keywords"),
     [
@@ -327,6 +343,7 @@ def test_answers_to_random_schemas_are_valid(
         ({"oneOf": [{"type": "string"}, {"minLength": 2}]}, ("oneOf",)),
         ({"type": "array", "items": {"anyOf": []}, "minItems": 1}, ("minItems", "anyOf")),
         ({"$ref": "https://example.com/x"}, ("$ref",)),
+        ({"$ref": "#"}, ("$ref",)),
         ({"type": "nope"}, ("type",)),
         ({"x-guidance": {"lenient": True}, "not": {}}, ("not",)),
     ],
@@ -352,6 +369,10 @@ def test_a_schema_that_cannot_be_used_is_refused_by_its_keywords(schema: Any, ke
         ({"grammar": 'start: %json {"contains": 1}'}, "grammar cannot be used: .*contains"),
         ({"regex": "(a"}, "regex cannot be used: .*unclosed group"),
         ({"regex": "a(?!b)"}, "regex cannot be used: .*look-around"),
+        ({"regex": "(" * 5000 + "a" + ")" * 5000}, "regex cannot be used: .*nest"),
+        ({"grammar": "start: " + "(" * 5000 + '"a"' + ")" * 5000}, "grammar cannot be used: .*too deeply nested"),
+        ({"grammar": "root ::= " + "(" * 5000 + '"a"' + ")" * 5000}, "grammar is not valid GBNF: .*recursion"),
+        ({"response_format": {"type": "json_schema", "schema": nested(300)}}, "cannot be read: recursion limit"),
     ],
 )
 def test_mistakes_in_grammars(asked: dict[str, Any], told: str) -> None:
@@ -372,6 +393,12 @@ def test_mistakes_in_grammars(asked: dict[str, Any], told: str) -> None:
         ({"response_format": {"type": "json_schema", "schema": {}, "strict": "yes"}}, 'true or false as "strict"'),
         ({"grammar": ""}, "grammar must be text, not ''"),
         ({"regex": 3}, "regex must be text, not 3"),
+        ({"regex": "a" * 100_001}, "regex has 100001 bytes: at most 100000 are allowed"),
+        ({"regex": "\ud800"}, "regex is not valid Unicode: half a surrogate pair at position 0"),
+        (
+            {"response_format": {"type": "json_schema", "schema": {"enum": ["a" * 100_000]}}},
+            "response_format has 100014 b",
+        ),
         ({"regex": "a", "grammar": 'start: "a"'}, "regex cannot be combined with grammar"),
         ({"regex": "a", "response_format": {"type": "json_object"}}, "regex cannot be combined with response_format"),
     ],

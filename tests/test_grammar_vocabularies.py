@@ -17,7 +17,8 @@ from tokenizer_files import (
 )
 
 from specdec.engine.constraint import GrammarConstraint
-from specdec.engine.grammar import Grammar, Grammars, _Vocabulary
+from specdec.engine.grammar import Grammar
+from specdec.engine.grammar_tables import Grammars, _Vocabulary
 from specdec.tokenizers import Tokenizer
 
 

@@ -102,7 +102,7 @@ def test_logits_refuses(ids, options, message):
 
 def test_generate_and_stream_take_the_same_arguments():
     generate, stream = inspect.signature(specdec.generate), inspect.signature(specdec.stream)
-    assert list(generate.parameters) == list(stream.parameters) == ["model", "prompt", "options"]
+    assert list(generate.parameters) == list(stream.parameters) == ["model", "prompt", "progress", "options"]
     promised = {
         "max_tokens": 256,
         "draft_effort": None,
@@ -121,6 +121,9 @@ def test_generate_and_stream_take_the_same_arguments():
         "repetition_penalty": 1.0,
         "logit_bias": None,
         "logits_processors": (),
+        "response_format": None,
+        "grammar": None,
+        "regex": None,
         "stop": (),
         "chat": True,
         "literal": True,

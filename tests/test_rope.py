@@ -19,7 +19,7 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import tiny_config
 
 import specdec
-from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.errors import InvalidArgumentError, ModelFormatError, RuntimeUnavailableError
 from specdec.families.rope import yarn_factors
 from specdec.formats import Source, open_source
 from specdec.model.architecture import ModelConfig
@@ -27,6 +27,7 @@ from specdec.model.effort import EffortSchedule
 from specdec.model.rope_scaling import RopeScaling
 from specdec.runtimes.base import forward_one
 from specdec.store import Store, convert
+from specdec.store.inspect import inspect_store
 from specdec.weights.dtypes import to_float32
 
 CASES = {case["name"]: case for case in json.loads((Path(__file__).parent / "data" / "golden_rope.json").read_text())}
@@ -71,16 +72,19 @@ def test_logits_of_folders_are_those_of_transformers(tmp_path: Path, name: str) 
         assert difference(case, dense_logits(source, case, unscaled(source.config))) > 10 * WITHIN
 
 
-@pytest.mark.parametrize("runtime", ["reference", "native"])
+@pytest.mark.parametrize("runtime", ["reference", "native", "mlx"])
 @pytest.mark.parametrize(
     "name", ["yarn, attention_factor", "yarn, old keys", "dynamic, long", "longrope, long", "longrope, short"]
 )
 def test_runtimes_scale_frequencies_and_attention(tmp_path: Path, name: str, runtime: str) -> None:
     case = CASES[name]
     path = convert(open_source(write_folder(tmp_path / "m", case)), tmp_path / "store")
-    model = specdec.load(path, runtime=runtime, context=case["context"])
+    try:
+        model = specdec.load(path, runtime=runtime, context=case["context"])
+    except RuntimeUnavailableError as error:
+        pytest.skip(str(error))
     logits = model.logits(case["ids"])
-    # The native runtime keeps keys and values in 16 bits: 4.4e-3 measured over all cases.
+    # The other runtimes keep keys and values in 16 bits: 4.4e-3 measured over all cases with the native one.
     assert difference(case, logits) < (WITHIN if runtime == "reference" else 0.01)
     if case["context"] is not None:
         # Passes of one token, as when an answer grows: a cached key keeps its meaning.
@@ -213,6 +217,7 @@ def test_stores_keep_the_rule(tmp_path: Path) -> None:
     long = Store.open(path, context=64)
     assert long.config.rope_factors == tuple(case["fields"]["rope_parameters"]["long_factor"])
     assert long.checksum == Store.open(path).checksum
+    assert "context     16 tokens (up to 64 with --context)\n" in inspect_store(path).to_text()
     with pytest.raises(InvalidArgumentError, match="context must be at most 64 tokens for this model, not 65"):
         Store.open(path, context=65)
     values = json.loads(json.dumps(source.config.to_dict()))

@@ -118,7 +118,6 @@ def test_loopback_names(name: str, expected: bool) -> None:
         ({"efforts": (0.5, 2)}, "each of efforts"),
         ({"api_keys": ("a b",)}, "API key"),
         ({"cors": ("page.example",)}, "begin with http"),
-        ({"context": 1}, "context must be"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
         ({"timeout_s": 0}, "timeout_s"),
         ({"name": ""}, "name"),

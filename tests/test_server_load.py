@@ -70,7 +70,9 @@ def test_a_closed_connection_ends_its_answers(server: Running, fields: dict[str,
     connection = sent(server, body(**fields))
     until(lambda: len(server.batch) == fields.get("n", 1))
     if "stream" in fields:
-        assert b"data: " in connection.recv(10000)
+        received = b""
+        while b"data: " not in received:
+            received += connection.recv(10000)
     connection.close()
     until(lambda: len(server.batch) == 0)
     until(lambda: server.metric("request_success_total", finished_reason="abort") == before + fields.get("n", 1))
@@ -152,6 +154,18 @@ def test_no_request_is_taken_while_the_server_shuts_down(server: Running) -> Non
             assert "retry-after" in response.headers
     finally:
         server.server._site.answers.is_closing = False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_whose_passes_have_ended_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(slow_model()) as server:
+        assert server.get("/health").status_code == 200
+        monkeypatch.setattr(server.batch._scheduler, "step", lambda: 1 / 0)
+        assert server.chat(max_tokens=3).status_code == 500
+        until(lambda: server.batch.failure is not None)
+        for response in (server.get("/health"), server.chat(max_tokens=3)):
+            assert response.status_code == 503
+            assert "start it again" in response.json()["error"]["message"]
 
 
 class Process:

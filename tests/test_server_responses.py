@@ -386,7 +386,7 @@ def test_choices_of_tools(server: Scripted, client: Any, fields: dict[str, Any],
     assert [tool["function"]["name"] for tool in request.tools] == names
     assert request.parallel_tool_calls == response.parallel_tool_calls == ("parallel_tool_calls" not in fields)
     assert [tool.name for tool in response.tools] == ["weather", "other"]
-    expected = {name: value for name, value in WEATHER.items() if name not in ("type", "strict")}
+    expected = {name: value for name, value in WEATHER.items() if name != "type"}
     assert "weather" not in names or request.tools[0] == {"type": "function", "function": expected}
 
 

@@ -251,6 +251,6 @@ def test_where_no_token_is_left_the_answer_fails_and_says_why() -> None:
     model = fake_model(config=fake_config(vocab_size=4), tokenizer=ENDLESS)
     with pytest.raises(NoTokenError, match="no token can follow the first 0 of the answer: the banned tokens"):
         specdec.generate(model, [1], logit_bias=dict.fromkeys(range(4), -100))
-    rules = LenientRules(chooser_of([1], [], bias=dict.fromkeys(range(VOCAB), -100.0)), [1])
+    rules = LenientRules(chooser_of([1], [], bias=dict.fromkeys(range(VOCAB), -100.0)), [1], 9)
     assert rules.shape(np.zeros(VOCAB, np.float32), []) is None
     assert rules(np.eye(1, VOCAB, 5, np.float32)[0], 1) == 5

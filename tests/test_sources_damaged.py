@@ -274,13 +274,14 @@ def test_unread_tensor_type_is_named(tmp_path: Path) -> None:
         ({"lm_head.weight": "model.bin"}, "which is no safetensors file of the same folder"),
         ({"lm_head.weight": "missing.safetensors"}, "cannot read .*missing.safetensors"),
         (
-            {"lm_tail.weight": "model.safetensors"},
-            "puts tensor 'lm_tail.weight' into model.safetensors, which lacks it",
+            {"lm_tail.weight": "model-1.safetensors"},
+            "puts tensor 'lm_tail.weight' into model-1.safetensors, which lacks it",
         ),
     ],
 )
 def test_index(tmp_path: Path, weight_map: Any, message: str) -> None:
-    folder = write_huggingface(tmp_path / "m", tiny_config("tiny-llama"), half_tensors("tiny-llama"))
+    tensors = half_tensors("tiny-llama")
+    folder = write_huggingface(tmp_path / "m", tiny_config("tiny-llama"), tensors, "model-1.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     refused(folder, message)
 

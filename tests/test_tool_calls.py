@@ -240,6 +240,13 @@ def test_control_tokens_around_calls(name: str) -> None:
     assert read(LLAMA, [("", name), *code, ("", "<|eom_id|>")]) == Read(code, [])
 
 
+def test_hermes_with_control_tokens() -> None:
+    body = '\n{"name": "now", "arguments": {}}\n'
+    call = [("", "<tool_call>"), *body, ("", "</tool_call>")]
+    assert read(HERMES, ["Yes.\n", *call, "\n", *call, ("", "<|im_end|>")]) == Read("Yes.", [("now", "{}")] * 2)
+    assert read(HERMES, [("", "<tool_call>"), "no call", ("", "</tool_call>")]) == Read("no call", [])
+
+
 def test_mistral_with_control_tokens() -> None:
     listed = [
         ("", "[TOOL_CALLS]"),

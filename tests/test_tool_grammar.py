@@ -180,6 +180,25 @@ def test_what_a_grammar_allows_is_read_as_calls(source: str) -> None:
     assert json.loads("".join(getattr(event, "text", "") for event in events)) == arguments
 
 
+def test_keywords_that_are_not_supported() -> None:
+    """They are passed over, unless a function is strict."""
+    schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}, "required": ["a"]}
+    for form in (formats.HERMES, formats.QWEN_CODER):
+        loose = call_grammar(form.layout, {"f": schema}, control_id=control_id)
+        assert allows(loose, form.layout.written([("f", {"a": [1, 1]})]))
+        strict = call_grammar(form.layout, {"f": schema}, strict=["f"], control_id=control_id)
+        source = llguidance.LLMatcher.grammar_from_lark(strict)
+        assert "uniqueItems" in llguidance.LLMatcher.validate_grammar(source)
+
+
+def test_a_grammar_is_never_taken_for_gbnf() -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": ["x ::= y"]}}, "required": ["a"], "description": "::="}
+    for form in (formats.HERMES, formats.QWEN_CODER):
+        grammar = call_grammar(form.layout, {"f": schema}, control_id=control_id)
+        assert "::=" not in grammar
+        assert allows(grammar, form.layout.written([("f", {"a": "x ::= y"})]))
+
+
 def test_json_after_reasoning() -> None:
     form = AnswerForm(QWEN3, lambda *_, **__: "", control_id)
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}

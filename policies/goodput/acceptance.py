@@ -209,6 +209,12 @@ class MatchAcceptance:
             rate.seen *= 0.5
             self.chances[place] = self._chance(place)
 
+    def hopeful(self, match: int, deviations: float) -> float:
+        """The chance after a match, with as many standard deviations of what is not known of it added."""
+        place = min(match, LONGEST_MATCH)
+        chance = self.chances[place]
+        return min(1.0, chance + deviations * math.sqrt(chance * (1.0 - chance) / (self.rates[place].seen + 1.0)))
+
     def _chance(self, match: int) -> float:
         return self.rates[match].estimate(min(0.9, 0.15 + 0.12 * match), 3.0)
 

@@ -10,53 +10,80 @@ that rates stay comparable when sequences come and go. Draft steps, which sequen
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Sequence
+
+from specdec.policies.goodput.curve import MOST_ROWS, curve, tail, variances
+from specdec.policies.goodput.related import Related, View
 
 from specdec.engine.policy import CostTable
 
-_Key: TypeAlias = tuple[str, str | None, float]  # drafter, view, effort
+__all__ = ["MOST_ROWS", "CostModel"]
 
-MOST_ROWS = 33  # of a verify pass: up to here each number of rows has a cost of its own
-_UPPER = 17  # rows from which the slope beyond `MOST_ROWS` is taken, where nothing was measured there
-_SLOPE = 0.1  # a further row of a pass, where nothing was measured
-_FLOOR = 0.02  # least slope after the last measured number of rows
-_CLIP = 0.3  # most that one observation may be off, in log: a machine that stalls is not a cost
-_DRIFT = 0.08  # share of an error that goes to all costs alike (context grows, a neighbour takes the processor)
-_OWN = 0.03  # share that goes to the one that was seen, once it is well known
-_SURPRISE = 0.12  # mean logarithmic error of recent passes that no noise makes: the machine has changed
-_SURPRISE_MEMORY = 12.0  # passes
-_KNOWN = 3.0  # observations that a measured cost counts for
+# Variances of logarithms.
+_MEASURED = 0.1**2  # of a cost in a table that does not say
+_LEAST = 0.03**2  # of any cost: passes of a round are not quite those of a table
+_SHARED = 2.0  # of what costs of a table may be off by together, against each apart
+_GUESSED = 0.3**2  # of a draft step's, from those of other efforts on one side
+_UNKNOWN = 0.5**2  # of a cost that was never measured
+_SCALE = 0.3**2  # of the scale of a process that has run nothing yet
+_WANDER = 0.02**2  # what the scale gains from pass to pass: context grows, neighbours come and go
+_CHANGE = 0.006**2  # what a cost gains each time it is seen
+_NOISE, _LEAST_NOISE, _MOST_NOISE = 0.06**2, 0.02**2, 0.25
+_NOISE_MEMORY = 24.0  # passes
+
+_CLIP = 2.5  # standard deviations that one observation may be off: a machine that stalls is not a cost
+_MOST_OFF = 1.2  # logarithm of the factor beyond which being off says no more
+# Share of the square of what was clipped that goes to variances: if the next passes are off as well, it was no stall.
+_TO_SCALE, _TO_COST, _TO_OTHERS = 0.15, 0.05, 0.1
+_LATELY = 24  # passes
+_SURPRISE = 0.3  # logarithm of the factor by which the scale moves when the machine has changed
+_USUAL_MEMORY = 40.0  # rounds after which the scale is the usual one
+_USUAL_DOUBT = 0.15  # standard deviation of a logarithm up to which a cost counts as known
 _LOOKUP = 0.003  # a draft by a drafter that runs no model, until it is seen
+_LOOKUP_OWN = 0.05  # share of the error of such a draft that its cost takes in
 
 
 class CostModel:
     """Costs of verify passes by rows and of draft steps by drafter, view and effort.
 
-    Every observation moves an estimate by a share of its clipped logarithmic error, which makes the estimates follow
-    medians rather than means: what is rare and large, such as a stall, hardly counts.
+    Logarithms of the scale and of each cost are Gaussian, and an observation's error is shared between the two by their
+    variances (a Kalman filter without correlations). Costs of several rows, and those of the steps of a view, are
+    `Related`: what one shows is taken over by those that were not seen. Errors beyond `_CLIP` deviations are clipped,
+    which makes estimates follow medians: a stall hardly counts. But they widen the variances, also those of costs that
+    were not seen lately, so that a table that was wrong, or a machine that has changed, is believed after a few passes.
 
     Args:
-        table: measured seconds; what it lacks is interpolated, extrapolated or guessed, and learnt.
+        table: seconds; what it lacks is interpolated, extrapolated or guessed, and learnt.
+
+    Attributes:
+        scale: seconds of a dense step.
+        verify: cost of a pass by its number of rows, 0 to `MOST_ROWS`.
+        source: the table.
     """
 
     def __init__(self, table: CostTable) -> None:
+        self.source = table
         seconds = {rows: value for rows, value in table.verify_s.items() if rows >= 1 and value > 0}
-        self.scale = seconds.get(1, 0.0)
         self._has_scale = 1 in seconds
+        self.scale = self._usual_scale = seconds.get(1, 0.0)
         unit = self.scale or 1.0
         known = {rows: value / unit for rows, value in seconds.items()} if self._has_scale else {1: 1.0}
-        self.verify = _curve(known)
-        """Cost of a pass, by its number of rows, 0 to `MOST_ROWS`."""
-        self._seen = [_KNOWN if rows in seconds else 0.0 for rows in range(MOST_ROWS + 1)]
-        self._tail = _tail(known, self.verify)  # cost of a further row beyond MOST_ROWS
-        self._tail_seen = 0.0
-        self._error = 0.0  # mean logarithmic error of recent passes
-        self._draft: dict[_Key, float] = {}
-        self._draft_seen: dict[_Key, float] = {}
+        self.verify = curve(known)
+        self._measured = frozenset(known) if self._has_scale else frozenset()
+        spreads = {rows: _squared(table.verify_spread.get(rows)) for rows in self._measured}
+        apart = variances(spreads, _UNKNOWN)
+        places = [math.log(max(rows, 1)) for rows in range(MOST_ROWS + 1)]
+        common = min(_UNKNOWN, _SHARED * max(spreads.values(), default=_UNKNOWN))
+        self._rows = Related(places, self.verify, apart, common=common, alone=2)
+        self._tail = tail(known, self.verify)  # of a further row beyond MOST_ROWS
+        most = max(known)
+        self._tail_variance = _squared(table.verify_spread.get(most)) if most > MOST_ROWS else _UNKNOWN
+        self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
+        self._views: dict[tuple[str, str | None], View] = {}
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
-                key = (drafter, view, round(effort, 2))
-                self._draft[key], self._draft_seen[key] = value / unit, _KNOWN
+                variance = _squared(table.draft_spread.get((drafter, view, effort)))
+                self._view(drafter, view, variance).add(round(effort, 2), value / unit, variance)
 
     def beside(self, rows: int) -> list[float]:
         """Cost of this sequence's rows, 0 to `MOST_ROWS`, in a pass that holds `rows` of other sequences.
@@ -68,9 +95,9 @@ class CostModel:
         """
         if not rows:
             return self.verify
-        known, last, tail = self.verify, self.verify[MOST_ROWS], self._tail
+        known, last, further = self.verify, self.verify[MOST_ROWS], self._tail
         several = [
-            known[count] if count <= MOST_ROWS else last + (count - MOST_ROWS) * tail
+            known[count] if count <= MOST_ROWS else last + (count - MOST_ROWS) * further
             for count in range(rows + 1, rows + MOST_ROWS + 1)
         ]
         plain, unit = several[0], known[1] * (rows + 1) / several[0]
@@ -78,69 +105,177 @@ class CostModel:
 
     def draft(self, drafter: str, view: str | None, effort: float) -> float:
         """Cost of a draft step; of a whole draft, for a drafter that reads no weights (`view` None)."""
-        key = (drafter, view, round(effort, 2))
-        cost = self._draft.get(key)
-        return self._guess(key) if cost is None else cost
+        steps = self._views.get((drafter, view))
+        index = None if steps is None else steps.index.get(round(effort, 2))
+        return self._guess(drafter, view, effort) if steps is None or index is None else steps.costs[index]
 
     def observe_verify(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows, of all its sequences, took `seconds`."""
         if seconds <= 0:
             return
-        if rows > MOST_ROWS:
-            self._observe_many(rows, seconds)
-            return
         if not self._has_scale:
-            self.scale, self._has_scale = seconds / self.verify[rows], True
-            return
-        error = _clipped(seconds / (self.scale * self.verify[rows]))
-        self._error += (error - self._error) / _SURPRISE_MEMORY
-        self._seen[rows] += 1
-        self.scale *= math.exp(_DRIFT * error)
-        factor = math.exp(max(_OWN, 0.5 / self._seen[rows]) * error)
-        self.verify[rows] *= factor
-        for near in (rows - 1, rows + 1):  # what was never seen goes half the way with its neighbour
-            if 1 < near <= MOST_ROWS and not self._seen[near]:
-                self.verify[near] *= math.sqrt(factor)
+            self._first_pass(rows, seconds)
+        elif rows > MOST_ROWS:
+            self._observe_many(rows, seconds)
+        else:
+            self._observe(self._rows, rows, seconds)
+
+    def _first_pass(self, rows: int, seconds: float) -> None:
+        """Nothing was measured: the first pass says what the unit is."""
+        cost = self.verify[min(rows, MOST_ROWS)] + max(0, rows - MOST_ROWS) * self._tail
+        self.scale = self._usual_scale = seconds / cost
+        self._has_scale, self._passes = True, 1
+        self._scale_variance = self._noise
+        if rows == 1:
+            self._rows.see(1, 0.0, 0.0, self._passes)
+        else:
+            self._scale_variance += self.doubt_of_rows(rows) ** 2
+
+    def _observe(self, costs: Related, index: int, seconds: float) -> None:
+        """Learn from a pass what it says of its cost."""
+        last_s = costs.last_s[index]
+        costs.last_s[index] = seconds
+        variance = costs.variance(index, self._passes)
+        step, variance = self._take(costs.costs[index], variance, seconds, last_s)
+        costs.see(index, step, variance, self._passes)
 
     def _observe_many(self, rows: int, seconds: float) -> None:
         """Learn from a pass over more than `MOST_ROWS` rows what a further row costs."""
         cost = self.verify[MOST_ROWS] + (rows - MOST_ROWS) * self._tail
-        if not self._has_scale:
-            self.scale, self._has_scale = seconds / cost, True
-            return
-        error = _clipped(seconds / (self.scale * cost))
-        self._tail_seen += 1
-        self.scale *= math.exp(_DRIFT * error)
-        factor = math.exp(max(_OWN, 0.5 / self._tail_seen) * error)
-        self._tail *= factor
-        if not self._seen[MOST_ROWS]:
-            self.verify[MOST_ROWS] *= math.sqrt(factor)
+        step, self._tail_variance = self._take(cost, self._tail_variance, seconds, 0.0)
+        self._tail *= math.exp(step)
+        if not self._rows.is_seen(MOST_ROWS):
+            self.verify[MOST_ROWS] *= math.exp(0.5 * step)
 
     def observe_draft(self, drafter: str, view: str | None, effort: float, seconds: float) -> float:
         """A draft step (a whole draft, for a drafter that reads no weights) took `seconds`; returns what it is now
         thought to cost."""
         if not self._has_scale or seconds <= 0:
             return self.draft(drafter, view, effort)
-        key = (drafter, view, round(effort, 2))
-        cost, seen = self._draft.get(key), self._draft_seen.get(key, 0.0)
-        self._draft_seen[key] = seen + 1
-        if cost is None:
-            cost = self._draft[key] = seconds / self.scale
-            return cost
-        error = _clipped(seconds / (self.scale * cost))
-        cost = self._draft[key] = cost * math.exp(max(_OWN, 0.5 / (seen + 1)) * error)
-        if view is not None:
-            self.scale *= math.exp(_DRIFT * error)
-        return cost
+        effort = round(effort, 2)
+        steps = self._view(drafter, view, _MEASURED)
+        index = steps.index.get(effort)
+        if index is None:
+            index = steps.add(effort, self._guess(drafter, view, effort), _variance_of_guess(steps, effort))
+        if view is None:  # no pass: it tells nothing of the scale
+            error = math.log(seconds / (self.scale * steps.costs[index]))
+            steps.costs[index] *= math.exp(_LOOKUP_OWN * max(-1.0, min(1.0, error)))
+        else:
+            self._observe(steps, index, seconds)
+        return steps.costs[index]
+
+    def _view(self, drafter: str, view: str | None, variance: float) -> View:
+        """Draft steps of a drafter and view; one with nothing in it before the first."""
+        found = self._views.get((drafter, view))
+        if found is None:
+            found = self._views[drafter, view] = View(common=_SHARED * variance)
+        return found
+
+    def _take(self, cost: float, variance: float, seconds: float, last_s: float) -> tuple[float, float]:
+        """Learn the scale from a pass.
+
+        Args:
+            cost: what it is thought to cost.
+            variance: of the logarithm of that.
+            seconds: that it took.
+            last_s: that the last one of its kind took, 0 for none.
+
+        Returns:
+            How far the logarithm of the cost moves, and its variance then.
+        """
+        self._passes += 1
+        if last_s:
+            step = math.log(seconds / last_s)
+            self._noise += (min(0.5 * step * step, _MOST_NOISE) - self._noise) / _NOISE_MEMORY
+            if self._noise < _LEAST_NOISE:
+                self._noise = _LEAST_NOISE
+        error = math.log(seconds / (self.scale * cost))
+        of_scale = self._scale_variance
+        total = of_scale + variance + self._noise
+        left, limit = variance - variance * variance / total + _CHANGE, _CLIP * math.sqrt(total)
+        if not -limit < error < limit:
+            excess = min(abs(error), _MOST_OFF) ** 2
+            left += _TO_COST * excess
+            self._scale_variance += _TO_SCALE * excess
+            for costs in (self._rows, *self._views.values()):
+                costs.widen(_TO_OTHERS * excess, _UNKNOWN, self._passes - _LATELY)
+            error = limit if error > 0 else -limit
+        share = error / total
+        self.scale *= math.exp(of_scale * share)
+        self._scale_variance += _WANDER - of_scale * of_scale / total
+        return variance * share, left
 
     def has_changed(self) -> bool:
-        """Whether passes lately took another time than was thought; says so once, and then learns fast again."""
-        if abs(self._error) < _SURPRISE:
+        """Whether passes lately take another time than before; says so once. What a plain pass costs beside the others
+        is then uncertain."""
+        off = math.log(self.scale / self._usual_scale) if self._has_scale else 0.0
+        self._usual_scale *= math.exp(off / _USUAL_MEMORY)
+        if abs(off) < _SURPRISE:
             return False
-        self._error = 0.0
-        self._seen = [min(seen, 1.0) for seen in self._seen]
-        self._draft_seen = {key: min(seen, 1.0) for key, seen in self._draft_seen.items()}
+        self._usual_scale = self.scale
+        self._rows.widen(_MEASURED, _UNKNOWN, self._passes - _LATELY)
         return True
+
+    def doubt_of_rows(self, rows: int) -> float:
+        """Standard deviation of the logarithm of the cost of a pass over `rows` rows."""
+        return math.sqrt(self._tail_variance if rows > MOST_ROWS else self._rows.variance(rows, self._passes))
+
+    def doubt_of_draft(self, drafter: str, view: str | None, effort: float) -> float:
+        """Standard deviation of the logarithm of a draft step's cost."""
+        steps = self._views.get((drafter, view))
+        if steps is None:
+            return math.sqrt(_UNKNOWN)
+        index = steps.index.get(round(effort, 2))
+        return math.sqrt(_variance_of_guess(steps, effort) if index is None else steps.variance(index, self._passes))
+
+    def cheapest_draft(self, drafter: str, view: str | None, effort: float) -> float:
+        """The least that a draft step may cost, for all that is known."""
+        return self.draft(drafter, view, effort) * _least_share(self.doubt_of_draft(drafter, view, effort))
+
+    def cheapest(self, verify: Sequence[float], beside: int) -> Sequence[float]:
+        """`verify`, the costs beside so many rows of others, with rows after the first as cheap as they may be."""
+        plain = verify[1]
+        shares = [_least_share(self.doubt_of_rows(beside + rows)) for rows in range(2, MOST_ROWS + 1)]
+        rest = [max(plain, cost * share) for cost, share in zip(verify[2:], shares, strict=True)]
+        return [0.0, plain, *rest]
+
+    def absorb(self, table: CostTable) -> None:
+        """Costs were measured again: take over those that the table knows better."""
+        self.source = table
+        rows = [(self._rows, m, s, table.verify_spread.get(m)) for m, s in table.verify_s.items() if 0 < m <= MOST_ROWS]
+        entries = [(costs, index, seconds, _squared(spread)) for costs, index, seconds, spread in rows]
+        for (drafter, view, effort), seconds in table.draft_s.items():
+            variance = _squared(table.draft_spread.get((drafter, view, effort)))
+            steps, place = self._view(drafter, view, variance), round(effort, 2)
+            index = steps.index.get(place)
+            if index is None:
+                index = steps.add(place, self._guess(drafter, view, effort), _GUESSED)
+            entries.append((steps, index, seconds, variance))
+        if not self._has_scale or not entries:
+            return
+        scales = sorted(seconds / costs.costs[index] for costs, index, seconds, _ in entries)
+        scale = scales[len(scales) // 2]  # of the moment when the table was measured
+        for costs, index, seconds, variance in entries:
+            if variance < costs.variance(index, self._passes):
+                costs.suppose(index, seconds / scale, variance)
+
+    def table(self) -> CostTable | None:
+        """What was measured or seen, in seconds, with its spread; None before a pass was seen."""
+        rows = [m for m in range(1, MOST_ROWS + 1) if m in self._measured or self._rows.is_seen(m)]
+        if not self._has_scale or not any(map(self._rows.is_seen, rows)):
+            return None
+        steps = {
+            (*way, effort): view.costs[index]
+            for way, view in self._views.items()
+            for effort, index in view.index.items()
+            if way[1] is not None
+        }
+        return CostTable(
+            verify_s={m: self.scale * self.verify[m] for m in rows},
+            verify_spread={m: self.doubt_of_rows(m) for m in rows},
+            draft_s={key: self.scale * cost for key, cost in steps.items()},
+            draft_spread={key: self.doubt_of_draft(*key) for key in steps},
+        )
 
     def seconds_of_dense_step(self) -> float:
         """Seconds of a pass over one row, 0 before any was seen."""
@@ -151,21 +286,20 @@ class CostModel:
         extra = max(0, beside + 1 - MOST_ROWS)
         return self.scale * (self.verify[min(beside + 1, MOST_ROWS)] + extra * self._tail)
 
-    def _guess(self, key: _Key) -> float:
+    def _guess(self, drafter: str, view: str | None, effort: float) -> float:
         """From the nearest effort of the same drafter and view that is known, or from nothing."""
-        drafter, view, effort = key
         if view is None:
             return _LOOKUP
-        known = [(abs(k[2] - effort), k[2]) for k in self._draft if k[:2] == (drafter, view)]
-        if not known:
+        steps = self._views.get((drafter, view))
+        if steps is None or not steps.costs:
             return _typical(effort)
-        below = max((e for _, e in known if e <= effort), default=None)
-        above = min((e for _, e in known if e >= effort), default=None)
+        known = {one: steps.costs[index] for one, index in steps.index.items()}
+        below = max((e for e in known if e <= effort), default=None)
+        above = min((e for e in known if e >= effort), default=None)
         if below is not None and above is not None:
-            low, high = self._draft[drafter, view, below], self._draft[drafter, view, above]
-            return low + (high - low) * (effort - below) / (above - below)
-        nearest = min(known)[1]
-        return self._draft[drafter, view, nearest] * _typical(effort) / _typical(nearest)
+            return known[below] + (known[above] - known[below]) * (effort - below) / (above - below)
+        nearest = min(known, key=lambda e: abs(e - effort))
+        return known[nearest] * _typical(effort) / _typical(nearest)
 
 
 def _typical(effort: float) -> float:
@@ -173,30 +307,18 @@ def _typical(effort: float) -> float:
     return 0.12 + 0.25 * effort
 
 
-def _clipped(ratio: float) -> float:
-    return max(-_CLIP, min(_CLIP, math.log(ratio)))
+def _variance_of_guess(steps: View, effort: float) -> float:
+    """Variance of the logarithm of the cost of an effort that is guessed from others."""
+    if not steps.index:
+        return _UNKNOWN
+    return 2.0 * _MEASURED if min(steps.index) < effort < max(steps.index) else _GUESSED
 
 
-def _curve(known: dict[int, float]) -> list[float]:
-    """Costs for 0 to `MOST_ROWS` rows through the known ones, straight in between and beyond."""
-    rows = sorted(known)
-    curve = [0.0] * (MOST_ROWS + 1)
-    for m in range(1, MOST_ROWS + 1):
-        above = next((r for r in rows if r >= m), None)
-        below = max(r for r in rows if r <= m)
-        if above is not None:
-            share = (m - below) / (above - below) if above > below else 0.0
-            curve[m] = known[below] + share * (known[above] - known[below])
-        else:
-            previous = rows[-2] if len(rows) > 1 else None
-            slope = _SLOPE if previous is None else (known[below] - known[previous]) / (below - previous)
-            curve[m] = known[below] + (m - below) * max(slope, _FLOOR)
-    return curve
+def _least_share(doubt: float) -> float:
+    """Share of a cost that it may be in truth."""
+    return 1.0 if doubt < _USUAL_DOUBT else math.exp(_USUAL_DOUBT - doubt)
 
 
-def _tail(known: dict[int, float], curve: list[float]) -> float:
-    """Cost of a further row beyond `MOST_ROWS`, from the most rows measured or from the upper half of the curve."""
-    most = max(known)
-    if most > MOST_ROWS:
-        return max(0.0, known[most] - curve[MOST_ROWS]) / (most - MOST_ROWS)
-    return max(_FLOOR, (curve[MOST_ROWS] - curve[_UPPER]) / (MOST_ROWS - _UPPER))
+def _squared(spread: float | None) -> float:
+    """Variance of a cost in a table, which may not say what its spread is."""
+    return _MEASURED if spread is None else max(spread * spread, _LEAST)

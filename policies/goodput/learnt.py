@@ -114,6 +114,12 @@ class Learnt:
             trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
             trial.due = min(trial.due, self.rounds + trial.interval)
 
+    def restart_trials(self, now: int) -> None:
+        """The machine has changed: try a plain step at once, and the rest soon."""
+        for arm, trial in self.trials.items():
+            trial.restart(now + (FIRST_INTERVAL if arm != PLAIN else 0))
+        self.trial(PLAIN).restart(now)
+
     def trial(self, arm: Arm) -> Trial:
         """When the arm is due; a new one after a while, the more the later it was thought of."""
         found = self.trials.get(arm)

@@ -11,6 +11,9 @@ from specdec.policies.goodput.prospect import Prospect
 
 from specdec.engine.policy import DraftOption, RoundOutcome
 
+_MOST_LOST = 0.75  # dense steps that a trial counts for: before costs are known the count may be wrong
+_DOUBT, _AGAIN = 0.15, 3  # standard deviation of the logarithm of a plain pass's cost, and rounds to the next one then
+
 
 @dataclass(slots=True)
 class Lesson:
@@ -53,20 +56,26 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     """Learn costs, acceptance and results from a round, and note in `log` what it brought."""
     now, costs, rows = lesson.prospect, learnt.costs, lesson.drafted + 1
     costs.observe_verify(lesson.beside + rows, lesson.round_s - lesson.draft_s)
-    if costs.has_changed():  # which costs did, a plain pass tells
-        learnt.trial(PLAIN).restart(lesson.number)
+    if costs.has_changed():  # which costs did, only trials tell
+        learnt.restart_trials(lesson.number)
     verify = costs.beside(lesson.beside)
     cost = verify[min(rows, MOST_ROWS)]
     expected, real = 1.0, 1.0 + lesson.accepted
     if lesson.way is None:
-        learnt.trial(PLAIN).last_used = lesson.number
+        plain = learnt.trial(PLAIN)
+        plain.last_used = lesson.number
+        if costs.doubt_of_rows(lesson.beside + 1) > _DOUBT:  # a stall, or another cost than thought
+            plain.due = min(plain.due, lesson.number + _AGAIN)
+            plain.last_used = lesson.number - plain.interval
     elif now.option is not None:
         cost += _learn_draft(learnt, now.option, lesson)
         expected = now.expected if lesson.steps else min(now.tokens, lesson.drafted + 1.0)
     learnt.spent += cost
     tokens = 0.5 * (expected + real)
-    if now.is_trial:
-        learnt.lost = max(0.0, learnt.lost + cost - tokens / now.rate)
+    plain_s = costs.seconds_of_plain_step(lesson.beside)
+    if now.is_trial:  # at what it took, if that was less: the costs of what is tried may be wrong
+        took = lesson.round_s / plain_s * verify[1] if plain_s else cost
+        learnt.lost = max(0.0, learnt.lost + min(min(cost, took) - tokens / now.rate, _MOST_LOST))
     elif now.option is None or now.menu is not None:
         learnt.pace.add(tokens, cost, lesson.number)
     if lesson.way is not None and lesson.steps and now.counts:
@@ -74,7 +83,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
         results.add(tokens, cost, lesson.number)
     log.finished(
         real, lesson.round_s, expected=expected, cost=cost, plain_cost=verify[1],
-        dense_s=costs.seconds_of_plain_step(lesson.beside),
+        plain_s=plain_s, is_plain=not lesson.drafted,
     )  # fmt: skip
 
 

@@ -20,8 +20,10 @@ class RoundLog:
     expected_cost: float = 0.0
     tokens: float = 0.0
     seconds: float = 0.0
-    dense_s: float = 0.0
+    plain_s: float = 0.0
+    all_plain_s: float = 0.0
     plain_cost: float = 1.0
+    plain_steps: int = 0
     trials: int = 0
     plain_rounds: int = 0
     spells: list[dict[str, Any]] = field(default_factory=list)
@@ -58,14 +60,24 @@ class RoundLog:
         self.seconds += seconds
 
     def finished(
-        self, tokens: float, seconds: float, *, expected: float, cost: float, plain_cost: float, dense_s: float
+        self,
+        tokens: float,
+        seconds: float,
+        *,
+        expected: float,
+        cost: float,
+        plain_cost: float,
+        plain_s: float,
+        is_plain: bool,
     ) -> None:
-        """Note what a round brought, and in what time."""
+        """Note what a round brought, and in what time; `plain_s` is what a plain step would have taken then."""
         self.expected_tokens += expected
         self.expected_cost += cost
         self.tokens += tokens
         self.seconds += seconds
-        self.plain_cost, self.dense_s = plain_cost, dense_s
+        self.all_plain_s += tokens * plain_s
+        self.plain_cost, self.plain_s = plain_cost, plain_s
+        self.plain_steps += is_plain
 
     @staticmethod
     def _reason(draft: Prospect | None, plain_cost: float) -> str:
@@ -76,13 +88,15 @@ class RoundLog:
         return f"drafting with {draft.option.drafter} was expected to bring {gain:.2f}x of plain decoding"
 
     def summary(self) -> dict[str, Any]:
-        """Plain JSON values; gains are speeds over that of plain decoding."""
+        """Plain JSON values; gains are speeds over that of plain decoding. The estimated one divides by the time that
+        the answer's tokens would have taken plainly: the cost of a plain step, round by round, which is as good as the
+        plain steps that were timed (`plain_steps_timed`)."""
         predicted = self.expected_tokens * self.plain_cost / self.expected_cost if self.expected_cost else 0.0
-        real = self.tokens * self.dense_s / self.seconds if self.seconds else 0.0
         return {
             "predicted_gain": round(predicted, 3),
-            "real_gain": round(real, 3),
-            "plain_step_s": round(self.dense_s, 6),
+            "estimated_gain": round(self.all_plain_s / self.seconds if self.seconds else 0.0, 3),
+            "plain_step_s": round(self.plain_s, 6),
+            "plain_steps_timed": self.plain_steps,
             "trial_rounds": self.trials,
             "parked_rounds": sum(spell["rounds"] for spell in self.spells),
             "parked": self.spells[:_MOST_SPELLS],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm
 from specdec.policies.goodput.length import best_length
@@ -15,7 +15,12 @@ from specdec.engine.policy import RoundState
 _ROUNDS, _LOOKUP_TOKENS = 2, 3
 _EVERY = 3  # rounds between looks at whether one is due
 _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
-_OPTIMISM = 1.0  # standard deviations that an effort may be better than thought, for a trial to be worth it
+_UNCONFIRMED_ROUNDS, _CONFIRM_EVERY = 16, 3  # rounds of a process in which costs are confirmed, and between such
+_CONFIRM_TOKENS = 2  # to draft in such a round
+_GOOD_MATCH = 2.0  # tokens that a lookup has to bring for the confirmation to wait
+_DOUBT = 0.08  # standard deviation of the logarithm of a cost from which it needs confirmation
+_OPTIMISM = 1.0  # standard deviations that an effort may be kept more often than thought, for a trial to be worth it
+_LUCKIER = 0.7  # the same for a match
 MARGIN = 0.01  # tokens that something has to be better by
 
 
@@ -30,7 +35,9 @@ class Trials:
 
     menus: Menus
     explore: float
+    _confirm_from: int = 1  # number of the round
     _running: tuple[Arm, int] | None = None  # and the rounds that it still has
+    _tried: set[str] = field(default_factory=set)  # drafters that the caller named, once they have drafted
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
         """`best`, or an arm whose trial is due, is affordable and could be better."""
@@ -39,7 +46,14 @@ class Trials:
             arm, left = self._running
             self._running = (arm, left - 1) if left > 1 else None
             return self._forced(now, arm, best)
-        if learnt.rounds % _EVERY or learnt.lost > self.explore * learnt.spent + (_ALLOWANCE if self.explore else 0.0):
+        if now.state.named and self.explore and (named := self._untried(now, best)) is not None:
+            self._running = (named, _ROUNDS - 1)
+            return self._forced(now, named, best)
+        if not self.explore or learnt.lost > self.explore * learnt.spent + _ALLOWANCE:
+            return best
+        if learnt.rounds <= _UNCONFIRMED_ROUNDS and (first := self._confirmation(now, best)) is not None:
+            return first
+        if learnt.rounds % _EVERY:
             return best
         for arm in self._all_arms(now.state):
             trial = learnt.trial(arm)
@@ -47,7 +61,9 @@ class Trials:
                 continue
             longest = LONGEST_PLAIN_INTERVAL if arm == PLAIN else LONGEST_INTERVAL
             if learnt.rounds - trial.last_used < trial.interval:
-                trial.due = learnt.rounds + trial.interval  # in use: nothing to find out
+                trial.due = learnt.rounds + trial.interval  # in use: nothing to find out, but of longer drafts
+                if (longer := self._longer(now, arm, best)) is not None:
+                    return longer
                 continue
             trial.postpone(learnt.rounds, longest)
             if arm == PLAIN or self._could_win(now, arm, best):
@@ -55,6 +71,47 @@ class Trials:
                     self._running = (arm, _ROUNDS - 1)
                 return self._forced(now, arm, best)
         return best
+
+    def _untried(self, now: Situation, best: Prospect) -> Arm | None:
+        """A drafter that the caller named, that has something to propose and never drafted for this model."""
+        learnt, state = now.learnt, now.state
+        for option in state.options:
+            drafter, view = option.drafter, option.view
+            if drafter in self._tried or drafter not in state.named:
+                continue
+            if view is None and not state.matches.get(drafter, 1):
+                continue
+            self._tried.add(drafter)
+            if any(arm[0] == drafter and trial.last_used >= 0 for arm, trial in learnt.trials.items()):
+                continue
+            if view is None:
+                return (drafter, None, 1.0)
+            menu = self.menus.of(option, learnt=learnt, state=state, verify=now.verify, rate=best.rate)
+            return (drafter, view, menu.best[0])
+        return None
+
+    def _confirmation(self, now: Situation, best: Prospect) -> Prospect | None:
+        """Early in a process, a round of what `best` is not: costs of a table may be wrong, and the rounds of one kind
+        alone would never show what the other kind costs beside them."""
+        learnt, costs, beside = now.learnt, now.learnt.costs, now.state.rows_beside
+        if learnt.rounds < self._confirm_from or (best.match and best.tokens > _GOOD_MATCH):
+            return None
+        if best.option is not None:
+            if costs.doubt_of_rows(beside + 1) < _DOUBT:
+                return None
+            self._confirm_from = learnt.rounds + _CONFIRM_EVERY
+            return self._forced(now, PLAIN, best)
+        for option in now.state.options:
+            menu = self.menus.get((option.drafter, option.view))
+            if menu is None:
+                continue
+            arm = option.drafter, option.view, menu.best[0]
+            if max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(beside + 1 + _CONFIRM_TOKENS)) > _DOUBT:
+                self._confirm_from = learnt.rounds + _CONFIRM_EVERY
+                prospect = self._forced(now, arm, best)
+                prospect.menu, prospect.length = None, min(_CONFIRM_TOKENS, prospect.length)
+                return prospect
+        return None
 
     def _all_arms(self, state: RoundState) -> list[Arm]:
         arms: list[Arm] = [PLAIN]
@@ -66,15 +123,35 @@ class Trials:
                 arms.append((option.drafter, None, 1.0))
         return arms
 
+    def _longer(self, now: Situation, arm: Arm, best: Prospect) -> Prospect | None:
+        """A longer draft than pays, where its rows may be cheaper than thought: nobody would ever see them else."""
+        drafter, view, effort = arm
+        menu = best.menu
+        if menu is None or view is None or menu.best[0] != effort or menu is not self.menus.get((drafter, view)):
+            return None
+        _, step, mean = menu.best
+        cheapest = now.learnt.costs.cheapest(now.verify, now.state.rows_beside)
+        length, tokens, total = best_length(now.verify, step, mean, best.rate, self.menus.longest)
+        longer, more, dearer = best_length(cheapest, step, mean, best.rate, self.menus.longest)
+        if longer <= length or more - best.rate * dearer <= tokens - best.rate * total + MARGIN:
+            return None
+        prospect = self._forced(now, arm, best)
+        prospect.menu, prospect.length = None, min(longer, prospect.length)
+        return prospect
+
     def _could_win(self, now: Situation, arm: Arm, best: Prospect) -> bool:
         """Whether the arm would be better than `best` if it were as good as it may be."""
         drafter, view, effort = arm
-        if view is None:
-            return best.option is None  # where another one drafts, a match that does not pay is no news
         learnt, rate, longest = now.learnt, best.rate, self.menus.longest
-        cost = learnt.costs.draft(drafter, view, effort)
+        if view is None:
+            match = match_length(drafter, now.state, now.last)
+            chance = learnt.match(drafter).hopeful(match, _LUCKIER)
+            _, tokens, total = best_length(now.verify, 0.0, chance, rate, _LOOKUP_TOKENS)
+            return tokens - rate * total > best.net + MARGIN
+        cost = learnt.costs.cheapest_draft(drafter, view, effort)
         highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
-        _, tokens, total = best_length(now.verify, cost, highest, rate, longest)
+        verify = learnt.costs.cheapest(now.verify, now.state.rows_beside)
+        _, tokens, total = best_length(verify, cost, highest, rate, longest)
         to_beat = best.net
         if (
             best.menu is not None and self.menus.get((drafter, view)) is best.menu

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import sys
 from importlib import resources
 from pathlib import Path
@@ -12,19 +11,32 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable, load_model
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    MODEL_HELP,
+    Subparsers,
+    add_remeasure_option,
+    add_runtime_options,
+    check_writable,
+    load_model,
+)
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
-from specdec.cli.statistics import report
+from specdec.cli.prompt import add_prompt_options, read_prompt
+from specdec.cli.statistics import report, summary
 from specdec.engine.option_checks import check_useful, plain_options
+from specdec.engine.options import DEFAULTS
+from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
-from specdec.read_file import read_bounded, read_bytes
+from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
+
+_PATIENCE_S = 1.0  # that reading a prompt or building a view may take before a terminal shows how it goes
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -32,7 +44,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="answer a prompt",
-        description="Answer a prompt. The text goes to standard output, statistics to standard error.",
+        description="Answer a prompt. The text goes to standard output, a line of statistics to standard error. On a "
+        "terminal, standard error also shows progress where reading the prompt takes a while.",
     )
     parser.add_argument(
         "--model",
@@ -40,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{MODEL_HELP} (default: %(default)s)",
     )
     add_runtime_options(parser)
+    add_remeasure_option(parser)
     parser.add_argument(
         "--load-share",
         type=float,
@@ -54,6 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     add_json_option(output)
+    output.add_argument("--stats", action="store_true", help="all statistics, not only a line of them")
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
     for name in ("logprobs", "prompt_logprobs", "trace"):
         add_option(output, name)
@@ -61,10 +76,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def _add_prompt(group: argparse._ArgumentGroup) -> None:
-    given = group.add_mutually_exclusive_group()
-    given.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
-    given.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads standard input")
-    group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    add_prompt_options(group)
     for name in ("chat", "literal", "chat_template_kwargs"):
         add_option(group, name)
 
@@ -90,7 +102,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
-    prompt = _prompt(arguments)
+    prompt = read_prompt(arguments)
     options = given_options(arguments)
     _check_early(arguments, options)
     model = load_model(arguments, load_share=arguments.load_share)
@@ -103,10 +115,12 @@ def run(arguments: argparse.Namespace) -> int:
         plain = specdec.generate(model, prompt, **plain_options(options | {"seed": result.seed, "trace": None}))
         checked = check.compare(model, result, plain)
     write_json_output(arguments, result.to_dict() | ({} if checked is None else {"check": checked}))
-    if show is not None:
+    if arguments.stats:
         report(result, options, sys.stderr)
-        if arguments.explain:
-            show.legend(sys.stderr)
+    elif show is not None:
+        summary(result, options, sys.stderr)
+    if show is not None and arguments.explain:
+        show.legend(sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return 0 if checked is None else check.conclude(checked)
@@ -116,61 +130,22 @@ def _answer(
     model: specdec.Model, prompt: Prompt, options: dict[str, Any], show: Shown | None
 ) -> tuple[specdec.Result, bool]:
     """The answer, shown as it grows, and whether Ctrl-C cut it short; what was there by then stays."""
-    interrupted = False
-    with specdec.stream(model, prompt, **options) as generation:
-        try:
-            for piece in generation:
-                if show is not None:
-                    show.piece(piece)
-        except KeyboardInterrupt:
-            interrupted = True
-        result = generation.result()
+    interrupted, progress = False, StreamProgress(delay_s=_PATIENCE_S, lines=False)
+    try:
+        with specdec.stream(model, prompt, progress=progress, **options) as generation:
+            try:
+                for piece in generation:
+                    if show is not None:
+                        show.piece(piece)
+            except KeyboardInterrupt:
+                interrupted = True
+                progress.close()
+            result = generation.result()
+    finally:
+        progress.close()
     if show is not None:
         show.end()
     return result, interrupted
-
-
-def _prompt(arguments: argparse.Namespace) -> Prompt:
-    """Text, or messages when there is a system message.
-
-    Raises:
-        InvalidArgumentError: no prompt, or one that cannot be read or is no UTF-8.
-    """
-    text = _prompt_text(arguments)
-    if arguments.system is None:
-        return text
-    if arguments.chat is False:
-        raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
-    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
-
-
-def _prompt_text(arguments: argparse.Namespace) -> str:
-    if arguments.prompt_file is None:
-        if arguments.prompt is None:
-            raise InvalidArgumentError("generate needs --prompt TEXT or --prompt-file FILE ('-' reads standard input)")
-        data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
-    elif arguments.prompt_file == "-":
-        if sys.stdin is None:
-            raise InvalidArgumentError("--prompt-file - reads standard input, which is closed")
-        data = _text_of_file(read_bounded(sys.stdin.buffer))
-    else:
-        try:
-            data = _text_of_file(read_bytes(arguments.prompt_file))
-        except OSError as error:
-            raise InvalidArgumentError(f"cannot read the prompt {arguments.prompt_file}: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"the prompt is not valid UTF-8 (byte {error.start})") from None
-    if not text:
-        raise InvalidArgumentError("the prompt is empty: give at least one character")
-    return text
-
-
-def _text_of_file(data: bytes) -> bytes:
-    """What a text file says: without the byte order mark that some editors put first, and the end of its last line."""
-    data = data.removeprefix(codecs.BOM_UTF8)
-    return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
@@ -194,8 +169,10 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         check_writable("--trace", arguments.trace)
     check_options(options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
-    if "policy" in options:
-        create_policy(options["policy"])
+    policy = create_policy(options.get("policy", DEFAULTS["policy"]))
+    if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):
+        way = "--plain" if arguments.speculate is False else f"the policy {options['policy']!r}"
+        raise InvalidArgumentError(f"--remeasure has no effect: {way} does not go by what passes cost")
     for name in ("draft", "verify"):
         _read_schedule(name, arguments)
 

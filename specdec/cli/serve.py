@@ -6,10 +6,11 @@ import argparse
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options
+from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, load_model
 from specdec.errors import InvalidArgumentError
 
 API_KEY_VARIABLE = "SPECDEC_API_KEY"
@@ -48,7 +49,12 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cors", action="append", metavar="ORIGIN", help="let pages of this origin ask; * for all; repeatable"
     )
-    group.add_argument("--alias", action="append", metavar="NAME", help="the model's name in requests; repeatable")
+    group.add_argument(
+        "--alias",
+        action="append",
+        metavar="NAME",
+        help="the model's name in requests; repeatable (default: that of its file or folder)",
+    )
     group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="info logs every request (default: %(default)s)"
     )
@@ -65,9 +71,6 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--queue", type=int, default=QUEUE, metavar="N", help="most requests that wait (default: %(default)s)"
-    )
-    group.add_argument(
-        "--context", type=int, metavar="N", help="most tokens of a prompt and its answer (default: the model's)"
     )
     group.add_argument(
         "--efforts",
@@ -88,10 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     if missing:
         raise InvalidArgumentError(f"serve needs {', '.join(missing)}: pip install 'specdec-mlx[serve]'")
     from specdec.server.guard import is_loopback
-    from specdec.server.run import serve
+    from specdec.server.run import open_socket, serve
     from specdec.server.settings import ServerSettings
 
-    names = arguments.alias or [str(arguments.model)]
+    names = arguments.alias or [_name(arguments.model)]
     settings = ServerSettings(
         name=names[0],
         aliases=tuple(names[1:]),
@@ -100,24 +103,30 @@ def run(arguments: argparse.Namespace) -> int:
         api_keys=_api_keys(arguments.api_key),
         efforts=arguments.efforts,
         cors=tuple(arguments.cors or ()),
-        context=arguments.context,
         max_body_bytes=arguments.max_body_bytes,
         timeout_s=arguments.timeout_s,
     )
-    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
     if not is_loopback(settings.host) and not settings.api_keys:
         _say(f"warning: everybody who reaches {settings.host} may use this server: --api-key makes them name a key")
     named = ("max_sequences", "max_rows", "cache_bytes", "queue")
     limits = {name: value for name in named if (value := getattr(arguments, name)) is not None}
-    with specdec.Batch(model, **limits) as batch:
-        ended = serve(
-            model,
-            batch,
-            settings,
-            log_level=arguments.log_level,
-            started=lambda address: _say(f"serving {settings.name} at {address}"),
-        )
+    with open_socket(settings) as listener:
+        model = load_model(arguments)
+        with specdec.Batch(model, **limits) as batch:
+            ended = serve(
+                model,
+                batch,
+                settings,
+                listener,
+                log_level=arguments.log_level,
+                started=lambda address: _say(f"serving {settings.name} at {address}"),
+            )
     return 0 if ended else EXIT_INTERRUPTED
+
+
+def _name(model: str) -> str:
+    """What requests call a model: its name in the catalogue, or that of its file or folder."""
+    return Path(model).name.removesuffix(".gguf") or model
 
 
 def _api_keys(given: list[str] | None) -> tuple[str, ...]:

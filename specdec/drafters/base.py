@@ -18,6 +18,7 @@ from specdec.drafters.earlier import Archive
 from specdec.drafters.ngram_index import NgramIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.model.effort import Efforts
+from specdec.progress import Progress
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class DrafterSetup:
         load_model: loads another model by catalogue name or path, or None where there is no way to.
         memory: of the model's drafters.
         owner: whose earlier answers drafters may learn from; None for nobody's.
+        progress: told of draft views that are built; None where nobody asks.
     """
 
     runtime: Runtime
@@ -79,6 +81,7 @@ class DrafterSetup:
     load_model: Callable[[str], LoadedModel] | None = None
     memory: DrafterMemory = field(default_factory=DrafterMemory)
     owner: str | None = None
+    progress: Progress | None = None
 
 
 class Sample(Protocol):

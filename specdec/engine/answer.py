@@ -19,6 +19,7 @@ from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.errors import SpecdecError
+from specdec.progress import Progress
 from specdec.turns import Turns
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ FINISH_REASONS = {
     "deadline": "length",
     "caller": "interrupted",
 }
+
+READING = "reading the prompt"
 
 
 class Answer:
@@ -56,6 +59,7 @@ class Answer:
         trace: gets every round; closed with the answer.
         prompt_cache: gets the sequence's cache at the end.
         lock: held by whoever runs passes; policies of a model are asked under it.
+        progress: told how much of the prompt is read, by whoever runs the passes.
 
     Attributes:
         sequence: None once the answer has ended.
@@ -78,6 +82,7 @@ class Answer:
         trace: TraceWriter | None = None,
         prompt_cache: PromptCache | None = None,
         lock: Turns,
+        progress: Progress | None = None,
     ) -> None:
         self.sequence: Sequence | None = sequence
         draft_view = None if drafting is None else drafting.offered[0].view
@@ -89,7 +94,7 @@ class Answer:
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
         self._detokenizer, self._identical_to, self._stop_tokens = detokenizer, identical_to, stop_tokens
         self._pieces: list[Piece] = []
-        self._passes = lock
+        self._passes, self._progress = lock, progress
         self._lock = threading.Lock()  # of what `result` reads
         self._summary_error: SpecdecError | None = None
 
@@ -113,6 +118,7 @@ class Answer:
             self.stats.cached_prompt_tokens = cache.length
         if self._drafting is not None:
             sequence.speculation = self._drafting.begin(sequence, self._end_tokens)
+        self._tell(sequence)
 
     def expire(self) -> Piece:
         """End the answer here because its time is over; the piece holds the text that was held back."""
@@ -126,15 +132,25 @@ class Answer:
         return piece
 
     def read_prompt(self, bytes_read: int, seconds: float) -> Piece | None:
-        """Count passes over the prompt. Where nothing is to follow, the empty piece that ends the answer."""
+        """Count a pass over the prompt. Where nothing is to follow, the empty piece that ends the answer."""
         self.stats.prefill_bytes_read += bytes_read
         self.stats.prefill_s += seconds
+        if self.sequence is not None:
+            self._tell(self.sequence)
         if self.sequence is None or self.sequence.unread or not self.sequence.reads_only:
             return None
         with self._lock:
             self.stopped_by = "max_tokens"
             self._pieces.append(Piece("", []))
         return self._pieces[-1]
+
+    def _tell(self, sequence: Sequence) -> None:
+        """Say how much of the prompt is read, where any of it had to be."""
+        if self._progress is None:
+            return
+        total = self.stats.prompt_tokens - (not sequence.reads_only)  # else the first round reads the last token
+        if self.stats.cached_prompt_tokens < total:
+            self._progress(READING, total - sequence.unread, total)
 
     def take(self, done: Round) -> Piece:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
@@ -213,7 +229,7 @@ class Answer:
         """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
         if sequence.speculation is not None:
             try:
-                self.stats.policy = sequence.speculation.policy.summary()
+                self.stats.policy = sequence.speculation.sum_up()
             except SpecdecError as error:
                 self._summary_error = error
 

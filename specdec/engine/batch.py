@@ -22,6 +22,7 @@ from specdec.engine.status import BatchStatus, Rates
 from specdec.engine.ticket import Reading, Ticket, wake
 from specdec.engine.together import apply
 from specdec.errors import InvalidArgumentError, QueueFullError, SpecdecError
+from specdec.progress import Progress
 from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES
 
 if TYPE_CHECKING:
@@ -89,7 +90,13 @@ class Batch:
         self._status, self._told_s = self._look(), 0.0
 
     def submit(
-        self, prompt: Prompt, *, owner: str = "", deadline_s: float | None = None, **options: Unpack[OptionArguments]
+        self,
+        prompt: Prompt,
+        *,
+        owner: str = "",
+        deadline_s: float | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[OptionArguments],
     ) -> Generation:
         """Begin an answer; the other arguments, errors and warnings are those of `specdec.stream`.
 
@@ -98,6 +105,7 @@ class Batch:
             owner: only requests of equal owners share what was read of prompts and answers, and drafts from answers.
             deadline_s: seconds from now after which the answer ends at the next pass boundary, waiting included, with
                 `stopped_by` "deadline" and the `finish_reason` "length".
+            progress: see `specdec.stream`; the batch's thread calls it as the prompt is read.
             options: see `specdec.Options`.
 
         Raises:
@@ -116,7 +124,7 @@ class Batch:
             self._check_open()
             if self._is_full and (self._waiting or not self._places):  # whatever the request is
                 raise QueueFullError(self._waiting, self._seconds_to_room())
-        answer = ask(self._model, prompt, options, caller="submit", owner=owner)
+        answer = ask(self._model, prompt, options, caller="submit", owner=owner, progress=progress)
         ticket = Ticket(answer, owner=owner, deadline_s=deadline_s)
         try:
             ticket.worst_bytes = self._admission.worst_bytes(ticket)
@@ -166,6 +174,11 @@ class Batch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the batch's thread before `close`, if anything did: no request is answered after that."""
+        return self._failure
 
     def __len__(self) -> int:
         """Answers that grow or wait."""

@@ -17,34 +17,43 @@ from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
 from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import resolve_efforts
+from specdec.progress import Progress, check_progress
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
     from specdec.tokenizers import Tokenizer
 
 
-def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str) -> Answer:
-    """An answer before its first pass. Arguments are checked here; nothing runs but what measures the machine's costs.
+def begin(
+    model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str, progress: Progress | None = None
+) -> Answer:
+    """An answer before its first pass. Arguments are checked here; nothing runs but what builds draft views and
+    measures the machine's costs.
 
     Args:
         model: from `specdec.load`.
         prompt: text, token ids, or chat messages.
         arguments: see `Options`.
         caller: name of the function that the arguments were given to.
+        progress: told of draft views that are built, and of the prompt as it is read.
 
     Raises:
         InvalidArgumentError: an argument is out of range or contradicts another one, or the prompt does not fit.
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
-    answer = ask(model, prompt, arguments, caller=caller, prompt_cache=model.prompt_cache)
+    answer = ask(model, prompt, arguments, caller=caller, progress=progress, prompt_cache=model.prompt_cache)
     sequence, kept = answer.sequence, model.prompt_cache
     assert sequence is not None
-    with model.lock:
-        cache = None
-        if kept is not None and sequence.prompt_logprobs is None:  # what was read before has left no logits
-            cache = kept.take(model.runtime, sequence.tokens, efforts=sequence.efforts, capacity=sequence.limit)
-        answer.start(cache)
+    try:
+        with model.lock:
+            cache = None
+            if kept is not None and sequence.prompt_logprobs is None:  # what was read before has left no logits
+                cache = kept.take(model.runtime, sequence.tokens, efforts=sequence.efforts, capacity=sequence.limit)
+            answer.start(cache)
+    except BaseException:
+        answer.close()
+        raise
     return answer
 
 
@@ -55,6 +64,7 @@ def ask(
     *,
     caller: str,
     owner: str | None = None,
+    progress: Progress | None = None,
     prompt_cache: PromptCache | None = None,
 ) -> Answer:
     """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
@@ -63,6 +73,7 @@ def ask(
     Arguments and errors are those of `begin`. Drafters learn from earlier answers of `owner`, and keep this one for its
     later ones; None for neither. `prompt_cache` gets the keys and values at the answer's end.
     """
+    check_progress(progress)
     options = options_of(arguments, caller).seeded()
     encoded = encode_prompt(
         prompt,
@@ -97,10 +108,13 @@ def ask(
         identical_to=_identical_to(model, options),
         seed=options.seed,
         has_logprobs=options.logprobs is not None,
-        drafting=choose_drafting(model, options, owner=owner) if options.speculate and options.max_tokens else None,
+        drafting=choose_drafting(model, options, owner=owner, progress=progress)
+        if options.speculate and options.max_tokens
+        else None,
         trace=None if options.trace is None else TraceWriter(options.trace),
         prompt_cache=prompt_cache,
         lock=model.lock,
+        progress=progress,
     )
 
 

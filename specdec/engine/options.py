@@ -37,7 +37,8 @@ from specdec.engine.option_checks import (
 from specdec.engine.penalties import Penalties
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
-from specdec.errors import OptionError
+from specdec.errors import OptionError, PluginError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.effort import EffortSchedule
 
 
@@ -264,7 +265,13 @@ class Options:
             raise OptionError("drafter", "must be at least one", instead=("speculate", "to decode without drafts"))
         named = [("policy", Policy, self.policy), *(("drafter", Drafter, drafter) for drafter in self.drafters)]
         for name, kind, value in named:
-            if not isinstance(value, (str, kind)):
+            try:
+                fits = isinstance(value, (str, kind))
+            except Exception as error:  # a property of the object
+                if is_from_signal_handler(error):
+                    raise
+                raise PluginError.raised(name, type(value).__name__, error, doing="its properties") from error
+            if not fits:
                 raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")
 
     @property

@@ -61,8 +61,8 @@ class History:
         self._ids = np.empty(max(64, 2 * len(tokens)), np.int64)
         self._counts = np.zeros(vocab_size, np.int32)  # in the answer
         self._is_known = np.zeros(vocab_size, np.bool_)  # in prompt or answer
-        self._answered: list[int] = []  # tokens of the answer, each once
-        self._known: list[int] = []  # tokens of prompt and answer, each once
+        # Tokens of the answer, and those of prompt and answer, each once; the arrays are made when first needed.
+        self._answered, self._known = _Distinct(), _Distinct()
         self._length = 0
 
     def ids(self, drafted: Sequence[int]) -> NDArray[np.int64]:
@@ -77,20 +77,16 @@ class History:
     def penalise(self, logits: NDArray[np.float32], penalties: Penalties, drafted: Sequence[int]) -> None:
         """Apply penalties at the place after `drafted` to logits float32 (V,), in place."""
         self._follow(0)
-        counts, known = self._counts, self._is_known
-        answered, seen = list(self._answered), list(self._known)
-        for token in drafted:
-            if not counts[token]:
-                answered.append(token)
-            if not known[token] and token not in seen[len(self._known) :]:
-                seen.append(token)
-            counts[token] += 1
+        counts = self._counts
+        new = dict.fromkeys(drafted)
         if penalties.repetition != 1:
-            at = np.array(seen, np.intp)
+            at = self._known.with_more([token for token in new if not self._is_known[token]])
             values, factor = logits[at], np.float32(penalties.repetition)
             logits[at] = np.where(values > 0, values / factor, values * factor)
-        if (penalties.frequency or penalties.presence) and answered:
-            at = np.array(answered, np.intp)
+        at = self._answered.with_more([token for token in new if not counts[token]])
+        for token in drafted:
+            counts[token] += 1
+        if penalties.frequency or penalties.presence:
             logits[at] -= np.float32(penalties.frequency) * counts[at]
             logits[at] -= np.float32(penalties.presence)
         for token in drafted:
@@ -101,7 +97,7 @@ class History:
         tokens = self._tokens
         if len(tokens) < self._length:
             self._counts[:], self._is_known[:] = 0, False
-            self._answered, self._known, self._length = [], [], 0
+            self._answered, self._known, self._length = _Distinct(), _Distinct(), 0
         if len(tokens) + room > len(self._ids):
             grown = np.empty(2 * (len(tokens) + room), np.int64)
             grown[: self._length] = self._ids[: self._length]
@@ -113,12 +109,30 @@ class History:
             token = tokens[position]
             if not self._is_known[token]:
                 self._is_known[token] = True
-                self._known.append(token)
+                self._known.add(token)
             if position >= self._prompt_length:
                 if not self._counts[token]:
-                    self._answered.append(token)
+                    self._answered.add(token)
                 self._counts[token] += 1
         self._length = len(tokens)
+
+
+class _Distinct:
+    """Token ids, each once, and an array of them."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._array = np.empty(0, np.intp)
+
+    def add(self, token: int) -> None:
+        """Add one that is not there."""
+        self._ids.append(token)
+
+    def with_more(self, tokens: Sequence[int]) -> NDArray[np.intp]:
+        """All of them and `tokens`, which are not there."""
+        if len(self._array) < len(self._ids):
+            self._array = np.array(self._ids, np.intp)
+        return np.concatenate([self._array, np.array(tokens, np.intp)]) if tokens else self._array
 
 
 def _number(value: object) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from specdec.checks import check_count, check_effort, check_number
 from specdec.errors import InvalidArgumentError
@@ -18,8 +18,10 @@ from specdec.errors import InvalidArgumentError
 __all__ = [
     "CostTable",
     "Distribution",
+    "DraftKey",
     "DraftOption",
     "DraftPlan",
+    "Estimator",
     "InvalidArgumentError",
     "Knowledge",
     "Learner",
@@ -32,6 +34,9 @@ __all__ = [
     "check_effort",
     "check_number",
 ]
+
+DraftKey: TypeAlias = tuple[str, str | None, float]
+"""A kind of draft step: drafter, view, and effort."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +92,7 @@ class RoundState:
         distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
             first round.
         rows_beside: rows that other sequences are expected to have in the same verify pass; 0 for one alone.
+        named: drafters that the caller named, rather than leaving the choice open.
     """
 
     round_index: int
@@ -101,6 +107,7 @@ class RoundState:
     matches: Mapping[str, int] = field(default_factory=dict)
     distribution: Distribution | None = None
     rows_beside: int = 0
+    named: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +166,8 @@ class RoundOutcome:
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
-        rows_beside: rows that other sequences had in the verify pass. Times are those of whole passes.
+        rows_beside: rows of the verify pass that are not of these tokens: those of other sequences, and those of tokens
+            that a grammar left no choice about. Times are those of whole passes.
     """
 
     drafted: int
@@ -176,15 +184,22 @@ class RoundOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostTable:
-    """Seconds of passes, measured on this machine before the first round.
+    """Seconds of passes on this machine: measured before the first round, or learnt from earlier answers.
+
+    A spread is the standard deviation of the logarithm of a cost against the others (0.1: about 10 %), as far as it is
+    known: a table that was measured on a busy machine, or long ago, says so by it.
 
     Attributes:
         verify_s: seconds of an exact pass, by its number of rows.
         draft_s: seconds of one draft step, by drafter, view, and effort.
+        verify_spread: by number of rows.
+        draft_spread: by drafter, view, and effort.
     """
 
     verify_s: Mapping[int, float] = field(default_factory=dict)
-    draft_s: Mapping[tuple[str, str | None, float], float] = field(default_factory=dict)
+    draft_s: Mapping[DraftKey, float] = field(default_factory=dict)
+    verify_spread: Mapping[int, float] = field(default_factory=dict)
+    draft_spread: Mapping[DraftKey, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,4 +248,14 @@ class Reporter(Protocol):
 
     def summary(self) -> Mapping[str, Any]:
         """Plain JSON values; asked for after the last round."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """A learner that keeps estimating what passes cost."""
+
+    def costs(self) -> CostTable | None:
+        """What passes cost by now, for the next process that loads the model; asked for after the last round. None
+        where nothing was learnt."""
         ...

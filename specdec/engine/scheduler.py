@@ -18,6 +18,7 @@ from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
 from specdec.engine.sequence import Proposal, Sequence
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
 
 T = TypeVar("T")
@@ -141,7 +142,7 @@ class Scheduler:
                 except StopIteration as stop:
                     shares.append(_Share(sequence, stop.value, len(stop.value.tokens), is_prompt=False))
                 except Exception as error:
-                    events.append(_failed(sequence, error))
+                    events.append(_failed(sequence, _own(error)))
             open_proposals = list(self._answer(asked, events))
         return shares
 
@@ -158,7 +159,7 @@ class Scheduler:
                 replies = _forward(runtime, [ask.rows for _, _, ask in part], view)
                 for (sequence, proposal, _), reply in zip(part, replies, strict=True):
                     if isinstance(reply, Exception):
-                        events.append(_failed(sequence, reply))
+                        events.append(_failed(sequence, sequence.refused(reply)))
                     else:
                         yield sequence, proposal, reply
 
@@ -218,7 +219,7 @@ class Scheduler:
                     done = sequence.settle(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
                     events.append(Event(sequence, done))
                 except Exception as error:
-                    events.append(_failed(sequence, error))
+                    events.append(_failed(sequence, _own(error)))
         return events
 
     def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
@@ -227,6 +228,13 @@ class Scheduler:
         pieces = [(share.count, share.rows.cache.length - share.count) for share in prompts]
         self.costs.observe(pass_s, rows=decoding, prompts=pieces)
         return pass_s * (1 - self.costs.share_of_prompts(decoding, pieces)) if pieces else pass_s
+
+
+def _own(error: Exception) -> Exception:
+    """The error, which is that of a sequence or a pass; one of a caller's signal handler ends the step instead."""
+    if is_from_signal_handler(error):
+        raise error
+    return error
 
 
 def _failed(sequence: Sequence, error: Exception) -> Event:
@@ -240,6 +248,7 @@ def _forward(runtime: Runtime, batch: list[Rows], view: str) -> list[Reply | Exc
     try:
         results = runtime.forward(batch, view=view)
     except Exception as error:
+        _own(error)
         if len(batch) == 1:
             return [error]
         return [_forward(runtime, [rows], view)[0] for rows in batch]

@@ -11,9 +11,8 @@ Who runs the passes, for one sequence or for many, is in `decode` and `scheduler
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from collections.abc import Sequence as Tokens
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,12 +20,12 @@ from specdec.drafters.base import GRAMMAR, Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import Verdict, accept
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
+from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
 from specdec.engine.logprobs import TokenLogprob, token_logprob
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
-from specdec.errors import PluginError, SpecdecError
-from specdec.runtimes.base import Cache, Pass, Rows, Runtime, check_parents, is_chain
+from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
@@ -187,11 +186,23 @@ class Sequence:
         opened, self._open = self._open, None
         if opened is None:
             return
-        if opened.steps is not None:
-            opened.steps.close()
-        length = len(self.tokens) - 1
-        if self.cache.length > length:
-            self.cache.trim(length)
+        try:
+            if opened.steps is not None:
+                with faults_of(self._drafter_of(opened.plan), "draft, which was to end"):
+                    opened.steps.close()
+        finally:
+            length = len(self.tokens) - 1
+            if self.cache.length > length:
+                self.cache.trim(length)
+
+    def refused(self, error: Exception) -> Exception:
+        """The error of a pass that the drafter asked for, under the drafter's name where it asked for nonsense."""
+        return error if self._open is None else refused_pass(self._drafter_of(self._open.plan), error)
+
+    def _drafter_of(self, plan: DraftPlan | None) -> str:
+        assert plan is not None
+        assert self.speculation is not None
+        return plan.drafter or self.speculation.options[0].drafter
 
     def _plan(self, position: int) -> DraftPlan | None:
         """The policy's plan for this round; None for a plain step."""
@@ -211,6 +222,7 @@ class Sequence:
             matches=speculation.matches(),
             distribution=self._last_distribution,
             rows_beside=self.rows_beside,
+            named=speculation.named,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
@@ -220,18 +232,18 @@ class Sequence:
         speculation = self.speculation
         assert speculation is not None
         policy = speculation.policy
-        name = plan.drafter or speculation.options[0].drafter
-        with _faults_of(name):
+        name = self._drafter_of(plan)
+        with faults_of(name, "draft"):
             outcome = speculation.drafters[name].draft(plan, speculation.context, policy=policy)
         if isinstance(outcome, Draft):
             draft = outcome
         else:
-            steps = opened.steps = outcome
+            steps = opened.steps = checked_drafting(name, outcome)
             reply: Reply | None = None
             while True:
-                with _faults_of(name):
+                with faults_of(name, "draft"):
                     try:
-                        ask = next(steps) if reply is None else steps.send(reply)
+                        ask = checked_ask(name, next(steps) if reply is None else steps.send(reply))
                     except StopIteration as stop:
                         draft = stop.value
                         break
@@ -240,7 +252,8 @@ class Sequence:
                 opened.others_s += reply.pass_s - reply.seconds
                 start_s = time.perf_counter() - reply.seconds
             opened.steps = None
-        opened.draft = _checked(name, draft, plan, self.limit - len(self.tokens) - 1)
+        most = self.limit - len(self.tokens) - 1
+        opened.draft = checked_draft(name, draft, plan, most=most, vocab_size=self.runtime.config.vocab_size)
         opened.draft_s += time.perf_counter() - start_s
 
     def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
@@ -315,42 +328,3 @@ def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -
 def _complete_at(chooser: TokenChooser, tokens: Tokens[int]) -> int | None:
     """How many of a round's tokens make the answer one that nothing can be added to."""
     return next((count for count in range(1, len(tokens) + 1) if chooser.is_complete(tokens[:count])), None)
-
-
-@contextmanager
-def _faults_of(name: str) -> Iterator[None]:
-    """Around a call of a drafter.
-
-    Raises:
-        PluginError: it raises something that is not an error of specdec.
-    """
-    try:
-        yield
-    except SpecdecError:
-        raise
-    except Exception as error:
-        raise PluginError.raised("drafter", name, error, doing="draft") from error
-
-
-def _checked(name: str, draft: Draft, plan: DraftPlan, most: int) -> Draft:
-    """A draft that the verifier can take, its sources filled in and a chain without parents.
-
-    Raises:
-        PluginError: the drafter gave something else, more tokens than were allowed (in all `most`, with those that a
-            grammar leaves no choice about), or parents that are not a tree.
-    """
-    if not isinstance(draft, Draft):
-        raise PluginError("drafter", name, f"gave a wrong answer: draft must return a Draft, not {draft!r}")
-    drafted = len(draft.tokens)
-    allowed = min(plan.num_draft_tokens + draft.forced, most)
-    if drafted > allowed:
-        raise PluginError("drafter", name, f"drafted {drafted} tokens where {allowed} were allowed")
-    if draft.parents is not None:
-        try:
-            check_parents(draft.parents, drafted)
-        except SpecdecError as error:
-            raise PluginError("drafter", name, f"gave a wrong answer: {error}") from None
-        if is_chain(draft.parents):
-            draft.parents = None
-    draft.sources = draft.sources or [name] * drafted
-    return draft

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.chooser import LenientRules, TokenChooser
-from specdec.engine.costs import machine_costs
+from specdec.engine.costs import keep_costs, machine_costs
+from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import DraftOption, Knowledge, Policy
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.progress import Progress
 from specdec.warn import warn
 
 if TYPE_CHECKING:
@@ -42,8 +45,10 @@ class Speculation:
         verify_effort: mean effort of verification.
         temperature: of the sampling.
         is_effort_asked: the caller named the draft effort.
+        keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
+        named: drafters that the caller named.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
     """
 
@@ -56,8 +61,10 @@ class Speculation:
     verify_effort: float
     temperature: float = 0.0
     is_effort_asked: bool = True
+    named: frozenset[str] = frozenset()
     trust: float | None = None
     rules: LenientRules | None = None
+    keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +73,7 @@ class Speculation:
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
-        return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
+        return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
 
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.
@@ -83,6 +90,17 @@ class Speculation:
                 except Exception as error:
                     raise PluginError.raised("drafter", name, error, doing="ended") from error
 
+    def sum_up(self) -> dict[str, Any]:
+        """What the policy has to say in the statistics; what it has learnt of costs is kept.
+
+        Raises:
+            PluginError: it cannot say.
+        """
+        costs = self.policy.costs()
+        if costs is not None:
+            self.keep_costs(costs)
+        return self.policy.summary()
+
     def trusted(self, draft: Draft) -> list[bool]:
         """For each drafted token whether it is kept without a check; empty when all are checked.
 
@@ -90,7 +108,8 @@ class Speculation:
         """
         if self.trust is None:
             return []
-        return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
+        with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
+            return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,13 +169,18 @@ class Drafting:
             verify_effort=options.verify_schedule.mean(model.config),
             temperature=options.temperature,
             is_effort_asked=options.draft_effort is not None,
+            named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
             trust=options.trust,
             rules=rules,
+            keep_costs=partial(keep_costs, model),
         )
 
 
-def choose_drafting(model: Model, options: Options, *, owner: str | None = None) -> Drafting:
-    """What an answer with these options drafts with, from the earlier answers of `owner` as well.
+def choose_drafting(
+    model: Model, options: Options, *, owner: str | None = None, progress: Progress | None = None
+) -> Drafting:
+    """What an answer with these options drafts with, from the earlier answers of `owner` as well. `progress` is told of
+    draft views that are built.
 
     Raises:
         InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
@@ -174,12 +198,8 @@ def choose_drafting(model: Model, options: Options, *, owner: str | None = None)
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     with model.memory.drafters.lock:
-        drafters = _drafters(model, options, owner)
-    offered = tuple(
-        DraftOption(name, view, drafter.takes_effort)
-        for name, drafter in drafters.items()
-        for view in drafter.views or (None,)
-    )
+        drafters = _drafters(model, options, owner, progress)
+    offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
     return Drafting(
         model=model,
         options=options,
@@ -200,7 +220,7 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
-def _drafters(model: Model, options: Options, owner: str | None) -> dict[str, Drafter]:
+def _drafters(model: Model, options: Options, owner: str | None, progress: Progress | None) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -215,12 +235,10 @@ def _drafters(model: Model, options: Options, owner: str | None) -> dict[str, Dr
         load_model=model.load_other,
         memory=model.memory.drafters,
         owner=owner,
+        progress=progress,
     )
-    asked: list[str | Drafter] = []
-    for one in options.drafters:
-        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
     drafters: dict[str, Drafter] = {}
-    for one in asked:
+    for one in _asked(options):
         for spec in AUTO_DRAFTERS if one == "auto" else (one,):
             name = spec if isinstance(spec, str) else type(spec).__name__
             if name in drafters:
@@ -232,3 +250,11 @@ def _drafters(model: Model, options: Options, owner: str | None) -> dict[str, Dr
                     raise
                 warn(f"{error}; drafting goes on without it")
     return drafters
+
+
+def _asked(options: Options) -> list[str | Drafter]:
+    """What may draft, one by one."""
+    asked: list[str | Drafter] = []
+    for one in options.drafters:
+        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
+    return asked

@@ -68,8 +68,8 @@ class Stats:
         plain_rounds: rounds without a draft.
         trusted: tokens kept without a check; in `accepted`, too.
         cached_prompt_tokens: tokens of the prompt that were not read, as the prompt cache held them.
-        policy: what the policy has to say of the run; for "goodput" its prediction, the real gain, and when and why
-            drafting was parked.
+        policy: what the policy has to say of the run; for "goodput" the gain that it predicted, its estimate of the
+            real one, and when and why drafting was parked.
         prefill_s: passes over the prompt.
         draft_s: drafting: passes, sampling, and the policy's steps in between.
         verify_s: verify passes.
@@ -176,7 +176,7 @@ class Stats:
             asked = self._of_drafter(done.plan.drafter)
             asked["rounds"] += 1
             asked["draft_s"] += done.draft_s
-        for index, (source, signals) in enumerate(zip(draft.sources, draft.aligned, strict=True)):
+        for index, (source, signals) in enumerate(zip(draft.sources, draft.aligned, strict=False)):
             view, effort = (None, None) if signals is None else (signals.view, signals.effort)
             count = self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
             if parents is None:

@@ -46,7 +46,7 @@ def open_gguf(path: Path, *, dtype: str | None = None) -> FileSource:
             description={
                 "kind": "gguf",
                 "file": file.label,
-                "name": fields.text("general.name", ""),
+                "name": name if isinstance(name := file.metadata.get("general.name"), str) else "",
                 "types": stored_types(file),
             },
             tokenizer_files=tokenizer_files(fields, vocab_size=config.vocab),

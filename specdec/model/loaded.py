@@ -40,10 +40,13 @@ class Model:
         lock: held by whoever runs passes for an answer, and while one is prepared; what answers of the model share (the
             memory) belongs to its holder.
         load_other: loads another model for a drafter; None where there is no way to.
+        name: what the model was loaded as: a catalogue name, or its file's or folder's name without an ending.
     """
 
-    def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
-        self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
+    def __init__(
+        self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None, name: str = ""
+    ) -> None:
+        self.runtime, self.tokenizer, self.store, self.name = runtime, tokenizer, store, name
         self.memory = Memory()
         self.prompt_cache: PromptCache | None = None
         self.lock = Turns()
@@ -55,6 +58,27 @@ class Model:
     def config(self) -> ModelConfig:
         """Shape of the model."""
         return self.runtime.config
+
+    @property
+    def parameters(self) -> int:
+        """Weights in matrices, tables and vectors; those of tied embeddings once."""
+        config = self.config
+        shapes = (config.matrices() | config.tables()).values()
+        return sum(rows * columns for rows, columns in shapes) + sum(config.vectors().values())
+
+    def __repr__(self) -> str:
+        """On one line: name, family, size, types of the weights, context, runtime."""
+        info, store = self.runtime.info, self.store
+        parts = [self.config.family, f"{readable_count(self.parameters)} parameters"]
+        if store is not None:
+            parts.append("/".join(sorted(set(store.types.values())) or [store.dtype]))
+            if store.loaded_share < 1:
+                parts.append(f"{store.loaded_share:.3f} of the weights loaded")
+        parts.append(f"context of {self.config.max_context} tokens")
+        where = info.device or (f"{info.threads} threads" if info.threads is not None else "")
+        parts.append(f"runtime {info.name}" + f" ({where})" * bool(where))
+        parts += ["no tokenizer"] * (self.tokenizer is None)
+        return f"<specdec.Model {self.name or 'without a name'}: {', '.join(parts)}>"
 
     @property
     def auto_draft(self) -> tuple[str, EffortSchedule]:
@@ -114,6 +138,7 @@ def load(
     threads: int | None = None,
     load_share: float = 1.0,
     context: int | None = None,
+    remeasure: bool = False,
 ) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
 
@@ -127,6 +152,7 @@ def load(
         context: tokens of prompt and answer together that the model is loaded for; None takes the model's own context.
             It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
             length, and keep them for shorter texts.
+        remeasure: measure anew what passes cost on this machine, and forget what earlier processes have kept of it.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
@@ -144,9 +170,24 @@ def load(
     store = Store.open(resolve_model(model), load_share=load_share, context=context)
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
-    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
+    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store, name=_name(model))
+    loaded.memory.costs.is_measured_anew = remeasure
     loaded.load_other = lambda name: _other(name, runtime, threads, context)
     return loaded
+
+
+def _name(model: str | Path) -> str:
+    """What to call a model that was loaded by a catalogue name or a path."""
+    name = Path(model).expanduser().absolute().name
+    return name.removesuffix(".gguf").removesuffix(".store")
+
+
+def readable_count(count: int) -> str:
+    """A number of weights, three figures or so: "135 M", "1.54 B"."""
+    for size, unit in ((10**9, " B"), (10**6, " M"), (10**3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
 
 
 def _other(name: str, runtime: str, threads: int | None, context: int | None) -> LoadedModel:

@@ -10,7 +10,7 @@ from specdec.server.answers import Answers, RunningAnswer
 from specdec.server.chat_reader import ChatReader
 from specdec.server.echo import Echo
 from specdec.server.events import ChatEvent, Finished
-from specdec.server.timings import speculative_decoding, timings_of, usage_of
+from specdec.server.timings import plain_decoding, speculative_decoding, timings_of, usage_of
 
 
 async def answer_events(
@@ -67,7 +67,10 @@ def _finished(running: RunningAnswer, reader: ChatReader, seed: int) -> Finished
         usage=usage_of(stats, reasoning_tokens=reader.reasoning_tokens),
         stop_string=result.stop_string,
         timings=timings_of(stats, running.clock, first_tokens=running.first_tokens),
-        metrics={"speculative_decoding": speculative_decoding(stats)},
+        metrics={
+            "speculative_decoding": speculative_decoding(stats),
+            "plain_decoding": plain_decoding(stats, first_tokens=running.first_tokens),
+        },
         seed=seed,
         identical_to=result.identical_to,
     )

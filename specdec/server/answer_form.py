@@ -13,6 +13,7 @@ from specdec.server.tools.calls import ToolSet
 from specdec.server.tools.constraint import MOST_CALLS, ControlId, call_grammar, json_grammar
 from specdec.server.tools.formats import tool_format
 from specdec.server.tools.prompt import Message, Render, ToolPrompt
+from specdec.tokenizers.messages import checked_messages, last_text
 
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
@@ -45,9 +46,9 @@ class AnswerForm:
         """Messages and variables for the chat template.
 
         Raises:
-            InvalidArgumentError: `tool_choice` asks for a function that there is not.
+            InvalidArgumentError: a message is malformed, or `tool_choice` asks for a function that there is not.
         """
-        messages = [self._message(message) for message in request.messages]
+        messages = [self._message(message) for message in checked_messages(request.messages)]
         return self._prompt.messages(messages, self._tools(request))
 
     def options(self, request: ChatRequest, prompt: str) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class AnswerForm:
         return call_grammar(
             self._format.layout,
             functions,
+            strict=[tool["function"]["name"] for tool in tools if tool["function"].get("strict") is True],
             most=most,
             control_id=self._control_id,
             reasoning=self._where(request, prompt),
@@ -131,7 +133,7 @@ class AnswerForm:
             return None
         if not request.continue_final:
             return form, form.after(prompt)
-        begun = str(request.messages[-1].get("content") or "")
+        begun = last_text(request.messages)
         is_inside = form is not HARMONY and begun.rfind(form.begin) > begun.rfind(form.end)
         return form, Reasoning.INSIDE if is_inside else Reasoning.OVER
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from specdec.server.events import ChatEvent, TokenLogprob, TokenOrigin
-from specdec.server.parsing.pieces import Piece
+from specdec.server.parsing.pieces import Piece, Stage
 from specdec.server.parsing.reasoning import Reasoning, ReasoningFormat, ReasoningParser
-from specdec.server.parsing.writer import EventWriter
+from specdec.server.parsing.writer import EventWriter, TextStage
 from specdec.server.tools.calls import Calls, ToolSet
 from specdec.server.tools.formats import HARMONY, ToolFormat
 from specdec.server.tools.harmony import HarmonyParser
@@ -38,19 +38,22 @@ class AnswerParser:
     ) -> None:
         self._writer = EventWriter(new_id)
         self._tools: ToolCallParser | None = None
-        self._reasoning: ReasoningParser | None = None
-        self._harmony: HarmonyParser | None = None
+        self._thinks: ReasoningParser | HarmonyParser | None = None
         if form is HARMONY:
             calls = None if tools is None else Calls(self._writer, tools, whole=whole)
             is_over = reasoning is not None and reasoning[1] is Reasoning.OVER
-            self._harmony = HarmonyParser(self._writer, calls, continues=is_over)
+            self._thinks = HarmonyParser(self._writer, calls, continues=is_over)
+            self._first: Stage = self._thinks
             return
+        self._first = TextStage(self._writer)
         if tools is not None:
             self._tools = ToolCallParser(
                 form.readers, tools, bare=form.bare, parallel=parallel, whole=whole, writer=self._writer
             )
+            self._first = self._tools
         if reasoning is not None and reasoning[1] is not Reasoning.OVER:
-            self._reasoning = ReasoningParser(*reasoning, self._writer, self._answer)
+            self._thinks = ReasoningParser(*reasoning, self._writer, self._first)
+            self._first = self._thinks
 
     @property
     def calls(self) -> int:
@@ -60,9 +63,7 @@ class AnswerParser:
     @property
     def reasoning_tokens(self) -> int:
         """Tokens of the reasoning so far, its markers included."""
-        if self._harmony is not None:
-            return self._harmony.reasoning_tokens
-        return 0 if self._reasoning is None else self._reasoning.tokens
+        return 0 if self._thinks is None else self._thinks.reasoning_tokens
 
     @property
     def is_full(self) -> bool:
@@ -86,29 +87,13 @@ class AnswerParser:
             origins: likewise.
         """
         token = self._writer.token(logprobs, origins)
-        for character in text:
-            self._push(Piece(character, token))
+        if text:
+            self._first.push_text(text, token)
         if control:
-            self._push(Piece(control, token, is_control=True))
+            self._first.push(Piece(control, token, is_control=True))
         return self._writer.take()
 
     def finish(self) -> list[ChatEvent]:
         """The last events, at the end of the answer."""
-        for stage in (self._harmony, self._reasoning, self._tools):
-            if stage is not None:
-                stage.end()
+        self._first.end()
         return self._writer.take()
-
-    def _push(self, piece: Piece) -> None:
-        if self._harmony is not None:
-            self._harmony.push(piece)
-        elif self._reasoning is not None:
-            self._reasoning.push(piece)
-        else:
-            self._answer(piece)
-
-    def _answer(self, piece: Piece) -> None:
-        if self._tools is not None:
-            self._tools.push(piece)
-        elif not piece.is_control:
-            self._writer.text(piece)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from specdec.engine.prompt import EncodedPrompt, encode_prompt
-from specdec.errors import InvalidArgumentError
+from specdec.errors import GrammarError, InvalidArgumentError
 from specdec.server.answer_events import answer_events
 from specdec.server.answer_form import AnswerForm
 from specdec.server.answers import Answers
@@ -18,6 +19,7 @@ from specdec.server.events import ChatEvent, ChatRequest
 from specdec.server.logprobs import describer
 from specdec.server.sampling import seed_of_choice
 from specdec.server.settings import ServerSettings
+from specdec.tokenizers.messages import checked_messages
 
 _END_TOKENS = 32  # of a prompt; the chat template's last marker is among them
 
@@ -84,9 +86,12 @@ class ChatService:
             asked_s=asked_s,
             patient=choice > 0,
         )
-        async with aclosing(events):
-            async for event in events:
-                yield event
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        except GrammarError as error:
+            raise _of_request(error, request) from None
 
     def _formed(self, request: ChatRequest, prompt: EncodedPrompt) -> tuple[ChatReader, dict[str, Any]]:
         """What reads the answer, and the options under which it has the form that the request asks for."""
@@ -106,8 +111,16 @@ class ChatService:
             "add_generation_prompt": not request.continue_final,
             "continue_final_message": request.continue_final,
         }
-        messages: Sequence[Mapping[str, Any]] = request.messages
+        messages: Sequence[Mapping[str, Any]] = checked_messages(request.messages)
         if self._form is not None:
-            messages, more = self._form.prompt(request)
+            messages, more = self._form.prompt(replace(request, messages=messages))
             variables |= more
         return encode_prompt(messages, model.tokenizer, model.config, variables=variables)
+
+
+def _of_request(error: GrammarError, request: ChatRequest) -> GrammarError:
+    """The error, about the field from which the grammar was made."""
+    if request.options.get(error.option) is not None:
+        return error
+    field = "response_format" if request.tool_choice == "auto" or not request.tools else "tools"
+    return GrammarError(field, error.problem, keywords=error.keywords)

@@ -47,6 +47,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         if self.server_state.tasks:
             await asyncio.wait(self.server_state.tasks, timeout=_END_S)
+        self._site.answers.close()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002  # uvicorn's signature
         """Take a signal."""
@@ -110,7 +111,7 @@ def make_server(model: Model, batch: Batch, settings: ServerSettings, *, log_lev
 
 
 def open_socket(settings: ServerSettings) -> socket.socket:
-    """A socket that listens where the settings say.
+    """A socket at the address of the settings, which does not listen yet.
 
     Raises:
         InvalidArgumentError: the address is not this machine's, or its port is taken.
@@ -123,7 +124,6 @@ def open_socket(settings: ServerSettings) -> socket.socket:
         try:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(address)
-            made.listen(BACKLOG)
         except BaseException:
             made.close()
             raise
@@ -136,7 +136,13 @@ def open_socket(settings: ServerSettings) -> socket.socket:
 
 
 def serve(
-    model: Model, batch: Batch, settings: ServerSettings, *, log_level: str, started: Callable[[str], None]
+    model: Model,
+    batch: Batch,
+    settings: ServerSettings,
+    listener: socket.socket,
+    *,
+    log_level: str,
+    started: Callable[[str], None],
 ) -> bool:
     """Serve until a signal, then let the answers end.
 
@@ -144,21 +150,17 @@ def serve(
         model: from `specdec.load`.
         batch: of the model; the caller closes it.
         settings: names, limits and access.
+        listener: from `open_socket`; closed at the end.
         log_level: of uvicorn.
         started: is called with the server's address once it listens.
 
     Returns:
         Whether the answers under way came to their ends.
-
-    Raises:
-        InvalidArgumentError: the server cannot listen there.
     """
-    listener = open_socket(settings)
-    try:
+    with listener:
         server = make_server(model, batch, settings, log_level=log_level)
         host, port = listener.getsockname()[:2]
+        listener.listen(BACKLOG)
         started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
         server.run(sockets=[listener])
-    finally:
-        listener.close()
     return not server.force_exit

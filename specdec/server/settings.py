@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from specdec.checks import check_count, check_effort, check_number
+from specdec.checks import check_effort, check_number
 from specdec.errors import InvalidArgumentError
 
 DEFAULT_PORT = 8080
@@ -24,7 +24,6 @@ class ServerSettings:
         api_keys: a request has to carry one of them; with none, everybody may ask.
         efforts: verify efforts that requests may ask for; the default is 1.0 if it is among them, else the highest.
         cors: origins whose pages may ask; "*" for all.
-        context: most tokens of a prompt and its answer; None for the model's own limit.
         max_body_bytes: largest body of a request.
         timeout_s: seconds after which an answer ends where it is; None for no limit.
 
@@ -39,7 +38,6 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     efforts: tuple[float, ...] = (1.0,)
     cors: tuple[str, ...] = ()
-    context: int | None = None
     max_body_bytes: int = DEFAULT_BODY_BYTES
     timeout_s: float | None = None
 
@@ -57,8 +55,6 @@ class ServerSettings:
         for origin in self.cors:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise InvalidArgumentError(f"a CORS origin must be * or begin with http:// or https://, not {origin!r}")
-        if self.context is not None:
-            check_count("context", self.context, least=2)
         check_number("max_body_bytes", self.max_body_bytes, 1, MOST_BODY_BYTES)
         if self.timeout_s is not None and not 0 < check_number("timeout_s", self.timeout_s, 0) < float("inf"):
             raise InvalidArgumentError(f"timeout_s must be a number of seconds above 0, not {self.timeout_s!r}")

@@ -47,10 +47,7 @@ class Site:
         """
         metrics, status = Metrics(settings.name), batch.status()
         _add_gauges(metrics, batch)
-        most = model.config.max_context if settings.context is None else min(settings.context, model.config.max_context)
-        answers = Answers(
-            model, batch, metrics, context=_fitting(model, most, status.cache_bytes), most=status.max_sequences
-        )
+        answers = Answers(model, batch, metrics, context=_fitting(model, status.cache_bytes), most=status.max_sequences)
         return cls(model, settings, answers)
 
     @property
@@ -89,12 +86,13 @@ def _add_gauges(metrics: Metrics, batch: Batch) -> None:
     )
 
 
-def _fitting(model: Model, most: int, cache_bytes: int) -> int:
-    """The longest context, up to `most`, whose keys and values fit.
+def _fitting(model: Model, cache_bytes: int) -> int:
+    """The longest context, up to the model's, whose keys and values fit.
 
     Raises:
         InvalidArgumentError: not even two tokens do.
     """
+    most = model.config.max_context
     if model.runtime.cache_bytes(most) <= cache_bytes:
         return most
     fits = bisect.bisect_right(range(most), cache_bytes, key=model.runtime.cache_bytes) - 1

@@ -62,6 +62,14 @@ def speculative_decoding(stats: Stats) -> dict[str, Any]:
     return _speculation(stats.accepted, stats.drafted, histogram, len(stats.drafted_per_position))
 
 
+def plain_decoding(stats: Stats, *, first_tokens: int) -> dict[str, Any]:
+    """What the tokens after the first piece would have taken without drafts, in passes alone; an estimate from what the
+    policy knows of plain steps, None where it knows nothing."""
+    step_s = stats.policy.get("plain_step_s") or 0.0
+    known = isinstance(step_s, (int, float)) and step_s > 0
+    return {"estimated_ms": _ms(step_s * (stats.emitted - first_tokens)) if known else None}
+
+
 def merged_speculation(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The same of several answers together."""
     longest = max((len(part["acceptance_histogram"]) for part in parts), default=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.architecture import ModelConfig
 from specdec.parse import foreign
 from specdec.read_file import open_regular
@@ -26,7 +27,7 @@ from specdec.weights.dtypes import to_float32
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
 from specdec.weights.quantised_types import REST
-from specdec.weights.registry import get_view, known_views
+from specdec.weights.registry import faults_of_view, get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
 _VERIFY_THREADS = 2
@@ -108,6 +109,8 @@ class Store:
             if (path / MARKER).exists():
                 raise StoreError(f"{path} is an unfinished conversion: convert the model again")
         except OSError as error:
+            if is_from_signal_handler(error):
+                raise
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         with foreign(str(path)):
             return cls._open(path, verify=verify, load_share=load_share, context=context)
@@ -242,7 +245,8 @@ class Store:
             InvalidArgumentError: the model has no such matrix.
         """
         kind, exact = get_view(view), self.exact(name)
-        return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
+        with faults_of_view(view, "load" if view in self.views else "build"):
+            return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes of the exact view's file by part: vectors, tables, scores, each quantised type but for the rest of its
@@ -269,8 +273,22 @@ class Store:
         """Bytes of a stored draft view's file."""
         return self._files[view_file(view)].layout.nbytes
 
+    def check_files(self) -> None:
+        """Refuse to go on with files that were changed since the store was opened; before arrays of it are read that
+        were asked for earlier.
+
+        Raises:
+            StoreError: somebody wrote to one or cut it off.
+        """
+        for file in self._files.values():
+            file.check()
+
     def release_pages(self) -> None:
-        """Tell the system that the mapped pages are not needed now; they would count as this process's memory."""
+        """Tell the system that the mapped pages are not needed now; they would count as this process's memory.
+
+        Raises:
+            StoreError: see `check_files`.
+        """
         for file in self._files.values():
             file.release()
 
@@ -291,10 +309,13 @@ class Store:
                 ]
             else:
                 jobs.append((str(self.path / name), record.sha256, partial(_file_checksum, self.path / name)))
-        with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
+        pool = ThreadPoolExecutor(_VERIFY_THREADS)
+        try:
             for (what, wanted, _), found in zip(jobs, pool.map(lambda job: job[2](), jobs), strict=True):
                 if found != wanted:
                     raise StoreError(f"{what} was altered: {_AGAIN}")
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of a large file
 
     def _leave_out(self, share: float) -> None:
         parts = {name: self._parts(name) for name in self._shapes}

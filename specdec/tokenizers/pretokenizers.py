@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import is_from_signal_handler
+from specdec.tokenizers.tokenizer_limits import check_added
 
 DEFAULT = "default"
 
@@ -146,11 +148,15 @@ def build_byte_level(
         user_defined: other tokens of `vocabulary` that are found in text before anything else.
 
     Raises:
-        ModelFormatError: a merge makes a token that is not in the vocabulary.
+        ModelFormatError: a merge makes a token that is not in the vocabulary, or tokens that are found in text are
+            too many or too long.
     """
+    check_added([*special, *user_defined], "the vocabulary")
     try:
         tokenizer = Tokenizer(BPE(vocabulary, list(merges), ignore_merges=rule.whole_words))
     except Exception as error:  # the library raises bare Exception
+        if is_from_signal_handler(error):
+            raise
         raise ModelFormatError(f"vocabulary and merges do not fit: {' '.join(str(error).split())}") from None
     if rule.compose:
         tokenizer.normalizer = normalizers.NFC()

@@ -45,7 +45,7 @@ class Row:
         tokens_per_round: emitted tokens a verify pass.
         draft_ms, verify_ms, overhead_ms: time for each emitted token, mean over all answers.
         predicted_speedup: what the policy expected, over the same answers; None for one that expects nothing.
-        told_speedup: the gain that the policy itself saw, likewise, by its own estimate of a plain step.
+        estimated_speedup: the gain that the policy itself saw, likewise, by its own estimate of a plain step.
     """
 
     condition: str
@@ -68,7 +68,7 @@ class Row:
     verify_ms: float
     overhead_ms: float
     predicted_speedup: float | None
-    told_speedup: float | None
+    estimated_speedup: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +208,7 @@ def _row(
         verify_ms=ms["verify"] / totals["emitted"],
         overhead_ms=ms["overhead"] / totals["emitted"],
         predicted_speedup=_gain(samples, plain, "predicted_gain"),
-        told_speedup=_gain(samples, plain, "real_gain"),
+        estimated_speedup=_gain(samples, plain, "estimated_gain"),
     )
 
 

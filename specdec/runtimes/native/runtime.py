@@ -19,6 +19,7 @@ from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.kernels.reference.layers import rotary_frequencies
 from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -151,7 +152,7 @@ class NativeRuntime:
         """Draft views that `forward` accepts beside "exact"."""
         return self._views
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -162,12 +163,12 @@ class NativeRuntime:
         if view == EXACT or view in self._drafts:
             return
         if self._views[view].reads_exact:
-            self._need_masks()
+            self._need_masks(progress)
             return
         with self._turn:
             if view not in self._drafts:
                 check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
-                self._drafts[view] = build_draft(view, self._model, self._store)
+                self._drafts[view] = build_draft(view, self._model, self._store, progress)
                 self._store.release_pages()
 
     def new_cache(self, capacity: int) -> Cache:
@@ -281,7 +282,7 @@ class NativeRuntime:
         logits_of_all = np.concatenate([one.logits for one in passes])
         return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden)
 
-    def _need_masks(self) -> None:
+    def _need_masks(self, progress: Count | None = None) -> None:
         """Pack the tier masks, unless they are there.
 
         Raises:
@@ -290,16 +291,16 @@ class NativeRuntime:
         if self._has_masks:
             return
         with self._turn:
-            self._load_masks()
+            self._load_masks(progress)
 
-    def _load_masks(self) -> None:
+    def _load_masks(self, progress: Count | None) -> None:
         if self._has_masks:
             return
         tiers = len(self._store.layout.tier_sizes)
         tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
         weights = sum(outputs * inputs for outputs, inputs in tiered.values())
         check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
-        for name in tiered:
+        for name in reported(tiered, progress):
             matrix = self._store.bucketed(name)
             self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True

@@ -112,9 +112,9 @@ def _tools(fields: Fields) -> list[dict[str, Any]]:
         name, schema = inner.required("name"), inner.required("input_schema")
         if not isinstance(schema, dict):
             raise inner.wrong("input_schema", "an object", schema)
-        description = inner.text("description")
-        described = {} if description is None else {"description": description}
-        done.append({"type": "function", "function": {"name": name, **described, "parameters": schema}})
+        more = {"description": inner.text("description"), "parameters": schema, "strict": inner.flag("strict")}
+        given = {key: value for key, value in more.items() if value is not None}
+        done.append({"type": "function", "function": {"name": name, **given}})
     return read_tools(Fields({"tools": done}))
 
 

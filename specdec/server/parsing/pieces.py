@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 _MOST_SPACE = 64  # characters of white space held back; a longer run is text
 
@@ -20,6 +20,25 @@ class Piece(NamedTuple):
     text: str
     token: int
     is_control: bool = False
+
+
+class Stage(Protocol):
+    """A parser, or a part of one: it is given an answer and writes events."""
+
+    def push(self, piece: Piece) -> None:
+        """Take the next piece of the answer."""
+
+    def push_text(self, text: str, token: int) -> None:
+        """Take the next characters, all of one token."""
+
+    def end(self) -> None:
+        """The answer is complete."""
+
+
+def push_each(stage: Stage, text: str, token: int) -> None:
+    """Give characters to a stage one by one."""
+    for character in text:
+        stage.push(Piece(character, token))
 
 
 class Search:
@@ -63,6 +82,10 @@ class Search:
                 released, self._held = self._held[:start], self._held[start:]
                 return released, None
         return self.finish(), None
+
+    def passes(self, text: str) -> bool:
+        """Whether a text that comes next holds no marker and no beginning of one, so that it need not be pushed."""
+        return not self._held and text != "" and not text[-1].isspace() and self._starts.isdisjoint(text)
 
     def finish(self) -> list[Piece]:
         """The pieces that were held back; nothing is held any longer."""

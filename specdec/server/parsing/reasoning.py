@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from specdec.server.parsing.pieces import Piece, Search
+from specdec.server.parsing.pieces import Piece, Search, Stage, push_each
 from specdec.server.parsing.writer import EventWriter
 
 
@@ -72,19 +72,17 @@ class ReasoningParser:
         form: the markers.
         state: where the answer begins.
         writer: gets the reasoning.
-        answer: gets the pieces of the answer.
+        answer: gets the answer.
 
     Attributes:
-        tokens: tokens of the reasoning so far, markers included.
+        reasoning_tokens: tokens of the reasoning so far, markers included.
     """
 
-    def __init__(
-        self, form: ReasoningFormat, state: Reasoning, writer: EventWriter, answer: Callable[[Piece], None]
-    ) -> None:
+    def __init__(self, form: ReasoningFormat, state: Reasoning, writer: EventWriter, answer: Stage) -> None:
         self._begin, self._end = Search([form.begin]), Search([form.end])
         self._state, self._writer, self._answer = state, writer, answer
         self._is_first = True  # the next character is the first one of the reasoning or, after it, of the answer
-        self.tokens = 0
+        self.reasoning_tokens = 0
 
     def push(self, piece: Piece) -> None:
         """Take the next piece of the answer."""
@@ -92,11 +90,23 @@ class ReasoningParser:
             self._think(piece)
         elif self._state is Reasoning.POSSIBLE:
             self._try_to_begin(piece)
-        elif self.tokens and self._is_first and piece.text in "\r\n":
+        elif self.reasoning_tokens and self._is_first and piece.text in "\r\n":
             self._writer.skip([piece])
         else:
             self._is_first = False
-            self._answer(piece)
+            self._answer.push(piece)
+
+    def push_text(self, text: str, token: int) -> None:
+        """Take the next characters, all of one token."""
+        if self._is_first or self._state is Reasoning.POSSIBLE:
+            push_each(self, text, token)
+        elif self._state is Reasoning.OVER:
+            self._answer.push_text(text, token)
+        elif self._end.passes(text):
+            self.reasoning_tokens = token + 1
+            self._writer.reasoning(text, token)
+        else:
+            push_each(self, text, token)
 
     def end(self) -> None:
         """The answer is complete."""
@@ -105,12 +115,13 @@ class ReasoningParser:
             self._show(held)
         else:
             self._pass_on(held)
+        self._answer.end()
 
     def _try_to_begin(self, piece: Piece) -> None:
         released, found = self._begin.push(piece)
         if found and not released:
             self._state = Reasoning.INSIDE
-            self.tokens = piece.token + 1
+            self.reasoning_tokens = piece.token + 1
             self._writer.skip([piece])
         elif released or piece.is_control:
             # Reasoning stands first or not at all.
@@ -118,7 +129,7 @@ class ReasoningParser:
             self._pass_on([*released, *self._begin.finish(), *([piece] if piece.is_control else [])])
 
     def _think(self, piece: Piece) -> None:
-        self.tokens = piece.token + 1
+        self.reasoning_tokens = piece.token + 1
         released, found = self._end.push(piece)
         self._show(released)
         if found:
@@ -129,8 +140,8 @@ class ReasoningParser:
         for piece in pieces:
             if not (self._is_first and piece.text.isspace()):
                 self._is_first = False
-                self._writer.reasoning(piece)
+                self._writer.reasoning(piece.text, piece.token)
 
     def _pass_on(self, pieces: Sequence[Piece]) -> None:
         for piece in pieces:
-            self._answer(piece)
+            self._answer.push(piece)

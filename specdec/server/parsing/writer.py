@@ -1,4 +1,4 @@
-"""The events of an answer, built piece by piece: `EventWriter`."""
+"""The events of an answer, built as it comes: `EventWriter`; and `TextStage`, for answers that are nothing but text."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class EventWriter:
         self.tokens += 1
         return self.tokens - 1
 
-    def text(self, piece: Piece) -> None:
-        """A character of the answer."""
-        self._add(TextDelta, piece.text)
-        self._add_extras(piece.token)
+    def text(self, text: str, token: int) -> None:
+        """Characters of the answer, which came with a token."""
+        self._add(TextDelta, text)
+        self._add_extras(token)
 
-    def reasoning(self, piece: Piece) -> None:
-        """A character of the model's reasoning."""
-        self._add(ReasoningDelta, piece.text)
-        self._add_extras(piece.token)
+    def reasoning(self, text: str, token: int) -> None:
+        """Characters of the model's reasoning."""
+        self._add(ReasoningDelta, text)
+        self._add_extras(token)
 
     def skip(self, pieces: Sequence[Piece]) -> None:
         """Pieces that are not shown; neither are the log-probabilities of their tokens."""
@@ -104,3 +104,26 @@ class EventWriter:
             self._events.append(kind(text, tuple(self._logprobs), tuple(self._origins)))
         self._kind = None
         self._texts, self._logprobs, self._origins = [], [], []
+
+
+class TextStage:
+    """Takes the whole answer for text.
+
+    Args:
+        writer: gets it.
+    """
+
+    def __init__(self, writer: EventWriter) -> None:
+        self._writer = writer
+
+    def push(self, piece: Piece) -> None:
+        """Take the next piece of the answer."""
+        if not piece.is_control:
+            self._writer.text(piece.text, piece.token)
+
+    def push_text(self, text: str, token: int) -> None:
+        """Take the next characters."""
+        self._writer.text(text, token)
+
+    def end(self) -> None:
+        """The answer is complete."""

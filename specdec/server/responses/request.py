@@ -185,7 +185,8 @@ def _tools(fields: Fields) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
             "description": inner.text("description"),
             "parameters": inner.object("parameters"),
         }
-        flat.append({"type": "function", **shown, "strict": inner.flag("strict")})
+        shown["strict"] = inner.flag("strict")
+        flat.append({"type": "function", **shown})
         function = {name: value for name, value in shown.items() if value is not None}
         done.append({"type": "function", "function": function})
     return flat, read_tools(Fields({"tools": done}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from specdec.server.parsing.reasoning import Reasoning, ReasoningFormat
@@ -17,6 +17,8 @@ _ANY_TEXT = "/(?s:.*)/"
 _MARKER = re.compile(r"<\|[^|<>]+\|>|<\uff5c[^\uff5c<>]+\uff5c>|\[/?[A-Z_]+\]|</?[a-z_:]+>")
 # As Python and most chat templates write JSON; other white space costs tokens.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# Keywords that llguidance does not know hold only where a function asks for its schema to the letter.
+_LENIENT = {**_SPACING, "lenient": True}
 _DEFINITIONS = ("$defs", "definitions")
 _MORE_PROPERTIES = (
     "additionalProperties", "patternProperties", "unevaluatedProperties", "allOf", "anyOf", "oneOf", "$ref", "if",
@@ -30,6 +32,7 @@ def call_grammar(
     layout: Layout,
     tools: Mapping[str, Mapping[str, Any]],
     *,
+    strict: Collection[str] = (),
     most: int = MOST_CALLS,
     control_id: ControlId = lambda _name: None,
     reasoning: tuple[ReasoningFormat, Reasoning] | None = None,
@@ -39,12 +42,16 @@ def call_grammar(
     Args:
         layout: the text of calls.
         tools: JSON schemas of arguments by the names of the functions.
+        strict: functions whose schemas may not hold anything that is not supported.
         most: calls in an answer.
         control_id: tells which markers are control tokens.
         reasoning: markers of reasoning and where the answer begins.
     """
     rules = _Rules(control_id)
-    calls = [_call(rules, layout, number, name, schema) for number, (name, schema) in enumerate(tools.items())]
+    calls = [
+        _call(rules, layout, number, name, {"x-guidance": _SPACING if name in strict else _LENIENT, **schema})
+        for number, (name, schema) in enumerate(tools.items())
+    ]
     several = f" ({rules.literal(layout.between)} call){{0,{most - 1}}}" if most > 1 and layout.several else ""
     before = _before(rules, reasoning)
     rules.add("call", " | ".join(calls))
@@ -64,7 +71,7 @@ def json_grammar(
     """
     rules = _Rules(control_id)
     before = _before(rules, reasoning)
-    answer = rules.add("answer", f"%json {_json(dict(schema))}")
+    answer = rules.add("answer", f"%json {_json({'x-guidance': _SPACING, **schema})}")
     return rules.text(f"{before} {answer}")
 
 
@@ -112,25 +119,25 @@ def _call(rules: _Rules, layout: Layout, number: int, name: str, schema: Mapping
 def _parameters(rules: _Rules, number: int, schema: Mapping[str, Any]) -> str:
     """Arguments in tags, in the order of the schema."""
     properties = schema.get("properties") or {}
-    definitions = {name: schema[name] for name in _DEFINITIONS if name in schema}
+    shared = {name: schema[name] for name in ("x-guidance", *_DEFINITIONS) if name in schema}
     parts = []
     for place, (key, value) in enumerate(properties.items()):
         body = rules.add(
             f"parameter_{number}_{place}",
-            f"{rules.literal(parameter(key))} {_value(rules, f'value_{number}_{place}', value, definitions)}",
+            f"{rules.literal(parameter(key))} {_value(rules, f'value_{number}_{place}', value, shared)}",
         )
         parts.append(body if key in schema.get("required", ()) else f"{body}?")
     return " ".join(parts)
 
 
-def _value(rules: _Rules, name: str, schema: Any, definitions: Mapping[str, Any]) -> str:
+def _value(rules: _Rules, name: str, schema: Any, shared: Mapping[str, Any]) -> str:
     kind = schema.get("type") if isinstance(schema, Mapping) else None
     choices = schema.get("enum") if isinstance(schema, Mapping) else None
     if isinstance(choices, list) and choices and all(isinstance(one, str) for one in choices):
         return f"({' | '.join(map(_quoted, choices))}) {rules.literal(VALUE_END)}"
     if kind == "string" or not isinstance(schema, Mapping):
         return rules.text_up_to(name, VALUE_END)
-    value = rules.add(name, f"%json {_json({'x-guidance': _SPACING, **definitions, **schema})}")
+    value = rules.add(name, f"%json {_json({**shared, **schema})}")
     return f"{value} {rules.literal(VALUE_END)}"
 
 
@@ -150,7 +157,7 @@ def _arguments_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
         own["type"] = "object"
     if "properties" in own and not any(name in own for name in _MORE_PROPERTIES):
         own["additionalProperties"] = False
-    return {"x-guidance": _SPACING, **own}
+    return own
 
 
 def _quoted(text: str) -> str:
@@ -158,4 +165,5 @@ def _quoted(text: str) -> str:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    # A grammar with "::=" in it is taken for GBNF.
+    return json.dumps(value, ensure_ascii=False).replace("::=", "\\u003a:=")

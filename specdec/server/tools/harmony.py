@@ -12,7 +12,7 @@ from enum import Enum, auto
 
 from specdec.server.parsing.cursor import CallError
 from specdec.server.parsing.json_scan import JsonError, JsonScan
-from specdec.server.parsing.pieces import Piece
+from specdec.server.parsing.pieces import Piece, push_each
 from specdec.server.parsing.writer import EventWriter
 from specdec.server.tools.calls import Calls
 
@@ -66,12 +66,16 @@ class HarmonyParser:
             self.reasoning_tokens += 1
             self._uncounted = piece.token + 1
 
+    def push_text(self, text: str, token: int) -> None:
+        """Take the next characters, all of one token."""
+        push_each(self, text, token)
+
     def end(self) -> None:
         """The answer is complete."""
         if self._part is _Part.HEADER:
             for piece in self._header:
                 if not piece.is_control:
-                    self._writer.text(piece)
+                    self._writer.text(piece.text, piece.token)
         self._end_message()
 
     def _begin_message(self) -> None:
@@ -99,9 +103,9 @@ class HarmonyParser:
 
     def _take(self, piece: Piece) -> None:
         if self._part is _Part.REASONING:
-            self._writer.reasoning(piece)
+            self._writer.reasoning(piece.text, piece.token)
         elif self._part is _Part.TEXT:
-            self._writer.text(piece)
+            self._writer.text(piece.text, piece.token)
         else:
             self._raw.append(piece)
             try:
@@ -128,4 +132,4 @@ class HarmonyParser:
         self._calls.drop()
         self._part = _Part.TEXT
         for piece in pieces:
-            self._writer.text(piece)
+            self._writer.text(piece.text, piece.token)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from specdec.server.events import ChatEvent, TokenLogprob, TokenOrigin
 from specdec.server.parsing.cursor import CallError, Cursor, EndError, Reading
-from specdec.server.parsing.pieces import Piece, Search, text_of
+from specdec.server.parsing.pieces import Piece, Search, push_each, text_of
 from specdec.server.parsing.writer import EventWriter
 from specdec.server.tools.calls import Calls, ToolSet
 
@@ -89,8 +89,7 @@ class ToolCallParser:
             origins: likewise.
         """
         token = self._writer.token(logprobs, origins)
-        for character in text:
-            self.push(Piece(character, token))
+        self.push_text(text, token)
         if control:
             self.push(Piece(control, token, is_control=True))
         return self._writer.take()
@@ -106,6 +105,14 @@ class ToolCallParser:
         while todo and not self.is_full:
             one = todo.pop()
             todo += reversed(self._find(one) if self._reading is None else self._read(one))
+
+    def push_text(self, text: str, token: int) -> None:
+        """Take the next characters, all of one token."""
+        is_plain = self._reading is None and not self._is_first and self._search.passes(text)
+        if is_plain and not self.is_full:
+            self._writer.text(text, token)
+        else:
+            push_each(self, text, token)
 
     def end(self) -> None:
         """The answer is complete; the last of it goes to the writer."""
@@ -184,4 +191,4 @@ class ToolCallParser:
         for piece in pieces:
             self._is_first = False
             if not piece.is_control:
-                self._writer.text(piece)
+                self._writer.text(piece.text, piece.token)

@@ -11,6 +11,7 @@ from typing import Any
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.server.tools.layout import Layout
+from specdec.tokenizers.messages import joined_text
 
 Message = dict[str, Any]
 Render = Callable[..., str]
@@ -76,17 +77,17 @@ class ToolPrompt:
         if not isinstance(calls, Sequence) or not calls:
             return message
         written = self._layout.written([(call["function"]["name"], _arguments(call)) for call in calls])
-        texts = [text for text in (_text(message.get("content")), written) if text]
+        texts = [text for text in (joined_text(message.get("content")), written) if text]
         return {name: value for name, value in message.items() if name != "tool_calls"} | {"content": "\n".join(texts)}
 
     def _with_instructions(self, messages: list[Message], instructions: str) -> list[Message]:
         first = messages[0]
         if first.get("role") == "system":
-            return [first | {"content": f"{_text(first.get('content'))}\n\n{instructions}"}, *messages[1:]]
+            return [first | {"content": f"{joined_text(first.get('content'))}\n\n{instructions}"}, *messages[1:]]
         if self._reads_system:
             return [{"role": "system", "content": instructions}, *messages]
         if first.get("role") == "user":
-            return [first | {"content": f"{instructions}\n\n{_text(first.get('content'))}"}, *messages[1:]]
+            return [first | {"content": f"{instructions}\n\n{joined_text(first.get('content'))}"}, *messages[1:]]
         return messages
 
     def _instructions(self, tools: Sequence[Mapping[str, Any]]) -> str:
@@ -146,10 +147,10 @@ def _results_as_text(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         is_result = message.get("role") == "tool"
         if is_result:
-            text = f"<tool_response>\n{_text(message.get('content'))}\n</tool_response>"
+            text = f"<tool_response>\n{joined_text(message.get('content'))}\n</tool_response>"
             message = {"role": "user", "content": text, _PROBE: True}
         if message.get("role") == "user" and done and done[-1].get(_PROBE):
-            done[-1]["content"] += "\n" + _text(message.get("content"))
+            done[-1]["content"] += "\n" + joined_text(message.get("content"))
             if not is_result:
                 done[-1].pop(_PROBE)
         else:
@@ -189,9 +190,3 @@ def _arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
         except (ValueError, RecursionError):
             return {"arguments": arguments}
     return arguments if isinstance(arguments, Mapping) else {}
-
-
-def _text(content: Any) -> str:
-    from specdec.tokenizers.messages import joined_text
-
-    return joined_text(content)
