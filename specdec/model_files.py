@@ -10,7 +10,8 @@ from specdec.parse import ParseError, parse_json
 from specdec.read_file import MOST_TEXT_BYTES, read_regular
 
 INDEX_NAME, SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
-# Configuration, tokenizer and template, and older names of the same. Weights are found through the index.
+_UNLISTED = ("model*.safetensors", "weight*.safetensors")
+# Configuration, tokenizer and template, and older names of the same. Weights are found by name or through the index.
 _SMALL_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json",
@@ -26,13 +27,23 @@ def folder_files(folder: Path) -> list[Path]:
         ModelFormatError: the index of the weights cannot be read.
     """
     names = set(_SMALL_FILES)
-    if (folder / INDEX_NAME).exists():
+    if (folder / SINGLE_NAME).exists():
+        names.add(SINGLE_NAME)
+    elif (folder / INDEX_NAME).exists():
         listed = _listed(folder / INDEX_NAME)
         names |= {INDEX_NAME, *(name for name in listed if isinstance(name, str) and Path(name).name == name)}
     else:
-        names.add(SINGLE_NAME)
+        names |= set(unlisted_weights(folder))
     names |= {f"additional_chat_templates/{path.name}" for path in folder.glob("additional_chat_templates/*.jinja")}
     return [folder / name for name in sorted(names) if (folder / name).exists()]
+
+
+def unlisted_weights(folder: Path) -> list[str]:
+    """Names of the files with weights in a folder that has neither one file of all nor an index, as mlx-lm reads it."""
+    for pattern in _UNLISTED:
+        if names := sorted(path.name for path in folder.glob(pattern) if path.exists()):
+            return names
+    return []
 
 
 def _listed(index: Path) -> list[object]:

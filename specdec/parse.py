@@ -4,46 +4,60 @@ turns whatever a foreign library raises over a bad file into one of our errors."
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import yaml
 
 from specdec.errors import ModelFormatError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
 
 MOST_DEPTH = 64
 MOST_YAML_BYTES = 1 << 18
+# Far above every file of a model: Python objects take up to 40 bytes for each byte of text that names them.
+MOST_CONTAINERS, MOST_VALUES = 1 << 21, 1 << 23
 _MOST_WHOLE = 1 << 64
 _MOST_DIGITS = 20
 _SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
 class ParseError(ValueError):
     """The text is not JSON or YAML, or exceeds a bound; the message says what is wrong, without the file's name."""
 
 
-def parse_json(content: bytes | str) -> Any:
+def parse_json(content: bytes | str, *, strict: bool = False) -> Any:
     """The value of a JSON text.
 
     Args:
         content: UTF-8 text.
+        strict: refuse what Python reads beyond the standard: NaN, infinite numbers, and names that an object holds
+            twice.
 
     Raises:
-        ParseError: it is not JSON, is nested more than 64 deep, holds a whole number of more than 64 bits, or text
-            with half a surrogate pair.
+        ParseError: it is not JSON, is nested more than 64 deep, holds more than 2 million objects and arrays or 8
+            million values, a whole number of more than 64 bits, or text with half a surrogate pair.
     """
+    hooks: dict[str, Any] = {}
+    if strict:
+        hooks = {"parse_constant": _constant, "parse_float": _finite, "object_pairs_hook": _distinct}
     try:
         text = content if isinstance(content, str) else content.decode("utf-8-sig")
-        value = json.loads(text, parse_int=_whole)
+        if _is_too_much(text) and _is_too_much(_JSON_TEXT.sub("", text)):
+            raise ParseError(f"holds more than {MOST_CONTAINERS} objects and arrays, or {MOST_VALUES} values")
+        value = json.loads(text, parse_int=_whole, **hooks)
     except ParseError:
         raise
     except RecursionError:
         raise _too_deep() from None
-    except ValueError:
+    except ValueError as error:
+        if is_from_signal_handler(error):
+            raise
         raise ParseError("is not valid JSON") from None
     _check(value, texts=_SURROGATE.search(text) is not None)
     return value
@@ -66,7 +80,9 @@ def parse_yaml(content: bytes | str) -> Any:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except ParseError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError):
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        if is_from_signal_handler(error):
+            raise
         raise ParseError("is not valid YAML") from None
     _check(value, texts=True)
     return value
@@ -76,8 +92,8 @@ def parse_yaml(content: bytes | str) -> Any:
 def foreign(what: str) -> Iterator[None]:
     """Around code that reads what others wrote: whatever it raises becomes a `ModelFormatError` about `what`.
 
-    Our own errors, a shortage of memory and interrupts pass. A panic of a library in Rust comes as a
-    BaseException of pyo3's and is caught by its name.
+    Our own errors, a shortage of memory, interrupts, and what a caller's signal handler raises pass. A panic of a
+    library in Rust comes as a BaseException of pyo3's and is caught by its name.
 
     Raises:
         ModelFormatError: the block raised anything else.
@@ -87,8 +103,12 @@ def foreign(what: str) -> Iterator[None]:
     except (SpecdecError, MemoryError):
         raise
     except OSError as error:
+        if is_from_signal_handler(error):
+            raise
         raise ModelFormatError(f"cannot read {error.filename or what}: {error.strerror or error}") from None
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
         _refuse(what, error)
     except BaseException as error:
         if type(error).__name__ != "PanicException":
@@ -99,19 +119,20 @@ def foreign(what: str) -> Iterator[None]:
 @contextmanager
 def quiet_panics() -> Iterator[None]:
     """Around code in Rust that may panic while a file is read: its own report of that would go to standard error."""
-    sys.stderr.flush() if sys.stderr is not None else None
+    with suppress(OSError, ValueError, AttributeError):  # full or closed
+        sys.stderr.flush()  # type: ignore[union-attr]
     try:
         saved = os.dup(2)
     except OSError:  # standard error is closed
         yield
         return
-    nothing = os.open(os.devnull, os.O_WRONLY)
     try:
+        nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, 2)
+        os.close(nothing)
         yield
     finally:
         os.dup2(saved, 2)
-        os.close(nothing)
         os.close(saved)
 
 
@@ -125,6 +146,31 @@ def _whole(digits: str) -> int:
     if len(digits) > _MOST_DIGITS + 1 or abs(value := int(digits)) > _MOST_WHOLE:
         raise ParseError(f"holds a whole number of more than 64 bits, {digits[:12]}…")
     return value
+
+
+def _constant(word: str) -> NoReturn:
+    raise ParseError(f"holds {word}, which is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ParseError(f"holds a number that is too large, {digits[:12]}")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ParseError(f"holds {twice[:40]!r} twice in one object")
+    return found
+
+
+def _is_too_much(text: str) -> bool:
+    """Whether a JSON text, by its punctuation, has more parts than are read. Its strings may hold punctuation too."""
+    return text.count("[") + text.count("{") > MOST_CONTAINERS or text.count(",") + text.count(":") > MOST_VALUES
 
 
 def _check(value: Any, *, texts: bool) -> None:

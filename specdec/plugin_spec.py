@@ -11,9 +11,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from specdec.errors import InvalidArgumentError, PluginError
+from specdec.interrupts import is_from_signal_handler
+from specdec.parse import ParseError, parse_yaml
+from specdec.read_file import read_bytes
 
 T = TypeVar("T")
 
@@ -71,7 +72,9 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         InvalidArgumentError: an unknown parameter, or values that the constructor refuses.
         PluginError: the constructor fails in another way than with ValueError or TypeError.
     """
-    allowed = list(inspect.signature(constructor).parameters) if spec.parameters else []
+    if not callable(constructor):
+        raise PluginError(kind, spec.name, f"must be a class or function that makes it, not {constructor!r}")
+    allowed = _parameters(constructor) if spec.parameters else []
     for key in spec.parameters:
         if key not in allowed:
             raise InvalidArgumentError(
@@ -81,21 +84,31 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         return constructor(**spec.parameters)
     except PluginError:
         raise
-    except (ValueError, TypeError) as error:
-        raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
     except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        if isinstance(error, ValueError | TypeError):
+            raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
         raise PluginError.raised(kind, spec.name, error, doing="its constructor") from error
+
+
+def _parameters(constructor: Callable[..., Any]) -> list[str]:
+    """Names of a constructor's parameters; none for one that does not tell, as some written in C."""
+    try:
+        return list(inspect.signature(constructor).parameters)
+    except (TypeError, ValueError):
+        return []
 
 
 def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:
     """Name and parameters from a file, or from the preset where there is no such file."""
     path, is_preset = Path(text), not Path(text).exists() and Path(text).name == text and preset.is_file()
     try:
-        content = yaml.safe_load((preset if is_preset else path).read_text(encoding="utf-8"))
+        content = parse_yaml(preset.read_bytes() if is_preset else read_bytes(path))
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the {kind} file {text}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InvalidArgumentError(f"the {kind} file {text} is no YAML: write {kind}: NAME and parameters:") from None
+    except ParseError as error:
+        raise InvalidArgumentError(f"the {kind} file {text} {error}: write {kind}: NAME and parameters:") from None
     parameters = content.get("parameters") or {} if isinstance(content, Mapping) else None
     if (
         not isinstance(content, Mapping)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-MOST_TEXT_BYTES = 64 << 20
+MOST_TEXT_BYTES = 64 << 20  # the largest tokenizer.json has half of it
 
 
 def open_regular(path: str | Path) -> BufferedReader:
@@ -33,6 +34,16 @@ def read_bytes(path: str | Path, most_bytes: int = MOST_TEXT_BYTES) -> bytes:
     """
     with Path(path).open("rb") as file:
         return read_bounded(file, most_bytes)
+
+
+def read_text(path: str | Path) -> str:
+    """The UTF-8 text of a file that a user named, with every end of a line as one newline.
+
+    Raises:
+        OSError: it cannot be read, or is larger than 64 MiB.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    return io.TextIOWrapper(io.BytesIO(read_bytes(path)), encoding="utf-8").read()
 
 
 def read_regular(path: str | Path, *, most_bytes: int) -> bytes:

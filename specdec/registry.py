@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from specdec.errors import InvalidArgumentError, PluginError, UnknownNameError
+from specdec.interrupts import is_from_signal_handler
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -71,6 +72,8 @@ class Registry(Generic[T]):
         try:
             constructor: T = point.load()
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             fault = f"cannot be loaded from {point.value}: {type(error).__name__}: {error}"
             raise PluginError(self.kind, point.name, fault) from error
         return constructor

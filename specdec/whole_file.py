@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,11 +26,13 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: the file cannot be put in its place.
     """
     target = Path(os.path.realpath(path))
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:64]}.", dir=target.parent)
-    unfinished = Path(name)
-    try:
-        os.fchmod(handle, _permissions(target))
-        os.close(handle)
+    unfinished = target.with_name(f".{target.name[:64]}.{secrets.token_hex(8)}")
+    try:  # a signal handler may raise at any point
+        handle = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(handle, _permissions(target))
+        finally:
+            os.close(handle)
         yield unfinished
         unfinished.replace(target)
     finally:

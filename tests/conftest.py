@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import time
@@ -29,6 +30,15 @@ def no_costs_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             (folder / name).symlink_to(own / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(paths.HOME_VARIABLE, str(folder))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_beside_other_workers() -> Iterator[None]:
+    """Where several processes run tests, each computes with one thread, unless a test names another number."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            patch.setattr("specdec.runtimes.native.runtime.usable_cores", lambda: 1)
         yield
 
 
@@ -62,5 +72,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where GPU kernels that the tests have compiled for the host are kept for the session."""
-    return tmp_path_factory.mktemp("metal")
+    """Where GPU kernels that the tests have compiled for the host are kept for the run, by all its processes."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("metal")
+    folder = tmp_path_factory.getbasetemp().parent / "metal"  # beside the folders of the processes
+    folder.mkdir(exist_ok=True)
+    return folder

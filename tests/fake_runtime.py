@@ -16,6 +16,7 @@ import numpy as np
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     Pass,
     Rows,
@@ -68,6 +69,9 @@ class FakeCache:
     def nbytes(self) -> int:
         return 64 * (-(-self.length // 16) * 16)
 
+    def blocks(self) -> dict[int, int]:
+        return {id(self): self.nbytes}
+
     def trim(self, length: int) -> None:
         check_trim(length, self.length)
         del self.entries[length:]
@@ -119,11 +123,16 @@ class FakeRuntime:
     def views(self) -> Mapping[str, ViewInfo]:
         return {name: ViewInfo(name=name) for name in self.draft_noise}
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
+        for _ in reported(range(4 if view not in self.prepared else 0), progress):
+            pass
         self.prepared.append(view)
 
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        return 64 * (-(-capacity // 16) * 16)
 
     def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
         check_batch(batch, self.config, FakeCache)
@@ -211,6 +220,10 @@ class ByteTokenizer:
     vocab_size = 258
     fingerprint = "bytes"
     control_names = frozenset({"<end>"})
+    chat_template = None
+    pieces = (*(bytes([byte]) for byte in range(256)), b"<begin>", b"<end>")
+    special_ids = frozenset({BOS, EOS})
+    strips_first_space = False
 
     def __init__(
         self, *, add_bos: bool = False, has_chat_template: bool = False, eos: frozenset[int] | None = None
@@ -218,7 +231,7 @@ class ByteTokenizer:
         self.add_bos, self.has_chat_template = add_bos, has_chat_template
         self.eos_ids = frozenset({EOS}) if eos is None else eos
 
-    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+    def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
         if text == "<end>":
             return [EOS]
         return [BOS] * (self.add_bos if add_bos is None else add_bos) + list(text.encode())
@@ -227,8 +240,14 @@ class ByteTokenizer:
         names = {BOS: b"", EOS: b"" if skip_special else b"<end>"}
         return b"".join(names.get(token, bytes([token % 256])) for token in ids).decode(errors="replace")
 
+    def token_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < BOS else {EOS: b"<end>"}.get(token, b"")
+
     def control_id(self, text: str) -> int | None:
         return EOS if text == "<end>" else None
+
+    def apply_chat_template(self, messages: Sequence[object], **variables: object) -> str:
+        return bytes(self.encode_chat(messages, variables=variables)).decode()
 
     def encode_chat(
         self, messages: Sequence[object], *, literal: bool = True, variables: Mapping[str, object]

@@ -18,14 +18,17 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-KINDS = ("folder", "gguf", "store", "bytes", "template", "yaml", "jsonl", "options")
-MOST_S = 120  # a busy machine may take long for what takes 10 s on a quiet one
-MOST_BYTES = 6 << 30
+KINDS = ("folder", "gguf", "store", "bytes", "template", "yaml", "jsonl", "options", "pieces")
+# What takes 10 s on a quiet machine takes long on a busy one, but not so much more processor time.
+MOST_CPU_S, MOST_S = 30, 600
+MOST_BYTES = 6 << 30  # of address space; thread stacks and mapped files count there
+MOST_GROWTH_BYTES = 2 << 30
 _ODD: tuple[Any, ...] = (
     None, True, 0, -1, 1, 2, 7, 255, 1 << 31, (1 << 31) - 1, 1 << 40, -(1 << 63), 1 << 64, 10**30, 1e308, -0.5, 1e-300,
     float("inf"), float("nan"), "", "x", "\ud800", "a" * 100_000, [], [0], [-1], [None], ["x", 1], {}, {"type": "x"},
@@ -58,11 +61,13 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class Bases:
-    """What cases are made from: a checkpoint's folder, a GGUF file and a store, all of tiny models with a tokenizer."""
+    """What cases are made from: a checkpoint's folder, a GGUF file, a store, and a checkpoint's folder with a
+    sentencepiece tokenizer; all of tiny models."""
 
     folder: Path
     gguf: Path
     store: Path
+    pieces: Path
 
 
 def make_case(seed: int, bases: Bases, place: Path) -> list[str]:
@@ -88,7 +93,7 @@ def make_case(seed: int, bases: Bases, place: Path) -> list[str]:
         target = Path(shutil.copytree(bases.store, place / "store"))
         _mutate_store(target / "store.json", chance)
         return chance.choice((["inspect", str(target)], ["generate", "--model", str(target), *ask]))
-    if kind in ("gguf", "bytes"):
+    if kind in ("gguf", "bytes", "pieces"):
         return _flipped(kind, bases, place, chance, ask)
     if kind == "yaml":
         file = place / "schedule.yaml"
@@ -109,9 +114,12 @@ def make_case(seed: int, bases: Bases, place: Path) -> list[str]:
 
 
 def _flipped(kind: str, bases: Bases, place: Path, chance: random.Random, ask: list[str]) -> list[str]:
-    """Bytes of a GGUF file's metadata, or of any file of a folder, replaced, left out or repeated."""
+    """Bytes of a GGUF file's metadata, a tokenizer.model, or any file of a folder, replaced, left out or repeated."""
     if kind == "gguf":
         target = file = Path(shutil.copy(bases.gguf, place / "model.gguf"))
+    elif kind == "pieces":
+        target = Path(shutil.copytree(bases.pieces, place / "model"))
+        file = target / "tokenizer.model"
     else:
         target = Path(shutil.copytree(bases.folder, place / "model"))
         file = chance.choice(sorted(path for path in target.iterdir() if path.is_file()))
@@ -216,15 +224,19 @@ class Worker:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(words).encode() + b"\n")
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], MOST_S)[0]:
-            self.close()
-            return f"hang of more than {MOST_S} s"
+        began_s, spent_s = time.monotonic(), self._cpu_s()
+        while not select.select([self._process.stdout], [], [], 1)[0]:
+            if self._cpu_s() - spent_s > MOST_CPU_S or time.monotonic() - began_s > MOST_S:
+                self.close()
+                return f"hang of more than {MOST_CPU_S} s of processor time, or {MOST_S} s"
         line = self._process.stdout.readline()
         if not line:
             return f"the process ended with {self._process.wait()}"
-        code, said = json.loads(line)
+        code, said, grown = json.loads(line)
         if code not in (0, 2):
             return f"exit code {code}: {said[-300:]}"
+        if grown > MOST_GROWTH_BYTES:
+            return f"{grown >> 20} MiB of memory: {said[-300:]}"
         return next(
             (f"{mark}: {said[-300:]}" for mark in ("Traceback", "panicked", "error: unexpected ") if mark in said), ""
         )
@@ -233,6 +245,14 @@ class Worker:
         """End the process."""
         self._process.kill()
         self._process.communicate()
+
+    def _cpu_s(self) -> float:
+        """Processor time of the process; 0 where the system does not show it."""
+        try:
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
@@ -248,13 +268,34 @@ def main() -> None:
     """Run the command lines that come on standard input."""
     from specdec.cli.main import main as specdec
 
-    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
+    if "asan" not in os.environ.get("LD_PRELOAD", ""):  # whose shadow of the address space is larger
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    answers, commands = os.fdopen(os.dup(1), "w"), sys.stdin
+    for line in commands:
+        sys.stdin = io.TextIOWrapper(io.BytesIO())  # a prompt that a command reads from a pipe is empty
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace"), io.StringIO()
+        before = _restart_peak()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = specdec(json.loads(line))
-        print(json.dumps([code, err.getvalue()[-2000:]]), file=answers, flush=True)
+        grown = _peak_bytes() - before
+        print(json.dumps([code, err.getvalue()[-2000:], grown]), file=answers, flush=True)
+
+
+def _restart_peak() -> int:
+    """Let the kernel count the peak of this process's memory anew, where it can; returns what is used now, in bytes."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    """The most memory that this process has had since `_restart_peak`, or ever where the kernel counts no other."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@ as C++ against `metal_host/shim.h`. No Metal and no GPU; arithmetic is IEEE floa
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,12 +102,14 @@ class HostKernels:
     """Compiles kernels once each and runs them.
 
     Args:
-        folder: for programs and their files.
+        folder: for programs; several processes may use it at once, and share what they compile.
         sanitizer: "", "address" (and undefined behaviour) or "thread".
     """
 
     def __init__(self, folder: Path, sanitizer: str = "") -> None:
         self.folder, self.sanitizer = folder, sanitizer
+        self._files = folder / f"files-{os.getpid()}"  # inputs and outputs of a run
+        self._files.mkdir(exist_ok=True)
 
     def run(
         self,
@@ -126,10 +130,10 @@ class HostKernels:
         binary = self._compiled(program(text, named, kinds))
         files = []
         for name, array in named:
-            files.append(self.folder / f"{name}.bin")
+            files.append(self._files / f"{name}.bin")
             files[-1].write_bytes(array.tobytes())
         for name, (shape, kind) in zip(text.outputs, outputs, strict=True):
-            files.append(self.folder / f"{name}.bin")
+            files.append(self._files / f"{name}.bin")
             files[-1].write_bytes(b"\xff" * (int(np.prod(shape)) * np.dtype(kind).itemsize))
         command = [str(binary), *map(str, blocks), str(threads), *map(str, files)]
         environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
@@ -137,30 +141,48 @@ class HostKernels:
         assert done.returncode == 0, done.stderr[-3000:]
         for name, array in named:
             if name.startswith("cache"):
-                found = np.fromfile(self.folder / f"{name}.bin", dtype=array.dtype).reshape(array.shape)
+                found = np.fromfile(self._files / f"{name}.bin", dtype=array.dtype).reshape(array.shape)
                 inputs[list(text.inputs).index(name)][...] = found
         return [
-            np.fromfile(self.folder / f"{name}.bin", dtype=kind).reshape(shape)
+            np.fromfile(self._files / f"{name}.bin", dtype=kind).reshape(shape)
             for name, (shape, kind) in zip(text.outputs, outputs, strict=True)
         ]
 
     def _compiled(self, source: str) -> Path:
         digest = hashlib.sha256(f"{source}{self.sanitizer}".encode()).hexdigest()[:20]
         binary = self.folder / digest
-        if not binary.exists():
-            file = binary.with_suffix(".cpp")
-            file.write_text(source)
-            self._compile(["-I", str(self._header()), str(file), "-o", str(binary)])
+        with self._made_once(binary) as unfinished:
+            if unfinished is not None:
+                file = binary.with_suffix(".cpp")
+                file.write_text(source)
+                self._compile(["-I", str(self._header()), str(file), "-o", str(unfinished)])
         return binary
 
     def _header(self) -> Path:
         """A folder with the shim, compiled ahead: most of a program's time to compile is the standard library's."""
         folder = self.folder / f"shim{self.sanitizer}"
-        if not folder.exists():
-            folder.mkdir()
-            shutil.copy(HERE / "shim.h", folder)
-            self._compile(["-x", "c++-header", str(folder / "shim.h"), "-o", str(folder / "shim.h.gch")])
+        with self._made_once(folder) as unfinished:
+            if unfinished is not None:
+                unfinished.mkdir()
+                shutil.copy(HERE / "shim.h", unfinished)
+                header = unfinished / "shim.h"
+                self._compile(["-x", "c++-header", str(header), "-o", f"{header}.gch"])
         return folder
+
+    @contextmanager
+    def _made_once(self, path: Path) -> Iterator[Path | None]:
+        """Where to make what becomes `path`; None when it is there. Other processes wait meanwhile."""
+        if path.exists():
+            yield None
+            return
+        with path.with_name(f"{path.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.exists():
+                yield None
+                return
+            unfinished = path.with_name(f"{path.name}.unfinished")
+            yield unfinished
+            unfinished.rename(path)
 
     def _compile(self, arguments: list[str]) -> None:
         flags = [

@@ -14,6 +14,7 @@ from fake_runtime import ByteTokenizer, FakeCache, fake_config
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
+from specdec.progress import Count
 from specdec.runtimes.base import Pass, Rows, RuntimeInfo, ViewInfo
 
 PASS_S, ROW_S, STEP_S = 16 / 1024, 2 / 1024, 4 / 1024  # a pass over one row; each row more; a draft step at effort 1
@@ -57,7 +58,7 @@ class ScriptedRuntime:
     def views(self) -> dict[str, ViewInfo]:
         return {"int4": ViewInfo(name="int4")}
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         pass
 
     def new_cache(self, capacity: int) -> FakeCache:

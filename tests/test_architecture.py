@@ -14,6 +14,7 @@ from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
 from specdec.model.layers import Attention, Layer, Mlp, Rope
+from specdec.model.rope_scaling import RopeScaling
 from specdec.runtimes.features import check_missing, lack
 
 # What stores of versions 1 to 3 hold of a model.
@@ -30,6 +31,15 @@ maybe = st.one_of(st.none(), positive)
 
 
 @st.composite
+def scalings(draw: st.DrawFn, pairs: int) -> RopeScaling:
+    kind, original = draw(st.sampled_from(["dynamic", "longrope"])), draw(sizes)
+    if kind == "dynamic":
+        return RopeScaling(kind="dynamic", original=original, factor=draw(positive))
+    factor = draw(positive)
+    return RopeScaling(kind="longrope", original=original, short=(factor,) * pairs, long=(2 * factor,) * pairs)
+
+
+@st.composite
 def attentions(draw: st.DrawFn) -> Attention:
     kv_heads, half = draw(st.integers(1, 4)), draw(st.sampled_from([2, 4, 8]))
     share = draw(st.sampled_from([0.5, 1.0]))
@@ -40,6 +50,7 @@ def attentions(draw: st.DrawFn) -> Attention:
         share=share,
         kind=draw(st.sampled_from(["half", "interleaved", "none"])),
         attention_factor=draw(positive),
+        scaling=draw(scalings(count)) if draw(flags) else None,
     )
     return Attention(
         heads=kv_heads * draw(st.integers(1, 3)),
@@ -82,13 +93,15 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         residual_scale=positive,
     )
     kinds = draw(st.lists(layer, min_size=1, max_size=3))
+    context = draw(sizes)
     return ModelConfig(
         family=draw(st.text("abc3", min_size=1)),
         vocab=draw(sizes),
         hidden=draw(sizes),
         layers=tuple(draw(st.lists(st.sampled_from(kinds), min_size=1, max_size=6))),
         eps=draw(positive),
-        max_context=draw(sizes),
+        max_context=context,
+        longest_context=draw(st.one_of(st.none(), st.integers(context, 1 << 20))),
         norm_offset=draw(st.sampled_from([0.0, 1.0])),
         embed_scale=draw(positive),
         logit_scale=draw(positive),

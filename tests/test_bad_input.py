@@ -5,6 +5,7 @@ Model files: `test_bad_files`.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -87,11 +88,24 @@ def test_a_trace_on_a_full_disk(text_model: Path, capsys: pytest.CaptureFixture[
     says(ran, "cannot write the trace '/dev/full': No space left on device")
 
 
-def test_prompts(text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_prompts(
+    text_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "latin1.txt").write_bytes("café".encode("latin-1"))
     generate = ("generate", "--model", text_model)
-    says(run(capsys, *generate), "generate needs --prompt TEXT or --prompt-file FILE")
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    says(run(capsys, *generate), "generate needs --prompt TEXT or --prompt-file FILE, or a prompt on standard input")
+    for empty in (b"", b"\n", b"\xef\xbb\xbf\r\n"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(empty)))
+        says(run(capsys, *generate), "the prompt is empty")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(empty)))
+        says(run(capsys, *generate, "--prompt-file", "-"), "the prompt is empty")
     says(run(capsys, *generate, "--prompt", ""), "the prompt is empty")
     says(run(capsys, *generate, "--prompt", "\udcff"), r"the prompt is not valid UTF-8 \(byte 0\)")
     says(run(capsys, *generate, "--prompt-file", tmp_path / "empty.txt"), "the prompt is empty")
@@ -250,7 +264,7 @@ def test_an_interrupt_keeps_the_text_so_far(long_model: Path, as_json: bool, tmp
     else:
         assert len(out) >= 4
         assert out.endswith(b"\n")
-        assert b"ended by   caller" in err
+        assert b"ended by caller" in err
 
 
 def test_an_interrupt_while_loading(

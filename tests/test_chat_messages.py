@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -299,3 +300,16 @@ def test_every_message_is_one_turn(chatty: Tokenizer, contents: list[list[str]])
     ids = chatty.encode_chat(messages)
     assert (ids.count(START), ids.count(END)) == (len(messages) + 1, len(messages))
     assert chatty.decode(ids) == chatty.apply_chat_template(messages)
+
+
+def test_refusals_are_what_the_assistant_said() -> None:
+    refused = {"role": "assistant", "content": None, "refusal": "no"}
+    assert render(CHATML, user("hi"), refused).count("<|im_start|>assistant\nno<|im_end|>") == 1
+    parts = {"role": "assistant", "content": [{"type": "text", "text": "well"}, {"type": "refusal", "refusal": "no"}]}
+    assert "well\nno" in render(CHATML, user("hi"), parts)
+    with pytest.raises(InvalidArgumentError, match="message 0 has a part of type 'refusal' without a 'refusal'"):
+        render(CHATML, {"role": "assistant", "content": [{"type": "refusal", "text": "no"}]})
+
+
+def test_objects_with_a_role() -> None:
+    assert render(CHATML, SimpleNamespace(role="user", content="hi", name=None)) == render(CHATML, user("hi"))

@@ -7,7 +7,9 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from command_line import run, start
 
@@ -31,10 +33,18 @@ def test_text_goes_to_standard_output_and_statistics_to_standard_error(
     assert ran.code == 0
     expected = result_of(text_model)
     assert ran.out == expected.text + ("" if expected.text.endswith("\n") else "\n")
-    assert re.search(r"drafts     \d+ of \d+ accepted", ran.err)  # how many is the policy's choice, which times steer
-    assert "tokens/s: 12 tokens in" in ran.err
-    assert "to plain decoding, dense\n" in ran.err
-    assert "GB/s" in ran.err
+    blank, line = ran.err.splitlines()  # one line
+    assert blank == ""
+    # How many are drafted is the policy's choice, which times steer.
+    assert re.search(r"; \d+ of \d+ drafted tokens accepted; ", line)
+    assert "tokens/s: 12 tokens in" in line
+    assert "; identical to plain decoding, dense; ended by max_tokens" in line
+    full = run(capsys, "generate", "--model", text_model, "--prompt", "hello", *QUICK, "--stats")
+    assert full.out == ran.out
+    assert re.search(r"drafts     \d+ of \d+ accepted", full.err)
+    assert "tokens/s: 12 tokens in" in full.err
+    assert "to plain decoding, dense\n" in full.err
+    assert "GB/s" in full.err
 
 
 def test_json_is_the_librarys_result(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,8 +85,8 @@ def test_a_lossy_effort_is_labelled(text_model: Path, capsys: pytest.CaptureFixt
 
 def test_plain_decoding_drafts_nothing(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", 12, "--plain")
-    assert ran.out.rstrip("\n") == result_of(text_model, speculate=False).text.rstrip("\n")
-    assert "none (plain decoding)" in ran.err
+    assert ran.out.rstrip("\n") == result_of(text_model).text.rstrip("\n")
+    assert "; no drafts (plain decoding); " in ran.err
 
 
 def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,9 +95,9 @@ def test_the_check_passes(text_model: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"identical to plain decoding \(12 tokens; plain [0-9.]+ tokens/s; measured [0-9.]+x\)", ran.err)
 
 
-def accept_everything(drafted: list[int], logits: object, sampler: object, **_options: object) -> Verdict:
+def accept_everything(drafted: list[int], logits: np.ndarray, sampler: object, **_options: object) -> Verdict:
     """What a broken engine would do."""
-    return Verdict(kept=range(len(drafted)), bonus_token=65)
+    return Verdict(kept=range(len(drafted)), bonus_token=65, logits=logits[-1])
 
 
 def test_the_check_fails_loudly(
@@ -128,8 +138,13 @@ def test_prompts_from_files_and_standard_input(
     expected = result_of(text_model, text).tokens
     file = tmp_path / "prompt.txt"
     file.write_text(text + "\n", encoding="utf-8")  # the last line's end is no part of the prompt
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("utf-8")), encoding="ascii"))
-    for source in (("--prompt", text), ("--prompt-file", file), ("--prompt-file", "-")):
+    # Standard input is read where it is a pipe and no prompt is named, and by "-".
+    for source in (("--prompt", text), ("--prompt-file", file), (), ("--prompt-file", "-")):
+        if source in ((), ("--prompt-file", "-")):
+            content = io.BytesIO(text.encode("utf-8"))
+        else:
+            content = io.BytesIO(b"another prompt")
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(content, encoding="ascii"))
         ran = run(capsys, "generate", "--model", text_model, *source, *QUICK, "--json")
         assert json.loads(ran.out)["tokens"] == expected
 
@@ -216,11 +231,14 @@ def test_schedules_by_preset_and_by_file(text_model: Path, tmp_path: Path, capsy
     file.write_text("effort: 0.5\nrules:\n  head: 1.0\n")
     schedule = specdec.EffortSchedule(0.5, {"head": 1.0})
     command = ("generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "12", "--json")
-    said = json.loads(run(capsys, *command, "--draft-schedule", file).out)
-    assert said["stats"]["accepted"] == result_of(text_model, draft_effort=schedule).stats.accepted
+    fixed: Any = {"policy": "fixed"}  # the default's choices follow the clock
+    said = json.loads(run(capsys, *command, "--policy", "fixed", "--draft-schedule", file).out)
+    assert said["stats"]["accepted"] == result_of(text_model, draft_effort=schedule, **fixed).stats.accepted
     scaled = schedule.scaled_to(0.9, specdec.load(text_model).config)
-    said = json.loads(run(capsys, *command, "--draft-schedule", file, "--draft-effort", "0.9").out)
-    assert said["stats"]["draft_bytes_read"] == result_of(text_model, draft_effort=scaled).stats.draft_bytes_read
+    said = json.loads(run(capsys, *command, "--policy", "fixed", "--draft-schedule", file, "--draft-effort", "0.9").out)
+    assert (
+        said["stats"]["draft_bytes_read"] == result_of(text_model, draft_effort=scaled, **fixed).stats.draft_bytes_read
+    )
     said = json.loads(run(capsys, *command, "--verify-schedule", "uniform").out)
     assert said["identical_to"] == "effort 0.25"
 
@@ -288,7 +306,7 @@ def test_explain_colours_tokens_by_who_produced_them(
     assert re.sub(r"\x1b\[\d+m", "", shown).rstrip("\n") == expected.text.rstrip("\n")
     assert "tokens by  " in err
     assert "effort@0.8! " in err
-    assert f"identical  to nothing (trusted {expected.stats.trusted} tokens)" in err
+    assert f"; identical to nothing (trusted {expected.stats.trusted} tokens)" in err
 
 
 def test_explain_respects_those_who_want_no_colours(
@@ -331,6 +349,6 @@ def test_several_drafters_and_views(text_model: Path, capsys: pytest.CaptureFixt
 
 
 def test_statistics_tell_what_the_policy_made_of_it(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "40")
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "40", "--stats")
     assert "x of plain decoding (plain step measured " in ran.err
     assert "rounds without a draft, " in ran.err

@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -13,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run, says
 from models import real_model_path
-from specdec.policies import registry
+from specdec.policies import registry as policies
 from text_model import text_store
 
 import specdec
 from specdec.cli.main import build_parser
+from specdec.drafters import registry as drafters
 from specdec.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,7 +44,7 @@ def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_code(page: Path) -> bool:
-    return bool(blocks(page, "python"))
+    return bool(blocks(page, "python")) and page.name != "server.md"  # whose examples need a server
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if with_code(page)], ids=lambda page: page.name)
@@ -70,26 +73,54 @@ def test_python_examples_run(
         pytest.skip(skipped)
 
 
-def test_the_policy_of_the_docs_works_as_a_package(
-    roomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = ROOT / "docs" / "policies.md"
-    (code,) = [code for code, _ in blocks(page, "python") if code.startswith("# alternate.py")]
-    (project,) = [tomllib.loads(code) for code, _ in blocks(page, "toml")]
-    (tmp_path / "alternate.py").write_text(code, encoding="utf-8")
+@pytest.fixture
+def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], str]]:
+    """Makes a package of the plug-in that a page writes out; returns its code."""
+    made: list[str] = []
+
+    def package(page: str, name: str) -> str:
+        (code,) = [
+            code for code, _ in blocks(ROOT / "docs" / f"{page}.md", "python") if code.startswith(f"# {name}.py")
+        ]
+        (project,) = [tomllib.loads(code) for code, _ in blocks(ROOT / "docs" / f"{page}.md", "toml")]
+        (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
+        information = tmp_path / f"specdec_{name}-0.1.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Name: {project['project']['name']}\nVersion: 0.1\n", encoding="utf-8")
+        group = project["project"]["entry-points"][f"specdec.{page}"]
+        lines = "".join(f"{key} = {value}\n" for key, value in group.items())
+        (information / "entry_points.txt").write_text(f"[specdec.{page}]\n{lines}", encoding="utf-8")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        registry = {"policies": policies, "drafters": drafters}[page]._registry
+        monkeypatch.setattr(registry, "_points", list(metadata.entry_points(group=f"specdec.{page}")))
+        sys.modules.pop(name, None)
+        made.append(name)
+        return code
+
+    yield package
+    for name in made:
+        sys.modules.pop(name, None)
+
+
+def test_the_policy_of_the_docs_works_as_a_package(roomy: Path, packaged: Callable[[str, str], str]) -> None:
+    code = packaged("policies", "alternate")
     assert len(code.splitlines()) <= 32
-    information = tmp_path / "specdec_alternate-0.1.dist-info"
-    information.mkdir()
-    (information / "METADATA").write_text(f"Name: {project['project']['name']}\nVersion: 0.1\n", encoding="utf-8")
-    group = project["project"]["entry-points"]["specdec.policies"]
-    lines = "".join(f"{name} = {value}\n" for name, value in group.items())
-    (information / "entry_points.txt").write_text(f"[specdec.policies]\n{lines}", encoding="utf-8")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(registry._registry, "_points", list(metadata.entry_points(group="specdec.policies")))
-    monkeypatch.delitem(sys.modules, "alternate", raising=False)
     result = specdec.generate(specdec.load(roomy), "Hello", max_tokens=24, policy="alternate:long=6,margin=1")
     assert sum(result.stats.policy.values()) == result.stats.rounds
-    sys.modules.pop("alternate", None)
+
+
+def test_the_drafter_of_the_docs_works_as_a_package(
+    roomy: Path, packaged: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    packaged("drafters", "repeat")
+    model = specdec.load(roomy)
+    result = specdec.generate(model, "Hello", max_tokens=24, drafter="repeat:3")  # the default policy tries it
+    assert result.stats.by_drafter["repeat:3"]["drafted"] > 0
+    assert result.tokens == specdec.generate(model, "Hello", max_tokens=24, speculate=False).tokens
+    ask = ("generate", "--model", roomy, "--prompt", "Hello", "--max-tokens", "4", "--drafter")
+    assert run(capsys, *ask, "repeat").code == 0
+    says(run(capsys, *ask, "repeat:0"), "^drafter 'repeat' refuses its argument '0': the period must be at least 1")
+    says(run(capsys, *ask, "repeat:x"), "^drafter 'repeat' refuses its argument 'x': ")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,6 +13,7 @@ from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from synthetic import synthetic_source, tiny_config
+from useful import useful
 
 import specdec
 from specdec.drafters.acceptance import ProposalBook
@@ -84,12 +85,11 @@ def test_no_drafter_changes_an_answer(
     model.load_other = lambda _name: other_model(
         config=fake_config(vocab_size=258, max_context=40), seed=weights, sharpness=4.0
     )
-    options = {"max_tokens": 30, "temperature": temperature, "verify_effort": verify_effort}
+    options = {"max_tokens": 30, "temperature": temperature, "seed": 0, "verify_effort": verify_effort}
     plain = specdec.generate(model, prompt, speculate=False, **options)
     spec = spec.format(**files)
-    drafted = specdec.generate(
-        model, prompt, drafter=spec, policy=policy, draft_len=draft_len, draft_effort=draft_effort, **options
-    )
+    drafting = useful({"drafter": spec, "policy": policy, "draft_len": draft_len, "draft_effort": draft_effort})
+    drafted = specdec.generate(model, prompt, **drafting, **options)
     assert drafted.tokens == plain.tokens
     # Every pass over text that stays reads the exact view at the verify effort: the fake's logits show any other entry.
     assert drafted.text == plain.text

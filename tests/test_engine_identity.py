@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from specdec.policies.goodput.policy import GoodputPolicy
 from synthetic import synthetic_source, tiny_config
+from useful import useful
 
 import specdec
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
@@ -53,7 +54,7 @@ sampling = st.fixed_dictionaries(
         "min_p": st.sampled_from([0.0, 0.1]),
         "seed": st.integers(0, 2**64 - 1),
     }
-)
+).map(useful)
 drafting = st.fixed_dictionaries(
     {
         "draft_effort": st.floats(0.05, 1.0),
@@ -62,7 +63,7 @@ drafting = st.fixed_dictionaries(
         "policy": st.sampled_from(POLICIES),
         "drafter": st.sampled_from(DRAFTERS),
     }
-)
+).map(useful)
 verify_effort = st.one_of(
     st.just(1.0),
     st.floats(0.3, 1.0),

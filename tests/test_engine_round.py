@@ -40,7 +40,7 @@ def rows_choosing(*tokens: int) -> np.ndarray:
     ],
 )
 def test_accepts_the_prefix_that_the_verifier_would_have_chosen(draft, choices, expected):
-    kept, token = accept(draft, rows_choosing(*choices), Sampler(SamplingParams()), position=3)
+    kept, token, _ = accept(draft, rows_choosing(*choices), Sampler(SamplingParams()), position=3)
     assert (len(kept), token) == expected
     assert list(kept) == list(range(len(kept)))
 
@@ -49,8 +49,8 @@ def test_rows_are_drawn_at_their_own_positions():
     params = SamplingParams(temperature=1.0, seed=6)
     rows = np.random.default_rng(0).standard_normal((4, 10)).astype(np.float32)
     own = [Sampler(params)(row, 50 + index) for index, row in enumerate(rows)]
-    assert accept(own[:3], rows, Sampler(params), position=50) == (range(3), own[3])
-    assert accept(own[:3], rows, Sampler(params), position=51) != (range(3), own[3])
+    assert accept(own[:3], rows, Sampler(params), position=50)[:2] == (range(3), own[3])
+    assert accept(own[:3], rows, Sampler(params), position=51)[:2] != (range(3), own[3])
 
 
 def engine_for(runtime: FakeRuntime, prompt: list[int], limit: int) -> Sequence:
@@ -106,7 +106,9 @@ def test_an_interrupted_round_did_not_happen():
 def test_never_drafts_past_the_budget_or_the_context():
     for context, max_tokens in ((512, 6), (9, 50)):
         model = fake_model(config=fake_config(max_context=context), tokenizer=ByteTokenizer(eos=frozenset()))
-        result = specdec.generate(model, [1, 2, 3], max_tokens=max_tokens, draft_len=8, draft_effort=1.0)
+        result = specdec.generate(
+            model, [1, 2, 3], max_tokens=max_tokens, policy="fixed", draft_len=8, draft_effort=1.0
+        )
         assert len(result.tokens) == 6
         assert (result.finish_reason, result.stopped_by) == ("length", "max_tokens" if context == 512 else "context")
         # A token that could never be emitted is not even read: positions stay below the limit, less one.
@@ -117,7 +119,7 @@ def test_drafting_ends_at_an_end_token():
     tokenizer = ByteTokenizer(eos=frozenset(range(0, 258, 2)))  # about every second token
     model = fake_model(tokenizer=tokenizer, seed=1)
     for seed in range(20):
-        for _ in specdec.stream(model, [seed], max_tokens=30, draft_len=8, draft_effort=1.0):
+        for _ in specdec.stream(model, [seed], max_tokens=30, policy="fixed", draft_len=8, draft_effort=1.0):
             pass
     drafted = [start for view, _, start, _ in model.runtime.passes if view == "bucket"]
     assert len(drafted) < 20 * 8 / 2
@@ -228,13 +230,14 @@ def test_any_drafter_gives_plain_decodings_tokens():
     def model():
         return Model(FakeRuntime(fake_config(vocab_size=4)), None)  # so small that guesses come true
 
-    plain = specdec.generate(model(), [1, 2], max_tokens=60, temperature=1.0, speculate=False)
+    plain = specdec.generate(model(), [1, 2], max_tokens=60, temperature=1.0, seed=0, speculate=False)
     guessing = model()
     fast = specdec.generate(
         guessing,
         [1, 2],
         max_tokens=60,
         temperature=1.0,
+        seed=0,
         drafter=RandomDrafter(guessing.runtime),
         draft_len=3,
         policy="fixed",
@@ -258,7 +261,7 @@ def test_a_drafter_that_another_package_registers(monkeypatch):
     result = specdec.generate(fake_model(), [1], max_tokens=9, drafter="guess:a,b=c", draft_view="int4")
     assert seen == [("a,b=c", "int4", "bytes")]
     assert result.stats.drafted > 0
-    with pytest.raises(InvalidArgumentError, match="drafter 'thing' must have properties views and takes_effort"):
+    with pytest.raises(PluginError, match="drafter 'thing' must have properties views and takes_effort"):
         specdec.generate(fake_model(), [1], drafter="thing")
 
 
@@ -271,6 +274,11 @@ def test_a_drafter_that_proposes_too_much_is_named():
 def test_unknown_view_or_drafter_lists_what_exists():
     with pytest.raises(UnknownNameError, match="unknown draft view 'int3': choose from auto, bucket, exact, int4"):
         specdec.generate(fake_model(), [1], draft_view="int3")
+    told = "draft view 'bucket8' is not one that this runtime has for this model: choose from auto, bucket, exact, int4"
+    with pytest.raises(UnknownNameError, match=told):
+        specdec.generate(fake_model(), [1], draft_view="bucket8")
+    with pytest.raises(UnknownNameError, match="draft view 'nested' needs quantised weights: choose from auto, bucket"):
+        specdec.generate(fake_model(), [1], draft_view="nested")
     with pytest.raises(UnknownNameError, match="unknown drafter 'oracle': choose from chain, early-exit, effort"):
         specdec.generate(fake_model(), [1], drafter="oracle")
     with pytest.raises(InvalidArgumentError, match="drafter 'effort' takes no argument, not '0\\.3'"):

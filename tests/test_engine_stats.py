@@ -46,7 +46,16 @@ def test_nothing_done_divides_by_nothing():
 def test_json_holds_every_field_that_the_library_promises():
     values = specdec.generate(fake_model(), "hello", max_tokens=12, draft_effort=0.6).to_dict()
     assert json.loads(json.dumps(values)) == values
-    assert set(values) == {"text", "tokens", "finish_reason", "stopped_by", "identical_to", "stats"}
+    assert set(values) == {
+        "text",
+        "tokens",
+        "finish_reason",
+        "stopped_by",
+        "stop_string",
+        "identical_to",
+        "seed",
+        "stats",
+    }
     promised = (
         "rounds drafted accepted emitted acceptance_rate mean_accepted_length draft_view accepted_per_position "
         "prefill_s draft_s verify_s overhead_s tok_per_s draft_bytes_read verify_bytes_read"
@@ -111,7 +120,7 @@ class SlowRuntime(FakeRuntime):
 def test_times_add_up():
     model = specdec.Model(SlowRuntime(), ByteTokenizer(eos=frozenset()))
     start_s = time.perf_counter()
-    stats = specdec.generate(model, [1, 2], max_tokens=20, draft_len=3, draft_effort=0.6).stats
+    stats = specdec.generate(model, [1, 2], max_tokens=20, policy="fixed", draft_len=3, draft_effort=0.6).stats
     wall_s = time.perf_counter() - start_s
     # sleep() never returns early, so these are lower bounds on any machine.
     assert stats.prefill_s >= 0.006

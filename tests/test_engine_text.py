@@ -83,7 +83,7 @@ def test_text_tokens_and_reason_at_an_end_token():
 
 
 def test_characters_arrive_whole():
-    stream = specdec.stream(Model(SpellingRuntime("a東🙂b"), ByteTokenizer()), [BOS], draft_len=2)
+    stream = specdec.stream(Model(SpellingRuntime("a東🙂b"), ByteTokenizer()), [BOS], policy="fixed", draft_len=2)
     pieces = list(stream)
     assert "".join(piece.text for piece in pieces) == stream.result().text == "a東🙂b"
     assert [token for piece in pieces for token in piece.tokens] == stream.result().tokens
@@ -96,8 +96,9 @@ def test_an_incomplete_character_at_the_end_is_shown_as_such():
 
 @pytest.mark.parametrize("draft_len", [1, 2, 5, 8])
 def test_stop_string_across_tokens(draft_len):
-    result = spell("One. Two. Three.", stop=[". T"], draft_len=draft_len)
+    result = spell("One. Two. Three.", stop=[". T"], policy="fixed", draft_len=draft_len)
     assert (result.text, result.finish_reason, result.stopped_by) == ("One", "stop", "stop string")
+    assert result.stop_string == ". T"
     assert result.tokens == list(b"One. T")
 
 
@@ -119,6 +120,7 @@ def test_a_control_token_given_as_stop_string_ends_the_answer():
     model = Model(SpellingRuntime("hello"), ByteTokenizer(eos=frozenset()))
     result = specdec.generate(model, [BOS], stop="<end>", max_tokens=20)
     assert (result.text, result.tokens[-1], result.finish_reason) == ("hello", EOS, "stop")
+    assert result.stop_string == "<end>"
 
 
 def test_prompt_as_text_ids_and_messages():

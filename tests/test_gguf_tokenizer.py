@@ -26,6 +26,8 @@ SAMPLE = "It's 12345 caféTeX, don'T!\n\n  x 東京"
 CUTS = {
     "default": ["It", "'", "s", " ", "123", "45", " caféTeX", ",", " don", "'", "T", "!", "\n\n ", " x", " 東京"],
     "gpt-2": ["It", "'s", " 12345", " caféTeX", ",", " don", "'", "T", "!", "\n\n ", " x", " 東京"],
+    "olmo": ["It", "'s", " 12345", " caféTeX", ",", " don", "'", "T", "!", "\n\n ", " x", " 東京"],
+    "command-r": ["It", "'s", " ", *"12345", " caféTeX", ",", " don", "'", "T", "!", "\n\n ", " x", " 東京"],
     "smollm": ["It", "'s", " ", *"12345", " caféTeX", ",", " don", "'", "T", "!", "\n\n ", " x", " 東京"],
     "qwen2": ["It", "'s", " ", *"12345", " caféTeX", ",", " don", "'T", "!\n\n", " ", " x", " 東京"],
     "qwen35": ["It", "'s", " ", *"12345", " caféTeX", ",", " don", "'T", "!\n\n", " ", " x", " 東京"],
@@ -53,8 +55,9 @@ CUTS = {
 }  # fmt: skip
 SAME = {
     "gpt-2": "gpt2 phi-2 jina-es jina-de jina-v2-es jina-v2-de jina-v1-en jina-v2-code roberta-bpe gigachat a.x-4.0 "
-    "mellum modern-bert exaone4 mpt olmo jais trillion granite-docling",
-    "smollm": "starcoder refact command-r codeshell exaone minerva-7b mellum2",
+    "mellum modern-bert exaone4 jais trillion granite-docling",
+    "smollm": "starcoder refact codeshell exaone minerva-7b mellum2",
+    "olmo": "mpt",
     "qwen2": "deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2",
     "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
     "dbrx": "smaug-bpe chatglm-bpe",
@@ -152,6 +155,14 @@ def test_turn_marks_of_a_wrong_type(tmp_path: Path, kind: int) -> None:
     right = gguf_tokenizer(bpe_metadata(), tmp_path / "right")
     assert tokenizer.encode_chat(HI) == right.encode_chat(HI)
     assert tokenizer.eos_ids == {0, 2}
+
+
+@pytest.mark.parametrize("kind", [1, 5])
+def test_a_first_and_last_token_that_are_marked_as_unused(tmp_path: Path, kind: int) -> None:
+    metadata = renamed(bpe_metadata(), "<a>", "<b>", kind=kind) | {"tokenizer.ggml.bos_token_id": 510}
+    tokenizer = gguf_tokenizer(metadata | {"tokenizer.ggml.eos_token_id": 511}, tmp_path)
+    assert tokenizer.encode("<a>the<b>")[:: len(tokenizer.encode("the")) + 1] == [510, 511]
+    assert tokenizer.decode([510, 511], skip_special=True) == ""
 
 
 def test_a_file_without_types(tmp_path: Path) -> None:

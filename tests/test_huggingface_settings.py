@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from specdec.formats import open_source
 from specdec.formats.huggingface_tokenizer import tokenizer_files
 from specdec.tokenizers import Tokenizer
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
+from specdec.tokenizers.sentencepiece_model import BYTE, CONTROL, USER_DEFINED, piece_types
 
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "tokenizer_class": "LlamaTokenizer"}
 HI = [{"role": "user", "content": "hi"}]
@@ -208,3 +210,55 @@ def test_merges_that_are_damaged(tmp_path: Path) -> None:
     files = {"vocab.json": {"a": 0}, "merges.txt": b"a b c\n"}
     with pytest.raises(ModelFormatError, match=r"merges\.txt has 'a b c', which is no pair"):
         tokenizer_of(files, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_merges_with_line_ends_of_windows_and_marks_that_no_file_names(tmp_path: Path, family: str) -> None:
+    model = trained_bpe()
+    files = {"vocab.json": model["vocab"], "merges.txt": "\n".join(" ".join(pair) for pair in model["merges"]).encode()}
+    unix = tokenizer_of(files, tmp_path / "unix", model_type=family)
+    windows = files | {"merges.txt": b"\xef\xbb\xbf" + files["merges.txt"].replace(b"\n", b"\r\n") + b"\r\n"}
+    tokenizer = tokenizer_of(windows, tmp_path / "windows", model_type=family)
+    for text in ("The quick dog's  \n\n 12", "<|endoftext|>The"):
+        assert tokenizer.encode(text) == unix.encode(text)
+    assert unix.encode("<|endoftext|>") == [0]
+
+
+def test_tokens_of_the_vocabulary_that_only_the_settings_call_special(tmp_path: Path) -> None:
+    content = copy.deepcopy(tokenizer_json())
+    content["added_tokens"] = []
+    settings = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "pad_token": "!"}
+    files = {"tokenizer.json": content, "tokenizer_config.json": settings}
+    tokenizer = tokenizer_of(files, tmp_path)
+    assert tokenizer.encode("<|im_start|>hi<|im_end|>", add_bos=False)[::3] == [1, 2]
+    assert tokenizer.decode([1, 2], skip_special=True) == ""
+    exclamation = tokenizer.encode("!", add_bos=False)
+    assert tokenizer.decode(exclamation, skip_special=True) == "!"  # it pads, and is text all the same
+
+
+def test_symbols_of_a_sentencepiece_model_stand_between_texts(tmp_path: Path) -> None:
+    assert pieces(tmp_path / "first", LLAMA, "<|user|>the <|user|>the") == "<|user|>the▁<|user|>the"
+    assert pieces(tmp_path / "always", LLAMA | {"legacy": True}, "<|user|>the") == "<|user|>▁the"
+    assert pieces(tmp_path / "model", {}, "<|user|>the") == "▁<|user|>the"
+    tokenizer = tokenizer_of(
+        {"tokenizer.model": trained_sentencepiece(), "tokenizer_config.json": LLAMA}, tmp_path / "decoded"
+    )
+    assert tokenizer.decode(tokenizer.encode("<|user|>the"), skip_special=True) == "<|user|>the"
+
+
+def test_a_sentencepiece_model_without_a_special_token_that_is_named(tmp_path: Path) -> None:
+    settings = LLAMA | {"pad_token": "<pad>", "additional_special_tokens": ["<note>", "[INST]"]}
+    files = {"tokenizer.model": trained_sentencepiece(), "tokenizer_config.json": settings}
+    tokenizer = tokenizer_of(files, tmp_path / "rows", vocab_size=402)
+    assert tokenizer.encode("<pad><note>", add_bos=False) == [400, 401]
+    # The model has no row for the last one.
+    assert max(tokenizer_of(files, tmp_path / "fewer", vocab_size=401).encode("<pad><note>")) == 400
+
+
+def test_types_of_pieces() -> None:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=trained_sentencepiece())
+    kinds = piece_types(trained_sentencepiece())
+    assert len(kinds) == processor.vocab_size()
+    assert [processor.id_to_piece(index) for index, kind in enumerate(kinds) if kind == USER_DEFINED] == ["<|user|>"]
+    assert [kind == CONTROL for kind in kinds] == [processor.is_control(index) for index in range(len(kinds))]
+    assert [kind == BYTE for kind in kinds] == [processor.is_byte(index) for index in range(len(kinds))]

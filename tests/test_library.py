@@ -102,7 +102,7 @@ def test_logits_refuses(ids, options, message):
 
 def test_generate_and_stream_take_the_same_arguments():
     generate, stream = inspect.signature(specdec.generate), inspect.signature(specdec.stream)
-    assert list(generate.parameters) == list(stream.parameters) == ["model", "prompt", "options"]
+    assert list(generate.parameters) == list(stream.parameters) == ["model", "prompt", "progress", "options"]
     promised = {
         "max_tokens": 256,
         "draft_effort": None,
@@ -115,13 +115,23 @@ def test_generate_and_stream_take_the_same_arguments():
         "top_k": 0,
         "top_p": 1.0,
         "min_p": 0.0,
-        "seed": 0,
+        "seed": None,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logit_bias": None,
+        "logits_processors": (),
+        "response_format": None,
+        "grammar": None,
+        "regex": None,
         "stop": (),
         "chat": True,
         "literal": True,
         "chat_template_kwargs": None,
         "speculate": True,
         "trust": None,
+        "logprobs": None,
+        "prompt_logprobs": None,
         "trace": None,
     }
     assert promised == DEFAULTS
@@ -219,7 +229,7 @@ def test_a_stream_left_through_a_with_block_is_closed():
 @pytest.mark.parametrize("failing", range(1, 15))
 def test_interrupted_in_the_middle_of_a_pass(failing, tmp_path):
     """Ctrl-C at any pass: what was said stays, the trace has whole lines, and the answer can be taken up again."""
-    options = {"temperature": 0.9, "draft_effort": 0.6, "seed": 3, "draft_len": 3}
+    options = {"temperature": 0.9, "draft_effort": 0.6, "seed": 3, "policy": "fixed", "draft_len": 3}
     whole = specdec.generate(fake_model(), [4, 5, 6], max_tokens=16, **options)
     model = fake_model()
     model.runtime.fail_at_pass = failing
@@ -253,7 +263,7 @@ def test_first_tokens_follow_the_models_distribution(speculate):
     """
     vocab, draws = 5, 4000
     model = Model(FakeRuntime(fake_config(vocab_size=vocab), seed=12, sharpness=0.5), None)
-    options = {"max_tokens": 2, "temperature": 0.8, "draft_effort": 0.5, "speculate": speculate}
+    options = {"max_tokens": 2, "temperature": 0.8} | ({"draft_effort": 0.5} if speculate else {"speculate": False})
 
     def probabilities(ids):
         logits = model.logits(ids)[-1].astype(np.float64) / 0.8

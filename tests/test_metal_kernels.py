@@ -331,8 +331,8 @@ def run_tiny(folder: Path, source: str, sanitizer: str = "") -> np.ndarray:
     )[0]
 
 
-def test_the_harness_runs_barriers_and_simdgroups(tmp_path):
-    found = run_tiny(tmp_path, "threadgroup float t[64]; t[63 - tid] = a[tid]; BARRIER(); b[tid] = lane_sum(t[tid]);")
+def test_the_harness_runs_barriers_and_simdgroups(programs):
+    found = run_tiny(programs, "threadgroup float t[64]; t[63 - tid] = a[tid]; BARRIER(); b[tid] = lane_sum(t[tid]);")
     assert np.array_equal(found, np.repeat([sum(range(32, 64)), sum(range(32))], 32))
 
 
@@ -348,9 +348,9 @@ def test_the_harness_runs_barriers_and_simdgroups(tmp_path):
         ),
     ],
 )  # fmt: skip
-def test_the_harness_refuses(tmp_path, source, sanitizer, complaint):
+def test_the_harness_refuses(programs, source, sanitizer, complaint):
     with pytest.raises(AssertionError, match=complaint):
-        run_tiny(tmp_path, source, sanitizer)
+        run_tiny(programs, source, sanitizer)
 
 
 @pytest.mark.slow

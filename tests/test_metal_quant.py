@@ -15,6 +15,7 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_config, quantised_source, random_table
 from test_engine_identity import assert_identical
 from test_quantised_runtime import float64_logits
+from useful import useful
 
 from specdec.errors import UnknownNameError
 from specdec.model.effort import EffortSchedule
@@ -332,7 +333,7 @@ def test_models_at_an_effort_in_any_company(runtime_of, name):
 )
 def test_speculation_changes_no_token(runtime_of, name, load_share, view, policy, effort):
     _, runtime = runtime_of(name, load_share)
-    drafting = {"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 2}
+    drafting = useful({"draft_view": view, "policy": policy, "draft_effort": effort, "draft_len": 2})
     assert_identical(Model(runtime), [3, 1], drafting, max_tokens=4, verify_effort=effort)
 
 
@@ -340,7 +341,7 @@ def test_what_a_quantised_store_has_on_a_gpu(runtime_of):
     _, runtime = runtime_of("q4_k with q6_k")
     assert tuple(runtime.views()) == ("own", "nested", "int4")
     assert runtime.info.auto_draft[0] in runtime.views()
-    with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
+    with pytest.raises(UnknownNameError, match="view 'bucket' needs 16-bit weights: choose from "):
         runtime.prepare("bucket")
     linears = runtime._transformer.linears
     assert all(linear.weights is None and linear.tiers is None for linear in linears)

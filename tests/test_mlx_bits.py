@@ -18,15 +18,19 @@ from specdec.weights.dtypes import from_float32, to_float32
 mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16"}
+STORED = DTYPES | {"float32": "F32"}
 
 
 def quantised(name: str, value: np.ndarray, bits: int, group: int, dtype: str) -> tuple[dict[str, Any], np.ndarray]:
     """The three tensors that MLX makes of a weight, and the weights that they stand for, float32."""
     array = mx.array(value.astype(np.float32)).astype(getattr(mx, dtype))
     weight, scales, biases = mx.quantize(array, group_size=group, bits=bits)
-    base, raw = name.removesuffix(".weight"), lambda array: np.array(array.view(mx.uint16))
+    base, raw = (
+        name.removesuffix(".weight"),
+        lambda array: np.array(array if dtype == "float32" else array.view(mx.uint16)),
+    )
     tensors = {name: ("U32", np.array(weight))}
-    tensors |= {f"{base}.scales": (DTYPES[dtype], raw(scales)), f"{base}.biases": (DTYPES[dtype], raw(biases))}
+    tensors |= {f"{base}.scales": (STORED[dtype], raw(scales)), f"{base}.biases": (STORED[dtype], raw(biases))}
     exact = mx.dequantize(weight, scales.astype(mx.float32), biases.astype(mx.float32), group_size=group, bits=bits)
     return tensors, np.array(exact)
 
@@ -40,8 +44,8 @@ def checkpoint(
     rules: dict[str, Any] = {"group_size": group, "bits": bits[""]}
     for name, value in tiny_weights("tiny-llama").items():
         if value.ndim == 1:
-            raw = from_float32(value.astype(np.float32), dtype)
-            tensors[name] = (DTYPES[dtype], raw)
+            raw = value.astype(np.float32)
+            tensors[name] = (STORED[dtype], raw if dtype == "float32" else from_float32(raw, dtype))
             continue
         width = next(bits[key] for key in sorted(bits, key=len, reverse=True) if key in name)
         made, exact[name] = quantised(name, value, width, group, dtype)
@@ -91,3 +95,13 @@ def test_widths_that_do_not_fit(tmp_path: Path, changes: dict[str, int], message
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelFormatError, match=message):
         open_source(folder)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_scales_in_32_bits(tmp_path: Path, bits: int) -> None:
+    folder, exact = checkpoint(tmp_path, {"": bits}, dtype="float32")
+    with pytest.warns(UserWarning, match=f"does not keep weights of {bits} bits with scales in 32 bits: they become"):
+        source = open_source(folder)
+    assert (source.dtype, source.types) == ("float16", {})
+    for ours, theirs in NAMES.items():
+        np.testing.assert_array_equal(source.matrix(ours), from_float32(exact[theirs], "float16"), err_msg=ours)

@@ -1,4 +1,4 @@
-"""A plug-in's bug is its own, not the user's mistake: `PluginError` names it, and the command line ends with 1."""
+"""A policy's bug is its own, not the user's mistake: `PluginError` names it, and the command line ends with 1."""
 
 from __future__ import annotations
 
@@ -63,6 +63,21 @@ def test_a_bug_is_named_with_its_place_and_its_cause(where):
     assert not isinstance(error, ValueError)
     assert isinstance(error.__cause__, ZeroDivisionError)
     assert f"{Path(__file__).name}, line " in str(error)
+
+
+def test_a_summary_that_is_not_json_is_the_policys_fault():
+    class Opaque(FixedPolicy):
+        def summary(self):
+            return {"this": object()}
+
+    with pytest.raises(PluginError, match="policy 'Opaque' failed in summary: TypeError: Object of type object is not"):
+        specdec.generate(fake_model(), [1], policy=Opaque())
+
+
+def test_an_entry_that_is_not_a_constructor_is_named(policies):
+    policies.register("text", "not a class")  # type: ignore[arg-type]
+    with pytest.raises(PluginError, match="policy 'text' must be a class or function that makes it, not 'not a class'"):
+        registry.create("text")
 
 
 def test_a_wrong_answer_is_the_policys_fault():

@@ -132,8 +132,8 @@ def test_speculation_changes_no_token(
     make, name, runtime, prompt, view, policy, drafter, draft_effort, verify_effort, temperature
 ):
     _, made = make(name, runtime)
-    drafting = {"draft_view": view, "policy": policy, "drafter": drafter, "draft_effort": draft_effort, "draft_len": 4}
-    options = {"max_tokens": 8, "verify_effort": verify_effort, "temperature": temperature}
+    drafting = {"draft_view": view, "policy": policy, "drafter": drafter, "draft_effort": draft_effort}
+    options = {"max_tokens": 8, "verify_effort": verify_effort, "temperature": temperature, "seed": 0}
     assert_identical(Model(made), prompt, drafting, **options)
 
 
@@ -156,10 +156,12 @@ def test_views_are_those_that_make_sense(make: Make, runtime: str, tmp_path: Any
     _, made = make("q8_0", runtime)
     assert {"own", "nested", "int4"} <= set(made.views())
     assert made.info.auto_draft[0] in made.views()
-    with pytest.raises(UnknownNameError, match="unknown view 'bucket'"):
+    with pytest.raises(UnknownNameError, match="view 'bucket' needs 16-bit weights: choose from "):
         made.prepare("bucket")
     plain = create_runtime(runtime, Store.open(convert(synthetic_source(), tmp_path / "s")))
     assert not {"own", "nested"} & set(plain.views())
+    with pytest.raises(UnknownNameError, match=r"view 'own' needs quantised weights: choose from .*int4"):
+        plain.prepare("own")
 
 
 def test_auto_takes_a_runtime_that_can(make: Make, tmp_path: Any) -> None:

@@ -32,7 +32,7 @@ def test_commands_parse() -> None:
 
 
 def test_options_exist() -> None:
-    helped = [build_parser().parse_args(words) for words in (["generate", "--prompt", "x"], ["bench", "x"])]
+    helped = [build_parser().parse_args(words) for words in (["generate", "--prompt", "x"], ["bench", "x"], ["serve"])]
     options = set(re.findall(r"`(--[a-z-]+)", README.read_text(encoding="utf-8")))
     known = {flag_of(name) for one in helped for name in vars(one)} | {"--list"}
     assert options <= known, options - known

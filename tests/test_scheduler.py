@@ -12,13 +12,12 @@ import specdec
 from specdec.drafters.base import Draft
 from specdec.engine.accept import accept
 from specdec.engine.begin import begin
-from specdec.engine.pass_costs import PassCosts
 from specdec.engine.policy import DraftPlan
 from specdec.engine.sampler import Sampler, SamplingParams
 from specdec.engine.scheduler import Scheduler
 from specdec.errors import InvalidArgumentError
 from specdec.model.loaded import Model
-from specdec.runtimes.base import MAX_PASS_ROWS, path_to
+from specdec.runtimes.base import path_to
 
 ENDLESS = ByteTokenizer(eos=frozenset())
 
@@ -100,12 +99,12 @@ def test_a_tree_keeps_the_path_that_chains_would(data):
         draft.append(data.draw(st.sampled_from([token for token in range(14) if token not in siblings])))
     logits = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal((count + 1, 14)).astype(np.float32)
     sampler = Sampler(SamplingParams(temperature=data.draw(st.sampled_from([0.0, 1.0]))))
-    kept, token = accept(draft, logits, sampler, position=5, parents=parents)
+    kept, token, _ = accept(draft, logits, sampler, position=5, parents=parents)
     best: tuple[list[int], int] = ([], sampler(logits[0], 5))
     for leaf in range(count):
         path = path_to(parents, leaf)
         rows = logits[[0, *(row + 1 for row in path)]]
-        chain, bonus = accept([draft[row] for row in path], rows, sampler, position=5)
+        chain, bonus, _ = accept([draft[row] for row in path], rows, sampler, position=5)
         if len(chain) > len(best[0]):
             best = ([path[step] for step in chain], bonus)
     assert (list(kept), token) == best
@@ -113,7 +112,7 @@ def test_a_tree_keeps_the_path_that_chains_would(data):
 
 def test_a_chain_given_as_a_tree_is_a_chain():
     draft, logits = [4, 5], np.eye(3, 10, 4, dtype=np.float32)  # rows choose 4, 5, 6
-    assert accept(draft, logits, Sampler(SamplingParams()), position=3, parents=[-1, 0]) == ([0, 1], 6)
+    assert accept(draft, logits, Sampler(SamplingParams()), position=3, parents=[-1, 0])[:2] == ([0, 1], 6)
 
 
 # --- the scheduler ---
@@ -312,24 +311,6 @@ def test_prompts_are_read_in_pieces_beside_others():
         assert 1 <= left - long.sequence.unread <= 99
         rounds += 1
         assert first.sequence.rounds == rounds  # nobody's stream stalls
-
-
-def test_costs_say_how_much_of_a_prompt_fits():
-    costs = PassCosts()
-    assert costs.seconds(4) is None
-    assert costs.prompt_rows(1) == 32
-    for rows, seconds in ((1, 0.2), (2, 0.2), (16, 0.2), (64, 0.8), (500, 6.4)):
-        for _ in range(3):
-            costs.observe(rows, seconds)
-    assert costs.seconds(1) == pytest.approx(0.2)
-    assert 30 <= costs.prompt_rows(1) <= 34  # twice a decoding pass
-    assert costs.prompt_rows(400) > 50
-    costs = PassCosts()
-    for rows, seconds in ((1, 0.001), (64, 0.01), (400, 0.064)):
-        costs.observe(rows, seconds)
-    assert costs.prompt_rows(1) == MAX_PASS_ROWS - 1  # all of it takes less than a quarter of a second
-    costs.observe(1, 100.0)  # a machine that stalls is not a cost
-    assert costs.seconds(1) < 0.002
 
 
 @pytest.mark.parametrize(

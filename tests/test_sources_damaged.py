@@ -113,7 +113,7 @@ def changed_gguf(folder: Path, change: Callable[[Parts], object]) -> Path:
             lambda p: p.metadata.update({"llama.rope.dimension_count": 8}),
             "rope.dimension_count must be the head size 16",
         ),
-        (lambda p: p.metadata.update({"llama.rope.scaling.type": "yarn"}), "rotary scaling 'yarn' is not supported"),
+        (lambda p: p.metadata.update({"llama.rope.scaling.type": "ntk"}), "rotary scaling 'ntk' is not supported"),
         (lambda p: p.metadata.update({"llama.logit_scale": 8.0}), r"llama\.logit_scale must be 1\.0"),
         (lambda p: p.metadata.update({"llama.attention.scale": 0.5}), r"attention\.scale must be 1/sqrt\(16\)"),
         (lambda p: p.metadata.update({"llama.attention.sliding_window_pattern": [True]}), "pattern is not supported"),
@@ -189,7 +189,7 @@ def test_values_too_large_for_float16(tmp_path: Path) -> None:
         ("tiny-llama", {"quantization_config": {"quant_method": "gptq"}}, "weights are quantised .*gptq"),
         ("tiny-llama", {"quantization": {"bits": 4}}, "weights are quantised, says this, but none has scales"),
         ("tiny-llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1"),
-        ("tiny-llama", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rotary scaling 'yarn'"),
+        ("tiny-llama", {"rope_parameters": {"rope_type": "ntk", "factor": 4.0}}, "rotary scaling 'ntk'"),
         ("tiny-llama", {"rope_parameters": {"rope_type": "llama3", "factor": 4.0}}, "low_freq_factor is missing"),
         ("tiny-llama", {"rope_parameters": {"full_attention": {}}}, "one rule per kind of layer"),
         ("tiny-llama", {"rope_parameters": 7}, "rope_parameters must be a mapping"),
@@ -274,13 +274,14 @@ def test_unread_tensor_type_is_named(tmp_path: Path) -> None:
         ({"lm_head.weight": "model.bin"}, "which is no safetensors file of the same folder"),
         ({"lm_head.weight": "missing.safetensors"}, "cannot read .*missing.safetensors"),
         (
-            {"lm_tail.weight": "model.safetensors"},
-            "puts tensor 'lm_tail.weight' into model.safetensors, which lacks it",
+            {"lm_tail.weight": "model-1.safetensors"},
+            "puts tensor 'lm_tail.weight' into model-1.safetensors, which lacks it",
         ),
     ],
 )
 def test_index(tmp_path: Path, weight_map: Any, message: str) -> None:
-    folder = write_huggingface(tmp_path / "m", tiny_config("tiny-llama"), half_tensors("tiny-llama"))
+    tensors = half_tensors("tiny-llama")
+    folder = write_huggingface(tmp_path / "m", tiny_config("tiny-llama"), tensors, "model-1.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     refused(folder, message)
 

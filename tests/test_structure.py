@@ -39,15 +39,19 @@ ORDER = (
     "specdec",
     "lab",
     "server",
+    "chat",
     "cli",
 )
 # Modules directly in `specdec`, by room.
 MODULES = {
     "checks": "tools",
+    "interrupts": "tools",
     "lock_file": "tools",
+    "message_stream": "tools",
     "model_files": "tools",
     "parse": "tools",
     "read_file": "tools",
+    "turns": "tools",
     "paths": "tools",
     "plugin_spec": "tools",
     "progress": "tools",

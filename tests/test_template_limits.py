@@ -61,7 +61,7 @@ HOSTILE = {
     "dictsort": "{{ {1: 2, 'a': 3} | dictsort }}",
     "zero": "{{ 1 // 0 }}",
     "caller": "{% call nosuch() %}{% endcall %}",
-    "too long": "x" * ((1 << 20) + 1),
+    "too long": "x" * ((1 << 17) + 1),
 }  # fmt: skip
 
 
@@ -98,6 +98,15 @@ def test_a_long_chat_is_within_the_bounds() -> None:
     assert text.count("<|im_start|>") == 1000
     assert text.endswith("=" * 20)
     assert render(CHATML, messages) == text  # every rendering has the whole budget
+
+
+def test_the_bounds_grow_with_the_messages() -> None:
+    text = render(CHATML, [{"role": "user", "content": "word " * 1_000_000}])
+    assert len(text) > 5_000_000
+    with pytest.raises(InvalidArgumentError, match="the chat has 9000015 characters: at most 8388608 are read"):
+        render(CHATML, [{"role": "user", "content": "a" * 9_000_000}])
+    with pytest.raises(ModelFormatError, match="too much work"):
+        render("{{ messages[0].content * 20 }}", [{"role": "user", "content": "a" * 1_000_000}])
 
 
 def test_macros_loops_and_filters_work_as_ever() -> None:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from specdec.engine.turns import Turns
+from specdec.turns import Turns
 
 
 def test_it_is_re_entrant_and_knows_its_owner():

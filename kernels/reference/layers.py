@@ -28,16 +28,29 @@ def rotary_frequencies(config: ModelConfig, layer: int = 0) -> NDArray[np.float6
     return frequencies if rope.factors is None else frequencies / np.asarray(rope.factors)
 
 
-def rotate(x: NDArray[np.floating], angles: NDArray[np.float64]) -> NDArray[np.float64]:
+def rotations(
+    positions: NDArray[np.integer], frequencies: NDArray[np.float64], *, factor: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Cosines and sines, (T, D / 2) each, of every position's angles, times `Rope.attention_factor`.
+
+    Args:
+        positions: (T,), from 0.
+        frequencies: (D / 2,), see `rotary_frequencies`.
+        factor: 1 but for rotary positions that are scaled (YaRN, 2309.00071, section 3.4).
+    """
+    angles = positions[:, None] * frequencies
+    return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+def rotate(x: NDArray[np.floating], cosines: NDArray[np.float64], sines: NDArray[np.float64]) -> NDArray[np.float64]:
     """Turn dimension j and j + D / 2 of every head by angle j.
 
     Args:
         x: (..., D).
-        angles: broadcastable to (..., D / 2), radians.
+        cosines, sines: of the angles, broadcastable to (..., D / 2).
     """
     low, high = np.split(x.astype(np.float64), 2, axis=-1)
-    cos, sin = np.cos(angles), np.sin(angles)
-    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+    return np.concatenate([low * cosines - high * sines, high * cosines + low * sines], axis=-1)
 
 
 def gated(gate: NDArray[np.floating], up: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from specdec.kernels.reference import mlx_layers
 from specdec.kernels.reference.attention import first_visible
-from specdec.kernels.reference.layers import choose_experts, rotary_frequencies
+from specdec.kernels.reference.layers import choose_experts, rotary_frequencies, rotations
 from specdec.kernels.reference.mlx_backend import mx
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
 
@@ -104,7 +104,10 @@ class RowTransformer:
             number: FloatMatrix(router(number)) for number, layer in enumerate(config.layers) if layer.mlp.experts
         }
         # Layers of one kind of rotary positions and head size share frequencies.
-        self._frequencies = {_turning(layer): rotary_frequencies(config, i) for i, layer in enumerate(config.layers)}
+        self._frequencies = {
+            _turning(layer): (rotary_frequencies(config, number), layer.attention.rope.attention_factor)
+            for number, layer in enumerate(config.layers)
+        }
         mx.eval(self._vectors)
 
     def forward(self, segments: Sequence[Segment], multiply: Multiply) -> list[NDArray[np.float32]]:
@@ -153,9 +156,10 @@ class RowTransformer:
     def _rotations(self, position: int) -> dict[Hashable, tuple[Any, Any]]:
         """Cosines and sines (D / 2,) of one position, rounded once from float64, by kind of layer."""
         found: dict[Hashable, tuple[Any, Any]] = {}
-        for kind, frequencies in self._frequencies.items():
-            angles = position * frequencies
-            found[kind] = mx.array(np.cos(angles).astype(np.float32)), mx.array(np.sin(angles).astype(np.float32))
+        for kind, (frequencies, factor) in self._frequencies.items():
+            turns = rotations(np.array([position]), frequencies, factor=factor)
+            cosines, sines = (mx.array(part[0].astype(np.float32)) for part in turns)
+            found[kind] = cosines, sines
         return found
 
     def _attention(self, rows: list[_Row], normed: list[Any], layer: int, multiply: Multiply) -> list[Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from specdec.kernels.reference.attention import attention_rows
-from specdec.kernels.reference.layers import choose_experts, gated, rms_norm, rotary_frequencies, rotate
+from specdec.kernels.reference.layers import choose_experts, gated, rms_norm, rotary_frequencies, rotate, rotations
 
 from specdec.model.architecture import ModelConfig
 
@@ -67,9 +67,10 @@ class DenseTransformer:
         if attention.qk_norm == "head":
             q = rms_norm(q, self.vector(f"{prefix}.q_norm"), eps=config.eps)
             k = rms_norm(k, self.vector(f"{prefix}.k_norm"), eps=config.eps)
-        angles = np.arange(length)[:, None, None] * rotary_frequencies(config, layer)
-        keys, values = rotate(k, angles).transpose(1, 0, 2), v.transpose(1, 0, 2)
-        mixed = attention_rows(rotate(q, angles), keys, values, window=attention.window)
+        turns = rotations(np.arange(length), rotary_frequencies(config, layer), factor=attention.rope.attention_factor)
+        cosines, sines = (part[:, None] for part in turns)
+        keys, values = rotate(k, cosines, sines).transpose(1, 0, 2), v.transpose(1, 0, 2)
+        mixed = attention_rows(rotate(q, cosines, sines), keys, values, window=attention.window)
         return self._multiply(f"{prefix}.o", mixed.reshape(length, -1))
 
     def _mlp(self, normed: NDArray[np.float64], name: str) -> NDArray[np.float64]:

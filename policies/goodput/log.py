@@ -45,6 +45,21 @@ class RoundLog:
         if self._is_parked:
             self.spells[-1]["rounds"] += 1
 
+    def rested(self, state: RoundState) -> None:
+        """Note a plain round like those before it."""
+        if state.max_draft_tokens:
+            self.plain_rounds += 1
+            self.spells[-1]["rounds"] += 1
+
+    def passed(self, seconds: float, cost: float) -> None:
+        """Note what such a round has brought, a token, and in what time."""
+        self.expected_tokens += 1.0
+        self.expected_cost += cost
+        self.tokens += 1.0
+        self.seconds += seconds
+        self.all_plain_s += seconds  # it was a plain step
+        self.plain_steps += 1
+
     def finished(
         self,
         tokens: float,

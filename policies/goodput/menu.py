@@ -27,7 +27,7 @@ class Menu:
         acceptance: of it.
         efforts: those worth having, cheapest first.
         best: one of them.
-        made: number of rounds when the menu was made.
+        made: number of the generation's round for which the menu was made.
         beside: rows of other sequences in the pass then.
         candidates: the efforts alone.
     """
@@ -83,7 +83,11 @@ class Menus:
         """
         way, beside = (option.drafter, option.view), state.rows_beside
         menu = self._made.get(way)
-        if menu is not None and learnt.rounds < menu.made + _REFRESH and abs(beside - menu.beside) <= menu.beside // 4:
+        if (
+            menu is not None
+            and state.round_index < menu.made + _REFRESH
+            and abs(beside - menu.beside) <= menu.beside // 4
+        ):
             return menu
         acceptance = learnt.accepted(way)
         entries = [
@@ -100,5 +104,5 @@ class Menus:
             _, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
             if tokens - rate * cost > most:
                 best, most = one, tokens - rate * cost
-        menu = self._made[way] = Menu(option, acceptance, useful, best, learnt.rounds, beside)
+        menu = self._made[way] = Menu(option, acceptance, useful, best, state.round_index, beside)
         return menu

@@ -26,6 +26,7 @@ from specdec.policies.goodput.log import RoundLog
 from specdec.policies.goodput.lookup import lookup_prospect
 from specdec.policies.goodput.menu import Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
+from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
 
 from specdec.engine.policy import (
@@ -42,6 +43,7 @@ from specdec.engine.policy import (
     check_number,
 )
 
+_PLAIN = DraftPlan(num_draft_tokens=0, effort=1.0)
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _LESSONS = 2  # rounds that are learnt from at once: between passes this code is in no cache, and two cost little more
 _EARLY_ROUNDS = 24  # up to which every round teaches at once
@@ -78,6 +80,7 @@ class GoodputPolicy:
     _trials: Trials = field(init=False, repr=False)
     _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
     _lessons: list[Lesson] = field(default_factory=list, init=False, repr=False)
+    _shared: Shared = field(default_factory=Shared, init=False, repr=False)
     _log: RoundLog = field(default_factory=RoundLog, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,7 +100,10 @@ class GoodputPolicy:
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
         learnt = self._learnt or self._recall(state)
-        now = Situation(learnt, state, learnt.costs.beside(state.rows_beside), self._now)
+        if self._shared.is_known_not_to_pay(state):
+            self._log.rested(state)
+            return _PLAIN
+        now = Situation(learnt, state, self._shared.verify(learnt, state), self._now)
         now.rate = self._rate(now)
         plain_cost = now.verify[1]
         best_draft: Prospect | None = None
@@ -113,7 +119,9 @@ class GoodputPolicy:
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
-            return DraftPlan(num_draft_tokens=0, effort=1.0)
+            if state.rows_beside and best.option is None and not chosen.is_trial:
+                self._shared.looked(learnt, state, now.verify, now.rate)
+            return _PLAIN
         if chosen.option.view is not None and state.distribution is not None:
             chosen.classes = [signal_class(state.distribution, greedy=chosen.greedy)]
         return DraftPlan(
@@ -157,6 +165,10 @@ class GoodputPolicy:
         now, learnt = self._now, self._learnt
         assert learnt is not None  # plan has run
         learnt.rounds += 1
+        if not self._shared.is_lesson(learnt.rounds):
+            learnt.spent += now.cost
+            self._log.passed(outcome.round_s, now.cost)
+            return
         now.kept_whole = outcome.drafted if outcome.accepted == outcome.drafted else 0
         signals = outcome.signals
         if signals and now.option is not None and now.option.view is not None:
@@ -200,6 +212,7 @@ class GoodputPolicy:
         elif costs.source is not self._knowledge.costs:
             costs.absorb(self._knowledge.costs)
         key = ("goodput", round(state.temperature, 1), round(state.verify_effort, 2))
+        self._shared.prices = memory.setdefault((*key, "prices"), {})
         learnt: Learnt | None = memory.get(key)
         if learnt is None:
             learnt = memory[key] = Learnt(costs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm
 from specdec.policies.goodput.length import best_length
@@ -37,6 +37,7 @@ class Trials:
     explore: float
     _confirm_from: int = 1  # number of the round
     _running: tuple[Arm, int] | None = None  # and the rounds that it still has
+    _tried: set[str] = field(default_factory=set)  # drafters that the caller named, once they have drafted
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
         """`best`, or an arm whose trial is due, is affordable and could be better."""
@@ -45,6 +46,9 @@ class Trials:
             arm, left = self._running
             self._running = (arm, left - 1) if left > 1 else None
             return self._forced(now, arm, best)
+        if now.state.named and self.explore and (named := self._untried(now, best)) is not None:
+            self._running = (named, _ROUNDS - 1)
+            return self._forced(now, named, best)
         if not self.explore or learnt.lost > self.explore * learnt.spent + _ALLOWANCE:
             return best
         if learnt.rounds <= _UNCONFIRMED_ROUNDS and (first := self._confirmation(now, best)) is not None:
@@ -67,6 +71,24 @@ class Trials:
                     self._running = (arm, _ROUNDS - 1)
                 return self._forced(now, arm, best)
         return best
+
+    def _untried(self, now: Situation, best: Prospect) -> Arm | None:
+        """A drafter that the caller named, that has something to propose and never drafted for this model."""
+        learnt, state = now.learnt, now.state
+        for option in state.options:
+            drafter, view = option.drafter, option.view
+            if drafter in self._tried or drafter not in state.named:
+                continue
+            if view is None and not state.matches.get(drafter, 1):
+                continue
+            self._tried.add(drafter)
+            if any(arm[0] == drafter and trial.last_used >= 0 for arm, trial in learnt.trials.items()):
+                continue
+            if view is None:
+                return (drafter, None, 1.0)
+            menu = self.menus.of(option, learnt=learnt, state=state, verify=now.verify, rate=best.rate)
+            return (drafter, view, menu.best[0])
+        return None
 
     def _confirmation(self, now: Situation, best: Prospect) -> Prospect | None:
         """Early in a process, a round of what `best` is not: costs of a table may be wrong, and the rounds of one kind

@@ -14,6 +14,7 @@ from specdec.cli.common import (
     add_remeasure_option,
     add_runtime_options,
     check_outputs,
+    load_model,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.engine.options import CONDITION_OPTIONS, DRAFT_OPTIONS, FLAGS, flag_of
@@ -118,16 +119,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and report."""
-    import specdec
     from specdec.lab.bench.compare import DifferenceFoundError
     from specdec.lab.bench.run import measure
 
     plan, limit = _plan(arguments), _noise_limit(arguments)
     check_json(arguments)
     check_outputs(arguments)
-    model = specdec.load(
-        arguments.model, runtime=arguments.runtime, threads=arguments.threads, remeasure=arguments.remeasure
-    )
+    model = load_model(arguments)
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
         samples = measure(model, plan, journal, progress=progress)

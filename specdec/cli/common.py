@@ -8,10 +8,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
+
+if TYPE_CHECKING:
+    import specdec
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -26,10 +29,30 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
-    """Add --runtime and --threads."""
+    """Add --runtime, --threads and --context, which `load_model` obeys."""
     parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
+    )
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of prompt and answer to load the model for (default: the model's own context)",
+    )
+
+
+def load_model(arguments: argparse.Namespace, *, load_share: float = 1.0) -> specdec.Model:
+    """The model of MODEL or --model, loaded as `add_runtime_options` lets the user say."""
+    import specdec
+
+    return specdec.load(
+        arguments.model,
+        runtime=arguments.runtime,
+        threads=arguments.threads,
+        context=arguments.context,
+        load_share=load_share,
+        remeasure=getattr(arguments, "remeasure", False),  # commands without a policy have no such option
     )
 
 

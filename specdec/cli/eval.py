@@ -14,6 +14,7 @@ from specdec.cli.common import (
     add_runtime_options,
     check_outputs,
     interruptible,
+    load_model,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import InvalidArgumentError
@@ -96,14 +97,13 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate, and print the table."""
-    import specdec
     from specdec.lab.eval.report import table
     from specdec.lab.eval.run import evaluate
 
     plan = _plan(arguments)
     check_json(arguments)
     check_outputs(arguments)
-    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    model = load_model(arguments)
     evaluation = interruptible(lambda progress: evaluate(model, plan, restart=arguments.restart, progress=progress))
     if evaluation is None:
         return EXIT_INTERRUPTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import sys
 from importlib import resources
 from pathlib import Path
@@ -19,19 +18,26 @@ from specdec.cli.common import (
     add_remeasure_option,
     add_runtime_options,
     check_writable,
+    load_model,
 )
 from specdec.cli.explain import Shown
+from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
-from specdec.cli.statistics import report
-from specdec.engine.options import DEFAULTS, FLAGS, Options, check_useful, flag_of, template_argument
+from specdec.cli.prompt import add_prompt_options
+from specdec.cli.prompt import prompt_text as _prompt_text
+from specdec.cli.statistics import report, summary
+from specdec.engine.option_checks import check_useful, plain_options
+from specdec.engine.options import DEFAULTS
 from specdec.engine.policy import Learner
-from specdec.errors import InvalidArgumentError, UnknownNameError
+from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
-from specdec.read_file import read_bounded, read_bytes
+from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
+
+_PATIENCE_S = 1.0  # that reading a prompt or building a view may take before a terminal shows how it goes
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -39,7 +45,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="answer a prompt",
-        description="Answer a prompt. The text goes to standard output, statistics to standard error.",
+        description="Answer a prompt. The text goes to standard output, a line of statistics to standard error. On a "
+        "terminal, standard error also shows progress where reading the prompt takes a while.",
     )
     parser.add_argument(
         "--model",
@@ -58,21 +65,21 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))
     _add_sampling(parser.add_argument_group("sampling and length"))
+    add_shaping(parser.add_argument_group("penalties and constraints"))
     output = parser.add_argument_group("output")
     output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
     add_json_option(output)
+    output.add_argument("--stats", action="store_true", help="all statistics, not only a line of them")
     output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
-    _add(output, "trace")
+    for name in ("logprobs", "prompt_logprobs", "trace"):
+        add_option(output, name)
     parser.set_defaults(run=run)
 
 
 def _add_prompt(group: argparse._ArgumentGroup) -> None:
-    given = group.add_mutually_exclusive_group()
-    given.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
-    given.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads standard input")
-    group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
+    add_prompt_options(group)
     for name in ("chat", "literal", "chat_template_kwargs"):
-        _add(group, name)
+        add_option(group, name)
 
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
@@ -80,70 +87,41 @@ def _add_speculation(group: argparse._ArgumentGroup) -> None:
         "Nothing here needs to be set: the default policy measures this machine and chooses, for each round and step, "
         "drafter, length and effort, and does not draft where it does not pay. What is set, it keeps to."
     )
-    _add(group, "draft_effort")
+    add_option(group, "draft_effort")
     group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
-    _add(group, "draft_view")
-    _add(group, "verify_effort")
+    add_option(group, "draft_view")
+    add_option(group, "verify_effort")
     group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
     for name in ("draft_len", "policy", "drafter", "trust", "speculate"):
-        _add(group, name)
+        add_option(group, name)
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
     for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"):
-        _add(group, name)
-
-
-def _add(group: argparse._ArgumentGroup, name: str) -> None:
-    """An option of the library (`specdec.Options`), under its own name; the library's default holds."""
-    flag = FLAGS[name]
-    if flag.kind is bool:
-        group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
-        return
-    default = flag.default or DEFAULTS[name]
-    if flag.kind is dict:
-        group.add_argument(
-            flag_of(name), dest=name, action="append", type=_template_argument, metavar=flag.metavar, help=flag.help
-        )
-    elif flag.kind is list:
-        group.add_argument(flag_of(name), action="append", metavar=flag.metavar, help=flag.help)
-    else:
-        description = f"{flag.help} (default: {default})"
-        group.add_argument(flag_of(name), type=flag.kind, metavar=flag.metavar, help=description)
-
-
-def _template_argument(text: str) -> tuple[str, Any]:
-    try:
-        return template_argument(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        add_option(group, name)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
     prompt = _prompt(arguments)
-    options = _options(arguments)
+    options = given_options(arguments)
     _check_early(arguments, options)
-    model = specdec.load(
-        arguments.model,
-        runtime=arguments.runtime,
-        threads=arguments.threads,
-        load_share=arguments.load_share,
-        remeasure=arguments.remeasure,
-    )
+    model = load_model(arguments, load_share=arguments.load_share)
     for name in ("draft", "verify"):
         options |= _schedule(name, arguments, model)
     show = None if arguments.json == "-" else Shown(sys.stdout, explain=arguments.explain)
     result, interrupted = _answer(model, prompt, options, show)
     checked = None
     if arguments.check and not interrupted:
-        plain = specdec.generate(model, prompt, **{**options, "speculate": False, "trace": None})
+        plain = specdec.generate(model, prompt, **plain_options(options | {"seed": result.seed, "trace": None}))
         checked = check.compare(model, result, plain)
     write_json_output(arguments, result.to_dict() | ({} if checked is None else {"check": checked}))
-    if show is not None:
+    if arguments.stats:
         report(result, options, sys.stderr)
-        if arguments.explain:
-            show.legend(sys.stderr)
+    elif show is not None:
+        summary(result, options, sys.stderr)
+    if show is not None and arguments.explain:
+        show.legend(sys.stderr)
     if interrupted:
         return EXIT_INTERRUPTED
     return 0 if checked is None else check.conclude(checked)
@@ -153,15 +131,19 @@ def _answer(
     model: specdec.Model, prompt: Prompt, options: dict[str, Any], show: Shown | None
 ) -> tuple[specdec.Result, bool]:
     """The answer, shown as it grows, and whether Ctrl-C cut it short; what was there by then stays."""
-    interrupted = False
-    with specdec.stream(model, prompt, **options) as generation:
-        try:
-            for piece in generation:
-                if show is not None:
-                    show.piece(piece)
-        except KeyboardInterrupt:
-            interrupted = True
-        result = generation.result()
+    interrupted, progress = False, StreamProgress(delay_s=_PATIENCE_S, lines=False)
+    try:
+        with specdec.stream(model, prompt, progress=progress, **options) as generation:
+            try:
+                for piece in generation:
+                    if show is not None:
+                        show.piece(piece)
+            except KeyboardInterrupt:
+                interrupted = True
+                progress.close()
+            result = generation.result()
+    finally:
+        progress.close()
     if show is not None:
         show.end()
     return result, interrupted
@@ -171,7 +153,7 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
     """Text, or messages when there is a system message.
 
     Raises:
-        InvalidArgumentError: no prompt, or one that cannot be read or is no UTF-8.
+        InvalidArgumentError: there is no prompt that can be read, or no place for the system message.
     """
     text = _prompt_text(arguments)
     if arguments.system is None:
@@ -179,41 +161,6 @@ def _prompt(arguments: argparse.Namespace) -> Prompt:
     if arguments.chat is False:
         raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
     return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
-
-
-def _prompt_text(arguments: argparse.Namespace) -> str:
-    if arguments.prompt_file is None:
-        if arguments.prompt is None:
-            raise InvalidArgumentError("generate needs --prompt TEXT or --prompt-file FILE ('-' reads standard input)")
-        data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
-    elif arguments.prompt_file == "-":
-        if sys.stdin is None:
-            raise InvalidArgumentError("--prompt-file - reads standard input, which is closed")
-        data = _text_of_file(read_bounded(sys.stdin.buffer))
-    else:
-        try:
-            data = _text_of_file(read_bytes(arguments.prompt_file))
-        except OSError as error:
-            raise InvalidArgumentError(f"cannot read the prompt {arguments.prompt_file}: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(f"the prompt is not valid UTF-8 (byte {error.start})") from None
-    if not text:
-        raise InvalidArgumentError("the prompt is empty: give at least one character")
-    return text
-
-
-def _text_of_file(data: bytes) -> bytes:
-    """What a text file says: without the byte order mark that some editors put first, and the end of its last line."""
-    data = data.removeprefix(codecs.BOM_UTF8)
-    return data.removesuffix(b"\n").removesuffix(b"\r") if data.endswith(b"\n") else data
-
-
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was asked for, as arguments of `specdec.stream`."""
-    given = {name: value for name in FLAGS if (value := getattr(arguments, name)) is not None}
-    return {name: dict(value) if FLAGS[name].kind is dict else value for name, value in given.items()}
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
@@ -228,11 +175,14 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
     if arguments.check and arguments.trust is not None:
         raise InvalidArgumentError("--trust gives up what --check looks for: give one of the two")
     check_json(arguments)
+    for name in ("logprobs", "prompt_logprobs"):
+        if getattr(arguments, name) is not None and arguments.json is None:
+            raise OptionError(name, "is part of the JSON output only: give --json, too")
     if arguments.explain and arguments.json == "-":
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
-    Options(**options)
+    check_options(options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     policy = create_policy(options.get("policy", DEFAULTS["policy"]))
     if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):

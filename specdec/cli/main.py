@@ -1,33 +1,35 @@
 """The `specdec` command: its parser, and how every subcommand ends. What a subcommand does lives in its own module.
 
 Exit codes: 0 done; 1 a check or a plug-in failed; 2 a mistake in what was asked, told in one sentence; 3 a measurement
-that was too noisy to tell anything; 130 interrupted; 141 the reader of the output went away.
+that was too noisy to tell anything; 130 interrupted; 129 and 143 ended by SIGHUP and SIGTERM; 141 the reader of the
+output went away.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
-from specdec.cli.common import EXIT_INTERRUPTED
+from specdec.cli.signals import Ending, ending
+from specdec.cli.streams import drop, prepared
 from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
 from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
 # arguments that returns the exit code. A new subcommand is one file and one name here.
-COMMANDS = ("generate", "convert", "inspect", "pull", "list", "rm", "tune", "bench", "eval", "doctor")
+COMMANDS = ("generate", "chat", "convert", "inspect", "pull", "list", "rm", "tune", "bench", "eval", "doctor", "serve")
 
 # With this variable set, an error that nobody foresaw ends in its traceback.
 TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
+EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 
 
@@ -92,7 +94,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    _speak_utf8(sys.stdout, sys.stderr)
+    with prepared(), ending(for_good=argv is None) as signalled:
+        try:
+            code = _told(argv, signalled)
+            signalled.is_over = True
+        except KeyboardInterrupt:
+            signalled.is_over = True
+            print("specdec: interrupted", file=sys.stderr)
+            code = EXIT_INTERRUPTED
+        return code if signalled.exit_code is None else signalled.exit_code
+
+
+def _told(argv: Sequence[str] | None, signalled: Ending) -> int:
+    """Run a command line; every error becomes a sentence and an exit code.
+
+    Raises:
+        KeyboardInterrupt: a signal asks the command to end.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
@@ -109,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecdecError as error:
         return _complain(str(error))
     except BrokenPipeError:
-        _drop(sys.stdout, sys.stderr)
+        drop(sys.stdout, sys.stderr)
         return EXIT_CLOSED_PIPE
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -117,14 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
         except OSError:  # it is the output that cannot be written: the interpreter's last flush would say so again
-            _drop(sys.stdout)
+            drop(sys.stdout)
         return _complain(f"{error.strerror or error}{where}")
     except MemoryError:
         return _complain("not enough memory for this model")
-    except KeyboardInterrupt:
-        print("specdec: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except Exception as error:
+        if signalled.number is not None:  # a library made something else of the interrupt
+            raise KeyboardInterrupt from None
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         said = str(error).encode(errors="replace").decode()[:300]
@@ -161,20 +178,3 @@ def _complain(sentence: str, *, code: int = EXIT_MISTAKE) -> int:
 def _warn(message: Warning | str, *_: object, **__: object) -> None:
     """A warning as a sentence, without the place in the code that gave it."""
     print(f"specdec: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-
-def _speak_utf8(*streams: TextIO) -> None:
-    """Write UTF-8 whatever the locale says: a model's text knows no other encoding."""
-    for stream in streams:
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(encoding="utf-8", errors="replace")
-
-
-def _drop(*streams: TextIO) -> None:
-    """Point streams at nothing, so that what they still hold does not meet the closed pipe or the full disk."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(nothing, stream.fileno())
-    os.close(nothing)

@@ -1,4 +1,4 @@
-"""The block of statistics that ends `specdec generate`. The numbers themselves are the engine's."""
+"""The statistics that end `specdec generate`: one line, or with `--stats` all. The numbers are the engine's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,28 @@ if TYPE_CHECKING:
     from specdec.engine.stats import Stats
 
 
+def summary(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
+    """Print the statistics of an answer on one line: speed, drafts, what it is identical to, and how it ended.
+
+    Args:
+        result: the answer.
+        options: the arguments that it was asked for with, by the library's names.
+        stream: where to print.
+    """
+    stats = result.stats
+    if not options.get("speculate", True):
+        drafts = "no drafts (plain decoding)"
+    elif not stats.drafted:
+        drafts = "nothing was drafted"
+    else:
+        drafts = f"{stats.accepted} of {stats.drafted} drafted tokens accepted"
+    seed = f"; seed {result.seed}" if result.seed is not None and options.get("temperature") else ""
+    end = f"identical {_identity(result)}{seed}; ended by {result.stopped_by}"
+    print(f"\n{_speed(stats)}; {drafts}; {end}", file=stream)
+
+
 def report(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
-    """Print the statistics of an answer.
+    """Print all statistics of an answer.
 
     Args:
         result: the answer.
@@ -25,10 +45,7 @@ def report(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
 
 def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
     stats = result.stats
-    yield (
-        f"speed      {stats.tok_per_s:.2f} tokens/s: {stats.emitted} tokens in {stats.decode_s:.2f} s, "
-        f"after {stats.prompt_tokens} prompt tokens in {stats.prefill_s:.2f} s"
-    )
+    yield f"speed      {_speed(stats)}"
     if options.get("speculate", True):
         yield from _drafts(stats)
     else:
@@ -37,15 +54,25 @@ def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
         shares = (("draft", stats.draft_s), ("verify", stats.verify_s), ("overhead", stats.overhead_s))
         split = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in shares)
         yield f"time       {split}; {stats.gb_per_s:.2f} GB/s of weights and cache read"
-    if stats.trusted:
-        yield f"identical  to {result.identical_to}"
-    else:
-        why = (
-            "not all weights are loaded" if "of the weights" in result.identical_to else "the verify effort is below 1"
-        )
-        lossy = "" if result.identical_to == "dense" else f" (lossy: {why})"
-        yield f"identical  to plain decoding, {result.identical_to}{lossy}"
+    yield f"identical  {_identity(result)}"
+    if result.seed is not None and options.get("temperature"):
+        yield f"seed       {result.seed}"
     yield f"ended by   {result.stopped_by}"
+
+
+def _speed(stats: Stats) -> str:
+    return (
+        f"{stats.tok_per_s:.2f} tokens/s: {stats.emitted} tokens in {stats.decode_s:.2f} s, "
+        f"after {stats.prompt_tokens} prompt tokens in {stats.prefill_s:.2f} s"
+    )
+
+
+def _identity(result: Result) -> str:
+    if result.stats.trusted:
+        return f"to {result.identical_to}"
+    why = "not all weights are loaded" if "of the weights" in result.identical_to else "the verify effort is below 1"
+    lossy = "" if result.identical_to == "dense" else f" (lossy: {why})"
+    return f"to plain decoding, {result.identical_to}{lossy}"
 
 
 def _drafts(stats: Stats) -> Iterator[str]:

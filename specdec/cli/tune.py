@@ -6,7 +6,14 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from specdec.cli.common import EXIT_INTERRUPTED, Subparsers, add_model_argument, add_runtime_options, interruptible
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    Subparsers,
+    add_model_argument,
+    add_runtime_options,
+    interruptible,
+    load_model,
+)
 from specdec.cli.output import add_json_option, check_json, write_json_output
 
 if TYPE_CHECKING:
@@ -41,14 +48,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Tune, and print what was tried."""
-    import specdec
     from specdec.checks import check_effort
     from specdec.lab.tune.run import QUICK, THOROUGH, tune
 
     check_json(arguments)
     if arguments.effort is not None:
         check_effort(arguments.effort, "--effort")
-    model = specdec.load(arguments.model, runtime=arguments.runtime, threads=arguments.threads)
+    model = load_model(arguments)
     profile = interruptible(
         lambda progress: tune(
             model,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specdec import read_file
 from specdec.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def read_text(drafter: str, path: Path) -> str:
         InvalidArgumentError: it is missing, unreadable, no UTF-8, or empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file.read_text(path)
     except OSError as error:
         raise InvalidArgumentError(f"drafter {drafter!r} cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -70,4 +71,6 @@ def encode(drafter: str, path: Path, text: str, tokenizer: Tokenizer | None) -> 
     """
     if tokenizer is None:
         raise InvalidArgumentError(f"drafter {drafter!r} cannot read {path} as text: this model has no tokenizer")
-    return tokenizer.encode(text, add_bos=False)
+    from specdec.tokenizers.long_text import encode_long
+
+    return encode_long(tokenizer, text)

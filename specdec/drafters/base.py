@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from specdec.drafters.earlier import Archive
 from specdec.drafters.ngram_index import NgramIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.model.effort import Efforts
+from specdec.progress import Progress
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
+
+
+GRAMMAR = "grammar"  # source of tokens that a grammar leaves no choice about
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +48,14 @@ class DrafterMemory:
     Attributes:
         tables: indices of files' texts, by file, its state and the sizes of the index.
         models: other models, by the name that was asked for.
+        answers: that ended, by owner.
+        lock: held while drafters are built.
     """
 
     tables: dict[tuple[str, int, int, int, int], NgramIndex] = field(default_factory=dict)
     models: dict[str, LoadedModel] = field(default_factory=dict)
+    answers: Archive = field(default_factory=Archive)
+    lock: Lock = field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,8 @@ class DrafterSetup:
         tokenizer: of the model, for drafters that read text; None for a model without one.
         load_model: loads another model by catalogue name or path, or None where there is no way to.
         memory: of the model's drafters.
+        owner: whose earlier answers drafters may learn from; None for nobody's.
+        progress: told of draft views that are built; None where nobody asks.
     """
 
     runtime: Runtime
@@ -68,6 +80,35 @@ class DrafterSetup:
     tokenizer: Tokenizer | None = None
     load_model: Callable[[str], LoadedModel] | None = None
     memory: DrafterMemory = field(default_factory=DrafterMemory)
+    owner: str | None = None
+    progress: Progress | None = None
+
+
+class Sample(Protocol):
+    """Draws a token, see `DraftContext`."""
+
+    def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int: ...
+
+
+class DraftRules(Protocol):
+    """What the caller put on the tokens, for drafters that show their distribution."""
+
+    def shape(self, logits: np.ndarray, drafted: Sequence[int]) -> np.ndarray | None:
+        """What the token after `drafted` is drawn from, float32 (V,), -inf for a token that cannot be; None where none
+        can."""
+        ...
+
+    def draw(self, logits: np.ndarray, position: int) -> int:
+        """A token from what `shape` returned."""
+        ...
+
+    def forced(self, drafted: Sequence[int]) -> list[int]:
+        """Tokens that a grammar makes follow `drafted`: they need no pass to be drafted. Their source is `GRAMMAR`."""
+        ...
+
+    def room(self, drafted: Sequence[int]) -> int:
+        """Tokens that may be drafted after `drafted` in this round."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +121,25 @@ class DraftContext:
         cache: the cache that drafting shares with verification. At the start of a round it holds `history` without its
             last token, all at verify quality. A drafter may append to it, and leaves the clearing up to the engine.
         efforts: efforts of all matrices for a mean effort, in the proportions that the caller asked for.
-        sample: `(logits (V,) float32, absolute position) -> token`. It draws with the very noise with which the
-            verifier draws at that position, which is what makes the two agree (2408.07978, section 3). A drafter with
-            logits must use it, and must not mix it with any other use of randomness.
+        sample: `(logits (V,) float32, absolute position, tokens drafted before it) -> token`. It draws with the very
+            noise with which the verifier draws at that position, which is what makes the two agree (2408.07978,
+            section 3), and under the same masks and penalties. A drafter with logits must use it, and must not mix it
+            with any other use of randomness.
         end_tokens: tokens after which nothing follows; drafting past one is wasted.
         prompt_length: tokens of `history` that are the prompt.
         is_greedy: `sample` takes the largest logit.
+        rules: what `sample` does in two steps, where the caller put masks, penalties or biases on the tokens; None
+            where the logits are drawn from as they are.
     """
 
     history: Sequence[int]
     cache: Cache
     efforts: Callable[[float], Efforts]
-    sample: Callable[[np.ndarray, int], int]
+    sample: Sample
     end_tokens: frozenset[int] = frozenset()
     prompt_length: int = 0
     is_greedy: bool = False
+    rules: DraftRules | None = None
 
 
 @dataclass(slots=True)
@@ -103,9 +148,10 @@ class Draft:
 
     Attributes:
         tokens: proposed tokens; may be empty. Without `parents` a chain, the first one at position `len(history)`.
-        signals: one per token, or none when the drafter has no distribution to show.
+        signals: one per token of the drafter's own, or none when it has no distribution to show.
         bytes_read: bytes of weights and cache read for it.
-        sources: per token, the name of the drafter that proposed it; empty when it is the drafter's own for all.
+        sources: per token, the name of the drafter that proposed it, or `GRAMMAR`; empty when it is the drafter's own
+            for all.
         expected_acceptance: the drafter's own estimate of the chance that a token is kept when those before it are,
             where it keeps book of that.
         parents: None for a chain, else a tree: for each token the number of the earlier one that it follows, or -1 for
@@ -118,6 +164,24 @@ class Draft:
     sources: list[str] = field(default_factory=list)
     expected_acceptance: float | None = None
     parents: list[int] | None = None
+
+    @property
+    def forced(self) -> int:
+        """Tokens that a grammar left no choice about."""
+        return self.sources.count(GRAMMAR)
+
+    @property
+    def aligned(self) -> list[StepSignals | None]:
+        """For every token its signals, None where there are none."""
+        signals = iter(self.signals)
+        if GRAMMAR not in self.sources:
+            return [*signals, *[None] * (len(self.tokens) - len(self.signals))]
+        return [None if source == GRAMMAR else next(signals, None) for source in self.sources]
+
+    def add_forced(self, tokens: Sequence[int]) -> None:
+        """Add tokens that a grammar leaves no choice about to the end of a chain whose sources are filled in."""
+        self.tokens += tokens
+        self.sources += [GRAMMAR] * len(tokens)
 
 
 class Ask(NamedTuple):
@@ -204,6 +268,24 @@ class Foreteller(Protocol):
 
         For a lookup: how long the suffix is that it found again. It reaches the policy as `RoundState.matches`.
         """
+        ...
+
+
+@runtime_checkable
+class Archivist(Protocol):
+    """A drafter that keeps answers for later ones of the same owner."""
+
+    def ended(self, context: DraftContext) -> None:
+        """The answer has ended; called once, and not where the caller named a drafter that is an object."""
+        ...
+
+
+@runtime_checkable
+class Rememberer(Protocol):
+    """A drafter with keys and values of its own, beside the cache that it shares with verification."""
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that they take for a sequence of at most `capacity` tokens."""
         ...
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import (
+    Archivist,
     Draft,
     DraftContext,
     Drafter,
@@ -13,6 +14,7 @@ from specdec.drafters.base import (
     Drafting,
     Extender,
     Foreteller,
+    Rememberer,
     finish,
 )
 from specdec.engine.policy import DraftPlan, Policy
@@ -64,6 +66,16 @@ class ChainDrafter:
         found = first.match_length(context) if isinstance(first, Foreteller) else 1
         return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
 
+    def ended(self, context: DraftContext) -> None:
+        """Tell the levels."""
+        for _, level in self.levels:
+            if isinstance(level, Archivist):
+                level.ended(context)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Bytes of the levels' own keys and values."""
+        return sum(level.cache_bytes(capacity) for _, level in self.levels if isinstance(level, Rememberer))
+
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """What the levels make of it together."""
         self._book.learn(context.history)
@@ -77,7 +89,7 @@ class ChainDrafter:
                 draft = yield from finish(level.draft(own, context, policy=policy))
                 draft.bytes_read += read
             draft.sources += [name] * (len(draft.tokens) - len(draft.sources))
-            if len(draft.signals) != len(draft.tokens):
+            if len(draft.signals) + draft.forced != len(draft.tokens):
                 draft.signals = []
             # The next level is to find the history in the cache, and nothing of this level's making.
             context.cache.trim(held)

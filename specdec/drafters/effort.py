@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from specdec.drafters.arguments import whole_number
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
-from specdec.errors import InvalidArgumentError, UnknownNameError
-from specdec.runtimes.base import EXACT, Rows, Runtime
+from specdec.errors import InvalidArgumentError
+from specdec.progress import Progress
+from specdec.runtimes.base import EXACT, Logits, Rows, Runtime, missing_view
 
 
 class EffortDrafter:
@@ -36,17 +38,23 @@ class EffortDrafter:
 
     def _begin(self, setup: DrafterSetup) -> None:
         self.runtime = setup.runtime
-        self.views = draft_views(setup.runtime, setup.view)
+        self.views = draft_views(setup.runtime, setup.view, setup.progress)
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, or an end token comes up."""
         view = plan.view or self.views[0]
 
         def ask(tokens: Sequence[int], effort: float) -> Ask:
-            return Ask(self.runtime, Rows(context.cache, tokens, context.efforts(effort), None, self.layers), view)
+            rows = Rows(context.cache, tokens, context.efforts(effort), None, self.layers, shown_rows(tokens))
+            return Ask(self.runtime, rows, view)
 
         steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask)
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
+
+
+def shown_rows(tokens: Sequence[int]) -> Logits:
+    """Rows whose logits a draft step needs: the last one's."""
+    return "all" if len(tokens) == 1 else "last"
 
 
 class EarlyExitDrafter(EffortDrafter):
@@ -73,9 +81,9 @@ class EarlyExitDrafter(EffortDrafter):
         self._begin(setup)
 
 
-def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
+def draft_views(runtime: Runtime, asked: str, progress: Progress | None = None) -> tuple[str, ...]:
     """The draft views that were asked for, made ready: one, several with commas between, or "auto" for the one that is
-    fastest on the runtime.
+    fastest on the runtime. `progress` is told of those that are built.
 
     Raises:
         UnknownNameError: the runtime has no such view.
@@ -85,8 +93,8 @@ def draft_views(runtime: Runtime, asked: str) -> tuple[str, ...]:
     views = tuple(runtime.info.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
     for view in views:
         if view not in known:
-            raise UnknownNameError("draft view", view, ["auto", *known])
+            raise missing_view(view, ["auto", *known], kind="draft view")
         if views.count(view) > 1:
             raise InvalidArgumentError(f"draft view {view!r} is asked for twice")
-        runtime.prepare(view)
+        runtime.prepare(view, progress=None if progress is None else partial(progress, f"building draft view {view}"))
     return views

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from specdec.checks import check_effort
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
-from specdec.drafters.effort import draft_views
+from specdec.drafters.effort import draft_views, shown_rows
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
@@ -42,7 +42,7 @@ class ModelDrafter:
         model = _loaded(name, setup)
         _check_vocabulary(name, model, setup)
         self.runtime = model.runtime
-        self.views = draft_views(self.runtime, options.get("view", "auto"))
+        self.views = draft_views(self.runtime, options.get("view", "auto"), setup.progress)
         self._effort = _effort(options.get("effort", "1"))
         self._efforts = resolve_efforts(self._effort, self.runtime.config)
         self._full = resolve_efforts(1.0, self.runtime.config)
@@ -50,6 +50,10 @@ class ModelDrafter:
         self._vocab_size = min(self.runtime.config.vocab_size, setup.runtime.config.vocab_size)
         self._cache: Cache | None = None
         self._read: list[int] = []  # tokens that the cache holds
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Bytes of the other model's keys and values, of a sequence of at most `capacity` tokens."""
+        return self.runtime.cache_bytes(min(capacity, self.runtime.config.max_context))
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, an end token comes up, or the model's own context is
@@ -92,7 +96,7 @@ class ModelDrafter:
         def ask(tokens: Sequence[int], _effort: float) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
             self._read[cache.length :] = tokens
-            return Ask(self.runtime, Rows(cache, tokens, self._efforts), self.views[0])
+            return Ask(self.runtime, Rows(cache, tokens, self._efforts, logits=shown_rows(tokens)), self.views[0])
 
         return ModelSteps(
             name=self.name,

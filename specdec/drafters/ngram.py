@@ -50,6 +50,9 @@ class NgramDrafter:
         if options["table"]:
             self._table = _table(Path(options["table"]), self._index, setup)
             self._vocab_size = setup.runtime.config.vocab_size
+        self._earlier = (
+            None if setup is None or setup.owner is None else setup.memory.answers.of(setup.owner, self._longest)
+        )
         self._book = ProposalBook(UNTRIED)  # by length of the match that a proposal began with
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
@@ -88,9 +91,17 @@ class NgramDrafter:
         self._index.follow(context.history)
         return self._continuation(context.history[-self._longest :])[1]
 
+    def ended(self, context: DraftContext) -> None:
+        """Keep the answer for the owner's later ones."""
+        if self._earlier is not None:
+            self._earlier.add(context.history, context.prompt_length)
+
     def _continuation(self, suffix: Sequence[int]) -> tuple[int, int]:
         """The next token and the length of the match; (-1, 0) when there is none."""
         own = self._index.continuation(suffix)
+        if self._earlier is not None and own[1] < self._longest:
+            other = self._earlier.continuation(suffix)
+            own = other if other[1] > own[1] else own
         if self._table is None or own[1] == self._longest:
             return own
         other = self._table.continuation(suffix)

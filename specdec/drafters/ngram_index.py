@@ -21,8 +21,13 @@ class NgramIndex:
 
     def follow(self, tokens: Sequence[int]) -> None:
         """Index what `tokens` holds beyond what it held at the last call."""
+        self.add(tokens, self._length)
+        self._length = len(tokens)
+
+    def add(self, tokens: Sequence[int], first: int) -> None:
+        """Index the tokens of a text from number `first` on."""
         best = self._best
-        for end in range(max(self._length, self.shortest), len(tokens)):
+        for end in range(max(first, self.shortest), len(tokens)):
             token, window = tokens[end], tuple(tokens[max(0, end - self.longest) : end])
             for start in range(len(window) - self.shortest + 1):
                 gram = window[start:]
@@ -33,7 +38,6 @@ class NgramIndex:
                     best[gram] = (known[0] + 1, token)
                 else:
                     self._add_other(gram, token, known)
-        self._length = len(tokens)
 
     def _add_other(self, gram: tuple[int, ...], token: int, known: tuple[int, int]) -> None:
         """Count `token` behind `gram`, whose best continuation is another one, `known`."""

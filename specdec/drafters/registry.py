@@ -10,7 +10,8 @@ from specdec.drafters.effort import EarlyExitDrafter, EffortDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.replay import ReplayDrafter
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
 from specdec.registry import Registry
 
 _registry: Registry[Callable[[str, DrafterSetup], Drafter]] = Registry("drafter", "specdec.drafters")
@@ -25,12 +26,25 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
     Raises:
         UnknownNameError: no drafter of that name.
         InvalidArgumentError: the drafter refuses its argument or its setup.
+        PluginError: the drafter cannot be loaded, its constructor fails in another way, or it lacks a member.
     """
     name, _, argument = spec.partition(":")
-    drafter = _registry.get(name)(argument, setup)
-    if not isinstance(drafter, Drafter):
-        raise InvalidArgumentError(f"drafter {name!r} must have properties views and takes_effort and a method draft")
-    return drafter
+    constructor = _registry.get(name)
+    try:
+        drafter = constructor(argument, setup)
+        if isinstance(drafter, Drafter):
+            return drafter
+    except Exception as error:
+        kind: type = type(error)
+        is_named = isinstance(error, SpecdecError) and (kind is not InvalidArgumentError or name in str(error))
+        if is_named or is_from_signal_handler(error):
+            raise
+        if isinstance(error, ValueError):
+            raise InvalidArgumentError(f"drafter {name!r} refuses its argument {argument!r}: {error}") from error
+        raise PluginError.raised(
+            "drafter", name, error, doing="its constructor, which takes (argument, setup)"
+        ) from error
+    raise PluginError("drafter", name, "must have properties views and takes_effort and a method draft")
 
 
 register("chain", ChainDrafter)

@@ -10,6 +10,8 @@ from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.parse import ParseError, parse_json
 
+_MOST_CHARS = 1 << 22
+
 
 class ReplayDrafter:
     """Proposes the tokens of a stored answer, found by their position in the answer; past its end, nothing.
@@ -59,6 +61,10 @@ def _stored_answer(path: Path, setup: DrafterSetup) -> list[int]:
     except ParseError:
         stored = None
     if not isinstance(stored, list):  # a text may well be valid JSON of another kind, such as a number
+        if len(text) > _MOST_CHARS:
+            raise InvalidArgumentError(
+                f"drafter 'replay' takes an answer of at most {_MOST_CHARS} characters, unlike {path}"
+            )
         return encode("replay", path, text, setup.tokenizer)
     size = setup.runtime.config.vocab_size
     for token in stored:

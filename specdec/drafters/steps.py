@@ -39,25 +39,44 @@ class ModelSteps:
 
     def go_on(self, draft: Draft, effort: float, plan: DraftPlan, context: DraftContext, policy: Policy) -> Drafting:
         """Add tokens to `draft`, whose own are in the cache but the last one, until the plan is full, the policy stops,
-        or an end token comes up. `effort` is that of the first step."""
-        pending = draft.tokens[-1] if draft.tokens else context.history[-1]
-        while len(draft.tokens) < plan.num_draft_tokens:
+        or an end token comes up. `effort` is that of the first step. What a grammar leaves no choice about comes
+        without a step, and beyond the plan."""
+        pending, rules = [draft.tokens[-1] if draft.tokens else context.history[-1]], context.rules
+        own = len(draft.tokens)
+        while own < plan.num_draft_tokens:
+            if rules is not None:
+                forced = rules.forced(draft.tokens)
+                draft.add_forced(forced)
+                pending += forced
+                if rules.room(draft.tokens) < 1 or self.cache.length + len(pending) > self.cache.capacity:
+                    break
             context_length = self.cache.length
             effort = self.fixed_effort or effort
-            reply = yield self.ask([pending], effort)
+            reply = yield self.ask(pending, effort)
             start_s = time.perf_counter()
-            logits = reply.result.logits[0]
-            if self.vocab_size is not None:
-                logits = logits[: self.vocab_size]
-            pending = context.sample(logits, len(context.history) + len(draft.tokens))
             draft.bytes_read += reply.result.bytes_read
+            chosen = self._chosen(reply.result.logits[-1], draft, context)
+            if chosen is None:
+                break
+            logits, token = chosen
             seconds = reply.pass_s + time.perf_counter() - start_s
-            signals = self._add(draft, pending, logits, effort, context_length, seconds, context)
-            next_effort = self._next(signals, plan, context, policy, pending)
+            signals = self._add(draft, token, logits, effort, context_length, seconds, context, own)
+            own, pending = own + 1, [token]
+            next_effort = self._next(signals, plan, context, policy, token)
             if next_effort is None:
                 break
             effort = next_effort
         return draft
+
+    def _chosen(self, logits: np.ndarray, draft: Draft, context: DraftContext) -> tuple[np.ndarray, int] | None:
+        """A token, and the logits that it was drawn from; None where the caller's rules let none follow."""
+        if self.vocab_size is not None:
+            logits = logits[: self.vocab_size]
+        position = len(context.history) + len(draft.tokens)
+        if context.rules is None:
+            return logits, context.sample(logits, position)
+        shaped = context.rules.shape(logits, draft.tokens)
+        return None if shaped is None else (shaped, context.rules.draw(shaped, position))
 
     def _add(
         self,
@@ -68,9 +87,10 @@ class ModelSteps:
         context_length: int,
         seconds: float,
         context: DraftContext,
+        index: int,
     ) -> StepSignals:
         signals = StepSignals(
-            index=len(draft.tokens),
+            index=index,
             position=len(context.history) + len(draft.tokens),
             effort=effort,
             context_length=context_length,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from specdec.engine.sampler import Sampler
+from specdec.engine.chooser import Chooser
 
 
 class Verdict(NamedTuple):
@@ -16,16 +16,18 @@ class Verdict(NamedTuple):
     Attributes:
         kept: numbers of the draft tokens kept, from the first on; of a tree, one path.
         bonus_token: the verifier's own token after them.
+        logits: float32 (V,), what it was drawn from.
     """
 
     kept: Sequence[int]
     bonus_token: int
+    logits: np.ndarray
 
 
 def accept(
     draft: Sequence[int],
     logits: np.ndarray,
-    sampler: Sampler,
+    chooser: Chooser,
     *,
     position: int,
     parents: Sequence[int] | None = None,
@@ -43,33 +45,40 @@ def accept(
     Args:
         draft: k token ids.
         logits: float32 (k + 1, V) of the pass over the pending token and the draft.
-        sampler: the sampler that the drafter used.
+        chooser: the one that the drafter used.
         position: absolute position of the first token that this round emits.
         parents: None for a chain, whose first token stands at `position`; else for each token the number of the
             earlier one that it follows, or -1 for the pending token.
-        trusted: draft tokens to keep without a check, where they are reached; empty checks all. The rows after a
-            trusted token have seen it, so what is checked there is checked against the text as it is.
+        trusted: draft tokens to keep without a check, where they are reached and allowed; empty checks all. The rows
+            after a trusted token have seen it, so what is checked there is checked against the text as it is.
     """
     if parents is None:
         for index, drafted in enumerate(draft):
-            if trusted and trusted[index]:
+            path = draft[:index]
+            if trusted and trusted[index] and chooser.allows(logits[index], drafted, path):
                 continue
-            token = sampler(logits[index], position + index)
+            shaped = chooser.shape(logits[index], path)
+            token = chooser.draw(shaped, position + index)
             if token != drafted:
-                return Verdict(range(index), token)
-        return Verdict(range(len(draft)), sampler(logits[len(draft)], position + len(draft)))
+                return Verdict(range(index), token, shaped)
+        shaped = chooser.shape(logits[len(draft)], draft)
+        return Verdict(range(len(draft)), chooser.draw(shaped, position + len(draft)), shaped)
     children: dict[int, list[int]] = {}
     for index, parent in enumerate(parents):
         children.setdefault(parent, []).append(index)
     kept: list[int] = []
     last = -1
     while True:
-        followers = children.get(last, ())
-        found = next((index for index in followers if trusted and trusted[index]), None)
+        followers, row = children.get(last, ()), logits[last + 1]
+        path = [draft[index] for index in kept]
+        found = next(
+            (one for one in followers if trusted and trusted[one] and chooser.allows(row, draft[one], path)), None
+        )
         if found is None:
-            token = sampler(logits[last + 1], position + len(kept))
+            shaped = chooser.shape(row, path)
+            token = chooser.draw(shaped, position + len(kept))
             found = next((index for index in followers if draft[index] == token), None)
             if found is None:
-                return Verdict(kept, token)
+                return Verdict(kept, token, shaped)
         kept.append(found)
         last = found

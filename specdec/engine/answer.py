@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from specdec.engine.prompt_cache import PromptCache
@@ -17,19 +18,26 @@ from specdec.engine.sequence import Sequence
 from specdec.engine.stats import Stats
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.progress import Progress
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
+    from specdec.engine.speculation import Drafting
+    from specdec.runtimes.base import Cache
     from specdec.tokenizers import IncrementalDetokenizer
 
 FINISH_REASONS = {
     "end token": "stop",
     "stop string": "stop",
+    "grammar": "stop",
     "max_tokens": "length",
     "context": "length",
+    "deadline": "length",
     "caller": "interrupted",
 }
+
+READING = "reading the prompt"
 
 
 class Answer:
@@ -41,13 +49,17 @@ class Answer:
         sequence: before its prompt is read.
         max_tokens: most tokens of the answer.
         end_tokens: token ids that end it; they become part of `tokens`, not of the text.
+        stop_tokens: of `end_tokens`, those that the caller's stop strings stand for.
         stops: watches the text.
         detokenizer: turns tokens into text; None leaves the text empty.
         identical_to: what the result says of itself.
-        draft_view: for the statistics.
+        seed: that the tokens are drawn with; None where none matters.
+        has_logprobs: log-probabilities were asked for.
+        drafting: what it drafts with from `start` on; None decodes one token a round.
         trace: gets every round; closed with the answer.
         prompt_cache: gets the sequence's cache at the end.
         lock: held by whoever runs passes; policies of a model are asked under it.
+        progress: told how much of the prompt is read, by whoever runs the passes.
 
     Attributes:
         sequence: None once the answer has ended.
@@ -60,39 +72,95 @@ class Answer:
         *,
         max_tokens: int,
         end_tokens: frozenset[int],
+        stop_tokens: Mapping[int, str],
         stops: StopStrings,
         detokenizer: IncrementalDetokenizer | None,
         identical_to: str,
-        draft_view: str | None = None,
+        seed: int | None = None,
+        has_logprobs: bool = False,
+        drafting: Drafting | None = None,
         trace: TraceWriter | None = None,
         prompt_cache: PromptCache | None = None,
         lock: Turns,
+        progress: Progress | None = None,
     ) -> None:
         self.sequence: Sequence | None = sequence
-        self.stats = Stats(
-            draft_view=draft_view, prompt_tokens=len(sequence.tokens), cached_prompt_tokens=sequence.cache.length
-        )
+        draft_view = None if drafting is None else drafting.offered[0].view
+        self.stats = Stats(draft_view=draft_view, seed=seed, prompt_tokens=len(sequence.tokens))
+        self._prompt_logprobs, self._has_logprobs = sequence.prompt_logprobs, has_logprobs
         self.stopped_by: str | None = None
-        self._speculation = sequence.speculation
+        self._drafting = drafting
         self._prompt_cache, self._trace = prompt_cache, trace
         self._max_tokens, self._end_tokens, self._stops = max_tokens, end_tokens, stops
-        self._detokenizer, self._identical_to = detokenizer, identical_to
+        self._detokenizer, self._identical_to, self._stop_tokens = detokenizer, identical_to, stop_tokens
         self._pieces: list[Piece] = []
-        self._passes = lock
+        self._passes, self._progress = lock, progress
         self._lock = threading.Lock()  # of what `result` reads
         self._summary_error: SpecdecError | None = None
 
-    def read_prompt(self, bytes_read: int, seconds: float) -> None:
-        """Count passes over the prompt."""
+    def worst_bytes(self) -> int:
+        """Most bytes of keys and values that the answer may take, those of its drafters included."""
+        sequence, drafting = self.sequence, self._drafting
+        assert sequence is not None
+        drafts = 0 if drafting is None else drafting.cache_bytes(sequence.limit)
+        return sequence.runtime.cache_bytes(sequence.limit) + drafts
+
+    def start(self, cache: Cache | None = None) -> None:
+        """Get ready for the first pass; for whoever holds the lock.
+
+        Args:
+            cache: holds a beginning of the prompt; None leaves the sequence its own.
+        """
+        sequence = self.sequence
+        assert sequence is not None
+        if cache is not None:
+            sequence.cache = cache
+            self.stats.cached_prompt_tokens = cache.length
+        if self._drafting is not None:
+            sequence.speculation = self._drafting.begin(sequence, self._end_tokens)
+        self._tell(sequence)
+
+    def expire(self) -> Piece:
+        """End the answer here because its time is over; the piece holds the text that was held back."""
+        text = ""
+        if self._detokenizer is not None:
+            text = self._stops.feed(self._detokenizer.finish()) + self._stops.flush()
+        piece = Piece(text, [])
+        with self._lock:
+            self._pieces.append(piece)
+            self.stopped_by = "stop string" if self._stops.found is not None else "deadline"
+        return piece
+
+    def read_prompt(self, bytes_read: int, seconds: float) -> Piece | None:
+        """Count a pass over the prompt. Where nothing is to follow, the empty piece that ends the answer."""
         self.stats.prefill_bytes_read += bytes_read
         self.stats.prefill_s += seconds
+        if self.sequence is not None:
+            self._tell(self.sequence)
+        if self.sequence is None or self.sequence.unread or not self.sequence.reads_only:
+            return None
+        with self._lock:
+            self.stopped_by = "max_tokens"
+            self._pieces.append(Piece("", []))
+        return self._pieces[-1]
+
+    def _tell(self, sequence: Sequence) -> None:
+        """Say how much of the prompt is read, where any of it had to be."""
+        if self._progress is None:
+            return
+        total = self.stats.prompt_tokens - (not sequence.reads_only)  # else the first round reads the last token
+        if self.stats.cached_prompt_tokens < total:
+            self._progress(READING, total - sequence.unread, total)
 
     def take(self, done: Round) -> Piece:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
         assert self.sequence is not None
         start_s = time.perf_counter()
-        piece, stopped_by = self._read(done.tokens, room=self.sequence.limit - done.position)
+        piece, stopped_by = self._read(
+            done.tokens, room=self.sequence.limit - done.position, complete_at=done.complete_at
+        )
         piece.origins.extend(done.origins[: len(piece.tokens)])
+        piece.logprobs.extend(done.logprobs[: len(piece.tokens)])
         if self._trace is not None:
             self._trace.write(self.stats.rounds, done, piece)
         with self._lock:
@@ -105,9 +173,11 @@ class Answer:
     def close(self) -> None:
         """End the answer here, hand its cache on and close its trace; more than once does no harm."""
         sequence, self.sequence = self.sequence, None
+        self._drafting = None  # drafters hold keys and values, too
         if sequence is not None:
             sequence.rewind()
-            self._sum_up()
+            self._sum_up(sequence)
+            self._end_drafting(sequence)
             if self._prompt_cache is not None:
                 self._prompt_cache.keep(sequence.runtime, sequence.tokens, sequence.cache, efforts=sequence.efforts)
         trace, self._trace = self._trace, None
@@ -122,7 +192,8 @@ class Answer:
         """
         if self.sequence is not None:
             with self._passes:
-                self._sum_up()
+                if (sequence := self.sequence) is not None:
+                    self._sum_up(sequence)
         if self._summary_error is not None:
             raise self._summary_error
         with self._lock:
@@ -130,29 +201,45 @@ class Answer:
             identical_to = self._identical_to
             if self.stats.trusted:
                 identical_to = f"nothing (trusted {self.stats.trusted} tokens)"
+            tokens = [token for piece in self._pieces for token in piece.tokens]
+            stop_token = self._stop_tokens.get(tokens[-1]) if stopped_by == "end token" else None
+            logprobs = [one for piece in self._pieces for one in piece.logprobs]
             return Result(
                 text="".join(piece.text for piece in self._pieces),
-                tokens=[token for piece in self._pieces for token in piece.tokens],
+                tokens=tokens,
+                seed=self.stats.seed,
+                logprobs=logprobs if self._has_logprobs else None,
+                prompt_logprobs=None if self._prompt_logprobs is None else list(self._prompt_logprobs),
                 finish_reason=FINISH_REASONS[stopped_by],
                 stopped_by=stopped_by,
+                stop_string=self._stops.found or stop_token,
                 stats=copy.deepcopy(self.stats),
                 identical_to=identical_to,
             )
 
-    def _sum_up(self) -> None:
-        """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
-        if self._speculation is not None:
+    def _end_drafting(self, sequence: Sequence) -> None:
+        """Let drafters keep the answer; an error waits as in `_sum_up`."""
+        if sequence.speculation is not None:
             try:
-                self.stats.policy = self._speculation.sum_up()
+                sequence.speculation.end()
             except SpecdecError as error:
                 self._summary_error = error
 
-    def _read(self, run: list[int], *, room: int) -> tuple[Piece, str | None]:
+    def _sum_up(self, sequence: Sequence) -> None:
+        """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
+        if sequence.speculation is not None:
+            try:
+                self.stats.policy = sequence.speculation.sum_up()
+            except SpecdecError as error:
+                self._summary_error = error
+
+    def _read(self, run: list[int], *, room: int, complete_at: int | None) -> tuple[Piece, str | None]:
         """The piece that a round's tokens make, cut where the answer ends, and what ended it.
 
         Args:
             run: the round's tokens.
             room: how many of them fit before the sequence's limit.
+            complete_at: after how many of them the answer's grammar has come to its end; None while it has not.
         """
         parts: list[str] = []
         stopped_by = None
@@ -162,6 +249,8 @@ class Answer:
                 stopped_by = "end token"
             elif self._stops.found is not None:
                 stopped_by = "stop string"
+            elif count == complete_at:
+                stopped_by = "grammar"
             elif self.stats.emitted + count == self._max_tokens:
                 stopped_by = "max_tokens"
             elif count == room:

@@ -1,23 +1,29 @@
-"""Many answers of one model at once: `Batch` takes requests at any time from any thread, and `generate_all` a list."""
+"""Many answers of one model at once: `Batch` takes requests at any time, from any thread.
+
+Who runs and who waits is in `admission`, the rounds in `scheduler`; what a caller reads is in `ticket`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
-import queue
+import math
+import numbers
 import threading
-import weakref
-from collections.abc import Callable
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from specdec.engine.answer import Answer
+from specdec.engine.admission import Admission
 from specdec.engine.generation import Generation
-from specdec.engine.result import Piece, Result
+from specdec.engine.result import Piece
 from specdec.engine.scheduler import Event, Scheduler
-from specdec.errors import SpecdecError
-from specdec.runtimes.base import MAX_SEQUENCES
+from specdec.engine.status import BatchStatus, Rates
+from specdec.engine.ticket import Reading, Ticket, wake
+from specdec.engine.together import apply
+from specdec.errors import InvalidArgumentError, QueueFullError, SpecdecError
+from specdec.progress import Progress
+from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -26,136 +32,8 @@ if TYPE_CHECKING:
     from specdec.engine.prompt import Prompt
     from specdec.model.loaded import Model
 
-
-def apply(event: Event, answer: Answer) -> Piece | None:
-    """Take what a step did for an answer's sequence; the piece, if the step ended a round.
-
-    Raises:
-        Exception: the event's error, or what the answer's text or trace runs into.
-    """
-    if event.error is not None:
-        raise event.error
-    if event.done is None:
-        answer.read_prompt(event.bytes_read, event.seconds)
-        return None
-    return answer.take(event.done)
-
-
-def generate_all(model: Model, answers: list[Answer]) -> list[Result]:
-    """Run answers to their ends in this thread. When one fails or the caller interrupts, all are closed.
-
-    Raises:
-        Exception: of the first answer that fails.
-    """
-    scheduler = Scheduler(model.runtime)
-    open_answers: dict[int, Answer] = {}
-    try:
-        for answer in answers:
-            assert answer.sequence is not None
-            scheduler.add(answer.sequence)
-            open_answers[id(answer.sequence)] = answer
-        while open_answers:
-            with model.lock:
-                for event in scheduler.step():
-                    answer = open_answers[id(event.sequence)]
-                    apply(event, answer)
-                    if answer.stopped_by is not None:
-                        scheduler.remove(event.sequence)
-                        del open_answers[id(event.sequence)]
-                        answer.close()
-        return [answer.result() for answer in answers]
-    finally:
-        for answer in answers:
-            answer.close()
-
-
-class _Ticket:
-    """An answer whose passes a batch runs, and the queue of what it has said; the batch's own."""
-
-    def __init__(self, answer: Answer) -> None:
-        assert answer.sequence is not None
-        self.answer, self.sequence = answer, answer.sequence
-        self.arrived: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
-        self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self.lock = threading.Lock()  # of `waiter`
-
-    def put(self, item: Piece | BaseException | None) -> None:
-        """Hand over a piece, an error, or None at the end."""
-        self.arrived.put(item)
-        with self.lock:
-            waiter = self.waiter
-        if waiter is not None:
-            loop, arrived = waiter
-            with contextlib.suppress(RuntimeError):  # the reader's loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(arrived.set)
-
-
-class _Reading(Generation):
-    """What the caller holds of a ticket. Dropping it ends the answer, as closing it does."""
-
-    def __init__(self, ticket: _Ticket, cancel: Callable[[_Ticket], None]) -> None:
-        super().__init__(ticket.answer)
-        self._ticket, self._reading, self._is_over = ticket, threading.Lock(), False
-        self._end = weakref.finalize(self, cancel, ticket)
-        self._end.atexit = False
-
-    def __next__(self) -> Piece:
-        self._begin()
-        try:
-            if self._is_over:
-                raise StopIteration
-            piece = self._checked(self._ticket.arrived.get())
-        finally:
-            self._reading.release()
-        if piece is None:
-            raise StopIteration
-        return piece
-
-    async def __anext__(self) -> Piece:
-        self._begin()
-        try:
-            piece = None if self._is_over else self._checked(await self._arrival())
-        finally:
-            self._reading.release()
-        if piece is None:
-            raise StopAsyncIteration
-        return piece
-
-    def close(self) -> None:
-        """End the answer at the next pass boundary; more than once does no harm."""
-        self._end()
-
-    def _begin(self) -> None:
-        if not self._reading.acquire(blocking=False):
-            raise SpecdecError("another reader is reading this answer: one at a time may iterate over it")
-
-    async def _arrival(self) -> Piece | BaseException | None:
-        ticket, arrived = self._ticket, asyncio.Event()
-        with ticket.lock:
-            ticket.waiter = asyncio.get_running_loop(), arrived
-        try:
-            while True:
-                try:
-                    return ticket.arrived.get_nowait()
-                except queue.Empty:
-                    await arrived.wait()
-                    arrived.clear()
-        finally:
-            with ticket.lock:
-                ticket.waiter = None
-
-    def _checked(self, item: Piece | BaseException | None) -> Piece | None:
-        """A piece; None at the end.
-
-        Raises:
-            BaseException: what ended the answer.
-        """
-        if isinstance(item, Piece):
-            return item
-        self._is_over = True
-        if item is not None:
-            raise item
-        return None
+_STATUS_S = 0.25  # seconds after which a status is renewed
+_BYTES = 1 << 30  # of keys and values, where the caller names no bound and the system does not say what is free
 
 
 class Batch:
@@ -165,59 +43,129 @@ class Batch:
     for`, while others are read elsewhere. Each answer has the tokens that it would have alone. A thread of the batch's
     own runs the passes; it ends with `close`, or with the `with` block.
 
+    Texts of earlier answers and of those under way are not read again where a new prompt begins like them, as far as
+    `cache_bytes` allows. `Model.prompt_cache` has no part in it.
+
     Args:
         model: from `specdec.load`. Other generations of it may run meanwhile; rounds take turns.
         max_sequences: most answers that grow together; others wait for their turn, first come, first served.
+        max_rows: most rows of a pass, of prompts and of answers.
+        cache_bytes: most bytes of keys and values, of answers and of kept texts together. A request waits until its
+            worst case fits. None allows half of the memory that is free now.
+        queue: most requests that wait; None for any number.
 
     Raises:
-        InvalidArgumentError: `max_sequences` is out of range.
+        InvalidArgumentError: a number is out of range.
     """
 
-    def __init__(self, model: Model, *, max_sequences: int = MAX_SEQUENCES) -> None:
-        self._model = model
-        self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences)
-        self._tickets: dict[int, _Ticket] = {}  # by id of the sequence; the thread's own
+    def __init__(
+        self,
+        model: Model,
+        *,
+        max_sequences: int = MAX_SEQUENCES,
+        max_rows: int = MAX_PASS_ROWS,
+        cache_bytes: int | None = None,
+        queue: int | None = None,
+    ) -> None:
+        if cache_bytes is None:
+            cache_bytes = _half_of_memory()
+        _check_whole("cache_bytes", cache_bytes, 1, "bytes")
+        if queue is not None:
+            _check_whole("queue", queue, 0, "requests")
+        self._model, self._queue, self._max_sequences = model, queue, max_sequences
+        self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows)
+        self._admission = Admission(max_sequences=max_sequences, cache_bytes=cache_bytes)
+        self._rates = Rates()
+        self._tickets: dict[int, Ticket] = {}  # by id of the sequence; the thread's own, as the next
+        self._handed: list[Ticket] = []  # that something was handed to, and whose readers do not know
         self._changed = threading.Condition()  # of the fields below
-        self._new: list[_Ticket] = []
-        self._cancelled: list[_Ticket] = []
-        self._is_closing = False
+        self._new: list[Ticket] = []
+        self._cancelled: list[Ticket] = []
+        self._places, self._bytes = max_sequences, cache_bytes  # that are free, as far as the thread has said
+        self._tokens_left = 0  # of the running answer that is nearest to its end
+        self._waiting = 0  # requests that had to wait when they came, or have waited since
+        self._is_closing = self._is_finishing = self._has_ended = False
+        self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._status, self._told_s = self._look(), 0.0
 
-    def submit(self, prompt: Prompt, **options: Unpack[OptionArguments]) -> Generation:
-        """Begin an answer; arguments, errors and warnings are those of `specdec.stream`.
+    def submit(
+        self,
+        prompt: Prompt,
+        *,
+        owner: str = "",
+        deadline_s: float | None = None,
+        progress: Progress | None = None,
+        **options: Unpack[OptionArguments],
+    ) -> Generation:
+        """Begin an answer; the other arguments, errors and warnings are those of `specdec.stream`.
+
+        Args:
+            prompt: text, token ids, or chat messages.
+            owner: only requests of equal owners share what was read of prompts and answers, and drafts from answers.
+            deadline_s: seconds from now after which the answer ends at the next pass boundary, waiting included, with
+                `stopped_by` "deadline" and the `finish_reason` "length".
+            progress: see `specdec.stream`; the batch's thread calls it as the prompt is read.
+            options: see `specdec.Options`.
 
         Raises:
-            SpecdecError: the batch is closed.
+            QueueFullError: as many requests wait as may.
+            ContextLengthError: the prompt leaves no room in the model's context.
+            InvalidArgumentError: an argument is out of range, or the request can never fit into `cache_bytes`.
+            SpecdecError: the batch is closed, or its thread has failed.
         """
-        from specdec.engine.begin import begin
+        from specdec.engine.begin import ask
 
+        if not isinstance(owner, str):
+            raise InvalidArgumentError(f"owner must be text, not {owner!r}")
+        if deadline_s is not None and not (_is_number(deadline_s) and deadline_s > 0):
+            raise InvalidArgumentError(f"deadline_s must be a number of seconds above 0, not {deadline_s!r}")
         with self._changed:
             self._check_open()
-        ticket = _Ticket(begin(self._model, prompt, options, caller="submit"))
-        with self._changed:
-            try:
+            if self._is_full and (self._waiting or not self._places):  # whatever the request is
+                raise QueueFullError(self._waiting, self._seconds_to_room())
+        answer = ask(self._model, prompt, options, caller="submit", owner=owner, progress=progress)
+        ticket = Ticket(answer, owner=owner, deadline_s=deadline_s)
+        try:
+            ticket.worst_bytes = self._admission.worst_bytes(ticket)
+            with self._changed:
                 self._check_open()
-            except SpecdecError:
-                ticket.answer.close()
-                raise
-            self._new.append(ticket)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="specdec batch", daemon=True)
-                self._thread.start()
-                # A thread in the middle of a pass must not outlive the interpreter.
-                atexit.register(self.close)
-            self._changed.notify()
-        return _Reading(ticket, self._cancel)
+                self._enqueue(ticket)
+        except BaseException:
+            ticket.answer.close()
+            raise
+        return Reading(ticket, self._cancel)
 
-    def close(self) -> None:
-        """End all answers at the next pass boundary, and wait for the thread; more than once does no harm."""
+    def status(self) -> BatchStatus:
+        """What the batch is doing, as of the last pass."""
+        return self._status
+
+    def close(self, *, finish: bool = False, timeout_s: float | None = None) -> None:
+        """Refuse new requests, end the answers and wait for the thread; more than once does no harm.
+
+        Args:
+            finish: let the answers that run or wait come to their ends; False ends them at the next pass boundary.
+            timeout_s: seconds after which those that have not ended are ended; None waits as long as it takes.
+
+        Raises:
+            InvalidArgumentError: `timeout_s` is not a number of at least 0.
+        """
+        if timeout_s is not None and not (_is_number(timeout_s) and timeout_s >= 0):
+            raise InvalidArgumentError(f"timeout_s must be a number of seconds of at least 0, not {timeout_s!r}")
         with self._changed:
             self._is_closing = True
+            self._is_finishing = finish
             self._changed.notify()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
-            atexit.unregister(self.close)
+        if thread is None or thread is threading.current_thread():
+            return
+        if finish:
+            thread.join(timeout_s)
+            with self._changed:
+                self._is_finishing = False
+                self._changed.notify()
+        thread.join()
+        atexit.unregister(self.close)
 
     def __enter__(self) -> Batch:
         return self
@@ -227,16 +175,65 @@ class Batch:
     ) -> None:
         self.close()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the batch's thread before `close`, if anything did: no request is answered after that."""
+        return self._failure
+
     def __len__(self) -> int:
         """Answers that grow or wait."""
         return len(self._tickets) + len(self._new)
 
     def _check_open(self) -> None:
+        if self._failure is not None:
+            kind = type(self._failure).__name__
+            raise SpecdecError(
+                f"this batch has ended, because its thread failed: {kind}: {self._failure}; make another one"
+            ) from self._failure
         if self._is_closing:
             raise SpecdecError("this batch is closed: make another one")
 
-    def _cancel(self, ticket: _Ticket) -> None:
+    @property
+    def _is_full(self) -> bool:
+        """Whether no more requests may wait."""
+        return self._queue is not None and self._waiting >= self._queue
+
+    def _fits(self, ticket: Ticket) -> bool:
+        """Whether a new request need not wait."""
+        return not self._waiting and self._places > 0 and ticket.worst_bytes <= self._bytes
+
+    def _count(self, ticket: Ticket) -> None:
+        """Take the room of a new request, or let it wait."""
+        if self._fits(ticket):
+            self._places -= 1
+            self._bytes -= ticket.worst_bytes
+        else:
+            self._waiting += 1
+
+    def _enqueue(self, ticket: Ticket) -> None:
+        """Hand a request to the thread.
+
+        Raises:
+            QueueFullError: it would have to wait, and too many do.
+        """
+        if self._is_full and not self._fits(ticket):
+            raise QueueFullError(self._waiting, self._seconds_to_room())
+        self._count(ticket)
+        self._new.append(ticket)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="specdec batch", daemon=True)
+            self._thread.start()
+            # A thread in the middle of a pass must not outlive the interpreter.
+            atexit.register(self.close)
+        self._changed.notify()
+
+    def _seconds_to_room(self) -> float:
+        return self._rates.seconds_to_next_end(self._tokens_left, self._status.running)
+
+    def _cancel(self, ticket: Ticket) -> None:
         with self._changed:
+            if self._has_ended:
+                return
             self._cancelled.append(ticket)
             self._changed.notify()
 
@@ -245,57 +242,157 @@ class Batch:
         try:
             while self._take():
                 with self._model.lock:
-                    events = self._scheduler.step()
-                    for event in events:
-                        self._deliver(event)
+                    self._let_out()
+                    self._start()
+                    self._step()
+                self._tell()
+                self._wake()
         except BaseException as error:  # nothing may leave readers waiting
             self._end(error)
             raise
         self._end(None)
 
     def _take(self) -> bool:
-        """Let new requests in and cancelled ones out, waiting while there is nothing to do; False at the end."""
+        """Take new requests, waiting while there is nothing to do; False at the end."""
         with self._changed:
             while not (self._is_closing or self._new or self._cancelled or self._tickets):
                 self._changed.wait()
             new, self._new = self._new, []
-            cancelled, self._cancelled = self._cancelled, []
-            closing = self._is_closing
+            goes_on = not self._is_closing or (self._is_finishing and bool(new or self._tickets))
         for ticket in new:
-            self._tickets[id(ticket.sequence)] = ticket
-            self._scheduler.add(ticket.sequence)
+            self._tickets[ticket.number] = ticket
+            self._admission.join(ticket)
+        return goes_on
+
+    def _let_out(self) -> None:
+        """End answers that nobody reads any more, and those whose time is over."""
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, []
         for ticket in cancelled:
             self._finish(ticket, None)
-        return not closing
+        now_s = time.monotonic()
+        for ticket in list(self._tickets.values()):
+            if ticket.ends_at_s is not None and now_s >= ticket.ends_at_s:
+                self._put(ticket, ticket.answer.expire())
+                self._finish(ticket, None)
 
-    def _deliver(self, event: Event) -> None:
+    def _start(self) -> None:
+        """Let in who may run, and begin their prompts."""
+        while (start := self._admission.next()) is not None:
+            try:
+                start.ticket.answer.start(start.cache)
+            except Exception as error:
+                self._finish(start.ticket, error)
+            else:
+                self._scheduler.add(start.ticket.sequence)
+
+    def _step(self) -> None:
+        start_s, tokens = time.perf_counter(), 0
+        for event in self._scheduler.step():
+            tokens += self._deliver(event)
+        self._rates.worked(time.perf_counter() - start_s, tokens)
+
+    def _deliver(self, event: Event) -> int:
+        """Hand out what a step did for a sequence; returns the number of tokens."""
         ticket = self._tickets[id(event.sequence)]
         try:
             piece = apply(event, ticket.answer)
         except Exception as error:
             self._finish(ticket, error)
-            return
+            return 0
         if piece is not None:
-            ticket.put(piece)
+            self._put(ticket, piece)
         if ticket.answer.stopped_by is not None:
             self._finish(ticket, None)
+        return 0 if piece is None else len(piece.tokens)
 
-    def _finish(self, ticket: _Ticket, error: BaseException | None) -> None:
-        if self._tickets.pop(id(ticket.sequence), None) is None:
-            return  # ended already
+    def _finish(self, ticket: Ticket, error: BaseException | None) -> None:
+        if self._tickets.get(ticket.number) is not ticket:
+            return  # ended already, and another sequence may have its number now
+        del self._tickets[ticket.number]
         self._scheduler.remove(ticket.sequence)
+        self._rates.end()
         try:
             ticket.answer.close()
         except SpecdecError as problem:  # the trace cannot be written
             error = error or problem
-        ticket.put(error)
+        finally:
+            self._put(ticket, error)
+            self._admission.leave(ticket)
+            ticket.drop()
+
+    def _put(self, ticket: Ticket, item: Piece | BaseException | None) -> None:
+        """Hand something over; `_wake` comes later."""
+        ticket.put(item)
+        self._handed.append(ticket)
+
+    def _wake(self) -> None:
+        """Tell those who await what was handed over, all at once: it takes system calls."""
+        handed, self._handed = self._handed, []
+        wake(handed)
+
+    def _tell(self) -> None:
+        """Say what the batch is doing and how much room there is, now and then or when that has changed."""
+        admission, now_s = self._admission, time.monotonic()
+        if not admission.has_changed and now_s < self._told_s + _STATUS_S:
+            return
+        admission.has_changed, self._told_s = False, now_s
+        status = self._look()
+        sequences = [ticket.sequence for ticket in admission.running]
+        self._tokens_left = min((one.limit - len(one.tokens) for one in sequences), default=0)
+        with self._changed:
+            self._waiting, self._places = len(admission.waiting), self._max_sequences - len(admission.running)
+            self._bytes = admission.cache_bytes - status.cache_bytes_reserved
+            for ticket in self._new:
+                self._count(ticket)
+            self._status = status
+
+    def _look(self) -> BatchStatus:
+        admission, rates = self._admission, self._rates
+        running = len(admission.running)
+        return BatchStatus(
+            running=running,
+            waiting=len(admission.waiting),
+            max_sequences=self._max_sequences,
+            queue=self._queue,
+            cache_bytes=admission.cache_bytes,
+            cache_bytes_used=admission.used_bytes(),
+            cache_bytes_reserved=admission.reserved_bytes(),
+            kept_texts=len(admission.texts),
+            prompt_tokens=admission.prompt_tokens,
+            cached_prompt_tokens=admission.cached_prompt_tokens,
+            generated_tokens=rates.tokens,
+            ended=rates.ended,
+            tok_per_s=rates.tok_per_s if running else 0.0,
+        )
 
     def _end(self, error: BaseException | None) -> None:
         with self._changed:
-            self._is_closing = True
+            self._is_closing = self._has_ended = True
+            self._failure = error
             left, self._new = self._new, []
-        for ticket in left:
-            ticket.answer.close()
-            ticket.put(error)
-        for ticket in list(self._tickets.values()):
-            self._finish(ticket, error)
+        with self._model.lock:
+            for ticket in left:
+                ticket.answer.close()
+                self._put(ticket, error)
+            for ticket in list(self._tickets.values()):
+                with contextlib.suppress(Exception):  # its reader knows, and there are others
+                    self._finish(ticket, error)
+        self._wake()
+
+
+def _half_of_memory() -> int:
+    """Bytes of keys and values where the caller names no bound."""
+    from specdec.runtimes.memory import available_bytes
+
+    free = available_bytes()
+    return _BYTES if free is None else max(1, free // 2)
+
+
+def _check_whole(name: str, value: object, least: int, unit: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgumentError(f"{name} must be a whole number of {unit} of at least {least}, not {value!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -5,37 +5,76 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from specdec.engine.answer import Answer
+from specdec.engine.chooser import Rules
 from specdec.engine.efforts import describe_target
 from specdec.engine.options import OptionArguments, Options, options_of
 from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
+from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.sampler import Sampler
 from specdec.engine.sequence import Sequence
-from specdec.engine.speculation import make_speculation
+from specdec.engine.speculation import choose_drafting
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, OptionError
 from specdec.model.effort import resolve_efforts
+from specdec.progress import Progress, check_progress
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
     from specdec.tokenizers import Tokenizer
 
 
-def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str) -> Answer:
-    """An answer before its first pass. Arguments are checked here; nothing runs but what measures the machine's costs.
+def begin(
+    model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str, progress: Progress | None = None
+) -> Answer:
+    """An answer before its first pass. Arguments are checked here; nothing runs but what builds draft views and
+    measures the machine's costs.
 
     Args:
         model: from `specdec.load`.
         prompt: text, token ids, or chat messages.
         arguments: see `Options`.
         caller: name of the function that the arguments were given to.
+        progress: told of draft views that are built, and of the prompt as it is read.
 
     Raises:
         InvalidArgumentError: an argument is out of range or contradicts another one, or the prompt does not fit.
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
-    options = options_of(arguments, caller)
+    answer = ask(model, prompt, arguments, caller=caller, progress=progress, prompt_cache=model.prompt_cache)
+    sequence, kept = answer.sequence, model.prompt_cache
+    assert sequence is not None
+    try:
+        with model.lock:
+            cache = None
+            if kept is not None and sequence.prompt_logprobs is None:  # what was read before has left no logits
+                cache = kept.take(model.runtime, sequence.tokens, efforts=sequence.efforts, capacity=sequence.limit)
+            answer.start(cache)
+    except BaseException:
+        answer.close()
+        raise
+    return answer
+
+
+def ask(
+    model: Model,
+    prompt: Prompt,
+    arguments: OptionArguments,
+    *,
+    caller: str,
+    owner: str | None = None,
+    progress: Progress | None = None,
+    prompt_cache: PromptCache | None = None,
+) -> Answer:
+    """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
+    draft view has yet to be made ready.
+
+    Arguments and errors are those of `begin`. Drafters learn from earlier answers of `owner`, and keep this one for its
+    later ones; None for neither. `prompt_cache` gets the keys and values at the answer's end.
+    """
+    check_progress(progress)
+    options = options_of(arguments, caller).seeded()
     encoded = encode_prompt(
         prompt,
         model.tokenizer,
@@ -43,33 +82,60 @@ def begin(model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: s
         chat=options.chat,
         literal=options.literal,
         variables=options.chat_template_kwargs,
+        max_tokens=options.max_tokens,
     )
-    with model.lock:
-        return _prepared(model, encoded, options)
-
-
-def _prepared(model: Model, prompt: EncodedPrompt, options: Options) -> Answer:
-    config, tokenizer, kept = model.config, model.tokenizer, model.prompt_cache
-    end_tokens, stops = _end_conditions(tokenizer, tuple(options.stop))
-    limit = min(len(prompt.ids) + options.max_tokens, config.max_context)
-    efforts = resolve_efforts(options.verify_effort, config)
-    taken = None if kept is None else kept.take(model.runtime, prompt.ids, efforts=efforts, capacity=limit)
+    config, tokenizer = model.config, model.tokenizer
+    stop_tokens, stops = _stops(tokenizer, tuple(options.stop))
+    end_tokens = (frozenset() if tokenizer is None else tokenizer.eos_ids) | stop_tokens.keys()
     sequence = Sequence(
-        model.runtime, prompt.ids, limit=limit, efforts=efforts, sampler=Sampler(options.sampling), cache=taken
+        model.runtime,
+        encoded.ids,
+        limit=min(len(encoded.ids) + options.max_tokens, config.max_context),
+        efforts=resolve_efforts(options.verify_effort, config),
+        sampler=Sampler(options.sampling),
+        rules=_rules(model, encoded, options),
+        logprobs=options.logprobs,
+        prompt_logprobs=options.prompt_logprobs,
+        reads_only=options.max_tokens == 0,
     )
-    if options.speculate:
-        sequence.speculation = make_speculation(model, sequence, options, end_tokens)
     return Answer(
         sequence,
         max_tokens=options.max_tokens,
         end_tokens=end_tokens,
+        stop_tokens=stop_tokens,
         stops=stops,
-        detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=prompt.continues),
+        detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=encoded.continues),
         identical_to=_identical_to(model, options),
-        draft_view=None if sequence.speculation is None else sequence.speculation.options[0].view,
+        seed=options.seed,
+        has_logprobs=options.logprobs is not None,
+        drafting=choose_drafting(model, options, owner=owner, progress=progress)
+        if options.speculate and options.max_tokens
+        else None,
         trace=None if options.trace is None else TraceWriter(options.trace),
-        prompt_cache=kept,
+        prompt_cache=prompt_cache,
         lock=model.lock,
+        progress=progress,
+    )
+
+
+def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
+    """What the options ask of the tokens, beside how they are drawn.
+
+    Raises:
+        OptionError: a bias for a token that the model does not have, or a grammar that cannot be used.
+    """
+    size = model.config.vocab_size
+    for token in options.biases:
+        if token >= size:
+            raise OptionError("logit_bias", f"must have token ids from 0 to {size - 1} for this model, not {token}")
+    asked, constraint = options.asked_grammar, None
+    if asked is not None:
+        constraint = model.memory.grammars.constraint(asked, model.tokenizer, size, continues=prompt.continues)
+    return Rules(
+        bias=options.biases,
+        penalties=options.penalties,
+        processors=tuple(options.logits_processors),
+        constraint=constraint,
     )
 
 
@@ -81,8 +147,8 @@ def _identical_to(model: Model, options: Options) -> str:
     return target
 
 
-def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tuple[frozenset[int], StopStrings]:
-    """Ids that end an answer, and a watch for the other stop strings.
+def _stops(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tuple[dict[int, str], StopStrings]:
+    """Stop strings that are control tokens, by id, and a watch for the others.
 
     A stop string that is a single control token, such as "<|im_end|>", never shows up in the text: its id ends the
     answer instead. One with control tokens among its text is looked for in the text with them.
@@ -90,10 +156,9 @@ def _end_conditions(tokenizer: Tokenizer | None, stops: tuple[str, ...]) -> tupl
     if tokenizer is None:
         if stops:
             raise InvalidArgumentError("this model has no tokenizer: stop strings need one")
-        return frozenset(), StopStrings()
+        return {}, StopStrings()
     controls = {stop: tokenizer.control_id(stop) for stop in stops}
     names = tokenizer.control_names
     mixed = [stop for stop in stops if controls[stop] is None and any(name in stop for name in names)]
     texts = [stop for stop in stops if controls[stop] is None and stop not in mixed]
-    end_tokens = tokenizer.eos_ids | {token for token in controls.values() if token is not None}
-    return end_tokens, StopStrings(texts, mixed)
+    return {token: stop for stop, token in controls.items() if token is not None}, StopStrings(texts, mixed)

@@ -22,18 +22,30 @@ def never() -> bool:
     return False
 
 
-def read_prompt(sequence: Sequence, *, stopped: Callable[[], bool] = never) -> int:
+def read_prompt(
+    sequence: Sequence, *, stopped: Callable[[], bool] = never, passed: Callable[[int, float], None] | None = None
+) -> int:
     """Read what is left of the prompt, the same passes with and without speculation; returns the bytes read.
+
+    Args:
+        sequence: whose prompt.
+        stopped: whether the caller does not want the answer any more.
+        passed: called after every pass with the bytes that it read and its seconds.
 
     Raises:
         Stopped: `stopped` said so between two passes.
     """
-    bytes_read = 0
+    total = 0
     while sequence.unread:
         if stopped():
             raise Stopped
-        bytes_read += sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0].bytes_read
-    return bytes_read
+        start_s = time.perf_counter()
+        result = sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0]
+        sequence.note_prompt(result)
+        total += result.bytes_read
+        if passed is not None:
+            passed(result.bytes_read, time.perf_counter() - start_s)
+    return total
 
 
 def step(sequence: Sequence, *, stopped: Callable[[], bool] = never) -> Round:
@@ -62,7 +74,13 @@ def _proposed(sequence: Sequence, stopped: Callable[[], bool]) -> Rows:
         while True:
             if stopped():
                 raise Stopped
-            ask = proposal.send(answer(ask))
+            try:
+                reply = answer(ask)
+            except Exception as error:
+                if (named := sequence.refused(error)) is error:
+                    raise
+                raise named from error
+            ask = proposal.send(reply)
     except StopIteration as stop:
         rows: Rows = stop.value
         return rows

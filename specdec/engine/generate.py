@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Unpack, overload
 
-from specdec.engine.batch import generate_all
 from specdec.engine.begin import begin
 from specdec.engine.generation import Generation, Stream
 from specdec.engine.options import OptionArguments
 from specdec.engine.prompt import Prompt
 from specdec.engine.result import Result
+from specdec.engine.together import generate_all
 from specdec.errors import InvalidArgumentError
+from specdec.progress import Progress, Summed, check_progress
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
 
-def stream(model: Model, prompt: Prompt, **options: Unpack[OptionArguments]) -> Generation:
+def stream(
+    model: Model, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[OptionArguments]
+) -> Generation:
     """Begin an answer; iterate over what comes back for its pieces, with `piece.text` and `piece.tokens`.
 
     The tokens are those of plain decoding at `verify_effort` with the same sampling options, whatever the draft options
@@ -26,6 +29,9 @@ def stream(model: Model, prompt: Prompt, **options: Unpack[OptionArguments]) -> 
     Args:
         model: from `specdec.load`.
         prompt: text, token ids, or chat messages (mappings with "role" and "content").
+        progress: called as `progress(stage, done, total)`: while a draft view is built ("building draft view int4",
+            in matrices), and between passes over the prompt ("reading the prompt", in tokens). The first call of a
+            stage announces it, the one with `done == total` ends it. What it raises ends the answer.
         options: see `specdec.Options`, which describes each and its default.
 
     Raises:
@@ -36,17 +42,23 @@ def stream(model: Model, prompt: Prompt, **options: Unpack[OptionArguments]) -> 
     Warns:
         UserWarning: drafting at a higher effort than verification.
     """
-    return Stream(begin(model, prompt, options, caller="stream"), model.lock)
+    return Stream(begin(model, prompt, options, caller="stream", progress=progress), model.lock)
 
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a text is a sequence of texts, too
-    model: Model, prompt: Prompt, **options: Unpack[OptionArguments]
+    model: Model, prompt: Prompt, *, progress: Progress | None = None, **options: Unpack[OptionArguments]
 ) -> Result: ...
 @overload
-def generate(model: Model, prompt: Sequence[Prompt], **options: Unpack[OptionArguments]) -> list[Result]: ...
 def generate(
-    model: Model, prompt: Prompt | Sequence[Prompt], **options: Unpack[OptionArguments]
+    model: Model, prompt: Sequence[Prompt], *, progress: Progress | None = None, **options: Unpack[OptionArguments]
+) -> list[Result]: ...
+def generate(
+    model: Model,
+    prompt: Prompt | Sequence[Prompt],
+    *,
+    progress: Progress | None = None,
+    **options: Unpack[OptionArguments],
 ) -> Result | list[Result]:
     """Generate a whole answer, or one for each of several prompts, which then share passes.
 
@@ -56,6 +68,7 @@ def generate(
         model: from `specdec.load`.
         prompt: a prompt, or a sequence of prompts: texts, lists of token ids, or lists of chat messages. Each answer is
             the one that its prompt gets alone; all have the same seed.
+        progress: see `stream`; for several prompts, their tokens are added up.
         options: see `specdec.Options`; a trace is for a single prompt.
 
     Returns:
@@ -63,16 +76,19 @@ def generate(
     """
     if _are_many(prompt):
         _check_shared(options)
-        answers = []
+        check_progress(progress)
+        answers, summed = [], None if progress is None else Summed(progress)
         try:
             for one in prompt:
-                answers.append(begin(model, one, options, caller="generate"))  # type: ignore[arg-type]
+                told = None if summed is None else summed.part()
+                answers.append(begin(model, one, options, caller="generate", progress=told))  # type: ignore[arg-type]
         except BaseException:
             for answer in answers:
                 answer.close()
             raise
         return generate_all(model, answers)
-    with Stream(begin(model, prompt, options, caller="generate"), model.lock) as generation:  # type: ignore[arg-type]
+    begun = begin(model, prompt, options, caller="generate", progress=progress)  # type: ignore[arg-type]
+    with Stream(begun, model.lock) as generation:
         for _ in generation:
             pass
         return generation.result()

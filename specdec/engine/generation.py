@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -19,8 +18,8 @@ from specdec.engine import decode
 from specdec.engine.answer import Answer
 from specdec.engine.result import Piece, Result
 from specdec.engine.stats import Stats
-from specdec.engine.turns import Turns
 from specdec.errors import SpecdecError
+from specdec.turns import Turns
 
 G = TypeVar("G", bound="Generation")
 
@@ -138,10 +137,15 @@ class Stream(Generation):
         sequence = answer.sequence
         assert sequence is not None
         with self._passes:
-            if sequence.unread:
-                start_s = time.perf_counter()
-                bytes_read = decode.read_prompt(sequence, stopped=self._stopped)
-                answer.read_prompt(bytes_read, time.perf_counter() - start_s)
+            ended: list[Piece] = []
+
+            def passed(bytes_read: int, seconds: float) -> None:
+                if (piece := answer.read_prompt(bytes_read, seconds)) is not None:
+                    ended.append(piece)
+
+            decode.read_prompt(sequence, stopped=self._stopped, passed=passed)
+            if ended:
+                return ended[0]
             return answer.take(decode.step(sequence, stopped=self._stopped))
 
     def _stopped(self) -> bool:

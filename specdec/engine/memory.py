@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.drafters.base import DrafterMemory
+from specdec.engine.grammar_tables import Grammars
 from specdec.engine.policy import CostTable
 
 
@@ -38,11 +39,13 @@ class Memory:
         costs: of passes on this machine (`specdec.engine.costs`).
         drafters: tables and other models that drafters have read.
         policies: what policies have learnt, by their class.
+        grammars: tables and compiled grammars.
     """
 
     costs: MachineCosts = field(default_factory=MachineCosts)
     drafters: DrafterMemory = field(default_factory=DrafterMemory)
     policies: dict[type, dict[Any, Any]] = field(default_factory=dict)
+    grammars: Grammars = field(default_factory=Grammars)
 
     def of_policy(self, policy: object) -> dict[Any, Any]:
         """What policies of the class of `policy` have learnt; theirs to change."""
@@ -51,4 +54,4 @@ class Memory:
     def fresh(self) -> Memory:
         """A memory in which no policy has learnt anything. Costs and what drafters have read stay shared with this one,
         because they are the same for every way of decoding."""
-        return Memory(costs=self.costs, drafters=self.drafters)
+        return Memory(costs=self.costs, drafters=self.drafters, grammars=self.grammars)

@@ -5,19 +5,40 @@ What an option is called on the command line, and what its help says, stands bes
 
 from __future__ import annotations
 
-import json
 import math
-import numbers
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from specdec.checks import check_effort
 from specdec.drafters.base import Drafter
+from specdec.engine.chooser import LogitsProcessor
+from specdec.engine.flags import (
+    Flag,
+    bias_argument,
+    flag,
+    format_argument,
+    processor_argument,
+    template_argument,
+)
+from specdec.engine.grammar import Grammar, asked_grammar
+from specdec.engine.logprobs import MOST_LOGPROBS
+from specdec.engine.option_checks import (
+    check_useful,
+    check_variables,
+    check_whole,
+    checked_bias,
+    checked_processors,
+    effort_schedule,
+    is_number,
+    stop_strings,
+)
+from specdec.engine.penalties import Penalties
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
-from specdec.errors import InvalidArgumentError, OptionError
+from specdec.errors import OptionError, PluginError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.effort import EffortSchedule
 
 
@@ -35,39 +56,24 @@ class OptionArguments(TypedDict, total=False):
     top_k: int
     top_p: float
     min_p: float
-    seed: int
+    seed: int | None
+    presence_penalty: float
+    frequency_penalty: float
+    repetition_penalty: float
+    logit_bias: Mapping[int, float] | None
+    logits_processors: Sequence[LogitsProcessor]
+    response_format: Mapping[str, Any] | None
+    grammar: str | None
+    regex: str | None
     stop: str | Sequence[str]
     chat: bool
     literal: bool
     chat_template_kwargs: Mapping[str, Any] | None
     speculate: bool
     trust: float | None
+    logprobs: int | None
+    prompt_logprobs: int | None
     trace: str | Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """An option on the command line.
-
-    Attributes:
-        kind: type of its value; bool for a switch that turns the option off, dict for KEY=VALUE.
-        metavar: what help calls the value.
-        help: what it does.
-        default: what help calls the default, where its value says nothing.
-        name: of the flag, where it is not the option's own name.
-    """
-
-    kind: type
-    metavar: str
-    help: str
-    default: str | None = None
-    name: str | None = None
-
-
-def _flag(
-    kind: type, metavar: str, help: str, default: str | None = None, *, name: str | None = None
-) -> dict[str, Flag]:
-    return {"flag": Flag(kind, metavar, help, default, name)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +81,8 @@ class Options:
     """What to generate and how.
 
     Attributes:
-        max_tokens: most tokens to generate; the model's context may end the answer before.
+        max_tokens: most tokens to generate; the model's context may end the answer before. 0 only reads the prompt, for
+            `prompt_logprobs`.
         draft_effort: share of the multiplications that a draft step performs, in (0, 1], or a schedule by matrix. None
             leaves it to the policy; one that does not choose efforts takes what measured fastest on the runtime.
         draft_view: form of the weights that drafts read: "bucket", "int4", or another one that the runtime has; "exact"
@@ -93,7 +100,20 @@ class Options:
         top_k: draw from the k likeliest tokens only; 0 from all.
         top_p: draw from the fewest likeliest tokens that hold this probability together.
         min_p: draw from tokens at least this fraction as likely as the likeliest.
-        seed: random seed for sampling; equal seeds give equal answers.
+        seed: random seed for sampling; equal seeds give equal answers. None draws one, which the result names.
+        presence_penalty: subtracted from the logit of every token that the answer has already, -2 to 2.
+        frequency_penalty: the same, times how often the answer has it.
+        repetition_penalty: above 1, tokens of the prompt and the answer become less likely: their logits are divided by
+            it where positive, multiplied with it where negative. 1 changes nothing.
+        logit_bias: numbers from -100 to 100 by token id, added to the logits; -100 rules the token out.
+        logits_processors: functions `(tokens, logits) -> logits`, called with every id before the token to choose,
+            int64 (T,), and logits float32 (V,), after biases and penalties. They must be pure functions: they are asked
+            about drafts, too, in any order.
+        response_format: what the answer must be, as in OpenAI's API: {"type": "json_object"}, or {"type":
+            "json_schema", "json_schema": {"schema": {...}}}. It may be cut short by `max_tokens`. Needs the extra
+            `grammar`, as do the next two.
+        grammar: a grammar that the answer must follow, in llguidance's dialect of Lark or in llama.cpp's GBNF.
+        regex: a regular expression (of Rust's crate `regex`, without look-around) that the whole answer must match.
         stop: strings that end the answer and are not part of its text.
         chat: put a text prompt into the model's chat template as a user's message, if it has one; False takes the text
             as it is.
@@ -104,96 +124,186 @@ class Options:
         speculate: False decodes one token at a time.
         trust: entropy in nats under which a draft token is accepted without verification. The answer is then not that
             of plain decoding, and its `identical_to` says so. None verifies every token.
+        logprobs: give each token's log-probability with those of so many likeliest tokens, 0 to 20: of the raw softmax,
+            before masks, penalties and temperature. None gives none.
+        prompt_logprobs: the same for the tokens of the prompt. Reads the prompt anew, whatever was read before.
         trace: file that gets a JSON line for every round.
 
     Raises:
         OptionError: a value is out of range.
     """
 
-    max_tokens: int = field(default=256, metadata=_flag(int, "N", "most tokens to generate"))
+    max_tokens: int = field(default=256, metadata=flag(int, "N", "most tokens to generate"))
     draft_effort: float | EffortSchedule | None = field(
         default=None,
-        metadata=_flag(float, "E", "share of the multiplications that a draft step performs", "the policy's"),
+        metadata=flag(float, "E", "share of the multiplications that a draft step performs", "the policy's"),
     )
     draft_view: str = field(
         default="auto",
-        metadata=_flag(str, "VIEW", "weights that drafts read: auto, bucket, int4, ...; several with commas"),
+        metadata=flag(str, "VIEW", "weights that drafts read: auto, bucket, int4, ...; several with commas"),
     )
     verify_effort: float | EffortSchedule = field(
-        default=1.0, metadata=_flag(float, "E", "the same share for verification; 1 is the model itself")
+        default=1.0, metadata=flag(float, "E", "the same share for verification; 1 is the model itself")
     )
-    draft_len: int = field(default=4, metadata=_flag(int, "K", "tokens that the policy `fixed` drafts in a round"))
+    draft_len: int = field(default=4, metadata=flag(int, "K", "tokens that the policy `fixed` drafts in a round"))
     policy: str | Policy = field(
         default="auto",
-        metadata=_flag(str, "NAME[:KEY=VALUE,...]", "decides what and how much to draft; or a FILE.yaml"),
+        metadata=flag(str, "NAME[:KEY=VALUE,...]", "decides what and how much to draft; or a FILE.yaml"),
     )
     drafter: str | Drafter | Sequence[str | Drafter] = field(
-        default="auto", metadata=_flag(str, "NAME[:ARGUMENT]", "proposes tokens; several with semicolons")
+        default="auto", metadata=flag(str, "NAME[:ARGUMENT]", "proposes tokens; several with semicolons")
     )
     temperature: float = field(
-        default=0.0, metadata=_flag(float, "T", "0 takes the likeliest token, above 0 tokens are drawn")
+        default=0.0, metadata=flag(float, "T", "0 takes the likeliest token, above 0 tokens are drawn")
     )
-    top_k: int = field(default=0, metadata=_flag(int, "K", "draw from the K likeliest tokens only; 0 from all"))
+    top_k: int = field(default=0, metadata=flag(int, "K", "draw from the K likeliest tokens only; 0 from all"))
     top_p: float = field(
-        default=1.0, metadata=_flag(float, "P", "draw from the fewest likeliest tokens that hold this probability")
+        default=1.0, metadata=flag(float, "P", "draw from the fewest likeliest tokens that hold this probability")
     )
     min_p: float = field(
-        default=0.0, metadata=_flag(float, "P", "draw from tokens at least P times as likely as the likeliest")
+        default=0.0, metadata=flag(float, "P", "draw from tokens at least P times as likely as the likeliest")
     )
-    seed: int = field(default=0, metadata=_flag(int, "N", "random seed for sampling"))
+    seed: int | None = field(default=None, metadata=flag(int, "N", "random seed for sampling", "random, printed"))
+    presence_penalty: float = field(
+        default=0.0, metadata=flag(float, "P", "subtract P from logits of tokens that the answer has already")
+    )
+    frequency_penalty: float = field(
+        default=0.0, metadata=flag(float, "P", "subtract P from them as often as the answer has the token")
+    )
+    repetition_penalty: float = field(
+        default=1.0, metadata=flag(float, "P", "divide positive logits of tokens of prompt and answer by P")
+    )
+    logit_bias: Mapping[int, float] | None = field(
+        default=None,
+        metadata=flag(
+            dict, "ID=BIAS", "add BIAS to a token's logit, -100 bans it; repeatable", "none", parse=bias_argument
+        ),
+    )
+    logits_processors: Sequence[LogitsProcessor] = field(
+        default=(),
+        metadata=flag(
+            list,
+            "MODULE:FUNCTION",
+            "call it as (tokens, logits) for the logits to go on with; repeatable",
+            "none",
+            name="--logits-processor",
+            parse=processor_argument,
+        ),
+    )
+    response_format: Mapping[str, Any] | None = field(
+        default=None,
+        metadata=flag(str, "FORMAT", "json_object, or a response format as JSON", "text", parse=format_argument),
+    )
+    grammar: str | None = field(
+        default=None, metadata=flag(str, "TEXT", "a grammar in Lark or GBNF that the answer follows", "none")
+    )
+    regex: str | None = field(
+        default=None, metadata=flag(str, "PATTERN", "a regular expression that the answer matches", "none")
+    )
     stop: str | Sequence[str] = field(
-        default=(), metadata=_flag(list, "TEXT", "end before this text; repeatable", "none")
+        default=(), metadata=flag(list, "TEXT", "end before this text; repeatable", "none")
     )
     chat: bool = field(
-        default=True, metadata=_flag(bool, "", "take the prompt as it is, without the chat template", name="--raw")
+        default=True, metadata=flag(bool, "", "take the prompt as it is, without the chat template", name="--raw")
     )
     literal: bool = field(
         default=True,
-        metadata=_flag(bool, "", "control tokens spelled in messages act as such (trusted text only)", name="--markup"),
+        metadata=flag(bool, "", "control tokens spelled in messages act as such (trusted text only)", name="--markup"),
     )
     chat_template_kwargs: Mapping[str, Any] | None = field(
         default=None,
-        metadata=_flag(dict, "KEY=VALUE", "variable of the chat template; repeatable", "none", name="--template-arg"),
+        metadata=flag(
+            dict,
+            "KEY=VALUE",
+            "variable of the chat template; repeatable",
+            "none",
+            name="--template-arg",
+            parse=template_argument,
+        ),
     )
-    speculate: bool = field(default=True, metadata=_flag(bool, "", "decode without speculation", name="--plain"))
+    speculate: bool = field(default=True, metadata=flag(bool, "", "decode without speculation", name="--plain"))
     trust: float | None = field(
         default=None,
-        metadata=_flag(
+        metadata=flag(
             float,
             "H",
             "accept draft tokens with entropy below H nats without verification (lossy, reported in the output)",
             "verify all",
         ),
     )
+    logprobs: int | None = field(
+        default=None, metadata=flag(int, "N", "log-probabilities of tokens and N likeliest, with --json", "none")
+    )
+    prompt_logprobs: int | None = field(
+        default=None, metadata=flag(int, "N", "the same for the tokens of the prompt, with --json", "none")
+    )
     trace: str | Path | None = field(
-        default=None, metadata=_flag(str, "FILE.jsonl", "write a line for every round", "no trace")
+        default=None, metadata=flag(str, "FILE.jsonl", "write a line for every round", "no trace")
     )
 
     def __post_init__(self) -> None:
-        _check_count("max_tokens", self.max_tokens)
-        _check_count("draft_len", self.draft_len, instead=("speculate", "to decode without drafts"))
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name), least=0, most=MOST_LOGPROBS)
+        check_whole("max_tokens", self.max_tokens, least=1 if self.prompt_logprobs is None else 0)
+        check_whole("draft_len", self.draft_len, least=1, instead=("speculate", "to decode without drafts"))
         if self.draft_effort is not None:
             _set(self, "draft_effort", effort_schedule("draft_effort", self.draft_effort))
         _set(self, "verify_effort", effort_schedule("verify_effort", self.verify_effort))
-        if self.trust is not None and not (_is_number(self.trust) and self.trust > 0):
+        if self.trust is not None and not (is_number(self.trust) and self.trust > 0):
             raise OptionError("trust", f"must be an entropy above 0 nats, not {self.trust!r}")
+        self._check_drafting()
+        _set(self, "stop", stop_strings(self.stop))
+        _set(self, "logit_bias", checked_bias(self.logit_bias))
+        _set(self, "logits_processors", checked_processors(self.logits_processors))
+        check_variables(self.chat_template_kwargs)
+        _ = self.sampling, self.penalties, self.asked_grammar  # checks them
+
+    def _check_drafting(self) -> None:
         _set(self, "drafter", tuple(self.drafter) if isinstance(self.drafter, (list, tuple)) else (self.drafter,))
         if not self.drafters:
             raise OptionError("drafter", "must be at least one", instead=("speculate", "to decode without drafts"))
         named = [("policy", Policy, self.policy), *(("drafter", Drafter, drafter) for drafter in self.drafters)]
         for name, kind, value in named:
-            if not isinstance(value, (str, kind)):
+            try:
+                fits = isinstance(value, (str, kind))
+            except Exception as error:  # a property of the object
+                if is_from_signal_handler(error):
+                    raise
+                raise PluginError.raised(name, type(value).__name__, error, doing="its properties") from error
+            if not fits:
                 raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")
-        _set(self, "stop", stop_strings(self.stop))
-        _check_variables(self.chat_template_kwargs)
-        _ = self.sampling  # checks it
 
     @property
     def sampling(self) -> SamplingParams:
-        """How tokens are chosen."""
+        """How tokens are drawn."""
+        seed = 0 if self.seed is None else self.seed
         return SamplingParams(
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=self.seed
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, seed=seed
         )
+
+    @property
+    def penalties(self) -> Penalties:
+        """What tokens lose that the text has already."""
+        return Penalties(
+            presence=self.presence_penalty, frequency=self.frequency_penalty, repetition=self.repetition_penalty
+        )
+
+    @property
+    def asked_grammar(self) -> Grammar | None:
+        """What the answer must follow; None for any text."""
+        return asked_grammar(self.response_format, self.grammar, self.regex)
+
+    @property
+    def biases(self) -> dict[int, float]:
+        """Biases by token id; empty where there are none."""
+        return dict(self.logit_bias or {})
+
+    def seeded(self) -> Options:
+        """The same with a seed, a random one where the caller named none. Greedy decoding needs none."""
+        if self.seed is not None or not self.temperature:
+            return self
+        return replace(self, seed=secrets.randbits(32))
 
     @property
     def drafters(self) -> tuple[str | Drafter, ...]:
@@ -218,35 +328,15 @@ def options_of(arguments: OptionArguments, caller: str) -> Options:
 
     Raises:
         TypeError: an argument that there is not.
-        OptionError: a value is out of range.
+        OptionError: a value is out of range, or has no effect together with the others.
     """
     if unknown := set(arguments) - set(FLAGS):
         raise TypeError(f"{caller}() has no option {min(unknown)!r}: choose from {', '.join(FLAGS)}")
-    return Options(**arguments)
+    options = Options(**arguments)
+    check_useful(arguments)
+    return options
 
 
-def check_useful(given: Mapping[str, Any]) -> None:
-    """Refuse options that would do nothing beside the others.
-
-    Args:
-        given: the options that the caller named, by name.
-
-    Raises:
-        OptionError: one of them has no effect.
-    """
-    if given.get("speculate") is False:
-        for name in _DRAFTING:
-            if name in given:
-                raise OptionError(name, "has no effect on plain decoding, which drafts nothing: leave one of them out")
-    policy = given.get("policy", "auto")
-    if "draft_len" in given and isinstance(policy, str) and not policy.startswith("fixed") and "." not in policy:
-        raise OptionError("draft_len", f"is only for the policy 'fixed', and the policy is {policy!r}: name 'fixed'")
-    for name in ("top_k", "top_p", "min_p"):
-        if name in given and not given.get("temperature"):
-            raise OptionError(name, "has no effect at temperature 0, which takes the likeliest token: give one above 0")
-
-
-_DRAFTING = ("draft_effort", "draft_view", "draft_len", "policy", "drafter", "trust")
 FLAGS: dict[str, Flag] = {one.name: one.metadata["flag"] for one in fields(Options)}
 # What a way of decoding is made of, and under what it is measured: `specdec bench` takes lists of them.
 DRAFT_OPTIONS = ("draft_view", "draft_effort", "draft_len", "policy", "drafter")
@@ -282,66 +372,5 @@ def flag_of(name: str) -> str:
     return flag.name if flag is not None and flag.name else "--" + name.replace("_", "-")
 
 
-def effort_schedule(name: str, value: float | EffortSchedule) -> EffortSchedule:
-    """A schedule from the option called `name`.
-
-    Raises:
-        OptionError: it is neither a schedule nor a number in (0, 1].
-    """
-    if isinstance(value, EffortSchedule):
-        return value
-    try:
-        return EffortSchedule(check_effort(value))
-    except InvalidArgumentError:
-        raise OptionError(name, f"must be a number above 0 and at most 1, not {value!r}") from None
-
-
-def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Stop strings from one string or several.
-
-    Raises:
-        InvalidArgumentError: one of them is empty or not text.
-    """
-    if not isinstance(value, Iterable):
-        raise OptionError("stop", f"must be text or a sequence of texts, not {value!r}")
-    stops = (value,) if isinstance(value, str) else tuple(value)
-    for stop in stops:
-        if not isinstance(stop, str) or not stop:
-            raise InvalidArgumentError(f"a stop string must be text of at least one character, not {stop!r}")
-    return stops
-
-
-def template_argument(text: str) -> tuple[str, Any]:
-    """A variable of a chat template from "KEY=VALUE", where the value is JSON or else text.
-
-    Raises:
-        ValueError: no "=", or nothing before it.
-    """
-    name, equals, value = text.partition("=")
-    if not name or not equals:
-        raise ValueError(f"must be KEY=VALUE, not {text!r}")
-    words = {"true": True, "false": False, "none": None}
-    if value.lower() in words:  # as Python writes them, too
-        return name, words[value.lower()]
-    try:
-        return name, json.loads(value)
-    except (ValueError, RecursionError):
-        return name, value
-
-
-def _check_variables(value: object) -> None:
-    if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
-        raise OptionError("chat_template_kwargs", f"must be a mapping of names to values, not {value!r}")
-
-
 def _set(options: Options, name: str, value: object) -> None:
     object.__setattr__(options, name, value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
-
-
-def _check_count(name: str, value: object, *, instead: tuple[str, str] | None = None) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-        raise OptionError(name, f"must be a whole number of at least 1, not {value!r}", instead=instead)

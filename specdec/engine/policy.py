@@ -92,6 +92,7 @@ class RoundState:
         distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
             first round.
         rows_beside: rows that other sequences are expected to have in the same verify pass; 0 for one alone.
+        named: drafters that the caller named, rather than leaving the choice open.
     """
 
     round_index: int
@@ -106,6 +107,7 @@ class RoundState:
     matches: Mapping[str, int] = field(default_factory=dict)
     distribution: Distribution | None = None
     rows_beside: int = 0
+    named: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +166,8 @@ class RoundOutcome:
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
-        rows_beside: rows that other sequences had in the verify pass. Times are those of whole passes.
+        rows_beside: rows of the verify pass that are not of these tokens: those of other sequences, and those of tokens
+            that a grammar left no choice about. Times are those of whole passes.
     """
 
     drafted: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from specdec.engine.policy import (
     StepSignals,
 )
 from specdec.errors import PluginError
+from specdec.interrupts import is_from_signal_handler
 
 
 class GuardedPolicy:
@@ -48,6 +50,8 @@ class GuardedPolicy:
         try:
             table = self._policy.costs()
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing="costs") from error
         if table is not None and not isinstance(table, CostTable):
             raise self._error("costs must answer a CostTable or None", table)
@@ -58,9 +62,13 @@ class GuardedPolicy:
         if not isinstance(self._policy, Reporter):
             return {}
         try:
-            return dict(self._policy.summary())
+            summary = dict(self._policy.summary())
+            json.dumps(summary)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing="summary") from error
+        return summary
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
@@ -96,6 +104,8 @@ class GuardedPolicy:
         try:
             return call(argument)
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing=method) from error
 
     def _check_effort(self, effort: object) -> float:

@@ -6,13 +6,11 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import ContextLengthError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
     from specdec.tokenizers import Tokenizer
-
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
 
 class EncodedPrompt(NamedTuple):
@@ -27,6 +25,9 @@ class EncodedPrompt(NamedTuple):
     continues: bool
 
 
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Mapping[str, Any]] | EncodedPrompt
+
+
 def encode_prompt(
     prompt: Prompt,
     tokenizer: Tokenizer | None,
@@ -35,23 +36,29 @@ def encode_prompt(
     chat: bool = True,
     literal: bool = True,
     variables: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
 ) -> EncodedPrompt:
     """A prompt in tokens.
 
     Args:
         prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content". When
-            the last message is the assistant's, the answer goes on with its text.
+            the last message is the assistant's, the answer goes on with its text. A prompt that is encoded already
+            is checked, and the rest of the arguments does nothing.
         tokenizer: the model's, or None when it has none; then only ids will do.
         config: the model.
         chat: put text into the chat template as a user's message, when the model has a template.
         literal: names of control tokens in messages, and in text that becomes one, are text; False makes them tokens.
         variables: for the chat template.
+        max_tokens: that the answer is to have at most, for the error.
 
     Raises:
-        InvalidArgumentError: the prompt is empty, of no such kind, too long for the context, holds an id outside the
-            vocabulary, or needs a tokenizer or a chat template that the model does not have.
+        ContextLengthError: the prompt leaves no room in the model's context.
+        InvalidArgumentError: the prompt is empty, of no such kind, holds an id outside the vocabulary, or needs a
+            tokenizer or a chat template that the model does not have.
     """
     continues = True
+    if isinstance(prompt, EncodedPrompt):
+        prompt, continues = prompt
     if isinstance(prompt, str):
         if chat and prompt and tokenizer is not None and tokenizer.has_chat_template:
             prompt = [{"role": "user", "content": prompt}]
@@ -72,10 +79,8 @@ def encode_prompt(
             f"the prompt holds token {max(ids)}, and the model has rows for {config.vocab_size} tokens only"
         )
     if len(ids) >= config.max_context:
-        raise InvalidArgumentError(
-            f"the prompt has {len(ids)} tokens and the model's context holds {config.max_context}, answer included: "
-            "shorten the prompt"
-        )
+        can_grow = config.longest_context is not None
+        raise ContextLengthError(len(ids), max_tokens, config.max_context, can_grow=can_grow)
     return EncodedPrompt(ids, continues)
 
 

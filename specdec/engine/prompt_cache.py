@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from specdec.engine.texts import Text, Texts, as_tokens
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import Efforts
 from specdec.runtimes.base import Cache, Runtime
 
 DEFAULT_BYTES = 1 << 30
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Entry:
-    """A text that was read: `tokens` are those that `cache` holds."""
-
-    runtime: Runtime
-    efforts: Efforts
-    tokens: NDArray[np.int32]
-    cache: Cache
 
 
 class PromptCache:
@@ -45,18 +32,18 @@ class PromptCache:
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes < 1:
             raise InvalidArgumentError(f"max_bytes must be a positive whole number of bytes, not {max_bytes!r}")
         self.max_bytes = max_bytes
-        self._entries: list[_Entry] = []  # the least recently used first
+        self._texts = Texts()
         self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes kept now; what texts share counts in each."""
         with self._lock:
-            return sum(entry.cache.nbytes for entry in self._entries)
+            return self._bytes()
 
     def __len__(self) -> int:
         """Texts kept."""
-        return len(self._entries)
+        return len(self._texts)
 
     def take(self, runtime: Runtime, prompt: Sequence[int], *, efforts: Efforts, capacity: int) -> Cache | None:
         """A cache that holds as much of `prompt` as is known; None when that is nothing.
@@ -67,18 +54,11 @@ class PromptCache:
             efforts: of verification.
             capacity: fewest tokens that have to fit.
         """
-        wanted = np.asarray(prompt[:-1], dtype=np.int32)
         with self._lock:
-            best, length = None, 0
-            for entry in self._entries:
-                if entry.runtime is runtime and entry.efforts == efforts:
-                    shared = _shared(entry.tokens, wanted)
-                    if shared >= length and shared:
-                        best, length = entry, shared
+            best, length = self._texts.find((runtime, efforts), as_tokens(prompt[:-1]))
             if best is None:
                 return None
-            self._entries.remove(best)
-            self._entries.append(best)
+            self._texts.use(best)
             return best.cache.fork(length, capacity)
 
     def keep(self, runtime: Runtime, tokens: Sequence[int], cache: Cache, *, efforts: Efforts) -> None:
@@ -92,33 +72,16 @@ class PromptCache:
         """
         if not cache.length or cache.nbytes > self.max_bytes:
             return
-        entry = _Entry(runtime, efforts, np.asarray(tokens[: cache.length], dtype=np.int32), cache)
+        text = Text((runtime, efforts), as_tokens(tokens[: cache.length]), cache)
         with self._lock:
-            for other in self._entries:
-                if other.runtime is runtime and other.efforts == efforts and _begins(other.tokens, entry.tokens):
-                    return  # known already, and more
-            self._entries = [
-                other
-                for other in self._entries
-                if other.runtime is not runtime or other.efforts != efforts or not _begins(entry.tokens, other.tokens)
-            ]
-            self._entries.append(entry)
-            while sum(one.cache.nbytes for one in self._entries) > self.max_bytes:
-                del self._entries[0]
+            self._texts.add(text)
+            while self._bytes() > self.max_bytes:
+                self._texts.drop_oldest()
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
-            self._entries.clear()
+            self._texts.clear()
 
-
-def _shared(first: NDArray[np.int32], second: NDArray[np.int32]) -> int:
-    """How many tokens two texts share from their beginnings on."""
-    most = min(len(first), len(second))
-    differing = np.flatnonzero(first[:most] != second[:most])
-    return int(differing[0]) if len(differing) else most
-
-
-def _begins(text: NDArray[np.int32], start: NDArray[np.int32]) -> bool:
-    """Whether a text begins with another one."""
-    return len(start) <= len(text) and _shared(text, start) == len(start)
+    def _bytes(self) -> int:
+        return sum(text.cache.nbytes for text in self._texts)

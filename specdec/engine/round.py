@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from specdec.drafters.base import Draft
+from specdec.engine.logprobs import TokenLogprob
 from specdec.engine.origin import BONUS, Origin
 from specdec.engine.policy import DraftPlan
 
@@ -20,6 +21,9 @@ class Round:
         draft: what was proposed.
         kept: numbers of the proposed tokens that the verifier kept, from the first on; of a tree, one path.
         bonus_token: the verifier's own token after them.
+        logprobs: of `tokens`, where they were asked for.
+        complete_at: number of `tokens` after which nothing can be added, by the answer's grammar; None while something
+            can.
         trusted: one per drafted token, whether it was to be kept without a check; empty when all were checked.
         draft_s: seconds spent drafting.
         verify_s: seconds of the verify pass, of a pass shared with other sequences the share of its rows.
@@ -37,6 +41,8 @@ class Round:
     round_s: float
     verify_bytes_read: int
     trusted: list[bool] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    complete_at: int | None = None
 
     @property
     def accepted(self) -> int:
@@ -52,9 +58,10 @@ class Round:
     @property
     def origins(self) -> list[Origin]:
         """Who produced each of `tokens`."""
-        draft, origins = self.draft, []
+        draft, origins, aligned = self.draft, [], self.draft.aligned
         for index in self.kept:
-            effort = draft.signals[index].effort if index < len(draft.signals) else None
+            signals = aligned[index]
+            effort = None if signals is None else signals.effort
             source = draft.sources[index] if index < len(draft.sources) else "draft"
             origins.append(Origin(source, effort, is_trusted=bool(self.trusted) and self.trusted[index]))
         return [*origins, BONUS]

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import numbers
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.errors import OptionError, SpecdecError
+from specdec.errors import ModelOutputError, OptionError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
 _BLOCK = 64  # logits per block when top-k looks for its threshold
@@ -57,13 +58,28 @@ class SamplingParams:
 
 
 class Sampler:
-    """Draws tokens. Remembers the noise of recent positions, which changes its speed and never its answer."""
+    """Draws tokens from logits as they are, whatever came before: a `Chooser`.
+
+    It remembers the noise of recent positions, which changes its speed and never its answer.
+    """
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self._noise: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def __call__(self, logits: np.ndarray, position: int) -> int:
+    def __call__(self, logits: np.ndarray, position: int, drafted: Sequence[int] = ()) -> int:  # noqa: ARG002
+        """The token at `position`; see `draw`."""
+        return self.draw(logits, position)
+
+    def shape(self, logits: np.ndarray, drafted: Sequence[int]) -> np.ndarray:  # noqa: ARG002
+        """The logits themselves."""
+        return logits
+
+    def allows(self, logits: np.ndarray, token: int, drafted: Sequence[int]) -> bool:  # noqa: ARG002
+        """Any token can come."""
+        return True
+
+    def draw(self, logits: np.ndarray, position: int) -> int:
         """The token at `position`.
 
         Args:
@@ -71,12 +87,12 @@ class Sampler:
             position: absolute position of the token to choose, counted from the start of the prompt.
 
         Raises:
-            SpecdecError: the largest logit is not finite, so the model's output means nothing.
+            ModelOutputError: the largest logit is not finite, so the model's output means nothing.
         """
         top = int(logits.argmax())  # the first of equal logits; NaN counts as largest
         highest = logits.item(top)
         if not math.isfinite(highest):
-            raise SpecdecError(
+            raise ModelOutputError(
                 f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "
                 "be damaged, or its activations overflow"
             )
@@ -95,7 +111,7 @@ class Sampler:
         """Ids that pass top-k, top-p and min-p, ascending; None when no filter is on."""
         kept: np.ndarray | None = None
         if 0 < self.params.top_k < len(logits):
-            kept = _top_k(logits, self.params.top_k)
+            kept = top_k_ids(logits, self.params.top_k)
         if self.params.top_p < 1:
             kept = _top_p(logits, kept, self.params.top_p, highest)
         if self.params.min_p > 0:
@@ -132,7 +148,7 @@ def _gumbel(noise: np.ndarray) -> np.ndarray:
     return np.asarray(-np.log(-np.log(uniform)))
 
 
-def _top_k(logits: np.ndarray, k: int) -> np.ndarray:
+def top_k_ids(logits: np.ndarray, k: int) -> np.ndarray:
     """Ids of the k largest logits, ascending; of equal ones at the edge, the lower ids."""
     blocks = len(logits) // _BLOCK
     if blocks >= 4 * k:

@@ -9,15 +9,16 @@ pass, so each sequence gets the tokens that it would get alone.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from specdec.drafters.base import Ask, Reply
-from specdec.engine.pass_costs import PassCosts
+from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
 from specdec.engine.sequence import Proposal, Sequence
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
 
 T = TypeVar("T")
@@ -43,10 +44,11 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class _Share:
-    """What a sequence wants of a pass."""
+    """What a sequence wants of a pass: so many rows."""
 
     sequence: Sequence
     rows: Rows
+    count: int
     is_prompt: bool
 
 
@@ -108,9 +110,9 @@ class Scheduler:
         events: list[Event] = []
         try:
             shares = self._propose(events)
-            shares += self._prompt_pieces(sum(len(share.rows.tokens) for share in shares))
-            self._last_rows = {id(share.sequence): len(share.rows.tokens) for share in shares}
-            for group in _passes(shares):
+            self._last_rows = {id(share.sequence): share.count for share in shares}
+            shares += self._prompt_pieces(sum(self._last_rows.values()))
+            for group in _cut(shares, [share.count for share in shares], self._max_rows):
                 events += self._run(group)
         except BaseException:
             for sequence in self._running:
@@ -124,12 +126,13 @@ class Scheduler:
     def _propose(self, events: list[Event]) -> list[_Share]:
         """The verify rows of all sequences that have read their prompts; drafts of all go on side by side."""
         shares: list[_Share] = []
-        total = sum(self._last_rows.values())
         open_proposals: list[tuple[Sequence, Proposal, Reply | None]] = []
-        for sequence in self._running:
-            if not sequence.unread:
-                sequence.rows_beside = total - self._last_rows.get(id(sequence), 0)
-                open_proposals.append((sequence, sequence.propose(), None))
+        last = self._last_rows  # whoever is in it has read its prompt
+        expected = [(one, last.get(id(one), 1)) for one in self._running if id(one) in last or not one.unread]
+        total = sum(rows for _, rows in expected)
+        for sequence, rows in expected:
+            sequence.rows_beside = total - rows
+            open_proposals.append((sequence, sequence.propose(), None))
         while open_proposals:
             asked: list[tuple[Sequence, Proposal, Ask]] = []
             for sequence, proposal, reply in open_proposals:
@@ -137,9 +140,9 @@ class Scheduler:
                     ask = next(proposal) if reply is None else proposal.send(reply)
                     asked.append((sequence, proposal, ask))
                 except StopIteration as stop:
-                    shares.append(_Share(sequence, stop.value, is_prompt=False))
+                    shares.append(_Share(sequence, stop.value, len(stop.value.tokens), is_prompt=False))
                 except Exception as error:
-                    events.append(_failed(sequence, error))
+                    events.append(_failed(sequence, _own(error)))
             open_proposals = list(self._answer(asked, events))
         return shares
 
@@ -151,50 +154,87 @@ class Scheduler:
         for one in asked:
             groups.setdefault((id(one[2].runtime), one[2].view), []).append(one)
         for members in groups.values():
-            for part in _cut(members, [len(ask.rows.tokens) for _, _, ask in members]):
+            for part in _cut(members, [len(ask.rows.tokens) for _, _, ask in members], self._max_rows):
                 runtime, view = part[0][2].runtime, part[0][2].view
                 replies = _forward(runtime, [ask.rows for _, _, ask in part], view)
                 for (sequence, proposal, _), reply in zip(part, replies, strict=True):
                     if isinstance(reply, Exception):
-                        events.append(_failed(sequence, reply))
+                        events.append(_failed(sequence, sequence.refused(reply)))
                     else:
                         yield sequence, proposal, reply
 
     def _prompt_pieces(self, decoding_rows: int) -> list[_Share]:
-        """Pieces of prompts for the rows that the pass has left at an acceptable cost, first come, first served."""
-        left = min(self._max_rows, MAX_PASS_ROWS) - decoding_rows
-        if decoding_rows:
-            left = min(left, self.costs.prompt_rows(decoding_rows))
-        shares: list[_Share] = []
-        for sequence in self._running:
-            if left > 0 and sequence.unread:
-                rows = sequence.prompt_rows(left)
-                left -= len(rows.tokens)
-                shares.append(_Share(sequence, rows, is_prompt=True))
+        """Pieces of prompts for what the pass has room for.
+
+        The prompt that has waited longest gets half of the room at least, the others what is left, those with the least
+        left to read first: a long prompt holds nobody up, and nobody holds it up.
+        """
+        reading = [one for one in self._running if id(one) not in self._last_rows and one.unread]
+        if not reading:
+            return []
+        room = self.costs.room(decoding_rows)
+        left = self._max_rows - decoding_rows
+        room.rows = min(room.rows, left if left > 0 else self._max_rows)  # of a pass of their own, where all is taken
+        oldest = reading[0]
+        pieces = {id(oldest): self._piece(oldest, room.half() if len(reading) > 1 else room, 0)}
+        room.take(oldest.cache.length, pieces[id(oldest)])
+        for sequence in [*sorted(reading[1:], key=lambda one: one.unread), oldest]:
+            already = pieces.get(id(sequence), 0)
+            more = self._piece(sequence, room, already)
+            room.take(sequence.cache.length + already, more)
+            pieces[id(sequence)] = already + more
+        shares = []
+        for sequence in reading:
+            if pieces[id(sequence)]:
+                rows = sequence.prompt_rows(pieces[id(sequence)])
+                shares.append(_Share(sequence, rows, len(rows.tokens), is_prompt=True))
         return shares
+
+    @staticmethod
+    def _piece(sequence: Sequence, room: Room, already: int) -> int:
+        """Rows that there is room for beside `already` of the same prompt."""
+        return room.fits(sequence.cache.length + already, sequence.unread - already)
 
     def _run(self, shares: list[_Share]) -> list[Event]:
         """One pass in the exact view, and what it means for each sequence."""
         start_s = time.perf_counter()
         replies = _forward(self._runtime, [share.rows for share in shares], EXACT)
-        pass_s, total = time.perf_counter() - start_s, sum(len(share.rows.tokens) for share in shares)
+        pass_s = time.perf_counter() - start_s
+        prompts = [share for share in shares if share.is_prompt]
+        decoding = sum(share.count for share in shares) - sum(share.count for share in prompts)
+        decoding_s = pass_s
         if not any(isinstance(reply, Exception) for reply in replies):
-            self.costs.observe(total, pass_s)
+            decoding_s = self._observe(decoding, prompts, pass_s)
         events = []
         for share, reply in zip(shares, replies, strict=True):
             sequence = share.sequence
             if isinstance(reply, Exception):
                 events.append(_failed(sequence, reply))
             elif share.is_prompt:
+                sequence.note_prompt(reply.result)
                 events.append(Event(sequence, bytes_read=reply.result.bytes_read, seconds=reply.seconds))
             else:
                 try:
-                    beside = total - len(share.rows.tokens)
-                    done = sequence.settle(reply.result, seconds=reply.seconds, pass_s=pass_s, rows_beside=beside)
+                    beside, own_s = decoding - share.count, min(reply.seconds, decoding_s)
+                    done = sequence.settle(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
                     events.append(Event(sequence, done))
                 except Exception as error:
-                    events.append(_failed(sequence, error))
+                    events.append(_failed(sequence, _own(error)))
         return events
+
+    def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
+        """Learn what a pass cost that has just run. Policies are told the part of it that pieces of prompts do not
+        cause, in seconds."""
+        pieces = [(share.count, share.rows.cache.length - share.count) for share in prompts]
+        self.costs.observe(pass_s, rows=decoding, prompts=pieces)
+        return pass_s * (1 - self.costs.share_of_prompts(decoding, pieces)) if pieces else pass_s
+
+
+def _own(error: Exception) -> Exception:
+    """The error, which is that of a sequence or a pass; one of a caller's signal handler ends the step instead."""
+    if is_from_signal_handler(error):
+        raise error
+    return error
 
 
 def _failed(sequence: Sequence, error: Exception) -> Event:
@@ -208,6 +248,7 @@ def _forward(runtime: Runtime, batch: list[Rows], view: str) -> list[Reply | Exc
     try:
         results = runtime.forward(batch, view=view)
     except Exception as error:
+        _own(error)
         if len(batch) == 1:
             return [error]
         return [_forward(runtime, [rows], view)[0] for rows in batch]
@@ -221,17 +262,12 @@ def _shared(batch: list[Rows], results: list[Pass], seconds: float) -> Iterator[
         yield Reply(result, seconds * len(rows.tokens) / total, seconds)
 
 
-def _passes(shares: list[_Share]) -> Iterable[list[_Share]]:
-    """Shares in as few passes as the limits allow."""
-    return _cut(shares, [len(share.rows.tokens) for share in shares])
-
-
-def _cut(members: list[T], rows: list[int]) -> Iterator[list[T]]:
-    """Members in groups of at most `MAX_SEQUENCES` that have at most `MAX_PASS_ROWS` rows together."""
+def _cut(members: list[T], rows: list[int], most: int) -> Iterator[list[T]]:
+    """Members in groups of at most `MAX_SEQUENCES` that have at most `most` rows together, or are one with more."""
     group: list[T] = []
     count = 0
     for one, own in zip(members, rows, strict=True):
-        if group and (count + own > MAX_PASS_ROWS or len(group) == MAX_SEQUENCES):
+        if group and (count + own > most or len(group) == MAX_SEQUENCES):
             yield group
             group, count = [], 0
         group.append(one)

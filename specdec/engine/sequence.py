@@ -11,26 +11,29 @@ Who runs the passes, for one sequence or for many, is in `decode` and `scheduler
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from collections.abc import Sequence as Tokens
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
-from specdec.drafters.base import Ask, Draft, Reply
+from specdec.drafters.base import GRAMMAR, Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
-from specdec.engine.accept import accept
+from specdec.engine.accept import Verdict, accept
+from specdec.engine.chooser import Chooser, Rules, TokenChooser
+from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
+from specdec.engine.logprobs import TokenLogprob, token_logprob
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
-from specdec.errors import PluginError, SpecdecError
-from specdec.runtimes.base import Cache, Pass, Rows, Runtime, check_parents, is_chain
+from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
     from specdec.model.effort import Efforts
 
 Proposal: TypeAlias = Generator[Ask, Reply, Rows]
+
+_SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
 
 
 @dataclass(slots=True)
@@ -65,12 +68,18 @@ class Sequence:
         limit: most tokens in all, prompt included; above `len(prompt)`, at most the model's context.
         efforts: of verification, and so of every token that stays in the cache.
         sampler: draws every token, for drafter and verifier alike.
+        rules: what the caller asked of the tokens beside that.
+        logprobs: likeliest tokens that every token's log-probability comes with; None computes none.
+        prompt_logprobs: the same for the prompt.
+        reads_only: the prompt is read whole, its last token included, and no round follows.
         cache: of the runtime, with room for `limit` tokens, holding a beginning of the prompt; None begins with an
             empty one.
 
     Attributes:
         tokens: prompt and answer so far.
         cache: keys and values, at verify quality between rounds.
+        chooser: chooses every token.
+        prompt_logprobs: of the prompt's tokens as far as it has been read; None where they are not wanted.
         speculation: None decodes one token a round.
         rows_beside: rows that other sequences are expected to have in the next verify pass; told to the policy.
         rounds: rounds finished.
@@ -84,10 +93,20 @@ class Sequence:
         limit: int,
         efforts: Efforts,
         sampler: Sampler,
+        rules: Rules | None = None,
+        logprobs: int | None = None,
+        prompt_logprobs: int | None = None,
+        reads_only: bool = False,
         cache: Cache | None = None,
     ) -> None:
-        self.runtime, self.efforts, self.sampler = runtime, efforts, sampler
-        self.tokens, self.limit = list(prompt), limit
+        self.runtime, self.efforts = runtime, efforts
+        self.tokens, self.limit, self.reads_only = list(prompt), limit, reads_only
+        self.chooser: Chooser = sampler
+        self._ruled = TokenChooser(sampler, rules, self.tokens, runtime.config.vocab_size) if rules else None
+        if self._ruled is not None:
+            self.chooser = self._ruled
+        self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
+        self.prompt_logprobs: list[TokenLogprob | None] | None = None if prompt_logprobs is None else [None]
         self.cache = runtime.new_cache(limit) if cache is None else cache
         self.speculation: Speculation | None = None
         self.rows_beside = 0
@@ -98,14 +117,20 @@ class Sequence:
     @property
     def unread(self) -> int:
         """Tokens of the prompt that are still to be read before the first round."""
-        return len(self.tokens) - 1 - self.cache.length if self._open is None else 0
+        return len(self.tokens) - (not self.reads_only) - self.cache.length if self._open is None else 0
 
     def prompt_rows(self, most: int) -> Rows:
         """The next `most` tokens of the prompt, or as many as are left; its last token is the first to be pending."""
-        start = self.cache.length
-        return Rows(
-            self.cache, self.tokens[start : min(start + most, len(self.tokens) - 1)], self.efforts, logits="none"
-        )
+        start, wants = self.cache.length, self._prompt_logprobs is not None
+        count = min(most, self.unread, _SHOWN_ROWS if wants else most)
+        return Rows(self.cache, self.tokens[start : start + count], self.efforts, logits="all" if wants else "none")
+
+    def note_prompt(self, result: Pass) -> None:
+        """Keep what is wanted of a pass over the rows of `prompt_rows`."""
+        if self.prompt_logprobs is not None and self._prompt_logprobs is not None:
+            first = self.cache.length - len(result.logits) + 1
+            for row, token in zip(result.logits, self.tokens[first:], strict=False):
+                self.prompt_logprobs.append(token_logprob(row, token, self._prompt_logprobs))
 
     def propose(self) -> Proposal:
         """Begin a round: plan and draft. A generator that asks for the drafter's passes and returns the rows of the
@@ -120,6 +145,10 @@ class Sequence:
             yield from self._draft(opened, plan, drafting_s)
             # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
             self.cache.trim(position - 1)
+        if self.speculation is not None and self.speculation.rules is not None:
+            ruled_s = time.perf_counter()
+            opened.draft = self.speculation.rules.completed(opened.draft)
+            opened.draft_s += time.perf_counter() - ruled_s
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents)
@@ -139,11 +168,11 @@ class Sequence:
         assert opened is not None  # propose comes first
         position = len(self.tokens)
         try:
-            done = self._decide(opened, result, position, seconds)
+            done, verdict = self._decide(opened, result, position, seconds)
             self._commit(done)
             self._open = None
             others_s = 0.0 if pass_s is None else pass_s - seconds
-            self._report(done, result, others_s=(opened.others_s, others_s), rows_beside=rows_beside)
+            self._report(done, verdict, others_s=(opened.others_s, others_s), rows_beside=rows_beside)
         except BaseException:
             del self.tokens[position:]
             self._open = self._open or opened
@@ -157,11 +186,23 @@ class Sequence:
         opened, self._open = self._open, None
         if opened is None:
             return
-        if opened.steps is not None:
-            opened.steps.close()
-        length = len(self.tokens) - 1
-        if self.cache.length > length:
-            self.cache.trim(length)
+        try:
+            if opened.steps is not None:
+                with faults_of(self._drafter_of(opened.plan), "draft, which was to end"):
+                    opened.steps.close()
+        finally:
+            length = len(self.tokens) - 1
+            if self.cache.length > length:
+                self.cache.trim(length)
+
+    def refused(self, error: Exception) -> Exception:
+        """The error of a pass that the drafter asked for, under the drafter's name where it asked for nonsense."""
+        return error if self._open is None else refused_pass(self._drafter_of(self._open.plan), error)
+
+    def _drafter_of(self, plan: DraftPlan | None) -> str:
+        assert plan is not None
+        assert self.speculation is not None
+        return plan.drafter or self.speculation.options[0].drafter
 
     def _plan(self, position: int) -> DraftPlan | None:
         """The policy's plan for this round; None for a plain step."""
@@ -181,6 +222,7 @@ class Sequence:
             matches=speculation.matches(),
             distribution=self._last_distribution,
             rows_beside=self.rows_beside,
+            named=speculation.named,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
@@ -190,18 +232,18 @@ class Sequence:
         speculation = self.speculation
         assert speculation is not None
         policy = speculation.policy
-        name = plan.drafter or speculation.options[0].drafter
-        with _faults_of(name):
+        name = self._drafter_of(plan)
+        with faults_of(name, "draft"):
             outcome = speculation.drafters[name].draft(plan, speculation.context, policy=policy)
         if isinstance(outcome, Draft):
             draft = outcome
         else:
-            steps = opened.steps = outcome
+            steps = opened.steps = checked_drafting(name, outcome)
             reply: Reply | None = None
             while True:
-                with _faults_of(name):
+                with faults_of(name, "draft"):
                     try:
-                        ask = next(steps) if reply is None else steps.send(reply)
+                        ask = checked_ask(name, next(steps) if reply is None else steps.send(reply))
                     except StopIteration as stop:
                         draft = stop.value
                         break
@@ -210,19 +252,22 @@ class Sequence:
                 opened.others_s += reply.pass_s - reply.seconds
                 start_s = time.perf_counter() - reply.seconds
             opened.steps = None
-        opened.draft = _checked(name, draft, plan)
+        most = self.limit - len(self.tokens) - 1
+        opened.draft = checked_draft(name, draft, plan, most=most, vocab_size=self.runtime.config.vocab_size)
         opened.draft_s += time.perf_counter() - start_s
 
-    def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
+    def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
         """What the verifier keeps. Row j + 1 of the pass saw draft token j; a trusted token is in the pass as well, so
         that its keys and values are those of the verify effort."""
         began_s = time.perf_counter()
         draft = opened.draft
         trusted = self.speculation.trusted(draft) if self.speculation is not None else []
         verdict = accept(
-            draft.tokens, result.logits, self.sampler, position=position, parents=draft.parents, trusted=trusted
+            draft.tokens, result.logits, self.chooser, position=position, parents=draft.parents, trusted=trusted
         )
-        return Round(
+        tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
+        logprobs = [] if self._logprobs is None else _logprobs(tokens, verdict, result, self._logprobs)
+        done = Round(
             position=position,
             plan=opened.plan,
             draft=draft,
@@ -233,7 +278,10 @@ class Sequence:
             round_s=opened.plan_s + opened.draft_s + seconds + time.perf_counter() - began_s,
             verify_bytes_read=result.bytes_read,
             trusted=trusted,
+            logprobs=logprobs,
+            complete_at=None if self._ruled is None else _complete_at(self._ruled, tokens),
         )
+        return done, verdict
 
     def _commit(self, done: Round) -> None:
         if done.draft.parents is None:
@@ -242,65 +290,41 @@ class Sequence:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
 
-    def _report(self, done: Round, result: Pass, *, others_s: tuple[float, float], rows_beside: int) -> None:
+    def _report(self, done: Round, verdict: Verdict, *, others_s: tuple[float, float], rows_beside: int) -> None:
         """Tell the policy what came of the round, in the times of whole passes.
 
         `others_s`: seconds of draft passes and of the verify pass that are the share of other sequences.
         """
         if (speculation := self.speculation) is None:
             return
-        last = done.kept[-1] + 1 if done.kept else 0
         top = done.bonus_token if speculation.context.is_greedy else None
-        distribution = LogitDistribution(result.logits[last], top)
+        distribution = LogitDistribution(verdict.logits, top)
+        # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
+        draft, forced = done.draft, done.draft.forced
+        forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
         speculation.policy.observe(
             RoundOutcome(
-                drafted=len(done.draft.tokens),
-                accepted=len(done.kept),
-                signals=tuple(done.draft.signals),
+                drafted=len(draft.tokens) - forced,
+                accepted=len(done.kept) - forced_kept,
+                signals=tuple(draft.signals),
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,
                 context_length=done.position - 1,
                 draft_s=done.draft_s + others_s[0],
                 verify_s=done.verify_s + others_s[1],
                 round_s=done.round_s + sum(others_s),
-                rows_beside=rows_beside,
+                rows_beside=rows_beside + forced,
             )
         )
         self._last_distribution = distribution
 
 
-@contextmanager
-def _faults_of(name: str) -> Iterator[None]:
-    """Around a call of a drafter.
-
-    Raises:
-        PluginError: it raises something that is not an error of specdec.
-    """
-    try:
-        yield
-    except SpecdecError:
-        raise
-    except Exception as error:
-        raise PluginError.raised("drafter", name, error, doing="draft") from error
+def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:
+    """Of a round's tokens, each from the row of the token before it."""
+    rows = [0, *(index + 1 for index in verdict.kept)]
+    return [token_logprob(result.logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]
 
 
-def _checked(name: str, draft: Draft, plan: DraftPlan) -> Draft:
-    """A draft that the verifier can take, its sources filled in and a chain without parents.
-
-    Raises:
-        PluginError: the drafter gave something else, more tokens than were allowed, or parents that are not a tree.
-    """
-    if not isinstance(draft, Draft):
-        raise PluginError("drafter", name, f"gave a wrong answer: draft must return a Draft, not {draft!r}")
-    drafted = len(draft.tokens)
-    if drafted > plan.num_draft_tokens:
-        raise PluginError("drafter", name, f"drafted {drafted} tokens where {plan.num_draft_tokens} were allowed")
-    if draft.parents is not None:
-        try:
-            check_parents(draft.parents, drafted)
-        except SpecdecError as error:
-            raise PluginError("drafter", name, f"gave a wrong answer: {error}") from None
-        if is_chain(draft.parents):
-            draft.parents = None
-    draft.sources = draft.sources or [name] * drafted
-    return draft
+def _complete_at(chooser: TokenChooser, tokens: Tokens[int]) -> int | None:
+    """How many of a round's tokens make the answer one that nothing can be added to."""
+    return next((count for count in range(1, len(tokens) + 1) if chooser.is_complete(tokens[:count])), None)

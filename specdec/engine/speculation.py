@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from specdec.drafters.base import Draft, DraftContext, Drafter, DrafterSetup, Foreteller
+from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
 from specdec.drafters.registry import create as create_drafter
+from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
+from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import CostTable, DraftOption, Knowledge
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
-from specdec.errors import InvalidArgumentError, MemoryShortError
+from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
+from specdec.progress import Progress
 from specdec.warn import warn
 
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Speculation:
         drafters: who may propose, by name; the first is the default.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
+        rules: what the caller put on the tokens; None where there is nothing.
         draft_len: draft length that the caller asked for.
         draft_effort: mean effort that the caller asked for.
         verify_effort: mean effort of verification.
@@ -44,6 +48,7 @@ class Speculation:
         keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
+        named: drafters that the caller named.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
     """
 
@@ -56,7 +61,9 @@ class Speculation:
     verify_effort: float
     temperature: float = 0.0
     is_effort_asked: bool = True
+    named: frozenset[str] = frozenset()
     trust: float | None = None
+    rules: LenientRules | None = None
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
@@ -66,7 +73,22 @@ class Speculation:
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
-        return {name: drafter.match_length(self.context) for name, drafter in self.foretellers.items()}
+        return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
+
+    def end(self) -> None:
+        """Tell the drafters that keep answers that this one has ended.
+
+        Raises:
+            PluginError: one of them raises something that is not an error of specdec.
+        """
+        for name, drafter in self.drafters.items():
+            if isinstance(drafter, Archivist):
+                try:
+                    drafter.ended(self.context)
+                except SpecdecError:
+                    raise
+                except Exception as error:
+                    raise PluginError.raised("drafter", name, error, doing="ended") from error
 
     def sum_up(self) -> dict[str, Any]:
         """What the policy has to say in the statistics; what it has learnt of costs is kept.
@@ -86,14 +108,79 @@ class Speculation:
         """
         if self.trust is None:
             return []
-        entropies = [signals.distribution.entropy for signals in draft.signals]
-        return [index < len(entropies) and entropies[index] < self.trust for index in range(len(draft.tokens))]
+        with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
+            return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
-def make_speculation(model: Model, sequence: Sequence, options: Options, end_tokens: frozenset[int]) -> Speculation:
-    """Everything that the rounds of a generation need to draft.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """Who is to propose and who to decide in an answer that has not begun: nothing here depends on its keys and values.
 
-    A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+    Attributes:
+        model: that answers.
+        options: of the answer.
+        drafters: by name, the first is the default.
+        offered: the drafters with their views, the default first.
+        chosen: the policy as it is.
+        policy: the same, guarded.
+        efforts: of all matrices for a mean draft effort.
+    """
+
+    model: Model
+    options: Options
+    drafters: Mapping[str, Drafter]
+    offered: tuple[DraftOption, ...]
+    chosen: Policy
+    policy: GuardedPolicy
+    efforts: EffortScale
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
+        return sum(one.cache_bytes(capacity) for one in self.drafters.values() if isinstance(one, Rememberer))
+
+    def begin(self, sequence: Sequence, end_tokens: frozenset[int]) -> Speculation:
+        """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
+
+        A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+        """
+        options, model = self.options, self.model
+        if self.policy.learns:
+            tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
+            costs = machine_costs(model, self.offered, self.efforts, tried)
+            self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
+        chooser = sequence.chooser
+        rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
+        return Speculation(
+            drafters=self.drafters,
+            options=self.offered,
+            policy=self.policy,
+            context=DraftContext(
+                history=sequence.tokens,
+                cache=sequence.cache,
+                efforts=self.efforts,
+                sample=sequence.chooser if rules is None else rules,
+                end_tokens=end_tokens,
+                prompt_length=len(sequence.tokens),
+                is_greedy=options.temperature == 0,
+                rules=rules,
+            ),
+            draft_len=options.draft_len,
+            draft_effort=self.efforts.mean,
+            verify_effort=options.verify_schedule.mean(model.config),
+            temperature=options.temperature,
+            is_effort_asked=options.draft_effort is not None,
+            named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
+            trust=options.trust,
+            rules=rules,
+            keep_costs=partial(keep_costs, model),
+        )
+
+
+def choose_drafting(
+    model: Model, options: Options, *, owner: str | None = None, progress: Progress | None = None
+) -> Drafting:
+    """What an answer with these options drafts with, from the earlier answers of `owner` as well. `progress` is told of
+    draft views that are built.
 
     Raises:
         InvalidArgumentError: a policy or drafter refuses its parameters, or a drafter is asked for twice.
@@ -110,37 +197,17 @@ def make_speculation(model: Model, sequence: Sequence, options: Options, end_tok
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    guarded = GuardedPolicy(chosen, policy_name)
-    drafters = _drafters(model, options)
-    offered = tuple(
-        DraftOption(name, view, drafter.takes_effort)
-        for name, drafter in drafters.items()
-        for view in drafter.views or (None,)
-    )
-    if guarded.learns:
-        tried = TRIED_EFFORTS if options.draft_effort is None else (efforts.mean,)
-        costs = machine_costs(model, offered, efforts, tried)
-        guarded.begin(Knowledge(costs=costs, memory=model.memory.of_policy(chosen)))
-    return Speculation(
+    with model.memory.drafters.lock:
+        drafters = _drafters(model, options, owner, progress)
+    offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
+    return Drafting(
+        model=model,
+        options=options,
         drafters=drafters,
-        options=offered,
-        policy=guarded,
-        context=DraftContext(
-            history=sequence.tokens,
-            cache=sequence.cache,
-            efforts=efforts,
-            sample=sequence.sampler,
-            end_tokens=end_tokens,
-            prompt_length=len(sequence.tokens),
-            is_greedy=options.temperature == 0,
-        ),
-        draft_len=options.draft_len,
-        draft_effort=efforts.mean,
-        verify_effort=verify_effort,
-        temperature=options.temperature,
-        is_effort_asked=options.draft_effort is not None,
-        trust=options.trust,
-        keep_costs=partial(keep_costs, model),
+        offered=offered,
+        chosen=chosen,
+        policy=GuardedPolicy(chosen, policy_name),
+        efforts=efforts,
     )
 
 
@@ -153,7 +220,7 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
-def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
+def _drafters(model: Model, options: Options, owner: str | None, progress: Progress | None) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -167,12 +234,11 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
         tokenizer=tokenizer,
         load_model=model.load_other,
         memory=model.memory.drafters,
+        owner=owner,
+        progress=progress,
     )
-    asked: list[str | Drafter] = []
-    for one in options.drafters:
-        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
     drafters: dict[str, Drafter] = {}
-    for one in asked:
+    for one in _asked(options):
         for spec in AUTO_DRAFTERS if one == "auto" else (one,):
             name = spec if isinstance(spec, str) else type(spec).__name__
             if name in drafters:
@@ -184,3 +250,11 @@ def _drafters(model: Model, options: Options) -> dict[str, Drafter]:
                     raise
                 warn(f"{error}; drafting goes on without it")
     return drafters
+
+
+def _asked(options: Options) -> list[str | Drafter]:
+    """What may draft, one by one."""
+    asked: list[str | Drafter] = []
+    for one in options.drafters:
+        asked += [part.strip() for part in one.split(";")] if isinstance(one, str) else [one]
+    return asked

@@ -48,6 +48,7 @@ class Stats:
 
     Attributes:
         draft_view: view that the drafter reads; None without speculation, or for a drafter that reads no weights.
+        seed: that tokens are drawn with; None for greedy decoding without one.
         prompt_tokens: tokens of the prompt.
         rounds: verify passes after the prompt; with speculation off, one for each token.
         drafted: tokens proposed.
@@ -58,7 +59,8 @@ class Stats:
         accepted_per_position: element j counts the rounds whose (j + 1)-th proposed token was kept.
         rounds_by_accepted: element n counts the rounds that kept n proposed tokens.
         by_drafter: for every drafter that proposed tokens: `rounds` that it was asked in, their `draft_s`, tokens
-            `drafted` by it and how many of them were `accepted`. In a chain, the tokens count for its links.
+            `drafted` by it and how many of them were `accepted`. In a chain, the tokens count for its links; those
+            that a grammar left no choice about count for "grammar".
         by_effort: for every draft effort, as text: tokens `drafted` at it, and `accepted`.
         by_step: for every kind of draft step, as text (drafter, view and effort as far as they mean something:
             "effort int4 0.5", "ngram"): how many tokens were `drafted`, `checked` and `accepted`, each a list by place
@@ -78,6 +80,7 @@ class Stats:
     """
 
     draft_view: str | None = None
+    seed: int | None = None
     prompt_tokens: int = 0
     rounds: int = 0
     drafted: int = 0
@@ -173,9 +176,8 @@ class Stats:
             asked = self._of_drafter(done.plan.drafter)
             asked["rounds"] += 1
             asked["draft_s"] += done.draft_s
-        signals = draft.signals
-        for index, source in enumerate(draft.sources):
-            view, effort = (signals[index].view, signals[index].effort) if index < len(signals) else (None, None)
+        for index, (source, signals) in enumerate(zip(draft.sources, draft.aligned, strict=False)):
+            view, effort = (None, None) if signals is None else (signals.view, signals.effort)
             count = self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
             if parents is None:
                 count.add(index, checked=index <= accepted, accepted=index < accepted)

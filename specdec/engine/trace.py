@@ -18,11 +18,12 @@ class TraceWriter:
     """Writes rounds to a file, a line each, flushed so that a killed run leaves whole lines.
 
     A line holds `round` (from 0), `position` (absolute, of the first token that the round emits), `drafted` (token
-    ids), `entropies` (nats) and `efforts` (one per drafted token; both empty when the drafter has no distribution to
-    show), `accepted`, `bonus_token`, `emitted` (fewer than accepted + 1 when the answer ended inside the round),
-    `drafter` and `view` that the policy chose (null in a plain round), `producers` (who produced each emitted token:
-    "bonus", or a drafter with its effort, as "effort@0.5"; a "!" behind it marks a trusted token), `parts` (the text
-    that came out with each), `draft_s` and `verify_s`.
+    ids), `entropies` (nats) and `efforts` (one per token of the drafter's own, so none for those that a grammar
+    forced; both empty when it has no distribution to show), `accepted`, `bonus_token`, `emitted` (fewer than
+    accepted + 1 when the answer ended inside the round), `drafter` and `view` that the policy chose (null in a
+    plain round), `producers` (who produced each emitted token: "bonus", or a drafter with its effort, as
+    "effort@0.5"; a "!" behind it marks a trusted token), `parts` (the text that came out with each), `draft_s` and
+    `verify_s`.
 
     Raises:
         InvalidArgumentError: the file cannot be opened for writing, or cannot be written to.

@@ -37,6 +37,11 @@ class Fields:
             raise self.wrong(key, "a positive number")
         return float(value)
 
+    def at_least_zero(self, key: str, default: float) -> float:
+        """A finite number of at least 0; `default` when absent."""
+        value = self._get(key, default)
+        return 0.0 if value == 0 and not isinstance(value, bool) else self.number(key, default)
+
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
         value = self._get(key, default)

@@ -10,7 +10,7 @@ import numpy as np
 from specdec.errors import ModelFormatError
 from specdec.families.base import Stored
 from specdec.families.gguf_fields import GgufFields
-from specdec.families.rope import linear_factors
+from specdec.families.rope_gguf import rope_rule
 from specdec.model.architecture import ModelConfig
 
 # Keys that change the arithmetic in ways that no family here has, with the value that leaves it as it is.
@@ -30,12 +30,11 @@ _NEUTRAL = {
     "logit_scale": 1.0,
     "nextn_predict_layers": 0,
     "residual_scale": 1.0,
-    "rope.scaling.attn_factor": 1.0,
     "router_logit_softcapping": 0.0,
 }
 _NEVER = ("attention.sliding_window_pattern", "attention.shared_kv_layers", "rope.dimension_sections")
 
-EMBED, HEAD, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
+EMBED, HEAD = "token_embd.weight", "output.weight"
 
 # Norms and matrices of a decoder with dense MLPs.
 DECODER = {
@@ -87,9 +86,7 @@ def decoder(fields: GgufFields, *, family: str, **features: Any) -> ModelConfig:
         head_dim=head_dim,
         # Stored as float32: its shortest decimal is the number that was meant, 1e-05 and not 9.99999974e-06.
         norm_eps=float(str(np.float32(fields.number(key("attention.layer_norm_rms_epsilon"))))),
-        rope_theta=fields.number(key("rope.freq_base"), 1e4),
-        max_context=fields.integer(key("context_length")),
-        rope_factors=_rope_factors(fields, head_dim),
+        **rope_rule(fields, head_dim=head_dim, max_context=fields.integer(key("context_length"))).arguments(),
         sliding_window=(fields.integer(window) or None) if window in fields else None,
         tie_embeddings=fields.tied,
         **features,
@@ -111,20 +108,3 @@ def _refuse_unsupported(fields: GgufFields, head_dim: int) -> None:
     scale = fields.number(key, usual)
     if not math.isclose(scale, usual, rel_tol=1e-6):  # stored as float32
         raise ModelFormatError(f"{fields.where}: {key} must be 1/sqrt({head_dim}), not {scale:.6g}")
-
-
-def _rope_factors(fields: GgufFields, head_dim: int) -> tuple[float, ...] | None:
-    """Divisors from the file's own tensor (Llama 3), or from linear scaling in the metadata."""
-    rule = fields.text(fields.key("rope.scaling.type"), "none")
-    if fields.rope_factors is not None:
-        if len(fields.rope_factors) != head_dim // 2:
-            raise ModelFormatError(f"{fields.where}: tensor {ROPE_FACTORS!r} must have shape ({head_dim // 2},)")
-        if rule != "none":
-            raise ModelFormatError(f"{fields.where}: rotary scaling {rule!r} together with tensor {ROPE_FACTORS!r}")
-        return fields.rope_factors
-    if rule == "none":
-        old = fields.number(fields.key("rope.scale_linear"), 1.0)
-        return linear_factors(old, head_dim) if old != 1.0 else None
-    if rule == "linear":
-        return linear_factors(fields.number(fields.key("rope.scaling.factor")), head_dim)
-    raise ModelFormatError(f"{fields.where}: rotary scaling {rule!r} is not supported, only none and linear")

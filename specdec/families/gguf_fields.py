@@ -17,10 +17,10 @@ class GgufFields(Fields):
         where: name of the file, for messages.
         vocab: rows of the embedding table.
         tied: the file has no logits layer of its own.
-        rope_factors: values of the file's tensor of rotary divisors, or None.
+        rope_divisors: values of the file's tensors of rotary divisors, by name.
 
     Attributes:
-        vocab, tied, rope_factors: the same.
+        vocab, tied, rope_divisors: the same.
         architecture: `general.architecture`.
     """
 
@@ -31,10 +31,10 @@ class GgufFields(Fields):
         *,
         vocab: int,
         tied: bool,
-        rope_factors: tuple[float, ...] | None,
+        rope_divisors: Mapping[str, tuple[float, ...]],
     ) -> None:
         super().__init__(values, where)
-        self.vocab, self.tied, self.rope_factors = vocab, tied, rope_factors
+        self.vocab, self.tied, self.rope_divisors = vocab, tied, rope_divisors
         self.architecture = self.text("general.architecture")
 
     def key(self, name: str) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from specdec.errors import ModelFormatError
 from specdec.families.base import Stored
 from specdec.families.fields import Fields
-from specdec.families.rope import factors_from
+from specdec.families.rope_huggingface import rope_rule
 from specdec.model.architecture import ModelConfig
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -25,16 +26,43 @@ QKV_BIASES = {f"attn.{name}.bias": Stored(f"model.layers.{{layer}}.self_attn.{na
 QK_NORMS = {f"attn.{name}_norm": Stored(f"model.layers.{{layer}}.self_attn.{name}_norm.weight") for name in "qk"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What transformers' class of a family takes where config.json says nothing.
+
+    Attributes:
+        context: longest context in tokens.
+        theta: base of the rotary frequencies.
+        kv_heads: key-value heads; None is one for each query head, as is a number that does not divide them.
+        head_dim: head size; None shares out the hidden size.
+        eps: of norms.
+    """
+
+    context: int = 2048
+    theta: float = 1e4
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    eps: float = 1e-6
+
+
+_DEFAULTS = Defaults()
+
+
 def decoder(
-    fields: Fields, *, window: int | None = None, first_sliding: int = 0, theta: float = 1e4, **features: Any
+    fields: Fields,
+    *,
+    defaults: Defaults = _DEFAULTS,
+    window: int | None = None,
+    first_sliding: int = 0,
+    **features: Any,
 ) -> ModelConfig:
     """The model that a config.json describes.
 
     Args:
         fields: the file.
+        defaults: of the family; Llama's where it has none of its own.
         window: sliding window in tokens, or None.
         first_sliding: first layer that has it, where `layer_types` says nothing else.
-        theta: base of the rotary frequencies where the file says nothing.
         features: arguments of `ModelConfig.uniform` that the family adds.
 
     Raises:
@@ -44,13 +72,15 @@ def decoder(
     _check_class(fields, family)
     _refuse_unsupported(fields, family)
     hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    if "head_dim" not in fields and (heads <= 0 or hidden % heads):
+    if "head_dim" not in fields and defaults.head_dim is None and (heads <= 0 or hidden % heads):
         raise ModelFormatError(
             f"{fields.where}: hidden_size {hidden} must be a multiple of num_attention_heads {heads}"
         )
-    head_dim = fields.integer("head_dim", hidden // heads if heads > 0 else 0)
+    head_dim = fields.integer("head_dim", defaults.head_dim or (hidden // heads if heads > 0 else 0))
+    kv_heads = heads if defaults.kv_heads is None or heads % defaults.kv_heads else defaults.kv_heads
     layers = fields.integer("num_hidden_layers")
-    theta, factors = _rope(fields, theta, head_dim)
+    context = fields.integer("max_position_embeddings", defaults.context)
+    rope = rope_rule(fields, theta=defaults.theta, head_dim=head_dim, max_context=context)
     window, first_sliding = _checked_window(fields, window, first_sliding, layers)
     return ModelConfig.uniform(
         family=family,
@@ -59,12 +89,10 @@ def decoder(
         intermediate_size=fields.integer("intermediate_size"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=fields.integer("num_key_value_heads", heads),
+        num_kv_heads=fields.integer("num_key_value_heads", kv_heads),
         head_dim=head_dim,
-        norm_eps=fields.number("rms_norm_eps"),
-        rope_theta=theta,
-        max_context=fields.integer("max_position_embeddings"),
-        rope_factors=factors,
+        norm_eps=fields.number("rms_norm_eps", defaults.eps),
+        **rope.arguments(),
         sliding_window=window,
         first_sliding_layer=first_sliding,
         tie_embeddings=fields.flag("tie_word_embeddings", False),
@@ -96,18 +124,9 @@ def _refuse_unsupported(fields: Fields, family: str) -> None:
     for key in ("attention_bias", "mlp_bias"):
         if fields.flag(key, False):
             raise ModelFormatError(f"{where}: {key} is not supported for {family}")
-    for nested in (fields, fields.mapping("rope_parameters")):
+    for nested in (fields, fields.mapping("rope_parameters"), fields.mapping("rope_scaling")):
         if (share := nested.number("partial_rotary_factor", 1.0)) != 1.0:
             raise ModelFormatError(f"{where}: partial_rotary_factor must be 1, not {share}")
-
-
-def _rope(fields: Fields, theta: float, head_dim: int) -> tuple[float, tuple[float, ...] | None]:
-    """Base and divisors, from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
-    rule = fields.mapping("rope_parameters" if "rope_parameters" in fields else "rope_scaling")
-    if any(isinstance(value, dict) for value in rule.values.values()):
-        raise ModelFormatError(f"{rule.where}: one rule per kind of layer is not supported")
-    theta = rule.number("rope_theta", fields.number("rope_theta", theta))
-    return theta, factors_from(rule, theta=theta, head_dim=head_dim)
 
 
 def _checked_window(fields: Fields, window: int | None, first: int, layers: int) -> tuple[int | None, int]:

@@ -10,6 +10,8 @@ from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
 from specdec.model.architecture import ModelConfig
 
+_DEFAULTS = huggingface.Defaults(context=131_072, theta=1e6, kv_heads=8, eps=1e-5)
+_EXPERTS, _USED = 8, 2  # what the model class takes when config.json does not say
 _MOE = "model.layers.{layer}.block_sparse_moe"
 _PROJECTIONS = {"gate": "w1", "up": "w3", "down": "w2"}
 
@@ -40,10 +42,10 @@ def from_huggingface(fields: Fields) -> ModelConfig:
     """The model of a config.json."""
     return huggingface.decoder(
         fields,
+        defaults=_DEFAULTS,
         window=huggingface.stated_window(fields),
-        theta=1e6,
-        num_experts=fields.integer("num_local_experts"),
-        experts_per_token=fields.integer("num_experts_per_tok"),
+        num_experts=fields.integer("num_local_experts", _EXPERTS),
+        experts_per_token=fields.integer("num_experts_per_tok", _USED),
     )
 
 

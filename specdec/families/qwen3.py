@@ -8,6 +8,7 @@ from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
 from specdec.model.architecture import ModelConfig
 
+_DEFAULTS = huggingface.Defaults(context=32_768, kv_heads=32, head_dim=128)
 _FIRST_SLIDING = 28  # what the model class takes when config.json does not say
 
 
@@ -16,6 +17,7 @@ def from_huggingface(fields: Fields) -> ModelConfig:
     stated = huggingface.stated_window(fields)
     return huggingface.decoder(
         fields,
+        defaults=_DEFAULTS,
         window=stated if fields.flag("use_sliding_window", False) else None,
         first_sliding=fields.integer("max_window_layers", _FIRST_SLIDING),
         qk_norm=True,

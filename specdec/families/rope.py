@@ -1,21 +1,53 @@
-"""Rotary scaling rules of model files, turned into divisors of the inverse frequencies."""
+"""The arithmetic of rotary scaling rules: divisors of the inverse frequencies, and what multiplies sines and cosines.
+
+Reading the rules from files is for `rope_huggingface` and `rope_gguf`. Rules that depend on the context are in
+`specdec.model.rope_scaling`.
+"""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from specdec.errors import ModelFormatError
-from specdec.families.fields import Fields
+from specdec.model.bounds import MOST_CONTEXT
+from specdec.model.rope_scaling import RopeScaling
 
-SUPPORTED = ("default", "linear", "llama3")
 MAX_HEAD_DIM = 1 << 16  # far above any model; a damaged number must not make a list of billions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeRule:
+    """What a file says about rotary positions; the attributes are arguments of `ModelConfig.uniform`.
+
+    Attributes:
+        rope_theta: base of the frequencies.
+        max_context: tokens of the context that the model is loaded for where nobody asks for another.
+        longest_context: tokens of the longest context that it can be loaded for.
+        rope_factors: divisors of the frequencies at `max_context`, or None.
+        rope_attention_factor: multiplies sines and cosines.
+        rope_scaling: how the divisors follow from the context, or None.
+    """
+
+    rope_theta: float
+    max_context: int
+    longest_context: int
+    rope_factors: tuple[float, ...] | None = None
+    rope_attention_factor: float = 1.0
+    rope_scaling: RopeScaling | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """By name."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return values | {"longest_context": None if self.longest_context == self.max_context else self.longest_context}
 
 
 def linear_factors(factor: float, head_dim: int) -> tuple[float, ...]:
     """Position interpolation (Chen et al., 2306.15595): every frequency divided by the same number."""
-    _check(head_dim)
+    check_head_dim(head_dim)
     return (float(factor),) * (head_dim // 2)
 
 
@@ -39,39 +71,80 @@ def llama3_factors(
     Returns:
         D/2 divisors, computed in float64.
     """
-    _check(head_dim)
+    check_head_dim(head_dim)
     inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     turns = original_context * inverse / (2 * math.pi)
     kept = np.clip((turns - low_freq) / (high_freq - low_freq), 0.0, 1.0)
     return tuple(float(x) for x in 1.0 / (kept + (1.0 - kept) / factor))
 
 
-def factors_from(fields: Fields, *, theta: float, head_dim: int) -> tuple[float, ...] | None:
-    """Divisors from a Hugging Face `rope_parameters` or `rope_scaling` mapping; None when nothing is scaled.
+def yarn_factors(
+    *,
+    theta: float,
+    head_dim: int,
+    factor: float,
+    original_context: int,
+    beta_fast: float = 32.0,
+    beta_slow: float = 1.0,
+    truncate: bool = True,
+    extrapolation: float = 1.0,
+) -> tuple[float, ...]:
+    """Divisors of YaRN (Peng et al., 2309.00071, section 3.2, "NTK-by-parts").
+
+    Pairs of dimensions that turn more than `beta_fast` times over the original context keep their frequency, those that
+    turn less than `beta_slow` times have it divided by `factor`; between them the frequency is interpolated linearly in
+    the number of the pair.
+
+    Args:
+        theta: base of the rotary frequencies, above 1.
+        head_dim: D.
+        factor: largest divisor.
+        original_context: tokens of the context before scaling.
+        beta_fast: turns above which nothing changes.
+        beta_slow: turns below which the whole factor applies.
+        truncate: the borders between pairs are rounded outwards to whole numbers.
+        extrapolation: share of the rule that applies, 0 to 1; 0 is position interpolation.
+
+    Returns:
+        D/2 divisors, computed in float64.
 
     Raises:
-        ModelFormatError: the rule is not supported, or a number of it is missing or senseless.
+        ModelFormatError: `theta` is not above 1.
     """
-    rule = fields.text("rope_type", fields.text("type", "default"))
-    if rule == "default":
-        return None
-    if rule == "linear":
-        return linear_factors(fields.number("factor"), head_dim)
-    if rule != "llama3":
-        raise ModelFormatError(f"{fields.where}: rotary scaling {rule!r} is not supported, only {', '.join(SUPPORTED)}")
-    low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
-    if low >= high:
-        raise ModelFormatError(f"{fields.where}: low_freq_factor {low} must be below high_freq_factor {high}")
-    return llama3_factors(
-        theta=theta,
-        head_dim=head_dim,
-        factor=fields.number("factor"),
-        low_freq=low,
-        high_freq=high,
-        original_context=fields.integer("original_max_position_embeddings"),
-    )
+    check_head_dim(head_dim)
+    if theta <= 1:
+        raise ModelFormatError(f"rope_theta must be above 1 with YaRN, not {theta:g}")
+
+    def border(turns: float) -> float:
+        return head_dim * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = border(beta_fast), border(beta_slow)
+    if truncate:
+        low, high = float(math.floor(low)), float(math.ceil(high))
+    low, high = max(low, 0.0), min(high, head_dim - 1.0)
+    width = high - low or 0.001
+    kept = (1.0 - np.clip((np.arange(head_dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)) * extrapolation
+    return tuple(float(x) for x in 1.0 / (kept + (1.0 - kept) / factor))
 
 
-def _check(head_dim: int) -> None:
+def yarn_attention(factor: float, multiplier: float = 1.0) -> float:
+    """What multiplies sines and cosines with YaRN, 2309.00071, equation 22: 0.1 * multiplier * ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * multiplier * math.log(factor) + 1.0
+
+
+def longrope_attention(factor: float, original_context: int) -> float:
+    """The same with LongRoPE (2402.13753, and Phi-3's reference code): sqrt(1 + ln(factor) / ln(original context))."""
+    if factor <= 1 or original_context <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original_context))
+
+
+def longest(max_context: int, original_context: float, factor: float) -> int:
+    """The longest context of a model whose original one is stretched by `factor`."""
+    return max(max_context, int(min(original_context * factor, MOST_CONTEXT)))
+
+
+def check_head_dim(head_dim: int) -> None:
+    """Refuse a head size that would make senselessly many factors."""
     if not 0 < head_dim <= MAX_HEAD_DIM:
         raise ModelFormatError(f"the head size must be 1 to {MAX_HEAD_DIM}, not {head_dim}")

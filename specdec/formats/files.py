@@ -8,12 +8,29 @@ from typing import Any
 
 from specdec import parse
 from specdec.errors import ModelFormatError
-from specdec.read_file import open_regular, read_regular
-
-_MOST_BYTES = 256 << 20  # the largest tokenizer.json has a tenth of this
+from specdec.read_file import MOST_TEXT_BYTES, open_regular, read_regular
 
 
-def map_file(path: Path) -> mmap.mmap:
+class MappedFile(mmap.mmap):
+    """A file's bytes, mapped for reading. A slice is a copy.
+
+    The system ends a process that reads a mapped page which the file has no more, so its size is looked at first.
+    """
+
+    label = "the file"
+
+    def __getitem__(self, key: Any) -> Any:
+        """Bytes of the file.
+
+        Raises:
+            ModelFormatError: the file has become shorter.
+        """
+        if self.size() < len(self):
+            raise ModelFormatError(f"{self.label} was cut off while it was read")
+        return super().__getitem__(key)
+
+
+def map_file(path: Path) -> MappedFile:
     """The file's bytes, mapped for reading.
 
     Raises:
@@ -21,7 +38,9 @@ def map_file(path: Path) -> mmap.mmap:
     """
     try:
         with open_regular(path) as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+        mapped.label = path.name
+        return mapped
     except ValueError:
         raise ModelFormatError(f"{path.name} is empty") from None
     except OSError as error:
@@ -35,7 +54,7 @@ def read_bytes(path: Path) -> bytes:
         ModelFormatError: it is missing or unreadable.
     """
     try:
-        return read_regular(path, most_bytes=_MOST_BYTES)
+        return read_regular(path, most_bytes=MOST_TEXT_BYTES)
     except OSError as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
 

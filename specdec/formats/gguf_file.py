@@ -33,6 +33,9 @@ DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4
 # More parts than the names of parts can number.
 MAX_PARTS = 99_999
+# Far above every model: the largest have a few hundred keys, thousands of tensors and a million array elements.
+MAX_HEADER_BYTES = 256 << 20
+MAX_KEYS, MAX_TENSORS, MAX_ELEMENTS = 1 << 16, 1 << 17, 1 << 22
 _PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
@@ -53,12 +56,14 @@ class _Header:
     """Reads a header front to back; running over the end is an error and never a short value."""
 
     def __init__(self, data: mmap.mmap, label: str) -> None:
-        self.data, self.label, self.position = data, label, 0
+        self.data, self.label, self.position, self.elements = data, label, 0, 0
 
     def take(self, count: int) -> bytes:
         start, self.position = self.position, self.position + count
         if self.position > len(self.data):
             raise ModelFormatError(f"{self.label} is truncated or damaged: its header runs past the end of the file")
+        if self.position > MAX_HEADER_BYTES:
+            raise ModelFormatError(f"{self.label} is damaged: its header is larger than {MAX_HEADER_BYTES >> 20} MiB")
         return self.data[start : self.position]
 
     def unpack(self, layout: str) -> Any:
@@ -80,6 +85,11 @@ class _Header:
         raise ModelFormatError(f"{self.label} is damaged or too new: its header holds a value of unknown kind {kind}")
 
     def _array(self, kind: int, count: int) -> list[Any]:
+        self.elements += count
+        if self.elements > MAX_ELEMENTS:
+            raise ModelFormatError(
+                f"{self.label} is damaged: the arrays of its header hold more than {MAX_ELEMENTS} values"
+            )
         if kind in _SCALARS:
             layout = np.dtype(np.bool_) if kind == _BOOL else np.dtype(_SCALARS[kind])
             values: list[Any] = np.frombuffer(self.take(count * layout.itemsize), dtype=layout).tolist()
@@ -164,9 +174,10 @@ class GGUFFile:
         if count <= 1:
             return
         if number != 0 or count > MAX_PARTS:
-            raise ModelFormatError(
-                f"{self.label} says that it is part {number + 1} of {count}, which cannot be the first"
-            )
+            found = _PART_NAME.fullmatch(path.name)
+            is_renamed = found is None or int(found[2]) != number + 1 or count > MAX_PARTS
+            lacks = "which its name does not say" if is_renamed else "and the first is not beside it: fetch all parts"
+            raise ModelFormatError(f"{self.label} says that it is part {number + 1} of {count}, {lacks}")
         missing = []
         for other in part_paths(path, count):
             if not other.exists():
@@ -203,7 +214,13 @@ class GGUFFile:
             big_endian = found & 0xFFFF == 0
             what = "big-endian" if big_endian else f"version {found}"
             raise ModelFormatError(f"{self.label} is a {what} GGUF file: only little-endian versions 2 and 3 are read")
-        return header.unpack("<Q"), header.unpack("<Q")
+        tensors, keys = header.unpack("<Q"), header.unpack("<Q")
+        if tensors > MAX_TENSORS or keys > MAX_KEYS:
+            raise ModelFormatError(
+                f"{self.label} is damaged: it claims {tensors} tensors and {keys} metadata keys, and at most "
+                f"{MAX_TENSORS} and {MAX_KEYS} are read"
+            )
+        return tensors, keys
 
     def _read_metadata(self, header: _Header, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}

@@ -12,9 +12,10 @@ import numpy as np
 from specdec.errors import ModelFormatError
 from specdec.families.base import tensors_for
 from specdec.families.fields import Fields
-from specdec.families.gguf import EMBED, HEAD, ROPE_FACTORS
+from specdec.families.gguf import EMBED, HEAD
 from specdec.families.gguf_fields import GgufFields
 from specdec.families.registry import families, from_gguf, gguf_family
+from specdec.families.rope_gguf import DIVISORS
 from specdec.formats.gguf_file import GGUFFile
 from specdec.formats.gguf_tokenizer import tokenizer_files
 from specdec.formats.weights import FileSource, check_counts, check_tensors, find_origins, stored_types
@@ -36,7 +37,7 @@ def open_gguf(path: Path, *, dtype: str | None = None) -> FileSource:
         config = from_gguf(fields)
         check_counts(config, file)
         origins = find_origins(config, tensors_for(families()[config.family].gguf, list(file.names())))
-        check_tensors(file, origins, ignored={ROPE_FACTORS})
+        check_tensors(file, origins, ignored=DIVISORS)
         return FileSource(
             file,
             config,
@@ -45,7 +46,7 @@ def open_gguf(path: Path, *, dtype: str | None = None) -> FileSource:
             description={
                 "kind": "gguf",
                 "file": file.label,
-                "name": fields.text("general.name", ""),
+                "name": name if isinstance(name := file.metadata.get("general.name"), str) else "",
                 "types": stored_types(file),
             },
             tokenizer_files=tokenizer_files(fields, vocab_size=config.vocab),
@@ -68,15 +69,15 @@ def _read_fields(file: GGUFFile) -> GgufFields:
         file.label,
         vocab=file.shape(EMBED)[0],
         tied=HEAD not in file.names(),
-        rope_factors=_rope_factors(file) if ROPE_FACTORS in file.names() else None,
+        rope_divisors={name: _rope_divisors(file, name) for name in DIVISORS if name in file.names()},
     )
 
 
-def _rope_factors(file: GGUFFile) -> tuple[float, ...]:
-    """Values of the tensor of rotary divisors."""
-    if len(file.shape(ROPE_FACTORS)) != 1:
-        raise ModelFormatError(f"{file.label}: tensor {ROPE_FACTORS!r} must have one dimension")
-    factors = file.float32(ROPE_FACTORS, 0, 1)[0]
+def _rope_divisors(file: GGUFFile, name: str) -> tuple[float, ...]:
+    """Values of a tensor of rotary divisors."""
+    if len(file.shape(name)) != 1:
+        raise ModelFormatError(f"{file.label}: tensor {name!r} must have one dimension")
+    factors = file.float32(name, 0, 1)[0]
     if not (np.isfinite(factors) & (factors > 0)).all():
-        raise ModelFormatError(f"{file.label}: tensor {ROPE_FACTORS!r} must hold positive numbers")
+        raise ModelFormatError(f"{file.label}: tensor {name!r} must hold positive numbers")
     return tuple(float(x) for x in factors)

@@ -10,8 +10,8 @@ from typing import Any
 
 from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
-from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, end_tokens
-from specdec.tokenizers.meta import BPE_NAME, META_NAME, SENTENCEPIECE_NAME, TokenizerMeta
+from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, MARKER, end_tokens
+from specdec.tokenizers.meta import BPE_NAME, META_NAME, MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
 from specdec.tokenizers.sentencepiece_model import (
@@ -32,8 +32,6 @@ _TEMPLATE_TOKENS = {
     "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding", "sep_token": "seperator",
     "mask_token": "mask",
 }  # fmt: skip
-# What a token's text looks like when it is not text: <s>, [INST], <|im_end|>.
-_MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 # Ends of an answer that a file can name by their ids.
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
@@ -97,6 +95,8 @@ class _Vocabulary:
     def __init__(self, fields: Fields, vocab_size: int, *, is_bpe: bool) -> None:
         self.fields = fields
         tokens = _typed(fields, _TOKENS, str)
+        if len(tokens) > MOST_TOKENS:
+            raise ModelFormatError(f"{fields.where}: {len(tokens)} tokens, and at most {MOST_TOKENS} are read")
         types = _typed(fields, _PREFIX + "token_type", int)[: len(tokens)]
         # A file with types may mean that such a token is text; one whose template writes it does not.
         template = _chat_template(fields) or ""
@@ -115,7 +115,7 @@ class _Vocabulary:
             holds = default < len(tokens) and (not is_bpe or self.types[default] == CONTROL)
             self._ids[name] = self._named(name, default if holds else None)
         for index in map(self.special_id, ("bos", *_ENDS)):
-            if index is not None and self.types[index] == NORMAL and _MARKER.fullmatch(self.tokens[index]):
+            if index is not None and self.types[index] in (NORMAL, UNUSED) and MARKER.fullmatch(self.tokens[index]):
                 self.types[index] = CONTROL
 
     def special_id(self, name: str) -> int | None:

@@ -6,6 +6,7 @@ is left out with a warning. The small files beside the tokenizer are read by `hu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from specdec.errors import ModelFormatError
 from specdec.formats.files import read_bytes, read_json
 from specdec.formats.huggingface_settings import Settings
 from specdec.tokenizers.bpe import BPETokenizer, read_backend
-from specdec.tokenizers.markers import END_MARKERS, end_tokens
+from specdec.tokenizers.markers import END_MARKERS, MARKER, end_tokens
 from specdec.tokenizers.meta import (
     BPE_NAME,
     META_NAME,
@@ -28,9 +29,11 @@ from specdec.tokenizers.meta import (
 from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import build_byte_level, rule
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer, read_model
-from specdec.tokenizers.sentencepiece_model import without_normalizer
+from specdec.tokenizers.sentencepiece_model import USER_DEFINED, piece_types, without_normalizer
+from specdec.tokenizers.tokenizer_limits import MOST_MERGES, check_added
 
 _VOCABULARY, _MERGES = "vocab.json", "merges.txt"
+_CLASS_SPECIAL = "<|endoftext|>"  # what the tokenizer classes of such files have where no file names another
 _UNREAD = (_VOCABULARY, "vocab.txt", _MERGES, "spiece.model", "tekken.json", "tiktoken.model")
 
 
@@ -76,43 +79,54 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Backend:
     if not all(type(index) is int and index >= 0 for index in vocabulary.values()):
         raise ModelFormatError(f"{_VOCABULARY} must hold an id for each token")
     try:
-        lines = read_bytes(folder / _MERGES).decode("utf-8").split("\n")
+        text = read_bytes(folder / _MERGES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ModelFormatError(f"{_MERGES} is not valid UTF-8") from None
+    if text.count("\n") > MOST_MERGES:
+        raise ModelFormatError(f"{_MERGES} has more than {MOST_MERGES} lines")
+    # Not splitlines: in this alphabet characters that Unicode takes for the end of a line are bytes.
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
         raise ModelFormatError(f"{_MERGES} has {' '.join(wrong[0])!r}, which is no pair")
     family = "qwen2" if settings.model_type.startswith("qwen") else "gpt2"
+    special = dict.fromkeys([_CLASS_SPECIAL, *settings.special_texts])
     return build_byte_level(
         vocabulary,
         [(left, right) for left, right in pairs],
         rule=rule(family),
-        special=[text for text in settings.special_texts if text in vocabulary],
+        special=[text for text in special if text in vocabulary],
     )
 
 
 def _add_missing(backend: Backend, settings: Settings) -> bool:
     """Add the tokens that only the settings name, as transformers does: in the order of their ids, after all others.
 
+    Those of the vocabulary itself, which the tokenizer takes for text, keep their ids.
+
     Returns:
         Whether there were any. Tokens that the model has no row for stay out.
     """
-    known, added = backend.get_vocab(with_added_tokens=True), False
+    known = backend.get_vocab(with_added_tokens=True)
+    found = {token.content for token in backend.get_added_tokens_decoder().values()}
     size = max(known.values(), default=-1) + 1
-    named = [token for token in settings.added_tokens if token.text not in known]
-    texts = {token.text for token in named} | known.keys()
-    named += [AddedToken(0, text, True) for text in settings.special_texts if text not in texts]
-    for token in named[: max(0, settings.vocab_size - size)]:
-        backend.add_tokens(
-            [
-                BackendToken(
-                    token.text, special=token.special, normalized=False, lstrip=token.strip_left,
-                    rstrip=token.strip_right,
-                )
-            ]
-        )  # fmt: skip
-        added = True
-    return added
+    named = {token.text: token for token in settings.added_tokens if token.text not in found}
+    for text in settings.special_texts:
+        # A mark that pads, such as "!", may be text all the same.
+        if text not in found and (text not in known or MARKER.fullmatch(text)):
+            named.setdefault(text, AddedToken(0, text, True))
+    new = [token for token in named.values() if token.text not in known][: max(0, settings.vocab_size - size)]
+    tokens = [*new, *(token for token in named.values() if token.text in known)]
+    check_added([*found, *(token.text for token in new)], "the tokenizer with what its settings add")
+    backend.add_tokens(
+        [
+            BackendToken(
+                token.text, special=token.special, normalized=False, lstrip=token.strip_left, rstrip=token.strip_right
+            )
+            for token in tokens
+        ]
+    )
+    return bool(tokens)
 
 
 def _bpe_meta(backend: Backend, settings: Settings) -> TokenizerMeta:
@@ -141,6 +155,17 @@ def _sentencepiece_meta(content: bytes, settings: Settings) -> TokenizerMeta:
         if size <= token.id < MOST_TOKENS
         or (ids.get(token.text) == token.id and _says_more(token, model.is_control(token.id)))
     )
+    prefix = _prefix(settings, content)
+    if prefix != "model":  # transformers finds these before it prepares the text between
+        found = {token.id for token in added}
+        kinds = enumerate(piece_types(content)[:size])
+        added += tuple(
+            AddedToken(index, model.id_to_piece(index), False)
+            for index, kind in kinds
+            if kind == USER_DEFINED and index not in found
+        )
+    ids |= {token.text: token.id for token in added}
+    added += _missing(settings, ids)
     ids |= {token.text: token.id for token in added}
     bos_id = settings.bos_id(ids.get)
     if bos_id is None and model.bos_id() >= 0:
@@ -159,7 +184,16 @@ def _sentencepiece_meta(content: bytes, settings: Settings) -> TokenizerMeta:
         chat_template=settings.chat_template,
         special_tokens=special,
         added_tokens=added,
-        prefix=_prefix(settings, content),
+        prefix=prefix,
+    )
+
+
+def _missing(settings: Settings, ids: Mapping[str, int]) -> tuple[AddedToken, ...]:
+    """Special tokens that are named and nowhere numbered: they follow the others, as far as the model has rows."""
+    named = [text for text in settings.special_texts if text not in ids]
+    first = max(ids.values(), default=-1) + 1
+    return tuple(
+        AddedToken(first + n, text, True) for n, text in enumerate(named[: max(0, settings.vocab_size - first)])
     )
 
 

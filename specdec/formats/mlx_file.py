@@ -22,7 +22,7 @@ from specdec.weights.quantised import quantised_type
 
 _WEIGHT, _SCALES, _BIASES = ".weight", ".scales", ".biases"
 _DTYPES = {"F16": "float16", "BF16": "bfloat16"}
-_STORED_AS = {dtype: name for name, dtype in _DTYPES.items()}
+_STORED_AS = {dtype: name for name, dtype in _DTYPES.items()} | {"float32": "F32"}
 _WORD_BITS = 32
 # Codes of these many bits lie across the words, in one stream of bits; no store keeps them.
 _STREAM_BITS = (2, 3, 5, 6)
@@ -30,12 +30,12 @@ _STREAM_BITS = (2, 3, 5, 6)
 
 @dataclass(frozen=True, slots=True)
 class _Stream:
-    """A layer whose codes are a stream of bits.
+    """A layer that no store keeps, read as a stream of bits: for its width, or its scales in 32 bits.
 
     Attributes:
         bits: of a code.
         group: inputs that share a scale and a bias.
-        dtype: "float16" or "bfloat16", of scales and biases.
+        dtype: "float16", "bfloat16" or "float32", of scales and biases.
     """
 
     bits: int
@@ -47,10 +47,13 @@ class _Stream:
         words = np.ascontiguousarray(arrays["weight"], dtype="<u4")
         stream = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
         codes = stream.reshape(len(words), -1, self.bits) @ (1 << np.arange(self.bits, dtype=np.uint8))
-        scales, biases = (to_float32(arrays[name], self.dtype)[..., None] for name in ("scales", "biases"))
+        scales, biases = (self._float32(arrays[name])[..., None] for name in ("scales", "biases"))
         groups = codes.reshape(len(words), -1, self.group).astype(np.float32)
         weights: np.ndarray = (groups * scales + biases).reshape(len(words), -1)
         return weights
+
+    def _float32(self, values: np.ndarray) -> np.ndarray:
+        return values if self.dtype == "float32" else to_float32(values, self.dtype)
 
 
 class AffineFolder:
@@ -78,7 +81,10 @@ class AffineFolder:
         self._types = {name: kind for name, kind in types.items() if isinstance(kind, str)}
         if self._streams:
             found = " and ".join(map(str, sorted({kind.bits for kind in self._streams.values()})))
-            warn(f"{self.label}: a store does not keep weights of {found} bits: they become 16-bit")
+            scales = (
+                " with scales in 32 bits" if any(kind.dtype == "float32" for kind in self._streams.values()) else ""
+            )
+            warn(f"{self.label}: a store does not keep weights of {found} bits{scales}: they become 16-bit")
         hidden = {layer + part for layer in layers for part in (_SCALES, _BIASES)}
         self._names = [name for name in present if name not in hidden]
 
@@ -113,11 +119,12 @@ class AffineFolder:
         return self._file.raw16(name, start, stop)
 
     def blocks(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        layer = name.removesuffix(_WEIGHT)
+        layer, kind = name.removesuffix(_WEIGHT), self._streams.get(name)
+        read = self._file.float32 if kind is not None and kind.dtype == "float32" else self._file.raw16
         return {
             "weight": self._file.raw32(name, start, stop),
-            "scales": self._file.raw16(layer + _SCALES, start, stop),
-            "biases": self._file.raw16(layer + _BIASES, start, stop),
+            "scales": read(layer + _SCALES, start, stop),
+            "biases": read(layer + _BIASES, start, stop),
         }
 
     def close(self) -> None:
@@ -138,9 +145,9 @@ class AffineFolder:
                 f"{', '.join(map(str, readable))} bits in groups of {', '.join(map(str, GROUPS))}"
             )
         kinds, shapes = self._tensors_of(layer)
-        if kinds[0] != "U32" or kinds[1] != kinds[2] or kinds[1] not in _DTYPES:
+        if kinds[0] != "U32" or kinds[1] != kinds[2] or kinds[1] not in (*_DTYPES, "F32"):
             raise ModelFormatError(
-                f"{self.label}: tensor {layer + _WEIGHT!r} must be U32 with scales and biases of F16 or BF16, "
+                f"{self.label}: tensor {layer + _WEIGHT!r} must be U32 with scales and biases of F16, BF16 or F32, "
                 f"not {kinds[0]} with {kinds[1]} and {kinds[2]}"
             )
         weight, scales, biases = shapes
@@ -149,8 +156,8 @@ class AffineFolder:
                 f"{self.label}: tensor {layer + _WEIGHT!r} of shape {weight} does not fit scales {scales} and biases "
                 f"{biases} at {bits} bits in groups of {group}"
             )
-        if bits in _STREAM_BITS:
-            return _Stream(bits, group, _DTYPES[kinds[1]])
+        if bits in _STREAM_BITS or kinds[1] == "F32":
+            return _Stream(bits, group, _DTYPES.get(kinds[1], "float32"))
         return affine_name(bits, group, _DTYPES[kinds[1]])
 
     def _tensors_of(self, layer: str) -> tuple[list[str], list[tuple[int, ...]]]:

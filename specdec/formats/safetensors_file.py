@@ -7,6 +7,7 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,10 +19,15 @@ import numpy as np
 
 from specdec.errors import ModelFormatError
 from specdec.formats.files import map_file, parse_json, read_json
+from specdec.model_files import INDEX_NAME, SINGLE_NAME, unlisted_weights
 from specdec.weights.dtypes import to_float32
 
-SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 LENGTH_BYTES = 8
+MAX_HEADER_BYTES = 100_000_000  # the format's own bound
+MAX_TENSORS = 1 << 18  # of a file
+
+_PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
+_MOST_PARTS = 10_000
 
 READABLE = ("F32", "F16", "BF16")
 _DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "U32": "<u4"}
@@ -97,8 +103,12 @@ class SafetensorsFile:
         length = struct.unpack("<Q", self._data[:LENGTH_BYTES])[0]
         if length > size - LENGTH_BYTES or self._data[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
             raise ModelFormatError(f"{self.label} is not a safetensors file, or truncated: its header does not fit")
+        if length > MAX_HEADER_BYTES:
+            raise ModelFormatError(f"{self.label} is damaged: its header of {length} bytes exceeds {MAX_HEADER_BYTES}")
         header = parse_json(self._data[LENGTH_BYTES : LENGTH_BYTES + length], f"the header of {self.label}")
         header.pop("__metadata__", None)
+        if len(header) > MAX_TENSORS:
+            raise ModelFormatError(f"{self.label} holds {len(header)} tensors: at most {MAX_TENSORS} are read")
         base, end, tensors = LENGTH_BYTES + length, 0, {}
         spans = [(*self._entry(name, entry), name) for name, entry in header.items()]
         for start, stop, shape, dtype, name in sorted(spans, key=lambda span: span[:2]):
@@ -129,7 +139,8 @@ class SafetensorsFile:
 
 
 class SafetensorsFolder:
-    """The weights of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` lists.
+    """The weights of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` lists, or else all
+    whose names say that they are weights, as mlx-lm reads them.
 
     Attributes:
         label: folder name, for messages.
@@ -143,11 +154,13 @@ class SafetensorsFolder:
         self._files: list[SafetensorsFile] = []
         self._where: dict[str, SafetensorsFile] = {}
         expected: dict[str, str] | None = None
-        if (folder / INDEX_NAME).exists():
+        if (folder / SINGLE_NAME).exists():
+            names = [SINGLE_NAME]
+        elif (folder / INDEX_NAME).exists():
             expected = _read_index(folder / INDEX_NAME)
             names = sorted(set(expected.values()))
-        elif (folder / SINGLE_NAME).exists():
-            names = [SINGLE_NAME]
+        elif names := unlisted_weights(folder):
+            _check_parts(folder, names)
         else:
             raise ModelFormatError(f"{folder} has no {SINGLE_NAME} and no {INDEX_NAME}; other weights are not read")
         try:
@@ -195,6 +208,16 @@ class SafetensorsFolder:
         for tensor, name in (expected or {}).items():
             if tensor not in self._where or self._where[tensor].label != name:
                 raise ModelFormatError(f"{self.label}: {INDEX_NAME} puts tensor {tensor!r} into {name}, which lacks it")
+
+
+def _check_parts(folder: Path, names: list[str]) -> None:
+    """Refuse files whose names say that there are more of them."""
+    for name in names:
+        if (part := _PART.fullmatch(name)) is None:
+            continue
+        for number in range(1, min(int(part[2]), _MOST_PARTS) + 1):
+            if (other := f"{part[1]}-{number:05d}-of-{part[2]}.safetensors") not in names:
+                raise ModelFormatError(f"{folder.name} has {name}, and {other} is not beside it: fetch all parts")
 
 
 def _read_index(path: Path) -> dict[str, str]:

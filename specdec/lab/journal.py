@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -12,9 +13,12 @@ from typing import Any, Generic, TypeVar
 from specdec import paths
 from specdec.errors import InvalidArgumentError
 from specdec.parse import parse_json
+from specdec.read_file import read_regular
+from specdec.warn import warn
 
 FORMAT = 2
 _SYNC_EVERY_S = 1.0
+_MOST_BYTES = 1 << 29
 
 T = TypeVar("T")
 
@@ -23,7 +27,8 @@ class Journal(Generic[T]):
     """Results by name, written as they come.
 
     Every line is written in one piece. A process that is killed at any moment leaves whole lines and at most one torn
-    line at the end, which is dropped; a machine that stops loses the last second.
+    line at the end, which is dropped; a machine that stops loses the last second. If the file belongs in the cache
+    folder and that is read-only, results stay in memory alone, with a warning.
 
     Args:
         path: the file; created when missing.
@@ -58,6 +63,7 @@ class Journal(Generic[T]):
         self.path, self.results = path, dict[str, T]()
         self.header: dict[str, Any] = {kind: FORMAT, "of": json.loads(json.dumps(of)), **(extra or {})}
         self._kind, self._decode, self._strict, self._synced_s = kind, decode, strict, 0.0
+        self._file = -1
         try:
             paths.private_folder(path.parent)
             size = self._read() if path.exists() and not restart else 0
@@ -66,7 +72,10 @@ class Journal(Generic[T]):
             if not size:
                 self._write(self.header)
         except OSError as error:
-            raise self._unwritable(error) from None
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or paths.home() not in path.parents:
+                raise self._unwritable(error) from None
+            warn(f"results of an interrupted run are not kept: cannot write {path.parent} ({error.strerror})")
+        self._is_kept = self._file >= 0
 
     def add(self, name: str, value: Any) -> None:
         """Write the JSON value of a result.
@@ -75,7 +84,8 @@ class Journal(Generic[T]):
             InvalidArgumentError: the file cannot be written.
         """
         try:
-            self._write({"name": name, "value": value})
+            if self._is_kept:
+                self._write({"name": name, "value": value})
         except OSError as error:
             raise self._unwritable(error) from None
         self.results[name] = self._decode(json.loads(json.dumps(value)))  # what a run that is resumed would read
@@ -86,7 +96,7 @@ class Journal(Generic[T]):
             os.fsync(self._file)
             os.close(self._file)
             self._file = -1
-        if remove or not self.results:
+        if self._is_kept and (remove or not self.results):
             self.path.unlink(missing_ok=True)
 
     def _unwritable(self, error: OSError) -> InvalidArgumentError:
@@ -102,7 +112,7 @@ class Journal(Generic[T]):
 
     def _read(self) -> int:
         """Read the file; returns the length of the lines to keep, 0 to begin anew."""
-        whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
+        whole, newline, torn = read_regular(self.path, most_bytes=_MOST_BYTES).rpartition(b"\n")
         if not newline and f'{{"{self._kind}": '.encode().startswith(torn[: len(self._kind) + 5]):
             return 0  # not even the first line was written whole
         first, *lines = whole.split(b"\n") if newline else [torn]

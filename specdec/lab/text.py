@@ -8,7 +8,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from specdec import read_file
 from specdec.errors import InvalidArgumentError
+from specdec.tokenizers.long_text import encode_long
 
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
@@ -23,7 +25,7 @@ def read_text(path: str | Path | None, packaged: Callable[[], str]) -> str:
     if path is None:
         return packaged()
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_file.read_text(path)
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the text {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -48,7 +50,7 @@ def split_passages(text: str, tokenizer: Tokenizer, *, count: int, length: int) 
     Raises:
         InvalidArgumentError: the text is shorter than one passage.
     """
-    tokens = tokenizer.encode(text, add_bos=False)
+    tokens = encode_long(tokenizer, text)
     if len(tokens) < length:
         raise InvalidArgumentError(f"the text has {len(tokens)} tokens and needs at least {length}: give a longer one")
     first = [] if tokenizer.bos_id is None or not tokenizer.add_bos else [tokenizer.bos_id]

@@ -6,24 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from specdec.errors import ModelFormatError
-from specdec.model.layers import (
-    Attention,
-    Layer,
-    Mlp,
-    Rope,
-    check_flags,
-    check_numbers,
-    check_sizes,
-    is_number,
-    is_whole,
-    layer_from,
-    to_values,
-)
+from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.interrupts import is_from_signal_handler
+from specdec.model.checks import check_flags, check_numbers, check_sizes, is_number, is_whole
+from specdec.model.layers import Attention, Layer, Mlp, Rope, layer_from, to_values
+from specdec.model.rope_scaling import RopeScaling
 
 MAX_LAYERS = 4096  # far above any model; a damaged number must not make billions of layers
 
@@ -42,12 +33,13 @@ class ModelConfig:
         hidden: width of the residual stream.
         layers: the blocks, first to last.
         eps: epsilon of every RMS norm.
-        max_context: longest context T that the model was made for, in tokens.
+        max_context: longest context T of the model as it is loaded, in tokens.
         norm_offset: added to the weights of every norm.
         embed_scale: multiplies embeddings.
         logit_scale: multiplies logits.
         logit_cap: logits become logit_cap * tanh(logit / logit_cap); None leaves them.
         tied: the logits layer is the embedding table.
+        longest_context: longest context that the model can be loaded for, see `for_context`; None is `max_context`.
     """
 
     family: str
@@ -61,6 +53,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_cap: float | None = None
     tied: bool = False
+    longest_context: int | None = None
     _kinds: tuple[Layer, ...] = field(init=False, repr=False, compare=False)
     _hash: int = field(init=False, repr=False, compare=False)
 
@@ -72,6 +65,12 @@ class ModelConfig:
         if not is_number(self.norm_offset):
             raise ModelFormatError(f"norm_offset must be a number, not {self.norm_offset!r}")
         check_flags(self, "tied")
+        if self.longest_context is not None:
+            check_sizes(self, longest_context="longest_context")
+            if self.longest_context < self.max_context:
+                raise ModelFormatError(
+                    f"longest_context {self.longest_context} must be at least max_context {self.max_context}"
+                )
         _check_count(len(self.layers))
         shared: dict[Layer, Layer] = {}
         object.__setattr__(self, "layers", tuple(shared.setdefault(layer, layer) for layer in self.layers))
@@ -98,6 +97,9 @@ class ModelConfig:
         rope_theta: float,
         max_context: int,
         rope_factors: tuple[float, ...] | None = None,
+        rope_attention_factor: float = 1.0,
+        rope_scaling: RopeScaling | None = None,
+        longest_context: int | None = None,
         sliding_window: int | None = None,
         first_sliding_layer: int = 0,
         tie_embeddings: bool = False,
@@ -114,6 +116,9 @@ class ModelConfig:
             ModelFormatError: a value is out of range.
         """
         _check_count(num_layers)
+        rope = Rope(
+            theta=rope_theta, factors=rope_factors, attention_factor=rope_attention_factor, scaling=rope_scaling
+        )
         mlp = Mlp(width=intermediate_size, experts=num_experts, experts_used=experts_per_token if num_experts else 0)
 
         def layer(window: int | None) -> Layer:
@@ -121,7 +126,7 @@ class ModelConfig:
                 heads=num_heads,
                 kv_heads=num_kv_heads,
                 head_dim=head_dim,
-                rope=Rope(theta=rope_theta, factors=rope_factors),
+                rope=rope,
                 window=window,
                 bias=qkv_bias,
                 qk_norm="head" if qk_norm else "none",
@@ -137,6 +142,26 @@ class ModelConfig:
             eps=norm_eps,
             max_context=max_context,
             tied=tie_embeddings,
+            longest_context=longest_context,
+        )
+
+    def for_context(self, context: int) -> ModelConfig:
+        """The model as it is when loaded for `context` tokens: `max_context`, and the rotary factors of that length.
+
+        Raises:
+            InvalidArgumentError: `context` is not a whole number of 1 to the longest context.
+        """
+        longest = self.longest_context or self.max_context
+        if not is_whole(context) or context <= 0:
+            raise InvalidArgumentError(f"context must be a whole number of at least 1, not {context!r}")
+        if context > longest:
+            raise InvalidArgumentError(f"context must be at most {longest} tokens for this model, not {context}")
+        loaded = {kind: replace(kind, attention=kind.attention.for_context(context)) for kind in self._kinds}
+        return replace(
+            self,
+            layers=tuple(loaded[layer] for layer in self.layers),
+            max_context=context,
+            longest_context=longest if longest > context else None,
         )
 
     @property
@@ -195,6 +220,11 @@ class ModelConfig:
     def rope_factors(self) -> tuple[float, ...] | None:
         """Divisors of the rotary frequencies of every layer, or None."""
         return self._same("factors", lambda layer: layer.attention.rope.factors)
+
+    @property
+    def rope_attention_factor(self) -> float:
+        """What multiplies sines and cosines in every layer."""
+        return self._same("attention_factor", lambda layer: layer.attention.rope.attention_factor)
 
     @property
     def qkv_bias(self) -> bool:
@@ -287,6 +317,8 @@ class ModelConfig:
                 raise ModelFormatError(f"layers must be numbers of the {len(kinds)} kinds of layers")
             return cls(layers=tuple(kinds[number] for number in numbers), **values)
         except (TypeError, KeyError, AttributeError) as error:
+            if is_from_signal_handler(error):
+                raise
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
     def to_flat_dict(self) -> dict[str, Any] | None:
@@ -335,6 +367,8 @@ class ModelConfig:
         except ModelFormatError:
             raise
         except (TypeError, KeyError, ValueError) as error:
+            if is_from_signal_handler(error):
+                raise
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
     def _same(self, name: str, of: Callable[[Layer], _T]) -> _T:

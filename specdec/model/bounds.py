@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from specdec.errors import ModelFormatError
 from specdec.model.architecture import ModelConfig
-from specdec.model.layers import Layer
+from specdec.model.layers import Layer, Rope
 
+MOST_CONTEXT = (1 << 31) - 1
 _LARGEST = 1e30  # of a number
 _MOST_EXPERTS = 1 << 16  # of all layers
 
@@ -18,7 +19,7 @@ def check_bounds(config: ModelConfig) -> ModelConfig:
         ModelFormatError: one is not.
     """
     _check_sizes({"vocab_size": (config.vocab, 1 << 24), "hidden_size": (config.hidden, 1 << 20)})
-    _check_sizes({"max_context": (config.max_context, (1 << 31) - 1)})
+    _check_sizes({name: (getattr(config, name) or 0, MOST_CONTEXT) for name in ("max_context", "longest_context")})
     _check_number("norm_eps", config.eps)
     for layer in set(config.layers):
         _check_layer(layer)
@@ -41,8 +42,17 @@ def _check_layer(layer: Layer) -> None:
             "shared_width": (mlp.shared_width, 1 << 22),
         }
     )
-    _check_number("rope_theta", attention.rope.theta)
-    for factor in attention.rope.factors or ():
+    _check_rope(attention.rope)
+
+
+def _check_rope(rope: Rope) -> None:
+    _check_number("rope_theta", rope.theta)
+    _check_number("the attention factor", rope.attention_factor)
+    factors = rope.factors or ()
+    if rope.scaling is not None:
+        _check_sizes({"the original context": (rope.scaling.original, MOST_CONTEXT)})
+        factors += (rope.scaling.factor, *rope.scaling.short, *rope.scaling.long)
+    for factor in factors:
         _check_number("a rope factor", factor)
 
 

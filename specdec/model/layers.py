@@ -5,11 +5,12 @@ Which features a runtime executes is in `features`, whole models are in `archite
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 from specdec.errors import ModelFormatError
+from specdec.model.checks import check_choice, check_flags, check_numbers, check_sizes, is_number, is_whole
+from specdec.model.rope_scaling import RopeScaling
 
 RopeKind = Literal["half", "interleaved", "none"]
 QkNorm = Literal["none", "head", "full"]
@@ -29,6 +30,7 @@ class Rope:
         kind: how dimensions pair: "half" is j with j + D / 2 (sources convert where they can), "interleaved" is 2j with
             2j + 1, "none" turns nothing.
         attention_factor: multiplies sines and cosines (YaRN, 2309.00071).
+        scaling: how `factors` follow from the context that a model is loaded for; None where they do not.
     """
 
     theta: float = 10000.0
@@ -36,6 +38,7 @@ class Rope:
     share: float = 1.0
     kind: RopeKind = "half"
     attention_factor: float = 1.0
+    scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self, "theta", "share", "attention_factor")
@@ -92,6 +95,15 @@ class Attention:
             raise ModelFormatError(f"rotary positions must cover an even part of the head, not {turned} dimensions")
         if self.rope.factors is not None and len(self.rope.factors) != turned // 2:
             raise ModelFormatError(f"rope_factors must hold {int(turned) // 2} numbers, not {len(self.rope.factors)}")
+        if self.rope.scaling is not None:
+            self.rope.scaling.check_pairs(int(turned) // 2)
+
+    def for_context(self, context: int) -> Attention:
+        """The same with the rotary factors of a model that is loaded for `context` tokens."""
+        if self.rope.scaling is None:
+            return self
+        pairs = int(self.head_dim * self.rope.share) // 2
+        return replace(self, rope=replace(self.rope, factors=self.rope.scaling.factors_for(context, pairs)))
 
     @property
     def query_width(self) -> int:
@@ -168,49 +180,12 @@ class Layer:
         check_numbers(self, "residual_scale")
 
 
-def is_whole(value: object) -> bool:
-    """Whether it is a whole number, and not a bool."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def check_sizes(owner: object, **names: str) -> None:
-    """Refuse attributes that are not positive whole numbers; each attribute's name in messages follows it."""
-    for name, shown in names.items():
-        if not is_whole(value := getattr(owner, name)) or value <= 0:
-            raise ModelFormatError(f"{shown} must be a positive whole number, not {value!r}")
-
-
-def check_numbers(owner: object, *names: str) -> None:
-    """Refuse attributes that are not positive numbers."""
-    for name in names:
-        if not is_number(value := getattr(owner, name)) or value <= 0:
-            raise ModelFormatError(f"{name} must be a positive number, not {value!r}")
-
-
-def check_flags(owner: object, *names: str) -> None:
-    """Refuse attributes that are not true or false."""
-    for name in names:
-        if not isinstance(value := getattr(owner, name), bool):
-            raise ModelFormatError(f"{name} must be true or false, not {value!r}")
-
-
-def check_choice(owner: object, name: str, choices: Any) -> None:
-    """Refuse an attribute outside the values of a `Literal`."""
-    if (value := getattr(owner, name)) not in get_args(choices):
-        raise ModelFormatError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}")
-
-
 def to_values(part: Any) -> dict[str, Any]:
     """Plain JSON values of a layer or a part of one, without those that equal the default."""
     values: dict[str, Any] = {}
     for one in fields(part):
         value = getattr(part, one.name)
-        if isinstance(value, Rope | Attention | Mlp):
+        if isinstance(value, Rope | RopeScaling | Attention | Mlp):
             values[one.name] = to_values(value)
         elif value != one.default:
             values[one.name] = list(value) if isinstance(value, tuple) else value
@@ -228,6 +203,8 @@ def layer_from(values: dict[str, Any]) -> Layer:
         rope = dict(attention.pop("rope", {}))
         if rope.get("factors") is not None:
             rope["factors"] = tuple(float(x) for x in rope["factors"])
+        if rope.get("scaling") is not None:
+            rope["scaling"] = RopeScaling.from_values(rope["scaling"])
         rest = {name: value for name, value in values.items() if name not in ("attention", "mlp")}
         return Layer(attention=Attention(rope=Rope(**rope), **attention), mlp=mlp, **rest)
     except ModelFormatError:

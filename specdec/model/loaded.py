@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from specdec.engine.memory import Memory
-from specdec.engine.options import effort_schedule
+from specdec.engine.option_checks import effort_schedule
 from specdec.engine.prompt import token_ids
 from specdec.engine.prompt_cache import PromptCache
-from specdec.engine.turns import Turns
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
 from specdec.store.profile import find_profile, profile_stamp
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel
@@ -40,10 +40,13 @@ class Model:
         lock: held by whoever runs passes for an answer, and while one is prepared; what answers of the model share (the
             memory) belongs to its holder.
         load_other: loads another model for a drafter; None where there is no way to.
+        name: what the model was loaded as: a catalogue name, or its file's or folder's name without an ending.
     """
 
-    def __init__(self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None) -> None:
-        self.runtime, self.tokenizer, self.store = runtime, tokenizer, store
+    def __init__(
+        self, runtime: Runtime, tokenizer: Tokenizer | None = None, *, store: Store | None = None, name: str = ""
+    ) -> None:
+        self.runtime, self.tokenizer, self.store, self.name = runtime, tokenizer, store, name
         self.memory = Memory()
         self.prompt_cache: PromptCache | None = None
         self.lock = Turns()
@@ -55,6 +58,27 @@ class Model:
     def config(self) -> ModelConfig:
         """Shape of the model."""
         return self.runtime.config
+
+    @property
+    def parameters(self) -> int:
+        """Weights in matrices, tables and vectors; those of tied embeddings once."""
+        config = self.config
+        shapes = (config.matrices() | config.tables()).values()
+        return sum(rows * columns for rows, columns in shapes) + sum(config.vectors().values())
+
+    def __repr__(self) -> str:
+        """On one line: name, family, size, types of the weights, context, runtime."""
+        info, store = self.runtime.info, self.store
+        parts = [self.config.family, f"{readable_count(self.parameters)} parameters"]
+        if store is not None:
+            parts.append("/".join(sorted(set(store.types.values())) or [store.dtype]))
+            if store.loaded_share < 1:
+                parts.append(f"{store.loaded_share:.3f} of the weights loaded")
+        parts.append(f"context of {self.config.max_context} tokens")
+        where = info.device or (f"{info.threads} threads" if info.threads is not None else "")
+        parts.append(f"runtime {info.name}" + f" ({where})" * bool(where))
+        parts += ["no tokenizer"] * (self.tokenizer is None)
+        return f"<specdec.Model {self.name or 'without a name'}: {', '.join(parts)}>"
 
     @property
     def auto_draft(self) -> tuple[str, EffortSchedule]:
@@ -113,6 +137,7 @@ def load(
     runtime: str = "auto",
     threads: int | None = None,
     load_share: float = 1.0,
+    context: int | None = None,
     remeasure: bool = False,
 ) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
@@ -124,13 +149,16 @@ def load(
         load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
             matrices are never read and count as zeros, and quantised ones lose all but the upper four bits of their
             codes, which changes the model: results say so in `identical_to`.
+        context: tokens of prompt and answer together that the model is loaded for; None takes the model's own context.
+            It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
+            length, and keep them for shorter texts.
         remeasure: measure anew what passes cost on this machine, and forget what earlier processes have kept of it.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
         InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range, or below 1
-            for a store whose codes have four bits.
+            for a store whose codes have four bits, or `context` is out of range.
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
@@ -139,18 +167,38 @@ def load(
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
-    store = Store.open(resolve_model(model), load_share=load_share)
+    store = Store.open(resolve_model(model), load_share=load_share, context=context)
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
-    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store)
+    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store, name=_name(model))
     loaded.memory.costs.is_measured_anew = remeasure
-    loaded.load_other = lambda name: _other(name, runtime, threads)
+    loaded.load_other = lambda name: _other(name, runtime, threads, context)
     return loaded
 
 
-def _other(name: str, runtime: str, threads: int | None) -> LoadedModel:
-    """The model called `name` on the runtime of the one that asks."""
-    from specdec.drafters.base import LoadedModel
+def _name(model: str | Path) -> str:
+    """What to call a model that was loaded by a catalogue name or a path."""
+    name = Path(model).expanduser().absolute().name
+    return name.removesuffix(".gguf").removesuffix(".store")
 
-    other = load(name, runtime=runtime, threads=threads)
+
+def readable_count(count: int) -> str:
+    """A number of weights, three figures or so: "135 M", "1.54 B"."""
+    for size, unit in ((10**9, " B"), (10**6, " M"), (10**3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _other(name: str, runtime: str, threads: int | None, context: int | None) -> LoadedModel:
+    """The model called `name` on the runtime of the one that asks, for its context as far as it can be."""
+    from specdec.catalogue import resolve_model
+    from specdec.drafters.base import LoadedModel
+    from specdec.store.description import StoreDescription
+
+    path = resolve_model(name)
+    if context is not None:
+        config = StoreDescription.read(path).config
+        context = min(context, config.longest_context or config.max_context)
+    other = load(path, runtime=runtime, threads=threads, context=context)
     return LoadedModel(other.runtime, other.tokenizer)

@@ -7,7 +7,7 @@ once for all of them. A row's result depends on its own token, history, effort a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
+from specdec.progress import Count
 from specdec.weights.base import EXACT as EXACT
 
 Logits = Literal["all", "last", "none"]
@@ -47,6 +48,11 @@ class Cache(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes allocated now; blocks shared with forks count in each."""
+        ...
+
+    def blocks(self) -> Mapping[int, int]:
+        """Bytes of each piece of memory allocated now, by a number of it. Pieces that forks share have equal numbers;
+        those that hold `length` tokens are written no more, so they stay shared. Valid until the next pass."""
         ...
 
     def trim(self, length: int) -> None:
@@ -177,8 +183,13 @@ class Runtime(Protocol):
         """Draft views that `forward` accepts beside "exact", by name."""
         ...
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready ahead of the first pass that uses it, so that its cost is not counted as drafting.
+
+        Args:
+            view: a draft view, or "exact".
+            progress: called with (parts done, parts in all) while the view is built, first with nothing done;
+                not at all where it is ready.
 
         Raises:
             UnknownNameError: this runtime has no such view.
@@ -192,6 +203,10 @@ class Runtime(Protocol):
         Raises:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
+        ...
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes when it is full."""
         ...
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
@@ -237,7 +252,7 @@ def find_view(runtime: Runtime, name: str) -> ViewInfo:
     """
     known = {EXACT: EXACT_VIEW, **runtime.views()}
     if name not in known:
-        raise UnknownNameError("view", name, list(known))
+        raise missing_view(name, known)
     return known[name]
 
 
@@ -248,7 +263,29 @@ def check_view(view: str, known: Mapping[str, ViewInfo]) -> None:
         UnknownNameError: it is neither "exact" nor among `known`.
     """
     if view != EXACT and view not in known:
-        raise UnknownNameError("view", view, [EXACT, *known])
+        raise missing_view(view, [EXACT, *known])
+
+
+def missing_view(view: str, known: Iterable[str], *, kind: str = "view") -> UnknownNameError:
+    """The error for a view that a runtime does not have for a model, which says why where the view exists.
+
+    Args:
+        view: that was asked for.
+        known: what there is.
+        kind: what the message calls it.
+    """
+    from specdec.weights.registry import get_view, known_views
+
+    registered, reason = known_views(), None
+    if view in registered:
+        # Some views are for quantised weights alone: a model that has one is quantised.
+        quantised = any(not get_view(one).suits(quantised=False) for one in known if one in registered)
+        wanted = get_view(view)
+        if wanted.suits(quantised=quantised):
+            reason = "is not one that this runtime has for this model"
+        else:
+            reason = f"needs {'16-bit' if quantised else 'quantised'} weights"
+    return UnknownNameError(kind, view, list(known), reason=reason)
 
 
 def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type) -> None:

@@ -130,6 +130,8 @@ class ChatRequest:
         tool_choice: "auto", "none", "required", or the name of a function as `{"name": ...}`.
         parallel_tool_calls: False allows one call at most.
         continue_final: the last message is an assistant's, to be continued.
+        streamed: the caller sees the answer while it grows; False holds tool calls back until they are complete, so
+            that a malformed one is text as a whole.
         options: keyword arguments of `specdec.stream` (`max_tokens`, `temperature`, `seed`, `stop`, ...).
         owner: who asks; prefixes are shared between requests of one owner only.
         deadline_s: seconds from now after which the answer ends where it is; None for no limit.
@@ -140,6 +142,7 @@ class ChatRequest:
     tool_choice: str | Mapping[str, str] = "auto"
     parallel_tool_calls: bool = True
     continue_final: bool = False
+    streamed: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""
     deadline_s: float | None = None

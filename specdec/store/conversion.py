@@ -49,7 +49,7 @@ from specdec.weights.quantised import (
     quantised_type,
     quantised_types,
 )
-from specdec.weights.registry import get_view
+from specdec.weights.registry import faults_of_view, get_view
 
 if TYPE_CHECKING:
     from specdec.formats.base import Source
@@ -320,7 +320,8 @@ class _Conversion:
                 raise _not_finite(name) from None
             parts[EXACT_FILE] = matrix.arrays()
         for view_name, view in self.views.items():
-            parts[view_file(view_name)] = view.arrays(view.build(matrix))
+            with faults_of_view(view_name, "build"):
+                parts[view_file(view_name)] = view.arrays(view.build(matrix))
         return _Slice(name, math.prod(matrix.shape), parts)
 
     def _read_blocks(self, name: str, shape: tuple[int, int]) -> QuantisedTable:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.architecture import ModelConfig
 from specdec.model.bounds import check_bounds
 from specdec.parse import parse_json
-from specdec.read_file import read_regular
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.weights.dtypes import check_dtype
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import plane_type, quantised_type
 
-_MOST_BYTES = 256 << 20
 FORMAT = "specdec bucket store"
 FORMAT_VERSION = 4
 # What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
@@ -130,7 +130,9 @@ class StoreDescription:
             description = cls._from_body(body)
         except (ModelFormatError, InvalidArgumentError) as error:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            if is_from_signal_handler(error):
+                raise
             raise damaged from None
         newer = {version, description.version} & {PLANES_VERSION, FORMAT_VERSION}  # the oldest two are read alike
         if newer and version != description.version:
@@ -202,14 +204,16 @@ def _load(folder: Path) -> dict[str, Any]:
     """The JSON object in `store.json`, known to be that of a store."""
     path = folder / DESCRIPTION_FILE
     try:
-        values = parse_json(read_regular(path, most_bytes=_MOST_BYTES))
+        values = parse_json(read_regular(path, most_bytes=MOST_TEXT_BYTES))
     except FileNotFoundError:
         raise StoreError(
             f"{folder} is no store, it has no {DESCRIPTION_FILE}: make one with `specdec convert SOURCE -o STORE`"
         ) from None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
+    except (OSError, ValueError) as error:
+        if is_from_signal_handler(error):
+            raise
+        if isinstance(error, OSError):
+            raise StoreError(f"cannot read {path}: {error.strerror}") from None
         raise StoreError(f"{path} is damaged: convert the model again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise StoreError(f"{path} does not describe a specdec store")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from specdec.model.bounds import MOST_CONTEXT
 from specdec.store.plan import EXACT_FILE
 from specdec.store.store import Store
 from specdec.weights.bucket import BucketedMatrix
@@ -44,6 +45,8 @@ class StoreReport:
         checksum: SHA-256 that stands for every byte of the store.
         verified: whether every byte was read and compared.
         architecture: of the model.
+        context: tokens of the context that the model is loaded for where nobody asks for another.
+        longest_context: tokens of the longest context that it can be loaded for.
         parameters: weights in matrices, tables and vectors.
         dtype: of matrices and tables that are not quantised.
         types: bytes of the matrices and tables of each type, without scores: quantised types, and `dtype`.
@@ -66,6 +69,8 @@ class StoreReport:
     checksum: str
     verified: bool
     architecture: str
+    context: int
+    longest_context: int
     parameters: int
     dtype: str
     types: dict[str, int]
@@ -89,11 +94,14 @@ class StoreReport:
     def to_text(self) -> str:
         """Lines for a person; matrices are summed by kind."""
         sizes = self.layout["tier_sizes"]
+        most = "any length" if self.longest_context == MOST_CONTEXT else f"up to {self.longest_context}"
+        longest = f" ({most} with --context)" if self.longest_context > self.context else ""
         checked = "verified" if self.verified else "not verified"
         lines = [
             f"store       {self.path} (format {self.version})",
             f"checksum    {self.checksum} ({checked})",
             f"model       {self.architecture}, {self.parameters / 1e6:.1f} M parameters, {', '.join(self.types)}",
+            f"context     {self.context} tokens{longest}",
             f"source      {', '.join(f'{key} {value}' for key, value in self.source.items())}",
             f"dithered    {'no' if self.dithered is None else f'yes, seed {self.dithered}: not the original weights'}",
             f"buckets     {self.layout['bucket_size']} outputs, tiers of {' + '.join(map(str, sizes))}"
@@ -154,6 +162,8 @@ def inspect_store(path: str | Path, *, verify: bool = True) -> StoreReport:
         checksum=store.checksum,
         verified=verify,
         architecture=config.family,
+        context=config.max_context,
+        longest_context=config.longest_context or config.max_context,
         parameters=weights + vectors,
         dtype=store.dtype,
         types=type_bytes(store),

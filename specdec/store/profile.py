@@ -200,5 +200,5 @@ def check_place(store_path: Path) -> None:
         StoreError: the folder cannot be written, or holds a damaged profile.
     """
     if not os.access(store_path, os.W_OK | os.X_OK):
-        raise StoreError(f"cannot write a draft profile into {store_path}: permission denied")
+        raise StoreError(f"cannot write a draft profile into {store_path}: it is read-only, or its permissions refuse")
     ProfileFile.read(store_path)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specdec.errors import StoreError
+from specdec.interrupts import is_from_signal_handler
 from specdec.lock_file import open_lock
 from specdec.store.description import is_store
 
@@ -33,6 +34,8 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if is_from_signal_handler(error):
+            raise
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(f"no space left to write {path}: free some, or choose another place") from error
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
@@ -55,9 +58,9 @@ def staged_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     with _locked(target):
         _recover(target, partial, replaced)
         check_target(target, overwrite=overwrite)
-        with writing(target):
-            partial.mkdir()
-        try:
+        try:  # a signal handler may raise at any point
+            with writing(target):
+                partial.mkdir()
             with writing(partial):
                 (partial / MARKER).write_text(
                     f"process {os.getpid()} has not finished writing this\n", encoding="utf-8"
@@ -66,7 +69,9 @@ def staged_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             with writing(target):
                 _publish(target, partial, replaced, overwrite=overwrite)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
+            with suppress(StoreError):  # an interrupt may have come when the old store had stepped aside
+                _recover(target, partial, replaced)
             raise
 
 
@@ -112,14 +117,14 @@ def _publish(target: Path, partial: Path, replaced: Path, *, overwrite: bool) ->
         raise
     sync_folder(target.parent)
     if old:
-        shutil.rmtree(replaced, ignore_errors=True)
+        _remove(replaced)
 
 
 def _recover(target: Path, partial: Path, replaced: Path) -> None:
     """Clear up after a conversion that was killed. Only for the holder of the lock."""
     if is_store(replaced):
         if target.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
+            _remove(replaced)
         else:
             replaced.rename(target)  # killed between the two renames: the old store is the only whole one
     if partial.exists():
@@ -139,6 +144,18 @@ def clear_unfinished(folder: Path) -> None:
             _recover(target, _sibling(target, "partial"), _sibling(target, "replaced"))
 
 
+def _remove(path: Path) -> None:
+    """Remove a file or folder of ours, as far as it can be. What a signal handler raises meanwhile goes on then."""
+    remove = shutil.rmtree if path.is_dir() else Path.unlink
+    try:
+        remove(path)
+    except BaseException as error:
+        with suppress(OSError):
+            remove(path)
+        if not isinstance(error, OSError) or is_from_signal_handler(error):
+            raise
+
+
 def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
@@ -146,31 +163,42 @@ def _is_empty(folder: Path) -> bool:
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Hold the lock of `target`, or refuse at once when another process holds it."""
-    path = _sibling(target, "lock")
-    fd = -1
-    while fd < 0:
-        with writing(target):
-            fd = open_lock(path)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            owner = os.read(fd, 64).decode(errors="replace").strip()
-            os.close(fd)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise StoreError(f"another conversion to {target} is running (process {owner or 'unknown'})") from None
-            raise StoreError(f"cannot lock {path}: {error.strerror}") from error
-        if not _is_at(fd, path):  # its holder removed it between our open and our lock
-            os.close(fd)
-            fd = -1
+    path, fd, is_held = _sibling(target, "lock"), -1, False
     try:
+        while not is_held:
+            with writing(target):
+                fd = open_lock(path)
+            _lock(fd, path, target)
+            # Its holder may have removed it between our open and our lock.
+            if not (is_held := _is_at(fd, path)):
+                os.close(fd)
+                fd = -1
         with writing(path):
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(fd)
+        if is_held:
+            _remove(path)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _lock(fd: int, path: Path, target: Path) -> None:
+    """Take the lock of an open lock file.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if is_from_signal_handler(error):
+            raise
+        owner = os.read(fd, 64).decode(errors="replace").strip()
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise StoreError(f"another conversion to {target} is running (process {owner or 'unknown'})") from None
+        raise StoreError(f"cannot lock {path}: {error.strerror}") from error
 
 
 def _is_at(fd: int, path: Path) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
+from specdec.interrupts import is_from_signal_handler
 from specdec.model.architecture import ModelConfig
 from specdec.parse import foreign
 from specdec.read_file import open_regular
@@ -26,7 +27,7 @@ from specdec.weights.dtypes import to_float32
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
 from specdec.weights.quantised_types import REST
-from specdec.weights.registry import get_view, known_views
+from specdec.weights.registry import faults_of_view, get_view, known_views
 
 _AGAIN = "the store is damaged, convert the model again"
 _VERIFY_THREADS = 2
@@ -37,7 +38,7 @@ class Store:
 
     Attributes:
         path: its folder.
-        config: the model.
+        config: the model, as it is loaded.
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one, `views.quantised.quantised_type`.
@@ -49,11 +50,17 @@ class Store:
     """
 
     def __init__(
-        self, path: Path, description: StoreDescription, files: dict[str, TensorFile], *, load_share: float = 1.0
+        self,
+        path: Path,
+        description: StoreDescription,
+        files: dict[str, TensorFile],
+        *,
+        load_share: float = 1.0,
+        context: int | None = None,
     ) -> None:
         self.path = path
         self.description = description
-        self.config: ModelConfig = description.config
+        self.config: ModelConfig = description.config if context is None else description.config.for_context(context)
         self.layout: BucketLayout = description.layout
         self.dtype = description.dtype
         self.types = dict(description.types)
@@ -71,7 +78,9 @@ class Store:
             self._leave_out(load_share)
 
     @classmethod
-    def open(cls, path: str | Path, *, verify: bool = True, load_share: float = 1.0) -> Store:
+    def open(
+        cls, path: str | Path, *, verify: bool = True, load_share: float = 1.0, context: int | None = None
+    ) -> Store:
         """Open a store.
 
         Sizes, shapes, the description's own checksum and the scores are always checked.
@@ -83,10 +92,13 @@ class Store:
                 out, and `exact` gives matrices with zeros in their place. Of quantised matrices the upper four bits of
                 codes stay; `exact` gives those that are without the rest as `UpperMatrix`. What is left out is never
                 read, but for codes in blocks (a store of version 2).
+            context: tokens of the context that the model is loaded for, `ModelConfig.for_context`; None takes the
+                model's own.
 
         Raises:
             StoreError: it is missing, unfinished, truncated, altered, of a newer version, or no store.
-            InvalidArgumentError: `load_share` is out of range, or below 1 and all codes have four bits.
+            InvalidArgumentError: `load_share` is out of range, or below 1 and all codes have four bits; or `context` is
+                out of range.
         """
         path = Path(path)
         try:
@@ -97,19 +109,21 @@ class Store:
             if (path / MARKER).exists():
                 raise StoreError(f"{path} is an unfinished conversion: convert the model again")
         except OSError as error:
+            if is_from_signal_handler(error):
+                raise
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         with foreign(str(path)):
-            return cls._open(path, verify=verify, load_share=load_share)
+            return cls._open(path, verify=verify, load_share=load_share, context=context)
 
     @classmethod
-    def _open(cls, path: Path, *, verify: bool, load_share: float) -> Store:
+    def _open(cls, path: Path, *, verify: bool, load_share: float, context: int | None) -> Store:
         description = StoreDescription.read(path)
         files = _open_files(path, description)
         with ExitStack() as stack:
             if load_share != 1:
                 for file in files.values():
                     stack.enter_context(file.not_reading_ahead())
-            store = cls(path, description, files, load_share=load_share)
+            store = cls(path, description, files, load_share=load_share, context=context)
             store._check_scores()
             if verify:
                 store.verify()
@@ -231,7 +245,8 @@ class Store:
             InvalidArgumentError: the model has no such matrix.
         """
         kind, exact = get_view(view), self.exact(name)
-        return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
+        with faults_of_view(view, "load" if view in self.views else "build"):
+            return kind.load(self.view(view, name), exact) if view in self.views else kind.build(exact)
 
     def part_bytes(self) -> dict[str, int]:
         """Bytes of the exact view's file by part: vectors, tables, scores, each quantised type but for the rest of its
@@ -258,8 +273,22 @@ class Store:
         """Bytes of a stored draft view's file."""
         return self._files[view_file(view)].layout.nbytes
 
+    def check_files(self) -> None:
+        """Refuse to go on with files that were changed since the store was opened; before arrays of it are read that
+        were asked for earlier.
+
+        Raises:
+            StoreError: somebody wrote to one or cut it off.
+        """
+        for file in self._files.values():
+            file.check()
+
     def release_pages(self) -> None:
-        """Tell the system that the mapped pages are not needed now; they would count as this process's memory."""
+        """Tell the system that the mapped pages are not needed now; they would count as this process's memory.
+
+        Raises:
+            StoreError: see `check_files`.
+        """
         for file in self._files.values():
             file.release()
 
@@ -280,10 +309,13 @@ class Store:
                 ]
             else:
                 jobs.append((str(self.path / name), record.sha256, partial(_file_checksum, self.path / name)))
-        with ThreadPoolExecutor(_VERIFY_THREADS) as pool:
+        pool = ThreadPoolExecutor(_VERIFY_THREADS)
+        try:
             for (what, wanted, _), found in zip(jobs, pool.map(lambda job: job[2](), jobs), strict=True):
                 if found != wanted:
                     raise StoreError(f"{what} was altered: {_AGAIN}")
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of a large file
 
     def _leave_out(self, share: float) -> None:
         parts = {name: self._parts(name) for name in self._shapes}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import mmap
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from specdec.errors import StoreError
+from specdec.interrupts import is_from_signal_handler
 from specdec.parse import parse_json
 from specdec.read_file import open_regular
 from specdec.store.staging import writing
@@ -104,6 +106,8 @@ def read_layout(path: Path) -> FileLayout:
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: the store is incomplete, convert the model again") from None
     except OSError as error:
+        if is_from_signal_handler(error):
+            raise
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
     try:
         if not text or len(text) != length:
@@ -117,7 +121,9 @@ def read_layout(path: Path) -> FileLayout:
                 raise ValueError("tensors overlap or leave a gap")
             tensors[name] = Placed(spec, position)
             position += spec.nbytes
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if is_from_signal_handler(error):
+            raise
         raise StoreError(f"{path} is damaged or no safetensors file: convert the model again") from None
     if position != nbytes:
         what = "truncated" if nbytes < position else "longer than it says"
@@ -126,23 +132,53 @@ def read_layout(path: Path) -> FileLayout:
 
 
 class TensorFile:
-    """A file of this layout, memory-mapped for reading; arrays keep the map alive, so there is nothing to close."""
+    """A file of this layout, memory-mapped for reading; arrays keep the map alive, so there is nothing to close.
+
+    The system ends a process that reads a mapped page which the file has no more: somebody wrote over the file in
+    place, or cut it off. So the file is looked at before anything of it is read. An array is to be used soon: `check`
+    looks again.
+
+    Raises:
+        StoreError: the file has become shorter than its layout says.
+    """
 
     def __init__(self, path: Path, layout: FileLayout) -> None:
         self.path, self.layout = path, layout
         self._reads_ahead = True
         with open_regular(path) as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+        self._stamp = self._state()
+        if self._stamp[0] < layout.nbytes:
+            raise self._changed()
+        self._map = mmap.mmap(self._descriptor, layout.nbytes, access=mmap.ACCESS_READ)
+
+    def check(self) -> None:
+        """Refuse a file that was changed since it was opened.
+
+        Raises:
+            StoreError: somebody wrote to it or cut it off.
+        """
+        if self._state() != self._stamp:
+            raise self._changed()
 
     def array(self, name: str) -> np.ndarray:
-        """One tensor: read-only, without a copy; F16 and BF16 as uint16 raw bits."""
+        """One tensor: read-only, without a copy; F16 and BF16 as uint16 raw bits.
+
+        Raises:
+            StoreError: see `check`.
+        """
         placed = self._wanted(name)
         count = int(np.prod(placed.spec.shape))
         flat: np.ndarray = np.frombuffer(self._map, dtype=_NUMPY[placed.spec.dtype], count=count, offset=placed.offset)
         return flat.reshape(placed.spec.shape)
 
     def checksum(self, name: str) -> str:
-        """SHA-256 of one tensor's bytes, hexadecimal."""
+        """SHA-256 of one tensor's bytes, hexadecimal.
+
+        Raises:
+            StoreError: see `check`.
+        """
         placed = self._wanted(name)
         with memoryview(self._map) as whole, whole[placed.offset : placed.offset + placed.spec.nbytes] as part:
             digest = hashlib.sha256(part).hexdigest()
@@ -164,10 +200,24 @@ class TensorFile:
             self._advise("MADV_NORMAL")
 
     def release(self) -> None:
-        """Tell the system that none of the pages is needed now; they would count as this process's memory."""
+        """Tell the system that none of the pages is needed now; they would count as this process's memory.
+
+        Raises:
+            StoreError: see `check`.
+        """
+        self.check()
         self._advise("MADV_DONTNEED")
 
+    def _state(self) -> tuple[int, int]:
+        """Size, and time of the last change."""
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns
+
+    def _changed(self) -> StoreError:
+        return StoreError(f"{self.path} was changed or cut off while it was in use: load the model again")
+
     def _wanted(self, name: str) -> Placed:
+        self.check()
         placed = self.layout.tensors[name]
         if not self._reads_ahead:
             self._advise("MADV_WILLNEED", placed)

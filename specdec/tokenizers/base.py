@@ -13,6 +13,7 @@ from specdec.tokenizers.detokenizer import IncrementalDetokenizer
 from specdec.tokenizers.markup import Part, joined
 from specdec.tokenizers.meta import TokenizerMeta
 from specdec.tokenizers.pieces import PieceTable
+from specdec.tokenizers.tokenizer_limits import MOST_TEXT_BYTES
 
 
 class Tokenizer(ABC):
@@ -46,9 +47,29 @@ class Tokenizer(ABC):
         return self._table.fingerprint()
 
     @property
+    def pieces(self) -> tuple[bytes, ...]:
+        """Bytes of every id; empty for ids that mean nothing."""
+        return self._table.pieces
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that steer the model and are no text."""
+        return self._table.special
+
+    @property
+    def strips_first_space(self) -> bool:
+        """Whether a space that a text's first token begins with is left out when the text is decoded."""
+        return self._table.strip_leading_space
+
+    @property
     def has_chat_template(self) -> bool:
         """Whether `apply_chat_template` can work."""
         return self._meta.chat_template is not None
+
+    @property
+    def chat_template(self) -> str | None:
+        """Jinja source of the model's chat template."""
+        return self._meta.chat_template
 
     def encode(self, text: str, *, add_bos: bool | None = None, literal: bool = False) -> list[int]:
         """Token ids of `text`. The names of special tokens inside it become those tokens, unless it is literal.
@@ -60,9 +81,10 @@ class Tokenizer(ABC):
                 (as rendered chat templates may).
 
         Raises:
-            InvalidArgumentError: the text holds half a surrogate pair, or there is no `bos_id` to add.
+            InvalidArgumentError: the text holds half a surrogate pair or more than 8 MiB, or there is no `bos_id` to
+                add.
         """
-        _check_unicode(text)
+        _check_text(text)
         ids = self._encode_parts([Part(text, True)]) if literal else self._encode(text)
         wanted = self.add_bos and ids[:1] != [self.bos_id] if add_bos is None else add_bos
         if not wanted:
@@ -84,6 +106,14 @@ class Tokenizer(ABC):
         """
         joined = self._table.join(ids, skip_special=skip_special, continues=continues)
         return joined.decode("utf-8", errors="replace")
+
+    def token_bytes(self, token: int) -> bytes:
+        """Bytes that a token stands for; a token may be a part of a character. Empty for an id beyond the vocabulary.
+
+        Raises:
+            InvalidArgumentError: the id is negative.
+        """
+        return self._table.piece(token)
 
     def detokenizer(self, *, continues: bool = False) -> IncrementalDetokenizer:
         """A fresh incremental decoder; `continues` as in `decode`."""
@@ -146,7 +176,7 @@ class Tokenizer(ABC):
             parts = template.parts(messages, variables or {}, names=names, assistant_names=self.control_names)
         else:
             parts = template.parts(messages, variables or {})
-        _check_unicode(joined(parts))
+        _check_text(joined(parts))
         # Parts stay apart even where none is literal: a mark that the template tore apart stood between them.
         ids = self._encode_parts(parts) if len(parts) > 1 else self._encode(joined(parts))
         wants_bos = self._meta.chat_bos and self.bos_id is not None and ids[:1] != [self.bos_id]
@@ -167,10 +197,12 @@ class Tokenizer(ABC):
         """Ids of the text of `parts`; names of tokens in literal ones are text."""
 
 
-def _check_unicode(text: str) -> None:
+def _check_text(text: str) -> None:
     try:
-        text.encode("utf-8")
+        size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
             f"the text is not valid Unicode: half a surrogate pair at position {error.start}"
         ) from None
+    if size > MOST_TEXT_BYTES:
+        raise InvalidArgumentError(f"the text has {size} bytes: at most {MOST_TEXT_BYTES} are encoded, shorten it")

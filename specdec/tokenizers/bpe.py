@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,13 @@ from specdec.tokenizers.pieces import (
     byte_level_piece,
     byte_of_character,
 )
+from specdec.tokenizers.tokenizer_limits import check_tokenizer
+
+# Words, numbers, marks, spaces and letters of several scripts, which patterns tell apart.
+_SAMPLE = (
+    "Hello, world 1\nThe quick brown fox jumped 12345 times   over\tfoo_bar(x) -- naïve été 東京都庁舎 привет!!!\n"
+)
+_MOST_SAMPLE_S = 0.25  # a usual tokenizer takes a hundredth of it
 
 
 class BPETokenizer(Tokenizer):
@@ -38,8 +46,6 @@ class BPETokenizer(Tokenizer):
 
     def __init__(self, meta: TokenizerMeta, content: bytes) -> None:
         self._backend = read_backend(content)
-        self._backend.no_truncation()
-        self._backend.no_padding()
         added = self._backend.get_added_tokens_decoder().values()
         super().__init__(
             meta,
@@ -88,16 +94,34 @@ class BPETokenizer(Tokenizer):
 
 
 def read_backend(content: bytes) -> Backend:
-    """The tokenizers library's object.
+    """The tokenizers library's object, which neither cuts a text nor fills it up.
 
     Raises:
-        ModelFormatError: the content is no valid tokenizer.json.
+        ModelFormatError: the content is no valid tokenizer.json, or exceeds a bound.
     """
     with foreign(BPE_NAME), quiet_panics():
-        parse_json(content)
+        values = parse_json(content)
+        if isinstance(values, dict):
+            check_tokenizer(values, BPE_NAME)
         backend = Backend.from_str(content.decode("utf-8"))
-        backend.encode("Hello, world 1\n", add_special_tokens=False)  # some settings only fail here
+        backend.no_truncation()
+        backend.no_padding()
+        _try(backend)
         return backend
+
+
+def _try(backend: Backend) -> None:
+    """Encode texts of growing length: some settings only fail here, and a pattern that goes back over a text again and
+    again shows in the time of a short one already.
+
+    Raises:
+        ModelFormatError: it takes too long.
+    """
+    for size in (16, 64, 128, 256, 512, 1024):
+        began_s = time.thread_time()
+        backend.encode((_SAMPLE * (1 + size // len(_SAMPLE)))[:size], add_special_tokens=False)
+        if time.thread_time() - began_s > _MOST_SAMPLE_S:
+            raise ModelFormatError(f"{BPE_NAME} takes too long: a pattern in it goes back over a text again and again")
 
 
 def _table(backend: Backend, decoder: Any) -> PieceTable:

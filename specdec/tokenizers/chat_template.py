@@ -15,9 +15,11 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.tokenizers.markup import Marks, Part, holds_any, joined
+from specdec.interrupts import is_from_signal_handler
+from specdec.tokenizers.markup import Marks, Part, holds_any, joined, text_size
 from specdec.tokenizers.messages import Form, checked_messages, form_of_source, forms_like, joined_text, plain, shaped
 from specdec.tokenizers.template_limits import TemplateWorkError, make_environment
+from specdec.tokenizers.tokenizer_limits import MOST_TEXT_BYTES
 
 _PROBE = "zq7fy"
 
@@ -102,11 +104,16 @@ class ChatTemplate:
         """
         if "messages" in variables:
             raise InvalidArgumentError("'messages' is not a variable that a chat template can be given")
-        self._environment.start()  # one budget for all forms that are tried
         given = {name: plain(value) for name, value in variables.items()}
         continue_final_message = bool(given.pop("continue_final_message", False))
         add_generation_prompt = bool(given.pop("add_generation_prompt", not continue_final_message))
-        chat = self._shaped(checked_messages(messages), given, add_generation_prompt)
+        checked = checked_messages(messages)
+        if (size := text_size([checked, given])) > MOST_TEXT_BYTES:
+            raise InvalidArgumentError(
+                f"the chat has {size} characters: at most {MOST_TEXT_BYTES} are read, shorten it"
+            )
+        self._environment.start(size)  # one budget for all forms that are tried
+        chat = self._shaped(checked, given, add_generation_prompt)
         is_marked = holds_any([chat, given], names)
         if not is_marked and not continue_final_message:
             return [Part(self._run(chat, given, add_generation_prompt), False)]
@@ -167,6 +174,8 @@ class ChatTemplate:
         except TemplateWorkError as error:
             raise ModelFormatError(f"the model's chat template fails: it asks for too much work, {error}") from None
         except Exception as error:  # a template can fail in any way that Python can
+            if is_from_signal_handler(error):
+                raise
             raise ModelFormatError(f"the model's chat template fails: {_one_line(error)}") from None
 
     @cached_property

@@ -6,13 +6,11 @@ from pathlib import Path
 
 from specdec.errors import ModelFormatError
 from specdec.parse import foreign
-from specdec.read_file import read_regular
+from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.tokenizers.base import Tokenizer
 from specdec.tokenizers.bpe import BPETokenizer
 from specdec.tokenizers.meta import KINDS, META_NAME, TokenizerMeta
 from specdec.tokenizers.sentencepiece import SentencePieceTokenizer
-
-_MOST_BYTES = 256 << 20
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -42,6 +40,6 @@ def _load(folder: Path) -> Tokenizer:
 
 def _read(path: Path) -> bytes:
     try:
-        return read_regular(path, most_bytes=_MOST_BYTES)
+        return read_regular(path, most_bytes=MOST_TEXT_BYTES)
     except OSError as error:
         raise ModelFormatError(f"cannot read the tokenizer file {path}: {error.strerror}") from None

@@ -6,6 +6,7 @@ llama.cpp's list of tokens that end a generation.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 _TURN_ENDS = (
@@ -31,11 +32,14 @@ CONTROL_MARKERS = (
 )  # fmt: skip
 """Tokens that steer a model, whatever type a file gives them."""
 
-
 AMBIGUOUS = frozenset(
     ("</s>", "<eos>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[PAD]", "<PAD>", "<PRE>", "<SUF>", "<MID>", "<REPO>")
 )
 """Markers that some vocabularies also have as ordinary text, of HTML for example."""
+
+
+MARKER = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+"""What a token's text looks like when it is not text: <s>, [INST], <|im_end|>."""
 
 
 def end_tokens(ids: Mapping[str, int]) -> set[int]:

@@ -70,6 +70,11 @@ def holds_any(value: Any, names: Collection[str]) -> bool:
     return any(name in text for text in _strings(value) for name in names)
 
 
+def text_size(value: Any) -> int:
+    """Characters of all texts in a value."""
+    return sum(map(len, _strings(value)))
+
+
 def _alternatives(names: Collection[str]) -> re.Pattern[str]:
     # Longest first: of two names that begin alike the longer one is meant.
     return re.compile("|".join(re.escape(name) for name in sorted(names, key=lambda name: (-len(name), name))))

@@ -10,7 +10,7 @@ from typing import Any
 
 from specdec.errors import InvalidArgumentError
 
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 # What an assistant's message may have in place of content.
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
@@ -37,15 +37,11 @@ class Form:
 
 
 def form_of_source(source: str) -> Form:
-    """What a template's source tells of its form: whether it asks for None, and whether it takes arguments apart."""
+    """What a template's source tells of its form: whether it asks for None, and for the kind of arguments."""
     null = re.search(r"content['\"]?\]?\s+is\s+(not\s+)?none", source) is not None
-    takes_apart = (
-        re.search(r"arguments['\"]?\]?\s*(\|\s*(tojson|items|dictsort)|\.items\(|\.keys\()", source) is not None
-    )
+    # Templates are written for mappings, which Hugging Face's libraries give them, and clients send text.
     has_branch = re.search(r"arguments['\"]?\]?\s+is\s+(not\s+)?(string|mapping)", source) is not None
-    return Form(
-        null="none" if null else "left out", arguments="mapping" if takes_apart and not has_branch else "as sent"
-    )
+    return Form(null="none" if null else "left out", arguments="as sent" if has_branch else "mapping")
 
 
 def forms_like(form: Form) -> list[Form]:
@@ -55,7 +51,8 @@ def forms_like(form: Form) -> list[Form]:
 
 
 def plain(value: Any) -> Any:
-    """A value made of mappings, lists and scalars only: objects with fields (dataclasses, pydantic) become mappings."""
+    """A value made of mappings, lists and scalars only: objects with fields (dataclasses, pydantic, or any other with a
+    `role`) become mappings."""
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -64,6 +61,8 @@ def plain(value: Any) -> Any:
         return {one.name: plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
     if callable(getattr(value, "model_dump", None)):
         return plain(value.model_dump())
+    if isinstance(getattr(value, "role", None), str):
+        return plain(vars(value)) if hasattr(value, "__dict__") else value
     return value
 
 
@@ -112,10 +111,13 @@ def _checked(message: Any, position: int) -> dict[str, Any]:
     if not isinstance(value, dict) or not isinstance(value.get("role"), str):
         raise wrong
     content = value.get("content")
+    if content is None and isinstance(value.get("refusal"), str):
+        value["content"] = content = value["refusal"]
     has_more = value["role"] == "assistant" and any(value.get(name) for name in _INSTEAD_OF_CONTENT)
     if isinstance(content, list):
         for part in content:
             _check_part(part, position)
+        value["content"] = [_refusal_as_text(part) for part in content]
     elif not isinstance(content, str) and not (content is None and has_more):
         raise wrong
     return {name: item for name, item in value.items() if item is not None}
@@ -129,8 +131,15 @@ def _check_part(part: Any, position: int) -> None:
         raise InvalidArgumentError(
             f"chat message {position} has a part of type {kind!r}: this model reads parts of type 'text' only"
         )
-    if not isinstance(part.get("text"), str):
-        raise InvalidArgumentError(f"chat message {position} has a part of type {kind!r} without a 'text'")
+    name = "refusal" if kind == "refusal" else "text"
+    if not isinstance(part.get(name), str):
+        raise InvalidArgumentError(f"chat message {position} has a part of type {kind!r} without a {name!r}")
+
+
+def _refusal_as_text(part: Any) -> Any:
+    """A part of text, where the model refused to say something."""
+    is_refusal = isinstance(part, dict) and part.get("type") == "refusal"
+    return {"type": "text", "text": part["refusal"]} if is_refusal else part
 
 
 def _shaped(message: Mapping[str, Any], form: Form) -> dict[str, Any]:

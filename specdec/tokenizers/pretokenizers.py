@@ -13,6 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import is_from_signal_handler
+from specdec.tokenizers.tokenizer_limits import check_added
 
 DEFAULT = "default"
 
@@ -76,17 +78,19 @@ _TABLE = (
     Rule(
         (_GPT2,),
         ("gpt-2", "gpt2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "jina-v1-en", "jina-v2-code",
-         "roberta-bpe", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "mpt", "olmo", "jais", "trillion",
+         "roberta-bpe", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "jais", "trillion",
          "granite-docling"),
     ),
+    Rule((_GPT2,), ("mpt", "olmo"), compose=True),  # GPT-NeoX's
     Rule(
         (_DIGIT, _GPT2),
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"),
+        ("smollm", "starcoder", "refact", "codeshell", "exaone", "minerva-7b", "mellum2"),
     ),
+    Rule((_DIGIT, _GPT2), ("command-r",), compose=True),
     Rule((_WORDS % _DIGIT,), ("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez", "stablelm2", "hunyuan",
                               "solar-open", "grok-2"), compose=True),
     Rule((_SHORT + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",),
-         ("qwen35",)),
+         ("qwen35",), compose=True),
     replace(_LLAMA3, names=("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
                             "jina-v5-nano")),
     # Its words and numbers are Llama 3's, its merges and first token are not.
@@ -144,11 +148,15 @@ def build_byte_level(
         user_defined: other tokens of `vocabulary` that are found in text before anything else.
 
     Raises:
-        ModelFormatError: a merge makes a token that is not in the vocabulary.
+        ModelFormatError: a merge makes a token that is not in the vocabulary, or tokens that are found in text are
+            too many or too long.
     """
+    check_added([*special, *user_defined], "the vocabulary")
     try:
         tokenizer = Tokenizer(BPE(vocabulary, list(merges), ignore_merges=rule.whole_words))
     except Exception as error:  # the library raises bare Exception
+        if is_from_signal_handler(error):
+            raise
         raise ModelFormatError(f"vocabulary and merges do not fit: {' '.join(str(error).split())}") from None
     if rule.compose:
         tokenizer.normalizer = normalizers.NFC()

@@ -12,9 +12,10 @@ from sentencepiece import SentencePieceProcessor
 from specdec.errors import ModelFormatError
 from specdec.tokenizers.base import Tokenizer
 from specdec.tokenizers.markup import Part
-from specdec.tokenizers.meta import SENTENCEPIECE_NAME, TokenizerMeta
+from specdec.tokenizers.meta import MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
 from specdec.tokenizers.pieces import WORD_START, PieceTable, byte_fallback_piece
 from specdec.tokenizers.sentencepiece_model import without_dummy_prefix
+from specdec.tokenizers.tokenizer_limits import check_added
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -34,11 +35,15 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __init__(self, meta: TokenizerMeta, content: bytes) -> None:
         self._model = read_model(content)
+        if self._model.vocab_size() > MOST_TOKENS:
+            raise ModelFormatError(
+                f"{SENTENCEPIECE_NAME} has {self._model.vocab_size()} tokens: at most {MOST_TOKENS} are read"
+            )
         self._content, self._prefix = content, meta.prefix
-        table = _table(self._model, meta)
-        controls = [i for i in range(self._model.vocab_size()) if _is_control(self._model, i)]
+        table, controls = _table(self._model, meta)
         self._ids = {self._model.id_to_piece(i): i for i in controls}
         self._ids |= {token.text: token.id for token in meta.added_tokens}
+        check_added(list(self._ids), SENTENCEPIECE_NAME)
         self._splitter = _splitter(self._ids, meta)
         super().__init__(meta, table, [token.text for token in meta.added_tokens if not token.special])
 
@@ -130,7 +135,8 @@ def _is_control(model: SentencePieceProcessor, token: int) -> bool:
     return bool(model.is_control(token) or model.is_unknown(token))
 
 
-def _table(model: SentencePieceProcessor, meta: TokenizerMeta) -> PieceTable:
+def _table(model: SentencePieceProcessor, meta: TokenizerMeta) -> tuple[PieceTable, list[int]]:
+    """The vocabulary, and those of its control tokens that are the model's own."""
     size = max([model.vocab_size(), *(token.id + 1 for token in meta.added_tokens)])
     pieces, special = [b""] * size, set()
     for token in range(model.vocab_size()):
@@ -142,9 +148,10 @@ def _table(model: SentencePieceProcessor, meta: TokenizerMeta) -> PieceTable:
             pieces[token] = byte_fallback_piece(text)
         elif not model.is_unused(token):
             pieces[token] = text.replace(WORD_START, " ").encode("utf-8")
+    controls = sorted(special)
     for added in meta.added_tokens:
         pieces[added.id] = added.text.encode("utf-8")
         if added.special:
             special.add(added.id)
     strips = model.normalize("a").startswith(WORD_START) if meta.prefix == "model" else meta.prefix != "never"
-    return PieceTable(tuple(pieces), frozenset(special), strips)
+    return PieceTable(tuple(pieces), frozenset(special), strips), controls

@@ -1,4 +1,4 @@
-"""A sentencepiece model file made from a bare vocabulary, written in the protobuf wire format by hand.
+"""sentencepiece model files in the protobuf wire format: made from a bare vocabulary, changed, and asked for types.
 
 Field numbers: sentencepiece_model.proto of https://github.com/google/sentencepiece. Wire format:
 https://protobuf.dev/programming-guides/encoding.
@@ -7,12 +7,12 @@ https://protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Types of a piece; GGUF uses the same numbers."""
 
-_VARINT, _BYTES, _FIXED32 = 0, 2, 5
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MODEL_PIECES, _MODEL_TRAINER, _MODEL_NORMALIZER = 1, 2, 3
 _PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
 _TRAINER_MODEL_TYPE, _TRAINER_VOCAB_SIZE, _TRAINER_BYTE_FALLBACK = 3, 4, 35
@@ -59,6 +59,45 @@ def build_model(
         + _int(_NORMALIZER_ESCAPE, True),
     )
     return bytes(model)
+
+
+def piece_types(content: bytes) -> list[int]:
+    """The type of every piece, by id; sentencepiece itself tells some types only.
+
+    Args:
+        content: of a tokenizer.model that sentencepiece has read.
+    """
+    return [
+        next((kind for field, kind in _fields(piece) if field == _PIECE_TYPE and isinstance(kind, int)), NORMAL)
+        for field, piece in _fields(content)
+        if field == _MODEL_PIECES and isinstance(piece, bytes)
+    ]
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Numbers and values of the fields of a message, those of fixed width as bytes."""
+    position = 0
+    while position < len(message):
+        key, position = _read_varint(message, position)
+        if key & 7 == _VARINT:
+            value, position = _read_varint(message, position)
+            yield key >> 3, value
+            continue
+        length = {_FIXED64: 8, _FIXED32: 4}.get(key & 7)
+        if length is None:
+            length, position = _read_varint(message, position)
+        yield key >> 3, message[position : position + length]
+        position += length
+
+
+def _read_varint(message: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(message):
+        byte = message[position]
+        value, shift, position = value | (byte & 0x7F) << shift, shift + 7, position + 1
+        if byte < 0x80 or shift > 63:
+            break
+    return value, position
 
 
 def without_dummy_prefix(content: bytes) -> bytes:

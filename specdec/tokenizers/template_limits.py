@@ -17,10 +17,12 @@ from jinja2 import nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MOST_SOURCE_CHARS = 1 << 20
+MOST_SOURCE_CHARS = 1 << 17  # the longest templates have a fifth of it
 MOST_NESTED = 60
-MOST_WORK = 40_000_000  # characters and list entries that pass through operations, and 20 for each pass of a loop
-MOST_VALUE = 4 << 20  # characters of one value
+# Characters and list entries that pass through operations, and 20 for each pass of a loop; and characters of one value.
+# The second numbers are for each character of the messages, so that long chats have what they need.
+MOST_WORK, WORK_PER_CHAR = 40_000_000, 40
+MOST_VALUE, VALUE_PER_CHAR = 4 << 20, 2
 _MOST_COUNT = 100_000  # a whole number that says how much an operation makes
 _STEP, _ENTRY, _CALL = 20, 8, 500
 _WIDTH = re.compile(r"\d{5,}|\*")
@@ -38,7 +40,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, **options: Any) -> None:
-        self._left = MOST_WORK
+        self.start(0)
         super().__init__(**options, finalize=self._finalized, optimized=False)
         for table in (self.filters, self.tests):
             for name, function in list(table.items()):
@@ -47,9 +49,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             self.globals.pop(name, None)
         self.globals["range"] = self._range
 
-    def start(self) -> None:
-        """Begin a rendering with the whole budget."""
-        self._left = MOST_WORK
+    def start(self, size: int) -> None:
+        """Begin a rendering with the whole budget.
+
+        Args:
+            size: characters of the messages and variables.
+        """
+        self._left = MOST_WORK + WORK_PER_CHAR * size
+        self._most_value = MOST_VALUE + VALUE_PER_CHAR * size
 
     def bounded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         """A filter, test or global with its work counted; what Jinja marks on a function stays marked."""
@@ -194,7 +201,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return size
 
     def _check_size(self, size: int) -> None:
-        if size > MOST_VALUE:
+        if size > self._most_value:
             raise TemplateWorkError("a value grows too large")
 
     def _spend(self, work: int) -> None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from specdec.errors import InvalidArgumentError, PluginError
+from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
 from specdec.registry import Registry
 from specdec.weights.base import EXACT, View
 from specdec.weights.bucket import BucketView
@@ -38,13 +40,32 @@ def get_view(name: str) -> View:
 
     Raises:
         UnknownNameError: nobody registered it; the message lists those that exist.
-        PluginError: what another package registered is not a view of that name.
+        PluginError: what another package registered cannot be made, or is not a view of that name.
     """
-    view = _views.get(name)()
+    maker = _views.get(name)
+    with faults_of_view(name, "its constructor"):
+        view = maker()
     if not isinstance(view, View) or view.name != name:
         raise PluginError("view", name, f"must be a View with that name, not {view!r}")
     _check_name(name)
     return view
+
+
+@contextmanager
+def faults_of_view(name: str, doing: str) -> Iterator[None]:
+    """Around a call of a view, which another package may have added.
+
+    Raises:
+        PluginError: it raises something that is not an error of specdec, nor a shortage of memory.
+    """
+    try:
+        yield
+    except (SpecdecError, MemoryError):
+        raise
+    except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        raise PluginError.raised("view", name, error, doing=doing) from error
 
 
 def _check_name(name: str) -> None:

@@ -17,6 +17,12 @@ KvCache::KvCache(int layers, int kv_heads, int head_dim, int64_t capacity)
       value_stride((head_dim + kPanel - 1) / kPanel * kPanel),
       capacity(capacity) {}
 
+std::vector<uint64_t> KvCache::block_ids() const {
+  std::vector<uint64_t> ids;
+  for (const auto& block : blocks_) ids.push_back(reinterpret_cast<uintptr_t>(block.get()));
+  return ids;
+}
+
 // No huge pages: every layer and head has its own range, and a short text touches only the start of each.
 std::shared_ptr<KvCache::Block> KvCache::new_block() const {
   return std::make_shared<Block>(block_values(), Pages::small);

@@ -38,7 +38,10 @@ class KvCache {
   std::unique_ptr<KvCache> fork(int64_t length, int64_t capacity) const;
 
   int64_t length() const { return length_; }
-  uint64_t bytes() const { return blocks_.size() * block_values() * sizeof(uint16_t); }
+  uint64_t block_bytes() const { return block_values() * sizeof(uint16_t); }
+  uint64_t bytes() const { return blocks_.size() * block_bytes(); }
+  // A number for each block held, equal for blocks that caches share.
+  std::vector<uint64_t> block_ids() const;
 
   const int64_t layers, kv_heads, head_dim, value_stride, capacity;
 

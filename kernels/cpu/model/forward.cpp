@@ -188,12 +188,13 @@ void Pass::embed() {
 // Cosines and sines of every row's position, from float64 angles: they depend on the position alone.
 void Pass::rotary() {
   const int64_t half = shape_.head_dim / 2;
+  const double factor = shape_.rotary_factor;
   each(rows_, rows_ * half * 100, [&](int row, int) {
     const auto position = static_cast<double>(scratch_.positions[static_cast<size_t>(row)]);
     for (int64_t j = 0; j < half; ++j) {
       const double angle = position * shape_.frequencies[static_cast<size_t>(j)];
-      scratch_.cosine[static_cast<size_t>(row * half + j)] = static_cast<float>(std::cos(angle));
-      scratch_.sine[static_cast<size_t>(row * half + j)] = static_cast<float>(std::sin(angle));
+      scratch_.cosine[static_cast<size_t>(row * half + j)] = static_cast<float>(std::cos(angle) * factor);
+      scratch_.sine[static_cast<size_t>(row * half + j)] = static_cast<float>(std::sin(angle) * factor);
     }
   });
 }

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -24,6 +25,7 @@ void check_shape(const ModelShape& s) {
   check(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "heads must be a multiple of key-value heads");
   check(s.head_dim > 0 && s.head_dim % 2 == 0, "head size must be even");
   check(s.frequencies.size() == static_cast<size_t>(s.head_dim / 2), "there must be head_dim / 2 rotary frequencies");
+  check(std::isfinite(s.rotary_factor) && s.rotary_factor > 0, "the rotary factor must be positive");
   check(s.windows.size() == static_cast<size_t>(s.layers), "there must be one window per layer");
   check(s.experts >= 0 && (s.experts == 0 || (s.experts_per_token > 0 && s.experts_per_token <= s.experts)),
         "experts per token must be 1 to the number of experts");

@@ -23,6 +23,7 @@ struct ModelShape {
   int layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   float norm_eps = 0;
   std::vector<double> frequencies;  // head_dim / 2, radians per position
+  double rotary_factor = 1;         // multiplies their sines and cosines
   std::vector<int64_t> windows;     // per layer: sliding window in tokens, 0 for none
   bool tie_embeddings = false, qkv_bias = false, qk_norm = false;
   int experts = 0, experts_per_token = 0;

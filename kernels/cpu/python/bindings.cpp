@@ -167,9 +167,10 @@ uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::Dr
 }
 
 void make_model(Model* self, int64_t vocab, int64_t hidden, int64_t intermediate, int layers, int heads, int kv_heads,
-                int head_dim, float norm_eps, std::vector<double> frequencies, std::vector<int64_t> windows,
-                bool tie_embeddings, bool qkv_bias, bool qk_norm, int experts, int experts_per_token, bool bfloat16,
-                int bucket_size, std::vector<int> tier_sizes, const std::string& isa, int threads) {
+                int head_dim, float norm_eps, std::vector<double> frequencies, double rotary_factor,
+                std::vector<int64_t> windows, bool tie_embeddings, bool qkv_bias, bool qk_norm, int experts,
+                int experts_per_token, bool bfloat16, int bucket_size, std::vector<int> tier_sizes,
+                const std::string& isa, int threads) {
   specdec::ModelShape shape;
   shape.vocab = vocab;
   shape.hidden = hidden;
@@ -180,6 +181,7 @@ void make_model(Model* self, int64_t vocab, int64_t hidden, int64_t intermediate
   shape.head_dim = head_dim;
   shape.norm_eps = norm_eps;
   shape.frequencies = std::move(frequencies);
+  shape.rotary_factor = rotary_factor;
   shape.windows = std::move(windows);
   shape.tie_embeddings = tie_embeddings;
   shape.qkv_bias = qkv_bias;
@@ -196,6 +198,8 @@ void bind_cache(nb::module_& module) {
       .def_prop_ro("length", &KvCache::length, "Tokens held.")
       .def_ro("capacity", &KvCache::capacity, "Most tokens that fit.")
       .def_prop_ro("nbytes", &KvCache::bytes, "Bytes of the blocks held, shared ones too.")
+      .def_prop_ro("block_bytes", &KvCache::block_bytes, "Bytes of a block.")
+      .def_prop_ro("block_ids", &KvCache::block_ids, "A number for each block held, equal for shared ones.")
       .def("trim",
            [](KvCache& cache, int64_t length) {
              check(length >= 0 && length <= cache.length(), "cannot trim to that length");
@@ -223,8 +227,9 @@ nb::class_<Model> bind_model(nb::module_& module) {
   auto model = nb::class_<Model>(module, "Model", "A model's weights packed for this machine, and its forward pass.");
   model
       .def("__init__", &make_model, "vocab"_a, "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a,
-           "head_dim"_a, "norm_eps"_a, "frequencies"_a, "windows"_a, "tie_embeddings"_a, "qkv_bias"_a, "qk_norm"_a,
-           "experts"_a, "experts_per_token"_a, "bfloat16"_a, "bucket_size"_a, "tier_sizes"_a, "isa"_a, "threads"_a)
+           "head_dim"_a, "norm_eps"_a, "frequencies"_a, "rotary_factor"_a, "windows"_a, "tie_embeddings"_a,
+           "qkv_bias"_a, "qk_norm"_a, "experts"_a, "experts_per_token"_a, "bfloat16"_a, "bucket_size"_a,
+           "tier_sizes"_a, "isa"_a, "threads"_a)
       .def_prop_ro("isa", [](const Model& model) { return model.kernels().name; })
       .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")

@@ -193,7 +193,8 @@ def _unique(contenders: Iterable[Contender]) -> tuple[Contender, ...]:
 
 def _conditions(axes: Mapping[str, Sequence[Any]]) -> tuple[Condition, ...]:
     """All combinations; the seed means nothing to greedy decoding."""
-    lists = [[option_value(name, value) for value in axes.get(name, (DEFAULTS[name],))] for name in CONDITION_OPTIONS]
+    defaults = DEFAULTS | {"seed": 0}  # a fixed one: all contenders are to draw the same tokens
+    lists = [[option_value(name, value) for value in axes.get(name, (defaults[name],))] for name in CONDITION_OPTIONS]
     made = [
         Condition(effort, temperature, seed if temperature else 0)
         for effort, temperature, seed in itertools.product(*lists)

@@ -56,6 +56,7 @@ class Plan:
             "runtime": model.runtime.info.name,
             "build": model.runtime.info.build,
             "threads": model.runtime.info.threads,
+            "context": model.config.max_context,
             "device": here["device"],
             "cores": here["cores"],
             "prompts": fingerprint(self.prompts),

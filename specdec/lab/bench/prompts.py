@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +16,7 @@ from specdec.errors import InvalidArgumentError
 from specdec.parse import ParseError, parse_json
 from specdec.read_file import read_bytes
 
+MOST_PROMPTS = 100_000  # of a file
 Content: TypeAlias = "str | tuple[Mapping[str, str], ...]"
 
 _MT_BENCH = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
@@ -109,7 +112,10 @@ def _read(file: str) -> list[TaskPrompt]:
         raise InvalidArgumentError(f"cannot read the prompts {file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"the prompts {file} are not valid UTF-8 (byte {error.start})") from None
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    numbered = ((number, line) for number, line in enumerate(io.StringIO(text), start=1) if line.strip())
+    lines = list(islice(numbered, MOST_PROMPTS + 1))
+    if len(lines) > MOST_PROMPTS:
+        raise InvalidArgumentError(f"{file} holds more than {MOST_PROMPTS} prompts: give fewer")
     if not lines:
         raise InvalidArgumentError(f"{file} holds no prompts: write one on each line")
     if path.suffix != ".jsonl":

@@ -17,6 +17,7 @@ import numpy as np
 
 from specdec.engine.generate import stream
 from specdec.engine.prompt import encode_prompt
+from specdec.lab.eval.sandbox import Program
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import find_view, forward_one
 
@@ -77,15 +78,21 @@ def write_answer(model: Model, problem: Problem, *, view: str, effort: float, ma
     return text
 
 
-def to_program(problem: Problem, answer: str) -> str:
-    """What the problem begins with, the answer's code, and the problem's tests."""
+def to_program(problem: Problem, answer: str) -> Program:
+    """What the problem begins with and the answer's code, to be run with the problem's tests."""
     code = _code(answer)
-    header, _, _ = problem.prompt.partition(f"def {problem.entry_point}")
+    header = re.split(rf"^def {problem.entry_point}\b", problem.prompt, maxsplit=1, flags=re.MULTILINE)[0]
+    begin = header
     if not re.search(rf"^def {problem.entry_point}\b", code, re.MULTILINE):
         if code.strip() and not re.match(r"[ \t]", next(line for line in code.splitlines() if line.strip())):
             code = "\n".join(f"    {line}" for line in code.splitlines())
-        header, code = problem.prompt, _NEXT.split(code)[0]
-    return f"{header}{code}\n\n{problem.test}\n\ncheck({problem.entry_point})\n"
+        begin, code = problem.prompt, _NEXT.split(code)[0]
+    return Program(
+        source=f"{begin}{code}\n",
+        helpers=header,
+        tests=f"{problem.test}\n\ncheck({problem.entry_point})\n",
+        functions=(problem.entry_point,),
+    )
 
 
 def _code(answer: str) -> str:

@@ -110,6 +110,7 @@ class Plan:
         return {
             "store": "" if model.store is None else model.store.checksum,
             "runtime": model.runtime.info.name,
+            "context": model.config.max_context,
             "text": "Spec-Bench prompts" if self.text is None else Path(self.text).name,
             "text_sha256": None if content is None else hashlib.sha256(content.encode()).hexdigest(),
             "passages": self.passages,

@@ -145,6 +145,7 @@ class _Run:
                 runtime=runtime.info.name,
                 threads=runtime.info.threads,
                 load_share=setting.load_share,
+                context=self._model.config.max_context,
             )
             self._part = setting.load_share, part
         return self._part[1]

@@ -112,6 +112,7 @@ def tune(
     settings = {
         "store": model.store.checksum,
         "runtime": model.runtime.info.name,
+        "context": model.config.max_context,
         "view": view,
         "text_sha256": hashlib.sha256(content.encode()).hexdigest(),
         **asdict(plan),

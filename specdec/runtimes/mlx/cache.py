@@ -53,6 +53,18 @@ class GpuCache:
         """Bytes allocated now."""
         return sum(int(array.nbytes) for array in self.arrays)
 
+    def blocks(self) -> dict[int, int]:
+        """Bytes held: nothing is shared with forks; see `Cache.blocks`."""
+        return {id(self): self.nbytes}
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes when it is full; while it grows, an array more for a moment."""
+        spans, position = -(-self._capacity // SPAN), 2
+        for size in (*self._shape[:-2], self._shape[-1]):
+            position *= size
+        return self._count * position * spans * SPAN
+
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens.
 

@@ -7,7 +7,7 @@ from specdec.model.features import Feature, features_of
 from specdec.runtimes.mlx.pack import BUCKET
 
 # Features beyond the plain decoder.
-_EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM})
+_EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.ROPE_ATTENTION, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM})
 _MOST_HEAD = 128
 _HEAD_STEP = 8
 

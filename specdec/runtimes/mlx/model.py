@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from specdec.kernels.reference.layers import rotary_frequencies
+from specdec.kernels.reference.layers import rotary_frequencies, rotations
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx import quant_ops
 from specdec.runtimes.mlx.cache import GpuCache
@@ -189,8 +189,9 @@ class Transformer:
         """Cosine and sine, float32 (at least positions, D / 2, 2), rounded once from float64."""
         if self._angles.shape[0] < positions:
             count = -(-positions // 1024) * 1024
-            turns = np.arange(count)[:, None] * rotary_frequencies(self.config)
-            table = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
+            factor = self.config.rope_attention_factor
+            turns = rotations(np.arange(count), rotary_frequencies(self.config), factor=factor)
+            table = np.stack(turns, axis=-1).astype(np.float32)
             self._angles = self.mx.array(table) + self.mx.zeros(())
             self.mx.eval(self._angles)
         return self._angles

@@ -15,6 +15,7 @@ import numpy as np
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -120,7 +121,7 @@ class MlxRuntime:
         fits = layout.bucket_size == BUCKET and all(size % RUN == 0 for size in layout.tier_sizes)
         return ("bucket", "int4") if fits else ("int4",)
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -132,7 +133,7 @@ class MlxRuntime:
         with self._lock:
             if view in ("bucket", "int4"):
                 pack = self._loader.bucket if view == "bucket" else self._loader.int4
-                for linear in self._transformer.linears:
+                for linear in reported(self._transformer.linears, progress):
                     pack(linear)
             self._prepared.add(view)
 
@@ -144,6 +145,10 @@ class MlxRuntime:
         """
         check_capacity(capacity)
         return self._transformer.new_cache(capacity, self._lock)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes."""
+        return self._transformer.new_cache(capacity, self._lock).most_bytes
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.

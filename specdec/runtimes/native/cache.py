@@ -31,6 +31,11 @@ class NativeCache:
         """Bytes of the blocks held; those shared with forks count in each."""
         return int(self.handle.nbytes)
 
+    def blocks(self) -> dict[int, int]:
+        """Bytes of each block held, by its number; see `Cache.blocks`."""
+        size = int(self.handle.block_bytes)
+        return dict.fromkeys(self.handle.block_ids, size)
+
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens, and memory for one block more.
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from specdec.errors import StoreError, UnknownNameError
 from specdec.model.architecture import ModelConfig
+from specdec.progress import Count, reported
 from specdec.runtimes.base import ViewInfo
 from specdec.weights.registry import get_view
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 
-def build_draft(view: str, model: Any, store: Store) -> Any:
+def build_draft(view: str, model: Any, store: Store, progress: Count | None = None) -> Any:
     """A `_native.DraftView` of every matrix of a model.
 
     Args:
         view: one of `draft_views` with weights of its own.
         model: the `_native.Model` that holds the exact weights.
         store: where the weights come from; its stored arrays are used when it has them.
+        progress: see `Runtime.prepare`.
 
     Raises:
         UnknownNameError: there is no such view.
@@ -32,7 +34,7 @@ def build_draft(view: str, model: Any, store: Store) -> Any:
         raise UnknownNameError("view", view, list(_BUILDERS))
     from specdec.runtimes.native.runtime import native_module
 
-    return _BUILDERS[view](native_module(), model, store)
+    return _BUILDERS[view](native_module(), model, store, progress)
 
 
 def joined_names(config: ModelConfig) -> list[list[str]]:
@@ -53,10 +55,10 @@ def _joined_numbers(config: ModelConfig) -> tuple[list[list[str]], list[list[int
     return names, [[index[name] for name in joined] for joined in names]
 
 
-def _build_int4(module: Any, model: Any, store: Store) -> Any:
+def _build_int4(module: Any, model: Any, store: Store, progress: Count | None) -> Any:
     names, numbers = _joined_numbers(store.config)
     view = module.Int4View(model, numbers)
-    for number, joined in enumerate(names):
+    for number, joined in enumerate(reported(names, progress)):
         if "int4" not in store.views:
             view.build(model, number)
             continue
@@ -71,10 +73,10 @@ def _build_int4(module: Any, model: Any, store: Store) -> Any:
     return view
 
 
-def _build_bucket8(module: Any, model: Any, store: Store) -> Any:
+def _build_bucket8(module: Any, model: Any, store: Store, progress: Count | None) -> Any:
     names, numbers = _joined_numbers(store.config)
     view = module.Bucket8View(model, numbers)
-    for number, joined in enumerate(names):
+    for number, joined in enumerate(reported(names, progress)):
         if "bucket8" not in store.views:
             view.build(model, number)
             continue
@@ -107,14 +109,14 @@ def draft_views(config: ModelConfig, *, quantised: bool) -> dict[str, ViewInfo]:
     }
 
 
-def _build_nested(module: Any, model: Any, store: Store) -> Any:
+def _build_nested(module: Any, model: Any, store: Store, _: Count | None) -> Any:
     return module.NestedView(model, _joined_numbers(store.config)[1])
 
 
 # Levels and scales of int4; codes, masks and steps of bucket8. Without what rounding to whole tiles and pages adds, a
 # few percent.
 _BYTES_PER_WEIGHT = {"bucket8": 1.375, "int4": 0.535}
-_BUILDERS: dict[str, Callable[[Any, Any, Store], Any]] = {
+_BUILDERS: dict[str, Callable[[Any, Any, Store, Count | None], Any]] = {
     "bucket8": _build_bucket8,
     "int4": _build_int4,
     "nested": _build_nested,

@@ -19,6 +19,7 @@ from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.kernels.reference.layers import rotary_frequencies
 from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -38,13 +39,23 @@ from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native.cache import NativeCache, new_native_cache, with_memory
 from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.load import load_weights
+from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
 # Features beyond the plain decoder.
-_EXECUTES = frozenset({Feature.ROPE_FACTORS, Feature.WINDOW, Feature.QKV_BIAS, Feature.QK_NORM, Feature.MIXTURE})
+_EXECUTES = frozenset(
+    {
+        Feature.ROPE_FACTORS,
+        Feature.ROPE_ATTENTION,
+        Feature.WINDOW,
+        Feature.QKV_BIAS,
+        Feature.QK_NORM,
+        Feature.MIXTURE,
+    }
+)
 _ALL = 2
 _SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
 
@@ -103,8 +114,10 @@ class NativeRuntime:
         self._index = {name: number for number, name in enumerate(store.config.matrices())}
         self._drafts: dict[str, Any] = {}
         self._has_masks = False
-        self._max_rows = int(module.MAX_ROWS)
+        self._turn = Turns()  # weights are not packed while a pass reads them
+        self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
+        self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
         load_weights(self._model, store, self._index)
         self._views = draft_views(self.config, quantised=store.quantised)
         self.info = RuntimeInfo(
@@ -139,7 +152,7 @@ class NativeRuntime:
         """Draft views that `forward` accepts beside "exact"."""
         return self._views
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready: pack it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -150,11 +163,13 @@ class NativeRuntime:
         if view == EXACT or view in self._drafts:
             return
         if self._views[view].reads_exact:
-            self._need_masks()
+            self._need_masks(progress)
             return
-        check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
-        self._drafts[view] = build_draft(view, self._model, self._store)
-        self._store.release_pages()
+        with self._turn:
+            if view not in self._drafts:
+                check_room(f"draft view {view!r}", self._views[view].own_bytes, available_bytes())
+                self._drafts[view] = build_draft(view, self._model, self._store, progress)
+                self._store.release_pages()
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache of at most `capacity` tokens; its memory grows with what it holds.
@@ -164,6 +179,10 @@ class NativeRuntime:
         """
         check_capacity(capacity)
         return new_native_cache(self._model, capacity)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes: whole blocks."""
+        return -(-capacity // self._cache_block) * self._cache_block_bytes
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
@@ -179,6 +198,11 @@ class NativeRuntime:
             draft = self._drafts[view]
         elif not all([rows.efforts.is_full for rows in batch]):  # noqa: C419  # a list is quicker than a generator
             self._need_masks()
+        with self._turn:
+            return self._run(batch, draft, states)
+
+    def _run(self, batch: Sequence[Rows], draft: Any, states: bool) -> list[Pass]:
+        """The pass, or passes, once its weights are ready."""
         if len(batch) > 1:
             ids = [checked_tokens(rows.tokens, rows.cache, self._vocab) for rows in batch]
             return self._pass(batch, ids, draft, states)
@@ -258,7 +282,7 @@ class NativeRuntime:
         logits_of_all = np.concatenate([one.logits for one in passes])
         return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden)
 
-    def _need_masks(self) -> None:
+    def _need_masks(self, progress: Count | None = None) -> None:
         """Pack the tier masks, unless they are there.
 
         Raises:
@@ -266,11 +290,17 @@ class NativeRuntime:
         """
         if self._has_masks:
             return
+        with self._turn:
+            self._load_masks(progress)
+
+    def _load_masks(self, progress: Count | None) -> None:
+        if self._has_masks:
+            return
         tiers = len(self._store.layout.tier_sizes)
         tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
         weights = sum(outputs * inputs for outputs, inputs in tiered.values())
         check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
-        for name in tiered:
+        for name in reported(tiered, progress):
             matrix = self._store.bucketed(name)
             self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True
@@ -308,6 +338,7 @@ def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
         head_dim=config.head_dim,
         norm_eps=config.norm_eps,
         frequencies=rotary_frequencies(config).tolist(),
+        rotary_factor=config.rope_attention_factor,
         windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
         tie_embeddings=config.tie_embeddings,
         qkv_bias=config.qkv_bias,

@@ -53,6 +53,10 @@ class KeyValueCache:
         """Bytes allocated now."""
         return sum(int(array.nbytes) for array in (*self._keys, *self._values))
 
+    def blocks(self) -> dict[int, int]:
+        """Bytes held: nothing is shared with forks; see `Cache.blocks`."""
+        return {id(self): self.nbytes}
+
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens; see `Cache.trim`."""
         check_trim(length, self._length)

@@ -22,6 +22,7 @@ from specdec.kernels.reference.mlx_transformer import RowTransformer, Segment
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
+from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _EXECUTES = frozenset(
     {
         Feature.ROPE_FACTORS,
+        Feature.ROPE_ATTENTION,
         Feature.WINDOW,
         Feature.QKV_BIAS,
         Feature.QK_NORM,
@@ -164,7 +166,7 @@ class ReferenceRuntime:
         names = (view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
         return {name: ViewInfo(name=name) for name in names}
 
-    def prepare(self, view: str) -> None:
+    def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready: read it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
@@ -175,7 +177,7 @@ class ReferenceRuntime:
         with self._turn, mx.stream(self._device):
             if view in self._views:
                 return
-            self._views[view] = {name: self._load_view(view, name) for name in self._exact}
+            self._views[view] = {name: self._load_view(view, name) for name in reported(self._exact, progress)}
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
@@ -184,6 +186,10 @@ class ReferenceRuntime:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
         return KeyValueCache(self.config, capacity, self._device)
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Most bytes that a cache of that capacity takes."""
+        return capacity * sum(8 * one.attention.kv_heads * one.attention.head_dim for one in self.config.layers)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`."""
@@ -213,6 +219,7 @@ class ReferenceRuntime:
         self, batch: Sequence[Rows], segments: Sequence[Segment], view: str
     ) -> tuple[list[NDArray[np.float32]], list[int]]:
         """Logits and bytes read of every sequence."""
+        self._store.check_files()  # scores and tiers are read where they are mapped
         self.prepare(view)
         operands, efforts = self._views[view], [rows.efforts.by_name(self.config) for rows in batch]
         read = _Read(len(batch))

@@ -1,0 +1,92 @@
+"""Costs of a sequence's rows in a pass that others share, and when not to think about drafting there: `Shared`.
+
+Where rows of others share a pass, a further row costs the difference of two passes that both are many times as dear:
+small errors of theirs are large errors of it, and the lowest of several wrong prices is the one that is bought. So
+neighbouring differences are averaged, unless one stands out, as where a kernel begins another tile.
+
+Where drafting does not pay with others beside, it seldom pays in the next round: a look every few rounds is enough, and
+looks of many sequences, pass after pass, are time that all of them wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from specdec.policies.goodput.acceptance import LONGEST_MATCH
+from specdec.policies.goodput.learnt import Learnt
+
+from specdec.engine.policy import RoundState
+
+_FRESH = 16  # passes for which prices hold
+_ERROR = 0.04  # of the cost of a pass
+_STANDS_OUT = 3.0  # errors by which a difference has to differ from its neighbours to be believed
+_REST = 8  # rounds from one look to the next
+
+
+@dataclass(slots=True)
+class Shared:
+    """What one generation knows of passes that it shares.
+
+    Attributes:
+        prices: cost of rows and the round of all generations that it was computed in, by rows of others; those
+            that `Learnt` serves share it.
+        rests: the round has not been looked at.
+    """
+
+    prices: dict[int, tuple[int, list[float]]] = field(default_factory=dict)
+    rests: bool = False
+    _until: int = 0  # number of the round of the next look
+    _beside: int = 0  # rows of others at the last one
+    _pays_from: dict[str, int] = field(default_factory=dict)  # length of a match, by drafter
+
+    def verify(self, learnt: Learnt, state: RoundState) -> Sequence[float]:
+        """Cost of the pass by this sequence's rows; see `CostModel.beside`."""
+        beside = state.rows_beside
+        if not beside:
+            return learnt.costs.beside(0)
+        known = self.prices.get(beside)
+        if known is None or learnt.rounds >= known[0] + _FRESH * (beside + 1):
+            known = self.prices[beside] = learnt.rounds, _smoothed(learnt.costs.beside(beside), beside)
+        return known[1]
+
+    def is_known_not_to_pay(self, state: RoundState) -> bool:
+        """Whether a look a few rounds ago speaks for this one, too."""
+        beside = state.rows_beside
+        self.rests = (
+            beside > 0
+            and state.round_index < self._until
+            and abs(beside - self._beside) <= self._beside // 4
+            and all(length < self._pays_from.get(name, 1) for name, length in state.matches.items())
+        )
+        return self.rests
+
+    def is_lesson(self, number: int) -> bool:
+        """Whether the `number`-th round of all has anything to teach: of those without a look, about one in a pass."""
+        return not self.rests or not number % (self._beside + 1)
+
+    def looked(self, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float) -> None:
+        """A look has shown that drafting does not pay now."""
+        self._until, self._beside = state.round_index + _REST, state.rows_beside
+        price = rate * (verify[2] - verify[1])
+        for name in state.matches:
+            chances = learnt.match(name).chances
+            self._pays_from[name] = next((n for n in range(1, LONGEST_MATCH + 1) if chances[n] > price), 1 << 30)
+
+
+def _smoothed(verify: list[float], beside: int) -> list[float]:
+    """`verify` with the differences of neighbours averaged, the more the more rows are beside."""
+    steps = [after - before for before, after in pairwise(verify[1:])]
+    error = _STANDS_OUT * _ERROR * verify[1] * (beside + 1)
+    width = max(1, (beside + 1) // 4)
+    smooth: list[float] = []
+    for index, step in enumerate(steps):
+        near = steps[max(0, index - width) : index + width + 1]
+        middle = sorted(near)[len(near) // 2]
+        usual = [one for one in near if abs(one - middle) <= error]
+        smooth.append(step if abs(step - middle) > error else sum(usual) / len(usual))
+    found = verify[:2]
+    for step in smooth:
+        found.append(found[-1] + step)
+    return found

@@ -1,0 +1,1 @@
+"""A conversation at a terminal: `specdec chat`. Answers come from `specdec.stream`."""

@@ -1,0 +1,139 @@
+"""Keeps a faulty drafter from doing harm: what it is, asks for and proposes is checked, and every error names it."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+
+from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller
+from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
+from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
+from specdec.interrupts import is_from_signal_handler
+from specdec.runtimes.base import Rows, check_parents, is_chain
+
+
+@contextmanager
+def faults_of(name: str, doing: str) -> Iterator[None]:
+    """Around a call of a drafter. A plug-in that the drafter itself calls, such as the policy, is blamed under its own
+    name.
+
+    Raises:
+        PluginError: the drafter raises anything but that, a shortage of memory, or what a damaged model brings about.
+    """
+    try:
+        yield
+    except (PluginError, MemoryShortError, ModelOutputError):
+        raise
+    except Exception as error:
+        if is_from_signal_handler(error):
+            raise
+        raise PluginError.raised("drafter", name, error, doing=doing) from error
+
+
+def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
+    """The drafter with each of its views, as the policy is offered it.
+
+    Raises:
+        PluginError: its properties fail, or `views` is not a sequence of names.
+    """
+    with faults_of(name, "views and takes_effort"):
+        views, takes_effort = drafter.views, bool(drafter.takes_effort)
+    if not isinstance(views, tuple | list) or not all(isinstance(view, str) for view in views):
+        raise _wrong(name, f"views must be a tuple of names, not {views!r}")
+    return [DraftOption(name, view, takes_effort) for view in views or (None,)]
+
+
+def match_length(name: str, drafter: Foreteller, context: DraftContext) -> int:
+    """What the drafter knows beforehand.
+
+    Raises:
+        PluginError: it fails, or does not answer a whole number of at least 0.
+    """
+    with faults_of(name, "match_length"):
+        found = drafter.match_length(context)
+    if not _is_whole(found) or found < 0:
+        raise _wrong(name, f"match_length must be a whole number of at least 0, not {found!r}")
+    return int(found)
+
+
+def checked_drafting(name: str, outcome: object) -> Drafting:
+    """What a drafter gave that is not yet a draft.
+
+    Raises:
+        PluginError: it is not a generator.
+    """
+    if not isinstance(outcome, Generator):
+        raise _wrong(name, f"draft must return a Draft, or be a generator that does, not {outcome!r}")
+    return outcome
+
+
+def checked_ask(name: str, ask: object) -> Ask:
+    """A pass that a drafter asks for, as far as it can be checked before it runs.
+
+    Raises:
+        PluginError: it is not an `Ask` of `Rows`.
+    """
+    if not isinstance(ask, Ask) or not isinstance(ask.rows, Rows):
+        raise _wrong(name, f"draft must yield Asks for Rows, not {ask!r}")
+    return ask
+
+
+def refused_pass(name: str, error: Exception) -> Exception:
+    """The error of a pass that a drafter asked for, under its name where the pass could not run as asked."""
+    if isinstance(error, PluginError) or not isinstance(error, InvalidArgumentError | TypeError | AttributeError):
+        return error
+    if is_from_signal_handler(error):
+        return error
+    blamed = PluginError("drafter", name, f"asked for a pass that cannot run: {error}")
+    blamed.__cause__ = error
+    return blamed
+
+
+def checked_draft(name: str, draft: object, plan: DraftPlan, *, most: int, vocab_size: int) -> Draft:
+    """A draft that the verifier can take, its sources filled in and a chain without parents.
+
+    Args:
+        name: of the drafter.
+        draft: what it gave.
+        plan: what it was asked for.
+        most: tokens that may be drafted in all, with those that a grammar leaves no choice about.
+        vocab_size: of the model.
+
+    Raises:
+        PluginError: the drafter gave something else, more tokens than were allowed, tokens that the model does not
+            have, signals or sources for some tokens only, or parents that are not a tree.
+    """
+    if not isinstance(draft, Draft):
+        raise _wrong(name, f"draft must return a Draft, not {draft!r}")
+    drafted = len(draft.tokens)
+    allowed = min(plan.num_draft_tokens + draft.forced, most)
+    if drafted > allowed:
+        raise PluginError("drafter", name, f"drafted {drafted} tokens where {allowed} were allowed")
+    for token in draft.tokens:
+        if not _is_whole(token) or not 0 <= token < vocab_size:
+            raise _wrong(name, f"tokens must be whole numbers from 0 to {vocab_size - 1}, not {token!r}")
+    own = drafted - draft.forced
+    for what, values, kind, count in (
+        ("signals", draft.signals, StepSignals, own),
+        ("sources", draft.sources, str, drafted),
+    ):
+        if values and (len(values) != count or not all(isinstance(one, kind) for one in values)):
+            raise _wrong(name, f"{what} must be one {kind.__name__} for each of the {count} tokens, or none")
+    if draft.parents is not None:
+        try:
+            check_parents(draft.parents, drafted)
+        except (SpecdecError, TypeError) as error:
+            raise _wrong(name, str(error)) from None
+        if is_chain(draft.parents):
+            draft.parents = None
+    draft.sources = draft.sources or [name] * drafted
+    return draft
+
+
+def _is_whole(value: object) -> bool:
+    return type(value) is int or (isinstance(value, numbers.Integral) and not isinstance(value, bool))
+
+
+def _wrong(name: str, fault: str) -> PluginError:
+    return PluginError("drafter", name, f"gave a wrong answer: {fault}")

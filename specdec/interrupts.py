@@ -1,0 +1,57 @@
+"""Exceptions that a caller's signal handler raises in the middle of our work: they are the caller's, and go to it as
+they are. Python runs handlers between any two steps of the main thread, so they come up inside any `try`."""
+
+from __future__ import annotations
+
+import functools
+import signal
+from types import CodeType, FrameType, FunctionType, MethodType
+from typing import Any
+
+
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Whether a signal handler raised the exception, rather than the code that it passed through.
+
+    Code that turns foreign exceptions into errors of its own asks this first, and lets such a one pass.
+    """
+    trace, handlers = error.__traceback__, None
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_back is not None and _is_handler(frame, frame.f_back):
+            return True
+        handlers = _handlers() if handlers is None else handlers
+        if frame.f_code in handlers:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:
+    """Whether `frame` was called with the frame below it as an argument, which only Python itself does."""
+    code = frame.f_code
+    count = code.co_argcount + code.co_kwonlyargcount + bool(code.co_flags & _VARARGS)
+    if count == 0:
+        return False
+    values = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+    given = [part for one in values for part in (one[:2] if isinstance(one, tuple) else (one,))]
+    return any(one is interrupted for one in given)
+
+
+def _handlers() -> set[CodeType]:
+    """Code of the handlers that are installed now."""
+    found: set[CodeType] = set()
+    for number in signal.valid_signals():
+        handler: Any = signal.getsignal(number)
+        if not callable(handler):
+            continue
+        while isinstance(handler, functools.partial):
+            handler = handler.func
+        if not isinstance(handler, FunctionType | MethodType):
+            handler = type(handler).__call__  # an object; its own attributes may be anything
+        code = getattr(handler, "__code__", None)
+        if isinstance(code, CodeType):
+            found.add(code)
+    return found
+
+
+_VARARGS = 0x04  # inspect.CO_VARARGS

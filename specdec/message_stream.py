@@ -1,0 +1,57 @@
+"""A text stream for messages that may be lost: `MessageStream`. Whoever writes to it never hears of a failure."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+
+class MessageStream:
+    """A stream whose failures are nobody's business: it is closed, full, or its reader went away. After one it is
+    silent.
+
+    Args:
+        stream: the stream; None where it is closed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or lose the text."""
+        if self._stream is not None:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):
+                self._lose(self._stream)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was not lost."""
+        if self._stream is not None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._lose(self._stream)
+
+    def isatty(self) -> bool:
+        """Whether somebody may be looking."""
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        """Descriptor of the stream.
+
+        Raises:
+            OSError: there is none.
+        """
+        if self._stream is None:
+            raise OSError("the stream is closed")
+        return self._stream.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def _lose(self, stream: TextIO) -> None:  # noqa: ARG002  # subclasses do more
+        self._stream = None

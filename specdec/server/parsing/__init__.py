@@ -1,0 +1,1 @@
+"""From an answer's text to its parts: reasoning, text and tool calls, while the text arrives."""

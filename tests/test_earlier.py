@@ -1,0 +1,114 @@
+"""Lookup in earlier answers: the owner's own, a bounded number of them, and never another token."""
+
+from __future__ import annotations
+
+import pytest
+from drafting import context_of, setup_of
+from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
+
+import specdec
+from specdec.drafters import earlier
+from specdec.drafters.base import DrafterMemory
+from specdec.drafters.earlier import Archive, EarlierAnswers
+from specdec.drafters.registry import create
+from specdec.engine.policy import DraftPlan
+from specdec.errors import SpecdecError
+
+ENDLESS = ByteTokenizer(eos=frozenset())
+PROMPT = [1, 2, 3, 4, 5]
+LOOKUP = {"policy": "fixed", "draft_len": 4, "max_tokens": 40}
+
+
+def accepted(batch: specdec.Batch, prompt, *, drafter: str, owner: str, **sampling) -> int:
+    """Drafted tokens that were kept, and a check that the answer is plain decoding's."""
+    with batch.submit(prompt, owner=owner, drafter=drafter, **LOOKUP, **sampling) as generation:
+        list(generation)
+        result = generation.result()
+    plain = specdec.generate(batch._model, prompt, speculate=False, max_tokens=40, **sampling)
+    assert result.tokens == plain.tokens
+    return result.stats.accepted
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "chain:ngram,ngram:min=3"])
+def test_an_answer_drafts_the_next_one_of_its_owner(drafter):
+    model = fake_model(seed=6, tokenizer=ENDLESS)
+    with specdec.Batch(model) as batch:
+        assert accepted(batch, PROMPT, drafter=drafter, owner="a") < 4
+        assert accepted(batch, PROMPT, drafter=drafter, owner="b") < 4  # what a has asked is no business of b
+        assert accepted(batch, PROMPT, drafter=drafter, owner="a") >= 30
+        assert accepted(batch, PROMPT, drafter=drafter, owner="a", temperature=1.0, seed=3) < 20  # another answer
+        assert accepted(batch, PROMPT, drafter=drafter, owner="b") >= 30
+    before = model.memory.drafters.answers.of("a", 5).tokens
+    specdec.generate(model, PROMPT, drafter=drafter, **LOOKUP)  # no batch, no owner: nothing is kept or looked up
+    assert model.memory.drafters.answers.of("a", 5).tokens == before
+
+
+def lookup(memory: DrafterMemory, owner: str | None, history: list[int], prompt_length: int = 0):
+    runtime = FakeRuntime()
+    drafter = create("ngram:min=2,max=4", setup_of(runtime, memory=memory, owner=owner))
+    context = context_of(runtime, history, prompt_length=prompt_length)
+    return drafter, context
+
+
+def test_prompts_are_not_kept_and_short_matches_do_not_count():
+    memory, plan = DrafterMemory(), DraftPlan(num_draft_tokens=3, effort=1.0)
+    drafter, context = lookup(memory, "a", [1, 2, 3, 4, 5, 6, 7, 8, 9], prompt_length=6)
+    drafter.ended(context)
+    assert memory.answers.of("a", 4).tokens == 3
+    for history, drafted in (
+        ([50, 3, 4, 5, 6], [7, 8, 9]),  # the end of the prompt is context
+        ([50, 2, 3, 4, 5], []),  # the prompt itself is nobody's draft
+        ([50, 51, 5, 6, 7], []),  # three tokens say little of another text
+        ([4, 5, 6, 7, 60, 4, 5, 6, 7], [60, 4, 5]),  # the text's own comes first
+    ):
+        other, context = lookup(memory, "a", history)
+        assert other.draft(plan, context, policy=None).tokens == drafted, history
+        assert bool(other.match_length(context)) == bool(drafted)
+    for owner in ("b", "", None):
+        other, context = lookup(memory, owner, [50, 3, 4, 5, 6])
+        assert other.draft(plan, context, policy=None).tokens == []
+
+
+def test_old_answers_are_forgotten(monkeypatch):
+    monkeypatch.setattr(earlier, "_TOKENS", 100)
+    answers = EarlierAnswers(4)
+    for number in range(40):
+        answers.add([number, 1, 2, 3, 250, *range(5, 20)], 4)
+        assert answers.tokens <= 220
+        assert answers.continuation([number, 1, 2, 3]) == (250, 4)
+    assert answers.continuation([20, 1, 2, 3]) == (-1, 0)
+    answers.add(list(range(250)) * 4, 0)  # of one that is longer than all may be, the end
+    assert answers.tokens <= 220
+
+
+def test_owners_are_forgotten(monkeypatch):
+    monkeypatch.setattr(earlier, "_ALL_TOKENS", 100)
+    archive = Archive()
+    for number in range(20):
+        archive.of(str(number), 4).add([number, 1, 2, 3, 4], 4)
+        archive.of("kept", 4).add([1] * 2, 1)
+    assert archive.of("kept", 4).tokens > 0
+    assert archive.of("19", 4).tokens == 1
+    archive.of("many", 4).add([1] * 200, 0)
+    assert archive.of("kept", 4).tokens == 20  # the latest, so the others go
+    assert archive.of("many", 4).tokens == 0
+
+
+class Untidy:
+    """A drafter that fails at the end."""
+
+    views = ()
+    takes_effort = False
+
+    def draft(self, _plan, _context, *, policy):
+        return specdec.drafters.base.Draft()
+
+    def ended(self, _context):
+        raise RuntimeError("no room")
+
+
+def test_a_drafter_that_fails_at_the_end_is_named():
+    generation = specdec.stream(fake_model(tokenizer=ENDLESS), [1], drafter=Untidy(), max_tokens=3)
+    assert len([token for piece in generation for token in piece.tokens]) == 3
+    with pytest.raises(SpecdecError, match="'Untidy' failed in ended: RuntimeError: no room"):
+        generation.result()

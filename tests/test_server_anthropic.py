@@ -1,0 +1,478 @@
+"""`/v1/messages`: Anthropic's own client against a server whose answers are written down beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+anthropic = pytest.importorskip("anthropic", reason="needs the extra `test`")
+pytest.importorskip("starlette", reason="needs the extra `serve`")
+
+from http_server import NAME, serving  # noqa: E402
+from scripted_chat import Scripted, finished, scripted  # noqa: E402
+
+import specdec  # noqa: E402
+from specdec.server.anthropic import routes  # noqa: E402
+from specdec.server.errors import ApiError  # noqa: E402
+from specdec.server.events import ReasoningDelta, TextDelta, ToolArgumentsDelta, ToolCallStart, Usage  # noqa: E402
+
+HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
+WEATHER: dict[str, Any] = {
+    "name": "weather",
+    "description": "The weather of a city.",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+}
+CALLING = (
+    ReasoningDelta("I have "),
+    ReasoningDelta("to look."),
+    TextDelta("I "),
+    TextDelta("look."),
+    ToolCallStart(0, "call_abc", "weather"),
+    ToolArgumentsDelta(0, '{"city": "K'),
+    ToolArgumentsDelta(0, 'öln"}'),
+    ToolCallStart(1, "call_def", "weather"),
+    ToolArgumentsDelta(1, "{}"),
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
+    with scripted(tmp_path_factory.mktemp("stores") / "text") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Scripted) -> Iterator[Any]:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as made:
+        yield made
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": NAME, "max_tokens": 50, "messages": HELLO, **fields}
+
+
+def sse(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, whose names must be their types."""
+    found = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        name, data = block.split("\n")
+        assert data.startswith("data: ")
+        event = json.loads(data.removeprefix("data: "))
+        assert name == f"event: {event['type']}"
+        found.append(event)
+    return found
+
+
+def test_a_message(server: Scripted, client: Any) -> None:
+    server.script.set(TextDelta("Good "), TextDelta("day."), finished())
+    sampling = {"temperature": 0.5, "top_p": 0.9, "top_k": 7}  # later clients have no arguments for them
+    message = client.messages.create(**body(metadata={"user_id": "u"}), extra_body=sampling)
+    assert message.type == "message"
+    assert message.role == "assistant"
+    assert message.id.startswith("msg_")
+    assert message.model == NAME
+    assert [block.to_dict() for block in message.content] == [{"type": "text", "text": "Good day."}]
+    assert (message.stop_reason, message.stop_sequence) == ("end_turn", None)
+    usage = message.usage
+    assert (usage.input_tokens, usage.cache_read_input_tokens, usage.output_tokens) == (20, 10, 7)
+    request = server.script.request
+    assert list(request.messages) == HELLO
+    assert not request.streamed
+    assert {name: request.options[name] for name in ("max_tokens", "temperature", "top_p", "top_k")} == {
+        "max_tokens": 50,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+    }
+
+
+def test_the_events_of_a_stream(server: Scripted) -> None:
+    server.script.set(*CALLING, finished("tool_calls"))
+    response = server.post("/v1/messages", body(stream=True, tools=[WEATHER]))
+    assert response.headers["content-type"].startswith("text/event-stream")
+    start, ping, *rest = sse(response.text)
+    assert start["type"] == "message_start"
+    message = start["message"]
+    assert message["content"] == []
+    assert message["stop_reason"] is None
+    assert message["usage"]["input_tokens"] > 5
+    assert ping == {"type": "ping"}
+
+    def block(index: int, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": "content_block_start", "index": index, "content_block": {"type": kind, **fields}}
+
+    def delta(index: int, kind: str, **fields: Any) -> dict[str, Any]:
+        return {"type": "content_block_delta", "index": index, "delta": {"type": kind, **fields}}
+
+    def stop(index: int) -> dict[str, Any]:
+        return {"type": "content_block_stop", "index": index}
+
+    signature = next(one for one in rest if one.get("delta", {}).get("type") == "signature_delta")
+    assert signature["delta"]["signature"]
+    assert rest == [
+        block(0, "thinking", thinking="", signature=""),
+        delta(0, "thinking_delta", thinking="I have "),
+        delta(0, "thinking_delta", thinking="to look."),
+        signature,
+        stop(0),
+        block(1, "text", text=""),
+        delta(1, "text_delta", text="I "),
+        delta(1, "text_delta", text="look."),
+        stop(1),
+        block(2, "tool_use", id="toolu_abc", name="weather", input={}),
+        delta(2, "input_json_delta", partial_json='{"city": "K'),
+        delta(2, "input_json_delta", partial_json='öln"}'),
+        stop(2),
+        block(3, "tool_use", id="toolu_def", name="weather", input={}),
+        delta(3, "input_json_delta", partial_json="{}"),
+        stop(3),
+        {
+            "type": "message_delta",
+            "delta": {"stop_reason": "tool_use", "stop_sequence": None},
+            "usage": {
+                "input_tokens": 20,
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 10,
+                "output_tokens": 7,
+            },
+        },
+        {"type": "message_stop"},
+    ]
+
+
+def test_the_client_reads_a_stream_as_the_whole_message(server: Scripted, client: Any) -> None:
+    server.script.set(*CALLING, finished("tool_calls"))
+    whole = client.messages.create(**body(tools=[WEATHER]))
+    with client.messages.stream(**body(tools=[WEATHER])) as stream:
+        kinds = [event.type for event in stream]
+        streamed = stream.get_final_message()
+    assert server.script.request.streamed
+    assert "text" in kinds
+    assert "thinking" in kinds
+    assert "input_json" in kinds
+    thinking, text, first, second = whole.content
+    assert thinking.thinking == "I have to look."
+    assert text.text == "I look."
+    assert (first.id, first.name, first.input) == ("toolu_abc", "weather", {"city": "Köln"})
+    assert (second.id, second.input) == ("toolu_def", {})
+    assert whole.stop_reason == "tool_use"
+    alike = [one.to_dict() for one in streamed.content]
+    assert alike == [one.to_dict() for one in whole.content]
+    assert streamed.usage.to_dict() == whole.usage.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("end", "reason", "sequence"),
+    [
+        (finished("stop"), "end_turn", None),
+        (finished("stop", stop_string="END"), "stop_sequence", "END"),
+        (finished("length"), "max_tokens", None),
+        (finished("tool_calls"), "tool_use", None),
+    ],
+)
+def test_why_an_answer_ended(server: Scripted, client: Any, end: Any, reason: str, sequence: str | None) -> None:
+    server.script.set(TextDelta("a"), end)
+    message = client.messages.create(**body(stop_sequences=["END"]))
+    assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
+    assert server.script.request.options["stop"] == ("END",)
+
+
+def test_an_answer_without_anything(server: Scripted, client: Any) -> None:
+    server.script.set(finished(usage=Usage(3, 1)))
+    assert client.messages.create(**body()).content == []
+    with client.messages.stream(**body()) as stream:
+        assert stream.get_final_message().content == []
+
+
+def test_a_call_that_breaks_off(server: Scripted, client: Any) -> None:
+    text = '{"city": "Köln", "days": [1, 2'
+    server.script.set(ToolCallStart(0, "call_a", "weather"), ToolArgumentsDelta(0, text), finished("length"))
+    [block] = client.messages.create(**body(tools=[WEATHER])).content
+    assert block.input == {"city": "Köln", "days": [1]}
+    with client.messages.stream(**body(tools=[WEATHER])) as stream:
+        assert stream.get_final_message().content[0].input["city"] == "Köln"
+
+
+def test_half_a_surrogate_pair_in_arguments(server: Scripted) -> None:
+    server.script.set(
+        ToolCallStart(0, "call_a", "f"), ToolArgumentsDelta(0, '{"a": "\\ud800"}'), finished("tool_calls")
+    )
+    response = server.post("/v1/messages", body(tools=[{**WEATHER, "name": "f"}]))
+    assert response.status_code == 200
+    assert response.json()["content"][0]["input"] == {"a": "\ud800"}
+
+
+def test_a_conversation_in_blocks(server: Scripted, client: Any) -> None:
+    server.script.set(TextDelta("a"), finished())
+    client.messages.create(
+        **body(
+            system=[{"type": "text", "text": "Be brief."}, {"type": "text", "text": "Be kind.", "cache_control": None}],
+            tools=[WEATHER, {**WEATHER, "name": "other", "type": "custom"}],
+            messages=[
+                {"role": "user", "content": [{"type": "text", "text": "Köln?"}, {"type": "text", "text": "Now."}]},
+                {
+                    "role": "assistant",
+                    "content": [
+                        {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+                        {"type": "redacted_thinking", "data": "x"},
+                        {"type": "text", "text": "I look."},
+                        {"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {"city": "Köln"}},
+                        {"type": "tool_use", "id": "toolu_2", "name": "weather", "input": {}},
+                    ],
+                },
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "tool_result", "tool_use_id": "toolu_1", "content": "Rain."},
+                        {
+                            "type": "tool_result",
+                            "tool_use_id": "toolu_2",
+                            "is_error": True,
+                            "content": [{"type": "text", "text": "No city."}],
+                        },
+                        {"type": "text", "text": "So?"},
+                    ],
+                },
+                {"role": "user", "content": "Well?"},
+            ],
+        )
+    )
+    request = server.script.request
+
+    def call(name: str, arguments: str) -> dict[str, Any]:
+        return {"id": name, "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+    assert list(request.messages) == [
+        {"role": "system", "content": "Be brief.\nBe kind."},
+        {"role": "user", "content": "Köln?\nNow."},
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "reasoning_content": "Hm.",
+            "tool_calls": [call("toolu_1", '{"city": "Köln"}'), call("toolu_2", "{}")],
+        },
+        {"role": "tool", "tool_call_id": "toolu_1", "content": "Rain."},
+        {"role": "tool", "tool_call_id": "toolu_2", "content": "No city."},
+        {"role": "user", "content": "So?\nWell?"},
+    ]
+    assert [tool["function"]["name"] for tool in request.tools] == ["weather", "other"]
+    assert request.tools[0] == {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city.",
+            "parameters": WEATHER["input_schema"],
+        },
+    }
+
+
+def test_an_assistants_last_message_is_continued(server: Scripted, client: Any) -> None:
+    server.script.set(TextDelta("a"), finished())
+    client.messages.create(**body(messages=[*HELLO, {"role": "assistant", "content": "The Rhine"}]))
+    assert server.script.request.continue_final
+    client.messages.create(**body(messages=[*HELLO, {"role": "assistant", "content": ""}]))
+    assert not server.script.request.continue_final
+    assert list(server.script.request.messages) == HELLO
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected", "parallel"),
+    [
+        ({"type": "auto"}, "auto", True),
+        ({"type": "auto", "disable_parallel_tool_use": True}, "auto", False),
+        ({"type": "any"}, "required", True),
+        ({"type": "tool", "name": "weather"}, {"name": "weather"}, True),
+        ({"type": "none"}, "none", True),
+    ],
+)
+def test_choices_of_tools(server: Scripted, client: Any, choice: Any, expected: Any, parallel: bool) -> None:
+    server.script.set(TextDelta("a"), finished())
+    client.messages.create(**body(tools=[WEATHER], tool_choice=choice))
+    assert server.script.request.tool_choice == expected
+    assert server.script.request.parallel_tool_calls == parallel
+
+
+def test_thinking(server: Scripted, client: Any) -> None:
+    server.script.set(*CALLING[:3], finished())
+    for thinking, is_on in (
+        (None, False),
+        ({"type": "disabled"}, False),
+        ({"type": "enabled", "budget_tokens": 20}, True),
+        ({"type": "adaptive"}, True),
+    ):
+        client.messages.create(**body(**({} if thinking is None else {"thinking": thinking})))
+        assert server.script.request.options["chat_template_kwargs"]["enable_thinking"] is is_on
+    hidden = client.messages.create(**body(thinking={"type": "adaptive", "display": "omitted"}))
+    assert hidden.content[0].thinking == ""
+    assert hidden.content[0].signature
+    client.messages.create(**body(output_config={"effort": "max"}))
+    assert server.script.request.options["chat_template_kwargs"]["reasoning_effort"] == "high"
+
+
+def test_json_output(server: Scripted, client: Any) -> None:
+    server.script.set(TextDelta("{}"), finished())
+    schema = {"type": "object", "properties": {}}
+    client.messages.create(**body(output_config={"format": {"type": "json_schema", "schema": schema}}))
+    assert server.script.request.options["response_format"]["json_schema"]["schema"] == schema
+
+
+def test_tokens_are_counted(server: Scripted, client: Any) -> None:
+    few = client.messages.count_tokens(model=NAME, messages=HELLO).input_tokens
+    more = client.messages.count_tokens(model=NAME, messages=HELLO, system="Be brief.", tools=[WEATHER]).input_tokens
+    assert 5 < few < few + 50 < more
+    server.script.set(TextDelta("a"), finished())
+    start = sse(server.post("/v1/messages", body(stream=True)).text)[0]
+    assert start["message"]["usage"]["input_tokens"] == few
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_tokens": None}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"model": None}, "model"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": [3]}, "messages.0"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": ["a"]}]}, "messages.0.content.0"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 1}]}]}, "messages.0.content.0.text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "images are not supported"),
+        ({"messages": [{"role": "user", "content": [{"type": "container_upload"}]}]}, "container_upload"),
+        ({"messages": [{"role": "user", "content": [{"type": "document", "source": {"type": "url"}}]}]}, "source"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result"}]}]}, "tool_use_id"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "b"}]}]}, "input"),
+        (
+            {"messages": [{"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": 1, "input": {}}]}]},
+            "name",
+        ),
+        ({"messages": [{"role": "assistant", "content": ""}]}, "messages"),
+        ({"system": 3}, "system"),
+        ({"system": [{"type": "image"}]}, "system.0"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [3]}, "tools.0"),
+        ({"tools": [{"name": "a"}]}, "tools.0.input_schema"),
+        ({"tools": [{**WEATHER, "name": "a b"}]}, "name"),
+        ({"tools": [{**WEATHER, "name": ["a"]}]}, "name"),
+        ({"tools": [{**WEATHER, "description": 3}]}, "description"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "web_search_20250305"),
+        ({"tool_choice": {"type": "any"}}, "tool_choice"),
+        ({"tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": {}}, "tool_choice.type"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "b"}}, "tool_choice.name"),
+        ({"stop_sequences": "a"}, "stop_sequences"),
+        ({"stop_sequences": [""]}, "stop_sequences"),
+        ({"stop_sequences": [1]}, "stop_sequences"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"temperature": 9}, "temperature"),
+        ({"top_p": True}, "top_p"),
+        ({"stream": "yes"}, "stream"),
+        ({"thinking": {"type": "enabled"}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 50}}, "thinking.budget_tokens"),
+        ({"thinking": {"type": "on"}}, "thinking.type"),
+        ({"thinking": []}, "thinking"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        ({"output_config": {"format": {"type": "xml", "schema": {}}}}, "output_config.format.type"),
+        ({"mcp_servers": [{}]}, "mcp_servers"),
+        ({"container": "a"}, "container"),
+        ({"stop": ["a"]}, "stop"),
+        ({"colour": "red"}, "colour"),
+    ],
+)
+def test_what_is_wrong_is_named(server: Scripted, fields: dict[str, Any], named: str) -> None:
+    server.script.set(TextDelta("a"), finished())
+    for path in ("/v1/messages", "/v1/messages/count_tokens"):
+        if path.endswith("count_tokens") and "max_tokens" in fields and fields["max_tokens"] is None:
+            continue
+        response = server.post(path, body(**fields))
+        assert response.status_code == 400, response.text
+        error = response.json()
+        assert error["type"] == "error"
+        assert error["error"]["type"] == "invalid_request_error"
+        assert named in error["error"]["message"]
+        assert error["error"]["message"].isprintable()
+
+
+def test_another_model_is_not_found(server: Scripted, client: Any) -> None:
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        client.messages.create(**body(model="claude"))
+    assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+def test_bodies_that_are_not_objects(server: Scripted) -> None:
+    for content in (b"", b"[]", b"{", b"\xff", b"3", b'{"model": NaN}'):
+        response = server.post("/v1/messages", content)
+        assert response.status_code == 400
+        assert response.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_errors_before_and_in_an_answer(server: Scripted, client: Any) -> None:
+    busy = ApiError(429, "the queue is full", code="queue_full", headers={"Retry-After": "3"})
+    server.script.set(error=busy)
+    for stream in (False, True):
+        with pytest.raises(anthropic.RateLimitError) as caught:
+            client.messages.create(**body(stream=stream))
+        assert caught.value.body["error"] == {"type": "rate_limit_error", "message": "the queue is full"}
+        assert caught.value.response.headers["retry-after"] == "3"
+    server.script.set(TextDelta("a"), error=ValueError("secret"))
+    *_, last = sse(server.post("/v1/messages", body(stream=True)).text)
+    assert last["type"] == "error"
+    assert last["error"]["type"] == "api_error"
+    assert "secret" not in last["error"]["message"]
+    response = server.post("/v1/messages", body())
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "api_error"
+
+
+def test_keys_come_in_either_header(tmp_path: Path) -> None:
+    with scripted(tmp_path / "text", api_keys=("secret",)) as server:
+        server.script.set(TextDelta("a"), finished())
+        for name in ({"api_key": "secret"}, {"auth_token": "secret"}):
+            with anthropic.Anthropic(base_url=server.url, max_retries=0, **name) as client:
+                assert client.messages.create(**body()).content[0].text == "a"
+        with anthropic.Anthropic(base_url=server.url, max_retries=0, api_key="wrong") as client:
+            with pytest.raises(anthropic.AuthenticationError) as caught:
+                client.messages.create(**body())
+            assert caught.value.body["error"]["type"] == "authentication_error"
+        owners = {request.owner for request in server.script.requests}
+        assert len(owners) == 1
+        assert owners != {""}
+
+
+def test_pings_while_nothing_comes(server: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "PING_EVERY_S", 0.02)
+    server.script.set(TextDelta("a"), TextDelta("b"), finished(), wait_s=0.15)
+    found = sse(server.post("/v1/messages", body(stream=True)).text)
+    kinds = [event["type"] for event in found]
+    assert kinds.count("ping") > 2
+    assert [kind for kind in kinds if kind != "ping"] == [
+        "message_start",
+        "content_block_start",
+        "content_block_delta",
+        "content_block_delta",
+        "content_block_stop",
+        "message_delta",
+        "message_stop",
+    ]
+
+
+def test_a_real_answer_is_that_of_plain_decoding(text_model: Path) -> None:
+    model = specdec.load(text_model, runtime="reference")
+    with serving(model) as running, anthropic.Anthropic(base_url=running.url, api_key="x", max_retries=0) as client:
+        fields = body(max_tokens=20, extra_body={"temperature": 0})
+        expected = specdec.generate(model, HELLO, speculate=False, max_tokens=20)
+        message = client.messages.create(**fields)
+        assert "".join(block.text for block in message.content) == expected.text
+        assert message.usage.output_tokens == len(expected.tokens)
+        with client.messages.stream(**fields) as stream:
+            assert "".join(stream.text_stream) == expected.text

@@ -1,0 +1,241 @@
+"""`/v1/chat/completions`: OpenAI's own client against a server of a tiny model; answers equal plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+openai = pytest.importorskip("openai", reason="needs the extra `test`")
+pytest.importorskip("starlette", reason="needs the extra `serve`")
+
+from http_server import NAME, Running, events, serving  # noqa: E402
+
+import specdec  # noqa: E402
+from specdec.server.sampling import seed_of_choice  # noqa: E402
+
+MESSAGES: list[Any] = [{"role": "system", "content": "Short."}, {"role": "user", "content": "Name a river."}]
+
+
+@pytest.fixture(scope="module")
+def server(text_model: Path) -> Iterator[Running]:
+    with serving(specdec.load(text_model, runtime="reference")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def plain(server: Running, messages: Any = None, **options: Any) -> specdec.Result:
+    return specdec.generate(server.model, messages or MESSAGES, speculate=False, **{"max_tokens": 20, **options})
+
+
+def test_an_answer_is_that_of_plain_decoding(server: Running, client: Any) -> None:
+    for options in ({"temperature": 0}, {"temperature": 0.8, "seed": 5}, {"temperature": 1.0, "seed": 7, "top_p": 0.9}):
+        expected = plain(server, **options)
+        answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=20, **options)
+        assert answer.object == "chat.completion"
+        assert answer.model == NAME
+        assert [choice.index for choice in answer.choices] == [0]
+        assert answer.choices[0].message.role == "assistant"
+        assert answer.choices[0].message.content == expected.text
+        assert answer.choices[0].finish_reason == expected.finish_reason
+        assert answer.usage.prompt_tokens == expected.stats.prompt_tokens
+        assert answer.usage.completion_tokens == len(expected.tokens)
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+        cached = answer.usage.prompt_tokens_details.cached_tokens
+        assert cached == (0 if options["temperature"] == 0 else expected.stats.prompt_tokens - 1)
+        assert (answer.timings["cache_n"], answer.timings["prompt_n"]) == (cached, answer.usage.prompt_tokens - cached)
+        assert answer.choices[0].specdec["identical_to"] == "dense"
+
+
+def test_a_stream_holds_the_same_text(server: Running, client: Any) -> None:
+    expected = plain(server, temperature=0.8, seed=5)
+    stream = client.chat.completions.create(
+        model=NAME, messages=MESSAGES, max_tokens=20, temperature=0.8, seed=5, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    chunks = list(stream)
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert all(chunk.object == "chat.completion.chunk" for chunk in chunks)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    *body, end, usage = chunks
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in body) == expected.text
+    assert [chunk.choices[0].finish_reason for chunk in body] == [None] * len(body)
+    assert end.choices[0].finish_reason == expected.finish_reason
+    assert end.choices[0].delta.content is None
+    assert usage.choices == []
+    assert usage.usage.completion_tokens == len(expected.tokens)
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert end.timings["predicted_n"] == len(expected.tokens)
+
+
+def test_a_stream_without_options_has_no_usage(server: Running) -> None:
+    found = events(server.chat(stream=True, max_tokens=4, temperature=0))
+    assert all("usage" not in chunk for chunk in found)
+    assert [bool(chunk["choices"][0]["finish_reason"]) for chunk in found] == [False] * (len(found) - 1) + [True]
+
+
+def test_choices_have_seeds_of_their_own(server: Running, client: Any) -> None:
+    answer = client.chat.completions.create(
+        model=NAME, messages=MESSAGES, max_tokens=12, temperature=1.0, seed=3, n=4, stream=False
+    )
+    texts = [choice.message.content for choice in answer.choices]
+    expected = [plain(server, temperature=1.0, seed=seed_of_choice(3, n), max_tokens=12) for n in range(4)]
+    assert texts == [one.text for one in expected]
+    assert len(set(texts)) == 4
+    assert expected[0].text == plain(server, temperature=1.0, seed=3, max_tokens=12).text
+    assert answer.usage.completion_tokens == sum(len(one.tokens) for one in expected)
+    assert answer.usage.prompt_tokens == expected[0].stats.prompt_tokens
+
+    streamed: dict[int, str] = {}
+    for chunk in client.chat.completions.create(
+        model=NAME, messages=MESSAGES, max_tokens=12, temperature=1.0, seed=3, n=4, stream=True
+    ):
+        for choice in chunk.choices:
+            streamed[choice.index] = streamed.get(choice.index, "") + (choice.delta.content or "")
+    assert [streamed[n] for n in range(4)] == texts
+
+
+def test_a_random_seed_is_told_and_repeats_the_answer(server: Running) -> None:
+    first = server.chat(max_tokens=12).json()["choices"][0]
+    again = server.chat(max_tokens=12, seed=first["specdec"]["seed"]).json()["choices"][0]
+    assert again["message"] == first["message"]
+    assert server.chat(max_tokens=12).json()["choices"][0]["specdec"]["seed"] != first["specdec"]["seed"]
+
+
+def test_stop_strings(server: Running, client: Any) -> None:
+    whole = plain(server, temperature=0).text
+    stop = whole[5:7]
+    answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_tokens=20, temperature=0, stop=[stop])
+    assert answer.choices[0].message.content == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_an_answer_may_go_on_with_an_assistants_message(server: Running, client: Any) -> None:
+    begun = [*MESSAGES, {"role": "assistant", "content": "The Rhine"}]
+    expected = plain(server, begun, temperature=0)
+    for more in ({}, {"continue_final_message": True, "add_generation_prompt": False}):
+        answer = client.chat.completions.create(
+            model=NAME, messages=begun, max_tokens=20, temperature=0, extra_body=more
+        )
+        assert answer.choices[0].message.content == expected.text
+        assert answer.usage.prompt_tokens == expected.stats.prompt_tokens
+    apart = client.chat.completions.create(
+        model=NAME, messages=begun, max_tokens=20, temperature=0, extra_body={"add_generation_prompt": True}
+    )
+    assert apart.usage.prompt_tokens == expected.stats.prompt_tokens + 2  # <|end|> and <|assistant|>
+
+
+def test_fields_of_ours(server: Running) -> None:
+    expected = plain(server, [{"role": "user", "content": "Hello"}], temperature=0).text
+    for fields in (
+        {"speculate": False},
+        {"policy": "fixed", "drafter": "ngram"},
+        {"policy": "fixed", "drafter": "effort", "draft_effort": 0.4},
+        {"verify_effort": 1.0},
+    ):
+        answer = server.chat(temperature=0, max_tokens=20, **fields).json()
+        assert answer["choices"][0]["message"]["content"] == expected, fields
+        drafted = answer["timings"]["draft_n"]
+        assert drafted == 0 or "speculate" not in fields
+        assert drafted > 0 or fields.get("drafter") != "effort"
+        told = answer["metrics"]["speculative_decoding"]
+        assert told["num_draft_tokens"] == drafted
+        assert told["num_accepted_draft_tokens"] == answer["timings"]["draft_n_accepted"]
+        assert sum(told["acceptance_histogram"]) == told["num_spec_steps"]
+
+
+def test_who_produced_each_token(server: Running) -> None:
+    fields = {"temperature": 0, "max_tokens": 20, "policy": "fixed", "drafter": "effort", "token_origins": True}
+    whole = server.chat(**fields).json()["choices"][0]
+    tokens = whole["specdec"]["tokens"]
+    assert "".join(token["text"] for token in tokens) == whole["message"]["content"]
+    assert {token["origin"] for token in tokens} == {"verifier", "effort"}
+    streamed = [
+        token
+        for chunk in events(server.chat(stream=True, **fields))
+        for token in chunk["choices"][0].get("specdec", {}).get("tokens", [])
+    ]
+    assert streamed == tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "code"),
+    [
+        ({"model": "other"}, 404, "model", "model_not_found"),
+        ({"messages": None}, 400, "messages", "missing_required_parameter"),
+        ({"messages": []}, 400, "messages", "invalid_value"),
+        ({"messages": [{"content": "x"}]}, 400, "messages[0].role", None),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "user", "content": 5}]}, 400, "messages", None),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", None),
+        ({"temperature": 3}, 400, "temperature", "invalid_value"),
+        ({"temperature": "hot"}, 400, "temperature", "invalid_value"),
+        ({"temperature": True}, 400, "temperature", "invalid_value"),
+        ({"top_p": -0.1}, 400, "top_p", "invalid_value"),
+        ({"max_tokens": 0}, 400, "max_tokens", "invalid_value"),
+        ({"max_completion_tokens": 1.5}, 400, "max_completion_tokens", "invalid_value"),
+        ({"n": 0}, 400, "n", "invalid_value"),
+        ({"stop": 5}, 400, "stop", "invalid_value"),
+        ({"stop": ["a"] * 65}, 400, "stop", None),
+        ({"seed": "x"}, 400, "seed", "invalid_value"),
+        ({"logit_bias": {"a": 1}}, 400, "logit_bias", None),
+        ({"logit_bias": {"1": 101}}, 400, "logit_bias", None),
+        ({"top_logprobs": 3}, 400, "top_logprobs", None),
+        ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_value"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
+        ({"response_format": {"type": "xml"}}, 400, "response_format.type", "invalid_value"),
+        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema", None),
+        ({"tool_choice": "required"}, 400, "tool_choice", None),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, 400, "tools[0]", None),
+        ({"functions": []}, 400, "functions", "unsupported_parameter"),
+        ({"nonsense": 1}, 400, None, "unknown_parameter"),
+        ({"verify_effort": 0.5}, 400, "verify_effort", "invalid_value"),
+        ({"draft_effort": 0}, 400, "draft_effort", "invalid_value"),
+        ({"policy": "/etc/passwd.yaml"}, 400, "policy", "invalid_value"),
+        ({"policy": "fixed:a=1"}, 400, "policy", "invalid_value"),
+        ({"drafter": "ngram:/etc/passwd"}, 400, "drafter", "invalid_value"),
+        ({"drafter": "model"}, 400, "drafter", "invalid_value"),
+        ({"chat_template_kwargs": {"tools": []}}, 400, "chat_template_kwargs", None),
+        ({"continue_final_message": True}, 400, "continue_final_message", None),
+        ({"modalities": ["text", "audio"]}, 400, "modalities", "invalid_value"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_wrong_is_said_in_openais_form(
+    server: Running, fields: dict[str, Any], status: int, param: str | None, code: str | None
+) -> None:
+    request = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    response = server.post("/v1/chat/completions", {**request, **fields})
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert code is None or error["code"] == code
+    assert error["message"]
+    if "stream_options" not in fields:  # the same before a stream begins
+        streamed = server.post("/v1/chat/completions", {**request, "stream": True, **fields})
+        assert (streamed.status_code, streamed.json()) == (status, response.json())
+
+
+def test_a_prompt_beyond_the_context(server: Running, client: Any) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=NAME, messages=[{"role": "user", "content": "x" * 200}])
+    assert caught.value.code == "context_length_exceeded"
+    assert caught.value.param == "messages"
+
+
+def test_an_answer_ends_with_the_context(server: Running) -> None:
+    answer = server.chat("x" * 100, temperature=0, max_tokens=1000, logit_bias=None).json()
+    context = server.model.config.max_context
+    usage = answer["usage"]
+    if answer["choices"][0]["finish_reason"] == "length":
+        assert usage["total_tokens"] == context
+    assert usage["total_tokens"] <= context
