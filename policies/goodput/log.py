@@ -53,7 +53,7 @@ class RoundLog:
 
     def passed(self, seconds: float, cost: float) -> None:
         """Note what such a round has brought, a token, and in what time."""
-        self.expected_tokens += 1.0
+        self.expected_plain += cost
         self.expected_cost += cost
         self.tokens += 1.0
         self.seconds += seconds
