@@ -58,6 +58,7 @@ class RoundLog:
         self.expected_cost += cost
         self.tokens += 1.0
         self.seconds += seconds
+        self.all_plain_s += self.plain_s or seconds
 
     def finished(
         self,
