@@ -34,7 +34,7 @@ _NOISE_MEMORY = 24.0  # passes
 _CLIP = 2.5  # standard deviations that one observation may be off: a machine that stalls is not a cost
 _MOST_OFF = 1.2  # logarithm of the factor beyond which being off says no more
 # Share of the square of what was clipped that goes to variances: if the next passes are off as well, it was no stall.
-_TO_SCALE, _TO_COST, _TO_OTHERS = 0.15, 0.05, 0.1
+_TO_SCALE, _TO_COST, _TO_OTHERS = 0.15, 0.05, 0.05
 _LATELY = 24  # passes
 _SURPRISE = 0.3  # logarithm of the factor by which the scale moves when the machine has changed
 _USUAL_MEMORY = 40.0  # rounds after which the scale is the usual one
@@ -215,6 +215,10 @@ class CostModel:
         self._usual_scale = self.scale
         self._rows.widen(_MEASURED, _UNKNOWN, self._passes - _LATELY)
         return True
+
+    def has_seen_rows(self, rows: int) -> bool:
+        """Whether a pass over `rows` rows has run in this process; of more than `MOST_ROWS`, one over the most."""
+        return self._rows.is_seen(min(rows, MOST_ROWS))
 
     def doubt_of_rows(self, rows: int) -> float:
         """Standard deviation of the logarithm of the cost of a pass over `rows` rows."""

@@ -57,7 +57,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     now, costs, rows = lesson.prospect, learnt.costs, lesson.drafted + 1
     costs.observe_verify(lesson.beside + rows, lesson.round_s - lesson.draft_s)
     if costs.has_changed():  # which costs did, only trials tell
-        learnt.restart_trials(lesson.number)
+        learnt.machine_changed(lesson.number)
     verify = costs.beside(lesson.beside)
     cost = verify[min(rows, MOST_ROWS)]
     expected, real = 1.0, 1.0 + lesson.accepted

@@ -97,7 +97,7 @@ class Trials:
         if learnt.rounds < self._confirm_from or (best.match and best.tokens > _GOOD_MATCH):
             return None
         if best.option is not None:
-            if costs.doubt_of_rows(beside + 1) < _DOUBT:
+            if costs.has_seen_rows(beside + 1) and costs.doubt_of_rows(beside + 1) < _DOUBT:
                 return None
             self._confirm_from = learnt.rounds + _CONFIRM_EVERY
             return self._forced(now, PLAIN, best)
@@ -106,7 +106,9 @@ class Trials:
             if menu is None:
                 continue
             arm = option.drafter, option.view, menu.best[0]
-            if max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(beside + 1 + _CONFIRM_TOKENS)) > _DOUBT:
+            rows = beside + 1 + _CONFIRM_TOKENS
+            doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))
+            if doubt > _DOUBT or not costs.has_seen_rows(rows):
                 self._confirm_from = learnt.rounds + _CONFIRM_EVERY
                 prospect = self._forced(now, arm, best)
                 prospect.menu, prospect.length = None, min(_CONFIRM_TOKENS, prospect.length)

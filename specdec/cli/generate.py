@@ -23,7 +23,8 @@ from specdec.cli.common import (
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
-from specdec.cli.prompt import add_prompt_options, read_prompt
+from specdec.cli.prompt import add_prompt_options
+from specdec.cli.prompt import prompt_text as _prompt_text
 from specdec.cli.statistics import report, summary
 from specdec.engine.option_checks import check_useful, plain_options
 from specdec.engine.options import DEFAULTS
@@ -102,7 +103,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
-    prompt = read_prompt(arguments)
+    prompt = _prompt(arguments)
     options = given_options(arguments)
     _check_early(arguments, options)
     model = load_model(arguments, load_share=arguments.load_share)
@@ -146,6 +147,20 @@ def _answer(
     if show is not None:
         show.end()
     return result, interrupted
+
+
+def _prompt(arguments: argparse.Namespace) -> Prompt:
+    """Text, or messages when there is a system message.
+
+    Raises:
+        InvalidArgumentError: there is no prompt that can be read, or no place for the system message.
+    """
+    text = _prompt_text(arguments)
+    if arguments.system is None:
+        return text
+    if arguments.chat is False:
+        raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
+    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
 
 
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:

@@ -50,6 +50,8 @@ class GuardedPolicy:
         try:
             table = self._policy.costs()
         except Exception as error:
+            if is_from_signal_handler(error):
+                raise
             raise PluginError.raised("policy", self._name, error, doing="costs") from error
         if table is not None and not isinstance(table, CostTable):
             raise self._error("costs must answer a CostTable or None", table)
