@@ -64,6 +64,9 @@ class ScriptedRuntime:
     def new_cache(self, capacity: int) -> FakeCache:
         return FakeCache(capacity)
 
+    def cache_bytes(self, capacity: int) -> int:
+        return 64 * (-(-capacity // 16) * 16)
+
     def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
         return [self._forward(rows, view) for rows in batch]
 

@@ -317,6 +317,26 @@ def test_doubtful_costs_are_measured_again_and_joined(clock, file) -> None:
     )
 
 
+def test_nothing_is_measured_again_while_others_wait_for_passes(clock, file) -> None:
+    """A batch measures when nothing runs: streams do not stall for it."""
+    model = scripted_model(clock)
+    memory = model.memory.costs
+    with specdec.Batch(model) as batch:
+        list(batch.submit([1], max_tokens=3))
+        assert memory.table.verify_s
+        long = batch.submit([2], max_tokens=400)
+        next(long)
+        memory.is_doubtful = True
+        passes = len(memory.table.draft_s)
+        list(batch.submit([3], max_tokens=3, draft_effort=0.77))
+        assert memory.is_doubtful
+        assert len(memory.table.draft_s) == passes
+        list(long)
+        list(batch.submit([3], max_tokens=3, draft_effort=0.77))
+        assert not memory.is_doubtful
+        assert ("effort", "int4", 0.77) in memory.table.draft_s
+
+
 def test_further_draft_steps_are_measured_beside_passes_that_are_known(clock, file) -> None:
     """The machine is three times as slow when the new effort is measured."""
     fast = CostTable(verify_s={rows: s / 3 for rows, s in TRUE.items()}, draft_s={})

@@ -246,6 +246,45 @@ def test_joins_and_leaves_change_no_token(seed):
         assert said == (plain if answer.stopped_by else plain[: len(said)])
 
 
+@pytest.mark.parametrize(
+    "options", [{"speculate": False}, {"policy": "fixed", "drafter": "effort"}, {"temperature": 1.0, "seed": 3}]
+)
+def test_the_pass_over_the_end_of_a_prompt_gives_the_first_token(options):
+    """Nothing is drafted for it, and nothing waits for another pass."""
+    model = fake_model(seed=5, tokenizer=ENDLESS)
+    prompts = [[1, 2, 3], [4], list(range(20))]
+    alone = [specdec.generate(model, prompt, max_tokens=6, **options) for prompt in prompts]
+    model.runtime.passes.clear()
+    first = specdec.generate(model, prompts, max_tokens=1, **options)
+    assert [one.tokens for one in first] == [one.tokens[:1] for one in alone]
+    exact = [(start, rows) for view, _, start, rows in model.runtime.passes if view == "exact"]
+    assert sorted(exact) == [(0, 1), (0, 3), (0, 20)]
+    together = specdec.generate(model, prompts, max_tokens=6, **options)
+    for one, other in zip(together, alone, strict=True):
+        assert (one.tokens, one.text) == (other.tokens, other.text)
+        stats = one.stats
+        assert stats.emitted + stats.cut == stats.accepted + stats.rounds
+    assert sum(one.stats.prefill_bytes_read for one in first) > 0
+
+
+def test_the_first_round_is_settled_as_a_whole_or_not_at_all():
+    model = fake_model(seed=5, tokenizer=ENDLESS)
+    answer = begin(model, [1, 2, 3, 4], {"max_tokens": 9, "policy": "fixed", "drafter": "effort"}, caller="test")
+    sequence = answer.sequence
+    rows = sequence.prompt_rows(9, begins=True)
+    assert (rows.tokens, rows.logits) == ([1, 2, 3, 4], "last")
+    (result,) = model.runtime.forward([rows])
+    result.logits[:] = np.nan
+    with pytest.raises(specdec.SpecdecError, match="not finite"):
+        sequence.settle(result, seconds=0.1)
+    assert (sequence.tokens, sequence.cache.length, sequence.unread) == ([1, 2, 3, 4], 3, 0)
+    plain = specdec.generate(model, [1, 2, 3, 4], max_tokens=9, speculate=False).tokens
+    scheduler = Scheduler(model.runtime)
+    scheduler.add(sequence)
+    scheduler.step()
+    assert sequence.tokens[4] == plain[0]
+
+
 class PoisonRuntime(FakeRuntime):
     """Fails on a pass with a certain token; any pass that has it, too."""
 

@@ -105,11 +105,12 @@ class Answer:
         drafts = 0 if drafting is None else drafting.cache_bytes(sequence.limit)
         return sequence.runtime.cache_bytes(sequence.limit) + drafts
 
-    def start(self, cache: Cache | None = None) -> None:
+    def start(self, cache: Cache | None = None, *, measures: bool = True) -> None:
         """Get ready for the first pass; for whoever holds the lock.
 
         Args:
             cache: holds a beginning of the prompt; None leaves the sequence its own.
+            measures: costs that are known may be measured again; False where others wait for their passes.
         """
         sequence = self.sequence
         assert sequence is not None
@@ -117,7 +118,7 @@ class Answer:
             sequence.cache = cache
             self.stats.cached_prompt_tokens = cache.length
         if self._drafting is not None:
-            sequence.speculation = self._drafting.begin(sequence, self._end_tokens)
+            sequence.speculation = self._drafting.begin(sequence, self._end_tokens, measures=measures)
         self._tell(sequence)
 
     def expire(self) -> Piece:

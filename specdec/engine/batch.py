@@ -280,7 +280,7 @@ class Batch:
         """Let in who may run, and begin their prompts."""
         while (start := self._admission.next()) is not None:
             try:
-                start.ticket.answer.start(start.cache)
+                start.ticket.answer.start(start.cache, measures=not len(self._scheduler))
             except Exception as error:
                 self._finish(start.ticket, error)
             else:

@@ -31,6 +31,8 @@ def machine_costs(
     options: Sequence[DraftOption],
     efforts: Callable[[float], EffortSchedule | Efforts],
     tried: Sequence[float],
+    *,
+    measures: bool = True,
 ) -> CostTable:
     """Seconds of exact passes and of the model's own draft steps.
 
@@ -41,6 +43,7 @@ def machine_costs(
         options: what may draft; only the drafter "effort" is timed, others are known once they have drafted.
         efforts: schedule for a mean effort.
         tried: efforts whose draft steps to time.
+        measures: False makes do with what is known, if anything is: others wait for passes.
     """
     file, costs = cost_file(model), model.memory.costs
     if file is None:
@@ -52,6 +55,9 @@ def machine_costs(
     if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
         table = read_costs(file)
     missing = [key for key in wanted if key not in table.draft_s]
+    if table.verify_s and not measures:
+        costs.table = table
+        return table
     if not table.verify_s:
         table = measure(model, efforts, missing)
     elif costs.is_doubtful or (not costs.table.verify_s and _is_doubtful(table)):

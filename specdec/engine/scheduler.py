@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 from specdec.drafters.base import Ask, Reply
 from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
-from specdec.engine.sequence import Proposal, Sequence
+from specdec.engine.sequence import Proposal, Sequence, first_of
 from specdec.errors import InvalidArgumentError
 from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
@@ -29,10 +29,10 @@ class Event(NamedTuple):
 
     Attributes:
         sequence: which one.
-        done: the round that ended; None for a piece of the prompt or an error.
+        done: the round that ended; None for a piece of the prompt or an error. The last piece may end the first round.
         error: what went wrong for this sequence alone; it is as before the step, and no longer scheduled.
         bytes_read: of a piece of the prompt.
-        seconds: its share of the pass that read the piece.
+        seconds: its share of the pass that read the piece; 0 where there was none.
     """
 
     sequence: Sequence
@@ -178,7 +178,7 @@ class Scheduler:
         oldest = reading[0]
         pieces = {id(oldest): self._piece(oldest, room.half() if len(reading) > 1 else room, 0)}
         room.take(oldest.cache.length, pieces[id(oldest)])
-        for sequence in [*sorted(reading[1:], key=lambda one: one.unread), oldest]:
+        for sequence in [*sorted(reading[1:], key=lambda one: one.rows_to_first), oldest]:
             already = pieces.get(id(sequence), 0)
             more = self._piece(sequence, room, already)
             room.take(sequence.cache.length + already, more)
@@ -186,14 +186,14 @@ class Scheduler:
         shares = []
         for sequence in reading:
             if pieces[id(sequence)]:
-                rows = sequence.prompt_rows(pieces[id(sequence)])
+                rows = sequence.prompt_rows(pieces[id(sequence)], begins=True)
                 shares.append(_Share(sequence, rows, len(rows.tokens), is_prompt=True))
         return shares
 
     @staticmethod
     def _piece(sequence: Sequence, room: Room, already: int) -> int:
         """Rows that there is room for beside `already` of the same prompt."""
-        return room.fits(sequence.cache.length + already, sequence.unread - already)
+        return room.fits(sequence.cache.length + already, sequence.rows_to_first - already)
 
     def _run(self, shares: list[_Share]) -> list[Event]:
         """One pass in the exact view, and what it means for each sequence."""
@@ -211,8 +211,7 @@ class Scheduler:
             if isinstance(reply, Exception):
                 events.append(_failed(sequence, reply))
             elif share.is_prompt:
-                sequence.note_prompt(reply.result)
-                events.append(Event(sequence, bytes_read=reply.result.bytes_read, seconds=reply.seconds))
+                events.append(_prompt_event(share, reply))
             else:
                 try:
                     beside, own_s = decoding - share.count, min(reply.seconds, decoding_s)
@@ -235,6 +234,20 @@ def _own(error: Exception) -> Exception:
     if is_from_signal_handler(error):
         raise error
     return error
+
+
+def _prompt_event(share: _Share, reply: Reply) -> Event:
+    """What a piece of a prompt came to: at its end, the first token."""
+    sequence, result = share.sequence, reply.result
+    if share.rows.logits != "last":
+        sequence.note_prompt(result)
+        return Event(sequence, bytes_read=result.bytes_read, seconds=reply.seconds)
+    own, seconds = first_of(result, share.count), reply.seconds / share.count
+    try:
+        done = sequence.settle(own, seconds=seconds)
+    except Exception as error:
+        return _failed(sequence, error)
+    return Event(sequence, done, bytes_read=result.bytes_read - own.bytes_read, seconds=reply.seconds - seconds)
 
 
 def _failed(sequence: Sequence, error: Exception) -> Event:

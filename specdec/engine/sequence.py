@@ -47,6 +47,7 @@ class _Open:
         draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
         others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
+        is_first: the pass read the end of the prompt as well, and no policy was asked.
     """
 
     plan: DraftPlan | None = None
@@ -55,6 +56,7 @@ class _Open:
     draft_s: float = 0.0
     others_s: float = 0.0
     steps: Generator[Ask, Reply, Draft] | None = None
+    is_first: bool = False
 
 
 class Sequence:
@@ -82,7 +84,7 @@ class Sequence:
         prompt_logprobs: of the prompt's tokens as far as it has been read; None where they are not wanted.
         speculation: None decodes one token a round.
         rows_beside: rows that other sequences are expected to have in the next verify pass; told to the policy.
-        rounds: rounds finished.
+        rounds: rounds finished that a policy was asked about.
     """
 
     def __init__(
@@ -119,10 +121,31 @@ class Sequence:
         """Tokens of the prompt that are still to be read before the first round."""
         return len(self.tokens) - (not self.reads_only) - self.cache.length if self._open is None else 0
 
-    def prompt_rows(self, most: int) -> Rows:
-        """The next `most` tokens of the prompt, or as many as are left; its last token is the first to be pending."""
-        start, wants = self.cache.length, self._prompt_logprobs is not None
-        count = min(most, self.unread, _SHOWN_ROWS if wants else most)
+    @property
+    def rows_to_first(self) -> int:
+        """Rows from here to the first token: what is unread of the prompt, and the pending token where it can be in the
+        pass over its end."""
+        unread = self.unread
+        return unread + 1 if unread and self._may_begin else unread
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether the first round may share a pass with the end of the prompt."""
+        return not self.reads_only and self._prompt_logprobs is None
+
+    def prompt_rows(self, most: int, *, begins: bool = False) -> Rows:
+        """The next `most` tokens of the prompt, or as many as are left; its last token is the first to be pending.
+
+        Args:
+            most: rows.
+            begins: where all that is left fits, the pending token comes along, and with the logits of its row the first
+                round begins, which has no draft: `settle` ends it. The rows say so: they show the logits of the last.
+        """
+        start, unread, wants = self.cache.length, self.unread, self._prompt_logprobs is not None
+        if begins and self._may_begin and 0 < unread < most:
+            self._open = _Open(is_first=True)
+            return Rows(self.cache, self.tokens[start:], self.efforts, logits="last")
+        count = min(most, unread, _SHOWN_ROWS if wants else most)
         return Rows(self.cache, self.tokens[start : start + count], self.efforts, logits="all" if wants else "none")
 
     def note_prompt(self, result: Pass) -> None:
@@ -172,13 +195,13 @@ class Sequence:
             self._commit(done)
             self._open = None
             others_s = 0.0 if pass_s is None else pass_s - seconds
-            self._report(done, verdict, others_s=(opened.others_s, others_s), rows_beside=rows_beside)
+            self._report(opened, done, verdict, others_s=others_s, rows_beside=rows_beside)
         except BaseException:
             del self.tokens[position:]
             self._open = self._open or opened
             self.rewind()
             raise
-        self.rounds += 1
+        self.rounds += not opened.is_first
         return done
 
     def rewind(self) -> None:
@@ -290,15 +313,18 @@ class Sequence:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
 
-    def _report(self, done: Round, verdict: Verdict, *, others_s: tuple[float, float], rows_beside: int) -> None:
+    def _report(self, opened: _Open, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
         """Tell the policy what came of the round, in the times of whole passes.
 
-        `others_s`: seconds of draft passes and of the verify pass that are the share of other sequences.
+        `others_s`: seconds of the verify pass that are the share of other sequences.
         """
         if (speculation := self.speculation) is None:
             return
         top = done.bonus_token if speculation.context.is_greedy else None
         distribution = LogitDistribution(verdict.logits, top)
+        if opened.is_first:
+            self._last_distribution = distribution
+            return
         # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
         draft, forced = done.draft, done.draft.forced
         forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
@@ -310,13 +336,18 @@ class Sequence:
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,
                 context_length=done.position - 1,
-                draft_s=done.draft_s + others_s[0],
-                verify_s=done.verify_s + others_s[1],
-                round_s=done.round_s + sum(others_s),
+                draft_s=done.draft_s + opened.others_s,
+                verify_s=done.verify_s + others_s,
+                round_s=done.round_s + opened.others_s + others_s,
                 rows_beside=rows_beside + forced,
             )
         )
         self._last_distribution = distribution
+
+
+def first_of(result: Pass, rows: int) -> Pass:
+    """The first round's part of a pass that read the end of the prompt in `rows` rows with it."""
+    return Pass(result.logits, result.bytes_read // rows)
 
 
 def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:

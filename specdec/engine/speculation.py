@@ -138,15 +138,16 @@ class Drafting:
         """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
         return sum(one.cache_bytes(capacity) for one in self.drafters.values() if isinstance(one, Rememberer))
 
-    def begin(self, sequence: Sequence, end_tokens: frozenset[int]) -> Speculation:
+    def begin(self, sequence: Sequence, end_tokens: frozenset[int], *, measures: bool = True) -> Speculation:
         """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
 
         A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
+        With `measures` False costs that are known are not measured again.
         """
         options, model = self.options, self.model
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
-            costs = machine_costs(model, self.offered, self.efforts, tried)
+            costs = machine_costs(model, self.offered, self.efforts, tried, measures=measures)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
         chooser = sequence.chooser
         rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None

@@ -22,6 +22,8 @@ def apply(event: Event, answer: Answer) -> Piece | None:
         raise event.error
     if event.done is None:
         return answer.read_prompt(event.bytes_read, event.seconds)
+    if event.bytes_read or event.seconds:
+        answer.read_prompt(event.bytes_read, event.seconds)
     return answer.take(event.done)
 
 
