@@ -76,6 +76,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of the draw (default 0, greedy)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
+    parser.add_argument("--raw", action="store_true", help="take prompts as they are, without the chat template")
     parser.add_argument("--loaded", action="store_true", help="measure costs while all cores are busy")
     parser.add_argument("--budget-s", type=float, default=math.inf, metavar="S", help="begin no pair after that time")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep the answers here, and go on from them")
@@ -160,6 +161,7 @@ def _measured(args: argparse.Namespace) -> dict[str, Any]:
         "runtime": model.runtime.info.name,
         "max_tokens": args.max_tokens,
         "temperature": args.temperature,
+        "raw": args.raw,
         "loaded": args.loaded,
         "prompts": fingerprint(prompts),
     }
@@ -187,11 +189,12 @@ class _Pairs:
 
     def __init__(self, model: Model, load: Load, args: argparse.Namespace) -> None:
         self._model, self._load, self._args = model, load, args
+        self._forget()
         self._answer([1], is_plain=False, max_tokens=8)  # views are built, pages touched, threads awake
 
     def measure(self, prompt: TaskPrompt, repeat: int) -> dict[str, Any]:
         """A pair; which of the two comes first changes from repeat to repeat."""
-        self._model.memory = Memory(costs=MachineCosts(is_kept=False), drafters=self._model.memory.drafters)
+        self._forget()
         found: dict[str, Any] = {"kind": prompt.task, "prompt": prompt.name, "repeat": repeat}
         tokens = {}
         for is_plain in (True, False) if repeat % 2 == 0 else (False, True):
@@ -204,10 +207,14 @@ class _Pairs:
         steps = [[*key, seconds] for key, seconds in table.draft_s.items()]
         return found | {"verify_s": dict(table.verify_s), "draft_s": steps}
 
+    def _forget(self) -> None:
+        """Costs are measured anew, and no policy has learnt anything."""
+        self._model.memory = Memory(costs=MachineCosts(is_kept=False), drafters=self._model.memory.drafters)
+
     def _answer(self, content: Any, *, is_plain: bool, max_tokens: int) -> Result:
         options = {"max_tokens": max_tokens, "temperature": self._args.temperature, "seed": SEED}
         if not (isinstance(content, list) and isinstance(content[0], int)):
-            options["chat"] = True
+            options["chat"] = not self._args.raw
         if not is_plain and self._args.loaded:
             with self._load.on():
                 generation = specdec.stream(self._model, content, **options)

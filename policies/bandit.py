@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.engine.policy import (
+    CostTable,
     DraftPlan,
+    Estimator,
     InvalidArgumentError,
     Knowledge,
     Learner,
@@ -110,6 +112,11 @@ class BanditPolicy:
                 one.tokens, one.seconds, one.blocks = (
                     self.forget * value for value in (one.tokens, one.seconds, one.blocks)
                 )
+
+    def costs(self) -> CostTable | None:
+        """What passes cost, by the first arm that knows."""
+        tables = (arm.policy.costs() for arm in self._arms if isinstance(arm.policy, Estimator))
+        return next((table for table in tables if table is not None), None)
 
     def summary(self) -> Mapping[str, Any]:
         """Tokens a second and blocks of each arm, lately."""

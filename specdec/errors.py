@@ -41,6 +41,10 @@ class OptionError(InvalidArgumentError):
         return f"{option} {self.problem}{more}"
 
 
+class ModelOutputError(SpecdecError, RuntimeError):
+    """The model computes what means nothing, such as logits that are not finite: it may be damaged."""
+
+
 class ContextLengthError(InvalidArgumentError):
     """A prompt does not fit into the model's context.
 

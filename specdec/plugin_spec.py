@@ -11,10 +11,10 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from specdec.errors import InvalidArgumentError, PluginError
 from specdec.interrupts import is_from_signal_handler
+from specdec.parse import ParseError, parse_yaml
+from specdec.read_file import read_bytes
 
 T = TypeVar("T")
 
@@ -104,11 +104,11 @@ def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:
     """Name and parameters from a file, or from the preset where there is no such file."""
     path, is_preset = Path(text), not Path(text).exists() and Path(text).name == text and preset.is_file()
     try:
-        content = yaml.safe_load((preset if is_preset else path).read_text(encoding="utf-8"))
+        content = parse_yaml(preset.read_bytes() if is_preset else read_bytes(path))
     except OSError as error:
         raise InvalidArgumentError(f"cannot read the {kind} file {text}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise InvalidArgumentError(f"the {kind} file {text} is no YAML: write {kind}: NAME and parameters:") from None
+    except ParseError as error:
+        raise InvalidArgumentError(f"the {kind} file {text} {error}: write {kind}: NAME and parameters:") from None
     parameters = content.get("parameters") or {} if isinstance(content, Mapping) else None
     if (
         not isinstance(content, Mapping)

@@ -270,8 +270,9 @@ def main() -> None:
 
     if "asan" not in os.environ.get("LD_PRELOAD", ""):  # whose shadow of the address space is larger
         resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-    answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
+    answers, commands = os.fdopen(os.dup(1), "w"), sys.stdin
+    for line in commands:
+        sys.stdin = io.TextIOWrapper(io.BytesIO())  # a prompt that a command reads from a pipe is empty
         out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace"), io.StringIO()
         before = _restart_peak()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -78,6 +78,12 @@ def header(size: int, content: bytes = b"{") -> bytes:
     return struct.pack("<Q", size) + content
 
 
+def aliases() -> bytes:
+    """A YAML file of a few lines that stands for 2**30 values."""
+    lines = [f"b{n}: &b{n} [*b{n - 1}, *b{n - 1}]" for n in range(1, 31)]
+    return "\n".join(["policy: fixed", "parameters: &b0 [x]", *lines]).encode()
+
+
 def pieces(count: int, *, control: bool) -> bytes:
     """A tokenizer.model of `count` pieces."""
     from specdec.tokenizers.sentencepiece_model import CONTROL, NORMAL, UNKNOWN, build_model
@@ -264,6 +270,9 @@ CASES: dict[str, Case] = {
     "a schedule of lists": file_case(
         "s.yaml", lambda: b"[" + b"[]," * 80_000 + b"]", *ANSWER, "--draft-schedule", "FILE"
     ),
+    "a policy of lists": file_case("p.yaml", lambda: b"[" + b"[]," * 20_000 + b"]", *ANSWER, "--policy", "FILE"),
+    "a policy of aliases": file_case("p.yaml", aliases, *ANSWER, "--policy", "FILE"),
+    "a deep policy": file_case("p.yaml", lambda: b"[" * 100_000, *ANSWER, "--policy", "FILE"),
     "an answer of many tokens": file_case(
         "r.json", partial(filled, "1,", 30, "[", "]"), *ANSWER, "--drafter", "replay:FILE"
     ),

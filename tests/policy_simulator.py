@@ -128,6 +128,12 @@ def run(
     return tally
 
 
+def rounds(policy: Policy, world: World, count: int, tally: Tally) -> None:
+    """Run so many rounds of a generation that has begun and does not end."""
+    for _ in range(count):
+        _round(policy, world, tally, 10**9, 0.0)
+
+
 def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature: float) -> None:
     found = world.matches is not None and world.random.random() < world.matches[0]
     matches: Mapping[str, int] = {} if world.matches is None else {"ngram": 3 * found}

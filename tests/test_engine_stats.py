@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
-from scripted_model import PASS_S, ROW_S, STEP_S, scripted_model
-from synthetic import synthetic_source
 
 import specdec
 from specdec.drafters.base import Draft
-from specdec.engine import costs
-from specdec.engine.policy import CostTable
 from specdec.engine.round import Round
 from specdec.engine.stats import Stats
 from specdec.errors import InvalidArgumentError
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.choose import create_runtime
-from specdec.store import Store, convert
 
 
 def round_of(drafted: int, accepted: int, **values) -> Round:
@@ -217,55 +209,3 @@ def test_the_trace_names_the_producer_of_every_token(tmp_path):
         assert set(line["producers"]) <= {"effort@0.6", "bonus"}
         assert line["drafter"] in ("effort", None)
     assert "".join(part for line in read_lines(path) for part in line["parts"]) == result.text
-
-
-@pytest.fixture
-def stored(tmp_path, home) -> specdec.Model:
-    """A model with a store, in a cache folder of its own."""
-    store = Store.open(convert(synthetic_source(), tmp_path / "store"))
-    return specdec.Model(create_runtime("auto", store), store=store)
-
-
-def test_costs_are_measured_once_and_kept(stored, home, monkeypatch):
-    specdec.generate(stored, [1], max_tokens=4)
-    (file,) = (home / "costs").iterdir()
-    kept = json.loads(file.read_text())
-    assert set(kept["verify_s"]) == {"1", "3", "5", "9"}
-    assert {effort for _, _, effort, _ in kept["draft_s"]} == {0.2, 0.5, 1.0}
-    assert all(seconds > 0 for *_, seconds in kept["draft_s"])
-    again = specdec.Model(stored.runtime, store=stored.store)
-    monkeypatch.setattr(costs, "_measure", lambda *_: pytest.fail("measured again"))
-    specdec.generate(again, [1], max_tokens=4)
-    assert again.memory.costs.table.verify_s == {int(rows): s for rows, s in kept["verify_s"].items()}
-
-
-def test_costs_of_a_part_of_a_model_are_its_own(stored, home):
-    specdec.generate(stored, [1], max_tokens=4)
-    part = Store.open(stored.store.path, load_share=0.5)
-    specdec.generate(specdec.Model(create_runtime("auto", part), store=part), [1], max_tokens=4)
-    assert len(list((home / "costs").iterdir())) == 2
-
-
-def test_what_is_compiled_first_is_not_a_cost(clock):
-    """Every first pass over so many rows takes a minute; what is kept is what the next one takes."""
-    model = scripted_model(clock, stalls=dict.fromkeys((2, 3, 4, 5), 60 / PASS_S))
-    model.runtime.info = replace(model.runtime.info, compiles=True)
-    table = costs._measure(model, EffortSchedule, [("effort", "int4", 0.5)], CostTable())
-    assert table.verify_s == {rows: PASS_S + ROW_S * (rows - 1) for rows in costs.ROWS}
-    assert table.draft_s == {("effort", "int4", 0.5): STEP_S * 0.5}
-
-
-@pytest.mark.parametrize("damage", ["", "{}", "[1]", '{"verify_s": {"x": 1}, "draft_s": []}'])
-def test_costs_that_make_no_sense_are_measured_again(stored, home, damage):
-    specdec.generate(stored, [1], max_tokens=4)
-    (file,) = (home / "costs").iterdir()
-    file.write_text(damage)
-    again = specdec.Model(stored.runtime, store=stored.store)
-    specdec.generate(again, [1], max_tokens=4)
-    assert set(json.loads(file.read_text())["verify_s"]) == {"1", "3", "5", "9"}
-
-
-def test_policies_that_learn_nothing_measure_nothing(stored, home):
-    specdec.generate(stored, [1], max_tokens=4, policy="fixed")
-    specdec.generate(stored, [1], max_tokens=4, speculate=False)
-    assert not (home / "costs").exists()

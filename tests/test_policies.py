@@ -368,7 +368,7 @@ def test_policy_files(tmp_path):
         ("policy: magic\n", "unknown policy 'magic'"),
         ("policy: fixed\nlength: 3\n", "must hold policy: NAME and, if any, parameters: of it"),
         ("- fixed\n", "must hold policy: NAME"),
-        ("policy: [\n", "is no YAML"),
+        ("policy: [\n", "is not valid YAML"),
         ("policy: fixed\nparameters: 3\n", "must hold policy: NAME"),
     ],
 )

@@ -3,11 +3,8 @@ server in another process. Those who leave have got a beginning of it."""
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,129 +14,14 @@ pytest.importorskip("starlette", reason="needs the extra `serve`")
 pytest.importorskip("llguidance", reason="needs the extra `grammar`")
 httpx = pytest.importorskip("httpx", reason="needs the extra `test`")
 
-from command_line import start  # noqa: E402
-from http_server import Running, serving  # noqa: E402
+from http_requests import asked, other_process, outcome, requests  # noqa: E402
+from http_server import serving  # noqa: E402
 from text_model import text_store  # noqa: E402
 
 import specdec  # noqa: E402
 
-WORDS = [
-    "the", "river", "runs", "past", "a", "mill", "and", "a", "bridge;", "who", "built", "them,", "and", "when?",
-    "Ünïcödé", "東京", "🦀",
-]  # fmt: skip
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "name": {"type": "string", "maxLength": 8},
-        "size": {"enum": [1, 22, 333]},
-        "wet": {"type": "boolean"},
-    },
-    "required": ["name", "size"],
-    "additionalProperties": False,
-}
-TOOLS = [
-    {"type": "function", "function": {"name": name, "description": "Looks things up.", "parameters": SCHEMA}}
-    for name in ("find_river", "find_mill")
-]
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {},
-    {"response_format": {"type": "json_schema", "json_schema": {"name": "river", "schema": SCHEMA}}},
-    {"response_format": {"type": "json_object"}},
-    {"regex": "[a-z]{3,9}( [a-z]{1,9}){0,4}"},
-    {"tools": TOOLS, "tool_choice": "required"},
-    {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "find_mill"}}},
-    {"tools": TOOLS},
-    {"presence_penalty": 0.7, "frequency_penalty": 0.4},
-    {"repetition_penalty": 1.3},
-    {"logit_bias": {"65": 5, "66": -100}},
-    {"stop": ["e", "zz"]},
-]
 
-
-def requests(seed: int, count: int) -> list[dict[str, Any]]:
-    """Chats of every kind, each with a seed."""
-    rng, made = random.Random(seed), []
-    prefixes = [" ".join(rng.choices(WORDS, k=12)) for _ in range(4)]
-    for number in range(count):
-        messages = [{"role": "user", "content": f"{rng.choice(prefixes)} {' '.join(rng.choices(WORDS, k=5))}"}]
-        if rng.random() < 0.3:
-            messages.insert(0, {"role": "system", "content": "Answer."})
-        sampling = rng.choice(
-            ({"temperature": 0}, {"temperature": 0.8}, {"temperature": 1, "top_p": 0.9}, {"top_k": 7})
-        )
-        shape = rng.choice(SHAPES)
-        most = 120 if "tool_choice" in shape else rng.randint(1, 30)
-        made.append({"messages": messages, "seed": number, "max_tokens": most, **sampling, **shape})
-    return made
-
-
-def outcome(answer: dict[str, Any]) -> dict[str, Any]:
-    """What of an answer has to be equal; ids of calls are random."""
-    choice = answer["choices"][0]
-    calls = [call["function"] for call in choice["message"].get("tool_calls", ())]
-    return {
-        "content": choice["message"]["content"],
-        "calls": calls,
-        "reason": choice["finish_reason"],
-        "tokens": answer["usage"]["completion_tokens"],
-        "prompt": answer["usage"]["prompt_tokens"],
-    }
-
-
-def streamed(response: Any, *, leave_after: int | None = None) -> dict[str, Any] | str:
-    """The same from a stream; the text so far of one that is left after some chunks."""
-    content, calls, reason, usage = "", dict[int, dict[str, str]](), None, {}
-    for number, line in enumerate(line for line in response.iter_lines() if line and line != "data: [DONE]"):
-        if number == leave_after:
-            return content
-        chunk = json.loads(line.removeprefix("data: "))
-        usage = chunk.get("usage") or usage
-        for choice in chunk["choices"]:
-            content += choice["delta"].get("content") or ""
-            reason = choice["finish_reason"] or reason
-            for call in choice["delta"].get("tool_calls", ()):
-                kept = calls.setdefault(call["index"], {"name": "", "arguments": ""})
-                kept["name"] += call["function"].get("name", "")
-                kept["arguments"] += call["function"]["arguments"]
-    return {
-        "content": content,
-        "calls": list(calls.values()),
-        "reason": reason,
-        "tokens": usage["completion_tokens"],
-        "prompt": usage["prompt_tokens"],
-    }
-
-
-def asked(server: Running, request: dict[str, Any], how: str) -> dict[str, Any] | str:
-    """A request's outcome: of a whole answer, of a stream, or of one that is left."""
-    with server.client() as client:
-        if how == "whole":
-            response = client.post("/v1/chat/completions", json=request)
-            assert response.status_code == 200, response.text
-            return outcome(response.json())
-        body = {**request, "stream": True, "stream_options": {"include_usage": True}}
-        with client.stream("POST", "/v1/chat/completions", json=body) as response:
-            assert response.status_code == 200
-            return streamed(response, leave_after=4 if how == "left" else None)
-
-
-@contextmanager
-def other_process(store: Path) -> Iterator[Any]:
-    """A client of a server in another process."""
-    process = start("serve", store, "--port", 0, "--log-level", "warning")
-    try:
-        assert process.stderr is not None
-        said = process.stderr.readline().decode()
-        assert "serving" in said, said
-        with httpx.Client(base_url=said.split()[-1], timeout=120, trust_env=False) as client:
-            yield client
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-
-
-def alone(client: Any, request: dict[str, Any]) -> dict[str, Any]:
+def alone(client: httpx.Client, request: dict[str, Any]) -> dict[str, Any]:
     """Plain decoding of a request, with nothing beside it."""
     response = client.post("/v1/chat/completions", json={**request, "speculate": False})
     assert response.status_code == 200, response.text
@@ -158,15 +40,15 @@ def test_company_changes_no_answer(store: Path, count: int, clients: int, fresh:
     made = requests(count, count)
     hows = random.Random(count).choices(("whole", "stream", "left"), (4, 4, 2), k=count)
     with serving(specdec.load(store), batch={"queue": 2 * clients}) as server, ThreadPoolExecutor(clients) as pool:
-        found = list(pool.map(lambda both: asked(server, *both), zip(made, hows, strict=True)))
+        found = list(pool.map(lambda both: asked(server.url, *both), zip(made, hows, strict=True)))
         assert server.metric("request_success_total", finished_reason="error") == 0
         drafted = server.metric("spec_decode_num_draft_tokens_total")
     expected: list[dict[str, Any]] = []
-    with other_process(store) as client:
-        expected += [alone(client, request) for request in made[fresh:]]
+    with other_process(store) as other:
+        expected += [alone(other.client, request) for request in made[fresh:]]
     for request in made[:fresh]:
-        with other_process(store) as client:
-            expected.insert(made.index(request), alone(client, request))
+        with other_process(store) as other:
+            expected.insert(made.index(request), alone(other.client, request))
     assert drafted > count  # speculation was on
     assert sum(one["reason"] == "tool_calls" for one in expected) > count // 20
     for number, (how, got, wanted) in enumerate(zip(hows, found, expected, strict=True)):

@@ -156,6 +156,18 @@ def test_no_request_is_taken_while_the_server_shuts_down(server: Running) -> Non
         server.server._site.answers.is_closing = False
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_server_whose_passes_have_ended_is_not_healthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(slow_model()) as server:
+        assert server.get("/health").status_code == 200
+        monkeypatch.setattr(server.batch._scheduler, "step", lambda: 1 / 0)
+        assert server.chat(max_tokens=3).status_code == 500
+        until(lambda: server.batch.failure is not None)
+        for response in (server.get("/health"), server.chat(max_tokens=3)):
+            assert response.status_code == 503
+            assert "start it again" in response.json()["error"]["message"]
+
+
 class Process:
     """`specdec serve` in a process of its own."""
 

@@ -84,10 +84,10 @@ def test_looks_are_few_where_drafting_does_not_pay(monkeypatch):
 
     monkeypatch.setattr(GoodputPolicy, "_prospect", prospect)
     assert rounds(policy, 80) == [0] * 80
-    assert len(set(looks)) <= 10
+    assert len(set(looks)) <= 12
     summary = policy.summary()
     assert summary["parked_rounds"] == 80
-    assert summary["real_gain"] == pytest.approx(1.0, abs=0.05)
+    assert summary["estimated_gain"] == pytest.approx(1.0, abs=0.05)
     looks.clear()
     rounds(policy, 1, beside=3, first=80)  # fewer others: another question
     assert looks[0] == 80

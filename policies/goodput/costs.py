@@ -10,10 +10,10 @@ that rates stay comparable when sequences come and go. Draft steps, which sequen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from specdec.policies.goodput.curve import MOST_ROWS, curve, tail
-from specdec.policies.goodput.related import Related
+from specdec.policies.goodput.curve import MOST_ROWS, curve, tail, variances
+from specdec.policies.goodput.related import Related, View
 
 from specdec.engine.policy import CostTable
 
@@ -23,8 +23,6 @@ __all__ = ["MOST_ROWS", "CostModel"]
 _MEASURED = 0.1**2  # of a cost in a table that does not say
 _LEAST = 0.03**2  # of any cost: passes of a round are not quite those of a table
 _SHARED = 2.0  # of what costs of a table may be off by together, against each apart
-_BETWEEN = 0.06**2  # added for a cost between two known ones
-_BEYOND = 0.12**2  # and for one beyond the last, each time the rows double
 _GUESSED = 0.3**2  # of a draft step's, from those of other efforts on one side
 _UNKNOWN = 0.5**2  # of a cost that was never measured
 _SCALE = 0.3**2  # of the scale of a process that has run nothing yet
@@ -36,33 +34,13 @@ _NOISE_MEMORY = 24.0  # passes
 _CLIP = 2.5  # standard deviations that one observation may be off: a machine that stalls is not a cost
 _MOST_OFF = 1.2  # logarithm of the factor beyond which being off says no more
 # Share of the square of what was clipped that goes to variances: if the next passes are off as well, it was no stall.
-_TO_SCALE, _TO_COST, _TO_OTHERS = 0.15, 0.05, 0.1
+_TO_SCALE, _TO_COST, _TO_OTHERS = 0.15, 0.05, 0.05
 _LATELY = 24  # passes
 _SURPRISE = 0.3  # logarithm of the factor by which the scale moves when the machine has changed
 _USUAL_MEMORY = 40.0  # rounds after which the scale is the usual one
+_USUAL_DOUBT = 0.15  # standard deviation of a logarithm up to which a cost counts as known
 _LOOKUP = 0.003  # a draft by a drafter that runs no model, until it is seen
 _LOOKUP_OWN = 0.05  # share of the error of such a draft that its cost takes in
-
-
-class View(Related):
-    """Costs of the steps of a drafter and view, by `index` of the effort."""
-
-    __slots__ = ("index",)
-
-    def __init__(self, *, common: float) -> None:
-        super().__init__([], [], [], common=common)
-        self.index: dict[float, int] = {}
-
-    def add(self, place: float, cost: float, variance: float) -> int:
-        """An effort; returns its index."""
-        self.index[place] = super().add(place, cost, variance)
-        return self.index[place]
-
-    def doubt_between(self, effort: float) -> float:
-        """Variance of the logarithm of the cost of an effort that is guessed from others."""
-        if not self.index:
-            return _UNKNOWN
-        return 2.0 * _MEASURED if min(self.index) < effort < max(self.index) else _GUESSED
 
 
 class CostModel:
@@ -80,9 +58,11 @@ class CostModel:
     Attributes:
         scale: seconds of a dense step.
         verify: cost of a pass by its number of rows, 0 to `MOST_ROWS`.
+        source: the table.
     """
 
     def __init__(self, table: CostTable) -> None:
+        self.source = table
         seconds = {rows: value for rows, value in table.verify_s.items() if rows >= 1 and value > 0}
         self._has_scale = 1 in seconds
         self.scale = self._usual_scale = seconds.get(1, 0.0)
@@ -91,10 +71,10 @@ class CostModel:
         self.verify = curve(known)
         self._measured = frozenset(known) if self._has_scale else frozenset()
         spreads = {rows: _squared(table.verify_spread.get(rows)) for rows in self._measured}
-        variances = _variances(spreads)
+        apart = variances(spreads, _UNKNOWN)
         places = [math.log(max(rows, 1)) for rows in range(MOST_ROWS + 1)]
         common = min(_UNKNOWN, _SHARED * max(spreads.values(), default=_UNKNOWN))
-        self._rows = Related(places, self.verify, variances, common=common, alone=2)
+        self._rows = Related(places, self.verify, apart, common=common, alone=2)
         self._tail = tail(known, self.verify)  # of a further row beyond MOST_ROWS
         most = max(known)
         self._tail_variance = _squared(table.verify_spread.get(most)) if most > MOST_ROWS else _UNKNOWN
@@ -176,7 +156,7 @@ class CostModel:
         steps = self._view(drafter, view, _MEASURED)
         index = steps.index.get(effort)
         if index is None:
-            index = steps.add(effort, self._guess(drafter, view, effort), steps.doubt_between(effort))
+            index = steps.add(effort, self._guess(drafter, view, effort), _variance_of_guess(steps, effort))
         if view is None:  # no pass: it tells nothing of the scale
             error = math.log(seconds / (self.scale * steps.costs[index]))
             steps.costs[index] *= math.exp(_LOOKUP_OWN * max(-1.0, min(1.0, error)))
@@ -236,6 +216,10 @@ class CostModel:
         self._rows.widen(_MEASURED, _UNKNOWN, self._passes - _LATELY)
         return True
 
+    def has_seen_rows(self, rows: int) -> bool:
+        """Whether a pass over `rows` rows has run in this process; of more than `MOST_ROWS`, one over the most."""
+        return self._rows.is_seen(min(rows, MOST_ROWS))
+
     def doubt_of_rows(self, rows: int) -> float:
         """Standard deviation of the logarithm of the cost of a pass over `rows` rows."""
         return math.sqrt(self._tail_variance if rows > MOST_ROWS else self._rows.variance(rows, self._passes))
@@ -246,16 +230,38 @@ class CostModel:
         if steps is None:
             return math.sqrt(_UNKNOWN)
         index = steps.index.get(round(effort, 2))
-        return math.sqrt(steps.doubt_between(effort) if index is None else steps.variance(index, self._passes))
+        return math.sqrt(_variance_of_guess(steps, effort) if index is None else steps.variance(index, self._passes))
 
-    def hopeful(self, verify: Sequence[float], beside: int, deviations: float) -> Sequence[float]:
+    def cheapest_draft(self, drafter: str, view: str | None, effort: float) -> float:
+        """The least that a draft step may cost, for all that is known."""
+        return self.draft(drafter, view, effort) * _least_share(self.doubt_of_draft(drafter, view, effort))
+
+    def cheapest(self, verify: Sequence[float], beside: int) -> Sequence[float]:
         """`verify`, the costs beside so many rows of others, with rows after the first as cheap as they may be."""
         plain = verify[1]
-        factors = [math.exp(-deviations * self.doubt_of_rows(beside + rows)) for rows in range(MOST_ROWS + 1)]
-        return [
-            cost if rows < 2 else max(plain, cost * factor)
-            for rows, (cost, factor) in enumerate(zip(verify, factors, strict=True))
-        ]
+        shares = [_least_share(self.doubt_of_rows(beside + rows)) for rows in range(2, MOST_ROWS + 1)]
+        rest = [max(plain, cost * share) for cost, share in zip(verify[2:], shares, strict=True)]
+        return [0.0, plain, *rest]
+
+    def absorb(self, table: CostTable) -> None:
+        """Costs were measured again: take over those that the table knows better."""
+        self.source = table
+        rows = [(self._rows, m, s, table.verify_spread.get(m)) for m, s in table.verify_s.items() if 0 < m <= MOST_ROWS]
+        entries = [(costs, index, seconds, _squared(spread)) for costs, index, seconds, spread in rows]
+        for (drafter, view, effort), seconds in table.draft_s.items():
+            variance = _squared(table.draft_spread.get((drafter, view, effort)))
+            steps, place = self._view(drafter, view, variance), round(effort, 2)
+            index = steps.index.get(place)
+            if index is None:
+                index = steps.add(place, self._guess(drafter, view, effort), _GUESSED)
+            entries.append((steps, index, seconds, variance))
+        if not self._has_scale or not entries:
+            return
+        scales = sorted(seconds / costs.costs[index] for costs, index, seconds, _ in entries)
+        scale = scales[len(scales) // 2]  # of the moment when the table was measured
+        for costs, index, seconds, variance in entries:
+            if variance < costs.variance(index, self._passes):
+                costs.suppose(index, seconds / scale, variance)
 
     def table(self) -> CostTable | None:
         """What was measured or seen, in seconds, with its spread; None before a pass was seen."""
@@ -305,21 +311,18 @@ def _typical(effort: float) -> float:
     return 0.12 + 0.25 * effort
 
 
+def _variance_of_guess(steps: View, effort: float) -> float:
+    """Variance of the logarithm of the cost of an effort that is guessed from others."""
+    if not steps.index:
+        return _UNKNOWN
+    return 2.0 * _MEASURED if min(steps.index) < effort < max(steps.index) else _GUESSED
+
+
+def _least_share(doubt: float) -> float:
+    """Share of a cost that it may be in truth."""
+    return 1.0 if doubt < _USUAL_DOUBT else math.exp(_USUAL_DOUBT - doubt)
+
+
 def _squared(spread: float | None) -> float:
     """Variance of a cost in a table, which may not say what its spread is."""
     return _MEASURED if spread is None else max(spread * spread, _LEAST)
-
-
-def _variances(known: Mapping[int, float]) -> list[float]:
-    """Variances for 0 to `MOST_ROWS` rows, from those of the known ones."""
-    variances = [_UNKNOWN] * (MOST_ROWS + 1)
-    for rows in range(1, MOST_ROWS + 1):
-        below = max((one for one in known if one <= rows), default=None)
-        above = min((one for one in known if one >= rows), default=None)
-        if rows in known:
-            variances[rows] = known[rows]
-        elif below is not None and above is not None:
-            variances[rows] = max(known[below], known[above]) + _BETWEEN
-        elif below is not None:
-            variances[rows] = min(_UNKNOWN, known[below] + _BEYOND * math.log2(rows / below))
-    return variances

@@ -66,6 +66,11 @@ class Trial:
         """Try it at once, and soon again."""
         self.due, self.interval, self.last_used = now, FIRST_INTERVAL, now - FIRST_INTERVAL
 
+    def hasten(self, now: int) -> None:
+        """Try it sooner."""
+        self.interval = max(FIRST_INTERVAL, self.interval // 4)
+        self.due = min(self.due, now + self.interval)
+
     def postpone(self, now: int, longest: int) -> None:
         """Wait, and longer each time."""
         self.due = now + self.interval
@@ -86,6 +91,7 @@ class Learnt:
         rounds: rounds so far, over all generations.
         spent: cost of all rounds so far, in dense steps.
         lost: cost that trials added, in dense steps.
+        settled_from: round up to which a change of the machine is no news.
     """
 
     costs: CostModel
@@ -97,6 +103,7 @@ class Learnt:
     rounds: int = 0
     spent: float = 0.0
     lost: float = 0.0
+    settled_from: int = 0
 
     def new_text(self) -> None:
         """Another generation begins, on other text: rates and results count for less, trials come sooner."""
@@ -111,13 +118,15 @@ class Learnt:
         for arm, trial in self.trials.items():
             if arm == PLAIN:  # what a plain pass costs is no matter of text
                 continue
-            trial.interval = max(FIRST_INTERVAL, trial.interval // 4)
-            trial.due = min(trial.due, self.rounds + trial.interval)
+            trial.hasten(self.rounds)
 
-    def restart_trials(self, now: int) -> None:
-        """The machine has changed: try a plain step at once, and the rest soon."""
-        for arm, trial in self.trials.items():
-            trial.restart(now + (FIRST_INTERVAL if arm != PLAIN else 0))
+    def machine_changed(self, now: int) -> None:
+        """Try a plain step at once, and the rest sooner; not again for a while, where load comes and goes."""
+        if now < self.settled_from:
+            return
+        self.settled_from = now + LONGEST_PLAIN_INTERVAL
+        for trial in self.trials.values():
+            trial.hasten(now)
         self.trial(PLAIN).restart(now)
 
     def trial(self, arm: Arm) -> Trial:

@@ -11,6 +11,7 @@ from specdec.policies.goodput.prospect import Prospect
 
 from specdec.engine.policy import DraftOption, RoundOutcome
 
+_MOST_LOST = 0.75  # dense steps that a trial counts for: before costs are known the count may be wrong
 _DOUBT, _AGAIN = 0.15, 3  # standard deviation of the logarithm of a plain pass's cost, and rounds to the next one then
 
 
@@ -56,7 +57,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     now, costs, rows = lesson.prospect, learnt.costs, lesson.drafted + 1
     costs.observe_verify(lesson.beside + rows, lesson.round_s - lesson.draft_s)
     if costs.has_changed():  # which costs did, only trials tell
-        learnt.restart_trials(lesson.number)
+        learnt.machine_changed(lesson.number)
     verify = costs.beside(lesson.beside)
     cost = verify[min(rows, MOST_ROWS)]
     expected, real = 1.0, 1.0 + lesson.accepted
@@ -74,7 +75,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     plain_s = costs.seconds_of_plain_step(lesson.beside)
     if now.is_trial:  # at what it took, if that was less: the costs of what is tried may be wrong
         took = lesson.round_s / plain_s * verify[1] if plain_s else cost
-        learnt.lost = max(0.0, learnt.lost + min(cost, took) - tokens / now.rate)
+        learnt.lost = max(0.0, learnt.lost + min(min(cost, took) - tokens / now.rate, _MOST_LOST))
     elif now.option is None or now.menu is not None:
         learnt.pace.add(tokens, cost, lesson.number)
     if lesson.way is not None and lesson.steps and now.counts:

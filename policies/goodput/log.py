@@ -58,6 +58,8 @@ class RoundLog:
         self.expected_cost += cost
         self.tokens += 1.0
         self.seconds += seconds
+        self.all_plain_s += seconds  # it was a plain step
+        self.plain_steps += 1
 
     def finished(
         self,

@@ -30,6 +30,7 @@ from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
 
 from specdec.engine.policy import (
+    CostTable,
     DraftOption,
     DraftPlan,
     InvalidArgumentError,
@@ -177,8 +178,15 @@ class GoodputPolicy:
         if now.is_trial or len(self._lessons) >= _LESSONS or learnt.rounds < _EARLY_ROUNDS:
             self._learn(learnt)
 
+    def costs(self) -> CostTable | None:
+        """What passes cost by now."""
+        if self._learnt is None:
+            return None
+        self._learn(self._learnt)
+        return self._learnt.costs.table()
+
     def summary(self) -> Mapping[str, Any]:
-        """Predicted and real gain, when and why drafting was parked, what was tried out, and the rates learnt."""
+        """Predicted and estimated gain, when and why drafting was parked, what was tried out, and the rates learnt."""
         if self._learnt is None:
             return {}
         self._learn(self._learnt)
@@ -201,7 +209,10 @@ class GoodputPolicy:
         costs = memory.get(("goodput", "costs"))
         if costs is None:
             costs = memory["goodput", "costs"] = CostModel(self._knowledge.costs)
+        elif costs.source is not self._knowledge.costs:
+            costs.absorb(self._knowledge.costs)
         key = ("goodput", round(state.temperature, 1), round(state.verify_effort, 2))
+        self._shared.prices = memory.setdefault((*key, "prices"), {})
         learnt: Learnt | None = memory.get(key)
         if learnt is None:
             learnt = memory[key] = Learnt(costs)

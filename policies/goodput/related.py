@@ -1,4 +1,5 @@
-"""Costs along an axis that are likely to be off by the same factor, such as passes over more and more rows: `Related`.
+"""Costs along an axis that are likely to be off by the same factor: `Related`, as passes over several rows are, and
+`View` for draft steps.
 
 A cost that was seen corrects those nearby that were not, by most of its own correction: a table that was measured in a
 busy moment, or a machine that changes, is off in whole stretches. Once a cost is seen it goes its own way.
@@ -72,6 +73,10 @@ class Related:
                 self.costs[follower] *= math.exp(taken)
                 self._shifts[follower] += taken
 
+    def suppose(self, index: int, cost: float, variance: float) -> None:
+        """A cost was measured outside of rounds."""
+        self.costs[index], self._variances[index] = cost, variance
+
     def widen(self, variance: float, most: float, lately: int) -> None:
         """Costs that were not seen since the pass `lately` may be off by more."""
         for index, seen in enumerate(self._seen):
@@ -110,3 +115,18 @@ class Related:
             self._leaders[index] = leaders
             for leader, weight in leaders:
                 self._followers[leader].append((index, weight))
+
+
+class View(Related):
+    """Costs of the steps of a drafter and view, by `index` of the effort."""
+
+    __slots__ = ("index",)
+
+    def __init__(self, *, common: float) -> None:
+        super().__init__([], [], [], common=common)
+        self.index: dict[float, int] = {}
+
+    def add(self, place: float, cost: float, variance: float) -> int:
+        """An effort; returns its index."""
+        self.index[place] = super().add(place, cost, variance)
+        return self.index[place]

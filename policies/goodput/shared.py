@@ -19,11 +19,10 @@ from specdec.policies.goodput.learnt import Learnt
 
 from specdec.engine.policy import RoundState
 
-_FRESH = 16  # rounds for which prices hold
+_FRESH = 16  # passes for which prices hold
 _ERROR = 0.04  # of the cost of a pass
 _STANDS_OUT = 3.0  # errors by which a difference has to differ from its neighbours to be believed
 _REST = 8  # rounds from one look to the next
-_TEACHES = 4  # every so many rounds without a look
 
 
 @dataclass(slots=True)
@@ -31,11 +30,13 @@ class Shared:
     """What one generation knows of passes that it shares.
 
     Attributes:
+        prices: cost of rows and the round of all generations that it was computed in, by rows of others; those
+            that `Learnt` serves share it.
         rests: the round has not been looked at.
     """
 
+    prices: dict[int, tuple[int, list[float]]] = field(default_factory=dict)
     rests: bool = False
-    _prices: dict[int, tuple[int, list[float]]] = field(default_factory=dict)
     _until: int = 0  # number of the round of the next look
     _beside: int = 0  # rows of others at the last one
     _pays_from: dict[str, int] = field(default_factory=dict)  # length of a match, by drafter
@@ -45,9 +46,9 @@ class Shared:
         beside = state.rows_beside
         if not beside:
             return learnt.costs.beside(0)
-        known = self._prices.get(beside)
-        if known is None or state.round_index >= known[0] + _FRESH:
-            known = self._prices[beside] = state.round_index, _smoothed(learnt.costs.beside(beside), beside)
+        known = self.prices.get(beside)
+        if known is None or learnt.rounds >= known[0] + _FRESH * (beside + 1):
+            known = self.prices[beside] = learnt.rounds, _smoothed(learnt.costs.beside(beside), beside)
         return known[1]
 
     def is_known_not_to_pay(self, state: RoundState) -> bool:
@@ -62,8 +63,8 @@ class Shared:
         return self.rests
 
     def is_lesson(self, number: int) -> bool:
-        """Whether the `number`-th round of all has anything to teach."""
-        return not self.rests or not number % _TEACHES
+        """Whether the `number`-th round of all has anything to teach: of those without a look, about one in a pass."""
+        return not self.rests or not number % (self._beside + 1)
 
     def looked(self, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float) -> None:
         """A look has shown that drafting does not pay now."""

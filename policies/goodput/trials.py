@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm
@@ -20,8 +19,8 @@ _UNCONFIRMED_ROUNDS, _CONFIRM_EVERY = 16, 3  # rounds of a process in which cost
 _CONFIRM_TOKENS = 2  # to draft in such a round
 _GOOD_MATCH = 2.0  # tokens that a lookup has to bring for the confirmation to wait
 _DOUBT = 0.08  # standard deviation of the logarithm of a cost from which it needs confirmation
-# Standard deviations that an arm may be better than thought, for a trial to be worth it: in acceptance, and in cost.
-_OPTIMISM, _CHEAPER = 1.0, 0.7
+_OPTIMISM = 1.0  # standard deviations that an effort may be kept more often than thought, for a trial to be worth it
+_LUCKIER = 0.7  # the same for a match
 MARGIN = 0.01  # tokens that something has to be better by
 
 
@@ -98,7 +97,7 @@ class Trials:
         if learnt.rounds < self._confirm_from or (best.match and best.tokens > _GOOD_MATCH):
             return None
         if best.option is not None:
-            if costs.doubt_of_rows(beside + 1) < _DOUBT:
+            if costs.has_seen_rows(beside + 1) and costs.doubt_of_rows(beside + 1) < _DOUBT:
                 return None
             self._confirm_from = learnt.rounds + _CONFIRM_EVERY
             return self._forced(now, PLAIN, best)
@@ -107,7 +106,9 @@ class Trials:
             if menu is None:
                 continue
             arm = option.drafter, option.view, menu.best[0]
-            if max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(beside + 1 + _CONFIRM_TOKENS)) > _DOUBT:
+            rows = beside + 1 + _CONFIRM_TOKENS
+            doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))
+            if doubt > _DOUBT or not costs.has_seen_rows(rows):
                 self._confirm_from = learnt.rounds + _CONFIRM_EVERY
                 prospect = self._forced(now, arm, best)
                 prospect.menu, prospect.length = None, min(_CONFIRM_TOKENS, prospect.length)
@@ -131,9 +132,9 @@ class Trials:
         if menu is None or view is None or menu.best[0] != effort or menu is not self.menus.get((drafter, view)):
             return None
         _, step, mean = menu.best
-        hopeful = now.learnt.costs.hopeful(now.verify, now.state.rows_beside, _CHEAPER)
+        cheapest = now.learnt.costs.cheapest(now.verify, now.state.rows_beside)
         length, tokens, total = best_length(now.verify, step, mean, best.rate, self.menus.longest)
-        longer, more, dearer = best_length(hopeful, step, mean, best.rate, self.menus.longest)
+        longer, more, dearer = best_length(cheapest, step, mean, best.rate, self.menus.longest)
         if longer <= length or more - best.rate * dearer <= tokens - best.rate * total + MARGIN:
             return None
         prospect = self._forced(now, arm, best)
@@ -146,13 +147,12 @@ class Trials:
         learnt, rate, longest = now.learnt, best.rate, self.menus.longest
         if view is None:
             match = match_length(drafter, now.state, now.last)
-            chance = learnt.match(drafter).hopeful(match, _CHEAPER)
+            chance = learnt.match(drafter).hopeful(match, _LUCKIER)
             _, tokens, total = best_length(now.verify, 0.0, chance, rate, _LOOKUP_TOKENS)
             return tokens - rate * total > best.net + MARGIN
-        cost = learnt.costs.draft(drafter, view, effort)
-        cost *= math.exp(-_CHEAPER * learnt.costs.doubt_of_draft(drafter, view, effort))
+        cost = learnt.costs.cheapest_draft(drafter, view, effort)
         highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
-        verify = learnt.costs.hopeful(now.verify, now.state.rows_beside, _CHEAPER)
+        verify = learnt.costs.cheapest(now.verify, now.state.rows_beside)
         _, tokens, total = best_length(verify, cost, highest, rate, longest)
         to_beat = best.net
         if (

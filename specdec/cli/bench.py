@@ -11,6 +11,7 @@ from specdec.cli.common import (
     EXIT_INTERRUPTED,
     Subparsers,
     add_model_argument,
+    add_remeasure_option,
     add_runtime_options,
     check_outputs,
     load_model,
@@ -44,6 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_model_argument(parser)
     add_runtime_options(parser)
+    add_remeasure_option(parser)
     _add_contenders(parser.add_argument_group("ways of decoding"))
     _add_conditions(parser.add_argument_group("conditions"))
     _add_prompts(parser.add_argument_group("prompts and answers"))

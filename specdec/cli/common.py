@@ -52,6 +52,16 @@ def load_model(arguments: argparse.Namespace, *, load_share: float = 1.0) -> spe
         threads=arguments.threads,
         context=arguments.context,
         load_share=load_share,
+        remeasure=getattr(arguments, "remeasure", False),  # commands without a policy have no such option
+    )
+
+
+def add_remeasure_option(parser: argparse.ArgumentParser) -> None:
+    """Add --remeasure, for commands whose policy goes by what passes cost."""
+    parser.add_argument(
+        "--remeasure",
+        action="store_true",
+        help="measure anew what passes cost here, and forget what was kept of it (when the machine was busy, say)",
     )
 
 

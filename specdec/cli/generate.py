@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, check_writable, load_model
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    MODEL_HELP,
+    Subparsers,
+    add_remeasure_option,
+    add_runtime_options,
+    check_writable,
+    load_model,
+)
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
 from specdec.cli.output import add_json_option, check_json, write_json_output
-from specdec.cli.prompt import add_prompt_options, read_prompt
+from specdec.cli.prompt import add_prompt_options
+from specdec.cli.prompt import prompt_text as _prompt_text
 from specdec.cli.statistics import report, summary
 from specdec.engine.option_checks import check_useful, plain_options
+from specdec.engine.options import DEFAULTS
+from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
@@ -43,6 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help=f"{MODEL_HELP} (default: %(default)s)",
     )
     add_runtime_options(parser)
+    add_remeasure_option(parser)
     parser.add_argument(
         "--load-share",
         type=float,
@@ -91,7 +103,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Generate, and check when asked to."""
-    prompt = read_prompt(arguments)
+    prompt = _prompt(arguments)
     options = given_options(arguments)
     _check_early(arguments, options)
     model = load_model(arguments, load_share=arguments.load_share)
@@ -137,6 +149,20 @@ def _answer(
     return result, interrupted
 
 
+def _prompt(arguments: argparse.Namespace) -> Prompt:
+    """Text, or messages when there is a system message.
+
+    Raises:
+        InvalidArgumentError: there is no prompt that can be read, or no place for the system message.
+    """
+    text = _prompt_text(arguments)
+    if arguments.system is None:
+        return text
+    if arguments.chat is False:
+        raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
+    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
+
+
 def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     """Refuse what can be refused before a model is fetched and loaded.
 
@@ -158,8 +184,10 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         check_writable("--trace", arguments.trace)
     check_options(options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
-    if "policy" in options:
-        create_policy(options["policy"])
+    policy = create_policy(options.get("policy", DEFAULTS["policy"]))
+    if arguments.remeasure and (arguments.speculate is False or not isinstance(policy, Learner)):
+        way = "--plain" if arguments.speculate is False else f"the policy {options['policy']!r}"
+        raise InvalidArgumentError(f"--remeasure has no effect: {way} does not go by what passes cost")
     for name in ("draft", "verify"):
         _read_schedule(name, arguments)
 

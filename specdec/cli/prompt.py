@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import codecs
 import sys
-from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError
 from specdec.read_file import read_bounded, read_bytes
-
-if TYPE_CHECKING:
-    from specdec.engine.prompt import Prompt
 
 _WAYS = "--prompt TEXT or --prompt-file FILE, or a prompt on standard input"
 
@@ -26,21 +22,12 @@ def add_prompt_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
 
 
-def read_prompt(arguments: argparse.Namespace) -> Prompt:
-    """Text, or messages when there is a system message.
+def prompt_text(arguments: argparse.Namespace) -> str:
+    """The prompt's text.
 
     Raises:
         InvalidArgumentError: no prompt, or one that is empty, cannot be read or is no UTF-8.
     """
-    text = _text(arguments)
-    if arguments.system is None:
-        return text
-    if arguments.chat is False:
-        raise InvalidArgumentError("--system needs the chat template, which --raw leaves out: give one of the two")
-    return [{"role": "system", "content": arguments.system}, {"role": "user", "content": text}]
-
-
-def _text(arguments: argparse.Namespace) -> str:
     if arguments.prompt is not None:
         data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over
     elif arguments.prompt_file not in (None, "-"):

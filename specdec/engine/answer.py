@@ -229,7 +229,7 @@ class Answer:
         """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
         if sequence.speculation is not None:
             try:
-                self.stats.policy = sequence.speculation.policy.summary()
+                self.stats.policy = sequence.speculation.sum_up()
             except SpecdecError as error:
                 self._summary_error = error
 

@@ -6,6 +6,7 @@ Who runs and who waits is in `admission`, the rounds in `scheduler`; what a call
 from __future__ import annotations
 
 import atexit
+import contextlib
 import math
 import numbers
 import threading
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING
 
 from specdec.engine.admission import Admission
 from specdec.engine.generation import Generation
+from specdec.engine.result import Piece
 from specdec.engine.scheduler import Event, Scheduler
 from specdec.engine.status import BatchStatus, Rates
-from specdec.engine.ticket import Reading, Ticket
+from specdec.engine.ticket import Reading, Ticket, wake
 from specdec.engine.together import apply
 from specdec.errors import InvalidArgumentError, QueueFullError, SpecdecError
 from specdec.progress import Progress
@@ -74,7 +76,8 @@ class Batch:
         self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows)
         self._admission = Admission(max_sequences=max_sequences, cache_bytes=cache_bytes)
         self._rates = Rates()
-        self._tickets: dict[int, Ticket] = {}  # by id of the sequence; the thread's own
+        self._tickets: dict[int, Ticket] = {}  # by id of the sequence; the thread's own, as the next
+        self._handed: list[Ticket] = []  # that something was handed to, and whose readers do not know
         self._changed = threading.Condition()  # of the fields below
         self._new: list[Ticket] = []
         self._cancelled: list[Ticket] = []
@@ -172,6 +175,11 @@ class Batch:
     ) -> None:
         self.close()
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the batch's thread before `close`, if anything did: no request is answered after that."""
+        return self._failure
+
     def __len__(self) -> int:
         """Answers that grow or wait."""
         return len(self._tickets) + len(self._new)
@@ -234,33 +242,39 @@ class Batch:
         try:
             while self._take():
                 with self._model.lock:
+                    self._let_out()
                     self._start()
                     self._step()
                 self._tell()
+                self._wake()
         except BaseException as error:  # nothing may leave readers waiting
             self._end(error)
             raise
         self._end(None)
 
     def _take(self) -> bool:
-        """Let new requests in and others out, waiting while there is nothing to do; False at the end."""
+        """Take new requests, waiting while there is nothing to do; False at the end."""
         with self._changed:
             while not (self._is_closing or self._new or self._cancelled or self._tickets):
                 self._changed.wait()
             new, self._new = self._new, []
-            cancelled, self._cancelled = self._cancelled, []
             goes_on = not self._is_closing or (self._is_finishing and bool(new or self._tickets))
         for ticket in new:
             self._tickets[ticket.number] = ticket
             self._admission.join(ticket)
+        return goes_on
+
+    def _let_out(self) -> None:
+        """End answers that nobody reads any more, and those whose time is over."""
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, []
         for ticket in cancelled:
             self._finish(ticket, None)
         now_s = time.monotonic()
         for ticket in list(self._tickets.values()):
             if ticket.ends_at_s is not None and now_s >= ticket.ends_at_s:
-                ticket.put(ticket.answer.expire())
+                self._put(ticket, ticket.answer.expire())
                 self._finish(ticket, None)
-        return goes_on
 
     def _start(self) -> None:
         """Let in who may run, and begin their prompts."""
@@ -287,7 +301,7 @@ class Batch:
             self._finish(ticket, error)
             return 0
         if piece is not None:
-            ticket.put(piece)
+            self._put(ticket, piece)
         if ticket.answer.stopped_by is not None:
             self._finish(ticket, None)
         return 0 if piece is None else len(piece.tokens)
@@ -303,9 +317,19 @@ class Batch:
         except SpecdecError as problem:  # the trace cannot be written
             error = error or problem
         finally:
+            self._put(ticket, error)
             self._admission.leave(ticket)
             ticket.drop()
-            ticket.put(error)
+
+    def _put(self, ticket: Ticket, item: Piece | BaseException | None) -> None:
+        """Hand something over; `_wake` comes later."""
+        ticket.put(item)
+        self._handed.append(ticket)
+
+    def _wake(self) -> None:
+        """Tell those who await what was handed over, all at once: it takes system calls."""
+        handed, self._handed = self._handed, []
+        wake(handed)
 
     def _tell(self) -> None:
         """Say what the batch is doing and how much room there is, now and then or when that has changed."""
@@ -347,11 +371,14 @@ class Batch:
             self._is_closing = self._has_ended = True
             self._failure = error
             left, self._new = self._new, []
-        for ticket in left:
-            ticket.answer.close()
-            ticket.put(error)
-        for ticket in list(self._tickets.values()):
-            self._finish(ticket, error)
+        with self._model.lock:
+            for ticket in left:
+                ticket.answer.close()
+                self._put(ticket, error)
+            for ticket in list(self._tickets.values()):
+                with contextlib.suppress(Exception):  # its reader knows, and there are others
+                    self._finish(ticket, error)
+        self._wake()
 
 
 def _half_of_memory() -> int:

@@ -1,39 +1,29 @@
-"""What passes cost on this machine, measured once for a model: `machine_costs`.
+"""What passes cost on this machine, as policies get it: `machine_costs`; and what they learn of it: `keep_costs`.
 
-Measured are exact passes over a few rows and draft steps of the model itself. The result is kept with the model and in
-the cache folder; policies refine it while they run.
+Costs are measured when a model is first used on a machine, kept in the cache folder, refined by policies while they
+run, and measured again where what is known is doubtful.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import platform
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from specdec import paths
-from specdec.engine.policy import CostTable, DraftOption
-from specdec.errors import SpecdecError
+from specdec.engine.cost_file import cost_file, read_costs, write_costs
+from specdec.engine.cost_join import disagreement, joined
+from specdec.engine.measure_costs import measure
+from specdec.engine.plausible import faults, made_plausible
+from specdec.engine.policy import CostTable, DraftKey, DraftOption
 from specdec.model.effort import Efforts, EffortSchedule
-from specdec.parse import parse_json
-from specdec.read_file import MOST_TEXT_BYTES, read_regular
-from specdec.runtimes.base import EXACT, forward_one
-from specdec.runtimes.timing import PassTimer, Timed
-from specdec.version import version
-from specdec.whole_file import whole_file
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
-ROWS = (1, 3, 5, 9)
-_CONTEXT = 16  # tokens that the measured passes look back on
-_BUDGET_S = 1.2  # no second look at what took this long
-
-_Draft = tuple[str, str | None, float]
+_DOUBTFUL = 0.25  # spread of kept costs from which they are measured again
+_DISAGREES = 0.35  # logarithm of the factor by which what was learnt may differ from what was known
+_KEEP_EVERY_S = 2.0
+_REFERENCE = (1, 5)  # rows that a table of further draft steps is joined by
 
 
 def machine_costs(
@@ -52,75 +42,53 @@ def machine_costs(
         efforts: schedule for a mean effort.
         tried: efforts whose draft steps to time.
     """
-    if model.store is None:
+    file, costs = cost_file(model), model.memory.costs
+    if file is None:
         return CostTable()
-    wanted = [(one.drafter, one.view, effort) for one in options if one.drafter == "effort" for effort in tried]
-    table, is_kept = model.memory.costs.table, model.memory.costs.is_kept
-    if not table.verify_s and is_kept:
-        table = _read(_file(model))
+    wanted: list[DraftKey] = [
+        (one.drafter, one.view, effort) for one in options if one.drafter == "effort" for effort in tried
+    ]
+    table = costs.table
+    if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
+        table = read_costs(file)
     missing = [key for key in wanted if key not in table.draft_s]
-    if missing or not table.verify_s:
-        table = _measure(model, efforts, missing, table)
-        if is_kept:
-            _write(_file(model), table)
-    model.memory.costs.table = table
+    if not table.verify_s:
+        table = measure(model, efforts, missing)
+    elif costs.is_doubtful or (not costs.table.verify_s and _is_doubtful(table)):
+        table = joined(table, measure(model, efforts, wanted))
+    elif missing:
+        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE))
+    else:
+        costs.table = table
+        return table
+    costs.table, costs.is_doubtful = table, False
+    if costs.is_kept:
+        write_costs(file, table)
     return table
 
 
-def _measure(
-    model: Model, efforts: Callable[[float], EffortSchedule | Efforts], missing: Sequence[_Draft], known: CostTable
-) -> CostTable:
-    """`known`, and what it lacks: the quicker of two passes each, for nothing but noise makes one slower."""
-    runtime, vocabulary = model.runtime, model.config.vocab_size
-    most = max(ROWS)
-    tokens = [index * 997 % vocabulary for index in range(_CONTEXT + most)]
-    cache = runtime.new_cache(min(_CONTEXT + most, model.config.max_context))
-    context = max(0, cache.capacity - most)
-    if context:
-        forward_one(runtime, tokens[:context], cache, logits="last")
-    rows = [] if known.verify_s else [rows for rows in ROWS if context + rows <= cache.capacity]
-    passes = [Timed(count, warm_up=False) for count in rows]
-    passes += [Timed(1, efforts(effort), view or EXACT) for _, view, effort in missing]
-    quickest = [min(seconds) for seconds in PassTimer(runtime, cache, tokens, passes).run(2, budget_s=_BUDGET_S / 2)]
-    verify = dict(zip(rows, quickest, strict=False)) or known.verify_s
-    draft = dict(known.draft_s) | dict(zip(missing, quickest[len(rows) :], strict=True))
-    return CostTable(verify_s=verify, draft_s=draft)
+def _is_doubtful(table: CostTable) -> bool:
+    """Whether kept costs are worth measuring again: they were measured on a busy machine, or long ago."""
+    return max([*table.verify_spread.values(), *table.draft_spread.values()], default=0.0) > _DOUBTFUL
 
 
-def _file(model: Model) -> Path:
-    """Where the costs of this model, as far as it is loaded, runtime, build, threads, machine and version are kept."""
-    assert model.store is not None
-    runtime: Any = model.runtime
-    parts = (
-        model.store.checksum,
-        model.store.loaded_share,
-        runtime.info.name,
-        runtime.info.build,
-        runtime.info.threads,
-        platform.node(),
-        platform.processor(),
-        os.cpu_count(),
-        version(),
-    )
-    return paths.home() / "costs" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
+def keep_costs(model: Model, learnt: CostTable) -> None:
+    """Keep what a policy has learnt, for the next process. Where it disagrees with what was known before, the next
+    answer measures again: what the policy did not see may be as wrong. Nothing that goes wrong here is an error.
 
-
-def _read(file: Path) -> CostTable:
-    """What is kept in a file; nothing, where there is none or it makes no sense."""
-    try:
-        kept = parse_json(read_regular(file, most_bytes=MOST_TEXT_BYTES))
-        return CostTable(
-            verify_s={int(rows): float(seconds) for rows, seconds in kept["verify_s"].items()},
-            draft_s={(str(name), view, float(effort)): float(s) for name, view, effort, s in kept["draft_s"]},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return CostTable()
-
-
-def _write(file: Path, table: CostTable) -> None:
-    """Keep costs for the next time; where that cannot be done they are measured again then."""
-    kept = {"verify_s": table.verify_s, "draft_s": [[*key, seconds] for key, seconds in table.draft_s.items()]}
-    with contextlib.suppress(OSError, SpecdecError):
-        paths.private_folder(file.parent)
-        with whole_file(file) as unfinished:
-            unfinished.write_text(json.dumps(kept), encoding="utf-8")
+    Args:
+        model: whose passes cost that.
+        learnt: the policy's table, measured costs that it did not see included.
+    """
+    file, costs = cost_file(model), model.memory.costs
+    if file is None or not learnt.verify_s:
+        return
+    if faults(learnt):
+        learnt = made_plausible(learnt)
+    if not costs.is_doubted and disagreement(costs.table, learnt) > _DISAGREES:
+        costs.is_doubtful = costs.is_doubted = True
+        costs.table = learnt
+    now_s = time.monotonic()
+    if costs.is_kept and now_s >= costs.keep_from_s:
+        costs.keep_from_s = now_s + _KEEP_EVERY_S
+        write_costs(file, learnt)

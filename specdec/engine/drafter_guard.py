@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
-from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
+from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
 from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import Rows, check_parents, is_chain
 
@@ -19,11 +19,11 @@ def faults_of(name: str, doing: str) -> Iterator[None]:
     name.
 
     Raises:
-        PluginError: the drafter raises anything but that, or a shortage of memory.
+        PluginError: the drafter raises anything but that, a shortage of memory, or what a damaged model brings about.
     """
     try:
         yield
-    except (PluginError, MemoryShortError):
+    except (PluginError, MemoryShortError, ModelOutputError):
         raise
     except Exception as error:
         if is_from_signal_handler(error):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from specdec.engine.sampler import top_k_ids
-from specdec.errors import SpecdecError
+from specdec.errors import ModelOutputError
 
 MOST_LOGPROBS = 20
 
@@ -45,11 +45,13 @@ def token_logprob(logits: np.ndarray, token: int, count: int) -> TokenLogprob:
         count: 0 or more.
 
     Raises:
-        SpecdecError: the logits are not finite.
+        ModelOutputError: the logits are not finite.
     """
     highest = float(logits.max())
     if not math.isfinite(highest):
-        raise SpecdecError(f"the model's logits are not finite (the largest is {highest}): the model may be damaged")
+        raise ModelOutputError(
+            f"the model's logits are not finite (the largest is {highest}): the model may be damaged"
+        )
     mass = math.log(float(np.exp(logits - np.float32(highest)).sum(dtype=np.float64)))
 
     def logprob(one: int) -> float:

@@ -17,10 +17,18 @@ class MachineCosts:
     Attributes:
         table: measured seconds; empty until they are measured.
         is_kept: whether the cache folder is read, and written for the next process.
+        is_measured_anew: what the cache folder holds is not read.
+        is_doubtful: what a policy has learnt disagrees with the table: the next answer measures again.
+        is_doubted: that has happened, which is enough for a process.
+        keep_from_s: time, as of `time.monotonic`, before which nothing is written again.
     """
 
     table: CostTable = field(default_factory=CostTable)
     is_kept: bool = True
+    is_measured_anew: bool = False
+    is_doubtful: bool = False
+    is_doubted: bool = False
+    keep_from_s: float = 0.0
 
 
 @dataclass(slots=True)

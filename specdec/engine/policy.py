@@ -166,7 +166,8 @@ class RoundOutcome:
         draft_s: seconds spent drafting.
         verify_s: seconds spent in the verify pass.
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
-        rows_beside: rows that other sequences had in the verify pass. Times are those of whole passes.
+        rows_beside: rows of the verify pass that are not of these tokens: those of other sequences, and those of tokens
+            that a grammar left no choice about. Times are those of whole passes.
     """
 
     drafted: int

@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from specdec.engine.policy import (
+    CostTable,
     DraftPlan,
+    Estimator,
     Knowledge,
     Learner,
     Policy,
@@ -40,6 +42,20 @@ class GuardedPolicy:
         """Hand the policy what it starts from, if it wants it."""
         if isinstance(self._policy, Learner):
             self._ask("begin", self._policy.begin, knowledge)
+
+    def costs(self) -> CostTable | None:
+        """What passes cost, by what the policy has learnt; None where it does not tell."""
+        if not isinstance(self._policy, Estimator):
+            return None
+        try:
+            table = self._policy.costs()
+        except Exception as error:
+            if is_from_signal_handler(error):
+                raise
+            raise PluginError.raised("policy", self._name, error, doing="costs") from error
+        if table is not None and not isinstance(table, CostTable):
+            raise self._error("costs must answer a CostTable or None", table)
+        return table
 
     def summary(self) -> dict[str, Any]:
         """What the policy has to say in the statistics."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.errors import OptionError, SpecdecError
+from specdec.errors import ModelOutputError, OptionError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
 _BLOCK = 64  # logits per block when top-k looks for its threshold
@@ -87,12 +87,12 @@ class Sampler:
             position: absolute position of the token to choose, counted from the start of the prompt.
 
         Raises:
-            SpecdecError: the largest logit is not finite, so the model's output means nothing.
+            ModelOutputError: the largest logit is not finite, so the model's output means nothing.
         """
         top = int(logits.argmax())  # the first of equal logits; NaN counts as largest
         highest = logits.item(top)
         if not math.isfinite(highest):
-            raise SpecdecError(
+            raise ModelOutputError(
                 f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "
                 "be damaged, or its activations overflow"
             )

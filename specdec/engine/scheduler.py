@@ -44,10 +44,11 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class _Share:
-    """What a sequence wants of a pass."""
+    """What a sequence wants of a pass: so many rows."""
 
     sequence: Sequence
     rows: Rows
+    count: int
     is_prompt: bool
 
 
@@ -109,9 +110,9 @@ class Scheduler:
         events: list[Event] = []
         try:
             shares = self._propose(events)
-            self._last_rows = {id(share.sequence): len(share.rows.tokens) for share in shares}
+            self._last_rows = {id(share.sequence): share.count for share in shares}
             shares += self._prompt_pieces(sum(self._last_rows.values()))
-            for group in _cut(shares, [len(share.rows.tokens) for share in shares], self._max_rows):
+            for group in _cut(shares, [share.count for share in shares], self._max_rows):
                 events += self._run(group)
         except BaseException:
             for sequence in self._running:
@@ -126,7 +127,8 @@ class Scheduler:
         """The verify rows of all sequences that have read their prompts; drafts of all go on side by side."""
         shares: list[_Share] = []
         open_proposals: list[tuple[Sequence, Proposal, Reply | None]] = []
-        expected = [(one, self._last_rows.get(id(one), 1)) for one in self._running if not one.unread]
+        last = self._last_rows  # whoever is in it has read its prompt
+        expected = [(one, last.get(id(one), 1)) for one in self._running if id(one) in last or not one.unread]
         total = sum(rows for _, rows in expected)
         for sequence, rows in expected:
             sequence.rows_beside = total - rows
@@ -138,7 +140,7 @@ class Scheduler:
                     ask = next(proposal) if reply is None else proposal.send(reply)
                     asked.append((sequence, proposal, ask))
                 except StopIteration as stop:
-                    shares.append(_Share(sequence, stop.value, is_prompt=False))
+                    shares.append(_Share(sequence, stop.value, len(stop.value.tokens), is_prompt=False))
                 except Exception as error:
                     events.append(_failed(sequence, _own(error)))
             open_proposals = list(self._answer(asked, events))
@@ -167,7 +169,7 @@ class Scheduler:
         The prompt that has waited longest gets half of the room at least, the others what is left, those with the least
         left to read first: a long prompt holds nobody up, and nobody holds it up.
         """
-        reading = [sequence for sequence in self._running if sequence.unread]
+        reading = [one for one in self._running if id(one) not in self._last_rows and one.unread]
         if not reading:
             return []
         room = self.costs.room(decoding_rows)
@@ -181,11 +183,12 @@ class Scheduler:
             more = self._piece(sequence, room, already)
             room.take(sequence.cache.length + already, more)
             pieces[id(sequence)] = already + more
-        return [
-            _Share(sequence, sequence.prompt_rows(pieces[id(sequence)]), is_prompt=True)
-            for sequence in reading
-            if pieces[id(sequence)]
-        ]
+        shares = []
+        for sequence in reading:
+            if pieces[id(sequence)]:
+                rows = sequence.prompt_rows(pieces[id(sequence)])
+                shares.append(_Share(sequence, rows, len(rows.tokens), is_prompt=True))
+        return shares
 
     @staticmethod
     def _piece(sequence: Sequence, room: Room, already: int) -> int:
@@ -196,11 +199,12 @@ class Scheduler:
         """One pass in the exact view, and what it means for each sequence."""
         start_s = time.perf_counter()
         replies = _forward(self._runtime, [share.rows for share in shares], EXACT)
-        pass_s, total = time.perf_counter() - start_s, sum(len(share.rows.tokens) for share in shares)
+        pass_s = time.perf_counter() - start_s
+        prompts = [share for share in shares if share.is_prompt]
+        decoding = sum(share.count for share in shares) - sum(share.count for share in prompts)
+        decoding_s = pass_s
         if not any(isinstance(reply, Exception) for reply in replies):
-            self._observe(shares, pass_s)
-        decoding = sum(len(share.rows.tokens) for share in shares if not share.is_prompt)
-        decoding_s = pass_s if decoding == total else self._without_prompts(shares, pass_s)
+            decoding_s = self._observe(decoding, prompts, pass_s)
         events = []
         for share, reply in zip(shares, replies, strict=True):
             sequence = share.sequence
@@ -211,33 +215,19 @@ class Scheduler:
                 events.append(Event(sequence, bytes_read=reply.result.bytes_read, seconds=reply.seconds))
             else:
                 try:
-                    beside, own_s = decoding - len(share.rows.tokens), min(reply.seconds, decoding_s)
+                    beside, own_s = decoding - share.count, min(reply.seconds, decoding_s)
                     done = sequence.settle(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
                     events.append(Event(sequence, done))
                 except Exception as error:
                     events.append(_failed(sequence, _own(error)))
         return events
 
-    def _observe(self, shares: list[_Share], pass_s: float) -> None:
-        """Learn what a pass cost that has just run."""
-        decoding = sum(len(share.rows.tokens) for share in shares if not share.is_prompt)
-        self.costs.observe(pass_s, rows=decoding, prompts=_prompts(shares))
-
-    def _without_prompts(self, shares: list[_Share], pass_s: float) -> float:
-        """The part of a pass's time that pieces of prompts do not cause: what policies learn from."""
-        total = sum(len(share.rows.tokens) for share in shares)
-        prompts = _prompts(shares)
-        share = self.costs.share_of_prompts(total - sum(rows for rows, _ in prompts), prompts)
-        return pass_s * (1 - share)
-
-
-def _prompts(shares: list[_Share]) -> list[tuple[int, int]]:
-    """Of each piece of a prompt in a pass that ran, rows and tokens before them."""
-    return [
-        (len(share.rows.tokens), share.rows.cache.length - len(share.rows.tokens))
-        for share in shares
-        if share.is_prompt
-    ]
+    def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
+        """Learn what a pass cost that has just run. Policies are told the part of it that pieces of prompts do not
+        cause, in seconds."""
+        pieces = [(share.count, share.rows.cache.length - share.count) for share in prompts]
+        self.costs.observe(pass_s, rows=decoding, prompts=pieces)
+        return pass_s * (1 - self.costs.share_of_prompts(decoding, pieces)) if pieces else pass_s
 
 
 def _own(error: Exception) -> Exception:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.chooser import LenientRules, TokenChooser
-from specdec.engine.costs import machine_costs
+from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import DraftOption, Knowledge, Policy
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
@@ -44,6 +45,7 @@ class Speculation:
         verify_effort: mean effort of verification.
         temperature: of the sampling.
         is_effort_asked: the caller named the draft effort.
+        keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
@@ -62,6 +64,7 @@ class Speculation:
     named: frozenset[str] = frozenset()
     trust: float | None = None
     rules: LenientRules | None = None
+    keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,17 @@ class Speculation:
                     raise
                 except Exception as error:
                     raise PluginError.raised("drafter", name, error, doing="ended") from error
+
+    def sum_up(self) -> dict[str, Any]:
+        """What the policy has to say in the statistics; what it has learnt of costs is kept.
+
+        Raises:
+            PluginError: it cannot say.
+        """
+        costs = self.policy.costs()
+        if costs is not None:
+            self.keep_costs(costs)
+        return self.policy.summary()
 
     def trusted(self, draft: Draft) -> list[bool]:
         """For each drafted token whether it is kept without a check; empty when all are checked.
@@ -158,6 +172,7 @@ class Drafting:
             named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
             trust=options.trust,
             rules=rules,
+            keep_costs=partial(keep_costs, model),
         )
 
 

@@ -176,7 +176,7 @@ class Stats:
             asked = self._of_drafter(done.plan.drafter)
             asked["rounds"] += 1
             asked["draft_s"] += done.draft_s
-        for index, (source, signals) in enumerate(zip(draft.sources, draft.aligned, strict=True)):
+        for index, (source, signals) in enumerate(zip(draft.sources, draft.aligned, strict=False)):
             view, effort = (None, None) if signals is None else (signals.view, signals.effort)
             count = self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
             if parents is None:

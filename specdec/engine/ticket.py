@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from specdec.engine.answer import Answer
 from specdec.engine.generation import Generation
@@ -44,22 +44,31 @@ class Ticket:
         self.ends_at_s = None if deadline_s is None else time.monotonic() + deadline_s
         self.worst_bytes, self.is_started = 0, False
         self.arrived: queue.SimpleQueue[Piece | BaseException | None] = queue.SimpleQueue()
-        self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-        self.lock = threading.Lock()  # of `waiter`
+        self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None  # of the loop that reads it
 
     def drop(self) -> None:
         """Let go of the sequence and all that it holds."""
         del self.sequence, self.prompt
 
     def put(self, item: Piece | BaseException | None) -> None:
-        """Hand over a piece, an error, or None at the end."""
+        """Hand over a piece, an error, or None at the end; `wake` tells a reader that awaits it."""
         self.arrived.put(item)
-        with self.lock:
-            waiter = self.waiter
-        if waiter is not None:
-            loop, arrived = waiter
-            with contextlib.suppress(RuntimeError):  # the reader's loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(arrived.set)
+
+
+def wake(tickets: Iterable[Ticket]) -> None:
+    """Tell the readers of several tickets that something has arrived, with one call for each event loop."""
+    waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+    for ticket in tickets:
+        if (waiter := ticket.waiter) is not None:
+            waiting.setdefault(waiter[0], []).append(waiter[1])
+    for loop, events in waiting.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_set_all, events)
+
+
+def _set_all(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 class Reading(Generation):
@@ -107,19 +116,17 @@ class Reading(Generation):
             raise SpecdecError("another reader is reading this answer: one at a time may iterate over it")
 
     async def _arrival(self) -> Piece | BaseException | None:
-        ticket, arrived = self._ticket, asyncio.Event()
-        with ticket.lock:
-            ticket.waiter = asyncio.get_running_loop(), arrived
-        try:
-            while True:
-                try:
-                    return ticket.arrived.get_nowait()
-                except queue.Empty:
-                    await arrived.wait()
-                    arrived.clear()
-        finally:
-            with ticket.lock:
-                ticket.waiter = None
+        ticket, loop = self._ticket, asyncio.get_running_loop()
+        waiter = ticket.waiter
+        if waiter is None or waiter[0] is not loop:
+            waiter = ticket.waiter = loop, asyncio.Event()
+        arrived = waiter[1]
+        while True:
+            arrived.clear()  # before the look: what comes after it sets the event again
+            try:
+                return ticket.arrived.get_nowait()
+            except queue.Empty:
+                await arrived.wait()
 
     def _checked(self, item: Piece | BaseException | None) -> Piece | None:
         """A piece; None at the end.

@@ -13,10 +13,12 @@ from typing import Any, Generic, TypeVar
 from specdec import paths
 from specdec.errors import InvalidArgumentError
 from specdec.parse import parse_json
+from specdec.read_file import read_regular
 from specdec.warn import warn
 
 FORMAT = 2
 _SYNC_EVERY_S = 1.0
+_MOST_BYTES = 1 << 29
 
 T = TypeVar("T")
 
@@ -110,7 +112,7 @@ class Journal(Generic[T]):
 
     def _read(self) -> int:
         """Read the file; returns the length of the lines to keep, 0 to begin anew."""
-        whole, newline, torn = self.path.read_bytes().rpartition(b"\n")
+        whole, newline, torn = read_regular(self.path, most_bytes=_MOST_BYTES).rpartition(b"\n")
         if not newline and f'{{"{self._kind}": '.encode().startswith(torn[: len(self._kind) + 5]):
             return 0  # not even the first line was written whole
         first, *lines = whole.split(b"\n") if newline else [torn]

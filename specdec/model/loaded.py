@@ -138,6 +138,7 @@ def load(
     threads: int | None = None,
     load_share: float = 1.0,
     context: int | None = None,
+    remeasure: bool = False,
 ) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
 
@@ -151,6 +152,7 @@ def load(
         context: tokens of prompt and answer together that the model is loaded for; None takes the model's own context.
             It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
             length, and keep them for shorter texts.
+        remeasure: measure anew what passes cost on this machine, and forget what earlier processes have kept of it.
 
     Raises:
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
@@ -169,6 +171,7 @@ def load(
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
     loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store, name=_name(model))
+    loaded.memory.costs.is_measured_anew = remeasure
     loaded.load_other = lambda name: _other(name, runtime, threads, context)
     return loaded
 

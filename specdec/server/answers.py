@@ -118,6 +118,17 @@ class Answers:
         """What `function` returns, which a thread of the pool runs: tokenising, templates, grammars."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function)
 
+    def check_open(self) -> None:
+        """Refuse what cannot be answered any more.
+
+        Raises:
+            ApiError: the server is shutting down, or the batch has failed.
+        """
+        if self.is_closing:
+            raise shutting_down()
+        if self._batch.failure is not None:
+            raise ApiError(503, "the server has failed and answers nothing more: start it again", kind="server_error")
+
     async def encode(self, encode: Callable[[], EncodedPrompt], *, param: str) -> EncodedPrompt:
         """The prompt that `encode` makes, in a thread of the pool.
 
@@ -159,14 +170,13 @@ class Answers:
             patient: wait where the queue is full.
 
         Raises:
-            ApiError: the server is shutting down, or the time is over.
+            ApiError: see `check_open`, or the time is over.
             SpecdecError: see `Batch.submit`.
         """
         room = self.context - len(prompt.ids)
         given = {**options, "max_tokens": min(options.get("max_tokens", room), room)}
         while True:
-            if self.is_closing:
-                raise shutting_down()
+            self.check_open()
             left_s = None if deadline_s is None else deadline_s - (time.perf_counter() - asked_s)
             if left_s is not None and left_s <= 0:
                 raise ApiError(504, "the request's time was over before it could begin", kind="server_error")

@@ -27,7 +27,7 @@ from specdec.server.responses.routes import routes as response_routes
 from specdec.server.responses.store import ResponseStore
 from specdec.server.settings import ServerSettings
 from specdec.server.site import Site
-from specdec.server.tokens import detokenize, tokenize
+from specdec.server.tokens import detokenize, tokenize, tokenizer_info
 
 
 def create_app(model: Model, batch: Batch, settings: ServerSettings) -> Starlette:
@@ -61,6 +61,7 @@ def routes() -> list[BaseRoute]:
         Route("/v1/models/{name:path}", model),
         Route("/tokenize", tokenize, methods=["POST"]),
         Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/tokenizer_info", tokenizer_info),
         Route("/health", health),
         Route("/metrics", metrics),
         *anthropic_routes(),

@@ -49,7 +49,7 @@ def origin_dict(origins: Iterable[TokenOrigin]) -> dict[str, Any]:
 def outcome_dict(finished: list[Finished]) -> dict[str, Any]:
     """What answers did beyond their usage: extensions in other servers' names, and what makes them repeatable."""
     speculation = [one.metrics["speculative_decoding"] for one in finished]
-    plain = [one.metrics["plain_decoding"]["estimated_ms"] for one in finished]
+    plain = [one.metrics.get("plain_decoding", {}).get("estimated_ms") for one in finished]
     return {
         "timings": merged_timings([dict(one.timings) for one in finished]),
         "metrics": {

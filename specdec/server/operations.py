@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from specdec.server.chat_request import no_such_model
-from specdec.server.errors import shutting_down
 from specdec.server.site import Site, site_of
 
 _STARTED_S = int(time.time())
@@ -38,10 +37,9 @@ async def health(request: Request) -> Response:
     """Whether requests are answered.
 
     Raises:
-        ApiError: the server is shutting down.
+        ApiError: they are not, see `Answers.check_open`.
     """
-    if site_of(request).answers.is_closing:
-        raise shutting_down()
+    site_of(request).answers.check_open()
     return JSONResponse({"status": "ok"})
 
 

@@ -1,4 +1,4 @@
-"""`/tokenize` and `/detokenize`, in the forms of vLLM and of llama-server."""
+"""`/tokenize` and `/detokenize`, in the forms of vLLM and of llama-server, and vLLM's `/tokenizer_info`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,31 @@ async def detokenize(request: Request) -> Response:
     tokenizer = tokenizer_of(site)
     text = await site.answers.work(lambda: tokenizer.decode(tokens, continues=True))
     return json_response({"prompt": text, "content": text})
+
+
+async def tokenizer_info(request: Request) -> Response:
+    """What clients that count tokens themselves, such as lm-eval, ask of the tokenizer; names as vLLM's.
+
+    Raises:
+        ApiError: the model has no tokenizer.
+    """
+    site = site_of(request)
+    tokenizer = tokenizer_of(site)
+
+    def named(token: int | None) -> str | None:
+        return None if token is None else tokenizer.decode([token], continues=True)
+
+    return json_response(
+        {
+            "bos_token": named(tokenizer.bos_id),
+            "eos_token": named(min(tokenizer.eos_ids, default=None)),
+            "pad_token": None,
+            "add_bos_token": tokenizer.add_bos,
+            "chat_template": tokenizer.chat_template,
+            "vocab_size": tokenizer.vocab_size,
+            "model_max_length": site.answers.context,
+        }
+    )
 
 
 def tokenizer_of(site: Site) -> Tokenizer:
