@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from specdec.cli.signals import Ending, ending
+from specdec.cli.signals import Ended, Ending, ending
 from specdec.cli.streams import drop, prepared
 from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
 from specdec.version import version
@@ -102,14 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             signalled.is_over = True
             print("specdec: interrupted", file=sys.stderr)
             code = EXIT_INTERRUPTED
-        return code if signalled.exit_code is None else signalled.exit_code
+        except Ended as ended:
+            signalled.is_over = True
+            print(f"specdec: ended by {ended.name}", file=sys.stderr)
+            code = int(ended.code)
+        return code
 
 
 def _told(argv: Sequence[str] | None, signalled: Ending) -> int:
     """Run a command line; every error becomes a sentence and an exit code.
 
     Raises:
-        KeyboardInterrupt: a signal asks the command to end.
+        KeyboardInterrupt: the command is interrupted.
+        Ended: a signal asks it to end.
     """
     try:
         with warnings.catch_warnings():
@@ -140,8 +145,8 @@ def _told(argv: Sequence[str] | None, signalled: Ending) -> int:
     except MemoryError:
         return _complain("not enough memory for this model")
     except Exception as error:
-        if signalled.number is not None:  # a library made something else of the interrupt
-            raise KeyboardInterrupt from None
+        if signalled.has_just_come:  # a library made something else of the interrupt
+            raise (KeyboardInterrupt() if signalled.number is None else Ended(signalled.number)) from None
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
         said = str(error).encode(errors="replace").decode()[:300]

@@ -10,47 +10,68 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-_ASKING = ("SIGINT", "SIGTERM", "SIGHUP")
 _PATIENCE_S = 3.0  # for clearing up, in which further signals do nothing; later ones interrupt that, too
+_JUST_S = 2.0
 _BASE = 128  # an exit code of this and a signal's number says that the signal ended the command
+
+
+class Ended(SystemExit):
+    """SIGTERM or SIGHUP asks the whole command to end; an interrupt, for which KeyboardInterrupt stands, may be for a
+    part of it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(_BASE + number)
+        self.name = signal.Signals(number).name
 
 
 @dataclass(slots=True)
 class Ending:
-    """Which signal asked the command to end.
+    """Signals that came.
 
     Attributes:
-        number: of the first signal that came; None while none has.
-        is_over: the command has done all that it will do, and signals change nothing any more.
+        is_over: the command has done all that it will do: signals change nothing any more.
+        number: of the signal that ended the command; None while none has.
     """
 
-    number: int | None = None
     is_over: bool = False
-    _came_s: float = 0.0
+    number: int | None = None
+    _came_s: float = float("-inf")
 
     @property
-    def exit_code(self) -> int | None:
-        """130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP; None where no signal came."""
-        return None if self.number is None else _BASE + self.number
+    def has_just_come(self) -> bool:
+        """Whether a signal came a moment ago, so that what goes wrong now may be its doing."""
+        return time.monotonic() - self._came_s < _JUST_S
 
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        """The handler.
+    def interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        """Handle SIGINT.
 
         Raises:
-            KeyboardInterrupt: the first time, and again when clearing up takes long.
+            KeyboardInterrupt: always, until the command is over.
+        """
+        if not self.is_over:
+            self._came_s = time.monotonic()
+            raise KeyboardInterrupt
+
+    def end(self, number: int, _frame: FrameType | None) -> None:
+        """Handle SIGTERM and SIGHUP.
+
+        Raises:
+            Ended: the first time, and again when clearing up takes long.
         """
         now = time.monotonic()
-        is_late = self.number is not None and now - self._came_s < _PATIENCE_S
-        if self.is_over or is_late:
+        if self.is_over or (self.number is not None and now - self._came_s < _PATIENCE_S):
             return
-        self.number = self.number or number
-        self._came_s = now
-        raise KeyboardInterrupt
+        self.number, self._came_s = self.number or number, now
+        raise Ended(self.number)
 
 
 @contextlib.contextmanager
 def ending(*, for_good: bool = False) -> Iterator[Ending]:
-    """Meanwhile SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread.
+    """Meanwhile SIGINT raises KeyboardInterrupt in the main thread, and SIGTERM and SIGHUP raise `Ended`.
 
     Signals that are ignored (`nohup`, a background command of a shell) stay so, and so do handlers of the program that
     runs the command.
@@ -61,12 +82,12 @@ def ending(*, for_good: bool = False) -> Iterator[Ending]:
     state = Ending()
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for name in _ASKING:
-            number = getattr(signal, name, None)
+        for name, handler in (("SIGINT", state.interrupt), ("SIGTERM", state.end), ("SIGHUP", state.end)):
+            number = getattr(signal, name, None)  # some systems lack the last one
             if number is not None and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                before[number] = signal.signal(number, state)
+                before[number] = signal.signal(number, handler)
     try:
         yield state
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_IGN if for_good else handler)
+        for number, former in before.items():
+            signal.signal(number, signal.SIG_IGN if for_good else former)

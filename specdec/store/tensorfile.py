@@ -7,13 +7,12 @@ format reads them. Format: https://github.com/huggingface/safetensors (README, "
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
 import os
-import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -146,12 +145,10 @@ class TensorFile:
         self.path, self.layout = path, layout
         self._reads_ahead = True
         with open_regular(path) as file:
-            self._descriptor = os.dup(file.fileno())
-        weakref.finalize(self, os.close, self._descriptor)
-        self._stamp = self._state()
-        if self._stamp[0] < layout.nbytes:
-            raise self._changed()
-        self._map = mmap.mmap(self._descriptor, layout.nbytes, access=mmap.ACCESS_READ)
+            self._stamp = _stamp(os.fstat(file.fileno()))
+            if self._stamp[-1] < layout.nbytes:
+                raise self._changed()
+            self._map = mmap.mmap(file.fileno(), layout.nbytes, access=mmap.ACCESS_READ)
 
     def check(self) -> None:
         """Refuse a file that was changed since it was opened.
@@ -159,8 +156,12 @@ class TensorFile:
         Raises:
             StoreError: somebody wrote to it or cut it off.
         """
-        if self._state() != self._stamp:
+        if self._map.size() < self.layout.nbytes:
             raise self._changed()
+        with contextlib.suppress(OSError):  # the file may have been removed, and another one may have its name
+            found = _stamp(self.path.stat())
+            if found[:2] == self._stamp[:2] and found != self._stamp:
+                raise self._changed()
 
     def array(self, name: str) -> np.ndarray:
         """One tensor: read-only, without a copy; F16 and BF16 as uint16 raw bits.
@@ -185,7 +186,7 @@ class TensorFile:
         self._advise("MADV_DONTNEED", placed)
         return digest
 
-    @contextmanager
+    @contextlib.contextmanager
     def not_reading_ahead(self) -> Iterator[None]:
         """Meanwhile the system reads the pages of tensors that are asked for, and none beside them.
 
@@ -208,11 +209,6 @@ class TensorFile:
         self.check()
         self._advise("MADV_DONTNEED")
 
-    def _state(self) -> tuple[int, int]:
-        """Size, and time of the last change."""
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
-
     def _changed(self) -> StoreError:
         return StoreError(f"{self.path} was changed or cut off while it was in use: load the model again")
 
@@ -230,6 +226,11 @@ class TensorFile:
         begin, end = (placed.offset, placed.offset + placed.spec.nbytes) if placed else (0, self.layout.nbytes)
         first = begin // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(getattr(mmap, advice), first, end - first)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int, int, int]:
+    """Which file it is, when it was last changed, and its size."""
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 class TensorFileWriter:
