@@ -18,6 +18,7 @@ from typing import Any
 
 from specdec import paths
 from specdec.errors import InvalidArgumentError, SpecdecError, StoreError
+from specdec.interrupts import unless_signalled
 from specdec.lock_file import open_lock
 from specdec.parse import parse_json
 from specdec.read_file import open_regular
@@ -70,7 +71,7 @@ def read_origin(store: Path) -> str | None:
     try:
         with open_regular(store / ORIGIN_FILE) as file:
             source = parse_json(file.read(_MOST_ORIGIN_BYTES))["source"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except unless_signalled(OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return source if isinstance(source, str) else None
 

@@ -21,6 +21,7 @@ import yaml
 
 from specdec import cache, download, paths
 from specdec.errors import ModelFormatError, StoreError, UnknownNameError
+from specdec.interrupts import unless_signalled
 from specdec.lock_file import open_lock
 from specdec.model_files import folder_files, gguf_files
 from specdec.parse import foreign
@@ -306,7 +307,7 @@ def _lock(name: str, progress: Progress) -> Iterator[None]:
     path = paths.locks_folder() / f"{name}.lock"
     try:
         file = open_lock(path)
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise StoreError(f"cannot lock {path}: {error.strerror}") from None
     try:
         try:
@@ -314,7 +315,7 @@ def _lock(name: str, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress(f"waiting for another specdec that is preparing {name}", 0, 1)
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
+        except unless_signalled(OSError) as error:
             raise StoreError(f"cannot lock {path}: {error.strerror}") from None
         yield
     finally:

@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from specdec.errors import DownloadError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.parse import parse_json
 from specdec.progress import Progress
 
@@ -188,7 +188,7 @@ def _resume(partial: Path, journal: Path, packages: Sequence[str], sha256: str) 
         noted = parse_json(journal.read_text())
         done, size = len(noted["packages"]), int(noted["bytes"])
         fits = noted["sha256"] == sha256 and noted["packages"] == [*packages[:done]] and partial.stat().st_size >= size
-    except (OSError, ValueError, KeyError, TypeError):
+    except unless_signalled(OSError, ValueError, KeyError, TypeError):
         fits = False
     if not fits:
         journal.unlink(missing_ok=True)
@@ -265,7 +265,7 @@ def _append_largest(wheel: Path, partial: Path, offset: int) -> int:
             out.flush()
             os.fsync(out.fileno())
             return out.tell()
-    except (zipfile.BadZipFile, ValueError):
+    except unless_signalled(zipfile.BadZipFile, ValueError):
         raise DownloadError(f"{wheel.name} is not a wheel that can be read; run the command again") from None
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise DownloadError(f"cannot write {partial}: {error.strerror}") from None

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 from types import CodeType, FrameType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeVar
+
+_Error = TypeVar("_Error", bound=BaseException)
 
 
 def is_from_signal_handler(error: BaseException) -> bool:
@@ -24,6 +27,19 @@ def is_from_signal_handler(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def unless_signalled(*kinds: type[_Error]) -> tuple[type[_Error], ...]:
+    """What an `except` clause catches, when the caller's signal handlers may raise the same kinds of exceptions.
+
+    Args:
+        kinds: to be caught.
+
+    Returns:
+        The kinds; nothing when the exception that is handled right now is a signal handler's, so that it passes on.
+    """
+    error = sys.exc_info()[1]
+    return () if error is not None and is_from_signal_handler(error) else kinds
 
 
 def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TextIO
 
+from specdec.interrupts import unless_signalled
+
 
 class MessageStream:
     """A stream whose failures are nobody's business: it is closed, full, or its reader went away. After one it is
@@ -21,7 +23,7 @@ class MessageStream:
         if self._stream is not None:
             try:
                 self._stream.write(text)
-            except (OSError, ValueError):
+            except unless_signalled(OSError, ValueError):
                 self._lose(self._stream)
         return len(text)
 
@@ -30,14 +32,14 @@ class MessageStream:
         if self._stream is not None:
             try:
                 self._stream.flush()
-            except (OSError, ValueError):
+            except unless_signalled(OSError, ValueError):
                 self._lose(self._stream)
 
     def isatty(self) -> bool:
         """Whether somebody may be looking."""
         try:
             return self._stream is not None and self._stream.isatty()
-        except (OSError, ValueError):
+        except unless_signalled(OSError, ValueError):
             return False
 
     def fileno(self) -> int:

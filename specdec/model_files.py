@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.parse import ParseError, parse_json
 from specdec.read_file import MOST_TEXT_BYTES, read_regular
 
@@ -50,7 +51,7 @@ def _listed(index: Path) -> list[object]:
     try:
         weights = parse_json(read_regular(index, most_bytes=MOST_TEXT_BYTES)).get("weight_map")
         return list(weights.values())
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise ModelFormatError(f"cannot read {index}: {error.strerror}") from None
     except (ParseError, AttributeError):
         raise ModelFormatError(f"{index} is not valid: it must be a JSON object with a weight_map") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import platformdirs
 
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 
 HOME_VARIABLE = "SPECDEC_HOME"
 
@@ -60,7 +61,7 @@ def _ready(folder: Path) -> Path:
     """
     try:
         private_folder(folder)
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise InvalidArgumentError(
             f"cannot create the cache folder {folder} ({error.strerror}): set {HOME_VARIABLE} to a folder you can write"
         ) from None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from specdec.errors import InvalidArgumentError, PluginError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.parse import ParseError, parse_yaml
 from specdec.read_file import read_bytes
 
@@ -96,7 +96,7 @@ def _parameters(constructor: Callable[..., Any]) -> list[str]:
     """Names of a constructor's parameters; none for one that does not tell, as some written in C."""
     try:
         return list(inspect.signature(constructor).parameters)
-    except (TypeError, ValueError):
+    except unless_signalled(TypeError, ValueError):
         return []
 
 
@@ -105,7 +105,7 @@ def _read_file(text: str, kind: str, preset: Traversable) -> PluginSpec:
     path, is_preset = Path(text), not Path(text).exists() and Path(text).name == text and preset.is_file()
     try:
         content = parse_yaml(preset.read_bytes() if is_preset else read_bytes(path))
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise InvalidArgumentError(f"cannot read the {kind} file {text}: {error.strerror}") from None
     except ParseError as error:
         raise InvalidArgumentError(f"the {kind} file {text} {error}: write {kind}: NAME and parameters:") from None

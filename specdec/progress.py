@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol, TextIO, TypeAlias, TypeVar
 
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 from specdec.message_stream import MessageStream
 
 _UNKNOWN = (80, 24)  # columns and lines of a terminal that does not say
@@ -146,7 +147,7 @@ def _size(stream: MessageStream) -> tuple[int, int]:
     """Columns and lines of a terminal. Some say that they have none; a bar would never show there."""
     try:
         columns, lines = os.get_terminal_size(stream.fileno())
-    except (OSError, ValueError):
+    except unless_signalled(OSError, ValueError):
         columns, lines = _UNKNOWN
     return columns or _UNKNOWN[0], lines or _UNKNOWN[1]
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from specdec.interrupts import unless_signalled
+
 _MOST_LINKS = 40
 _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?:self|thread-self|\d+(?:/task/\d+)?)/fd)/(\d+)")
 
@@ -99,7 +101,7 @@ def _descriptor(path: Path) -> int | None:
             return int(found[1])
         try:
             link = path.readlink()
-        except OSError:
+        except unless_signalled(OSError):
             return None
         path = path.parent / link
     return None

@@ -112,8 +112,8 @@ def test_a_command_ends_at_once_wherever_it_is(text_model: Path, number: signal.
     time.sleep(delay_s)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    # It may have come to its end, or be so far that the signal changes nothing. Where the interrupt came while a library
-    # ran code out of a text, which many do when they are imported, Python ends by the signal itself.
+    # It may have come to its end, or be so far that the signal changes nothing. Where the interrupt came while a
+    # library ran code out of a text, which many do when they are imported, Python ends by the signal itself.
     assert process.returncode in (0, ENDINGS[number], -number), err.decode()
     assert b"Traceback" not in err
     assert b"Exception" not in err

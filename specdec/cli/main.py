@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Ended as ended:
             signalled.is_over = True
             print(f"specdec: ended by {ended.name}", file=sys.stderr)
-            code = int(ended.code)
+            code = ended.status
         return code
 
 

@@ -21,10 +21,15 @@ class Ended(SystemExit):
 
     Args:
         number: of the signal.
+
+    Attributes:
+        status: exit code of the command.
+        name: of the signal.
     """
 
     def __init__(self, number: int) -> None:
-        super().__init__(_BASE + number)
+        self.status = _BASE + number
+        super().__init__(self.status)
         self.name = signal.Signals(number).name
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from specdec import read_file
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 
 if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
@@ -54,7 +55,7 @@ def read_text(drafter: str, path: Path) -> str:
     """
     try:
         text = read_file.read_text(path)
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise InvalidArgumentError(f"drafter {drafter!r} cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InvalidArgumentError(f"drafter {drafter!r} needs UTF-8 text, which {path} is not") from None

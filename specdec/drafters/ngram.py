@@ -16,6 +16,7 @@ from specdec.drafters.base import Draft, DraftContext, DrafterSetup
 from specdec.drafters.ngram_index import NgramIndex
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 
 UNTRIED = 0.5  # acceptance that is assumed of a match length that was never tried
 
@@ -117,7 +118,7 @@ def _table(path: Path, sizes: NgramIndex, setup: DrafterSetup) -> NgramIndex:
     """
     try:
         stat = path.stat()
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise InvalidArgumentError(f"drafter 'ngram' cannot read the table {path}: {error.strerror}") from None
     key = (str(path.absolute()), stat.st_size, stat.st_mtime_ns, sizes.shortest, sizes.longest)
     index = setup.memory.tables.get(key)

@@ -15,6 +15,7 @@ import numpy as np
 from specdec.drafters.base import GRAMMAR, Draft
 from specdec.engine.penalties import History, Penalties
 from specdec.errors import PluginError, SpecdecError
+from specdec.interrupts import unless_signalled
 
 if TYPE_CHECKING:
     from specdec.engine.constraint import GrammarConstraint
@@ -257,11 +258,11 @@ def _processed(processor: LogitsProcessor, tokens: np.ndarray, logits: np.ndarra
     name = getattr(processor, "__qualname__", None) or type(processor).__name__
     try:
         answer = processor(tokens, logits)
-    except Exception as error:
+    except unless_signalled(Exception) as error:
         raise PluginError.raised("logits processor", name, error, doing="its call") from error
     try:
         found = np.asarray(answer)
-    except Exception:
+    except unless_signalled(Exception):
         found = np.empty(0, np.object_)
     if found.shape != logits.shape or found.dtype.kind not in "fiu":
         what = f"{found.dtype} {found.shape}" if found.dtype.kind != "O" else repr(answer)[:80]

@@ -20,6 +20,7 @@ from specdec import paths
 from specdec.engine.plausible import DEFAULT_SPREAD, faults
 from specdec.engine.policy import CostTable, DraftKey
 from specdec.errors import SpecdecError
+from specdec.interrupts import unless_signalled
 from specdec.parse import parse_json
 from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.version import version
@@ -68,7 +69,7 @@ def read_costs(file: Path) -> CostTable:
             (str(name), None if view is None else str(view), float(effort)): (float(seconds), float(spread))
             for name, view, effort, seconds, spread in kept["draft"]
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except unless_signalled(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return CostTable()
     entries = [*verify.values(), *draft.values()]
     if not all(0 < seconds < math.inf and 0 <= spread <= _MOST_SPREAD for seconds, spread in entries):

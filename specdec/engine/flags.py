@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from specdec.interrupts import unless_signalled
+
 
 @dataclass(frozen=True, slots=True)
 class Flag:
@@ -103,7 +105,7 @@ def processor_argument(text: str) -> Callable[..., Any]:
         raise ValueError(f"must be MODULE:FUNCTION, not {text!r}")
     try:
         found = pkgutil.resolve_name(text)
-    except Exception as error:
+    except unless_signalled(Exception) as error:
         raise ValueError(f"{text!r} cannot be imported: {type(error).__name__}: {error}") from None
     if not callable(found):
         raise ValueError(f"{text!r} must be a function, not {found!r}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from specdec.engine.grammar_faults import at_fault
 from specdec.errors import GrammarError, OptionError
+from specdec.interrupts import unless_signalled
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -101,7 +102,7 @@ def _formats(value: object) -> list[Grammar]:
         raise OptionError("response_format", f'must have true or false as "strict", not {strict!r}')
     try:
         text = json.dumps(schema, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+    except unless_signalled(TypeError, ValueError, RecursionError) as error:
         raise OptionError("response_format", f"must have a schema that JSON can hold: {error}") from None
     return [Grammar("response_format", text)]
 
@@ -190,7 +191,7 @@ def _source(grammar: Grammar) -> str:
     if grammar.option == "response_format":
         try:
             return LLMatcher.grammar_from_json_schema(grammar.text, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
-        except ValueError as error:
+        except unless_signalled(ValueError) as error:
             raise GrammarError(grammar.option, f"has a schema that cannot be read: {error}") from None
     if grammar.option == "regex":
         return LLMatcher.grammar_from_regex(grammar.text)
@@ -198,7 +199,7 @@ def _source(grammar: Grammar) -> str:
         return LLMatcher.grammar_from_lark(grammar.text)
     try:
         return LLMatcher.grammar_from_lark(gbnf_to_lark(grammar.text))
-    except Exception as error:  # the converter raises Exception itself
+    except unless_signalled(Exception) as error:  # the converter raises Exception itself
         raise GrammarError(grammar.option, f"is not valid GBNF: {error}") from None
 
 

@@ -38,7 +38,7 @@ from specdec.engine.penalties import Penalties
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import OptionError, PluginError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.model.effort import EffortSchedule
 
 
@@ -354,7 +354,7 @@ def option_value(name: str, value: Any) -> Any:
     if kind in (int, float):
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except unless_signalled(TypeError, ValueError):
             raise OptionError(name, f"must be a number, not {value!r}") from None
         if kind is float:
             value = number

@@ -18,6 +18,7 @@ from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
+from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.progress import Progress
@@ -87,7 +88,7 @@ class Speculation:
                     drafter.ended(self.context)
                 except SpecdecError:
                     raise
-                except Exception as error:
+                except unless_signalled(Exception) as error:
                     raise PluginError.raised("drafter", name, error, doing="ended") from error
 
     def sum_up(self) -> dict[str, Any]:

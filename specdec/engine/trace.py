@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 from specdec.whole_file import open_output
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class TraceWriter:
         self._path = path
         try:
             self._file = open_output(path)
-        except OSError as error:
+        except unless_signalled(OSError) as error:
             raise self._error(error) from None
 
     def write(self, index: int, done: Round, piece: Piece) -> None:
@@ -57,14 +58,14 @@ class TraceWriter:
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
-        except OSError as error:
+        except unless_signalled(OSError) as error:
             raise self._error(error) from None
 
     def close(self) -> None:
         """Close the file; more than once does no harm."""
         try:
             self._file.close()
-        except OSError as error:
+        except unless_signalled(OSError) as error:
             raise self._error(error) from None
 
     def _error(self, error: OSError) -> InvalidArgumentError:

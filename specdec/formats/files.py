@@ -8,6 +8,7 @@ from typing import Any
 
 from specdec import parse
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.read_file import MOST_TEXT_BYTES, open_regular, read_regular
 
 
@@ -41,9 +42,9 @@ def map_file(path: Path) -> MappedFile:
             mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
         mapped.label = path.name
         return mapped
-    except ValueError:
+    except unless_signalled(ValueError):
         raise ModelFormatError(f"{path.name} is empty") from None
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
 
 
@@ -55,7 +56,7 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         return read_regular(path, most_bytes=MOST_TEXT_BYTES)
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise ModelFormatError(f"cannot read {path}: {error.strerror}") from None
 
 

@@ -25,6 +25,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from specdec.errors import ModelFormatError
 from specdec.formats.files import map_file
+from specdec.interrupts import unless_signalled
 from specdec.warn import warn
 
 MAGIC = b"GGUF"
@@ -261,7 +262,7 @@ class GGUFFile:
     def _kind(self, number: int, name: str) -> GGMLQuantizationType:
         try:
             kind = GGMLQuantizationType(number)
-        except ValueError:
+        except unless_signalled(ValueError):
             shown = str(number)
         else:
             if _decodable(kind):

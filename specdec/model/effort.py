@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from specdec.checks import check_effort
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 from specdec.model.architecture import ModelConfig
 from specdec.parse import ParseError, parse_yaml
 from specdec.read_file import read_bytes
@@ -112,7 +113,7 @@ class EffortSchedule:
         """
         try:
             loaded = parse_yaml(read_bytes(path))
-        except OSError as error:
+        except unless_signalled(OSError) as error:
             raise InvalidArgumentError(f"cannot read effort schedule {path}: {error.strerror}") from None
         except ParseError as error:
             raise InvalidArgumentError(f"effort schedule {path} {error}") from None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.model.checks import check_choice, check_flags, check_numbers, check_sizes, is_number, is_whole
 from specdec.model.rope_scaling import RopeScaling
 
@@ -209,5 +210,5 @@ def layer_from(values: dict[str, Any]) -> Layer:
         return Layer(attention=Attention(rope=Rope(**rope), **attention), mlp=mlp, **rest)
     except ModelFormatError:
         raise
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except unless_signalled(TypeError, KeyError, ValueError, AttributeError) as error:
         raise ModelFormatError(f"model description does not fit this version: {error}") from None

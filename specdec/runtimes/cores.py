@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from specdec.interrupts import unless_signalled
+
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -24,7 +26,7 @@ def _siblings(processor: int) -> str:
     """The processors that share a core with this one, as the system writes them; equal for all of one core."""
     try:
         return (_TOPOLOGY / f"cpu{processor}" / "topology" / "thread_siblings_list").read_text().strip()
-    except OSError:
+    except unless_signalled(OSError):
         return str(processor)
 
 
@@ -33,5 +35,5 @@ def _quota() -> int | None:
     try:
         limit, period = _CGROUP_QUOTA.read_text().split()
         return None if limit == "max" else max(1, -(-int(limit) // int(period)))
-    except (OSError, ValueError):
+    except unless_signalled(OSError, ValueError):
         return None

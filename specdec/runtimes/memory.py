@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from specdec.errors import MemoryShortError
+from specdec.interrupts import unless_signalled
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -23,7 +24,7 @@ def available_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | N
         return min(found)
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on this system
+    except unless_signalled(AttributeError, OSError, ValueError):  # not on this system
         return None
 
 
@@ -49,7 +50,7 @@ def release_free_memory() -> None:
 def _from_meminfo(path: Path) -> int | None:
     try:
         lines = path.read_text().splitlines()
-    except OSError:
+    except unless_signalled(OSError):
         return None
     for line in lines:
         if line.startswith("MemAvailable:"):
@@ -68,6 +69,6 @@ def _from_cgroup(folder: Path) -> int | None:
             for line in (folder / "memory.stat").read_text().splitlines()
             if line.split()[0] in ("active_file", "inactive_file")
         )
-    except (OSError, ValueError):
+    except unless_signalled(OSError, ValueError):
         return None
     return None if limit == "max" else max(0, int(limit) - used + cached)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec.errors import StoreError
+from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
 from specdec.parse import parse_json
 from specdec.read_file import MOST_TEXT_BYTES, read_regular
@@ -127,9 +128,9 @@ class ProfileFile:
             values = parse_json(read_regular(path, most_bytes=MOST_TEXT_BYTES))
         except FileNotFoundError:
             return cls(path)
-        except OSError as error:
+        except unless_signalled(OSError) as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError:
+        except unless_signalled(ValueError):
             values = None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise StoreError(f"{path} is no draft profile: remove it, and tune the model again")
@@ -139,7 +140,7 @@ class ProfileFile:
             )
         try:
             return cls(path, {name: DraftProfile.from_dict(one) for name, one in values["profiles"].items()})
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except unless_signalled(AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise StoreError(f"{path} is damaged: remove it, and tune the model again") from None
 
     def write(self) -> None:
@@ -188,7 +189,7 @@ def profile_stamp(store: Store) -> tuple[int, ...] | None:
     """Changes whenever the profiles of a store do; None when it has none."""
     try:
         stat = (store.path / PROFILE_FILE).stat()
-    except OSError:
+    except unless_signalled(OSError):
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.model.architecture import ModelConfig
 from specdec.parse import foreign
 from specdec.read_file import open_regular
@@ -421,7 +421,7 @@ def _check_size(path: Path, record: FileRecord) -> None:
     """Refuse a file that is missing or has another size."""
     try:
         nbytes = path.stat().st_size
-    except OSError:
+    except unless_signalled(OSError):
         raise StoreError(f"{path} is missing: {_AGAIN}") from None
     if nbytes != record.nbytes:
         raise StoreError(f"{path} has {nbytes} bytes instead of {record.nbytes}: {_AGAIN}")

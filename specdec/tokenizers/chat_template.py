@@ -15,7 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.tokenizers.markup import Marks, Part, holds_any, joined, text_size
 from specdec.tokenizers.messages import Form, checked_messages, form_of_source, forms_like, joined_text, plain, shaped
 from specdec.tokenizers.template_limits import TemplateWorkError, make_environment
@@ -58,7 +58,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
         try:
             self._template = environment.from_string(source)
-        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except unless_signalled(jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             # Beyond Jinja's own errors: Python cannot compile what Jinja made of the template.
             raise ModelFormatError(f"the model's chat template cannot be read: {_one_line(error)}") from None
         self._environment = environment

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.parse import foreign
 from specdec.read_file import MOST_TEXT_BYTES, read_regular
 from specdec.tokenizers.base import Tokenizer
@@ -41,5 +42,5 @@ def _load(folder: Path) -> Tokenizer:
 def _read(path: Path) -> bytes:
     try:
         return read_regular(path, most_bytes=MOST_TEXT_BYTES)
-    except OSError as error:
+    except unless_signalled(OSError) as error:
         raise ModelFormatError(f"cannot read the tokenizer file {path}: {error.strerror}") from None

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 # What an assistant's message may have in place of content.
@@ -169,7 +170,7 @@ def _with_arguments(call: Any, kind: str) -> Any:
             arguments = json.dumps(arguments, ensure_ascii=False)
         else:
             return call
-    except (ValueError, TypeError, RecursionError):
+    except unless_signalled(ValueError, TypeError, RecursionError):
         return call
     is_right = isinstance(arguments, dict if kind == "mapping" else str)
     return {**call, "function": {**call["function"], "arguments": arguments}} if is_right else call

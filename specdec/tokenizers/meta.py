@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.parse import parse_json
 
 META_NAME, BPE_NAME, SENTENCEPIECE_NAME = "tokenizer_meta.json", "tokenizer.json", "tokenizer.model"
@@ -81,7 +82,7 @@ class TokenizerMeta:
         try:
             values = parse_json(content)
             version = values.pop("format")
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except unless_signalled(ValueError, TypeError, KeyError, AttributeError):
             raise damaged from None
         if version not in (FORMAT, *_OLDER):
             raise ModelFormatError(f"{META_NAME} has format {version!r}, this version reads up to {FORMAT}")

@@ -10,6 +10,7 @@ from itertools import pairwise
 from sentencepiece import SentencePieceProcessor
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.tokenizers.base import Tokenizer
 from specdec.tokenizers.markup import Part
 from specdec.tokenizers.meta import MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
@@ -113,7 +114,7 @@ def read_model(content: bytes) -> SentencePieceProcessor:
             raise ValueError("it is empty")
         model = SentencePieceProcessor(model_proto=content)
         normalized = model.normalize("a")
-    except (RuntimeError, ValueError, OSError) as error:
+    except unless_signalled(RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())
         raise ModelFormatError(f"{SENTENCEPIECE_NAME} is not a sentencepiece model: {reason}") from None
     if normalized.endswith(WORD_START):

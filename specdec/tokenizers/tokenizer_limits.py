@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from specdec.errors import ModelFormatError
+from specdec.interrupts import unless_signalled
 from specdec.tokenizers.meta import MOST_TOKENS
 
 MOST_TEXT_BYTES = 8 << 20  # encoded at once, which takes up to a hundred times as much memory
@@ -119,7 +120,7 @@ def _longest_replacement(table: Any) -> float:
     """Of sentencepiece's table, which is a size, a trie of that size, and replacements that end in zero bytes."""
     try:
         content = base64.b64decode(table)
-    except (TypeError, ValueError):
+    except unless_signalled(TypeError, ValueError):
         return 1
     return 1 + max(map(len, content[4 + int.from_bytes(content[:4], "little") :].split(b"\0")))
 

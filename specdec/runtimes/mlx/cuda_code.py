@@ -17,6 +17,7 @@ from typing import Any
 
 from specdec import paths
 from specdec.errors import RuntimeUnavailableError
+from specdec.interrupts import unless_signalled
 from specdec.runtimes.mlx.device import CudaDriver
 from specdec.whole_file import whole_file
 
@@ -115,7 +116,7 @@ def cuda_compiler(mlx: Path) -> CudaCompiler | None:
     library = [folder for folder in (mlx / "include" / "cccl", cuda / "cccl") if folder.exists()]
     try:
         return CudaCompiler(CudaDriver().architecture, [*library, cuda])
-    except OSError:
+    except unless_signalled(OSError):
         return None
 
 

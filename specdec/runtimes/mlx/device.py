@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from specdec.errors import RuntimeUnavailableError
+from specdec.interrupts import unless_signalled
 
 # The oldest MLX with `mx.fast.cuda_kernel`, `mx.fast.metal_kernel` and `mx.depends` as this runtime uses them.
 _OLDEST = (0, 31)
@@ -69,7 +70,7 @@ def _name(mx: Any) -> str:
     for source in (getattr(mx, "device_info", None), getattr(getattr(mx, "metal", None), "device_info", None)):
         try:
             found = source() if source is not None else {}
-        except (RuntimeError, TypeError, ValueError):
+        except unless_signalled(RuntimeError, TypeError, ValueError):
             continue
         if "device_name" in found:
             return str(found["device_name"])
@@ -80,7 +81,7 @@ def _driver() -> CudaDriver | None:
     """The driver, or None where it cannot be used: then everything goes through MLX."""
     try:
         return CudaDriver()
-    except OSError:
+    except unless_signalled(OSError):
         return None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.errors import StoreError, UnknownNameError
+from specdec.interrupts import unless_signalled
 from specdec.model.architecture import ModelConfig
 from specdec.progress import Count, reported
 from specdec.runtimes.base import ViewInfo
@@ -90,7 +91,7 @@ def _build_bucket8(module: Any, model: Any, store: Store, progress: Count | None
                 step=[arrays["step"] for arrays in stored],
                 scores=[arrays["scores"] for arrays in stored],
             )
-        except ValueError as error:
+        except unless_signalled(ValueError) as error:
             raise StoreError(f"view 'bucket8' of {joined[0]!r}: {error}; convert the model again") from None
     return view
 
