@@ -86,7 +86,7 @@ def ask(
     )
     config, tokenizer = model.config, model.tokenizer
     stop_tokens, stops = _stops(tokenizer, tuple(options.stop))
-    end_tokens = (frozenset() if tokenizer is None else tokenizer.eos_ids) | stop_tokens.keys()
+    end_tokens = _end_tokens(model, options) | stop_tokens.keys()
     sequence = Sequence(
         model.runtime,
         encoded.ids,
@@ -137,6 +137,20 @@ def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
         processors=tuple(options.logits_processors),
         constraint=constraint,
     )
+
+
+def _end_tokens(model: Model, options: Options) -> frozenset[int]:
+    """Ids that end the answer, beside those that stop strings stand for.
+
+    Raises:
+        OptionError: an id that the model does not have.
+    """
+    size = model.config.vocab_size
+    for token in options.stop_token_ids:
+        if token >= size:
+            raise OptionError("stop_token_ids", f"must be token ids from 0 to {size - 1} for this model, not {token}")
+    own = frozenset() if model.tokenizer is None or options.ignore_eos else model.tokenizer.eos_ids
+    return own | frozenset(options.stop_token_ids)
 
 
 def _identical_to(model: Model, options: Options) -> str:
