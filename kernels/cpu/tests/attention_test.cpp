@@ -54,7 +54,7 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
       last[r] = static_cast<int32_t>(std::clamp<int64_t>(to[r] - chunk * kChunk, 0, kChunk));
     }
     table.attention.chunk({c.keys.data() + chunk * kChunk * c.size, c.values.data() + chunk * kChunk * c.stride, c.stride,
-                           static_cast<int>(c.size), 1 / std::sqrt(static_cast<float>(c.size)), tile.data(), rows,
+                           static_cast<int>(c.size), 1 / std::sqrt(static_cast<float>(c.size)), 0.0F, tile.data(), rows,
                            first.data(), last.data(), chunk_peak.data(), chunk_total.data(), chunk_sums.data(),
                            scratch.data()});
     for (size_t r = 0; r < from.size(); ++r)

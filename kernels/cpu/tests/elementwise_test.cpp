@@ -75,7 +75,7 @@ TEST(norm_gate_and_rotation_match_float64) {
         cosine[static_cast<size_t>(j)] = static_cast<float>(std::cos(0.37 * static_cast<double>(j)));
         sine[static_cast<size_t>(j)] = static_cast<float>(std::sin(0.37 * static_cast<double>(j)));
       }
-      table->element.rope(y.data(), heads, size, cosine.data(), sine.data());
+      table->element.rope(y.data(), heads, size, half, cosine.data(), sine.data());
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t j = 0; j < half; ++j) {
           const auto low = static_cast<size_t>(h * size + j), high = low + static_cast<size_t>(half);

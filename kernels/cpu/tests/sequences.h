@@ -40,11 +40,12 @@ inline JoinedMatrices joined_of(const Model& model) {
   std::vector<MatrixShape> shapes;
   std::vector<std::vector<int>> lists;
   for (int m = 0; m < shape.matrix_count(); ++m) shapes.push_back({model.matrix(m).out, model.matrix(m).in});
-  for (int layer = 0, m = 0; layer < shape.layers; ++layer) {
+  for (int number = 0, m = 0; number < shape.layer_count(); ++number) {
+    const LayerShape& layer = shape.layer(number);
     lists.push_back({m, m + 1, m + 2});
-    lists.push_back({m + 3});
-    m += 4;
-    for (int e = 0; e < shape.mlps(); ++e, m += 3) {
+    m += 3;
+    for (int j = 3; j < layer.attention_matrices(); ++j) lists.push_back({m++});
+    for (int e = 0; e < layer.mlps(); ++e, m += 3) {
       lists.push_back({m, m + 1});
       lists.push_back({m + 2});
     }
