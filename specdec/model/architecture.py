@@ -279,9 +279,9 @@ class ModelConfig:
         return tables
 
     def vectors(self) -> dict[str, int]:
-        """Float32 vectors and their lengths: norms (`layers.{i}.attn_norm`, `layers.{i}.mlp_norm`, and
-        `…_post_norm` of what a part returns), `layers.{i}.attn.q_norm`, biases (`layers.{i}.attn.q.bias`) and
-        `layers.{i}.attn.sinks` where there are any."""
+        """Float32 vectors and their lengths: norms (`layers.{i}.attn_norm`, `layers.{i}.mlp_norm` of what enters a
+        part, `…_post_norm` of what it returns, `layers.{i}.attn.{q,k}_norm`), biases (the name of the matrix or router
+        with `.bias`) and `layers.{i}.attn.sinks` where there are any; `final_norm`."""
         lengths: dict[str, int] = {}
         for i, layer in enumerate(self.layers):
             lengths |= _layer_vectors(f"layers.{i}", layer, self)
@@ -418,8 +418,12 @@ def _layer_vectors(base: str, layer: Layer, config: ModelConfig) -> dict[str, in
             lengths[f"{base}.attn.{name}_norm"] = attention.head_dim if attention.qk_norm == "head" else widths[name]
     if attention.bias:
         lengths |= {f"{base}.attn.{name}.bias": width for name, width in widths.items()}
+    if attention.output_bias:
+        lengths[f"{base}.attn.o.bias"] = hidden
     if attention.sinks:
         lengths[f"{base}.attn.sinks"] = attention.heads
+    if mlp.router_bias:
+        lengths[f"{base}.mlp.router.bias"] = mlp.experts
     if mlp.bias:
         number = int(base.rpartition(".")[2])
         for name in config.mlp_names(number):
