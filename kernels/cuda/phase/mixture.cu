@@ -1,6 +1,6 @@
 // What the experts of each row have returned, times their shares, added up by rising expert; and what a shared MLP has.
-// down (PARTS, ROWS * USED, WIDTH), bias (EXPERTS, WIDTH) when BIAS, chosen and shares (ROWS, USED), shared (SHARED, ROWS,
-// WIDTH) when SHARED, shared_bias (WIDTH) when SHARED_BIAS, state -> y (1, ROWS, WIDTH)
+// down (PARTS, ROWS * USED, WIDTH), bias (EXPERTS, WIDTH) when BIAS, chosen and shares (ROWS, USED), shared (SHARED_PARTS, ROWS,
+// WIDTH) when SHARED_PARTS, shared_bias (WIDTH) when SHARED_BIAS, state -> y (1, ROWS, WIDTH)
 const int i = blockIdx.x * THREADS + threadIdx.x;
 const int row = blockIdx.y;
 if (i >= WIDTH || row >= state[1]) return;
@@ -15,10 +15,10 @@ for (int slot = 0; slot < USED; ++slot) {
 #endif
   total = fmaf(shares[job], value, total);
 }
-#if SHARED
+#if SHARED_PARTS
 float value = shared[(size_t)row * WIDTH + i];
 #pragma unroll
-for (int p = 1; p < SHARED; ++p) value += shared[((size_t)p * ROWS + row) * WIDTH + i];
+for (int p = 1; p < SHARED_PARTS; ++p) value += shared[((size_t)p * ROWS + row) * WIDTH + i];
 #if SHARED_BIAS
 value += shared_bias[i];
 #endif

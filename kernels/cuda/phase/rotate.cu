@@ -2,8 +2,8 @@
 // Queries leave scaled; keys and values go into the cache of the row's sequence, in place.
 // QK_NORM: 0 none, 1 by head, 2 over all heads; TURNED dimensions are rotated, the first of each head.
 // Rotation: Su et al. 2104.09864, section 3.4.2.
-// qkv (PARTS, ROWS, COLUMNS), CACHES caches (2, KV_HEADS, capacity, SIZE), angles (., TURNED / 2, 2) when TURNED, bias
-// (COLUMNS) when BIAS, norms (2, SIZE) or ((HEADS + KV_HEADS) * SIZE) when QK_NORM, state -> queries (ROWS, HEADS, SIZE)
+// qkv (PARTS, ROWS, COLUMNS), CACHES caches (2, KV_HEADS, capacity, SIZE), angles (., TURNED / 2, 2) when TURNED, growth
+// of queries by position when GROWTH, bias (COLUMNS) when BIAS, norms (2, SIZE) or ((HEADS + KV_HEADS) * SIZE) when QK_NORM, state -> queries (ROWS, HEADS, SIZE)
 const int lane = threadIdx.x, which = blockIdx.x;
 const int row = blockIdx.y;
 if (row >= state[1]) return;
@@ -83,6 +83,9 @@ for (int e = 0; e < EACH; ++e) {
   }
 #endif
   if (kind == 0) {
+#if GROWTH
+    turned *= growth[state[STATE_PLACES + row]];
+#endif
     queries[((size_t)row * HEADS + which) * SIZE + d] = turned * SCALE;
   } else {
     cache[((size_t)(which - HEADS) * capacity + slot) * SIZE + d] = to_half(turned);

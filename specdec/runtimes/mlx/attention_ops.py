@@ -33,12 +33,6 @@ class AttentionVectors:
     sinks: Any = None
 
 
-def turned(attention: Attention) -> int:
-    """Dimensions of a head that rotary positions turn."""
-    rope = attention.rope
-    return 0 if rope.kind == "none" else int(attention.head_dim * rope.share)
-
-
 def rotate(
     ops: Ops,
     attention: Attention,
@@ -46,6 +40,7 @@ def rotate(
     qkv: Any,
     caches: Sequence[Any],
     angles: Any,
+    growth: Any,
     state: Any,
     *,
     eps: float,
@@ -58,20 +53,21 @@ def rotate(
         vectors: of the layer.
         qkv: (P, rows, columns) float32, parts of the joined projections.
         caches: float16 (2, KV heads, positions, size) of each of the step's sequences, in the state's order; written.
-        angles: float32 (positions, turned / 2, 2), cosine and sine; not read where nothing turns.
+        angles: float32 (positions, turned / 2, 2), cosine and sine; None where nothing turns.
+        growth: float32 (positions,), what multiplies queries beside the scale of scores; None for nothing.
         state: the pass.
         eps: of the norms.
     """
     parts, rows, columns = qkv.shape
     constants, given = _sizes(attention, caches, rows)
-    size, dims = attention.head_dim, turned(attention)
-    scale = attention.scale if attention.scale is not None else size**-0.5
-    constants |= {"PARTS": parts, "COLUMNS": columns, "SCALE": float(scale), "EPSILON": float(eps), "TURNED": dims}
+    size, dims = attention.head_dim, attention.turned
+    constants |= {"PARTS": parts, "COLUMNS": columns, "SCALE": float(attention.score_scale)}
+    constants |= {"EPSILON": float(eps), "TURNED": dims, "GROWTH": growth is not None}
     constants |= {"INTERLEAVED": attention.rope.kind == "interleaved", "BIAS": vectors.bias is not None}
     constants["QK_NORM"] = _QK_NORMS[attention.qk_norm]
     inputs = {"qkv": qkv} | given | ({"angles": angles} if dims else {})
-    inputs |= {} if vectors.bias is None else {"bias": vectors.bias}
-    inputs |= {} if vectors.norms is None else {"norms": vectors.norms}
+    others = {"growth": growth, "bias": vectors.bias, "norms": vectors.norms}
+    inputs |= {name: array for name, array in others.items() if array is not None}
     made = {"queries": ((rows, attention.heads, size), ops.mx.float32)}
     grid = (attention.heads + 2 * attention.kv_heads, rows)
     return ops.run("rotate", constants, inputs | {"state": state}, made, grid, _LANES)[0]

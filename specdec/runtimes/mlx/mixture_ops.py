@@ -66,7 +66,7 @@ def add_up(
     given = {"down": down, "bias": bias, "chosen": jobs.chosen, "shares": shares}
     given |= {"shared": shared, "shared_bias": shared_bias, "state": state}
     constants: dict[str, Constant] = {"PARTS": parts, "ROWS": rows, "WIDTH": width, "USED": jobs.used}
-    constants |= {"BIAS": bias is not None, "SHARED": 0 if shared is None else shared.shape[0]}
+    constants |= {"BIAS": bias is not None, "SHARED_PARTS": 0 if shared is None else shared.shape[0]}
     constants |= {"SHARED_BIAS": shared_bias is not None, "THREADS": _THREADS}
     inputs = {name: array for name, array in given.items() if array is not None}
     made = {"y": ((1, rows, width), ops.mx.float32)}

@@ -8,7 +8,7 @@ cutting of a pass into steps in `batch`, checks and the interface in `runtime`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from threading import RLock
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 
 from specdec.kernels.reference.layers import rotary_frequencies, rotations
 from specdec.model.architecture import ModelConfig
-from specdec.runtimes.mlx.attention_ops import turned
+from specdec.model.layers import Attention
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.layers import Layer
 from specdec.runtimes.mlx.ops import Ops, cache_step, row_step
@@ -89,11 +89,13 @@ class Transformer:
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
         self.tier_sizes = tier_sizes
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._turning, turns = _turns(config)
-        self._angles: list[Any] = []
+        turns, growths = _kinds(config, _turning), _kinds(config, _growing)
+        self._tables = turns.firsts, growths.firsts
+        self._angles: tuple[list[Any], list[Any]] = ([], [])
+        self._positions = 0
         self._phases = Phases(
             mx, ops, config, layers=layers, final_norm=final_norm, head=head, embeddings=embeddings,
-            tier_sizes=tier_sizes, turns=turns,
+            tier_sizes=tier_sizes, turns=turns.of_layer, growths=growths.of_layer,
         )  # fmt: skip
 
     @property
@@ -130,11 +132,10 @@ class Transformer:
         caches = caches + caches[:1] * padding
         positions = tuple(arrays[0].shape[-2] for arrays in caches)
         angles = self.angles(max(positions))
-        turned_positions = angles[0].shape[0] if angles else 0
-        step = self._graph(kind, (kind, positions, turned_positions, takes[0].shape[0] if takes else 0))
+        step = self._graph(kind, (kind, positions, self._positions, takes[0].shape[0] if takes else 0))
         if self.whole is not None:
             self.whole.tell(state)
-            return step(caches[0], takes, angles[0])
+            return step(caches[0], takes, angles[0][0])
         both = [state, head_state(state, wanted)] if kind.gathers else [state]
         return step(self.mx.array(np.stack(both)), caches, takes, angles)
 
@@ -171,37 +172,65 @@ class Transformer:
         assert self.whole is not None
         return self.whole.run(kind, cache[0], takes[0] if kind.selects else None, angles)
 
-    def _step(self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], angles: list[Any]) -> Any:
+    def _step(self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], angles: Any) -> Any:
         return self._phases.run(kind, states, caches, takes, self.linears, angles)
 
-    def angles(self, positions: int) -> list[Any]:
-        """Cosine and sine, float32 (at least positions, turned / 2, 2), rounded once from float64: for every kind of
-        rotary positions, in the order in which layers first use them."""
-        if self._turning and (not self._angles or self._angles[0].shape[0] < positions):
-            count = -(-positions // 1024) * 1024
-            self._angles = [self._table(layer, count) for layer in self._turning]
+    def angles(self, positions: int) -> tuple[list[Any], list[Any]]:
+        """Tables of at least so many positions, rounded once from float64: one for each kind that layers are of.
+
+        First of rotary positions, cosine and sine (positions, turned / 2, 2); then of the growth of queries
+        (positions,).
+        """
+        if self._positions < positions:
+            self._positions = -(-positions // 1024) * 1024
+            turning, growing = self._tables
+            self._angles = [self._turns(layer) for layer in turning], [self._growth(layer) for layer in growing]
             self.mx.eval(self._angles)
         return self._angles
 
-    def _table(self, layer: int, count: int) -> Any:
+    def _turns(self, layer: int) -> Any:
         factor = self.config.layers[layer].attention.rope.attention_factor
-        turns = rotations(np.arange(count), rotary_frequencies(self.config, layer), factor=factor)
-        table = self.mx.array(np.stack(turns, axis=-1).astype(np.float32))
-        return table + self.mx.zeros(())
+        places, frequencies = np.arange(self._positions), rotary_frequencies(self.config, layer)
+        return self._table(np.stack(rotations(places, frequencies, factor=factor), axis=-1))
+
+    def _growth(self, layer: int) -> Any:
+        attention = self.config.layers[layer].attention
+        return self._table(np.array([attention.query_growth(place) for place in range(self._positions)]))
+
+    def _table(self, values: np.ndarray) -> Any:
+        return self.mx.array(values.astype(np.float32)) + self.mx.zeros(())
 
 
-def _turns(config: ModelConfig) -> tuple[list[int], list[int | None]]:
-    """The first layer of each kind of rotary positions, and for every layer which of them is its own; None turns not."""
-    kinds: dict[tuple[Any, int], int] = {}
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """Layers by what they share.
+
+    Attributes:
+        firsts: the first layer of each kind.
+        of_layer: every layer's kind; None for those of none.
+    """
+
+    firsts: list[int]
+    of_layer: list[int | None]
+
+
+def _kinds(config: ModelConfig, key_of: Callable[[Attention], Hashable | None]) -> _Kinds:
+    """Layers by a key of their attention; those whose key is None are of no kind."""
+    numbers: dict[Hashable, int] = {}
     firsts, found = [], list[int | None]()
     for number, layer in enumerate(config.layers):
-        dims = turned(layer.attention)
-        if not dims:
-            found.append(None)
-            continue
-        key = (layer.attention.rope, dims)
-        if key not in kinds:
-            kinds[key] = len(firsts)
+        key = key_of(layer.attention)
+        if key is not None and key not in numbers:
+            numbers[key] = len(firsts)
             firsts.append(number)
-        found.append(kinds[key])
-    return firsts, found
+        found.append(None if key is None else numbers[key])
+    return _Kinds(firsts, found)
+
+
+def _turning(attention: Attention) -> Hashable | None:
+    """What decides a layer's rotary positions, None without them."""
+    return (attention.rope, attention.turned) if attention.turned else None
+
+
+def _growing(attention: Attention) -> Hashable | None:
+    return (attention.growth, attention.growth_span) if attention.growth else None

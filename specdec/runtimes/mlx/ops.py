@@ -158,8 +158,8 @@ class Ops:
     ) -> tuple[Any, Any]:
         """The inner activation of a gated MLP from (P, rows or jobs, columns): (activation, counts or None).
 
-        Columns are 16 gates and 16 ups in turn, or with `up_at` all gates and, from there on, all ups; `bias` is float32
-        (experts or 1, 2, width), of gates and of ups.
+        Columns are 16 gates and 16 ups in turn, or with `up_at` all gates and, from there on, all ups. `bias` is
+        float32 (experts or 1, 2, width), of gates and of ups.
         """
         constants: dict[str, Constant] = {"PARTS": parts.shape[0], "COLUMNS": parts.shape[2], "UP_AT": up_at}
         constants |= {"ACTIVATION": ACTIVATIONS[activation], "BIAS": bias is not None}

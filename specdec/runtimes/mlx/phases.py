@@ -68,14 +68,14 @@ class Step:
         state: int32, on the device.
         caches: arrays of each sequence.
         takes: int32 (lines, matrices) by `id` of the multiplication; empty where nothing is chosen.
-        angles: one table for each kind of rotary positions; `Layer` numbers are in `Phases.turns`.
+        angles: tables of rotary positions and of the growth of queries, for each kind that layers are of.
     """
 
     kind: Kind
     state: Any
     caches: list[list[Any]]
     takes: dict[int, Any]
-    angles: list[Any]
+    angles: tuple[list[Any], list[Any]]
 
 
 class Phases:
@@ -90,7 +90,8 @@ class Phases:
         head: the logits layer.
         embeddings: 16-bit (vocabulary, hidden) or packed, or None when the packed logits layer serves.
         tier_sizes: of the store's buckets.
-        turns: for every layer, which table of angles is its own; None where nothing turns.
+        turns: for every layer, which table of rotary positions is its own; None where nothing turns.
+        growths: for every layer, which table of the growth of queries is its own; None where they do not grow.
     """
 
     def __init__(
@@ -105,14 +106,15 @@ class Phases:
         embeddings: Any,
         tier_sizes: tuple[int, ...],
         turns: list[int | None],
+        growths: list[int | None],
     ) -> None:
         self.mx, self.ops, self.config = mx, ops, config
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
-        self.tier_sizes, self.turns = tier_sizes, turns
+        self.tier_sizes, self.turns, self.growths = tier_sizes, turns, growths
 
     def run(
         self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], linears: list[Linear],
-        angles: list[Any],
+        angles: tuple[list[Any], list[Any]],
     ) -> Any:  # fmt: skip
         """One step: logits float32 (rows, V), or for a piece of a prompt what there is to wait for."""
         state = states[0] + self.mx.zeros_like(states[0])  # kernels are slow on small arrays that came from the host
@@ -191,10 +193,11 @@ class Phases:
         ops, state, kind, attention = self.ops, step.state, step.kind, layer.config.attention
         qkv = self._multiply(step, layer.qkv, entering)
         gates = None if layer.gate is None else self._multiply(step, layer.gate, entering)
-        caches, turn = [arrays[number] for arrays in step.caches], self.turns[number]
-        angles = None if turn is None else step.angles[turn]
+        caches, turn, grows = [arrays[number] for arrays in step.caches], self.turns[number], self.growths[number]
+        angles = None if turn is None else step.angles[0][turn]
+        growth = None if grows is None else step.angles[1][grows]
         eps = self.config.norm_eps
-        queries = attention_ops.rotate(ops, attention, layer.attention, qkv, caches, angles, state, eps=eps)
+        queries = attention_ops.rotate(ops, attention, layer.attention, qkv, caches, angles, growth, state, eps=eps)
         splits = attention_ops.attend(ops, attention, queries, caches, state, splits=kind.splits, tree=kind.tree)
         selection = self._selection(step, layer.o)
         mixed, counts = attention_ops.combine(

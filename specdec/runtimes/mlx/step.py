@@ -43,7 +43,7 @@ _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
 def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
-    """Whether a step of this model can be one kernel: its features, Ampere's instructions, shared memory as of Hopper."""
+    """Whether a step of this model can be one kernel here: with Ampere's instructions and Hopper's shared memory."""
     if driver is None or driver.generation < 8 or config.hidden_size % 4 or not runs_as_one_kernel(config):
         return False
     return driver.shared_bytes >= SHARED_KB * 1024
