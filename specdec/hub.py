@@ -7,6 +7,7 @@ that the hub's own client has in its cache are used where they lie.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -120,6 +121,10 @@ def _fetch_all(name: HubName, commit: str, files: list[_File], folder: Path, pro
         done += max(0, one.size)
     if missing:
         progress(stage, total, total)
+
+
+def _tell(progress: Progress, stage: str, total: int, before: int, size: int) -> None:
+    progress(stage, min(before + size, total), total)
 
 
 def _fetched(
