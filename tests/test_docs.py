@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -15,26 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 from command_line import run, says
+from doc_pages import PAGES, ROOT, blocks, name_of
 from models import real_model_path
 from specdec.policies import registry as policies
 from text_model import text_store
 
 import specdec
-from specdec.cli.main import build_parser
 from specdec.drafters import registry as drafters
 from specdec.store import Store
 
-ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if (ROOT / "docs").is_dir() else []
-# A line `<!-- needs MODEL -->` above a block: it is run where that model is, and skipped where it is not.
-BLOCK = re.compile(r"(?:<!-- needs (?P<model>[\w.-]+) -->\n+)?^```(?P<language>\w+)\n(?P<code>.*?)^```", re.M | re.S)
-
-
-def blocks(page: Path, language: str) -> list[tuple[str, str | None]]:
-    """Code of the page's blocks in a language, and the real model that each needs, if any."""
-    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    return [(one["code"], one["model"]) for one in found if one["language"] == language]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +36,7 @@ def with_code(page: Path) -> bool:
     return bool(blocks(page, "python")) and page.name != "server.md"  # whose examples need a server
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if with_code(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if with_code(page)], ids=name_of)
 def test_python_examples_run(
     page: Path, roomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +54,7 @@ def test_python_examples_run(
                 skipped = str(missing)
                 continue
         exec(compile(code, page.name, "exec"), space)
-    if page.name == "format.md":
+    if page.name == "store.md":
         store = Store.open(roomy)
         assert np.array_equal(space["query"], store.exact("layers.0.attn.q").dense_bits())
         assert np.array_equal(space["weights"], store.exact("layers.0.attn.q").dequantise())
@@ -123,7 +112,7 @@ def test_the_drafter_of_the_docs_works_as_a_package(
     says(run(capsys, *ask, "repeat:x"), "^drafter 'repeat' refuses its argument 'x': ")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
@@ -131,7 +120,7 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_files_and_modules_that_are_named_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:specdec|policies|kernels|configs|benchmarks|tests|docs)/[\w./-]+\.\w+)`", text):
@@ -147,18 +136,8 @@ def test_the_figures_are_what_the_script_draws(tmp_path: Path) -> None:
     module.__file__ = str(folder / "draw.py")
     exec(compile((folder / "draw.py").read_text(encoding="utf-8"), "draw.py", "exec"), module.__dict__)
     module.__dict__["HERE"] = tmp_path
-    for draw in (module.draw_bucketmul, module.draw_round, module.draw_identity):
+    for draw in (module.draw_bucketmul, module.draw_round, module.draw_identity, module.draw_pass):
         draw()
     drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert drawn == {path.name: path.read_bytes() for path in folder.glob("*.svg")}
-    assert len(drawn) == 3
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_parse(page: Path) -> None:
-    """Every whole `specdec` command of a page; those that end in dots show a part only."""
-    for code, _ in blocks(page, "sh"):
-        for line in code.splitlines():
-            words = shlex.split(line.split(" <")[0], comments=True)
-            if words[:1] == ["specdec"] and "..." not in words:
-                build_parser().parse_args(words[1:])
+    assert len(drawn) == 4

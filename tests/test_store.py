@@ -1,4 +1,4 @@
-"""A store holds the model bit for bit, lies as docs/format.md says, and comes out of a conversion that streams."""
+"""A store holds the model bit for bit, lies as docs/store.md says, and comes out of a conversion that streams."""
 
 from __future__ import annotations
 

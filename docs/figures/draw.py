@@ -60,6 +60,12 @@ class Canvas:
         )
         self.text(x + (width - 4) / 2, y + CELL_H - 9, words, colour=ink)
 
+    def block(self, x: float, y: float, width: float, height: float, *, fill: str) -> None:
+        """A rectangle without words."""
+        self._parts.append(
+            f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="3" fill="{fill}" stroke="{LINE}"/>'
+        )
+
     def arrow(self, x1: float, y1: float, x2: float, y2: float) -> None:
         """A line that ends in a point."""
         angle = np.arctan2(y2 - y1, x2 - x1)
@@ -170,9 +176,9 @@ def _product(
 
 
 def draw_round() -> None:
-    """One round: four drafted tokens, of which two are kept."""
+    """One round: four draft tokens, of which two are accepted."""
     words = ("The", "sky", "is", "blue", "since", "the")
-    canvas = Canvas(760, 330, "One round of speculative decoding: four tokens drafted, two kept, one more for free")
+    canvas = Canvas(760, 330, "One round of speculative decoding: four tokens drafted, two accepted, and a bonus token")
     canvas.text(20, 30, "1  Draft: one cheap step after another, at low effort", anchor="start", bold=True)
     x0, width = 170, 92
     canvas.text(x0 - 20, 66, "reads", anchor="end", colour=MUTED)
@@ -182,7 +188,7 @@ def draw_round() -> None:
         canvas.box(x0 + width * place, 87, words[place + 1], width=width - 8, fill=DRAFT)
         if place:
             canvas.arrow(x0 + width * place - 18, 90, x0 + width * place + 6, 68)
-    canvas.text(20, 152, "2  Verify: all of them in one pass at full effort", anchor="start", bold=True)
+    canvas.text(20, 152, "2  Verify: all of them in one pass at effort 1", anchor="start", bold=True)
     kept = ("sky", "is", "clear", "since", "dust")
     canvas.text(x0 - 20, 188, "reads", anchor="end", colour=MUTED)
     canvas.text(x0 - 20, 226, "chooses", anchor="end", colour=MUTED)
@@ -191,9 +197,9 @@ def draw_round() -> None:
         fill = KEPT if place < 3 else "#ffffff"
         canvas.box(x0 + width * place, 209, kept[place], width=width - 8, fill=fill, ink=INK if place < 3 else MUTED)
     canvas.text(20, 274, "3  Keep", anchor="start", bold=True)
-    canvas.text(x0, 274, "“sky” and “is” were drafted right; “clear” is the verifier's own, for free.", anchor="start")
-    canvas.text(x0, 294, "What follows “blue” was asked about another text, and is dropped:", anchor="start")
-    canvas.text(x0, 314, "the cache is cut back behind “is”, and the next round begins with “clear”.", anchor="start")
+    canvas.text(x0, 274, "“sky” and “is” are accepted; “clear” is the bonus token, the verifier's own.", anchor="start")
+    canvas.text(x0, 294, "What follows “blue” belongs to another text, and is dropped:", anchor="start")
+    canvas.text(x0, 314, "the cache is cut after “is”, and the next round begins with “clear”.", anchor="start")
     canvas.write("round.svg")
 
 
@@ -206,14 +212,12 @@ def draw_identity() -> None:
     weights = np.round(random.standard_normal(4), 1)
     canvas.text(20, 30, "Plain decoding: the token alone", anchor="start", bold=True)
     _chain(canvas, 20, 48, [("this token", row)], weights)
-    canvas.text(20, 122, "Verification: the same token between others", anchor="start", bold=True)
-    _chain(
-        canvas, 20, 140, [("drafted before", others[0]), ("this token", row), ("drafted behind", others[1])], weights
-    )
+    canvas.text(20, 122, "Verification: the same token between other rows", anchor="start", bold=True)
+    _chain(canvas, 20, 140, [("an earlier one", others[0]), ("this token", row), ("a later one", others[1])], weights)
     notes = (
-        "Each output of each token is one chain of multiply-adds in an order that the shape fixes, whoever shares",
-        "the pass; skipped products simply do not take part. So equal histories give equal bits, equal logits, and,",
-        "with a sampler of logits, seed and position alone, equal tokens: drafts decide how fast, never what.",
+        "Each output of each row is one chain of multiply-adds. The shape of the matrix fixes its order, whatever",
+        "other rows are in the pass; skipped products are left out. So equal histories give equal bits and equal",
+        "logits. The sampler depends on logits, seed and position alone, so tokens are equal, too.",
     )
     for index, line in enumerate(notes):
         canvas.text(20, 246 + 18 * index, line, anchor="start", colour=MUTED, size=12)
@@ -238,7 +242,38 @@ def _chain(canvas: Canvas, x: float, y: float, rows: Sequence[tuple[str, np.ndar
         canvas.box(x + 130 + 122 * 4, top, f"= {float(total):.3g}", width=90, fill=KEPT if mine else "#ffffff")
 
 
+def draw_pass() -> None:
+    """A pass over three sequences: rows of different kinds, one reading of the weights, a cache for each."""
+    canvas = Canvas(760, 300, "One pass over the rows of three sequences")
+    sequences = (
+        ("answer A", ("sky", "is", "blue"), VERIFY, "bonus token and a draft of 2", "2 accepted"),
+        ("answer B", ("42",), VERIFY, "a plain step", "1 token"),
+        ("answer C", ("Name", "a", "river"), DRAFT, "a piece of a new prompt", "read"),
+    )
+    for x, words in ((20, "Rows of the pass"), (312, "Weights"), (470, "Attention, each over its own cache")):
+        canvas.text(x, 30, words, anchor="start", bold=True)
+    top, height = 48, 3 * CELL_H + 68
+    canvas.block(312, top, 110, height, fill=KEPT)
+    canvas.text(367, top + height / 2 - 4, "read once", bold=True)
+    canvas.text(367, top + height / 2 + 16, "for all rows", colour=MUTED)
+    y = top
+    for name, words, fill, kind, outcome in sequences:
+        for place, word in enumerate(words):
+            canvas.box(20 + 64 * place, y, word, fill=fill, width=64)
+        canvas.text(20, y + CELL_H + 12, f"{name}: {kind}", anchor="start", colour=MUTED, size=12)
+        canvas.arrow(224, y + 11, 306, y + 11)
+        canvas.arrow(426, y + 11, 464, y + 11)
+        canvas.box(470, y, f"keys and values of {name[-1]}", fill=fill, width=190)
+        canvas.text(672, y + 16, outcome, anchor="start", colour=MUTED)
+        y += CELL_H + 28
+    canvas.text(20, 238, "No row sees a row of another sequence, and the order of its sums depends on", anchor="start")
+    canvas.text(20, 258, "shapes alone. So A, B and C get the tokens that they would get alone.", anchor="start")
+    canvas.text(20, 278, "New answers join between passes; finished ones leave.", anchor="start", colour=MUTED)
+    canvas.write("pass.svg")
+
+
 if __name__ == "__main__":
     draw_bucketmul()
     draw_round()
     draw_identity()
+    draw_pass()

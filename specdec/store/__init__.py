@@ -1,4 +1,4 @@
-"""The bucket store: a converted model on disk, byte by byte in docs/format.md."""
+"""The bucket store: a converted model on disk, byte by byte in docs/store.md."""
 
 from specdec.store.conversion import convert
 from specdec.store.description import FORMAT_VERSION
