@@ -13,8 +13,10 @@ from family_files import FAMILIES, FOLDER, config_of, expected, mlx_weights, wri
 from model_files import write_huggingface
 from specdec.kernels.reference.transformer import DenseTransformer
 
+import specdec
 from specdec.formats import Source, open_source
 from specdec.model.effort import EffortSchedule, resolve_efforts
+from specdec.model.loaded import Model
 from specdec.runtimes.base import Rows, Runtime, forward_one
 from specdec.runtimes.choose import create_runtime
 from specdec.store import Store, convert
@@ -139,3 +141,18 @@ def test_a_draft_view_leaves_nothing_behind(runtime_of: Callable[..., Runtime], 
     forward_one(runtime, [5, 6], cache_, effort=0.5, view="int4")
     cache_.trim(8)
     assert np.array_equal(forward_one(runtime, ids[8:], cache_, effort=1.0).logits, wanted[8:])
+
+
+DRAFTS: tuple[dict[str, Any], ...] = (
+    {"policy": "fixed", "draft_view": "int4", "draft_effort": 0.5, "draft_len": 3},
+    {"policy": "fixed", "drafter": "ngram:min=1;effort", "draft_effort": 0.3, "temperature": 1.0, "seed": 3},
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_speculation_changes_no_token(runtime_of: Callable[..., Runtime], kind: str, name: str) -> None:
+    model, prompt = Model(runtime_of(kind, name), None), expected(name)["input_ids"][0][:9]
+    for options in DRAFTS:
+        sampling = {key: value for key, value in options.items() if key in ("temperature", "seed")}
+        plain = specdec.generate(model, prompt, max_tokens=12, speculate=False, **sampling)
+        assert specdec.generate(model, prompt, max_tokens=12, **options).tokens == plain.tokens
