@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
@@ -25,6 +25,8 @@ FLAT: dict[str, Any] = {
     "qk_norm": False, "num_experts": 0, "experts_per_token": 0,
 }  # fmt: skip
 
+# Descriptions have many parts: on a busy machine drawing them is slow.
+drawn = settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 sizes, flags = st.integers(1, 300), st.booleans()
 positive = st.floats(1e-6, 1e6)
 maybe = st.one_of(st.none(), positive)
@@ -59,11 +61,14 @@ def attentions(draw: st.DrawFn) -> Attention:
         rope=rope,
         window=draw(st.one_of(st.none(), sizes)),
         bias=draw(flags),
+        output_bias=draw(flags),
         qk_norm=draw(st.sampled_from(["none", "head", "full"])),
         scale=draw(maybe),
         softcap=draw(maybe),
         sinks=draw(flags),
         gate=draw(flags),
+        growth=(growth := draw(st.sampled_from([0.0, 0.1]))),
+        growth_span=draw(sizes) if growth else 0,
     )
 
 
@@ -79,6 +84,7 @@ def mlps(draw: st.DrawFn) -> Mlp:
         experts_used=min(2, experts),
         router=router,
         renormalise=router == "top-then-softmax" or draw(flags),
+        router_bias=experts > 0 and draw(flags),
         shared_width=draw(sizes) if experts and draw(flags) else 0,
     )
 
@@ -111,6 +117,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
 
 @given(configs())
+@drawn
 def test_any_description_survives_json(config: ModelConfig) -> None:
     values = json.loads(json.dumps(config.to_dict()))
     again = ModelConfig.from_dict(values)
@@ -121,6 +128,7 @@ def test_any_description_survives_json(config: ModelConfig) -> None:
 
 
 @given(configs())
+@drawn
 def test_names_are_different_and_belong_to_one_kind_of_tensor(config: ModelConfig) -> None:
     names = [*config.matrices(), *config.tables(), *config.vectors()]
     assert len(names) == len(set(names))
@@ -131,6 +139,8 @@ def test_names_are_different_and_belong_to_one_kind_of_tensor(config: ModelConfi
             2 * (1 + (layer.norms == "both"))
             + 2 * (layer.attention.qk_norm != "none")
             + 3 * layer.attention.bias
+            + layer.attention.output_bias
+            + layer.mlp.router_bias
             + layer.attention.sinks
             + 3 * layer.mlp.bias * (max(1, layer.mlp.experts) + (layer.mlp.shared_width > 0))
             for layer in config.layers
@@ -221,7 +231,10 @@ def test_flat_descriptions_out_of_range(change: dict[str, Any], message: str) ->
         (lambda v: v["kinds"][0]["attention"].update(qk_norm="some"), "qk_norm must be one of none, head, full"),
         (lambda v: v["kinds"][0]["attention"]["rope"].update(share=0.4), "even part of the head"),
         (lambda v: v["kinds"][0]["attention"]["rope"].update(share=2), "share must be at most 1"),
+        (lambda v: v["kinds"][0]["attention"].update(growth=0.1), "growth_span must be a positive whole number"),
+        (lambda v: v["kinds"][0]["attention"].update(growth_span=4), "growth must be a positive number"),
         (lambda v: v["kinds"][0]["mlp"].update(shared_width=4), "need experts"),
+        (lambda v: v["kinds"][0]["mlp"].update(router_bias=True), "need experts"),
         (lambda v: v["kinds"][0]["mlp"].update(renormalise=False), "always normalised"),
         (lambda v: v["kinds"][0]["mlp"].update(experts=-1), "num_experts must be a whole number"),
     ],
@@ -256,6 +269,7 @@ def test_flat_descriptions_survive(change: dict[str, Any]) -> None:
 
 
 @given(configs())
+@drawn
 def test_a_model_is_described_flatly_or_not_at_all(config: ModelConfig) -> None:
     flat = config.to_flat_dict()
     assert flat is None or ModelConfig.from_flat_dict(flat) == config
@@ -283,8 +297,10 @@ def test_properties_of_all_layers_refuse_models_whose_layers_differ() -> None:
 
 
 def test_names_of_a_model_with_everything() -> None:
-    attention = Attention(heads=4, kv_heads=2, head_dim=8, bias=True, qk_norm="full", sinks=True, gate=True)
-    mlp = Mlp(width=10, bias=True, experts=2, experts_used=1, shared_width=6)
+    attention = Attention(
+        heads=4, kv_heads=2, head_dim=8, bias=True, output_bias=True, qk_norm="full", sinks=True, gate=True
+    )
+    mlp = Mlp(width=10, bias=True, experts=2, experts_used=1, router_bias=True, shared_width=6)
     config = ModelConfig(
         family="x",
         vocab=11,
@@ -315,6 +331,8 @@ def test_names_of_a_model_with_everything() -> None:
     assert vectors["layers.0.attn.q_norm"] == 32
     assert vectors["layers.0.attn.k_norm"] == 16
     assert vectors["layers.0.attn.sinks"] == 4
+    assert vectors["layers.0.attn.o.bias"] == 12
+    assert vectors["layers.0.mlp.router.bias"] == 2
     assert vectors["layers.0.mlp.shared.up.bias"] == 6
     assert vectors["layers.0.attn_post_norm"] == vectors["final_norm"] == 12
 
@@ -341,12 +359,14 @@ def test_every_feature_is_found_by_name() -> None:
         Feature.ROPE_ATTENTION: {"rope": {"attention_factor": 1.2}},
         Feature.WINDOW: {"attention": {"window": 4}},
         Feature.QKV_BIAS: {"attention": {"bias": True}},
+        Feature.OUTPUT_BIAS: {"attention": {"output_bias": True}},
         Feature.QK_NORM: {"attention": {"qk_norm": "head"}},
         Feature.QK_NORM_FULL: {"attention": {"qk_norm": "full"}},
         Feature.SCALE: {"attention": {"scale": 0.1}},
         Feature.SOFTCAP: {"attention": {"softcap": 50.0}},
         Feature.SINKS: {"attention": {"sinks": True}},
         Feature.GATE: {"attention": {"gate": True}},
+        Feature.GROWTH: {"attention": {"growth": 0.1, "growth_span": 8}},
         Feature.GELU: {"mlp": {"activation": "gelu_tanh"}},
         Feature.CLAMPED: {"mlp": {"activation": "clamped_swiglu"}},
         Feature.MLP_BIAS: {"mlp": {"bias": True}},
@@ -362,6 +382,7 @@ def test_every_feature_is_found_by_name() -> None:
     for feature, changes in cases.items():
         assert _features(**changes) == {feature}
     assert _features(mlp=mixture | {"router": "softmax-then-top"}) == {Feature.MIXTURE, Feature.ROUTER}
+    assert _features(mlp=mixture | {"router_bias": True}) == {Feature.MIXTURE, Feature.ROUTER_BIAS}
     assert _features(mlp=mixture | {"shared_width": 4}) == {Feature.MIXTURE, Feature.SHARED}
     config = ModelConfig.from_flat_dict(FLAT)
     one, plain = config.layers[0], features_of(config)
@@ -369,7 +390,7 @@ def test_every_feature_is_found_by_name() -> None:
     turned = dataclasses.replace(one, attention=dataclasses.replace(one.attention, rope=Rope(theta=5.0)))
     assert features_of(dataclasses.replace(config, layers=(one, wide))) - plain == {Feature.MIXED_SHAPES}
     assert features_of(dataclasses.replace(config, layers=(one, turned))) - plain == {Feature.MIXED_ROPE}
-    tested = {*cases, Feature.ROUTER, Feature.SHARED, Feature.MIXED_SHAPES, Feature.MIXED_ROPE}
+    tested = {*cases, Feature.ROUTER, Feature.ROUTER_BIAS, Feature.SHARED, Feature.MIXED_SHAPES, Feature.MIXED_ROPE}
     assert tested == set(Feature)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from featured_models import FEATURED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import SyntheticSource, tiny_config
@@ -20,17 +21,17 @@ pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=Impo
 
 from specdec.runtimes.reference.runtime import ReferenceRuntime
 
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "window": {"architecture": "mistral", "sliding_window": 4, "first_sliding_layer": 1},
-    "mixture": {"architecture": "mixtral", "num_experts": 4, "experts_per_token": 2, "tie_embeddings": False},
-}
+MODELS = {
+    "llama": tiny_config(),
+    "window": tiny_config(architecture="mistral", sliding_window=4, first_sliding_layer=1),
+    "mixture": tiny_config(architecture="mixtral", num_experts=4, experts_per_token=2, tie_embeddings=False),
+} | FEATURED
 TREE = [-1, 0, 0, 1, -1, 2, 5, 4]
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ReferenceRuntime:
-    source = SyntheticSource(tiny_config(**MODELS[request.param]))
+    source = SyntheticSource(MODELS[request.param])
     return ReferenceRuntime(Store.open(convert(source, tmp_path_factory.mktemp("stores") / "store", views=("int4",))))
 
 

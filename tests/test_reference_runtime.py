@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from featured_models import FEATURED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from specdec.kernels.reference.bucketmul import bucketmul
@@ -18,6 +19,7 @@ from synthetic import SyntheticSource, tiny_config
 
 from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.effort import EffortSchedule
+from specdec.model.features import Feature, features_of
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.choose import create_runtime, known_runtimes
 from specdec.store import BucketLayout, Store, convert
@@ -38,6 +40,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2": {"architecture": "qwen2", "qkv_bias": True},
     "qwen3": {"architecture": "qwen3", "qk_norm": True, "head_dim": 16},
 }
+CONFIGS = {name: tiny_config(**values) for name, values in ARCHITECTURES.items()} | FEATURED
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 47, 24)]
 FULL = EffortSchedule(1.0)
 
@@ -57,7 +60,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     ) -> tuple[SyntheticSource, ReferenceRuntime]:
         key = (name, dtype, layout, views)
         if key not in made:
-            source = SyntheticSource(tiny_config(**ARCHITECTURES[name]), dtype=dtype)
+            source = SyntheticSource(CONFIGS[name], dtype=dtype)
             path = convert(source, tmp_path_factory.mktemp("stores") / "store", layout=layout, views=views)
             made[key] = source, ReferenceRuntime(Store.open(path))
         return made[key]
@@ -85,7 +88,7 @@ def in_passes(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_logits_at_effort_one_equal_the_float64_model(make: Make, name: str, dtype: str) -> None:
     source, runtime = make(name, dtype)
     logits = forward_one(runtime, TOKENS, runtime.new_cache(64), effort=FULL).logits
@@ -96,8 +99,13 @@ def test_logits_at_effort_one_equal_the_float64_model(make: Make, name: str, dty
     np.testing.assert_allclose(logits, float64_logits(source, TOKENS), rtol=0, atol=1.5e-5)
 
 
+def test_the_models_here_have_every_feature() -> None:
+    assert set().union(*map(features_of, CONFIGS.values())) == set(Feature)
+    assert all(not ReferenceRuntime.missing(config) for config in CONFIGS.values())
+
+
 @pytest.mark.parametrize("view", ["exact", "bucket", "int4"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_rows_of_a_pass_equal_single_rows_bit_for_bit(make: Make, name: str, view: str) -> None:
     _, runtime = make(name)
     for effort in (1.0, 0.6, 0.3, 0.15):
@@ -113,7 +121,7 @@ def test_rows_of_a_pass_equal_single_rows_bit_for_bit(make: Make, name: str, vie
 @settings(max_examples=25, deadline=None)
 def test_any_split_any_history_of_drafts_gives_the_same_bits(make: Make, data: st.DataObject) -> None:
     """What a draft left behind in the cache, and how the tokens came in, must not show in verified logits."""
-    _, runtime = make(data.draw(st.sampled_from(sorted(ARCHITECTURES))))
+    _, runtime = make(data.draw(st.sampled_from(sorted(CONFIGS))))
     schedule = EffortSchedule(
         data.draw(st.sampled_from([1.0, 0.7, 0.3])), {"head": data.draw(st.sampled_from([1.0, 0.5]))}
     )

@@ -5,25 +5,44 @@ Attention is in `attention`, matrices in `bucketmul`, the whole model in `transf
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from specdec.model.architecture import ModelConfig
+from specdec.model.layers import CLAMP_LIMIT, CLAMP_SLOPE, Activation, Mlp, RopeKind
 
 
-def rms_norm(x: NDArray[np.floating], weight: NDArray[np.floating], *, eps: float) -> NDArray[np.float64]:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis. Source: Zhang and Sennrich, 1910.07467, equation 4."""
+def rms_norm(
+    x: NDArray[np.floating], weight: NDArray[np.floating], *, eps: float, offset: float = 0.0
+) -> NDArray[np.float64]:
+    """x / sqrt(mean(x^2) + eps) * (offset + weight) over the last axis.
+
+    Source: Zhang and Sennrich, 1910.07467, equation 4; the offset is Gemma's (2403.08295).
+    """
     x = x.astype(np.float64)
-    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight)
+    scale = weight.astype(np.float64) + offset
+    return np.asarray(x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * scale)
+
+
+def softcap(x: NDArray[np.floating], cap: float | None) -> NDArray[np.float64]:
+    """cap * tanh(x / cap), or x where `cap` is None. Source: Gemma 2, 2408.00118, section 2."""
+    x = x.astype(np.float64)
+    return x if cap is None else np.asarray(cap * np.tanh(x / cap))
 
 
 def rotary_frequencies(config: ModelConfig, layer: int = 0) -> NDArray[np.float64]:
-    """(D / 2,) radians per position of a layer: theta^(-2j / D), divided by `Rope.factors` where there are any.
+    """(R / 2,) radians per position of a layer: theta^(-2j / R), divided by `Rope.factors` where there are any.
+
+    R is the number of turned dimensions, `Attention.turned`; a layer without positions has none.
 
     Source: Su et al. 2104.09864, section 3.2.2.
     """
     attention = config.layers[layer].attention
-    half, rope = attention.head_dim // 2, attention.rope
+    half, rope = attention.turned // 2, attention.rope
+    if not half:
+        return np.zeros(0)
     frequencies = rope.theta ** (-np.arange(half, dtype=np.float64) / half)
     return frequencies if rope.factors is None else frequencies / np.asarray(rope.factors)
 
@@ -31,46 +50,77 @@ def rotary_frequencies(config: ModelConfig, layer: int = 0) -> NDArray[np.float6
 def rotations(
     positions: NDArray[np.integer], frequencies: NDArray[np.float64], *, factor: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Cosines and sines, (T, D / 2) each, of every position's angles, times `Rope.attention_factor`.
+    """Cosines and sines, (T, R / 2) each, of every position's angles, times `Rope.attention_factor`.
 
     Args:
         positions: (T,), from 0.
-        frequencies: (D / 2,), see `rotary_frequencies`.
+        frequencies: (R / 2,), see `rotary_frequencies`.
         factor: 1 but for rotary positions that are scaled (YaRN, 2309.00071, section 3.4).
     """
     angles = positions[:, None] * frequencies
     return np.cos(angles) * factor, np.sin(angles) * factor
 
 
-def rotate(x: NDArray[np.floating], cosines: NDArray[np.float64], sines: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn dimension j and j + D / 2 of every head by angle j.
+def rotate(
+    x: NDArray[np.floating], cosines: NDArray[np.float64], sines: NDArray[np.float64], *, kind: RopeKind = "half"
+) -> NDArray[np.float64]:
+    """Turn the first R dimensions of every head, pair j by angle j; the others stay.
 
     Args:
         x: (..., D).
-        cosines, sines: of the angles, broadcastable to (..., D / 2).
+        cosines, sines: of the angles, broadcastable to (..., R / 2).
+        kind: pair j is dimensions j and j + R / 2 ("half"), or 2j and 2j + 1 ("interleaved"); "none" turns nothing.
     """
-    low, high = np.split(x.astype(np.float64), 2, axis=-1)
-    return np.concatenate([low * cosines - high * sines, high * cosines + low * sines], axis=-1)
+    x = x.astype(np.float64)
+    turned = 2 * cosines.shape[-1]
+    if kind == "none" or not turned:
+        return x
+    part, rest = x[..., :turned], x[..., turned:]
+    if kind == "interleaved":
+        low, high = part[..., 0::2], part[..., 1::2]
+        pairs = np.stack([low * cosines - high * sines, high * cosines + low * sines], axis=-1)
+        return np.concatenate([pairs.reshape(part.shape), rest], axis=-1)
+    low, high = np.split(part, 2, axis=-1)
+    return np.concatenate([low * cosines - high * sines, high * cosines + low * sines, rest], axis=-1)
 
 
-def gated(gate: NDArray[np.floating], up: NDArray[np.floating]) -> NDArray[np.float64]:
-    """silu(gate) * up. Source: Shazeer, 2002.05202, section 2 (SwiGLU)."""
-    gate = gate.astype(np.float64)
-    return np.asarray(gate / (1 + np.exp(-gate)) * up)
+def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(1 / (1 + np.exp(-x)))
 
 
-def choose_experts(router_logits: NDArray[np.floating], count: int) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
-    """The `count` experts of one token and their weights, by rising expert number.
+def gated(
+    gate: NDArray[np.floating], up: NDArray[np.floating], *, activation: Activation = "silu"
+) -> NDArray[np.float64]:
+    """The gate's activation times `up`.
+
+    Source: Shazeer, 2002.05202, section 2 (SwiGLU, and GEGLU with the tanh form of 1606.08415); for the clamped SwiGLU
+    see `CLAMP_LIMIT`.
+    """
+    gate, up = gate.astype(np.float64), up.astype(np.float64)
+    if activation == "gelu_tanh":
+        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+        return np.asarray(0.5 * gate * (1 + np.tanh(inner)) * up)
+    if activation == "clamped_swiglu":
+        gate, up = np.minimum(gate, CLAMP_LIMIT), np.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT)
+        return np.asarray(gate * _sigmoid(CLAMP_SLOPE * gate) * (up + 1))
+    return np.asarray(gate * _sigmoid(gate) * up)
+
+
+def choose_experts(router_logits: NDArray[np.floating], mlp: Mlp) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
+    """The experts of one token and their weights, by rising expert number.
 
     Args:
-        router_logits: (experts,), any float dtype.
-        count: experts per token; of equal logits the lower number is taken.
+        router_logits: (experts,), any float dtype, the router's bias included.
+        mlp: how many experts a token uses, and how they are weighted. Of equal logits the lower number is taken.
 
     Returns:
-        Expert numbers (count,), and the softmax over the chosen logits alone (count,), in the dtype of the logits.
+        Expert numbers (used,), and their weights (used,), in the dtype of the logits: the softmax over the chosen
+        logits alone, or the chosen ones' shares of the softmax over all; these divided by their sum, where
+        `mlp.renormalise`, are the same numbers.
 
-    Source: Mixtral, Jiang et al. 2401.04088, section 2.1.
+    Source: Mixtral, Jiang et al. 2401.04088, section 2.1; Qwen3 (2505.09388) and OLMoE (2409.02060).
     """
-    chosen = np.sort(np.argsort(-router_logits, kind="stable")[:count])
-    weights = np.exp(router_logits[chosen] - router_logits.max())
-    return chosen, weights / weights.sum()
+    chosen = np.sort(np.argsort(-router_logits, kind="stable")[: mlp.experts_used])
+    shifted = np.exp(router_logits - router_logits.max())
+    total = shifted[chosen].sum() if mlp.renormalise else shifted.sum()
+    return chosen, shifted[chosen] / total

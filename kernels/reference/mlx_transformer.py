@@ -99,7 +99,7 @@ class RowTransformer:
         router: Callable[[int], NDArray[np.float32]],
     ) -> None:
         self._config, self._embed = config, embed
-        self._vectors = {name: mx.array(vector(name)) for name in config.vectors()}
+        self._vectors = {name: mx.array(self._stored(vector(name), name)) for name in config.vectors()}
         self._routers = {
             number: FloatMatrix(router(number)) for number, layer in enumerate(config.layers) if layer.mlp.experts
         }
@@ -110,10 +110,14 @@ class RowTransformer:
         }
         mx.eval(self._vectors)
 
+    def _stored(self, values: NDArray[np.float32], name: str) -> NDArray[np.float32]:
+        """A vector as it multiplies or is added: norms with the model's offset."""
+        return values + np.float32(self._config.norm_offset) if name.endswith("_norm") else values
+
     def forward(self, segments: Sequence[Segment], multiply: Multiply) -> list[NDArray[np.float32]]:
         """Append every segment's tokens to its cache; the logits that each asked for, float32 (rows, V)."""
         rows = [
-            _Row(part, segment, slots, self._rotations(len(slots) - 1), self._embed(token))
+            _Row(part, segment, slots, self._rotations(len(slots) - 1), self._embedded(token))
             for part, segment in enumerate(segments)
             for token, slots in zip(segment.tokens, segment.slots, strict=True)
         ]
@@ -124,6 +128,7 @@ class RowTransformer:
         wanted = [own[index] for segment, own in _by_segment(rows) for index in segment.logits]
         parts = [row.part for row in wanted]
         found = multiply("head", [self._norm(row.x, "final_norm") for row in wanted], parts) if wanted else []
+        found = [self._as_logits(row) for row in found]
         mx.eval(found)
         none = np.empty((0, self._config.vocab), np.float32)
         by_part = [[none] for _ in segments]
@@ -133,28 +138,44 @@ class RowTransformer:
 
     def _block(self, layer: int, rows: list[_Row], multiply: Multiply) -> None:
         """Rows through one layer."""
-        normed = [self._norm(row.x, f"layers.{layer}.attn_norm") for row in rows]
-        self._add(rows, self._attention(rows, normed, layer, multiply))
-        normed = [self._norm(row.x, f"layers.{layer}.mlp_norm") for row in rows]
-        parts = [row.part for row in rows]
+        entering = self._entering(rows, layer, "attn")
+        self._add(rows, self._attention(rows, entering, layer, multiply), layer, "attn")
+        entering, parts = self._entering(rows, layer, "mlp"), [row.part for row in rows]
         mixed = self._experts if self._config.layers[layer].mlp.experts else self._only_mlp
-        self._add(rows, mixed(normed, parts, layer, multiply))
+        self._add(rows, mixed(entering, parts, layer, multiply), layer, "mlp")
         # Once a layer: a long prompt's graph would otherwise hold every intermediate array of the pass.
         mx.eval([row.x for row in rows], [segment.cache.arrays(layer) for segment, _ in _by_segment(rows)])
         for segment, own in _by_segment(rows):
             if segment.observe is not None:
                 segment.observe(np.array(mx.concatenate([row.x for row in own], axis=0), dtype=np.float32))
 
-    @staticmethod
-    def _add(rows: list[_Row], mixed: list[Any]) -> None:
-        for row, part in zip(rows, mixed, strict=True):
-            row.x = row.x + part
+    def _embedded(self, token: int) -> Any:
+        scale = self._config.embed_scale
+        return self._embed(token) if scale == 1 else self._embed(token) * scale
+
+    def _as_logits(self, row: Any) -> Any:
+        scale = self._config.logit_scale
+        return mlx_layers.softcap(row if scale == 1 else row * scale, self._config.logit_cap)
+
+    def _entering(self, rows: list[_Row], layer: int, part: str) -> list[Any]:
+        """What enters attention or MLP."""
+        if self._config.layers[layer].norms == "post":
+            return [row.x for row in rows]
+        return [self._norm(row.x, f"layers.{layer}.{part}_norm") for row in rows]
+
+    def _add(self, rows: list[_Row], mixed: list[Any], layer: int, part: str) -> None:
+        """Add what attention or MLP returned, after the norm and the scale that the model has."""
+        shape = self._config.layers[layer]
+        for row, found in zip(rows, mixed, strict=True):
+            if shape.norms != "pre":
+                found = self._norm(found, f"layers.{layer}.{part}_post_norm")
+            row.x = row.x + (found if shape.residual_scale == 1 else found * shape.residual_scale)
 
     def _norm(self, x: Any, name: str) -> Any:
         return mlx_layers.rms_norm(x, self._vectors[name], eps=self._config.eps)
 
     def _rotations(self, position: int) -> dict[Hashable, tuple[Any, Any]]:
-        """Cosines and sines (D / 2,) of one position, rounded once from float64, by kind of layer."""
+        """Cosines and sines (R / 2,) of one position, rounded once from float64, by kind of layer."""
         found: dict[Hashable, tuple[Any, Any]] = {}
         for kind, (frequencies, factor) in self._frequencies.items():
             turns = rotations(np.array([position]), frequencies, factor=factor)
@@ -163,55 +184,86 @@ class RowTransformer:
         return found
 
     def _attention(self, rows: list[_Row], normed: list[Any], layer: int, multiply: Multiply) -> list[Any]:
-        parts, shape = [row.part for row in rows], self._config.layers[layer]
-        kind, window = _turning(shape), shape.attention.window
+        parts, attention, base = (
+            [row.part for row in rows],
+            self._config.layers[layer].attention,
+            f"layers.{layer}.attn",
+        )
+        key, kind = _turning(self._config.layers[layer]), attention.rope.kind
         queries, keys, values = (self._heads(normed, parts, layer, name, multiply) for name in ("q", "k", "v"))
-        queries = [mlx_layers.rotate(query, *row.turns[kind]) for query, row in zip(queries, rows, strict=True)]
-        keys = [mlx_layers.rotate(key, *row.turns[kind]) for key, row in zip(keys, rows, strict=True)]
+        queries, keys = (
+            [mlx_layers.rotate(one, *row.turns[key], kind=kind) for one, row in zip(ones, rows, strict=True)]
+            for ones in (queries, keys)
+        )
         start = 0
         for segment, own in _by_segment(rows):
             stop = start + len(own)
             segment.cache.write(layer, mx.stack(keys[start:stop], axis=1), mx.stack(values[start:stop], axis=1))
             start = stop
-        mixed = []
-        for row, query in zip(rows, queries, strict=True):
-            seen = row.slots[first_visible(len(row.slots) - 1, window) :]
-            mixed.append(mlx_layers.attend(query, *row.segment.cache.history(layer, seen)))
-        return multiply(f"layers.{layer}.attn.o", mixed, parts)
+        mixed = [self._attend(row, query, layer) for row, query in zip(rows, queries, strict=True)]
+        if attention.gate:
+            gates = multiply(f"{base}.gate", normed, parts)
+            mixed = [mx.sigmoid(gate) * one for gate, one in zip(gates, mixed, strict=True)]
+        return self._biased(f"{base}.o", multiply(f"{base}.o", mixed, parts), attention.output_bias)
+
+    def _attend(self, row: _Row, query: Any, layer: int) -> Any:
+        """Attention of one row over what it sees."""
+        attention, position = self._config.layers[layer].attention, len(row.slots) - 1
+        keys, values = row.segment.cache.history(layer, row.slots[first_visible(position, attention.window) :])
+        return mlx_layers.attend(
+            query,
+            keys,
+            values,
+            scale=attention.score_scale * attention.query_growth(position),
+            cap=attention.softcap,
+            sinks=self._vectors[f"layers.{layer}.attn.sinks"] if attention.sinks else None,
+        )
+
+    def _biased(self, name: str, rows: list[Any], bias: bool) -> list[Any]:
+        return [row + self._vectors[f"{name}.bias"] for row in rows] if bias else rows
 
     def _heads(self, normed: list[Any], parts: list[int], layer: int, name: str, multiply: Multiply) -> list[Any]:
         """Queries, keys or values of every row, (heads, D) each, with bias and norm where the model has them."""
         full, attention = f"layers.{layer}.attn.{name}", self._config.layers[layer].attention
-        rows = multiply(full, normed, parts)
-        if attention.bias:
-            rows = [row + self._vectors[f"{full}.bias"] for row in rows]
+        rows = self._biased(full, multiply(full, normed, parts), attention.bias)
+        if attention.qk_norm == "full" and name != "v":
+            rows = [self._norm(row, f"{full}_norm") for row in rows]
         rows = [row.reshape(-1, attention.head_dim) for row in rows]
         if attention.qk_norm == "head" and name != "v":
             rows = [self._norm(row, f"{full}_norm") for row in rows]
         return rows
 
-    def _only_mlp(self, normed: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
-        return self._mlp(normed, parts, self._config.mlp_names(layer)[0], multiply)
+    def _only_mlp(self, entering: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
+        return self._mlp(entering, parts, layer, self._config.mlp_names(layer)[0], multiply)
 
-    def _mlp(self, normed: list[Any], parts: list[int], name: str, multiply: Multiply) -> list[Any]:
-        gates, ups = multiply(f"{name}.gate", normed, parts), multiply(f"{name}.up", normed, parts)
-        hidden = [mlx_layers.gated(gate, up) for gate, up in zip(gates, ups, strict=True)]
-        return multiply(f"{name}.down", hidden, parts)
+    def _mlp(self, entering: list[Any], parts: list[int], layer: int, name: str, multiply: Multiply) -> list[Any]:
+        mlp = self._config.layers[layer].mlp
+        gates, ups = (
+            self._biased(f"{name}.{part}", multiply(f"{name}.{part}", entering, parts), mlp.bias)
+            for part in ("gate", "up")
+        )
+        hidden = [mlx_layers.gated(*pair, activation=mlp.activation) for pair in zip(gates, ups, strict=True)]
+        return self._biased(f"{name}.down", multiply(f"{name}.down", hidden, parts), mlp.bias)
 
-    def _experts(self, normed: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
-        """Each row's chosen experts, added up by rising expert number. The router itself always runs in full."""
-        names, used = self._config.mlp_names(layer), self._config.layers[layer].mlp.experts_used
-        routes = [np.array(self._routers[layer].dense(row))[0] for row in normed]
-        choices = [choose_experts(route, used) for route in routes]
-        mixed: list[Any] = [None] * len(normed)
+    def _experts(self, entering: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
+        """Each row's chosen experts, added up by rising expert number, then the shared one. The router itself always
+        runs in full."""
+        names, mlp = self._config.mlp_names(layer), self._config.layers[layer].mlp
+        routes = [self._routers[layer].dense(row) for row in entering]
+        routes = self._biased(f"layers.{layer}.mlp.router", routes, mlp.router_bias)
+        choices = [choose_experts(np.array(route)[0], mlp) for route in routes]
+        mixed: list[Any] = [None] * len(entering)
         for expert in sorted({int(number) for chosen, _ in choices for number in chosen}):
             users = [m for m, (chosen, _) in enumerate(choices) if expert in chosen]
-            outputs = self._mlp([normed[m] for m in users], [parts[m] for m in users], names[expert], multiply)
-            for m, output in zip(users, outputs, strict=True):
+            rows, owners = [entering[m] for m in users], [parts[m] for m in users]
+            for m, output in zip(users, self._mlp(rows, owners, layer, names[expert], multiply), strict=True):
                 chosen, weights = choices[m]
                 part = output * float(weights[chosen == expert][0])
                 mixed[m] = part if mixed[m] is None else mixed[m] + part
-        return mixed
+        if not mlp.shared_width:
+            return mixed
+        shared = self._mlp(entering, parts, layer, names[-1], multiply)
+        return [one + other for one, other in zip(mixed, shared, strict=True)]
 
 
 def _turning(layer: Layer) -> Hashable:

@@ -71,7 +71,7 @@ class ModelConfig:
                 raise ModelFormatError(
                     f"longest_context {self.longest_context} must be at least max_context {self.max_context}"
                 )
-        _check_count(len(self.layers))
+        check_layers(len(self.layers))
         shared: dict[Layer, Layer] = {}
         object.__setattr__(self, "layers", tuple(shared.setdefault(layer, layer) for layer in self.layers))
         object.__setattr__(self, "_kinds", tuple(shared))
@@ -115,7 +115,7 @@ class ModelConfig:
         Raises:
             ModelFormatError: a value is out of range.
         """
-        _check_count(num_layers)
+        check_layers(num_layers)
         rope = Rope(
             theta=rope_theta, factors=rope_factors, attention_factor=rope_attention_factor, scaling=rope_scaling
         )
@@ -279,9 +279,9 @@ class ModelConfig:
         return tables
 
     def vectors(self) -> dict[str, int]:
-        """Float32 vectors and their lengths: norms (`layers.{i}.attn_norm`, `layers.{i}.mlp_norm`, and
-        `…_post_norm` of what a part returns), `layers.{i}.attn.q_norm`, biases (`layers.{i}.attn.q.bias`) and
-        `layers.{i}.attn.sinks` where there are any."""
+        """Float32 vectors and their lengths: norms (`layers.{i}.attn_norm`, `layers.{i}.mlp_norm` of what enters a
+        part, `…_post_norm` of what it returns, `layers.{i}.attn.{q,k}_norm`), biases (the name of the matrix or router
+        with `.bias`) and `layers.{i}.attn.sinks` where there are any; `final_norm`."""
         lengths: dict[str, int] = {}
         for i, layer in enumerate(self.layers):
             lengths |= _layer_vectors(f"layers.{i}", layer, self)
@@ -379,7 +379,8 @@ class ModelConfig:
         return first
 
 
-def _check_count(layers: int) -> None:
+def check_layers(layers: int) -> None:
+    """Refuse a number of layers that no model has, before anything is made for each."""
     if not is_whole(layers) or layers <= 0:
         raise ModelFormatError(f"num_layers must be a positive whole number, not {layers!r}")
     if layers > MAX_LAYERS:
@@ -418,8 +419,12 @@ def _layer_vectors(base: str, layer: Layer, config: ModelConfig) -> dict[str, in
             lengths[f"{base}.attn.{name}_norm"] = attention.head_dim if attention.qk_norm == "head" else widths[name]
     if attention.bias:
         lengths |= {f"{base}.attn.{name}.bias": width for name, width in widths.items()}
+    if attention.output_bias:
+        lengths[f"{base}.attn.o.bias"] = hidden
     if attention.sinks:
         lengths[f"{base}.attn.sinks"] = attention.heads
+    if mlp.router_bias:
+        lengths[f"{base}.mlp.router.bias"] = mlp.experts
     if mlp.bias:
         number = int(base.rpartition(".")[2])
         for name in config.mlp_names(number):

@@ -20,7 +20,10 @@ def check_bounds(config: ModelConfig) -> ModelConfig:
     """
     _check_sizes({"vocab_size": (config.vocab, 1 << 24), "hidden_size": (config.hidden, 1 << 20)})
     _check_sizes({name: (getattr(config, name) or 0, MOST_CONTEXT) for name in ("max_context", "longest_context")})
-    _check_number("norm_eps", config.eps)
+    for name in ("eps", "embed_scale", "logit_scale"):
+        _check_number(name, getattr(config, name))
+    if config.logit_cap is not None:
+        _check_number("logit_cap", config.logit_cap)
     for layer in set(config.layers):
         _check_layer(layer)
     experts = sum(layer.mlp.experts for layer in config.layers)
@@ -43,6 +46,12 @@ def _check_layer(layer: Layer) -> None:
         }
     )
     _check_rope(attention.rope)
+    _check_number("residual_scale", layer.residual_scale)
+    for name, value in (("the scale of scores", attention.scale), ("the softcap of scores", attention.softcap)):
+        if value is not None:
+            _check_number(name, value)
+    if attention.growth:
+        _check_number("the growth of scores", attention.growth)
 
 
 def _check_rope(rope: Rope) -> None:

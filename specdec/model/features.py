@@ -23,16 +23,19 @@ class Feature(StrEnum):
     ROPE_ATTENTION = "scaled rotary sines and cosines"
     WINDOW = "sliding windows"
     QKV_BIAS = "biases of queries, keys and values"
+    OUTPUT_BIAS = "biases of the attention output"
     QK_NORM = "norms of queries and keys by head"
     QK_NORM_FULL = "norms of queries and keys over all heads"
     SCALE = "scores of another scale"
     SOFTCAP = "softcap of scores"
     SINKS = "attention sinks"
     GATE = "gated attention"
+    GROWTH = "scores whose scale grows with the position"
     GELU = "gates by GELU"
     CLAMPED = "gates by clamped SwiGLU"
     MLP_BIAS = "biases of the MLP"
     MIXTURE = "mixtures of experts"
+    ROUTER_BIAS = "biases of the router"
     ROUTER = "softmax over all experts before the choice"
     SHARED = "shared experts"
     POST_NORMS = "norms after the block"
@@ -79,7 +82,8 @@ def _shape(layer: Layer) -> tuple[object, ...]:
     """What is equal in all layers where one set of kernels runs them."""
     attention, mlp = layer.attention, layer.mlp
     heads = attention.heads, attention.kv_heads, attention.head_dim, attention.bias, attention.qk_norm
-    return heads, mlp
+    others = attention.output_bias, attention.sinks, attention.gate
+    return *heads, *others, mlp, layer.norms
 
 
 def _of_rope(rope: Rope) -> set[Feature]:
@@ -99,12 +103,14 @@ def _of_attention(attention: Attention) -> set[Feature]:
         {
             Feature.WINDOW: attention.window is not None,
             Feature.QKV_BIAS: attention.bias,
+            Feature.OUTPUT_BIAS: attention.output_bias,
             Feature.QK_NORM: attention.qk_norm == "head",
             Feature.QK_NORM_FULL: attention.qk_norm == "full",
             Feature.SCALE: attention.scale is not None,
             Feature.SOFTCAP: attention.softcap is not None,
             Feature.SINKS: attention.sinks,
             Feature.GATE: attention.gate,
+            Feature.GROWTH: attention.growth != 0,
         }
     )
 
@@ -117,6 +123,7 @@ def _of_mlp(mlp: Mlp) -> set[Feature]:
             Feature.MLP_BIAS: mlp.bias,
             Feature.MIXTURE: mlp.experts > 0,
             Feature.ROUTER: mlp.experts > 0 and (mlp.router != "top-then-softmax" or not mlp.renormalise),
+            Feature.ROUTER_BIAS: mlp.router_bias,
             Feature.SHARED: mlp.shared_width > 0,
         }
     )

@@ -5,6 +5,7 @@ Which features a runtime executes is in `features`, whole models are in `archite
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -18,6 +19,10 @@ QkNorm = Literal["none", "head", "full"]
 Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 Router = Literal["softmax-then-top", "top-then-softmax"]
 Norms = Literal["pre", "post", "both"]
+
+CLAMP_LIMIT, CLAMP_SLOPE = 7.0, 1.702
+"""Of the clamped SwiGLU: bound of its factors, and what multiplies the gate in the sigmoid. Source: gpt-oss (OpenAI,
+2508.10925) and its reference code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +66,15 @@ class Attention:
         rope: rotary positions.
         window: a query at position p sees keys p - window + 1 .. p; None means all.
         bias: projections of queries, keys and values have a bias.
+        output_bias: the output projection has a bias.
         qk_norm: RMS norm of queries and keys before the rotation: "head" by head, "full" over all heads.
         scale: of scores; None is 1 / sqrt(D).
         softcap: scores become softcap * tanh(score / softcap).
         sinks: every head has a learned score that takes part in the softmax and has no value.
         gate: the output is multiplied by the sigmoid of a projection of the layer's input.
+        growth: queries at position p are multiplied by 1 + growth * ln(1 + floor(p / growth_span)), see
+            `query_growth`; 0 leaves them.
+        growth_span: tokens; needed with `growth`.
     """
 
     heads: int
@@ -74,37 +83,59 @@ class Attention:
     rope: Rope = field(default_factory=Rope)
     window: int | None = None
     bias: bool = False
+    output_bias: bool = False
     qk_norm: QkNorm = "none"
     scale: float | None = None
     softcap: float | None = None
     sinks: bool = False
     gate: bool = False
+    growth: float = 0.0
+    growth_span: int = 0
 
     def __post_init__(self) -> None:
         check_sizes(self, heads="num_heads", kv_heads="num_kv_heads", head_dim="head_dim")
         if self.window is not None:
             check_sizes(self, window="window")
         check_numbers(self, *(name for name in ("scale", "softcap") if getattr(self, name) is not None))
-        check_flags(self, "bias", "sinks", "gate")
+        check_flags(self, "bias", "output_bias", "sinks", "gate")
         check_choice(self, "qk_norm", QkNorm)
+        if self.growth != 0 or self.growth_span != 0:
+            check_numbers(self, "growth")
+            check_sizes(self, growth_span="growth_span")
         if self.heads % self.kv_heads:
             raise ModelFormatError(f"num_heads {self.heads} must be a multiple of num_kv_heads {self.kv_heads}")
         if self.head_dim % 2:
             raise ModelFormatError(f"head_dim must be even for rotary positions, not {self.head_dim}")
-        turned = self.head_dim * self.rope.share
-        if turned != int(turned) or int(turned) % 2:
-            raise ModelFormatError(f"rotary positions must cover an even part of the head, not {turned} dimensions")
+        turned = round(share := self.head_dim * self.rope.share)
+        if abs(turned - share) > 1e-6 * turned or turned % 2:
+            raise ModelFormatError(f"rotary positions must cover an even part of the head, not {share:g} dimensions")
         if self.rope.factors is not None and len(self.rope.factors) != turned // 2:
-            raise ModelFormatError(f"rope_factors must hold {int(turned) // 2} numbers, not {len(self.rope.factors)}")
+            raise ModelFormatError(f"rope_factors must hold {turned // 2} numbers, not {len(self.rope.factors)}")
         if self.rope.scaling is not None:
-            self.rope.scaling.check_pairs(int(turned) // 2)
+            self.rope.scaling.check_pairs(turned // 2)
+
+    def query_growth(self, position: int) -> float:
+        """What multiplies a query at `position` beside the scale of scores, in float64; 1 without `growth`.
+
+        Source: Llama 4's temperature of attention (transformers `llama4`, `ministral3`).
+        """
+        return 1 + self.growth * math.log(1 + position // self.growth_span) if self.growth else 1.0
+
+    @property
+    def score_scale(self) -> float:
+        """What multiplies scores: `scale`, or 1 / sqrt(D)."""
+        return 1 / math.sqrt(self.head_dim) if self.scale is None else self.scale
 
     def for_context(self, context: int) -> Attention:
         """The same with the rotary factors of a model that is loaded for `context` tokens."""
         if self.rope.scaling is None:
             return self
-        pairs = int(self.head_dim * self.rope.share) // 2
-        return replace(self, rope=replace(self.rope, factors=self.rope.scaling.factors_for(context, pairs)))
+        return replace(self, rope=replace(self.rope, factors=self.rope.scaling.factors_for(context, self.turned // 2)))
+
+    @property
+    def turned(self) -> int:
+        """Dimensions of a head that rotary positions turn, R, its first ones; 0 in a layer without positions."""
+        return 0 if self.rope.kind == "none" else round(self.head_dim * self.rope.share)
 
     @property
     def query_width(self) -> int:
@@ -123,14 +154,16 @@ class Mlp:
 
     Attributes:
         width: inner width (of one expert, if there are experts).
-        activation: of the gate: silu, GELU in its tanh form, or the clamped SwiGLU of gpt-oss.
+        activation: of the gate: silu, GELU in its tanh form, or gpt-oss's clamped SwiGLU: gates are at most 7, the
+            other factors -7 to 7 and then 1 more, and the gate's sigmoid is that of 1.702 times the gate.
         bias: all projections have a bias.
         experts: 0, or the number of experts of a mixture.
         experts_used: experts that each token uses.
         router: weights of the chosen experts: the softmax over the chosen ("top-then-softmax", Mixtral, 2401.04088), or
             the chosen ones' shares of the softmax over all.
         renormalise: the weights of the chosen experts are divided by their sum.
-        shared_width: inner width of an MLP that every token uses beside its experts; 0 for none.
+        router_bias: the router has a bias.
+        shared_width: inner width of an MLP that every token uses beside its experts, with weight 1; 0 for none.
     """
 
     width: int
@@ -140,6 +173,7 @@ class Mlp:
     experts_used: int = 0
     router: Router = "top-then-softmax"
     renormalise: bool = True
+    router_bias: bool = False
     shared_width: int = 0
 
     def __post_init__(self) -> None:
@@ -147,15 +181,15 @@ class Mlp:
         for name, shown in (("experts", "num_experts"), ("experts_used", "experts_per_token"), ("shared_width",) * 2):
             if not is_whole(getattr(self, name)) or getattr(self, name) < 0:
                 raise ModelFormatError(f"{shown} must be a whole number of at least 0, not {getattr(self, name)!r}")
-        check_flags(self, "bias", "renormalise")
+        check_flags(self, "bias", "renormalise", "router_bias")
         check_choice(self, "activation", Activation)
         check_choice(self, "router", Router)
         if self.experts and not 0 < self.experts_used <= self.experts:
             raise ModelFormatError(
                 f"experts_per_token must be 1 to num_experts ({self.experts}), not {self.experts_used}"
             )
-        if not self.experts and (self.experts_used or self.shared_width):
-            raise ModelFormatError("experts_per_token and shared_width need experts")
+        if not self.experts and (self.experts_used or self.shared_width or self.router_bias):
+            raise ModelFormatError("experts_per_token, router_bias and shared_width need experts")
         if not self.renormalise and self.router == "top-then-softmax":
             raise ModelFormatError("a softmax over the chosen experts is always normalised")
 

@@ -21,7 +21,6 @@ from specdec.kernels.reference.mlx_matrix import FloatMatrix, GroupScaledMatrix,
 from specdec.kernels.reference.mlx_transformer import RowTransformer, Segment
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
-from specdec.model.features import Feature, features_of
 from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
@@ -37,7 +36,6 @@ from specdec.runtimes.base import (
     is_chain,
     path_to,
 )
-from specdec.runtimes.features import check_missing
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
@@ -47,20 +45,6 @@ from specdec.weights.registry import get_view, known_views
 
 if TYPE_CHECKING:
     from specdec.store import Store
-
-# Features beyond the plain decoder.
-_EXECUTES = frozenset(
-    {
-        Feature.ROPE_FACTORS,
-        Feature.ROPE_ATTENTION,
-        Feature.WINDOW,
-        Feature.QKV_BIAS,
-        Feature.QK_NORM,
-        Feature.MIXTURE,
-        Feature.MIXED_SHAPES,
-        Feature.MIXED_ROPE,
-    }
-)
 
 
 @runtime_checkable
@@ -141,11 +125,9 @@ class ReferenceRuntime:
 
     Raises:
         RuntimeUnavailableError: (on importing this module) MLX cannot be loaded.
-        InvalidArgumentError: the model has features that `missing` names.
     """
 
     def __init__(self, store: Store) -> None:
-        check_missing("reference", self.missing(store.config))
         self.config: ModelConfig = store.config
         self.info = RuntimeInfo(name="reference", auto_draft=("own", 0.5) if store.quantised else ("bucket", 0.25))
         self._store = store
@@ -157,9 +139,9 @@ class ReferenceRuntime:
             self._transformer = RowTransformer(self.config, store.vector, self._embed, self._router)
 
     @classmethod
-    def missing(cls, config: ModelConfig) -> frozenset[str]:
-        """Features of the model that this runtime does not execute, by name."""
-        return features_of(config) - _EXECUTES
+    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
+        """Features of the model that this runtime does not execute: it executes all of them."""
+        return frozenset()
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts beside "exact"."""
