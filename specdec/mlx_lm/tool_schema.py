@@ -26,7 +26,7 @@ def function_tool(function: Callable[..., Any]) -> dict[str, Any]:
     name, text = function.__name__, inspect.getdoc(function)
     if not text:
         raise InvalidArgumentError(f"the tool {name} needs a docstring that says what it does")
-    summary, described = _parts(text)
+    summary, described, returned = _parts(text)
     hints = typing.get_type_hints(function)
     properties, required = {}, []
     for parameter in inspect.signature(function).parameters.values():
@@ -43,19 +43,25 @@ def function_tool(function: Callable[..., Any]) -> dict[str, Any]:
     parameters: dict[str, Any] = {"type": "object", "properties": properties}
     if required:
         parameters["required"] = required
-    return {"type": "function", "function": {"name": name, "description": summary, "parameters": parameters}}
+    found = {"name": name, "description": summary, "parameters": parameters}
+    if hints.get("return") not in (None, type(None)):
+        found["return"] = _schema(hints["return"]) | ({"description": returned} if returned else {})
+    return {"type": "function", "function": found}
 
 
-def _parts(text: str) -> tuple[str, dict[str, str]]:
-    """What a docstring says of the function, and of each parameter."""
+def _parts(text: str) -> tuple[str, dict[str, str], str]:
+    """What a docstring says of the function, of each parameter, and of what is returned."""
     sections = list(_SECTION.finditer(text))
     summary = text[: sections[0].start()] if sections else text
-    described: dict[str, str] = {}
+    described, returned = dict[str, str](), ""
     for number, section in enumerate(sections):
+        end = sections[number + 1].start() if number + 1 < len(sections) else len(text)
+        body = text[section.end() : end]
         if section[1] in ("Args", "Arguments", "Parameters"):
-            end = sections[number + 1].start() if number + 1 < len(sections) else len(text)
-            described = _entries(text[section.end() : end])
-    return " ".join(summary.split()), described
+            described = _entries(body)
+        elif section[1] in ("Returns", "Return"):
+            returned = " ".join(body.split())
+    return summary.strip(), described, returned
 
 
 def _entries(body: str) -> dict[str, str]:
