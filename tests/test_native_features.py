@@ -19,7 +19,6 @@ from specdec.model.architecture import ModelConfig
 from specdec.model.features import Feature, features_of
 from specdec.runtimes.native.runtime import NativeRuntime, native_module
 from specdec.store import Store, convert
-from specdec.weights.dtypes import to_float32
 
 try:
     ISAS = list(native_module().supported_isas())
