@@ -12,6 +12,7 @@ from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
 from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, MARKER, end_tokens
 from specdec.tokenizers.meta import BPE_NAME, META_NAME, MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
+from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
 from specdec.tokenizers.sentencepiece_model import (
@@ -200,8 +201,13 @@ def _sentencepiece(fields: Fields, vocabulary: _Vocabulary) -> bytes:
     if types.count(UNKNOWN) != 1:
         types = [CONTROL if kind == UNKNOWN else kind for kind in types]
         types[unknown] = UNKNOWN
+    # Files of Gemma write runs of spaces as such; sentencepiece looks for symbols where spaces are marked already.
+    pieces = [
+        text.replace(" ", WORD_START) if kind == USER_DEFINED else text
+        for text, kind in zip(tokens, types, strict=True)
+    ]
     content = build_model(
-        tokens,
+        pieces,
         [float(score) for score in scores],
         types,
         add_dummy_prefix=fields.flag(_PREFIX + "add_space_prefix", True),
