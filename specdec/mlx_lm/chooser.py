@@ -28,7 +28,8 @@ class RandomStream:
     """
 
     def __init__(self) -> None:
-        self._key = int(mx.random.randint(0, 2**31 - 1).item())
+        first: Any = mx.random.randint(0, 2**31 - 1).item()
+        self._key = int(first)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -174,5 +175,6 @@ def _token(sampler: Sampler, answer: object, vocab_size: int) -> int:
 
 def _key() -> int:
     """MLX's random state as the seed that sets it."""
-    high, low = mx.random.state[0].tolist()
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
     return int(high) << 32 | int(low)

@@ -72,11 +72,8 @@ def load_tokenizer(
     from specdec.tokenizers import load_tokenizer as load_from
 
     named, template = _tokenizer_values(tokenizer_config_extra or {})
-    store = Store.open(resolve_model(str(model_path)))
-    try:
-        tokenizer = TokenizerWrapper(load_from(store.tokenizer_path), named=named, chat_template=template)
-    finally:
-        store.close()
+    folder = Store.open(resolve_model(str(model_path)), verify=False).tokenizer_path
+    tokenizer = TokenizerWrapper(load_from(folder), named=named, chat_template=template)
     more = [eos_token_ids] if isinstance(eos_token_ids, int) else list(eos_token_ids or ())
     tokenizer.eos_token_ids = {*tokenizer.eos_token_ids, *more}
     return tokenizer

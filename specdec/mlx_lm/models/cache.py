@@ -144,6 +144,8 @@ def load_prompt_cache(file_name: str, return_metadata: bool = False) -> Any:
     Raises:
         ModelFormatError: the file cannot be read, or is not of this kind.
     """
+    arrays: Any
+    described: Any
     try:
         arrays, described = mx.load(str(file_name), return_metadata=True)
     except unless_signalled(RuntimeError, ValueError, OSError) as error:
