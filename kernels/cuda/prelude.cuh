@@ -45,6 +45,7 @@ DEVICE __half to_half(float value) { return __float2half_rn(fminf(fmaxf(value, -
 DEVICE unsigned bits_of(float value) { return __float_as_uint(value); }
 DEVICE float square_root(float value) { return sqrtf(value); }
 DEVICE float exponential(float value) { return expf(value); }
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // not fused with what is done with it
 DEVICE float silu(float value) { return value / (1.0f + expf(-value)); }
 DEVICE float hyperbolic(float value) { return tanhf(value); }
 

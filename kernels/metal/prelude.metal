@@ -26,6 +26,7 @@ inline half to_half(float value) { return half(min(max(value, -65504.0f), 65504.
 inline uint bits_of(float value) { return as_type<uint>(value); }
 inline float square_root(float value) { return sqrt(value); }
 inline float exponential(float value) { return exp(value); }
+inline float product(float a, float b) { return a * b; }
 inline float silu(float value) { return value / (1.0f + exp(-value)); }
 inline float hyperbolic(float value) { return tanh(min(max(value, -20.0f), 20.0f)); }  // 1 beyond, in float32
 

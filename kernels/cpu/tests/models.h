@@ -39,6 +39,43 @@ inline void set_heads(ModelShape& s, int heads, int head_dim) {
   for (LayerShape& layer : s.layers) set_heads(layer, heads, head_dim);
 }
 
+// Three layers that have every feature between them, and no two of one shape; inner widths are multiples of 2 * `unit`.
+inline ModelShape every_feature(int64_t vocab, int64_t hidden, int64_t unit) {
+  ModelShape s = two_layers(vocab, hidden, 2 * unit, false);
+  s.embed_scale = 3;
+  s.logit_scale = 0.5F;
+  s.logit_cap = 4;
+  LayerShape &first = s.layers[0], &second = s.layers[1];
+  set_heads(first, 8, static_cast<int>(unit / 4));
+  first.rope.frequencies.resize(static_cast<size_t>(unit / 16));
+  first.rope.interleaved = true;
+  first.rope.factor = 1.2;
+  first.qk_norm = QkNorm::full;
+  first.softcap = 1.5F;
+  first.scale = 0.7F;
+  first.gate = first.sinks = first.o_bias = first.mlp_bias = first.post_norms = true;
+  first.activation = Activation::gelu_tanh;
+  first.residual_scale = 0.3F;
+  second.kv_heads = 1;
+  set_heads(second, 4, static_cast<int>(unit));
+  second.rope.frequencies.clear();
+  second.growth = 0.2;
+  second.growth_span = 3;
+  second.sinks = second.qkv_bias = second.mlp_bias = second.router_bias = second.softmax_over_all = true;
+  second.activation = Activation::clamped_swiglu;
+  second.experts = 3;
+  second.experts_used = 2;
+  second.shared_width = 4 * unit;
+  LayerShape third = first;
+  third.gate = third.sinks = third.rope.interleaved = false;
+  third.pre_norms = false;
+  third.kv_heads = 4;
+  set_heads(third, 4, static_cast<int>(unit));
+  third.window = 140;
+  s.layers.push_back(third);
+  return s;
+}
+
 // Random norms, biases and routers.
 inline void load_vectors_and_routers(Model& model) {
   const ModelShape& shape = model.shape();

@@ -75,7 +75,7 @@ for (int base = 0; base < rows; base += TOGETHER) {
     const int newest = PLACE(base + r);
     const bool seen = tid < SPAN && own <= newest && own > newest - WINDOW && base + r < rows;
 #if SOFTCAP
-    score[r] = CAP * hyperbolic(score[r] / CAP);
+    score[r] = product(CAP, hyperbolic(score[r] / CAP));
 #endif
     most[r] = block_max<THREADS / 32>(seen ? score[r] : MINUS_INFINITY, scratch, tid);
     const float part = seen ? exponential(score[r] - most[r]) : 0.0f;
