@@ -181,7 +181,7 @@ def decoder(
     )
 
 
-def heads(fields: GgufFields) -> dict[str, int]:
+def heads(fields: GgufFields) -> dict[str, Any]:
     """Numbers and size of heads, as arguments of `Attention`."""
     key, hidden = fields.key, fields.integer(fields.key("embedding_length"))
     count = fields.per_layer("attention.head_count")

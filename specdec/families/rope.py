@@ -37,7 +37,7 @@ class RopeRule:
         """The same with these attributes of `rope`."""
         return replace(self, rope=replace(self.rope, **values))
 
-    def contexts(self) -> dict[str, int | None]:
+    def contexts(self) -> dict[str, Any]:
         """Arguments of `ModelConfig`."""
         longest = None if self.longest_context == self.max_context else self.longest_context
         return {"max_context": self.max_context, "longest_context": longest}
