@@ -33,7 +33,8 @@ def dequantise(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """
     values = np.empty((codes.shape[0], codes.shape[1] * 2), np.float32)
     values[:, 0::2], values[:, 1::2] = _CODES[codes & 15], _CODES[codes >> 4]
-    powers = np.ldexp(np.float32(1), scales.astype(np.int32) - _BIAS).astype(np.float32)
+    with np.errstate(over="ignore"):  # of exponents that stand for no number
+        powers = np.ldexp(np.float32(1), scales.astype(np.int32) - _BIAS).astype(np.float32)
     powers[scales == _NOT_A_NUMBER] = np.nan
     grouped = values.reshape(*scales.shape, GROUP) * powers[..., None]
     return np.asarray(grouped.reshape(values.shape))
