@@ -36,7 +36,7 @@ LINES = command_lines() if PAGES else {}
 MODEL = "model.gguf"
 PLACEHOLDERS = {"MODEL": MODEL, "MODEL.gguf": MODEL, "STORE": "store"}
 # Commands of plug-ins that a page writes out: `test_docs` runs them with the plug-in installed.
-PLUGINS = re.compile(r"alternate:|repeat:")
+PLUGINS = re.compile(r"\b(alternate|repeat|eight)\b")
 LIMITS = {
     "bench": ["--tasks", "qa", "--per-task", "1", "--repeat", "1", "--max-tokens", "4"],
     "eval": ["--passages", "1", "--passage-tokens", "16", "--problems", "1", "--max-tokens", "4"],
@@ -183,7 +183,7 @@ def serve(words: list[str]) -> None:
 def test_every_line_is_of_a_known_kind() -> None:
     """A line of a shell block that is checked nowhere would say anything."""
     known = OTHERS | {"specdec", "pip", "make", "python", "printf", "SPECDEC_NO_NATIVE=1", ".venv/bin/python"}
-    known |= {".venv/bin/ruff", ".venv/bin/mypy", "curl", "ctest", "cmake"}
+    known |= {".venv/bin/ruff", ".venv/bin/mypy", "curl", "clean/bin/pip", "clean/bin/specdec"}
     for line, page in LINES.items():
         assert line.split(" ")[0] in known, f"{name_of(page)}: {line}"
 
