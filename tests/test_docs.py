@@ -17,7 +17,7 @@ from command_line import run, says
 from doc_pages import PAGES, ROOT, blocks, name_of
 from models import real_model_path
 from specdec.policies import registry as policies
-from text_model import text_store
+from text_model import text_gguf, text_store
 
 import specdec
 from specdec.drafters import registry as drafters
@@ -54,7 +54,7 @@ def test_python_examples_run(
             except pytest.skip.Exception as missing:
                 skipped = str(missing)
                 continue
-        exec(compile(code, page.name, "exec"), space)
+        exec(compile(code, page.name, "exec", dont_inherit=True), space)
     if page.name == "store.md":
         store = Store.open(roomy)
         assert np.array_equal(space["query"], store.exact("layers.0.attn.q").dense_bits())
@@ -117,10 +117,10 @@ def test_the_view_of_the_docs_works_as_a_package(
     roomy: Path, packaged: Callable[[str, str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     packaged("views", "eight")
-    stored = tmp_path / "eight.store"
-    done = run(capsys, "convert", roomy, "-o", stored, "--views", "eight")
+    stored, source = tmp_path / "eight.store", text_gguf(tmp_path / "model.gguf")
+    done = run(capsys, "convert", source, "-o", stored, "--views", "eight")
     assert done.code == 0, done.err
-    options = {"max_tokens": 12, "policy": "fixed", "draft_view": "eight"}
+    options = {"max_tokens": 12, "policy": "fixed", "draft_view": "eight", "draft_effort": 1.0}
     for store in (stored, roomy):  # read from the store, and built on loading
         model = specdec.load(store, runtime="reference")
         result = specdec.generate(model, "Hello", **options)
