@@ -333,8 +333,8 @@ def test_a_profile_of_other_weights_is_not_used_and_a_damaged_one_is_refused(mod
     with pytest.warns(UserWarning, match="is not used: the model was converted again since"):
         assert model.auto_draft[0] == model.runtime.info.auto_draft[0]
     damaged: list[tuple[str, str]] = [
-        ("no json", "is no draft profile"),
-        ("[]", "is no draft profile"),
+        ("no json", "is not a draft profile"),
+        ("[]", "is not a draft profile"),
         (json.dumps(good | {"version": 2}), "is of version 2, and this specdec reads version 1"),
         (json.dumps(good | {"profiles": []}), "is damaged"),
         (json.dumps(good | {"profiles": {"x": {"view": "int4"}}}), "is damaged"),

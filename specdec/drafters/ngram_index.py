@@ -40,7 +40,7 @@ class NgramIndex:
                     self._add_other(gram, token, known)
 
     def _add_other(self, gram: tuple[int, ...], token: int, known: tuple[int, int]) -> None:
-        """Count `token` behind `gram`, whose best continuation is another one, `known`."""
+        """Count `token` after `gram`, whose most frequent continuation so far is `known`."""
         others = self._others.setdefault(gram, {})
         count = others.pop(token, 0) + 1
         if count >= known[0]:
