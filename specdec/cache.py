@@ -18,6 +18,7 @@ from typing import Any
 
 from specdec import paths
 from specdec.errors import InvalidArgumentError, SpecdecError, StoreError
+from specdec.hub_name import parse_hub_name
 from specdec.interrupts import unless_signalled
 from specdec.lock_file import open_lock
 from specdec.parse import parse_json
@@ -101,6 +102,7 @@ def list_entries(catalogued: Iterable[tuple[str, Path, str]]) -> list[Entry]:
     stores = {path: name for name, path, _ in known}
     found = [_store_entry(folder, stores.get(folder)) for folder in _folders(paths.home() / "stores")]
     found += _file_entries({file for _, _, file in known})
+    found += _hub_entries()
     for kind in ("bench", "eval", "costs", "kernels"):
         folder = paths.home() / kind
         if folder.is_dir() and (size := _size(folder)):
@@ -150,7 +152,7 @@ def _is_gone(model: Path) -> bool:
 def _store_entry(folder: Path, name: str | None) -> Entry:
     unfinished = folder.name.startswith(".")
     source = name or read_origin(folder)
-    known = source is not None and (name is not None or (Path(source).is_absolute() and Path(source).exists()))
+    known = source is not None and (name is not None or Path(source).exists() or parse_hub_name(source) is not None)
     kind = "unfinished" if unfinished else "store"
     return _entry(name or folder.name, kind, folder, _size(folder), source, orphan=unfinished or not known)
 
@@ -161,6 +163,15 @@ def _file_entries(known: set[str]) -> Iterator[Entry]:
         source = next((name for name in known if path.name.lstrip(".").startswith(f"{name}.gguf")), None)
         kind = "file" if path.suffix == ".gguf" and not path.name.startswith(".") else "unfinished"
         yield _entry(path.name, kind, path, _size(path), source, orphan=source is None)
+
+
+def _hub_entries() -> Iterator[Entry]:
+    """Files of models of a hub, one entry for each repository."""
+    folder = paths.home() / "hub"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        repo = path.name.replace("--", "/", 1)
+        kind = "unfinished" if any(path.rglob("*.partial")) else "file"
+        yield _entry(repo, kind, path, _size(path), repo, orphan=False)
 
 
 def _entry(name: str, kind: str, path: Path, size: int, source: str | None, *, orphan: bool) -> Entry:

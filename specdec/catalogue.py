@@ -1,6 +1,6 @@
 """The models that specdec knows by name, and the way from what a user names to a store that is ready to load.
 
-Fetching bytes lives in `download`, the conversion itself in `store`.
+Fetching bytes lives in `download` and `hub`, the conversion itself in `store`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from typing import Any
 
 import yaml
 
-from specdec import cache, download, paths
+from specdec import cache, download, hub, licence, paths
 from specdec.errors import ModelFormatError, StoreError, UnknownNameError
+from specdec.hub_name import HubName, parse_hub_name
 from specdec.interrupts import unless_signalled
+from specdec.licence import Consent, Terms
 from specdec.lock_file import open_lock
 from specdec.model_files import folder_files, gguf_files
 from specdec.parse import foreign
@@ -39,13 +41,14 @@ class CatalogueEntry:
     Attributes:
         name: what `specdec pull` and `--model` call it.
         title: the model's own name and the file's quantisation.
-        licence: SPDX name.
+        licence: SPDX name, or the licence's own.
         size_bytes: of the `.gguf` file.
         sha256: of the `.gguf` file.
         packages: Python packages that carry the file's pieces, in order.
         hub: repository and file name on the model hub, or None.
         source: catalogue name of the file; differs from `name` for a dithered twin.
         dither: seed of the twin's noise, or None.
+        terms: the licence, where it has to be accepted before the file is fetched; else None.
     """
 
     name: str
@@ -57,6 +60,7 @@ class CatalogueEntry:
     hub: tuple[str, str] | None
     source: str
     dither: int | None
+    terms: Terms | None = None
 
 
 @functools.cache
@@ -83,53 +87,67 @@ def find(name: str) -> CatalogueEntry:
     return entries()[name]
 
 
-def pull(name: str, *, force: bool = False, progress: Progress | None = None) -> Path:
-    """Fetch and convert a model of the catalogue; what is already there is kept.
+def pull(
+    name: str, *, force: bool = False, progress: Progress | None = None, consent: Consent = licence.refused
+) -> Path:
+    """Fetch and convert a model of the catalogue or of a hub; what is already there is kept.
 
     Args:
-        name: catalogue name.
-        force: check the file again and convert it again, replacing a store that is there.
+        name: catalogue name, or ORG/NAME[@REVISION][:FILE].
+        force: check the file again and convert it again, replacing a store that is there; of a hub, the revision that
+            is the newest now.
         progress: told how the work goes on; by default it is printed to standard error.
+        consent: asked where a licence has to be accepted and was not before.
 
     Returns:
         Folder of the store.
 
     Raises:
-        UnknownNameError: the catalogue has no such model.
+        UnknownNameError: no such name.
+        LicenceError: the licence is not accepted.
         DownloadError: the model could not be fetched.
         StoreError: the store could not be written.
     """
-    entry = find(name)
+    on_hub = parse_hub_name(name) if name not in entries() else None
     with _reported(progress) as report:
-        return _pull(entry, report, force=force)
+        if on_hub is not None:
+            return _pull_from_hub(on_hub, report, force=force)
+        return _pull(find(name), report, consent, force=force)
 
 
 def is_pulled(name: str) -> bool:
-    """Whether the store of this catalogue name is there.
+    """Whether the store of this catalogue name, or name on a hub, is there.
 
     Raises:
-        UnknownNameError: the catalogue has no such model.
+        UnknownNameError: no such name.
     """
     return (store_path(name) / DESCRIPTION_FILE).is_file()
 
 
 def store_path(name: str) -> Path:
-    """Where the store of this catalogue name lies once it is pulled; whether or not it is there.
+    """Where the store of this catalogue name, or name on a hub, lies once it is pulled; whether or not it is there.
 
     Raises:
-        UnknownNameError: the catalogue has no such model.
+        UnknownNameError: no such name.
     """
+    if name not in entries() and (on_hub := parse_hub_name(name)) is not None:
+        return _hub_store(on_hub)
     entry = find(name)
     return paths.home() / "stores" / f"{name}-{_key({'sha256': entry.sha256, 'dither': entry.dither})}"
 
 
-def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Path:
+def _hub_store(name: HubName) -> Path:
+    return paths.home() / "stores" / f"{name.short}-{_key({'hub': str(name)})}"
+
+
+def resolve_model(model: str | Path, *, progress: Progress | None = None, consent: Consent = licence.refused) -> Path:
     """The store of a model, made ready when it is not.
 
     Args:
-        model: catalogue name (fetched and converted on first use), store folder, `.gguf` file or Hugging Face folder
-            (both converted once into the cache folder).
+        model: catalogue name or name on a hub (fetched and converted on first use), store folder, `.gguf` file or
+            Hugging Face folder (both converted once into the cache folder). A path that exists wins over a hub.
         progress: told how the work goes on; by default it is printed to standard error.
+        consent: asked where a licence has to be accepted and was not before.
 
     Returns:
         Folder of the store.
@@ -137,13 +155,18 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Pat
     Raises:
         UnknownNameError: neither a catalogue name nor an existing path.
         ModelFormatError: the path holds no model that this version reads.
+        LicenceError: the licence is not accepted.
         DownloadError: the model could not be fetched.
         StoreError: the store could not be written.
     """
     if isinstance(model, str) and model in entries():
-        return pull(model, progress=progress)
-    path = Path(model).expanduser()
-    _check_exists(model, path)
+        return pull(model, progress=progress, consent=consent)
+    path = _local(model)
+    if path is None:
+        on_hub = parse_hub_name(str(model))
+        assert on_hub is not None  # else `_local` has raised
+        with _reported(progress) as report:
+            return _pull_from_hub(on_hub, report, force=False)
     if (path / DESCRIPTION_FILE).is_file():
         return path
     origin, files = str(path.resolve()), _source_files(path)
@@ -157,34 +180,55 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None) -> Pat
         return _converted(path, target, report, origin=origin)
 
 
-def source_file(model: str, *, progress: Progress) -> Path:
-    """The model file behind a catalogue name, fetched when it is not there; any other path as it is.
+def source_file(model: str, *, progress: Progress, consent: Consent = licence.refused) -> tuple[Path, dict[str, str]]:
+    """The model file behind a name, fetched when it is not there, and what a store of it is to note of its origin; any
+    path as it is.
 
     Raises:
-        UnknownNameError: neither a catalogue name nor an existing path.
+        UnknownNameError: neither a known name nor an existing path.
+        LicenceError: the licence is not accepted.
         DownloadError: the file could not be fetched.
     """
     if model in entries():
         with _lock(find(model).source, progress):
-            return _fetched(find(model), progress)
+            return _fetched(find(model), progress, consent), {}
+    path = _local(model)
+    if path is not None:
+        return path, {}
+    on_hub = parse_hub_name(model)
+    assert on_hub is not None  # else `_local` has raised
+    with _lock(_hub_lock(on_hub), progress):
+        fetched = hub.fetch(on_hub, progress=progress)
+    return fetched.path, _noted(on_hub, fetched)
+
+
+def _local(model: str | Path) -> Path | None:
+    """The path that a user names; None for a name on a hub that no path has.
+
+    Raises:
+        UnknownNameError, ModelFormatError: there is no such path, and it is no name on a hub.
+    """
     path = Path(model).expanduser()
-    _check_exists(model, path)
-    return path
-
-
-def _check_exists(model: str | Path, path: Path) -> None:
     if path.exists():
-        return
+        return path
+    on_hub = parse_hub_name(model) if isinstance(model, str) else None
+    if on_hub is not None and not Path(on_hub.repo).is_dir():
+        return None
+    if on_hub is not None and on_hub.file is not None and (Path(on_hub.repo) / on_hub.file).is_file():
+        return Path(on_hub.repo) / on_hub.file
     if isinstance(model, str) and Path(model).name == model and path.suffix != ".gguf":
         raise UnknownNameError("model", model, list_names())
     names = ", ".join(list_names())
     raise ModelFormatError(
-        f"no model at {model}: give a store folder, a Hugging Face folder, a .gguf file, or one of {names}"
+        f"no model at {model}: give a store folder, a Hugging Face folder, a .gguf file, ORG/NAME of a hub, or one of "
+        f"{names}"
     )
 
 
-def _fetched(entry: CatalogueEntry, progress: Progress) -> Path:
+def _fetched(entry: CatalogueEntry, progress: Progress, consent: Consent) -> Path:
     """The file of an entry, in place and checked. Only for the holder of its lock."""
+    if entry.terms is not None:
+        licence.require(entry.source, entry.terms, consent)
     gguf = paths.models_folder() / f"{entry.source}.gguf"
     download.fetch(
         entry.source,
@@ -198,16 +242,39 @@ def _fetched(entry: CatalogueEntry, progress: Progress) -> Path:
     return gguf
 
 
-def _pull(entry: CatalogueEntry, progress: Progress, *, force: bool) -> Path:
+def _pull(entry: CatalogueEntry, progress: Progress, consent: Consent, *, force: bool) -> Path:
     target = store_path(entry.name)
     if not force and (target / DESCRIPTION_FILE).is_file():
         return target  # nothing is written, so a cache that cannot be written will do
     with _lock(entry.source, progress):
         if not force and (target / DESCRIPTION_FILE).is_file():
             return target
-        gguf = _fetched(entry, progress)
+        gguf = _fetched(entry, progress, consent)
         paths.stores_folder()
         return _converted(gguf, target, progress, origin=entry.name, dither=entry.dither, overwrite=force)
+
+
+def _pull_from_hub(name: HubName, progress: Progress, *, force: bool) -> Path:
+    target = _hub_store(name)
+    if not force and (target / DESCRIPTION_FILE).is_file():
+        return target  # of the revision that it was made from, and without a look at the hub
+    with _lock(_hub_lock(name), progress):
+        if not force and (target / DESCRIPTION_FILE).is_file():
+            return target
+        fetched = hub.fetch(name, progress=progress)
+        paths.stores_folder()
+        return _converted(
+            fetched.path, target, progress, origin=str(name), noted=_noted(name, fetched), overwrite=force
+        )
+
+
+def _hub_lock(name: HubName) -> str:
+    return name.repo.replace("/", "--")
+
+
+def _noted(name: HubName, fetched: hub.Fetched) -> dict[str, str]:
+    """What a store says of the hub that it came from."""
+    return {"hub": name.repo, "revision": fetched.revision, "file": name.file or fetched.path.name}
 
 
 def _converted(
@@ -216,6 +283,7 @@ def _converted(
     progress: Progress,
     *,
     origin: str,
+    noted: Mapping[str, str] | None = None,
     dither: int | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -226,8 +294,9 @@ def _converted(
     from specdec.store import convert
     from specdec.store.conversion import default_quantised
 
-    stage = f"converting {source_path.name}"
     source = open_source(source_path)
+    source.description.update(noted or {})
+    stage = f"converting {source.description.get('hub', source_path.name)}"
     try:
         with foreign(source_path.name):
             convert(
@@ -279,6 +348,7 @@ def _entry(name: str, described: dict[str, dict[str, Any]]) -> CatalogueEntry:
         name=name,
         title=origin["title"] + (", dithered twin" if source != name else ""),
         licence=origin["licence"],
+        terms=Terms(origin["licence"], origin["terms"]) if "terms" in origin else None,
         size_bytes=origin["bytes"],
         sha256=origin["sha256"],
         packages=tuple(origin.get("packages", ())),

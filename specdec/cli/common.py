@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
+from specdec.cli.consent import add_licence_option, consent_of
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
@@ -20,7 +21,7 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXIT_INTERRUPTED = 130
 Outcome = TypeVar("Outcome")
-MODEL_HELP = "a catalogue name, a store, a Hugging Face folder or a .gguf file"
+MODEL_HELP = "a catalogue name, ORG/NAME[:FILE] of the Hugging Face hub, a store, a Hugging Face folder or a .gguf file"
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def add_model_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def add_runtime_options(parser: argparse.ArgumentParser) -> None:
-    """Add --runtime, --threads and --context, which `load_model` obeys."""
+    """Add --runtime, --threads, --context and --accept-licence, which `load_model` obeys."""
     parser.add_argument("--runtime", default="auto", help="auto, native, mlx or reference (default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="threads to compute with (default: the runtime's choice)"
@@ -40,6 +41,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of prompt and answer to load the model for (default: the model's own context)",
     )
+    add_licence_option(parser)
 
 
 def load_model(arguments: argparse.Namespace, *, load_share: float = 1.0) -> specdec.Model:
@@ -48,6 +50,7 @@ def load_model(arguments: argparse.Namespace, *, load_share: float = 1.0) -> spe
 
     return specdec.load(
         arguments.model,
+        accept_licence=consent_of(arguments),
         runtime=arguments.runtime,
         threads=arguments.threads,
         context=arguments.context,

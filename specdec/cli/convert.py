@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec import catalogue
-from specdec.cli.common import Subparsers, whole_numbers
+from specdec.cli.common import MODEL_HELP, Subparsers, whole_numbers
+from specdec.cli.consent import add_licence_option, consent_of
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.parse import foreign
 from specdec.progress import StreamProgress
@@ -22,10 +23,13 @@ _BLOCKS = {"keep": "keep", "q8": "q8_0"}
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `convert` to the command line."""
-    parser = subparsers.add_parser("convert", help="convert a model into a bucket store")
-    parser.add_argument(
-        "source", metavar="SOURCE", help="a .gguf file, a Hugging Face folder, or a name of the catalogue"
+    parser = subparsers.add_parser(
+        "convert",
+        help="convert a model into a bucket store",
+        epilog="examples: specdec convert model.gguf -o model.store; "
+        "specdec convert Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M -o qwen.store",
     )
+    parser.add_argument("source", metavar="SOURCE", help=MODEL_HELP)
     parser.add_argument("-o", "--output", metavar="STORE", required=True, help="folder to make")
     parser.add_argument(
         "--views", metavar="NAME,...", default="", help="draft views to store, such as int4; others are built at load"
@@ -48,6 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N,...",
         help="weights of a bucket in each tier (default: four equal tiers)",
     )
+    add_licence_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -63,8 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
     layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
     progress = StreamProgress()
     try:
-        path = catalogue.source_file(arguments.source, progress=progress)
+        path, noted = catalogue.source_file(arguments.source, progress=progress, consent=consent_of(arguments))
         source = open_source(path, dtype=_DTYPES.get(arguments.to))
+        source.description.update(noted)
         try:
             quantised = _BLOCKS.get(arguments.to)
             if arguments.to is None and arguments.dither is None:

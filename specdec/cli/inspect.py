@@ -9,12 +9,13 @@ from specdec import catalogue
 from specdec.cli.common import Subparsers
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import StoreError
+from specdec.hub_name import parse_hub_name
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `inspect` to the command line."""
     parser = subparsers.add_parser("inspect", help="show what a store holds, and check it")
-    parser.add_argument("store", metavar="STORE", help="folder of a store, or a catalogue name that was pulled")
+    parser.add_argument("store", metavar="STORE", help="folder of a store, or a name that was pulled")
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -35,9 +36,9 @@ def _folder(named: str) -> Path:
     """The folder of a store that is there already; nothing is fetched or converted for a look.
 
     Raises:
-        StoreError: the catalogue name has not been pulled.
+        StoreError: the name has not been pulled.
     """
-    if named not in catalogue.list_names():
+    if named not in catalogue.list_names() and (Path(named).exists() or parse_hub_name(named) is None):
         return Path(named)
     if not catalogue.is_pulled(named):
         raise StoreError(f"{named} has not been pulled: run `specdec pull {named}`")

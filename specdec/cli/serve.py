@@ -12,6 +12,7 @@ import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, load_model
 from specdec.errors import InvalidArgumentError
+from specdec.hub_name import parse_hub_name
 
 API_KEY_VARIABLE = "SPECDEC_API_KEY"
 _NEEDED = ("starlette", "uvicorn", "prometheus_client")
@@ -125,7 +126,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _name(model: str) -> str:
-    """What requests call a model: its name in the catalogue, or that of its file or folder."""
+    """What requests call a model: its name in the catalogue or on a hub, or that of its file or folder."""
+    if not Path(model).exists() and (on_hub := parse_hub_name(model)) is not None:
+        return on_hub.short
     return Path(model).name.removesuffix(".gguf") or model
 
 

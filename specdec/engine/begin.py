@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from specdec.engine.answer import Answer
@@ -11,7 +12,7 @@ from specdec.engine.options import OptionArguments, Options, options_of
 from specdec.engine.prompt import EncodedPrompt, Prompt, encode_prompt
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.sampler import Sampler
-from specdec.engine.sequence import Sequence
+from specdec.engine.sequence import ChooserMaker, Sequence
 from specdec.engine.speculation import choose_drafting
 from specdec.engine.stops import StopStrings
 from specdec.engine.trace import TraceWriter
@@ -66,12 +67,15 @@ def ask(
     owner: str | None = None,
     progress: Progress | None = None,
     prompt_cache: PromptCache | None = None,
+    chooser: ChooserMaker | None = None,
+    end_tokens: Collection[int] | None = None,
 ) -> Answer:
     """An answer that has yet to be started. Arguments are checked here; nothing waits for passes that run, unless a
     draft view has yet to be made ready.
 
     Arguments and errors are those of `begin`. Drafters learn from earlier answers of `owner`, and keep this one for its
-    later ones; None for neither. `prompt_cache` gets the keys and values at the answer's end.
+    later ones; None for neither. `prompt_cache` gets the keys and values at the answer's end. `chooser` chooses the
+    tokens in place of the sampling options, see `Sequence`; `end_tokens` end the answer in place of the tokenizer's.
     """
     check_progress(progress)
     options = options_of(arguments, caller).seeded()
@@ -86,7 +90,8 @@ def ask(
     )
     config, tokenizer = model.config, model.tokenizer
     stop_tokens, stops = _stops(tokenizer, tuple(options.stop))
-    end_tokens = (frozenset() if tokenizer is None else tokenizer.eos_ids) | stop_tokens.keys()
+    own_ends = _end_tokens(model, options)
+    ends = (own_ends if end_tokens is None else frozenset(end_tokens)) | stop_tokens.keys()
     sequence = Sequence(
         model.runtime,
         encoded.ids,
@@ -97,11 +102,12 @@ def ask(
         logprobs=options.logprobs,
         prompt_logprobs=options.prompt_logprobs,
         reads_only=options.max_tokens == 0,
+        chooser=chooser,
     )
     return Answer(
         sequence,
         max_tokens=options.max_tokens,
-        end_tokens=end_tokens,
+        end_tokens=ends,
         stop_tokens=stop_tokens,
         stops=stops,
         detokenizer=None if tokenizer is None else tokenizer.detokenizer(continues=encoded.continues),
@@ -137,6 +143,20 @@ def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
         processors=tuple(options.logits_processors),
         constraint=constraint,
     )
+
+
+def _end_tokens(model: Model, options: Options) -> frozenset[int]:
+    """Ids that end the answer, beside those that stop strings stand for.
+
+    Raises:
+        OptionError: an id that the model does not have.
+    """
+    size = model.config.vocab_size
+    for token in options.stop_token_ids:
+        if token >= size:
+            raise OptionError("stop_token_ids", f"must be token ids from 0 to {size - 1} for this model, not {token}")
+    own = frozenset() if model.tokenizer is None or options.ignore_eos else model.tokenizer.eos_ids
+    return own | frozenset(options.stop_token_ids)
 
 
 def _identical_to(model: Model, options: Options) -> str:

@@ -23,7 +23,11 @@ def never() -> bool:
 
 
 def read_prompt(
-    sequence: Sequence, *, stopped: Callable[[], bool] = never, passed: Callable[[int, float], None] | None = None
+    sequence: Sequence,
+    *,
+    stopped: Callable[[], bool] = never,
+    passed: Callable[[int, float], None] | None = None,
+    most: int = PREFILL_CHUNK,
 ) -> int:
     """Read what is left of the prompt, the same passes with and without speculation; returns the bytes read.
 
@@ -31,6 +35,7 @@ def read_prompt(
         sequence: whose prompt.
         stopped: whether the caller does not want the answer any more.
         passed: called after every pass with the bytes that it read and its seconds.
+        most: tokens a pass, at most `PREFILL_CHUNK`.
 
     Raises:
         Stopped: `stopped` said so between two passes.
@@ -40,7 +45,7 @@ def read_prompt(
         if stopped():
             raise Stopped
         start_s = time.perf_counter()
-        result = sequence.runtime.forward([sequence.prompt_rows(PREFILL_CHUNK)])[0]
+        result = sequence.runtime.forward([sequence.prompt_rows(min(most, PREFILL_CHUNK))])[0]
         sequence.note_prompt(result)
         total += result.bytes_read
         if passed is not None:

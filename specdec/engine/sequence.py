@@ -11,7 +11,7 @@ Who runs the passes, for one sequence or for many, is in `decode` and `scheduler
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from specdec.model.effort import Efforts
 
 Proposal: TypeAlias = Generator[Ask, Reply, Rows]
+ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
 
@@ -76,11 +77,14 @@ class Sequence:
         reads_only: the prompt is read whole, its last token included, and no round follows.
         cache: of the runtime, with room for `limit` tokens, holding a beginning of the prompt; None begins with an
             empty one.
+        chooser: makes what chooses the tokens of the answer, in place of `sampler` and `rules`, from the sequence's own
+            list of tokens. It is called once for each token, in order, and never about drafts.
 
     Attributes:
         tokens: prompt and answer so far.
         cache: keys and values, at verify quality between rounds.
         chooser: chooses every token.
+        draft_chooser: chooses the tokens of drafts.
         prompt_logprobs: of the prompt's tokens as far as it has been read; None where they are not wanted.
         speculation: None decodes one token a round.
         rows_beside: rows that other sequences are expected to have in the next verify pass; told to the policy.
@@ -100,6 +104,7 @@ class Sequence:
         prompt_logprobs: int | None = None,
         reads_only: bool = False,
         cache: Cache | None = None,
+        chooser: ChooserMaker | None = None,
     ) -> None:
         self.runtime, self.efforts = runtime, efforts
         self.tokens, self.limit, self.reads_only = list(prompt), limit, reads_only
@@ -107,6 +112,9 @@ class Sequence:
         self._ruled = TokenChooser(sampler, rules, self.tokens, runtime.config.vocab_size) if rules else None
         if self._ruled is not None:
             self.chooser = self._ruled
+        self.draft_chooser = self.chooser
+        if chooser is not None:
+            self.chooser = chooser(self.tokens)
         self._logprobs, self._prompt_logprobs = logprobs, prompt_logprobs
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if prompt_logprobs is None else [None]
         self.cache = runtime.new_cache(limit) if cache is None else cache
@@ -320,13 +328,15 @@ class Sequence:
         """
         if (speculation := self.speculation) is None:
             return
-        top = done.bonus_token if speculation.context.is_greedy else None
+        is_top = speculation.context.is_greedy and self.chooser is self.draft_chooser
+        top = done.bonus_token if is_top else None
         distribution = LogitDistribution(verdict.logits, top)
         if opened.is_first:
             self._last_distribution = distribution
             return
         # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
         draft, forced = done.draft, done.draft.forced
+        draft_s = done.draft_s + opened.others_s
         forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
         speculation.policy.observe(
             RoundOutcome(
@@ -336,10 +346,11 @@ class Sequence:
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,
                 context_length=done.position - 1,
-                draft_s=done.draft_s + opened.others_s,
+                draft_s=draft_s,
                 verify_s=done.verify_s + others_s,
                 round_s=done.round_s + opened.others_s + others_s,
                 rows_beside=rows_beside + forced,
+                draft_share=done.draft_s / draft_s if opened.others_s > 0 and done.draft_s > 0 else 1.0,
             )
         )
         self._last_distribution = distribution

@@ -160,7 +160,7 @@ class Drafting:
                 history=sequence.tokens,
                 cache=sequence.cache,
                 efforts=self.efforts,
-                sample=sequence.chooser if rules is None else rules,
+                sample=sequence.draft_chooser if rules is None else rules,
                 end_tokens=end_tokens,
                 prompt_length=len(sequence.tokens),
                 is_greedy=options.temperature == 0,

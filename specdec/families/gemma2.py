@@ -78,10 +78,10 @@ def gemma_gguf(fields: GgufFields, *, largest: int, attention: dict[str, Any], *
         attention: arguments of `Attention`.
         arguments: those of `gguf.decoder`.
     """
-    shape, hidden = gguf.heads(fields), fields.integer(fields.key("embedding_length"))
+    shape, hidden = gguf.heads(fields), fields.number(fields.key("embedding_length"))
     scale = gguf.attention_scale(fields, shape["head_dim"])
     if scale is None and fields.integer(fields.key("block_count")) == largest:
-        scale = (hidden // shape["heads"]) ** -0.5
+        scale = max(1, int(hidden) // shape["heads"]) ** -0.5
     return gguf.decoder(
         fields,
         reads=("attention.scale", "attn_logit_softcapping", "final_logit_softcapping"),

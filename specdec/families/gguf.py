@@ -181,7 +181,7 @@ def decoder(
     )
 
 
-def heads(fields: GgufFields) -> dict[str, int]:
+def heads(fields: GgufFields) -> dict[str, Any]:
     """Numbers and size of heads, as arguments of `Attention`."""
     key, hidden = fields.key, fields.integer(fields.key("embedding_length"))
     count = fields.per_layer("attention.head_count")
@@ -190,7 +190,9 @@ def heads(fields: GgufFields) -> dict[str, int]:
     head_dim = fields.integer(key("attention.key_length"), hidden // count if count > 0 else 0)
     if fields.integer(key("attention.value_length"), head_dim) != head_dim:
         raise ModelFormatError(f"{fields.where}: {key('attention.value_length')} must be the head size {head_dim}")
-    return {"heads": count, "kv_heads": fields.per_layer("attention.head_count_kv", count), "head_dim": head_dim}
+    found = {"heads": count, "kv_heads": fields.per_layer("attention.head_count_kv", count), "head_dim": head_dim}
+    Attention(**found)  # refuses what is out of range before anything is computed from it
+    return found
 
 
 def biases(fields: GgufFields) -> dict[str, bool]:
@@ -219,13 +221,17 @@ def mixture(fields: GgufFields, *, width: str = "expert_feed_forward_length", **
 
 def meant(value: float) -> float:
     """The decimal number that was meant by a float32: its shortest form."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        return float(str(np.float32(value)))
 
 
 def scale(fields: GgufFields, name: str, default: float) -> float:
     """A number that multiplies or divides something, as it was meant; `default` where it is absent or 0."""
-    value = fields.at_least_zero(fields.key(name), 0.0)
-    return meant(value) if value else default
+    if not (value := fields.at_least_zero(fields.key(name), 0.0)):
+        return default
+    if not 0 < (found := meant(value)) < math.inf:
+        raise fields.wrong(fields.key(name), "a positive number of 32 bits")
+    return found
 
 
 def attention_scale(fields: GgufFields, head_dim: int) -> float | None:

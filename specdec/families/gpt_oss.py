@@ -4,6 +4,7 @@ sliding window, weights of experts in blocks of MXFP4."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from specdec.errors import ModelFormatError
 from specdec.families import gguf, huggingface
@@ -31,7 +32,7 @@ _DEFAULTS = huggingface.Defaults(
     has_bias=True,
 )
 _ATTENTION = {"sinks": True}
-_MLP = {"activation": "clamped_swiglu", "bias": True, "router_bias": True}
+_MLP: dict[str, Any] = {"activation": "clamped_swiglu", "bias": True, "router_bias": True}
 _BASE = "model.layers.{layer}.mlp"
 _EXPERTS = f"{_BASE}.experts"
 

@@ -15,7 +15,9 @@ from specdec.model.layers import Activation, Attention, Layer, Mlp
 
 _LAYER = "model.layers.{layer}"
 _PROJECTIONS = ("gate", "up", "down")
-FULL, SLIDING = "full_attention", "sliding_attention"
+Kind = Literal["full_attention", "sliding_attention"]
+FULL: Kind = "full_attention"
+SLIDING: Kind = "sliding_attention"
 
 # Norms, attention and what surrounds the layers.
 ATTENTION: Places = {
@@ -171,9 +173,7 @@ def stated_window(fields: Fields) -> int | None:
     return fields.integer("sliding_window") if "sliding_window" in fields else None
 
 
-def layer_kinds(
-    fields: Fields, count: int, window: int | None, sliding: Callable[[int], bool]
-) -> list[Literal["full_attention", "sliding_attention"]]:
+def layer_kinds(fields: Fields, count: int, window: int | None, sliding: Callable[[int], bool]) -> list[Kind]:
     """Kind of attention of every layer, after what `layer_types` says.
 
     Raises:

@@ -37,7 +37,7 @@ class RopeRule:
         """The same with these attributes of `rope`."""
         return replace(self, rope=replace(self.rope, **values))
 
-    def contexts(self) -> dict[str, int | None]:
+    def contexts(self) -> dict[str, Any]:
         """Arguments of `ModelConfig`."""
         longest = None if self.longest_context == self.max_context else self.longest_context
         return {"max_context": self.max_context, "longest_context": longest}
@@ -116,13 +116,19 @@ def yarn_factors(
     def border(turns: float) -> float:
         return head_dim * math.log(original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = border(beta_fast), border(beta_slow)
-    if truncate:
-        low, high = float(math.floor(low)), float(math.ceil(high))
+    try:
+        low, high = border(beta_fast), border(beta_slow)
+        if truncate:
+            low, high = float(math.floor(low)), float(math.ceil(high))
+    except (OverflowError, ValueError, ZeroDivisionError):
+        raise ModelFormatError(
+            f"YaRN's numbers are out of range: {original_context:g} tokens, {beta_fast:g} and {beta_slow:g} turns"
+        ) from None
     low, high = max(low, 0.0), min(high, head_dim - 1.0)
     width = high - low or 0.001
-    kept = (1.0 - np.clip((np.arange(head_dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)) * extrapolation
-    return tuple(float(x) for x in 1.0 / (kept + (1.0 - kept) / factor))
+    with np.errstate(all="ignore"):  # `Rope` refuses what is not a number
+        kept = (1.0 - np.clip((np.arange(head_dim // 2, dtype=np.float64) - low) / width, 0.0, 1.0)) * extrapolation
+        return tuple(float(x) for x in 1.0 / (kept + (1.0 - kept) / factor))
 
 
 def yarn_attention(factor: float, multiplier: float = 1.0) -> float:

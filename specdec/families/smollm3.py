@@ -10,7 +10,7 @@ from specdec.families.base import Family
 from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
 from specdec.families.rope_huggingface import RopeDefaults
-from specdec.model.architecture import ModelConfig
+from specdec.model.architecture import ModelConfig, check_layers
 from specdec.model.layers import Layer, Rope
 
 _DEFAULTS = huggingface.Defaults(
@@ -39,7 +39,7 @@ def from_gguf(fields: GgufFields) -> ModelConfig:
 
 def _turns(fields: Fields, count: int) -> list[bool]:
     """Whether each layer has rotary positions."""
-    huggingface.check_layers(count)
+    check_layers(count)
     stated, interval = fields.array("no_rope_layers"), fields.integer("no_rope_layer_interval", _INTERVAL)
     if stated and (len(stated) != count or not all(value in (0, 1) for value in stated)):
         raise ModelFormatError(f"{fields.where}: no_rope_layers must hold 0 or 1 for each of {count} layers")

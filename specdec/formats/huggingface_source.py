@@ -15,6 +15,7 @@ from specdec.families.registry import families, from_huggingface
 from specdec.formats.files import read_json
 from specdec.formats.huggingface_tokenizer import tokenizer_files
 from specdec.formats.mlx_file import AffineFolder
+from specdec.formats.mxfp4 import TYPE_NAME, Mxfp4Folder
 from specdec.formats.safetensors_file import READABLE, SafetensorsFolder
 from specdec.formats.tensor_file import TensorFile
 from specdec.formats.weights import FileSource, Origin, check_counts, check_tensors, find_origins, stored_types
@@ -63,10 +64,11 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
 
 def _weights(folder: Path, config: Fields) -> TensorFile:
     file = SafetensorsFolder(folder)
-    if "quantization" not in config:
-        return file
     try:
-        return AffineFolder(file, config.mapping("quantization"))
+        if "quantization" in config:
+            return AffineFolder(file, config.mapping("quantization"))
+        method = config.mapping("quantization_config").values.get("quant_method")
+        return Mxfp4Folder(file) if method == "mxfp4" else file
     except BaseException:
         file.close()
         raise
@@ -74,7 +76,7 @@ def _weights(folder: Path, config: Fields) -> TensorFile:
 
 def _check_types(file: TensorFile, origins: Mapping[str, Origin]) -> None:
     for origin in origins.values():
-        if (kind := file.type_name(origin.tensor)) not in (*READABLE, *quantised_types()):
+        if (kind := file.type_name(origin.tensor)) not in (*READABLE, TYPE_NAME, *quantised_types()):
             raise ModelFormatError(
                 f"{file.label}: tensor {origin.tensor!r} has type {kind}: this version reads {', '.join(READABLE)}"
             )

@@ -20,6 +20,7 @@ from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel
+    from specdec.licence import Consent
     from specdec.model.architecture import ModelConfig
     from specdec.runtimes.base import Runtime
     from specdec.store import Store
@@ -139,11 +140,15 @@ def load(
     load_share: float = 1.0,
     context: int | None = None,
     remeasure: bool = False,
+    accept_licence: bool | Consent = False,
 ) -> Model:
     """Load a model, fetching and converting it first when need be (into the cache folder `SPECDEC_HOME`).
 
     Args:
-        model: a catalogue name ("smollm2-135m"), a bucket store, a Hugging Face folder, or a .gguf file.
+        model: a catalogue name ("smollm2-135m"), a model of the Hugging Face hub as "ORG/NAME" or "ORG/NAME:FILE.gguf"
+            (with `@REVISION` after NAME for another than the main one), a bucket store, a Hugging Face folder, or a
+            .gguf file. A path that exists wins over a hub. A model of a hub is fetched once, and its store stays at
+            that revision until `specdec pull --force` fetches it anew.
         runtime: "auto" takes the fastest that runs here.
         threads: threads to compute with; None leaves it to the runtime.
         load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
@@ -153,8 +158,12 @@ def load(
             It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
             length, and keep them for shorter texts.
         remeasure: measure anew what passes cost on this machine, and forget what earlier processes have kept of it.
+        accept_licence: True accepts the licence of a model of the catalogue that asks for it, such as Gemma's; a
+            function `(model, terms) -> bool` is asked when it is needed. What was accepted is remembered.
 
     Raises:
+        LicenceError: the model's licence has to be accepted first.
+        DownloadError: the model could not be fetched.
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
         InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range, or below 1
@@ -162,22 +171,28 @@ def load(
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
+    from specdec.licence import accepted, refused
     from specdec.runtimes.choose import create_runtime
     from specdec.runtimes.memory import release_free_memory
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
-    store = Store.open(resolve_model(model), load_share=load_share, context=context)
+    consent = accept_licence if callable(accept_licence) else (accepted if accept_licence else refused)
+    store = Store.open(resolve_model(model, consent=consent), load_share=load_share, context=context)
     tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
     loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store, name=_name(model))
     loaded.memory.costs.is_measured_anew = remeasure
-    loaded.load_other = lambda name: _other(name, runtime, threads, context)
+    loaded.load_other = lambda name: _other(name, runtime, threads, context, consent)
     return loaded
 
 
 def _name(model: str | Path) -> str:
-    """What to call a model that was loaded by a catalogue name or a path."""
+    """What to call a model that was loaded by a catalogue name, a name on a hub or a path."""
+    from specdec.hub_name import parse_hub_name
+
+    if isinstance(model, str) and not Path(model).exists() and (on_hub := parse_hub_name(model)) is not None:
+        return on_hub.short
     name = Path(model).expanduser().absolute().name
     return name.removesuffix(".gguf").removesuffix(".store")
 
@@ -190,13 +205,13 @@ def readable_count(count: int) -> str:
     return str(count)
 
 
-def _other(name: str, runtime: str, threads: int | None, context: int | None) -> LoadedModel:
+def _other(name: str, runtime: str, threads: int | None, context: int | None, consent: Consent) -> LoadedModel:
     """The model called `name` on the runtime of the one that asks, for its context as far as it can be."""
     from specdec.catalogue import resolve_model
     from specdec.drafters.base import LoadedModel
     from specdec.store.description import StoreDescription
 
-    path = resolve_model(name)
+    path = resolve_model(name, consent=consent)
     if context is not None:
         config = StoreDescription.read(path).config
         context = min(context, config.longest_context or config.max_context)

@@ -57,6 +57,11 @@ class Tokenizer(ABC):
         return self._table.special
 
     @property
+    def named_tokens(self) -> Mapping[str, str]:
+        """Texts of tokens by what they are for: `bos_token`, `eos_token` and so on."""
+        return self._meta.special_tokens
+
+    @property
     def strips_first_space(self) -> bool:
         """Whether a space that a text's first token begins with is left out when the text is decoded."""
         return self._table.strip_leading_space

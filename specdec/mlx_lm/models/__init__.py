@@ -1,0 +1,1 @@
+"""mlx-lm keeps its caches in `models.cache`; so does this package."""
