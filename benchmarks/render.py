@@ -2,6 +2,7 @@
 
 A line `<!-- table NAME -->` in a document stands above the table of `results/NAME.json`. That line, the table and the
 sentence with its commands are replaced; all other text is written by hand in the document. `tables.py` makes the files.
+The table `front` of README.md has no file: it is put together from `faster` and `gpu_models`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,22 @@ def machines() -> list[str]:
     return sorted(found)
 
 
+def front() -> tables.Table:
+    """Tokens a second of specdec and llama.cpp on CPU and GPU, one model a row: what README.md shows of two tables."""
+    columns = ["model", "machine", "plain", "`auto`", "llama.cpp plain", "llama.cpp lookup", "`auto` / best other"]
+    cpu, gpu = tables.read("faster"), tables.read("gpu_models")
+    rows = []
+    for cells, source in zip(cpu.rows, cpu.sources, strict=True):
+        own = dict(zip(cpu.columns, cells, strict=True))
+        machine = ", ".join(source["machine"].split(", ")[:2])
+        names = ("specdec plain", "specdec `auto`", "llama.cpp plain", "llama.cpp lookup", "`auto` / best other")
+        rows.append([own["model"], machine, *(own[name] for name in names)])
+    for cells in gpu.rows:
+        own = dict(zip(gpu.columns, cells, strict=True))
+        rows.append([own["model"], f"NVIDIA {own['GPU']}", own["plain"], own["`auto`"].split(" ")[0], "-", "-", "-"])
+    return tables.Table(columns, rows)
+
+
 def commands(table: tables.Table) -> str:
     """The sentence that names the commands of a table, with date and machine."""
     letters = {machine: chr(ord("A") + number) for number, machine in enumerate(machines())}
@@ -32,7 +49,7 @@ def commands(table: tables.Table) -> str:
 
 def block(name: str, *, with_commands: bool) -> str:
     """A table with its mark and its commands, or with a reference to them."""
-    table = tables.read(name)
+    table = front() if name == "front" else tables.read(name)
     last = commands(table) if with_commands else "Printed by the commands in [BENCHMARKS.md](BENCHMARKS.md)."
     return f"<!-- table {name} -->\n{table.markdown()}\n\n{last}"
 

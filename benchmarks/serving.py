@@ -135,7 +135,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def client(url: str, *, timeout: float = 1800) -> httpx.Client:
     """A client of a server at an address without a path."""
-    return httpx.Client(base_url=url, timeout=timeout, trust_env=False)
+    # A connection of its own for every request: servers that were stopped by a signal close idle ones when they go on.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    return httpx.Client(base_url=url, timeout=timeout, trust_env=False, limits=limits)
 
 
 def metric(asking: httpx.Client, name: str) -> float:

@@ -17,8 +17,11 @@ from specdec import paths
 
 # A shell without job control starts its background commands, and a test run among them, with SIGINT ignored. Programs
 # started from here would inherit that and could not be interrupted, which some tests are about.
+# `nohup` does the same to SIGHUP.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)

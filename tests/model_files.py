@@ -92,7 +92,7 @@ def gguf_parts(name: str, *, merged: bool = False) -> tuple[dict[str, Any], dict
     for key, value in weights.items():
         new = _gguf_name(key)
         if family == "llama" and (".attn_q." in new or ".attn_k." in new):
-            value = _interleave(value, value.shape[0] // head_dim)
+            value = interleave(value, value.shape[0] // head_dim)
         tensors[new] = value.astype(np.float32) if value.ndim == 1 else value
     return metadata, _stack_experts(tensors, config["num_local_experts"]) if merged else tensors
 
@@ -135,7 +135,7 @@ def _gguf_name(key: str) -> str:
     return f"blk.{layer}.{_BLOCK_NAMES[rest]}.{kind}"
 
 
-def _interleave(rows: np.ndarray, heads: int) -> np.ndarray:
+def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     """In the Llama family's GGUF files row 2j of a head is row j of Hugging Face's, row 2j + 1 is row j + D/2."""
     out = np.empty_like(rows)
     size = rows.shape[0] // heads

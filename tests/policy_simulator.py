@@ -53,6 +53,7 @@ class World:
         matches: chance that a lookup finds something, and that a token of it is kept; None without a lookup.
         hardness: mean of the exponential margin of a token.
         beside: rows of other sequences in every verify pass. `verify` then costs for the rows of all.
+        drafts_alone: none of the other sequences drafts, so that they wait; else all draft in the same passes.
         dense_s: seconds of a dense step.
         jitter: standard deviation of the logarithm of every cost.
         spikes: chance that a pass takes ten times as long.
@@ -64,6 +65,7 @@ class World:
     matches: tuple[float, float] | None = None
     hardness: float = 3.0
     beside: int = 0
+    drafts_alone: bool = False
     dense_s: float = 0.01
     jitter: float = 0.0
     spikes: float = 0.0
@@ -76,6 +78,11 @@ class World:
     @property
     def options(self) -> tuple[DraftOption, ...]:
         return (MODEL,) if self.matches is None else (MODEL, LOOKUP)
+
+    @property
+    def together(self) -> int:
+        """Sequences whose draft steps share a pass."""
+        return 1 if self.drafts_alone else self.beside + 1
 
     def seconds(self, dense_steps: float) -> float:
         factor = math.exp(self.random.gauss(0, self.jitter)) * (10 if self.random.random() < self.spikes else 1)
@@ -164,7 +171,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
     effort: float | None = plan.effort
     while drafter == "effort" and drafted < length and effort is not None:
         margin = world.random.expovariate(1 / world.hardness)
-        cost = world.step(effort)
+        cost = world.step(effort) * world.verify(world.together) / world.verify(1)
         seconds = world.seconds(cost)
         chance = 0.5 * (1 + math.erf(margin / max(world.noise(effort), 1e-9) / math.sqrt(2)))
         alive = alive and world.random.random() < chance
@@ -199,6 +206,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
             verify_s=verify_s,
             round_s=draft_s + verify_s,
             rows_beside=world.beside,
+            draft_share=1 / world.together if signals else 1.0,
         )
     )
     tally.tokens += accepted + 1

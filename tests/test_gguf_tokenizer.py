@@ -6,18 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from tokenizer_files import (
     CHATML,
     SPECIAL,
     bpe_metadata,
     gguf_files,
     gguf_tokenizer,
+    saved,
     sentencepiece_metadata,
     trained_bpe,
     trained_sentencepiece,
 )
 
 from specdec.errors import ModelFormatError
+from specdec.families.fields import Fields
+from specdec.formats.gguf_tokenizer import tokenizer_files
 from specdec.tokenizers.markers import AMBIGUOUS, END_MARKERS
 from specdec.tokenizers.pretokenizers import RULES, build_byte_level, rule
 
@@ -245,3 +249,43 @@ def test_tokens_without_text(tmp_path: Path) -> None:
 def test_byte_level_without_merges_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFormatError, match="text cannot become tokens: its conversion failed"):
         gguf_files(without(bpe_metadata(), "merges"), tmp_path)
+
+
+def test_runs_of_spaces_that_are_tokens_are_found_in_text(tmp_path: Path) -> None:
+    """Gemma's: converters write the spaces of user-defined tokens as spaces."""
+    model = trained_sentencepiece("\u2581\u2581", "\u2581" * 4, "\n\n", "\t", "<b>", prefix=False)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    metadata = sentencepiece_metadata(model, add_space_prefix=False)
+    tokens, types = (list(metadata[f"tokenizer.ggml.{name}"]) for name in ("tokens", "token_type"))
+    for text in ("\u2581\u2581", "\u2581" * 4, "\n\n", "\t", "<b>"):
+        index = tokens.index(text)
+        tokens[index], types[index] = text.replace("\u2581", " "), 4
+    metadata |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
+    tokenizer = gguf_tokenizer(metadata, tmp_path)
+    for text in ("the  other", "    the", " a   b\n\n\tc  ", "x<b>  y<b>", "a \u2581 b", "     \n\n\n"):
+        assert tokenizer.encode(text, add_bos=False) == processor.encode(text)
+        assert tokenizer.decode(processor.encode(text)) == text.replace("\u2581", " ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "mark", "keeps"), [("bpe", "<|im_end|>", "<|endoftext|>"), ("llama", "[INST]", "<s>")]
+)
+def test_control_tokens_of_phi3_take_the_spaces_after_them(tmp_path: Path, kind: str, mark: str, keeps: str) -> None:
+    metadata = bpe_metadata("gpt-4o") if kind == "bpe" else sentencepiece_metadata(trained_sentencepiece(prefix=False))
+    metadata |= {"tokenizer.ggml.add_space_prefix": False}
+
+    def ids(architecture: str, text: str) -> list[int]:
+        fields = Fields(metadata | {"general.architecture": architecture}, "m.gguf")
+        tokenizer = saved(tokenizer_files(fields, vocab_size=512), tmp_path / f"{architecture}-{kind}")
+        return tokenizer.encode(text, add_bos=False)
+
+    assert ids("phi3", f"{mark} \n the") == ids("phi3", f"{mark}the") == ids("qwen2", f"{mark}the")
+    assert ids("qwen2", f"{mark} \n the") != ids("qwen2", f"{mark}the")
+    assert ids("phi3", f"{keeps} the") == ids("qwen2", f"{keeps} the") != ids("qwen2", f"{keeps}the")
+
+
+def test_html_in_the_vocabulary_of_gemma_ends_no_answer(tmp_path: Path) -> None:
+    metadata = renamed(bpe_metadata(), "<eos>", "<end_of_turn>", "</s>", kind=4)
+    tokens, ends = metadata["tokenizer.ggml.tokens"], gguf_tokenizer(metadata, tmp_path).eos_ids
+    assert {tokens.index("<eos>"), tokens.index("<end_of_turn>")} <= ends
+    assert tokens.index("</s>") not in ends

@@ -125,6 +125,8 @@ def test_generate_and_stream_take_the_same_arguments():
         "grammar": None,
         "regex": None,
         "stop": (),
+        "stop_token_ids": (),
+        "ignore_eos": False,
         "chat": True,
         "literal": True,
         "chat_template_kwargs": None,

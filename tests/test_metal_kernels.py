@@ -19,6 +19,7 @@ from specdec.kernels.reference.selection import select_tiers
 from synthetic import SyntheticSource, tiny_config
 
 from specdec.formats import open_source
+from specdec.model.layers import Attention
 from specdec.runtimes.mlx import kernels as mlx_kernels
 from specdec.runtimes.mlx.kernels import KernelText, kernel_text
 from specdec.runtimes.mlx.pack import (
@@ -131,7 +132,7 @@ def test_select_and_verify(mx, size, effort):
     ops, outputs = make_ops(mx), size[0]
     x, rows = activations(mx, 8, size[1])
     scores, take = mx.array(matrix.scores[None]), mx.array([[weights_to_take(effort, size[1] * 16)]])
-    prefix = ops.select(x, scores, take, state_of(mx, 8), TIERS)
+    prefix = ops.select(x, scores, take, state_of(mx, 8), TIERS, joined=scores.shape[0])
     wanted = np.array([select_tiers(row, matrix.scores, TIERS, effort=effort) for row in rows])
     assert np.array_equal(np.array(prefix)[0, :, : size[1]], wanted)
     weights = pack_dense(mx, "metal", mx.array(bits), packed_rows(outputs)).view(mx.float16)
@@ -196,7 +197,7 @@ def test_norm_adds_parts_and_selects(mx, selects):
     x, parts = rng.standard_normal((1, 600)).astype(np.float32), rng.standard_normal((3, 1, 600)).astype(np.float32)
     weight, scores = rng.random(600).astype(np.float32), rng.random((600, 1)).astype(np.float32)
     chosen = Selection(mx.array(scores), mx.array([[200]]), (1,), counts=False) if selects else None
-    added, made, _ = make_ops(mx).norm(
+    added, made, _, _ = make_ops(mx).norm(
         mx.array(x), mx.array(weight), state_of(mx, 1), eps=1e-5, parts=mx.array(parts), draft=True, selection=chosen
     )
     total = x.astype(np.float64) + parts.sum(axis=0, dtype=np.float64)
@@ -209,6 +210,9 @@ def test_norm_adds_parts_and_selects(mx, selects):
 
 @pytest.mark.parametrize(("window", "norms"), [(None, False), (100, True)])
 def test_attention(mx, window, norms):
+    from specdec.runtimes.mlx import attention_ops
+    from specdec.runtimes.mlx.attention_ops import AttentionVectors
+
     heads, kv_heads, size, held, rows = 4, 2, 16, 300, 5
     rng = np.random.default_rng(4)
     past = rng.standard_normal((2, kv_heads, 512, size)).astype(np.float16)
@@ -218,29 +222,35 @@ def test_attention(mx, window, norms):
     turns = np.arange(512)[:, None] * (10000.0 ** (-np.arange(size // 2) / (size // 2)))
     angles = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype(np.float32)
     ops = make_ops(mx)
+    attention = Attention(
+        heads=heads, kv_heads=kv_heads, head_dim=size, bias=True, window=window, qk_norm="head" if norms else "none"
+    )
+    vectors = AttentionVectors(bias=mx.array(bias), norms=mx.array(scales.ravel()) if norms else None)
 
     def run(first: int, count: int, cache: Any, step: int) -> tuple[np.ndarray, Any]:
         given = np.full((1, step, qkv.shape[2]), np.nan, np.float32)
         given[:, :count] = qkv[:, first : first + count]
         state = state_of(mx, count, held + first)
-        splits = ops.attention(
-            mx.array(given), [cache], mx.array(angles), state, heads=heads, splits=2, window=window, eps=1e-6,
-            bias=mx.array(bias), norms=mx.array(scales) if norms else None,
-        )  # fmt: skip
-        return np.array(ops.attention_sum(splits, state, size=size)[0])[:count, 0, : heads * size], cache
+        queries = attention_ops.rotate(
+            ops, attention, vectors, mx.array(given), [cache], mx.array(angles), None, state, eps=1e-6
+        )
+        splits = attention_ops.attend(ops, attention, queries, [cache], state, splits=2)
+        made, _ = attention_ops.combine(ops, attention, vectors, splits, state)
+        return np.array(made)[:count, 0, : heads * size], cache
 
     together, cache = run(0, rows, mx.array(past), 8)
-    vectors = (qkv[0] + bias).reshape(8, -1, size).astype(np.float64)
+    heads_of = (qkv[0] + bias).reshape(8, -1, size).astype(np.float64)
     if norms:
-        vectors[:, : heads + kv_heads] /= np.sqrt((vectors[:, : heads + kv_heads] ** 2).mean(-1, keepdims=True) + 1e-6)
-        vectors[:, :heads] *= scales[0]
-        vectors[:, heads : heads + kv_heads] *= scales[1]
+        turning = heads_of[:, : heads + kv_heads]
+        turning /= np.sqrt((turning**2).mean(-1, keepdims=True) + 1e-6)
+        turning[:, :heads] *= scales[0]
+        turning[:, heads:] *= scales[1]
     cos, sin = (angles[held : held + 8, None, :, n].astype(np.float64) for n in (0, 1))
-    low, high = np.split(vectors[:, : heads + kv_heads], 2, axis=-1)
+    low, high = np.split(heads_of[:, : heads + kv_heads], 2, axis=-1)
     turned = np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
     keys, values = past[0].astype(np.float64), past[1].astype(np.float64)
     keys[:, held : held + 8] = turned[:, heads:].transpose(1, 0, 2)
-    values[:, held : held + 8] = vectors[:, heads + kv_heads :].transpose(1, 0, 2)
+    values[:, held : held + 8] = heads_of[:, heads + kv_heads :].transpose(1, 0, 2)
     for row in range(rows):
         end = held + row + 1
         wanted = attention_row(turned[row, :heads], keys[:, :end], values[:, :end], window=window).reshape(-1)
@@ -268,7 +278,7 @@ def test_a_whole_model_gives_the_golden_logits(runtime_of, monkeypatch):
 
     rounded = mlx_model.rotary_frequencies
     monkeypatch.setattr(
-        mlx_model, "rotary_frequencies", lambda config: rounded(config).astype(np.float16).astype(float)
+        mlx_model, "rotary_frequencies", lambda config, layer: rounded(config, layer).astype(np.float16).astype(float)
     )
     golden = json.loads((DATA / "tiny-qwen3" / "expected.json").read_text())
     runtime = runtime_of(open_source(DATA / "tiny-qwen3"))
@@ -299,14 +309,15 @@ def test_mlx_is_handed_the_text_that_runs_here():
     class FakeMlx:
         fast = Fast
 
-    for name in ("norm", "gate", "attention_sum", "select", "embed", "dense", "verify", "int4", "bucket", "attention"):
+    names = ["norm", "gate", "attention_sum", "select", "embed", "dense", "verify", "int4", "bucket", "attention"]
+    for name in [*names, "rotate", "router", "mixture", "logits", "quant", "quant_embed"]:
         text = kernel_text("metal", name, {"ROWS": 8}, inputs=["a"], outputs=["b"])
         mlx_kernels.build(FakeMlx, "metal", text)
         folder = Path(mlx_kernels.__file__).parents[3] / "kernels" / "metal"
         if not folder.exists():
             pytest.skip("needs the source tree")
         file = (folder / f"{name}.metal").read_text()
-        for part in ("finish", "tiles_out"):
+        for part in ("finish", "tiles_out", "job", "caches"):
             file = file.replace(f'#include "{part}"', (folder / f"{part}.metal").read_text())
         assert given["source"] == text.source == f"#define ROWS 8\n{file}"
         assert given["header"] == text.header == (folder / "prelude.metal").read_text()

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from featured_models import FEATURED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_models import random_config
 from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
 
 from specdec.errors import InvalidArgumentError
@@ -29,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mistral": {"architecture": "mistral", "sliding_window": 5, "first_sliding_layer": 1},
     "mixtral": {"architecture": "mixtral", "num_experts": 4, "experts_per_token": 2, "tie_embeddings": False},
 }
+FEATURES = [*FEATURED, *(f"random {seed}" for seed in range(8))]
 VIEWS = ("exact", "bucket", "bucket8", "int4")
 QUANTISED_VIEWS = ("exact", "own", "nested", "int4")
 
@@ -42,6 +45,13 @@ def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         path = tmp_path_factory.mktemp("stores") / "store"
         if name in MODELS:
             convert(SyntheticSource(tiny_config(**MODELS[name])), path)
+        elif name in FEATURED:
+            convert(SyntheticSource(FEATURED[name]), path)
+        elif name.startswith("random"):
+            convert(SyntheticSource(random_config(int(name.split()[1]))), path)
+        elif name.startswith("features"):
+            config = random_config(int(name.split()[1]), unit=256)
+            convert(quantised_source(config, "q4_k", "q8_0", "16", "q6_k", "q5_0"), path, quantised="keep")
         else:
             convert(quantised_source(quantised_config(), name), path, quantised="keep")
         return NativeRuntime(Store.open(path, verify=False), threads=threads)
@@ -152,8 +162,18 @@ def test_any_schedule_of_a_quantised_model_does(runtime_of, name, view, seed):
     Schedule(runtime_of(name), runtime_of(name, 1), view, seed).run(6)
 
 
+@schedules(FEATURES, VIEWS, 40)
+def test_any_schedule_of_any_features_does(runtime_of, name, view, seed):
+    Schedule(runtime_of(name), runtime_of(name, 1), view, seed).run(6)
+
+
+@schedules(["features 0", "features 1", "features 2"], QUANTISED_VIEWS, 10)
+def test_any_schedule_of_quantised_features_does(runtime_of, name, view, seed):
+    Schedule(runtime_of(name), runtime_of(name, 1), view, seed).run(4)
+
+
 @pytest.mark.slow
-@schedules(MODELS, VIEWS, 1000)
+@schedules([*MODELS, *FEATURES], VIEWS, 1000)
 def test_a_thousand_schedules(runtime_of, name, view, seed):
     Schedule(runtime_of(name), runtime_of(name, 1), view, seed).run(8)
 

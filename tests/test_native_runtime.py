@@ -32,6 +32,7 @@ from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.native import runtime as native
+from specdec.runtimes.native import shape
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.dtypes import to_float32
 
@@ -44,6 +45,7 @@ except RuntimeUnavailableError as error:
 DATA = Path(__file__).parent / "data"
 TINY = sorted(path.name for path in DATA.glob("tiny-*"))
 FULL = EffortSchedule(1.0)
+# Models of the plain decoder and what it had first; the other features are in `test_native_features`.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"architecture": "mistral", "sliding_window": 5, "first_sliding_layer": 1},
@@ -82,8 +84,10 @@ def expected(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_logits_and_continuations_are_the_golden_ones(store_of, monkeypatch, name, isa):
-    rounded = native.rotary_frequencies
-    monkeypatch.setattr(native, "rotary_frequencies", lambda config: rounded(config).astype(np.float16).astype(float))
+    rounded = shape.rotary_frequencies
+    monkeypatch.setattr(
+        shape, "rotary_frequencies", lambda config, layer: rounded(config, layer).astype(np.float16).astype(float)
+    )
     runtime, golden = NativeRuntime(store_of(name), threads=2, isa=isa), expected(name)
     for ids, wanted in zip(golden["input_ids"], golden["logits"], strict=True):
         # The expected values come from frequencies rounded to float16, as here. What is left is the cache, which holds

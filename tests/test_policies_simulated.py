@@ -192,6 +192,18 @@ def test_goodput_drafts_the_same_beside_others_where_rows_are_free(beside, match
     assert drafted_beside(beside, lambda _: 1.0, matches=matches) == drafted_beside(0, lambda _: 1.0, matches=matches)
 
 
+@pytest.mark.parametrize(("beside", "further"), [(3, 0.1), (15, 0.02)])
+def test_goodput_drafts_less_where_the_others_wait_for_its_drafts(beside, further):
+    def verify(rows: int) -> float:
+        return 1 + further * (rows - 1)
+
+    alone, together = (drafted_beside(beside, verify, drafts_alone=alone) for alone in (True, False))
+    assert together > 1
+    assert alone < 0.2 * together
+    cheap = drafted_beside(beside, verify, drafts_alone=True, step=lambda effort: 0.005 * (1 + effort))
+    assert cheap > 1  # next to nothing is worth waiting for
+
+
 def test_goodput_drafts_nothing_where_every_row_costs_as_much_as_the_first():
     """A row that is kept with a chance below 1 then brings less than another sequence's plain row."""
     assert drafted_beside(31, lambda rows: float(rows)) < 0.1

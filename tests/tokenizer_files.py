@@ -50,8 +50,8 @@ def trained_bpe() -> dict[str, Any]:
 
 
 @cache
-def trained_sentencepiece() -> bytes:
-    """A sentencepiece model of type BPE with byte fallback, two control tokens and a user-defined one."""
+def trained_sentencepiece(*user_defined: str, prefix: bool = True) -> bytes:
+    """A sentencepiece model of type BPE with byte fallback, two control tokens and a user-defined one, and others."""
     sentencepiece.set_min_log_level(2)
     out = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -64,7 +64,8 @@ def trained_sentencepiece() -> bytes:
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         control_symbols=["[INST]", "[INST]s", "[/INST]"],
-        user_defined_symbols=["<|user|>"],
+        user_defined_symbols=["<|user|>", *user_defined],
+        add_dummy_prefix=prefix,
         hard_vocab_limit=False,
         minloglevel=2,
     )

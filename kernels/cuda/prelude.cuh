@@ -45,7 +45,24 @@ DEVICE __half to_half(float value) { return __float2half_rn(fminf(fmaxf(value, -
 DEVICE unsigned bits_of(float value) { return __float_as_uint(value); }
 DEVICE float square_root(float value) { return sqrtf(value); }
 DEVICE float exponential(float value) { return expf(value); }
+DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // not fused with what is done with it
 DEVICE float silu(float value) { return value / (1.0f + expf(-value)); }
+DEVICE float hyperbolic(float value) { return tanhf(value); }
+
+// What a gated MLP makes of its two projections. 0: silu, Shazeer 2002.05202. 1: GELU in its tanh form, Hendrycks and Gimpel
+// 1606.08415. 2: the clamped SwiGLU of gpt-oss, 2508.10925.
+template <int ACTIVATION_KIND>
+DEVICE float gated(float gate, float up) {
+  if (ACTIVATION_KIND == 1) {
+    const float inner = 0.7978845608028654f * fmaf(0.044715f * gate * gate, gate, gate);
+    return 0.5f * gate * (1.0f + hyperbolic(inner)) * up;
+  }
+  if (ACTIVATION_KIND == 2) {
+    const float low = fminf(gate, 7.0f), linear = fminf(fmaxf(up, -7.0f), 7.0f);
+    return low / (1.0f + expf(-1.702f * low)) * (linear + 1.0f);
+  }
+  return silu(gate) * up;
+}
 
 // Eight halves from a 16-byte boundary.
 DEVICE void load8(const __half* from, float (&to)[8]) {

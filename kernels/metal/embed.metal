@@ -9,5 +9,5 @@ for (int i = tid; i < WIDTH; i += THREADS) {
 #else
   const ulong place = token * WIDTH + i;
 #endif
-  x[(ulong)row * WIDTH + i] = to_float(table[place]);
+  x[(ulong)row * WIDTH + i] = to_float(table[place]) * SCALE;
 }

@@ -1,32 +1,63 @@
-// RMS norm of one row per threadgroup, after adding the PARTS partial products that a draft's multiplication left behind; and,
-// for a draft that selects, the choice of inputs. Zhang and Sennrich, 1910.07467, equation 4.
-// x (ROWS, WIDTH), parts (PARTS, ROWS, WIDTH), weight (WIDTH), scores (WIDTH, TIERS), take (., 1), state
-// -> sum (ROWS, WIDTH) when PARTS, activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
+// What a part of a layer has returned is added to the residual stream, one row per threadgroup: PARTS partial products and
+// their bias, normed when POST, times RESIDUAL. The sum, normed when NORM, is the next activation; and, for a draft that
+// selects, the choice of inputs. Zhang and Sennrich, 1910.07467, equation 4.
+// x (ROWS, WIDTH), parts (PARTS, ROWS, WIDTH), bias (WIDTH) when BIAS, post (WIDTH) when POST, weight (WIDTH) when NORM,
+// scores (WIDTH, TIERS), take (., 1), state -> sum (ROWS, WIDTH) when PARTS, plain (ROWS, WIDTH) when PLAIN, activation
+// (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = thread_position_in_threadgroup.x, row = threadgroup_position_in_grid.x;
 threadgroup float sums[32];
 threadgroup int scratch[96];
 float value[OWN];
-float square = 0;
 const bool idle = row >= state[1];
+#if PARTS
+float returned = 0;
+for (int j = 0; j < OWN; ++j) {
+  const int i = tid * OWN + j;
+  float added = 0;
+  if (i < WIDTH && !idle) {
+    added = parts[(ulong)row * WIDTH + i];
+    for (int p = 1; p < PARTS; ++p) added += parts[((ulong)p * ROWS + row) * WIDTH + i];
+#if BIAS
+    added += bias[i];
+#endif
+  }
+  value[j] = added;
+  returned = fma(added, added, returned);
+}
+#if POST
+const float shrink = 1.0f / square_root(block_sum<WARPS>(returned, sums, tid) / WIDTH + EPSILON);
+for (int j = 0; j < OWN; ++j) {
+  const int i = tid * OWN + j;
+  value[j] = i < WIDTH ? value[j] * shrink * post[i] : 0.0f;
+}
+#endif
+#endif
+float square = 0;
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
   float v = 0;
   if (i < WIDTH && !idle) {
     v = x[(ulong)row * WIDTH + i];
 #if PARTS
-    float added = parts[(ulong)row * WIDTH + i];
-    for (int p = 1; p < PARTS; ++p) added += parts[((ulong)p * ROWS + row) * WIDTH + i];
-    v += added;
+    v = fma(value[j], RESIDUAL, v);
     sum[(ulong)row * WIDTH + i] = v;
 #endif
   }
   value[j] = v;
   square += v * v;
 }
+#if NORM
 const float total = block_sum<WARPS>(square, sums, tid);
 const float scale = 1.0f / square_root(total / WIDTH + EPSILON);
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
   value[j] = i < WIDTH ? value[j] * scale * weight[i] : 0.0f;
 }
+#endif
+#if PLAIN
+for (int j = 0; j < OWN; ++j) {
+  const int i = tid * OWN + j;
+  if (i < WIDTH) plain[(ulong)row * WIDTH + i] = value[j];
+}
+#endif
 #include "finish"

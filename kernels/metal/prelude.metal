@@ -26,7 +26,24 @@ inline half to_half(float value) { return half(min(max(value, -65504.0f), 65504.
 inline uint bits_of(float value) { return as_type<uint>(value); }
 inline float square_root(float value) { return sqrt(value); }
 inline float exponential(float value) { return exp(value); }
+inline float product(float a, float b) { return a * b; }
 inline float silu(float value) { return value / (1.0f + exp(-value)); }
+inline float hyperbolic(float value) { return tanh(min(max(value, -20.0f), 20.0f)); }  // 1 beyond, in float32
+
+// What a gated MLP makes of its two projections. 0: silu, Shazeer 2002.05202. 1: GELU in its tanh form, Hendrycks and Gimpel
+// 1606.08415. 2: the clamped SwiGLU of gpt-oss, 2508.10925.
+template <int ACTIVATION_KIND>
+inline float gated(float gate, float up) {
+  if (ACTIVATION_KIND == 1) {
+    const float inner = 0.7978845608028654f * fma(0.044715f * gate * gate, gate, gate);
+    return 0.5f * gate * (1.0f + hyperbolic(inner)) * up;
+  }
+  if (ACTIVATION_KIND == 2) {
+    const float low = min(gate, 7.0f), linear = min(max(up, -7.0f), 7.0f);
+    return low / (1.0f + exp(-1.702f * low)) * (linear + 1.0f);
+  }
+  return silu(gate) * up;
+}
 
 inline void load8(device const half* from, thread float (&to)[8]) {
   for (int j = 0; j < 8; ++j) to[j] = float(from[j]);

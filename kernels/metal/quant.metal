@@ -4,12 +4,14 @@
 // inputs at a time, each for a band of at most 8 rows: of 16 rows the second band finds what the first has read in the
 // cache. The simdgroups' sums meet in threadgroup memory, by rising simdgroup.
 // data0, data1, data2 (mlx_quant.py), activation (CHOSEN ? matrices : 1, ROWS, PADDED), state -> y (PARTS, ROWS, COLUMNS)
-const int tid = thread_position_in_threadgroup.x, share = threadgroup_position_in_grid.y;
+// Of a mixture, ROWS is 1, the grid's y is job * PARTS + share, data are those of all experts -> y (PARTS, JOBS, COLUMNS)
+#include "job"
+const int tid = thread_position_in_threadgroup.x, share = threadgroup_position_in_grid.y % PARTS;
 const int warp = tid / 32 % WARPS, band = tid / 32 / WARPS, lane = tid % 32;
 constexpr int BANDS = ROWS > 8 ? 2 : 1;
 const int all_rows = ROWS == 1 ? 1 : state[1], rows = all_rows - band * 8;
 const int first = GROUPS * share / PARTS + warp, last = GROUPS * (share + 1) / PARTS;
-device const float* x = activation + (ulong)band * 8 * PADDED;
+device const float* x = activation + ((ulong)(BY_JOB ? job : job / USED) + band * 8) * PADDED;
 float sum[BAND][8];
 #pragma unroll
 for (int m = 0; m < BAND; ++m) {
@@ -18,18 +20,18 @@ for (int m = 0; m < BAND; ++m) {
 }
 int tile = threadgroup_position_in_grid.x, column = 0, outputs = OUTPUTS0;
 if (tile < TILES0) {
-  quant_tile<FORM0>(data0, TILES0, tile, x, rows, first, last, lane, sum);
+  quant_tile<FORM0>(data0 + (ulong)expert * STRIDE0, TILES0, tile, x, rows, first, last, lane, sum);
 }
 #if MATRICES > 1
 else if (tile < TILES0 + TILES1) {
   tile -= TILES0, column = OUTPUTS0, outputs = OUTPUTS1;
-  quant_tile<FORM1>(data1, TILES1, tile, x + (CHOSEN ? ROWS * PADDED : 0), rows, first, last, lane, sum);
+  quant_tile<FORM1>(data1 + (ulong)expert * STRIDE1, TILES1, tile, x + (CHOSEN ? ROWS * JOBS * PADDED : 0), rows, first, last, lane, sum);
 }
 #endif
 #if MATRICES > 2
 else {
   tile -= TILES0 + TILES1, column = OUTPUTS0 + OUTPUTS1, outputs = OUTPUTS2;
-  quant_tile<FORM2>(data2, TILES2, tile, x + (CHOSEN ? 2 * ROWS * PADDED : 0), rows, first, last, lane, sum);
+  quant_tile<FORM2>(data2 + (ulong)expert * STRIDE2, TILES2, tile, x + (CHOSEN ? 2 * ROWS * JOBS * PADDED : 0), rows, first, last, lane, sum);
 }
 #endif
 threadgroup float meeting[BANDS][2 * WARPS][128];
@@ -45,7 +47,7 @@ for (int m = 0; m < BAND; ++m) {
     float value = 0;
     for (int other = 0; other < 2 * WARPS; ++other) value += meeting[at / 128][other][o % 8 * 16 + o / 16 * 2 + o % 16 / 8];
     if (row < all_rows && tile * 128 + o < outputs) {
-      y[((ulong)share * ROWS + row) * COLUMNS + column + tile * 128 + o] = value;
+      y[(((ulong)share * JOBS + job) * ROWS + row) * COLUMNS + column + tile * 128 + o] = value;
     }
   }
   BARRIER();

@@ -16,6 +16,6 @@ for (int i = tid; i < WIDTH; i += THREADS) {
   read_codes<F>(upper, rest, i, place / 8, held);
   make_weights<F>(held, scale, shift, weight);
   for (int n = 0; n < 8; ++n) {
-    if (n == place % 8) x[(ulong)row * WIDTH + i] = weight[n];
+    if (n == place % 8) x[(ulong)row * WIDTH + i] = weight[n] * SCALE;
   }
 }

@@ -1,24 +1,37 @@
-// How many tiers of each input a row takes in the exact view, one row and one of the joined matrices per threadgroup.
-// activation (ROWS, ., PADDED), scores (JOINED, WIDTH, TIERS), take (., JOINED), state -> prefix (JOINED, ROWS, PADDED), or,
-// when MASKED, masked: the activation with zeros for the inputs that the row does not take
+// How many tiers of each input a row takes, one row and one of the joined matrices per threadgroup: all that does not choose
+// as it makes the row. Of a mixture a row is a job, see job.metal: EACH jobs are of one row, each with its expert's matrices.
+// activation (ROWS, ., PADDED), (ROWS / EACH, ., PADDED) unless BY_JOB, chosen when EXPERTS, scores (max(1, EXPERTS) * JOINED,
+// WIDTH, TIERS), take (., max(1, EXPERTS) * JOINED), state -> prefix (JOINED, ROWS, PADDED), or, when MASKED, masked: the
+// activation with zeros for the inputs that the row does not take; counts (ROWS, PADDED) when COUNTS
 const int tid = thread_position_in_threadgroup.x, row = threadgroup_position_in_grid.x;
-const int matrix = threadgroup_position_in_grid.y;
+const int source = row / EACH;
 threadgroup int scratch[96];
-if (row >= state[1]) return;
+if (source >= state[1]) return;
+#if EXPERTS
+const int matrix = chosen[row] * JOINED + threadgroup_position_in_grid.y, line = EXPERTS * JOINED;
+#else
+const int matrix = threadgroup_position_in_grid.y, line = JOINED;
+#endif
+const ulong out = ((ulong)threadgroup_position_in_grid.y * ROWS + row) * PADDED;
 float value[OWN];
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
-  value[j] = i < WIDTH ? get_activation(activation, row, PADDED, i) : 0.0f;
+  value[j] = i < WIDTH ? get_activation(activation, BY_JOB ? row : source, PADDED, i) : 0.0f;
 }
 int taken[OWN];
 select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores + (ulong)matrix * WIDTH * TIERS, WIDTH,
-                                       take[state[STATE_CHOICES + row] * JOINED + matrix], scratch, tid,
-                                       taken);
+                                       take[state[STATE_CHOICES + source] * line + matrix], scratch, tid, taken);
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
+  if (i >= PADDED) continue;
 #if MASKED
-  if (i < PADDED) masked[((ulong)matrix * ROWS + row) * PADDED + i] = taken[j] ? value[j] : 0.0f;
+  masked[out + i] = taken[j] ? value[j] : 0.0f;
 #else
-  if (i < PADDED) prefix[((ulong)matrix * ROWS + row) * PADDED + i] = half(taken[j]);
+  prefix[out + i] = half(taken[j]);
+#endif
+#if COUNTS
+  int count = 0;  // runs of four weights, COUNTS tells how many make up each tier
+  for (int k = 0; k < TIERS; ++k) count += k < taken[j] ? ((SIZES >> (8 * k)) & 255) / 4 : 0;
+  counts[out + i] = (uchar)(count);
 #endif
 }

@@ -11,7 +11,7 @@ BARRIER();
 for (int at = tid; at < 16 * rows; at += WARPS * 32) {
   const int o = at % 16, row = at / 16;
   if (block * 16 + o < OUT_PADDED) {
-    put_activation(y, row, OUT_PADDED, block * 16 + o, silu(meeting[o][row]) * meeting[16 + o][row]);
+    put_activation(y, row, OUT_PADDED, block * 16 + o, gated<ACTIVATION>(meeting[o][row], meeting[16 + o][row]));
   }
 }
 #else

@@ -4,7 +4,8 @@ Costs are in units of a pass over one row (a *dense step*): only ratios decide a
 seconds. How costs are first measured is the engine's business; what is done with them, the policy's.
 
 Where a pass holds rows of other sequences, the unit is this sequence's plain step in that pass (`CostModel.beside`), so
-that rates stay comparable when sequences come and go. Draft steps, which sequences run together too, keep their costs.
+that rates stay comparable when sequences come and go. A draft step costs the same beside others when all of them draft
+in the same pass; one that drafts alone lets the others wait, and pays for that (`CostModel.draft_beside`).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ _SURPRISE = 0.3  # logarithm of the factor by which the scale moves when the mac
 _USUAL_MEMORY = 40.0  # rounds after which the scale is the usual one
 _USUAL_DOUBT = 0.15  # standard deviation of a logarithm up to which a cost counts as known
 _LOOKUP = 0.003  # a draft by a drafter that runs no model, until it is seen
+_SOLITUDE_MEMORY = 12.0  # draft steps
 _LOOKUP_OWN = 0.05  # share of the error of such a draft that its cost takes in
 
 
@@ -81,6 +83,7 @@ class CostModel:
         self._many: set[int] = set()  # numbers of rows beyond MOST_ROWS that passes have had
         self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
         self._views: dict[tuple[str, str | None], View] = {}
+        self._solitude = 0.0  # of draft steps beside others: 0 when all draft in one pass, 1 when nobody else does
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
                 variance = _squared(table.draft_spread.get((drafter, view, effort)))
@@ -109,6 +112,15 @@ class CostModel:
         steps = self._views.get((drafter, view))
         index = None if steps is None else steps.index.get(round(effort, 2))
         return self._guess(drafter, view, effort) if steps is None or index is None else steps.costs[index]
+
+    def draft_beside(self, drafter: str, view: str | None, effort: float, rows: int) -> float:
+        """Cost of a draft step in units of this sequence's plain step in a pass with `rows` rows of others.
+
+        Sequences that draft in the same pass share it as they share verify passes. While one drafts alone, the others
+        wait: then the step counts whole against a plain step that is a part of a pass. What is expected lies between
+        the two as steps did lately.
+        """
+        return self.draft(drafter, view, effort) * self._waiting(rows)
 
     def observe_verify(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows, of all its sequences, took `seconds`."""
@@ -165,6 +177,31 @@ class CostModel:
         else:
             self._observe(steps, index, seconds)
         return steps.costs[index]
+
+    def observe_draft_beside(
+        self, drafter: str, view: str, effort: float, seconds: float, *, share: float, rows: int
+    ) -> float:
+        """A draft step's pass, of which `share` was this sequence's, took `seconds`, while the verify pass had `rows`
+        rows of others; returns what the step cost in units of this sequence's plain step there."""
+        together = max(1, round(1 / share))
+        alone = self.observe_draft(drafter, view, effort, seconds / self._pass(together) * self.verify[1])
+        alike, unit = self._pass(together) / (together * self.verify[1]), self._unit(rows)
+        if unit > 1:
+            solitude = min(1.0, max(0.0, (alike * unit - 1) / (unit - 1)))
+            self._solitude += (solitude - self._solitude) / _SOLITUDE_MEMORY
+        return alone * alike * unit
+
+    def _waiting(self, rows: int) -> float:
+        """What a draft step costs beside `rows` rows of others, over its cost alone."""
+        return 1.0 + self._solitude * (self._unit(rows) - 1.0)
+
+    def _unit(self, rows: int) -> float:
+        """A plain step alone over one in a pass with `rows` rows of others."""
+        return self.verify[1] * (rows + 1) / self._pass(rows + 1)
+
+    def _pass(self, rows: int) -> float:
+        """Cost of a pass over `rows` rows, at least 1."""
+        return self.verify[min(rows, MOST_ROWS)] + max(0, rows - MOST_ROWS) * self._tail
 
     def _view(self, drafter: str, view: str | None, variance: float) -> View:
         """Draft steps of a drafter and view; one with nothing in it before the first."""
@@ -294,8 +331,7 @@ class CostModel:
 
     def seconds_of_plain_step(self, beside: int = 0) -> float:
         """Seconds of a pass over one row of this sequence and `beside` of others; 0 before any was seen."""
-        extra = max(0, beside + 1 - MOST_ROWS)
-        return self.scale * (self.verify[min(beside + 1, MOST_ROWS)] + extra * self._tail)
+        return self.scale * self._pass(beside + 1)
 
     def _guess(self, drafter: str, view: str | None, effort: float) -> float:
         """From the nearest effort of the same drafter and view that is known, or from nothing."""

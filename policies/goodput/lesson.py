@@ -29,6 +29,7 @@ class Lesson:
         draft_s: seconds of drafting.
         round_s: seconds of the whole round.
         beside: rows of other sequences in the verify pass.
+        share: this sequence's share of `draft_s`.
     """
 
     prospect: Prospect
@@ -40,6 +41,7 @@ class Lesson:
     draft_s: float
     round_s: float
     beside: int = 0
+    share: float = 1.0
 
     @classmethod
     def of(cls, outcome: RoundOutcome, prospect: Prospect, number: int) -> Lesson:
@@ -48,7 +50,7 @@ class Lesson:
         steps = [(one.effort, one.seconds) for one in outcome.signals]
         return cls(
             prospect, number, way, outcome.drafted, outcome.accepted, steps, outcome.draft_s, outcome.round_s,
-            outcome.rows_beside,
+            outcome.rows_beside, outcome.draft_share,
         )  # fmt: skip
 
 
@@ -107,7 +109,11 @@ def _learn_draft(learnt: Learnt, option: DraftOption, lesson: Lesson) -> float:
     for effort, (count, seconds) in efforts.items():
         # What the policy's own questions cost belongs to the steps, too.
         seconds = seconds / count * lesson.draft_s / (timed or 1.0)
-        total += count * costs.observe_draft(drafter, view, effort, seconds)
+        total += count * (
+            costs.observe_draft_beside(drafter, view, effort, seconds, share=lesson.share, rows=lesson.beside)
+            if lesson.beside
+            else costs.observe_draft(drafter, view, effort, seconds)
+        )
         arm = (drafter, view, effort if option.takes_effort else 1.0)
         learnt.trial(arm).last_used = lesson.number
     # Every judged token counts for the effort that drafted it.

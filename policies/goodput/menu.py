@@ -91,7 +91,7 @@ class Menus:
             return menu
         acceptance = learnt.accepted(way)
         entries = [
-            (effort, learnt.costs.draft(*way, effort), acceptance.after.mean(effort))
+            (effort, learnt.costs.draft_beside(*way, effort, beside), acceptance.after.mean(effort))
             for effort in self.efforts(option, state)
         ]
         useful, highest = [], 0.0

@@ -181,7 +181,8 @@ class Trials:
             prospect.acceptance = learnt.match(drafter)
         else:
             menu = self.menus.of(option, learnt=learnt, state=state, verify=verify, rate=best.rate)
-            cost, acceptance = learnt.costs.draft(*arm), learnt.accepted((drafter, view))
+            cost = learnt.costs.draft_beside(*arm, state.rows_beside)
+            acceptance = learnt.accepted((drafter, view))
             only = (effort, cost, acceptance.after.mean(effort, _OPTIMISM))
             prospect.menu = Menu(option, acceptance, [only], only, learnt.rounds)
             prospect.counts = effort == menu.best[0]

@@ -97,7 +97,9 @@ def _add_speculation(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop"):
+    for name in ("max_tokens", "temperature", "top_k", "top_p", "min_p", "seed"):
+        add_option(group, name)
+    for name in ("stop", "stop_token_ids", "ignore_eos"):
         add_option(group, name)
 
 

@@ -19,7 +19,8 @@ def add_option(group: argparse._ActionsContainer, name: str) -> None:
     """An option of the library under its own name; the library's default holds."""
     flag = FLAGS[name]
     if flag.kind is bool:
-        group.add_argument(flag_of(name), dest=name, action="store_false", default=None, help=flag.help)
+        action = "store_false" if DEFAULTS[name] else "store_true"
+        group.add_argument(flag_of(name), dest=name, action=action, default=None, help=flag.help)
         return
     default = flag.default or DEFAULTS[name]
     parse = flag.kind if flag.parse is None else _parser_of(flag.parse)

@@ -90,7 +90,7 @@ def ask(
     )
     config, tokenizer = model.config, model.tokenizer
     stop_tokens, stops = _stops(tokenizer, tuple(options.stop))
-    own_ends = frozenset() if tokenizer is None else tokenizer.eos_ids
+    own_ends = _end_tokens(model, options)
     ends = (own_ends if end_tokens is None else frozenset(end_tokens)) | stop_tokens.keys()
     sequence = Sequence(
         model.runtime,
@@ -143,6 +143,20 @@ def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
         processors=tuple(options.logits_processors),
         constraint=constraint,
     )
+
+
+def _end_tokens(model: Model, options: Options) -> frozenset[int]:
+    """Ids that end the answer, beside those that stop strings stand for.
+
+    Raises:
+        OptionError: an id that the model does not have.
+    """
+    size = model.config.vocab_size
+    for token in options.stop_token_ids:
+        if token >= size:
+            raise OptionError("stop_token_ids", f"must be token ids from 0 to {size - 1} for this model, not {token}")
+    own = frozenset() if model.tokenizer is None or options.ignore_eos else model.tokenizer.eos_ids
+    return own | frozenset(options.stop_token_ids)
 
 
 def _identical_to(model: Model, options: Options) -> str:

@@ -16,8 +16,8 @@ class Flag:
     """An option on the command line.
 
     Attributes:
-        kind: type of its value; bool for a switch that turns the option off, dict for KEY=VALUE and list for one value,
-            both repeatable.
+        kind: type of its value; bool for a switch to the value that is not the default, dict for KEY=VALUE and list for
+            one value, both repeatable.
         metavar: what help calls the value.
         help: what it does.
         default: what help calls the default, where its value says nothing.

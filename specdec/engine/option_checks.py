@@ -74,6 +74,23 @@ def stop_strings(value: str | Sequence[str]) -> tuple[str, ...]:
     return stops
 
 
+def stop_ids(value: object) -> tuple[int, ...]:
+    """Token ids that end an answer.
+
+    Raises:
+        OptionError: it is not a sequence of whole numbers of at least 0.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, Iterable) or isinstance(value, (str, bytes)):
+        raise OptionError("stop_token_ids", f"must be a sequence of token ids, not {value!r}")
+    found = tuple(value)
+    for one in found:
+        if not isinstance(one, numbers.Integral) or isinstance(one, bool) or int(one) < 0:
+            raise OptionError("stop_token_ids", f"must be token ids, whole numbers of at least 0, not {one!r}")
+    return tuple(int(one) for one in found)
+
+
 def checked_bias(value: object) -> dict[int, float] | None:
     """Biases by token id; an id may also be text, as in JSON.
 

@@ -32,6 +32,7 @@ from specdec.engine.option_checks import (
     checked_processors,
     effort_schedule,
     is_number,
+    stop_ids,
     stop_strings,
 )
 from specdec.engine.penalties import Penalties
@@ -66,6 +67,8 @@ class OptionArguments(TypedDict, total=False):
     grammar: str | None
     regex: str | None
     stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
     chat: bool
     literal: bool
     chat_template_kwargs: Mapping[str, Any] | None
@@ -115,6 +118,9 @@ class Options:
         grammar: a grammar that the answer must follow, in llguidance's dialect of Lark or in llama.cpp's GBNF.
         regex: a regular expression (of Rust's crate `regex`, without look-around) that the whole answer must match.
         stop: strings that end the answer and are not part of its text.
+        stop_token_ids: token ids that end the answer, beside the model's own end tokens.
+        ignore_eos: the model's own end tokens do not end the answer: it goes on to `max_tokens`, or to a stop. For
+            benchmarks. Not with a grammar, which has an end of its own.
         chat: put a text prompt into the model's chat template as a user's message, if it has one; False takes the text
             as it is.
         literal: the names of control tokens in chat messages, such as "<|im_end|>", are text like any other. False
@@ -203,6 +209,14 @@ class Options:
     stop: str | Sequence[str] = field(
         default=(), metadata=flag(list, "TEXT", "end before this text; repeatable", "none")
     )
+    stop_token_ids: Sequence[int] = field(
+        default=(),
+        metadata=flag(list, "ID", "end at this token; repeatable", "none", name="--stop-token-id", parse=int),
+    )
+    ignore_eos: bool = field(
+        default=False,
+        metadata=flag(bool, "", "go on after the model's end tokens, for benchmarks", name="--ignore-eos"),
+    )
     chat: bool = field(
         default=True, metadata=flag(bool, "", "take the prompt as it is, without the chat template", name="--raw")
     )
@@ -254,10 +268,13 @@ class Options:
             raise OptionError("trust", f"must be an entropy above 0 nats, not {self.trust!r}")
         self._check_drafting()
         _set(self, "stop", stop_strings(self.stop))
+        _set(self, "stop_token_ids", stop_ids(self.stop_token_ids))
         _set(self, "logit_bias", checked_bias(self.logit_bias))
         _set(self, "logits_processors", checked_processors(self.logits_processors))
         check_variables(self.chat_template_kwargs)
-        _ = self.sampling, self.penalties, self.asked_grammar  # checks them
+        _ = self.sampling, self.penalties  # checks them
+        if self.ignore_eos and self.asked_grammar is not None:
+            raise OptionError("ignore_eos", "cannot be combined with a grammar, whose end is the answer's")
 
     def _check_drafting(self) -> None:
         _set(self, "drafter", tuple(self.drafter) if isinstance(self.drafter, (list, tuple)) else (self.drafter,))

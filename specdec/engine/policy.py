@@ -168,6 +168,8 @@ class RoundOutcome:
         round_s: seconds of the whole round up to now: drafting, the verify pass, planning, and drawing tokens.
         rows_beside: rows of the verify pass that are not of these tokens: those of other sequences, and those of tokens
             that a grammar left no choice about. Times are those of whole passes.
+        draft_share: this sequence's share of `draft_s`, above 0: 1 when it drafted alone, 1/k when k sequences drafted
+            in the same passes.
     """
 
     drafted: int
@@ -180,6 +182,7 @@ class RoundOutcome:
     verify_s: float
     round_s: float
     rows_beside: int = 0
+    draft_share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

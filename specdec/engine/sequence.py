@@ -336,6 +336,7 @@ class Sequence:
             return
         # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
         draft, forced = done.draft, done.draft.forced
+        draft_s = done.draft_s + opened.others_s
         forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
         speculation.policy.observe(
             RoundOutcome(
@@ -345,10 +346,11 @@ class Sequence:
                 drafter=None if done.plan is None else done.plan.drafter,
                 view=None if done.plan is None else done.plan.view,
                 context_length=done.position - 1,
-                draft_s=done.draft_s + opened.others_s,
+                draft_s=draft_s,
                 verify_s=done.verify_s + others_s,
                 round_s=done.round_s + opened.others_s + others_s,
                 rows_beside=rows_beside + forced,
+                draft_share=done.draft_s / draft_s if opened.others_s > 0 and done.draft_s > 0 else 1.0,
             )
         )
         self._last_distribution = distribution

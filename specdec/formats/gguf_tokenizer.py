@@ -11,7 +11,7 @@ from typing import Any
 from specdec.errors import ModelFormatError
 from specdec.families.fields import Fields
 from specdec.tokenizers.markers import AMBIGUOUS, CONTROL_MARKERS, END_MARKERS, MARKER, end_tokens
-from specdec.tokenizers.meta import BPE_NAME, META_NAME, MOST_TOKENS, SENTENCEPIECE_NAME, TokenizerMeta
+from specdec.tokenizers.meta import BPE_NAME, META_NAME, MOST_TOKENS, SENTENCEPIECE_NAME, AddedToken, TokenizerMeta
 from specdec.tokenizers.pieces import WORD_START
 from specdec.tokenizers.pretokenizers import DEFAULT, build_byte_level, rule
 from specdec.tokenizers.sentencepiece import read_model
@@ -38,6 +38,8 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 # What the format says of a sentencepiece vocabulary when the file names no ids.
 _SENTENCEPIECE_IDS = {"bos": 1, "eos": 2, "unknown": 0}
+# Control tokens of Phi-3 that leave the spaces after them.
+_PHI3_KEEPS = ("<unk>", "<s>", "<|endoftext|>")
 # The same of byte-level vocabularies: the end of Falcon's, which counts only where it is a control token.
 _BPE_IDS = {"bos": 11, "eos": 11}
 
@@ -79,6 +81,10 @@ def tokenizer_files(fields: Fields, *, vocab_size: int) -> dict[str, bytes]:
             if (index := vocabulary.special_id(key)) is not None
         },
         chat_bos=add_bos,
+        added_tokens=tuple(
+            AddedToken(index, vocabulary.tokens[index], True, strip_right=True)
+            for index in (_strips_right(fields, vocabulary) if kind == "llama" else ())
+        ),
     )
     if not eos_ids:
         _warn(fields, "names no token that ends an answer: answers end at max_tokens or a stop string")
@@ -169,6 +175,7 @@ def _byte_level(fields: Fields, vocabulary: _Vocabulary) -> tuple[bytes, bool]:
         rule=chosen,
         special=[tokens[i] for i, kind in enumerate(types) if kind in (CONTROL, UNKNOWN)],
         user_defined=[tokens[i] for i, kind in enumerate(types) if kind == USER_DEFINED],
+        strip_right=[tokens[i] for i in _strips_right(fields, vocabulary)],
     )
     return tokenizer.to_str().encode("utf-8"), chosen.add_bos
 
@@ -201,13 +208,8 @@ def _sentencepiece(fields: Fields, vocabulary: _Vocabulary) -> bytes:
     if types.count(UNKNOWN) != 1:
         types = [CONTROL if kind == UNKNOWN else kind for kind in types]
         types[unknown] = UNKNOWN
-    # Files of Gemma write runs of spaces as such; sentencepiece looks for symbols where spaces are marked already.
-    pieces = [
-        text.replace(" ", WORD_START) if kind == USER_DEFINED else text
-        for text, kind in zip(tokens, types, strict=True)
-    ]
     content = build_model(
-        pieces,
+        _escaped(tokens, types),
         [float(score) for score in scores],
         types,
         add_dummy_prefix=fields.flag(_PREFIX + "add_space_prefix", True),
@@ -218,6 +220,28 @@ def _sentencepiece(fields: Fields, vocabulary: _Vocabulary) -> bytes:
     except ModelFormatError as error:
         raise ModelFormatError(f"{fields.where}: its vocabulary makes no sentencepiece model: {error}") from None
     return content
+
+
+def _escaped(tokens: list[str], types: list[int]) -> list[str]:
+    """Texts of tokens as a sentencepiece model has them. Converters write the spaces of a token that is found in text
+    as spaces, and the model looks for it in a text whose spaces are escaped."""
+    known, found = set(tokens), []
+    for text, kind in zip(tokens, types, strict=True):
+        escaped = text.replace(" ", WORD_START) if kind == USER_DEFINED else text
+        found.append(text if escaped in known else escaped)
+    return found
+
+
+def _strips_right(fields: Fields, vocabulary: _Vocabulary) -> list[int]:
+    """Tokens that take the spaces after them: files do not say it, and in those of Phi-3 all control tokens do but for
+    a few."""
+    if fields.text("general.architecture", "") != "phi3":
+        return []
+    return [
+        index
+        for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
+        if (kind == CONTROL and text not in _PHI3_KEEPS) or text == "</s>"
+    ]
 
 
 def _eos_ids(vocabulary: _Vocabulary) -> tuple[int, ...]:

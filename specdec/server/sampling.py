@@ -33,6 +33,8 @@ def read_options(fields: Fields, config: ModelConfig, settings: ServerSettings) 
         "top_k": fields.whole("top_k", -1, config.vocab_size),
         "min_p": fields.number("min_p", 0, 1),
         "stop": _stops(fields),
+        "stop_token_ids": _stop_ids(fields, config.vocab_size),
+        "ignore_eos": fields.flag("ignore_eos"),
         "logit_bias": _logit_bias(fields, config.vocab_size),
         "presence_penalty": fields.number("presence_penalty", -2, 2),
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
@@ -82,6 +84,19 @@ def _stops(fields: Fields) -> tuple[str, ...] | None:
             f"'stop' must be at most {MOST_STOPS} strings of at most {_MOST_STOP_CHARACTERS} characters", "stop"
         )
     return tuple(stop for stop in stops if stop) or None
+
+
+def _stop_ids(fields: Fields, vocab: int) -> tuple[int, ...] | None:
+    value = fields.any("stop_token_ids")
+    if value is None:
+        return None
+    if (
+        not isinstance(value, list)
+        or len(value) > MOST_STOPS
+        or not all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one < vocab for one in value)
+    ):
+        raise fields.wrong("stop_token_ids", f"an array of at most {MOST_STOPS} token ids from 0 to {vocab - 1}", value)
+    return tuple(value)
 
 
 def _logit_bias(fields: Fields, vocab_size: int) -> dict[int, float] | None:

@@ -52,7 +52,7 @@ def end_tokens(ids: Mapping[str, int]) -> set[int]:
     # In the formats of gpt-oss and Solar a message ends at <|end|> and the answer goes on with the next message.
     if {"<|return|>", "<|call|>"} <= found or ({"<|call|>", "<|calls|>"} & found and "<|flush|>" in found):
         found.discard("<|end|>")
-    # Gemma 4's vocabulary has </s> as a piece of HTML.
-    if "<|tool_response>" in found:
+    # Gemma's vocabularies have </s> as a piece of HTML.
+    if "<|tool_response>" in found or {"<eos>", "<end_of_turn>"} <= found:
         found.discard("</s>")
     return {ids[text] for text in found}

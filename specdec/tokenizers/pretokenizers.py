@@ -137,6 +137,7 @@ def build_byte_level(
     rule: Rule,
     special: Sequence[str] = (),
     user_defined: Sequence[str] = (),
+    strip_right: Sequence[str] = (),
 ) -> Tokenizer:
     """A tokenizer of the tokenizers library.
 
@@ -146,6 +147,7 @@ def build_byte_level(
         rule: how text is prepared.
         special: tokens of `vocabulary` that steer the model.
         user_defined: other tokens of `vocabulary` that are found in text before anything else.
+        strip_right: those of `special` that take the spaces after them.
 
     Raises:
         ModelFormatError: a merge makes a token that is not in the vocabulary, or tokens that are found in text are
@@ -162,7 +164,10 @@ def build_byte_level(
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(rule)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+    strips = set(strip_right)
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False, rstrip=text in strips) for text in special]
+    )
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in user_defined])
     return tokenizer
 

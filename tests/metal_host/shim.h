@@ -39,6 +39,7 @@ using std::exp;
 using std::max;
 using std::min;
 using std::sqrt;
+using std::tanh;
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 
 enum class mem_flags { mem_none, mem_device, mem_threadgroup };

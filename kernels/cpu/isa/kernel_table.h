@@ -87,6 +87,7 @@ struct AttentionCall {
   int64_t value_stride;    // head_dim rounded up to 32
   int head_dim;
   float scale;
+  float softcap;        // scaled scores become softcap * tanh(score / softcap); 0: they stay
   const float* q;       // tile: q[d * rows + r]
   int rows;             // at most max_tile
   const int32_t* from;  // per row: first and one past the last position seen, within the chunk, 0..kChunk
@@ -109,10 +110,20 @@ struct AttentionKernels {
 struct ElementKernels {
   // y = x / sqrt(mean(x^2) + eps) * weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
-  // Turns pairs (j, j + head_dim / 2) of each of `heads` heads by the angles of cosine and sine (head_dim / 2 each).
-  void (*rope)(float* x, int64_t heads, int64_t head_dim, const float* cosine, const float* sine);
-  // gate = silu(gate) * up.
+  // Turns the pairs (j, j + pairs) of each of `heads` heads by the angles of cosine and sine (`pairs` each); or the pairs
+  // (2j, 2j + 1).
+  void (*rope)(float* x, int64_t heads, int64_t head_dim, int64_t pairs, const float* cosine, const float* sine);
+  void (*rope_interleaved)(float* x, int64_t heads, int64_t head_dim, int64_t pairs, const float* cosine,
+                           const float* sine);
+  // gate = silu(gate) * up; gelu(gate) * up, GELU by tanh; silu(1.702 gate) / 1.702 * (up + 1) with gate at most 7 and up
+  // within 7 of 0.
   void (*silu_mul)(float* gate, const float* up, int64_t n);
+  void (*gelu_mul)(float* gate, const float* up, int64_t n);
+  void (*clamped_mul)(float* gate, const float* up, int64_t n);
+  // x = x * sigmoid(gate).
+  void (*sigmoid_mul)(float* x, const float* gate, int64_t n);
+  // x = most * tanh(x / most).
+  void (*cap)(float* x, float most, int64_t n);
   // Rounds to float16.
   void (*to_half)(const float* x, uint16_t* y, int64_t n);
   // Exact values of 16-bit weights.

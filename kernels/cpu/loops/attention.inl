@@ -32,17 +32,21 @@ static void value_tile(const AttentionCall& call, const float* weights, int from
 }
 
 // Scores of one row to exp(score - peak), zeros outside [from, to).
-static void soften(float* scores, float scale, int from, int to, float* peak, float* total) {
+template <bool Capped>
+static void soften(float* scores, float scale, float softcap, int from, int to, float* peak, float* total) {
   if (from >= to) {
     *peak = kMinusInfinity;
     *total = 0.0F;
     return;
   }
   const int first = from / kLanes * kLanes;
-  const F32 factor = set1(scale), low = set1(kMinusInfinity);
+  const F32 factor = set1(scale), low = set1(kMinusInfinity), most = set1(softcap);
+  const F32 inverse = set1(Capped ? 1.0F / softcap : 0.0F);
   F32 best = low;
   for (int j = first; j < to; j += kLanes) {
-    const F32 score = choose(lanes_between(j, from, to), mul(load(scores + j), factor), low);
+    F32 score = mul(load(scores + j), factor);
+    if constexpr (Capped) score = capped(score, most, inverse);
+    score = choose(lanes_between(j, from, to), score, low);
     store(scores + j, score);
     best = vmax(best, score);
   }
@@ -81,9 +85,10 @@ static void attention_chunk(const AttentionCall& call) {
   float* scores = call.scratch;
   float* weights = scores + static_cast<int64_t>(kMaxTile) * kChunk;
   score_by_rows[call.rows](call, scores);
+  const auto soften_row = call.softcap > 0 ? soften<true> : soften<false>;
   for (int r = 0; r < call.rows; ++r)
-    soften(scores + static_cast<int64_t>(r) * kChunk, call.scale, call.from[r], call.to[r], call.peak + r,
-           call.total + r);
+    soften_row(scores + static_cast<int64_t>(r) * kChunk, call.scale, call.softcap, call.from[r], call.to[r],
+               call.peak + r, call.total + r);
   for (int r = 0; r < call.rows;) {
     const int from = call.from[r], to = call.to[r];
     int run = 1;  // rows that see the same positions share the loads

@@ -1,10 +1,13 @@
-// The small layers: root-mean-square norm, rotary positions, gating, conversions. Each works on one row by itself.
+// The small layers: root-mean-square norm, rotary positions, gates, caps, conversions. Each works on one row by itself.
 
 namespace specdec::SPECDEC_ISA {
 
-// e^x to about one unit in the last place, for x from -87 to 88 (clamped): 2^n times a Taylor polynomial on
-// |r| <= ln(2) / 2, whose eighth term is below 2^-27.
-[[gnu::always_inline]] static inline F32 exponential(F32 x) {
+// e^x - 1 = 2^n (1 + r q(r)) - 1, for x from -87 to 88 (clamped): n is the nearest whole number to x / ln 2, and 1 + r q(r)
+// a Taylor polynomial on |r| <= ln(2) / 2, whose eighth term is below 2^-27.
+struct Exponent {
+  F32 power, r, q;
+};
+[[gnu::always_inline]] static inline Exponent exponent_of(F32 x) {
   x = vmin(vmax(x, set1(-87.0F)), set1(88.0F));
   const F32 n = nearest(mul(x, set1(1.44269504F)));
   // ln 2 in two parts; the first has few enough bits that its multiples are exact.
@@ -16,8 +19,22 @@ namespace specdec::SPECDEC_ISA {
   p = fma(p, r, set1(1.0F / 6));
   p = fma(p, r, set1(0.5F));
   p = fma(p, r, set1(1.0F));
-  p = fma(p, r, set1(1.0F));
-  return mul(p, power_of_two(n));
+  return {power_of_two(n), r, p};
+}
+
+// e^x to about one unit in the last place.
+[[gnu::always_inline]] static inline F32 exponential(F32 x) {
+  const Exponent e = exponent_of(x);
+  return mul(fma(e.q, e.r, set1(1.0F)), e.power);
+}
+
+// tanh(x) = (e^2x - 1) / (e^2x - 1 + 2), exact to a few units in the last place also near 0, as nothing cancels out:
+// 2^n - 1 and 2^n r q(r) have opposite signs only where the second is less than two thirds of the first.
+[[gnu::always_inline]] static inline F32 hyperbolic_tangent(F32 x) {
+  x = vmin(vmax(x, set1(-12.0F)), set1(12.0F));
+  const Exponent e = exponent_of(add(x, x));
+  const F32 less_one = fma(e.power, mul(e.q, e.r), sub(e.power, set1(1.0F)));
+  return div(less_one, add(less_one, set1(2.0F)));
 }
 
 static inline float sum_lanes(F32 x) {
@@ -50,37 +67,79 @@ static void rms_norm(const float* x, const float* weight, float eps, int64_t n, 
   for (; i < n; ++i) y[i] = x[i] * scale * weight[i];
 }
 
-static void rope(float* x, int64_t heads, int64_t head_dim, const float* cosine, const float* sine) {
-  const int64_t half = head_dim / 2;
+static void rope(float* x, int64_t heads, int64_t head_dim, int64_t pairs, const float* cosine, const float* sine) {
   for (int64_t h = 0; h < heads; ++h, x += head_dim) {
     int64_t j = 0;
-    for (; j + kLanes <= half; j += kLanes) {
-      const F32 low = load(x + j), high = load(x + j + half), c = load(cosine + j), s = load(sine + j);
+    for (; j + kLanes <= pairs; j += kLanes) {
+      const F32 low = load(x + j), high = load(x + j + pairs), c = load(cosine + j), s = load(sine + j);
       store(x + j, sub(mul(low, c), mul(high, s)));
-      store(x + j + half, add(mul(high, c), mul(low, s)));
+      store(x + j + pairs, add(mul(high, c), mul(low, s)));
     }
-    for (; j < half; ++j) {
-      const float low = x[j], high = x[j + half];
+    for (; j < pairs; ++j) {
+      const float low = x[j], high = x[j + pairs];
       x[j] = low * cosine[j] - high * sine[j];
-      x[j + half] = high * cosine[j] + low * sine[j];
+      x[j + pairs] = high * cosine[j] + low * sine[j];
     }
   }
 }
 
+static void rope_interleaved(float* x, int64_t heads, int64_t head_dim, int64_t pairs, const float* cosine,
+                             const float* sine) {
+  for (int64_t h = 0; h < heads; ++h, x += head_dim)
+    for (int64_t j = 0; j < pairs; ++j) {
+      const float even = x[2 * j], odd = x[2 * j + 1];
+      x[2 * j] = even * cosine[j] - odd * sine[j];
+      x[2 * j + 1] = odd * cosine[j] + even * sine[j];
+    }
+}
+
+// x = f(x, y) element by element, the last ones in a vector that zeros fill up.
+template <class F>
+[[gnu::always_inline]] static inline void map_pairs(float* x, const float* y, int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) store(x + i, f(load(x + i), load(y + i)));
+  if (i == n) return;
+  float x_part[kLanes] = {}, y_part[kLanes] = {};
+  for (int64_t j = i; j < n; ++j) x_part[j - i] = x[j], y_part[j - i] = y[j];
+  store(x_part, f(load(x_part), load(y_part)));
+  for (int64_t j = i; j < n; ++j) x[j] = x_part[j - i];
+}
+
+// x / (1 + e^-z), which is x times the logistic function of z.
+[[gnu::always_inline]] static inline F32 times_logistic(F32 x, F32 z) {
+  return div(x, add(set1(1.0F), exponential(sub(zero(), z))));
+}
+
 static void silu_mul(float* gate, const float* up, int64_t n) {
-  const F32 one = set1(1.0F);
-  for (int64_t i = 0; i < n; i += kLanes) {
-    float g_part[kLanes], u_part[kLanes];
-    const bool whole = i + kLanes <= n;
-    if (!whole)
-      for (int j = 0; j < kLanes; ++j)
-        g_part[j] = i + j < n ? gate[i + j] : 0.0F, u_part[j] = i + j < n ? up[i + j] : 0.0F;
-    const F32 g = whole ? load(gate + i) : load(g_part), u = whole ? load(up + i) : load(u_part);
-    const F32 result = mul(div(g, add(one, exponential(sub(zero(), g)))), u);
-    store(whole ? gate + i : g_part, result);
-    if (!whole)
-      for (int64_t j = i; j < n; ++j) gate[j] = g_part[j - i];
-  }
+  map_pairs(gate, up, n, [](F32 g, F32 u) { return mul(times_logistic(g, g), u); });
+}
+
+// (1 + tanh(z)) / 2 is the logistic function of 2 z; here z = sqrt(2 / pi) (g + 0.044715 g^3).
+static void gelu_mul(float* gate, const float* up, int64_t n) {
+  map_pairs(gate, up, n, [](F32 g, F32 u) {
+    const F32 cubic = fma(mul(g, g), set1(0.0713548163F), set1(1.59576912F));
+    return mul(times_logistic(g, mul(g, cubic)), u);
+  });
+}
+
+static void clamped_mul(float* gate, const float* up, int64_t n) {
+  map_pairs(gate, up, n, [](F32 g, F32 u) {
+    g = vmin(g, set1(7.0F));
+    u = vmin(vmax(u, set1(-7.0F)), set1(7.0F));
+    return mul(times_logistic(g, mul(g, set1(1.702F))), add(u, set1(1.0F)));
+  });
+}
+
+static void sigmoid_mul(float* x, const float* gate, int64_t n) {
+  map_pairs(x, gate, n, [](F32 one, F32 g) { return times_logistic(one, g); });
+}
+
+[[gnu::always_inline]] static inline F32 capped(F32 x, F32 most, F32 inverse) {
+  return mul(most, hyperbolic_tangent(mul(x, inverse)));
+}
+
+static void cap(float* x, float most, int64_t n) {
+  map_pairs(x, x, n, [most](F32 one, F32) { return capped(one, set1(most), set1(1.0F / most)); });
 }
 
 static void to_half(const float* x, uint16_t* y, int64_t n) {
@@ -105,6 +164,8 @@ static void widen(const uint16_t* bits, Dtype dtype, int64_t n, float* y) {
   }
 }
 
-inline ElementKernels element_kernels() { return ElementKernels{rms_norm, rope, silu_mul, to_half, widen}; }
+inline ElementKernels element_kernels() {
+  return {rms_norm, rope, rope_interleaved, silu_mul, gelu_mul, clamped_mul, sigmoid_mul, cap, to_half, widen};
+}
 
 }  // namespace specdec::SPECDEC_ISA

@@ -36,32 +36,34 @@ struct Tiling {
 
 }  // namespace
 
-Pass::AttentionTile Pass::attention_tile(const Sequence& s, int kv_head, int index) const {
-  const int group = shape_.heads / shape_.kv_heads;
+Pass::AttentionTile Pass::attention_tile(const Sequence& s, int group, int kv_head, int index) const {
   const Tiling tiling(s.rows, group, kernels_.dense.max_tile);
   const int token = index / tiling.splits * tiling.tokens, head = index % tiling.splits * tiling.heads;
   return {kv_head, token, std::min(token + tiling.tokens, s.rows), head, std::min(head + tiling.heads, group)};
 }
 
 int64_t Pass::first_seen(int layer, int64_t position) const {
-  const int64_t window = shape_.windows[static_cast<size_t>(layer)];
+  const int64_t window = shape_of(layer).window;
   return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
 }
 
 // Keys and values of a chunk of one row's path, in floats.
 int64_t Pass::tree_floats() const {
   const bool any = std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.tree; });
-  return any ? kChunk * (shape_.head_dim + padded(shape_.head_dim)) / 2 + 64 : 0;
+  const int64_t size = largest_head();
+  return any ? kChunk * (size + padded(size)) / 2 + 64 : 0;
 }
 
 // One region for all sequences: chunks of a few rows' context, or tiles of many rows; then a row's chunks are joined.
 void Pass::attend(int layer) {
-  const int group = shape_.heads / shape_.kv_heads;
+  const LayerShape& shape = shape_of(layer);
+  const int group = shape.group();
+  const int64_t stride = model_.cache_shape_->layer(layer).value_stride;
   int64_t floats = 0, work = 0, joined_work = 0;
   int parts = 0, joined = 0;
   for (size_t j = 0; j < active_; ++j) {
     Sequence& s = sequences_[j];
-    const int64_t stride = s.given->cache->value_stride, rows = int64_t{s.rows} * shape_.heads;
+    const int64_t rows = int64_t{s.rows} * shape.heads;
     s.first_chunk = first_seen(layer, s.start) / kChunk;
     s.chunks = s.last / kChunk + 1 - s.first_chunk;
     s.by_chunk = s.tree || s.rows <= kFewRows;
@@ -69,9 +71,9 @@ void Pass::attend(int layer) {
     s.first_joined = joined;
     s.partial = floats;
     s.given->bytes += static_cast<uint64_t>(s.start + s.rows - first_seen(layer, s.start)) * 2 * sizeof(uint16_t) *
-                      static_cast<uint64_t>(shape_.kv_heads) * static_cast<uint64_t>(shape_.head_dim);
-    work += rows * s.chunks * kChunk * shape_.head_dim;
-    parts += shape_.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : Tiling(s.rows, group, kernels_.dense.max_tile).count);
+                      static_cast<uint64_t>(shape.kv_width());
+    work += rows * s.chunks * kChunk * shape.head_dim;
+    parts += shape.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : Tiling(s.rows, group, kernels_.dense.max_tile).count);
     if (!s.by_chunk) continue;
     joined += static_cast<int>(rows);
     joined_work += rows * s.chunks * stride;
@@ -90,13 +92,26 @@ void Pass::attend(int layer) {
   each(joined, joined_work, [&](int row, int thread) {
     size_t j = active_ - 1;
     while (!sequences_[j].by_chunk || sequences_[j].first_joined > row) --j;
-    join_chunks(sequences_[j], row - sequences_[j].first_joined, thread);
+    join_chunks(layer, sequences_[j], row - sequences_[j].first_joined, thread);
+  });
+  finish_attended(layer);
+}
+
+// Gates what attention returns; the next product reads zeros past its end, where layers of other sizes may have written.
+void Pass::finish_attended(int layer) {
+  const LayerShape& shape = shape_of(layer);
+  const int64_t width = shape.q_width(), stride = padded(width);
+  for (int row = 0; row < rows_ && width < stride; ++row)
+    std::fill_n(scratch_.attended.data() + row * stride + width, stride - width, 0.0F);
+  if (!shape.gate) return;
+  each(rows_, rows_ * width * 4, [&](int row, int) {
+    kernels_.element.sigmoid_mul(scratch_.attended.data() + row * stride, scratch_.attn_gate.data() + row * stride, width);
   });
 }
 
-void Pass::gather_q(const Sequence& s, const AttentionTile& tile, float* q) const {
-  const int64_t size = shape_.head_dim, stride = padded(shape_.heads * size);
-  const int group = shape_.heads / shape_.kv_heads, rows = tile.rows();
+void Pass::gather_q(int layer, const Sequence& s, const AttentionTile& tile, float* q) const {
+  const int64_t size = shape_of(layer).head_dim, stride = padded(shape_of(layer).q_width());
+  const int group = shape_of(layer).group(), rows = tile.rows();
   int r = 0;
   for (int token = tile.first_token; token < tile.last_token; ++token)
     for (int head = tile.first_head; head < tile.last_head; ++head, ++r) {
@@ -116,24 +131,32 @@ void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, 
     from[r] = static_cast<int32_t>(std::clamp<int64_t>(first_seen(layer, position) - base, 0, kChunk));
     to[r] = static_cast<int32_t>(std::clamp<int64_t>(position + 1 - base, 0, kChunk));
   }
-  const int64_t size = shape_.head_dim;
-  kernels_.attention.chunk({keys, keys + kChunk * size, s.given->cache->value_stride, static_cast<int>(size),
-                            1.0F / std::sqrt(static_cast<float>(size)), q, tile.rows(), from, to, peak, total, sums,
-                            scratch});
+  const int64_t size = shape_of(layer).head_dim, stride = model_.cache_shape_->layer(layer).value_stride;
+  kernels_.attention.chunk({keys, keys + kChunk * size, stride, static_cast<int>(size), parts_of(layer).scale,
+                            shape_of(layer).softcap, q, tile.rows(), from, to, peak, total, sums, scratch});
 }
 
-void Pass::finish_row(const Sequence& s, const float* sums, float total, int token, int head) {
-  const int64_t size = shape_.head_dim;
-  float* y = scratch_.attended.data() + (s.first + token) * padded(shape_.heads * size) + head * size;
+// What a row's softmax holds before it has seen a chunk: nothing, or the sink of its head.
+void Pass::start_row(int layer, int head, float* peak, float* total) const {
+  const float* sinks = parts_of(layer).sinks;
+  *peak = sinks == nullptr ? kNothing : sinks[head];
+  *total = sinks == nullptr ? 0.0F : 1.0F;
+}
+
+void Pass::finish_row(int layer, const Sequence& s, const float* sums, float total, int token, int head) {
+  const int64_t size = shape_of(layer).head_dim;
+  float* y = scratch_.attended.data() + (s.first + token) * padded(shape_of(layer).q_width()) + head * size;
   const float scale = 1.0F / total;
   for (int64_t d = 0; d < size; ++d) y[d] = sums[d] * scale;
 }
 
 // One chunk of one key-value head by itself, for all rows of a sequence.
 void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
-  const int group = shape_.heads / shape_.kv_heads, kv_head = part % shape_.kv_heads;
+  const LayerShape& shape = shape_of(layer);
+  const int group = shape.group(), kv_head = part % shape.kv_heads;
   const KvCache& cache = *s.given->cache;
-  const int64_t stride = cache.value_stride, count = int64_t{s.rows} * shape_.heads, chunk = part / shape_.kv_heads;
+  const int64_t stride = cache.shape().layer(layer).value_stride, count = int64_t{s.rows} * shape.heads;
+  const int64_t chunk = part / shape.kv_heads;
   // [chunk][kv head][token][head of the group], then totals, then sums
   const int64_t own = chunk * count + int64_t{kv_head} * s.rows * group;
   float* peaks = scratch_.partial.data() + s.partial + own;
@@ -148,9 +171,9 @@ void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
   float* q = scratch + attention_scratch_floats();
   const uint16_t* keys = cache.keys(layer, kv_head, s.first_chunk + chunk);
   for (int t = 0; t < tiling.count; ++t) {
-    const AttentionTile tile = attention_tile(s, kv_head, t);
+    const AttentionTile tile = attention_tile(s, group, kv_head, t);
     const int64_t at = int64_t{tile.first_token} * group + tile.first_head;
-    gather_q(s, tile, q);
+    gather_q(layer, s, tile, q);
     attend_tile(layer, s, tile, s.first_chunk + chunk, keys, q, scratch, peaks + at, totals + at, sums + at * stride);
   }
 }
@@ -159,9 +182,9 @@ void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
 // sums are those of a chain.
 void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums,
                        int thread) {
-  const int group = shape_.heads / shape_.kv_heads;
+  const int group = shape_of(layer).group();
   const KvCache& cache = *s.given->cache;
-  const int64_t stride = cache.value_stride, size = shape_.head_dim, base = chunk * kChunk;
+  const int64_t stride = cache.shape().layer(layer).value_stride, size = shape_of(layer).head_dim, base = chunk * kChunk;
   float* scratch = thread_scratch(thread);
   float* q = scratch + attention_scratch_floats();
   auto* keys = reinterpret_cast<uint16_t*>(q + kMaxTile * padded(size));
@@ -181,7 +204,7 @@ void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk,
     for (int t = 0; t < tiling.count; ++t) {
       const int head = t * tiling.heads;
       const AttentionTile tile{kv_head, token, token + 1, head, std::min(head + tiling.heads, group)};
-      gather_q(s, tile, q);
+      gather_q(layer, s, tile, q);
       attend_tile(layer, s, tile, chunk, keys, q, scratch, peaks + first + head, totals + first + head,
                   sums + (first + head) * stride);
     }
@@ -192,7 +215,7 @@ void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk,
 void Pass::gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held,
                        uint16_t* keys) {
   const KvCache& cache = *s.given->cache;
-  const int64_t stride = cache.value_stride, size = shape_.head_dim;
+  const int64_t stride = cache.shape().layer(layer).value_stride, size = shape_of(layer).head_dim;
   for (int row = token; row >= 0; row = s.given->parents[row]) {
     const int64_t position = scratch_.positions[static_cast<size_t>(s.first + row)];
     int32_t& there = held[position - s.start];
@@ -207,39 +230,41 @@ void Pass::gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk,
 }
 
 // A row's chunks in ascending order.
-void Pass::join_chunks(const Sequence& s, int row, int thread) {
-  const int group = shape_.heads / shape_.kv_heads;
-  const int64_t stride = s.given->cache->value_stride, count = int64_t{s.rows} * shape_.heads;
+void Pass::join_chunks(int layer, const Sequence& s, int row, int thread) {
+  const LayerShape& shape = shape_of(layer);
+  const int group = shape.group(), kv_head = row / (s.rows * group), token = row / group % s.rows;
+  const int head = kv_head * group + row % group;
+  const int64_t stride = s.given->cache->shape().layer(layer).value_stride, count = int64_t{s.rows} * shape.heads;
   const float* peaks = scratch_.partial.data() + s.partial;
   const float* totals = peaks + s.chunks * count;
   const float* sums = totals + s.chunks * count;
   float* scratch = thread_scratch(thread);
-  float peak = kNothing, total = 0;
+  float peak, total;
+  start_row(layer, head, &peak, &total);
   std::fill(scratch, scratch + stride, 0.0F);
   for (int64_t chunk = 0; chunk < s.chunks; ++chunk) {
     const int64_t at = chunk * count + row;
     if (peaks[at] == kNothing) continue;
     kernels_.attention.combine(&peak, &total, scratch, peaks[at], totals[at], sums + at * stride, stride);
   }
-  const int kv_head = row / (s.rows * group), token = row / group % s.rows;
-  finish_row(s, scratch, total, token, kv_head * group + row % group);
+  finish_row(layer, s, scratch, total, token, head);
 }
 
 // The same sums for many rows, chunk after chunk for a tile at a time.
 void Pass::attend_tiles(int layer, const Sequence& s, int part, int thread) {
-  const int group = shape_.heads / shape_.kv_heads;
+  const LayerShape& shape = shape_of(layer);
+  const int group = shape.group();
   const KvCache& cache = *s.given->cache;
-  const int64_t stride = cache.value_stride;
-  const AttentionTile tile = attention_tile(s, part % shape_.kv_heads, part / shape_.kv_heads);
-  const int rows = tile.rows();
+  const int64_t stride = cache.shape().layer(layer).value_stride, room = padded(shape.head_dim);
+  const AttentionTile tile = attention_tile(s, group, part % shape.kv_heads, part / shape.kv_heads);
+  const int rows = tile.rows(), heads = tile.last_head - tile.first_head, first_head = tile.kv_head * group + tile.first_head;
   float* scratch = thread_scratch(thread);
   float* q = scratch + attention_scratch_floats();
-  float* sums = q + kMaxTile * padded(shape_.head_dim);
-  float* chunk_sums = sums + kMaxTile * padded(shape_.head_dim);
+  float* sums = q + kMaxTile * room;
+  float* chunk_sums = sums + kMaxTile * room;
   float peak[kMaxTile], total[kMaxTile], chunk_peak[kMaxTile], chunk_total[kMaxTile];
-  gather_q(s, tile, q);
-  std::fill(peak, peak + rows, kNothing);
-  std::fill(total, total + rows, 0.0F);
+  gather_q(layer, s, tile, q);
+  for (int r = 0; r < rows; ++r) start_row(layer, first_head + r % heads, peak + r, total + r);
   std::fill(sums, sums + rows * stride, 0.0F);
   const int64_t first = first_seen(layer, s.start + tile.first_token) / kChunk;
   const int64_t last = (s.start + tile.last_token - 1) / kChunk;
@@ -251,10 +276,8 @@ void Pass::attend_tiles(int layer, const Sequence& s, int part, int thread) {
         kernels_.attention.combine(peak + r, total + r, sums + r * stride, chunk_peak[r], chunk_total[r],
                                    chunk_sums + r * stride, stride);
   }
-  const int heads = tile.last_head - tile.first_head;
   for (int r = 0; r < rows; ++r)
-    finish_row(s, sums + r * stride, total[r], tile.first_token + r / heads,
-               tile.kv_head * group + tile.first_head + r % heads);
+    finish_row(layer, s, sums + r * stride, total[r], tile.first_token + r / heads, first_head + r % heads);
 }
 
 }  // namespace specdec

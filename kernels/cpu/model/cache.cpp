@@ -10,12 +10,21 @@ size_t blocks_for(int64_t length) { return static_cast<size_t>((length + kChunk 
 
 }  // namespace
 
-KvCache::KvCache(int layers, int kv_heads, int head_dim, int64_t capacity)
-    : layers(layers),
-      kv_heads(kv_heads),
-      head_dim(head_dim),
-      value_stride((head_dim + kPanel - 1) / kPanel * kPanel),
-      capacity(capacity) {}
+CacheShape::CacheShape(std::vector<Layer> layers) : layers_(std::move(layers)) {
+  for (Layer& layer : layers_) {
+    layer.value_stride = (layer.head_dim + kPanel - 1) / kPanel * kPanel;
+    layer.first = block_values_;
+    block_values_ += layer.kv_heads * layer.head_values();
+  }
+}
+
+bool CacheShape::operator==(const CacheShape& other) const {
+  return std::equal(layers_.begin(), layers_.end(), other.layers_.begin(), other.layers_.end(),
+                    [](const Layer& a, const Layer& b) { return a.kv_heads == b.kv_heads && a.head_dim == b.head_dim; });
+}
+
+KvCache::KvCache(std::shared_ptr<const CacheShape> shape, int64_t capacity)
+    : capacity(capacity), shape_(std::move(shape)) {}
 
 std::vector<uint64_t> KvCache::block_ids() const {
   std::vector<uint64_t> ids;
@@ -25,18 +34,19 @@ std::vector<uint64_t> KvCache::block_ids() const {
 
 // No huge pages: every layer and head has its own range, and a short text touches only the start of each.
 std::shared_ptr<KvCache::Block> KvCache::new_block() const {
-  return std::make_shared<Block>(block_values(), Pages::small);
+  return std::make_shared<Block>(static_cast<size_t>(shape_->block_values()), Pages::small);
 }
 
 std::shared_ptr<KvCache::Block> KvCache::copy_of(const Block& block, int64_t count) const {
   auto copy = new_block();
   const int64_t panels = (count + kPanel - 1) / kPanel;
-  for (int64_t head = 0; head < layers * kv_heads; ++head) {
-    const uint16_t* from = block.data() + head * head_values();
-    uint16_t* to = copy->data() + head * head_values();
-    std::copy_n(from, panels * head_dim * kPanel, to);
-    std::copy_n(from + kChunk * head_dim, count * value_stride, to + kChunk * head_dim);
-  }
+  for (const CacheShape::Layer& layer : shape_->layers())
+    for (int64_t head = 0; head < layer.kv_heads; ++head) {
+      const uint16_t* from = block.data() + layer.first + head * layer.head_values();
+      uint16_t* to = copy->data() + layer.first + head * layer.head_values();
+      std::copy_n(from, panels * layer.head_dim * kPanel, to);
+      std::copy_n(from + kChunk * layer.head_dim, count * layer.value_stride, to + kChunk * layer.head_dim);
+    }
   return copy;
 }
 
@@ -72,19 +82,20 @@ void KvCache::keep(int64_t base, const std::vector<int64_t>& rows) {
 
 void KvCache::move(int64_t from, int64_t to) {
   const int64_t in = from % kChunk, out = to % kChunk;
-  for (int layer = 0; layer < layers; ++layer)
-    for (int head = 0; head < kv_heads; ++head) {
-      const uint16_t* source = keys(layer, head, from / kChunk) + in / kPanel * head_dim * kPanel + in % kPanel;
-      uint16_t* target = keys(layer, head, to / kChunk) + out / kPanel * head_dim * kPanel + out % kPanel;
-      for (int64_t d = 0; d < head_dim; ++d) target[d * kPanel] = source[d * kPanel];
-      std::memcpy(values(layer, head, to / kChunk) + out * value_stride,
-                  values(layer, head, from / kChunk) + in * value_stride, static_cast<size_t>(value_stride) * 2);
+  for (const CacheShape::Layer& layer : shape_->layers())
+    for (int64_t head = 0; head < layer.kv_heads; ++head) {
+      const int64_t size = layer.head_dim, stride = layer.value_stride;
+      const uint16_t* source = keys(layer, head, from / kChunk);
+      uint16_t* target = keys(layer, head, to / kChunk);
+      for (int64_t d = 0; d < size; ++d)
+        target[(out / kPanel * size + d) * kPanel + out % kPanel] = source[(in / kPanel * size + d) * kPanel + in % kPanel];
+      std::memcpy(target + kChunk * size + out * stride, source + kChunk * size + in * stride,
+                  static_cast<size_t>(stride) * 2);
     }
 }
 
 std::unique_ptr<KvCache> KvCache::fork(int64_t length, int64_t capacity) const {
-  auto copy = std::make_unique<KvCache>(static_cast<int>(layers), static_cast<int>(kv_heads),
-                                        static_cast<int>(head_dim), capacity);
+  auto copy = std::make_unique<KvCache>(shape_, capacity);
   const auto whole = static_cast<size_t>(length / kChunk);
   copy->blocks_.assign(blocks_.begin(), blocks_.begin() + static_cast<int64_t>(whole));
   if (length % kChunk != 0) copy->blocks_.push_back(copy_of(*blocks_[whole], length % kChunk));

@@ -13,17 +13,36 @@
 
 namespace specdec {
 
+// How the layers of a model lie in a block.
+class CacheShape {
+ public:
+  struct Layer {
+    int64_t kv_heads, head_dim;
+    int64_t value_stride = 0;  // head_dim rounded up to kPanel
+    int64_t first = 0;         // value of a block at which its keys begin
+    int64_t head_values() const { return kChunk * (head_dim + value_stride); }
+  };
+
+  explicit CacheShape(std::vector<Layer> layers);
+  const std::vector<Layer>& layers() const { return layers_; }
+  const Layer& layer(int number) const { return layers_[static_cast<size_t>(number)]; }
+  int64_t block_values() const { return block_values_; }
+  bool operator==(const CacheShape& other) const;
+
+ private:
+  std::vector<Layer> layers_;
+  int64_t block_values_ = 0;
+};
+
 class KvCache {
  public:
   // `capacity` bounds the length; nothing is allocated yet.
-  KvCache(int layers, int kv_heads, int head_dim, int64_t capacity);
+  KvCache(std::shared_ptr<const CacheShape> shape, int64_t capacity);
 
   // Of one layer, head and chunk: keys [kChunk / 32][head_dim][32] and values [kChunk][value_stride].
-  uint16_t* keys(int layer, int head, int64_t chunk) const {
-    return blocks_[static_cast<size_t>(chunk)]->data() + (layer * kv_heads + head) * head_values();
-  }
+  uint16_t* keys(int layer, int head, int64_t chunk) const { return keys(shape_->layer(layer), head, chunk); }
   uint16_t* values(int layer, int head, int64_t chunk) const {
-    return keys(layer, head, chunk) + kChunk * head_dim;
+    return keys(layer, head, chunk) + kChunk * shape_->layer(layer).head_dim;
   }
 
   // Makes the positions from the length up to `length` writable. Throws std::bad_alloc, with the contents as they were.
@@ -38,23 +57,26 @@ class KvCache {
   std::unique_ptr<KvCache> fork(int64_t length, int64_t capacity) const;
 
   int64_t length() const { return length_; }
-  uint64_t block_bytes() const { return block_values() * sizeof(uint16_t); }
+  const CacheShape& shape() const { return *shape_; }
+  uint64_t block_bytes() const { return static_cast<uint64_t>(shape_->block_values()) * sizeof(uint16_t); }
   uint64_t bytes() const { return blocks_.size() * block_bytes(); }
   // A number for each block held, equal for blocks that caches share.
   std::vector<uint64_t> block_ids() const;
 
-  const int64_t layers, kv_heads, head_dim, value_stride, capacity;
+  const int64_t capacity;
 
  private:
   using Block = Buffer<uint16_t>;
-  int64_t head_values() const { return kChunk * (head_dim + value_stride); }
-  size_t block_values() const { return static_cast<size_t>(layers * kv_heads * head_values()); }
+  uint16_t* keys(const CacheShape::Layer& layer, int64_t head, int64_t chunk) const {
+    return blocks_[static_cast<size_t>(chunk)]->data() + layer.first + head * layer.head_values();
+  }
   std::shared_ptr<Block> new_block() const;
   // A block of its own with the first `count` positions of another one.
   std::shared_ptr<Block> copy_of(const Block& block, int64_t count) const;
   void own(size_t block);
   void move(int64_t from, int64_t to);
 
+  std::shared_ptr<const CacheShape> shape_;
   int64_t length_ = 0;
   std::vector<std::shared_ptr<Block>> blocks_;
 };

@@ -37,7 +37,7 @@ void Pass::place_rows() {
     Sequence s{};
     s.given = &given;
     s.rows = given.rows;
-    s.layers = given.layers == 0 ? shape_.layers : given.layers;
+    s.layers = given.layers == 0 ? shape_.layer_count() : given.layers;
     s.start = start;
     s.tree = !is_chain(given);
     given.bytes = 0;
@@ -67,30 +67,49 @@ void Pass::place_rows() {
     }
     all_rows_ += s.rows;
     if (s.given->efforts != known && full_)
-      full_ = std::all_of(s.given->efforts, s.given->efforts + shape_.matrix_count(), [](double e) { return e >= 1; });
+      full_ = std::all_of(s.given->efforts, s.given->efforts + model_.matrices_.size(), [](double e) { return e >= 1; });
     known = s.given->efforts;
   }
   rows_ = all_rows_;
   active_ = sequences_.size();
 }
 
+int64_t Pass::largest_head() const {
+  int64_t size = 0;
+  for (const LayerShape& layer : shape_.layers) size = std::max<int64_t>(size, layer.head_dim);
+  return size;
+}
+
 void Pass::allocate() {
   const auto rows = static_cast<size_t>(rows_);
-  const int64_t q = padded(int64_t{shape_.heads} * shape_.head_dim), hidden = padded(shape_.hidden);
-  const int64_t inner = padded(shape_.intermediate), kv = padded(int64_t{shape_.kv_heads} * shape_.head_dim);
-  const int64_t widest = std::max({q, hidden, inner}), tiers = shape_.layout.tiers();
-  auto& s = scratch_;
-  for (auto* buffer : {&s.x, &s.normed}) buffer->reserve(rows * static_cast<size_t>(hidden));
-  for (auto* buffer : {&s.qkv[0], &s.attended}) buffer->reserve(rows * static_cast<size_t>(q));
-  for (auto* buffer : {&s.qkv[1], &s.qkv[2]}) buffer->reserve(rows * static_cast<size_t>(kv));
-  for (auto* buffer : {&s.gate, &s.up}) buffer->reserve(rows * static_cast<size_t>(inner));
-  if (shape_.experts > 0) {
-    for (auto* buffer : {&s.expert_in, &s.expert_out}) buffer->reserve(rows * static_cast<size_t>(hidden));
+  const int64_t hidden = padded(shape_.hidden), tiers = shape_.layout.tiers();
+  int64_t q = 0, kv = 0, gates = 0, inner = 0, experts = 0;
+  for (const LayerShape& layer : shape_.layers) {
+    q = std::max(q, padded(layer.q_width()));
+    kv = std::max(kv, padded(layer.kv_width()));
+    gates = std::max(gates, layer.gate ? padded(layer.q_width()) : 0);
+    inner = std::max({inner, padded(layer.width), padded(layer.shared_width)});
+    experts = std::max<int64_t>(experts, layer.experts);
   }
-  for (auto* buffer : {&s.cosine, &s.sine}) buffer->reserve(rows * static_cast<size_t>(shape_.head_dim / 2));
-  s.tiles.reserve(rows * static_cast<size_t>(widest));
+  const int64_t widest = std::max({q, hidden, inner});
+  auto& s = scratch_;
+  auto reserve = [rows](Buffer<float>& buffer, int64_t width) { buffer.reserve(rows * static_cast<size_t>(width)); };
+  for (auto* buffer : {&s.x, &s.normed}) reserve(*buffer, hidden);
+  for (auto* buffer : {&s.qkv[0], &s.attended}) reserve(*buffer, q);
+  for (auto* buffer : {&s.qkv[1], &s.qkv[2]}) reserve(*buffer, kv);
+  for (auto* buffer : {&s.gate, &s.up}) reserve(*buffer, inner);
+  reserve(s.attn_gate, gates);
+  if (experts > 0)
+    for (auto* buffer : {&s.expert_in, &s.expert_out, &s.mixed}) reserve(*buffer, hidden);
+  reserve(s.router_logits, padded(experts));
+  s.cosines.resize(model_.rotations_.size());
+  s.sines.resize(model_.rotations_.size());
+  for (size_t j = 0; j < model_.rotations_.size(); ++j)
+    for (auto* buffer : {&s.cosines[j], &s.sines[j]})
+      reserve(*buffer, static_cast<int64_t>(model_.rotations_[j].frequencies.size()));
+  reserve(s.tiles, widest);
   const auto threads = static_cast<size_t>(model_.pool_->threads());
-  const int64_t attention = attention_scratch_floats() + kMaxTile * (padded(shape_.head_dim) * 3 + 4) + tree_floats();
+  const int64_t attention = attention_scratch_floats() + kMaxTile * (padded(largest_head()) * 3 + 4) + tree_floats();
   thread_floats_ = round_up(std::max({scratch_floats(rows_), attention, model_.quantised_scratch_floats(rows_)}), 16);
   s.thread.reserve(threads * static_cast<size_t>(thread_floats_));
   s.whole.reserve(static_cast<size_t>(3 * quant_words(widest / kQuantGroup + 1, rows_)));
@@ -181,75 +200,128 @@ void Pass::embed() {
     } else {
       kernels_.element.widen(bits, shape_.dtype, hidden, x);
     }
+    if (shape_.embed_scale != 1)
+      for (int64_t i = 0; i < hidden; ++i) x[i] *= shape_.embed_scale;
   });
   shared_bytes_ += static_cast<uint64_t>(rows_ * hidden) * sizeof(uint16_t);
 }
 
 // Cosines and sines of every row's position, from float64 angles: they depend on the position alone.
 void Pass::rotary() {
-  const int64_t half = shape_.head_dim / 2;
-  const double factor = shape_.rotary_factor;
-  each(rows_, rows_ * half * 100, [&](int row, int) {
-    const auto position = static_cast<double>(scratch_.positions[static_cast<size_t>(row)]);
-    for (int64_t j = 0; j < half; ++j) {
-      const double angle = position * shape_.frequencies[static_cast<size_t>(j)];
-      scratch_.cosine[static_cast<size_t>(row * half + j)] = static_cast<float>(std::cos(angle) * factor);
-      scratch_.sine[static_cast<size_t>(row * half + j)] = static_cast<float>(std::sin(angle) * factor);
-    }
+  for (size_t kind = 0; kind < model_.rotations_.size(); ++kind) {
+    const RopeShape& rope = model_.rotations_[kind];
+    const auto pairs = static_cast<int64_t>(rope.frequencies.size());
+    float *cosines = scratch_.cosines[kind].data(), *sines = scratch_.sines[kind].data();
+    each(rows_, rows_ * pairs * 100, [&](int row, int) {
+      const auto position = static_cast<double>(scratch_.positions[static_cast<size_t>(row)]);
+      for (int64_t j = 0; j < pairs; ++j) {
+        const double angle = position * rope.frequencies[static_cast<size_t>(j)];
+        cosines[row * pairs + j] = static_cast<float>(std::cos(angle) * rope.factor);
+        sines[row * pairs + j] = static_cast<float>(std::sin(angle) * rope.factor);
+      }
+    });
+  }
+}
+
+// The residual stream, normed unless `weight` is null.
+Pass::Input Pass::norm_into(const float* weight) {
+  const int64_t hidden = shape_.hidden, stride = padded(hidden);
+  if (weight == nullptr) return rows_of(scratch_.x.data(), stride);
+  each(rows_, rows_ * hidden * 2, [&](int row, int) {
+    kernels_.element.rms_norm(scratch_.x.data() + row * stride, weight, shape_.norm_eps, hidden,
+                              scratch_.normed.data() + row * stride);
+  });
+  return rows_of(scratch_.normed.data(), stride);
+}
+
+// Adds what attention or an MLP has returned for each row to the residual stream.
+void Pass::add_part(int layer, float* y, const float* post_norm) {
+  const int64_t hidden = shape_.hidden, stride = padded(hidden);
+  const float scale = shape_of(layer).residual_scale;
+  each(rows_, rows_ * hidden * (post_norm == nullptr ? 1 : 3), [&](int row, int) {
+    float *x = scratch_.x.data() + row * stride, *part = y + row * stride;
+    if (post_norm != nullptr) kernels_.element.rms_norm(part, post_norm, shape_.norm_eps, hidden, part);
+    for (int64_t i = 0; i < hidden; ++i) x[i] += scale * part[i];
   });
 }
 
 void Pass::attention_block(int layer) {
-  const auto& vectors = model_.layer_vectors_[static_cast<size_t>(layer)];
-  const int64_t hidden = shape_.hidden, stride = padded(hidden);
-  const int64_t q = int64_t{shape_.heads} * shape_.head_dim, kv = int64_t{shape_.kv_heads} * shape_.head_dim;
-  each(rows_, rows_ * hidden * 2, [&](int row, int) {
-    kernels_.element.rms_norm(scratch_.x.data() + row * stride, vectors.attn_norm, shape_.norm_eps, hidden,
-                              scratch_.normed.data() + row * stride);
-  });
-  const int first = model_.layer_matrix(layer, 0);
-  const std::vector<Output> outputs = {{first, scratch_.qkv[0].data(), padded(q)},
-                                       {first + 1, scratch_.qkv[1].data(), padded(kv)},
-                                       {first + 2, scratch_.qkv[2].data(), padded(kv)}};
-  multiply(rows_of(scratch_.normed.data(), stride), outputs, false, [&](int j, int row, int64_t from, int64_t to) {
-    if (const float* bias = vectors.bias[j]) {
+  const LayerShape& shape = shape_of(layer);
+  const LayerParts& parts = parts_of(layer);
+  const int64_t stride = padded(shape_.hidden), q = shape.q_width();
+  project(layer, norm_into(parts.attn_norm));
+  each(rows_, rows_ * (q + shape.kv_width()) * 4, [&](int row, int) { append_row(layer, row); });
+  attend(layer);
+  float *x = scratch_.x.data(), *y = scratch_.normed.data();
+  const float *bias = parts.o_bias, scale = shape.residual_scale;
+  const std::vector<Output> outputs = {{parts.o_matrix, y, stride}};
+  multiply(rows_of(scratch_.attended.data(), padded(q)), outputs, false,
+           [&](int, int row, int64_t from, int64_t to) {
+             float* part = y + row * stride;
+             for (int64_t o = from; bias != nullptr && o < to; ++o) part[o] += bias[o];
+             for (int64_t o = from; parts.attn_post_norm == nullptr && o < to; ++o) x[row * stride + o] += scale * part[o];
+           });
+  if (parts.attn_post_norm != nullptr) add_part(layer, y, parts.attn_post_norm);
+}
+
+// Queries, keys, values and, where there is one, the gate of every row.
+void Pass::project(int layer, Input in) {
+  const LayerShape& shape = shape_of(layer);
+  const LayerParts& parts = parts_of(layer);
+  const int64_t q = padded(shape.q_width()), kv = padded(shape.kv_width());
+  const std::vector<Output> outputs = {{parts.q_matrix, scratch_.qkv[0].data(), q},
+                                       {parts.q_matrix + 1, scratch_.qkv[1].data(), kv},
+                                       {parts.q_matrix + 2, scratch_.qkv[2].data(), kv}};
+  multiply(in, outputs, false, [&](int j, int row, int64_t from, int64_t to) {
+    if (const float* bias = parts.bias[j]) {
       float* y = outputs[static_cast<size_t>(j)].y + row * outputs[static_cast<size_t>(j)].stride;
       for (int64_t o = from; o < to; ++o) y[o] += bias[o];
     }
   });
-  each(rows_, rows_ * (q + kv) * 4, [&](int row, int) { append_row(layer, row); });
-  attend(layer);
-  float* x = scratch_.x.data();
-  const std::vector<Output> projected = {{first + 3, scratch_.normed.data(), stride}};
-  multiply(rows_of(scratch_.attended.data(), padded(q)), projected, false,
-           [&](int, int row, int64_t from, int64_t to) {
-             const float* y = scratch_.normed.data() + row * stride;
-             for (int64_t o = from; o < to; ++o) x[row * stride + o] += y[o];
-           });
+  if (shape.gate)
+    multiply(in, {{parts.q_matrix + 3, scratch_.attn_gate.data(), q}}, false, [](int, int, int64_t, int64_t) {});
+}
+
+// Turns the heads of a row's queries or keys.
+void Pass::turn(const LayerParts& parts, int row, float* x, int64_t heads, int64_t size) const {
+  if (parts.rotation < 0) return;
+  const auto kind = static_cast<size_t>(parts.rotation);
+  const RopeShape& rope = model_.rotations_[kind];
+  const auto pairs = static_cast<int64_t>(rope.frequencies.size());
+  const auto rotate = rope.interleaved ? kernels_.element.rope_interleaved : kernels_.element.rope;
+  rotate(x, heads, size, pairs, scratch_.cosines[kind].data() + row * pairs, scratch_.sines[kind].data() + row * pairs);
 }
 
 // Norms and turns a row's queries and keys, and writes its keys and values to the cache.
 void Pass::append_row(int layer, int row) {
-  const auto& vectors = model_.layer_vectors_[static_cast<size_t>(layer)];
+  const LayerShape& shape = shape_of(layer);
+  const LayerParts& parts = parts_of(layer);
   const Sequence& s = sequences_[static_cast<size_t>(scratch_.sequence_of[static_cast<size_t>(row)])];
   const KvCache& cache = *s.given->cache;
-  const int64_t size = shape_.head_dim, half = size / 2;
+  const int64_t size = shape.head_dim, value_stride = cache.shape().layer(layer).value_stride;
   const int64_t slot = s.start + row - s.first, chunk = slot / kChunk, place = slot % kChunk;
-  const int64_t kv_stride = padded(shape_.kv_heads * size);
-  float* q = scratch_.qkv[0].data() + row * padded(shape_.heads * size);
+  const int64_t kv_stride = padded(shape.kv_width());
+  float* q = scratch_.qkv[0].data() + row * padded(shape.q_width());
   float* k = scratch_.qkv[1].data() + row * kv_stride;
   const float* v = scratch_.qkv[2].data() + row * kv_stride;
-  if (vectors.q_norm != nullptr) {
-    for (int h = 0; h < shape_.heads; ++h)
-      kernels_.element.rms_norm(q + h * size, vectors.q_norm, shape_.norm_eps, size, q + h * size);
-    for (int h = 0; h < shape_.kv_heads; ++h)
-      kernels_.element.rms_norm(k + h * size, vectors.k_norm, shape_.norm_eps, size, k + h * size);
+  if (shape.qk_norm != QkNorm::none) {
+    const bool full = shape.qk_norm == QkNorm::full;
+    auto norm = [&](float* x, const float* weight, int64_t width) {
+      const int64_t part = full ? width : size;
+      for (int64_t first = 0; first < width; first += part)
+        kernels_.element.rms_norm(x + first, weight, shape_.norm_eps, part, x + first);
+    };
+    norm(q, parts.q_norm, shape.q_width());
+    norm(k, parts.k_norm, shape.kv_width());
   }
-  const float* cosine = scratch_.cosine.data() + row * half;
-  const float* sine = scratch_.sine.data() + row * half;
-  kernels_.element.rope(q, shape_.heads, size, cosine, sine);
-  kernels_.element.rope(k, shape_.kv_heads, size, cosine, sine);
-  for (int h = 0; h < shape_.kv_heads; ++h) {
+  turn(parts, row, q, shape.heads, size);
+  turn(parts, row, k, shape.kv_heads, size);
+  if (shape.growth != 0) {
+    const int64_t spans = scratch_.positions[static_cast<size_t>(row)] / shape.growth_span;
+    const auto factor = static_cast<float>(1 + shape.growth * std::log(1 + static_cast<double>(spans)));
+    for (int64_t i = 0; i < shape.q_width(); ++i) q[i] *= factor;
+  }
+  for (int h = 0; h < shape.kv_heads; ++h) {
     uint16_t* keys = cache.keys(layer, h, chunk) + place / kPanel * size * kPanel + place % kPanel;
     for (int64_t first = 0; first < size; first += kPanel) {
       uint16_t bits[kPanel];
@@ -257,42 +329,52 @@ void Pass::append_row(int layer, int row) {
       kernels_.element.to_half(k + h * size + first, bits, n);
       for (int64_t d = 0; d < n; ++d) keys[(first + d) * kPanel] = bits[d];
     }
-    kernels_.element.to_half(v + h * size, cache.values(layer, h, chunk) + place * cache.value_stride, size);
+    kernels_.element.to_half(v + h * size, cache.values(layer, h, chunk) + place * value_stride, size);
   }
 }
 
 void Pass::mlp_block(int layer) {
-  const auto& vectors = model_.layer_vectors_[static_cast<size_t>(layer)];
-  const int64_t hidden = shape_.hidden, stride = padded(hidden);
-  each(rows_, rows_ * hidden * 2, [&](int row, int) {
-    kernels_.element.rms_norm(scratch_.x.data() + row * stride, vectors.mlp_norm, shape_.norm_eps, hidden,
-                              scratch_.normed.data() + row * stride);
-  });
-  if (shape_.experts > 0) {
-    expert_mlp(layer);
-    return;
+  const LayerParts& parts = parts_of(layer);
+  const Input in = norm_into(parts.mlp_norm);
+  float* y = scratch_.normed.data();
+  if (shape_of(layer).experts > 0) {
+    expert_mlp(layer, in);
+    y = scratch_.mixed.data();
+  } else {
+    // The result may overwrite the norm: every product of gate and up is finished by then.
+    gated_mlp(layer, 0, in, y, padded(shape_.hidden));
   }
-  // The result may overwrite the norm: every product of gate and up is finished by then.
-  gated_mlp(model_.layer_matrix(layer, 4), rows_of(scratch_.normed.data(), stride), scratch_.normed.data(), stride);
-  each(rows_, rows_ * hidden, [&](int row, int) {
-    float* x = scratch_.x.data() + row * stride;
-    const float* y = scratch_.normed.data() + row * stride;
-    for (int64_t i = 0; i < hidden; ++i) x[i] += y[i];
-  });
+  add_part(layer, y, parts.mlp_post_norm);
 }
 
-// y = down(silu(gate(x)) * up(x)) for the three matrices from `first_matrix` on.
-void Pass::gated_mlp(int first_matrix, Input in, float* y, int64_t y_stride) {
-  const int64_t stride = padded(shape_.intermediate);
+// y = down(activation(gate(x)) * up(x)) of one of a layer's MLPs.
+void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride) {
+  const LayerParts& of_layer = parts_of(layer);
+  const MlpParts& parts = of_layer.mlps[static_cast<size_t>(mlp)];
+  const int64_t width = parts.width, stride = padded(width);
   float *gate = scratch_.gate.data(), *up = scratch_.up.data();
-  multiply(in, {{first_matrix, gate, stride}, {first_matrix + 1, up, stride}}, true,
+  multiply(in, {{parts.first_matrix, gate, stride}, {parts.first_matrix + 1, up, stride}}, true,
            [&](int, int row, int64_t from, int64_t to) {
-             kernels_.element.silu_mul(gate + row * stride + from, up + row * stride + from, to - from);
-             // A draft view may have written past the end; its next product reads zeros there.
-             if (to == shape_.intermediate) std::fill(gate + row * stride + to, gate + (row + 1) * stride, 0.0F);
+             float *gates = gate + row * stride, *ups = up + row * stride;
+             for (int64_t o = from; parts.gate_bias != nullptr && o < to; ++o) gates[o] += parts.gate_bias[o];
+             for (int64_t o = from; parts.up_bias != nullptr && o < to; ++o) ups[o] += parts.up_bias[o];
+             of_layer.activate(gates + from, ups + from, to - from);
+             // Something else may have been there, or a draft view have written past the end; the next product reads
+             // zeros there.
+             if (to == width) std::fill(gates + to, gates + stride, 0.0F);
            });
-  multiply({gate, stride, in.rows, in.efforts}, {{first_matrix + 2, y, y_stride}}, false,
-           [](int, int, int64_t, int64_t) {});
+  multiply({gate, stride, in.rows, in.efforts}, {{parts.first_matrix + 2, y, y_stride}}, false,
+           [&](int, int row, int64_t from, int64_t to) {
+             float* part = y + row * y_stride;
+             for (int64_t o = from; parts.down_bias != nullptr && o < to; ++o) part[o] += parts.down_bias[o];
+           });
+}
+
+// Scales and caps logits.
+void Pass::finish_logits(float* logits, int64_t n) const {
+  if (shape_.logit_scale != 1)
+    for (int64_t i = 0; i < n; ++i) logits[i] *= shape_.logit_scale;
+  if (shape_.logit_cap > 0) kernels_.element.cap(logits, shape_.logit_cap, n);
 }
 
 // Logits of the rows that ask for them, in the order of the batch.
@@ -318,15 +400,18 @@ void Pass::head(float* logits) {
   const int64_t wide = padded(shape_.vocab);
   if (draft_ == nullptr)
     multiply({scratch_.normed.data(), stride, rows, scratch_.head_efforts.data()},
-             {{model_.head_matrix(), logits, shape_.vocab}}, false, [](int, int, int64_t, int64_t) {});
+             {{model_.head_matrix(), logits, shape_.vocab}}, false, [&](int, int row, int64_t from, int64_t to) {
+               finish_logits(logits + row * shape_.vocab + from, to - from);
+             });
   else
     scratch_.logits.reserve(static_cast<size_t>(std::min(rows, kDraftRows) * wide));
   for (int first = 0; draft_ != nullptr && first < rows; first += kDraftRows) {
     const int count = std::min(kDraftRows, rows - first);
     multiply({scratch_.normed.data() + first * stride, stride, count, scratch_.head_efforts.data() + first},
              {{model_.head_matrix(), scratch_.logits.data(), wide}}, false, [&](int, int row, int64_t, int64_t) {
-               std::memcpy(logits + (first + row) * shape_.vocab, scratch_.logits.data() + row * wide,
-                           static_cast<size_t>(shape_.vocab) * 4);
+               float* shown_row = logits + (first + row) * shape_.vocab;
+               std::memcpy(shown_row, scratch_.logits.data() + row * wide, static_cast<size_t>(shape_.vocab) * 4);
+               finish_logits(shown_row, shape_.vocab);
              });
   }
   uint64_t before = 0;

@@ -56,16 +56,22 @@ class Pass {
   void embed();
   void rotary();
   void attention_block(int layer);
+  void project(int layer, Input in);
   void append_row(int layer, int row);
+  void turn(const LayerParts& parts, int row, float* x, int64_t heads, int64_t size) const;
   void mlp_block(int layer);
-  void gated_mlp(int first_matrix, Input in, float* y, int64_t y_stride);
+  void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride);
+  Input norm_into(const float* weight);
+  void add_part(int layer, float* y, const float* post_norm);
   void keep_states(int layer);
   void head(float* logits);
+  void finish_logits(float* logits, int64_t n) const;
   void narrow_to(int layers);
   void share_bytes();
   // experts.cpp
-  void expert_mlp(int layer);
-  void route(int layer, std::vector<float>* weights);
+  void expert_mlp(int layer, Input in);
+  void route(int layer, Input in, std::vector<float>* weights);
+  void route_row(const LayerShape& layer, const float* logits, float* weights) const;
 
   // multiply.h: y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`,
   // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
@@ -85,18 +91,23 @@ class Pass {
   // attention.cpp
   struct AttentionTile;
   void attend(int layer);
+  void finish_attended(int layer);
   void attend_chunk(int layer, const Sequence& s, int part, int thread);
   void attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums, int thread);
   void gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held, uint16_t* keys);
   void attend_tiles(int layer, const Sequence& s, int part, int thread);
-  void join_chunks(const Sequence& s, int row, int thread);
-  AttentionTile attention_tile(const Sequence& s, int kv_head, int index) const;
+  void join_chunks(int layer, const Sequence& s, int row, int thread);
+  void start_row(int layer, int head, float* peak, float* total) const;
+  AttentionTile attention_tile(const Sequence& s, int group, int kv_head, int index) const;
   void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, const uint16_t* keys,
                    const float* q, float* scratch, float* peak, float* total, float* sums);
-  void gather_q(const Sequence& s, const AttentionTile& tile, float* q) const;
-  void finish_row(const Sequence& s, const float* sums, float total, int token, int head);
+  void gather_q(int layer, const Sequence& s, const AttentionTile& tile, float* q) const;
+  void finish_row(int layer, const Sequence& s, const float* sums, float total, int token, int head);
   int64_t first_seen(int layer, int64_t position) const;
   int64_t tree_floats() const;
+  int64_t largest_head() const;
+  const LayerShape& shape_of(int layer) const { return shape_.layer(layer); }
+  const LayerParts& parts_of(int layer) const { return model_.parts_[static_cast<size_t>(layer)]; }
 
   // Runs body(part, thread) for each part; on this thread alone when `work`, in multiply-adds, is too little to share.
   template <class Body>

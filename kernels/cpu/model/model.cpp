@@ -20,15 +20,23 @@ void check(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
 }
 
-void check_shape(const ModelShape& s) {
-  check(s.vocab > 0 && s.hidden > 0 && s.intermediate > 0 && s.layers > 0, "model sizes must be positive");
+void check_layer(const LayerShape& s) {
   check(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "heads must be a multiple of key-value heads");
   check(s.head_dim > 0 && s.head_dim % 2 == 0, "head size must be even");
-  check(s.frequencies.size() == static_cast<size_t>(s.head_dim / 2), "there must be head_dim / 2 rotary frequencies");
-  check(std::isfinite(s.rotary_factor) && s.rotary_factor > 0, "the rotary factor must be positive");
-  check(s.windows.size() == static_cast<size_t>(s.layers), "there must be one window per layer");
-  check(s.experts >= 0 && (s.experts == 0 || (s.experts_per_token > 0 && s.experts_per_token <= s.experts)),
+  check(s.rope.frequencies.size() <= static_cast<size_t>(s.head_dim / 2), "there are more rotary frequencies than pairs");
+  check(std::isfinite(s.rope.factor) && s.rope.factor > 0, "the rotary factor must be positive");
+  check(s.window >= 0 && s.scale >= 0 && s.softcap >= 0, "window, scale and softcap must not be negative");
+  check(s.growth == 0 || s.growth_span > 0, "growing scores need a span");
+  check(s.width > 0 && s.shared_width >= 0, "an MLP must have a positive width");
+  check(s.experts >= 0 && (s.experts == 0 || (s.experts_used > 0 && s.experts_used <= s.experts)),
         "experts per token must be 1 to the number of experts");
+  check(s.pre_norms || s.post_norms, "a layer has norms before its parts, after them or both");
+}
+
+void check_shape(const ModelShape& s) {
+  check(s.vocab > 0 && s.hidden > 0 && !s.layers.empty(), "model sizes must be positive");
+  check(s.logit_cap >= 0, "the cap of logits must not be negative");
+  for (const LayerShape& layer : s.layers) check_layer(layer);
   int sum = 0;
   for (const int size : s.layout.tier_sizes) {
     check(size > 0, "tier sizes must be positive");
@@ -37,13 +45,6 @@ void check_shape(const ModelShape& s) {
   check(s.layout.bucket_size % 8 == 0 && s.layout.bucket_size >= 8 && s.layout.bucket_size <= 64 &&
             sum == s.layout.bucket_size,
         "tier sizes must add up to a bucket size of 8 to 64, a multiple of 8");
-}
-
-void shape_matrix(PackedMatrix& matrix, int64_t out, int64_t in, const ModelShape& shape) {
-  matrix.out = out;
-  matrix.in = in;
-  matrix.dtype = shape.dtype;
-  matrix.tiers = matrix.loaded_tiers = shape.layout.tiers();
 }
 
 }  // namespace
@@ -56,51 +57,16 @@ Model::Model(const ModelShape& shape, const std::string& isa, int threads)
   check_shape(shape);
   check(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
   pool_ = Pool::shared(threads);
-  const int64_t q = int64_t{shape.heads} * shape.head_dim, kv = int64_t{shape.kv_heads} * shape.head_dim;
-  auto add_vector = [&](const std::string& name, int64_t size) {
-    vector_names_.push_back(name);
-    vectors_.emplace(name, Buffer<float>(static_cast<size_t>(size)));
-  };
-  for (int layer = 0; layer < shape.layers; ++layer) {
-    auto* m = &matrices_[static_cast<size_t>(layer_matrix(layer, 0))];
-    shape_matrix(*m++, q, shape.hidden, shape);
-    shape_matrix(*m++, kv, shape.hidden, shape);
-    shape_matrix(*m++, kv, shape.hidden, shape);
-    shape_matrix(*m++, shape.hidden, q, shape);
-    for (int e = 0; e < shape.mlps(); ++e) {
-      shape_matrix(*m++, shape.intermediate, shape.hidden, shape);
-      shape_matrix(*m++, shape.intermediate, shape.hidden, shape);
-      shape_matrix(*m++, shape.hidden, shape.intermediate, shape);
-    }
-    const std::string base = "layers." + std::to_string(layer) + ".";
-    add_vector(base + "attn_norm", shape.hidden);
-    add_vector(base + "mlp_norm", shape.hidden);
-    if (shape.qk_norm) {
-      add_vector(base + "attn.q_norm", shape.head_dim);
-      add_vector(base + "attn.k_norm", shape.head_dim);
-    }
-    if (shape.qkv_bias) {
-      add_vector(base + "attn.q.bias", q);
-      add_vector(base + "attn.k.bias", kv);
-      add_vector(base + "attn.v.bias", kv);
-    }
+  std::vector<CacheShape::Layer> cached;
+  int matrix = 0;
+  for (int layer = 0; layer < shape.layer_count(); ++layer) {
+    add_layer(layer, &matrix);
+    cached.push_back({shape.layer(layer).kv_heads, shape.layer(layer).head_dim});
   }
-  shape_matrix(matrices_.back(), shape.vocab, shape.hidden, shape);
+  cache_shape_ = std::make_shared<const CacheShape>(std::move(cached));
+  matrices_.back().set_shape(shape.vocab, shape.hidden, shape.dtype, shape.layout);
   add_vector("final_norm", shape.hidden);
   final_norm_ = find_vector("final_norm");
-  for (int layer = 0; layer < shape.layers; ++layer) {
-    const std::string base = "layers." + std::to_string(layer) + ".";
-    layer_vectors_.push_back(
-        {find_vector(base + "attn_norm"),
-         find_vector(base + "mlp_norm"),
-         find_vector(base + "attn.q_norm"),
-         find_vector(base + "attn.k_norm"),
-         {find_vector(base + "attn.q.bias"), find_vector(base + "attn.k.bias"), find_vector(base + "attn.v.bias")}});
-  }
-  if (shape.experts > 0) {
-    routers_.resize(static_cast<size_t>(shape.layers));
-    for (auto& router : routers_) shape_matrix(router, shape.experts, shape.hidden, shape);
-  }
 }
 
 // Matrix `index`'s place in one array for all of them: small matrices share huge pages then, and a pass reads memory
@@ -238,7 +204,7 @@ uint64_t Model::mask_bytes() const {
 }
 
 std::unique_ptr<KvCache> Model::new_cache(int64_t capacity) const {
-  return std::make_unique<KvCache>(shape_.layers, shape_.kv_heads, shape_.head_dim, capacity);
+  return std::make_unique<KvCache>(cache_shape_, capacity);
 }
 
 const float* Model::find_vector(const std::string& name) const {
@@ -283,7 +249,7 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
   check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
   check(shape_.tie_embeddings || !embedding_.empty() || !quant_embedding_.codes.empty(), "the embedding is not loaded");
-  for (const auto& router : routers_) check(!router.panels.empty(), "a router is not loaded");
+  for (const auto& router : routers_) check(router.out == 0 || !router.panels.empty(), "a router is not loaded");
   for (const auto& matrix : matrices_) check(matrix.loaded(), "a matrix is not loaded");
   int rows = 0;
   for (size_t j = 0; j < batch.size(); ++j) {
@@ -297,11 +263,11 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
 
 void Model::check_rows(const SequenceRows& rows) const {
   const KvCache& cache = *rows.cache;
-  check(cache.layers == shape_.layers && cache.kv_heads == shape_.kv_heads && cache.head_dim == shape_.head_dim,
+  check(&cache.shape() == cache_shape_.get() || cache.shape() == *cache_shape_,
         "the cache belongs to a model of another shape");
   check(rows.rows >= 1 && rows.rows <= kMaxRows && rows.rows <= cache.capacity - cache.length(),
         "the cache has no room for these rows");
-  check(rows.layers >= 0 && rows.layers <= shape_.layers, "there are not so many layers");
+  check(rows.layers >= 0 && rows.layers <= shape_.layer_count(), "there are not so many layers");
   check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");
   for (int row = 0; row < rows.rows; ++row) {
     check(rows.tokens[row] >= 0 && rows.tokens[row] < shape_.vocab, "a token is outside the vocabulary");

@@ -12,28 +12,12 @@
 #include "cache.h"
 #include "draft_view.h"
 #include "packed.h"
+#include "parts.h"
 #include "pool.h"
 #include "rows.h"
+#include "shape.h"
 
 namespace specdec {
-
-// specdec.model.architecture.ModelConfig, and how the store lays matrices out.
-struct ModelShape {
-  int64_t vocab = 0, hidden = 0, intermediate = 0;
-  int layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
-  float norm_eps = 0;
-  std::vector<double> frequencies;  // head_dim / 2, radians per position
-  double rotary_factor = 1;         // multiplies their sines and cosines
-  std::vector<int64_t> windows;     // per layer: sliding window in tokens, 0 for none
-  bool tie_embeddings = false, qkv_bias = false, qk_norm = false;
-  int experts = 0, experts_per_token = 0;
-  Dtype dtype = Dtype::float16;
-  Layout layout;
-
-  int mlps() const { return experts == 0 ? 1 : experts; }
-  int matrices_per_layer() const { return 4 + 3 * mlps(); }
-  int matrix_count() const { return layers * matrices_per_layer() + 1; }
-};
 
 class Model {
  public:
@@ -89,8 +73,9 @@ class Model {
   friend class Pass;  // one forward call: forward.h
   // Activations are (rows, stride) float arrays whose stride is the width rounded up to 64.
   struct Scratch {
-    Buffer<float> x, normed, qkv[3], attended, gate, up, expert_in, expert_out, cosine, sine;
-    Buffer<float> tiles, partial, thread, logits;
+    Buffer<float> x, normed, qkv[3], attended, attn_gate, gate, up, expert_in, expert_out, mixed;
+    std::vector<Buffer<float>> cosines, sines;  // of each rotation
+    Buffer<float> tiles, partial, thread, logits, router_logits;
     struct Sequence {  // of the pass under way
       SequenceRows* given;
       int first, rows, layers;
@@ -111,15 +96,15 @@ class Model {
     Buffer<uint32_t> keys;
     Buffer<int32_t> whole;  // activations in whole numbers
   };
-  struct LayerVectors {
-    const float *attn_norm, *mlp_norm, *q_norm, *k_norm, *bias[3];  // null where the architecture has none
-  };
 
   void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft) const;
   void check_rows(const SequenceRows& rows) const;
   void check_efforts(const double* efforts, const DraftView* draft) const;
-  int layer_matrix(int layer, int offset) const { return layer * shape_.matrices_per_layer() + offset; }
-  int head_matrix() const { return shape_.matrix_count() - 1; }
+  void add_layer(int layer, int* matrix);
+  void add_vectors(const std::string& base, const LayerShape& layer);
+  void add_vector(const std::string& name, int64_t size);
+  LayerParts parts_of(const std::string& base, const LayerShape& layer, int first_matrix);
+  int head_matrix() const { return static_cast<int>(matrices_.size()) - 1; }
   int64_t quantised_scratch_floats(int rows) const;
   template <class T>
   Buffer<T> part_of(Buffer<T>& all, int index, size_t (PackedMatrix::*size)() const);
@@ -132,7 +117,7 @@ class Model {
   Buffer<uint8_t> quantised_;
   Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;
-  std::vector<PackedMatrix> routers_;
+  std::vector<PackedMatrix> routers_;  // of each layer; without outputs where there are no experts
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
   struct QuantEmbedding {       // or so
     QuantType type{"q8_0"};
@@ -142,7 +127,9 @@ class Model {
   } quant_embedding_;
   std::vector<std::string> vector_names_;
   std::map<std::string, Buffer<float>> vectors_;
-  std::vector<LayerVectors> layer_vectors_;
+  std::vector<LayerParts> parts_;      // of each layer
+  std::vector<RopeShape> rotations_;   // the different ones
+  std::shared_ptr<const CacheShape> cache_shape_;
   const float* final_norm_ = nullptr;
   const int process_;  // threads do not survive a fork
   std::mutex mutex_;   // one pass at a time

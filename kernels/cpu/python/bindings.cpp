@@ -95,7 +95,8 @@ void load_embedding(Model& model, const Array<uint16_t, 2>& bits) {
 
 void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
   const auto& shape = model.shape();
-  check(layer >= 0 && layer < shape.layers && bits.size() == static_cast<size_t>(shape.experts * shape.hidden),
+  check(layer >= 0 && layer < shape.layer_count() &&
+            bits.size() == static_cast<size_t>(shape.layer(layer).experts * shape.hidden) && bits.size() > 0,
         "the router has the wrong size");
   model.load_router(layer, bits.data());
 }
@@ -129,7 +130,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
     one.layers = layers[j];
     one.shown = static_cast<specdec::Shown>(shown[j]);
     if (!states.empty()) {
-      const auto depth = static_cast<size_t>(layers[j] == 0 ? shape.layers : layers[j]);
+      const auto depth = static_cast<size_t>(layers[j] == 0 ? shape.layer_count() : layers[j]);
       check(states[j].shape(0) == depth && states[j].shape(1) == static_cast<size_t>(counts[j]) &&
                 states[j].shape(2) == static_cast<size_t>(shape.hidden),
             "an array of states has the wrong shape");
@@ -166,33 +167,6 @@ uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::Dr
   return model.multiply(index, x.data(), static_cast<int>(rows), draft, effort, y.data());
 }
 
-void make_model(Model* self, int64_t vocab, int64_t hidden, int64_t intermediate, int layers, int heads, int kv_heads,
-                int head_dim, float norm_eps, std::vector<double> frequencies, double rotary_factor,
-                std::vector<int64_t> windows, bool tie_embeddings, bool qkv_bias, bool qk_norm, int experts,
-                int experts_per_token, bool bfloat16, int bucket_size, std::vector<int> tier_sizes,
-                const std::string& isa, int threads) {
-  specdec::ModelShape shape;
-  shape.vocab = vocab;
-  shape.hidden = hidden;
-  shape.intermediate = intermediate;
-  shape.layers = layers;
-  shape.heads = heads;
-  shape.kv_heads = kv_heads;
-  shape.head_dim = head_dim;
-  shape.norm_eps = norm_eps;
-  shape.frequencies = std::move(frequencies);
-  shape.rotary_factor = rotary_factor;
-  shape.windows = std::move(windows);
-  shape.tie_embeddings = tie_embeddings;
-  shape.qkv_bias = qkv_bias;
-  shape.qk_norm = qk_norm;
-  shape.experts = experts;
-  shape.experts_per_token = experts_per_token;
-  shape.dtype = bfloat16 ? specdec::Dtype::bfloat16 : specdec::Dtype::float16;
-  shape.layout = {bucket_size, std::move(tier_sizes)};
-  new (self) Model(shape, isa, threads);
-}
-
 void bind_cache(nb::module_& module) {
   nb::class_<KvCache>(module, "KvCache", "Keys and values of one sequence.")
       .def_prop_ro("length", &KvCache::length, "Tokens held.")
@@ -226,10 +200,7 @@ void bind_cache(nb::module_& module) {
 nb::class_<Model> bind_model(nb::module_& module) {
   auto model = nb::class_<Model>(module, "Model", "A model's weights packed for this machine, and its forward pass.");
   model
-      .def("__init__", &make_model, "vocab"_a, "hidden"_a, "intermediate"_a, "layers"_a, "heads"_a, "kv_heads"_a,
-           "head_dim"_a, "norm_eps"_a, "frequencies"_a, "rotary_factor"_a, "windows"_a, "tie_embeddings"_a,
-           "qkv_bias"_a, "qk_norm"_a, "experts"_a, "experts_per_token"_a, "bfloat16"_a, "bucket_size"_a,
-           "tier_sizes"_a, "isa"_a, "threads"_a)
+      .def(nb::init<const specdec::ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a, "threads"_a)
       .def_prop_ro("isa", [](const Model& model) { return model.kernels().name; })
       .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
@@ -276,6 +247,7 @@ NB_MODULE(_native, module) {
       .def_prop_ro("nbytes", &specdec::DraftView::bytes)
       .def_prop_ro("complete", &specdec::DraftView::complete);
   bind_cache(module);
+  bind_shape(module);
   auto model = bind_model(module);
   bind_draft(module);
   bind_quantised(module, model);

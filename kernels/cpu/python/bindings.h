@@ -7,3 +7,4 @@
 
 void bind_draft(nanobind::module_& module);
 void bind_quantised(nanobind::module_& module, nanobind::class_<specdec::Model>& model);
+void bind_shape(nanobind::module_& module);

@@ -38,7 +38,7 @@ struct Context {
 
 // All rows together, chunk after chunk; row r sees positions from[r] .. to[r] - 1.
 std::vector<float> attend(const KernelTable& table, const Context& c, const std::vector<float>& q,
-                          const std::vector<int64_t>& from, const std::vector<int64_t>& to) {
+                          const std::vector<int64_t>& from, const std::vector<int64_t>& to, float softcap) {
   const auto rows = static_cast<int>(from.size());
   std::vector<float> tile(q.size()), scratch(static_cast<size_t>(attention_scratch_floats()));
   for (int r = 0; r < rows; ++r)
@@ -54,7 +54,7 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
       last[r] = static_cast<int32_t>(std::clamp<int64_t>(to[r] - chunk * kChunk, 0, kChunk));
     }
     table.attention.chunk({c.keys.data() + chunk * kChunk * c.size, c.values.data() + chunk * kChunk * c.stride, c.stride,
-                           static_cast<int>(c.size), 1 / std::sqrt(static_cast<float>(c.size)), tile.data(), rows,
+                           static_cast<int>(c.size), 1 / std::sqrt(static_cast<float>(c.size)), softcap, tile.data(), rows,
                            first.data(), last.data(), chunk_peak.data(), chunk_total.data(), chunk_sums.data(),
                            scratch.data()});
     for (size_t r = 0; r < from.size(); ++r)
@@ -74,8 +74,9 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
 
 TEST(attention_matches_float64_and_rows_match_one_row) {
   for (const auto* table : tables())
-    for (const int64_t size : {2, 16, 33 + 1, 64, 128}) {
+    for (const int64_t size : {2, 16, 33 + 1, 64, 80, 96, 128, 192, 256}) {
       const Context c(size);
+      const float softcap = size % 3 == 1 ? 2.0F : 0.0F;  // of some sizes
       // Whole chunks, ends of chunks, single positions, windows that start within and across chunks.
       const std::vector<int64_t> from = {0, 0, 0, 5, 120, 128, 250, 0, 299, 127},
                                  to = {300, 300, 299, 6, 260, 256, 300, 1, 300, 129};
@@ -86,18 +87,19 @@ TEST(attention_matches_float64_and_rows_match_one_row) {
                                      from.begin() + static_cast<int64_t>(end));
         const std::vector<int64_t> t(to.begin() + static_cast<int64_t>(start), to.begin() + static_cast<int64_t>(end));
         const auto q = random_floats(f.size() * static_cast<size_t>(size), 9);
-        const auto y = attend(*table, c, q, f, t);
+        const auto y = attend(*table, c, q, f, t, softcap);
         for (size_t r = 0; r < f.size(); ++r) {
           const std::vector<float> own(q.begin() + static_cast<int64_t>(r) * size,
                                        q.begin() + static_cast<int64_t>(r + 1) * size);
-          const auto alone = attend(*table, c, own, {f[r]}, {t[r]});
+          const auto alone = attend(*table, c, own, {f[r]}, {t[r]}, softcap);
           std::vector<double> weights(static_cast<size_t>(t[r] - f[r]));
           double best = -1e300, sum = 0;
           for (int64_t p = f[r]; p < t[r]; ++p) {
             double score = 0;
             for (int64_t d = 0; d < size; ++d)
               score += static_cast<double>(own[static_cast<size_t>(d)]) * c.k[static_cast<size_t>(p * size + d)];
-            weights[static_cast<size_t>(p - f[r])] = score / std::sqrt(static_cast<double>(size));
+            score /= std::sqrt(static_cast<double>(size));
+            weights[static_cast<size_t>(p - f[r])] = softcap > 0 ? softcap * std::tanh(score / softcap) : score;
             best = std::max(best, weights[static_cast<size_t>(p - f[r])]);
           }
           for (auto& weight : weights) sum += weight = std::exp(weight - best);

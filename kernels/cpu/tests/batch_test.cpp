@@ -161,7 +161,7 @@ TEST(bytes_of_a_batch_add_up) {
     const ModelShape& shape = s.model->shape();
     // Beside weights, which the same tokens read once, each row reads its embedding and its cache.
     auto own = [&](int rows) {
-      return static_cast<uint64_t>(rows * shape.hidden * 2 + int64_t{4} * rows * shape.layers * shape.kv_heads * shape.head_dim);
+      return static_cast<uint64_t>(rows * shape.hidden * 2 + int64_t{4} * rows * shape.layer_count() * shape.layer(0).kv_width());
     };
     const uint64_t weights = pass({4})[0] - own(4);
     const auto three = pass({4, 4, 4}), two = pass({1, 3});

@@ -55,8 +55,10 @@ struct Bucketed {
 inline ModelShape small_shape(bool experts, Layout layout) {
   ModelShape s = two_layers(75, 40, 72, experts);
   set_heads(s, 6, 10);
-  s.qkv_bias = true;
-  s.qk_norm = true;
+  for (LayerShape& layer : s.layers) {
+    layer.qkv_bias = true;
+    layer.qk_norm = QkNorm::head;
+  }
   s.dtype = experts ? Dtype::bfloat16 : Dtype::float16;
   s.layout = std::move(layout);
   return s;

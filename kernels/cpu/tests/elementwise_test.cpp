@@ -1,4 +1,5 @@
 // The small layers against float64, and conversions against each other, bit for bit.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -75,7 +76,7 @@ TEST(norm_gate_and_rotation_match_float64) {
         cosine[static_cast<size_t>(j)] = static_cast<float>(std::cos(0.37 * static_cast<double>(j)));
         sine[static_cast<size_t>(j)] = static_cast<float>(std::sin(0.37 * static_cast<double>(j)));
       }
-      table->element.rope(y.data(), heads, size, cosine.data(), sine.data());
+      table->element.rope(y.data(), heads, size, half, cosine.data(), sine.data());
       for (int64_t h = 0; h < heads; ++h)
         for (int64_t j = 0; j < half; ++j) {
           const auto low = static_cast<size_t>(h * size + j), high = low + static_cast<size_t>(half);
@@ -86,6 +87,71 @@ TEST(norm_gate_and_rotation_match_float64) {
           CHECK(std::fabs(y[high] - (x[high] * c + x[low] * s)) <= limit, std::string(table->name) + " rotation");
         }
     }
+}
+
+// Element by element, at lengths with and without a part of a vector left over, and however a range is cut.
+template <class Run, class Wanted>
+void check_map(const std::string& name, const std::vector<float>& x, const std::vector<float>& y, const Run& run,
+               const Wanted& wanted, double units) {
+  const auto n = static_cast<int64_t>(x.size());
+  auto whole = x, parts = x;
+  run(whole.data(), y.data(), n);
+  for (int64_t first = 0, size = 1; first < n; first += size, size = size % 37 + 1)
+    run(parts.data() + first, y.data() + first, std::min(size, n - first));
+  CHECK(same_bits(whole.data(), parts.data(), n), name + ": a range in parts");
+  for (size_t i = 0; i < x.size(); ++i) {
+    const double value = wanted(static_cast<double>(x[i]), static_cast<double>(y[i]));
+    CHECK(std::fabs(whole[i] - value) <= units * 0x1p-24 * std::fabs(value) + 1e-33,
+          name + " of " + std::to_string(x[i]) + ", " + std::to_string(y[i]) + ": " + std::to_string(whole[i]));
+  }
+}
+
+TEST(activations_and_caps_match_float64) {
+  auto x = random_floats(2003, 6, 5.0F), y = random_floats(2003, 7, 5.0F);
+  for (size_t i = 0; i < 800; ++i) x[i] *= i < 400 ? 1e-3F : 1e-6F;  // where 1 - tanh and tanh lose digits
+  for (size_t i = 800; i < 830; ++i) x[i] = static_cast<float>(i - 815) * 40.0F;
+  for (const auto* table : tables()) {
+    const std::string name = table->name;
+    const ElementKernels& e = table->element;
+    auto logistic = [](double z) { return 1 / (1 + std::exp(-z)); };
+    // The argument z of e^z has up to four roundings, each of which moves e^z by |z| of them, up to 88.
+    check_map(name + " gelu", x, y, e.gelu_mul, [&](double g, double u) {
+      return g * logistic(2 * std::sqrt(2 / std::acos(-1.0)) * (g + 0.044715 * g * g * g)) * u;
+    }, 400);
+    check_map(name + " clamped", x, y, e.clamped_mul, [&](double g, double u) {
+      g = std::min(g, 7.0);
+      u = std::min(std::max(u, -7.0), 7.0);
+      return g * logistic(1.702 * g) * (u + 1);
+    }, 400);
+    check_map(name + " sigmoid", x, y, e.sigmoid_mul, [&](double one, double g) { return one * logistic(g); }, 24);
+    for (const float most : {0.5F, 30.0F, 50.0F})
+      check_map(name + " cap", x, y, [&](float* values, const float*, int64_t n) { e.cap(values, most, n); },
+                [&](double one, double) { return most * std::tanh(one / most); }, 12);
+  }
+}
+
+TEST(rotation_turns_the_first_dimensions_alone) {
+  for (const auto* table : tables())
+    for (const int64_t size : {8, 80, 96, 256})
+      for (const int64_t pairs : {int64_t{1}, size / 4, size / 2}) {
+        const auto x = random_floats(static_cast<size_t>(3 * size), 4);
+        auto half = x, interleaved = x;
+        const auto cosine = random_floats(static_cast<size_t>(pairs), 8), sine = random_floats(static_cast<size_t>(pairs), 9);
+        table->element.rope(half.data(), 3, size, pairs, cosine.data(), sine.data());
+        table->element.rope_interleaved(interleaved.data(), 3, size, pairs, cosine.data(), sine.data());
+        for (int64_t i = 0; i < 3 * size; ++i) {
+          const int64_t d = i % size, base = i - d;
+          auto turned = [&](int64_t low, int64_t high, int64_t j) {
+            const float a = x[static_cast<size_t>(base + low)], b = x[static_cast<size_t>(base + high)];
+            const float c = cosine[static_cast<size_t>(j)], s = sine[static_cast<size_t>(j)];
+            return d == low ? a * c - b * s : b * c + a * s;
+          };
+          const float as_half = d >= 2 * pairs ? x[static_cast<size_t>(i)] : turned(d % pairs, d % pairs + pairs, d % pairs);
+          const float as_pair = d >= 2 * pairs ? x[static_cast<size_t>(i)] : turned(d / 2 * 2, d / 2 * 2 + 1, d / 2);
+          CHECK(half[static_cast<size_t>(i)] == as_half, std::string(table->name) + " half split");
+          CHECK(interleaved[static_cast<size_t>(i)] == as_pair, std::string(table->name) + " interleaved");
+        }
+      }
 }
 
 }  // namespace specdec::test

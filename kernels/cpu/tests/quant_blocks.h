@@ -112,10 +112,9 @@ struct OneMatrix {
     ModelShape s;
     s.vocab = out;
     s.hidden = in;
-    s.intermediate = s.layers = s.heads = s.kv_heads = 1;
-    s.head_dim = 2;
-    s.frequencies = {1.0};
-    s.windows = {0};
+    s.layers.resize(1);
+    s.layers[0].width = s.layers[0].heads = s.layers[0].kv_heads = 1;
+    s.layers[0].head_dim = 2;
     s.tie_embeddings = true;
     model = std::make_unique<Model>(s, isa, threads);
     model->set_quantised(head(), type, upper);

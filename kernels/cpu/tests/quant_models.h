@@ -13,7 +13,7 @@ namespace specdec::test {
 inline ModelShape quantised_shape(bool experts) {
   ModelShape s = two_layers(300, 256, kFewCases ? 256 : 768, experts);
   set_heads(s, 4, 64);
-  s.qkv_bias = !experts;
+  for (LayerShape& layer : s.layers) layer.qkv_bias = !experts;
   return s;
 }
 

@@ -40,11 +40,12 @@ inline JoinedMatrices joined_of(const Model& model) {
   std::vector<MatrixShape> shapes;
   std::vector<std::vector<int>> lists;
   for (int m = 0; m < shape.matrix_count(); ++m) shapes.push_back({model.matrix(m).out, model.matrix(m).in});
-  for (int layer = 0, m = 0; layer < shape.layers; ++layer) {
+  for (int number = 0, m = 0; number < shape.layer_count(); ++number) {
+    const LayerShape& layer = shape.layer(number);
     lists.push_back({m, m + 1, m + 2});
-    lists.push_back({m + 3});
-    m += 4;
-    for (int e = 0; e < shape.mlps(); ++e, m += 3) {
+    m += 3;
+    for (int j = 3; j < layer.attention_matrices(); ++j) lists.push_back({m++});
+    for (int e = 0; e < layer.mlps(); ++e, m += 3) {
       lists.push_back({m, m + 1});
       lists.push_back({m + 2});
     }
@@ -64,21 +65,30 @@ std::unique_ptr<DraftView> built(Model& model) {
   return view;
 }
 
-// "dense", "experts", "quantised", "quantised experts", or one of the views int4, bucket8 and nested.
+// A model that is "dense" or a mixture ("experts"), or has every feature ("features"), in 16 bits or "quantised"; and
+// the view that the name ends with: int4, bucket8 or nested.
 inline Subject subject(const std::string& name, const std::string& isa, int threads) {
   Subject s{name + " " + isa, nullptr, nullptr};
-  if (name.find("quantised") == 0 || name == "nested")
-    s.model = quantised_model(quantised_shape(name == "quantised experts"), isa, threads, 0);
-  else
-    s.model = random_model(small_shape(name == "experts", {16, {4, 4, 4, 4}}), isa, threads);
-  if (name == "int4") s.view = built<Int4View>(*s.model);
-  if (name == "bucket8") s.view = built<Bucket8View>(*s.model);
-  if (name == "nested") s.view = std::make_unique<NestedView>(*s.model);
+  auto has = [&](const char* part) { return name.find(part) != std::string::npos; };
+  if (has("quantised") || has("nested")) {
+    const ModelShape shape = has("features") ? every_feature(300, 256, 128) : quantised_shape(has("experts"));
+    s.model = quantised_model(shape, isa, threads, 0);
+  } else {
+    const Layout layout = {16, {4, 4, 4, 4}};
+    ModelShape shape = small_shape(has("experts"), layout);
+    if (has("features")) shape = every_feature(75, 40, 24);
+    shape.layout = layout;
+    s.model = random_model(shape, isa, threads);
+  }
+  if (has("int4")) s.view = built<Int4View>(*s.model);
+  if (has("bucket8")) s.view = built<Bucket8View>(*s.model);
+  if (has("nested")) s.view = std::make_unique<NestedView>(*s.model);
   return s;
 }
 
-inline const std::vector<std::string> kSubjects = {"dense",   "experts", "quantised", "quantised experts",
-                                                   "nested", "int4",    "bucket8"};
+inline const std::vector<std::string> kSubjects = {
+    "dense",   "experts",       "quantised",     "quantised experts", "nested",         "int4",
+    "bucket8", "features",      "features int4", "features bucket8",  "quantised features", "nested features"};
 
 inline std::vector<int32_t> some_tokens(size_t count, uint32_t seed) {
   std::mt19937 engine(seed);

@@ -39,6 +39,12 @@ struct PackedMatrix {
   int kept = kPanel;      // weights in a line of `panels`
   Buffer<uint32_t> masks;  // as MaskedCall has them, empty until needed
   Buffer<float> scores;    // [K][in], with the masks
+  void set_shape(int64_t outputs, int64_t inputs, Dtype kind, const Layout& layout) {
+    out = outputs;
+    in = inputs;
+    dtype = kind;
+    tiers = loaded_tiers = layout.tiers();
+  }
   int64_t panel_count() const { return (out + kPanel - 1) / kPanel; }
   bool is_quantised() const { return !quantised.empty(); }
   bool loaded() const { return !panels.empty() || !quantised.data.empty(); }

@@ -4,8 +4,10 @@
 // one input, a lane on one bucket; every lane adds to sums of its own in shared memory, so nothing collides. A record
 // is 16 lanes x 4 values, then 16 lanes x 4 positions of 4 bits.
 // records (tiles, 4 runs, PADDED, 160 bytes), activation (PADDED), counts (PADDED) -> y (PARTS, OUTPUTS)
+// Of a mixture, activation and counts have a line for each job; else as int4.cu.
 // Source: bucketMul, https://kolinko.github.io/effort/ ; runs, records and the order are this project's.
-const int tid = threadIdx.x, tile = blockIdx.x, share = blockIdx.y;
+#include "job"
+const int tid = threadIdx.x, tile = blockIdx.x, share = blockIdx.y % PARTS;
 const int warp = tid / 32, lane = tid % 32, side = lane / 16, bucket = lane % 16;
 constexpr int STEPS = PADDED / 32;
 SHARED float sums[WARPS][16][32];
@@ -14,7 +16,9 @@ SHARED unsigned short list[WARPS][128];
 for (int p = 0; p < 16; ++p) sums[warp][p][lane] = 0;
 const int worker = share * WARPS + warp;
 const int first = STEPS * worker / (PARTS * WARPS), last = STEPS * (worker + 1) / (PARTS * WARPS);
-const unsigned char* from = records + (size_t)tile * 4 * PADDED * 160;
+activation += (size_t)job * PADDED;
+counts += (size_t)job * PADDED;
+const unsigned char* from = records + (size_t)expert * STRIDE + (size_t)tile * 4 * PADDED * 160;
 
 for (int step = first; step < last; ++step) {
   const float mine = to_float(activation[step * 32 + lane]);
@@ -65,5 +69,5 @@ for (int o = tid; o < 256; o += WARPS * 32) {
     value += sums[other][o % 16][o / 16];
     value += sums[other][o % 16][o / 16 + 16];
   }
-  if (tile * 256 + o < OUTPUTS) y[(size_t)share * OUTPUTS + tile * 256 + o] = value;
+  if (tile * 256 + o < OUTPUTS) y[((size_t)share * JOBS + job) * OUTPUTS + tile * 256 + o] = value;
 }

@@ -13,5 +13,5 @@ for (int i = tid; i < WIDTH; i += THREADS) {
 #else
   const size_t place = token * WIDTH + i;
 #endif
-  x[(size_t)row * WIDTH + i] = to_float(table[place]);
+  x[(size_t)row * WIDTH + i] = to_float(table[place]) * SCALE;
 }

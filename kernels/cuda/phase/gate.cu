@@ -1,11 +1,17 @@
-// silu(gate) * up of one row per block, from partial products; and, for a draft that selects, the choice of inputs.
-// Shazeer, 2002.05202, section 2. parts (PARTS, ROWS, COLUMNS) holds 16 gates and their 16 ups in turn,
-// or all gates and, from UP_AT on, all ups.
-// parts, scores (WIDTH, TIERS), take (., 1), state -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
+// The gated MLP's inner activation of one row per block, from partial products; and, for a draft that selects, the
+// choice of inputs. Shazeer, 2002.05202, section 2. parts (PARTS, ROWS, COLUMNS) holds 16 gates and their 16 ups in turn,
+// or all gates and, from UP_AT on, all ups. Of a mixture a row is a job: see job.cu; EACH jobs are of one row.
+// parts, bias (max(1, EXPERTS), 2, WIDTH) when BIAS, chosen when EXPERTS, scores (WIDTH, TIERS), take (., 1), state
+// -> activation (ROWS, ., PADDED), counts (PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
 SHARED int scratch[96];
 float value[OWN];
-const bool idle = row >= state[1];
+const bool idle = row / EACH >= state[1];
+#if EXPERTS
+const int expert = idle ? 0 : chosen[row];
+#else
+const int expert = 0;
+#endif
 #pragma unroll
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
@@ -19,7 +25,11 @@ for (int j = 0; j < OWN; ++j) {
       gate += parts[((size_t)p * ROWS + row) * COLUMNS + column];
       up += parts[((size_t)p * ROWS + row) * COLUMNS + beside];
     }
-    value[j] = silu(gate) * up;
+#if BIAS
+    gate += bias[(size_t)expert * 2 * WIDTH + i];
+    up += bias[((size_t)expert * 2 + 1) * WIDTH + i];
+#endif
+    value[j] = gated<ACTIVATION>(gate, up);
   }
 }
 #include "finish"

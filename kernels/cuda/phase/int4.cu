@@ -6,11 +6,15 @@
 // takes the inputs of group c of the step alone, so that the groups' sums stay apart until they are scaled.
 // q4 (tiles, PADDED, 64 bytes), scales (tiles, steps, 2, 8 g, 4 groups, 4 tiles of 16, 2), activation (PADDED)
 // -> y (PARTS, OUTPUTS)
-const int tid = threadIdx.x, tile = blockIdx.x, share = blockIdx.y;
+// Of a mixture the grid's y is job * PARTS + share, weights are those of all experts -> y (PARTS, JOBS, OUTPUTS)
+#include "job"
+const int tid = threadIdx.x, tile = blockIdx.x, share = blockIdx.y % PARTS;
 const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
 constexpr int STEPS = PADDED / 128, ahead = GROUPS_AHEAD;
 const int first = STEPS * share / PARTS, last = STEPS * (share + 1) / PARTS;
-const unsigned char* from = q4 + (size_t)tile * PADDED * 64 + g * 8;
+activation += (size_t)(BY_JOB ? job : job / USED) * PADDED;
+scales += (size_t)expert * (STRIDE / 16);
+const unsigned char* from = q4 + (size_t)expert * STRIDE + (size_t)tile * PADDED * 64 + g * 8;
 float total[8][2] = {};
 
 for (int step = first + warp; step < last; step += WARPS) {
@@ -82,5 +86,5 @@ if (tid < 128) {
   float value = 0;
 #pragma unroll
   for (int other = 0; other < WARPS; ++other) value += meeting[other][tid];
-  if (tile * 128 + tid < OUTPUTS) y[(size_t)share * OUTPUTS + tile * 128 + tid] = value;
+  if (tile * 128 + tid < OUTPUTS) y[((size_t)share * JOBS + job) * OUTPUTS + tile * 128 + tid] = value;
 }

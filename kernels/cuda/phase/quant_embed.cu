@@ -17,6 +17,6 @@ for (int i = tid; i < WIDTH; i += THREADS) {
   make_weights<F>(held, scale, shift, weight);
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
-    if (n == place % 8) x[(size_t)row * WIDTH + i] = weight[n];
+    if (n == place % 8) x[(size_t)row * WIDTH + i] = weight[n] * SCALE;
   }
 }

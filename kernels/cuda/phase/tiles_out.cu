@@ -22,7 +22,7 @@ for (int band = 0; band < BANDS; ++band) {
       up += meeting[other][column][o / 16 * 32 + 16 + o % 16];
     }
     const int output = block * PER_BLOCK * 8 + o;
-    if (row < rows && output < OUT_PADDED) put_activation(y, row, OUT_PADDED, output, silu(gate) * up);
+    if (row < rows && output < OUT_PADDED) put_activation(y, row, OUT_PADDED, output, gated<ACTIVATION>(gate, up));
   }
 #else
   for (int at = tid; at < PER_BLOCK * 16 * COLUMNS; at += WARPS * 32) {

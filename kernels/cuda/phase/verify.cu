@@ -4,14 +4,17 @@
 // the weights of the others are set to zero in the registers, and the activations of rows that do not take the tier: a
 // product that does not take part adds zero, and the order of those that do is fixed by the shape.
 // weights, planes (one word per lane and step), activation (ROWS, SPLIT, PADDED), prefix (JOINED, ROWS, PADDED), state,
-// residual (ROWS, OUTPUTS) when EPILOGUE == 1 -> y (ROWS, OUTPUTS)
+// residual (ROWS, OUTPUTS) when EPILOGUE == 1 -> y (ROWS, OUTPUTS); of a mixture, as dense.cu
+#include "job"
 const int tid = threadIdx.x, block = blockIdx.x;
 const int warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
 const int rows = ROWS == 1 ? 1 : state[1];
 constexpr int STEPS = PADDED / 32, BANDS = ROWS > 8 ? 2 : 1, COLUMNS = ROWS == 1 ? 1 : 8;
 const int first = STEPS * warp / WARPS, last = STEPS * (warp + 1) / WARPS;
-const uint4* w = reinterpret_cast<const uint4*>(weights) + (size_t)block * PER_BLOCK * STEPS * 64 + lane;
-const unsigned* plane = planes + (size_t)block * PER_BLOCK * STEPS * 32 + lane;
+const uint4* w = reinterpret_cast<const uint4*>(weights + (size_t)expert * STRIDE) + (size_t)block * PER_BLOCK * STEPS * 64 + lane;
+activation += (size_t)(BY_JOB ? job : job / USED) * SPLIT * PADDED;
+y += (size_t)job * OUT_STRIDE;
+const unsigned* plane = planes + (size_t)expert * (STRIDE / 16) + (size_t)block * PER_BLOCK * STEPS * 32 + lane;
 constexpr int ahead = UNROLL;
 float sum[PER_BLOCK][BANDS][4] = {};
 
@@ -39,7 +42,7 @@ for (int step = first; step < last; ++step) {
 #pragma unroll
     for (int band = 0; band < BANDS; ++band) {
       const int row = band * 8 + g;
-      const uint4 n = row < rows ? *reinterpret_cast<const uint4*>(prefix + ((size_t)matrix * ROWS + row) * PADDED +
+      const uint4 n = row < rows ? *reinterpret_cast<const uint4*>(prefix + ((size_t)(matrix * ROWS + row) * JOBS + job) * PADDED +
                                                                    step * 32 + q * 8)
                                  : uint4{0, 0, 0, 0};
       taken[band][0] = n.x, taken[band][1] = n.y, taken[band][2] = n.z, taken[band][3] = n.w;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from threading import RLock
 from typing import Any
 
@@ -19,16 +20,15 @@ class GpuCache:
 
     Args:
         mx: MLX.
-        shape: of an array, with 0 positions.
-        count: of arrays.
+        shapes: of the arrays, with 0 positions.
         capacity: most tokens.
         lock: of the runtime: MLX does not allow work on several threads at a time.
     """
 
-    __slots__ = ("_capacity", "_count", "_length", "_lock", "_mx", "_shape", "address", "arrays")
+    __slots__ = ("_capacity", "_length", "_lock", "_mx", "_shapes", "address", "arrays")
 
-    def __init__(self, mx: Any, shape: tuple[int, ...], count: int, capacity: int, lock: RLock) -> None:
-        self._mx, self._shape, self._count, self._capacity, self._lock = mx, shape, count, capacity, lock
+    def __init__(self, mx: Any, shapes: Sequence[tuple[int, ...]], capacity: int, lock: RLock) -> None:
+        self._mx, self._shapes, self._capacity, self._lock = mx, shapes, capacity, lock
         self._length = 0
         self.arrays: list[Any] = []
         self.address: int | None = None  # of the first array on the device, once asked for
@@ -60,10 +60,8 @@ class GpuCache:
     @property
     def most_bytes(self) -> int:
         """Bytes when it is full; while it grows, an array more for a moment."""
-        spans, position = -(-self._capacity // SPAN), 2
-        for size in (*self._shape[:-2], self._shape[-1]):
-            position *= size
-        return self._count * position * spans * SPAN
+        spans = -(-self._capacity // SPAN)
+        return sum(2 * prod((*shape[:-2], shape[-1])) * spans * SPAN for shape in self._shapes)
 
     def trim(self, length: int) -> None:
         """Keep the first `length` tokens.
@@ -92,7 +90,7 @@ class GpuCache:
     def fork(self, length: int, capacity: int) -> GpuCache:
         """A cache that begins with a copy of this one's first `length` tokens; see `Cache.fork`."""
         check_fork(self._length, length, capacity)
-        made = GpuCache(self._mx, self._shape, self._count, capacity, self._lock)
+        made = GpuCache(self._mx, self._shapes, capacity, self._lock)
         if length:
             with self._lock:
                 made.arrays = made._grown(self.arrays, length, length)
@@ -114,9 +112,9 @@ class GpuCache:
         spans = 1 << (-(-length // SPAN) - 1).bit_length()
         positions = min(spans, -(-self._capacity // SPAN)) * SPAN
         made = []
-        for number in range(self._count):
+        for number, shape in enumerate(self._shapes):
             # Each must have memory of its own to be written in place: a constant may be shared.
-            array = self._mx.zeros((*self._shape[:-2], positions, self._shape[-1]), dtype=self._mx.float16)
+            array = self._mx.zeros((*shape[:-2], positions, shape[-1]), dtype=self._mx.float16)
             array = array + self._mx.zeros((), dtype=array.dtype)
             if held:
                 array[..., :held, :] = arrays[number][..., :held, :]

@@ -1,17 +1,15 @@
-"""The transformer of the GPU runtime: which kernels make a step, compiled once for every kind of step.
+"""The transformer of the GPU runtime: steps, compiled once for every kind of step.
 
 A step is one graph from its state (`state`: rows, tokens, positions; one small array) to the logits. Weights are part
-of the graph; the caches come in as arguments and their arrays are written in place by the attention kernel. On CUDA the
-graph is one kernel (`step`), elsewhere one for each phase. Packing is in `weights`, the cutting of a pass into steps in
-`batch`, checks and the interface in `runtime`.
+of the graph; the caches come in as arguments and their arrays are written in place. On CUDA the graph is one kernel
+(`step`) for the models that it runs, elsewhere one for each phase (`phases`). Packing is in `weights` and `layers`, the
+cutting of a pass into steps in `batch`, checks and the interface in `runtime`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 from threading import RLock
 from typing import Any
 
@@ -19,13 +17,14 @@ import numpy as np
 
 from specdec.kernels.reference.layers import rotary_frequencies, rotations
 from specdec.model.architecture import ModelConfig
-from specdec.runtimes.mlx import quant_ops
+from specdec.model.layers import Attention
 from specdec.runtimes.mlx.cache import GpuCache
-from specdec.runtimes.mlx.ops import CACHE_STEPS, Ops, row_step
-from specdec.runtimes.mlx.quant import PackedQuant
-from specdec.runtimes.mlx.state import MAX_ROWS, WANTED, head_state
+from specdec.runtimes.mlx.layers import Layer
+from specdec.runtimes.mlx.ops import Ops, cache_step, row_step
+from specdec.runtimes.mlx.phases import Phases
+from specdec.runtimes.mlx.state import MAX_ROWS, head_state
 from specdec.runtimes.mlx.step import WholeStep
-from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selection
+from specdec.runtimes.mlx.weights import Linear
 
 # Graphs that are kept; another one takes some tens of milliseconds, its kernels are there.
 _MOST_GRAPHS = 64
@@ -56,25 +55,6 @@ class Kind:
     tree: bool = False
     gathers: bool = False
     shared: bool = False
-
-
-@dataclass(slots=True)
-class Layer:
-    """Weights of one block. Norms are float32 arrays; `bias` and `qk_norms` may be None."""
-
-    attn_norm: Any
-    qkv: Linear
-    bias: Any
-    qk_norms: Any
-    o: Linear
-    mlp_norm: Any
-    gate_up: Linear
-    down: Linear
-
-    @property
-    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
-        """The multiplications in order of use."""
-        return self.qkv, self.o, self.gate_up, self.down
 
 
 class Transformer:
@@ -109,7 +89,14 @@ class Transformer:
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
         self.tier_sizes = tier_sizes
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
-        self._angles = mx.zeros((0, config.head_dim // 2, 2))
+        turns, growths = _kinds(config, _turning), _kinds(config, _growing)
+        self._tables = turns.firsts, growths.firsts
+        self._angles: tuple[list[Any], list[Any]] = ([], [])
+        self._positions = 0
+        self._phases = Phases(
+            mx, ops, config, layers=layers, final_norm=final_norm, head=head, embeddings=embeddings,
+            tier_sizes=tier_sizes, turns=turns.of_layer, growths=growths.of_layer,
+        )  # fmt: skip
 
     @property
     def linears(self) -> list[Linear]:
@@ -141,14 +128,14 @@ class Transformer:
         """
         if self.whole is not None:  # the state has the addresses of the others
             caches = [max(caches, key=lambda arrays: arrays[0].shape[-2])]
-        padding = next(step for step in CACHE_STEPS if len(caches) <= step) - len(caches)
+        padding = cache_step(len(caches)) - len(caches)
         caches = caches + caches[:1] * padding
         positions = tuple(arrays[0].shape[-2] for arrays in caches)
         angles = self.angles(max(positions))
-        step = self._graph(kind, (kind, positions, angles.shape[0], takes[0].shape[0] if takes else 0))
+        step = self._graph(kind, (kind, positions, self._positions, takes[0].shape[0] if takes else 0))
         if self.whole is not None:
             self.whole.tell(state)
-            return step(caches[0], takes, angles)
+            return step(caches[0], takes, angles[0][0])
         both = [state, head_state(state, wanted)] if kind.gathers else [state]
         return step(self.mx.array(np.stack(both)), caches, takes, angles)
 
@@ -174,191 +161,76 @@ class Transformer:
 
     def new_cache(self, capacity: int, lock: RLock) -> GpuCache:
         """An empty cache: an array for each layer, or one of all layers when a step is one kernel."""
-        config = self.config
-        shape: tuple[int, ...] = (2, config.num_kv_heads, 0, config.head_dim)
-        count = config.num_layers
         if self.whole is not None:
-            shape, count = (count, *shape), 1
-        return GpuCache(self.mx, shape, count, capacity, lock)
+            config = self.config
+            shape = (config.num_layers, 2, config.num_kv_heads, 0, config.head_dim)
+            return GpuCache(self.mx, [shape], capacity, lock)
+        heads = [layer.attention for layer in self.config.layers]
+        return GpuCache(self.mx, [(2, each.kv_heads, 0, each.head_dim) for each in heads], capacity, lock)
 
     def _whole_step(self, kind: Kind, cache: list[Any], takes: list[Any], angles: Any) -> Any:
         assert self.whole is not None
         return self.whole.run(kind, cache[0], takes[0] if kind.selects else None, angles)
 
-    def angles(self, positions: int) -> Any:
-        """Cosine and sine, float32 (at least positions, D / 2, 2), rounded once from float64."""
-        if self._angles.shape[0] < positions:
-            count = -(-positions // 1024) * 1024
-            factor = self.config.rope_attention_factor
-            turns = rotations(np.arange(count), rotary_frequencies(self.config), factor=factor)
-            table = np.stack(turns, axis=-1).astype(np.float32)
-            self._angles = self.mx.array(table) + self.mx.zeros(())
+    def _step(self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], angles: Any) -> Any:
+        return self._phases.run(kind, states, caches, takes, self.linears, angles)
+
+    def angles(self, positions: int) -> tuple[list[Any], list[Any]]:
+        """Tables of at least so many positions, rounded once from float64: one for each kind that layers are of.
+
+        First of rotary positions, cosine and sine (positions, turned / 2, 2); then of the growth of queries
+        (positions,).
+        """
+        if self._positions < positions:
+            self._positions = -(-positions // 1024) * 1024
+            turning, growing = self._tables
+            self._angles = [self._turns(layer) for layer in turning], [self._growth(layer) for layer in growing]
             self.mx.eval(self._angles)
         return self._angles
 
-    def _step(self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], angles: Any) -> Any:
-        state = states[0] + self.mx.zeros_like(states[0])  # kernels are slow on small arrays that came from the host
-        given = iter(takes if kind.selects else [None] * len(self.linears))
-        x = self._embed(kind, state)
-        forward = self._exact_layer if kind.mode in ("dense", "verify") else self._parts_layer
-        pending = None
-        for number, layer in enumerate(self.layers):
-            layer_takes = [next(given) for _ in layer.linears]
-            of_layer = [arrays[number] for arrays in caches]
-            x, pending = forward(kind, number, layer, x, pending, state, of_layer, layer_takes, angles)
-        if not kind.head:
-            return x
-        if kind.gathers:
-            wanted = state[WANTED : WANTED + kind.head]
-            x = self.mx.take(x, wanted, axis=0)
-            pending = None if pending is None else self.mx.take(pending, wanted, axis=1)
-            state = states[1] + self.mx.zeros_like(states[1])
-        return self._logits(kind, x, pending, state, next(given))
+    def _turns(self, layer: int) -> Any:
+        factor = self.config.layers[layer].attention.rope.attention_factor
+        places, frequencies = np.arange(self._positions), rotary_frequencies(self.config, layer)
+        return self._table(np.stack(rotations(places, frequencies, factor=factor), axis=-1))
 
-    def _embed(self, kind: Kind, state: Any) -> Any:
-        """Embeddings (rows, hidden) of the tokens in `state`."""
-        table = self.embeddings
-        if table is None:
-            table = self.head.quant[0] if self.head.quant else self.head.weights
-        if isinstance(table, PackedQuant):
-            return quant_ops.embed(self.ops, table, state, rows=kind.rows)
-        tied = self.embeddings is None
-        return self.ops.embed(table, state, rows=kind.rows, width=self.config.hidden_size, tied=tied)
+    def _growth(self, layer: int) -> Any:
+        attention = self.config.layers[layer].attention
+        return self._table(np.array([attention.query_growth(place) for place in range(self._positions)]))
 
-    def _exact_layer(
-        self,
-        kind: Kind,
-        number: int,
-        layer: Layer,
-        x: Any,
-        _: Any,
-        state: Any,
-        caches: list[Any],
-        takes: list[Any],
-        angles: Any,
-    ) -> tuple[Any, None]:
-        """One block in the exact view: x (rows, hidden) to x."""
-        eps = self.config.norm_eps
-        _, normed, _ = self.ops.norm(x, layer.attn_norm, state, eps=eps)
-        qkv = self._exact(kind, layer.qkv, normed, state, takes[0])
-        splits = self._attend(kind, number, layer, qkv[None], state, caches, angles)
-        mixed, _ = self.ops.attention_sum(splits, state, size=self.config.head_dim)
-        x = self._exact(kind, layer.o, mixed, state, takes[1], residual=x)
-        _, normed, _ = self.ops.norm(x, layer.mlp_norm, state, eps=eps)
-        width = self.config.intermediate_size
-        if kind.mode == "dense":
-            hidden = self.ops.dense(layer.gate_up.weights, normed, state, outputs=layer.gate_up.columns, gated=width)
-        else:
-            both = self._exact(kind, layer.gate_up, normed, state, takes[2])
-            hidden, _ = self.ops.gate(both[None], state, width=width, draft=False)
-        return self._exact(kind, layer.down, hidden, state, takes[3], residual=x), None
+    def _table(self, values: np.ndarray) -> Any:
+        return self.mx.array(values.astype(np.float32)) + self.mx.zeros(())
 
-    def _exact(
-        self, kind: Kind, linear: Linear, activation: Any, state: Any, take: Any, *, residual: Any = None
-    ) -> Any:
-        """A multiplication in the exact view."""
-        if kind.mode == "dense" or linear.tiers is None:
-            return self.ops.dense(linear.weights, activation, state, outputs=linear.columns, residual=residual)
-        scores = linear.tiers.scores
-        prefix = self.ops.select(activation, scores, take, state, self.tier_sizes)
-        return self.ops.verify(
-            linear.weights,
-            linear.tiers.planes,
-            activation,
-            prefix,
-            state,
-            outputs=linear.columns,
-            tiers=len(self.tier_sizes),
-            seams=linear.seams,
-            residual=residual,
-        )
 
-    def _parts_layer(
-        self,
-        kind: Kind,
-        number: int,
-        layer: Layer,
-        x: Any,
-        pending: Any,
-        state: Any,
-        caches: list[Any],
-        takes: list[Any],
-        angles: Any,
-    ) -> tuple[Any, Any]:
-        """One block whose multiplications leave partial products: x (rows, hidden) and those to add to it, to the same.
+@dataclass(frozen=True, slots=True)
+class _Kinds:
+    """Layers by what they share.
 
-        Drafts of one row, and all views of quantised matrices.
-        """
-        eps, draft = self.config.norm_eps, kind.mode in ("int4", "bucket")
-        chosen = [self._selection(kind, linear, take) for linear, take in zip(layer.linears, takes, strict=True)]
-        x, normed, counts = self.ops.norm(
-            x, layer.attn_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen[0]
-        )
-        qkv = self._parts(kind, layer.qkv, normed, counts, state, takes[0])
-        splits = self._attend(kind, number, layer, qkv, state, caches, angles)
-        mixed, counts = self.ops.attention_sum(
-            splits, state, size=self.config.head_dim, draft=draft, selection=chosen[1]
-        )
-        parts = self._parts(kind, layer.o, mixed, counts, state, takes[1])
-        x, normed, counts = self.ops.norm(
-            x, layer.mlp_norm, state, eps=eps, parts=parts, draft=draft, selection=chosen[2]
-        )
-        both = self._parts(kind, layer.gate_up, normed, counts, state, takes[2])
-        width = self.config.intermediate_size
-        apart = 0 if draft else width
-        hidden, counts = self.ops.gate(both, state, width=width, draft=draft, selection=chosen[3], up_at=apart)
-        return x, self._parts(kind, layer.down, hidden, counts, state, takes[3])
+    Attributes:
+        firsts: the first layer of each kind.
+        of_layer: every layer's kind; None for those of none.
+    """
 
-    def _selection(self, kind: Kind, linear: Linear, take: Any) -> Any:
-        """How the kernel that makes a row of activations chooses for a draft."""
-        if kind.mode in ("quant", "nested"):
-            return None  # each of the joined matrices chooses by itself
-        if kind.mode == "bucket":
-            return bucket_selection(linear, take, self.tier_sizes)
-        return int4_selection(linear, take)
+    firsts: list[int]
+    of_layer: list[int | None]
 
-    def _parts(self, kind: Kind, linear: Linear, activation: Any, counts: Any, state: Any, take: Any) -> Any:
-        """A multiplication: (P, rows, columns), to be added up."""
-        if kind.mode in ("quant", "nested"):
-            chosen = kind.selects
-            if chosen:
-                activation = quant_ops.choose(self.ops, activation, linear.scores, take, state)
-            nested = kind.mode == "nested"
-            return quant_ops.multiply(self.ops, linear.quant, activation, state, nested=nested, chosen=chosen)
-        if kind.mode == "bucket":
-            assert linear.bucket is not None  # prepare_view has packed it
-            return self.ops.bucket(linear.bucket.records, activation, counts, outputs=linear.columns)
-        assert linear.int4 is not None
-        return self.ops.int4(linear.int4.levels, linear.int4.scales, activation, outputs=linear.columns)
 
-    def _attend(
-        self, kind: Kind, number: int, layer: Layer, qkv: Any, state: Any, caches: list[Any], angles: Any
-    ) -> Any:
-        config = self.config
-        return self.ops.attention(
-            qkv,
-            caches,
-            angles,
-            state,
-            heads=config.num_heads,
-            splits=kind.splits,
-            window=config.window(number),
-            eps=config.norm_eps,
-            bias=layer.bias,
-            norms=layer.qk_norms,
-            tree=kind.tree,
-        )
+def _kinds(config: ModelConfig, key_of: Callable[[Attention], Hashable | None]) -> _Kinds:
+    """Layers by a key of their attention; those whose key is None are of no kind."""
+    numbers: dict[Hashable, int] = {}
+    firsts, found = [], list[int | None]()
+    for number, layer in enumerate(config.layers):
+        key = key_of(layer.attention)
+        if key is not None and key not in numbers:
+            numbers[key] = len(firsts)
+            firsts.append(number)
+        found.append(None if key is None else numbers[key])
+    return _Kinds(firsts, found)
 
-    def _logits(self, kind: Kind, x: Any, pending: Any, state: Any, take: Any) -> Any:
-        eps = self.config.norm_eps
-        if kind.mode in ("dense", "verify"):
-            _, normed, _ = self.ops.norm(x, self.final_norm, state, eps=eps)
-            return self._exact(kind, self.head, normed, state, take)
-        chosen = self._selection(kind, self.head, take)
-        draft = kind.mode in ("int4", "bucket")
-        _, normed, counts = self.ops.norm(
-            x, self.final_norm, state, eps=eps, parts=pending, draft=draft, selection=chosen
-        )
-        parts = self._parts(kind, self.head, normed, counts, state, take)
-        # One after the other: the order of a sum over an axis may follow from the number of rows.
-        return reduce(add, [parts[p] for p in range(parts.shape[0])])
+
+def _turning(attention: Attention) -> Hashable | None:
+    """What decides a layer's rotary positions, None without them."""
+    return (attention.rope, attention.turned) if attention.turned else None
+
+
+def _growing(attention: Attention) -> Hashable | None:
+    return (attention.growth, attention.growth_span) if attention.growth else None

@@ -90,7 +90,7 @@ class PackedInt4:
     Attributes:
         levels: uint8, nibbles.
         scales: float16.
-        scores: float32 (in, 1).
+        scores: float32 (in, 1); of a mixture (experts, in, 1).
     """
 
     levels: Any

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specdec.runtimes.mlx.kernels import Constant
-from specdec.runtimes.mlx.ops import Ops, shares, tier_constants
+from specdec.runtimes.mlx.ops import Jobs, Ops, job_constants, job_inputs, shares
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.quant import PackedQuant, QuantForm
 
@@ -31,61 +31,49 @@ def multiply(
     *,
     nested: bool = False,
     chosen: bool = False,
+    jobs: Jobs | None = None,
 ) -> Any:
-    """Rows times matrices side by side: (P, rows, all outputs) float32, to be added by rising P.
+    """Rows times matrices side by side: (P, rows or jobs, all outputs) float32, to be added by rising P.
 
     Args:
         ops: runs kernels.
-        matrices: one to three of as many inputs.
-        activation: float32 (rows, 1, padded in); where `chosen`, (matrices, rows, padded in) from `choose`.
+        matrices: one to three of as many inputs; of a mixture, with the data of all experts.
+        activation: float32 (rows, 1, padded in); where `chosen`, (matrices, rows, padded in) from `Ops.choose`.
         state: the pass.
         nested: see only the upper four bits of codes.
         chosen: every matrix has an activation of its own, with zeros for inputs that are not taken.
+        jobs: of a mixture.
     """
-    rows = activation.shape[1 if chosen else 0]
+    rows = activation.shape[1 if chosen else 0] if jobs is None else 1
+    many = 1 if jobs is None else jobs.count
     tiles = sum(matrix.tiles for matrix in matrices)
     warps = _WARPS[ops.backend]
     parts = min(_MOST_PARTS, shares(tiles, matrices[0].groups, blocks=_BLOCKS, least=2 * warps))
     columns = sum(matrix.outputs for matrix in matrices)
     sizes = _sizes(ops, matrices[0], rows) | {"NESTED": nested, "SELECTS": chosen, "CHOSEN": chosen, "PARTS": parts}
-    sizes |= {"WARPS": warps, "COLUMNS": columns, "MATRICES": len(matrices)}
+    sizes |= {"WARPS": warps, "COLUMNS": columns, "MATRICES": len(matrices)} | job_constants(jobs)
     for number, matrix in enumerate(matrices):
         sizes |= {f"FORM{number}": _form(matrix.form), f"TILES{number}": matrix.tiles}
         sizes[f"OUTPUTS{number}"] = matrix.outputs
+        sizes[f"STRIDE{number}"] = 0 if jobs is None else int(matrix.data.size) // jobs.experts
     inputs = {f"data{number}": matrix.data for number, matrix in enumerate(matrices)}
     return ops.run(
         "quant",
         sizes,
-        inputs | {"activation": activation, "state": state},
-        {"y": ((parts, rows, columns), ops.mx.float32)},
-        (tiles, parts),
+        inputs | {"activation": activation} | job_inputs(jobs) | {"state": state},
+        {"y": ((parts, rows * many, columns), ops.mx.float32)},
+        (tiles, parts * many),
         32 * warps * (2 if rows > _BAND else 1),
         fit=1 if rows > _BAND else 2,
         parts=(_TILES[ops.backend],),
     )[0]
 
 
-def choose(ops: Ops, activation: Any, scores: Any, take: Any, state: Any) -> Any:
-    """What each matrix sees of the rows: (matrices, rows, padded in), with zeros for the inputs that it does not take.
-
-    Args:
-        ops: runs kernels.
-        activation: float32 (rows, 1, padded in).
-        scores: float32 (matrices, in, 1).
-        take: int32 (lines, matrices): inputs to take; the state says which line is a row's.
-        state: the pass.
-    """
-    (joined, width, _), (rows, _, wide) = scores.shape, activation.shape
-    constants = ops.row_constants(rows, width) | tier_constants((1,)) | {"MASKED": True, "JOINED": joined}
-    inputs = {"activation": activation, "scores": scores, "take": take, "state": state}
-    made = {"masked": ((joined, rows, wide), ops.mx.float32)}
-    return ops.run("select", constants, inputs, made, (rows, joined), 32 * int(constants["WARPS"]))[0]
-
-
-def embed(ops: Ops, table: PackedQuant, state: Any, *, rows: int) -> Any:
-    """Embeddings (rows, in) float32 from a packed table or logits layer."""
+def embed(ops: Ops, table: PackedQuant, state: Any, *, rows: int, scale: float = 1.0) -> Any:
+    """Embeddings (rows, in) float32 from a packed table or logits layer, times `scale`."""
     sizes = _sizes(ops, table, rows) | {"NESTED": False, "SELECTS": False, "THREADS": 256}
     sizes |= {"FORM0": _form(table.form), "TILES": table.tiles, "WIDTH": table.inputs, "WARPS": 1}
+    sizes["SCALE"] = float(scale)
     made = {"x": ((rows, table.inputs), ops.mx.float32)}
     inputs = {"data": table.data, "state": state}
     return ops.run("quant_embed", sizes, inputs, made, (rows, 1), 256, parts=(_TILES[ops.backend],))[0]

@@ -34,7 +34,8 @@ from specdec.runtimes.mlx.batch import Share, share_of, steps_of
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.features import missing_features
-from specdec.runtimes.mlx.model import Kind, Layer, Transformer
+from specdec.runtimes.mlx.layers import Layer, LayerLoader
+from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.state import LOGITS_FROM, WANTED, state_of
@@ -239,7 +240,7 @@ class MlxRuntime:
             if wanted < rows - first:
                 logits = logits[state[WANTED : WANTED + wanted] - first]
         weights = max(self._weight_bytes(mode, effort) for effort in efforts)
-        history = 4 * self.config.num_layers * self.config.num_kv_heads * self.config.head_dim
+        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
         found, at, row = [], 0, 0
         for (part, _, last), piece, count in zip(step, pieces, counts, strict=True):
             shared = weights * (row + count) // rows - weights * row // rows
@@ -269,65 +270,37 @@ class MlxRuntime:
     def _counted_bytes(self, mode: str, effort: Efforts) -> int:
         efforts = effort.by_name(self.config)
         total = 0.0
-        if mode in ("quant", "nested"):
-            for linear in self._transformer.linears:
-                for name, matrix in zip(linear.names, linear.quant, strict=True):
-                    total += matrix.bytes_read(min(efforts[name], 1.0), nested=mode == "nested")
-        else:
-            for name, (outputs, inputs) in self.config.matrices().items():
-                share = min(efforts[name], 1.0)
-                each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
-                total += each * outputs * inputs
+        for linear in self._transformer.linears:
+            for number, name in enumerate(linear.names):
+                share, which = min(efforts[name], 1.0), number % len(linear.outputs)
+                if mode in ("quant", "nested"):
+                    read = linear.quant[which].bytes_read(share, nested=mode == "nested")
+                else:
+                    each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
+                    read = each * linear.outputs[which] * linear.inputs
+                total += read * linear.used_share
         return int(total)
 
     def _load(self) -> Transformer:
         """Pack every tensor of the store."""
         config, store = self.config, self._store
-        shapes = config.matrices()
-
-        def linear(*names: str, paired: bool = False) -> Linear:
-            made = Linear(names, tuple(shapes[name][0] for name in names), shapes[names[0]][1], paired)
-            self._loader.exact(made)
-            return made
-
-        def vector(*names: str) -> Any:
-            joined = np.concatenate([np.asarray(store.vector(name)) for name in names])
-            array = self._mx.array(joined)
-            return array + self._mx.zeros_like(array)
-
-        layers = []
-        for i in range(config.num_layers):
-            attn, mlp = f"layers.{i}.attn", f"layers.{i}.mlp"
-            bias = vector(*(f"{attn}.{name}.bias" for name in "qkv")) if config.qkv_bias else None
-            norms = vector(f"{attn}.q_norm", f"{attn}.k_norm") if config.qk_norm else None
-            layers.append(
-                Layer(
-                    attn_norm=vector(f"layers.{i}.attn_norm"),
-                    qkv=linear(f"{attn}.q", f"{attn}.k", f"{attn}.v"),
-                    bias=bias,
-                    qk_norms=norms,
-                    o=linear(f"{attn}.o"),
-                    mlp_norm=vector(f"layers.{i}.mlp_norm"),
-                    gate_up=linear(f"{mlp}.gate", f"{mlp}.up", paired=True),
-                    down=linear(f"{mlp}.down"),
-                )
-            )
+        parts = LayerLoader(self._mx, store, self._loader)
+        layers = list(parts.layers())
         embeddings = None if config.tie_embeddings else self._loader.embeddings()
-        head = linear("head")
+        head = parts.linear("head")
         transformer = Transformer(
             self._mx,
             self._ops,
             config,
             layers=layers,
-            final_norm=vector("final_norm"),
+            final_norm=parts.final_norm(),
             head=head,
             embeddings=embeddings,
             tier_sizes=store.layout.tier_sizes,
             whole=self._whole_step(layers, head, embeddings),
         )
         # All of it: what is not evaluated belongs to this thread, and passes may come from others.
-        vectors = [x for layer in layers for x in (layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms)]
-        self._mx.eval([x for x in vectors if x is not None], transformer.final_norm)
+        self._mx.eval([layer.vectors for layer in layers], transformer.final_norm)
         self._mx.clear_cache()  # what packing has used
         return transformer
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.attention_ops import WINDOWLESS
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
+from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
@@ -21,7 +23,8 @@ from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, STATE_CONSTANTS, S
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
-    from specdec.runtimes.mlx.model import Kind, Layer
+    from specdec.runtimes.mlx.layers import Layer
+    from specdec.runtimes.mlx.model import Kind
     from specdec.runtimes.mlx.weights import Linear
 
 THREADS = 512
@@ -33,7 +36,6 @@ PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cu
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
-WINDOWLESS = 1 << 30
 SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
@@ -41,8 +43,8 @@ _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
 def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
-    """Whether a step of this model can be one kernel: with Ampere's instructions, and shared memory as of Hopper."""
-    if driver is None or driver.generation < 8 or config.hidden_size % 4:
+    """Whether a step of this model can be one kernel here: with Ampere's instructions and Hopper's shared memory."""
+    if driver is None or driver.generation < 8 or config.hidden_size % 4 or not runs_as_one_kernel(config):
         return False
     return driver.shared_bytes >= SHARED_KB * 1024
 
@@ -101,7 +103,7 @@ class WholeStep:
         """What the table says of a block: arrays, whole numbers, and None for what there is not."""
         window = self.config.window(number)
         packed = [self._packed(kind, linear) for linear in layer.linears]
-        entries = [layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms]
+        entries = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
         entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
         return [*entries, WINDOWLESS if window is None else window]
 

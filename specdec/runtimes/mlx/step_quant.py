@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.attention_ops import WINDOWLESS
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.ops import tier_constants
 from specdec.runtimes.mlx.pack import padded
@@ -19,14 +20,14 @@ from specdec.runtimes.mlx.step import (
     BIN_BITS,
     SHARED_KB,
     THREADS,
-    WINDOWLESS,
     WholeStep,
     attention_bytes,
 )
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
-    from specdec.runtimes.mlx.model import Kind, Layer
+    from specdec.runtimes.mlx.layers import Layer
+    from specdec.runtimes.mlx.model import Kind
     from specdec.runtimes.mlx.weights import Linear
 
 TILE = 128  # outputs of a unit; it has 32 inputs
@@ -88,7 +89,7 @@ class QuantStep(WholeStep):
         window = self.config.window(number)
         matrices = [packed for linear in layer.linears for packed in linear.quant]
         forms = sum(self._forms.index(packed.form) << (8 * which) for which, packed in enumerate(matrices))
-        entries = [layer.attn_norm, layer.mlp_norm, layer.bias, layer.qk_norms]
+        entries = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
         entries += [packed.data for packed in matrices] + [packed.scores for packed in matrices]
         return [*entries, forms, WINDOWLESS if window is None else window]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
-from specdec.runtimes.mlx.ops import CACHE_STEPS
+from specdec.runtimes.mlx.ops import cache_step
 from specdec.runtimes.mlx.weights import Linear
 
 _MOST_SCHEDULES = 64
@@ -51,7 +51,7 @@ class Takes:
         mx, counts = self._mx, [self._counted(effort, view) for effort in efforts]
         table = np.array([[count for group in line or () for count in group] for line in counts], np.int32)
         # One array from the host, taken apart on the device: see `weights` on small arrays.
-        lines = next(step for step in CACHE_STEPS if len(table) <= step)
+        lines = cache_step(len(table))
         flat = mx.array(np.concatenate([table, np.repeat(table[:1], lines - len(table), axis=0)]))
         if self._whole:
             parts = [flat]

@@ -2,17 +2,18 @@
 
 q, k and v are one multiplication, gate and up another; their outputs lie one after the other, gates and ups in turn by
 16. Matrices of a quantised store stay apart, since their types may differ. The kernels are in `ops` and
-`quant_ops`, the order of steps in `model`.
+`quant_ops`, the order of steps in `phases`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec.errors import InvalidArgumentError
 from specdec.kernels.reference.selection import weights_to_take
 from specdec.runtimes.mlx.ops import Ops, Selection, packed_rows
 from specdec.runtimes.mlx.pack import (
@@ -40,7 +41,7 @@ class PackedBucket:
 
     Attributes:
         records: uint8.
-        scores: float32 (in, K), of the joined matrices together.
+        scores: float32 (in, K), of the joined matrices together; of a mixture (experts, in, K).
     """
 
     records: Any
@@ -53,7 +54,7 @@ class PackedTiers:
 
     Attributes:
         planes: tier of every weight.
-        scores: float32 (joined, in, K).
+        scores: float32 (joined, in, K); of a mixture (experts * joined, in, K).
     """
 
     planes: Any
@@ -69,9 +70,11 @@ class Linear:
         outputs: of each.
         inputs: in.
         paired: gate and up, in turn by 16 outputs.
+        experts: of a mixture, whose matrices all arrays hold one expert after the other; 0 for none. `names` has all.
+        used: experts of a row.
         weights: packed exact weights; None in a quantised store.
-        quant: of a quantised store, the exact weights of each matrix; else empty.
-        scores: of a quantised store, float32 (joined, in, 1).
+        quant: of a quantised store, the exact weights of each joined matrix; else empty.
+        scores: of a quantised store, float32 (joined, in, 1); of a mixture (experts * joined, in, 1).
         tiers: for efforts below 1, once needed.
         int4: for that draft view, once needed.
         bucket: for that draft view, once needed.
@@ -81,12 +84,25 @@ class Linear:
     outputs: tuple[int, ...]
     inputs: int
     paired: bool
+    experts: int = 0
+    used: int = 0
     weights: Any = None
     quant: tuple[PackedQuant, ...] = ()
     scores: Any = None
     tiers: PackedTiers | None = None
     int4: PackedInt4 | None = None
     bucket: PackedBucket | None = None
+
+    @property
+    def groups(self) -> list[tuple[str, ...]]:
+        """Names of the matrices that are joined, for each expert; of no mixture one group."""
+        each = len(self.outputs)
+        return [self.names[first : first + each] for first in range(0, len(self.names), each)]
+
+    @property
+    def used_share(self) -> float:
+        """Part of the matrices that a row multiplies by."""
+        return self.used / self.experts if self.experts else 1.0
 
     @property
     def columns(self) -> int:
@@ -112,11 +128,16 @@ class Linear:
         return mx.concatenate(blocks, axis=1).reshape(2 * wide, *parts[0].shape[1:])
 
     def takes(self, efforts: Sequence[float], bucket_size: int, *, together: bool) -> list[int]:
-        """Weights to take of each matrix at its effort, or of a bucket size of the joined one at their mean."""
+        """Weights to take of each matrix at its effort, or of a bucket size of the joined ones at their mean."""
         if not together:
             return [weights_to_take(effort, self.inputs * bucket_size) for effort in efforts]
-        mean = sum(effort * size for effort, size in zip(efforts, self.outputs, strict=True)) / sum(self.outputs)
-        return [weights_to_take(mean, self.inputs * bucket_size)]
+        each = len(self.outputs)
+        groups = [efforts[first : first + each] for first in range(0, len(efforts), each)]
+        means = [
+            sum(effort * size for effort, size in zip(group, self.outputs, strict=True)) / sum(self.outputs)
+            for group in groups
+        ]
+        return [weights_to_take(mean, self.inputs * bucket_size) for mean in means]
 
 
 class Loader:
@@ -137,27 +158,43 @@ class Loader:
             self._quantised(linear)
             return
         dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
-        parts = [self.mx.array(self.store.bucketed(name).dense_bits()) for name in linear.names]
-        bits = linear.join(self.mx, parts)
-        linear.weights = pack_dense(self.mx, self.ops.backend, bits, linear.rows).view(dtype)
+        packed = []
+        for names in linear.groups:
+            parts = [self.mx.array(self.store.bucketed(name).dense_bits()) for name in names]
+            bits = linear.join(self.mx, parts)
+            packed.append(pack_dense(self.mx, self.ops.backend, bits, linear.rows))
+            self.mx.eval(packed[-1])
+        linear.weights = self._one_after_the_other(packed).view(dtype)
         self.mx.eval(linear.weights)
 
     def _quantised(self, linear: Linear) -> None:
         """Pack each matrix by itself, in its own blocks; one in 16 bits as it is."""
-        mx, packed = self.mx, []
-        for name in linear.names:
-            matrix = self.store.exact(name)
-            if isinstance(matrix, QuantisedMatrix):
-                scores = self._on_device(mx.array(matrix.scores))
-                packed.append(pack_quant(mx, matrix, scores))
-            else:
-                # Effort takes whole inputs of every matrix of a quantised store.
-                mean = np.average(matrix.scores, axis=1, weights=matrix.layout.tier_sizes).astype(np.float32)
-                scores = self._on_device(mx.array(mean[:, None]))
-                packed.append(pack_plain(mx, mx.array(matrix.dense_bits()), matrix.dtype, scores))
-        linear.quant, linear.scores = tuple(packed), mx.stack([part.scores for part in packed])
-        mx.eval(linear.scores)
+        mx, packed = self.mx, [[self._quantised_matrix(name) for name in names] for names in linear.groups]
+        together = []
+        for same in zip(*packed, strict=True):
+            if len({part.form for part in same}) > 1:
+                raise InvalidArgumentError(
+                    f"the mlx runtime multiplies by experts of one type, and {linear.names[0]} and its like are "
+                    f"{', '.join(sorted({part.form.name for part in same}))}: use runtime 'native'"
+                )
+            together.append(replace(same[0], data=self._one_after_the_other([part.data for part in same])))
+        linear.quant = tuple(together)
+        linear.scores = mx.stack([part.scores for group in packed for part in group])
+        mx.eval(linear.scores, [part.data for part in together])
         self.store.release_pages()
+
+    def _quantised_matrix(self, name: str) -> PackedQuant:
+        matrix = self.store.exact(name)
+        if isinstance(matrix, QuantisedMatrix):
+            return pack_quant(self.mx, matrix, self._on_device(self.mx.array(matrix.scores)))
+        # Effort takes whole inputs of every matrix of a quantised store.
+        mean = np.average(matrix.scores, axis=1, weights=matrix.layout.tier_sizes).astype(np.float32)
+        scores = self._on_device(self.mx.array(mean[:, None]))
+        return pack_plain(self.mx, self.mx.array(matrix.dense_bits()), matrix.dtype, scores)
+
+    def _one_after_the_other(self, arrays: Sequence[Any]) -> Any:
+        """Packed arrays of all experts as one."""
+        return arrays[0] if len(arrays) == 1 else self.mx.concatenate(list(arrays), axis=0)
 
     def embeddings(self) -> Any:
         """The table of embeddings: 16-bit (vocabulary, hidden), or a `PackedQuant`."""
@@ -171,37 +208,53 @@ class Loader:
 
     def tiers(self, linear: Linear) -> None:
         """Pack what the exact view needs below effort 1."""
-        matrices = [self.store.bucketed(name) for name in linear.names]
-        parts = [
-            self.mx.array(np.ascontiguousarray(m.tier_of_weight()[:, :out].T))
-            for m, out in zip(matrices, linear.outputs, strict=True)
-        ]
-        planes = pack_tiers(self.mx, self.ops.backend, linear.join(self.mx, parts), linear.rows)
-        scores = self.mx.array(np.stack([m.scores for m in matrices]))
-        linear.tiers = PackedTiers(planes, self._on_device(scores))
+        packed, scores = [], []
+        for names in linear.groups:
+            matrices = [self.store.bucketed(name) for name in names]
+            parts = [
+                self.mx.array(np.ascontiguousarray(m.tier_of_weight()[:, :out].T))
+                for m, out in zip(matrices, linear.outputs, strict=True)
+            ]
+            packed.append(pack_tiers(self.mx, self.ops.backend, linear.join(self.mx, parts), linear.rows))
+            self.mx.eval(packed[-1])
+            scores += [m.scores for m in matrices]
+        planes = self._one_after_the_other(packed)
+        linear.tiers = PackedTiers(planes, self._on_device(self.mx.array(np.stack(scores))))
         self.mx.eval(planes, linear.tiers.scores)
 
     def int4(self, linear: Linear) -> None:
         """Pack the int4 view: from the store where it is stored, else built now."""
-        matrices: list[Any] = [self.store.draft("int4", name) for name in linear.names]
-        made = [int4_parts(matrix) for matrix in matrices]
-        levels = linear.join(self.mx, [self.mx.array(part).T for part, _ in made]).T
-        scales = linear.join(self.mx, [self.mx.array(part).T for _, part in made]).T
-        scores = _mean(linear, [matrix.scores for matrix in matrices])
-        packed = pack_int4(self.mx, self.ops.backend, levels, scales, self._on_device(self.mx.array(scores)))
-        self.mx.eval(packed.levels, packed.scales, packed.scores)
-        linear.int4 = packed
+        packed, scores = [], []
+        for names in linear.groups:
+            matrices: list[Any] = [self.store.draft("int4", name) for name in names]
+            made = [int4_parts(matrix) for matrix in matrices]
+            levels = linear.join(self.mx, [self.mx.array(part).T for part, _ in made]).T
+            scales = linear.join(self.mx, [self.mx.array(part).T for _, part in made]).T
+            scores.append(_mean(linear, [matrix.scores for matrix in matrices]))
+            packed.append(pack_int4(self.mx, self.ops.backend, levels, scales, None))
+            self.mx.eval(packed[-1].levels, packed[-1].scales)
+        levels = self._one_after_the_other([part.levels for part in packed])
+        scales = self._one_after_the_other([part.scales for part in packed])
+        linear.int4 = PackedInt4(levels, scales, self._scores(linear, scores))
+        self.mx.eval(levels, scales)
 
     def bucket(self, linear: Linear) -> None:
         """Pack the bucket view."""
-        matrices = [self.store.bucketed(name) for name in linear.names]
-        made = [bucket_parts(matrix) for matrix in matrices]
-        values = self._join_buckets(linear, [part for part, _ in made], 0)
-        places = self._join_buckets(linear, [part for _, part in made], 0x3210)
-        scores = _mean(linear, [matrix.scores for matrix in matrices])
-        packed = PackedBucket(pack_bucket(self.mx, values, places), self._on_device(self.mx.array(scores)))
-        self.mx.eval(packed.records, packed.scores)
-        linear.bucket = packed
+        packed, scores = [], []
+        for names in linear.groups:
+            matrices = [self.store.bucketed(name) for name in names]
+            made = [bucket_parts(matrix) for matrix in matrices]
+            values = self._join_buckets(linear, [part for part, _ in made], 0)
+            places = self._join_buckets(linear, [part for _, part in made], 0x3210)
+            scores.append(_mean(linear, [matrix.scores for matrix in matrices]))
+            packed.append(pack_bucket(self.mx, values, places))
+            self.mx.eval(packed[-1])
+        linear.bucket = PackedBucket(self._one_after_the_other(packed), self._scores(linear, scores))
+        self.mx.eval(linear.bucket.records)
+
+    def _scores(self, linear: Linear, scores: list[np.ndarray]) -> Any:
+        """Scores (in, K) of the joined matrices, or (experts, in, K)."""
+        return self._on_device(self.mx.array(np.stack(scores) if linear.experts else scores[0]))
 
     def _join_buckets(self, linear: Linear, parts: list[np.ndarray], filler: int) -> Any:
         """Arrays (runs, in, buckets, ...) of the matrices as one."""

@@ -43,7 +43,10 @@ def joined_names(config: ModelConfig) -> list[list[str]]:
     joined: list[list[str]] = []
     for layer in range(config.num_layers):
         attn = f"layers.{layer}.attn"
-        joined += [[f"{attn}.q", f"{attn}.k", f"{attn}.v"], [f"{attn}.o"]]
+        joined += [[f"{attn}.q", f"{attn}.k", f"{attn}.v"]]
+        if config.layers[layer].attention.gate:
+            joined += [[f"{attn}.gate"]]
+        joined += [[f"{attn}.o"]]
         for mlp in config.mlp_names(layer):
             joined += [[f"{mlp}.gate", f"{mlp}.up"], [f"{mlp}.down"]]
     return [*joined, ["head"]]

@@ -39,6 +39,8 @@ def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
             model.set_tiers(number, store.loaded_tiers(name))
     for name in model.vector_names:
         vector = np.ascontiguousarray(store.vector(name), dtype=np.float32)
+        if name.endswith("_norm"):
+            vector = vector + np.float32(store.config.norm_offset)
         if not np.isfinite(vector).all():
             raise StoreError(f"vector {name!r} holds an infinite number or a NaN: convert the model again")
         model.load_vector(name, vector)

@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
-from specdec.kernels.reference.layers import rotary_frequencies
 from specdec.model.architecture import ModelConfig
-from specdec.model.features import Feature, features_of
 from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
@@ -39,23 +37,13 @@ from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native.cache import NativeCache, new_native_cache, with_memory
 from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.load import load_weights
+from specdec.runtimes.native.shape import shape_of
 from specdec.turns import Turns
 
 if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
-# Features beyond the plain decoder.
-_EXECUTES = frozenset(
-    {
-        Feature.ROPE_FACTORS,
-        Feature.ROPE_ATTENTION,
-        Feature.WINDOW,
-        Feature.QKV_BIAS,
-        Feature.QK_NORM,
-        Feature.MIXTURE,
-    }
-)
 _ALL = 2
 _SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
 
@@ -128,9 +116,9 @@ class NativeRuntime:
         )
 
     @classmethod
-    def missing(cls, config: ModelConfig) -> frozenset[str]:
-        """Features of the model that this runtime does not execute, by name."""
-        return features_of(config) - _EXECUTES
+    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
+        """Features of the model that this runtime does not execute: it executes all of them."""
+        return frozenset()
 
     @property
     def isa(self) -> str:
@@ -325,29 +313,6 @@ def _isa(module: Any, isa: str | None) -> str:
 
 
 def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
-    config = store.config
     if not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
-    return module.Model(
-        vocab=config.vocab_size,
-        hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
-        layers=config.num_layers,
-        heads=config.num_heads,
-        kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        norm_eps=config.norm_eps,
-        frequencies=rotary_frequencies(config).tolist(),
-        rotary_factor=config.rope_attention_factor,
-        windows=[config.window(layer) or 0 for layer in range(config.num_layers)],
-        tie_embeddings=config.tie_embeddings,
-        qkv_bias=config.qkv_bias,
-        qk_norm=config.qk_norm,
-        experts=config.num_experts,
-        experts_per_token=config.experts_per_token,
-        bfloat16=store.dtype == "bfloat16",
-        bucket_size=store.layout.bucket_size,
-        tier_sizes=list(store.layout.tier_sizes),
-        isa=isa,
-        threads=threads,
-    )
+    return module.Model(shape_of(module, store), isa, threads)
