@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from specdec.runtimes.mlx.cuda_code import whole_text
 from specdec.runtimes.mlx.kernels import KernelText
 
@@ -65,10 +63,6 @@ def compile_text(folder: Path, name: str, text: str) -> str:
     command = [str(nvcc()), "-cubin", "-arch=sm_90a", "-Xptxas=-v", "-o", str(file.with_suffix(".cubin")), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stderr + done.stdout
-    wrong = [line for line in said.splitlines() if "error" in line or "warning" in line]
+    # 177: a kernel that chooses nothing does not use the memory for it.
+    wrong = [line for line in said.splitlines() if "error" in line or ("warning" in line and "#177" not in line)]
     return "\n".join(wrong) if done.returncode == 0 else said
-
-
-def zeros(count: int) -> np.ndarray:
-    """Token ids."""
-    return np.zeros(count, np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from model_files import tiny_config as tiny_fields
 
 from specdec.errors import ModelFormatError
 from specdec.families import registry
-from specdec.families.base import Family, Stored, Tensors, tensors_for
+from specdec.families.base import Stored, changed, find
 from specdec.families.fields import Fields
 from specdec.formats import open_source
 from specdec.model.architecture import ModelConfig
@@ -84,22 +85,42 @@ def test_names_and_order_of_tensors_are_those_of_old_stores(name: str) -> None:
 
 
 def test_the_families_that_are_read() -> None:
-    assert list(registry.families()) == ["llama", "mistral", "mixtral", "qwen2", "qwen3"]
-    with pytest.raises(ModelFormatError, match=r"'gemma3': this version reads llama, mistral, mixtral, qwen2, qwen3$"):
-        registry.from_huggingface(Fields({"model_type": "gemma3"}, "config.json"))
-    with pytest.raises(ModelFormatError, match=r"'mistral3': GGUF is read for llama, qwen2, qwen3$"):
-        registry.gguf_family(Fields({"general.architecture": "mistral3"}, "m.gguf"))
+    assert list(registry.families()) == [
+        "gemma2", "gemma3", "glm", "glm4", "gpt_oss", "granite", "granitemoe", "llama", "mistral", "mixtral", "olmo2",
+        "olmo3", "olmoe", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+    ]  # fmt: skip
+    with pytest.raises(ModelFormatError, match=r"unknown architecture 'gpt_neox': this version reads gemma2, gemma3, "):
+        registry.from_huggingface(Fields({"model_type": "gpt_neox"}, "config.json"))
+    with pytest.raises(ModelFormatError, match=r"unknown architecture 'falcon': GGUF is read for chatglm, gemma2, "):
+        registry.gguf_family(Fields({"general.architecture": "falcon"}, "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"),
+    [
+        ("bert", "an encoder"),
+        ("t5", "an encoder beside the decoder"),
+        ("mamba2", "state-space layers (Mamba)"),
+        ("granitemoehybrid", "state-space layers (Mamba)"),
+        ("qwen3_next", "linear attention (DeltaNet)"),
+        ("rwkv7", "recurrent layers (RWKV)"),
+        ("siglip", "an encoder of images"),
+    ],
+)
+def test_other_kinds_of_models_are_refused_by_what_is_missing(name: str, needs: str) -> None:
+    sentence = re.escape(f"{name!r} needs {needs}, which is not supported: ")
+    with pytest.raises(ModelFormatError, match=sentence + "this version reads gemma2, "):
+        registry.from_huggingface(Fields({"model_type": name}, "config.json"))
+    with pytest.raises(ModelFormatError, match=sentence + "GGUF is read for "):
+        registry.gguf_family(Fields({"general.architecture": name}, "m.gguf"))
 
 
 def test_a_new_family_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Llama under another name, with other names of tensors."""
     llama = registry.families()["llama"]
-    ways = tuple(
-        Tensors({k: Stored(v.tensor.replace("self_attn", "attention")) for k, v in way.places.items()})
-        for way in llama.huggingface
-    )
+    places = changed(llama.huggingface or {}, lambda one: Stored(one.tensor.replace("self_attn", "attention")))
     module = ModuleType("specdec.families.tiny")
-    module.FAMILY = dataclasses.replace(llama, name="tiny", huggingface=ways, gguf_name=None)  # type: ignore[attr-defined]
+    module.FAMILY = dataclasses.replace(llama, name="tiny", huggingface=places, gguf_name=None)  # type: ignore[attr-defined]
     found = [type("Found", (), {"name": name}) for name in ("llama", "tiny", "rope")]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(registry, "iter_modules", lambda _: found)
@@ -120,12 +141,10 @@ def test_a_new_family_is_one_module(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_places_of_tensors() -> None:
-    mixtral: Family = registry.families()["mixtral"]
-    fused = tensors_for(mixtral.huggingface, ["x.experts.gate_up_proj"])
-    place, tensor, expert = fused.find("layers.2.mlp.experts.5.up")
-    assert (tensor, expert) == ("model.layers.2.mlp.experts.gate_up_proj", 5)
-    assert (place.part, place.parts) == (1, 2)
-    single = tensors_for(mixtral.huggingface, ["anything"])
-    assert single.find("layers.2.mlp.experts.5.up")[1] == "model.layers.2.block_sparse_moe.experts.5.w3.weight"
+    places = registry.families()["mixtral"].huggingface or {}
+    name, base = "layers.2.mlp.experts.5.up", "model.layers.2.mlp.experts.gate_up_proj"
+    place, tensor = find(places, name, [base])
+    assert (tensor, place.among) == (base, ("mlp.experts.gate", "mlp.experts.up"))
+    assert find(places, name, [])[1] == "model.layers.2.block_sparse_moe.experts.5.w3.weight"
     with pytest.raises(ModelFormatError, match=r"no tensor of the source is known for 'layers\.2\.attn\.sinks'"):
-        single.find("layers.2.attn.sinks")
+        find(places, "layers.2.attn.sinks", [])

@@ -11,11 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.model.architecture import ModelConfig
-from specdec.model.layers import Activation, Mlp, RopeKind
-
-CLAMP_LIMIT, CLAMP_SLOPE = 7.0, 1.702
-"""Of the clamped SwiGLU: bound of its factors, and what multiplies the gate in the sigmoid. Source: gpt-oss (OpenAI,
-2508.10925) and its reference code."""
+from specdec.model.layers import CLAMP_LIMIT, CLAMP_SLOPE, Activation, Mlp, RopeKind
 
 
 def rms_norm(

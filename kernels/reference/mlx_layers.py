@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from specdec.kernels.reference.layers import CLAMP_LIMIT, CLAMP_SLOPE
 from specdec.kernels.reference.mlx_backend import mx
 
-from specdec.model.layers import Activation, RopeKind
+from specdec.model.layers import CLAMP_LIMIT, CLAMP_SLOPE, Activation, RopeKind
 
 
 def rms_norm(x: Any, weight: Any, *, eps: float) -> Any:

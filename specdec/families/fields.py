@@ -8,6 +8,8 @@ from typing import Any
 
 from specdec.errors import ModelFormatError
 
+_OF_WHOLE = ("architectures", "model_type", "quantization", "quantization_config")
+
 
 class Fields:
     """A mapping of names to values from a file. A value of None counts as absent.
@@ -69,6 +71,20 @@ class Fields:
         if not isinstance(value, Mapping):
             raise self.wrong(key, "a mapping")
         return Fields(value, f"{self.where}: {key}")
+
+    def with_defaults(self, values: Mapping[str, Any]) -> Fields:
+        """The same, where keys that are absent have these values; a null counts as a value."""
+        return Fields({**values, **self.values}, self.where)
+
+    def part(self, key: str, **defaults: Any) -> Fields:
+        """A nested mapping that describes the model of text in a larger one. Where it says nothing, the larger one's
+        kind, classes, quantisation and values of `defaults` hold."""
+        inner = self.mapping(key)
+        outer = {name: self.values.get(name, value) for name, value in defaults.items()}
+        outer |= {name: self.values[name] for name in _OF_WHOLE if name in self.values}
+        return Fields(
+            {**outer, **{name: value for name, value in inner.values.items() if value is not None}}, inner.where
+        )
 
     def wrong(self, key: str, expected: str) -> ModelFormatError:
         """The error for a value of another kind than `expected`."""

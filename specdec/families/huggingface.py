@@ -2,47 +2,92 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from specdec.errors import ModelFormatError
-from specdec.families.base import Stored
+from specdec.families.base import Places, Stored
 from specdec.families.fields import Fields
-from specdec.families.rope_huggingface import rope_rule
-from specdec.model.architecture import ModelConfig
+from specdec.families.rope_huggingface import RopeDefaults, rope_rules
+from specdec.model.architecture import ModelConfig, check_layers
+from specdec.model.layers import Activation, Attention, Layer, Mlp
 
-EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_LAYER = "model.layers.{layer}"
+_PROJECTIONS = ("gate", "up", "down")
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 # Norms, attention and what surrounds the layers.
-ATTENTION = {
-    "embed": Stored(EMBED),
-    "head": Stored(HEAD),
+ATTENTION: Places = {
+    "embed": Stored("model.embed_tokens.weight"),
+    "head": Stored("lm_head.weight"),
     "final_norm": Stored("model.norm.weight"),
-    "attn_norm": Stored("model.layers.{layer}.input_layernorm.weight"),
-    "mlp_norm": Stored("model.layers.{layer}.post_attention_layernorm.weight"),
-} | {f"attn.{name}": Stored(f"model.layers.{{layer}}.self_attn.{name}_proj.weight") for name in "qkvo"}
-MLP = {f"mlp.{name}": Stored(f"model.layers.{{layer}}.mlp.{name}_proj.weight") for name in ("gate", "up", "down")}
-QKV_BIASES = {f"attn.{name}.bias": Stored(f"model.layers.{{layer}}.self_attn.{name}_proj.bias") for name in "qkv"}
-QK_NORMS = {f"attn.{name}_norm": Stored(f"model.layers.{{layer}}.self_attn.{name}_norm.weight") for name in "qk"}
+    "attn_norm": Stored(f"{_LAYER}.input_layernorm.weight"),
+    "mlp_norm": Stored(f"{_LAYER}.post_attention_layernorm.weight"),
+} | {f"attn.{name}": Stored(f"{_LAYER}.self_attn.{name}_proj.weight") for name in "qkvo"}
+BIASES: Places = {f"attn.{name}.bias": Stored(f"{_LAYER}.self_attn.{name}_proj.bias") for name in "qkvo"} | {
+    f"mlp.{name}.bias": Stored(f"{_LAYER}.mlp.{name}_proj.bias") for name in _PROJECTIONS
+}
+MLP: Places = {f"mlp.{name}": Stored(f"{_LAYER}.mlp.{name}_proj.weight") for name in _PROJECTIONS}
+FUSED_MLP: Places = {
+    "mlp.gate": Stored(f"{_LAYER}.mlp.gate_up_proj.weight", among=("mlp.gate", "mlp.up")),
+    "mlp.up": Stored(f"{_LAYER}.mlp.gate_up_proj.weight", among=("mlp.gate", "mlp.up")),
+    "mlp.down": MLP["mlp.down"],
+}
+QK_NORMS: Places = {f"attn.{name}_norm": Stored(f"{_LAYER}.self_attn.{name}_norm.weight") for name in "qk"}
+DENSE: Places = {**ATTENTION, **BIASES, **MLP}
+
+
+def experts(base: str = f"{_LAYER}.mlp", names: Mapping[str, str] | None = None) -> Places:
+    """Places of experts and their router: each by itself, stacked by mlp-lm's `switch_mlp`, or as transformers holds
+    them, stacked and gates before ups.
+
+    Args:
+        base: what the names begin with.
+        names: what the projections of a single expert are called.
+    """
+    among, fused = ("mlp.experts.gate", "mlp.experts.up"), f"{_LAYER}.mlp.experts.gate_up_proj"
+    names = names or {name: f"{name}_proj" for name in _PROJECTIONS}
+    last = {name: Stored(fused, among=among) for name in ("gate", "up")}
+    last["down"] = Stored(f"{_LAYER}.mlp.experts.down_proj")
+    found: dict[str, Stored | tuple[Stored, ...]] = {
+        "mlp.router": (Stored(f"{base}.gate.weight"), Stored(f"{_LAYER}.mlp.gate.weight"))
+    }
+    for name in _PROJECTIONS:
+        single = Stored(f"{base}.experts.{{expert}}.{names[name]}.weight")
+        found[f"mlp.experts.{name}"] = (single, Stored(f"{base}.switch_mlp.{name}_proj.weight"), last[name])
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Defaults:
-    """What transformers' class of a family takes where config.json says nothing.
+    """What transformers' class of a family takes where config.json says nothing, and which keys it knows.
 
     Attributes:
         context: longest context in tokens.
-        theta: base of the rotary frequencies.
+        rope: rotary positions.
         kv_heads: key-value heads; None is one for each query head, as is a number that does not divide them.
         head_dim: head size; None shares out the hidden size.
         eps: of norms.
+        tied: the logits layer is the embedding table.
+        activation: of the MLP, and its only one.
+        bias: projections that `attention_bias` gives a bias; where none, the key must be false.
+        has_bias: `attention_bias`.
+        mlp_bias: whether the class knows `mlp_bias`.
+        classes: its names in `architectures`; empty is the family's name with ForCausalLM.
     """
 
     context: int = 2048
-    theta: float = 1e4
+    rope: RopeDefaults = field(default_factory=RopeDefaults)
     kv_heads: int | None = None
     head_dim: int | None = None
     eps: float = 1e-6
+    tied: bool = False
+    activation: Activation = "silu"
+    bias: Literal["none", "qkv", "all"] = "none"
+    has_bias: bool = False
+    mlp_bias: bool = False
+    classes: tuple[str, ...] = ()
 
 
 _DEFAULTS = Defaults()
@@ -53,8 +98,11 @@ def decoder(
     *,
     defaults: Defaults = _DEFAULTS,
     window: int | None = None,
-    first_sliding: int = 0,
-    **features: Any,
+    sliding: Callable[[int], bool] = lambda _: True,
+    attention: Mapping[str, Any] | None = None,
+    mlp: Callable[[int], Mlp] | None = None,
+    layer: Mapping[str, Any] | None = None,
+    **model: Any,
 ) -> ModelConfig:
     """The model that a config.json describes.
 
@@ -62,41 +110,59 @@ def decoder(
         fields: the file.
         defaults: of the family; Llama's where it has none of its own.
         window: sliding window in tokens, or None.
-        first_sliding: first layer that has it, where `layer_types` says nothing else.
-        features: arguments of `ModelConfig.uniform` that the family adds.
+        sliding: whether a layer has it, where `layer_types` says nothing else.
+        attention, layer, model: arguments of `Attention`, `Layer` and `ModelConfig` that the family adds.
+        mlp: of a layer; None is a dense one by `intermediate_size`.
 
     Raises:
         ModelFormatError: a missing or senseless value, or a feature that the families here do not have.
     """
     family = fields.text("model_type")
-    _check_class(fields, family)
-    _refuse_unsupported(fields, family)
-    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
-    if "head_dim" not in fields and defaults.head_dim is None and (heads <= 0 or hidden % heads):
-        raise ModelFormatError(
-            f"{fields.where}: hidden_size {hidden} must be a multiple of num_attention_heads {heads}"
-        )
-    head_dim = fields.integer("head_dim", defaults.head_dim or (hidden // heads if heads > 0 else 0))
-    kv_heads = heads if defaults.kv_heads is None or heads % defaults.kv_heads else defaults.kv_heads
-    layers = fields.integer("num_hidden_layers")
+    _check_class(fields, defaults.classes or (f"{family.title().replace('_', '')}ForCausalLM",))
+    _refuse_unsupported(fields, family, defaults)
+    shape, count = _heads(fields, defaults), fields.integer("num_hidden_layers")
+    biased = fields.flag("attention_bias", defaults.has_bias)
+    shape |= {"bias": biased, "output_bias": biased and defaults.bias == "all"} | dict(attention or {})
     context = fields.integer("max_position_embeddings", defaults.context)
-    rope = rope_rule(fields, theta=defaults.theta, head_dim=head_dim, max_context=context)
-    window, first_sliding = _checked_window(fields, window, first_sliding, layers)
-    return ModelConfig.uniform(
+    full, local = rope_rules(fields, defaults.rope, head_dim=shape["head_dim"], max_context=context)
+    kinds = layer_kinds(fields, count, window, sliding)
+    attentions = {
+        FULL: Attention(rope=full.rope, **shape),
+        SLIDING: Attention(rope=local.rope, window=window, **shape),
+    }
+    dense = Mlp(width=fields.integer("intermediate_size"), activation=defaults.activation, bias=_mlp_bias(fields))
+    layers = [
+        Layer(attention=attentions[kind], mlp=dense if mlp is None else mlp(number), **(layer or {}))
+        for number, kind in enumerate(kinds)
+    ]
+    return ModelConfig(
         family=family,
-        vocab_size=fields.integer("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=fields.integer("intermediate_size"),
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=fields.integer("num_key_value_heads", kv_heads),
-        head_dim=head_dim,
-        norm_eps=fields.number("rms_norm_eps", defaults.eps),
-        **rope.arguments(),
-        sliding_window=window,
-        first_sliding_layer=first_sliding,
-        tie_embeddings=fields.flag("tie_word_embeddings", False),
-        **features,
+        vocab=fields.integer("vocab_size"),
+        hidden=fields.integer("hidden_size"),
+        layers=tuple(layers),
+        eps=fields.number("rms_norm_eps", defaults.eps),
+        tied=fields.flag("tie_word_embeddings", defaults.tied),
+        **full.contexts(),
+        **model,
+    )
+
+
+def mixture(fields: Fields, *, count: str | tuple[str, ...], width: str, **values: Any) -> Mlp:
+    """A mixture of experts by the keys of a family.
+
+    Args:
+        fields: config.json.
+        count: key of the number of experts; of several the first that is there.
+        width: key of the inner width of an expert.
+        values: other arguments of `Mlp`.
+    """
+    keys = (count,) if isinstance(count, str) else count
+    key = next((key for key in keys if key in fields), keys[0])
+    return Mlp(
+        width=fields.integer(width),
+        experts=_positive(fields, key),
+        experts_used=fields.integer("num_experts_per_tok"),
+        **values,
     )
 
 
@@ -105,51 +171,75 @@ def stated_window(fields: Fields) -> int | None:
     return fields.integer("sliding_window") if "sliding_window" in fields else None
 
 
-def _check_class(fields: Fields, family: str) -> None:
-    expected, classes = f"{family.capitalize()}ForCausalLM", fields.array("architectures")
-    if classes and expected not in classes:
-        raise ModelFormatError(f"{fields.where}: architectures must name {expected}, not {classes}")
+def layer_kinds(
+    fields: Fields, count: int, window: int | None, sliding: Callable[[int], bool]
+) -> list[Literal["full_attention", "sliding_attention"]]:
+    """Kind of attention of every layer, after what `layer_types` says.
+
+    Raises:
+        ModelFormatError: kinds that are not read, of another number of layers, or a window is missing or senseless.
+    """
+    check_layers(count)
+    stated = fields.array("layer_types")
+    if stated and (len(stated) != count or any(kind not in (FULL, SLIDING) for kind in stated)):
+        unknown = sorted({str(kind) for kind in stated} - {FULL, SLIDING})
+        other = f": {', '.join(unknown)[:80]} is not supported" if unknown else ""
+        raise ModelFormatError(
+            f"{fields.where}: layer_types must name full_attention or sliding_attention for each of {count} layers"
+            f"{other}"
+        )
+    has = [kind == SLIDING for kind in stated] if stated else [window is not None and sliding(n) for n in range(count)]
+    if any(has) and window is None:
+        raise ModelFormatError(f"{fields.where}: layer_types has sliding_attention, but there is no sliding_window")
+    if any(has) and window is not None and window <= 0:
+        raise fields.wrong("sliding_window", "a positive whole number")
+    return [SLIDING if one else FULL for one in has]
 
 
-def _refuse_unsupported(fields: Fields, family: str) -> None:
+def _heads(fields: Fields, defaults: Defaults) -> dict[str, Any]:
+    """Numbers and size of heads, as arguments of `Attention`."""
+    hidden, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
+    if "head_dim" not in fields and defaults.head_dim is None and (heads <= 0 or hidden % heads):
+        raise ModelFormatError(
+            f"{fields.where}: hidden_size {hidden} must be a multiple of num_attention_heads {heads}"
+        )
+    head_dim = fields.integer("head_dim", defaults.head_dim or (hidden // heads if heads > 0 else 0))
+    usual = heads if defaults.kv_heads is None or heads % defaults.kv_heads else defaults.kv_heads
+    return {"heads": heads, "kv_heads": fields.integer("num_key_value_heads", usual), "head_dim": head_dim}
+
+
+def _mlp_bias(fields: Fields) -> bool:
+    return fields.flag("mlp_bias", False)
+
+
+def _positive(fields: Fields, key: str) -> int:
+    if (value := fields.integer(key)) <= 0:
+        raise fields.wrong(key, "a positive whole number")
+    return value
+
+
+def _check_class(fields: Fields, expected: tuple[str, ...]) -> None:
+    def plain(name: object) -> str:
+        return str(name).lower()
+
+    classes = fields.array("architectures")
+    if classes and not {plain(name) for name in classes} & {plain(name) for name in expected}:
+        raise ModelFormatError(f"{fields.where}: architectures must name {' or '.join(expected)}, not {classes}")
+
+
+def _refuse_unsupported(fields: Fields, family: str, defaults: Defaults) -> None:
     where = fields.where
     if "quantization_config" in fields and "quantization" not in fields:
         method = fields.mapping("quantization_config").values.get("quant_method", "unnamed")
-        raise ModelFormatError(
-            f"{where}: the weights are quantised (quantization_config: {method}), and only MLX's and GGUF's own types "
-            "are read: convert the 16-bit original"
-        )
-    if (activation := fields.text("hidden_act", "silu")) != "silu":
-        raise ModelFormatError(f"{where}: hidden_act must be 'silu', not {activation!r}")
-    for key in ("attention_bias", "mlp_bias"):
-        if fields.flag(key, False):
+        if method != "mxfp4":
+            raise ModelFormatError(
+                f"{where}: the weights are quantised (quantization_config: {method}), and only MLX's and GGUF's own "
+                "types and MXFP4 are read: convert the 16-bit original"
+            )
+    named = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh", "clamped_swiglu": "silu"}[defaults.activation]
+    key = "hidden_activation" if "hidden_activation" in fields else "hidden_act"
+    if (activation := fields.text(key, named)) != named:
+        raise ModelFormatError(f"{where}: {key} must be {named!r}, not {activation!r}")
+    for key, known in (("attention_bias", defaults.bias != "none"), ("mlp_bias", defaults.mlp_bias)):
+        if fields.flag(key, False) and not known:
             raise ModelFormatError(f"{where}: {key} is not supported for {family}")
-    for nested in (fields, fields.mapping("rope_parameters"), fields.mapping("rope_scaling")):
-        if (share := nested.number("partial_rotary_factor", 1.0)) != 1.0:
-            raise ModelFormatError(f"{where}: partial_rotary_factor must be 1, not {share}")
-
-
-def _checked_window(fields: Fields, window: int | None, first: int, layers: int) -> tuple[int | None, int]:
-    """Window and first layer that has it, after what `layer_types` says."""
-    kinds = fields.array("layer_types")
-    if kinds:
-        first = _first_sliding(kinds, fields, layers)
-        window = window if first < layers else None
-        if window is None and first < layers:
-            raise ModelFormatError(f"{fields.where}: layer_types has sliding_attention, but there is no sliding_window")
-    if window is None or first >= layers:
-        return None, 0
-    if window <= 0:
-        raise fields.wrong("sliding_window", "a positive whole number")
-    return window, first
-
-
-def _first_sliding(kinds: list[Any], fields: Fields, layers: int) -> int:
-    """The layer from which all are sliding; the ones before must all be full."""
-    first = kinds.index("sliding_attention") if "sliding_attention" in kinds else len(kinds)
-    if len(kinds) != layers or kinds != ["full_attention"] * first + ["sliding_attention"] * (len(kinds) - first):
-        raise ModelFormatError(
-            f"{fields.where}: layer_types must name full_attention layers followed by sliding_attention layers, "
-            f"{layers} in all"
-        )
-    return first

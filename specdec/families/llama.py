@@ -3,35 +3,35 @@ models name it too."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from specdec.families import gguf, huggingface, mixtral
-from specdec.families.base import Family, Tensors
+from specdec.families.base import Family
 from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
 from specdec.model.architecture import ModelConfig
 
+_DEFAULTS = huggingface.Defaults(bias="all", mlp_bias=True)
+
 # GGUF keeps the rotary layout of the original weights.
-GGUF = gguf.DECODER | {name: replace(gguf.DECODER[name], interleaved=True) for name in ("attn.q", "attn.k")}
+GGUF = gguf.interleaved(gguf.DECODER)
 
 
 def from_huggingface(fields: Fields) -> ModelConfig:
     """The model of a config.json."""
-    return huggingface.decoder(fields)
+    return huggingface.decoder(fields, defaults=_DEFAULTS)
 
 
 def from_gguf(fields: GgufFields) -> ModelConfig:
     """The model of a GGUF file: with experts it is a Mixtral."""
     if fields.integer(fields.key("expert_count"), 0):
         return mixtral.from_gguf(fields)
-    return gguf.decoder(fields, family="llama")
+    return gguf.decoder(fields, family="llama", attention=gguf.biases(fields))
 
 
 FAMILY = Family(
     name="llama",
     from_huggingface=from_huggingface,
-    huggingface=(Tensors(huggingface.ATTENTION | huggingface.MLP),),
+    huggingface=huggingface.DENSE,
     gguf_name="llama",
     from_gguf=from_gguf,
-    gguf=(Tensors(GGUF),),
+    gguf=GGUF,
 )

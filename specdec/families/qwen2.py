@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from specdec.families import gguf, huggingface
-from specdec.families.base import Family, Tensors
+from specdec.families.base import Family
 from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
 from specdec.model.architecture import ModelConfig
@@ -14,26 +14,26 @@ _FIRST_SLIDING = 28  # what the model class takes when config.json does not say
 
 def from_huggingface(fields: Fields) -> ModelConfig:
     """The model of a config.json."""
-    stated = huggingface.stated_window(fields)
+    first = fields.integer("max_window_layers", _FIRST_SLIDING)
     return huggingface.decoder(
         fields,
         defaults=_DEFAULTS,
-        window=stated if fields.flag("use_sliding_window", False) else None,
-        first_sliding=fields.integer("max_window_layers", _FIRST_SLIDING),
-        qkv_bias=True,
+        window=huggingface.stated_window(fields) if fields.flag("use_sliding_window", False) else None,
+        sliding=lambda number: number >= first,
+        attention={"bias": True},
     )
 
 
 def from_gguf(fields: GgufFields) -> ModelConfig:
     """The model of a GGUF file."""
-    return gguf.decoder(fields, family="qwen2", qkv_bias=True)
+    return gguf.decoder(fields, family="qwen2", attention={"bias": True})
 
 
 FAMILY = Family(
     name="qwen2",
     from_huggingface=from_huggingface,
-    huggingface=(Tensors(huggingface.ATTENTION | huggingface.MLP | huggingface.QKV_BIASES),),
+    huggingface=huggingface.DENSE,
     gguf_name="qwen2",
     from_gguf=from_gguf,
-    gguf=(Tensors(gguf.DECODER | gguf.QKV_BIASES),),
+    gguf=gguf.DECODER,
 )

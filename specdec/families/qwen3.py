@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 from specdec.families import gguf, huggingface
-from specdec.families.base import Family, Tensors
+from specdec.families.base import Family
 from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
 from specdec.model.architecture import ModelConfig
 
-_DEFAULTS = huggingface.Defaults(context=32_768, kv_heads=32, head_dim=128)
+_DEFAULTS = huggingface.Defaults(context=32_768, kv_heads=32, head_dim=128, bias="all")
 _FIRST_SLIDING = 28  # what the model class takes when config.json does not say
 
 
 def from_huggingface(fields: Fields) -> ModelConfig:
     """The model of a config.json."""
-    stated = huggingface.stated_window(fields)
+    first = fields.integer("max_window_layers", _FIRST_SLIDING)
     return huggingface.decoder(
         fields,
         defaults=_DEFAULTS,
-        window=stated if fields.flag("use_sliding_window", False) else None,
-        first_sliding=fields.integer("max_window_layers", _FIRST_SLIDING),
-        qk_norm=True,
+        window=huggingface.stated_window(fields) if fields.flag("use_sliding_window", False) else None,
+        sliding=lambda number: number >= first,
+        attention={"qk_norm": "head"},
     )
 
 
 def from_gguf(fields: GgufFields) -> ModelConfig:
     """The model of a GGUF file."""
-    return gguf.decoder(fields, family="qwen3", qk_norm=True)
+    return gguf.decoder(fields, family="qwen3", attention={"qk_norm": "head"} | gguf.biases(fields))
 
 
 FAMILY = Family(
     name="qwen3",
     from_huggingface=from_huggingface,
-    huggingface=(Tensors(huggingface.ATTENTION | huggingface.MLP | huggingface.QK_NORMS),),
+    huggingface={**huggingface.DENSE, **huggingface.QK_NORMS},
     gguf_name="qwen3",
     from_gguf=from_gguf,
-    gguf=(Tensors(gguf.DECODER | gguf.QK_NORMS),),
+    gguf=gguf.DECODER,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -11,6 +12,7 @@ from specdec.families import __path__ as _folder
 from specdec.families.base import Family
 from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
+from specdec.families.others import missing_of
 from specdec.model.architecture import ModelConfig
 
 
@@ -29,10 +31,20 @@ def from_huggingface(fields: Fields) -> ModelConfig:
         ModelFormatError: an unknown family, a missing or senseless value, or a feature that the family does not have.
     """
     name = fields.text("model_type")
-    known = {family.name: family.from_huggingface for family in families().values() if family.from_huggingface}
+    known = {
+        kind: family
+        for family in families().values()
+        if family.from_huggingface
+        for kind in family.model_types or (family.name,)
+    }
     if name not in known:
-        raise ModelFormatError(f"{fields.where}: unknown architecture {name!r}: this version reads {', '.join(known)}")
-    return known[name](fields)
+        raise ModelFormatError(
+            f"{fields.where}: {missing_of(name) or f'unknown architecture {name!r}'}: this version reads "
+            f"{', '.join(sorted(known))}"
+        )
+    read = known[name].from_huggingface
+    assert read is not None
+    return replace(read(fields), family=known[name].name)
 
 
 def gguf_family(fields: Fields) -> Family:
@@ -45,7 +57,8 @@ def gguf_family(fields: Fields) -> Family:
     known = {family.gguf_name: family for family in families().values() if family.gguf_name}
     if name not in known:
         raise ModelFormatError(
-            f"{fields.where}: unknown architecture {name!r}: GGUF is read for {', '.join(sorted(map(str, known)))}"
+            f"{fields.where}: {missing_of(name) or f'unknown architecture {name!r}'}: GGUF is read for "
+            f"{', '.join(sorted(map(str, known)))}"
         )
     return known[name]
 

@@ -7,42 +7,40 @@ Reading the rules from files is for `rope_huggingface` and `rope_gguf`. Rules th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from specdec.errors import ModelFormatError
 from specdec.model.bounds import MOST_CONTEXT
-from specdec.model.rope_scaling import RopeScaling
+from specdec.model.layers import Rope
 
 MAX_HEAD_DIM = 1 << 16  # far above any model; a damaged number must not make a list of billions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RopeRule:
-    """What a file says about rotary positions; the attributes are arguments of `ModelConfig.uniform`.
+    """What a file says about the rotary positions of a kind of layer.
 
     Attributes:
-        rope_theta: base of the frequencies.
+        rope: of the layers, for `max_context`.
         max_context: tokens of the context that the model is loaded for where nobody asks for another.
         longest_context: tokens of the longest context that it can be loaded for.
-        rope_factors: divisors of the frequencies at `max_context`, or None.
-        rope_attention_factor: multiplies sines and cosines.
-        rope_scaling: how the divisors follow from the context, or None.
     """
 
-    rope_theta: float
+    rope: Rope
     max_context: int
     longest_context: int
-    rope_factors: tuple[float, ...] | None = None
-    rope_attention_factor: float = 1.0
-    rope_scaling: RopeScaling | None = None
 
-    def arguments(self) -> dict[str, Any]:
-        """By name."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return values | {"longest_context": None if self.longest_context == self.max_context else self.longest_context}
+    def with_rope(self, **values: Any) -> RopeRule:
+        """The same with these attributes of `rope`."""
+        return replace(self, rope=replace(self.rope, **values))
+
+    def contexts(self) -> dict[str, int | None]:
+        """Arguments of `ModelConfig`."""
+        longest = None if self.longest_context == self.max_context else self.longest_context
+        return {"max_context": self.max_context, "longest_context": longest}
 
 
 def linear_factors(factor: float, head_dim: int) -> tuple[float, ...]:

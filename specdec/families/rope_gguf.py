@@ -8,6 +8,7 @@ from dataclasses import replace
 from specdec.errors import ModelFormatError
 from specdec.families.gguf_fields import GgufFields
 from specdec.families.rope import RopeRule, check_head_dim, longest, yarn_attention, yarn_factors
+from specdec.model.layers import Rope
 from specdec.model.rope_scaling import RopeScaling
 from specdec.warn import warn
 
@@ -22,13 +23,26 @@ DIVISORS = (FREQUENCY_DIVISORS, LONG_DIVISORS, SHORT_DIVISORS)
 _TYPES = ("none", "linear", "yarn", "longrope")
 
 
-def rope_rule(fields: GgufFields, *, head_dim: int, max_context: int) -> RopeRule:
-    """Rotary positions of a model.
+def rope_rules(
+    fields: GgufFields,
+    *,
+    head_dim: int,
+    turned: int,
+    max_context: int,
+    scales_local: bool = True,
+    local_theta: float | None = None,
+    truncate: bool = True,
+) -> tuple[RopeRule, RopeRule]:
+    """Rotary positions of layers that see the whole context, and of those with a sliding window.
 
     Args:
         fields: of the file.
         head_dim: D.
+        turned: dimensions of a head that are turned.
         max_context: `context_length`, in tokens.
+        scales_local: rotary scaling counts in layers with a sliding window, too.
+        local_theta: base of the frequencies in those, where the file says nothing; None is that of the others.
+        truncate: see `rope.yarn_factors`.
 
     Raises:
         ModelFormatError: the rule is not supported, or a number or tensor of it is missing or senseless.
@@ -37,42 +51,49 @@ def rope_rule(fields: GgufFields, *, head_dim: int, max_context: int) -> RopeRul
         UserWarning: a key is missing that published models with this rule have, or one is there that nothing reads.
     """
     check_head_dim(head_dim)
+    plain = Rope(theta=fields.number(fields.key("rope.freq_base"), 1e4), share=turned / head_dim)
+    full = _rule(fields, plain, turned, max_context, truncate)
+    theta = fields.number(fields.key("rope.freq_base_swa"), local_theta or full.rope.theta)
+    if scales_local:
+        return full, full.with_rope(theta=theta)
+    return full, replace(full, rope=Rope(theta=theta, share=full.rope.share))
+
+
+def _rule(fields: GgufFields, rope: Rope, turned: int, max_context: int, truncate: bool) -> RopeRule:
     key = fields.key
     for name, divisors in fields.rope_divisors.items():
-        if len(divisors) != head_dim // 2:
-            raise ModelFormatError(f"{fields.where}: tensor {name!r} must have shape ({head_dim // 2},)")
+        if len(divisors) != turned // 2:
+            raise ModelFormatError(f"{fields.where}: tensor {name!r} must have shape ({turned // 2},)")
     kind = fields.text(key("rope.scaling.type"), "linear")  # with the factor 1, where none is stated
     if kind not in _TYPES:
         raise ModelFormatError(f"{fields.where}: rotary scaling {kind!r} is not supported, only {', '.join(_TYPES)}")
-    plain = RopeRule(
-        rope_theta=fields.number(key("rope.freq_base"), 1e4),
-        max_context=max_context,
-        longest_context=max_context,
-        rope_factors=fields.rope_divisors.get(FREQUENCY_DIVISORS),
-        rope_attention_factor=fields.number(key("rope.scaling.attn_factor"), 1.0),
+    plain = RopeRule(rope=rope, max_context=max_context, longest_context=max_context).with_rope(
+        factors=fields.rope_divisors.get(FREQUENCY_DIVISORS),
+        attention_factor=fields.number(key("rope.scaling.attn_factor"), 1.0),
     )
-    if plain.rope_factors is None and (
+    if plain.rope.factors is None and (
         kind == "longrope" or {LONG_DIVISORS, SHORT_DIVISORS} & set(fields.rope_divisors)
     ):
         return _longrope(fields, plain, kind)
     factor = 1.0 if kind == "none" else _factor(fields)
     if kind == "yarn":
-        return _yarn(fields, plain, factor, head_dim)
-    divided = _times(plain.rope_factors, (factor,) * (head_dim // 2))
+        return _yarn(fields, plain, factor, turned, truncate)
+    divided = _times(plain.rope.factors, (factor,) * (turned // 2))
     stretched = longest(max_context, _original(fields, max_context), factor)
-    return replace(plain, rope_factors=divided, longest_context=stretched)
+    return replace(plain, longest_context=stretched).with_rope(factors=divided)
 
 
-def _yarn(fields: GgufFields, plain: RopeRule, factor: float, head_dim: int) -> RopeRule:
+def _yarn(fields: GgufFields, plain: RopeRule, factor: float, turned: int, truncate: bool) -> RopeRule:
     key, original = fields.key, _original(fields, plain.max_context)
     extrapolation = fields.at_least_zero(key("rope.scaling.yarn_ext_factor"), 1.0)
     divisors = yarn_factors(
-        theta=plain.rope_theta,
-        head_dim=head_dim,
+        theta=plain.rope.theta,
+        head_dim=turned,
         factor=factor,
         original_context=original,
         beta_fast=fields.number(key("rope.scaling.yarn_beta_fast"), 32.0),
         beta_slow=fields.number(key("rope.scaling.yarn_beta_slow"), 1.0),
+        truncate=truncate,
         extrapolation=extrapolation,
     )
     # Without extrapolation this is position interpolation, which scales no attention.
@@ -80,11 +101,9 @@ def _yarn(fields: GgufFields, plain: RopeRule, factor: float, head_dim: int) -> 
     if extrapolation:
         attention = yarn_attention(factor) / _yarn_divisor(fields, factor)
         _check_attention(fields, attention)
-    return replace(
-        plain,
-        rope_factors=_times(plain.rope_factors, divisors),
-        rope_attention_factor=plain.rope_attention_factor * attention,
-        longest_context=longest(plain.max_context, original, factor),
+    return replace(plain, longest_context=longest(plain.max_context, original, factor)).with_rope(
+        factors=_times(plain.rope.factors, divisors),
+        attention_factor=plain.rope.attention_factor * attention,
     )
 
 
@@ -116,9 +135,8 @@ def _longrope(fields: GgufFields, plain: RopeRule, kind: str) -> RopeRule:
         short=fields.rope_divisors[SHORT_DIVISORS],
         long=fields.rope_divisors[LONG_DIVISORS],
     )
-    return replace(
-        plain, max_context=min(original, plain.max_context), rope_factors=scaling.short, rope_scaling=scaling
-    )
+    bounded = replace(plain, max_context=min(original, plain.max_context))
+    return bounded.with_rope(factors=scaling.short, scaling=scaling)
 
 
 def _original(fields: GgufFields, max_context: int) -> int:

@@ -17,42 +17,102 @@ from specdec.families.rope import (
     yarn_factors,
 )
 from specdec.model.bounds import MOST_CONTEXT
+from specdec.model.layers import Rope
 from specdec.model.rope_scaling import RopeScaling
 
 
-def rope_rule(fields: Fields, *, theta: float, head_dim: int, max_context: int) -> RopeRule:
-    """Rotary positions of a model.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RopeDefaults:
+    """What transformers' class of a family takes where config.json says nothing, and how it reads what is there.
+
+    Attributes:
+        theta: base of the frequencies.
+        share: part of the head that is turned; None where the family always turns all of it.
+        local_theta: base in layers with a sliding window, under `rope_local_base_freq`; None where it is that of the
+            other layers.
+        scales_local: a rule counts in layers with a sliding window, too.
+    """
+
+    theta: float = 1e4
+    share: float | None = None
+    local_theta: float | None = None
+    scales_local: bool = True
+
+
+def rope_rules(fields: Fields, defaults: RopeDefaults, *, head_dim: int, max_context: int) -> tuple[RopeRule, RopeRule]:
+    """Rotary positions of layers that see the whole context, and of those with a sliding window.
 
     Args:
         fields: config.json.
-        theta: base of the frequencies where the file says nothing.
+        defaults: of the family.
         head_dim: D.
         max_context: `max_position_embeddings`, in tokens.
 
     Raises:
-        ModelFormatError: the rule is not supported, or a number of it is missing or senseless.
+        ModelFormatError: a rule is not supported, or a number of it is missing or senseless.
     """
     check_head_dim(head_dim)
-    # A `rope_scaling` that says something counts more, even beside the newer name.
-    rule = fields.mapping("rope_scaling" if fields.mapping("rope_scaling").values else "rope_parameters")
-    if any(isinstance(value, dict) for value in rule.values.values()):
-        raise ModelFormatError(f"{rule.where}: one rule per kind of layer is not supported")
+    scaling, parameters = fields.mapping("rope_scaling"), fields.mapping("rope_parameters")
+    by_kind = next((one for one in (scaling, parameters) if _has_rules(one)), None)
+    if by_kind is not None:
+        full, local = (by_kind.mapping(kind) for kind in ("full_attention", "sliding_attention"))
+        unknown = sorted(set(by_kind.values) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise ModelFormatError(f"{by_kind.where}: rules for {', '.join(unknown)} are not supported")
+        if by_kind is parameters:  # a `rope_scaling` beside it is the rule of the layers that see everything
+            full = Fields({**full.values, **scaling.values}, full.where)
+        local_theta = defaults.local_theta or defaults.theta
+    else:
+        # A `rope_scaling` that says something counts more, even beside the newer name.
+        full = scaling if scaling.values else parameters
+        local = full if defaults.scales_local else Fields({}, full.where)
+        local_theta = full.number("rope_theta", fields.number("rope_theta", defaults.theta))
+        if defaults.local_theta is not None:
+            local_theta = fields.number("rope_local_base_freq", defaults.local_theta)
+    share = defaults.share
+    return (
+        _rule(full, fields, fields.number("rope_theta", defaults.theta), head_dim, max_context, share),
+        _rule(local, fields, local_theta, head_dim, max_context, share),
+    )
+
+
+def _has_rules(rule: Fields) -> bool:
+    return any(isinstance(value, dict) for value in rule.values.values())
+
+
+def _rule(rule: Fields, fields: Fields, theta: float, head_dim: int, max_context: int, share: float | None) -> RopeRule:
+    """The rule that one mapping states."""
     kind = rule.text("rope_type", rule.text("type", "default"))
     if kind not in _RULES:
         raise ModelFormatError(f"{rule.where}: rotary scaling {kind!r} is not supported, only {', '.join(_RULES)}")
-    theta = rule.number("rope_theta", fields.number("rope_theta", theta))
-    plain = RopeRule(rope_theta=theta, max_context=max_context, longest_context=max_context)
-    return _RULES[kind](_Stated(rule, fields, plain, head_dim))
+    theta = rule.number("rope_theta", theta)
+    turned = _turned(rule, fields, head_dim, share)
+    rope = Rope(theta=theta, share=turned / head_dim)
+    plain = RopeRule(rope=rope, max_context=max_context, longest_context=max_context)
+    return _RULES[kind](_Stated(rule, fields, plain, turned))
+
+
+def _turned(rule: Fields, fields: Fields, head_dim: int, share: float | None) -> int:
+    """Turned dimensions of a head."""
+    key = "partial_rotary_factor"
+    stated = rule.number(key, fields.number(key, 1.0 if share is None else share))
+    if share is None and stated != 1:
+        raise ModelFormatError(f"{fields.where}: {key} must be 1, not {stated}")
+    turned = int(head_dim * stated)
+    if stated > 1 or turned < 2 or turned % 2:
+        raise ModelFormatError(f"{fields.where}: {key} {stated:g} must turn an even part of the head of {head_dim}")
+    return turned
 
 
 @dataclass(frozen=True, slots=True)
 class _Stated:
-    """What a rule is made from: its own fields, the whole file, the model without scaling, and its head size."""
+    """What a rule is made from: its own fields, the whole file, the model without scaling, turned dimensions of a
+    head."""
 
     rule: Fields
     fields: Fields
     plain: RopeRule
-    head_dim: int
+    turned: int
 
     def original(self) -> int:
         """Tokens of the context before scaling."""
@@ -69,7 +129,7 @@ class _Stated:
 
     def divisors(self, key: str) -> tuple[float, ...]:
         """A list with a divisor for each pair of dimensions."""
-        values, pairs = self.rule.array(key), self.head_dim // 2
+        values, pairs = self.rule.array(key), self.turned // 2
         if len(values) != pairs or not all(type(value) in (int, float) and value > 0 for value in values):
             raise ModelFormatError(f"{self.rule.where}: {key} must be a list of {pairs} positive numbers")
         return tuple(float(value) for value in values)
@@ -81,11 +141,8 @@ def _default(stated: _Stated) -> RopeRule:
 
 def _linear(stated: _Stated) -> RopeRule:
     factor, plain = stated.rule.number("factor"), stated.plain
-    return replace(
-        plain,
-        rope_factors=linear_factors(factor, stated.head_dim),
-        longest_context=longest(plain.max_context, plain.max_context, factor),
-    )
+    stretched = replace(plain, longest_context=longest(plain.max_context, plain.max_context, factor))
+    return stretched.with_rope(factors=linear_factors(factor, stated.turned))
 
 
 def _proportional(stated: _Stated) -> RopeRule:
@@ -99,21 +156,21 @@ def _llama3(stated: _Stated) -> RopeRule:
     if low >= high:
         raise ModelFormatError(f"{rule.where}: low_freq_factor {low} must be below high_freq_factor {high}")
     factors = llama3_factors(
-        theta=stated.plain.rope_theta,
-        head_dim=stated.head_dim,
+        theta=stated.plain.rope.theta,
+        head_dim=stated.turned,
         factor=rule.number("factor"),
         low_freq=low,
         high_freq=high,
         original_context=stated.original(),
     )
-    return replace(stated.plain, rope_factors=factors)
+    return stated.plain.with_rope(factors=factors)
 
 
 def _dynamic(stated: _Stated) -> RopeRule:
     plain = stated.plain
     scaling = RopeScaling(kind="dynamic", original=plain.max_context, factor=stated.rule.number("factor"))
     # The base goes on growing: no context is too long for the rule.
-    return replace(plain, rope_scaling=scaling, longest_context=max(plain.max_context, MOST_CONTEXT))
+    return replace(plain, longest_context=max(plain.max_context, MOST_CONTEXT)).with_rope(scaling=scaling)
 
 
 def _yarn(stated: _Stated) -> RopeRule:
@@ -122,19 +179,17 @@ def _yarn(stated: _Stated) -> RopeRule:
     mscale, all_dim = (rule.at_least_zero(key, 0.0) for key in ("mscale", "mscale_all_dim"))
     if mscale and all_dim:
         usual = yarn_attention(factor, mscale) / yarn_attention(factor, all_dim)
-    return replace(
-        plain,
-        rope_factors=yarn_factors(
-            theta=plain.rope_theta,
-            head_dim=stated.head_dim,
+    return replace(plain, longest_context=longest(plain.max_context, original, factor)).with_rope(
+        factors=yarn_factors(
+            theta=plain.rope.theta,
+            head_dim=stated.turned,
             factor=factor,
             original_context=original,
             beta_fast=rule.at_least_zero("beta_fast", 0.0) or 32.0,
             beta_slow=rule.at_least_zero("beta_slow", 0.0) or 1.0,
             truncate=rule.flag("truncate", True),
         ),
-        rope_attention_factor=rule.number("attention_factor", usual),
-        longest_context=longest(plain.max_context, original, factor),
+        attention_factor=rule.number("attention_factor", usual),
     )
 
 
@@ -150,9 +205,10 @@ def _longrope(stated: _Stated) -> RopeRule:
         plain,
         max_context=min(original, plain.max_context),
         longest_context=longest(plain.max_context, original, factor),
-        rope_factors=scaling.short,
-        rope_attention_factor=rule.number("attention_factor", longrope_attention(factor, original)),
-        rope_scaling=scaling,
+    ).with_rope(
+        factors=scaling.short,
+        attention_factor=rule.number("attention_factor", longrope_attention(factor, original)),
+        scaling=scaling,
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import ModelFormatError
-from specdec.families.base import tensors_for
 from specdec.families.fields import Fields
 from specdec.families.gguf import EMBED, HEAD
 from specdec.families.gguf_fields import GgufFields
@@ -36,7 +35,7 @@ def open_gguf(path: Path, *, dtype: str | None = None) -> FileSource:
         fields = _read_fields(file)
         config = from_gguf(fields)
         check_counts(config, file)
-        origins = find_origins(config, tensors_for(families()[config.family].gguf, list(file.names())))
+        origins = find_origins(config, families()[config.family].gguf or {}, file.names())
         check_tensors(file, origins, ignored=DIVISORS)
         return FileSource(
             file,
@@ -69,6 +68,7 @@ def _read_fields(file: GGUFFile) -> GgufFields:
         file.label,
         vocab=file.shape(EMBED)[0],
         tied=HEAD not in file.names(),
+        tensors=file.names(),
         rope_divisors={name: _rope_divisors(file, name) for name in DIVISORS if name in file.names()},
     )
 

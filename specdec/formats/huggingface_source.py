@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import ModelFormatError
-from specdec.families.base import tensors_for
+from specdec.families.base import Family, find
 from specdec.families.fields import Fields
-from specdec.families.huggingface import EMBED, HEAD
 from specdec.families.registry import families, from_huggingface
 from specdec.formats.files import read_json
 from specdec.formats.huggingface_tokenizer import tokenizer_files
 from specdec.formats.mlx_file import AffineFolder
+from specdec.formats.mxfp4 import TYPE_NAME, Mxfp4Folder
 from specdec.formats.safetensors_file import READABLE, SafetensorsFolder
 from specdec.formats.tensor_file import TensorFile
 from specdec.formats.weights import FileSource, Origin, check_counts, check_tensors, find_origins, stored_types
@@ -42,9 +42,12 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
     try:
         check_counts(config, file)
         check_bounds(config)
-        origins = find_origins(config, tensors_for(families()[config.family].huggingface, list(file.names())))
-        ignored = {name for name in file.names() if name.endswith("rotary_emb.inv_freq")}
-        check_tensors(file, origins, ignored=ignored | _redundant_head(config, file))
+        family = families()[config.family]
+        origins = find_origins(config, family.huggingface or {}, file.names())
+        ignored = {
+            name for name in file.names() if name.endswith("rotary_emb.inv_freq") or name.startswith(family.ignored)
+        }
+        check_tensors(file, origins, ignored=ignored | _redundant_head(config, family, file))
         _check_types(file, origins)
         return FileSource(
             file,
@@ -61,10 +64,11 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
 
 def _weights(folder: Path, config: Fields) -> TensorFile:
     file = SafetensorsFolder(folder)
-    if "quantization" not in config:
-        return file
     try:
-        return AffineFolder(file, config.mapping("quantization"))
+        if "quantization" in config:
+            return AffineFolder(file, config.mapping("quantization"))
+        method = config.mapping("quantization_config").values.get("quant_method")
+        return Mxfp4Folder(file) if method == "mxfp4" else file
     except BaseException:
         file.close()
         raise
@@ -72,25 +76,26 @@ def _weights(folder: Path, config: Fields) -> TensorFile:
 
 def _check_types(file: TensorFile, origins: Mapping[str, Origin]) -> None:
     for origin in origins.values():
-        if (kind := file.type_name(origin.tensor)) not in (*READABLE, *quantised_types()):
+        if (kind := file.type_name(origin.tensor)) not in (*READABLE, TYPE_NAME, *quantised_types()):
             raise ModelFormatError(
                 f"{file.label}: tensor {origin.tensor!r} has type {kind}: this version reads {', '.join(READABLE)}"
             )
 
 
-def _redundant_head(config: ModelConfig, file: TensorFile) -> set[str]:
+def _redundant_head(config: ModelConfig, family: Family, file: TensorFile) -> set[str]:
     """The logits layer that some checkpoints of tied models repeat; it has to equal the embedding table.
 
     Raises:
         ModelFormatError: it does not.
     """
-    if not config.tied or HEAD not in file.names():
+    (_, head), (_, embed) = (find(family.huggingface or {}, name, set(file.names())) for name in ("head", "embed"))
+    if not config.tied or head not in file.names():
         return set()
     shape = (config.vocab, config.hidden)
-    equal = EMBED in file.names() and file.shape(HEAD) == file.shape(EMBED) == shape
+    equal = embed in file.names() and file.shape(head) == file.shape(embed) == shape
     for start in range(0, config.vocab if equal else 0, 4096):
         stop = min(config.vocab, start + 4096)
-        equal = equal and np.array_equal(file.float32(HEAD, start, stop), file.float32(EMBED, start, stop))
+        equal = equal and np.array_equal(file.float32(head, start, stop), file.float32(embed, start, stop))
     if not equal:
-        raise ModelFormatError(f"{CONFIG_NAME} ties the embeddings, but {HEAD!r} is there and differs from {EMBED!r}")
-    return {HEAD}
+        raise ModelFormatError(f"{CONFIG_NAME} ties the embeddings, but {head!r} is there and differs from {embed!r}")
+    return {head}

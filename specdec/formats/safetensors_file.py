@@ -30,7 +30,7 @@ _PART = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 _MOST_PARTS = 10_000
 
 READABLE = ("F32", "F16", "BF16")
-_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "U32": "<u4"}
+_DTYPES = {"F32": "<f4", "F16": "<u2", "BF16": "<u2", "U32": "<u4", "U8": "u1"}
 _ITEM_BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
     "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I8": 8, "U8": 8, "BOOL": 8, "F4": 4,
@@ -84,6 +84,9 @@ class SafetensorsFile:
 
     def raw32(self, name: str, start: int, stop: int) -> np.ndarray:
         return self._rows(name, start, stop).astype(np.uint32)
+
+    def raw8(self, name: str, start: int, stop: int) -> np.ndarray:
+        return self._rows(name, start, stop).copy()
 
     def close(self) -> None:
         self._tensors = {}
@@ -187,6 +190,10 @@ class SafetensorsFolder:
     def raw32(self, name: str, start: int, stop: int) -> np.ndarray:
         """uint32 (stop - start, columns): those rows as they are stored; only for U32."""
         return self._where[name].raw32(name, start, stop)
+
+    def raw8(self, name: str, start: int, stop: int) -> np.ndarray:
+        """uint8 (stop - start, columns): those rows as they are stored; only for U8."""
+        return self._where[name].raw8(name, start, stop)
 
     def blocks(self, name: str, start: int, stop: int) -> dict[str, np.ndarray]:
         raise NotImplementedError("a safetensors file by itself says of no tensor that it is quantised")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -11,10 +11,9 @@ import numpy as np
 from gguf import GGMLQuantizationType, quantize
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.families.base import Tensors
+from specdec.families.base import Name, Places, Stored, find
 from specdec.formats.tensor_file import TensorFile
 from specdec.model.architecture import ModelConfig
-from specdec.model.layers import Layer
 from specdec.weights.dtypes import all_finite, check_dtype, from_float32
 from specdec.weights.quantised import QuantisedTable, quantised_type, quantised_types
 
@@ -26,47 +25,69 @@ _STORED_AS = {"F16": "float16", "BF16": "bfloat16"}
 _PLAIN = ("F32", *_STORED_AS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
     """Where one canonical matrix or vector lies in a file.
 
     Attributes:
         tensor: the file's name for it.
         shape: shape that the whole tensor must have.
-        first_row: first row of the matrix, when the tensor holds several.
-        interleaved_heads: number of heads whose rows have to be brought from the interleaved rotary layout into the
-            half-split one; 0 leaves the rows as they are.
+        slab: number of the expert's part of a tensor that holds those of all experts; 0 where it does not.
+        first: first row (of a vector: first element) of the matrix within that part.
+        step: from a row to the next.
+        transposed: the part is (in, out), and rows are columns.
+        heads: number of heads whose rows have to be brought from the interleaved rotary layout into the half-split
+            one; 0 leaves the rows as they are.
+        turned: rows of each head, its first ones, that are in that layout.
     """
 
     tensor: str
     shape: tuple[int, ...]
-    first_row: int = 0
-    interleaved_heads: int = 0
+    slab: int = 0
+    first: int = 0
+    step: int = 1
+    transposed: bool = False
+    heads: int = 0
+    turned: int = 0
 
 
-def find_origins(config: ModelConfig, tensors: Tensors) -> dict[str, Origin]:
-    """Where every matrix, table and vector of a model lies in a source that stores its tensors so."""
+def find_origins(config: ModelConfig, places: Places, present: Collection[str]) -> dict[str, Origin]:
+    """Where every matrix, table and vector of a model lies in a source of these places and tensors."""
     shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **config.tables()}
     shapes |= {name: (length,) for name, length in config.vectors().items()}
-    return {name: _origin(name, shape, config, tensors) for name, shape in shapes.items()}
+    found = set(present)
+    return {name: _origin(name, shapes, config, find(places, _stored_name(name, config), found)) for name in shapes}
 
 
-def _origin(name: str, shape: tuple[int, ...], config: ModelConfig, tensors: Tensors) -> Origin:
-    place, tensor, expert = tensors.find("embed" if name == "head" and config.tied else name)
-    rows, heads, whole = shape[0], 0, (place.parts * shape[0], *shape[1:])
-    first = place.part * rows
-    if expert is not None and "{expert}" not in place.tensor:  # the experts of a layer lie in one tensor
-        first += expert * place.parts * rows
-        whole = (_layer_of(name, config).mlp.experts, *whole)
+def _stored_name(name: str, config: ModelConfig) -> str:
+    return "embed" if name == "head" and config.tied else name
+
+
+def _origin(name: str, shapes: Mapping[str, tuple[int, ...]], config: ModelConfig, found: tuple[Stored, str]) -> Origin:
+    (place, tensor), parts, shape = found, Name.of(name), shapes[name]
+    kinds = place.among or (parts.kind,)
+    counts = [shapes[parts.sibling(kind)][0] if kind != parts.kind else shape[0] for kind in kinds]
+    own = kinds.index(parts.kind)
+    step = len(kinds) if place.alternating else 1
+    whole = (*shape[1:], sum(counts)) if place.transposed else (sum(counts), *shape[1:])
+    stacked = parts.expert is not None and "{expert}" not in place.tensor
+    if stacked:
+        whole = (config.layers[int(parts.layer)].mlp.experts, *whole)
+    heads = turned = 0
     if place.interleaved:
-        attention = _layer_of(name, config).attention
-        heads = attention.heads if name.endswith(".q") else attention.kv_heads
-    return Origin(tensor, whole, first_row=first, interleaved_heads=heads)
-
-
-def _layer_of(name: str, config: ModelConfig) -> Layer:
-    """The layer that a canonical name belongs to."""
-    return config.layers[int(name.split(".")[1])]
+        attention = config.layers[int(parts.layer)].attention
+        heads = attention.heads if parts.kind.startswith("attn.q") else attention.kv_heads
+        turned = round(attention.head_dim * attention.rope.share)
+    return Origin(
+        tensor=tensor,
+        shape=whole,
+        slab=parts.expert or 0 if stacked else 0,
+        first=own if place.alternating else sum(counts[:own]),
+        step=step,
+        transposed=place.transposed,
+        heads=heads,
+        turned=turned,
+    )
 
 
 def check_counts(config: ModelConfig, file: TensorFile) -> None:
@@ -103,10 +124,11 @@ def check_tensors(file: TensorFile, origins: Mapping[str, Origin], *, ignored: C
 
 
 def natural_dtype(file: TensorFile, origins: Mapping[str, Origin], config: ModelConfig) -> str:
-    """bfloat16 when at least half of the weights are stored as BF16, or with scales of it, else float16."""
+    """bfloat16 when at least half of the weights are stored as BF16, with scales of it, or as MXFP4, whose range only
+    bfloat16 has; else float16."""
     sizes: Counter[bool] = Counter()
     for name, shape in (config.matrices() | config.tables()).items():
-        sizes[file.type_name(origins[name].tensor).lower().endswith("bf16")] += prod(shape)
+        sizes[file.type_name(origins[name].tensor).lower().endswith(("bf16", "mxfp4"))] += prod(shape)
     return "bfloat16" if sizes[True] >= sizes[False] else "float16"
 
 
@@ -151,10 +173,11 @@ class FileSource:
     def matrix(self, name: str) -> np.ndarray:
         """See `Source.matrix`."""
         origin, shape = self._place(name)
+        read = self._transposed if origin.transposed else self._block
         out = np.empty(shape, dtype=np.uint16)
-        for start, stop in _steps(shape):
-            out[start:stop] = self._block(origin.tensor, origin.first_row + start, origin.first_row + stop)
-        return _half_split(out, origin.interleaved_heads)
+        for start, stop in [(0, shape[0])] if origin.transposed else _steps(shape):
+            out[start:stop] = read(origin, start, stop)
+        return _half_split(out, origin)
 
     def quantised(self, name: str, kind: str) -> QuantisedTable:
         """See `Source.quantised`."""
@@ -164,13 +187,10 @@ class FileSource:
             raise InvalidArgumentError(f"{name!r} is {own or 'not quantised'} and cannot be made {kind}, only q8_0")
         arrays = {part: np.empty(spec.shape, spec.memory) for part, spec in quantised_type(kind).tensors(shape).items()}
         for start, stop in _steps(shape):
-            first, last = origin.first_row + start, origin.first_row + stop
-            found = (
-                self._file.blocks(origin.tensor, first, last) if kind == own else self._q8(origin.tensor, first, last)
-            )
+            found = self._blocks(origin, start, stop) if kind == own else self._q8(origin, start, stop)
             for part, array in found.items():
                 arrays[part][start:stop] = array
-        split = {part: _half_split(array, origin.interleaved_heads) for part, array in arrays.items()}
+        split = {part: _half_split(array, origin) for part, array in arrays.items()}
         table = QuantisedTable(kind, shape, split)
         try:
             table.check()
@@ -182,11 +202,12 @@ class FileSource:
         """See `Source.vector`."""
         if name not in self._lengths:
             raise InvalidArgumentError(f"this model has no vector {name!r}")
-        tensor = self._origins[name].tensor
-        values: np.ndarray = self._file.float32(tensor, 0, 1)[0]
+        origin = self._origins[name]
+        values = self._file.float32(origin.tensor, origin.slab, origin.slab + 1)[0, origin.first :: origin.step]
+        values = values[: self._lengths[name]]
         if not np.isfinite(values).all():
-            raise self._not_finite(tensor)
-        return values
+            raise self._not_finite(origin.tensor)
+        return np.ascontiguousarray(_half_split(values[:, None], origin)[:, 0])
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -197,21 +218,55 @@ class FileSource:
             raise InvalidArgumentError(f"this model has no matrix or table {name!r}")
         return self._origins[name], self._shapes[name]
 
-    def _q8(self, tensor: str, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Those rows in q8_0, as the gguf package quantises."""
-        values = self._file.float32(tensor, start, stop)
-        if not np.isfinite(values).all():
-            raise self._not_finite(tensor)
-        return {"blocks": quantize(values, GGMLQuantizationType.Q8_0)}
+    def _rows(self, read: Callable[[str, int, int], np.ndarray], origin: Origin, start: int, stop: int) -> np.ndarray:
+        """Rows of a matrix as `read` gives those of its tensor."""
+        first = origin.slab * origin.shape[-2] + origin.first + start * origin.step
+        last = first + (stop - start - 1) * origin.step + 1
+        return read(origin.tensor, first, last)[:: origin.step]
 
-    def _block(self, tensor: str, start: int, stop: int) -> np.ndarray:
-        """uint16 rows of `tensor` in this source's dtype, all of them finite."""
+    def _blocks(self, origin: Origin, start: int, stop: int) -> dict[str, np.ndarray]:
+        first = origin.slab * origin.shape[-2] + origin.first + start * origin.step
+        last = first + (stop - start - 1) * origin.step + 1
+        found = self._file.blocks(origin.tensor, first, last)
+        return {part: array[:: origin.step] for part, array in found.items()}
+
+    def _q8(self, origin: Origin, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Those rows in q8_0, as the gguf package quantises."""
+        if origin.transposed:
+            values = self._slab(origin, self._file.float32)[start:stop]
+        else:
+            values = self._rows(self._file.float32, origin, start, stop)
+        if not np.isfinite(values).all():
+            raise self._not_finite(origin.tensor)
+        return {"blocks": quantize(np.ascontiguousarray(values), GGMLQuantizationType.Q8_0)}
+
+    def _slab(self, origin: Origin, read: Callable[[str, int, int], np.ndarray]) -> np.ndarray:
+        """A matrix that lies as (in, out)."""
+        inputs = origin.shape[-2]
+        part = read(origin.tensor, origin.slab * inputs, (origin.slab + 1) * inputs)
+        return part[:, origin.first :: origin.step].T
+
+    def _transposed(self, origin: Origin, start: int, stop: int) -> np.ndarray:
+        """uint16 rows of a matrix that lies as (in, out), all of them finite."""
+        tensor = origin.tensor
         if _STORED_AS.get(self._file.type_name(tensor)) == self.dtype:
-            bits = self._file.raw16(tensor, start, stop)
-            if not all_finite(bits, self.dtype):
-                raise self._not_finite(tensor)
-            return bits
-        values = self._file.float32(tensor, start, stop)
+            return self._checked(self._slab(origin, self._file.raw16)[start:stop], tensor)
+        return self._converted(self._slab(origin, self._file.float32)[start:stop], tensor)
+
+    def _block(self, origin: Origin, start: int, stop: int) -> np.ndarray:
+        """uint16 rows of a matrix in this source's dtype, all of them finite."""
+        tensor = origin.tensor
+        if _STORED_AS.get(self._file.type_name(tensor)) == self.dtype:
+            return self._checked(self._rows(self._file.raw16, origin, start, stop), tensor)
+        return self._converted(self._rows(self._file.float32, origin, start, stop), tensor)
+
+    def _checked(self, bits: np.ndarray, tensor: str) -> np.ndarray:
+        if not all_finite(bits, self.dtype):
+            raise self._not_finite(tensor)
+        return bits
+
+    def _converted(self, values: np.ndarray, tensor: str) -> np.ndarray:
+        """Bits of float32 values."""
         bits = from_float32(values, self.dtype)
         if not all_finite(bits, self.dtype):
             if not np.isfinite(values).all():
@@ -233,13 +288,14 @@ def _steps(shape: tuple[int, int]) -> list[tuple[int, int]]:
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
 
 
-def _half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of `heads` heads from pairs (0, 1), (2, 3), … to pairs (0, D/2), (1, D/2 + 1), …; (rows, columns). With no
-    heads the rows stay."""
-    if not heads:
+def _half_split(rows: np.ndarray, origin: Origin) -> np.ndarray:
+    """Turned rows of every head from pairs (0, 1), (2, 3), … to pairs (0, R/2), (1, R/2 + 1), …; (rows, columns). With
+    no heads the rows stay."""
+    if not origin.heads:
         return rows
-    pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+    heads = rows.reshape(origin.heads, -1, rows.shape[1])
+    turned, rest = heads[:, : origin.turned], heads[:, origin.turned :]
+    return np.concatenate([turned[:, 0::2], turned[:, 1::2], rest], axis=1).reshape(rows.shape)
 
 
 def _listed(names: list[str]) -> str:

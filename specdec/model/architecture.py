@@ -71,7 +71,7 @@ class ModelConfig:
                 raise ModelFormatError(
                     f"longest_context {self.longest_context} must be at least max_context {self.max_context}"
                 )
-        _check_count(len(self.layers))
+        check_layers(len(self.layers))
         shared: dict[Layer, Layer] = {}
         object.__setattr__(self, "layers", tuple(shared.setdefault(layer, layer) for layer in self.layers))
         object.__setattr__(self, "_kinds", tuple(shared))
@@ -115,7 +115,7 @@ class ModelConfig:
         Raises:
             ModelFormatError: a value is out of range.
         """
-        _check_count(num_layers)
+        check_layers(num_layers)
         rope = Rope(
             theta=rope_theta, factors=rope_factors, attention_factor=rope_attention_factor, scaling=rope_scaling
         )
@@ -379,7 +379,8 @@ class ModelConfig:
         return first
 
 
-def _check_count(layers: int) -> None:
+def check_layers(layers: int) -> None:
+    """Refuse a number of layers that no model has, before anything is made for each."""
     if not is_whole(layers) or layers <= 0:
         raise ModelFormatError(f"num_layers must be a positive whole number, not {layers!r}")
     if layers > MAX_LAYERS:

@@ -20,6 +20,10 @@ Activation = Literal["silu", "gelu_tanh", "clamped_swiglu"]
 Router = Literal["softmax-then-top", "top-then-softmax"]
 Norms = Literal["pre", "post", "both"]
 
+CLAMP_LIMIT, CLAMP_SLOPE = 7.0, 1.702
+"""Of the clamped SwiGLU: bound of its factors, and what multiplies the gate in the sigmoid. Source: gpt-oss (OpenAI,
+2508.10925) and its reference code."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope:
@@ -102,13 +106,13 @@ class Attention:
             raise ModelFormatError(f"num_heads {self.heads} must be a multiple of num_kv_heads {self.kv_heads}")
         if self.head_dim % 2:
             raise ModelFormatError(f"head_dim must be even for rotary positions, not {self.head_dim}")
-        turned = self.head_dim * self.rope.share
-        if turned != int(turned) or int(turned) % 2:
-            raise ModelFormatError(f"rotary positions must cover an even part of the head, not {turned} dimensions")
+        turned = round(share := self.head_dim * self.rope.share)
+        if abs(turned - share) > 1e-6 * turned or turned % 2:
+            raise ModelFormatError(f"rotary positions must cover an even part of the head, not {share:g} dimensions")
         if self.rope.factors is not None and len(self.rope.factors) != turned // 2:
-            raise ModelFormatError(f"rope_factors must hold {int(turned) // 2} numbers, not {len(self.rope.factors)}")
+            raise ModelFormatError(f"rope_factors must hold {turned // 2} numbers, not {len(self.rope.factors)}")
         if self.rope.scaling is not None:
-            self.rope.scaling.check_pairs(int(turned) // 2)
+            self.rope.scaling.check_pairs(turned // 2)
 
     def query_growth(self, position: int) -> float:
         """What multiplies a query at `position` beside the scale of scores, in float64; 1 without `growth`.
@@ -131,7 +135,7 @@ class Attention:
     @property
     def turned(self) -> int:
         """Dimensions of a head that rotary positions turn, R, its first ones; 0 in a layer without positions."""
-        return 0 if self.rope.kind == "none" else int(self.head_dim * self.rope.share)
+        return 0 if self.rope.kind == "none" else round(self.head_dim * self.rope.share)
 
     @property
     def query_width(self) -> int:
