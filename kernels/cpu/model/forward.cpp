@@ -363,7 +363,7 @@ void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride) {
              // zeros there.
              if (to == width) std::fill(gates + to, gates + stride, 0.0F);
            });
-  multiply({gate, stride, in.rows, in.efforts}, {{parts.first_matrix + 2, y, y_stride}}, false,
+  multiply({gate, stride, in.rows, in.efforts, in.first}, {{parts.first_matrix + 2, y, y_stride}}, false,
            [&](int, int row, int64_t from, int64_t to) {
              float* part = y + row * y_stride;
              for (int64_t o = from; parts.down_bias != nullptr && o < to; ++o) part[o] += parts.down_bias[o];

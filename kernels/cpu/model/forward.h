@@ -37,7 +37,10 @@ class Pass {
     const float* x;
     int64_t stride;
     int rows;
-    const double* const* efforts;  // of each row: one per matrix
+    const double* const* efforts;  // of each row: one per matrix, from number `first` on
+    int first = 0;
+
+    double effort(int row, int matrix) const { return efforts[row][matrix - first]; }
   };
   // What multiply_exact prepares for one output.
   struct Plan {
@@ -70,8 +73,9 @@ class Pass {
   void share_bytes();
   // experts.cpp
   void expert_mlp(int layer, Input in);
-  void route(int layer, Input in, std::vector<float>* weights);
-  void route_row(const LayerShape& layer, const float* logits, float* weights) const;
+  void route(int layer, Input in, std::vector<float>* weights, std::vector<double>* growths);
+  int route_row(const LayerShape& layer, const float* logits, double effort, float* weights) const;
+  double mixture_effort(int layer, const double* efforts) const;
 
   // multiply.h: y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`,
   // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
