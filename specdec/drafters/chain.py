@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import (
@@ -14,6 +17,7 @@ from specdec.drafters.base import (
     Drafting,
     Extender,
     Foreteller,
+    Observer,
     Rememberer,
     finish,
 )
@@ -65,6 +69,12 @@ class ChainDrafter:
         first = self.levels[0][1]
         found = first.match_length(context) if isinstance(first, Foreteller) else 1
         return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
+
+    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
+        """Show the levels what the verifier computed."""
+        for _, level in self.levels:
+            if isinstance(level, Observer):
+                level.verified(tokens, logits, kept)
 
     def ended(self, context: DraftContext) -> None:
         """Tell the levels."""
