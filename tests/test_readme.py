@@ -28,7 +28,15 @@ def test_it_is_short_and_its_pictures_are_small() -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/choosing.md", "docs/effort.md"])
 def test_options_exist(page: str) -> None:
-    commands = (["generate", "--prompt", "x"], ["bench", "x"], ["serve"], ["convert", "x", "-o", "y"], ["pull"], ["rm"], ["tune", "x"])
+    commands = (
+        ["generate", "--prompt", "x"],
+        ["bench", "x"],
+        ["serve"],
+        ["convert", "x", "-o", "y"],
+        ["pull"],
+        ["rm"],
+        ["tune", "x"],
+    )
     helped = [build_parser().parse_args(words) for words in commands]
     known = {flag_of(name) for one in helped for name in vars(one)} | {"--help", "--list"}
     options = set(re.findall(r"`(--[a-z-]+)", (ROOT / page).read_text(encoding="utf-8")))
