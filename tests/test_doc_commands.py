@@ -18,13 +18,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from command_line import run
 from doc_pages import PAGES, ROOT, command_lines, name_of, named_files
-from gguf import GGMLQuantizationType, quantize
-from model_files import gguf_parts, write_gguf
-from tokenizer_files import ROWS, bpe_metadata
+from text_model import text_gguf
 
 from specdec import catalogue
 from specdec.cli.main import COMMANDS, build_parser
@@ -32,11 +29,21 @@ from specdec.errors import RuntimeUnavailableError
 from specdec.lab.eval.sandbox import run_program
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
+
+
+def help_lines(command: str) -> list[str]:
+    """The examples that end the help of a command."""
+    parsers = next(action for action in build_parser()._actions if action.choices and command in action.choices)
+    epilog = parsers.choices[command].epilog or ""
+    return [line.strip() for line in epilog.splitlines()[1:]]
+
+
 LINES = command_lines() if PAGES else {}
+HELPED = [line for name in COMMANDS for line in help_lines(name)] if PAGES else []
 MODEL = "model.gguf"
 PLACEHOLDERS = {"MODEL": MODEL, "MODEL.gguf": MODEL, "STORE": "store"}
 # Commands of plug-ins that a page writes out: `test_docs` runs them with the plug-in installed.
-PLUGINS = re.compile(r"alternate:|repeat:")
+PLUGINS = re.compile(r"\b(alternate|repeat|eight)\b")
 LIMITS = {
     "bench": ["--tasks", "qa", "--per-task", "1", "--repeat", "1", "--max-tokens", "4"],
     "eval": ["--passages", "1", "--passage-tokens", "16", "--problems", "1", "--max-tokens", "4"],
@@ -49,25 +56,11 @@ LIMITS = {
 OTHERS = {"python3", "source", "git", "pre-commit", "clang-format", "auditwheel", "cibuildwheel", "sha256sum", "cd"}
 
 
-def tiny_gguf(path: Path) -> Path:
-    """A file in Q8_0 with random weights, a tokenizer, a chat template and a context with room."""
-    metadata, tensors = gguf_parts("tiny-qwen2")
-    metadata |= bpe_metadata() | {"qwen2.context_length": 8192}
-    random = np.random.default_rng(0)
-    tensors["token_embd.weight"] = random.standard_normal((ROWS, 64)).astype(np.float16)
-    kind = GGMLQuantizationType.Q8_0
-    packed: dict[str, Any] = {
-        name: (quantize(tensor.astype(np.float32), kind), kind) if tensor.ndim == 2 else tensor
-        for name, tensor in tensors.items()
-    }
-    return write_gguf(path, metadata, packed)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with all files that commands of the pages read."""
     folder = tmp_path_factory.mktemp("commands")
-    tiny_gguf(folder / MODEL)
+    text_gguf(folder / MODEL)
     for name, text in named_files().items():
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "prompt.txt").write_text("Name a river.\n", encoding="utf-8")
@@ -103,7 +96,7 @@ def ours(program: str) -> list[str]:
     return [line for line in LINES if re.search(rf"(^|\| ){program}\b", line)]
 
 
-@pytest.mark.parametrize("line", ours("specdec"))
+@pytest.mark.parametrize("line", dict.fromkeys([*ours("specdec"), *HELPED]))
 def test_commands_of_specdec_run(line: str, inside: Path, capsys: pytest.CaptureFixture[str], request: Any) -> None:
     command, _, source = line.rpartition("| ")[2].partition(" < ")
     words = shlex.split(command)[1:]
@@ -183,9 +176,16 @@ def serve(words: list[str]) -> None:
 def test_every_line_is_of_a_known_kind() -> None:
     """A line of a shell block that is checked nowhere would say anything."""
     known = OTHERS | {"specdec", "pip", "make", "python", "printf", "SPECDEC_NO_NATIVE=1", ".venv/bin/python"}
-    known |= {".venv/bin/ruff", ".venv/bin/mypy", "curl", "ctest", "cmake"}
+    known |= {".venv/bin/ruff", ".venv/bin/mypy", "curl", "clean/bin/pip", "clean/bin/specdec"}
     for line, page in LINES.items():
         assert line.split(" ")[0] in known, f"{name_of(page)}: {line}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_ends_with_examples(name: str) -> None:
+    examples = [line for line in HELPED if f"specdec {name}" in line]
+    assert len(examples) >= 2
+    assert max(map(len, examples)) <= 100
 
 
 def test_every_command_is_in_the_documentation() -> None:

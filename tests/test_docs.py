@@ -17,11 +17,12 @@ from command_line import run, says
 from doc_pages import PAGES, ROOT, blocks, name_of
 from models import real_model_path
 from specdec.policies import registry as policies
-from text_model import text_store
+from text_model import text_gguf, text_store
 
 import specdec
 from specdec.drafters import registry as drafters
 from specdec.store import Store
+from specdec.weights import registry as views
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
@@ -53,7 +54,7 @@ def test_python_examples_run(
             except pytest.skip.Exception as missing:
                 skipped = str(missing)
                 continue
-        exec(compile(code, page.name, "exec"), space)
+        exec(compile(code, page.name, "exec", dont_inherit=True), space)
     if page.name == "store.md":
         store = Store.open(roomy)
         assert np.array_equal(space["query"], store.exact("layers.0.attn.q").dense_bits())
@@ -80,7 +81,7 @@ def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
         lines = "".join(f"{key} = {value}\n" for key, value in group.items())
         (information / "entry_points.txt").write_text(f"[specdec.{page}]\n{lines}", encoding="utf-8")
         monkeypatch.syspath_prepend(str(tmp_path))
-        registry = {"policies": policies, "drafters": drafters}[page]._registry
+        registry = {"policies": policies._registry, "drafters": drafters._registry, "views": views._views}[page]
         monkeypatch.setattr(registry, "_points", list(metadata.entry_points(group=f"specdec.{page}")))
         sys.modules.pop(name, None)
         made.append(name)
@@ -110,6 +111,22 @@ def test_the_drafter_of_the_docs_works_as_a_package(
     assert run(capsys, *ask, "repeat").code == 0
     says(run(capsys, *ask, "repeat:0"), "^drafter 'repeat' refuses its argument '0': the period must be at least 1")
     says(run(capsys, *ask, "repeat:x"), "^drafter 'repeat' refuses its argument 'x': ")
+
+
+def test_the_view_of_the_docs_works_as_a_package(
+    roomy: Path, packaged: Callable[[str, str], str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    packaged("views", "eight")
+    stored, source = tmp_path / "eight.store", text_gguf(tmp_path / "model.gguf")
+    done = run(capsys, "convert", source, "-o", stored, "--views", "eight")
+    assert done.code == 0, done.err
+    options = {"max_tokens": 12, "policy": "fixed", "draft_view": "eight", "draft_effort": 1.0}
+    for store in (stored, roomy):  # read from the store, and built on loading
+        model = specdec.load(store, runtime="reference")
+        result = specdec.generate(model, "Hello", **options)
+        assert result.stats.draft_view == "eight"
+        assert result.stats.acceptance_rate > 0.8  # 8 bits are close
+        assert result.tokens == specdec.generate(model, "Hello", max_tokens=12, speculate=False).tokens
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -5,7 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from gguf import GGMLQuantizationType, quantize
+from model_files import gguf_parts, write_gguf
 from synthetic import SyntheticSource, tiny_config
+from tokenizer_files import ROWS, bpe_metadata
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from specdec.store import convert
@@ -40,3 +44,17 @@ def text_source(*, seed: int = 0, files: dict[str, bytes] | None = None, **overr
 def text_store(folder: Path, **options: Any) -> Path:
     """A store of such a model at `folder`; options are those of `text_source`."""
     return convert(text_source(**options), folder)
+
+
+def text_gguf(path: Path) -> Path:
+    """A GGUF file in Q8_0 with random weights, another tokenizer, a chat template and a context with room."""
+    metadata, tensors = gguf_parts("tiny-qwen2")
+    metadata |= bpe_metadata() | {"qwen2.context_length": 8192}
+    random = np.random.default_rng(0)
+    tensors["token_embd.weight"] = random.standard_normal((ROWS, 64)).astype(np.float16)
+    kind = GGMLQuantizationType.Q8_0
+    packed: dict[str, Any] = {
+        name: (quantize(tensor.astype(np.float32), kind), kind) if tensor.ndim == 2 else tensor
+        for name, tensor in tensors.items()
+    }
+    return write_gguf(path, metadata, packed)

@@ -14,6 +14,7 @@ from specdec.cli.common import (
     add_remeasure_option,
     add_runtime_options,
     check_outputs,
+    examples,
     load_model,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
@@ -36,11 +37,15 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `bench` to the command line."""
     parser = subparsers.add_parser(
         "bench",
-        help="measure speed and acceptance of ways of decoding, compared with plain decoding",
+        help="measure speed and acceptance against plain decoding",
         description=(
-            "Answer prompts in every way of decoding that is asked for, plain decoding always among them and in turn, "
-            "check that all answers are the same, and report speed, speed-up, acceptance and where the time went. "
-            "Interrupt it at any time: the same command goes on from there."
+            "Answer prompts in several ways of decoding, in turns with plain decoding; check that all answers are the "
+            "same; report speed, speed-up, acceptance and where the time went. After an interrupt the same command "
+            "continues."
+        ),
+        **examples(
+            "specdec bench smollm2-135m --report report",
+            "specdec bench smollm2-135m --prompts mine.jsonl --temperature 0 0.8",
         ),
     )
     add_model_argument(parser)
@@ -55,8 +60,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _add_contenders(group: argparse._ArgumentGroup) -> None:
     group.description = (
-        "Plain decoding is always measured. Lists of options stand for all combinations of their values; single ways "
-        "and a grid file join them. Without any: auto, int4:0.7:4, and auto with lookup alone."
+        "Plain decoding is always measured. Options with several values mean all combinations; --contender and --grid "
+        "add single ways. The default is: auto, int4:0.7:4, and auto with lookup only."
     )
     group.add_argument(
         "--contender",
@@ -70,7 +75,7 @@ def _add_contenders(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_conditions(group: argparse._ArgumentGroup) -> None:
-    group.description = "All ways are measured under all combinations of these."
+    group.description = "Every way is measured under every combination of these."
     _add_lists(group, CONDITION_OPTIONS)
 
 
@@ -91,30 +96,30 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
         metavar="SET",
         help="spec-bench, humaneval, a .jsonl file, or a text file with a prompt on each line (default: both sets)",
     )
-    group.add_argument("--tasks", nargs="+", metavar="TASK", help="only these tasks (default: all)")
-    group.add_argument("--per-task", type=int, default=2, metavar="N", help="prompts of a task (default: %(default)s)")
-    group.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default: %(default)s)")
+    group.add_argument("--tasks", nargs="+", metavar="TASK", help="kinds of prompt to use (default: all)")
     group.add_argument(
-        "--repeat", type=int, default=3, metavar="N", help="times that each prompt is answered (default: %(default)s)"
+        "--per-task", type=int, default=2, metavar="N", help="prompts of each task (default: %(default)s)"
     )
-    group.add_argument("--raw", action="store_true", help="take prompts as they are, without the chat template")
+    group.add_argument("--max-tokens", type=int, default=128, metavar="N", help="longest answer (default: %(default)s)")
+    group.add_argument(
+        "--repeat", type=int, default=3, metavar="N", help="answers to each prompt (default: %(default)s)"
+    )
+    group.add_argument("--raw", action="store_true", help="use prompts as they are, without the chat template")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
     add_json_option(group)
     group.add_argument("--csv", metavar="FILE", help="write the table")
-    group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and its plots as PNGs")
-    group.add_argument(
-        "--resume", metavar="FILE", help="keep the answers in this file, and go on from those that are in it"
-    )
-    group.add_argument("--restart", action="store_true", help="forget the answers of an interrupted run")
+    group.add_argument("--report", metavar="FOLDER", help="write a page with plots, index.html, and the plots as PNGs")
+    group.add_argument("--resume", metavar="FILE", help="keep the answers in this file, and continue from it")
+    group.add_argument("--restart", action="store_true", help="start over instead of continuing an interrupted run")
     group.add_argument(
         "--max-noise",
         type=float,
         metavar="SHARE",
-        help="standard error that noise may leave in a speed-up before nothing is reported (default: 0.05)",
+        help="largest standard error of a speed-up by noise that is still reported (default: 0.05)",
     )
-    group.add_argument("--force", action="store_true", help="report all the same, labelled as noisy")
+    group.add_argument("--force", action="store_true", help="report even if the measurement is too noisy, labelled so")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -131,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
         samples = measure(model, plan, journal, progress=progress)
     except KeyboardInterrupt:
         progress.close()
-        print(f"specdec: interrupted after {len(journal.results)} answers; the same command goes on", file=sys.stderr)
+        print(f"specdec: interrupted after {len(journal.results)} answers; the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED
     except DifferenceFoundError as error:
         progress.close()

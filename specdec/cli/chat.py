@@ -15,7 +15,7 @@ from specdec.chat.commands import Commands
 from specdec.chat.conversation import Conversation
 from specdec.chat.reader import InputReader, TerminalReader, has_prompt_toolkit, plain_lines
 from specdec.chat.session import Session
-from specdec.cli.common import MODEL_HELP, Subparsers, add_runtime_options, load_model
+from specdec.cli.common import MODEL_HELP, Subparsers, add_runtime_options, examples, load_model
 from specdec.cli.options import add_option, check_options
 from specdec.cli.statistics import report
 from specdec.engine.option_checks import check_useful
@@ -35,15 +35,19 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "chat",
         help="talk with a model",
-        description="Talk with a model. Enter sends, Alt-Enter or a backslash at the end begins another line, Ctrl-C "
-        "ends an answer, /help lists commands. Standard input that is no terminal gives a question a line.",
+        description="Talk with a model. Enter sends; Alt-Enter, or a backslash at the end of a line, begins another "
+        "line; Ctrl-C ends an answer; /help lists commands. Without a terminal, each line of input is a question.",
+        **examples(
+            "specdec chat qwen2.5-coder-0.5b",
+            "printf 'Name a river.\\nAnother.\\n' | specdec chat qwen2.5-coder-0.5b",
+        ),
     )
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: %(default)s)"
     )
     add_runtime_options(parser)
     parser.add_argument("--system", metavar="TEXT", default="", help="a system message before the conversation")
-    parser.add_argument("--load", metavar="FILE", help="go on with a conversation that /save wrote")
+    parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
     parser.add_argument("--stats", action="store_true", help="print statistics after every answer")
     for name in _OPTIONS:
         add_option(parser, name)

@@ -1,4 +1,4 @@
-"""What several subcommands share: types, options, readable numbers, and checks of files that are written later."""
+"""Shared by subcommands: options, examples in help, readable numbers, checks of output files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.errors import InvalidArgumentError
@@ -21,11 +21,26 @@ Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EXIT_INTERRUPTED = 130
 Outcome = TypeVar("Outcome")
-MODEL_HELP = "a catalogue name, ORG/NAME[:FILE] of the Hugging Face hub, a store, a Hugging Face folder or a .gguf file"
+MODEL_HELP = (
+    "a catalogue name, ORG/NAME[:FILE] of the Hugging Face hub, a .gguf file, a Hugging Face folder, or a store"
+)
+_EXAMPLES = "examples:"
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps text, but keeps the lines of examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(_EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+def examples(*lines: str) -> dict[str, Any]:
+    """Arguments of `add_parser` that end a command's help with examples, one a line."""
+    return {"epilog": "\n  ".join((_EXAMPLES, *lines)), "formatter_class": HelpFormatter}
 
 
 def add_model_argument(parser: argparse.ArgumentParser) -> None:
-    """Add MODEL, by its place."""
+    """Add the positional argument MODEL."""
     parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
 
 
@@ -39,13 +54,13 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
         "--context",
         type=int,
         metavar="N",
-        help="tokens of prompt and answer to load the model for (default: the model's own context)",
+        help="load the model for N tokens of prompt and answer (default: the model's own context)",
     )
     add_licence_option(parser)
 
 
 def load_model(arguments: argparse.Namespace, *, load_share: float = 1.0) -> specdec.Model:
-    """The model of MODEL or --model, loaded as `add_runtime_options` lets the user say."""
+    """Load the model of MODEL or --model, with the options of `add_runtime_options`."""
     import specdec
 
     return specdec.load(
@@ -64,7 +79,7 @@ def add_remeasure_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--remeasure",
         action="store_true",
-        help="measure anew what passes cost here, and forget what was kept of it (when the machine was busy, say)",
+        help="measure the costs of passes again, for instance if the machine was busy the first time",
     )
 
 
@@ -78,13 +93,13 @@ def readable_bytes(count: float) -> str:
 
 
 def interruptible(work: Callable[[StreamProgress], Outcome]) -> Outcome | None:
-    """What `work` returns; None when the user interrupts it, which is told: such work goes on at the next call."""
+    """What `work` returns; None if the user interrupts it, with a note that the same command continues."""
     progress = StreamProgress()
     try:
         return work(progress)
     except KeyboardInterrupt:
         progress.close()
-        print("specdec: interrupted; the same command goes on from here", file=sys.stderr)
+        print("specdec: interrupted; the same command continues from here", file=sys.stderr)
         return None
     finally:
         progress.close()
@@ -129,7 +144,7 @@ def check_report(path: str) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidArgumentError("--report needs matplotlib: pip install 'specdec-mlx[report]'")
     if Path(path).exists() and not Path(path).is_dir():
-        raise InvalidArgumentError(f"--report {path} is no folder: name one, or one to make")
+        raise InvalidArgumentError(f"--report {path} is a file: name a folder")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

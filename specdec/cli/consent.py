@@ -16,7 +16,7 @@ def add_licence_option(parser: argparse.ArgumentParser) -> None:
         "--accept-license",
         dest="accept_licence",
         action="store_true",
-        help="accept the licence of a model that asks for it, such as gemma-3-270m (else asked for on a terminal)",
+        help="accept the licence of a model that requires it, such as gemma-3-270m (else a terminal asks)",
     )
 
 

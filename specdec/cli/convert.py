@@ -1,4 +1,4 @@
-"""`specdec convert`: write a bucket store from somebody else's model file."""
+"""`specdec convert`: write a store from a model file of another program."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec import catalogue
-from specdec.cli.common import MODEL_HELP, Subparsers, whole_numbers
+from specdec.cli.common import MODEL_HELP, Subparsers, examples, whole_numbers
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.parse import foreign
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from specdec.store import BucketLayout
 
 _DTYPES = {"f16": "float16", "float16": "float16", "bf16": "bfloat16", "bfloat16": "bfloat16"}
-_DEFAULT = "keep, which leaves 16-bit weights as they are, too"
 _BLOCKS = {"keep": "keep", "q8": "q8_0"}
 
 
@@ -25,35 +24,45 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `convert` to the command line."""
     parser = subparsers.add_parser(
         "convert",
-        help="convert a model into a bucket store",
-        epilog="examples: specdec convert model.gguf -o model.store; "
-        "specdec convert Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M -o qwen.store",
+        help="convert a model into a store",
+        description="Convert a model into a store, which keeps every bit of every weight unless --to or --dither says "
+        "otherwise. Other commands do it on first use; this one chooses where and how.",
+        **examples(
+            "specdec convert model.gguf -o model.store",
+            "specdec convert model.gguf -o model-f16.store --to f16",
+            "specdec convert Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M -o qwen.store",
+        ),
     )
     parser.add_argument("source", metavar="SOURCE", help=MODEL_HELP)
-    parser.add_argument("-o", "--output", metavar="STORE", required=True, help="folder to make")
+    parser.add_argument("-o", "--output", metavar="STORE", required=True, help="folder to create")
     parser.add_argument(
-        "--views", metavar="NAME,...", default="", help="draft views to store, such as int4; others are built at load"
+        "--views",
+        metavar="NAME,...",
+        default="",
+        help="draft views to store, such as int4; others are built on loading",
     )
     parser.add_argument(
-        "--dither", type=int, metavar="SEED", help="add one quantisation step of noise to every weight (16 real bits)"
+        "--dither",
+        type=int,
+        metavar="SEED",
+        help="add one quantisation step of seeded noise to every weight, for measurements",
     )
     parser.add_argument(
         "--to",
         choices=("keep", "f16", "bf16", "q8"),
-        help="what becomes of the weights: keep leaves quantised ones in their own blocks, q8 makes GGUF's Q8_0 of all "
-        f"(default: {_DEFAULT})",
+        help="type of the weights: keep leaves them as they are; f16, bf16; q8 is GGUF's Q8_0 (default: keep)",
     )
     # What --to f16 and --to bf16 were called before there was anything else.
     parser.add_argument("--dtype", dest="to", choices=_DTYPES, help=argparse.SUPPRESS)
-    parser.add_argument("--bucket-size", type=int, metavar="B", help="consecutive outputs in a bucket (default 16)")
+    parser.add_argument("--bucket-size", type=int, metavar="B", help="consecutive outputs in a bucket (default: 16)")
     parser.add_argument(
         "--tiers",
         type=whole_numbers,
         metavar="N,...",
-        help="weights of a bucket in each tier (default: four equal tiers)",
+        help="number of weights of a bucket in each tier (default: four equal tiers)",
     )
     add_licence_option(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace a store that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     add_json_option(parser)
     parser.set_defaults(run=run)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec import catalogue, paths
-from specdec.cli.common import Subparsers, readable_bytes
+from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.choose import best_runtime, known_runtimes
@@ -30,7 +30,13 @@ _CPU_FEATURES = re.compile(r"(avx|fma|f16c|sse4|amx|bmi2|vnni|asimd|neon|dotprod
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `doctor` to the command line."""
-    parser = subparsers.add_parser("doctor", help="show what this machine offers and what would be used")
+    parser = subparsers.add_parser(
+        "doctor",
+        help="show what this machine has, and which runtime would be used",
+        description="Show processor, GPU, runtimes (and why one is not available), packages and models. Bug reports "
+        "should contain it.",
+        **examples("specdec doctor", "specdec doctor --json"),
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 

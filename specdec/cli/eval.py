@@ -13,6 +13,7 @@ from specdec.cli.common import (
     add_model_argument,
     add_runtime_options,
     check_outputs,
+    examples,
     interruptible,
     load_model,
 )
@@ -33,7 +34,11 @@ def add_parser(subparsers: Subparsers) -> None:
         description=(
             "Run a model at lower efforts and compare it with itself at effort 1: perplexity, divergence and agreement "
             "on a text, hidden states layer by layer, the questions of the original Effort, and, with --humaneval, "
-            "programs that it writes. Interrupt it at any time: the same command goes on from there."
+            "programs that it writes. After an interrupt the same command continues."
+        ),
+        **examples(
+            "specdec eval smollm2-135m",
+            "specdec eval qwen2.5-coder-0.5b --measure humaneval --effort 1 0.5 --problems 20",
         ),
     )
     add_model_argument(parser)
@@ -43,10 +48,10 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="+",
         default=[EXACT],
         metavar="VIEW",
-        help="exact, or draft views such as int4; one or more (default: exact)",
+        help="views to measure: exact, or draft views such as int4 (default: exact)",
     )
     parser.add_argument(
-        "--effort", type=float, nargs="+", metavar="E", help="one or more (default: 0.1 to 1 in steps of 0.1)"
+        "--effort", type=float, nargs="+", metavar="E", help="efforts to measure (default: 0.1 to 1 in steps of 0.1)"
     )
     parser.add_argument(
         "--load-share",
@@ -54,13 +59,13 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="+",
         default=[],
         metavar="S",
-        help="also the exact view at effort 1 with only this share of the weights loaded, at least; one or more",
+        help="also measure the exact view at effort 1 with at least this share of the weights loaded",
     )
     _add_measures(parser.add_argument_group("what is measured"))
     output = parser.add_argument_group("output")
     add_json_option(output)
-    output.add_argument("--report", metavar="FOLDER", help="write plots as PNGs, and the table")
-    output.add_argument("--restart", action="store_true", help="forget what an interrupted run has found")
+    output.add_argument("--report", metavar="FOLDER", help="write the table, and plots as PNGs")
+    output.add_argument("--restart", action="store_true", help="start over instead of continuing an interrupted run")
     parser.set_defaults(run=run)
 
 
@@ -73,25 +78,35 @@ def _add_measures(group: argparse._ArgumentGroup) -> None:
         help="text, basicq, quiz, humaneval (default: the first three)",
     )
     group.add_argument("--text", metavar="FILE", help="UTF-8 text to compare on (default: bundled prompts)")
-    group.add_argument("--passages", type=int, default=8, metavar="N", help="pieces of the text (default: %(default)s)")
     group.add_argument(
-        "--passage-tokens", type=int, default=256, metavar="T", help="tokens of each (default: %(default)s)"
+        "--passages", type=int, default=8, metavar="N", help="passages of the text (default: %(default)s)"
     )
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of the order of choices (default: 0)")
+    group.add_argument(
+        "--passage-tokens", type=int, default=256, metavar="T", help="tokens of a passage (default: %(default)s)"
+    )
+    group.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed for the order of choices (default: 0)"
+    )
     group.add_argument(
         "--humaneval",
         action="store_true",
         help=(
-            "also have functions written and run their tests, in a process without network, other files or other "
-            "processes, with limits on time and memory (Linux)"
+            "also let the model write functions and run their tests, without network, files or other processes, with "
+            "limits on time and memory (Linux)"
         ),
     )
     group.add_argument(
-        "--unconfined", action="store_true", help="run the functions where they cannot be confined, with limits alone"
+        "--unconfined",
+        action="store_true",
+        help="run these functions with your rights if the system cannot confine them: dangerous",
     )
     group.add_argument("--problems", type=int, metavar="N", help="HumanEval problems (default: all 82 bundled ones)")
     group.add_argument(
-        "--max-tokens", type=int, default=384, metavar="N", help="of an answer to one (default: %(default)s)"
+        "--max-tokens",
+        type=int,
+        default=384,
+        metavar="N",
+        help="longest answer to a HumanEval problem (default: %(default)s)",
     )
 
 

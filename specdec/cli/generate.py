@@ -18,6 +18,7 @@ from specdec.cli.common import (
     add_remeasure_option,
     add_runtime_options,
     check_writable,
+    examples,
     load_model,
 )
 from specdec.cli.explain import Shown
@@ -45,8 +46,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "generate",
         help="answer a prompt",
-        description="Answer a prompt. The text goes to standard output, a line of statistics to standard error. On a "
-        "terminal, standard error also shows progress where reading the prompt takes a while.",
+        description="Answer a prompt. The text goes to standard output, one line of statistics to standard error. On a "
+        "terminal, progress is shown if reading the prompt takes more than a second.",
+        **examples(
+            'specdec generate --prompt "Why is the sky blue?" --check',
+            "specdec generate --model ./model.gguf --temperature 0.8 --seed 7 < prompt.txt",
+        ),
     )
     parser.add_argument(
         "--model",
@@ -60,17 +65,19 @@ def add_parser(subparsers: Subparsers) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="leave out the least important tiers or lower bits of the weights: lossy (default: %(default)s)",
+        help="load only this share of the weights, the most important tiers and bits: lossy (default: %(default)s)",
     )
     _add_prompt(parser.add_argument_group("prompt"))
     _add_speculation(parser.add_argument_group("speculation"))
     _add_sampling(parser.add_argument_group("sampling and length"))
     add_shaping(parser.add_argument_group("penalties and constraints"))
     output = parser.add_argument_group("output")
-    output.add_argument("--check", action="store_true", help="decode plainly too; exit code 1 at the first difference")
+    output.add_argument(
+        "--check", action="store_true", help="also decode plainly and compare; exit code 1 at the first difference"
+    )
     add_json_option(output)
-    output.add_argument("--stats", action="store_true", help="all statistics, not only a line of them")
-    output.add_argument("--explain", action="store_true", help="colour each token by who produced it, on a terminal")
+    output.add_argument("--stats", action="store_true", help="print all statistics instead of one line")
+    output.add_argument("--explain", action="store_true", help="colour each token by its producer, on a terminal")
     for name in ("logprobs", "prompt_logprobs", "trace"):
         add_option(output, name)
     parser.set_defaults(run=run)
@@ -84,14 +91,18 @@ def _add_prompt(group: argparse._ArgumentGroup) -> None:
 
 def _add_speculation(group: argparse._ArgumentGroup) -> None:
     group.description = (
-        "Nothing here needs to be set: the default policy measures this machine and chooses, for each round and step, "
-        "drafter, length and effort, and does not draft where it does not pay. What is set, it keeps to."
+        "Nothing here needs to be set. The default policy measures this machine and chooses drafter, length and effort "
+        "for each round, and does not draft if that does not pay. It keeps to what you set."
     )
     add_option(group, "draft_effort")
-    group.add_argument("--draft-schedule", metavar="FILE", help="efforts by matrix: a YAML file, or a preset's name")
+    group.add_argument(
+        "--draft-schedule", metavar="FILE", help="draft effort by matrix: a YAML file, or the name of a preset"
+    )
     add_option(group, "draft_view")
     add_option(group, "verify_effort")
-    group.add_argument("--verify-schedule", metavar="FILE", help="efforts of verification by matrix")
+    group.add_argument(
+        "--verify-schedule", metavar="FILE", help="verify effort by matrix: a YAML file, or the name of a preset"
+    )
     for name in ("draft_len", "policy", "drafter", "trust", "speculate"):
         add_option(group, name)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from specdec import catalogue
-from specdec.cli.common import Subparsers
+from specdec.cli.common import Subparsers, examples
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import StoreError
 from specdec.hub_name import parse_hub_name
@@ -14,8 +14,13 @@ from specdec.hub_name import parse_hub_name
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `inspect` to the command line."""
-    parser = subparsers.add_parser("inspect", help="show what a store holds, and check it")
-    parser.add_argument("store", metavar="STORE", help="folder of a store, or a name that was pulled")
+    parser = subparsers.add_parser(
+        "inspect",
+        help="describe and check a store",
+        description="Describe a store: shapes, tiers, bytes, checksums, energy per tier. Every byte is verified.",
+        **examples("specdec inspect store", "specdec inspect smollm2-135m --json store.json"),
+    )
+    parser.add_argument("store", metavar="STORE", help="folder of a store, or the name of a model that was pulled")
     add_json_option(parser)
     parser.set_defaults(run=run)
 

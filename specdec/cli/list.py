@@ -7,13 +7,18 @@ from typing import Any
 
 from specdec import catalogue, paths
 from specdec.cache import Entry
-from specdec.cli.common import Subparsers, readable_bytes
+from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 
 
 def add_parser(subparsers: Subparsers) -> None:
     """Add `list` to the command line."""
-    parser = subparsers.add_parser("list", help="list what the cache folder holds: sizes, places, origins")
+    parser = subparsers.add_parser(
+        "list",
+        help="list models in the cache folder: sizes, places, origins",
+        description="List what the cache folder holds: size, kind, name, origin and place of each entry.",
+        **examples("specdec list", "specdec list --json models.json"),
+    )
     add_json_option(parser)
     parser.set_defaults(run=run)
 

@@ -38,9 +38,9 @@ def add_shaping(group: argparse._ArgumentGroup) -> None:
         add_option(group, name)
     given = group.add_mutually_exclusive_group()
     add_option(given, "response_format")
-    given.add_argument("--json-schema", metavar="FILE", help="a JSON schema that the answer follows")
+    given.add_argument("--json-schema", metavar="FILE", help="JSON schema that the answer must follow")
     add_option(given, "grammar")
-    given.add_argument("--grammar-file", metavar="FILE", help="the same in a file")
+    given.add_argument("--grammar-file", metavar="FILE", help="the same, in a file")
     add_option(given, "regex")
 
 

@@ -22,7 +22,7 @@ def add_json_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
         nargs="?",
         const=STANDARD_OUTPUT,
         metavar="FILE",
-        help="write one JSON object: on one line to standard output instead of text, or to FILE",
+        help="write one JSON object to FILE, or to standard output instead of text",
     )
 
 

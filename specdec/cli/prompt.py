@@ -15,10 +15,10 @@ _WAYS = "--prompt TEXT or --prompt-file FILE, or a prompt on standard input"
 def add_prompt_options(group: argparse._ArgumentGroup) -> None:
     """Add --prompt, --prompt-file and --system."""
     given = group.add_mutually_exclusive_group()
-    given.add_argument("--prompt", metavar="TEXT", help="the prompt itself")
     given.add_argument(
-        "--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - (or no prompt at all) reads a pipe"
+        "--prompt", metavar="TEXT", help="the prompt (without --prompt and --prompt-file, a pipe is read)"
     )
+    given.add_argument("--prompt-file", metavar="FILE", help="a UTF-8 file with the prompt; - reads standard input")
     group.add_argument("--system", metavar="TEXT", help="a system message before the prompt")
 
 

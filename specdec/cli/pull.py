@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from specdec import catalogue
-from specdec.cli.common import Subparsers
+from specdec.cli.common import Subparsers, examples
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import InvalidArgumentError
@@ -16,18 +16,24 @@ def add_parser(subparsers: Subparsers) -> None:
     """Add `pull` to the command line."""
     parser = subparsers.add_parser(
         "pull",
-        help="fetch a model and convert it",
-        description="Fetch a model of the catalogue, or of the Hugging Face hub, and convert it. Of a repository only "
-        "the files that the model is read from are fetched; what was cut short goes on. A model of the hub stays at "
-        "the revision that it was fetched at; --force fetches the newest.",
-        epilog="examples: specdec pull smollm2-135m; specdec pull HuggingFaceTB/SmolLM2-135M-Instruct; "
-        "specdec pull Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M; specdec pull gemma-3-270m --accept-licence",
+        help="download a model and convert it",
+        description="Download a model of the catalogue or of the Hugging Face hub, and convert it. Only the files "
+        "that are needed are downloaded; an interrupted download continues. A model of the hub stays at the "
+        "revision that was downloaded; --force gets the newest.",
+        **examples(
+            "specdec pull --list",
+            "specdec pull qwen2.5-coder-0.5b",
+            "specdec pull Qwen/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M",
+            "specdec pull gemma-3-270m --accept-licence",
+        ),
     )
     parser.add_argument(
         "name", metavar="NAME", nargs="?", help="a name that --list shows, or ORG/NAME[@REVISION][:FILE] of the hub"
     )
-    parser.add_argument("--list", action="store_true", help="list the catalogue and what is already here")
-    parser.add_argument("--force", action="store_true", help="check and convert again what is already here")
+    parser.add_argument("--list", action="store_true", help="list the catalogue, and which models are already here")
+    parser.add_argument(
+        "--force", action="store_true", help="check and convert again, even if the model is already here"
+    )
     add_licence_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from specdec import cache, catalogue
-from specdec.cli.common import Subparsers, readable_bytes
+from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import InvalidArgumentError
 
@@ -15,14 +15,18 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "rm",
         help="remove models from the cache folder",
-        description="Remove from the cache folder. Nothing outside it is touched: a model that was given by its path "
-        "stays, and is converted again when it is used again.",
+        description="Remove models from the cache folder. Nothing outside it is touched: a model file that you named "
+        "by its path stays, and is converted again on its next use.",
+        **examples("specdec rm qwen2.5-coder-0.5b", "specdec rm --orphans"),
     )
     parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="as `specdec list` shows it, or a model's catalogue name or path"
+        "names",
+        metavar="NAME",
+        nargs="*",
+        help="a name that `specdec list` shows, a catalogue name, or the path of a model",
     )
     parser.add_argument(
-        "--orphans", action="store_true", help="all stores whose model is gone or has changed, and unfinished work"
+        "--orphans", action="store_true", help="stores whose model is gone or has changed, and unfinished work"
     )
     parser.add_argument("--all", action="store_true", help="everything")
     add_json_option(parser)

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
-from specdec.cli.common import EXIT_INTERRUPTED, MODEL_HELP, Subparsers, add_runtime_options, load_model
+from specdec.cli.common import (
+    EXIT_INTERRUPTED,
+    MODEL_HELP,
+    Subparsers,
+    add_runtime_options,
+    examples,
+    load_model,
+)
 from specdec.errors import InvalidArgumentError
 from specdec.hub_name import parse_hub_name
 
@@ -26,8 +33,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="answer requests over HTTP",
-        description="Answer requests over HTTP, by OpenAI's and Anthropic's interfaces. Requests share passes; each "
-        "answer has the tokens that it would have alone.",
+        description="Answer HTTP requests through OpenAI's and Anthropic's interfaces. Requests share passes; each "
+        "answer has the tokens that it would have alone. A chat page is at the server's address.",
+        **examples(
+            "specdec serve qwen2.5-coder-0.5b --port 8080 --api-key my-secret",
+            "specdec serve ./model.gguf --host 0.0.0.0 --api-key my-secret --alias coder",
+        ),
     )
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", default=DEFAULT_MODEL, help=f"{MODEL_HELP} (default: %(default)s)"
@@ -40,21 +51,21 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _add_access(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    group.add_argument("--port", type=int, default=8080, help="port; 0 takes a free one (default: %(default)s)")
+    group.add_argument("--port", type=int, default=8080, help="port; 0 chooses a free one (default: %(default)s)")
     group.add_argument(
         "--api-key",
         action="append",
         metavar="KEY",
-        help=f"requests must carry it; repeatable, or in {API_KEY_VARIABLE} (default: none needed)",
+        help=f"key that requests must carry; repeatable; or set {API_KEY_VARIABLE} (default: no key)",
     )
     group.add_argument(
-        "--cors", action="append", metavar="ORIGIN", help="let pages of this origin ask; * for all; repeatable"
+        "--cors", action="append", metavar="ORIGIN", help="allow web pages of this origin; * allows all; repeatable"
     )
     group.add_argument(
         "--alias",
         action="append",
         metavar="NAME",
-        help="the model's name in requests; repeatable (default: that of its file or folder)",
+        help="name of the model in requests; repeatable (default: name of its file or folder)",
     )
     group.add_argument(
         "--log-level", choices=LOG_LEVELS, default="info", help="info logs every request (default: %(default)s)"
@@ -62,16 +73,16 @@ def _add_access(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_limits(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--max-sequences", type=int, metavar="N", help="most answers that grow at once")
-    group.add_argument("--max-rows", type=int, metavar="N", help="most rows of a pass, of prompts and of answers")
+    group.add_argument("--max-sequences", type=int, metavar="N", help="most answers in progress (default: 64)")
+    group.add_argument("--max-rows", type=int, metavar="N", help="most rows of a pass, of prompts and answers")
     group.add_argument(
         "--cache-bytes",
         type=_bytes,
         metavar="B",
-        help="most bytes of keys and values, as 2000000000 or 2G (default: half of the memory that is free)",
+        help="most bytes of keys and values, such as 2000000000 or 2G (default: half of the free memory)",
     )
     group.add_argument(
-        "--queue", type=int, default=QUEUE, metavar="N", help="most requests that wait (default: %(default)s)"
+        "--queue", type=int, default=QUEUE, metavar="N", help="most waiting requests (default: %(default)s)"
     )
     group.add_argument(
         "--efforts",
@@ -83,7 +94,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--max-body-bytes", type=_bytes, default=16 << 20, metavar="B", help="largest request (default: 16 MiB)"
     )
-    group.add_argument("--timeout-s", type=float, metavar="S", help="end answers after so long (default: never)")
+    group.add_argument("--timeout-s", type=float, metavar="S", help="end an answer after S seconds (default: never)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -108,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
         timeout_s=arguments.timeout_s,
     )
     if not is_loopback(settings.host) and not settings.api_keys:
-        _say(f"warning: everybody who reaches {settings.host} may use this server: --api-key makes them name a key")
+        _say(f"warning: everybody who can reach {settings.host} may use this server; --api-key requires a key")
     named = ("max_sequences", "max_rows", "cache_bytes", "queue")
     limits = {name: value for name in named if (value := getattr(arguments, name)) is not None}
     with open_socket(settings) as listener:

@@ -11,6 +11,7 @@ from specdec.cli.common import (
     Subparsers,
     add_model_argument,
     add_runtime_options,
+    examples,
     interruptible,
     load_model,
 )
@@ -26,9 +27,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "tune",
         help="find the efforts that draft fastest with a model on this machine",
         description=(
-            "Measure how much each matrix of a model tolerates and what a step costs on this machine, share out the "
-            "effort, and keep the best setting with the model's store, where generating picks it up. Interrupt it "
-            "at any time: the same command goes on from there."
+            "Measure how much effort each matrix of a model needs and what a step costs on this machine, allocate the "
+            "effort, and write the best setting to the model's store, where other commands use it. After an interrupt "
+            "the same command continues."
+        ),
+        **examples(
+            "specdec tune smollm2-135m --quick",
+            "specdec tune store --text notes.txt --view int4 --effort 0.5",
         ),
     )
     add_model_argument(parser)
@@ -37,10 +42,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "--view", metavar="VIEW", default="auto", help="draft view: bucket, int4, ... (default: the runtime's fastest)"
     )
     parser.add_argument(
-        "--effort", type=float, metavar="E", help="mean effort to share out (default: try several, take the fastest)"
+        "--effort", type=float, metavar="E", help="mean effort to allocate (default: try several, take the fastest)"
     )
-    parser.add_argument("--quick", action="store_true", help="groups of matrices instead of each one; seconds")
-    parser.add_argument("--restart", action="store_true", help="forget what an interrupted run has measured")
+    parser.add_argument(
+        "--quick", action="store_true", help="measure groups of matrices instead of each matrix: takes seconds"
+    )
+    parser.add_argument("--restart", action="store_true", help="start over instead of continuing an interrupted run")
     add_runtime_options(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)

@@ -139,50 +139,53 @@ class Options:
         OptionError: a value is out of range.
     """
 
-    max_tokens: int = field(default=256, metadata=flag(int, "N", "most tokens to generate"))
+    max_tokens: int = field(default=256, metadata=flag(int, "N", "longest answer, in tokens"))
     draft_effort: float | EffortSchedule | None = field(
         default=None,
-        metadata=flag(float, "E", "share of the multiplications that a draft step performs", "the policy's"),
+        metadata=flag(float, "E", "share of the multiplications of a draft step, in (0, 1]", "chosen by the policy"),
     )
     draft_view: str = field(
         default="auto",
-        metadata=flag(str, "VIEW", "weights that drafts read: auto, bucket, int4, ...; several with commas"),
+        metadata=flag(
+            str, "VIEW", "form of the weights that drafts read: auto, bucket, int4, ...; several with commas"
+        ),
     )
     verify_effort: float | EffortSchedule = field(
-        default=1.0, metadata=flag(float, "E", "the same share for verification; 1 is the model itself")
+        default=1.0, metadata=flag(float, "E", "share of the multiplications of verification; below 1 is lossy")
     )
     draft_len: int = field(default=4, metadata=flag(int, "K", "tokens that the policy `fixed` drafts in a round"))
     policy: str | Policy = field(
         default="auto",
-        metadata=flag(str, "NAME[:KEY=VALUE,...]", "decides what and how much to draft; or a FILE.yaml"),
+        metadata=flag(str, "NAME[:KEY=VALUE,...]", "what decides how much to draft: a name, or a FILE.yaml"),
     )
     drafter: str | Drafter | Sequence[str | Drafter] = field(
-        default="auto", metadata=flag(str, "NAME[:ARGUMENT]", "proposes tokens; several with semicolons")
+        default="auto", metadata=flag(str, "NAME[:ARGUMENT]", "what proposes tokens; several with semicolons")
     )
     temperature: float = field(
-        default=0.0, metadata=flag(float, "T", "0 takes the likeliest token, above 0 tokens are drawn")
+        default=0.0, metadata=flag(float, "T", "0 takes the most likely token; above 0, tokens are sampled")
     )
-    top_k: int = field(default=0, metadata=flag(int, "K", "draw from the K likeliest tokens only; 0 from all"))
+    top_k: int = field(default=0, metadata=flag(int, "K", "sample from the K most likely tokens; 0 means all"))
     top_p: float = field(
-        default=1.0, metadata=flag(float, "P", "draw from the fewest likeliest tokens that hold this probability")
+        default=1.0, metadata=flag(float, "P", "sample from the smallest set of tokens with this total probability")
     )
     min_p: float = field(
-        default=0.0, metadata=flag(float, "P", "draw from tokens at least P times as likely as the likeliest")
+        default=0.0, metadata=flag(float, "P", "sample from tokens at least P times as likely as the most likely one")
     )
     seed: int | None = field(default=None, metadata=flag(int, "N", "random seed for sampling", "random, printed"))
     presence_penalty: float = field(
-        default=0.0, metadata=flag(float, "P", "subtract P from logits of tokens that the answer has already")
+        default=0.0, metadata=flag(float, "P", "subtract P from the logits of tokens that occur in the answer")
     )
     frequency_penalty: float = field(
-        default=0.0, metadata=flag(float, "P", "subtract P from them as often as the answer has the token")
+        default=0.0, metadata=flag(float, "P", "the same, times the number of occurrences")
     )
     repetition_penalty: float = field(
-        default=1.0, metadata=flag(float, "P", "divide positive logits of tokens of prompt and answer by P")
+        default=1.0,
+        metadata=flag(float, "P", "divide positive logits of tokens in prompt and answer by P, multiply negative ones"),
     )
     logit_bias: Mapping[int, float] | None = field(
         default=None,
         metadata=flag(
-            dict, "ID=BIAS", "add BIAS to a token's logit, -100 bans it; repeatable", "none", parse=bias_argument
+            dict, "ID=BIAS", "add BIAS to the logit of a token; -100 bans it; repeatable", "none", parse=bias_argument
         ),
     )
     logits_processors: Sequence[LogitsProcessor] = field(
@@ -190,7 +193,7 @@ class Options:
         metadata=flag(
             list,
             "MODULE:FUNCTION",
-            "call it as (tokens, logits) for the logits to go on with; repeatable",
+            "function (tokens, logits) -> logits; repeatable",
             "none",
             name="--logits-processor",
             parse=processor_argument,
@@ -198,31 +201,37 @@ class Options:
     )
     response_format: Mapping[str, Any] | None = field(
         default=None,
-        metadata=flag(str, "FORMAT", "json_object, or a response format as JSON", "text", parse=format_argument),
+        metadata=flag(
+            str, "FORMAT", "json_object, or an OpenAI response format as JSON", "text", parse=format_argument
+        ),
     )
     grammar: str | None = field(
-        default=None, metadata=flag(str, "TEXT", "a grammar in Lark or GBNF that the answer follows", "none")
+        default=None, metadata=flag(str, "TEXT", "grammar in Lark or GBNF that the answer must follow", "none")
     )
     regex: str | None = field(
-        default=None, metadata=flag(str, "PATTERN", "a regular expression that the answer matches", "none")
+        default=None, metadata=flag(str, "PATTERN", "regular expression that the answer must match", "none")
     )
     stop: str | Sequence[str] = field(
-        default=(), metadata=flag(list, "TEXT", "end before this text; repeatable", "none")
+        default=(), metadata=flag(list, "TEXT", "end the answer before this text; repeatable", "none")
     )
     stop_token_ids: Sequence[int] = field(
         default=(),
-        metadata=flag(list, "ID", "end at this token; repeatable", "none", name="--stop-token-id", parse=int),
+        metadata=flag(
+            list, "ID", "end the answer at this token; repeatable", "none", name="--stop-token-id", parse=int
+        ),
     )
     ignore_eos: bool = field(
         default=False,
-        metadata=flag(bool, "", "go on after the model's end tokens, for benchmarks", name="--ignore-eos"),
+        metadata=flag(bool, "", "continue after the model's end tokens, for benchmarks", name="--ignore-eos"),
     )
     chat: bool = field(
-        default=True, metadata=flag(bool, "", "take the prompt as it is, without the chat template", name="--raw")
+        default=True, metadata=flag(bool, "", "use the prompt as it is, without the chat template", name="--raw")
     )
     literal: bool = field(
         default=True,
-        metadata=flag(bool, "", "control tokens spelled in messages act as such (trusted text only)", name="--markup"),
+        metadata=flag(
+            bool, "", "names of control tokens in messages are control tokens (for trusted text only)", name="--markup"
+        ),
     )
     chat_template_kwargs: Mapping[str, Any] | None = field(
         default=None,
@@ -246,13 +255,14 @@ class Options:
         ),
     )
     logprobs: int | None = field(
-        default=None, metadata=flag(int, "N", "log-probabilities of tokens and N likeliest, with --json", "none")
+        default=None,
+        metadata=flag(int, "N", "log-probability of each token and of the N most likely ones, with --json", "none"),
     )
     prompt_logprobs: int | None = field(
-        default=None, metadata=flag(int, "N", "the same for the tokens of the prompt, with --json", "none")
+        default=None, metadata=flag(int, "N", "the same for the prompt, with --json", "none")
     )
     trace: str | Path | None = field(
-        default=None, metadata=flag(str, "FILE.jsonl", "write a line for every round", "no trace")
+        default=None, metadata=flag(str, "FILE.jsonl", "write one JSON line for every round", "no trace")
     )
 
     def __post_init__(self) -> None:
