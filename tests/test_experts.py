@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from specdec.kernels.reference import experts as rule
+from specdec.kernels.reference.bucketmul import bucketmul
 from specdec.kernels.reference.experts import choose_experts, kept_experts
+from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_source
 
@@ -69,12 +71,12 @@ def runtime_of(request: pytest.FixtureRequest, store_of: Callable[..., Store]) -
 
 
 def expected_kept(logits: np.ndarray, used: int, effort: float) -> list[int]:
-    """The rule, read aloud: one expert after the other, by falling logit and rising number, until their weights are
-    `effort` of those of all that are used."""
+    """The rule, read aloud: one expert after the other, by falling logit and rising number, until their squared weights
+    are 1 - (1 - effort)^5 of those of all that are used."""
     chosen = sorted(range(len(logits)), key=lambda expert: (-logits[expert], expert))[:used]
-    powers = [float(np.exp(np.float64(logits[expert]) - np.float64(max(logits)))) for expert in chosen]
+    powers = [float(np.exp(np.float64(logits[expert]) - np.float64(max(logits)))) ** 2 for expert in chosen]
     count = 1
-    while count < used and sum(powers[:count]) < effort * sum(powers):
+    while count < used and sum(powers[:count]) < (1 - (1 - effort) ** 5) * sum(powers):
         count += 1
     return sorted(chosen[:count])
 
@@ -109,7 +111,7 @@ def test_effort_one_keeps_all_of_them() -> None:
     assert kept.experts.tolist() == [1, 3, 4, 5]
     assert kept.growth == 1
     assert kept_experts(logits, mlp, effort=0.999).experts.tolist() == [4]
-    assert kept_experts(np.zeros(6, np.float32), mlp, effort=0.5).experts.tolist() == [0, 1]
+    assert kept_experts(np.zeros(6, np.float32), mlp, effort=0.1).experts.tolist() == [0, 1]
 
 
 def test_the_largest_effort_among_a_layers_experts_decides() -> None:
@@ -123,9 +125,19 @@ def test_the_largest_effort_among_a_layers_experts_decides() -> None:
 
 
 class KeptTransformer(DenseTransformer):
-    """The float64 model whose rows keep experts by the rule as it is read aloud, and multiply by them in full."""
+    """The float64 model whose rows keep experts by the rule as it is read aloud, and multiply by them at efforts that
+    grow as it says."""
 
-    effort = 1.0
+    effort, inner = 1.0, 1.0
+    store: Store
+
+    def _multiply(self, name: str, rows: np.ndarray, *, bias: bool = False) -> np.ndarray:
+        if ".experts." not in name:
+            return super()._multiply(name, rows, bias=bias)
+        held, outputs = self.store.exact(name), self.config.matrices()[name][0]
+        prefix = select_tiers(rows[0].astype(np.float32), held.scores, held.tier_sizes, effort=self.inner)
+        tiers = held.tier_of_weight()[:, :outputs]
+        return bucketmul(rows[0], held.dequantise().T.astype(np.float64), tiers, prefix)[None]
 
     def _experts(self, entering: np.ndarray, layer: int) -> np.ndarray:
         names, mlp = self.config.mlp_names(layer), self.config.layers[layer].mlp
@@ -135,30 +147,30 @@ class KeptTransformer(DenseTransformer):
         mixed = np.zeros_like(entering)
         for row in range(len(entering)):
             kept = expected_kept(routes[row], mlp.experts_used, self.effort)
+            self.inner = min(1.0, self.effort * mlp.experts_used / len(kept))
             for expert, weight in zip(*choose_experts(routes[row], mlp), strict=True):
                 if expert in kept:
                     mixed[row] += weight * self._mlp(entering[row : row + 1], layer, names[expert])[0]
         return mixed + self._mlp(entering, layer, names[-1]) if mlp.shared_width else mixed
 
 
-@pytest.mark.parametrize("effort", [0.2, 0.6, 0.8])
+@pytest.mark.parametrize("effort", [0.1, 0.3, 0.6])
 @pytest.mark.parametrize("name", ROUTERS)
 def test_a_runtime_multiplies_by_the_experts_that_the_rule_keeps(
     runtime_of: Callable[..., Any], store_of: Callable[..., Store], name: str, effort: float
 ) -> None:
-    """At these efforts of 5 experts the ones that are kept are multiplied by in full."""
     runtime, config = runtime_of(name), mixture(name)
     source = SyntheticSource(config)
     weights = {one: to_float32(source.matrix(one), source.dtype) for one in config.matrices() | config.tables()}
     model = KeptTransformer(config, weights.__getitem__, source.vector)
-    model.effort = effort
-    wanted = model.logits(TOKENS)
+    model.effort, model.store = effort, store_of(name)
+    wanted = np.concatenate([model.logits([token]) for token in TOKENS])
     schedule = EffortSchedule(1.0, {"layers.*.mlp.experts.*": effort})
-    found = forward_one(runtime, TOKENS, runtime.new_cache(64), effort=schedule).logits
-    full = forward_one(runtime, TOKENS, runtime.new_cache(64)).logits
-    # The native cache is float16; another choice of experts is off by far more.
-    assert np.abs(found - wanted).max() < (1e-3 if runtime.info.name == "reference" else 2e-2)
-    assert np.abs(found - full).max() > 0.1
+    found = np.concatenate([forward_one(runtime, [t], runtime.new_cache(4), effort=schedule).logits for t in TOKENS])
+    full = np.concatenate([forward_one(runtime, [token], runtime.new_cache(4)).logits for token in TOKENS])
+    # Where scores nearly agree, roundings (the native cache is float16) take another tier; a wrong rule shows in all.
+    assert np.median(np.abs(found - wanted).max(axis=1)) < 5e-3
+    assert np.median(np.abs(found - full).max(axis=1)) > 0.05
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -203,17 +215,13 @@ def test_speculation_with_fewer_experts_changes_no_token(
 
 
 def test_fewer_experts_are_fewer_bytes(runtime_of: Callable[..., Any]) -> None:
-    """At the efforts at which what is kept is multiplied by in full, bytes fall by whole experts."""
     runtime = runtime_of("chosen")
-    config, read = runtime.config, {}
-    for effort in (0.2, 0.6, 1.0):
+    read = {}
+    for effort in (0.1, 1.0):
         cache, schedule = runtime.new_cache(32), EffortSchedule(1.0, {"layers.*.mlp.experts.*": effort})
         forward_one(runtime, TOKENS[:9], cache, effort=schedule)
         read[effort] = forward_one(runtime, TOKENS[9:10], cache, effort=schedule).bytes_read
-    expert = 2 * 3 * config.hidden * config.layers[0].mlp.width
-    assert read[1.0] - read[0.2] == config.num_layers * 4 * expert
-    assert read[0.2] < read[0.6] < read[1.0]
-    assert (read[1.0] - read[0.6]) % expert == 0
+    assert read[0.1] < 0.7 * read[1.0]
 
 
 def test_the_native_runtime_follows_the_reference_inside_kept_experts(store_of: Callable[..., Store]) -> None:
@@ -237,14 +245,14 @@ def test_the_reference_multiplies_at_the_grown_efforts(
     from specdec.runtimes.reference import runtime as reference
 
     runtime = create_runtime("reference", store_of("chosen"))
-    schedule = EffortSchedule(0.3, {"layers.*.mlp.experts.*.down": 0.5})
+    schedule = EffortSchedule(0.1, {"layers.*.mlp.experts.*.down": 0.2})
     growths: list[float] = []
     names = {id(operand): name for name, operand in runtime._exact.items()}
     original, kept = reference._Operand.multiply, rule.kept_experts
 
     def remember(*arguments: Any, **options: Any) -> Any:
         found = kept(*arguments, **options)
-        assert options == {"effort": 0.5}
+        assert options == {"effort": 0.2}
         growths.append(found.growth)
         return found
 
@@ -259,4 +267,4 @@ def test_the_reference_multiplies_at_the_grown_efforts(
     for token in TOKENS[:6]:
         forward_one(runtime, [token], cache, effort=schedule)
     assert len(growths) == 12
-    assert min(growths) > 1
+    assert max(growths) > 1

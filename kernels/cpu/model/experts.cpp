@@ -16,7 +16,7 @@ double Pass::mixture_effort(int layer, const double* efforts) const {
 }
 
 // The weight of each expert in a row's sum, 0 for those that it has not chosen or does not keep; returns how many it keeps.
-// Of equal logits the lower number comes first. It keeps the fewest of the chosen ones, largest weights first, whose
+// Of equal logits the lower number comes first. It keeps the fewest of the chosen ones, largest weights first, whose squared
 // weights sum to the effort's share of all chosen ones' (kernels/reference/experts.py).
 int Pass::route_row(const LayerShape& layer, const float* logits, double effort, float* weights) const {
   const auto chosen = static_cast<size_t>(layer.experts_used);
@@ -26,18 +26,21 @@ int Pass::route_row(const LayerShape& layer, const float* logits, double effort,
                     [&](int a, int b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); });
   const double top = logits[order[0]];
   const auto power = [&](int expert) { return std::exp(logits[expert] - top); };
-  double of_chosen = 0, sum = 0;
-  for (size_t k = 0; k < chosen; ++k) of_chosen += power(order[k]);
+  double of_chosen = 0, sum = 0, squares = 0, kept_squares = 0;
+  for (size_t k = 0; k < chosen; ++k) {
+    of_chosen += power(order[k]);
+    squares += power(order[k]) * power(order[k]);
+  }
   for (int e = 0; layer.softmax_over_all && e < layer.experts; ++e) sum += power(e);
   if (!layer.softmax_over_all) sum = of_chosen;
   std::fill_n(weights, layer.experts, 0.0F);
   size_t kept = 0;
-  double of_kept = 0;
+  const double left = 1 - effort, wanted = (1 - left * left * left * left * left) * squares;
   do {
-    of_kept += power(order[kept]);
+    kept_squares += power(order[kept]) * power(order[kept]);
     weights[order[kept]] = static_cast<float>(power(order[kept]) / sum);
     ++kept;
-  } while (kept < chosen && (effort >= 1 || of_kept < effort * of_chosen));
+  } while (kept < chosen && (effort >= 1 || kept_squares < wanted));
   return static_cast<int>(kept);
 }
 
