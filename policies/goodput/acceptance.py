@@ -230,7 +230,7 @@ class MatchAcceptance:
 
 def _guessed_match(length: int) -> float:
     """Chance of a token after a match of that many tokens, about what small models showed on seven kinds of prompts."""
-    return max(min(0.9, 0.15 + 0.12 * length), 1.0 - 1.6 / max(length, 1))
+    return max(min(0.9, 1.0 - math.exp(-0.25 * length)), 1.0 - 1.6 / max(length, 1))
 
 
 def _guess(effort: float) -> float:

@@ -34,10 +34,10 @@ _UNTRIED = 0.7  # acceptance that is assumed of a level that keeps no book itsel
 class ChainDrafter:
     """Levels of drafters, cheapest first; only the verifier decides what stays.
 
-    The first level proposes. Each later one gets the proposal so far. A level without a model (`ngram`, `replay`) adds
-    to its end. A level with a model would have to run a step for each token to check it, which costs as much as
-    drafting it: a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's own
-    draft.
+    The first level proposes. Each later one gets the proposal so far. A level without a model (`ngram`, `recycle`,
+    `replay`) adds to its end. A level with a model would have to run a step for each token to check it, which costs as
+    much as drafting it: a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's
+    own draft.
 
     Args:
         argument: names of at least two drafters with commas between, each with its own argument, as in

@@ -20,7 +20,8 @@ from specdec.errors import InvalidArgumentError
 from specdec.interrupts import unless_signalled
 
 _MOST = 64  # tokens of the end of a text that are compared: who has seen so many knows the passage
-_LEAST = 4  # tokens of context that speak for what followed in another text
+_LEAST = 4  # tokens of context that speak for what followed in an earlier answer
+_ELSEWHERE = 0.5  # share of their number that counts: 4 tokens there are right about as often as 2 of the same text
 UNTRIED = 0.5  # acceptance that is assumed of a match length that was never tried
 
 
@@ -28,8 +29,9 @@ class NgramDrafter:
     """Proposes what followed the longest end of the text that occurred before, in the text itself or elsewhere.
 
     Of the continuations of one run the most frequent is taken, of equally frequent ones the latest. Every proposed
-    token becomes part of the end that the next one follows, so a repeated passage is copied to its end. The text's own
-    match goes before one of equal length in the owner's earlier answers, and that before one in the table.
+    token becomes part of the end that the next one follows, so a repeated passage is copied to its end. A match in the
+    owner's earlier answers counts half its length: it is right less often than one in the text itself. The text's own
+    match goes before one that counts as much there or in the table.
 
     Args:
         argument: `min=2,max=64,table=FILE`, each part optional: least and most tokens of the text's end to compare, and
@@ -93,7 +95,7 @@ class NgramDrafter:
         )
 
     def match_length(self, context: DraftContext) -> int:
-        """Length of the longest end of the text that a continuation is known for; 0 when there is none."""
+        """Length of the longest end of the text that a continuation is known for, as far as it counts; else 0."""
         return self._continuation(self._matches(context.history))[1]
 
     def ended(self, context: DraftContext) -> None:
@@ -105,14 +107,13 @@ class NgramDrafter:
         """Where the end of the text occurs, in order of preference."""
         self._own.follow(history)
         matches = [_Match(self._own, self._own.shorten(self._own.end(), self._longest), self._shortest)]
-        others: list[tuple[SuffixIndex, int]] = []
+        newer, older, table = self._readers
         if self._earlier is not None:
-            shortest = min(max(self._shortest, _LEAST), self._longest)
-            others += (self._earlier.newer, shortest), (self._earlier.older, shortest)
+            least = min(max(self._shortest, _LEAST), self._longest)
+            for index, reader in ((self._earlier.newer, newer), (self._earlier.older, older)):
+                matches.append(_Match(index, reader.at(index, history), least, counts=_ELSEWHERE))
         if self._table is not None:
-            others.append((self._table, self._shortest))
-        for (index, shortest), reader in zip(others, self._readers, strict=False):
-            matches.append(_Match(index, reader.at(index, history), shortest))
+            matches.append(_Match(self._table, table.at(self._table, history), self._shortest))
         return matches
 
     def _advance(self, matches: list[_Match], token: int) -> None:
@@ -121,24 +122,33 @@ class NgramDrafter:
             match.place = match.index.shorten(match.index.advance(match.place, token), self._longest)
 
     def _continuation(self, matches: list[_Match]) -> tuple[int, int]:
-        """The next token and the length of the match; (-1, 0) when there is none."""
+        """The next token and the length that the match counts for; (-1, 0) when there is none."""
         best = -1, 0
         for match in matches:
-            if match.place.length > best[1]:
-                found = match.index.continuation(match.place, match.shortest)
+            if int(match.place.length * match.counts) > best[1]:
+                token, length = match.index.continuation(match.place, match.shortest)
+                length = int(length * match.counts)
                 # A tokenizer may know tokens that the model has no rows for.
-                if found[1] > best[1] and found[0] < self._vocab_size:
-                    best = found
+                if length > best[1] and token < self._vocab_size:
+                    best = token, length
         return best
 
 
 @dataclass(slots=True)
 class _Match:
-    """Where the end of the text occurs in an index, and how long a run has to be there to speak for what followed."""
+    """Where the end of the text occurs in an index.
+
+    Attributes:
+        index: of some texts.
+        place: in it.
+        shortest: least tokens that speak for what followed them there.
+        counts: share of a match's length that counts.
+    """
 
     index: SuffixIndex
     place: Place
     shortest: int
+    counts: float = 1.0
 
 
 def _table(path: Path, shortest: int, setup: DrafterSetup) -> SuffixIndex:

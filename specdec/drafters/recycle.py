@@ -15,7 +15,6 @@ from specdec.drafters.successors import Successors
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 
-_SURE = 3  # times in a row that a successor came, from which more say no more
 _ROWS = 2  # refused tokens of a round whose successors are worth their look at all logits
 
 
@@ -49,7 +48,7 @@ class RecycleDrafter:
         found: list[int] = []
         room = min(self.most_tokens, plan.num_draft_tokens - len(draft.tokens))
         if not draft.tokens or last not in context.end_tokens:
-            while len(found) < room and (successor := self._after(last)[0]) >= 0:
+            while len(found) < room and (successor := self._after(last)) >= 0:
                 found.append(successor)
                 last = successor
                 if last in context.end_tokens:
@@ -63,15 +62,15 @@ class RecycleDrafter:
         )
 
     def match_length(self, context: DraftContext) -> int:
-        """How often in a row the last token had the successor that would be proposed, at most 3; 0 when it has none."""
+        """1, the last token, where it is known what followed it; else 0."""
         self._read_on(context.history)
-        return min(self._after(context.history[-1])[1], _SURE)
+        return int(self._after(context.history[-1]) >= 0)
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """Note what the verifier would have had follow the tokens that it refused. What followed the others is text."""
         refused = [row for row in range(1, len(tokens)) if row - 1 not in kept]
         for row in refused[:_ROWS]:
-            if self._successors.of(tokens[row])[0] < 0:
+            if self._successors.of(tokens[row]) < 0:
                 self._successors.note(tokens[row], int(logits[row].argmax()))
 
     def ended(self, context: DraftContext) -> None:
@@ -87,7 +86,7 @@ class RecycleDrafter:
             self._successors.note(token, successor)
         self._read = len(history)
 
-    def _after(self, token: int) -> tuple[int, int]:
-        """The successor of a token, in this text or else in earlier answers, and how often in a row it was."""
+    def _after(self, token: int) -> int:
+        """The successor of a token in this text, or else in earlier answers; -1 when none is known."""
         found = self._successors.of(token)
-        return found if found[1] or self._earlier is None else self._earlier.successors.of(token)
+        return found if found >= 0 or self._earlier is None else self._earlier.successors.of(token)
