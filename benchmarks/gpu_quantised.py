@@ -20,7 +20,8 @@ from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.cache import SPAN
-from specdec.runtimes.mlx.model import Kind, Layer, Transformer
+from specdec.runtimes.mlx.layers import Layer, Mlp
+from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.quant import PackedQuant, pack_quant
 from specdec.runtimes.mlx.state import chain, state_of
@@ -87,12 +88,9 @@ def random_models(config: ModelConfig, bits: int) -> tuple[Transformer, list[dic
     layers, plain = [], []
     for number in range(DISTINCT):
         made = Quantised(shapes, bits, 100 * number)
-        layers.append(
-            Layer(
-                attn_norm=ones, qkv=made.linear("q", "k", "v"), bias=None, qk_norms=None, o=made.linear("o"),
-                mlp_norm=ones, gate_up=made.linear("gate", "up", paired=True), down=made.linear("down"),
-            )
-        )  # fmt: skip
+        mlp = Mlp(c.intermediate_size, made.linear("gate", "up", paired=True), made.linear("down"))
+        qkv, o = made.linear("q", "k", "v"), made.linear("o")
+        layers.append(Layer(c.layers[0], qkv, o, mlp, attn_norm=ones, mlp_norm=ones))
         plain.append({"qkv": made.joined("q", "k", "v"), "o": made.plain["o"], "down": made.plain["down"]})
         plain[-1]["gate_up"] = made.joined("gate", "up")
     last = Quantised({"head": (c.vocab_size, c.hidden_size)}, bits, 7)

@@ -18,7 +18,7 @@ from typing import Any
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.chain import WORTH_KEEPING
 from specdec.drafters.ngram import UNTRIED
-from specdec.drafters.ngram_index import NgramIndex
+from specdec.drafters.suffix_index import SuffixIndex
 from specdec.engine.policy import (
     CostTable,
     DraftOption,
@@ -35,7 +35,7 @@ from specdec.engine.policy import (
 LOOKUP = DraftOption("ngram", None, takes_effort=False)
 CHAIN_NAME = "chain"  # a proposal of the lookup, or else the model's draft, in this order
 LOOKUP_S = 2e-5  # seconds of a lookup, about
-SHORTEST, LONGEST = 2, 5  # suffixes of a lookup, the drafter's defaults
+SHORTEST, LONGEST = 2, 64  # tokens of a lookup's match, the drafter's defaults
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ class Replay:
         """One answer by a policy of its own, which shares the memory of those before it."""
         if isinstance(policy, Learner):
             policy.begin(Knowledge(costs=self._table, memory=self._memory))
-        index = NgramIndex(SHORTEST, LONGEST)
+        index = SuffixIndex()
         self._book = ProposalBook(UNTRIED)
         position, rounds = answer.prompt_length, 0
         while position < len(answer.tokens):
@@ -143,7 +143,7 @@ class Replay:
         answer: Answer,
         options: tuple[DraftOption, ...],
         score: Score,
-        index: NgramIndex,
+        index: SuffixIndex,
         position: int,
         rounds: int,
     ) -> int:
@@ -161,7 +161,7 @@ class Replay:
             options=options,
             temperature=self.temperature,
             is_effort_asked=False,
-            matches=self._matches(options, index, history),
+            matches=self._matches(options, index),
             distribution=last,
         )
         plan = policy.plan(state)
@@ -171,7 +171,7 @@ class Replay:
         charged = told = 0.0
         drafted: list[int] = []
         if drafter == LOOKUP.drafter:
-            drafted = self._look_up(index, history, length)
+            drafted = self._look_up(index, length)
             charged = told = LOOKUP_S
         elif drafter == CHAIN_NAME:
             drafted = self._first_of_chain(index, history, length)
@@ -237,28 +237,28 @@ class Replay:
         return drafted, charged
 
     @staticmethod
-    def _matches(options: Sequence[DraftOption], index: NgramIndex, history: Sequence[int]) -> dict[str, int]:
+    def _matches(options: Sequence[DraftOption], index: SuffixIndex) -> dict[str, int]:
         """What drafters that can tell beforehand have found; the last level of the chain has always something."""
-        found = index.continuation(history[-LONGEST:])[1]
+        found = index.continuation(index.shorten(index.end(), LONGEST), SHORTEST)[1]
         return {one.drafter: max(found, int(one.drafter == CHAIN_NAME)) for one in options if one.drafter != "effort"}
 
-    def _first_of_chain(self, index: NgramIndex, history: Sequence[int], length: int) -> list[int]:
+    def _first_of_chain(self, index: SuffixIndex, history: Sequence[int], length: int) -> list[int]:
         """The lookup's proposal where it is likely to be kept, by the rule of `ChainDrafter`; else nothing."""
         self._book.learn(history)
-        match = index.continuation(history[-LONGEST:])[1]
-        found = self._look_up(index, history, length)
+        match = index.continuation(index.shorten(index.end(), LONGEST), SHORTEST)[1]
+        found = self._look_up(index, length)
         self._book.note(match, len(history), found)
         return found if found and self._book.rate(match) >= WORTH_KEEPING else []
 
     @staticmethod
-    def _look_up(index: NgramIndex, history: Sequence[int], length: int) -> list[int]:
-        suffix, found = list(history[-LONGEST:]), []
+    def _look_up(index: SuffixIndex, length: int) -> list[int]:
+        place, found = index.shorten(index.end(), LONGEST), list[int]()
         while len(found) < length:
-            token, match = index.continuation(suffix)
+            token, match = index.continuation(place, SHORTEST)
             if not match:
                 break
             found.append(token)
-            suffix = [*suffix[-LONGEST + 1 :], token]
+            place = index.shorten(index.advance(place, token), LONGEST)
         return found
 
     def _told(self, seconds: float) -> float:

@@ -76,7 +76,14 @@ def fetch(name: HubName, *, progress: Progress) -> Fetched:
             f"fetching {name} needs huggingface_hub: pip install 'specdec-mlx[hub]', or give a folder or .gguf file"
         )
     with _explained(name):
-        commit, files = _look_up(name)
+        try:
+            commit, files = _look_up(name)
+        except Exception as error:  # of the HTTP library, when nothing answers
+            if isinstance(error, SpecdecError) or is_from_signal_handler(error) or hasattr(error, "response"):
+                raise
+            if (found := _from_client_cache(name)) is None:
+                raise
+            return found
         folder = folder_of(name.repo) / commit
         paths.private_folder(folder)
 
@@ -109,6 +116,25 @@ def _look_up(name: HubName) -> tuple[str, dict[str, _File]]:
         sha256 = None if one.lfs is None else one.lfs.sha256
         files[one.rfilename] = _File(one.rfilename, -1 if one.size is None else one.size, sha256)
     return commit, files
+
+
+def _from_client_cache(name: HubName) -> Fetched | None:
+    """The model in the cache of the hub's own client, for when there is no network; None where it is not whole."""
+    from huggingface_hub import constants
+
+    repo = Path(_client_cache() or constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}"
+    revision = name.revision or "main"
+    ref = repo / "refs" / revision
+    commit = ref.read_text(encoding="ascii").strip() if ref.is_file() else revision
+    folder = repo / "snapshots" / commit
+    if not _COMMIT.fullmatch(commit) or not folder.is_dir():
+        return None
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    try:
+        wanted = wanted_files(name, names, lambda: read_regular(folder / INDEX_NAME, most_bytes=MOST_TEXT_BYTES))
+    except SpecdecError:
+        return None
+    return Fetched(folder / wanted[0] if wanted[0].lower().endswith(".gguf") else folder, commit)
 
 
 def _fetch_all(name: HubName, commit: str, files: list[_File], folder: Path, progress: Progress) -> None:

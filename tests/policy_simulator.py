@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from specdec.engine.policy import (
@@ -25,6 +25,7 @@ from specdec.engine.policy import (
 
 MODEL = DraftOption("effort", "int4", takes_effort=True)
 LOOKUP = DraftOption("ngram", None, takes_effort=False)
+RECYCLE = DraftOption("recycle", None, takes_effort=False, most_tokens=2)
 STAIRS = {1: 1.0, 2: 1.15, 3: 1.2, 4: 1.25, 5: 1.3, 6: 1.5, 7: 1.65, 8: 1.8, 9: 1.9}
 
 
@@ -51,6 +52,8 @@ class World:
         noise: how wrong a draft's logits are, by effort: a token of margin m is kept with chance Phi(m / noise).
         verify: cost of a verify pass by rows.
         matches: chance that a lookup finds something, and that a token of it is kept; None without a lookup.
+        recycles: chance that a recycled token is kept; 0 without recycling.
+        drafts: the model can draft for itself.
         hardness: mean of the exponential margin of a token.
         beside: rows of other sequences in every verify pass. `verify` then costs for the rows of all.
         drafts_alone: none of the other sequences drafts, so that they wait; else all draft in the same passes.
@@ -63,6 +66,8 @@ class World:
     noise: Callable[[float], float] = lambda effort: 0.3 + 2.0 * (1 - effort) ** 2
     verify: Callable[[int], float] = stairs
     matches: tuple[float, float] | None = None
+    recycles: float = 0.0
+    drafts: bool = True
     hardness: float = 3.0
     beside: int = 0
     drafts_alone: bool = False
@@ -77,7 +82,8 @@ class World:
 
     @property
     def options(self) -> tuple[DraftOption, ...]:
-        return (MODEL,) if self.matches is None else (MODEL, LOOKUP)
+        found = (MODEL,) * self.drafts + (LOOKUP,) * (self.matches is not None)
+        return (*found, RECYCLE) if self.recycles else found
 
     @property
     def together(self) -> int:
@@ -143,7 +149,9 @@ def rounds(policy: Policy, world: World, count: int, tally: Tally) -> None:
 
 def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature: float) -> None:
     found = world.matches is not None and world.random.random() < world.matches[0]
-    matches: Mapping[str, int] = {} if world.matches is None else {"ngram": 3 * found}
+    matches: dict[str, int] = {} if world.matches is None else {"ngram": 3 * found}
+    if world.recycles:
+        matches["recycle"] = 1
     state = RoundState(
         round_index=tally.rounds,
         position=10 + tally.tokens,
@@ -163,10 +171,11 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
     drafted = accepted = 0
     draft_s, dense, alive = 0.0, 0.0, True
     drafter = (plan.drafter or "effort") if length else None
-    if drafter == "ngram":
-        drafted = length if found else 0
+    if drafter in ("ngram", "recycle"):
+        drafted = min(length, 2) if drafter == "recycle" else length if found else 0
         draft_s, dense = 2e-5, 2e-5 / world.dense_s
-        while accepted < drafted and world.random.random() < world.matches[1]:
+        kept = world.recycles if drafter == "recycle" else world.matches[1]
+        while accepted < drafted and world.random.random() < kept:
             accepted += 1
     effort: float | None = plan.effort
     while drafter == "effort" and drafted < length and effort is not None:

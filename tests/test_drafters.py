@@ -37,6 +37,9 @@ SPECS = (
     "model:other,view=exact,effort=0.5",
     "chain:ngram:min=1,max=3,effort",
     "chain:effort,ngram:min=1",
+    "recycle",
+    "chain:ngram,recycle,effort",
+    "chain:ngram,recycle",
     "chain:replay:{answer},model:other",
     "chain:early-exit:1,effort,ngram:min=1,replay:{answer}",
 )
@@ -289,11 +292,12 @@ def test_a_chain_offers_the_views_of_its_last_model():
     ("spec", "message"),
     [
         ("effort:0.5", "drafter 'effort' takes no argument, not '0.5': see the policy's parameters"),
+        ("recycle:2", "drafter 'recycle' takes no argument, not '2'"),
         ("ngram:3", "drafter 'ngram' takes min=..., max=..., table=..., not '3'"),
         ("ngram:min=", "drafter 'ngram' takes min=..., max=..., table=..., not 'min='"),
         ("ngram:size=3", "drafter 'ngram' takes min=..., max=..., table=..., not 'size=3'"),
-        ("ngram:min=0", "drafter 'ngram' needs a whole number from 1 to 16 as min, not '0'"),
-        ("ngram:max=2.5", "drafter 'ngram' needs a whole number from 1 to 16 as max, not '2.5'"),
+        ("ngram:min=0", "drafter 'ngram' needs a whole number from 1 to 64 as min, not '0'"),
+        ("ngram:max=2.5", "drafter 'ngram' needs a whole number from 1 to 64 as max, not '2.5'"),
         ("ngram:min=4,max=3", "drafter 'ngram' needs min <= max, not min=4,max=3"),
         ("ngram:min=2,min=3", "drafter 'ngram' was given min= twice: keep one"),
         ("ngram:table={tmp}/none", "drafter 'ngram' cannot read the table {tmp}/none: No such file or directory"),
@@ -316,9 +320,12 @@ def test_a_chain_offers_the_views_of_its_last_model():
         ("model:x,view=int3", "unknown draft view 'int3': choose from auto, bucket, exact, int4"),
         ("chain:", "drafter 'chain' needs at least two drafters, as in chain:ngram,effort"),
         ("chain:ngram:min=2,max=3", "drafter 'chain' needs at least two drafters, as in chain:ngram,effort"),
-        ("chain:ngram,oracle", "unknown drafter 'oracle': choose from chain, early-exit, effort, model, ngram, replay"),
+        (
+            "chain:ngram,oracle",
+            "unknown drafter 'oracle': choose from chain, early-exit, effort, model, ngram, recycle, replay",
+        ),
         ("chain:ngram,chain:ngram", "drafter 'chain' cannot be a level of a chain: name its levels themselves"),
-        ("oracle", "unknown drafter 'oracle': choose from chain, early-exit, effort, model, ngram, replay"),
+        ("oracle", "unknown drafter 'oracle': choose from chain, early-exit, effort, model, ngram, recycle, replay"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_sentence(tmp_path, spec, message):
@@ -399,7 +406,7 @@ def test_every_drafter_is_registered_and_keeps_to_the_protocol(files):
     for spec in SPECS:
         drafter = create(spec.format(**files), setup_of(FakeRuntime()))
         assert isinstance(drafter, Drafter)
-        assert isinstance(drafter, Extender) == spec.startswith(("ngram", "replay"))
+        assert isinstance(drafter, Extender) == spec.startswith(("ngram", "recycle", "replay"))
         assert np.isscalar(drafter.takes_effort)
         assert all(view in ("bucket", "int4", "exact") for view in drafter.views)
     with pytest.raises(UnknownNameError, match="unknown draft view 'int3'"):

@@ -41,6 +41,8 @@ DRAFTERS = (
     "auto",
     "ngram:min=1",
     "ngram:min=1;effort",
+    "recycle",
+    "chain:ngram:min=1,recycle;recycle;effort",
     "early-exit:1",
     "chain:ngram:min=1,max=2,effort",
     "chain:effort,ngram:min=1;early-exit:1",
@@ -275,7 +277,7 @@ class Hostile:
         self._maybe_raise()
 
 
-ALL_DRAFTERS = ("effort", "ngram:min=1", "early-exit:1", "chain:ngram:min=1,max=2,effort")
+ALL_DRAFTERS = ("effort", "ngram:min=1", "recycle", "early-exit:1", "chain:ngram:min=1,max=2,effort")
 
 
 @given(seed=st.integers(0, 10**6), sampling=sampling)

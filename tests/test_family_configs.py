@@ -105,3 +105,14 @@ def test_what_a_family_does_not_have(name: str, change: dict[str, Any], message:
     with pytest.raises(ModelFormatError) as caught:
         from_huggingface(Fields(values, "config.json"))
     assert message in str(caught.value)
+
+
+def test_granite_without_positions(tmp_path: Path) -> None:
+    values = GGUFFile(write_family_gguf(tmp_path / "m.gguf", "granite")).metadata
+
+    def kinds(changes: dict[str, Any]) -> set[str]:
+        fields = GgufFields(values | changes, "m.gguf", vocab=96, tied=False, rope_divisors={})
+        return {layer.attention.rope.kind for layer in from_gguf(fields).layers}
+
+    assert kinds({}) == kinds({"granite.rope.scaling.finetuned": True}) == {"half"}
+    assert kinds({"granite.rope.scaling.finetuned": False}) == {"none"}

@@ -43,6 +43,7 @@ except (ImportError, RuntimeUnavailableError) as error:
 
 DATA = Path(__file__).parent / "data"
 IDS = [int(token) for token in np.random.default_rng(1).integers(0, 47, 40)]
+FAMILIES = sorted(path.parent.name for path in DATA.glob("families/*/expected.json"))
 MIXTURE = {"architecture": "mixtral", "num_experts": 4, "experts_per_token": 2, "tie_embeddings": False}
 
 
@@ -184,6 +185,24 @@ def test_windows_leave_out_splits_that_no_row_sees(store_of, runtime_of):
 
     wanted = DenseTransformer(store.config, dense, store.vector).logits(ids)
     assert np.abs(together[-8:] - wanted[-8:]).max() < 1e-2 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_follow_their_golden_logits_and_tokens(tmp_path, name):
+    golden = json.loads((DATA / "families" / name / "expected.json").read_text())
+    store = convert(open_source(DATA / "families" / name), tmp_path / "store")
+    runtime = MlxRuntime(Store.open(store, verify=False))
+    ids, wanted = golden["input_ids"][0], np.array(golden["logits"][0])
+    found = logits_of(runtime, ids, 16)
+    # As in test_gpu_runtime.py: activations and cache in float16.
+    assert np.abs(found - wanted).max() < 2e-2
+    assert np.array_equal(logits_of(runtime, ids[:20], 1), found[:20])
+    kv, greedy = runtime.new_cache(64), golden["greedy_ids"][0]
+    logits = forward_one(runtime, ids[: golden["greedy_prompt_len"]], kv, effort=EffortSchedule(), logits="last").logits
+    for token in greedy:
+        top = np.sort(logits[-1])[-2:]
+        assert logits[-1].argmax() == token or top[1] - top[0] < 2e-2
+        logits = forward_one(runtime, [token], kv, effort=EffortSchedule()).logits
 
 
 @pytest.fixture(scope="module")

@@ -149,6 +149,7 @@ DRAFTING: dict[str, dict[str, Any]] = {
     "auto": {},
     "fixed": {"policy": "fixed", "draft_effort": 0.9, "draft_len": 5},
     "lookup": {"policy": "fixed", "drafter": "ngram:min=1", "draft_len": 6},
+    "recycle": {"policy": "fixed", "drafter": "recycle", "draft_len": 6},
     "chain": {"policy": "fixed", "drafter": "chain:ngram:min=1,effort", "draft_len": 6},
     "chain back": {"policy": "fixed", "drafter": "chain:effort,ngram:min=1", "draft_len": 6, "draft_effort": 0.8},
     "heuristic": {"policy": "heuristic:longest=6", "drafter": "ngram:min=1;effort"},

@@ -16,7 +16,7 @@ from hub_server import start as start_hub
 from model_files import DATA, gguf_parts, write_gguf
 
 import specdec
-from specdec import catalogue, hub
+from specdec import catalogue, hub, paths
 from specdec.errors import DownloadError
 from specdec.hub_name import HubName, parse_hub_name, wanted_files
 from specdec.store import Store
@@ -217,7 +217,9 @@ def test_without_the_client(
 
 
 @needs_client
-def test_files_of_the_clients_own_cache_are_used(stand_in: StandIn, gguf: bytes) -> None:
+def test_files_of_the_clients_own_cache_are_used(
+    stand_in: StandIn, gguf: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import hf_hub_download
 
     cache = Path(stand_in.url and str(hub._client_cache()))
@@ -225,6 +227,12 @@ def test_files_of_the_clients_own_cache_are_used(stand_in: StandIn, gguf: bytes)
     stand_in.asked.clear()
     catalogue.pull(GGUF)
     assert stand_in.asked == []
+    shutil.rmtree(paths.home())
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: refused at once
+    store = catalogue.pull(GGUF)
+    assert StoreDescription.read(store).source["revision"] == COMMITS[0]
+    with pytest.raises(DownloadError, match="connect to the network"):
+        catalogue.pull(FOLDER)
 
 
 @needs_client

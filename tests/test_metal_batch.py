@@ -31,13 +31,12 @@ FULL = EffortSchedule()
 def runtime_of(monkeypatch, programs, tmp_path):
     """The runtime of a source with the steps of few sizes, since each kernel takes a second to compile."""
     mx = use_host(monkeypatch, programs)
-    from specdec.runtimes.mlx import cache, model, ops, runtime, takes
+    from specdec.runtimes.mlx import attention_ops, cache, ops, runtime
 
-    for module in (cache, ops, runtime):
+    for module in (cache, attention_ops, runtime):
         monkeypatch.setattr(module, "SPAN", SPAN)
     monkeypatch.setattr(ops, "ROW_STEPS", (1, 16))
-    for module in (ops, model, takes):
-        monkeypatch.setattr(module, "CACHE_STEPS", (1, 4))
+    monkeypatch.setattr(ops, "CACHE_STEPS", (1, 4))
     assert mx is runtime.find_gpu().mx
     return lambda source, **how: runtime.MlxRuntime(
         Store.open(convert(source, tmp_path / "store", **how), verify=False)

@@ -18,7 +18,8 @@ from metal_host_kernels import compiler
 from metal_runtime import use_host
 from passes import logits_of
 from specdec.kernels.reference.attention import attention_rows
-from specdec.kernels.reference.layers import choose_experts, gated, rms_norm, rotate
+from specdec.kernels.reference.experts import choose_experts
+from specdec.kernels.reference.layers import gated, rms_norm, rotate
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_config, tiny_config
 

@@ -157,7 +157,9 @@ def test_selection_breaks_ties_as_the_reference_does(mx, sizes):
     wide[:, 0, :width] = rows
     for effort in (0.001, 0.2, 0.5, 0.77, 0.999):
         take = mx.array([[weights_to_take(effort, width * 16)]])
-        found = make_ops(mx).select(mx.array(wide), mx.array(scores[None].copy()), take, state_of(mx, 8), sizes)
+        found = make_ops(mx).select(
+            mx.array(wide), mx.array(scores[None].copy()), take, state_of(mx, 8), sizes, joined=1
+        )
         wanted = [select_tiers(row, scores, sizes, effort=effort) for row in rows]
         assert np.array_equal(np.array(found)[0, :, :width], np.array(wanted))
 

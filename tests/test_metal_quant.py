@@ -121,7 +121,7 @@ def test_every_type_alone_and_in_company(mx, names):
 
 @pytest.mark.parametrize("names", [("q8_0", "q5_k", "q6_k"), slow("affine8-g64", "affine4-g32-bf16")], ids=" ".join)
 def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
-    from specdec.runtimes.mlx.quant_ops import choose, multiply
+    from specdec.runtimes.mlx.quant_ops import multiply
 
     matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
     weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
@@ -132,12 +132,12 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
         np.array([select_tiers(row, matrix.scores, (1,), effort=effort) for row in rows])
         for matrix, effort in zip(matrices, (0.3, 0.6, 0.1), strict=False)
     ]
-    chosen = choose(ops, x, scores, take, state_of(mx, 8))
+    chosen = ops.choose(x, scores, take, state_of(mx, 8), joined=len(scores))[0]
     assert np.array_equal(np.array(chosen)[..., :256], [rows * prefix for prefix in taken])
     together = np.array(multiply(ops, weights, chosen, state_of(mx, 8), chosen=True))
     wanted = [product(rows * prefix, matrix.dequantise()) for prefix, matrix in zip(taken, matrices, strict=True)]
     close(together.sum(axis=0), np.concatenate(wanted, axis=1))
-    one = choose(ops, x[2:3], scores, take, state_of(mx, 1))
+    one = ops.choose(x[2:3], scores, take, state_of(mx, 1), joined=len(scores))[0]
     alone = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True))
     assert np.array_equal(alone[:, 0], together[:, 2])  # what the row alone does not read adds nothing in company
     nested = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True, nested=True))

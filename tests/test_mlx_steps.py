@@ -112,7 +112,7 @@ def test_parents_of_a_chain_are_a_chain():
 def cache() -> GpuCache:
     """Two layers of one key-value head of 4, for 600 tokens."""
     mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
-    return GpuCache(mx, (2, 1, 0, 4), 2, 600, RLock())
+    return GpuCache(mx, [(2, 1, 0, 4)] * 2, 600, RLock())
 
 
 def fill(cache: GpuCache, count: int) -> None:

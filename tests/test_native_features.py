@@ -92,7 +92,7 @@ def test_drafts_are_those_of_the_reference_runtime(store_of, model):
     reference = pytest.importorskip("specdec.runtimes.reference.runtime", reason="needs MLX", exc_type=ImportError)
     store = store_of(model)
     runtimes = NativeRuntime(store, threads=2), reference.ReferenceRuntime(store)
-    # At partial effort bucket8 and int4 choose inputs for joined matrices; int4 has its scales in 8 bits. A median:
+    # Below effort 1 bucket8 and int4 choose inputs for joined matrices here; int4 has scales in 8 bits. A median:
     # float16 keys and values let a row choose others of the experts and inputs that weigh almost the same.
     for view, effort, least in (("bucket", 0.5, 0.99), ("bucket8", 1.0, 0.999), ("int4", 1.0, 0.99)):
         found, wanted = (logits_of(one, IDS[:12], 12, view=view, effort=effort).astype(np.float64) for one in runtimes)

@@ -1,49 +1,16 @@
-"""Drafting by lookup: the index against brute force, what is proposed, and what is learnt from it."""
+"""Drafting by lookup: what is proposed, and what is learnt from it. The index is tested in `test_suffix_index`."""
 
 from __future__ import annotations
-
-from collections import Counter
 
 import pytest
 from drafting import context_of, draft_of, setup_of
 from fake_runtime import FakeRuntime, fake_model
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import specdec
 from specdec.drafters.acceptance import ProposalBook
-from specdec.drafters.base import Foreteller
-from specdec.drafters.ngram_index import NgramIndex
+from specdec.drafters.base import Draft, Foreteller
 from specdec.drafters.registry import create
-
-
-def brute_force(tokens: list[int], suffix: list[int], shortest: int, longest: int) -> tuple[int, int]:
-    for n in range(min(longest, len(suffix)), shortest - 1, -1):
-        places = [i + n for i in range(len(tokens) - n) if tokens[i : i + n] == suffix[-n:]]
-        if places:
-            counts = Counter(tokens[place] for place in places)
-            most = max(counts.values())
-            return next(tokens[place] for place in reversed(places) if counts[tokens[place]] == most), n
-    return -1, 0
-
-
-@given(
-    data=st.data(),
-    tokens=st.lists(st.integers(0, 3), max_size=60),
-    sizes=st.tuples(st.integers(1, 4), st.integers(0, 3)),
-)
-@settings(max_examples=200, deadline=None)
-def test_the_index_knows_the_most_frequent_then_latest_continuation(data, tokens, sizes):
-    shortest, longest = sizes[0], sum(sizes)
-    index, grown = NgramIndex(shortest, longest), []
-    while len(grown) < len(tokens):  # in pieces, as a text grows
-        grown = tokens[: len(grown) + data.draw(st.integers(1, 20))]
-        index.follow(grown)
-    suffix = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=8))
-    found, wanted = index.continuation(suffix), brute_force(tokens, suffix, shortest, longest)
-    assert found[1] == wanted[1]
-    # Among equally frequent ones the index prefers the one that reached that count last, which is the latest place.
-    assert found == wanted
+from specdec.engine.policy import DraftPlan
 
 
 def test_lookup_copies_a_passage_and_goes_on_through_its_own_proposal():
@@ -82,6 +49,33 @@ def test_lookup_foretells_how_much_it_found():
     for history, length in (([1, 2, 3], 0), ([1, 2, 9, 1, 2], 2), ([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 5], 4)):
         fresh = create("ngram:min=2,max=4", setup_of(runtime))
         assert fresh.match_length(context_of(runtime, history)) == length
+    passage = list(range(10, 90))
+    for count in (5, 40, 64, 70):  # of the whole match, up to 64
+        fresh = create("ngram", setup_of(runtime))
+        assert fresh.match_length(context_of(runtime, [*passage, 1, *passage[:count]])) == min(count, 64)
+
+
+def test_a_longer_match_beats_a_more_frequent_shorter_one():
+    passage = list(range(10, 20))
+    history = [*passage, 50, *(9, *passage[-2:], 60) * 3, 1, *passage]
+    assert draft_of("ngram", history, 1).tokens == [50]
+    assert draft_of("ngram:max=2", history, 1).tokens == [60]
+
+
+def test_lookup_follows_a_text_that_grows_and_the_tokens_of_a_draft_before_it(tmp_path):
+    (tmp_path / "table").write_bytes(bytes(range(100, 120)))
+    runtime, plan = FakeRuntime(), DraftPlan(num_draft_tokens=6, effort=1.0)
+    drafter = create(f"ngram:table={tmp_path / 'table'}", setup_of(runtime))
+    history = [1, 2, 3]
+    context = context_of(runtime, history)
+    for token, length in ((100, 0), (101, 2), (102, 3), (103, 4), (7, 0), (1, 0), (2, 2), (3, 3)):
+        history.append(token)
+        assert drafter.match_length(context) == length, token
+    assert drafter.draft(plan, context, policy=None).tokens[:2] == [100, 101]
+    history.append(50)
+    found = drafter.extend(Draft([104, 105]), plan, context, policy=None)
+    assert found.tokens == [104, 105, 106, 107, 108, 109]  # found by the draft's tokens
+    assert drafter.match_length(context) == 0  # which were not taken for the text's
 
 
 def test_acceptance_is_learnt_from_the_text_that_came():

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from specdec.policies.goodput.acceptance import CLASSES, UNKNOWN, LogOdds
+from specdec.policies.goodput.acceptance import CLASSES, LONGEST_MATCH, UNKNOWN, LogOdds, MatchAcceptance
 
 TRUE_EFFORT = {0.2: -0.5, 0.5: 0.8, 0.7: 1.3, 1.0: 1.6}
 
@@ -66,3 +66,25 @@ def test_a_new_text_forgets_the_text_and_not_the_efforts():
     learnt.new_text()
     assert learnt.mean(0.7) > gloomy
     assert learnt.mean(1.0) - learnt.mean(0.2) == pytest.approx(before, abs=0.1)
+
+
+def test_matches_are_learnt_by_length_and_long_ones_together():
+    learnt = MatchAcceptance()
+    before = list(learnt.chances)
+    assert before == sorted(before)
+    assert before[LONGEST_MATCH] > 0.95
+    for _ in range(60):
+        learnt.learn(18, drafted=3, accepted=0)  # one judged token, of the class of 16 to 23
+    assert learnt.chances[16] < 0.1
+    assert learnt.chances[23] < 0.1
+    assert learnt.chances[:16] == before[:16]
+    assert learnt.chances[24:] == before[24:]
+    for _ in range(60):
+        learnt.learn(22, drafted=2, accepted=2)  # the second token follows a match of 23
+    assert learnt.chances[16] == pytest.approx(learnt.chances[23], abs=0.01)
+    assert learnt.chances[16] > 0.9
+    learnt.learn(1000, drafted=4, accepted=1)
+    assert learnt.chances[LONGEST_MATCH] < before[LONGEST_MATCH]
+    assert learnt.hopeful(1000, 0.7) > learnt.chances[LONGEST_MATCH]
+    learnt.new_text()
+    assert learnt.chances[16] < 0.97

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from policy_simulator import MODEL, Level, World, best_fixed, run
+from policy_simulator import LOOKUP, MODEL, RECYCLE, Level, World, best_fixed, run
 from specdec.policies.goodput.costs import CostModel
 from specdec.policies.goodput.policy import GoodputPolicy
 from specdec.policies.registry import create
@@ -13,6 +13,7 @@ from specdec.policies.registry import create
 from specdec.engine.policy import (
     CostTable,
     DraftOption,
+    DraftPlan,
     Knowledge,
     Learner,
     Policy,
@@ -135,14 +136,14 @@ def test_goodput_keeps_to_the_effort_that_the_caller_named():
     assert policy.plan(state).effort == 0.3
 
 
-def test_a_lookup_that_goes_on_where_the_last_was_kept_whole_counts_as_a_longer_match():
-    """The index looks at five tokens; a passage that is being copied is known to be longer, until a token differs."""
+def test_a_lookup_that_cannot_tell_goes_on_where_its_last_was_kept_whole():
+    """What is being copied is a long match, until a token differs."""
     policy = GoodputPolicy()
     policy.begin(Knowledge(costs=CostTable(verify_s={1: 1.0, 3: 1.4, 5: 1.8, 9: 2.6})))
-    lookup = DraftOption("ngram", None, takes_effort=False)
+    lookup = DraftOption("replay", None, takes_effort=False)
     state = RoundState(
         round_index=0, position=9, max_draft_tokens=90, draft_len=4, draft_effort=1.0, verify_effort=1.0,
-        options=(lookup,), is_effort_asked=False, matches={"ngram": 5},
+        options=(lookup,), is_effort_asked=False, named=frozenset({"replay"}),
     )  # fmt: skip
 
     def expected(missing: int = 0) -> float:
@@ -151,15 +152,67 @@ def test_a_lookup_that_goes_on_where_the_last_was_kept_whole_counts_as_a_longer_
         seconds = 1.0 + 0.2 * length
         policy.observe(
             RoundOutcome(
-                drafted=length, accepted=length - missing, signals=(), drafter="ngram", view=None, context_length=8,
+                drafted=length, accepted=length - missing, signals=(), drafter="replay", view=None, context_length=8,
                 draft_s=0.001, verify_s=seconds, round_s=seconds + 0.001,
             )
         )  # fmt: skip
         return tokens
 
     first, second, third = expected(), expected(), expected(missing=1)
-    assert first < second < third
+    assert first <= second < third
     assert expected() < third
+
+
+def test_drafts_are_the_longer_the_longer_the_match():
+    """Costs of a small CPU: a row costs 0.05 to 0.2 dense steps."""
+    for verify, matches in (
+        ({1: 1.0, 3: 1.2, 5: 1.3, 9: 1.9}, (1, 2, 4, 8, 20)),
+        ({1: 1.0, 9: 3.4}, (1, 3, 6, 12, 48)),
+    ):
+        lengths = []
+        for match in matches:
+            policy = GoodputPolicy(explore=0)
+            policy.begin(Knowledge(costs=CostTable(verify_s=verify)))
+            state = RoundState(
+                round_index=0, position=9, max_draft_tokens=90, draft_len=4, draft_effort=1.0, verify_effort=1.0,
+                options=(LOOKUP,), is_effort_asked=False, matches={"ngram": match},
+            )  # fmt: skip
+            lengths.append(policy.plan(state).num_draft_tokens)
+        assert lengths == sorted(lengths)
+        assert lengths[0] <= 2
+        assert lengths[-1] >= 8
+
+
+def recycled(matches: dict[str, int], options: tuple[DraftOption, ...], rows: float = 0.05) -> DraftPlan:
+    policy = GoodputPolicy(explore=0)
+    policy.begin(Knowledge(costs=CostTable(verify_s={1: 1.0, 9: 1 + 8 * rows})))
+    state = RoundState(
+        round_index=0, position=9, max_draft_tokens=90, draft_len=4, draft_effort=1.0, verify_effort=1.0,
+        options=options, is_effort_asked=False, matches=matches,
+    )  # fmt: skip
+    return policy.plan(state)
+
+
+def test_tokens_are_recycled_where_no_longer_match_pays_and_rows_are_cheap():
+    options = (LOOKUP, RECYCLE)
+    for match, drafter in ((0, "recycle"), (2, "ngram"), (9, "ngram")):
+        for order in (options, options[::-1]):
+            plan = recycled({"ngram": match, "recycle": 1}, order)
+            assert plan.drafter == drafter
+    assert 1 <= recycled({"ngram": 0, "recycle": 1}, options).num_draft_tokens <= 2
+    assert recycled({"ngram": 0, "recycle": 1}, options, rows=0.4).num_draft_tokens == 0
+    assert recycled({"ngram": 0, "recycle": 0}, options).num_draft_tokens == 0
+
+
+def test_recycling_pays_where_rows_are_cheap_and_costs_next_to_nothing_where_they_are_dear():
+    for rows, least in ((0.03, 1.1), (0.1, 1.02), (0.3, 0.99)):
+        rates = []
+        for seed in range(4):
+            verify = {count: 1 + rows * (count - 1) for count in range(99)}.__getitem__
+            world = World(matches=(0.0, 0.0), recycles=0.2, verify=verify, drafts=False, seed=seed)
+            rates.append(run(GoodputPolicy(), world, 1000).rate)
+        assert min(rates) > 0.99
+        assert sum(rates) / len(rates) > least
 
 
 MANY_ROWS = (*range(1, 34), 65, 513)  # measured where several sequences share passes

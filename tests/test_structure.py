@@ -39,6 +39,7 @@ ORDER = (
     "specdec",
     "lab",
     "server",
+    "mlx_lm",
     "chat",
     "cli",
 )
@@ -63,6 +64,9 @@ MODULES = {
     "cache": "sources",
     "catalogue": "sources",
     "download": "sources",
+    "hub": "sources",
+    "hub_name": "tools",
+    "licence": "sources",
     "__main__": "cli",
 }
 REGISTRY = "specdec.policies.registry"

@@ -1,6 +1,7 @@
-"""The small layers of a transformer block in float64 NumPy: norm, rotary positions, gating, expert choice.
+"""The small layers of a transformer block in float64 NumPy: norm, rotary positions, gating.
 
-Attention is in `attention`, matrices in `bucketmul`, the whole model in `transformer`.
+Attention is in `attention`, the choice of experts in `experts`, matrices in `bucketmul`, the whole model in
+`transformer`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.model.architecture import ModelConfig
-from specdec.model.layers import CLAMP_LIMIT, CLAMP_SLOPE, Activation, Mlp, RopeKind
+from specdec.model.layers import CLAMP_LIMIT, CLAMP_SLOPE, Activation, RopeKind
 
 
 def rms_norm(
@@ -104,23 +105,3 @@ def gated(
         wide, other = np.minimum(wide, CLAMP_LIMIT), np.clip(other, -CLAMP_LIMIT, CLAMP_LIMIT)
         return np.asarray(wide * _sigmoid(CLAMP_SLOPE * wide) * (other + 1))
     return np.asarray(wide * _sigmoid(wide) * other)
-
-
-def choose_experts(router_logits: NDArray[np.floating], mlp: Mlp) -> tuple[NDArray[np.intp], NDArray[np.floating]]:
-    """The experts of one token and their weights, by rising expert number.
-
-    Args:
-        router_logits: (experts,), any float dtype, the router's bias included.
-        mlp: how many experts a token uses, and how they are weighted. Of equal logits the lower number is taken.
-
-    Returns:
-        Expert numbers (used,), and their weights (used,), in the dtype of the logits: the softmax over the chosen
-        logits alone, or the chosen ones' shares of the softmax over all; these divided by their sum, where
-        `mlp.renormalise`, are the same numbers.
-
-    Source: Mixtral, Jiang et al. 2401.04088, section 2.1; Qwen3 (2505.09388) and OLMoE (2409.02060).
-    """
-    chosen = np.sort(np.argsort(-router_logits, kind="stable")[: mlp.experts_used])
-    shifted = np.exp(router_logits - router_logits.max())
-    total = shifted[chosen].sum() if mlp.renormalise else shifted.sum()
-    return chosen, shifted[chosen] / total

@@ -16,15 +16,30 @@ import numpy as np
 from numpy.typing import NDArray
 from specdec.kernels.reference import mlx_layers
 from specdec.kernels.reference.attention import first_visible
-from specdec.kernels.reference.layers import choose_experts, rotary_frequencies, rotations
+from specdec.kernels.reference.experts import kept_experts
+from specdec.kernels.reference.layers import rotary_frequencies, rotations
 from specdec.kernels.reference.mlx_backend import mx
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.layers import Layer
 
-# Canonical matrix name, rows (1, in), and the number of the sequence of each, ascending; gives rows (1, out).
-Multiply = Callable[[str, list[Any], list[int]], list[Any]]
+
+class Multiply(Protocol):
+    """A matrix times rows."""
+
+    def __call__(
+        self, name: str, rows: list[Any], parts: list[int], *, growths: Sequence[float] | None = None
+    ) -> list[Any]:
+        """Rows (1, out).
+
+        Args:
+            name: canonical name of the matrix.
+            rows: (1, in) each.
+            parts: number of the sequence of each row, ascending.
+            growths: the effort of each row is multiplied by it, up to 1; None is 1 for all.
+        """
+        ...
 
 
 class History(Protocol):
@@ -56,6 +71,7 @@ class Segment:
         tokens: M token ids.
         slots: for each row the entries of the cache that hold its history, itself last, in order of positions: entry j
             is at position j.
+        mixture_efforts: for every layer what decides how many experts a row keeps, see `Efforts.of_mixtures`.
         layers: run the first so many, then the final norm and the logits layer.
         logits: rows whose logits are wanted, ascending.
         observe: gets the hidden states (M, hidden) after each layer, or None.
@@ -64,6 +80,7 @@ class Segment:
     cache: History
     tokens: Sequence[int]
     slots: Sequence[Sequence[int]]
+    mixture_efforts: Sequence[float]
     layers: int
     logits: Sequence[int]
     observe: Callable[[NDArray[np.float32]], None] | None = None
@@ -140,9 +157,9 @@ class RowTransformer:
         """Rows through one layer."""
         entering = self._entering(rows, layer, "attn")
         self._add(rows, self._attention(rows, entering, layer, multiply), layer, "attn")
-        entering, parts = self._entering(rows, layer, "mlp"), [row.part for row in rows]
+        entering = self._entering(rows, layer, "mlp")
         mixed = self._experts if self._config.layers[layer].mlp.experts else self._only_mlp
-        self._add(rows, mixed(entering, parts, layer, multiply), layer, "mlp")
+        self._add(rows, mixed(rows, entering, layer, multiply), layer, "mlp")
         # Once a layer: a long prompt's graph would otherwise hold every intermediate array of the pass.
         mx.eval([row.x for row in rows], [segment.cache.arrays(layer) for segment, _ in _by_segment(rows)])
         for segment, own in _by_segment(rows):
@@ -233,32 +250,44 @@ class RowTransformer:
             rows = [self._norm(row, f"{full}_norm") for row in rows]
         return rows
 
-    def _only_mlp(self, entering: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
-        return self._mlp(entering, parts, layer, self._config.mlp_names(layer)[0], multiply)
+    def _only_mlp(self, rows: list[_Row], entering: list[Any], layer: int, multiply: Multiply) -> list[Any]:
+        return self._mlp(entering, [row.part for row in rows], layer, self._config.mlp_names(layer)[0], multiply)
 
-    def _mlp(self, entering: list[Any], parts: list[int], layer: int, name: str, multiply: Multiply) -> list[Any]:
+    def _mlp(
+        self,
+        entering: list[Any],
+        parts: list[int],
+        layer: int,
+        name: str,
+        multiply: Multiply,
+        growths: Sequence[float] | None = None,
+    ) -> list[Any]:
         mlp = self._config.layers[layer].mlp
         gates, ups = (
-            self._biased(f"{name}.{part}", multiply(f"{name}.{part}", entering, parts), mlp.bias)
+            self._biased(f"{name}.{part}", multiply(f"{name}.{part}", entering, parts, growths=growths), mlp.bias)
             for part in ("gate", "up")
         )
         hidden = [mlx_layers.gated(*pair, activation=mlp.activation) for pair in zip(gates, ups, strict=True)]
-        return self._biased(f"{name}.down", multiply(f"{name}.down", hidden, parts), mlp.bias)
+        return self._biased(f"{name}.down", multiply(f"{name}.down", hidden, parts, growths=growths), mlp.bias)
 
-    def _experts(self, entering: list[Any], parts: list[int], layer: int, multiply: Multiply) -> list[Any]:
-        """Each row's chosen experts, added up by rising expert number, then the shared one. The router itself always
+    def _experts(self, rows: list[_Row], entering: list[Any], layer: int, multiply: Multiply) -> list[Any]:
+        """Each row's kept experts, added up by rising expert number, then the shared one. The router itself always
         runs in full."""
         names, mlp = self._config.mlp_names(layer), self._config.layers[layer].mlp
         routes = [self._routers[layer].dense(row) for row in entering]
         routes = self._biased(f"layers.{layer}.mlp.router", routes, mlp.router_bias)
-        choices = [choose_experts(np.array(route)[0], mlp) for route in routes]
-        mixed: list[Any] = [None] * len(entering)
-        for expert in sorted({int(number) for chosen, _ in choices for number in chosen}):
-            users = [m for m, (chosen, _) in enumerate(choices) if expert in chosen]
-            rows, owners = [entering[m] for m in users], [parts[m] for m in users]
-            for m, output in zip(users, self._mlp(rows, owners, layer, names[expert], multiply), strict=True):
-                chosen, weights = choices[m]
-                part = output * float(weights[chosen == expert][0])
+        kept = [
+            kept_experts(np.array(route)[0], mlp, effort=row.segment.mixture_efforts[layer])
+            for row, route in zip(rows, routes, strict=True)
+        ]
+        parts: list[int] = [row.part for row in rows]
+        mixed: list[Any] = [None] * len(rows)
+        for expert in sorted({int(number) for one in kept for number in one.experts}):
+            users = [m for m, one in enumerate(kept) if expert in one.experts]
+            growths = [kept[m].growth for m in users]
+            own = [entering[m] for m in users], [parts[m] for m in users]
+            for m, output in zip(users, self._mlp(*own, layer, names[expert], multiply, growths), strict=True):
+                part = output * float(kept[m].weights[kept[m].experts == expert][0])
                 mixed[m] = part if mixed[m] is None else mixed[m] + part
         if not mlp.shared_width:
             return mixed

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from specdec.kernels.reference.attention import attention_rows
+from specdec.kernels.reference.experts import choose_experts
 from specdec.kernels.reference.layers import (
-    choose_experts,
     gated,
     rms_norm,
     rotary_frequencies,

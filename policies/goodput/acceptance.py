@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import mul
 
@@ -16,7 +16,9 @@ _MARGINS = (0.15, 0.4, 0.8, 1.4, 2.2, 3.2, 4.5, 6.5)
 _ENTROPIES = (0.02, 0.08, 0.2, 0.5, 1.0, 1.7, 2.5, 3.5)
 CLASSES = len(_MARGINS) + 1
 UNKNOWN = CLASSES  # class of a token whose forerunner showed nothing
-LONGEST_MATCH = 16
+LONGEST_MATCH = 48  # tokens of a match from which more say no more
+_MATCH_CLASSES = (*(range(n, n + 1) for n in range(16)), range(16, 24), range(24, 32), range(32, 48), range(48, 49))
+_CLASS_OF_MATCH = tuple(place for place, lengths in enumerate(_MATCH_CLASSES) for _ in lengths)
 
 _MATCH_MEMORY = 40.0  # tokens after which a rate has forgotten two thirds of what it knew
 _UNIT_GROWTH = 1.0 + 1.0 / 300.0  # a token's weight among the classes, over that of the token before it
@@ -185,38 +187,50 @@ class DraftAcceptance:
 class MatchAcceptance:
     """Acceptance of a drafter that shows no signals, by the length of the match before each token.
 
-    Every kept token lengthens the match, so token j of a draft counts with what the draft began with and j more.
+    Every kept token lengthens the match, so token j of a draft counts with what the draft began with and j more. Long
+    matches are counted in classes: they are rare, and nearly all are right.
     """
 
-    rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in range(LONGEST_MATCH + 1)])
+    rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in _MATCH_CLASSES])
     chances: list[float] = field(init=False)
     """Chance that a token after a match of so many tokens, 0 to `LONGEST_MATCH`, is kept when those before it are."""
 
     def __post_init__(self) -> None:
-        self.chances = [self._chance(match) for match in range(LONGEST_MATCH + 1)]
+        self.chances = [0.0] * (LONGEST_MATCH + 1)
+        self._refresh(range(len(_MATCH_CLASSES)))
 
     def learn(self, match: int, drafted: int, accepted: int) -> None:
         """Count a draft that began with a match of `match` tokens."""
+        changed = set()
         for index in range(min(accepted + 1, drafted)):
-            place = min(match + index, LONGEST_MATCH)
+            place = _CLASS_OF_MATCH[min(match + index, LONGEST_MATCH)]
             self.rates[place].add(index < accepted, _MATCH_MEMORY)
-            self.chances[place] = self._chance(place)
+            changed.add(place)
+        self._refresh(changed)
 
     def new_text(self) -> None:
         """Another text begins, where matches may mean something else: what was seen counts for half."""
-        for place, rate in enumerate(self.rates):
+        for rate in self.rates:
             rate.kept *= 0.5
             rate.seen *= 0.5
-            self.chances[place] = self._chance(place)
+        self._refresh(range(len(_MATCH_CLASSES)))
 
     def hopeful(self, match: int, deviations: float) -> float:
         """The chance after a match, with as many standard deviations of what is not known of it added."""
-        place = min(match, LONGEST_MATCH)
-        chance = self.chances[place]
-        return min(1.0, chance + deviations * math.sqrt(chance * (1.0 - chance) / (self.rates[place].seen + 1.0)))
+        length = min(match, LONGEST_MATCH)
+        chance, seen = self.chances[length], self.rates[_CLASS_OF_MATCH[length]].seen
+        return min(1.0, chance + deviations * math.sqrt(chance * (1.0 - chance) / (seen + 1.0)))
 
-    def _chance(self, match: int) -> float:
-        return self.rates[match].estimate(min(0.9, 0.15 + 0.12 * match), 3.0)
+    def _refresh(self, classes: Iterable[int]) -> None:
+        for place in classes:
+            rate = self.rates[place]
+            for length in _MATCH_CLASSES[place]:
+                self.chances[length] = rate.estimate(_guessed_match(length), 3.0)
+
+
+def _guessed_match(length: int) -> float:
+    """Chance of a token after a match of that many tokens, about what small models showed on seven kinds of prompts."""
+    return max(min(0.9, 1.0 - math.exp(-0.25 * length)), 1.0 - 1.6 / max(length, 1))
 
 
 def _guess(effort: float) -> float:

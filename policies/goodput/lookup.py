@@ -25,7 +25,8 @@ def lookup_prospect(now: Situation, option: DraftOption, *, longest: int) -> Pro
     chances = acceptance.chances
     chance, tokens, gain = 1.0, 1.0, 0.0
     length, best_tokens, best_gain = 0, 1.0, 0.0
-    for k in range(1, min(longest, now.state.max_draft_tokens, MOST_ROWS - 1) + 1):
+    most = min(longest, now.state.max_draft_tokens, MOST_ROWS - 1, option.most_tokens or MOST_ROWS)
+    for k in range(1, most + 1):
         chance *= chances[min(match + k - 1, LONGEST_MATCH)]
         tokens += chance
         gain += chance - rate * (verify[k + 1] - verify[k])
@@ -41,9 +42,11 @@ def lookup_prospect(now: Situation, option: DraftOption, *, longest: int) -> Pro
 
 
 def match_length(drafter: str, state: RoundState, last: Prospect) -> int:
-    """Length of the match that a lookup has found. One that goes on where the last round's was kept whole is longer
-    than the lookup can tell, which looks at a few tokens only."""
-    found = state.matches.get(drafter, 1)
-    if found and last.kept_whole and last.option is not None and last.option.drafter == drafter:
-        return max(found, min(last.match + last.kept_whole + 1, LONGEST_MATCH))
-    return found
+    """Length of the match that a lookup has found. One that cannot tell is taken to know one token, and where its last
+    round was kept whole as many more."""
+    found = state.matches.get(drafter)
+    if found is not None:
+        return found
+    if last.kept_whole and last.option is not None and last.option.drafter == drafter:
+        return min(last.match + last.kept_whole + 1, LONGEST_MATCH)
+    return 1

@@ -106,11 +106,7 @@ class GoodputPolicy:
         now = Situation(learnt, state, self._shared.verify(learnt, state), self._now)
         now.rate = self._rate(now)
         plain_cost = now.verify[1]
-        best_draft: Prospect | None = None
-        for option in state.options:
-            prospect = self._prospect(now, option)
-            if prospect is not None and (best_draft is None or prospect.net > best_draft.net):
-                best_draft = prospect
+        best_draft = self._best_draft(now)
         if best_draft is not None and best_draft.net > 1.0 - now.rate * plain_cost + MARGIN:
             best = best_draft
         else:
@@ -237,6 +233,25 @@ class GoodputPolicy:
                     rate = max(rate, tokens / total)
         missing = _KNOWN_ROUNDS - pace.rounds
         return max(plain, (pace.tokens + missing * rate) / (pace.cost + _KNOWN_ROUNDS - pace.rounds))
+
+    def _best_draft(self, now: Situation) -> Prospect | None:
+        """The most profitable way to draft; None when there is nothing to propose.
+
+        Of the lookups only the one with the longest match that pays takes part: chances are not known well enough
+        to compare several of them, and the best would be the luckiest.
+        """
+        best: Prospect | None = None
+        longest = 0
+        for option in sorted(now.state.options, key=lambda one: -now.state.matches.get(one.drafter, 0)):
+            match = 0 if option.view is not None else now.state.matches.get(option.drafter, 0)
+            if match and match < longest:
+                continue
+            prospect = self._prospect(now, option)
+            if prospect is not None:
+                longest = max(longest, match)
+                if best is None or prospect.net > best.net:
+                    best = prospect
+        return best
 
     def _prospect(self, now: Situation, option: DraftOption) -> Prospect | None:
         """What a round with this option is expected to bring; None when it has nothing to propose."""

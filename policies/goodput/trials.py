@@ -149,7 +149,9 @@ class Trials:
         if view is None:
             match = match_length(drafter, now.state, now.last)
             chance = learnt.match(drafter).hopeful(match, _LUCKIER)
-            _, tokens, total = best_length(now.verify, 0.0, chance, rate, _LOOKUP_TOKENS)
+            option = next(one for one in now.state.options if one.drafter == drafter)
+            most = min(_LOOKUP_TOKENS, option.most_tokens or _LOOKUP_TOKENS)
+            _, tokens, total = best_length(now.verify, 0.0, chance, rate, most)
             return tokens - rate * total > best.net + MARGIN
         cost = learnt.costs.cheapest_draft(drafter, view, effort)
         highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
@@ -172,6 +174,7 @@ class Trials:
         drafter, view, effort = arm
         option = next(one for one in state.options if (one.drafter, one.view) == (drafter, view))
         length = min(_LOOKUP_TOKENS if view is None else self.menus.longest, state.max_draft_tokens)
+        length = min(length, option.most_tokens or length)
         prospect = Prospect(
             rate=best.rate, tokens=best.tokens, cost=best.cost, option=option, effort=effort, length=length,
             is_trial=True, greedy=not state.temperature, verify=verify,

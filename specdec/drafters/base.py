@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_check
 import numpy as np
 
 from specdec.drafters.earlier import Archive
-from specdec.drafters.ngram_index import NgramIndex
+from specdec.drafters.suffix_index import SuffixIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
 from specdec.model.effort import Efforts
 from specdec.progress import Progress
@@ -46,13 +46,13 @@ class DrafterMemory:
     """What drafters keep from one generation of a model to the next. It must serve generations side by side.
 
     Attributes:
-        tables: indices of files' texts, by file, its state and the sizes of the index.
+        tables: indices of files' texts, by file and its state.
         models: other models, by the name that was asked for.
         answers: that ended, by owner.
         lock: held while drafters are built.
     """
 
-    tables: dict[tuple[str, int, int, int, int], NgramIndex] = field(default_factory=dict)
+    tables: dict[tuple[str, int, int], SuffixIndex] = field(default_factory=dict)
     models: dict[str, LoadedModel] = field(default_factory=dict)
     answers: Archive = field(default_factory=Archive)
     lock: Lock = field(default_factory=Lock)
@@ -217,7 +217,10 @@ Drafting: TypeAlias = Generator[Ask, Reply, Draft]
 
 @runtime_checkable
 class Drafter(Protocol):
-    """Proposes tokens. May be stateful; one object serves one generation."""
+    """Proposes tokens. May be stateful; one object serves one generation.
+
+    One that never drafts more than a few tokens in a round may say so in an attribute `most_tokens`.
+    """
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -266,7 +269,23 @@ class Foreteller(Protocol):
     def match_length(self, context: DraftContext) -> int:
         """Tokens of context that speak for its proposal, 0 when it has nothing to propose.
 
-        For a lookup: how long the suffix is that it found again. It reaches the policy as `RoundState.matches`.
+        For a lookup: how long the end of the text is that it found again. The policy gets it in `RoundState.matches`.
+        """
+        ...
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """A drafter that learns from what the verifier computed, whoever drafted."""
+
+    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
+        """A verify pass has been judged. Called in every round, and its time counts: a look at a row of logits takes
+        microseconds.
+
+        Args:
+            tokens: of the pass's rows, M: the pending token, then the draft.
+            logits: float32 (M, V), before masks and penalties; not the drafter's to change.
+            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
         """
         ...
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import (
@@ -14,6 +17,7 @@ from specdec.drafters.base import (
     Drafting,
     Extender,
     Foreteller,
+    Observer,
     Rememberer,
     finish,
 )
@@ -30,10 +34,10 @@ _UNTRIED = 0.7  # acceptance that is assumed of a level that keeps no book itsel
 class ChainDrafter:
     """Levels of drafters, cheapest first; only the verifier decides what stays.
 
-    The first level proposes. Each later one gets the proposal so far. A level without a model (`ngram`, `replay`) adds
-    to its end. A level with a model would have to run a step for each token to check it, which costs as much as
-    drafting it: a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's own
-    draft.
+    The first level proposes. Each later one gets the proposal so far. A level without a model (`ngram`, `recycle`,
+    `replay`) adds to its end. A level with a model would have to run a step for each token to check it, which costs as
+    much as drafting it: a proposal that is likely to be kept passes unchecked, and any other is dropped for the level's
+    own draft.
 
     Args:
         argument: names of at least two drafters with commas between, each with its own argument, as in
@@ -65,6 +69,12 @@ class ChainDrafter:
         first = self.levels[0][1]
         found = first.match_length(context) if isinstance(first, Foreteller) else 1
         return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
+
+    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
+        """Show the levels what the verifier computed."""
+        for _, level in self.levels:
+            if isinstance(level, Observer):
+                level.verified(tokens, logits, kept)
 
     def ended(self, context: DraftContext) -> None:
         """Tell the levels."""

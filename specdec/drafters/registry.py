@@ -9,6 +9,7 @@ from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.effort import EarlyExitDrafter, EffortDrafter
 from specdec.drafters.model import ModelDrafter
 from specdec.drafters.ngram import NgramDrafter
+from specdec.drafters.recycle import RecycleDrafter
 from specdec.drafters.replay import ReplayDrafter
 from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
 from specdec.interrupts import is_from_signal_handler
@@ -52,4 +53,5 @@ register("early-exit", EarlyExitDrafter)
 register("effort", EffortDrafter)
 register("model", ModelDrafter)
 register("ngram", NgramDrafter)
+register("recycle", RecycleDrafter)
 register("replay", ReplayDrafter)

@@ -35,13 +35,17 @@ def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
     """The drafter with each of its views, as the policy is offered it.
 
     Raises:
-        PluginError: its properties fail, or `views` is not a sequence of names.
+        PluginError: its properties fail, `views` is not a sequence of names, or `most_tokens`, which it may lack, is
+            neither None nor a whole number of at least 1.
     """
     with faults_of(name, "views and takes_effort"):
         views, takes_effort = drafter.views, bool(drafter.takes_effort)
+        most = getattr(drafter, "most_tokens", None)
     if not isinstance(views, tuple | list) or not all(isinstance(view, str) for view in views):
         raise _wrong(name, f"views must be a tuple of names, not {views!r}")
-    return [DraftOption(name, view, takes_effort) for view in views or (None,)]
+    if most is not None and (not _is_whole(most) or most < 1):
+        raise _wrong(name, f"most_tokens must be None or a whole number of at least 1, not {most!r}")
+    return [DraftOption(name, view, takes_effort, most) for view in views or (None,)]
 
 
 def match_length(name: str, drafter: Foreteller, context: DraftContext) -> int:

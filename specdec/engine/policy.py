@@ -47,11 +47,13 @@ class DraftOption:
         drafter: its name.
         view: draft view that it would read; None for a drafter that reads no weights.
         takes_effort: the plan's effort means something to it.
+        most_tokens: most tokens that it ever drafts in a round; None for as many as it is asked for.
     """
 
     drafter: str
     view: str | None
     takes_effort: bool
+    most_tokens: int | None = None
 
 
 class Distribution(Protocol):
@@ -88,7 +90,7 @@ class RoundState:
         temperature: of the sampling; 0 is greedy.
         is_effort_asked: the caller named the draft effort, rather than leaving it to the policy.
         matches: for drafters that can tell beforehand, by name: tokens of context that speak for their proposal
-            (for a lookup, how long the suffix is that it found again), 0 when they have nothing to propose.
+            (for a lookup, how long the end of the text is that it found again), 0 when they have nothing to propose.
         distribution: of the logits that the pending token was drawn from; None when they are not known, as in the
             first round.
         rows_beside: rows that other sequences are expected to have in the same verify pass; 0 for one alone.

@@ -296,6 +296,8 @@ class Sequence:
         verdict = accept(
             draft.tokens, result.logits, self.chooser, position=position, parents=draft.parents, trusted=trusted
         )
+        if self.speculation is not None and not opened.is_first:
+            self.speculation.verified([self.tokens[-1], *draft.tokens], result.logits, verdict.kept)
         tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
         logprobs = [] if self._logprobs is None else _logprobs(tokens, verdict, result, self._logprobs)
         done = Round(

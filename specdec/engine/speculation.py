@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, Foreteller, Rememberer
+from specdec.drafters.base import (
+    Archivist,
+    Draft,
+    DraftContext,
+    Drafter,
+    DrafterSetup,
+    Foreteller,
+    Observer,
+    Rememberer,
+)
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
@@ -25,9 +35,11 @@ from specdec.progress import Progress
 from specdec.warn import warn
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from specdec.model.loaded import Model
 
-AUTO_DRAFTERS = ("effort", "ngram")  # what the drafter "auto" offers
+AUTO_DRAFTERS = ("effort", "ngram", "recycle")  # what the drafter "auto" offers
 TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
 _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
@@ -51,6 +63,7 @@ class Speculation:
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
+        observers: of the drafters, those that learn from what the verifier computed, by name.
     """
 
     drafters: Mapping[str, Drafter]
@@ -67,14 +80,27 @@ class Speculation:
     rules: LenientRules | None = None
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
+    observers: Mapping[str, Observer] = field(init=False)
 
     def __post_init__(self) -> None:
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
+        watching = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Observer)}
+        object.__setattr__(self, "observers", watching)
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
         return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
+
+    def verified(self, tokens: Tokens[int], logits: np.ndarray, kept: Tokens[int]) -> None:
+        """Show the drafters that learn from it what the verifier computed; see `Observer.verified`.
+
+        Raises:
+            PluginError: one of them fails.
+        """
+        for name, drafter in self.observers.items():
+            with faults_of(name, "verified"):
+                drafter.verified(tokens, logits, kept)
 
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.

@@ -190,7 +190,11 @@ def heads(fields: GgufFields) -> dict[str, Any]:
     head_dim = fields.integer(key("attention.key_length"), hidden // count if count > 0 else 0)
     if fields.integer(key("attention.value_length"), head_dim) != head_dim:
         raise ModelFormatError(f"{fields.where}: {key('attention.value_length')} must be the head size {head_dim}")
-    found = {"heads": count, "kv_heads": fields.per_layer("attention.head_count_kv", count), "head_dim": head_dim}
+    found: dict[str, Any] = {
+        "heads": count,
+        "kv_heads": fields.per_layer("attention.head_count_kv", count),
+        "head_dim": head_dim,
+    }
     Attention(**found)  # refuses what is out of range before anything is computed from it
     return found
 

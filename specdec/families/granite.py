@@ -9,6 +9,7 @@ from specdec.families import gguf, huggingface
 from specdec.families.base import Family
 from specdec.families.fields import Fields
 from specdec.families.gguf_fields import GgufFields
+from specdec.families.smollm3 import without_positions
 from specdec.model.architecture import ModelConfig
 from specdec.model.layers import Mlp
 
@@ -41,7 +42,7 @@ def from_gguf(fields: GgufFields) -> ModelConfig:
 def scaled_gguf(fields: GgufFields, *, family: str, mlp: Callable[[int], Mlp] | None = None) -> ModelConfig:
     """The model of a GGUF file, with the MLPs `mlp`."""
     scale = gguf.attention_scale(fields, gguf.heads(fields)["head_dim"])
-    return gguf.decoder(
+    config = gguf.decoder(
         fields,
         family=family,
         reads=_READS,
@@ -51,6 +52,9 @@ def scaled_gguf(fields: GgufFields, *, family: str, mlp: Callable[[int], Mlp] | 
         embed_scale=gguf.scale(fields, "embedding_scale", 1.0),
         logit_scale=1 / gguf.scale(fields, "logit_scale", 1.0),
     )
+    # The key by which llama.cpp's converter marks models without positions.
+    turns = fields.flag(fields.key("rope.scaling.finetuned"), True)
+    return config if turns else without_positions(config, [False] * config.num_layers)
 
 
 FAMILY = Family(

@@ -28,13 +28,13 @@ def from_huggingface(fields: Fields) -> ModelConfig:
         window=huggingface.stated_window(fields) if fields.flag("use_sliding_window", False) else None,
         sliding=lambda number: not turns[number],
     )
-    return _without_positions(config, turns)
+    return without_positions(config, turns)
 
 
 def from_gguf(fields: GgufFields) -> ModelConfig:
     """The model of a GGUF file."""
     config = gguf.decoder(fields, family="smollm3", attention=gguf.biases(fields))
-    return _without_positions(config, [bool((number + 1) % _INTERVAL) for number in range(config.num_layers)])
+    return without_positions(config, [bool((number + 1) % _INTERVAL) for number in range(config.num_layers)])
 
 
 def _turns(fields: Fields, count: int) -> list[bool]:
@@ -48,7 +48,7 @@ def _turns(fields: Fields, count: int) -> list[bool]:
     return [bool(value) for value in stated] or [bool((number + 1) % interval) for number in range(count)]
 
 
-def _without_positions(config: ModelConfig, turns: list[bool]) -> ModelConfig:
+def without_positions(config: ModelConfig, turns: list[bool]) -> ModelConfig:
     """The same with rotary positions in some layers only."""
 
     def still(layer: Layer) -> Layer:

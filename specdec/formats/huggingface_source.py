@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def open_huggingface(folder: Path, *, dtype: str | None = None) -> FileSource:
             origins=origins,
             dtype=dtype,
             description={"kind": "huggingface", "file": folder.resolve().name, "types": stored_types(file)},
-            tokenizer_files=tokenizer_files(folder, config_values),
+            tokenizer_files=tokenizer_files(folder, _with_text_part(config_values)),
         )
     except BaseException:
         file.close()
@@ -72,6 +73,12 @@ def _weights(folder: Path, config: Fields) -> TensorFile:
     except BaseException:
         file.close()
         raise
+
+
+def _with_text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with what only its part for text says, such as the size of the vocabulary."""
+    part = config.get("text_config")
+    return {**part, **config} if isinstance(part, dict) else config
 
 
 def _check_types(file: TensorFile, origins: Mapping[str, Origin]) -> None:

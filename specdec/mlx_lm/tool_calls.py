@@ -42,10 +42,10 @@ class ToolCalls:
 
     def __init__(self, chat_template: str | None) -> None:
         found = next((pair for pair in _MARKERS if pair[0] in (chat_template or "")), None)
-        self.start, self.end = found if found is not None else (None, None)
         self._format: ToolFormat = tool_format(chat_template)
-        if self._format is HARMONY:
-            self.start = self.end = None
+        is_known = found is not None and self._format is not HARMONY
+        self.start: str | None = found[0] if found is not None and is_known else None
+        self.end: str | None = found[1] if found is not None and is_known else None
 
     def parse(self, text: str, tools: Sequence[Any] | None = None) -> Any:
         """The call that a text between the markers is, as {"name": ..., "arguments": {...}}; a list of several.

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import specdec
 from specdec.errors import InvalidArgumentError, ModelFormatError
 from specdec.mlx_lm.tokenizer_utils import TokenizerWrapper
 from specdec.model.loaded import Model
-from specdec.model.loaded import load as load_any
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 _NO_EFFECT = ("trust_remote_code", "use_fast")  # no code of a model is ever run, and there is one implementation
@@ -56,7 +56,7 @@ def load(
         )
     named, template = _tokenizer_values(tokenizer_config or {})
     source = _at_revision(str(path_or_hf_repo), revision)
-    model = load_any(source)
+    model = specdec.load(source)
     if model.tokenizer is None:
         raise ModelFormatError(f"{path_or_hf_repo} has no tokenizer: load it with specdec.load, which takes token ids")
     tokenizer = TokenizerWrapper(model.tokenizer, named=named, chat_template=template)

@@ -167,6 +167,14 @@ class Efforts:
         """Effort of every matrix by canonical name."""
         return dict(zip(config.matrices(), self.values.tolist(), strict=True))
 
+    def of_mixtures(self, config: ModelConfig) -> tuple[float, ...]:
+        """For every layer the effort that decides how many of its chosen experts a row keeps: the largest of its
+        experts' matrices, the shared one's left out; 1 in a layer without experts.
+
+        The rule is `specdec.kernels.reference.experts.kept_experts`.
+        """
+        return _of_mixtures(self, config)
+
 
 def resolve_efforts(value: float | EffortSchedule | Efforts, config: ModelConfig) -> Efforts:
     """Efforts of a model's matrices from a number or a schedule; the same object for the same schedule.
@@ -177,6 +185,19 @@ def resolve_efforts(value: float | EffortSchedule | Efforts, config: ModelConfig
     if isinstance(value, Efforts):
         return value
     return _resolved(EffortSchedule.of_value(value), config)
+
+
+@lru_cache(maxsize=1024)
+def _of_mixtures(efforts: Efforts, config: ModelConfig) -> tuple[float, ...]:
+    found = [1.0] * config.num_layers
+    if efforts.is_full:
+        return tuple(found)
+    by_name = efforts.by_name(config)
+    for number, layer in enumerate(config.layers):
+        names = config.mlp_names(number)[: layer.mlp.experts]
+        if layer.mlp.experts:
+            found[number] = max(by_name[f"{name}.{part}"] for name in names for part in ("gate", "up", "down"))
+    return tuple(found)
 
 
 @lru_cache(maxsize=1024)

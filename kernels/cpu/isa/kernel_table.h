@@ -82,8 +82,9 @@ struct DenseKernels {
 
 // One chunk of positions seen by some rows of one key-value head. Row r is (token, query head of the group).
 struct AttentionCall {
-  const uint16_t* keys;    // float16 [kChunk / 32][head_dim][32]
-  const uint16_t* values;  // float16 [kChunk][value_stride]
+  const void* keys;     // float16, or float32 where `single`: [kChunk / 32][head_dim][32]
+  const void* values;   // of the same type, [kChunk][value_stride]
+  bool single;
   int64_t value_stride;    // head_dim rounded up to 32
   int head_dim;
   float scale;

@@ -8,25 +8,27 @@ namespace specdec::SPECDEC_ISA {
 
 static constexpr float kMinusInfinity = -__builtin_inff();
 
-template <int R>
+// Keys and values: W is how they are read.
+template <class W, int R>
 static void score_tile(const AttentionCall& call, float* scores) {
+  const auto* keys = static_cast<const typename W::Bits*>(call.keys);
   for (int first = 0; first < kChunk; first += kTileVectors * kLanes) {
     F32 tile[R][kTileVectors];
     clear(tile);
-    const uint16_t* panel = call.keys + static_cast<int64_t>(first / kPanel) * call.head_dim * kPanel + first % kPanel;
-    accumulate<Whole<Half>, R, kTileVectors, 1, false>(tile, panel, kPanel, 0, call.q, call.head_dim);
+    const auto* panel = keys + static_cast<int64_t>(first / kPanel) * call.head_dim * kPanel + first % kPanel;
+    accumulate<W, R, kTileVectors, 1, false>(tile, panel, kPanel, 0, call.q, call.head_dim);
     store_tile(tile, scores + first, kChunk);
   }
 }
 
 // Sums of values with R rows of weights, weights[position][row].
-template <int R>
+template <class W, int R>
 static void value_tile(const AttentionCall& call, const float* weights, int from, int to, float* sums) {
-  const uint16_t* values = call.values + from * call.value_stride;
+  const auto* values = static_cast<const typename W::Bits*>(call.values) + from * call.value_stride;
   for (int64_t first = 0; first < call.value_stride; first += kTileVectors * kLanes) {
     F32 tile[R][kTileVectors];
     clear(tile);
-    accumulate<Whole<Half>, R, kTileVectors, 1, false>(tile, values + first, call.value_stride, 0, weights, to - from);
+    accumulate<W, R, kTileVectors, 1, false>(tile, values + first, call.value_stride, 0, weights, to - from);
     store_tile(tile, sums + first, call.value_stride);
   }
 }
@@ -62,24 +64,25 @@ static void soften(float* scores, float scale, float softcap, int from, int to, 
 
 using ScoreTile = void (*)(const AttentionCall&, float*);
 using ValueTile = void (*)(const AttentionCall&, const float*, int, int, float*);
-template <int R>
+template <class W, int R>
 static constexpr ScoreTile score_of() {
   if constexpr (R <= kTileRows)
-    return score_tile<R>;
+    return score_tile<W, R>;
   else
     return nullptr;
 }
-template <int R>
+template <class W, int R>
 static constexpr ValueTile value_of() {
   if constexpr (R <= kTileRows)
-    return value_tile<R>;
+    return value_tile<W, R>;
   else
     return nullptr;
 }
-#define SPECDEC_SCORE(rows) score_of<rows>()
-#define SPECDEC_VALUE(rows) value_of<rows>()
+#define SPECDEC_SCORE(rows) score_of<W, rows>()
+#define SPECDEC_VALUE(rows) value_of<W, rows>()
 
-static void attention_chunk(const AttentionCall& call) {
+template <class W>
+static void chunk_of(const AttentionCall& call) {
   static constexpr ScoreTile score_by_rows[] = SPECDEC_BY_ROWS(SPECDEC_SCORE);
   static constexpr ValueTile value_by_rows[] = SPECDEC_BY_ROWS(SPECDEC_VALUE);
   float* scores = call.scratch;
@@ -100,6 +103,13 @@ static void attention_chunk(const AttentionCall& call) {
     }
     r += run;
   }
+}
+
+static void attention_chunk(const AttentionCall& call) {
+  if (call.single)
+    chunk_of<Float>(call);
+  else
+    chunk_of<Whole<Half>>(call);
 }
 
 // A chunk in which the row sees nothing has peak -inf and must not be passed.

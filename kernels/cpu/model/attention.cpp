@@ -51,7 +51,7 @@ int64_t Pass::first_seen(int layer, int64_t position) const {
 int64_t Pass::tree_floats() const {
   const bool any = std::any_of(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return s.tree; });
   const int64_t size = largest_head();
-  return any ? kChunk * (size + padded(size)) / 2 + 64 : 0;
+  return any ? kChunk * (size + padded(size)) * model_.cache_shape_->value_bytes() / 4 + 64 : 0;
 }
 
 // One region for all sequences: chunks of a few rows' context, or tiles of many rows; then a row's chunks are joined.
@@ -70,8 +70,8 @@ void Pass::attend(int layer) {
     s.first_part = parts;
     s.first_joined = joined;
     s.partial = floats;
-    s.given->bytes += static_cast<uint64_t>(s.start + s.rows - first_seen(layer, s.start)) * 2 * sizeof(uint16_t) *
-                      static_cast<uint64_t>(shape.kv_width());
+    s.given->bytes += static_cast<uint64_t>(s.start + s.rows - first_seen(layer, s.start)) * 2 *
+                      static_cast<uint64_t>(shape.kv_width() * model_.cache_shape_->value_bytes());
     work += rows * s.chunks * kChunk * shape.head_dim;
     parts += shape.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : Tiling(s.rows, group, kernels_.dense.max_tile).count);
     if (!s.by_chunk) continue;
@@ -121,7 +121,7 @@ void Pass::gather_q(int layer, const Sequence& s, const AttentionTile& tile, flo
 }
 
 // A tile over one chunk, whose values lie behind its keys.
-void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, const uint16_t* keys,
+void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
                        const float* q, float* scratch, float* peak, float* total, float* sums) {
   int32_t from[kMaxTile], to[kMaxTile];
   const int heads = tile.last_head - tile.first_head;
@@ -131,8 +131,11 @@ void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, 
     from[r] = static_cast<int32_t>(std::clamp<int64_t>(first_seen(layer, position) - base, 0, kChunk));
     to[r] = static_cast<int32_t>(std::clamp<int64_t>(position + 1 - base, 0, kChunk));
   }
-  const int64_t size = shape_of(layer).head_dim, stride = model_.cache_shape_->layer(layer).value_stride;
-  kernels_.attention.chunk({keys, keys + kChunk * size, stride, static_cast<int>(size), parts_of(layer).scale,
+  const int64_t size = shape_of(layer).head_dim;
+  const CacheShape& cached = *model_.cache_shape_;
+  const CacheShape::Layer& of_layer = cached.layer(layer);
+  kernels_.attention.chunk({keys, cached.values_of(of_layer, keys), cached.single(), of_layer.value_stride,
+                            static_cast<int>(size), parts_of(layer).scale,
                             shape_of(layer).softcap, q, tile.rows(), from, to, peak, total, sums, scratch});
 }
 
@@ -169,7 +172,7 @@ void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
   const Tiling tiling(s.rows, group, kernels_.dense.max_tile);
   float* scratch = thread_scratch(thread);
   float* q = scratch + attention_scratch_floats();
-  const uint16_t* keys = cache.keys(layer, kv_head, s.first_chunk + chunk);
+  uint8_t* keys = cache.keys(layer, kv_head, s.first_chunk + chunk);
   for (int t = 0; t < tiling.count; ++t) {
     const AttentionTile tile = attention_tile(s, group, kv_head, t);
     const int64_t at = int64_t{tile.first_token} * group + tile.first_head;
@@ -184,14 +187,16 @@ void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk,
                        int thread) {
   const int group = shape_of(layer).group();
   const KvCache& cache = *s.given->cache;
-  const int64_t stride = cache.shape().layer(layer).value_stride, size = shape_of(layer).head_dim, base = chunk * kChunk;
+  const CacheShape::Layer& place = cache.shape().layer(layer);
+  const int64_t stride = place.value_stride, size = place.head_dim, base = chunk * kChunk;
   float* scratch = thread_scratch(thread);
   float* q = scratch + attention_scratch_floats();
-  auto* keys = reinterpret_cast<uint16_t*>(q + kMaxTile * padded(size));
+  auto* keys = reinterpret_cast<uint8_t*>(q + kMaxTile * padded(size));
   if (const int64_t before = std::max<int64_t>(s.start - base, 0); before > 0) {
-    const int64_t panels = (before + kPanel - 1) / kPanel;
-    std::copy_n(cache.keys(layer, kv_head, chunk), panels * size * kPanel, keys);
-    std::copy_n(cache.values(layer, kv_head, chunk), before * stride, keys + kChunk * size);
+    const int64_t panels = (before + kPanel - 1) / kPanel, bytes = cache.shape().value_bytes();
+    uint8_t* held_keys = cache.keys(layer, kv_head, chunk);
+    std::copy_n(held_keys, panels * size * kPanel * bytes, keys);
+    std::copy_n(cache.shape().values_of(place, held_keys), before * stride * bytes, cache.shape().values_of(place, keys));
   }
   int32_t held[kMaxTreeRows];  // which row's keys and values lie at each depth
   std::fill_n(held, kMaxTreeRows, -1);
@@ -213,19 +218,16 @@ void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk,
 
 // Puts the keys and values of a row's path where a chain would have them in this chunk.
 void Pass::gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held,
-                       uint16_t* keys) {
+                       uint8_t* keys) {
   const KvCache& cache = *s.given->cache;
-  const int64_t stride = cache.shape().layer(layer).value_stride, size = shape_of(layer).head_dim;
   for (int row = token; row >= 0; row = s.given->parents[row]) {
     const int64_t position = scratch_.positions[static_cast<size_t>(s.first + row)];
     int32_t& there = held[position - s.start];
     if (position / kChunk != chunk || there == row) continue;
     there = row;
-    const int64_t slot = s.start + row, in = slot % kChunk, out = position % kChunk;
-    const uint16_t* source = cache.keys(layer, kv_head, slot / kChunk) + in / kPanel * size * kPanel + in % kPanel;
-    uint16_t* target = keys + out / kPanel * size * kPanel + out % kPanel;
-    for (int64_t d = 0; d < size; ++d) target[d * kPanel] = source[d * kPanel];
-    std::copy_n(cache.values(layer, kv_head, slot / kChunk) + in * stride, stride, keys + kChunk * size + out * stride);
+    const int64_t slot = s.start + row;
+    cache.shape().copy_place(cache.shape().layer(layer), cache.keys(layer, kv_head, slot / kChunk), slot % kChunk, keys,
+                             position % kChunk);
   }
 }
 

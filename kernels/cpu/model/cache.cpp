@@ -10,17 +10,33 @@ size_t blocks_for(int64_t length) { return static_cast<size_t>((length + kChunk 
 
 }  // namespace
 
-CacheShape::CacheShape(std::vector<Layer> layers) : layers_(std::move(layers)) {
+CacheShape::CacheShape(std::vector<Layer> layers, bool single)
+    : layers_(std::move(layers)), value_bytes_(single ? sizeof(float) : sizeof(uint16_t)) {
   for (Layer& layer : layers_) {
     layer.value_stride = (layer.head_dim + kPanel - 1) / kPanel * kPanel;
-    layer.first = block_values_;
-    block_values_ += layer.kv_heads * layer.head_values();
+    layer.head_bytes = kChunk * (layer.head_dim + layer.value_stride) * value_bytes_;
+    layer.first = block_bytes_;
+    block_bytes_ += layer.kv_heads * layer.head_bytes;
   }
 }
 
 bool CacheShape::operator==(const CacheShape& other) const {
-  return std::equal(layers_.begin(), layers_.end(), other.layers_.begin(), other.layers_.end(),
+  return value_bytes_ == other.value_bytes_ &&
+         std::equal(layers_.begin(), layers_.end(), other.layers_.begin(), other.layers_.end(),
                     [](const Layer& a, const Layer& b) { return a.kv_heads == b.kv_heads && a.head_dim == b.head_dim; });
+}
+
+void CacheShape::copy_place(const Layer& layer, const uint8_t* from, int64_t in, uint8_t* to, int64_t out) const {
+  auto copy_key = [&](auto* target, const auto* source) {
+    for (int64_t d = 0; d < layer.head_dim; ++d) target[key_at(layer, out, d)] = source[key_at(layer, in, d)];
+  };
+  if (single())
+    copy_key(reinterpret_cast<float*>(to), reinterpret_cast<const float*>(from));
+  else
+    copy_key(reinterpret_cast<uint16_t*>(to), reinterpret_cast<const uint16_t*>(from));
+  const int64_t values = kChunk * layer.head_dim, stride = layer.value_stride;
+  std::memcpy(to + (values + out * stride) * value_bytes_, from + (values + in * stride) * value_bytes_,
+              static_cast<size_t>(stride * value_bytes_));
 }
 
 KvCache::KvCache(std::shared_ptr<const CacheShape> shape, int64_t capacity)
@@ -34,18 +50,19 @@ std::vector<uint64_t> KvCache::block_ids() const {
 
 // No huge pages: every layer and head has its own range, and a short text touches only the start of each.
 std::shared_ptr<KvCache::Block> KvCache::new_block() const {
-  return std::make_shared<Block>(static_cast<size_t>(shape_->block_values()), Pages::small);
+  return std::make_shared<Block>(static_cast<size_t>(shape_->block_bytes()), Pages::small);
 }
 
 std::shared_ptr<KvCache::Block> KvCache::copy_of(const Block& block, int64_t count) const {
   auto copy = new_block();
-  const int64_t panels = (count + kPanel - 1) / kPanel;
+  const int64_t panels = (count + kPanel - 1) / kPanel, size = shape_->value_bytes();
   for (const CacheShape::Layer& layer : shape_->layers())
     for (int64_t head = 0; head < layer.kv_heads; ++head) {
-      const uint16_t* from = block.data() + layer.first + head * layer.head_values();
-      uint16_t* to = copy->data() + layer.first + head * layer.head_values();
-      std::copy_n(from, panels * layer.head_dim * kPanel, to);
-      std::copy_n(from + kChunk * layer.head_dim, count * layer.value_stride, to + kChunk * layer.head_dim);
+      const uint8_t* from = block.data() + layer.first + head * layer.head_bytes;
+      uint8_t* to = copy->data() + layer.first + head * layer.head_bytes;
+      std::copy_n(from, panels * kPanel * layer.head_dim * size, to);
+      std::copy_n(from + kChunk * layer.head_dim * size, count * layer.value_stride * size,
+                  to + kChunk * layer.head_dim * size);
     }
   return copy;
 }
@@ -81,17 +98,10 @@ void KvCache::keep(int64_t base, const std::vector<int64_t>& rows) {
 }
 
 void KvCache::move(int64_t from, int64_t to) {
-  const int64_t in = from % kChunk, out = to % kChunk;
   for (const CacheShape::Layer& layer : shape_->layers())
-    for (int64_t head = 0; head < layer.kv_heads; ++head) {
-      const int64_t size = layer.head_dim, stride = layer.value_stride;
-      const uint16_t* source = keys(layer, head, from / kChunk);
-      uint16_t* target = keys(layer, head, to / kChunk);
-      for (int64_t d = 0; d < size; ++d)
-        target[(out / kPanel * size + d) * kPanel + out % kPanel] = source[(in / kPanel * size + d) * kPanel + in % kPanel];
-      std::memcpy(target + kChunk * size + out * stride, source + kChunk * size + in * stride,
-                  static_cast<size_t>(stride) * 2);
-    }
+    for (int64_t head = 0; head < layer.kv_heads; ++head)
+      shape_->copy_place(layer, keys(layer, head, from / kChunk), from % kChunk, keys(layer, head, to / kChunk),
+                         to % kChunk);
 }
 
 std::unique_ptr<KvCache> KvCache::fork(int64_t length, int64_t capacity) const {

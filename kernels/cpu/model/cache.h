@@ -1,4 +1,4 @@
-// Keys and values of one sequence, float16, laid out for the attention kernels, in blocks of kChunk positions.
+// Keys and values of one sequence, in float16 or float32, laid out for the attention kernels, in blocks of kChunk positions.
 //
 // Memory grows with the sequence. Caches that share a beginning share its blocks: a block of several caches is copied
 // before either of them writes to it.
@@ -19,19 +19,30 @@ class CacheShape {
   struct Layer {
     int64_t kv_heads, head_dim;
     int64_t value_stride = 0;  // head_dim rounded up to kPanel
-    int64_t first = 0;         // value of a block at which its keys begin
-    int64_t head_values() const { return kChunk * (head_dim + value_stride); }
+    int64_t first = 0;         // byte of a block at which its keys begin
+    int64_t head_bytes = 0;    // of one head
   };
 
-  explicit CacheShape(std::vector<Layer> layers);
+  // `single` keeps float32.
+  CacheShape(std::vector<Layer> layers, bool single);
   const std::vector<Layer>& layers() const { return layers_; }
   const Layer& layer(int number) const { return layers_[static_cast<size_t>(number)]; }
-  int64_t block_values() const { return block_values_; }
+  bool single() const { return value_bytes_ == 4; }
+  int64_t value_bytes() const { return value_bytes_; }
+  int64_t block_bytes() const { return block_bytes_; }
   bool operator==(const CacheShape& other) const;
+
+  // Of a head whose keys begin at `keys`: where its values begin, and the value that holds dimension d of a key.
+  uint8_t* values_of(const Layer& layer, uint8_t* keys) const { return keys + kChunk * layer.head_dim * value_bytes_; }
+  static int64_t key_at(const Layer& layer, int64_t place, int64_t d) {
+    return (place / kPanel * layer.head_dim + d) * kPanel + place % kPanel;
+  }
+  // Copies the key and the value at `in` of one head and chunk to `out` of another.
+  void copy_place(const Layer& layer, const uint8_t* from, int64_t in, uint8_t* to, int64_t out) const;
 
  private:
   std::vector<Layer> layers_;
-  int64_t block_values_ = 0;
+  int64_t value_bytes_, block_bytes_ = 0;
 };
 
 class KvCache {
@@ -40,10 +51,7 @@ class KvCache {
   KvCache(std::shared_ptr<const CacheShape> shape, int64_t capacity);
 
   // Of one layer, head and chunk: keys [kChunk / 32][head_dim][32] and values [kChunk][value_stride].
-  uint16_t* keys(int layer, int head, int64_t chunk) const { return keys(shape_->layer(layer), head, chunk); }
-  uint16_t* values(int layer, int head, int64_t chunk) const {
-    return keys(layer, head, chunk) + kChunk * shape_->layer(layer).head_dim;
-  }
+  uint8_t* keys(int layer, int64_t head, int64_t chunk) const { return keys(shape_->layer(layer), head, chunk); }
 
   // Makes the positions from the length up to `length` writable. Throws std::bad_alloc, with the contents as they were.
   void reserve(int64_t length);
@@ -58,7 +66,7 @@ class KvCache {
 
   int64_t length() const { return length_; }
   const CacheShape& shape() const { return *shape_; }
-  uint64_t block_bytes() const { return static_cast<uint64_t>(shape_->block_values()) * sizeof(uint16_t); }
+  uint64_t block_bytes() const { return static_cast<uint64_t>(shape_->block_bytes()); }
   uint64_t bytes() const { return blocks_.size() * block_bytes(); }
   // A number for each block held, equal for blocks that caches share.
   std::vector<uint64_t> block_ids() const;
@@ -66,9 +74,9 @@ class KvCache {
   const int64_t capacity;
 
  private:
-  using Block = Buffer<uint16_t>;
-  uint16_t* keys(const CacheShape::Layer& layer, int64_t head, int64_t chunk) const {
-    return blocks_[static_cast<size_t>(chunk)]->data() + layer.first + head * layer.head_values();
+  using Block = Buffer<uint8_t>;
+  uint8_t* keys(const CacheShape::Layer& layer, int64_t head, int64_t chunk) const {
+    return blocks_[static_cast<size_t>(chunk)]->data() + layer.first + head * layer.head_bytes;
   }
   std::shared_ptr<Block> new_block() const;
   // A block of its own with the first `count` positions of another one.

@@ -37,7 +37,10 @@ class Pass {
     const float* x;
     int64_t stride;
     int rows;
-    const double* const* efforts;  // of each row: one per matrix
+    const double* const* efforts;  // of each row: one per matrix, from number `first` on
+    int first = 0;
+
+    double effort(int row, int matrix) const { return efforts[row][matrix - first]; }
   };
   // What multiply_exact prepares for one output.
   struct Plan {
@@ -55,6 +58,13 @@ class Pass {
   void allocate();
   void embed();
   void rotary();
+  void keep_states(int layer);
+  void head(float* logits);
+  void finish_logits(float* logits, int64_t n) const;
+  void narrow_to(int layers);
+  void share_bytes();
+  int64_t largest_head() const;
+  // blocks.cpp
   void attention_block(int layer);
   void project(int layer, Input in);
   void append_row(int layer, int row);
@@ -63,15 +73,11 @@ class Pass {
   void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride);
   Input norm_into(const float* weight);
   void add_part(int layer, float* y, const float* post_norm);
-  void keep_states(int layer);
-  void head(float* logits);
-  void finish_logits(float* logits, int64_t n) const;
-  void narrow_to(int layers);
-  void share_bytes();
   // experts.cpp
   void expert_mlp(int layer, Input in);
-  void route(int layer, Input in, std::vector<float>* weights);
-  void route_row(const LayerShape& layer, const float* logits, float* weights) const;
+  void route(int layer, Input in, std::vector<float>* weights, std::vector<double>* growths);
+  int route_row(const LayerShape& layer, const float* logits, double effort, float* weights) const;
+  double mixture_effort(int layer, const double* efforts) const;
 
   // multiply.h: y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`,
   // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
@@ -94,18 +100,17 @@ class Pass {
   void finish_attended(int layer);
   void attend_chunk(int layer, const Sequence& s, int part, int thread);
   void attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums, int thread);
-  void gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held, uint16_t* keys);
+  void gather_path(int layer, const Sequence& s, int kv_head, int64_t chunk, int token, int32_t* held, uint8_t* keys);
   void attend_tiles(int layer, const Sequence& s, int part, int thread);
   void join_chunks(int layer, const Sequence& s, int row, int thread);
   void start_row(int layer, int head, float* peak, float* total) const;
   AttentionTile attention_tile(const Sequence& s, int group, int kv_head, int index) const;
-  void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, const uint16_t* keys,
+  void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
                    const float* q, float* scratch, float* peak, float* total, float* sums);
   void gather_q(int layer, const Sequence& s, const AttentionTile& tile, float* q) const;
   void finish_row(int layer, const Sequence& s, const float* sums, float total, int token, int head);
   int64_t first_seen(int layer, int64_t position) const;
   int64_t tree_floats() const;
-  int64_t largest_head() const;
   const LayerShape& shape_of(int layer) const { return shape_.layer(layer); }
   const LayerParts& parts_of(int layer) const { return model_.parts_[static_cast<size_t>(layer)]; }
 

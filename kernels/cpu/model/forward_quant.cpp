@@ -39,7 +39,7 @@ const int32_t* Pass::to_whole(Input in, int index, int64_t slot) {
     taken = scratch_.taken.data();
     each(in.rows, in.rows * width * 10, [&](int row, int thread) {
       const int size = 1;
-      const double effort = in.efforts[row][index];
+      const double effort = in.effort(row, index);
       if (effort >= 1)
         std::fill_n(taken + row * width, width, uint8_t{1});
       else

@@ -63,7 +63,9 @@ Model::Model(const ModelShape& shape, const std::string& isa, int threads)
     add_layer(layer, &matrix);
     cached.push_back({shape.layer(layer).kv_heads, shape.layer(layer).head_dim});
   }
-  cache_shape_ = std::make_shared<const CacheShape>(std::move(cached));
+  // Experts are chosen by a comparison: where two weigh almost the same, keys and values of 11 bits would choose the other.
+  const bool mixture = std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& l) { return l.experts > 0; });
+  cache_shape_ = std::make_shared<const CacheShape>(std::move(cached), mixture);
   matrices_.back().set_shape(shape.vocab, shape.hidden, shape.dtype, shape.layout);
   add_vector("final_norm", shape.hidden);
   final_norm_ = find_vector("final_norm");

@@ -68,7 +68,7 @@ void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool pai
   std::vector<float>& efforts = scratch_.draft_efforts;
   efforts.clear();
   for (int row = 0; row < in.rows; ++row)
-    for (int j = 0; j < count; ++j) efforts.push_back(static_cast<float>(in.efforts[row][matrices[j]]));
+    for (int j = 0; j < count; ++j) efforts.push_back(static_cast<float>(in.effort(row, matrices[j])));
   for (int first = 0; first < in.rows; first += kDraftRows) {
     float* y[3];
     for (int j = 0; j < count; ++j) y[j] = outputs[static_cast<size_t>(j)].y + first * strides[j];

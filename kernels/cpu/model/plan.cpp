@@ -56,7 +56,9 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
 }
 
 bool Pass::all_full(Input in, int matrix) const {
-  return full_ || std::all_of(in.efforts, in.efforts + in.rows, [matrix](const double* e) { return e[matrix] >= 1; });
+  bool full = true;
+  for (int row = 0; row < in.rows && full && !full_; ++row) full = in.effort(row, matrix) >= 1;
+  return full;
 }
 
 // Fills in what effort chooses for every row of outputs where one has an effort below 1.
@@ -72,7 +74,7 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
     if (!p.masked) return;
     uint8_t* chosen = scratch_.chosen_row.data() + thread * width;
     uint32_t* keys = scratch_.keys.data() + thread * keys_words;
-    const double effort = in.efforts[row][p.matrix - model_.matrices_.data()];
+    const double effort = in.effort(row, static_cast<int>(p.matrix - model_.matrices_.data()));
     if (effort >= 1)
       std::fill_n(chosen, width, static_cast<uint8_t>(p.matrix->tiers));
     else
@@ -90,8 +92,9 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
     const int32_t* offsets = scratch_.offsets.data() + j * in.rows * width;
     int32_t* active = scratch_.active.data() + j * width;
     // Lines read one after another come faster than half of them with gaps; an input that no row takes adds nothing.
-    const auto index = p.matrix - model_.matrices_.data();
-    const bool most = std::any_of(in.efforts, in.efforts + in.rows, [index](const double* e) { return e[index] > 0.5; });
+    const auto index = static_cast<int>(p.matrix - model_.matrices_.data());
+    bool most = false;
+    for (int row = 0; row < in.rows && !most; ++row) most = in.effort(row, index) > 0.5;
     int64_t found = most ? width : 0;
     for (int64_t i = 0; i < width && !most; ++i) {
       int32_t any = 0;

@@ -39,6 +39,7 @@ struct LayerShape {
   int experts = 0, experts_used = 0;
   bool router_bias = false;
   bool softmax_over_all = false;  // weights are shares of a softmax over all experts, not of one over the chosen
+  bool fewer_experts = true;      // at an effort below 1 a row leaves out some of those that it has chosen
   int64_t shared_width = 0;       // of an MLP that every row uses beside its experts
 
   bool pre_norms = true, post_norms = false;

@@ -53,6 +53,7 @@ void bind_layer(nb::module_& module) {
       .def_rw("mlp_bias", &LayerShape::mlp_bias)
       .def_rw("experts", &LayerShape::experts)
       .def_rw("experts_used", &LayerShape::experts_used)
+      .def_rw("fewer_experts", &LayerShape::fewer_experts)
       .def_rw("router_bias", &LayerShape::router_bias)
       .def_rw("softmax_over_all", &LayerShape::softmax_over_all)
       .def_rw("shared_width", &LayerShape::shared_width)

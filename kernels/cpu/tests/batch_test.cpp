@@ -161,7 +161,8 @@ TEST(bytes_of_a_batch_add_up) {
     const ModelShape& shape = s.model->shape();
     // Beside weights, which the same tokens read once, each row reads its embedding and its cache.
     auto own = [&](int rows) {
-      return static_cast<uint64_t>(rows * shape.hidden * 2 + int64_t{4} * rows * shape.layer_count() * shape.layer(0).kv_width());
+      const int64_t cached = 2 * shape.layer(0).kv_width() * s.model->new_cache(1)->shape().value_bytes();
+      return static_cast<uint64_t>(rows * (shape.hidden * 2 + shape.layer_count() * cached));
     };
     const uint64_t weights = pass({4})[0] - own(4);
     const auto three = pass({4, 4, 4}), two = pass({1, 3});

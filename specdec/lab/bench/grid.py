@@ -18,7 +18,7 @@ from specdec.policies.registry import create as create_policy
 from specdec.read_file import read_bytes
 
 PLAIN = "plain"
-_WITHOUT_WEIGHTS = frozenset({"ngram", "replay"})  # drafters that no view and no effort means anything to
+_WITHOUT_WEIGHTS = frozenset({"ngram", "recycle", "replay"})  # drafters that no view and no effort means anything to
 DEFAULT = ("auto", "int4:0.7:4", "drafter=ngram")
 
 

@@ -6,7 +6,7 @@ One multiplication is in `weights`; what is done with a block is in `phases` and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -84,29 +84,29 @@ class Layer:
 
     Attributes:
         config: of the block.
-        attn_norm: of what enters attention.
         qkv: the query, key and value projections, joined.
+        o: the output projection.
+        mlp: the MLP or mixture.
         gate: the projection of attention's gate, or None.
         attention: vectors of attention.
-        o: the output projection.
         o_bias: float32 (hidden,) or None.
+        attn_norm: of what enters attention.
         attn_post: of what attention returns.
         mlp_norm: of what enters the MLP.
-        mlp: the MLP or mixture.
         mlp_post: of what that returns.
     """
 
     config: LayerConfig
-    attn_norm: Any
     qkv: Linear
-    gate: Linear | None
-    attention: AttentionVectors
     o: Linear
-    o_bias: Any
-    attn_post: Any
-    mlp_norm: Any
     mlp: Mlp | Mixture
-    mlp_post: Any
+    gate: Linear | None = None
+    attention: AttentionVectors = field(default_factory=AttentionVectors)
+    o_bias: Any = None
+    attn_norm: Any = None
+    attn_post: Any = None
+    mlp_norm: Any = None
+    mlp_post: Any = None
 
     @property
     def linears(self) -> list[Linear]:

@@ -217,7 +217,8 @@ class _Kinds:
 def _kinds(config: ModelConfig, key_of: Callable[[Attention], Hashable | None]) -> _Kinds:
     """Layers by a key of their attention; those whose key is None are of no kind."""
     numbers: dict[Hashable, int] = {}
-    firsts, found = [], list[int | None]()
+    firsts: list[int] = []
+    found: list[int | None] = []
     for number, layer in enumerate(config.layers):
         key = key_of(layer.attention)
         if key is not None and key not in numbers:

@@ -219,7 +219,7 @@ class Ops:
         constants = self.row_constants(rows, width) | tier_constants(tier_sizes) | job_constants(jobs)
         constants |= {"JOINED": joined, "EACH": constants["USED"], "MASKED": made == "masked", "COUNTS": counts}
         inputs = {"activation": activation} | job_inputs(jobs) | {"scores": scores, "take": take, "state": state}
-        outputs = {made: ((joined, rows, wide), dtype)}
+        outputs: dict[str, tuple[tuple[int, ...], Any]] = {made: ((joined, rows, wide), dtype)}
         if counts:
             outputs["counts"] = ((rows, wide), self.mx.uint8)
         return self.run("select", constants, inputs, outputs, (rows, joined), 32 * int(constants["WARPS"]))
@@ -293,7 +293,8 @@ class Ops:
         tiles, steps = -(-outputs // BUCKET_TILE), wide // 32
         count = shares(tiles, steps, blocks=256, least=warps)
         constants: dict[str, Constant] = {"PADDED": wide, "PARTS": count, "WARPS": warps, "OUTPUTS": outputs}
-        constants |= {"AHEAD": 4, "weight_t": self.weight_type, "STRIDE": _stride(records, jobs)} | job_constants(jobs)
+        constants |= {"AHEAD": 4, "weight_t": self.weight_type}
+        constants |= {"STRIDE": _stride(records, jobs)} | job_constants(jobs)
         inputs = {"records": records, "activation": activation, "counts": counts} | job_inputs(jobs)
         many = 1 if jobs is None else jobs.count
         made = {"y": ((count, many, outputs), self.mx.float32)}

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from specdec.runtimes.mlx.jobs import Jobs, job_constants, job_inputs
 from specdec.runtimes.mlx.kernels import Constant
-from specdec.runtimes.mlx.ops import Jobs, Ops, job_constants, job_inputs, shares
+from specdec.runtimes.mlx.ops import Ops, shares
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.quant import PackedQuant, QuantForm
 

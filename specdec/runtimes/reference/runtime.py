@@ -207,11 +207,15 @@ class ReferenceRuntime:
         read = _Read(len(batch))
         self._count_tables(segments, read)
 
-        def multiply(name: str, activations: list[Any], parts: list[int]) -> list[Any]:
+        def multiply(
+            name: str, rows: list[Any], parts: list[int], *, growths: Sequence[float] | None = None
+        ) -> list[Any]:
             wanted = [efforts[part][name] for part in parts]
+            if growths is not None:
+                wanted = [min(1.0, effort * growth) for effort, growth in zip(wanted, growths, strict=True)]
             if min(wanted) < 1:
                 self._need_tiers(operands[name])
-            results, count = operands[name].multiply(activations, wanted)
+            results, count = operands[name].multiply(rows, wanted)
             read.add(count, parts)
             return results
 
@@ -232,6 +236,7 @@ class ReferenceRuntime:
             cache=cache,
             tokens=ids,
             slots=_slots(cache.length, len(ids), rows.parents),
+            mixture_efforts=rows.efforts.of_mixtures(self.config),
             layers=checked_layers(rows.layers, self.config),
             logits=wanted[rows.logits],
             observe=observe,
