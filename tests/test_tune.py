@@ -401,4 +401,4 @@ def test_an_interrupted_command_says_that_it_can_go_on(text_model_copy, text, ca
     monkeypatch.setattr("specdec.lab.tune.run.measure", interrupted)
     text.write_text(text.read_text() * 2)
     assert main(["tune", str(text_model_copy), "--text", str(text), "--quick"]) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command continues from here" in capsys.readouterr().err
