@@ -76,7 +76,7 @@ def test_unfinished(store: Path) -> None:
     refused(store, "unfinished conversion")
     (store / "UNFINISHED").unlink()
     (store / "store.json").unlink()
-    refused(store, "has no store.json")
+    refused(store, "no store.json")
 
 
 def test_another_safetensors_file_in_place_of_ours(store: Path) -> None:
