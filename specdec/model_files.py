@@ -1,4 +1,4 @@
-"""Which files a conversion reads of a model: a store is made from them, and from nothing else that lies beside them."""
+"""Which files of a model's folder a conversion reads. A store is made from these files alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every measurement keeps beside its numbers: the machine, the versions, the date and the command."""
+"""Records where a measurement comes from: machine, versions, date and command."""
 
 from __future__ import annotations
 

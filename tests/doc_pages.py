@@ -38,7 +38,7 @@ def command_lines() -> dict[str, Path]:
     """Every line of the pages' shell blocks, and the page that has it first."""
     found: dict[str, Path] = {}
     for page in PAGES:
-        for code, _ in blocks(page, "sh"):
+        for code, _ in blocks(page, "sh") + blocks(page, "bash"):
             for line in code.replace("\\\n", " ").splitlines():
                 line = re.sub(r"(^|\s+)#.*$", "", line).strip()
                 if line:

@@ -249,7 +249,7 @@ def test_from_the_command_line(
     assert names == {"perplexity.png", "kl.png", "agreement.png", "layers-exact.png", "table.txt"}
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["exact", "1"]
     assert main([*command, "--report", str(text)]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is a file: name a folder" in capsys.readouterr().err
 
 
 def test_the_table_has_a_line_for_each_setting(home: Path, tmp_path: Path) -> None:

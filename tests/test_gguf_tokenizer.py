@@ -220,7 +220,7 @@ def test_a_chat_begins_with_one_first_token(tmp_path: Path, first: str, add: boo
 
 
 def test_a_template_that_is_no_text(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="chat_template is no text"):
+    with pytest.warns(UserWarning, match="chat_template is not text"):
         tokenizer = gguf_tokenizer(bpe_metadata() | {"tokenizer.chat_template": 3}, tmp_path)
     assert not tokenizer.has_chat_template
 

@@ -208,7 +208,7 @@ def test_vocabulary_and_merges_in_files_of_their_own(tmp_path: Path, family: str
 
 def test_merges_that_are_damaged(tmp_path: Path) -> None:
     files = {"vocab.json": {"a": 0}, "merges.txt": b"a b c\n"}
-    with pytest.raises(ModelFormatError, match=r"merges\.txt has 'a b c', which is no pair"):
+    with pytest.raises(ModelFormatError, match=r"merges\.txt has 'a b c', which is not a pair"):
         tokenizer_of(files, tmp_path)
 
 

@@ -66,7 +66,7 @@ def test_goodput_parks_when_nothing_pays_and_says_so():
     assert tally.drafters[None] > 0.95 * tally.rounds
     spell = max(policy.summary()["parked"], key=lambda one: one["rounds"])
     assert spell["rounds"] > 100
-    assert "expected to" in spell["reason"]
+    assert any(word in spell["reason"] for word in ("predicted", "promised"))
 
 
 def test_goodput_drafts_again_when_text_gets_easy():

@@ -277,8 +277,8 @@ def test_unread_tensor_type_is_named(tmp_path: Path) -> None:
     [
         ({}, "has no weight_map"),
         ([1], "has no weight_map"),
-        ({"lm_head.weight": "../model.safetensors"}, "which is no safetensors file of the same folder"),
-        ({"lm_head.weight": "model.bin"}, "which is no safetensors file of the same folder"),
+        ({"lm_head.weight": "../model.safetensors"}, "which is not a safetensors file in the same folder"),
+        ({"lm_head.weight": "model.bin"}, "which is not a safetensors file in the same folder"),
         ({"lm_head.weight": "missing.safetensors"}, "cannot read .*missing.safetensors"),
         (
             {"lm_tail.weight": "model-1.safetensors"},

@@ -64,7 +64,9 @@ def test_weights_that_no_index_lists(tmp_path: Path, names: tuple[str, ...]) -> 
 def test_a_part_without_an_index_that_is_missing(tmp_path: Path) -> None:
     folder = shards(tmp_path / "m", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
     (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(ModelFormatError, match=r"and model-00002-of-00002\.safetensors is not beside it: fetch all"):
+    with pytest.raises(
+        ModelFormatError, match=r"and model-00002-of-00002\.safetensors is missing from its folder: download all"
+    ):
         open_source(folder)
 
 

@@ -53,11 +53,14 @@ def test_parts_are_the_whole_model(tmp_path: Path, count: int, given: int) -> No
 def test_a_missing_part(tmp_path: Path) -> None:
     paths = write_split(tmp_path, 3)
     paths[1].unlink()
-    with pytest.raises(ModelFormatError, match=r"is one of 3 parts, and m-00002-of-00003\.gguf is not beside it"):
+    with pytest.raises(
+        ModelFormatError, match=r"is one of 3 parts, and m-00002-of-00003\.gguf is missing from its folder"
+    ):
         open_source(paths[0])
     paths[0].unlink()
     with pytest.raises(
-        ModelFormatError, match="says that it is part 3 of 3, and the first is not beside it: fetch all parts"
+        ModelFormatError,
+        match="says that it is part 3 of 3, and the first one is missing from its folder: download all parts",
     ):
         open_source(paths[2])
 

@@ -209,7 +209,7 @@ def test_a_folder_of_somebody_else_in_the_way_is_not_removed(tmp_path: Path) -> 
     other = tmp_path / ".store.partial"
     other.mkdir()
     (other / "thesis.txt").write_text("mine")
-    with pytest.raises(StoreError, match="in the way and not ours"):
+    with pytest.raises(StoreError, match="exists and was not created by specdec"):
         convert(synthetic_source(), tmp_path / "store")
     assert names(other) == ["thesis.txt"]
     assert names(tmp_path) == [".store.partial"]

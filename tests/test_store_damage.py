@@ -63,10 +63,10 @@ def test_what_is_no_store(tmp_path: Path, store: Path) -> None:
     refused(tmp_path / "nowhere", "there is no store at")
     refused(store / "exact.safetensors", "is a file, and a store is a folder")
     (tmp_path / "empty").mkdir()
-    refused(tmp_path / "empty", "is no store, it has no store.json")
+    refused(tmp_path / "empty", "is not a store \\(no store.json\\)")
     (tmp_path / "foreign").mkdir()
     save_file({"model.embed_tokens.weight": np.zeros((2, 2), np.float16)}, tmp_path / "foreign" / "model.safetensors")
-    refused(tmp_path / "foreign", "is no store, it has no store.json")
+    refused(tmp_path / "foreign", "is not a store \\(no store.json\\)")
     (tmp_path / "foreign" / "store.json").write_text('{"format": "something else"}')
     refused(tmp_path / "foreign", "does not describe a specdec store")
 

@@ -189,7 +189,7 @@ def test_fingerprint(tmp_path: Path, smollm: Tokenizer) -> None:
         ({"pre": "gpt-5"}, "unknown pre-tokenizer 'gpt-5': this version knows a.x-4.0, .*llama-bpe, .*qwen2"),
         ({"model": "bert"}, r"unknown tokenizer 'bert': this version reads gpt2 \(BPE\) and llama"),
         ({"merges": ["h e", "q z"]}, "vocabulary and merges do not fit: .*qz"),
-        ({"merges": ["he"]}, "has 'he', which is no pair"),
+        ({"merges": ["he"]}, "has 'he', which is not a pair"),
         ({"merges": [1, 2]}, "must hold values of type str only"),
         ({"merges": []}, r"has no tokenizer\.ggml\.merges, so text cannot become tokens"),
         ({"tokens": ["a"] * ROWS}, "names a token twice"),

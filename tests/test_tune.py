@@ -333,8 +333,8 @@ def test_a_profile_of_other_weights_is_not_used_and_a_damaged_one_is_refused(mod
     with pytest.warns(UserWarning, match="is not used: the model was converted again since"):
         assert model.auto_draft[0] == model.runtime.info.auto_draft[0]
     damaged: list[tuple[str, str]] = [
-        ("no json", "is no draft profile"),
-        ("[]", "is no draft profile"),
+        ("no json", "is not a draft profile"),
+        ("[]", "is not a draft profile"),
         (json.dumps(good | {"version": 2}), "is of version 2, and this specdec reads version 1"),
         (json.dumps(good | {"profiles": []}), "is damaged"),
         (json.dumps(good | {"profiles": {"x": {"view": "int4"}}}), "is damaged"),
@@ -401,4 +401,4 @@ def test_an_interrupted_command_says_that_it_can_go_on(text_model_copy, text, ca
     monkeypatch.setattr("specdec.lab.tune.run.measure", interrupted)
     text.write_text(text.read_text() * 2)
     assert main(["tune", str(text_model_copy), "--text", str(text), "--quick"]) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; the same command continues from here" in capsys.readouterr().err

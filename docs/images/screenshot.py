@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).resolve().parent / "chat.png"
-QUESTION = "Write a Python class Stack with push, pop and peek. Then show the class again with type hints."
+QUESTION = "Write a Python class Stack with push, pop and peek, then the class again with type hints. Code only."
 PATIENCE_S = 300.0
 
 
@@ -42,17 +42,21 @@ def photograph(address: str) -> None:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 700})
+        page = browser.new_page(viewport={"width": 900, "height": 640})
         page.goto(address)
         end_s = time.monotonic() + PATIENCE_S
         while not page.evaluate("document.getElementById('model').textContent"):
             assert time.monotonic() < end_s, "the page does not load"
             page.wait_for_timeout(100)
         page.click("#show-origins")
+        page.click("#open-settings")
+        page.fill("#max-tokens", "200")
+        page.click("#open-settings")
         page.fill("#prompt", QUESTION)
         page.press("#prompt", "Enter")
         page.wait_for_selector("#stop:not([hidden])")
         page.wait_for_selector("#stop", state="hidden", timeout=PATIENCE_S * 1000)
+        page.evaluate("document.getElementById('chat').scrollTop = 0")
         page.screenshot(path=PICTURE)
         browser.close()
 

@@ -83,10 +83,10 @@ class RoundLog:
     @staticmethod
     def _reason(draft: Prospect | None, plain_cost: float) -> str:
         if draft is None:
-            return "no draft length was expected to pay"
+            return "no draft length promised a gain"
         gain = draft.tokens / draft.cost * plain_cost
         assert draft.option is not None
-        return f"drafting with {draft.option.drafter} was expected to bring {gain:.2f}x of plain decoding"
+        return f"drafts by {draft.option.drafter}: predicted {gain:.2f}x of plain decoding"
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON values; gains are speeds over that of plain decoding. The estimated one divides by the time that

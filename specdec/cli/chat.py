@@ -116,7 +116,7 @@ def _told() -> Iterator[None]:
 
 
 class _Talk:
-    """What lines of the user bring about.
+    """Handles the user's lines.
 
     Args:
         commands: and the session that they change.

@@ -1,4 +1,4 @@
-"""`specdec generate --check`: whether an answer is what plain decoding gives."""
+"""`specdec generate --check`: compare an answer with plain decoding."""
 
 from __future__ import annotations
 

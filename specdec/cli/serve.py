@@ -1,4 +1,4 @@
-"""`specdec serve`: a model behind OpenAI's and Anthropic's HTTP interfaces."""
+"""`specdec serve`: answer HTTP requests through OpenAI's and Anthropic's interfaces."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def _drafts(stats: Stats) -> Iterator[str]:
         f"drafts     {stats.accepted} of {stats.drafted} accepted ({stats.acceptance_rate:.0%}), "
         f"mean accepted length {stats.mean_accepted_length:.2f} over {stats.rounds} rounds, view {stats.draft_view}"
     )
-    yield f"           accepted by place in the draft: {_by_place(stats) or 'nothing was drafted'}"
+    yield f"           acceptance by position: {_by_place(stats) or 'nothing was drafted'}"
     drafters = {name: one for name, one in stats.by_drafter.items() if one["drafted"]}
     if len(drafters) > 1:
         yield f"           by drafter: {_shares(drafters)}"
@@ -99,8 +99,8 @@ def _drafts(stats: Stats) -> Iterator[str]:
         if policy["parked"]:
             spell = max(policy["parked"], key=lambda one: int(one["rounds"]))
             yield (
-                f"           parked for {policy['parked_rounds']} rounds, longest from round {spell['from_round']}: "
-                f"{spell['reason']}"
+                f"           skipped drafting in {policy['parked_rounds']} of {stats.rounds} rounds, longest from "
+                f"round {spell['from_round']} ({spell['reason']})"
             )
 
 

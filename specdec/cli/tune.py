@@ -1,4 +1,4 @@
-"""`specdec tune`: measure what drafting costs and tolerates here, and keep the best setting with the store."""
+"""`specdec tune`: find the efforts that draft fastest on this machine, and keep them with the store."""
 
 from __future__ import annotations
 

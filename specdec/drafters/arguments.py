@@ -1,4 +1,4 @@
-"""Reading what stands behind the colon of a drafter: `key=value` parts, whole numbers, files of tokens."""
+"""Reads the argument after the colon of a drafter: `key=value` parts, whole numbers, files of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a drafter is: something that proposes the next tokens of a sequence, cheaply and possibly wrongly.
+"""Interface of a drafter, which proposes the next tokens of a sequence, cheaply and possibly wrongly.
 
 The engine verifies every proposal, so a drafter can never change the output, only its speed. Drafters know nothing of
 text, stop conditions or statistics. A drafter asks for passes and does not make them: the engine answers one sequence
@@ -301,7 +301,7 @@ class Archivist(Protocol):
 
 @runtime_checkable
 class Rememberer(Protocol):
-    """A drafter with keys and values of its own, beside the cache that it shares with verification."""
+    """A drafter with its own keys and values, in addition to the cache that it shares with verification."""
 
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes that they take for a sequence of at most `capacity` tokens."""

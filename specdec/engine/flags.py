@@ -1,4 +1,4 @@
-"""What an option of the library is called on the command line: `Flag`. The options themselves are in `options`."""
+"""Name and help of a library option on the command line: `Flag`. The options themselves are in `options`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Everything that a caller may ask of one answer: `Options`, the one list that library, command line and bench read.
+"""Options of one answer: `Options`, the one list that library, command line, server and bench read.
 
-What an option is called on the command line, and what its help says, stands beside it.
+Each field also holds its name on the command line and its help.
 """
 
 from __future__ import annotations
@@ -99,16 +99,16 @@ class Options:
         drafter: proposes tokens: a name, `name:argument`, or an object as in `specdec.drafters.base`. Several, as a
             sequence or with semicolons between, are offered to the policy, which may choose for each round; "auto"
             offers the model itself at low effort and lookup in the text so far.
-        temperature: 0 always takes the likeliest token; above 0, tokens are drawn, 1.0 from the model's distribution.
-        top_k: draw from the k likeliest tokens only; 0 from all.
-        top_p: draw from the fewest likeliest tokens that hold this probability together.
-        min_p: draw from tokens at least this fraction as likely as the likeliest.
-        seed: random seed for sampling; equal seeds give equal answers. None draws one, which the result names.
-        presence_penalty: subtracted from the logit of every token that the answer has already, -2 to 2.
-        frequency_penalty: the same, times how often the answer has it.
+        temperature: 0 takes the most likely token; above 0, tokens are sampled, at 1.0 from the model's distribution.
+        top_k: sample from the k most likely tokens; 0 means all.
+        top_p: sample from the smallest set of most likely tokens with this total probability.
+        min_p: sample from tokens at least this fraction as likely as the most likely one.
+        seed: random seed for sampling; equal seeds give equal answers. None chooses one, which the result names.
+        presence_penalty: subtracted from the logit of every token that occurs in the answer, -2 to 2.
+        frequency_penalty: the same, times the number of occurrences.
         repetition_penalty: above 1, tokens of the prompt and the answer become less likely: their logits are divided by
             it where positive, multiplied with it where negative. 1 changes nothing.
-        logit_bias: numbers from -100 to 100 by token id, added to the logits; -100 rules the token out.
+        logit_bias: numbers from -100 to 100 by token id, added to the logits; -100 bans the token.
         logits_processors: functions `(tokens, logits) -> logits`, called with every id before the token to choose,
             int64 (T,), and logits float32 (V,), after biases and penalties. They must be pure functions: they are asked
             about drafts, too, in any order.
@@ -118,7 +118,7 @@ class Options:
         grammar: a grammar that the answer must follow, in llguidance's dialect of Lark or in llama.cpp's GBNF.
         regex: a regular expression (of Rust's crate `regex`, without look-around) that the whole answer must match.
         stop: strings that end the answer and are not part of its text.
-        stop_token_ids: token ids that end the answer, beside the model's own end tokens.
+        stop_token_ids: token ids that end the answer, in addition to the model's own end tokens.
         ignore_eos: the model's own end tokens do not end the answer: it goes on to `max_tokens`, or to a stop. For
             benchmarks. Not with a grammar, which has an end of its own.
         chat: put a text prompt into the model's chat template as a user's message, if it has one; False takes the text
@@ -130,8 +130,8 @@ class Options:
         speculate: False decodes one token at a time.
         trust: entropy in nats under which a draft token is accepted without verification. The answer is then not that
             of plain decoding, and its `identical_to` says so. None verifies every token.
-        logprobs: give each token's log-probability with those of so many likeliest tokens, 0 to 20: of the raw softmax,
-            before masks, penalties and temperature. None gives none.
+        logprobs: return each token's log-probability, and those of this many most likely tokens (0 to 20): the
+            log-softmax of the model's logits, before masks, penalties and temperature. None returns none.
         prompt_logprobs: the same for the tokens of the prompt. Reads the prompt anew, whatever was read before.
         trace: file that gets a JSON line for every round.
 

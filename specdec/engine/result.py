@@ -34,7 +34,7 @@ class Result:
     """An answer.
 
     Attributes:
-        text: the text, without the stop string that ended it, or anything behind that.
+        text: the text, without the stop string that ended it and anything after it.
         tokens: every token of the answer, the end token or those of the stop string included.
         finish_reason: "stop" (an end token, a stop string or the end of a grammar), "length" (max_tokens, the context
             or the time is used up), or "interrupted" (the caller stopped early).

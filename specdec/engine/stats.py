@@ -54,7 +54,7 @@ class Stats:
         drafted: tokens proposed.
         accepted: proposed tokens that the verifier kept, never counting its own token.
         emitted: tokens handed to the caller.
-        cut: tokens that were produced behind the end of the answer and dropped.
+        cut: tokens that were produced after the end of the answer and dropped.
         drafted_per_position: element j counts the rounds that proposed a (j + 1)-th token, in trees any at that depth.
         accepted_per_position: element j counts the rounds whose (j + 1)-th proposed token was kept.
         rounds_by_accepted: element n counts the rounds that kept n proposed tokens.

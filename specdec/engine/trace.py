@@ -23,7 +23,7 @@ class TraceWriter:
     forced; both empty when it has no distribution to show), `accepted`, `bonus_token`, `emitted` (fewer than
     accepted + 1 when the answer ended inside the round), `drafter` and `view` that the policy chose (null in a
     plain round), `producers` (who produced each emitted token: "bonus", or a drafter with its effort, as
-    "effort@0.5"; a "!" behind it marks a trusted token), `parts` (the text that came out with each), `draft_s` and
+    "effort@0.5"; a "!" after it marks a trusted token), `parts` (the text that came out with each), `draft_s` and
     `verify_s`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a converter needs from a model file, whatever its format. The formats live beside this file."""
+"""Interface between the converter and a model file. Each format is a module of this package."""
 
 from __future__ import annotations
 

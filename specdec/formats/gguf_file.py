@@ -177,7 +177,11 @@ class GGUFFile:
         if number != 0 or count > MAX_PARTS:
             found = _PART_NAME.fullmatch(path.name)
             is_renamed = found is None or int(found[2]) != number + 1 or count > MAX_PARTS
-            lacks = "which its name does not say" if is_renamed else "and the first is not beside it: fetch all parts"
+            lacks = (
+                "which its name does not say"
+                if is_renamed
+                else "and the first one is missing from its folder: download all parts"
+            )
             raise ModelFormatError(f"{self.label} says that it is part {number + 1} of {count}, {lacks}")
         missing = []
         for other in part_paths(path, count):
@@ -189,7 +193,7 @@ class GGUFFile:
         # A model whose tensors are all there lacks nothing.
         if missing and len(self._tensors) < total:
             raise ModelFormatError(
-                f"{self.label} is one of {count} parts, and {missing[0]} is not beside it: fetch all parts"
+                f"{self.label} is one of {count} parts, and {missing[0]} is missing from its folder: download all parts"
             )
         if missing:
             warn(f"{self.label}: {missing[0]} is missing, but no tensor is")
@@ -241,7 +245,7 @@ class GGUFFile:
             tensors[name] = self._read_tensor(header, name)
         alignment = self.metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-            raise ModelFormatError(f"{self.label} is damaged: general.alignment {alignment!r} is no power of two")
+            raise ModelFormatError(f"{self.label} is damaged: general.alignment {alignment!r} is not a power of two")
         base = -(-header.position // alignment) * alignment
         return self._placed(tensors, base)
 

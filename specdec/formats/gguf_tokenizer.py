@@ -189,7 +189,7 @@ def _merges(fields: Fields) -> list[tuple[str, str]]:
     for merge in _typed(fields, _MERGES, str):
         left, space, right = merge.partition(" ")
         if not (left and space and right):
-            raise ModelFormatError(f"{fields.where}: {_MERGES} has {merge!r}, which is no pair")
+            raise ModelFormatError(f"{fields.where}: {_MERGES} has {merge!r}, which is not a pair")
         merges.append((left, right))
     return merges
 
@@ -255,7 +255,7 @@ def _chat_template(fields: Fields, *, warn: bool = False) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if warn:
-        _warn(fields, f"{_TEMPLATE} is no text: the model counts as one without a chat template")
+        _warn(fields, f"{_TEMPLATE} is not text: the model is used without a chat template")
     return None
 
 

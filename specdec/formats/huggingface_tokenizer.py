@@ -88,7 +88,7 @@ def _from_vocabulary(folder: Path, settings: Settings) -> Backend:
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     if wrong := [pair for pair in pairs if len(pair) != 2]:
-        raise ModelFormatError(f"{_MERGES} has {' '.join(wrong[0])!r}, which is no pair")
+        raise ModelFormatError(f"{_MERGES} has {' '.join(wrong[0])!r}, which is not a pair")
     family = "qwen2" if settings.model_type.startswith("qwen") else "gpt2"
     special = dict.fromkeys([_CLASS_SPECIAL, *settings.special_texts])
     return build_byte_level(

@@ -224,7 +224,9 @@ def _check_parts(folder: Path, names: list[str]) -> None:
             continue
         for number in range(1, min(int(part[2]), _MOST_PARTS) + 1):
             if (other := f"{part[1]}-{number:05d}-of-{part[2]}.safetensors") not in names:
-                raise ModelFormatError(f"{folder.name} has {name}, and {other} is not beside it: fetch all parts")
+                raise ModelFormatError(
+                    f"{folder.name} has {name}, and {other} is missing from its folder: download all parts"
+                )
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -235,5 +237,5 @@ def _read_index(path: Path) -> dict[str, str]:
     for name in weights.values():
         # The files of a checkpoint lie beside its index; anything else would read where nobody pointed.
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelFormatError(f"{path.name} lists {name!r}, which is no safetensors file of the same folder")
+            raise ModelFormatError(f"{path.name} lists {name!r}, which is not a safetensors file in the same folder")
     return weights

@@ -104,7 +104,7 @@ class Model:
         return self._auto_draft[1]
 
     def logits(self, ids: Sequence[int], *, effort: float | EffortSchedule = 1.0, view: str = EXACT) -> np.ndarray:
-        """Next-token logits behind every token of a text.
+        """Next-token logits after every token of a text.
 
         Args:
             ids: T token ids, at least one and at most the model's context.

@@ -131,7 +131,7 @@ class ViewInfo:
 
     Attributes:
         name: of the view.
-        own_bytes: bytes of memory that it takes beside the exact weights, about; 0 where it reads those.
+        own_bytes: bytes of memory that it takes in addition to the exact weights, about; 0 if it reads those.
         is_exact: it keeps every bit of the weights, which makes it the one that verifies.
         reads_exact: its passes read the exact weights, so it has no matrices of its own.
     """
@@ -180,7 +180,7 @@ class Runtime(Protocol):
         ...
 
     def views(self) -> Mapping[str, ViewInfo]:
-        """Draft views that `forward` accepts beside "exact", by name."""
+        """Draft views that `forward` accepts in addition to "exact", by name."""
         ...
 
     def prepare(self, view: str, *, progress: Count | None = None) -> None:

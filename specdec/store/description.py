@@ -207,7 +207,7 @@ def _load(folder: Path) -> dict[str, Any]:
         values = parse_json(read_regular(path, most_bytes=MOST_TEXT_BYTES))
     except FileNotFoundError:
         raise StoreError(
-            f"{folder} is no store, it has no {DESCRIPTION_FILE}: make one with `specdec convert SOURCE -o STORE`"
+            f"{folder} is not a store (no {DESCRIPTION_FILE}): make one with `specdec convert SOURCE -o STORE`"
         ) from None
     except (OSError, ValueError) as error:
         if is_from_signal_handler(error):

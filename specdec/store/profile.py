@@ -1,4 +1,4 @@
-"""What tuning found, and its place on disk: `DraftProfile`, one for each runtime and view, beside the store's files.
+"""Result of tuning, and its file: `DraftProfile`, one for each runtime and view, in the store's folder.
 
 The file may be deleted at any time: drafts then are what the runtime does without it.
 """
@@ -133,7 +133,7 @@ class ProfileFile:
         except unless_signalled(ValueError):
             values = None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise StoreError(f"{path} is no draft profile: remove it, and tune the model again")
+            raise StoreError(f"{path} is not a draft profile: remove it, and tune the model again")
         if values.get("version") != VERSION:
             raise StoreError(
                 f"{path} is of version {values.get('version')}, and this specdec reads version {VERSION}: tune again"

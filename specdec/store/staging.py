@@ -129,7 +129,7 @@ def _recover(target: Path, partial: Path, replaced: Path) -> None:
             replaced.rename(target)  # killed between the two renames: the old store is the only whole one
     if partial.exists():
         if not ((partial / MARKER).is_file() or is_store(partial) or _is_empty(partial)):
-            raise StoreError(f"{partial} is in the way and not ours: remove it yourself")
+            raise StoreError(f"{partial} exists and was not created by specdec: remove it")
         with writing(partial):
             shutil.rmtree(partial)
 

@@ -123,7 +123,7 @@ def read_layout(path: Path) -> FileLayout:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         if is_from_signal_handler(error):
             raise
-        raise StoreError(f"{path} is damaged or no safetensors file: convert the model again") from None
+        raise StoreError(f"{path} is damaged, or not a safetensors file: convert the model again") from None
     if position != nbytes:
         what = "truncated" if nbytes < position else "longer than it says"
         raise StoreError(f"{path} is {what}: {nbytes} bytes where its header says {position}; convert the model again")

@@ -1,4 +1,4 @@
-"""What a view is: the same weights laid out, and perhaps rounded, for a purpose. Views themselves are modules here."""
+"""Interface of a view: a form of the weights, laid out and perhaps rounded for drafts. Each view is a module here."""
 
 from __future__ import annotations
 

@@ -81,7 +81,9 @@ class QuantisedType(ABC):
             InvalidArgumentError: it is not.
         """
         if inputs < 1 or inputs % self.block:
-            raise InvalidArgumentError(f"{self.name} stores blocks of {self.block} inputs, and {inputs} is no multiple")
+            raise InvalidArgumentError(
+                f"{self.name} stores blocks of {self.block} inputs, and {inputs} is not a multiple of that"
+            )
 
     def bytes_of(self, codes: int, blocks: int) -> int:
         """Bytes of so many codes and of what so many blocks have beside theirs."""

@@ -144,7 +144,7 @@ class ReferenceRuntime:
         return frozenset()
 
     def views(self) -> Mapping[str, ViewInfo]:
-        """Draft views that `forward` accepts beside "exact"."""
+        """Draft views that `forward` accepts in addition to "exact"."""
         names = (view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
         return {name: ViewInfo(name=name) for name in names}
 
