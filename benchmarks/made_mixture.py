@@ -120,7 +120,7 @@ def answered(model: Model, per_task: int, max_tokens: int) -> list[list[int]]:
 
 
 def activations(model: Model, texts: Sequence[Sequence[int]]) -> list[LayerInputs]:
-    """What every MLP of the dense model saw. The first token of a text is left out: its activations are unlike others."""
+    """What every MLP of the dense model saw, without the first token of a text, whose activations are unlike others."""
     store, config = model.store, model.config
     held: dict[str, Any] = {}
 

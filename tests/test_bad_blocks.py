@@ -209,7 +209,7 @@ def test_mlx_layers_whose_tensors_do_not_fit(
     [
         ({"bits": 7}, "has 7 bits in groups of 32: this version reads"),
         ({"bits": 8, "group_size": 16}, "has 8 bits in groups of 16: this version reads"),
-        ({"mode": "nvfp4"}, "is quantised as nvfp4: only affine is read"),
+        ({"mode": "nvfp4"}, "is quantised as nvfp4: only affine and mxfp4 are read"),
         ({"bits": 4}, "does not fit scales"),
     ],
 )

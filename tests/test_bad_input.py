@@ -22,7 +22,7 @@ from text_model import text_source, text_store, tokenizer_files
 
 from specdec.store import Store, convert
 
-MODELS = "qwen2.5-coder-0.5b, .*smollm2-135m"
+MODELS = "gemma-3-270m, qwen2.5-coder-0.5b, .*smollm2-135m"
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

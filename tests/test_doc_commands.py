@@ -81,8 +81,9 @@ def inside(workspace: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatc
 
 def with_tiny_model(words: list[str]) -> list[str]:
     """Words of a command with the tiny model in the place of real ones."""
-    real, named = set(catalogue.list_names()), "store" if words[0] == "inspect" else MODEL
-    return [named if word in real else PLACEHOLDERS.get(word, word) for word in words]
+    real = set(catalogue.list_names())
+    model = "store" if "inspect" in words else MODEL  # that one reads stores alone
+    return [model if word in real else PLACEHOLDERS.get(word, word) for word in words]
 
 
 def needs_download(words: list[str]) -> bool:

@@ -156,7 +156,7 @@ class ScriptedPolicy:
         ({"plan": DraftPlan(num_draft_tokens=2, effort=0)}, "above 0 and at most 1, not 0"),
         (
             {"plan": DraftPlan(num_draft_tokens=2, effort=1, drafter="magic")},
-            r"must be on offer \(effort with view int4, ngram with view None\), not \('magic', None\)",
+            r"on offer \(effort with view int4, ngram with view None, recycle with view None\), not \('magic', None\)",
         ),
         ({"plan": DraftPlan(num_draft_tokens=2, effort=1, view="int3")}, r"must be on offer .* not \(None, 'int3'\)"),
         ({"step": 1.2}, "above 0 and at most 1, not 1.2"),

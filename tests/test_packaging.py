@@ -121,7 +121,7 @@ def test_an_installed_wheel_imports(built: tuple[Path, Path], tmp_path: Path) ->
     assert lines[:4] == [
         str(target / "specdec" / part / "__init__.py") for part in ("", "kernels", "policies", "configs")
     ]
-    assert lines[4].startswith("6 ['auto', 'bandit'")
+    assert lines[4].startswith("7 ['auto', 'bandit'")
     assert "uniform.yaml" in lines[5]
 
 

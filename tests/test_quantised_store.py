@@ -261,7 +261,7 @@ def test_an_mlx_mixture_is_kept_and_can_be_made_16_bit(tmp_path: Path) -> None:
         ),
         ({"bits": 3}, "does not fit scales"),
         ({"group_size": 16}, "bits in groups of 16"),
-        ({"mode": "mxfp4"}, "is quantised as mxfp4: only affine"),
+        ({"mode": "nvfp4"}, "is quantised as nvfp4: only affine and mxfp4"),
         ({"group_size": 32}, "does not fit scales"),
         ({"bits": "four"}, "bits must be a whole number"),
     ],

@@ -1,6 +1,6 @@
 // An answer's text as it grows. Every character reaches the page as text, never as markup; fenced code gets a block.
 
-const CLASSES = { verifier: "by-verifier", bonus: "by-verifier", ngram: "by-lookup", effort: "by-effort", grammar: "by-grammar" };
+const CLASSES = { verifier: "by-verifier", bonus: "by-verifier", ngram: "by-lookup", recycle: "by-lookup", effort: "by-effort", grammar: "by-grammar" };
 
 export function classOf(origin) {
   const name = origin.replace(/[@!].*$/, "");
