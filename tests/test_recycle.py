@@ -40,6 +40,9 @@ def test_whether_anything_is_known_is_foretold():
         drafter = create("recycle", setup_of(FakeRuntime()))
         assert drafter.match_length(context_of(FakeRuntime(), history)) == length
     assert drafter.most_tokens == 2
+    for history, length in (([1, 2, 3], 0), ([1, 2, 1], 1), ([1, 2, 3, 1, 2], 2)):
+        chain = create("chain:ngram,recycle", setup_of(FakeRuntime()))
+        assert chain.match_length(context_of(FakeRuntime(), history)) == length
 
 
 def test_refused_tokens_are_followed_by_what_the_verifier_said_after_them():
@@ -54,7 +57,7 @@ def test_refused_tokens_are_followed_by_what_the_verifier_said_after_them():
         assert create("recycle", setup_of(FakeRuntime())).draft(PLAN, context, policy=None).tokens == []
         assert drafter.draft(PLAN, context, policy=None).tokens[:1] == drafted
     drafter.verified([1, 3, 8], logits[[0, 3, 2]], [])
-    assert drafter.draft(PLAN, context_of(FakeRuntime(), [9, 3]), policy=None).tokens[:1] == [40]  # the first one stays
+    assert drafter.draft(PLAN, context_of(FakeRuntime(), [9, 3]), policy=None).tokens[:1] == [50]  # the latest
     assert drafter.draft(PLAN, context_of(FakeRuntime(), [9, 3, 6, 3]), policy=None).tokens[:1] == [6]  # text says more
 
 

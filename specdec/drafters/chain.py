@@ -65,10 +65,8 @@ class ChainDrafter:
         self.takes_effort = any(level.takes_effort for _, level in self.levels)
 
     def match_length(self, context: DraftContext) -> int:
-        """What the first level found; 1 when it cannot tell, or when a later level proposes in any case."""
-        first = self.levels[0][1]
-        found = first.match_length(context) if isinstance(first, Foreteller) else 1
-        return max(found, int(any(not isinstance(level, Foreteller) for _, level in self.levels[1:])))
+        """The longest match of a level; a level that cannot tell has always something to propose, and counts as 1."""
+        return max(one.match_length(context) if isinstance(one, Foreteller) else 1 for _, one in self.levels)
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """Show the levels what the verifier computed."""

@@ -15,7 +15,7 @@ from specdec.drafters.successors import Successors
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 
-_ROWS = 2  # refused tokens of a round whose successors are worth their look at all logits
+_ROWS = 2  # refused tokens of a round whose rows of logits are worth a look
 
 
 class RecycleDrafter:
@@ -70,8 +70,7 @@ class RecycleDrafter:
         """Note what the verifier would have had follow the tokens that it refused. What followed the others is text."""
         refused = [row for row in range(1, len(tokens)) if row - 1 not in kept]
         for row in refused[:_ROWS]:
-            if self._successors.of(tokens[row]) < 0:
-                self._successors.note(tokens[row], int(logits[row].argmax()))
+            self._successors.note(tokens[row], int(logits[row].argmax()))
 
     def ended(self, context: DraftContext) -> None:
         """Keep what followed the answer's tokens for the owner's later answers."""
