@@ -94,7 +94,7 @@ def test_damaged_stores(
 
 def test_no_store_there(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     says(run(capsys, "inspect", tmp_path / "nothing"), "there is no store at .*nothing")
-    says(run(capsys, "inspect", tmp_path), "no store, it has no store.json.*specdec convert")
+    says(run(capsys, "inspect", tmp_path), "is not a store .no store.json.: make one with .specdec convert")
     says(run(capsys, "inspect", "smollm2-135m"), "has not been pulled: run `specdec pull smollm2-135m`")
     assert not home.exists()
 

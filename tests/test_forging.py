@@ -210,7 +210,7 @@ FRAMES = {
 }
 ON_THE_SOCKET = """
 import os, socket
-for channel in range(3, 64):
+for channel in range(3, 4096):
     try:
         if socket.socket(fileno=os.dup(channel)).family == socket.AF_UNIX: break
     except OSError: pass

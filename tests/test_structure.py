@@ -61,6 +61,7 @@ MODULES = {
     "version": "tools",
     "warn": "tools",
     "whole_file": "tools",
+    "workers": "tools",
     "cache": "sources",
     "catalogue": "sources",
     "download": "sources",

@@ -174,7 +174,7 @@ def test_weights_past_float32_are_refused() -> None:
 
 def test_wrong_arrays_are_refused() -> None:
     blocks = random_blocks("q4_k", 3, 2, 0)
-    with pytest.raises(InvalidArgumentError, match="no multiple"):
+    with pytest.raises(InvalidArgumentError, match="not a multiple"):
         QuantisedTable("q4_k", (3, 300), {"blocks": blocks})
     with pytest.raises(InvalidArgumentError, match="must be uint8"):
         QuantisedTable("q4_k", (3, 512), {"blocks": blocks[:, :-1]})

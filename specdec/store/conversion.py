@@ -13,9 +13,9 @@ import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ from specdec.weights.quantised import (
     quantised_types,
 )
 from specdec.weights.registry import faults_of_view, get_view
+from specdec.workers import Job, Workers
 
 if TYPE_CHECKING:
     from specdec.formats.base import Source
@@ -248,25 +249,21 @@ class _Conversion:
         """Bucket every matrix and build its views, a few slices at a time, and write them in order."""
         done = 0
         self._report(done)
-        waiting: deque[Future[_Slice]] = deque()
-        with ThreadPoolExecutor(self.threads) as pool:
+        waiting: deque[Job[_Slice]] = deque()
+        with Workers(self.threads) as workers:
             jobs = self._slices()
-            try:
-                while True:
-                    while len(waiting) <= self.threads and (job := next(jobs, None)) is not None:
-                        waiting.append(pool.submit(self._convert_slice, *job))
-                        del job
-                    if not waiting:
-                        return
-                    result = waiting.popleft().result()
-                    for file, parts in result.parts.items():
-                        for part, array in parts.items():
-                            writers[file].append(f"{result.matrix}.{part}", array)
-                    done += result.weights
-                    self._report(done)
-            finally:
-                for future in waiting:
-                    future.cancel()
+            while True:
+                while len(waiting) <= self.threads and (job := next(jobs, None)) is not None:
+                    waiting.append(workers.submit(partial(self._convert_slice, *job)))
+                    del job
+                if not waiting:
+                    return
+                result = waiting.popleft().result()
+                for file, parts in result.parts.items():
+                    for part, array in parts.items():
+                        writers[file].append(f"{result.matrix}.{part}", array)
+                done += result.weights
+                self._report(done)
 
     def _slices(self) -> Iterator[tuple[str, np.ndarray | QuantisedMatrix]]:
         """Every matrix in order, in slices of inputs: (name, uint16 (out, inputs of the slice) or quantised). A

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
 from specdec.weights.quantised_types import REST
 from specdec.weights.registry import faults_of_view, get_view, known_views
+from specdec.workers import Workers
 
 _AGAIN = "the store is damaged, convert the model again"
 _VERIFY_THREADS = 2
@@ -309,13 +309,11 @@ class Store:
                 ]
             else:
                 jobs.append((str(self.path / name), record.sha256, partial(_file_checksum, self.path / name)))
-        pool = ThreadPoolExecutor(_VERIFY_THREADS)
-        try:
-            for (what, wanted, _), found in zip(jobs, pool.map(lambda job: job[2](), jobs), strict=True):
-                if found != wanted:
+        with Workers(_VERIFY_THREADS) as workers:  # an interrupt does not wait for the rest of a large file
+            found = [workers.submit(checksum) for _, _, checksum in jobs]
+            for (what, wanted, _), job in zip(jobs, found, strict=True):
+                if job.result() != wanted:
                     raise StoreError(f"{what} was altered: {_AGAIN}")
-        finally:
-            pool.shutdown(cancel_futures=True)  # an interrupt does not wait for the rest of a large file
 
     def _leave_out(self, share: float) -> None:
         parts = {name: self._parts(name) for name in self._shapes}
