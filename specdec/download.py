@@ -24,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from specdec.errors import DownloadError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import unless_signalled
 from specdec.parse import parse_json
 from specdec.progress import Progress
 
@@ -116,9 +116,8 @@ def _from_hub(name: str, hub: tuple[str, str], target: Path, sha256: str, progre
         fetched = Path(
             huggingface_hub.hf_hub_download(repo, file, local_dir=folder, etag_timeout=HUB_TIMEOUT_S, tqdm_class=bar)
         )
-    except Exception as error:  # the client's own errors, and those of whichever HTTP library it uses, share no base
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(Exception) as error:
+        # The client's own errors, and those of whichever HTTP library it uses, share no base.
         return f"the hub gave {type(error).__name__}"
     if file_sha256(fetched, progress=progress) != sha256:
         shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from specdec import paths
 from specdec.download import CHUNK_BYTES, check_room
 from specdec.errors import DownloadError, SpecdecError, StoreError
 from specdec.hub_name import HubName, wanted_files
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.model_files import INDEX_NAME
 from specdec.progress import Progress
 from specdec.read_file import MOST_TEXT_BYTES, read_regular
@@ -233,9 +233,7 @@ def _explained(name: HubName) -> Iterator[None]:
         yield
     except SpecdecError:
         raise
-    except Exception as error:  # those of whichever HTTP library the client uses share no base
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(Exception) as error:  # those of whichever HTTP library the client uses share no base
         raise _sentence(name, error) from None
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import yaml
 
 from specdec.errors import ModelFormatError, SpecdecError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 
 MOST_DEPTH = 64
 MOST_YAML_BYTES = 1 << 18
@@ -55,9 +55,7 @@ def parse_json(content: bytes | str, *, strict: bool = False) -> Any:
         raise
     except RecursionError:
         raise _too_deep() from None
-    except ValueError as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(ValueError):
         raise ParseError("is not valid JSON") from None
     _check(value, texts=_SURROGATE.search(text) is not None)
     return value
@@ -80,9 +78,7 @@ def parse_yaml(content: bytes | str) -> Any:
         value = yaml.load(text, _Loader)  # a SafeLoader
     except ParseError:
         raise
-    except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError):
         raise ParseError("is not valid YAML") from None
     _check(value, texts=True)
     return value

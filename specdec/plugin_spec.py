@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from specdec.errors import InvalidArgumentError, PluginError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import unless_signalled
 from specdec.parse import ParseError, parse_yaml
 from specdec.read_file import read_bytes
 
@@ -84,9 +84,7 @@ def construct(constructor: Callable[..., T], spec: PluginSpec, *, kind: str) -> 
         return constructor(**spec.parameters)
     except PluginError:
         raise
-    except Exception as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(Exception) as error:
         if isinstance(error, ValueError | TypeError):
             raise InvalidArgumentError(f"{kind} {spec.name!r} refuses its parameters: {error}") from error
         raise PluginError.raised(kind, spec.name, error, doing="its constructor") from error

@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar
 
 from specdec.errors import InvalidArgumentError, PluginError, UnknownNameError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -71,9 +71,7 @@ class Registry(Generic[T]):
     def _load(self, point: EntryPoint) -> T:
         try:
             constructor: T = point.load()
-        except Exception as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(Exception) as error:
             fault = f"cannot be loaded from {point.value}: {type(error).__name__}: {error}"
             raise PluginError(self.kind, point.name, fault) from error
         return constructor

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
 from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.runtimes.base import Rows, check_parents, is_chain
 
 
@@ -25,9 +25,7 @@ def faults_of(name: str, doing: str) -> Iterator[None]:
         yield
     except (PluginError, MemoryShortError, ModelOutputError):
         raise
-    except Exception as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(Exception) as error:
         raise PluginError.raised("drafter", name, error, doing=doing) from error
 
 

@@ -39,7 +39,7 @@ from specdec.engine.penalties import Penalties
 from specdec.engine.policy import Policy
 from specdec.engine.sampler import SamplingParams
 from specdec.errors import OptionError, PluginError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
 
 
@@ -294,9 +294,7 @@ class Options:
         for name, kind, value in named:
             try:
                 fits = isinstance(value, (str, kind))
-            except Exception as error:  # a property of the object
-                if is_from_signal_handler(error):
-                    raise
+            except unless_signalled(Exception) as error:  # a property of the object
                 raise PluginError.raised(name, type(value).__name__, error, doing="its properties") from error
             if not fits:
                 raise OptionError(name, f"must be a name or an object with a {name}'s methods, not {value!r}")

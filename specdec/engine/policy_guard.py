@@ -20,7 +20,7 @@ from specdec.engine.policy import (
     StepSignals,
 )
 from specdec.errors import PluginError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 
 
 class GuardedPolicy:
@@ -49,9 +49,7 @@ class GuardedPolicy:
             return None
         try:
             table = self._policy.costs()
-        except Exception as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(Exception) as error:
             raise PluginError.raised("policy", self._name, error, doing="costs") from error
         if table is not None and not isinstance(table, CostTable):
             raise self._error("costs must answer a CostTable or None", table)
@@ -64,9 +62,7 @@ class GuardedPolicy:
         try:
             summary = dict(self._policy.summary())
             json.dumps(summary)
-        except Exception as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(Exception) as error:
             raise PluginError.raised("policy", self._name, error, doing="summary") from error
         return summary
 
@@ -103,9 +99,7 @@ class GuardedPolicy:
     def _ask(self, method: str, call: Callable[..., Any], argument: object) -> Any:
         try:
             return call(argument)
-        except Exception as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(Exception) as error:
             raise PluginError.raised("policy", self._name, error, doing=method) from error
 
     def _check_effort(self, effort: object) -> float:

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 from specdec.model.checks import check_flags, check_numbers, check_sizes, is_number, is_whole
 from specdec.model.layers import Attention, Layer, Mlp, Rope, layer_from, to_values
 from specdec.model.rope_scaling import RopeScaling
@@ -316,9 +316,7 @@ class ModelConfig:
             if not all(is_whole(number) and 0 <= number < len(kinds) for number in numbers):
                 raise ModelFormatError(f"layers must be numbers of the {len(kinds)} kinds of layers")
             return cls(layers=tuple(kinds[number] for number in numbers), **values)
-        except (TypeError, KeyError, AttributeError) as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(TypeError, KeyError, AttributeError) as error:
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
     def to_flat_dict(self) -> dict[str, Any] | None:
@@ -366,9 +364,7 @@ class ModelConfig:
             return cls.uniform(family=values.pop("architecture"), **values)
         except ModelFormatError:
             raise
-        except (TypeError, KeyError, ValueError) as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(TypeError, KeyError, ValueError) as error:
             raise ModelFormatError(f"model description does not fit this version: {error}") from None
 
     def _same(self, name: str, of: Callable[[Layer], _T]) -> _T:

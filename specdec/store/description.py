@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 from specdec.model.architecture import ModelConfig
 from specdec.model.bounds import check_bounds
 from specdec.parse import parse_json
@@ -130,9 +130,7 @@ class StoreDescription:
             description = cls._from_body(body)
         except (ModelFormatError, InvalidArgumentError) as error:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             raise damaged from None
         newer = {version, description.version} & {PLANES_VERSION, FORMAT_VERSION}  # the oldest two are read alike
         if newer and version != description.version:
@@ -209,9 +207,7 @@ def _load(folder: Path) -> dict[str, Any]:
         raise StoreError(
             f"{folder} is not a store (no {DESCRIPTION_FILE}): make one with `specdec convert SOURCE -o STORE`"
         ) from None
-    except (OSError, ValueError) as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(OSError, ValueError) as error:
         if isinstance(error, OSError):
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         raise StoreError(f"{path} is damaged: convert the model again") from None

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from specdec.errors import StoreError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import is_from_signal_handler, unless_signalled
 from specdec.lock_file import open_lock
 from specdec.store.description import is_store
 
@@ -33,9 +33,7 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(OSError) as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(f"no space left to write {path}: free some, or choose another place") from error
         raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
@@ -192,9 +190,7 @@ def _lock(fd: int, path: Path, target: Path) -> None:
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(OSError) as error:
         owner = os.read(fd, 64).decode(errors="replace").strip()
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise StoreError(f"another conversion to {target} is running (process {owner or 'unknown'})") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from specdec.errors import InvalidArgumentError, StoreError, UnknownNameError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import unless_signalled
 from specdec.model.architecture import ModelConfig
 from specdec.parse import foreign
 from specdec.read_file import open_regular
@@ -108,9 +108,7 @@ class Store:
                 raise StoreError(f"{path} is a file, and a store is a folder with a store.json in it")
             if (path / MARKER).exists():
                 raise StoreError(f"{path} is an unfinished conversion: convert the model again")
-        except OSError as error:
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(OSError) as error:
             raise StoreError(f"cannot read {path}: {error.strerror}") from None
         with foreign(str(path)):
             return cls._open(path, verify=verify, load_share=load_share, context=context)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from specdec.errors import StoreError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 from specdec.parse import parse_json
 from specdec.read_file import open_regular
 from specdec.store.staging import writing
@@ -104,9 +104,7 @@ def read_layout(path: Path) -> FileLayout:
             text = file.read(length) if len(prefix) == 8 and length <= min(nbytes, _MAX_HEADER_BYTES) else b""
     except FileNotFoundError:
         raise StoreError(f"{path} is missing: the store is incomplete, convert the model again") from None
-    except OSError as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(OSError) as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from None
     try:
         if not text or len(text) != length:
@@ -120,9 +118,7 @@ def read_layout(path: Path) -> FileLayout:
                 raise ValueError("tensors overlap or leave a gap")
             tensors[name] = Placed(spec, position)
             position += spec.nbytes
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(ValueError, KeyError, TypeError, AttributeError):
         raise StoreError(f"{path} is damaged, or not a safetensors file: convert the model again") from None
     if position != nbytes:
         what = "truncated" if nbytes < position else "longer than it says"

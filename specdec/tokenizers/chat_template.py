@@ -15,7 +15,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 
 from specdec.errors import InvalidArgumentError, ModelFormatError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import unless_signalled
 from specdec.tokenizers.markup import Marks, Part, holds_any, joined, text_size
 from specdec.tokenizers.messages import Form, checked_messages, form_of_source, forms_like, joined_text, plain, shaped
 from specdec.tokenizers.template_limits import TemplateWorkError, make_environment
@@ -173,9 +173,7 @@ class ChatTemplate:
             ) from None
         except TemplateWorkError as error:
             raise ModelFormatError(f"the model's chat template fails: it asks for too much work, {error}") from None
-        except Exception as error:  # a template can fail in any way that Python can
-            if is_from_signal_handler(error):
-                raise
+        except unless_signalled(Exception) as error:  # a template can fail in any way that Python can
             raise ModelFormatError(f"the model's chat template fails: {_one_line(error)}") from None
 
     @cached_property

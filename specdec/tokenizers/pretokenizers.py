@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from specdec.errors import ModelFormatError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 from specdec.tokenizers.tokenizer_limits import check_added
 
 DEFAULT = "default"
@@ -156,9 +156,7 @@ def build_byte_level(
     check_added([*special, *user_defined], "the vocabulary")
     try:
         tokenizer = Tokenizer(BPE(vocabulary, list(merges), ignore_merges=rule.whole_words))
-    except Exception as error:  # the library raises bare Exception
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(Exception) as error:  # the library raises bare Exception
         raise ModelFormatError(f"vocabulary and merges do not fit: {' '.join(str(error).split())}") from None
     if rule.compose:
         tokenizer.normalizer = normalizers.NFC()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from specdec.errors import InvalidArgumentError, PluginError, SpecdecError
-from specdec.interrupts import is_from_signal_handler
+from specdec.interrupts import unless_signalled
 from specdec.registry import Registry
 from specdec.weights.base import EXACT, View
 from specdec.weights.bucket import BucketView
@@ -62,9 +62,7 @@ def faults_of_view(name: str, doing: str) -> Iterator[None]:
         yield
     except (SpecdecError, MemoryError):
         raise
-    except Exception as error:
-        if is_from_signal_handler(error):
-            raise
+    except unless_signalled(Exception) as error:
         raise PluginError.raised("view", name, error, doing=doing) from error
 
 
