@@ -99,13 +99,9 @@ class CostModel:
         """
         if not rows:
             return self.verify
-        known, last, further = self.verify, self.verify[MOST_ROWS], self._tail
-        several = [
-            known[count] if count <= MOST_ROWS else last + (count - MOST_ROWS) * further
-            for count in range(rows + 1, rows + MOST_ROWS + 1)
-        ]
-        plain, unit = several[0], known[1] * (rows + 1) / several[0]
-        return [0.0, *[known[1] + unit * max(0.0, cost - plain) for cost in several]]
+        several = [self._pass(count) for count in range(rows + 1, rows + MOST_ROWS + 1)]
+        first, plain, unit = self.verify[1], several[0], self._unit(rows)
+        return [0.0, *[first + unit * max(0.0, cost - plain) for cost in several]]
 
     def draft(self, drafter: str, view: str | None, effort: float) -> float:
         """Cost of a draft step; of a whole draft, for a drafter that reads no weights (`view` None)."""
@@ -135,8 +131,7 @@ class CostModel:
 
     def _first_pass(self, rows: int, seconds: float) -> None:
         """Nothing was measured: the first pass says what the unit is."""
-        cost = self.verify[min(rows, MOST_ROWS)] + max(0, rows - MOST_ROWS) * self._tail
-        self.scale = self._usual_scale = seconds / cost
+        self.scale = self._usual_scale = seconds / self._pass(rows)
         self._has_scale, self._passes = True, 1
         self._scale_variance = self._noise
         if rows == 1:
@@ -155,8 +150,7 @@ class CostModel:
     def _observe_many(self, rows: int, seconds: float) -> None:
         """Learn from a pass over more than `MOST_ROWS` rows what a further row costs."""
         self._many.add(rows)
-        cost = self.verify[MOST_ROWS] + (rows - MOST_ROWS) * self._tail
-        step, self._tail_variance = self._take(cost, self._tail_variance, seconds, 0.0)
+        step, self._tail_variance = self._take(self._pass(rows), self._tail_variance, seconds, 0.0)
         self._tail *= math.exp(step)
         if not self._rows.is_seen(MOST_ROWS):
             self.verify[MOST_ROWS] *= math.exp(0.5 * step)

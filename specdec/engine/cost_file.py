@@ -88,10 +88,8 @@ def write_costs(file: Path, table: CostTable) -> None:
     kept = {
         "format": _FORMAT,
         "at": time.time(),
-        "verify": [
-            [rows, s, min(table.verify_spread.get(rows, 0.1), _MOST_SPREAD)] for rows, s in table.verify_s.items()
-        ],
-        "draft": [[*key, s, min(table.draft_spread.get(key, 0.1), _MOST_SPREAD)] for key, s in table.draft_s.items()],
+        "verify": [[rows, s, _bounded(table.verify_spread.get(rows))] for rows, s in table.verify_s.items()],
+        "draft": [[*key, s, _bounded(table.draft_spread.get(key))] for key, s in table.draft_s.items()],
     }
     with contextlib.suppress(OSError, SpecdecError):
         paths.private_folder(file.parent)
