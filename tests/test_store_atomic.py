@@ -263,6 +263,25 @@ def test_a_source_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_handler_that_raises_as_the_lock_was_taken_leaves_no_lock_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = staging_module._lock, []
+
+    def interrupted(fd: int, path: Path, target: Path) -> None:
+        real(fd, path, target)
+        calls.append(path)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging_module, "_lock", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            convert(synthetic_source(), tmp_path / "store")
+    assert len(calls) == 1
+    assert names(tmp_path) == []
+    Store.open(convert(synthetic_source(), tmp_path / "store"))
+
+
 def test_a_lock_that_its_holder_removed_meanwhile_is_taken_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

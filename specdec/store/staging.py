@@ -176,10 +176,13 @@ def _locked(target: Path) -> Iterator[None]:
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        if is_held:
-            _remove(path)
         if fd >= 0:
-            os.close(fd)
+            try:
+                # A handler may have raised just after the lock was taken. Whoever can take it may remove it.
+                if is_held or (_can_lock(fd) and _is_at(fd, path)):
+                    _remove(path)
+            finally:
+                os.close(fd)
 
 
 def _lock(fd: int, path: Path, target: Path) -> None:
@@ -195,6 +198,15 @@ def _lock(fd: int, path: Path, target: Path) -> None:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             raise StoreError(f"another conversion to {target} is running (process {owner or 'unknown'})") from None
         raise StoreError(f"cannot lock {path}: {error.strerror}") from error
+
+
+def _can_lock(fd: int) -> bool:
+    """Take the lock of an open lock file, or find that another process holds it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except unless_signalled(OSError):
+        return False
+    return True
 
 
 def _is_at(fd: int, path: Path) -> bool:
