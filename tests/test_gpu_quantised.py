@@ -167,9 +167,9 @@ def test_views_agree_with_the_reference(
 ) -> None:  # fmt: skip
     runtime, reference = runtime_of(name, way), ChoosingQuantised(store_of(name)[1], view, effort, way)
 
-    def noted(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
+    def noted(x: np.ndarray, weight: np.ndarray, *, eps: float, offset: float) -> np.ndarray:
         reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
-        return np.asarray(rms_norm(x, weight, eps=eps))
+        return np.asarray(rms_norm(x, weight, eps=eps, offset=offset))
 
     monkeypatch.setattr(transformer, "rms_norm", noted)
     wanted = reference.logits(TOKENS)

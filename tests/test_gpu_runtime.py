@@ -203,9 +203,9 @@ class ChoosingTransformer(DenseTransformer):
 def test_views_agree_with_the_reference(store_of, runtime_of, monkeypatch, name, view, effort):
     reference = ChoosingTransformer(store_of(name), view, effort)
 
-    def noted(x: np.ndarray, weight: np.ndarray, *, eps: float) -> np.ndarray:
+    def noted(x: np.ndarray, weight: np.ndarray, *, eps: float, offset: float) -> np.ndarray:
         reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
-        return rms_norm(x, weight, eps=eps)
+        return rms_norm(x, weight, eps=eps, offset=offset)
 
     monkeypatch.setattr(transformer, "rms_norm", noted)
     wanted = reference.logits(IDS)
