@@ -5,6 +5,7 @@ What runs is the text that MLX is given; see `metal_host_kernels`. On a real GPU
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from metal_host_kernels import compiler
 from metal_runtime import use_host
 from passes import logits_of
 from specdec.kernels.reference.attention import attention_rows
-from specdec.kernels.reference.experts import choose_experts
+from specdec.kernels.reference.experts import choose_experts, kept_experts, share_to_keep
 from specdec.kernels.reference.layers import gated, rms_norm, rotate
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, quantised_config, tiny_config
@@ -62,8 +63,12 @@ def close(found: Any, wanted: np.ndarray, tolerance: float = ROUNDING) -> None:
     assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
-def step_state(mx: Any, rows: int, position: int = 0) -> Any:
-    return mx.array(state_of([chain(range(rows), position)], [64]))
+def step_state(mx: Any, rows: int, position: int = 0, *, lines: Sequence[int] | None = None) -> Any:
+    """A step of one sequence's rows; or of as many sequences, each with a line of efforts."""
+    if lines is None:
+        return mx.array(state_of([chain(range(rows), position)], [64]))
+    pieces = [chain([0], position, choice=line) for line in lines]
+    return mx.array(state_of(pieces, [64] * rows))
 
 
 def test_every_feature_is_executed_and_one_kernel_runs_only_what_it_knows() -> None:
@@ -129,7 +134,7 @@ def test_gates_with_biases_of_experts(mx, ops, activation):
 
     width, chosen = 40, np.array([2, 0, 1, 2], np.int32)
     parts, bias = random(2, 4, 2 * width) * 6, random(3, 2, width)
-    jobs = Jobs(mx.array(chosen), 4, 2, 3)
+    jobs = Jobs(mx.array(chosen), mx.array([2, 2], mx.int32), 4, 2, 3)
     made, _ = ops.gate(
         mx.array(parts), step_state(mx, 2), width=width, draft=False, up_at=width, activation=activation,
         bias=mx.array(bias), jobs=jobs,
@@ -166,6 +171,43 @@ def test_router_and_sum_of_experts(mx, ops, router, renormalise):
         )
 
 
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_rows_keep_the_experts_that_the_rule_keeps(mx, ops, renormalise):
+    from specdec.runtimes.mlx import mixture_ops
+
+    mlp = Mlp(width=8, experts=37, experts_used=6, router="softmax-then-top", renormalise=renormalise)
+    efforts, lines = (0.1, 0.3, 0.6, 1.0), [0, 1, 2, 3, 1, 0, 2]
+    plain, table, down = random(8, 100) * 0.3, random(37, 100), random(1, 48, 60)
+    table[11] = table[4]
+    keep = mx.array([[share_to_keep(effort) if effort < 1 else 2.0] for effort in efforts])
+    state = step_state(mx, len(lines), lines=lines)
+    jobs, shares = mixture_ops.route(ops, mlp, mx.array(plain), mx.array(table), state, keep=keep)
+    chosen, counts = np.array(jobs.chosen).reshape(8, 6), np.array(jobs.kept)
+    found = np.array(mixture_ops.add_up(ops, jobs, shares, mx.array(down), state))
+    for row, line in enumerate(lines):
+        logits = plain[row].astype(np.float64) @ table.T.astype(np.float64)
+        rule, places = kept_experts(logits, mlp, effort=efforts[line]), chosen[row] >= 0
+        assert chosen[row][places].tolist() == rule.experts.tolist()
+        assert counts[row] == len(rule.experts)
+        assert not np.array(shares)[row][~places].any()
+        close(found[0, row], rule.weights @ down[0, row * 6 : row * 6 + 6][places].astype(np.float64), 1e-5)
+    assert len(set(counts[: len(lines)].tolist())) > 2
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_kept_experts_take_the_inputs_of_those_left_out(mx, ops, masked):
+    from specdec.runtimes.mlx.jobs import Jobs
+
+    wide = np.zeros((2, 1, padded(96)), np.float32)
+    wide[:, 0, :96] = random(2, 96)
+    jobs = Jobs(mx.array([0, -1, 1, 2], mx.int32), mx.array([1, 2], mx.int32), 4, 2, 3)
+    scores, take = mx.array(np.abs(random(3, 96, 1)) + 0.5), mx.array([[30, 31, 32]], mx.int32)
+    choose = ops.choose if masked else ops.select
+    made = choose(mx.array(wide), scores, take, step_state(mx, 2), (1,), joined=1, jobs=jobs)
+    taken = (np.array(made[0] if masked else made)[0, :, :96] != 0).sum(axis=1)
+    assert np.abs(taken[[0, 2, 3]] - [60, 31, 32]).max() <= 1
+
+
 def test_experts_multiply_rows_that_chose_them(mx, ops):
     from specdec.runtimes.mlx.jobs import Jobs
     from specdec.runtimes.mlx.ops import packed_rows
@@ -177,7 +219,9 @@ def test_experts_multiply_rows_that_chose_them(mx, ops):
     wide = np.zeros((2, 1, padded(96)), np.float32)
     wide[:, 0, :96] = rows
     chosen = np.array([0, 2, 1, 2], np.int32)
-    found = ops.dense(weights, mx.array(wide), step_state(mx, 2), outputs=40, jobs=Jobs(mx.array(chosen), 4, 2, 3))
+    found = ops.dense(
+        weights, mx.array(wide), step_state(mx, 2), outputs=40, jobs=Jobs(mx.array(chosen), None, 4, 2, 3)
+    )
     exact = to_float32(bits.reshape(-1, 96), "float16").reshape(values.shape).astype(np.float64)
     close(found, np.stack([exact[expert] @ rows[job // 2] for job, expert in enumerate(chosen)]))
 

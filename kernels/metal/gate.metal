@@ -6,10 +6,11 @@
 const int tid = thread_position_in_threadgroup.x, row = threadgroup_position_in_grid.x;
 threadgroup int scratch[96];
 float value[OWN];
-const bool idle = row / EACH >= state[1];
 #if EXPERTS
+const bool idle = row / EACH >= state[1] || chosen[row] < 0;
 const int expert = idle ? 0 : chosen[row];
 #else
+const bool idle = row / EACH >= state[1];
 const int expert = 0;
 #endif
 for (int j = 0; j < OWN; ++j) {

@@ -1,5 +1,5 @@
 // Which matrix a kernel multiplies by: its own, or of a mixture that of the expert that the grid's y names. A job is one
-// row and one of the experts that it has chosen; -1 marks a row that is not in use. Needs EXPERTS, PARTS, chosen.
+// row and one of the experts that it has chosen; -1 marks one that is not kept, or of a row that is not in use. Needs EXPERTS, PARTS, chosen.
 #if EXPERTS
 const int job = threadgroup_position_in_grid.y / PARTS, expert = chosen[job];
 if (expert < 0) return;

@@ -7,6 +7,7 @@ if (i >= WIDTH || row >= state[1]) return;
 float total = 0;
 for (int slot = 0; slot < USED; ++slot) {
   const int job = row * USED + slot;
+  if (chosen[job] < 0) continue;
   float value = down[(ulong)job * WIDTH + i];
   for (int p = 1; p < PARTS; ++p) value += down[((ulong)p * ROWS * USED + job) * WIDTH + i];
 #if BIAS

@@ -1,6 +1,6 @@
 // How many tiers of each input a row takes, one row and one of the joined matrices per threadgroup: all that does not choose
 // as it makes the row. Of a mixture a row is a job, see job.metal: EACH jobs are of one row, each with its expert's matrices.
-// activation (ROWS, ., PADDED), (ROWS / EACH, ., PADDED) unless BY_JOB, chosen when EXPERTS, scores (max(1, EXPERTS) * JOINED,
+// activation (ROWS, ., PADDED), (ROWS / EACH, ., PADDED) unless BY_JOB, chosen and kept when EXPERTS, scores (max(1, EXPERTS) * JOINED,
 // WIDTH, TIERS), take (., max(1, EXPERTS) * JOINED), state -> prefix (JOINED, ROWS, PADDED), or, when MASKED, masked: the
 // activation with zeros for the inputs that the row does not take; counts (ROWS, PADDED) when COUNTS
 const int tid = thread_position_in_threadgroup.x, row = threadgroup_position_in_grid.x;
@@ -8,6 +8,7 @@ const int source = row / EACH;
 threadgroup int scratch[96];
 if (source >= state[1]) return;
 #if EXPERTS
+if (chosen[row] < 0) return;
 const int matrix = chosen[row] * JOINED + threadgroup_position_in_grid.y, line = EXPERTS * JOINED;
 #else
 const int matrix = threadgroup_position_in_grid.y, line = JOINED;
@@ -19,8 +20,12 @@ for (int j = 0; j < OWN; ++j) {
   value[j] = i < WIDTH ? get_activation(activation, BY_JOB ? row : source, PADDED, i) : 0.0f;
 }
 int taken[OWN];
+int wanted = take[state[STATE_CHOICES + source] * line + matrix];
+#if EXPERTS  // what the experts that are not kept would have taken
+wanted = (wanted * EACH + kept[source] - 1) / kept[source];
+#endif
 select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores + (ulong)matrix * WIDTH * TIERS, WIDTH,
-                                       take[state[STATE_CHOICES + source] * line + matrix], scratch, tid, taken);
+                                       wanted, scratch, tid, taken);
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;
   if (i >= PADDED) continue;

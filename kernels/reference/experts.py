@@ -44,6 +44,11 @@ def choose_experts(router_logits: NDArray[np.floating], mlp: Mlp) -> tuple[NDArr
     return chosen, shifted[chosen] / total
 
 
+def share_to_keep(effort: float) -> float:
+    """Share of the squared weights of a row's chosen experts that the kept ones must have, see `kept_experts`."""
+    return 1.0 - (1.0 - effort) ** 5 if effort < 1 else 1.0
+
+
 def kept_experts(router_logits: NDArray[np.floating], mlp: Mlp, *, effort: float) -> Kept:
     """The experts that a row keeps at an effort: of the chosen ones the fewest, largest weights first, whose squared
     weights sum to at least 1 - (1 - effort)^5 of the sum of all chosen ones. At effort 1 it keeps all.
@@ -65,6 +70,6 @@ def kept_experts(router_logits: NDArray[np.floating], mlp: Mlp, *, effort: float
         return Kept(experts, weights, 1.0)
     order = np.lexsort((experts, -router_logits[experts]))
     squares = np.cumsum(np.exp(router_logits[experts].astype(np.float64) - router_logits.max())[order] ** 2)
-    count = min(1 + int(np.searchsorted(squares, (1 - (1 - effort) ** 5) * squares[-1])), len(experts))
+    count = min(1 + int(np.searchsorted(squares, share_to_keep(effort) * squares[-1])), len(experts))
     kept = np.sort(order[:count])
     return Kept(experts[kept], weights[kept], len(experts) / count)

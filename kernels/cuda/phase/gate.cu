@@ -6,10 +6,11 @@
 const int tid = threadIdx.x, row = blockIdx.x;
 SHARED int scratch[96];
 float value[OWN];
-const bool idle = row / EACH >= state[1];
 #if EXPERTS
+const bool idle = row / EACH >= state[1] || chosen[row] < 0;
 const int expert = idle ? 0 : chosen[row];
 #else
+const bool idle = row / EACH >= state[1];
 const int expert = 0;
 #endif
 #pragma unroll

@@ -7,6 +7,7 @@ if (i >= WIDTH || row >= state[1]) return;
 float total = 0;
 for (int slot = 0; slot < USED; ++slot) {
   const int job = row * USED + slot;
+  if (chosen[job] < 0) continue;
   float value = down[(size_t)job * WIDTH + i];
 #pragma unroll
   for (int p = 1; p < PARTS; ++p) value += down[((size_t)p * ROWS * USED + job) * WIDTH + i];

@@ -1,6 +1,6 @@
 // How many tiers of each input a row takes, one row and one of the joined matrices per block: all that does not choose
 // as it makes the row. Of a mixture a row is a job, see job.cu: EACH jobs are of one row, each with its expert's matrices.
-// activation (ROWS, ., PADDED), (ROWS / EACH, ., PADDED) unless BY_JOB, chosen when EXPERTS, scores (max(1, EXPERTS) * JOINED,
+// activation (ROWS, ., PADDED), (ROWS / EACH, ., PADDED) unless BY_JOB, chosen and kept when EXPERTS, scores (max(1, EXPERTS) * JOINED,
 // WIDTH, TIERS), take (., max(1, EXPERTS) * JOINED), state -> prefix (JOINED, ROWS, PADDED), or, when MASKED, masked: the
 // activation with zeros for the inputs that the row does not take; counts (ROWS, PADDED) when COUNTS
 const int tid = threadIdx.x, row = blockIdx.x;
@@ -8,6 +8,7 @@ const int source = row / EACH;
 SHARED int scratch[96];
 if (source >= state[1]) return;
 #if EXPERTS
+if (chosen[row] < 0) return;
 const int matrix = chosen[row] * JOINED + blockIdx.y, line = EXPERTS * JOINED;
 #else
 const int matrix = blockIdx.y, line = JOINED;
@@ -20,8 +21,12 @@ for (int j = 0; j < OWN; ++j) {
   value[j] = i < WIDTH ? get_activation(activation, BY_JOB ? row : source, PADDED, i) : 0.0f;
 }
 int taken[OWN];
+int wanted = take[state[STATE_CHOICES + source] * line + matrix];
+#if EXPERTS  // what the experts that are not kept would have taken
+wanted = (wanted * EACH + kept[source] - 1) / kept[source];
+#endif
 select_tiers<WARPS, OWN, TIERS, SIZES>(value, scores + (size_t)matrix * WIDTH * TIERS, WIDTH,
-                                       take[state[STATE_CHOICES + source] * line + matrix], scratch, tid, taken);
+                                       wanted, scratch, tid, taken);
 #pragma unroll
 for (int j = 0; j < OWN; ++j) {
   const int i = tid * OWN + j;

@@ -13,7 +13,8 @@ class Jobs:
     """Which expert each job multiplies by.
 
     Attributes:
-        chosen: int32 (rows * used,): the expert of each job, -1 for rows that are not in use.
+        chosen: int32 (rows * used,): the expert of each job, -1 for those not kept and rows that are not in use.
+        kept: int32 (rows,): how many of its experts a row keeps.
         count: of jobs.
         used: experts of a row.
         experts: of the mixture.
@@ -21,6 +22,7 @@ class Jobs:
     """
 
     chosen: Any
+    kept: Any
     count: int
     used: int
     experts: int

@@ -12,12 +12,15 @@ from specdec.model.layers import Mlp
 from specdec.runtimes.mlx.jobs import Jobs
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.ops import Ops
+from specdec.runtimes.mlx.state import STATE_CONSTANTS
 
 _WARPS = 8
 _THREADS = 256
 
 
-def route(ops: Ops, mlp: Mlp, plain: Any, table: Any, state: Any, *, bias: Any = None) -> tuple[Jobs, Any]:
+def route(
+    ops: Ops, mlp: Mlp, plain: Any, table: Any, state: Any, *, bias: Any = None, keep: Any = None
+) -> tuple[Jobs, Any]:
     """The experts of every row, by rising number, and the shares float32 (rows, used) of what they return.
 
     Args:
@@ -27,15 +30,21 @@ def route(ops: Ops, mlp: Mlp, plain: Any, table: Any, state: Any, *, bias: Any =
         table: float32 (experts, hidden).
         state: the pass.
         bias: float32 (experts,) or None.
+        keep: float32 (lines, 1): share of the squared weights that the kept experts must have; None keeps all.
     """
     (rows, width), used = plain.shape, mlp.experts_used
     shares_of_all = mlp.router == "softmax-then-top" and not mlp.renormalise
     constants: dict[str, Constant] = {"WIDTH": width, "EXPERTS": mlp.experts, "USED": used, "WARPS": _WARPS}
-    constants |= {"ROUTER": int(shares_of_all), "BIAS": bias is not None}
-    inputs = {"plain": plain, "table": table} | ({} if bias is None else {"bias": bias}) | {"state": state}
-    made = {"chosen": ((rows * used,), ops.mx.int32), "shares": ((rows, used), ops.mx.float32)}
-    chosen, shares = ops.run("router", constants, inputs, made, (rows, 1), 32 * _WARPS)
-    return Jobs(chosen, rows * used, used, mlp.experts), shares
+    constants |= {"ROUTER": int(shares_of_all), "BIAS": bias is not None, "KEEPS": keep is not None} | STATE_CONSTANTS
+    given = {"plain": plain, "table": table, "bias": bias, "keep": keep, "state": state}
+    inputs = {name: array for name, array in given.items() if array is not None}
+    made = {
+        "chosen": ((rows * used,), ops.mx.int32),
+        "shares": ((rows, used), ops.mx.float32),
+        "kept": ((rows,), ops.mx.int32),
+    }
+    chosen, shares, kept = ops.run("router", constants, inputs, made, (rows, 1), 32 * _WARPS)
+    return Jobs(chosen, kept, rows * used, used, mlp.experts), shares
 
 
 def add_up(

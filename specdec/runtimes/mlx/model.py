@@ -119,8 +119,8 @@ class Transformer:
             kind: which graph.
             state: int32 (STATE_SIZE,).
             caches: arrays of each piece's cache, in the state's order.
-            takes: when `kind.selects`, int32 (lines, matrices) for every multiplication, in order of use; when the step
-                is one kernel, one array of all of them.
+            takes: when `kind.selects`, int32 (lines, matrices) for every multiplication, in order of use, then
+                what every mixture keeps, float32 (lines, 1); when the step is one kernel, one array of all.
             wanted: rows whose logits are wanted.
 
         Returns:

@@ -219,6 +219,8 @@ class Ops:
         constants = self.row_constants(rows, width) | tier_constants(tier_sizes) | job_constants(jobs)
         constants |= {"JOINED": joined, "EACH": constants["USED"], "MASKED": made == "masked", "COUNTS": counts}
         inputs = {"activation": activation} | job_inputs(jobs) | {"scores": scores, "take": take, "state": state}
+        if jobs is not None:
+            inputs["kept"] = jobs.kept
         outputs: dict[str, tuple[tuple[int, ...], Any]] = {made: ((joined, rows, wide), dtype)}
         if counts:
             outputs["counts"] = ((rows, wide), self.mx.uint8)

@@ -67,7 +67,8 @@ class Step:
         kind: of the step.
         state: int32, on the device.
         caches: arrays of each sequence.
-        takes: int32 (lines, matrices) by `id` of the multiplication; empty where nothing is chosen.
+        takes: int32 (lines, matrices) by `id` of the multiplication, and float32 (lines, 1) by that of the mixture: the
+            share of its experts' squared weights that a row keeps; empty where nothing is chosen.
         angles: tables of rotary positions and of the growth of queries, for each kind that layers are of.
     """
 
@@ -118,7 +119,8 @@ class Phases:
     ) -> Any:  # fmt: skip
         """One step: logits float32 (rows, V), or for a piece of a prompt what there is to wait for."""
         state = states[0] + self.mx.zeros_like(states[0])  # kernels are slow on small arrays that came from the host
-        chosen = dict(zip(map(id, linears), takes, strict=True)) if kind.selects else {}
+        choosing = [*linears, *(layer.mlp for layer in self.layers if layer.config.mlp.experts)]
+        chosen = dict(zip(map(id, choosing), takes, strict=True)) if kind.selects else {}
         step = Step(kind, state, caches, chosen, angles)
         x, returned = self._embed(step), None
         for number, layer in enumerate(self.layers):
@@ -239,7 +241,8 @@ class Phases:
     def _mixture(self, step: Step, layer: Layer, mixture: Mixture, entering: Activation) -> Any:
         """The chosen experts of every row and the shared MLP, added up: (1, rows, hidden)."""
         mlp, state = layer.config.mlp, step.state
-        jobs, shares = mixture_ops.route(self.ops, mlp, entering.plain, mixture.router, state, bias=mixture.router_bias)
+        keep, bias = step.takes.get(id(mixture)), mixture.router_bias
+        jobs, shares = mixture_ops.route(self.ops, mlp, entering.plain, mixture.router, state, bias=bias, keep=keep)
         down = self._mlp(step, layer, mixture.experts, entering, jobs)
         shared = mixture.shared
         return mixture_ops.add_up(

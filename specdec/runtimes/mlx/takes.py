@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from specdec.kernels.reference.experts import share_to_keep
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
 from specdec.runtimes.mlx.ops import cache_step
@@ -43,7 +44,8 @@ class Takes:
         return self._counted(effort, view) is not None
 
     def lines(self, efforts: Sequence[Efforts], view: str) -> list[Any]:
-        """Int32 (lines, matrices) for every multiplication, a line for each of the efforts; or one array."""
+        """Int32 (lines, matrices) for every multiplication, a line for each of the efforts, or one array; then what
+        every mixture keeps, float32 (lines, 1)."""
         key = (view, tuple(efforts))
         return kept(self._lines, key, lambda: self._made(efforts, view))
 
@@ -58,9 +60,20 @@ class Takes:
         else:
             ends = np.cumsum([len(group) for group in counts[0] or ()])[:-1].tolist()
             parts = [mx.contiguous(part) for part in mx.split(flat, ends, axis=1)]
+        parts += self._to_keep(efforts, lines)
         takes = [part + mx.zeros_like(part) for part in parts]
         mx.eval(takes)
         return takes
+
+    def _to_keep(self, efforts: Sequence[Efforts], lines: int) -> list[Any]:
+        """For every mixture the share of the experts' squared weights that a row keeps, float32 (lines, 1)."""
+        mixtures = [number for number, layer in enumerate(self._config.layers) if layer.mlp.experts]
+        if not mixtures:
+            return []
+        decide = [effort.of_mixtures(self._config) for effort in efforts]
+        found = [[_share_to_keep(line[number]) for number in mixtures] for line in decide]
+        table = self._mx.array(np.array(found + found[:1] * (lines - len(found)), np.float32))
+        return [self._mx.contiguous(part) for part in self._mx.split(table, len(mixtures), axis=1)]
 
     def _counted(self, effort: Efforts, view: str) -> list[list[int]] | None:
         """Weights to take of the matrices of every multiplication; None where all are taken."""
@@ -75,6 +88,11 @@ class Takes:
         return [
             linear.takes([efforts[name] for name in linear.names], size, together=together) for linear in self._linears
         ]
+
+
+def _share_to_keep(effort: float) -> float:
+    """As `share_to_keep`; at effort 1 more than there is, so that rounding drops no expert."""
+    return share_to_keep(effort) if effort < 1 else 2.0
 
 
 def kept(held: dict[Key, Value], key: Key, make: Callable[[], Value]) -> Value:
