@@ -168,7 +168,8 @@ def test_views_agree_with_the_reference(
     runtime, reference = runtime_of(name, way), ChoosingQuantised(store_of(name)[1], view, effort, way)
 
     def noted(x: np.ndarray, weight: np.ndarray, *, eps: float, offset: float) -> np.ndarray:
-        reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
+        if x.ndim == 2:  # not the norms of heads
+            reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
         return np.asarray(rms_norm(x, weight, eps=eps, offset=offset))
 
     monkeypatch.setattr(transformer, "rms_norm", noted)

@@ -167,7 +167,7 @@ class ChoosingTransformer(DenseTransformer):
             else to_float32(self.store.bucketed(name).dense_bits(), self.store.dtype)
         )
 
-    def _multiply(self, name: str, rows: np.ndarray) -> np.ndarray:
+    def _multiply(self, name: str, rows: np.ndarray, *, bias: bool = False) -> np.ndarray:
         before, _, last = name.rpartition(".")
         joined = {"q": "qkv", "k": "qkv", "v": "qkv"}.get(last, ("gate", "up") if last in ("gate", "up") else (last,))
         together = self.view in ("int4", "bucket")
@@ -185,7 +185,7 @@ class ChoosingTransformer(DenseTransformer):
         for row, scale in zip(rows, scales, strict=True):
             taken = self._taken((row / scale).astype(np.float32), scores)
             made.append((weights.astype(float) * (tiers < taken)) @ row)
-        return np.array(made)
+        return np.array(made) + (self.vector(f"{name}.bias") if bias else 0)
 
     def _taken(self, row: np.ndarray, scores: np.ndarray) -> np.ndarray:
         """Tiers that a row takes of each input."""
@@ -204,7 +204,8 @@ def test_views_agree_with_the_reference(store_of, runtime_of, monkeypatch, name,
     reference = ChoosingTransformer(store_of(name), view, effort)
 
     def noted(x: np.ndarray, weight: np.ndarray, *, eps: float, offset: float) -> np.ndarray:
-        reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
+        if x.ndim == 2:  # not the norms of heads
+            reference.scales = 1 / np.sqrt((x * x).mean(axis=-1) + eps)
         return rms_norm(x, weight, eps=eps, offset=offset)
 
     monkeypatch.setattr(transformer, "rms_norm", noted)
