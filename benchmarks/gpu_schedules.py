@@ -5,7 +5,7 @@ python benchmarks/gpu_schedules.py smollm2-135m --schedules 40
 python benchmarks/gpu_schedules.py --only "16 bits" --seed 1234 --schedules 1    # the one that failed
 
 A schedule mixes prompt chunks, verify passes, trees, drafts in every view, forks, joins and leaves; see
-`tests/schedules.py`.
+`tests/helpers/schedules.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from common import add_json_option, print_machine, write_json
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "helpers"))
 
 from alone import Alone
 from schedule_run import ScheduleRun
