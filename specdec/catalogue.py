@@ -29,7 +29,7 @@ from specdec.model_files import folder_files, gguf_files
 from specdec.parse import foreign
 from specdec.progress import Progress, StreamProgress
 from specdec.read_file import open_regular
-from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, PLAIN_VERSION, PLANES_VERSION
+from specdec.store.description import DESCRIPTION_FILE, FORMAT_VERSION, KEEP_BY_DEFAULT, PLANES_VERSION
 
 DEFAULT_MODEL = "smollm2-135m"
 
@@ -335,7 +335,7 @@ def _source_files(path: Path) -> list[Path]:
 
 def _key(values: dict[str, Any]) -> str:
     kept = KEEP_BY_DEFAULT and values.get("dither") is None
-    text = json.dumps({**values, "format": PLANES_VERSION if kept else PLAIN_VERSION}, sort_keys=True)
+    text = json.dumps({**values, "format": PLANES_VERSION if kept else FORMAT_VERSION}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -68,7 +68,7 @@ class FloatMatrix:
         """row (1, in) times every weight: (1, out)."""
         return _joined([row @ block for block in self._blocks])
 
-    def masked(self, row: Any, prefix: NDArray[np.uint8]) -> Any:
+    def masked(self, row: Any, prefix: NDArray[np.uint8], *, whole: bool = False) -> Any:
         """bucketMul in the order of `dense`: products outside the selection are zeros that change no sum.
 
         Without tiers an input is taken whole or not at all.
@@ -76,22 +76,23 @@ class FloatMatrix:
         Args:
             row: (1, in) float32.
             prefix: (in,) uint8, tiers to take of every input.
+            whole: an input is taken whole in any case.
 
         Returns:
             (1, out) float32; equals `dense` bit for bit when the selection is everything.
         """
-        if self._tiers is None:
+        if whole or self._tiers is None:
             return self.dense(row * mx.array((prefix > 0).astype(np.float32)))
         taken = mx.array(prefix[:, None])
         return _joined(
             [row @ (block * _as_float(tiers < taken)) for block, tiers in zip(self._blocks, self._tiers, strict=True)]
         )
 
-    def selected(self, row: Any, prefix: NDArray[np.uint8]) -> Any:
-        """bucketMul over the inputs that have any tier taken, gathered first."""
+    def selected(self, row: Any, prefix: NDArray[np.uint8], *, whole: bool = False) -> Any:
+        """bucketMul over the inputs that have any tier taken, gathered first; see `masked`."""
         inputs = np.flatnonzero(prefix)
         index, part = mx.array(inputs), _gathered_row(row, inputs)
-        if self._tiers is None:
+        if whole or self._tiers is None:
             return _joined([part @ block[index] for block in self._blocks])
         taken = mx.array(prefix[inputs][:, None])
         return _joined(

@@ -61,6 +61,13 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N,...",
         help="number of weights of a bucket in each tier (default: four equal tiers)",
     )
+    parser.add_argument(
+        "--selection",
+        choices=("inputs", "tiers"),
+        default="inputs",
+        help="what a verify effort below 1 leaves out of 16-bit matrices: whole inputs, which saves time, or tiers of "
+        "inputs, which keeps more of the result at an equal share (default: inputs)",
+    )
     add_licence_option(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing store")
     add_json_option(parser)
@@ -92,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
                     views=views,
                     dither=arguments.dither,
                     quantised=quantised,
+                    selection=arguments.selection,
                     overwrite=arguments.overwrite,
                     progress=lambda done, total: progress(f"converting {path.name}", done, total),
                 )

@@ -28,6 +28,8 @@ def summary(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
     seed = f"; seed {result.seed}" if result.seed is not None and options.get("temperature") else ""
     end = f"identical {_identity(result)}{seed}; ended by {result.stopped_by}"
     print(f"\n{_speed(stats)}; {drafts}; {end}", file=stream)
+    if stats.advice:
+        print(stats.advice, file=stream)
 
 
 def report(result: Result, options: Mapping[str, Any], stream: TextIO) -> None:
@@ -54,6 +56,8 @@ def _lines(result: Result, options: Mapping[str, Any]) -> Iterator[str]:
         shares = (("draft", stats.draft_s), ("verify", stats.verify_s), ("overhead", stats.overhead_s))
         split = ", ".join(f"{name} {seconds / stats.decode_s:.0%}" for name, seconds in shares)
         yield f"time       {split}; {stats.gb_per_s:.2f} GB/s of weights and cache read"
+    if stats.advice:
+        yield f"note       {stats.advice}"
     yield f"identical  {_identity(result)}"
     if result.seed is not None and options.get("temperature"):
         yield f"seed       {result.seed}"

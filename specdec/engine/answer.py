@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from specdec.engine.advice import advice_on_effort
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.result import Piece, Result
 from specdec.engine.round import Round
@@ -230,7 +231,10 @@ class Answer:
         """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
         if sequence.speculation is not None:
             try:
-                self.stats.policy = sequence.speculation.sum_up()
+                speculation = sequence.speculation
+                self.stats.policy = speculation.sum_up()
+                if speculation.is_effort_asked and speculation.usual_draft is not None:
+                    self.stats.advice = advice_on_effort(self.stats, speculation.draft_effort, speculation.usual_draft)
             except SpecdecError as error:
                 self._summary_error = error
 

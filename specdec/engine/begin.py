@@ -162,6 +162,8 @@ def _end_tokens(model: Model, options: Options) -> frozenset[int]:
 def _identical_to(model: Model, options: Options) -> str:
     """What plain decoding with these options is."""
     target = describe_target(options.verify_schedule, model.config)
+    if model.store is not None and target != "dense":
+        target = f"{target} by {model.store.selection}"
     if model.store is not None and model.store.loaded_share < 1:
         target = f"{target} at {model.store.loaded_share:.3f} of the weights"
     return target

@@ -58,6 +58,7 @@ class Speculation:
         verify_effort: mean effort of verification.
         temperature: of the sampling.
         is_effort_asked: the caller named the draft effort.
+        usual_draft: draft view and mean effort that the model drafts with where the caller names none.
         keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
@@ -78,6 +79,7 @@ class Speculation:
     named: frozenset[str] = frozenset()
     trust: float | None = None
     rules: LenientRules | None = None
+    usual_draft: tuple[str, float] | None = None
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
@@ -200,6 +202,7 @@ class Drafting:
             named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
             trust=options.trust,
             rules=rules,
+            usual_draft=(model.auto_draft[0], model.auto_draft[1].mean(model.config)),
             keep_costs=partial(keep_costs, model),
         )
 
@@ -248,6 +251,13 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
+def _auto_view(model: Model, options: Options) -> str:
+    """The view that "auto" stands for: where the caller named an effort, what agrees most at it."""
+    if options.draft_schedule is None:
+        return model.auto_draft[0]
+    return model.runtime.info.view_at(options.draft_schedule.mean(model.config))
+
+
 def _drafters(model: Model, options: Options, owner: str | None, progress: Progress | None) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
@@ -257,7 +267,7 @@ def _drafters(model: Model, options: Options, owner: str | None, progress: Progr
     tokenizer = model.tokenizer
     setup = DrafterSetup(
         model.runtime,
-        model.auto_draft[0] if options.draft_view == "auto" else options.draft_view,
+        _auto_view(model, options) if options.draft_view == "auto" else options.draft_view,
         vocabulary=None if tokenizer is None else tokenizer.fingerprint,
         tokenizer=tokenizer,
         load_model=model.load_other,

@@ -70,6 +70,7 @@ class Stats:
         cached_prompt_tokens: tokens of the prompt that were not read, as the prompt cache held them.
         policy: what the policy has to say of the run; for "goodput" the gain that it predicted, its estimate of the
             real one, and when and why drafting was parked.
+        advice: a sentence about a draft effort that the caller named and that hardly ever agreed; else empty.
         prefill_s: passes over the prompt.
         draft_s: drafting: passes, sampling, and the policy's steps in between.
         verify_s: verify passes.
@@ -97,6 +98,7 @@ class Stats:
     trusted: int = 0
     cached_prompt_tokens: int = 0
     policy: dict[str, Any] = field(default_factory=dict)
+    advice: str = ""
     prefill_s: float = 0.0
     draft_s: float = 0.0
     verify_s: float = 0.0

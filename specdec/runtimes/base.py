@@ -157,6 +157,8 @@ class RuntimeInfo:
         device: name of the GPU; None on a CPU.
         shows_states: `forward` can return hidden states.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
+        agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
+            `auto_draft`; ascending.
     """
 
     name: str
@@ -166,6 +168,11 @@ class RuntimeInfo:
     device: str | None = None
     compiles: bool = False
     shows_states: bool = True
+    agreeing: tuple[tuple[float, str], ...] = ()
+
+    def view_at(self, effort: float) -> str:
+        """The draft view that agrees most with the target at an effort that the caller named."""
+        return next((view for most, view in self.agreeing if effort <= most), self.auto_draft[0])
 
 
 class Runtime(Protocol):

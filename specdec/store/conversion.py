@@ -23,7 +23,14 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError, ModelFormatError, StoreError
 from specdec.model.bounds import check_bounds
-from specdec.store.description import DESCRIPTION_FILE, KEEP_BY_DEFAULT, FileRecord, StoreDescription, check_file_name
+from specdec.store.description import (
+    DESCRIPTION_FILE,
+    KEEP_BY_DEFAULT,
+    FileRecord,
+    StoreDescription,
+    check_file_name,
+    check_selection,
+)
 from specdec.store.dither import check_seed, dithered
 from specdec.store.partial import rest_worth
 from specdec.store.plan import (
@@ -76,6 +83,7 @@ def convert(
     views: Sequence[str] = (),
     dither: int | None = None,
     quantised: str | None = None,
+    selection: str = "inputs",
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     threads: int | None = None,
@@ -90,6 +98,8 @@ def convert(
         dither: seed of noise to add to every matrix (`dither.dithered`), or None for the model as it is.
         quantised: None writes every matrix and table in 16 bits; "keep" keeps the source's own blocks where it has
             any; "q8_0" has those of every matrix and table whose rows are whole blocks. Not with `dither`.
+        selection: what effort below 1 takes or leaves of 16-bit matrices in the exact view: whole "inputs", which is
+            fast, or "tiers", which keeps more of the result at an equal share and saves no time on a CPU.
         overwrite: replace a store at `target`. Anything else there is refused in any case.
         progress: called with (weights done, weights in all), first with nothing done.
         threads: worker threads; default one per processor, at most 4.
@@ -109,7 +119,11 @@ def convert(
     if dither is not None and quantised is not None:
         raise InvalidArgumentError("dither adds noise to 16-bit weights: convert to float16 or bfloat16 with it")
     types = kept_types(source, quantised)
-    conversion = _Conversion(source, layout or BucketLayout(), kinds, types, check_seed(dither), progress, threads)
+    if check_selection(selection) == "inputs" and all(name in types for name in source.config.matrices()):
+        selection = "tiers"  # said of 16-bit matrices alone, and there are none
+    conversion = _Conversion(
+        source, layout or BucketLayout(), kinds, types, check_seed(dither), selection, progress, threads
+    )
     return conversion.run(Path(os.path.realpath(target)), overwrite=overwrite)
 
 
@@ -166,11 +180,12 @@ class _Conversion:
         views: dict[str, View],
         types: dict[str, str],
         dither: int | None,
+        selection: str,
         progress: Callable[[int, int], None] | None,
         threads: int | None,
     ) -> None:
         self.source, self.layout, self.types, self.dither = source, layout, types, dither
-        self.progress = progress
+        self.selection, self.progress = selection, progress
         self.threads = threads or min(_MAX_THREADS, os.cpu_count() or 1)
         self.shapes = source.config.matrices()
         # What the rest of codes in planes is worth; known once the matrix is read.
@@ -210,6 +225,7 @@ class _Conversion:
                 files=dict(sorted(records.items())),
                 types=self.types,
                 rests=self.rests,
+                selection=self.selection,
             )
             text = json.dumps(description.to_dict(), indent=1, ensure_ascii=True) + "\n"
             write_file(folder / DESCRIPTION_FILE, text.encode())

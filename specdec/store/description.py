@@ -22,10 +22,12 @@ from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import plane_type, quantised_type
 
 FORMAT = "specdec bucket store"
-FORMAT_VERSION = 4
-# What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
-# Older versions read it.
-PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 3, 2, 1
+FORMAT_VERSION = 5
+# What a store is that chooses by tiers: with a list of layers, with codes in planes, with other quantised matrices,
+# without. Older versions read it.
+LAYERS_VERSION, PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 4, 3, 2, 1
+# What effort below 1 takes or leaves of 16-bit matrices in the exact view; of quantised ones always inputs.
+SELECTIONS = ("inputs", "tiers")
 # Whether quantised weights stay in their blocks where nobody says otherwise.
 KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
@@ -57,6 +59,7 @@ class StoreDescription:
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
         rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
+        selection: what effort below 1 takes or leaves of 16-bit matrices in the exact view, one of `SELECTIONS`.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.
@@ -72,12 +75,15 @@ class StoreDescription:
     files: dict[str, FileRecord]
     types: dict[str, str] = field(default_factory=dict)
     rests: dict[str, float] = field(default_factory=dict)
+    selection: str = "tiers"
 
     @property
     def version(self) -> int:
         """Store format: the oldest that has what this store needs."""
-        if self.config.to_flat_dict() is None:
+        if self.selection == "inputs":
             return FORMAT_VERSION
+        if self.config.to_flat_dict() is None:
+            return LAYERS_VERSION
         if self.rests:
             return PLANES_VERSION
         return BLOCKS_VERSION if self.types else PLAIN_VERSION
@@ -87,7 +93,7 @@ class StoreDescription:
         body = {
             "format": FORMAT,
             "version": self.version,
-            "config": self.config.to_flat_dict() or self.config.to_dict(),
+            "config": (self.version < LAYERS_VERSION and self.config.to_flat_dict()) or self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
             "dither": self.dither,
@@ -100,6 +106,7 @@ class StoreDescription:
         }
         body |= {"types": self.types} if self.types else {}
         body |= {"rests": self.rests} if self.rests else {}
+        body |= {"selection": self.selection} if self.selection == "inputs" else {}
         return body | {"checksum": _checksum(body)}
 
     @property
@@ -123,7 +130,7 @@ class StoreDescription:
             )
         damaged = StoreError(f"{folder / DESCRIPTION_FILE} is damaged: convert the model again")
         body = {key: value for key, value in values.items() if key != "checksum"}
-        known = (PLAIN_VERSION, BLOCKS_VERSION, PLANES_VERSION, FORMAT_VERSION)
+        known = (PLAIN_VERSION, BLOCKS_VERSION, PLANES_VERSION, LAYERS_VERSION, FORMAT_VERSION)
         if not isinstance(version, int) or version not in known or values.get("checksum") != _checksum(body):
             raise damaged
         try:
@@ -132,7 +139,8 @@ class StoreDescription:
             raise StoreError(f"{folder / DESCRIPTION_FILE} does not describe a model: {error}") from None
         except unless_signalled(KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
             raise damaged from None
-        newer = {version, description.version} & {PLANES_VERSION, FORMAT_VERSION}  # the oldest two are read alike
+        # The oldest two are read alike.
+        newer = {version, description.version} & {PLANES_VERSION, LAYERS_VERSION, FORMAT_VERSION}
         if newer and version != description.version:
             raise damaged
         return description
@@ -141,7 +149,7 @@ class StoreDescription:
     def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
         for name in body["files"]:
             check_file_name(name)
-        read_config = ModelConfig.from_dict if body["version"] == FORMAT_VERSION else ModelConfig.from_flat_dict
+        read_config = ModelConfig.from_dict if body["version"] >= LAYERS_VERSION else ModelConfig.from_flat_dict
         dither, config = body["dither"], check_bounds(read_config(body["config"]))
         described = max((len(entry["tensors"]) for entry in body["files"].values()), default=0)
         if sum(max(1, layer.mlp.experts) for layer in config.layers) > described:
@@ -162,7 +170,19 @@ class StoreDescription:
             },
             types=types,
             rests=rests,
+            selection=check_selection(body.get("selection", "tiers")),
         )
+
+
+def check_selection(selection: object) -> str:
+    """Refuse a selection that does not exist.
+
+    Raises:
+        InvalidArgumentError: `selection` is none of `SELECTIONS`.
+    """
+    if selection not in SELECTIONS:
+        raise InvalidArgumentError(f"a selection is 'inputs' or 'tiers', not {selection!r}")
+    return str(selection)
 
 
 def check_file_name(name: str) -> None:

@@ -23,6 +23,7 @@ from specdec.store.tensorfile import FILLER, TensorFile, read_layout
 from specdec.weights.base import TensorSpec, ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.dtypes import to_float32
+from specdec.weights.inputs import input_scores
 from specdec.weights.layout import BucketLayout
 from specdec.weights.quantised import ExactMatrix, QuantisedMatrix, QuantisedTable, UpperMatrix, quantised_type
 from specdec.weights.quantised_types import REST
@@ -42,6 +43,7 @@ class Store:
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one, `views.quantised.quantised_type`.
+        selection: what effort below 1 takes or leaves in the exact view: "inputs", or of 16-bit matrices "tiers".
         dithered: seed of the noise that was added to the weights, or None for the model as it came.
         source: where the weights came from.
         views: draft views that are stored; others are built when they are asked for.
@@ -64,6 +66,8 @@ class Store:
         self.layout: BucketLayout = description.layout
         self.dtype = description.dtype
         self.types = dict(description.types)
+        all_quantised = all(name in self.types for name in self.config.matrices())
+        self.selection = "inputs" if all_quantised else description.selection
         self.dithered = description.dither
         self.source = dict(description.source)
         self.views = description.views
@@ -169,6 +173,18 @@ class Store:
             raise InvalidArgumentError(f"matrix {name!r} is in {self.types[name]} blocks and not in buckets")
         parts, file = BucketedMatrix.tensors(shape, self.layout, dtype=self.dtype), self._files[EXACT_FILE]
         return {part: file.array(f"{name}.{part}") for part in parts if self._is_loaded(f"{name}.{part}")}
+
+    def input_scores(self, name: str) -> np.ndarray:
+        """Mean |w| of every input of a matrix, by which whole inputs are chosen: float32 (in, 1).
+
+        Raises:
+            InvalidArgumentError: the model has no such matrix.
+        """
+        self._shape(name)
+        scores = self._files[EXACT_FILE].array(f"{name}.scores")
+        if name in self.types:
+            return scores
+        return input_scores(scores, self.layout, loaded=self._tiers[name])
 
     def loaded_tiers(self, name: str) -> int:
         """How many tiers of a matrix in buckets are loaded; the last ones are left out first."""

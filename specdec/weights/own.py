@@ -6,7 +6,7 @@ from specdec.weights.bucket import ExactArraysView
 
 
 class OwnView(ExactArraysView):
-    """The exact matrices themselves. In a store that is quantised in part, those in buckets draft from their tiers."""
+    """The exact matrices themselves. In a store quantised in part, those in buckets choose as the exact view does."""
 
     name = "own"
 

@@ -34,8 +34,11 @@ NibblePlace nibble_place(int64_t width, int64_t out) {
 
 // The lines of `count` inputs of a panel, kPanel weights each: where they lie, or in `buffer`.
 const uint16_t* lines_of(const PackedMatrix& matrix, int64_t panel, int64_t first, int64_t count, uint16_t* buffer) {
-  if (matrix.kept == kPanel) return matrix.panels.data() + (panel * matrix.in + first) * kPanel;
-  for (int64_t i = 0; i < count; ++i) matrix.whole_line(panel, first + i, buffer + i * kPanel);
+  if (matrix.kept == kPanel && matrix.wide == 1) return matrix.panels.data() + (panel * matrix.in + first) * kPanel;
+  for (int64_t i = 0; i < count; ++i) {
+    const uint16_t* line = matrix.whole_line(panel, first + i, buffer + i * kPanel);
+    if (line != buffer + i * kPanel) std::copy_n(line, kPanel, buffer + i * kPanel);
+  }
   return buffer;
 }
 

@@ -27,6 +27,9 @@ constexpr int kMaxTile = 14;
 // Weights are converted, for more rows than a tile, in blocks of this many inputs.
 constexpr int kBlock = 128;
 
+// Most panels that one tile of a wide matrix holds, whose lines of one input lie side by side (2 KiB).
+constexpr int kWidePanels = 32;
+
 enum class Dtype : int { float16 = 0, bfloat16 = 1 };
 
 // Rows of activations in tiles: M rows in `count` tiles whose sizes differ by at most one; tile t holds its rows
@@ -50,6 +53,11 @@ struct DenseCall {
   int64_t y_stride;
   float* scratch;  // of this thread: scratch_floats(rows)
   int kept = kPanel;  // weights in a line; the others are 0
+  // A wide matrix: [ceil(panels / wide)][in][wide * 32]; the last tile holds the panels that are left. Unless `active` is
+  // null, x holds values of these ascending inputs alone, `active_count` in place of `in`; no row takes another input.
+  int wide = 1;
+  const int32_t* active = nullptr;
+  int64_t active_count = 0;
 };
 
 // The same over chosen products only. Input i takes part in row r for the outputs in its first n(r, i) tiers.

@@ -60,6 +60,21 @@ struct Float {
   static inline F32 get(const float* p, int vector) { return load(p + vector * kLanes); }
 };
 
+// The line of input 0 of a panel, and how far the next input's is.
+struct Lines {
+  const uint16_t* first;
+  int64_t stride;
+};
+template <class W>
+static inline Lines lines_of(const DenseCall& call, int64_t panel) {
+  const int64_t line = W::line(call);
+  if (call.wide == 1) return {call.panels + panel * call.in * line, line};
+  const int64_t begin = panel / call.wide * call.wide, left = (call.out + kPanel - 1) / kPanel - begin;
+  return {call.panels + (begin * call.in + panel - begin) * line, (left < call.wide ? left : call.wide) * line};
+}
+static inline int64_t inputs_of(const DenseCall& call) { return call.active == nullptr ? call.in : call.active_count; }
+static inline int64_t input_of(const DenseCall& call, int64_t e) { return call.active == nullptr ? e : call.active[e]; }
+
 template <int R, int V>
 [[gnu::always_inline]] static inline void clear(F32 (&acc)[R][V]) {
   SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = zero();
@@ -168,10 +183,13 @@ static constexpr BlockTile block_of() {
 #define SPECDEC_BLOCK(rows) block_of<rows>()
 #define SPECDEC_MASKED(rows) masked_of<W, rows>()
 
+// Inputs e..e+n-1 of those that take part.
 template <class W>
-static void convert(const uint16_t* bits, int64_t line, int64_t lines, float* out) {
-  for (int64_t i = 0; i < lines; ++i, bits += line, out += kPanel)
+static void convert(const DenseCall& call, Lines lines, int64_t e, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i, out += kPanel) {
+    const uint16_t* bits = lines.first + input_of(call, e + i) * lines.stride;
     SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) store(out + v * kLanes, W::get(bits, v));
+  }
 }
 
 template <class W>
@@ -179,17 +197,17 @@ static void blocked(const DenseCall& call, int64_t first, int64_t last) {
   static constexpr BlockTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_BLOCK);
   float* acc = call.scratch;
   float* weights = acc + static_cast<int64_t>(call.tiles.rows) * kPanel;
-  const int64_t line = W::line(call);
+  const int64_t inputs = inputs_of(call);
   for (int64_t panel = first; panel < last; ++panel) {
-    const uint16_t* bits = call.panels + panel * call.in * line;
+    const Lines lines = lines_of<W>(call, panel);
     for (int64_t j = 0; j < static_cast<int64_t>(call.tiles.rows) * kPanel; j += kLanes) store(acc + j, zero());
-    for (int64_t i = 0; i < call.in; i += kBlock) {
-      const int64_t n = call.in - i < kBlock ? call.in - i : kBlock;
-      convert<W>(bits + i * line, line, n, weights);
+    for (int64_t i = 0; i < inputs; i += kBlock) {
+      const int64_t n = inputs - i < kBlock ? inputs - i : kBlock;
+      convert<W>(call, lines, i, n, weights);
       for (int t = 0; t < call.tiles.count; ++t) {
         const int rows = call.tiles.size(t);
         const int64_t start = call.tiles.start(t);
-        by_rows[rows](weights, call.x + start * call.in + i * rows, n, acc + start * kPanel);
+        by_rows[rows](weights, call.x + start * inputs + i * rows, n, acc + start * kPanel);
       }
     }
     for (int r = 0; r < call.tiles.rows; ++r) store_outputs(call, panel, r, acc + r * kPanel);
@@ -219,6 +237,12 @@ static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
     }
 }
 
+}  // namespace specdec::SPECDEC_ISA
+
+#include "wide.inl"
+
+namespace specdec::SPECDEC_ISA {
+
 // run(W{}), W being how the lines of a call hold weights.
 template <template <class> class Line, class Run>
 static void with_type(const DenseCall& call, const Run& run) {
@@ -236,15 +260,18 @@ static void with_weights(const DenseCall& call, const Run& run) {
 }
 
 static void multiply(const DenseCall& call, int64_t first, int64_t last) {
-  with_weights(call, [&](auto weights) { multiply_as<decltype(weights)>(call, first, last); });
+  if (call.wide > 1)
+    with_type<Whole>(call, [&](auto weights) { multiply_wide<decltype(weights)>(call, first, last); });
+  else
+    with_weights(call, [&](auto weights) { multiply_as<decltype(weights)>(call, first, last); });
 }
 
 // One tile of R rows: the lines of active inputs only, each row under the mask that its offset names.
 template <class W, int R>
 static void masked_tile(const MaskedCall& call, int64_t panel, int tile) {
   const DenseCall& dense = call.dense;
-  const int64_t start = dense.tiles.start(tile), last = call.active_count - 1, line = W::line(dense);
-  const uint16_t* bits = dense.panels + panel * dense.in * line;
+  const int64_t start = dense.tiles.start(tile), last = call.active_count - 1;
+  const auto [bits, line] = lines_of<W>(dense, panel);
   const uint32_t* masks = call.masks + panel * mask_words(dense.in, call.tiers);
   const float* x = dense.x + start * dense.in;
   const int32_t* offsets = call.offsets + start * dense.in;

@@ -18,14 +18,15 @@ bool is_chain(const SequenceRows& rows) {
 
 }  // namespace
 
-Pass::Pass(Model& model, std::vector<SequenceRows>& batch, DraftView* draft)
+Pass::Pass(Model& model, std::vector<SequenceRows>& batch, DraftView* draft, Choice choice)
     : model_(model),
       shape_(model.shape_),
       kernels_(model.kernels_),
       scratch_(model.scratch_),
       batch_(batch),
       sequences_(model.scratch_.sequences),
-      draft_(draft) {
+      draft_(draft),
+      choice_(choice) {
   place_rows();
   allocate();
 }
@@ -107,7 +108,7 @@ void Pass::allocate() {
   for (size_t j = 0; j < model_.rotations_.size(); ++j)
     for (auto* buffer : {&s.cosines[j], &s.sines[j]})
       reserve(*buffer, static_cast<int64_t>(model_.rotations_[j].frequencies.size()));
-  reserve(s.tiles, widest);
+  reserve(s.tiles, draft_ != nullptr || full_ ? widest : 4 * widest);
   const auto threads = static_cast<size_t>(model_.pool_->threads());
   const int64_t attention = attention_scratch_floats() + kMaxTile * (padded(largest_head()) * 3 + 4) + tree_floats();
   thread_floats_ = round_up(std::max({scratch_floats(rows_), attention, model_.quantised_scratch_floats(rows_)}), 16);
@@ -116,7 +117,8 @@ void Pass::allocate() {
   if (draft_ != nullptr || full_) return;
   s.offsets.reserve(3 * rows * static_cast<size_t>(widest));
   s.active.reserve(3 * static_cast<size_t>(widest));
-  s.chosen_row.reserve(threads * static_cast<size_t>(widest));
+  s.chosen_row.reserve(choice_ == Choice::inputs ? 3 * rows * static_cast<size_t>(widest)
+                                                  : threads * static_cast<size_t>(widest));
   s.keys.reserve(threads * static_cast<size_t>(widest * tiers));
 }
 

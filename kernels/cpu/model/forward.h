@@ -20,7 +20,7 @@ int64_t weights_to_take(double effort, int64_t total);
 class Pass {
  public:
   // The sequences have been checked, and their caches have room.
-  Pass(Model& model, std::vector<SequenceRows>& batch, DraftView* draft);
+  Pass(Model& model, std::vector<SequenceRows>& batch, DraftView* draft, Choice choice);
   // Writes the logits of all sequences one below the other, and what each has read into its `bytes`.
   void run(float* logits);
   // One matrix times the rows, x (rows, in) to y (rows, out).
@@ -46,10 +46,12 @@ class Pass {
   struct Plan {
     const PackedMatrix* matrix;
     MaskedCall call;
-    bool masked;
-    int64_t group;  // panels per part
+    bool chosen;    // some row has an effort below 1
+    int64_t group;  // tiles of the matrix per part
     int parts;      // of each thread's share
     const int32_t* whole = nullptr;  // the rows in whole numbers, where the matrix is quantised
+
+    int64_t tiles() const { return (matrix->panel_count() + matrix->wide - 1) / matrix->wide; }
   };
   using Sequence = Model::Scratch::Sequence;
 
@@ -87,7 +89,11 @@ class Pass {
   void multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
   // plan.cpp
   std::vector<Plan> plan(Input in, const std::vector<Output>& outputs);
-  void choose(Input in, std::vector<Plan>& plans);
+  void choose_tiers(Input in, std::vector<Plan>& plans);
+  void choose_inputs(Input in, std::vector<Plan>& plans);
+  void take_inputs(Input in, const Plan& plan, int j, int row, int thread);
+  void list_inputs(Input in, Plan& plan, int j);
+  void pack_inputs(Input in, Plan& plan, int j, int tile);
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
   bool all_full(Input in, int matrix) const;
   // forward_quant.cpp
@@ -133,6 +139,7 @@ class Pass {
   std::vector<SequenceRows>& batch_;
   std::vector<Sequence>& sequences_;  // in the order of their rows
   DraftView* draft_;
+  Choice choice_;
   bool full_ = true;  // no row has an effort below 1
   int all_rows_ = 0;
   int rows_ = 0;      // that run through the present layer

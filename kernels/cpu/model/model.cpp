@@ -13,6 +13,8 @@
 namespace specdec {
 namespace {
 
+// Efforts from which on everything is read, because gaps would be few and short.
+constexpr double kWideBelow = 0.9;
 // Inputs that one part of a parallel region packs.
 constexpr int64_t kPackInputs = 64;
 
@@ -146,9 +148,10 @@ std::string Model::load_quantised(int index, const QuantSource& source, int64_t 
 }
 
 void Model::load_scores(int index, const float* scores) {
-  QuantMatrix& matrix = matrices_.at(static_cast<size_t>(index)).quantised;
-  matrix.scores = Buffer<float>(static_cast<size_t>(matrix.in));
-  std::memcpy(matrix.scores.data(), scores, matrix.scores.bytes());
+  PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
+  Buffer<float>& to = matrix.is_quantised() ? matrix.quantised.scores : matrix.input_scores;
+  to = Buffer<float>(static_cast<size_t>(matrix.in));
+  std::memcpy(to.data(), scores, to.bytes());
 }
 
 void Model::load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last) {
@@ -193,7 +196,8 @@ uint64_t Model::bytes() const {
   uint64_t sum = embedding_.bytes() + quant_embedding_.codes.bytes() + quant_embedding_.scales.bytes() +
                  quant_embedding_.biases.bytes();
   for (const auto& matrix : matrices_)
-    sum += matrix.panels.bytes() + matrix.quantised.data.bytes() + matrix.quantised.scores.bytes();
+    sum += matrix.panels.bytes() + matrix.input_scores.bytes() + matrix.quantised.data.bytes() +
+           matrix.quantised.scores.bytes();
   for (const auto& router : routers_) sum += router.panels.bytes();
   for (const auto& [name, vector] : vectors_) sum += vector.bytes();
   return sum;
@@ -214,12 +218,35 @@ const float* Model::find_vector(const std::string& name) const {
   return found == vectors_.end() ? nullptr : found->second.data();
 }
 
-void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits) {
+// Lays matrices out for choosing inputs, once, as soon as a row leaves out enough of them. The bits of products, and the
+// time of full ones, stay.
+void Model::widen(const std::vector<SequenceRows>& batch) {
+  const double* known = nullptr;
+  for (const SequenceRows& rows : batch) {
+    for (size_t j = 0; rows.efforts != known && j < matrices_.size(); ++j)
+      if (rows.efforts[j] < kWideBelow) widen(matrices_[j]);
+    known = rows.efforts;
+  }
+}
+
+void Model::widen(PackedMatrix& matrix) {
+  if (matrix.is_quantised() || matrix.kept != kPanel || matrix.wide != 1 || !matrix.loaded()) return;
+  // Every thread gets as many tiles, as equal as can be.
+  const int64_t share = (matrix.panel_count() + pool_->threads() - 1) / pool_->threads();
+  const int64_t tiles = (share + kWidePanels - 1) / kWidePanels, tile = (share + tiles - 1) / tiles;
+  if (tile == 1) return;
+  pool_->run(static_cast<int>((matrix.panel_count() + tile - 1) / tile),
+             [&](int part, int) { matrix.widen(static_cast<int>(tile), part, part + 1); });
+  matrix.wide = static_cast<int>(tile);
+}
+
+void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits, Choice choice) {
   std::lock_guard<std::mutex> lock(mutex_);
-  check_pass(batch, draft);
+  check_pass(batch, draft, choice);
+  if (draft == nullptr && choice == Choice::inputs) widen(batch);
   try {
     for (const SequenceRows& rows : batch) rows.cache->reserve(rows.cache->length() + rows.rows);
-    Pass(*this, batch, draft).run(logits);
+    Pass(*this, batch, draft, choice).run(logits);
   } catch (...) {
     for (const SequenceRows& rows : batch) rows.cache->trim(rows.cache->length());
     throw;
@@ -227,11 +254,12 @@ void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* l
   for (const SequenceRows& rows : batch) rows.cache->set_length(rows.cache->length() + rows.rows);
 }
 
-uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y) {
-  return multiply(index, x, std::vector<double>(static_cast<size_t>(rows), effort), draft, y);
+uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y, Choice choice) {
+  return multiply(index, x, std::vector<double>(static_cast<size_t>(rows), effort), draft, y, choice);
 }
 
-uint64_t Model::multiply(int index, const float* x, const std::vector<double>& efforts, DraftView* draft, float* y) {
+uint64_t Model::multiply(int index, const float* x, const std::vector<double>& efforts, DraftView* draft, float* y,
+                         Choice choice) {
   std::lock_guard<std::mutex> lock(mutex_);
   const auto count = static_cast<size_t>(shape_.matrix_count());
   std::vector<double> of_matrices(efforts.size() * count);
@@ -240,13 +268,15 @@ uint64_t Model::multiply(int index, const float* x, const std::vector<double>& e
     std::fill_n(of_matrices.begin() + static_cast<int64_t>(row * count), count, efforts[row]);
     batch.push_back({nullptr, nullptr, 1, of_matrices.data() + row * count});
   }
-  Pass(*this, batch, draft).run_matrix(index, x, y);
+  const bool wide = std::any_of(efforts.begin(), efforts.end(), [](double effort) { return effort < kWideBelow; });
+  if (draft == nullptr && choice == Choice::inputs && wide) widen(matrices_[static_cast<size_t>(index)]);
+  Pass(*this, batch, draft, choice).run_matrix(index, x, y);
   uint64_t bytes = 0;
   for (const SequenceRows& rows : batch) bytes += rows.bytes;
   return bytes;
 }
 
-void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft) const {
+void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft, Choice choice) const {
   check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
   check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
@@ -259,7 +289,7 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
     rows += batch[j].rows;
     check(rows <= kMaxRows, "a pass takes 512 rows at most");
     for (size_t k = 0; k < j; ++k) check(batch[k].cache != batch[j].cache, "a cache may occur once in a pass");
-    if (j == 0 || batch[j].efforts != batch[j - 1].efforts) check_efforts(batch[j].efforts, draft);
+    if (j == 0 || batch[j].efforts != batch[j - 1].efforts) check_efforts(batch[j].efforts, draft, choice);
   }
 }
 
@@ -278,11 +308,10 @@ void Model::check_rows(const SequenceRows& rows) const {
   }
 }
 
-void Model::check_efforts(const double* efforts, const DraftView* draft) const {
+void Model::check_efforts(const double* efforts, const DraftView* draft, Choice choice) const {
   for (size_t j = 0; j < matrices_.size(); ++j) {
     check(efforts[j] > 0 && efforts[j] <= 1, "efforts must be above 0 and at most 1");
-    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].has_masks() || !matrices_[j].quantised.scores.empty(),
-          "effort below 1 needs the tier masks");
+    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].chooses(choice), "effort below 1 needs tier masks or scores");
   }
 }
 

@@ -45,6 +45,7 @@ class Model {
   // Packs outputs [first, last) of such a matrix, from row 0 of the source on; first is a multiple of kQuantBlock, last
   // too unless it is the matrix's last output. Returns "" or what is wrong with it.
   std::string load_quantised(int index, const QuantSource& source, int64_t first, int64_t last);
+  // Mean |w| of every input, by which effort below 1 chooses whole inputs.
   void load_scores(int index, const float* scores);
   void load_vector(const std::string& name, const float* values);
   void load_embedding(const uint16_t* bits);
@@ -61,13 +62,15 @@ class Model {
   // view. Rows of a tree take the places behind the cache's length in their order, and positions by their depth. Throws
   // std::invalid_argument for a bad token, effort, tree or cache, or weights that are not loaded, and std::bad_alloc; every
   // cache is as it was then.
-  void forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits);
+  void forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits, Choice choice = Choice::tiers);
 
   // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
   // The caller has checked that what `draft` and `effort` need is loaded.
-  uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y);
+  uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y,
+                    Choice choice = Choice::tiers);
   // The same with an effort for each row.
-  uint64_t multiply(int index, const float* x, const std::vector<double>& efforts, DraftView* draft, float* y);
+  uint64_t multiply(int index, const float* x, const std::vector<double>& efforts, DraftView* draft, float* y,
+                    Choice choice = Choice::tiers);
 
  private:
   friend class Pass;  // one forward call: forward.h
@@ -97,9 +100,11 @@ class Model {
     Buffer<int32_t> whole;  // activations in whole numbers
   };
 
-  void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft) const;
+  void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft, Choice choice) const;
   void check_rows(const SequenceRows& rows) const;
-  void check_efforts(const double* efforts, const DraftView* draft) const;
+  void check_efforts(const double* efforts, const DraftView* draft, Choice choice) const;
+  void widen(const std::vector<SequenceRows>& batch);
+  void widen(PackedMatrix& matrix);
   void add_layer(int layer, int* matrix);
   void add_vectors(const std::string& base, const LayerShape& layer);
   void add_vector(const std::string& name, int64_t size);

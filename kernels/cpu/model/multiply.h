@@ -14,7 +14,8 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
   const std::vector<Plan> plans = plan(in, outputs);
   // Every thread's share of the parts is a whole share of each matrix (see Pool::run), so that they finish together.
   // A pair of two kinds has no ranges that are finished in both.
-  const bool joint = paired && plans[0].matrix->is_quantised() == plans[1].matrix->is_quantised();
+  const bool joint = paired && plans[0].matrix->is_quantised() == plans[1].matrix->is_quantised() &&
+                     plans[0].matrix->wide == plans[1].matrix->wide;
   const size_t kinds = joint ? 1 : plans.size();
   const int threads = model_.pool_->threads();
   int share = 0;
@@ -22,7 +23,7 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
   auto panels = [&](const Plan& p, int64_t first, int64_t last, float* scratch) {
     MaskedCall call = p.call;
     call.dense.scratch = scratch;
-    if (p.masked)
+    if (p.chosen && choice_ == Choice::tiers)
       kernels_.dense.multiply_masked(call, first, last);
     else
       kernels_.dense.multiply(call.dense, first, last);
@@ -45,8 +46,9 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
              after(static_cast<int>(j), row, matrix.tile_start(tile), end);
            return;
          }
-         const int64_t panels_in_all = p.matrix->panel_count(), end = panels_in_all * (owner + 1) / threads;
-         const int64_t first = panels_in_all * owner / threads + part * p.group, last = std::min(first + p.group, end);
+         const int64_t tiles = p.tiles(), wide = p.matrix->wide, begin = tiles * owner / threads + part * p.group;
+         const int64_t first = begin * wide, end = std::min(begin + p.group, tiles * (owner + 1) / threads) * wide;
+         const int64_t last = std::min(end, p.matrix->panel_count());
          if (first >= last) return;
          panels(p, first, last, thread_scratch(thread));
          for (size_t k = 1; joint && k < plans.size(); ++k) panels(plans[k], first, last, thread_scratch(thread));

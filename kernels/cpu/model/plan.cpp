@@ -14,7 +14,7 @@ constexpr int64_t kPartBytes = 64 << 10;
 std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs) {
   const RowTiles tiles(in.rows, kernels_.dense.max_tile);
   std::vector<Plan> plans;
-  bool masked = false;
+  bool chosen = false;
   const float* x = nullptr;
   const int32_t* whole = nullptr;  // of every input
   for (const Output& output : outputs) {
@@ -32,25 +32,29 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
       plans.push_back(p);
       continue;
     }
-    if (x == nullptr) x = to_tiles(in, matrix.in, tiles);
+    const bool full = all_full(in, output.matrix);
+    if (x == nullptr && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
     // A few rows go through two panels side by side.
-    const int64_t group = std::max<int64_t>(2, kPartBytes / (matrix.in * matrix.line() * 2) / 2 * 2);
-    const int64_t threads = model_.pool_->threads(), share = (matrix.panel_count() + threads - 1) / threads;
-    Plan p{&matrix, {}, !all_full(in, output.matrix), group, static_cast<int>((share + group - 1) / group)};
+    const int64_t wide = matrix.wide, in_one = std::max<int64_t>(2, kPartBytes / (matrix.in * matrix.line() * 2) / 2 * 2);
+    Plan p{&matrix, {}, !full, wide == 1 ? in_one : 1, 0};
+    const int64_t threads = model_.pool_->threads(), share = (p.tiles() + threads - 1) / threads;
+    p.parts = static_cast<int>((share + p.group - 1) / p.group);
     p.call.dense = matrix.dense_call(x, tiles, output.y, output.stride);
-    masked |= p.masked;
+    chosen |= p.chosen;
     plans.push_back(p);
   }
-  if (masked) choose(in, plans);
+  if (chosen && choice_ == Choice::tiers) choose_tiers(in, plans);
+  if (chosen && choice_ == Choice::inputs) choose_inputs(in, plans);
   for (size_t j = 0; j < plans.size(); ++j) {
     const Plan& p = plans[j];
     if (p.matrix->is_quantised()) {
       shared_bytes_ += p.matrix->quantised.bytes();
       continue;
     }
-    const int64_t lines = p.matrix->panel_count() * (p.masked ? p.call.active_count : p.matrix->in);
-    const int64_t line_bytes = p.matrix->line() * 2 + (p.masked ? 4 * (p.matrix->tiers - 1) : 0);
-    shared_bytes_ += static_cast<uint64_t>(lines * line_bytes);
+    const bool tiers = p.chosen && choice_ == Choice::tiers;
+    const int64_t inputs = tiers ? p.call.active_count : p.call.dense.active ? p.call.dense.active_count : p.matrix->in;
+    const int64_t line_bytes = p.matrix->line() * 2 + (tiers ? 4 * (p.matrix->tiers - 1) : 0);
+    shared_bytes_ += static_cast<uint64_t>(p.matrix->panel_count() * inputs * line_bytes);
   }
   return plans;
 }
@@ -61,8 +65,8 @@ bool Pass::all_full(Input in, int matrix) const {
   return full;
 }
 
-// Fills in what effort chooses for every row of outputs where one has an effort below 1.
-void Pass::choose(Input in, std::vector<Plan>& plans) {
+// Which tiers effort chooses for every row of matrices where one has an effort below 1.
+void Pass::choose_tiers(Input in, std::vector<Plan>& plans) {
   const int64_t width = plans[0].matrix->in;
   const RowTiles tiles = plans[0].call.dense.tiles;
   const auto& sizes = shape_.layout.tier_sizes;
@@ -71,7 +75,7 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
   each(in.rows * count, in.rows * count * width * shape_.layout.tiers() * 10, [&](int part, int thread) {
     const int j = part / in.rows, row = part % in.rows;
     const Plan& p = plans[static_cast<size_t>(j)];
-    if (!p.masked) return;
+    if (!p.chosen) return;
     uint8_t* chosen = scratch_.chosen_row.data() + thread * width;
     uint32_t* keys = scratch_.keys.data() + thread * keys_words;
     const double effort = in.effort(row, static_cast<int>(p.matrix - model_.matrices_.data()));
@@ -88,7 +92,7 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
   });
   each(count, in.rows * count * width, [&](int j, int) {
     Plan& p = plans[static_cast<size_t>(j)];
-    if (!p.masked) return;
+    if (!p.chosen) return;
     const int32_t* offsets = scratch_.offsets.data() + j * in.rows * width;
     int32_t* active = scratch_.active.data() + j * width;
     // Lines read one after another come faster than half of them with gaps; an input that no row takes adds nothing.
@@ -110,6 +114,80 @@ void Pass::choose(Input in, std::vector<Plan>& plans) {
     }
     p.call = MaskedCall{p.call.dense, p.matrix->tiers, p.matrix->masks.data(), offsets, active, found};
   });
+}
+
+// The same of whole inputs: rows in tiles, with zeros for what they leave out; of a wide matrix the inputs that some row
+// takes, alone.
+void Pass::choose_inputs(Input in, std::vector<Plan>& plans) {
+  const auto count = static_cast<int>(plans.size());
+  const int tiles = plans[0].call.dense.tiles.count;
+  const int64_t work = in.rows * count * plans[0].matrix->in * 10;
+  auto of_chosen = [&](int j, const auto& run) {
+    if (plans[static_cast<size_t>(j)].chosen) run(plans[static_cast<size_t>(j)]);
+  };
+  each(in.rows * count, work, [&](int part, int thread) {
+    const int j = part / in.rows;
+    of_chosen(j, [&](Plan& p) {
+      take_inputs(in, p, j, part % in.rows, thread);
+      if (in.rows > 1) return;
+      list_inputs(in, p, j);
+      pack_inputs(in, p, j, 0);
+    });
+  });
+  if (in.rows == 1) return;
+  each(count, work, [&](int j, int) { of_chosen(j, [&](Plan& p) { list_inputs(in, p, j); }); });
+  each(count * tiles, work, [&](int part, int) {
+    of_chosen(part / tiles, [&](Plan& p) { pack_inputs(in, p, part / tiles, part % tiles); });
+  });
+}
+
+// Whether one row takes each input of output j.
+void Pass::take_inputs(Input in, const Plan& plan, int j, int row, int thread) {
+  const PackedMatrix& matrix = *plan.matrix;
+  uint8_t* taken = scratch_.chosen_row.data() + (j * in.rows + row) * matrix.in;
+  const double effort = in.effort(row, static_cast<int>(plan.matrix - model_.matrices_.data()));
+  const int size = 1;
+  if (effort >= 1)
+    std::fill_n(taken, matrix.in, uint8_t{1});
+  else
+    kernels_.select({matrix.in, 1, &size, in.x + row * in.stride, matrix.input_scores.data(),
+                     weights_to_take(effort, matrix.in), taken, scratch_.keys.data() + thread * matrix.in});
+}
+
+// The inputs of a wide matrix that some row takes, unless those are nearly all.
+void Pass::list_inputs(Input in, Plan& plan, int j) {
+  const int64_t width = plan.matrix->in;
+  if (plan.matrix->wide == 1) return;
+  const uint8_t* taken = scratch_.chosen_row.data() + j * in.rows * width;
+  int32_t* active = scratch_.active.data() + j * width;
+  int64_t found = 0;
+  for (int64_t i = 0; i < width; ++i) {
+    uint8_t any = 0;
+    for (int row = 0; row < in.rows; ++row) any |= taken[row * width + i];
+    active[found] = static_cast<int32_t>(i);
+    found += any;
+  }
+  if (found * 16 > width * 15) return;
+  plan.call.dense.active = active;
+  plan.call.dense.active_count = found;
+}
+
+// One tile of rows for output j, zeros where a row does not take an input.
+void Pass::pack_inputs(Input in, Plan& plan, int j, int tile) {
+  DenseCall& call = plan.call.dense;
+  const int64_t width = plan.matrix->in, count = call.active == nullptr ? width : call.active_count;
+  float* all = scratch_.tiles.data() + (1 + j) * in.rows * width;
+  const int first = call.tiles.start(tile), size = call.tiles.size(tile);
+  for (int r = 0; r < size; ++r) {
+    const float* x = in.x + (first + r) * in.stride;
+    const uint8_t* taken = scratch_.chosen_row.data() + (j * in.rows + first + r) * width;
+    float* to = all + first * count + r;
+    for (int64_t e = 0; e < count; ++e) {
+      const int64_t i = call.active == nullptr ? e : call.active[e];
+      to[e * size] = taken[i] != 0 ? x[i] : 0.0F;
+    }
+  }
+  if (tile == 0) call.x = all;
 }
 
 // One row is its own tile.

@@ -101,6 +101,9 @@ void load_router(Model& model, int layer, const Array<uint16_t, 2>& bits) {
   model.load_router(layer, bits.data());
 }
 
+// What effort below 1 chooses.
+specdec::Choice choice_of(bool inputs) { return inputs ? specdec::Choice::inputs : specdec::Choice::tiers; }
+
 using States = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
@@ -109,7 +112,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
                               const std::vector<int>& counts, const std::vector<Array<double, 1>>& efforts,
                               const std::vector<std::vector<int32_t>>& parents, const std::vector<int>& layers,
                               const std::vector<int>& shown, specdec::DraftView* draft, const Logits& logits,
-                              const std::vector<States>& states) {
+                              const std::vector<States>& states, bool inputs) {
   const auto& shape = model.shape();
   const size_t count = caches.size();
   check(counts.size() == count && efforts.size() == count && layers.size() == count && shown.size() == count &&
@@ -145,7 +148,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
         "the array of logits has the wrong shape");
   {
     nb::gil_scoped_release release;
-    model.forward(batch, draft, logits.data());
+    model.forward(batch, draft, logits.data(), choice_of(inputs));
   }
   std::vector<uint64_t> bytes;
   for (const auto& one : batch) bytes.push_back(one.bytes);
@@ -153,7 +156,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
 }
 
 uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
-                  const Logits& y) {
+                  const Logits& y, bool inputs) {
   check_index(model, index);
   const PackedMatrix& matrix = model.matrix(index);
   const size_t rows = x.shape(0);
@@ -161,10 +164,10 @@ uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::Dr
             y.shape(1) == static_cast<size_t>(matrix.out),
         "the arrays do not fit the matrix");
   check(effort > 0 && effort <= 1 && matrix.loaded() && (draft == nullptr || draft->complete()) &&
-            (draft != nullptr || effort >= 1 || matrix.has_masks() || !matrix.quantised.scores.empty()),
+            (draft != nullptr || effort >= 1 || matrix.chooses(choice_of(inputs))),
         "the effort is out of range, or needs what is not loaded");
   nb::gil_scoped_release release;
-  return model.multiply(index, x.data(), static_cast<int>(rows), draft, effort, y.data());
+  return model.multiply(index, x.data(), static_cast<int>(rows), draft, effort, y.data(), choice_of(inputs));
 }
 
 void bind_cache(nb::module_& module) {
@@ -221,10 +224,11 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def("load_router", &load_router, "layer"_a, "bits"_a.noconvert())
       .def("new_cache", &Model::new_cache, "capacity"_a)
       .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
+           "inputs"_a = false,
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "caches"_a, "tokens"_a.noconvert(), "counts"_a, "efforts"_a.noconvert(), "parents"_a,
-           "layers"_a, "shown"_a, "draft"_a.none(), "logits"_a.noconvert(), "states"_a.noconvert(),
-           "One pass over the rows of some sequences. Layers 0 runs all of them; logits are of no row (0), the last (1) or "
+           "layers"_a, "shown"_a, "draft"_a.none(), "logits"_a.noconvert(), "states"_a.noconvert(), "inputs"_a = false,
+           "One pass over the rows of some sequences. An effort below 1 chooses whole inputs or tiers. Layers 0 runs all of them; logits are of no row (0), the last (1) or "
            "all (2). Returns the bytes read for each.");
   return model;
 }

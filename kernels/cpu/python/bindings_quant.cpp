@@ -84,7 +84,7 @@ std::string load_quantised(Model& model, int index, const nb::dict& arrays, int6
 void load_scores(Model& model, int index, const Scores& scores) {
   check_index(model, index);
   const specdec::PackedMatrix& matrix = model.matrix(index);
-  check(matrix.is_quantised() && scores.size() == static_cast<size_t>(matrix.in), "the scores have the wrong size");
+  check(scores.size() == static_cast<size_t>(matrix.in), "the scores have the wrong size");
   model.load_scores(index, scores.data());
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace specdec {
 namespace {
@@ -84,8 +85,11 @@ void PackedMatrix::keep_tiers(int count, const Layout& layout) {
 }
 
 const uint16_t* PackedMatrix::whole_line(int64_t panel, int64_t input, uint16_t* buffer) const {
+  if (kept == kPanel) {
+    const int64_t first = panel / wide * wide, width = std::min<int64_t>(wide, panel_count() - first);
+    return panels.data() + (first * in + input * width + panel - first) * kPanel;
+  }
   const uint16_t* at = panels.data() + (panel * in + input) * line();
-  if (kept == kPanel) return at;
   uint32_t outputs;
   std::memcpy(&outputs, at, sizeof outputs);
   at += 2;
@@ -94,7 +98,19 @@ const uint16_t* PackedMatrix::whole_line(int64_t panel, int64_t input, uint16_t*
 }
 
 DenseCall PackedMatrix::dense_call(const float* x, RowTiles rows, float* y, int64_t y_stride, float* scratch) const {
-  return {panels.data(), dtype, in, out, x, rows, y, y_stride, scratch, kept};
+  return {panels.data(), dtype, in, out, x, rows, y, y_stride, scratch, kept, wide};
+}
+
+void PackedMatrix::widen(int tile, int64_t first, int64_t last) {
+  std::vector<uint16_t> lines;
+  for (; first < last; ++first) {
+    const int64_t begin = first * tile, width = std::min<int64_t>(tile, panel_count() - begin);
+    uint16_t* at = panels.data() + begin * in * kPanel;
+    lines.assign(at, at + width * in * kPanel);
+    for (int64_t input = 0; input < in; ++input)
+      for (int64_t panel = 0; panel < width; ++panel)
+        std::memcpy(at + (input * width + panel) * kPanel, lines.data() + (panel * in + input) * kPanel, kPanel * 2);
+  }
 }
 
 std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const Layout& layout, int64_t first,

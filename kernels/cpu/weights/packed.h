@@ -14,6 +14,9 @@
 
 namespace specdec {
 
+// What effort below 1 chooses of matrices in tiers; of quantised ones always inputs.
+enum class Choice { tiers, inputs };
+
 // Bucket and tier sizes of a store (specdec.weights.layout.BucketLayout).
 struct Layout {
   int bucket_size = 16;
@@ -34,11 +37,13 @@ struct PackedMatrix {
   QuantMatrix quantised;  // in place of everything below, unless empty
   Dtype dtype = Dtype::float16;
   Buffer<uint16_t> panels;  // as DenseCall has them; outputs past `out` are +0; part of one array for all matrices
+  int wide = 1;             // panels in a tile of `panels`
   int tiers = 1;
   int loaded_tiers = 1;  // weights of the others are 0
   int kept = kPanel;      // weights in a line of `panels`
   Buffer<uint32_t> masks;  // as MaskedCall has them, empty until needed
   Buffer<float> scores;    // [K][in], with the masks
+  Buffer<float> input_scores;  // [in], of whole inputs
   void set_shape(int64_t outputs, int64_t inputs, Dtype kind, const Layout& layout) {
     out = outputs;
     in = inputs;
@@ -52,6 +57,9 @@ struct PackedMatrix {
   // Leaves out the tiers from `count` on, before anything is loaded. Where buckets do not divide panels, lines hold zeros
   // in their place.
   void keep_tiers(int count, const Layout& layout);
+  // Lays the lines that an input has in up to `tile` panels side by side, so that an input which is not taken leaves a gap
+  // worth skipping. Tiles first..last of the matrix, before `wide` says so.
+  void widen(int tile, int64_t first, int64_t last);
   // The line of an input in 32 places: where it lies, or in `buffer`.
   const uint16_t* whole_line(int64_t panel, int64_t input, uint16_t* buffer) const;
   DenseCall dense_call(const float* x, RowTiles rows, float* y, int64_t y_stride, float* scratch = nullptr) const;
@@ -65,6 +73,11 @@ struct PackedMatrix {
     return is_quantised() ? 0 : static_cast<size_t>(panel_count() * mask_words(in, tiers));
   }
   bool has_masks() const { return !scores.empty(); }
+  // Whether what effort below 1 needs is loaded.
+  bool chooses(Choice choice) const {
+    if (is_quantised()) return !quantised.scores.empty();
+    return choice == Choice::tiers ? has_masks() : !input_scores.empty();
+  }
 };
 
 // Fills `panels` for inputs [first, last) and checks what it reads. Returns "" or what is wrong with the matrix.

@@ -101,6 +101,7 @@ class MlxRuntime:
             self.config,
             self._transformer.linears,
             bucket_size=store.layout.bucket_size,
+            by_inputs=store.selection == "inputs",
             quantised=store.quantised,
             whole=self._transformer.whole is not None,
         )

@@ -28,14 +28,23 @@ class Takes:
         linears: every multiplication, in order of use.
         bucket_size: of the store.
         quantised: the store is.
+        by_inputs: the exact view chooses whole inputs.
         whole: a step is one kernel, which takes all numbers in one array.
     """
 
     def __init__(
-        self, mx: Any, config: ModelConfig, linears: list[Linear], *, bucket_size: int, quantised: bool, whole: bool
+        self,
+        mx: Any,
+        config: ModelConfig,
+        linears: list[Linear],
+        *,
+        bucket_size: int,
+        quantised: bool,
+        by_inputs: bool,
+        whole: bool,
     ) -> None:
         self._mx, self._config, self._linears, self._whole = mx, config, linears, whole
-        self._bucket_size, self._quantised = bucket_size, quantised
+        self._bucket_size, self._quantised, self._by_inputs = bucket_size, quantised, by_inputs
         self._counts: dict[tuple[Efforts, str], list[list[int]] | None] = {}
         self._lines: dict[tuple[str, tuple[Efforts, ...]], list[Any]] = {}
 
@@ -85,6 +94,11 @@ class Takes:
             return None
         size = 1 if view == "int4" or self._quantised else self._bucket_size
         together = view in ("int4", "bucket")
+        if view == "exact" and self._by_inputs and not self._quantised:
+            inputs = [
+                linear.takes([efforts[name] for name in linear.names], 1, together=False) for linear in self._linears
+            ]
+            return [[count * size for count in group] for group in inputs]
         return [
             linear.takes([efforts[name] for name in linear.names], size, together=together) for linear in self._linears
         ]

@@ -29,6 +29,7 @@ from specdec.runtimes.mlx.pack import (
     padded,
 )
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
+from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.quantised import QuantisedMatrix, QuantisedTable
 
 if TYPE_CHECKING:
@@ -217,10 +218,16 @@ class Loader:
             ]
             packed.append(pack_tiers(self.mx, self.ops.backend, linear.join(self.mx, parts), linear.rows))
             self.mx.eval(packed[-1])
-            scores += [m.scores for m in matrices]
+            scores += [self._exact_scores(name, m) for name, m in zip(names, matrices, strict=True)]
         planes = self._one_after_the_other(packed)
         linear.tiers = PackedTiers(planes, self._on_device(self.mx.array(np.stack(scores))))
         self.mx.eval(planes, linear.tiers.scores)
+
+    def _exact_scores(self, name: str, matrix: BucketedMatrix) -> np.ndarray:
+        """By which the exact view chooses, (in, K). Where whole inputs are chosen all tiers of one score alike."""
+        if self.store.selection == "tiers":
+            return matrix.scores
+        return np.repeat(self.store.input_scores(name), matrix.layout.num_tiers, axis=1)
 
     def int4(self, linear: Linear) -> None:
         """Pack the int4 view: from the store where it is stored, else built now."""

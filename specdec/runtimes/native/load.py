@@ -49,12 +49,12 @@ def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
     store.release_pages()
     mapped = 0
     for name, number in index.items():
+        model.load_scores(number, np.ascontiguousarray(store.input_scores(name)[:, 0]))
         if name not in store.types:
             mapped += _load_bucketed(model, store, name, number)
         else:
             matrix = store.exact(name)
             assert isinstance(matrix, QuantisedMatrix)
-            model.load_scores(number, np.ascontiguousarray(matrix.scores[:, 0]))
             mapped += _load_blocks(store, matrix, name, lambda *part, at=number: model.load_quantised(at, *part))
         if mapped > _RELEASE_BYTES:
             store.release_pages()

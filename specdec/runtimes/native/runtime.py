@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
+# Tiers of 8-bit values lose less than whole inputs of int4 where little is taken (benchmarks/agreement.py).
+_AGREEING = ((0.3, "bucket8"),)
 _ALL = 2
 _SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
 
@@ -75,10 +77,11 @@ def check_available() -> None:
 class NativeRuntime:
     """Runs one model from a bucket store on the processor.
 
-    Weights are held once, in 16 bits or in the bits of their quantised blocks; tier masks (0.19 times 16-bit weights
-    with four tiers) are packed when the `bucket` view or a verify effort below 1 first needs them. The cache is
-    float16, everything between is float32. Logits are equal bits for equal token histories, efforts and views, whatever
-    shares the pass and however many threads run.
+    Weights are held once, in 16 bits or in the bits of their quantised blocks. An effort below 1 that chooses whole
+    inputs lays a 16-bit matrix out anew, in place, when it first needs it; tier masks (0.19 times 16-bit weights with
+    four tiers) are packed when the `bucket` view does, or a verify effort below 1 in a store that chooses by tiers. The
+    cache is float16, everything between is float32. Logits are equal bits for equal token histories, efforts and views,
+    whatever shares the pass and however many threads run.
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
@@ -111,6 +114,7 @@ class NativeRuntime:
         self.info = RuntimeInfo(
             name="native",
             auto_draft=("nested" if store.quantised else "int4", 0.7),
+            agreeing=() if store.quantised else _AGREEING,
             build=f"{self.isa} {_module_stamp()}",
             threads=self.threads,
         )
@@ -151,7 +155,8 @@ class NativeRuntime:
         if view == EXACT or view in self._drafts:
             return
         if self._views[view].reads_exact:
-            self._need_masks(progress)
+            if not self._by_inputs(view):
+                self._need_masks(progress)
             return
         with self._turn:
             if view not in self._drafts:
@@ -180,27 +185,31 @@ class NativeRuntime:
         """
         check_batch(batch, self.config, NativeCache)
         check_view(view, self._views)
-        draft = None
+        draft, inputs = None, self._by_inputs(view)
         if view != EXACT and not self._views[view].reads_exact:
             self.prepare(view)
             draft = self._drafts[view]
-        elif not all([rows.efforts.is_full for rows in batch]):  # noqa: C419  # a list is quicker than a generator
+        elif not (inputs or all([rows.efforts.is_full for rows in batch])):  # noqa: C419  # quicker than a generator
             self._need_masks()
         with self._turn:
-            return self._run(batch, draft, states)
+            return self._run(batch, draft, states, inputs)
 
-    def _run(self, batch: Sequence[Rows], draft: Any, states: bool) -> list[Pass]:
+    def _by_inputs(self, view: str) -> bool:
+        """Whether a view that reads the exact weights chooses whole inputs, not tiers."""
+        return view != "bucket" and self._store.selection == "inputs"
+
+    def _run(self, batch: Sequence[Rows], draft: Any, states: bool, inputs: bool) -> list[Pass]:
         """The pass, or passes, once its weights are ready."""
         if len(batch) > 1:
             ids = [checked_tokens(rows.tokens, rows.cache, self._vocab) for rows in batch]
-            return self._pass(batch, ids, draft, states)
+            return self._pass(batch, ids, draft, states, inputs)
         (rows,) = batch
         tokens = checked_tokens(rows.tokens, rows.cache, self._vocab)
         if len(tokens) > self._max_rows:
-            return [self._long_pass(rows, tokens, draft, states)]
-        return [self._single_pass(rows, tokens, draft, states)]
+            return [self._long_pass(rows, tokens, draft, states, inputs)]
+        return [self._single_pass(rows, tokens, draft, states, inputs)]
 
-    def _single_pass(self, rows: Rows, ids: NDArray[np.int64], draft: Any, states: bool) -> Pass:
+    def _single_pass(self, rows: Rows, ids: NDArray[np.int64], draft: Any, states: bool, inputs: bool) -> Pass:
         """A pass of one sequence: what `_pass` does, with less work around the call, which every token waits for."""
         count, shown, layers = len(ids), _SHOWN[rows.logits], rows.layers or self._layers
         parents = [] if rows.parents is None else [[int(parent) for parent in rows.parents]]
@@ -218,10 +227,13 @@ class NativeRuntime:
             draft,
             logits,
             hidden,
+            inputs,
         )
         return Pass(logits, read[0], hidden[0] if states else None)
 
-    def _pass(self, batch: Sequence[Rows], ids: list[NDArray[np.int64]], draft: Any, states: bool) -> list[Pass]:
+    def _pass(
+        self, batch: Sequence[Rows], ids: list[NDArray[np.int64]], draft: Any, states: bool, inputs: bool
+    ) -> list[Pass]:
         """One pass over all rows, in one call."""
         counts = [len(tokens) for tokens in ids]
         layers = [rows.layers or self._layers for rows in batch]
@@ -245,6 +257,7 @@ class NativeRuntime:
             draft,
             logits,
             hidden,
+            inputs,
         )
         return [
             Pass(logits[ends[j] : ends[j + 1]], bytes_read, hidden[j] if states else None)
@@ -254,7 +267,7 @@ class NativeRuntime:
     def _states(self, layers: int, rows: int) -> NDArray[np.float32]:
         return np.empty((layers, rows, self.config.hidden_size), np.float32)
 
-    def _long_pass(self, rows: Rows, ids: NDArray[np.int64], draft: Any, states: bool) -> Pass:
+    def _long_pass(self, rows: Rows, ids: NDArray[np.int64], draft: Any, states: bool, inputs: bool) -> Pass:
         """One sequence's rows in pieces."""
         held, passes = rows.cache.length, []
         try:
@@ -262,7 +275,7 @@ class NativeRuntime:
                 piece = ids[first : first + self._max_rows]
                 last = first + len(piece) == len(ids)
                 logits: Logits = rows.logits if last or rows.logits == "all" else "none"
-                passes.append(self._single_pass(replace(rows, logits=logits), piece, draft, states))
+                passes.append(self._single_pass(replace(rows, logits=logits), piece, draft, states, inputs))
         except BaseException:
             rows.cache.trim(held)
             raise

@@ -39,6 +39,7 @@ from specdec.runtimes.base import (
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.inputs import InputsMatrix
 from specdec.weights.int4 import GROUP, Int4Matrix
 from specdec.weights.quantised import QuantisedMatrix
 from specdec.weights.registry import get_view, known_views
@@ -88,11 +89,14 @@ class _Operand:
                 continue
             prefix = select_tiers(np.array(row)[0], self.matrix.scores, self.matrix.tier_sizes, effort=effort)
             np.maximum(union, prefix, out=union)
-            if self.fixed_order and isinstance(self.multiplier, FloatMatrix):
-                results.append(self.multiplier.masked(row, prefix))
-            else:
-                results.append(self.multiplier.selected(row, prefix))
+            results.append(self._chosen(row, prefix))
         return results, self.matrix.bytes_read(union)
+
+    def _chosen(self, row: Any, prefix: NDArray[np.uint8]) -> Any:
+        if not isinstance(self.multiplier, FloatMatrix):
+            return self.multiplier.selected(row, prefix)
+        product = self.multiplier.masked if self.fixed_order else self.multiplier.selected
+        return product(row, prefix, whole=isinstance(self.matrix, InputsMatrix))
 
 
 class _Read:
@@ -243,12 +247,19 @@ class ReferenceRuntime:
         )
 
     def _load_exact(self, name: str) -> _Operand:
-        matrix = self._store.exact(name)
+        matrix = self._as_chosen(self._store.exact(name))
         return _Operand(matrix, FloatMatrix(matrix.dequantise()), fixed_order=True)
+
+    def _as_chosen(self, matrix: ViewMatrix) -> ViewMatrix:
+        """A matrix of the exact view as effort chooses from it."""
+        by_inputs = isinstance(matrix, BucketedMatrix) and self._store.selection == "inputs"
+        return InputsMatrix.of(matrix) if by_inputs else matrix
 
     def _load_view(self, view: str, name: str) -> _Operand:
         matrix = self._store.draft(view, name)
-        if isinstance(matrix, BucketedMatrix | QuantisedMatrix):
+        if view == "own":
+            matrix = self._as_chosen(matrix)
+        if isinstance(matrix, BucketedMatrix | InputsMatrix | QuantisedMatrix):
             return _Operand(matrix, self._exact[name].multiplier, fixed_order=False)
         if isinstance(matrix, Int4Matrix):
             return _Operand(matrix, GroupScaledMatrix(matrix.levels(), matrix.scale, GROUP), fixed_order=False)
