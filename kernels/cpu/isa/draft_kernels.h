@@ -20,6 +20,7 @@ struct ChooseCall {
   float effort;           // share of the inputs to take, in (0, 1]
   float* scratch;         // in rounded up to kGroup
   uint32_t* masks;        // out: bit j of masks[g] is input g * kGroup + j
+  int64_t target = 0;     // unless 0: exactly so many inputs, as kernels/reference/selection.py says
 };
 
 // The inputs chosen from one group, with their activations in 8 bits, in quads.
@@ -116,7 +117,8 @@ struct Bucket8Call {
 };
 
 struct DraftKernels {
-  // Deterministic; the share taken is within 0.002 (or one input) of the effort. Returns how many inputs were chosen.
+  // Deterministic; the share taken is within 0.002 (or one input) of the effort, where no target is given. Returns how
+  // many inputs were chosen.
   int64_t (*choose)(const ChooseCall&);
   // The same, by tiers. Returns how many passes the chosen tiers make.
   int64_t (*choose_tiers)(const ChooseTiersCall&);

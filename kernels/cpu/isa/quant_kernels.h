@@ -1,8 +1,8 @@
 // Quantised matrices as the kernels see them: codes in planes, scales beside them. How they are filled: quant_matrix.h.
 //
-// A matrix is cut into tiles of outputs, a tile into groups of 32 inputs, a group's codes into planes. The first plane
-// holds the four highest bits of each code, a row for each input, so that a draft can read chosen inputs of that plane
-// alone. The other bits (rest) follow, for a block of 128 outputs at a time, in the order in which they are multiplied.
+// A matrix is cut into tiles of outputs, a tile into groups of 32 inputs. A group is a row for each input: the four highest
+// bits of every output's code, so that a draft can read those alone, then the other bits (rest), a block of 128 outputs
+// after the other. So at an effort below 1 the rows of inputs that are left out are not read.
 #pragma once
 
 #include <cstdint>
@@ -42,13 +42,15 @@ struct QuantFormat {
   constexpr int64_t group_head() const {
     return scale == QuantScale::six_bit || scale == QuantScale::int8 ? 2 : 0;
   }
+  // Bytes of one input's row, of `width` outputs.
+  constexpr int64_t row_bytes(int64_t width) const { return width * (bits - hidden) / 8; }
   // Bytes of a group for each output, and of a unit.
   constexpr int64_t group_bytes() const { return group_head() + kQuantGroup * (bits - hidden) / 8; }
   constexpr int64_t unit_bytes() const { return unit_head() + unit * group_bytes(); }
 };
 
-// Some outputs of a matrix and all its inputs: units, each a head and `unit` groups; a group is a head, the rows of the
-// first plane (width / 2 bytes for each input), then the rest, block by block. Heads too are stored block by block.
+// Some outputs of a matrix and all its inputs: units, each a head and `unit` groups; a group is a head and the rows of its
+// inputs. Heads are stored block by block.
 struct QuantTile {
   const uint8_t* data;
   int64_t width;  // outputs, a multiple of kQuantBlock
@@ -58,6 +60,9 @@ struct QuantTile {
 // words of int32, `rows` of one kind side by side: high[kQuads], low[kQuads] (four activations each, in the form that the
 // instruction set wants), sums[2] (the activations of either half of the group added up), then a float: those of the
 // group. After all groups: a float for each span and row, the step.
+//
+// Where inputs are chosen, a group's words are those of the chosen ones in the order of their list (QuantChoice); a quad
+// that is not full is filled up with zeros.
 constexpr int kQuantSpan = 256;
 constexpr int kSpanGroups = kQuantSpan / kQuantGroup;
 constexpr int kQuantRowWords = 2 * kQuads + 3;
@@ -65,7 +70,14 @@ constexpr int64_t quant_words(int64_t groups, int64_t rows) {
   return (groups * kQuantRowWords + (groups + kSpanGroups - 1) / kSpanGroups) * rows;
 }
 
-// y[r][o] = sum over the groups, ascending.
+// The inputs of a group that some row takes. A group of two parts lists each half by itself, the second from place 16 on.
+struct QuantChoice {
+  uint32_t mask;                // bit j: input j of the group
+  uint8_t quads[2];             // of each part
+  uint8_t index[kQuantGroup];   // of the chosen inputs, ascending; a quad is filled up with the last one
+};
+
+// y[r][o] = sum over the groups, ascending. The inputs that no row takes may be left out: their products are zeros.
 struct QuantCall {
   QuantFormat format;
   QuantTile tile;
@@ -76,9 +88,13 @@ struct QuantCall {
   const int* rows;              // of each tile
   float* sums;                  // out: row after row, sums_stride floats apart, from first_out on
   int64_t sums_stride;          // at least last_out - first_out
-  uint8_t* scratch;             // quant_scratch_bytes(rows of all tiles)
+  uint8_t* scratch;             // quant_scratch_bytes(rows of all tiles, outputs)
+  const QuantChoice* choices = nullptr;  // of each group; null: all inputs
+  const QuantCall* next = nullptr;       // with choices: what this thread is likely to multiply afterwards: fetched ahead
+  bool cold = true;                      // with choices: nothing has fetched the first group ahead
 };
-constexpr int64_t quant_scratch_bytes(int64_t rows) { return kQuantBlock * 4 * rows; }  // sums of a span
+// Sums of a span.
+constexpr int64_t quant_scratch_bytes(int64_t rows, int64_t outputs) { return outputs * 4 * rows; }
 
 // Activations in whole numbers: rows `stride` floats apart, `in` a multiple of kQuantGroup.
 struct QuantRowsCall {
@@ -86,7 +102,9 @@ struct QuantRowsCall {
   int64_t stride, in;
   int rows;
   int64_t first, last;          // spans to do
-  const uint8_t* taken;         // for each row, `in` inputs that take part (not 0), or nullptr for all of them
+  const uint32_t* masks;        // of the inputs of each group that take part, row after row; nullptr: all of them
+  const QuantChoice* choices;   // of each group; nullptr: words of all inputs
+  int parts;                    // of a group, as the choices have them
   int32_t* out;                 // quant_words(in / kQuantGroup, rows)
 };
 
@@ -105,6 +123,7 @@ struct NestedCall {
 
 struct QuantKernels {
   int tile_rows;  // most rows of a tile of activations
+  void (*list)(uint32_t mask, int parts, QuantChoice* choice);
   void (*activations)(const QuantRowsCall&);  // writes nothing outside its spans
   void (*multiply)(const QuantCall&);
   // One call a row, at most kDraftRows, all of the same tile. Rows share what they read, never results.

@@ -14,6 +14,8 @@ namespace specdec::SPECDEC_ISA {
 constexpr int kQuantTileRows = kQuantSums / 2 < 6 ? kQuantSums / 2 : 6;
 // A tile of one block is read in order; it is asked for so many bytes ahead.
 constexpr int64_t kQuantAhead = 4096;
+// Where inputs are chosen, how many groups later the lines that are asked for are multiplied.
+constexpr int64_t kQuantGroupsAhead = 1;
 
 // ---- scales: of kLanes outputs from `o` of a block on ------------------------------------------------------------
 
@@ -76,14 +78,21 @@ template <int Bits>
 constexpr int kCodeShift = 0;
 #endif
 
-// Codes of four inputs of vectors 2 J (low) and 2 J + 1 (high), from their rows of the first plane and the rest: Bits - 4
-// low bits, see quant_matrix.cpp. Rows and rest begin at the lanes that are wanted. A block's vectors are of 16 outputs,
-// of which these lanes hold some.
+// Rows of four inputs, at the lanes that are wanted: where their four highest bits lie, and, so many bytes on, the rest of a
+// code. A block's vectors are of 16 outputs, of which these lanes hold some.
+struct QuantQuad {
+  const uint8_t *a, *b, *c, *d;
+  int64_t rest;
+  // What the rows hold from `at` bytes behind the beginning of their rest on.
+  SPECDEC_UNPACK inline Bytes rest_at(int at) const {
+    return Bytes::quad(a + rest + at, b + rest + at, c + rest + at, d + rest + at);
+  }
+};
+
+// Codes of four inputs of vectors 2 J (low) and 2 J + 1 (high); how bits lie in a row is in quant_matrix.cpp.
 template <int Bits, int J>
-SPECDEC_UNPACK static inline void unpack_pair(const uint8_t* row, int64_t stride, const uint8_t* rest, Bytes* low,
-                                              Bytes* high) {
-  const Bytes a = Bytes::load(row), b = Bytes::load(row + stride), c = Bytes::load(row + 2 * stride),
-              d = Bytes::load(row + 3 * stride);
+SPECDEC_UNPACK static inline void unpack_pair(const QuantQuad& rows, Bytes* low, Bytes* high) {
+  const Bytes a = Bytes::load(rows.a), b = Bytes::load(rows.b), c = Bytes::load(rows.c), d = Bytes::load(rows.d);
   const Bytes ab = J < 2 ? Bytes::zip_low8(a, b) : Bytes::zip_high8(a, b);
   const Bytes cd = J < 2 ? Bytes::zip_low8(c, d) : Bytes::zip_high8(c, d);
   const Bytes both = J % 2 == 0 ? Bytes::zip_low16(ab, cd) : Bytes::zip_high16(ab, cd);
@@ -91,17 +100,17 @@ SPECDEC_UNPACK static inline void unpack_pair(const uint8_t* row, int64_t stride
     *low = Bytes::mask<15>(both);
     *high = Bytes::mask<15>(Bytes::right<4>(both));
   } else if constexpr (Bits == 8) {
-    const Bytes other = Bytes::load(rest + 64 * J);
+    const Bytes other = rows.rest_at(16 * J);
     *low = Bytes::select<0xF0>(Bytes::left<4>(both), other);
     *high = Bytes::select<0xF0>(both, Bytes::right<4>(other));
   } else if constexpr (Bits == 6) {
-    Bytes other = Bytes::load(rest + 64 * (J / 2));
+    Bytes other = rows.rest_at(16 * (J / 2));
     if constexpr (J % 2 == 1) other = Bytes::right<4>(other);
     *low = Bytes::mask<63>(Bytes::select<0x3C>(Bytes::left<2>(both), other));
     *high = Bytes::mask<63>(Bytes::select<0x3C>(Bytes::right<2>(both), Bytes::right<2>(other)));
   } else {
     static_assert(Bits == 5);
-    Bytes other = Bytes::load(rest);
+    Bytes other = rows.rest_at(0);
     if constexpr (J > 0) other = Bytes::right<2 * J>(other);
     *low = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::left<1>(both), other));
     *high = Bytes::mask<31>(Bytes::select<0x1E>(Bytes::right<3>(both), Bytes::right<1>(other)));
@@ -114,27 +123,66 @@ SPECDEC_UNPACK static inline void unpack_pair(const uint8_t* row, int64_t stride
 // A block of a group: the heads that belong to it, and where its codes lie.
 struct QuantBlock {
   const uint8_t *unit, *group;
-  const uint8_t *rows, *rest;
-  int64_t stride;  // of rows
-  int32_t zero;    // of the format; in halves where bits are hidden
-  int shift;       // what turns a sum of upper bits into halves of codes
+  const uint8_t* rows;     // of the group, at the block
+  const int32_t* offsets;  // where the rows of the inputs to multiply begin, part by part
+  const uint8_t* quads;    // of each part
+  int64_t rest;            // from a row's four highest bits to the rest of the same outputs
+  int32_t zero;            // of the format; in halves where bits are hidden
+  int shift;               // what turns a sum of upper bits into halves of codes
 };
-template <int Bits>
-constexpr int64_t kRestBytes = (Bits - 4) * kQuantBlock * 4 / 8;  // of a quad of inputs
 
 // ---- products ----------------------------------------------------------------------------------------------------
 
-// Lines that are asked for while blocks are multiplied: `lines` for each block, from `next` on.
-struct QuantAhead {
-  const uint8_t* next;
-  int64_t lines;
+// Lines that are asked for while blocks are multiplied: those from `at` to `end`, then the rows of a mask.
+class QuantAhead {
+ public:
+  // `lines` of one run.
+  QuantAhead(const uint8_t* at, int64_t lines) : at_(at), end_(at + 64 * lines), left_(lines) {}
+  // A head, and the rows in a mask.
+  QuantAhead(const uint8_t* head, const uint8_t* rows, int64_t row_bytes, uint32_t mask)
+      : at_(line_of(head)), end_(rows), rows_(rows), row_bytes_(row_bytes), mask_(mask) {
+    left_ = (rows - head) / 64 + 1 + __builtin_popcount(mask) * (row_bytes / 64 + 1);
+    if (at_ >= end_) next_row();
+  }
+  QuantAhead() = default;
+  // How many lines are left, at most.
+  int64_t left() const { return left_; }
+  [[gnu::always_inline]] inline void line() {
+    if (left_ <= 0) return;
+    --left_;
+    SPECDEC_PREFETCH_FAR(at_);
+    at_ += 64;
+    if (__builtin_expect(at_ >= end_, 0)) next_row();
+  }
+  void rest() {
+    while (left_ > 0) line();
+  }
+
+ private:
+  static const uint8_t* line_of(const uint8_t* p) { return p - (reinterpret_cast<uintptr_t>(p) & 63); }
+  // Rows follow each other, or share a line.
+  [[gnu::always_inline]] inline void next_row() {
+    do {
+      if (mask_ == 0) {
+        left_ = 0;
+        return;
+      }
+      const uint8_t* row = rows_ + __builtin_ctz(mask_) * row_bytes_;
+      mask_ &= mask_ - 1;
+      end_ = row + row_bytes_;
+      if (at_ < line_of(row)) at_ = line_of(row);
+    } while (at_ >= end_);
+  }
+  const uint8_t *at_ = nullptr, *end_ = nullptr, *rows_ = nullptr;
+  int64_t row_bytes_ = 0, left_ = 0;
+  uint32_t mask_ = 0;
 };
 
 // V vectors, from vector First on and of the lanes from `lane` on, of a part of a group times R rows: added to the span's
 // sums ([R][kQuantBlock]). Asks for `asks` lines for each quad of inputs.
 template <int Bits, class Scales, int R, int First, int V, int Part>
 [[gnu::always_inline]] static inline void quant_vectors(const QuantBlock& block, int lane, const int32_t* x, float* span,
-                                                        const uint8_t* ask, int64_t asks) {
+                                                        QuantAhead& ahead, int64_t asks) {
   constexpr int kPartQuads = kQuads / Scales::kParts;
   constexpr bool kMoved = Scales::kUpper || !Scales::kOffset || kCodeShift<Bits> != 0;
   const int32_t *high = x + Part * kPartQuads * R, *low = high + kQuads * R, *added = x + (2 * kQuads + Part) * R;
@@ -149,15 +197,18 @@ template <int Bits, class Scales, int R, int First, int V, int Part>
     const Sums start = Scales::kUpper ? sums_of(0) : moved(r);
     SPECDEC_UNROLL for (int v = 0; v < V; ++v) acc[r][v].start(start);
   }
-  const uint8_t* row = block.rows + 4 * Part * kPartQuads * block.stride + 16 * lane;
-  const uint8_t* rest = block.rest + Part * kPartQuads * kRestBytes<Bits> + 16 * lane;
-  for (int q = 0; q < kPartQuads; ++q, row += 4 * block.stride, rest += kRestBytes<Bits>, high += R, low += R) {
-    for (int64_t k = 0; k < asks; ++k, ask += 64) SPECDEC_PREFETCH_FAR(ask);
+  const int32_t* offset = block.offsets + 4 * Part * kPartQuads;
+  const uint8_t* rows = block.rows + 16 * lane;
+  const int64_t to_rest = block.rest - 12 * lane;
+  const int quads = block.quads[Part];
+  for (int q = 0; q < quads; ++q, offset += 4, high += R, low += R) {
+    for (int64_t k = 0; k < asks; ++k) ahead.line();
+    const QuantQuad four{rows + offset[0], rows + offset[1], rows + offset[2], rows + offset[3], to_rest};
     auto pair = [&](auto at) __attribute__((always_inline)) {
       constexpr int kAt = decltype(at)::value;
       if constexpr (kAt < V) {
         Bytes first, second;
-        unpack_pair<Bits, (First + kAt) / 2>(row, block.stride, rest, &first, &second);
+        unpack_pair<Bits, (First + kAt) / 2>(four, &first, &second);
         SPECDEC_EACH_ROW for (int r = 0; r < R; ++r) {
           acc[r][kAt].add_high(first, high[r]);
           acc[r][kAt + 1].add_high(second, high[r]);
@@ -188,34 +239,31 @@ template <int Bits, class Scales, int R, int First, int V, int Part>
   }
 }
 
-template <int Bits, class Scales, int R, int First, int V>
-[[gnu::always_inline]] static inline void quant_parts(const QuantBlock& block, int lane, const int32_t* x, float* span,
-                                                      QuantAhead& ahead) {
-  constexpr int64_t kTurns = kQuantBlock / kLanes / V;
-  const int64_t here = (ahead.lines + kTurns - 1) / kTurns, asks = here / kQuads;
-  for (int64_t k = asks * kQuads; k < here; ++k) SPECDEC_PREFETCH_FAR(ahead.next + 64 * k);
-  quant_vectors<Bits, Scales, R, First, V, 0>(block, lane, x, span, ahead.next, asks);
-  if constexpr (Scales::kParts == 2)
-    quant_vectors<Bits, Scales, R, First, V, 1>(block, lane, x, span, ahead.next + asks * kQuads / 2 * 64, asks);
-  ahead.next += here * 64;
-}
-
+// Asks for a share of the lines ahead.
 template <int Bits, class Scales, int R>
-static void quant_rows(const QuantBlock& block, const int32_t* x, float* span, QuantAhead ahead) {
+static void quant_rows(const QuantBlock& block, const int32_t* x, float* span, QuantAhead& ahead, int64_t lines) {
   constexpr int kFit = kQuantSums / R, V = kFit >= 8 ? 8 : kFit >= 4 ? 4 : 2;
+  constexpr int kTurns = kQuantBlock / kLanes / V;
+  const int64_t steps = kTurns * (block.quads[0] + (Scales::kParts == 2 ? block.quads[1] : 0));
+  const int64_t asks = steps == 0 ? 0 : (lines + steps - 1) / steps;
+  QuantAhead asked = ahead;  // where nothing else can change it
   for (int lane = 0; lane < 4; lane += Bytes::kWidth) {
     auto vectors = [&](auto at) __attribute__((always_inline)) {
       constexpr int kFirst = decltype(at)::value;
-      if constexpr (kFirst % V == 0) quant_parts<Bits, Scales, R, kFirst, V>(block, lane, x, span, ahead);
+      if constexpr (kFirst % V == 0) {
+        quant_vectors<Bits, Scales, R, kFirst, V, 0>(block, lane, x, span, asked, asks);
+        if constexpr (Scales::kParts == 2) quant_vectors<Bits, Scales, R, kFirst, V, 1>(block, lane, x, span, asked, asks);
+      }
     };
     vectors(Constant<0>{});
     vectors(Constant<2>{});
     vectors(Constant<4>{});
     vectors(Constant<6>{});
   }
+  ahead = asked;
 }
 
-using QuantRows = void (*)(const QuantBlock&, const int32_t*, float*, QuantAhead);
+using QuantRows = void (*)(const QuantBlock&, const int32_t*, float*, QuantAhead&, int64_t);
 template <int Bits, class Scales, int R>
 static constexpr QuantRows quant_rows_of() {
   if constexpr (R <= kQuantTileRows)
@@ -266,57 +314,134 @@ static void add_span(const uint8_t* unit, const uint8_t* group, int64_t group_by
   }
 }
 
-template <int Bits, class Scales>
-static void quant_multiply_as(const QuantCall& call) {
-  static constexpr QuantRows by_rows[] = SPECDEC_BY_ROWS(SPECDEC_QUANT_ROWS);
-  const QuantFormat format = call.format;
-  const int64_t width = call.tile.width, blocks = (call.last_out - call.first_out) / kQuantBlock;
-  auto* spans = reinterpret_cast<float*>(call.scratch);
+// Where the parts of a call's tile lie.
+template <class Scales>
+struct QuantTilePlaces {
+  const QuantCall& call;
+  int64_t width = call.tile.width, row_bytes = call.format.row_bytes(width);
+  int64_t group_bytes = call.format.group_bytes() * width, unit_bytes = call.format.unit_bytes() * width;
+
+  inline explicit QuantTilePlaces(const QuantCall& of) : call(of) {}
+  inline const uint8_t* unit(int64_t g) const { return call.tile.data + g / call.format.unit * unit_bytes; }
+  inline const uint8_t* group(int64_t g) const {
+    return unit(g) + call.format.unit_head() * width + g % call.format.unit * group_bytes;
+  }
+  inline const uint8_t* rows(int64_t g) const { return group(g) + call.format.group_head() * width; }
+  // The block from output `first` of the tile on.
+  inline QuantBlock block(int64_t g, int64_t first, const int32_t* offsets, const uint8_t* quads) const {
+    const QuantFormat& format = call.format;
+    return {unit(g) + first * format.unit_head(),
+            group(g) + first * format.group_head(),
+            rows(g) + first / 2,
+            offsets,
+            quads,
+            width / 2 - first / 2 + first * format.rest_bits() / 8,
+            Scales::kUpper ? format.twice_zero() : format.zero,
+            format.hidden + 1};
+  }
+  // Adds the sums of the span from group `from` on, of one block of the rows.
+  inline void finish_span(int64_t from, int64_t first, const float* span, float* y) const {
+    for (int t = 0; t < call.tiles; ++t) {
+      const int n = call.rows[t];
+      const auto* steps = reinterpret_cast<const float*>(call.x[t] + (call.groups * kQuantRowWords + from / kSpanGroups) * n);
+      add_span<Scales>(unit(from) + first * call.format.unit_head(), group(from) + first * call.format.group_head(),
+                       group_bytes, n, call.x[t] + from * kQuantRowWords * n, steps, span, y, call.sums_stride);
+      span += n * kQuantBlock;
+      y += n * call.sums_stride;
+    }
+  }
+};
+
+static inline int64_t quant_rows_in_all(const QuantCall& call) {
   int64_t count = 0;
   for (int t = 0; t < call.tiles; ++t) count += call.rows[t];
-  for (int64_t r = 0; r < count; ++r)
-    for (int64_t o = 0; o < blocks * kQuantBlock; o += kLanes) store(call.sums + r * call.sums_stride + o, zero());
-  const int64_t group_bytes = format.group_bytes() * width, unit_bytes = format.unit_bytes() * width;
-  const int64_t span_bytes = unit_bytes * (kSpanGroups / format.unit);
-  const int64_t lines = span_bytes / 64 / (width / kQuantBlock) / kSpanGroups;
+  return count;
+}
+
+// All inputs: a span of a block after the other, lines in the order in which they lie in memory.
+template <int Bits, class Scales>
+static void quant_multiply_all(const QuantCall& call, const QuantRows* by_rows) {
+  const QuantTilePlaces<Scales> at(call);
+  const int64_t blocks = (call.last_out - call.first_out) / kQuantBlock, count = quant_rows_in_all(call);
+  auto* spans = reinterpret_cast<float*>(call.scratch);
+  const int64_t span_bytes = at.unit_bytes * (kSpanGroups / call.format.unit);
+  const int64_t lines = span_bytes / 64 / (at.width / kQuantBlock) / kSpanGroups;
+  constexpr uint8_t kQuadsOf[2] = {kQuads / Scales::kParts, kQuads / Scales::kParts};
+  int32_t offsets[kQuantGroup];
+  for (int j = 0; j < kQuantGroup; ++j) offsets[j] = static_cast<int32_t>(j * at.row_bytes);
   for (int64_t from = 0; from < call.groups; from += kSpanGroups) {
     const int64_t to = from + kSpanGroups < call.groups ? from + kSpanGroups : call.groups;
-    const uint8_t* begin = call.tile.data + from / format.unit * unit_bytes;
-    const uint8_t* next = begin + (width == kQuantBlock ? kQuantAhead : span_bytes);
+    const uint8_t* next = at.unit(from) + (at.width == kQuantBlock ? kQuantAhead : span_bytes);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t first = call.first_out + b * kQuantBlock;
       for (int64_t o = 0; o < count * kQuantBlock; o += kLanes) store(spans + o, zero());
       for (int64_t g = from; g < to; ++g) {
-        const uint8_t* unit = call.tile.data + g / format.unit * unit_bytes;
-        const uint8_t* group = unit + format.unit_head() * width + g % format.unit * group_bytes;
-        const uint8_t* rows = group + format.group_head() * width;
-        const QuantBlock block{unit + first * format.unit_head(),
-                               group + first * format.group_head(),
-                               rows + first / 2,
-                               rows + kQuantGroup / 2 * width + first / kQuantBlock * kQuads * kRestBytes<Bits>,
-                               width / 2,
-                               Scales::kUpper ? format.twice_zero() : format.zero,
-                               format.hidden + 1};
+        const QuantBlock block = at.block(g, first, offsets, kQuadsOf);
         float* span = spans;
+        QuantAhead ahead(next, lines), none;
         for (int t = 0; t < call.tiles; ++t) {
           const int n = call.rows[t];
-          by_rows[n](block, call.x[t] + g * kQuantRowWords * n, span, {next, t == 0 ? lines : 0});
+          by_rows[n](block, call.x[t] + g * kQuantRowWords * n, span, t == 0 ? ahead : none, t == 0 ? lines : 0);
           span += n * kQuantBlock;
         }
         next += lines * 64;
       }
-      float *span = spans, *y = call.sums + b * kQuantBlock;
-      for (int t = 0; t < call.tiles; ++t) {
-        const int n = call.rows[t];
-        const auto* steps = reinterpret_cast<const float*>(call.x[t] + (call.groups * kQuantRowWords + from / kSpanGroups) * n);
-        add_span<Scales>(begin + first * format.unit_head(),
-                         begin + format.unit_head() * width + first * format.group_head(), group_bytes, n,
-                         call.x[t] + from * kQuantRowWords * n, steps, span, y, call.sums_stride);
-        span += n * kQuantBlock;
-        y += n * call.sums_stride;
-      }
+      at.finish_span(from, first, spans, call.sums + b * kQuantBlock);
     }
   }
+}
+
+// Chosen inputs: a group after the other, in all of the tile, and meanwhile the lines of a later one are asked for.
+template <int Bits, class Scales>
+static void quant_multiply_chosen(const QuantCall& call, const QuantRows* by_rows) {
+  const QuantTilePlaces<Scales> at(call);
+  const int64_t blocks = (call.last_out - call.first_out) / kQuantBlock, count = quant_rows_in_all(call);
+  auto* spans = reinterpret_cast<float*>(call.scratch);
+  // Of this call's groups, and of the next one's after them.
+  auto lines_of = [&](int64_t g) {
+    if (g < call.groups) return QuantAhead(g % call.format.unit == 0 ? at.unit(g) : at.group(g), at.rows(g), at.row_bytes, call.choices[g].mask);
+    if (call.next == nullptr || g - call.groups >= call.next->groups) return QuantAhead();
+    const QuantTilePlaces<Scales> other(*call.next);
+    const int64_t h = g - call.groups;
+    return QuantAhead(h % call.next->format.unit == 0 ? other.unit(h) : other.group(h), other.rows(h), other.row_bytes, call.next->choices[h].mask);
+  };
+  if (call.cold)
+    for (int64_t g = 0; g < kQuantGroupsAhead; ++g) lines_of(g).rest();
+  for (int64_t g = 0; g < call.groups; ++g) {
+    const QuantChoice& choice = call.choices[g];
+    if (g % kSpanGroups == 0)
+      for (int64_t o = 0; o < blocks * count * kQuantBlock; o += kLanes) store(spans + o, zero());
+    int32_t offsets[kQuantGroup];
+    for (int j = 0; j < kQuantGroup; ++j) offsets[j] = static_cast<int32_t>(choice.index[j] * at.row_bytes);
+    QuantAhead ahead = lines_of(g + kQuantGroupsAhead), none;
+    const int64_t lines = (ahead.left() + blocks - 1) / blocks;
+    float* span = spans;
+    for (int64_t b = 0; b < blocks && choice.mask != 0; ++b) {
+      const QuantBlock block = at.block(g, call.first_out + b * kQuantBlock, offsets, choice.quads);
+      for (int t = 0; t < call.tiles; ++t) {
+        const int n = call.rows[t];
+        by_rows[n](block, call.x[t] + g * kQuantRowWords * n, span, t == 0 ? ahead : none, t == 0 ? lines : 0);
+        span += n * kQuantBlock;
+      }
+    }
+    ahead.rest();
+    if (g % kSpanGroups != kSpanGroups - 1 && g != call.groups - 1) continue;
+    for (int64_t b = 0; b < blocks; ++b)
+      at.finish_span(g / kSpanGroups * kSpanGroups, call.first_out + b * kQuantBlock, spans + b * count * kQuantBlock,
+                     call.sums + b * kQuantBlock);
+  }
+}
+
+template <int Bits, class Scales>
+static void quant_multiply_as(const QuantCall& call) {
+  static constexpr QuantRows by_rows[] = SPECDEC_BY_ROWS(SPECDEC_QUANT_ROWS);
+  const int64_t blocks = (call.last_out - call.first_out) / kQuantBlock, count = quant_rows_in_all(call);
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t o = 0; o < blocks * kQuantBlock; o += kLanes) store(call.sums + r * call.sums_stride + o, zero());
+  if (call.choices == nullptr)
+    quant_multiply_all<Bits, Scales>(call, by_rows);
+  else
+    quant_multiply_chosen<Bits, Scales>(call, by_rows);
 }
 
 // Calls one<Bits, Scales>() for a format.
@@ -361,6 +486,39 @@ static void quant_multiply(const QuantCall& call) {
     by_format<MultiplyUpper>(call.format, call);
 }
 
+// The list of a group's chosen inputs, a group in `parts`.
+static void quant_list(uint32_t mask, int parts, QuantChoice* choice) {
+  choice->mask = mask;
+  for (int p = 0; p < 2; ++p) choice->quads[p] = 0;
+  for (int p = 0; p < parts; ++p) {
+    uint32_t left = parts == 1 ? mask : p == 0 ? mask & 0xFFFFU : mask & 0xFFFF0000U;
+    uint8_t* index = choice->index + p * (kQuantGroup / 2);
+    const int count = __builtin_popcount(left), last = left == 0 ? 0 : 31 - __builtin_clz(left);
+    choice->quads[p] = static_cast<uint8_t>((count + 3) / 4);
+    for (int j = 0; j < kQuantGroup / parts; ++j, left &= left - 1)
+      index[j] = static_cast<uint8_t>(left == 0 ? last : __builtin_ctz(left));
+  }
+}
+
+// x where the bit of a group's mask is set, else 0.
+static inline void masked_group(const float* x, uint32_t mask, float* out) {
+#if defined(__AVX512F__) && !defined(SPECDEC_SCALAR)
+  store(out, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), x));
+  store(out + 16, _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), x + 16));
+#else
+  for (int j = 0; j < kQuantGroup; ++j) out[j] = (mask >> j & 1U) != 0 ? x[j] : 0.0F;
+#endif
+}
+
+// A group's activations in the order of its list, and zeros.
+static inline void listed_group(const float* x, const QuantChoice& choice, int parts, float* out) {
+  for (int p = 0; p < 2; ++p) {
+    const uint32_t part = parts == 1 ? ~0U : p == 0 ? 0xFFFFU : 0xFFFF0000U;
+    const int from = p * (kQuantGroup / 2), taken = __builtin_popcount(choice.mask & part) - (parts == 1 ? from : 0);
+    for (int j = 0; j < kQuantGroup / 2; ++j) out[from + j] = j < taken ? x[choice.index[from + j]] : 0.0F;
+  }
+}
+
 static void quant_activations(const QuantRowsCall& call) {
   const int64_t groups = call.in / kQuantGroup, rows = call.rows;
   auto* steps = reinterpret_cast<float*>(call.out + groups * kQuantRowWords * rows);
@@ -369,19 +527,22 @@ static void quant_activations(const QuantRowsCall& call) {
       const int64_t first = span * kQuantSpan, left = call.in - first, count = left < kQuantSpan ? left : kQuantSpan;
       const float* x = call.x + row * call.stride + first;
       alignas(64) float chosen[kQuantSpan];
-      if (call.taken != nullptr) {
-        const uint8_t* taken = call.taken + row * call.in + first;
-        for (int64_t i = 0; i < count; ++i) chosen[i] = taken[i] != 0 ? x[i] : 0.0F;
+      if (call.masks != nullptr) {
+        const uint32_t* masks = call.masks + row * groups + first / kQuantGroup;
+        for (int64_t i = 0; i < count; i += kQuantGroup) masked_group(x + i, masks[i / kQuantGroup], chosen + i);
         x = chosen;
       }
       const float peak = largest(x, count);
       // Anything too small to divide by counts as zero. What is no number makes the step none.
       const float inverse = peak >= 1e-30F && peak <= 3e38F ? kQuantPeak / peak : 0.0F;
-      for (int64_t i = 0; i < count; i += kQuantGroup)
-        whole_group(x + i, inverse, rows, call.out + (first + i) / kQuantGroup * kQuantRowWords * rows + row);
+      for (int64_t i = 0; i < count; i += kQuantGroup) {
+        const int64_t g = (first + i) / kQuantGroup;
+        alignas(64) float listed[kQuantGroup];
+        if (call.choices != nullptr) listed_group(x + i, call.choices[g], call.parts, listed);
+        whole_group(call.choices != nullptr ? listed : x + i, inverse, rows, call.out + g * kQuantRowWords * rows + row);
+      }
       steps[span * rows + row] = peak * (1.0F / kQuantPeak);
     }
 }
-
 
 }  // namespace specdec::SPECDEC_ISA

@@ -8,6 +8,12 @@ struct Bytes {
   static constexpr int kWidth = 2;
   __m256i x;
   static inline Bytes load(const uint8_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+  // 8 bytes of each of four rows, byte k of all of them side by side.
+  static inline Bytes quad(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+    auto row = [](const uint8_t* p) { return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)); };
+    const __m128i ab = _mm_unpacklo_epi8(row(a), row(b)), cd = _mm_unpacklo_epi8(row(c), row(d));
+    return {_mm256_set_m128i(_mm_unpackhi_epi16(ab, cd), _mm_unpacklo_epi16(ab, cd))};
+  }
   static inline Bytes zip_low8(Bytes a, Bytes b) { return {_mm256_unpacklo_epi8(a.x, b.x)}; }
   static inline Bytes zip_high8(Bytes a, Bytes b) { return {_mm256_unpackhi_epi8(a.x, b.x)}; }
   static inline Bytes zip_low16(Bytes a, Bytes b) { return {_mm256_unpacklo_epi16(a.x, b.x)}; }

@@ -6,6 +6,15 @@ struct Bytes {
   static constexpr int kWidth = 4;
   __m512i x;
   static inline Bytes load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+  // 16 bytes of each of four rows, byte k of all of them side by side.
+  static inline Bytes quad(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+    auto row = [](const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); };
+    __m512i rows = _mm512_inserti32x4(_mm512_castsi128_si512(row(a)), row(b), 1);
+    rows = _mm512_inserti32x4(_mm512_inserti32x4(rows, row(c), 2), row(d), 3);
+    const __m512i dwords = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    return {_mm512_shuffle_epi8(_mm512_permutexvar_epi32(dwords, rows), bytes)};
+  }
   static inline Bytes zip_low8(Bytes a, Bytes b) { return {_mm512_unpacklo_epi8(a.x, b.x)}; }
   static inline Bytes zip_high8(Bytes a, Bytes b) { return {_mm512_unpackhi_epi8(a.x, b.x)}; }
   static inline Bytes zip_low16(Bytes a, Bytes b) { return {_mm512_unpacklo_epi16(a.x, b.x)}; }

@@ -7,6 +7,17 @@ struct Bytes {
   uint8x16_t x;
   static inline uint16x8_t wide(Bytes a) { return vreinterpretq_u16_u8(a.x); }
   static inline Bytes load(const uint8_t* p) { return {vld1q_u8(p)}; }
+  // 4 bytes of each of four rows, byte k of all of them side by side.
+  static inline Bytes quad(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+    auto row = [](const uint8_t* p) {
+      uint32_t four;
+      __builtin_memcpy(&four, p, 4);
+      return vcreate_u8(four);
+    };
+    const uint8x8_t ab = vzip1_u8(row(a), row(b)), cd = vzip1_u8(row(c), row(d));
+    const uint16x4_t x = vreinterpret_u16_u8(ab), y = vreinterpret_u16_u8(cd);
+    return {vreinterpretq_u8_u16(vcombine_u16(vzip1_u16(x, y), vzip2_u16(x, y)))};
+  }
   static inline Bytes zip_low8(Bytes a, Bytes b) { return {vzip1q_u8(a.x, b.x)}; }
   static inline Bytes zip_high8(Bytes a, Bytes b) { return {vzip2q_u8(a.x, b.x)}; }
   static inline Bytes zip_low16(Bytes a, Bytes b) { return {vreinterpretq_u8_u16(vzip1q_u16(wide(a), wide(b)))}; }

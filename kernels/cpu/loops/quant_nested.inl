@@ -36,18 +36,19 @@ class NestedAhead {
     const int64_t width = next.call->tile.width;
     mask_ = next.call->masks[next.group];
     rows_ = next.rows();
-    stride_ = width / 2;
+    stride_ = format.row_bytes(width);
+    row_bytes_ = width / 2;
     const bool first = next.group % format.unit == 0;
     at_ = first ? next.unit() : next.head();
     end_ = rows_;
     left_ = (end_ - at_ + 255) / 256;
-    if (mask_ == ~0U) {
+    if (mask_ == ~0U && stride_ == row_bytes_) {
       end_ += kQuantGroup * stride_;
       left_ = (end_ - at_ + 255) / 256;
       mask_ = 0;
     } else {
       if (left_ == 0) row();
-      left_ += (__builtin_popcount(mask_) + (end_ > rows_ ? 1 : 0)) * ((stride_ + 255) / 256);
+      left_ += (__builtin_popcount(mask_) + (end_ > rows_ ? 1 : 0)) * ((row_bytes_ + 255) / 256);
     }
   }
   // How often step() finds something to ask for.
@@ -68,12 +69,12 @@ class NestedAhead {
   void row() {
     if (mask_ == 0) return;
     at_ = rows_ + __builtin_ctz(mask_) * stride_;
-    end_ = at_ + stride_;
+    end_ = at_ + row_bytes_;
     mask_ &= mask_ - 1;
   }
   const uint8_t *at_ = nullptr, *end_ = nullptr, *rows_ = nullptr;
   uint32_t mask_ = 0;
-  int64_t stride_ = 0, left_ = 0;
+  int64_t stride_ = 0, row_bytes_ = 0, left_ = 0;
 };
 
 // The chosen inputs of a part of a group.
@@ -155,7 +156,7 @@ struct NestedRow {
       ChosenGroup chosen;
       quantise_group(call->x + here.group * kGroup, call->masks[here.group] & kMasks[p], &chosen);
       NestedPart& part = parts[p];
-      for (int k = 0; k < 4 * chosen.quads; ++k) part.rows[k] = here.rows() + chosen.index[k] * (call->tile.width / 2);
+      for (int k = 0; k < 4 * chosen.quads; ++k) part.rows[k] = here.rows() + chosen.index[k] * call->format.row_bytes(call->tile.width);
       __builtin_memcpy(part.values, chosen.value, sizeof part.values);
       part.quads = chosen.quads;
       part.step = chosen.step;
@@ -184,7 +185,7 @@ static void quant_nested(const NestedCall* calls, int rows) {
 }
 
 inline QuantKernels quant_kernels() {
-  return QuantKernels{kQuantTileRows, quant_activations, quant_multiply, quant_nested};
+  return QuantKernels{kQuantTileRows, quant_list, quant_activations, quant_multiply, quant_nested};
 }
 
 }  // namespace specdec::SPECDEC_ISA

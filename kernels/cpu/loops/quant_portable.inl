@@ -10,6 +10,11 @@ struct Bytes {
   for (int j = 0; j < 16; ++j) r.x[j] = static_cast<uint8_t>(expression);          \
   return r
   static inline Bytes load(const uint8_t* p) { SPECDEC_BYTES(p[j]); }
+  // 4 bytes of each of four rows, byte k of all of them side by side.
+  static inline Bytes quad(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t* d) {
+    const uint8_t* rows[] = {a, b, c, d};
+    SPECDEC_BYTES(rows[j % 4][j / 4]);
+  }
   static inline Bytes zip_low8(Bytes a, Bytes b) { SPECDEC_BYTES(j % 2 == 0 ? a.x[j / 2] : b.x[j / 2]); }
   static inline Bytes zip_high8(Bytes a, Bytes b) { SPECDEC_BYTES(j % 2 == 0 ? a.x[8 + j / 2] : b.x[8 + j / 2]); }
   static inline Bytes zip_low16(Bytes a, Bytes b) {

@@ -1,8 +1,8 @@
 // Which inputs a draft multiplication takes, and their activations in 8 bits.
 //
 // The cut-off is found by secant steps from a start that depends on this row alone, so a token selects the same inputs
-// by itself and in any batch. It is not the exact order of kernels/reference/selection.py: the share may be off by
-// 0.002, which costs a draft nothing.
+// by itself and in any batch. The order is that of kernels/reference/selection.py. Unless a call says how many inputs it
+// wants, the share may be off by 0.002, which costs a draft nothing.
 
 #include "select_draft_simd.inl"
 
@@ -17,10 +17,10 @@ struct Cut {
 };
 
 // `scanned` scores are looked at, of which all but `n` are fillings that score zero.
-static Cut draft_cut(const float* scores, int64_t scanned, int64_t n, float mean, float effort) {
+static Cut draft_cut(const float* scores, int64_t scanned, int64_t n, float mean, float effort, int64_t wanted) {
   const double total = static_cast<double>(n);
-  const int64_t target = effort * total < 1 ? 1 : static_cast<int64_t>(effort * total + 0.5);
-  const int64_t slack = static_cast<int64_t>(kEffortSlack * total);
+  const int64_t target = wanted > 0 ? wanted : effort * total < 1 ? 1 : static_cast<int64_t>(effort * total + 0.5);
+  const int64_t slack = wanted > 0 ? 0 : static_cast<int64_t>(kEffortSlack * total);
   const ScoreCut cut = find_cut([&](uint32_t bits) { return count_from(scores, scanned, float_of(bits)); }, scanned,
                                 target, slack, slack, mean, effort);
   if (cut.low_count <= target + slack) return Cut{float_of(static_cast<uint32_t>(cut.low)), n};
@@ -36,7 +36,8 @@ static int64_t choose(const ChooseCall& call) {
     return call.in;
   }
   const float sum = score_inputs(call.x, call.scores, groups * kGroup, call.scratch);
-  const Cut cut = draft_cut(call.scratch, groups * kGroup, call.in, sum / static_cast<float>(call.in), call.effort);
+  const Cut cut = draft_cut(call.scratch, groups * kGroup, call.in, sum / static_cast<float>(call.in), call.effort,
+                            call.target);
   int64_t taken = 0, ties = cut.ties;
   for (int64_t g = 0; g < groups; ++g) {
     const float* scores = call.scratch + g * kGroup;

@@ -95,7 +95,7 @@ static int64_t choose_tiers(const ChooseTiersCall& call) {
     sum += score_inputs(call.x, call.scores + k * stride, stride, call.scratch + k * stride);
   // What fills up the last group scores zero and stays below any cut-off but zero itself.
   const auto total = static_cast<float>(kTiers * call.in);
-  const Cut cut = draft_cut(call.scratch, kTiers * stride, kTiers * call.in, sum / total, call.effort);
+  const Cut cut = draft_cut(call.scratch, kTiers * stride, kTiers * call.in, sum / total, call.effort, 0);
   if (cut.ties < kTiers * call.in || cut.cut <= 0.0F) {
     list_with_ties(call, stride, cut, &lists);
   } else {

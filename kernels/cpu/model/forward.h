@@ -49,7 +49,9 @@ class Pass {
     bool chosen;    // some row has an effort below 1
     int64_t group;  // tiles of the matrix per part
     int parts;      // of each thread's share
-    const int32_t* whole = nullptr;  // the rows in whole numbers, where the matrix is quantised
+    // Where the matrix is quantised: the rows in whole numbers, and the inputs to read (null: all of them).
+    const int32_t* whole = nullptr;
+    const QuantChoice* choices = nullptr;
 
     int64_t tiles() const { return (matrix->panel_count() + matrix->wide - 1) / matrix->wide; }
   };
@@ -97,8 +99,13 @@ class Pass {
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
   bool all_full(Input in, int matrix) const;
   // forward_quant.cpp
-  const int32_t* to_whole(Input in, int index, int64_t slot);
-  void quantised_tile(const Plan& plan, Input in, int tile, float* scratch);
+  void plan_quantised(Input in, const std::vector<Output>& outputs, std::vector<Plan>& plans);
+  void choose_quantised(Input in, const std::vector<Output>& outputs);
+  bool worth_choosing(Input in, const QuantMatrix& matrix, int64_t slot) const;
+  void to_whole(Input in, const std::vector<Plan>& plans, const std::vector<int>& slots);
+  uint64_t quantised_bytes(const Plan& plan) const;
+  QuantCall quant_call(const Plan& plan, int tile) const;
+  void quantised_tile(const std::vector<Plan>& plans, size_t k, bool joint, Input in, int tile, float* scratch);
 
   // attention.cpp
   struct AttentionTile;

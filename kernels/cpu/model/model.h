@@ -94,10 +94,15 @@ class Model {
     std::vector<int64_t> positions;           // of each row
     std::vector<const double*> efforts, head_efforts;  // of each row; of each row that has logits
     std::vector<float> draft_efforts;
-    Buffer<uint8_t> chosen_row, taken;
+    Buffer<uint8_t> chosen_row;
     Buffer<int32_t> offsets, active;
     Buffer<uint32_t> keys;
     Buffer<int32_t> whole;  // activations in whole numbers
+    // Of quantised matrices: inputs that each row takes, by matrix, row and group; and what rows take together, by matrix
+    // and group.
+    Buffer<float> input_scores;
+    Buffer<uint32_t> input_masks;
+    Buffer<QuantChoice> choices;
   };
 
   void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft, Choice choice) const;

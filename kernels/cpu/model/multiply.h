@@ -40,7 +40,7 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
            const int tile = static_cast<int>(owner) * p.parts + part;
            if (tile >= matrix.tiles) return;
            for (size_t k = j; k < (joint ? plans.size() : j + 1); ++k)
-             quantised_tile(plans[k], in, tile, thread_scratch(thread));
+             quantised_tile(plans, k, joint, in, tile, thread_scratch(thread));
            const int64_t end = std::min(matrix.tile_start(tile + 1), matrix.out);
            for (int row = 0; row < in.rows && joint == paired; ++row)
              after(static_cast<int>(j), row, matrix.tile_start(tile), end);

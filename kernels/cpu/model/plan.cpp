@@ -14,21 +14,17 @@ constexpr int64_t kPartBytes = 64 << 10;
 std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs) {
   const RowTiles tiles(in.rows, kernels_.dense.max_tile);
   std::vector<Plan> plans;
-  bool chosen = false;
+  bool chosen = false, quantised = false;
   const float* x = nullptr;
-  const int32_t* whole = nullptr;  // of every input
   for (const Output& output : outputs) {
     const PackedMatrix& matrix = model_.matrix(output.matrix);
     if (matrix.is_quantised()) {
-      const QuantMatrix& quantised = matrix.quantised;
-      const bool full = all_full(in, output.matrix);
       const int threads = model_.pool_->threads();
-      Plan p{&matrix, {}, false, 0, (quantised.tiles + threads - 1) / threads};
+      Plan p{&matrix, {}, false, 0, (matrix.quantised.tiles + threads - 1) / threads};
       p.call.dense.tiles = tiles;
       p.call.dense.y = output.y;
       p.call.dense.y_stride = output.stride;
-      p.whole = full && whole != nullptr ? whole : to_whole(in, output.matrix, static_cast<int64_t>(plans.size()));
-      if (full) whole = p.whole;
+      quantised = true;
       plans.push_back(p);
       continue;
     }
@@ -45,10 +41,11 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
   }
   if (chosen && choice_ == Choice::tiers) choose_tiers(in, plans);
   if (chosen && choice_ == Choice::inputs) choose_inputs(in, plans);
+  if (quantised) plan_quantised(in, outputs, plans);
   for (size_t j = 0; j < plans.size(); ++j) {
     const Plan& p = plans[j];
     if (p.matrix->is_quantised()) {
-      shared_bytes_ += p.matrix->quantised.bytes();
+      shared_bytes_ += quantised_bytes(p);
       continue;
     }
     const bool tiers = p.chosen && choice_ == Choice::tiers;

@@ -9,7 +9,7 @@
 namespace specdec {
 namespace {
 
-// Blocks of outputs of a tile, at most. Long rows of the first plane suit drafts, short ones whole passes.
+// Blocks of outputs of a tile, at most. Long rows suit low efforts, short ones whole passes.
 constexpr int64_t kTileBlocks = 8;
 
 uint16_t word(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
@@ -91,7 +91,7 @@ void weights_of(const QuantFormat& format, const QuantType::Group& group, float*
 
 // Where things of one output lie within a block of a group.
 struct Place {
-  int byte;   // of a row of the first plane
+  int byte;   // of a row's four highest bits
   int shift;  // of the nibble there
   int pair;   // which of the eight vectors of 16 outputs, 0..7, ...
   int lane;   // ... and the place there
@@ -101,15 +101,13 @@ Place place_of(int output) {
   return {lane / 4 * 16 + vector / 2 * 4 + lane % 4, vector % 2 * 4, vector, lane};
 }
 
-// Bits below the first plane of one code: the byte within the rest of a block, and the shift.
+// Bits below the four highest of one code: the byte within a block's rest of a row, and the shift.
 struct RestPlace {
   int byte, shift;
 };
-RestPlace rest_place(int rest_bits, const Place& at, int input) {
-  const int quad = input / 4, byte = at.lane * 4 + input % 4;
-  if (rest_bits == 4) return {quad * 256 + at.pair / 2 * 64 + byte, at.pair % 2 * 4};
-  if (rest_bits == 2) return {quad * 128 + at.pair / 4 * 64 + byte, at.pair % 4 * 2};
-  return {quad * 64 + byte, at.pair};
+RestPlace rest_place(int rest_bits, const Place& at) {
+  const int together = 8 / rest_bits;  // codes in a byte
+  return {at.pair / together * 16 + at.lane, at.pair % together * rest_bits};
 }
 
 }  // namespace
@@ -280,14 +278,14 @@ std::string QuantMatrix::pack(const QuantSource& source, int64_t first, int64_t 
   while (tile_start(t) > first) --t;
   const QuantTile to = tile(t);
   const int64_t within = first - tile_start(t);
-  const int64_t group_bytes = format.group_bytes() * to.width, rest_bytes = kQuantGroup * kQuantBlock * rest_bits / 8;
+  const int64_t group_bytes = format.group_bytes() * to.width, row_bytes = format.row_bytes(to.width);
   QuantType::Group group;
   for (int64_t g = 0; g < groups(); ++g) {
     auto* unit = const_cast<uint8_t*>(to.data) + g / format.unit * format.unit_bytes() * to.width;
     uint8_t* start = unit + format.unit_head() * to.width + g % format.unit * group_bytes;
     uint8_t* own = start + within * format.group_head();
     uint8_t* rows = start + format.group_head() * to.width + within / 2;
-    uint8_t* rest = start + format.group_head() * to.width + kQuantGroup / 2 * to.width + within / kQuantBlock * rest_bytes;
+    uint8_t* rest = start + format.group_head() * to.width + to.width / 2 + within * rest_bits / 8;
     auto* head = reinterpret_cast<uint16_t*>(unit + within * format.unit_head());
     for (int o = 0; o < last - first; ++o) {
       type.read(source, in, o, g, &group);
@@ -301,11 +299,12 @@ std::string QuantMatrix::pack(const QuantSource& source, int64_t first, int64_t 
       }
       const Place at = place_of(o);
       for (int i = 0; i < kQuantGroup; ++i) {
-        uint8_t& high = rows[i * (to.width / 2) + at.byte];
+        uint8_t& high = rows[i * row_bytes + at.byte];
         high = static_cast<uint8_t>(high | group.codes[i] >> below << at.shift);
         if (rest_bits == 0) continue;
-        const RestPlace low = rest_place(rest_bits, at, i);
-        rest[low.byte] = static_cast<uint8_t>(rest[low.byte] | (group.codes[i] & ((1 << rest_bits) - 1)) << low.shift);
+        const RestPlace place = rest_place(rest_bits, at);
+        uint8_t& low = rest[i * row_bytes + place.byte];
+        low = static_cast<uint8_t>(low | (group.codes[i] & ((1 << rest_bits) - 1)) << place.shift);
       }
     }
   }
@@ -320,14 +319,14 @@ void QuantMatrix::row(int64_t output, float* weights) const {
   const QuantTile from = tile(t);
   const int64_t first = (output - tile_start(t)) / kQuantBlock * kQuantBlock;
   const auto o = static_cast<int>((output - tile_start(t)) % kQuantBlock);
-  const int64_t group_bytes = format.group_bytes() * from.width, rest_bytes = kQuantGroup * kQuantBlock * rest_bits / 8;
+  const int64_t group_bytes = format.group_bytes() * from.width, row_bytes = format.row_bytes(from.width);
   const Place at = place_of(o);
   for (int64_t g = 0; g < groups(); ++g) {
     const uint8_t* unit = from.data + g / format.unit * format.unit_bytes() * from.width;
     const uint8_t* start = unit + format.unit_head() * from.width + g % format.unit * group_bytes;
     const uint8_t* own = start + first * format.group_head();
     const uint8_t* rows = start + format.group_head() * from.width + first / 2;
-    const uint8_t* rest = start + format.group_head() * from.width + kQuantGroup / 2 * from.width + first / kQuantBlock * rest_bytes;
+    const uint8_t* rest = start + format.group_head() * from.width + from.width / 2 + first * rest_bits / 8;
     const auto* head = reinterpret_cast<const uint16_t*>(unit + first * format.unit_head());
     QuantType::Group group{};
     group.scale = head[o];
@@ -337,10 +336,10 @@ void QuantMatrix::row(int64_t output, float* weights) const {
       group.own[1] = own[kQuantBlock + o];
     }
     for (int i = 0; i < kQuantGroup; ++i) {
-      int code = rows[i * (from.width / 2) + at.byte] >> at.shift & 15;
+      int code = rows[i * row_bytes + at.byte] >> at.shift & 15;
       if (rest_bits != 0) {
-        const RestPlace low = rest_place(rest_bits, at, i);
-        code = code << rest_bits | (rest[low.byte] >> low.shift & ((1 << rest_bits) - 1));
+        const RestPlace low = rest_place(rest_bits, at);
+        code = code << rest_bits | (rest[i * row_bytes + low.byte] >> low.shift & ((1 << rest_bits) - 1));
       }
       group.codes[i] = static_cast<uint8_t>(code << format.hidden);
     }
