@@ -10,6 +10,7 @@
 
 #include "buffer.h"
 #include "cache.h"
+#include "draft_head.h"
 #include "draft_view.h"
 #include "packed.h"
 #include "parts.h"
@@ -54,6 +55,9 @@ class Model {
   uint64_t bytes() const;
   uint64_t mask_bytes() const;
 
+  // Weights of the logits layer for one token, `hidden` many.
+  void logits_row(int64_t token, float* weights) const;
+
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
 
   // Appends the rows of every sequence to its cache and writes the logits they ask for, (rows, vocab), one sequence below
@@ -95,6 +99,15 @@ class Model {
     Buffer<int32_t> offsets, active;
     Buffer<uint32_t> keys;
     Buffer<int32_t> whole;  // activations in whole numbers
+    struct ShownRow {  // one whose logits are asked for
+      int row;
+      const double* efforts;
+      DraftHead* head;
+      float* logits;
+    };
+    std::vector<ShownRow> shown;
+    HeadInput head_input;
+    Buffer<float> head_sums;
   };
 
   void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft) const;
