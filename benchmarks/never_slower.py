@@ -11,6 +11,9 @@ speed over plain decoding's in the answer next to it; a kind's is the median ove
 
 The run goes on from the file of `--resume`, which holds a line of JSON an answer, and ends early after `--budget-s`.
 Several runs, each with its own `--kinds` and file, are put together by `--merge FILE...`, which measures nothing.
+
+`--beside DRAFTERS...` answers by the same policy over other drafters as well, each time next to the default: what
+"effort:head=all;ngram;recycle" shows is what the draft head brings, "effort;ngram" what recycled tokens do.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import numpy as np
 from common import add_json_option, print_machine, print_table, write_json
 
 import specdec
+from specdec.engine import speculation
 from specdec.engine.memory import MachineCosts, Memory
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
@@ -60,8 +64,11 @@ def main() -> None:
         sys.exit(f"never_slower: {error}")
     rows = summarise(results)
     print_machine()
-    header = list(rows[0]) if rows else []
-    print_table(header, [[_shown(row[key]) for key in header] for row in rows])
+    for drafters in ["", *sorted({name for one in results.values() for name in one.get("beside", {})})]:
+        own = rows if not drafters else summarise(results, drafters)
+        header = list(own[0]) if own else []
+        print(f"drafters: {drafters or 'auto'}")
+        print_table(header, [[_shown(row[key]) for key in header] for row in own])
     write_json(args.json, {"rows": rows, "answers": list(results.values())}, benchmark=KIND)
 
 
@@ -77,6 +84,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="of the draw (default 0, greedy)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with")
     parser.add_argument("--raw", action="store_true", help="take prompts as they are, without the chat template")
+    parser.add_argument("--beside", nargs="+", default=[], metavar="DRAFTERS", help="other drafters to measure, too")
     parser.add_argument("--loaded", action="store_true", help="measure costs while all cores are busy")
     parser.add_argument("--budget-s", type=float, default=math.inf, metavar="S", help="begin no pair after that time")
     parser.add_argument("--resume", type=Path, metavar="FILE", help="keep the answers here, and go on from them")
@@ -189,21 +197,29 @@ class _Pairs:
 
     def __init__(self, model: Model, load: Load, args: argparse.Namespace) -> None:
         self._model, self._load, self._args = model, load, args
+        self._auto = speculation.AUTO_DRAFTERS
         self._forget()
-        self._answer([1], is_plain=False, max_tokens=8)  # views are built, pages touched, threads awake
+        self._answer([1], way="auto", max_tokens=8)  # views are built, pages touched, threads awake
 
     def measure(self, prompt: TaskPrompt, repeat: int) -> dict[str, Any]:
         """A pair; which of the two comes first changes from repeat to repeat."""
         self._forget()
         found: dict[str, Any] = {"kind": prompt.task, "prompt": prompt.name, "repeat": repeat}
         tokens = {}
-        for is_plain in (True, False) if repeat % 2 == 0 else (False, True):
-            result = self._answer(prompt.content, is_plain=is_plain, max_tokens=self._args.max_tokens)
-            tokens[is_plain] = result.tokens
-            found["plain" if is_plain else "auto"] = _short(result)
-        if tokens[True] != tokens[False]:
+        ways = ["plain", "auto", *self._args.beside]
+        for way in ways if repeat % 2 == 0 else reversed(ways):
+            result = self._answer(prompt.content, way=way, max_tokens=self._args.max_tokens)
+            tokens[way] = result.tokens
+            if way in ("plain", "auto"):
+                found[way] = _short(result)
+            else:
+                found.setdefault("beside", {})[way] = _short(result)
+            if way == "auto":
+                table = self._model.memory.costs.table
+            if way != "plain":
+                self._forget()
+        if any(one != tokens["plain"] for one in tokens.values()):
             sys.exit(f"CHECK FAILED: {prompt.task} {prompt.name}: the policy's tokens are not plain decoding's")
-        table = self._model.memory.costs.table
         steps = [[*key, seconds] for key, seconds in table.draft_s.items()]
         return found | {"verify_s": dict(table.verify_s), "draft_s": steps}
 
@@ -211,7 +227,9 @@ class _Pairs:
         """Costs are measured anew, and no policy has learnt anything."""
         self._model.memory = Memory(costs=MachineCosts(is_kept=False), drafters=self._model.memory.drafters)
 
-    def _answer(self, content: Any, *, is_plain: bool, max_tokens: int) -> Result:
+    def _answer(self, content: Any, *, way: str, max_tokens: int) -> Result:
+        is_plain = way == "plain"
+        speculation.AUTO_DRAFTERS = self._auto if way in ("plain", "auto") else tuple(way.split(";"))
         options = {"max_tokens": max_tokens, "temperature": self._args.temperature, "seed": SEED}
         if not (isinstance(content, list) and isinstance(content[0], int)):
             options["chat"] = not self._args.raw
@@ -252,11 +270,12 @@ def _merged(files: Sequence[Path]) -> dict[str, Any]:
     return results
 
 
-def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
+def summarise(results: dict[str, Any], drafters: str = "") -> list[dict[str, Any]]:
     """A row for each kind, and one for the mean of all.
 
     Args:
         results: pairs, as `_Pairs.measure` returns them.
+        drafters: of `--beside` whose answers to sum up; empty for the default's.
 
     Returns:
         Rows with the kind, the number of prompts and pairs, the median ratio over prompts and its interval, the ratio
@@ -265,7 +284,9 @@ def summarise(results: dict[str, Any]) -> list[dict[str, Any]]:
     """
     kinds: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for one in results.values():
-        kinds.setdefault(one["kind"], {}).setdefault(one["prompt"], []).append(one)
+        auto = one.get("beside", {}).get(drafters) if drafters else one["auto"]
+        if auto is not None:
+            kinds.setdefault(one["kind"], {}).setdefault(one["prompt"], []).append(one | {"auto": auto})
     rows = [_row(kind, prompts) for kind, prompts in kinds.items()]
     if rows:
         mean = {

@@ -64,6 +64,21 @@ class FloatMatrix:
         width = self._blocks[0].shape[1]
         return mx.contiguous(self._blocks[output // width][:, output % width]).reshape(1, -1)
 
+    def columns(self, outputs: NDArray[np.int32]) -> Any:
+        """The weights of some outputs: (in, n)."""
+        width = self._blocks[0].shape[1]
+        order = np.argsort(outputs // width, kind="stable")
+        taken = []
+        for number, block in enumerate(self._blocks):
+            own = outputs[order][outputs[order] // width == number] % width
+            if len(own):
+                taken.append(mx.take(block, mx.array(own), axis=1))
+        place = np.empty(len(outputs), np.int32)
+        place[order] = np.arange(len(outputs), dtype=np.int32)
+        found = mx.contiguous(mx.take(mx.concatenate(taken, axis=1), mx.array(place), axis=1))
+        mx.eval(found)
+        return found
+
     def dense(self, row: Any) -> Any:
         """row (1, in) times every weight: (1, out)."""
         return _joined([row @ block for block in self._blocks])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm
@@ -18,6 +19,10 @@ _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
 _UNCONFIRMED_ROUNDS, _CONFIRM_EVERY = 16, 3  # rounds of a process in which costs are confirmed, and between such
 _CONFIRM_TOKENS = 2  # to draft in such a round
 _GOOD_MATCH = 2.0  # tokens that a lookup has to bring for the confirmation to wait
+_PROMISE = (
+    1.2  # speed over the going rate that drafts may reach at best, from which costs of theirs are confirmed early
+)
+_HOPED = 2.0  # standard deviations that their steps may be cheaper than known
 _DOUBT = 0.08  # standard deviation of the logarithm of a cost from which it needs confirmation
 _OPTIMISM = 1.0  # standard deviations that an effort may be kept more often than thought, for a trial to be worth it
 _LUCKIER = 0.7  # the same for a match
@@ -107,6 +112,8 @@ class Trials:
             if menu is None:
                 continue
             arm = option.drafter, option.view, menu.best[0]
+            if self._promise(now, menu, best.rate) < _PROMISE:
+                continue
             rows = beside + 1 + _CONFIRM_TOKENS
             doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))
             if doubt > certain or not costs.has_seen_rows(rows):
@@ -115,6 +122,14 @@ class Trials:
                 prospect.menu, prospect.length = None, min(_CONFIRM_TOKENS, prospect.length)
                 return prospect
         return None
+
+    def _promise(self, now: Situation, menu: Menu, rate: float) -> float:
+        """Speed over the going rate of a way of drafting whose steps are as cheap as they may well be. Where that is
+        little, finding out costs a short answer more than it can bring: later trials will."""
+        effort, cost, mean = menu.best
+        doubt = now.learnt.costs.doubt_of_draft(menu.option.drafter, menu.option.view, effort)
+        _, tokens, total = best_length(now.verify, cost * math.exp(-_HOPED * doubt), mean, rate, self.menus.longest)
+        return tokens / (rate * total)
 
     def _all_arms(self, state: RoundState) -> list[Arm]:
         arms: list[Arm] = [PLAIN]

@@ -49,12 +49,14 @@ class DrafterMemory:
         tables: indices of files' texts, by file and its state.
         models: other models, by the name that was asked for.
         answers: that ended, by owner.
+        frequent: tokens that draft heads begin with, by vocabulary and number.
         lock: held while drafters are built.
     """
 
     tables: dict[tuple[str, int, int], SuffixIndex] = field(default_factory=dict)
     models: dict[str, LoadedModel] = field(default_factory=dict)
     answers: Archive = field(default_factory=Archive)
+    frequent: dict[tuple[int, str | None, int], tuple[int, ...]] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
 

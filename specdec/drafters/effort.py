@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from specdec.drafters.arguments import whole_number
+import numpy as np
+
+from specdec.drafters.arguments import read_options, whole_number
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
+from specdec.drafters.head import ARGUMENT, Head
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.progress import Progress
-from specdec.runtimes.base import EXACT, Logits, Rows, Runtime, missing_view
+from specdec.runtimes.base import EXACT, DraftHead, Logits, Rows, Runtime, missing_view
 
 
 class EffortDrafter:
@@ -20,8 +23,12 @@ class EffortDrafter:
     Its keys and values go into the shared cache after those of the verified history, so every draft step sees that
     history at verify quality and there is no second cache to keep in step.
 
+    Args:
+        argument: empty, or `head=N`: the number of frequent tokens that drafts score beside those of the text, "all"
+            for the whole vocabulary.
+
     Raises:
-        InvalidArgumentError: `argument` is not empty.
+        InvalidArgumentError: `argument` is something else.
         UnknownNameError: the runtime has no such draft view.
     """
 
@@ -30,26 +37,28 @@ class EffortDrafter:
     layers: int | None = None
 
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
-        if argument:
-            raise InvalidArgumentError(
-                f"drafter 'effort' takes no argument, not {argument!r}: see the policy's parameters"
-            )
-        self._begin(setup)
+        self._begin(setup, read_options("effort", argument, ARGUMENT)["head"])
 
-    def _begin(self, setup: DrafterSetup) -> None:
+    def _begin(self, setup: DrafterSetup, head: str) -> None:
         self.runtime = setup.runtime
         self.views = draft_views(setup.runtime, setup.view, setup.progress)
+        self.head = Head(self.name, head, setup, setup.runtime, setup.tokenizer)
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, or an end token comes up."""
         view = plan.view or self.views[0]
+        self.head.follow(context.history, self.runtime.config.vocab_size)
 
-        def ask(tokens: Sequence[int], effort: float) -> Ask:
-            rows = Rows(context.cache, tokens, context.efforts(effort), None, self.layers, shown_rows(tokens))
+        def ask(tokens: Sequence[int], effort: float, head: DraftHead | None) -> Ask:
+            rows = Rows(context.cache, tokens, context.efforts(effort), None, self.layers, shown_rows(tokens), head)
             return Ask(self.runtime, rows, view)
 
-        steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask)
+        steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask, head=self.head.rows)
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
+
+    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
+        """Note what the verifier thought likely."""
+        self.head.verified(logits, kept)
 
 
 def shown_rows(tokens: Sequence[int]) -> Logits:
@@ -66,7 +75,7 @@ class EarlyExitDrafter(EffortDrafter):
     (Zhang et al. 2309.08168).
 
     Args:
-        argument: number of layers, at least 1 and fewer than the model has.
+        argument: `L[,head=N]`: number of layers, at least 1 and fewer than the model has; and as for `effort`.
 
     Raises:
         InvalidArgumentError: `argument` is something else.
@@ -77,8 +86,9 @@ class EarlyExitDrafter(EffortDrafter):
 
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
         most = setup.runtime.config.num_layers - 1
-        self.layers = whole_number("early-exit", "number of layers", argument, low=1, high=most)
-        self._begin(setup)
+        layers, _, options = argument.partition(",")
+        self.layers = whole_number("early-exit", "number of layers", layers, low=1, high=most)
+        self._begin(setup, read_options("early-exit", options, ARGUMENT)["head"])
 
 
 def draft_views(runtime: Runtime, asked: str, progress: Progress | None = None) -> tuple[str, ...]:

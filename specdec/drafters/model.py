@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from specdec.checks import check_effort
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
 from specdec.drafters.effort import draft_views, shown_rows
+from specdec.drafters.head import Head
 from specdec.drafters.steps import ModelSteps
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import EXACT, Cache, Rows
+from specdec.runtimes.base import EXACT, Cache, DraftHead, Rows
 
-_OPTIONS = ("view", "effort")
+_OPTIONS = ("view", "effort", "head")
 _CHUNK = 512  # tokens a pass when catching up: bounds its memory, and how long an interrupt waits
 _FEW = 4  # tokens to catch up with that are read like draft steps; more are read in one exact pass, which batches
 
@@ -26,8 +29,9 @@ class ModelDrafter:
     tokens that other drafters proposed, or that were rejected, need no care elsewhere.
 
     Args:
-        argument: `NAME[,view=V][,effort=E]`: a catalogue name or a path of a model; draft view (default: the one that
-            is fastest on the runtime); effort of every draft step (default 1, whatever the policy says).
+        argument: `NAME[,view=V][,effort=E][,head=N]`: a catalogue name or a path of a model; draft view (default: the
+            one that is fastest on the runtime); effort of every draft step (default 1, whatever the policy says);
+            tokens to score, as for `effort`.
 
     Raises:
         InvalidArgumentError: no name, an unknown option, or a model whose token ids mean something else.
@@ -48,6 +52,7 @@ class ModelDrafter:
         self._full = resolve_efforts(1.0, self.runtime.config)
         # Logits layers are padded to round sizes: ids that only one of the two models has mean nothing.
         self._vocab_size = min(self.runtime.config.vocab_size, setup.runtime.config.vocab_size)
+        self._head = Head(self.name, options.get("head", "auto"), setup, self.runtime, model.tokenizer)
         self._cache: Cache | None = None
         self._read: list[int] = []  # tokens that the cache holds
 
@@ -61,8 +66,14 @@ class ModelDrafter:
         plan = self._within_context(plan, context)
         if plan.num_draft_tokens == 0:
             return Draft()
+        self._head.follow(context.history, self._vocab_size)
         draft = Draft(bytes_read=(yield from self._catch_up(context)))
         return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
+
+    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
+        """Note what the verifier thought likely, where the two models know equally many tokens."""
+        if logits.shape[1] == self.runtime.config.vocab_size:
+            self._head.verified(logits, kept)
 
     def _within_context(self, plan: DraftPlan, context: DraftContext) -> DraftPlan:
         """The plan, its length cut to what fits into this model's own context."""
@@ -93,10 +104,11 @@ class ModelDrafter:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
-        def ask(tokens: Sequence[int], _effort: float) -> Ask:
+        def ask(tokens: Sequence[int], _effort: float, head: DraftHead | None) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
             self._read[cache.length :] = tokens
-            return Ask(self.runtime, Rows(cache, tokens, self._efforts, logits=shown_rows(tokens)), self.views[0])
+            rows = Rows(cache, tokens, self._efforts, logits=shown_rows(tokens), head=head)
+            return Ask(self.runtime, rows, self.views[0])
 
         return ModelSteps(
             name=self.name,
@@ -105,6 +117,7 @@ class ModelDrafter:
             ask=ask,
             fixed_effort=self._effort,
             vocab_size=self._vocab_size,
+            head=self._head.rows,
         )
 
 

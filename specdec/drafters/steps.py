@@ -14,7 +14,7 @@ import numpy as np
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafting
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
-from specdec.runtimes.base import Cache
+from specdec.runtimes.base import Cache, DraftHead
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +25,19 @@ class ModelSteps:
         name: of the drafter.
         view: draft view.
         cache: holds the history without its last token before the first step; grows with every step.
-        ask: `(tokens, effort)` to the pass that appends the tokens to `cache`.
+        ask: `(tokens, effort, head)` to the pass that appends the tokens to `cache`.
         fixed_effort: effort of every step whatever the policy says; None follows the policy.
         vocab_size: logits that count; None for all.
+        head: tokens to score; None for all.
     """
 
     name: str
     view: str
     cache: Cache
-    ask: Callable[[Sequence[int], float], Ask]
+    ask: Callable[[Sequence[int], float, DraftHead | None], Ask]
     fixed_effort: float | None = None
     vocab_size: int | None = None
+    head: DraftHead | None = None
 
     def go_on(self, draft: Draft, effort: float, plan: DraftPlan, context: DraftContext, policy: Policy) -> Drafting:
         """Add tokens to `draft`, whose own are in the cache but the last one, until the plan is full, the policy stops,
@@ -52,14 +54,21 @@ class ModelSteps:
                     break
             context_length = self.cache.length
             effort = self.fixed_effort or effort
-            reply = yield self.ask(pending, effort)
-            start_s = time.perf_counter()
+            reply = yield self.ask(pending, effort, self.head)
+            start_s, pass_s = time.perf_counter(), reply.pass_s
             draft.bytes_read += reply.result.bytes_read
             chosen = self._chosen(reply.result.logits[-1], draft, context)
+            if chosen is None and self.head is not None:
+                # The caller's rules allow none of the tokens that were scored: the step again, with all of them.
+                self.cache.trim(context_length)
+                reply = yield self.ask(pending, effort, None)
+                start_s, pass_s = time.perf_counter(), pass_s + time.perf_counter() - start_s
+                draft.bytes_read += reply.result.bytes_read
+                chosen = self._chosen(reply.result.logits[-1], draft, context)
             if chosen is None:
                 break
             logits, token = chosen
-            seconds = reply.pass_s + time.perf_counter() - start_s
+            seconds = pass_s + time.perf_counter() - start_s
             signals = self._add(draft, token, logits, effort, context_length, seconds, context, own)
             own, pending = own + 1, [token]
             next_effort = self._next(signals, plan, context, policy, token)

@@ -7,7 +7,7 @@ run, and measured again where what is known is doubtful.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from specdec.engine.cost_file import cost_file, read_costs, write_costs
@@ -19,6 +19,7 @@ from specdec.model.effort import Efforts, EffortSchedule
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
+    from specdec.runtimes.base import DraftHead
 
 _DOUBTFUL = 0.25  # spread of kept costs from which they are measured again
 _DISAGREES = 0.35  # logarithm of the factor by which what was learnt may differ from what was known
@@ -32,6 +33,7 @@ def machine_costs(
     efforts: Callable[[float], EffortSchedule | Efforts],
     tried: Sequence[float],
     *,
+    heads: Mapping[str, DraftHead | None],
     measures: bool = True,
 ) -> CostTable:
     """Seconds of exact passes and of the model's own draft steps.
@@ -40,16 +42,17 @@ def machine_costs(
 
     Args:
         model: whose passes to time.
-        options: what may draft; only the drafter "effort" is timed, others are known once they have drafted.
+        options: what may draft; only steps of the model itself are timed, others are known once they have drafted.
         efforts: schedule for a mean effort.
         tried: efforts whose draft steps to time.
+        heads: tokens that such steps score, by drafter; drafters that are not named are not timed.
         measures: False makes do with what is known, if anything is: others wait for passes.
     """
     file, costs = cost_file(model), model.memory.costs
     if file is None:
         return CostTable()
     wanted: list[DraftKey] = [
-        (one.drafter, one.view, effort) for one in options if one.drafter == "effort" for effort in tried
+        (one.drafter, one.view, effort) for one in options if one.drafter in heads for effort in tried
     ]
     table = costs.table
     if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
@@ -59,11 +62,11 @@ def machine_costs(
         costs.table = table
         return table
     if not table.verify_s:
-        table = measure(model, efforts, missing)
+        table = measure(model, efforts, missing, heads=heads)
     elif costs.is_doubtful or (not costs.table.verify_s and _is_doubtful(table)):
-        table = joined(table, measure(model, efforts, wanted))
+        table = joined(table, measure(model, efforts, wanted, heads=heads))
     elif missing:
-        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE))
+        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE, heads=heads))
     else:
         costs.table = table
         return table

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from specdec.engine.plausible import faults, made_plausible
 from specdec.engine.policy import CostTable, DraftKey
 from specdec.model.effort import Efforts, EffortSchedule
-from specdec.runtimes.base import EXACT, forward_one
+from specdec.runtimes.base import EXACT, DraftHead, forward_one
 from specdec.runtimes.timing import PassTimer, Timed
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def measure(
     drafts: Sequence[DraftKey],
     *,
     rows: Sequence[int] = ROWS,
+    heads: Mapping[str, DraftHead | None] = MappingProxyType({}),
 ) -> CostTable:
     """Time exact passes and draft steps in turns, so that whatever slows the machine down slows all of them.
 
@@ -48,6 +50,7 @@ def measure(
         efforts: schedule for a mean effort.
         drafts: draft steps to time, with a view of the model or None for its own weights.
         rows: of exact passes.
+        heads: tokens that draft steps score, by drafter.
     """
     runtime, vocabulary = model.runtime, model.config.vocab_size
     most = max(rows)
@@ -58,7 +61,7 @@ def measure(
         forward_one(runtime, tokens[:context], cache, logits="last")
     counts = [count for count in rows if context + count <= cache.capacity]
     passes = [Timed(count, warm_up=False) for count in counts]
-    passes += [Timed(1, efforts(effort), view or EXACT) for _, view, effort in drafts]
+    passes += [Timed(1, efforts(effort), view or EXACT, head=heads.get(drafter)) for drafter, view, effort in drafts]
     timer = PassTimer(runtime, cache, tokens, passes)
     timer.warm_up()
     table = CostTable()

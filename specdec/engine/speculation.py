@@ -18,6 +18,7 @@ from specdec.drafters.base import (
     Observer,
     Rememberer,
 )
+from specdec.drafters.effort import EffortDrafter
 from specdec.drafters.registry import create as create_drafter
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
@@ -176,7 +177,8 @@ class Drafting:
         options, model = self.options, self.model
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
-            costs = machine_costs(model, self.offered, self.efforts, tried, measures=measures)
+            heads = {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
+            costs = machine_costs(model, self.offered, self.efforts, tried, heads=heads, measures=measures)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
         chooser = sequence.chooser
         rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None

@@ -84,6 +84,23 @@ class Cache(Protocol):
         ...
 
 
+class DraftHead(Protocol):
+    """Tokens that the drafts of one sequence score, in place of the whole vocabulary: those that `Runtime.draft_head`
+    was given, and what is added. It has room for some thousands of the latter; the oldest go."""
+
+    def add(self, tokens: Sequence[int]) -> None:
+        """Score these tokens, too.
+
+        Raises:
+            InvalidArgumentError: one is outside the vocabulary.
+        """
+        ...
+
+    def add_likely(self, logits: NDArray[np.float32], count: int) -> None:
+        """Score the `count` most likely tokens of every row of logits, float32 (M, V), too."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """One sequence's share of a pass: M rows that are appended to its cache.
@@ -99,6 +116,8 @@ class Rows:
         layers: run the first so many layers, then the final norm and the logits layer; None runs all. What the cache
             holds in the other layers for these positions is garbage then.
         logits: rows whose logits are computed: all, the last one, or none (a piece of a prompt).
+        head: tokens whose logits are computed, at an effort of 1 and by rounded weights whatever the view is; those of
+            others are -inf. None computes all tokens'. For drafts, on runtimes that have such heads.
     """
 
     cache: Cache
@@ -107,6 +126,7 @@ class Rows:
     parents: Sequence[int] | None = None
     layers: int | None = None
     logits: Logits = "all"
+    head: DraftHead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +176,7 @@ class RuntimeInfo:
         threads: threads that it computes with; None where it does not choose them.
         device: name of the GPU; None on a CPU.
         shows_states: `forward` can return hidden states.
+        prunes_head: `draft_head` makes heads; where it does not, drafts score all tokens.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
@@ -168,6 +189,7 @@ class RuntimeInfo:
     device: str | None = None
     compiles: bool = False
     shows_states: bool = True
+    prunes_head: bool = False
     agreeing: tuple[tuple[float, str], ...] = ()
 
     def view_at(self, effort: float) -> str:
@@ -216,6 +238,15 @@ class Runtime(Protocol):
         """Most bytes that a cache of that capacity takes when it is full."""
         ...
 
+    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
+        """A draft head of one sequence that scores these tokens to begin with.
+
+        Raises:
+            InvalidArgumentError: a token is outside the vocabulary, there is none, or the runtime has no such heads.
+            MemoryShortError: there is no memory for it.
+        """
+        ...
+
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache and return their logits, in the order of the batch.
 
@@ -245,10 +276,11 @@ def forward_one(
     logits: Logits = "all",
     layers: int | None = None,
     states: bool = False,
+    head: DraftHead | None = None,
 ) -> Pass:
     """A pass over one sequence's chain of tokens; arguments and errors are those of `Runtime.forward` and `Rows`."""
     efforts = resolve_efforts(effort, runtime.config)
-    return runtime.forward([Rows(cache, tokens, efforts, None, layers, logits)], view=view, states=states)[0]
+    return runtime.forward([Rows(cache, tokens, efforts, None, layers, logits, head)], view=view, states=states)[0]
 
 
 def find_view(runtime: Runtime, name: str) -> ViewInfo:
@@ -424,6 +456,18 @@ def checked_layers(layers: int | None, config: ModelConfig) -> int:
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= config.num_layers:
         raise InvalidArgumentError(f"layers must be a whole number from 1 to {config.num_layers}, not {layers!r}")
     return layers
+
+
+def head_tokens(tokens: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
+    """The tokens of a draft head, (n,).
+
+    Raises:
+        InvalidArgumentError: one is outside the vocabulary.
+    """
+    for token in tokens:
+        if not 0 <= token < vocab_size:
+            raise InvalidArgumentError(f"token id {token} is outside the vocabulary of {vocab_size}")
+    return np.array(tokens, np.int32)
 
 
 def _within(ids: NDArray[np.int64], vocab_size: int) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
-from specdec.runtimes.base import EXACT, Cache, Pass, Runtime, forward_one
+from specdec.runtimes.base import EXACT, Cache, DraftHead, Pass, Runtime, forward_one
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,14 @@ class Timed:
         view: form of the weights to read.
         warm_up: run it once before it is timed, for instance because it packs a view. A runtime that compiles warms up
             every pass.
+        head: tokens to score; None for all.
     """
 
     rows: int
     effort: float | EffortSchedule | Efforts = 1.0
     view: str = EXACT
     warm_up: bool = True
+    head: DraftHead | None = None
 
 
 def timed(
@@ -35,12 +37,13 @@ def timed(
     *,
     effort: float | EffortSchedule | Efforts,
     view: str = EXACT,
+    head: DraftHead | None = None,
 ) -> tuple[Pass, float]:
     """A pass over `tokens`, and its seconds. The cache holds afterwards what it held before, also after an error."""
     efforts, held = resolve_efforts(effort, runtime.config), cache.length
     try:
         start_s = time.perf_counter()
-        result = forward_one(runtime, tokens, cache, effort=efforts, view=view)
+        result = forward_one(runtime, tokens, cache, effort=efforts, view=view, head=head)
         seconds = time.perf_counter() - start_s
     finally:
         cache.trim(min(held, cache.length))
@@ -91,4 +94,5 @@ class PassTimer:
         return self.seconds
 
     def _run(self, one: Timed) -> float:
-        return timed(self._runtime, self._tokens[: one.rows], self._cache, effort=one.effort, view=one.view)[1]
+        tokens = self._tokens[: one.rows]
+        return timed(self._runtime, tokens, self._cache, effort=one.effort, view=one.view, head=one.head)[1]

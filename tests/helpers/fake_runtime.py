@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
 from specdec.progress import Count, reported
 from specdec.runtimes.base import (
+    DraftHead,
     Pass,
     Rows,
     RuntimeInfo,
@@ -133,6 +135,9 @@ class FakeRuntime:
 
     def cache_bytes(self, capacity: int) -> int:
         return 64 * (-(-capacity // 16) * 16)
+
+    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
+        raise InvalidArgumentError("the fake runtime has no draft heads")
 
     def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
         check_batch(batch, self.config, FakeCache)

@@ -116,6 +116,21 @@ struct Bucket8Call {
   bool cold;
 };
 
+// Rows of the logits layer in 8 bits, times rows of activations in whole numbers of at most kHeadPeak.
+constexpr int kHeadPeak = 8191;
+constexpr int64_t kHeadSpan = 2048;  // inputs whose products, 127 * kHeadPeak at most, add up within 32 bits
+constexpr int64_t kHeadAhead = 4;    // rows that are fetched ahead
+struct HeadCall {
+  const int8_t* codes;   // [rows][stride], zeros past the inputs; kHeadAhead rows behind the last may be fetched, not read
+  const float* scales;   // of each row
+  int64_t stride;        // inputs rounded up to 64
+  int rows;              // of activations
+  const int16_t* x;      // [rows][stride]
+  const float* steps;    // of each row of them
+  float* y;              // y[r * y_stride + o]
+  int64_t y_stride;
+};
+
 struct DraftKernels {
   // Deterministic; the share taken is within 0.002 (or one input) of the effort, where no target is given. Returns how
   // many inputs were chosen.
@@ -132,6 +147,8 @@ struct DraftKernels {
   void (*bucket8_rank)(const uint16_t* magnitudes, uint8_t* tiers);
   // y[o] = sum over `chunks` of sums[c * stride + o], ascending.
   void (*add_up)(const float* sums, int64_t chunks, int64_t stride, int64_t count, float* y);
+  // Outputs [first, last).
+  void (*head_rows)(const HeadCall&, int64_t first, int64_t last);
 };
 
 }  // namespace specdec

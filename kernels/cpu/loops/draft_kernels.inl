@@ -5,6 +5,7 @@
 #include "int4_build.inl"
 #include "select_draft_tiers.inl"
 #include "bucket8.inl"
+#include "draft_head.inl"
 
 namespace specdec::SPECDEC_ISA {
 
@@ -22,7 +23,7 @@ static void add_up(const float* sums, int64_t chunks, int64_t stride, int64_t co
 }
 
 inline DraftKernels draft_kernels() {
-  return DraftKernels{choose, choose_tiers, quantise_group, int4, int4_build, bucket8, bucket8_rank, add_up};
+  return DraftKernels{choose, choose_tiers, quantise_group, int4, int4_build, bucket8, bucket8_rank, add_up, head_rows};
 }
 
 }  // namespace specdec::SPECDEC_ISA

@@ -179,29 +179,17 @@ void Pass::run_matrix(int index, const float* x, float* y) {
 
 void Pass::embed() {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
-  const PackedMatrix& head = model_.matrices_.back();
   const Model::QuantEmbedding& blocks = model_.quant_embedding_;
-  each(rows_, rows_ * hidden * 4, [&](int row, int thread) {
+  each(rows_, rows_ * hidden * 4, [&](int row, int) {
     const Sequence& s = sequences_[static_cast<size_t>(scratch_.sequence_of[static_cast<size_t>(row)])];
     const int64_t token = s.given->tokens[row - s.first];
-    const uint16_t* bits = model_.embedding_.data() + token * hidden;
     float* x = scratch_.x.data() + row * stride;
-    if (shape_.tie_embeddings && head.is_quantised()) {
-      head.quantised.row(token, x);
-    } else if (!blocks.codes.empty()) {
+    if (shape_.tie_embeddings)
+      model_.logits_row(token, x);
+    else if (!blocks.codes.empty())
       dequantise_row(blocks.type, blocks.source(), hidden, token, x);
-    } else if (shape_.tie_embeddings) {
-      auto* gathered = reinterpret_cast<uint16_t*>(thread_scratch(thread));
-      for (int64_t first = 0; first < hidden; first += kBlock) {
-        const int64_t n = std::min<int64_t>(kBlock, hidden - first);
-        uint16_t line[kPanel];
-        for (int64_t i = 0; i < n; ++i)
-          gathered[i] = head.whole_line(token / kPanel, first + i, line)[token % kPanel];
-        kernels_.element.widen(gathered, shape_.dtype, n, x + first);
-      }
-    } else {
-      kernels_.element.widen(bits, shape_.dtype, hidden, x);
-    }
+    else
+      kernels_.element.widen(model_.embedding_.data() + token * hidden, shape_.dtype, hidden, x);
     if (shape_.embed_scale != 1)
       for (int64_t i = 0; i < hidden; ++i) x[i] *= shape_.embed_scale;
   });
@@ -222,58 +210,6 @@ void Pass::rotary() {
         sines[row * pairs + j] = static_cast<float>(std::sin(angle) * rope.factor);
       }
     });
-  }
-}
-
-// Scales and caps logits.
-void Pass::finish_logits(float* logits, int64_t n) const {
-  if (shape_.logit_scale != 1)
-    for (int64_t i = 0; i < n; ++i) logits[i] *= shape_.logit_scale;
-  if (shape_.logit_cap > 0) kernels_.element.cap(logits, shape_.logit_cap, n);
-}
-
-// Logits of the rows that ask for them, in the order of the batch.
-void Pass::head(float* logits) {
-  const int64_t hidden = shape_.hidden, stride = padded(hidden);
-  std::vector<int> shown;
-  scratch_.head_efforts.clear();
-  for (const SequenceRows& given : batch_) {
-    size_t j = 0;
-    while (sequences_[j].given != &given) ++j;
-    const Sequence& s = sequences_[j];
-    for (int row = s.rows - given.shown_rows(); row < s.rows; ++row) {
-      shown.push_back(s.first + row);
-      scratch_.head_efforts.push_back(given.efforts);
-    }
-  }
-  const auto rows = static_cast<int>(shown.size());
-  if (rows == 0) return;
-  each(rows, rows * hidden * 2, [&](int j, int) {
-    kernels_.element.rms_norm(scratch_.x.data() + shown[static_cast<size_t>(j)] * stride, model_.final_norm_,
-                              shape_.norm_eps, hidden, scratch_.normed.data() + j * stride);
-  });
-  const int64_t wide = padded(shape_.vocab);
-  if (draft_ == nullptr)
-    multiply({scratch_.normed.data(), stride, rows, scratch_.head_efforts.data()},
-             {{model_.head_matrix(), logits, shape_.vocab}}, false, [&](int, int row, int64_t from, int64_t to) {
-               finish_logits(logits + row * shape_.vocab + from, to - from);
-             });
-  else
-    scratch_.logits.reserve(static_cast<size_t>(std::min(rows, kDraftRows) * wide));
-  for (int first = 0; draft_ != nullptr && first < rows; first += kDraftRows) {
-    const int count = std::min(kDraftRows, rows - first);
-    multiply({scratch_.normed.data() + first * stride, stride, count, scratch_.head_efforts.data() + first},
-             {{model_.head_matrix(), scratch_.logits.data(), wide}}, false, [&](int, int row, int64_t, int64_t) {
-               float* shown_row = logits + (first + row) * shape_.vocab;
-               std::memcpy(shown_row, scratch_.logits.data() + row * wide, static_cast<size_t>(shape_.vocab) * 4);
-               finish_logits(shown_row, shape_.vocab);
-             });
-  }
-  uint64_t before = 0;
-  for (SequenceRows& given : batch_) {
-    const uint64_t after = before + static_cast<uint64_t>(given.shown_rows()), all = static_cast<uint64_t>(rows);
-    given.bytes += shared_bytes_ * after / all - shared_bytes_ * before / all;
-    before = after;
   }
 }
 

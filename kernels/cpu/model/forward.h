@@ -56,6 +56,7 @@ class Pass {
     int64_t tiles() const { return (matrix->panel_count() + matrix->wide - 1) / matrix->wide; }
   };
   using Sequence = Model::Scratch::Sequence;
+  using ShownRow = Model::Scratch::ShownRow;
 
   // forward.cpp
   void place_rows();
@@ -63,11 +64,15 @@ class Pass {
   void embed();
   void rotary();
   void keep_states(int layer);
-  void head(float* logits);
-  void finish_logits(float* logits, int64_t n) const;
   void narrow_to(int layers);
   void share_bytes();
   int64_t largest_head() const;
+  // logits.cpp
+  void head(float* logits);
+  void whole_head(int rows);
+  void draft_heads(int first);
+  void score(const HeadRows& rows, int first, int from, int count);
+  void finish_logits(float* logits, int64_t n) const;
   // blocks.cpp
   void attention_block(int layer);
   void project(int layer, Input in);

@@ -254,6 +254,17 @@ void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* l
   for (const SequenceRows& rows : batch) rows.cache->set_length(rows.cache->length() + rows.rows);
 }
 
+void Model::logits_row(int64_t token, float* weights) const {
+  const PackedMatrix& head = matrices_.back();
+  if (head.is_quantised()) return head.quantised.row(token, weights);
+  uint16_t bits[kBlock], line[kPanel];
+  for (int64_t first = 0; first < head.in; first += kBlock) {
+    const int64_t n = std::min<int64_t>(kBlock, head.in - first);
+    for (int64_t i = 0; i < n; ++i) bits[i] = head.whole_line(token / kPanel, first + i, line)[token % kPanel];
+    kernels_.element.widen(bits, head.dtype, n, weights + first);
+  }
+}
+
 uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y, Choice choice) {
   return multiply(index, x, std::vector<double>(static_cast<size_t>(rows), effort), draft, y, choice);
 }
@@ -299,6 +310,7 @@ void Model::check_rows(const SequenceRows& rows) const {
         "the cache belongs to a model of another shape");
   check(rows.rows >= 1 && rows.rows <= kMaxRows && rows.rows <= cache.capacity - cache.length(),
         "the cache has no room for these rows");
+  check(rows.head == nullptr || &rows.head->model() == this, "the draft head belongs to another model");
   check(rows.layers >= 0 && rows.layers <= shape_.layer_count(), "there are not so many layers");
   check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");
   for (int row = 0; row < rows.rows; ++row) {

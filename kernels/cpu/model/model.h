@@ -10,6 +10,7 @@
 
 #include "buffer.h"
 #include "cache.h"
+#include "draft_head.h"
 #include "draft_view.h"
 #include "packed.h"
 #include "parts.h"
@@ -54,6 +55,9 @@ class Model {
   void load_router(int layer, const uint16_t* bits);
   uint64_t bytes() const;
   uint64_t mask_bytes() const;
+
+  // Weights of the logits layer for one token, `hidden` many.
+  void logits_row(int64_t token, float* weights) const;
 
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
 
@@ -103,6 +107,15 @@ class Model {
     Buffer<float> input_scores;
     Buffer<uint32_t> input_masks;
     Buffer<QuantChoice> choices;
+    struct ShownRow {  // one whose logits are asked for
+      int row;
+      const double* efforts;
+      DraftHead* head;
+      float* logits;
+    };
+    std::vector<ShownRow> shown;
+    HeadInput head_input;
+    Buffer<float> head_sums;
   };
 
   void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft, Choice choice) const;

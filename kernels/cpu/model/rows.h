@@ -12,6 +12,8 @@ constexpr int kMaxRows = 512;
 constexpr int kMaxSequences = 64;
 constexpr int kMaxTreeRows = 64;
 
+class DraftHead;
+
 enum class Shown { none, last, all };  // rows whose logits are computed
 
 struct SequenceRows {
@@ -22,6 +24,7 @@ struct SequenceRows {
   const int32_t* parents = nullptr;  // of a tree: an earlier row each, or -1; null for a chain
   int layers = 0;                    // the first so many; 0: all
   Shown shown = Shown::all;
+  DraftHead* head = nullptr;         // tokens whose logits are computed, the others' are -inf; null: all
   float* states = nullptr;           // unless null: hidden states after every layer, (layers, rows, hidden)
   uint64_t bytes = 0;                // out: what the pass read for these rows
 

@@ -1,6 +1,7 @@
 // Python bindings of the draft views. Every array's type and size is checked here.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,6 +18,8 @@ using namespace nb::literals;
 namespace {
 
 using specdec::Bucket8View;
+using specdec::DraftHead;
+using specdec::HeadRows;
 using specdec::Int4View;
 using specdec::Model;
 
@@ -112,9 +115,62 @@ void load_bucket8(Bucket8View& view, Model& model, size_t j, const std::vector<A
   view.load(model.pool(), j, sources);
 }
 
+using Tokens = Array<int32_t, 1>;
+
+void check_tokens(const Model& model, const Tokens& tokens) {
+  for (size_t j = 0; j < tokens.size(); ++j)
+    check(tokens.data()[j] >= 0 && tokens.data()[j] < model.shape().vocab, "a token is outside the vocabulary");
+}
+
+std::shared_ptr<HeadRows> head_rows(Model& model, const Tokens& tokens) {
+  check(model.matrix(model.shape().matrix_count() - 1).loaded(), "the logits layer is not loaded");
+  check_tokens(model, tokens);
+  nb::gil_scoped_release release;
+  auto rows = std::make_shared<HeadRows>(model.shape().vocab, model.shape().hidden, static_cast<int64_t>(tokens.size()));
+  rows->add(model, tokens.data(), static_cast<int64_t>(tokens.size()), nullptr);
+  return rows;
+}
+
+void add_tokens(DraftHead& head, const Tokens& tokens) {
+  check_tokens(head.model(), tokens);
+  head.add(tokens.data(), static_cast<int64_t>(tokens.size()));
+}
+
+void add_likely(DraftHead& head, const Array<float, 2>& logits, int64_t count) {
+  check(logits.shape(1) == static_cast<size_t>(head.model().shape().vocab) && count >= 1, "the logits have the wrong shape");
+  nb::gil_scoped_release release;
+  head.add_likely(logits.data(), static_cast<int64_t>(logits.shape(0)), count);
+}
+
+std::vector<int32_t> tokens_of(const DraftHead& head) {
+  std::vector<int32_t> tokens;
+  for (const HeadRows* rows : {&head.common(), &head.own()})
+    for (int64_t row = 0; row < rows->count(); ++row) tokens.push_back(rows->token(row));
+  return tokens;
+}
+
+void bind_head(nb::module_& module) {
+  nb::class_<HeadRows>(module, "HeadRows", "Rows of the logits layer that draft heads share.")
+      .def_prop_ro("nbytes", &HeadRows::bytes)
+      .def_prop_ro("count", &HeadRows::count);
+  module.def("head_rows", &head_rows, "model"_a, "tokens"_a.noconvert(), "Rows for some tokens.");
+  nb::class_<DraftHead>(module, "DraftHead", "The tokens that drafts of a sequence score.")
+      .def(
+          "__init__",
+          [](DraftHead* self, Model& model, const std::shared_ptr<HeadRows>& common, int64_t most) {
+            check(common != nullptr && most >= 1, "a head needs rows, and room for some of its own");
+            new (self) DraftHead(model, common, most);
+          },
+          "model"_a, "common"_a, "most"_a, nb::keep_alive<1, 2>())
+      .def("add", &add_tokens, "tokens"_a.noconvert())
+      .def("add_likely", &add_likely, "logits"_a.noconvert(), "count"_a, "The most likely tokens of each row of logits.")
+      .def_prop_ro("tokens", &tokens_of, "In the order of their rows.");
+}
+
 }  // namespace
 
 void bind_draft(nb::module_& module) {
+  bind_head(module);
   nb::class_<Int4View, specdec::DraftView>(module, "Int4View", "The int4 view of a whole model.")
       .def("__init__", &make<Int4View>, "model"_a, "joined"_a, nb::keep_alive<1, 2>())
       .def("load", &load_int4, "model"_a, "joined"_a, "q"_a, "scale"_a, "scores"_a,

@@ -19,6 +19,7 @@ from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
+    DraftHead,
     Pass,
     Rows,
     RuntimeInfo,
@@ -152,6 +153,14 @@ class MlxRuntime:
         """Most bytes that a cache of that capacity takes."""
         return self._transformer.new_cache(capacity, self._lock).most_bytes
 
+    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:  # noqa: ARG002 (every runtime's signature)
+        """There are no draft heads on the GPU: drafts score all tokens.
+
+        Raises:
+            InvalidArgumentError: always.
+        """
+        raise InvalidArgumentError("the mlx runtime scores all tokens in drafts: it has no draft heads")
+
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
 
@@ -188,6 +197,8 @@ class MlxRuntime:
         ids: list[int] = checked_tokens(rows.tokens, cache, self.config.vocab_size).tolist()
         if checked_layers(rows.layers, self.config) < self.config.num_layers:
             raise InvalidArgumentError("the mlx runtime always runs all layers: early exit needs another runtime")
+        if rows.head is not None:
+            raise InvalidArgumentError("the mlx runtime scores all tokens in drafts: it has no draft heads")
         selects = self._takes.selects(rows.efforts, view)
         return share_of(number, rows, cache, ids, self._mode(view, selects), selects=selects)
 

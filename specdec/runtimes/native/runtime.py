@@ -21,6 +21,7 @@ from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
+    DraftHead,
     Logits,
     Pass,
     Rows,
@@ -36,6 +37,7 @@ from specdec.runtimes.features import check_missing
 from specdec.runtimes.memory import available_bytes, check_room
 from specdec.runtimes.native.cache import NativeCache, new_native_cache, with_memory
 from specdec.runtimes.native.drafts import build_draft, draft_views
+from specdec.runtimes.native.heads import Heads, NativeHead
 from specdec.runtimes.native.load import load_weights
 from specdec.runtimes.native.shape import shape_of
 from specdec.turns import Turns
@@ -117,7 +119,9 @@ class NativeRuntime:
             agreeing=() if store.quantised else _AGREEING,
             build=f"{self.isa} {_module_stamp()}",
             threads=self.threads,
+            prunes_head=True,
         )
+        self._heads = Heads(module, self._model, self.config)
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
@@ -136,9 +140,10 @@ class NativeRuntime:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes held: `exact` weights, tier `masks`, and each draft view that is loaded."""
+        """Bytes held: `exact` weights, tier `masks`, rows that draft `heads` share, each draft view that is loaded."""
         drafts = {view: int(draft.nbytes) for view, draft in self._drafts.items()}
-        return {"exact": int(self._model.nbytes), "masks": int(self._model.mask_bytes), **drafts}
+        own = {"exact": int(self._model.nbytes), "masks": int(self._model.mask_bytes), "heads": self._heads.nbytes}
+        return own | drafts
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts beside "exact"."""
@@ -176,6 +181,11 @@ class NativeRuntime:
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes that a cache of that capacity takes: whole blocks."""
         return -(-capacity // self._cache_block) * self._cache_block_bytes
+
+    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
+        """A draft head of one sequence; see `Runtime.draft_head`."""
+        with self._turn:
+            return self._heads.new(tokens)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`.
@@ -227,6 +237,7 @@ class NativeRuntime:
             draft,
             logits,
             hidden,
+            [] if rows.head is None else [NativeHead.handle_of(rows.head)],
             inputs,
         )
         return Pass(logits, read[0], hidden[0] if states else None)
@@ -257,6 +268,7 @@ class NativeRuntime:
             draft,
             logits,
             hidden,
+            [NativeHead.handle_of(rows.head) for rows in batch],
             inputs,
         )
         return [

@@ -25,6 +25,7 @@ from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
     Cache,
+    DraftHead,
     Pass,
     Rows,
     RuntimeInfo,
@@ -37,6 +38,7 @@ from specdec.runtimes.base import (
     path_to,
 )
 from specdec.runtimes.reference.cache import KeyValueCache
+from specdec.runtimes.reference.heads import ReferenceHead
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.inputs import InputsMatrix
@@ -133,7 +135,8 @@ class ReferenceRuntime:
 
     def __init__(self, store: Store) -> None:
         self.config: ModelConfig = store.config
-        self.info = RuntimeInfo(name="reference", auto_draft=("own", 0.5) if store.quantised else ("bucket", 0.25))
+        auto_draft = ("own", 0.5) if store.quantised else ("bucket", 0.25)
+        self.info = RuntimeInfo(name="reference", auto_draft=auto_draft, prunes_head=True)
         self._store = store
         self._turn = threading.RLock()
         self._device = compute_device()
@@ -177,6 +180,13 @@ class ReferenceRuntime:
         """Most bytes that a cache of that capacity takes."""
         return capacity * sum(8 * one.attention.kv_heads * one.attention.head_dim for one in self.config.layers)
 
+    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
+        """A draft head of one sequence; see `Runtime.draft_head`."""
+        weights = self._exact["head"].multiplier
+        assert isinstance(weights, FloatMatrix)
+        with self._turn:
+            return ReferenceHead(weights, self.config.vocab_size, self._device, tokens)
+
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`."""
         check_batch(batch, self.config, KeyValueCache)
@@ -208,6 +218,7 @@ class ReferenceRuntime:
         self._store.check_files()  # scores and tiers are read where they are mapped
         self.prepare(view)
         operands, efforts = self._views[view], [rows.efforts.by_name(self.config) for rows in batch]
+        heads = [self._own_head(rows.head) for rows in batch]
         read = _Read(len(batch))
         self._count_tables(segments, read)
 
@@ -223,7 +234,32 @@ class ReferenceRuntime:
             read.add(count, parts)
             return results
 
-        return self._transformer.forward(segments, multiply), read.bytes
+        def multiply_all(
+            name: str, rows: list[Any], parts: list[int], *, growths: Sequence[float] | None = None
+        ) -> list[Any]:
+            if name != "head" or all(head is None for head in heads):
+                return multiply(name, rows, parts, growths=growths)
+            whole = [number for number, part in enumerate(parts) if heads[part] is None]
+            found = iter(multiply(name, [rows[n] for n in whole], [parts[n] for n in whole]) if whole else ())
+            results = []
+            for row, part in zip(rows, parts, strict=True):
+                if (head := heads[part]) is None:
+                    results.append(next(found))
+                else:
+                    results.append(head.multiply(row))
+                    read.add(operands[name].full_bytes * len(head) // self.config.vocab_size, [part])
+            return results
+
+        logits = self._transformer.forward(segments, multiply_all)
+        for one, head in zip(logits, heads, strict=True):
+            if head is not None:
+                head.hide_others(one)
+        return logits, read.bytes
+
+    def _own_head(self, head: DraftHead | None) -> ReferenceHead | None:
+        if head is not None and not isinstance(head, ReferenceHead):
+            raise InvalidArgumentError("a draft head must come from draft_head of this runtime")
+        return head
 
     def _own(self, cache: Cache) -> KeyValueCache:
         if not isinstance(cache, KeyValueCache) or not cache.fits(self.config):
