@@ -170,7 +170,7 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None, consen
     if (path / DESCRIPTION_FILE).is_file():
         return path
     origin, files = str(path.resolve()), _source_files(path)
-    # The key holds all that the converted store depends on, so a changed file is converted anew.
+    # The key holds all that the converted store depends on, so a changed file is converted again.
     described = [[file.name, state.st_size, state.st_mtime_ns] for file in files for state in [file.stat()]]
     target = paths.home() / "stores" / f"{path.stem or 'model'}-{_key({'path': origin, 'files': described})}"
     if (target / DESCRIPTION_FILE).is_file():
@@ -206,7 +206,7 @@ def _local(model: str | Path) -> Path | None:
     """The path that a user names; None for a name on a hub that no path has.
 
     Raises:
-        UnknownNameError, ModelFormatError: there is no such path, and it is no name on a hub.
+        UnknownNameError, ModelFormatError: there is no such path, and it is not a name on a hub.
     """
     path = Path(model).expanduser()
     if path.exists():

@@ -32,7 +32,7 @@ async def answer_events(
         prompt: in tokens.
         reader: makes events of the answer's pieces.
         options: of `specdec.stream`; the seed among them.
-        owner: who asks.
+        owner: the client that asks.
         deadline_s: seconds after which the answer ends where it is.
         asked_s: when the request arrived, by `time.perf_counter`.
         echo: the prompt's text, which comes first.

@@ -1,4 +1,4 @@
-"""The fields of a request's body, checked as they are taken: `Fields`. What nobody took is an unknown field."""
+"""The fields of a request's body, checked as they are taken: `Fields`. A field that was not taken is unknown."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Fields:
             self._values.pop(name, None)
 
     def finish(self) -> None:
-        """Refuse the fields that nobody took, as OpenAI does.
+        """Refuse the fields that were not taken, as OpenAI does.
 
         Raises:
             ApiError: there are some.

@@ -1,4 +1,4 @@
-"""Who may ask: `Guard` checks Host, Origin and API key of every request before anything else runs."""
+"""Access: `Guard` checks Host, Origin and API key of every request before anything else runs."""
 
 from __future__ import annotations
 

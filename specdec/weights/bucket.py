@@ -112,7 +112,7 @@ class BucketedMatrix:
             layout: bucket and tier sizes.
 
         Raises:
-            InvalidArgumentError: `bits` is no uint16 matrix or empty.
+            InvalidArgumentError: `bits` is not an uint16 matrix or empty.
             ModelFormatError: a weight is infinite or NaN.
         """
         if bits.ndim != 2 or bits.dtype != np.uint16:

@@ -26,7 +26,7 @@ def try_schedules(
 
     Args:
         runtime: runs the model.
-        starts: passages, at least one token each, that the model goes on from.
+        starts: passages, at least one token each, that the model continues from.
         schedules: what to try.
         view: draft view.
         length: tokens that the model writes after each passage.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
-SPLIT_SIZE = 4  # floats of a split beside its values
+SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
 PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
@@ -209,7 +209,7 @@ class WholeStep:
         return table
 
     def _kernel(self, kind: Kind) -> tuple[Any, int]:
-        """The kernel of a kind, and floats of scratch memory that it needs beside those for attention."""
+        """The kernel of a kind, and floats of scratch memory that it needs in addition to those for attention."""
         key = (kind.mode, kind.selects, kind.rows, kind.tree, kind.shared)
         if key not in self._kernels:
             constants = self._constants(kind) | STATE_CONSTANTS
