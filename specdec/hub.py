@@ -1,6 +1,6 @@
 """Fetches what a model on a hub is read from, and nothing else of its repository: `fetch`.
 
-Files lie in the cache folder under the commit that they are of. One that was cut short goes on where it ended. Files
+Files are in the cache folder, in a folder for their commit. A download that was cut short continues. Files
 that the hub's own client has in its cache are used where they lie.
 """
 
@@ -56,7 +56,7 @@ class Fetched:
 
 
 def folder_of(repo: str) -> Path:
-    """Where files of a repository lie in the cache; whether or not there are any."""
+    """Folder of a repository's files in the cache, whether or not it exists."""
     return paths.home() / "hub" / repo.replace("/", "--")
 
 

@@ -1,4 +1,4 @@
-"""Opening lock files without following links: a lock may lie in a folder that others can write."""
+"""Opening lock files without following links: a lock may be in a folder that others can write."""
 
 from __future__ import annotations
 

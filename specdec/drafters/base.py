@@ -71,7 +71,7 @@ class DrafterSetup:
         load_model: loads another model by catalogue name or path, or None where there is no way to.
         memory: of the model's drafters.
         owner: whose earlier answers drafters may learn from; None for nobody's.
-        progress: told of draft views that are built; None if no one listens.
+        progress: reports draft views that are built; None if no one listens.
     """
 
     runtime: Runtime

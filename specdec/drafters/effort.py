@@ -83,7 +83,7 @@ class EarlyExitDrafter(EffortDrafter):
 
 def draft_views(runtime: Runtime, asked: str, progress: Progress | None = None) -> tuple[str, ...]:
     """The draft views that were asked for, made ready: one, several with commas between, or "auto" for the one that is
-    fastest on the runtime. `progress` is told of those that are built.
+    fastest on the runtime. `progress` reports those that are built.
 
     Raises:
         UnknownNameError: the runtime has no such view.

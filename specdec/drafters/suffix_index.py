@@ -32,7 +32,7 @@ NOWHERE = Place(_ROOT, 0)
 class SuffixIndex:
     """The runs of tokens that occur in some texts, of any length, each with what followed it.
 
-    A state stands for the runs that occur at the same places; its link leads to the longest suffix of them that occurs
+    A state represents the runs that occur at the same places; its link leads to the longest suffix of them that occurs
     elsewhere too. A token takes amortised constant time and at most two states of 20 bytes, and a dictionary where a
     second token follows the same run: about 60 to 120 bytes a token of text in all.
 

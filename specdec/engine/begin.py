@@ -36,7 +36,7 @@ def begin(
         prompt: text, token ids, or chat messages.
         arguments: see `Options`.
         caller: name of the function that the arguments were given to.
-        progress: told of draft views that are built, and of the prompt as it is read.
+        progress: reports draft views that are built, and the prompt as it is read.
 
     Raises:
         InvalidArgumentError: an argument is out of range or contradicts another one, or the prompt does not fit.

@@ -87,7 +87,7 @@ class Sequence:
         draft_chooser: chooses the tokens of drafts.
         prompt_logprobs: of the prompt's tokens as far as it has been read; None where they are not wanted.
         speculation: None decodes one token a round.
-        rows_beside: rows that other sequences are expected to have in the next verify pass; told to the policy.
+        rows_beside: rows that other sequences are expected to have in the next verify pass; the policy gets the number.
         rounds: rounds finished that a policy was asked about.
     """
 

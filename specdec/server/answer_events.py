@@ -48,7 +48,7 @@ async def answer_events(
     async with running:
         async for piece in running:
             if echo is not None:
-                # What the prompt's passes told is known by now; asking for it waits for a pass boundary.
+                # The prompt's log-probabilities are known by now; asking for them waits for a pass boundary.
                 told = (await answers.work(running.result)).prompt_logprobs if echo.has_logprobs else None
                 yield echo.event(told)
                 echo = None

@@ -16,7 +16,7 @@ class Fields:
 
     Args:
         values: of the object.
-        path: where the object stands in the request, "" for the body itself.
+        path: path of the object in the request, "" for the body itself.
 
     All methods that take a field raise `ApiError` with status 400 when its value is of another kind or out of range.
     """

@@ -73,7 +73,7 @@ class Guard:
             )
 
     def _owner(self, path: str, headers: Headers) -> str:
-        """The owner that a key stands for, "" without keys.
+        """The owner of a key, "" without keys.
 
         Raises:
             ApiError: the key is missing or wrong.

@@ -56,7 +56,7 @@ class StoreDescription:
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
-        rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
+        rests: of every matrix with its codes in planes, what the rest of them is worth: `partial.rest_worth`.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.

@@ -158,7 +158,7 @@ class BucketedMatrix:
     def _unrank(self, dense: np.ndarray, part: slice) -> None:
         """Write the weights of the inputs `part` in order of output: uint16 (inputs, padded outputs)."""
         size, tiers = self.layout.bucket_size, self.layout.num_tiers
-        # Where the outputs of a bucket lie in its values: by tier, then by output.
+        # Order of a bucket's outputs in its values: by tier, then by output.
         order = np.empty((len(dense), dense.shape[1] // size, size), dtype=np.uint16)
         order[:] = np.arange(size) + 64 * (tiers - 1)
         for k in range(tiers - 1):

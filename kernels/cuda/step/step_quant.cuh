@@ -315,7 +315,7 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
       ++tile, step = 0;
     }
   }
-  BARRIER();  // nobody reads the rows any more
+  BARRIER();  // the rows are no longer read
   if (share.begin < share.end && step) leave_tile(gathering.own + share.warp * ROWS * APART);
   gather_quant(share, gathering, parts, rows);
 }

@@ -30,7 +30,7 @@ def try_schedules(
         schedules: what to try.
         view: draft view.
         length: tokens that the model writes after each passage.
-        done: told the number of tokens written so far.
+        done: called with the number of tokens written so far.
 
     Returns:
         For each schedule the share of positions at which it chooses what the model chooses, and the mean KL in nats.

@@ -127,7 +127,7 @@ def whole_text(
 
     Args:
         name: of the kernel.
-        header: what stands before it.
+        header: text before it.
         source: its body.
         inputs: arrays by parameter name, in order.
         outputs: types of the results by parameter name.
