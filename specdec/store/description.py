@@ -26,7 +26,7 @@ FORMAT_VERSION = 4
 # What a store is whose model needs no list of layers: with codes in planes, with other quantised matrices, without.
 # Older versions read it.
 PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 3, 2, 1
-# Whether quantised weights stay in their blocks where nobody says otherwise.
+# Whether quantised weights stay in their blocks by default.
 KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
 _FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -56,7 +56,7 @@ class StoreDescription:
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
-        rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
+        rests: of every matrix with its codes in planes, what the rest of them is worth: `partial.rest_worth`.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
         views: draft views that have a file.
@@ -169,14 +169,14 @@ def check_file_name(name: str) -> None:
     """Refuse a file that a store does not have, above all one outside its folder.
 
     Raises:
-        ModelFormatError: `name` is no file's path inside a store.
+        ModelFormatError: `name` is not a file's path inside a store.
     """
     if not _FILE_NAME.fullmatch(name):
         raise ModelFormatError(f"a store has no file named {name!r}")
 
 
 def _check_types(config: ModelConfig, types: Mapping[str, str], rests: Mapping[str, float]) -> None:
-    """Refuse quantised types that a matrix cannot have, and planes of what is no such matrix."""
+    """Refuse quantised types that a matrix cannot have, and planes of any other matrix."""
     shapes = config.matrices() | config.tables()
     for name, kind in types.items():
         try:

@@ -22,20 +22,8 @@ from specdec.kernels.reference.mlx_transformer import RowTransformer, Segment
 from specdec.kernels.reference.selection import select_tiers
 from specdec.model.architecture import ModelConfig
 from specdec.progress import Count, reported
-from specdec.runtimes.base import (
-    EXACT,
-    Cache,
-    Pass,
-    Rows,
-    RuntimeInfo,
-    ViewInfo,
-    check_batch,
-    check_view,
-    checked_layers,
-    checked_tokens,
-    is_chain,
-    path_to,
-)
+from specdec.runtimes.base import EXACT, Cache, Pass, Rows, RuntimeInfo, ViewInfo, check_view, is_chain, path_to
+from specdec.runtimes.checks import check_batch, checked_layers, checked_tokens
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
@@ -152,7 +140,7 @@ class ReferenceRuntime:
         """Make `view` ready: read it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
-            UnknownNameError: nobody registered such a view.
+            UnknownNameError: no such view is registered.
             InvalidArgumentError: the view has tiers within a bucket that this runtime cannot see.
         """
         check_view(view, self.views())
@@ -276,7 +264,7 @@ class ReferenceRuntime:
         return self._store.table_rows(f"layers.{layer}.mlp.router")
 
     def _count_tables(self, segments: Sequence[Segment], read: _Read) -> None:
-        """Count what a pass reads beside its matrices: embeddings, routers, vectors, and each history once."""
+        """Count what a pass reads besides its matrices: embeddings, routers, vectors, and each history once."""
         config = self.config
         parts = [part for part, segment in enumerate(segments) for _ in segment.tokens]
         for part, segment in enumerate(segments):
