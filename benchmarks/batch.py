@@ -1,4 +1,4 @@
-"""Several sequences that decode in lockstep: tokens a second in all, over those of one sequence.
+"""Tokens per second of several sequences that decode in lockstep, relative to one sequence.
 
 Every case decodes plainly (greedy, effort 1) on the native runtime, one row a sequence and pass, after a prompt of its
 own; cases alternate in every round, and the ratio is the median over rounds. Before anything is timed, the tokens of

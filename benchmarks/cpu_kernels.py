@@ -1,4 +1,4 @@
-"""Kernels of the native runtime by themselves: GB/s, and the ratio to a dense 16-bit product of the same matrix.
+"""Single kernels of the native runtime: GB/s, and the ratio to a dense 16-bit product of the same matrix.
 
 By view, effort and rows M, on random weights; copies of the matrix take turns, so that none stays in cache. Whole steps
 are in `cpu_step`, quantised matrices in `quant_kernels`.

@@ -30,7 +30,7 @@ CONTEXT, PREFILL = 200, 512
 
 
 def check(runtime: NativeRuntime, tokens: list[int]) -> None:
-    """Refuse to time a runtime whose rows depend on their company."""
+    """Refuse to time a runtime without row invariance."""
     together, alone = runtime.new_cache(16), runtime.new_cache(16)
     rows = forward_one(runtime, tokens[:9], together, effort=FULL).logits
     single = [forward_one(runtime, [token], alone, effort=FULL).logits[0] for token in tokens[:9]]

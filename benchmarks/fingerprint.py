@@ -120,7 +120,7 @@ def compare(found: dict[str, str], path: Path) -> int:
 
 
 def machine() -> str:
-    """What the bits may depend on beside the build."""
+    """What the bits may depend on, other than the build."""
     cpu = next((line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), "")
     return f"{cpu or platform.processor() or platform.machine()}, SPECDEC_CPU={os.environ.get('SPECDEC_CPU', '')}"
 

@@ -71,7 +71,7 @@ def with_weights_of(store_path: Path, like: Path, folder: Path) -> Path:
 
 
 def _canonical(name: str, *, tied: bool) -> str:
-    """The store's name of a tensor of a .gguf file; empty for one that is no matrix."""
+    """The store's name of a tensor of a .gguf file; empty if it is not a matrix."""
     parts = name.split(".")
     if name == "output.weight" or (name == "token_embd.weight" and tied):
         return "head"

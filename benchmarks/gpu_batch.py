@@ -44,7 +44,7 @@ def check(runtime: Any, caches: list[Any], efforts: Any) -> None:
         alone = runtime.forward([rows])[0]
         cache.trim(CONTEXT)
         if not np.array_equal(alone.logits, made.logits):
-            sys.exit("a sequence alone has other logits than beside the others: nothing was timed")
+            sys.exit("a sequence has other logits alone than in the batch: nothing was timed")
 
 
 def milliseconds(runtime: Any, batch: list[Rows], repeat: int) -> tuple[float, float]:

@@ -146,7 +146,7 @@ def linear_of(weights: list[Any], *, paired: bool = False, views: tuple[str, ...
 
 
 def cache_arrays(transformer: Transformer, positions: int) -> list[Any]:
-    """The arrays of a cache of one sequence, with memory for so many positions."""
+    """The arrays of a cache of one sequence, with memory for this number of positions."""
     cache = transformer.new_cache(positions, RLock())
     cache.reserve(positions)
     return cache.arrays
@@ -159,7 +159,7 @@ def random_transformer(
 
     Args:
         config: its shape.
-        views: what to pack beside the dense weights.
+        views: what to pack in addition to the dense weights.
         distinct: blocks with memory of their own (of the same numbers: bucketing them takes long); the others repeat
             them, far more bytes later than a cache holds.
     """

@@ -82,7 +82,7 @@ class Case:
         return made
 
     def dense(self, rows: int, repeat: int) -> float:
-        """Seconds of `dense`; refuses when a row depends on its company or is wrong."""
+        """Seconds of `dense`; exits if a row is wrong, or depends on the other rows of its pass."""
         _, activation, _ = self.activation(rows)
         state = self.state(rows)
 

@@ -39,7 +39,7 @@ CASES = {
 
 
 class Quantised:
-    """Matrices of one block of a random model: MLX's arrays, and ours.
+    """Matrices of one block of a random model: MLX's arrays, and specdec's.
 
     Args:
         shapes: (out, in) by name.
@@ -107,7 +107,7 @@ def random_models(config: ModelConfig, bits: int) -> tuple[Transformer, list[dic
 
 
 class Steps:
-    """Runs single steps of one of our models behind a history of CONTEXT tokens."""
+    """Runs single steps of a specdec model after a history of CONTEXT tokens."""
 
     def __init__(self, transformer: Transformer, history: list[tuple[Any, Any]]) -> None:
         self.transformer = transformer
@@ -188,7 +188,7 @@ def dense_times(config: ModelConfig, cache: list[Any], repeat: int) -> dict[int,
 def times_of(
     config: ModelConfig, bits: int, cache: list[Any], repeat: int
 ) -> list[tuple[str, float, int, float, float, float]]:
-    """Name, effort, rows, median, spread and a single row's median of MLX's steps and ours."""
+    """Name, effort, rows, median, spread and a single row's median of the steps of MLX and of specdec."""
     transformer, plain = random_models(config, bits)
     mlx, steps = mlx_step(config, plain, bits=bits), Steps(transformer, cache)
     check(steps, mlx, cache, bits)

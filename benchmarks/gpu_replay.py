@@ -1,6 +1,6 @@
 """Speculation on a 7B-shaped model on the GPU: real kernels at real sizes, acceptance from a smaller model's record.
 
-Random weights accept nothing, so how far a draft is right comes from `acceptance_map.py`'s result of a real model: by
+Random weights accept nothing, so acceptance comes from `acceptance_map.py`'s result of a real model: by
 place in the draft, the share that was kept where everything before it was. Every step is run and waited for, its logits
 read and its best token looked up, as decoding does; only the decision how many tokens count is drawn from the record.
 
@@ -48,7 +48,7 @@ class Decoder:
         return self.steps.logits(mode, effort, tokens).argmax(axis=1).tolist()
 
     def advance(self, count: int) -> None:
-        """Keep `count` tokens more; start again where there is no room for more."""
+        """Keep `count` more tokens; start over if the cache is full."""
         self.position += count
         if self.position + 2 * 16 > self.room:
             self.position = CONTEXT
@@ -81,7 +81,7 @@ class Decoder:
 
 
 def mlx_plain(config: ModelConfig, plain: list[dict[str, object]], table: object, tokens: int) -> float:
-    """Seconds a token of MLX's own dense step behind CONTEXT tokens, logits read."""
+    """Seconds per token of MLX's own dense step after CONTEXT tokens, with the logits read."""
     run = mlx_step(config, plain)
     shape = (1, config.num_kv_heads, CONTEXT, config.head_dim)
     cache = [

@@ -91,7 +91,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", metavar="MODEL", help="models to load (default: small random ones)")
     parser.add_argument("--runtime", default="mlx", help="default: %(default)s")
-    parser.add_argument("--only", nargs="+", choices=MODELS, help="small random models to run, beside those named")
+    parser.add_argument(
+        "--only", nargs="+", choices=MODELS, help="small random models to run, in addition to those named"
+    )
     parser.add_argument("--schedules", type=int, default=100, help="for each model (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first schedule (default %(default)s)")
     parser.add_argument("--passes", type=int, default=8, help="most passes of a schedule (default %(default)s)")

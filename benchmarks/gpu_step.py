@@ -66,7 +66,7 @@ def mlx_step(
 
 
 def asked_for(description: str) -> tuple[argparse.Namespace, ModelConfig]:
-    """What the command line asks for: `repeat`, `layers` and `json`, and the 7B shape of so many blocks."""
+    """The options `repeat`, `layers` and `json`, and the 7B shape with that number of layers."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--repeat", type=int, default=30, help="steps of each kind (default %(default)s)")
     parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
@@ -87,7 +87,7 @@ def random_history(config: ModelConfig) -> list[tuple[Any, Any]]:
 
 
 class Steps:
-    """Runs single steps of a transformer at `position`, behind a history of CONTEXT tokens to begin with."""
+    """Runs single steps of a transformer at `position`, at first after a history of CONTEXT tokens."""
 
     def __init__(self, transformer: Transformer) -> None:
         self.transformer, self.position = transformer, CONTEXT

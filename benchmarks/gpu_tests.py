@@ -1,4 +1,4 @@
-"""The GPU runtime's tests on this machine's GPU, summed up: device, versions, and what passed, failed or was skipped.
+"""Run the GPU runtime's tests on this machine's GPU, and print device, versions and the outcomes by test.
 
 python benchmarks/gpu_tests.py            # -k and other options go on to pytest
 """

@@ -1,11 +1,11 @@
-"""What lookups bring: rounds over recorded greedy answers, at costs of rows that do not vary. No pass is timed.
+"""What lookups gain: rounds over recorded greedy answers, at fixed costs of rows. No pass is timed.
 
 python benchmarks/lookup_replay.py MODEL --answers answers.jsonl [--prompts 6] [--drafters ngram recycle] [--earlier]
 
 The model answers `--prompts` prompts of each of seven kinds and keeps the tokens in the file, which a later run reads.
 The drafters and the default policy then go through these answers as the engine would; a draft token is kept where the
-answer has the same one. So it shows drafters and policy alone, on a busy machine too. `--earlier` counts all answers as
-those of one owner. What the verifier's logits teach `recycle` is left out.
+answer has the same one. So the result depends on drafters and policy only, not on how busy the machine is. `--earlier`
+counts all answers as those of one owner. `recycle` learns nothing from the verifier's logits here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 python benchmarks/mixture_drafts.py MIXTURE [--dense MODEL] [--efforts 0.25,0.5,0.75] [--view bucket]
 
-The native runtime leaves out experts below effort 1; "all experts" is the same runtime told to keep them. For each:
+The native runtime leaves out experts below effort 1; "all experts" is the same runtime, set to keep them. For each:
 
 - agreement: share of the positions of greedy answers at which the draft's likeliest token is the model's, over the
   exact history, and the mean KL divergence there. Exact: no time is in it.

@@ -1,4 +1,4 @@
-"""Whether the default policy is ever slower than plain decoding: first answers to seven kinds of prompts.
+"""Is the default policy ever slower than plain decoding? First answers to seven kinds of prompts.
 
 python benchmarks/never_slower.py MODEL --resume answers.jsonl --threads 2 [--loaded] [--kinds qa rag] [--budget-s 600]
 
@@ -9,7 +9,7 @@ A speed is that of all rounds after the prompt was read. A prompt's ratio is the
 speed over plain decoding's in the answer next to it; a kind's is the median over prompts, with a bootstrap interval of
 95 %. Answers must be equal to the token: exit code 1 if one is not.
 
-The run goes on from the file of `--resume`, which holds a line of JSON an answer, and ends early after `--budget-s`.
+The run continues from the file of `--resume`, which holds a line of JSON an answer, and ends early after `--budget-s`.
 Several runs, each with its own `--kinds` and file, are put together by `--merge FILE...`, which measures nothing.
 
 `--beside DRAFTERS...` answers by the same policy over other drafters as well, each time next to the default: what
@@ -87,7 +87,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--beside", nargs="+", default=[], metavar="DRAFTERS", help="other drafters to measure, too")
     parser.add_argument("--loaded", action="store_true", help="measure costs while all cores are busy")
     parser.add_argument("--budget-s", type=float, default=math.inf, metavar="S", help="begin no pair after that time")
-    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep the answers here, and go on from them")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="keep the answers here, and continue from them")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="sum up files of --resume instead")
     add_json_option(parser)
     args = parser.parse_args()
@@ -224,7 +224,7 @@ class _Pairs:
         return found | {"verify_s": dict(table.verify_s), "draft_s": steps}
 
     def _forget(self) -> None:
-        """Costs are measured anew, and no policy has learnt anything."""
+        """Measure costs again, and forget what policies have learnt."""
         self._model.memory = Memory(costs=MachineCosts(is_kept=False), drafters=self._model.memory.drafters)
 
     def _answer(self, content: Any, *, way: str, max_tokens: int) -> Result:
@@ -341,7 +341,7 @@ def _interval(pairs: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _sign_test(slower: int, count: int) -> float:
-    """Chance that so many or more of `count` are slower where either is as likely (one-sided)."""
+    """Chance that this number or more of `count` are slower if both are equally likely (one-sided)."""
     return sum(math.comb(count, k) for k in range(slower, count + 1)) / 2**count
 
 

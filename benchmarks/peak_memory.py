@@ -1,7 +1,7 @@
-"""Peak memory of a whole process against the model file, on the processor.
+"""Peak memory of a process on a CPU, relative to the size of the model file.
 
-Every run is `specdec generate` in a process of its own; what counts is the most that it ever has resident: weights,
-nested drafts, cache, vocabulary and Python. Files are converted before.
+Every run is a process of its own with `specdec generate`. Its peak resident memory counts: weights, nested drafts,
+cache, vocabulary and Python. Files are converted before.
 
     python benchmarks/peak_memory.py model-q8_0.gguf model-q4_k_m.gguf --share 1 0.8 0.5
 """

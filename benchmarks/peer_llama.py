@@ -106,7 +106,7 @@ class LlamaContender:
         else:
             found = re.search(r"\beval time =\s*(?P<ms>[\d.]+) ms /\s*(?P<tokens>\d+) runs", printed)
         if found is None:
-            raise SystemExit(f"{Path(self._command[0]).name} told no timing; its last words: {printed[-300:]}")
+            raise SystemExit(f"{Path(self._command[0]).name} printed no timing; its last output: {printed[-300:]}")
         words = found.groupdict()
         counts = {name: re.search(rf"n_{name}\s*[=:]\s*(\d+)", printed) for name in ("drafted", "accept")}
         return {

@@ -16,7 +16,7 @@ from mlx_lm.generate import stream_generate
 
 
 def answer(model: Any, tokenizer: Any, draft: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Greedy tokens behind the prompt's ids; the time begins when the first of them is there."""
+    """Greedy tokens after the prompt's ids; the clock starts when the first of them is there."""
     extra = (
         {"draft_model": draft, "num_draft_tokens": request["num_draft_tokens"]} if request["mode"] == "draft" else {}
     )

@@ -34,7 +34,7 @@ def load(path: str) -> Any:
 
 
 def answer(model: Any, draft: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Greedy tokens behind the prompt's ids; the time begins when the first of them is there."""
+    """Greedy tokens after the prompt's ids; the clock starts when the first of them is there."""
     ids = torch.tensor([request["ids"]])
     extra: dict[str, Any] = {}
     if request["mode"] == "assisted":

@@ -1,4 +1,4 @@
-"""specdec beside its peers: the same prompts, the same model files, the same settings, answer by answer in turn.
+"""Compare specdec with other programs: same prompts, model files and settings, taking turns after every answer.
 
     python benchmarks/peers.py smollm2-135m.gguf --twin smollm2-135m-dithered.store --json peers.json
     python benchmarks/peers.py model.gguf --blocks model.store --peers llama.cpp --draft small.gguf

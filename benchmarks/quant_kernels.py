@@ -1,6 +1,6 @@
-"""Multiplications of quantised matrices by themselves: time, GB/s, ratio to one row, by type and instruction set.
+"""Single multiplications of quantised matrices: time, GB/s, ratio to one row, by type and instruction set.
 
-On random blocks; types take turns, so that none stays in cache. A 16-bit matrix of the same shape is beside them. Whole
+On random blocks; types take turns, so that none stays in cache. A 16-bit matrix of the same shape is timed too. Whole
 steps are in `cpu_step`.
 
     python benchmarks/quant_kernels.py --shape 8960x1536

@@ -1,7 +1,7 @@
 """Copy the tables of `benchmarks/results` into BENCHMARKS.md and README.md: `python benchmarks/render.py`.
 
-A line `<!-- table NAME -->` in a document stands above the table of `results/NAME.json`. That line, the table and the
-sentence with its commands are replaced; all other text is written by hand in the document. `tables.py` makes the files.
+A line `<!-- table NAME -->` in a document is above the table of `results/NAME.json`. That line, the table and the
+sentence with its commands are replaced; all other text belongs to the document. `tables.py` makes the files.
 The table `front` of README.md has no file: it is put together from `faster` and `gpu_models`.
 """
 

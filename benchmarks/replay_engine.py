@@ -1,8 +1,8 @@
-"""Rounds over recorded answers, at costs that do not vary: what policies are compared by where a machine is noisy.
+"""Rounds over recorded answers at fixed costs, to compare policies on a noisy machine.
 
-A recording holds, for every position of an answer, what a draft step at each effort proposes behind the exact history,
+A recording holds, for every position of an answer, what a draft step at each effort proposes after the exact history,
 and how sure it is of it. So acceptance is the model's own, costs are measured once and the same for all, and a policy's
-decisions are the only thing that differs. Drafted history is left out: behind several drafted tokens a draft step sees
+decisions are the only thing that differs. Drafted history is left out: after several drafted tokens a draft step sees
 keys and values of draft quality, which the recording does not know. `policy_replay` records and reports.
 """
 

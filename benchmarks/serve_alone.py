@@ -1,4 +1,4 @@
-"""Plain decoding of chat requests by the library, one after another: what `serve_identity.py` compares a server with.
+"""Plain decoding of chat requests by the library, one after another: the reference of `serve_identity.py`.
 
 It reads a request's body on each line of stdin, and writes its answer's outcome as a line of JSON. No server runs, no
 pass is shared, nothing is drafted, and nothing that was read for one request serves another one.

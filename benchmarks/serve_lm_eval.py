@@ -1,4 +1,4 @@
-"""lm-eval's `local-completions` against our server: the bundled quizzes, equal scores with speculation on and off.
+"""Run the bundled quizzes by lm-eval against specdec's server: scores must be equal with and without speculation.
 
 The tasks are in `benchmarks/lm_eval/`; nothing is fetched. Two score choices by log-probabilities, with the tokenizer
 that the server describes (`/tokenizer_info`), and one lets the model write. Scores and every answer must be equal

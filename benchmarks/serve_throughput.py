@@ -1,11 +1,11 @@
-"""Our server and llama-server: the same model file, threads, places and client, in turn, over the bundled prompts.
+"""Throughput of specdec's server and of llama-server, with the same model file, threads, slots and client.
 
-At every level of concurrency both servers start with as many places (`--max-sequences`, `-np`). A round sends some
-prompts to each contender, so many at a time: our server with speculation, the same without, and llama-server. The order
-rotates from round to round, and servers whose turn it is not are stopped by a signal. Decoding is greedy. Nothing read
-for one request serves another one: each has an API key of its own with us, and `cache_prompt: false` with llama-server;
-`--prompt-cache on` allows both servers theirs. In every round our answers with and without speculation must be equal,
-and both servers must count the same tokens in the prompts, or nothing more is measured.
+At every level of concurrency, both servers start with that many slots (`--max-sequences`, `-np`). A round sends some of
+the bundled prompts to each contender at that concurrency: specdec with speculation, specdec without, and llama-server.
+The order rotates from round to round; a signal stops the servers that are not being measured. Decoding is greedy. No
+request reuses the prompt of another: with specdec each has its own API key, with llama-server `cache_prompt` is false.
+`--prompt-cache on` allows both servers their caches. In every round specdec's answers with and without speculation must
+be equal, and both servers must count the same prompt tokens; otherwise the measurement stops.
 
 Rates are tokens over the time of a round, prompts included. Ratios are medians over rounds. Time to first token is from
 the request to the first text. Results are written after every round; Ctrl-C and `--budget-s` end with those so far.
@@ -84,7 +84,7 @@ def llama_command(options: argparse.Namespace, port: int, places: int) -> list[s
 
 @contextmanager
 def contenders(options: argparse.Namespace, places: int, keys: int) -> Iterator[list[Contender]]:
-    """All contenders at one level, their servers stopped; ours accepts `keys` API keys."""
+    """All contenders at one level, their servers stopped; specdec accepts `keys` API keys."""
     with ExitStack() as stack:
         port, numbers = free_port(), count()
         os.environ["SPECDEC_API_KEY"] = ",".join(f"key{number}" for number in range(keys))
@@ -241,9 +241,11 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help=".gguf file that both servers run")
-    parser.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="llama-server (default: only ours)")
+    parser.add_argument("--llama-server", type=Path, metavar="PROGRAM", help="llama-server (default: specdec only)")
     parser.add_argument("--llama-options", nargs=argparse.REMAINDER, default=[], help="more options of it; last")
-    parser.add_argument("--store", type=Path, help="converted model for ours (default: what `serve` makes of the file)")
+    parser.add_argument(
+        "--store", type=Path, help="converted model for specdec (default: converted from the file by `serve`)"
+    )
     parser.add_argument("--levels", type=int, nargs="+", default=[1, 4, 16], help="concurrent requests")
     parser.add_argument("--rounds", type=int, help="most rounds at each level (default: all prompts once)")
     parser.add_argument("--round-size", type=int, help="prompts of a round (default: twice the level, at least 4)")

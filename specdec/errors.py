@@ -77,7 +77,7 @@ class QueueFullError(SpecdecError, RuntimeError):
 
 
 class UnknownNameError(InvalidArgumentError):
-    """A policy, view, drafter, runtime or model name that nobody registered, or that is not for this model; the message
+    """A policy, view, drafter, runtime or model name that is not registered, or that is not for this model; the message
     lists those that there are.
 
     Args:
@@ -120,7 +120,7 @@ class DownloadError(SpecdecError, RuntimeError):
 
 
 class LicenceError(DownloadError):
-    """A model's licence asks for consent, and nobody has accepted it.
+    """A model's licence asks for consent, and it was not accepted.
 
     Args:
         model: catalogue name.
@@ -141,7 +141,7 @@ class RuntimeUnavailableError(SpecdecError, RuntimeError):
 
 
 class MemoryShortError(SpecdecError, MemoryError):
-    """There is no memory for something that could be left out, such as a draft view."""
+    """Not enough memory for something that could be left out, such as a draft view."""
 
 
 class PluginError(SpecdecError, RuntimeError):

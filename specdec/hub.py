@@ -1,6 +1,6 @@
 """Fetches what a model on a hub is read from, and nothing else of its repository: `fetch`.
 
-Files lie in the cache folder under the commit that they are of. One that was cut short goes on where it ended. Files
+Files are in the cache folder, in a folder for their commit. A download that was cut short continues. Files
 that the hub's own client has in its cache are used where they lie.
 """
 
@@ -56,7 +56,7 @@ class Fetched:
 
 
 def folder_of(repo: str) -> Path:
-    """Where files of a repository lie in the cache; whether or not there are any."""
+    """Folder of a repository's files in the cache, whether or not it exists."""
     return paths.home() / "hub" / repo.replace("/", "--")
 
 
@@ -65,7 +65,7 @@ def fetch(name: HubName, *, progress: Progress) -> Fetched:
 
     Args:
         name: of the model; a branch or tag is resolved to the commit that it is now.
-        progress: told the bytes that have arrived.
+        progress: reports the bytes that have arrived.
 
     Raises:
         DownloadError: there is no such model, it may not be read, or the hub cannot be reached.
@@ -156,7 +156,7 @@ def _tell(progress: Progress, stage: str, total: int, before: int, size: int) ->
 def _fetched(
     name: HubName, commit: str, file: _File, folder: Path, arrived: Callable[[int], None] = lambda _: None
 ) -> Path:
-    """A file of the repository, in place. What has arrived of it by an error goes on from there the next time."""
+    """A file of the repository, in place. What has arrived of it by an error continues from there the next time."""
     import huggingface_hub
 
     target = folder / file.name
@@ -188,7 +188,7 @@ def _receive(url: str, out: BinaryIO, size: int, arrived: Callable[[int], None])
         url: of the file.
         out: opened for appending.
         size: bytes of the file, or -1 where that is not known.
-        arrived: told the bytes that are there.
+        arrived: called with the number of bytes that are there.
 
     Raises:
         Exception: of the hub's client or its HTTP library.
@@ -262,7 +262,7 @@ def _sentence(name: HubName, error: Exception) -> SpecdecError:
         return StoreError(f"cannot write {error.filename}: {error.strerror}")
     return DownloadError(
         f"the connection to the hub failed while fetching {name} ({type(error).__name__}): connect to the network and "
-        "give the same command, which goes on from here, or give a folder or .gguf file"
+        "give the same command, which continues from here, or give a folder or .gguf file"
     )
 
 

@@ -39,12 +39,12 @@ Consent: TypeAlias = Callable[[str, Terms], bool]
 
 
 def accepted(_model: str, _terms: Terms) -> bool:
-    """A `Consent` of a caller who has accepted beforehand."""
+    """A `Consent` that accepts every licence."""
     return True
 
 
 def refused(_model: str, _terms: Terms) -> bool:
-    """A `Consent` of a caller who has said nothing."""
+    """A `Consent` that has not been given: refuses."""
     return False
 
 

@@ -1,4 +1,4 @@
-"""Opening lock files without following links: a lock may lie in a folder that others can write."""
+"""Opening lock files without following links: a lock may be in a folder that others can write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def open_lock(path: Path) -> int:
 
     Args:
         path: a regular file with one name, or nothing. A link, a device, a FIFO or a file with a second name, which
-            could be somebody else's file, is refused and stays as it is.
+            could be another program's file, is refused and stays as it is.
 
     Raises:
         OSError: the file cannot be opened, or is not such a file.

@@ -1,4 +1,4 @@
-"""A text stream for messages that may be lost: `MessageStream`. Whoever writes to it never hears of a failure."""
+"""A text stream for messages that may be lost: `MessageStream`. Writing to it never fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from specdec.interrupts import unless_signalled
 
 
 class MessageStream:
-    """A stream whose failures are nobody's business: it is closed, full, or its reader went away. After one it is
+    """A stream whose failures are ignored: it is closed, full, or its reader went away. After one it is
     silent.
 
     Args:
@@ -36,7 +36,7 @@ class MessageStream:
                 self._lose(self._stream)
 
     def isatty(self) -> bool:
-        """Whether somebody may be looking."""
+        """Whether the stream is a terminal."""
         try:
             return self._stream is not None and self._stream.isatty()
         except unless_signalled(OSError, ValueError):

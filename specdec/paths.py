@@ -36,7 +36,7 @@ def locks_folder() -> Path:
 
 def private_folder(folder: Path) -> Path:
     """`folder`, created when missing. It, and every folder of the cache above it, is made for its owner only: what is
-    asked of a model and what it answers may lie in them. A folder that is there keeps its permissions.
+    asked of a model and what it answers may be in them. A folder that is there keeps its permissions.
 
     Raises:
         OSError: it cannot be created.

@@ -43,7 +43,7 @@ class Summed:
     """Reports several pieces of work that go on side by side as one: what is done and what is to do are added up.
 
     Args:
-        progress: is told of all of them.
+        progress: reports all of them.
     """
 
     def __init__(self, progress: Progress) -> None:

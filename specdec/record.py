@@ -78,7 +78,7 @@ def to_json(value: Any, indent: int = 0) -> str:
 
 
 def _is_plain(value: Any, *, depth: int) -> bool:
-    """Whether a value is no container, an empty one, or a list of such that is not nested deeper than `depth`."""
+    """Whether a value is a scalar, an empty container, or a list of these, nested at most `depth` deep."""
     if isinstance(value, (list, tuple)):
         return not value or (depth > 0 and all(_is_plain(one, depth=depth - 1) for one in value))
     return not isinstance(value, dict) or not value

@@ -49,7 +49,7 @@ class Registry(Generic[T]):
         """The constructor registered under a name.
 
         Raises:
-            UnknownNameError: nobody registered the name; the message lists those that exist.
+            UnknownNameError: the name is not registered; the message lists those that exist.
             InvalidArgumentError: two packages claim the name.
             PluginError: the package that announces the name cannot be imported.
         """

@@ -8,7 +8,7 @@ from types import TracebackType
 
 
 class Turns:
-    """A re-entrant lock that goes to whoever has waited longest.
+    """A fair re-entrant lock: the thread that has waited longest gets it.
 
     A thread that runs pass after pass releases and takes its lock within microseconds. With Python's own locks a waiter
     may never be quick enough to get it in between; here it gets the next turn.

@@ -1,8 +1,8 @@
 // ROWS rows (1, 8 or 16; those past state[1] are not read) times a whole matrix: effort 1.0.
 //
 // A simdgroup makes four outputs, a threadgroup 32. A lane takes four inputs of every 128, adds them up by rising input
-// for each row by itself, and the lanes' sums meet in an order that the lanes fix: a row's bits do not depend on its
-// company. Weights are rows, (outputs, PADDED).
+// for each row by itself, and the lanes' sums meet in an order that the lanes fix: a row's bits do not depend on
+// other rows. Weights are rows, (outputs, PADDED).
 // weights, activation (ROWS, 1, PADDED), state, residual (ROWS, OUTPUTS) when EPILOGUE == 1
 // -> y (ROWS, OUTPUTS); EPILOGUE == 2: the gated MLP's of 16 gates and 16 ups in turn, (ROWS, 1, OUT_PADDED)
 // Of a mixture, ROWS is 1, the grid's y names the job, weights are those of all experts, and y has one row for each job.

@@ -28,11 +28,11 @@ for (int group = first + warp; group < last; group += WARPS) {
   device const half* scale = scales + (ulong)group * (TILES * 256) + tile * 256 + lane * 8;
   for (int n = 0; n < 8; ++n) total[n] = fma(float(scale[n]), sum[n], total[n]);
 }
-threadgroup float meeting[WARPS][256];
-for (int n = 0; n < 8; ++n) meeting[warp][lane * 8 + n] = total[n];
+threadgroup float exchange[WARPS][256];
+for (int n = 0; n < 8; ++n) exchange[warp][lane * 8 + n] = total[n];
 BARRIER();
 for (int o = tid; o < 256; o += WARPS * 32) {
   float value = 0;
-  for (int other = 0; other < WARPS; ++other) value += meeting[other][o];
+  for (int other = 0; other < WARPS; ++other) value += exchange[other][o];
   if (tile * 256 + o < OUTPUTS) y[((ulong)share * JOBS + job) * OUTPUTS + tile * 256 + o] = value;
 }

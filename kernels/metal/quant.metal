@@ -34,18 +34,18 @@ else {
   quant_tile<FORM2>(data2 + (ulong)expert * STRIDE2, TILES2, tile, x + (CHOSEN ? 2 * ROWS * JOBS * PADDED : 0), rows, first, last, lane, sum);
 }
 #endif
-threadgroup float meeting[BANDS][2 * WARPS][128];
+threadgroup float exchange[BANDS][2 * WARPS][128];
 const int place = lane % 16 * 8, half_warp = warp * 2 + lane / 16;
 #pragma unroll
 for (int m = 0; m < BAND; ++m) {
   if (m >= all_rows) break;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) meeting[band][half_warp][place + n] = sum[m][n];
+  for (int n = 0; n < 8; ++n) exchange[band][half_warp][place + n] = sum[m][n];
   BARRIER();
   for (int at = tid; at < BANDS * 128; at += BANDS * WARPS * 32) {
     const int o = at % 128, row = at / 128 * 8 + m;
     float value = 0;
-    for (int other = 0; other < 2 * WARPS; ++other) value += meeting[at / 128][other][o % 8 * 16 + o / 16 * 2 + o % 16 / 8];
+    for (int other = 0; other < 2 * WARPS; ++other) value += exchange[at / 128][other][o % 8 * 16 + o / 16 * 2 + o % 16 / 8];
     if (row < all_rows && tile * 128 + o < outputs) {
       y[(((ulong)share * JOBS + job) * ROWS + row) * COLUMNS + column + tile * 128 + o] = value;
     }

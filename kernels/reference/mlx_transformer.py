@@ -72,7 +72,7 @@ class Segment:
         slots: for each row the entries of the cache that hold its history, itself last, in order of positions: entry j
             is at position j.
         mixture_efforts: for every layer what decides how many experts a row keeps, see `Efforts.of_mixtures`.
-        layers: run the first so many, then the final norm and the logits layer.
+        layers: run this number of first layers, then the final norm and the logits layer.
         logits: rows whose logits are wanted, ascending.
         observe: gets the hidden states (M, hidden) after each layer, or None.
     """

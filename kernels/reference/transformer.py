@@ -27,7 +27,7 @@ Rows = NDArray[np.float64]
 
 
 class DenseTransformer:
-    """A decoder-only transformer over weights that somebody else holds.
+    """A decoder-only transformer over weights that the caller holds.
 
     Attributes:
         config: shape of the model.

@@ -193,7 +193,7 @@ class MatchAcceptance:
 
     rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in _MATCH_CLASSES])
     chances: list[float] = field(init=False)
-    """Chance that a token after a match of so many tokens, 0 to `LONGEST_MATCH`, is kept when those before it are."""
+    """Chance that a token after a match of this length, 0 to `LONGEST_MATCH`, is kept if those before it are."""
 
     def __post_init__(self) -> None:
         self.chances = [0.0] * (LONGEST_MATCH + 1)

@@ -4,7 +4,7 @@ Costs are in units of a pass over one row (a *dense step*): only ratios decide a
 seconds. How costs are first measured is the engine's business; what is done with them, the policy's.
 
 Where a pass holds rows of other sequences, the unit is this sequence's plain step in that pass (`CostModel.beside`), so
-that rates stay comparable when sequences come and go. A draft step costs the same beside others when all of them draft
+that rates stay comparable when sequences come and go. A draft step costs the same in a shared pass if all of them draft
 in the same pass; one that drafts alone lets the others wait, and pays for that (`CostModel.draft_beside`).
 """
 
@@ -83,7 +83,9 @@ class CostModel:
         self._many: set[int] = set()  # numbers of rows beyond MOST_ROWS that passes have had
         self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
         self._views: dict[tuple[str, str | None], View] = {}
-        self._solitude = 0.0  # of draft steps beside others: 0 when all draft in one pass, 1 when nobody else does
+        self._solitude = (
+            0.0  # of draft steps in shared passes: 0 if all sequences draft in one pass, 1 if only this one does
+        )
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
                 variance = _squared(table.draft_spread.get((drafter, view, effort)))
@@ -94,7 +96,7 @@ class CostModel:
 
         Let V be the cost of a pass by all its rows. A plain step is one of `rows + 1` rows that each bring a token, so
         it costs V(rows + 1) / (rows + 1), and k - 1 rows more cost V(rows + k) - V(rows + 1). Both are given in units
-        of the plain step. Counting V(rows + k) - V(rows) instead would let nobody pay for the part of a pass that all
+        of the plain step. Counting V(rows + k) - V(rows) instead would charge no one for the part of a pass that all
         rows share: where rows are free a plain step would cost nothing, and no draft step could pay.
         """
         if not rows:
@@ -186,7 +188,7 @@ class CostModel:
         return alone * alike * unit
 
     def _waiting(self, rows: int) -> float:
-        """What a draft step costs beside `rows` rows of others, over its cost alone."""
+        """Cost of a draft step in a pass with `rows` rows of other sequences, relative to its cost alone."""
         return 1.0 + self._solitude * (self._unit(rows) - 1.0)
 
     def _unit(self, rows: int) -> float:
@@ -275,7 +277,7 @@ class CostModel:
         return self.draft(drafter, view, effort) * _least_share(self.doubt_of_draft(drafter, view, effort))
 
     def cheapest(self, verify: Sequence[float], beside: int) -> Sequence[float]:
-        """`verify`, the costs beside so many rows of others, with rows after the first as cheap as they may be."""
+        """`verify`, the costs in a pass with `beside` rows of others, at the lowest plausible price of further rows."""
         plain = verify[1]
         shares = [_least_share(self.doubt_of_rows(beside + rows)) for rows in range(2, MOST_ROWS + 1)]
         rest = [max(plain, cost * share) for cost, share in zip(verify[2:], shares, strict=True)]

@@ -91,7 +91,7 @@ class Learnt:
         rounds: rounds so far, over all generations.
         spent: cost of all rounds so far, in dense steps.
         lost: cost that trials added, in dense steps.
-        settled_from: round up to which a change of the machine is no news.
+        settled_from: round up to which a change of the machine is not reported.
     """
 
     costs: CostModel
@@ -116,7 +116,7 @@ class Learnt:
                 0.2 * value for value in (results.tokens, results.cost, results.rounds)
             )
         for arm, trial in self.trials.items():
-            if arm == PLAIN:  # what a plain pass costs is no matter of text
+            if arm == PLAIN:  # the cost of a plain pass does not depend on the text
                 continue
             trial.hasten(self.rounds)
 

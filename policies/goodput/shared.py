@@ -4,7 +4,7 @@ Where rows of others share a pass, a further row costs the difference of two pas
 small errors of theirs are large errors of it, and the lowest of several wrong prices is the one that is bought. So
 neighbouring differences are averaged, unless one stands out, as where a kernel begins another tile.
 
-Where drafting does not pay with others beside, it seldom pays in the next round: a look every few rounds is enough, and
+Where drafting does not pay in shared passes, it seldom pays in the next round: a look every few rounds is enough, and
 looks of many sequences, pass after pass, are time that all of them wait.
 """
 
@@ -76,7 +76,7 @@ class Shared:
 
 
 def _smoothed(verify: list[float], beside: int) -> list[float]:
-    """`verify` with the differences of neighbours averaged, the more the more rows are beside."""
+    """`verify` with the differences of neighbours averaged: more of them, the more rows others have in the pass."""
     steps = [after - before for before, after in pairwise(verify[1:])]
     error = _STANDS_OUT * _ERROR * verify[1] * (beside + 1)
     width = max(1, (beside + 1) // 4)

@@ -142,7 +142,7 @@ class Trials:
         return arms
 
     def _longer(self, now: Situation, arm: Arm, best: Prospect) -> Prospect | None:
-        """A longer draft than pays, where its rows may be cheaper than thought: nobody would ever see them else."""
+        """A longer draft than pays, whose rows may be cheaper than thought; without it they would never be measured."""
         drafter, view, effort = arm
         menu = best.menu
         if menu is None or view is None or menu.best[0] != effort or menu is not self.menus.get((drafter, view)):

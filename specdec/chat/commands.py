@@ -27,8 +27,8 @@ HELP = """\
 /undo               take back the last question and its answer
 /clear              begin a new conversation
 /save FILE          save the conversation as JSON
-/load FILE          go on with a saved one
-/model [NAME]       show the model, or load another one and go on with it
+/load FILE          continue with a saved one
+/model [NAME]       show the model, or load another one and continue with it
 /set [NAME VALUE]   show or change an option; "default" as the value resets it
 /stats              statistics of the last answer
 /exit               leave (also Ctrl-D)

@@ -50,7 +50,7 @@ class Conversation:
     """All that was said.
 
     Attributes:
-        system: message that stands before all others; "" for none.
+        system: message before all others; "" for none.
         turns: questions and answers, oldest first.
     """
 

@@ -30,7 +30,7 @@ class Session:
     Args:
         model: with a tokenizer and a chat template. It gets a prompt cache, so that nothing is read twice.
         options: keyword arguments of `specdec.stream`.
-        conversation: to go on with; None begins one.
+        conversation: to continue with; None begins one.
 
     Attributes:
         options: the same; may be changed between answers.

@@ -14,7 +14,7 @@ def compare(model: specdec.Model, speculative: specdec.Result, plain: specdec.Re
     """The first difference between two answers that should be one, as plain JSON values.
 
     `identical` tells whether tokens, text and the reason to stop are equal. When tokens differ, `position` is the index
-    in the answer of the first that does, and `speculative` and `plain` are what stands there (id and text, or null
+    in the answer of the first that does, and `speculative` and `plain` are the two tokens there (id and text, or null
     where an answer has ended). When only text or ending differ, `position` is null and both sides show those. `speedup`
     is the measured ratio of tokens a second, speculative over plain.
     """

@@ -151,7 +151,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
     """Whole numbers from "4,4,8"; an argparse type.
 
     Raises:
-        argparse.ArgumentTypeError: a part is no whole number.
+        argparse.ArgumentTypeError: a part is not a whole number.
     """
     try:
         return tuple(int(part) for part in text.split(","))

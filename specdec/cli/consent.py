@@ -21,7 +21,7 @@ def add_licence_option(parser: argparse.ArgumentParser) -> None:
 
 
 def consent_of(arguments: argparse.Namespace) -> Consent:
-    """What the user has said of licences: yes by the option, else whoever sits at a terminal is asked."""
+    """What the user has said of licences: yes by the option; otherwise a terminal asks."""
     if getattr(arguments, "accept_licence", False):
         return licence.accepted
     return _ask

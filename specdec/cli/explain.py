@@ -20,7 +20,7 @@ _BY_EFFORT = ((0.9, "\x1b[32m"), (0.6, "\x1b[36m"), (0.3, "\x1b[34m"), (0.0, "\x
 class Shown:
     """An answer on a stream.
 
-    Colours are left out where the stream is no terminal, where NO_COLOR is set (no-color.org), or where TERM is "dumb".
+    No colours if the stream is not a terminal, if NO_COLOR is set (no-color.org), or if TERM is "dumb".
 
     Args:
         stream: where the text goes; None, where standard output is closed, drops it.

@@ -1,4 +1,4 @@
-"""`specdec list`: what lies in the cache folder, how large it is, and what it was made from."""
+"""`specdec list`: the entries of the cache folder, their sizes and origins."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The `specdec` command: its parser, and how every subcommand ends. What a subcommand does lives in its own module.
 
-Exit codes: 0 done; 1 a check or a plug-in failed; 2 a mistake in what was asked, told in one sentence; 3 a measurement
+Exit codes: 0 done; 1 a check or a plug-in failed; 2 a user's mistake, reported in one sentence; 3 a measurement
 that was too noisy to tell anything; 130 interrupted; 129 and 143 ended by SIGHUP and SIGTERM; 141 the reader of the
 output went away.
 """
@@ -24,7 +24,7 @@ from specdec.version import version
 # arguments that returns the exit code. A new subcommand is one file and one name here.
 COMMANDS = ("generate", "chat", "convert", "inspect", "pull", "list", "rm", "tune", "bench", "eval", "doctor", "serve")
 
-# With this variable set, an error that nobody foresaw ends in its traceback.
+# With this variable set, an unexpected error prints its traceback.
 TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"
 
 EXIT_FAILED = 1
@@ -38,7 +38,7 @@ class _MissingError(InvalidArgumentError):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are told like every other mistake: one sentence, no usage text before it.
+    """A parser that reports mistakes like every other command: one sentence, no usage text before it.
 
     An option that takes one value takes the next word for it, also one that begins with a dash, unless that word is an
     option of this command itself.

@@ -26,7 +26,7 @@ def prompt_text(arguments: argparse.Namespace) -> str:
     """The prompt's text.
 
     Raises:
-        InvalidArgumentError: no prompt, or one that is empty, cannot be read or is no UTF-8.
+        InvalidArgumentError: no prompt, or one that is empty, cannot be read or is not UTF-8.
     """
     if arguments.prompt is not None:
         data: bytes = arguments.prompt.encode("utf-8", "surrogateescape")  # the bytes that the shell handed over

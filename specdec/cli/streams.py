@@ -15,10 +15,10 @@ _STANDARD = (0, 1, 2)
 
 @contextlib.contextmanager
 def prepared() -> Iterator[None]:
-    """Meanwhile standard output and error speak UTF-8, and messages that nobody can be told do no harm.
+    """Meanwhile standard output and error speak UTF-8, and messages that cannot be written do no harm.
 
     Standard error is for messages: where it is closed or full they are lost, and the command goes on. A descriptor of a
-    standard stream that was closed is taken by the null device, so that no file of ours gets its number, and with it
+    standard stream that was closed is taken by the null device, so that no file of specdec gets its number, and with it
     what a library in C may have to say.
     """
     _occupy()

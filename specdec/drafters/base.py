@@ -73,7 +73,7 @@ class DrafterSetup:
         load_model: loads another model by catalogue name or path, or None where there is no way to.
         memory: of the model's drafters.
         owner: whose earlier answers drafters may learn from; None for nobody's.
-        progress: told of draft views that are built; None where nobody asks.
+        progress: reports draft views that are built; None if no one listens.
     """
 
     runtime: Runtime
@@ -278,7 +278,7 @@ class Foreteller(Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """A drafter that learns from what the verifier computed, whoever drafted."""
+    """A drafter that learns from every verify pass, whichever drafter proposed the tokens."""
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """A verify pass has been judged. Called in every round, and its time counts: a look at a row of logits takes

@@ -70,7 +70,7 @@ class EarlyExitDrafter(EffortDrafter):
     """Runs only the first layers, then the final norm and the logits layer.
 
     It leaves keys and values of those layers in the cache, and garbage in the others; every later pass over these
-    positions writes all layers anew. Models that were not trained for it guess badly from their middle layers: with
+    positions writes all layers again. Models that were not trained for it guess badly from their middle layers: with
     them the drafter is for comparison. Sources: LayerSkip (Elhoushi et al. 2404.16710, section 4.3), Draft & Verify
     (Zhang et al. 2309.08168).
 
@@ -93,7 +93,7 @@ class EarlyExitDrafter(EffortDrafter):
 
 def draft_views(runtime: Runtime, asked: str, progress: Progress | None = None) -> tuple[str, ...]:
     """The draft views that were asked for, made ready: one, several with commas between, or "auto" for the one that is
-    fastest on the runtime. `progress` is told of those that are built.
+    fastest on the runtime. `progress` reports those that are built.
 
     Raises:
         UnknownNameError: the runtime has no such view.

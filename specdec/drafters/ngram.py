@@ -19,7 +19,7 @@ from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.interrupts import unless_signalled
 
-_MOST = 64  # tokens of the end of a text that are compared: who has seen so many knows the passage
+_MOST = 64  # tokens at the end of a text that are compared: a longer match would not choose another passage
 _LEAST = 4  # tokens of context that speak for what followed in an earlier answer
 _ELSEWHERE = 0.5  # share of their number that counts: 4 tokens there are right about as often as 2 of the same text
 UNTRIED = 0.5  # acceptance that is assumed of a match length that was never tried

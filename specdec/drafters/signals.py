@@ -1,4 +1,4 @@
-"""The shape of a next-token distribution, measured from its logits when somebody first asks."""
+"""The shape of a next-token distribution, computed from its logits on first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every run of tokens of a text and what followed it: `SuffixIndex`, a suffix automaton. Who asks it is in `ngram`.
+"""Every run of tokens of a text and what followed it: `SuffixIndex`, a suffix automaton. `ngram` drafts with it.
 
 Sources: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text"; as a drafter, SAM decoding (Hu
 et al. 2411.10666).
@@ -32,13 +32,13 @@ NOWHERE = Place(_ROOT, 0)
 class SuffixIndex:
     """The runs of tokens that occur in some texts, of any length, each with what followed it.
 
-    A state stands for the runs that occur at the same places; its link leads to the longest suffix of them that occurs
+    A state represents the runs that occur at the same places; its link leads to the longest suffix of them that occurs
     elsewhere too. A token takes amortised constant time and at most two states of 20 bytes, and a dictionary where a
     second token follows the same run: about 60 to 120 bytes a token of text in all.
 
     Attributes:
         tokens: indexed so far.
-        version: changes with every change; a `Place` in texts that have grown has to be looked up anew.
+        version: changes with every change; a `Place` in texts that have grown has to be looked up again.
     """
 
     __slots__ = ("_branches", "_count", "_end", "_latest", "_length", "_link", "_target", "_token", "tokens", "version")
@@ -90,7 +90,7 @@ class SuffixIndex:
         return NOWHERE if state <= _ROOT else Place(state, self._length[state])
 
     def advance(self, place: Place, token: int) -> Place:
-        """Where the run at `place`, or the longest end of it that this is known of, goes on with `token`."""
+        """Where the run at `place`, or the longest end of it that this is known of, continues with `token`."""
         state, length = place
         while True:
             target = self._follower(state, token)

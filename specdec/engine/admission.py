@@ -144,7 +144,7 @@ class Admission:
         return False
 
     def _source(self, ticket: Ticket) -> tuple[Text | Ticket | None, int]:
-        """Who has read most of the prompt, and how many tokens of it."""
+        """The sequence that has read the longest part of the prompt, and the length of that part in tokens."""
         if ticket.sequence.prompt_logprobs is not None:  # what was read before has left no logits
             return None, 0
         source: Text | Ticket | None

@@ -1,6 +1,6 @@
 """An answer as it grows: tokens become text, and end where the caller's conditions say. `Answer`.
 
-Who runs the passes is in `decode` and `scheduler`; what a caller reads is in `generation`.
+`decode` and `scheduler` run the passes; a caller reads from `generation`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ READING = "reading the prompt"
 class Answer:
     """The text, the statistics and the end of one sequence.
 
-    Whoever runs the passes calls everything but `result`, which may be called from any thread.
+    The thread that runs the passes calls everything but `result`, which any thread may call.
 
     Args:
         sequence: before its prompt is read.
@@ -59,8 +59,8 @@ class Answer:
         drafting: what it drafts with from `start` on; None decodes one token a round.
         trace: gets every round; closed with the answer.
         prompt_cache: gets the sequence's cache at the end.
-        lock: held by whoever runs passes; policies of a model are asked under it.
-        progress: told how much of the prompt is read, by whoever runs the passes.
+        lock: held while passes run and while a model's policies are called.
+        progress: reports how much of the prompt is read; called by the thread that runs the passes.
 
     Attributes:
         sequence: None once the answer has ended.
@@ -107,7 +107,7 @@ class Answer:
         return sequence.runtime.cache_bytes(sequence.limit) + drafts
 
     def start(self, cache: Cache | None = None, *, measures: bool = True) -> None:
-        """Get ready for the first pass; for whoever holds the lock.
+        """Get ready for the first pass. The caller holds the lock.
 
         Args:
             cache: holds a beginning of the prompt; None leaves the sequence its own.
@@ -228,7 +228,7 @@ class Answer:
                 self._summary_error = error
 
     def _sum_up(self, sequence: Sequence) -> None:
-        """Ask the policy what it has to say of the run; an error waits for whoever asks for the result."""
+        """Ask the policy what it has to say of the run; an error is raised when the result is asked for."""
         if sequence.speculation is not None:
             try:
                 speculation = sequence.speculation

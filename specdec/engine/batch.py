@@ -1,6 +1,6 @@
 """Many answers of one model at once: `Batch` takes requests at any time, from any thread.
 
-Who runs and who waits is in `admission`, the rounds in `scheduler`; what a caller reads is in `ticket`.
+`admission` chooses which requests run, `scheduler` runs the rounds, and a caller reads from `ticket`.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class Batch:
         return goes_on
 
     def _let_out(self) -> None:
-        """End answers that nobody reads any more, and those whose time is over."""
+        """End answers that are no longer read, and those past their deadline."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, []
         for ticket in cancelled:
@@ -277,7 +277,7 @@ class Batch:
                 self._finish(ticket, None)
 
     def _start(self) -> None:
-        """Let in who may run, and begin their prompts."""
+        """Admit waiting requests that fit, and begin their prompts."""
         while (start := self._admission.next()) is not None:
             try:
                 start.ticket.answer.start(start.cache, measures=not len(self._scheduler))

@@ -36,7 +36,7 @@ def begin(
         prompt: text, token ids, or chat messages.
         arguments: see `Options`.
         caller: name of the function that the arguments were given to.
-        progress: told of draft views that are built, and of the prompt as it is read.
+        progress: reports draft views that are built, and the prompt as it is read.
 
     Raises:
         InvalidArgumentError: an argument is out of range or contradicts another one, or the prompt does not fit.
@@ -125,7 +125,7 @@ def ask(
 
 
 def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
-    """What the options ask of the tokens, beside how they are drawn.
+    """What the options ask of the tokens, other than sampling.
 
     Raises:
         OptionError: a bias for a token that the model does not have, or a grammar that cannot be used.
@@ -146,7 +146,7 @@ def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
 
 
 def _end_tokens(model: Model, options: Options) -> frozenset[int]:
-    """Ids that end the answer, beside those that stop strings stand for.
+    """Ids that end the answer, other than those of stop strings.
 
     Raises:
         OptionError: an id that the model does not have.

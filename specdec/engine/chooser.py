@@ -62,7 +62,7 @@ class Rules:
         bias: added to logits, by token id; `BAN` rules a token out.
         penalties: for tokens that the text has already.
         processors: called as `(tokens, logits)`, with every id before the place, int64 (T,), and logits float32 (V,);
-            each returns the logits to go on with. They must be pure functions.
+            each returns the logits to continue with. They must be pure functions.
         constraint: masks the tokens that a grammar does not allow; belongs to this answer alone.
     """
 
@@ -270,7 +270,7 @@ def _processed(processor: LogitsProcessor, tokens: np.ndarray, logits: np.ndarra
             "logits processor", name, f"gave a wrong answer: it must return logits of shape {logits.shape}, not {what}"
         )
     if found is not logits:
-        found = found.astype(np.float32)  # a copy: what a processor keeps is not ours to mask
+        found = found.astype(np.float32)  # a copy: a processor may keep its array, which must not be masked
     if not found.max() < np.inf:
         raise PluginError("logits processor", name, "gave a wrong answer: logits must be below infinity, and not NaN")
     return found

@@ -138,7 +138,7 @@ class GrammarConstraint:
         if self._matcher.is_error():
             said = self._matcher.get_error()
             self._matcher, self._held, self._said = self._fresh.deep_copy(), [], 0
-            raise self._error(f"is too complex to go on with: {reason_of(said)}")
+            raise self._error(f"is too complex to continue with: {reason_of(said)}")
 
     def _error(self, problem: str) -> GrammarError:
         return GrammarError(self._option, problem)

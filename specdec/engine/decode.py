@@ -18,7 +18,7 @@ class Stopped(Exception):  # noqa: N818  # not an error
 
 
 def never() -> bool:
-    """Nobody stops it."""
+    """A stop signal that never fires."""
     return False
 
 

@@ -10,7 +10,8 @@ from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, F
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
 from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
 from specdec.interrupts import is_from_signal_handler, unless_signalled
-from specdec.runtimes.base import Rows, check_parents, is_chain
+from specdec.runtimes.base import Rows, is_chain
+from specdec.runtimes.checks import check_parents
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a caller reads an answer from: `Generation`, and `Stream`, whose reader runs the passes itself.
 
 Threads: any thread may call `close` and `result`. One thread at a time reads; it need not be the one that began. The
-reader of a `Stream` runs its passes, so nothing happens while nobody reads; a `Batch` (`batch`) runs them in a thread
+reader of a `Stream` runs its passes, so nothing runs unless it is read; a `Batch` (`batch`) runs them in a thread
 of its own.
 """
 
@@ -30,7 +30,7 @@ class Generation(Iterator[Piece], AsyncIterator[Piece]):
     """Iterate over it for the pieces of an answer, one for every round; `result` is there at any time.
 
     `for` and `async for` both work. When a round fails or is interrupted, it counts as not having happened: the pieces
-    so far stand, and the generation is closed. To go on from there, start another one whose prompt is the old one and
+    so far stand, and the generation is closed. To continue, start another one whose prompt is the old one and
     the tokens so far, with the same seed: since every token depends on its history, its position and the seed alone,
     the answer continues as it would have. Closing early, by `close` from any thread, by leaving a `with` block, or by
     dropping the object, has no other effect: the reader's loop ends, and `stopped_by` is "caller".
@@ -102,7 +102,7 @@ class Stream(Generation):
         except decode.Stopped:
             raise StopIteration from None
         finally:
-            # Caches are handed on by whoever runs the passes, never by `close` in another thread.
+            # The thread that runs the passes hands caches on, never `close` in another thread.
             with self._state:
                 if self._reader == me:
                     self._reader = None

@@ -46,7 +46,7 @@ class Grammars:
             grammar: what was asked for.
             tokenizer: of the model.
             vocab_size: V.
-            continues: the answer goes on with the text of the prompt.
+            continues: the answer continues with the text of the prompt.
 
         Raises:
             GrammarError: the grammar has a mistake, cannot be met, or needs what is not supported.

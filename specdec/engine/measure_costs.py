@@ -75,7 +75,7 @@ def measure(
 
 def _run(runtime: Runtime, timer: PassTimer) -> float:
     """Time rounds until they agree or the time is over; returns the share of its threads' time that the process got, 1
-    where nobody can tell."""
+    if that is unknown."""
     start_s, start_cpu_s = time.perf_counter(), time.process_time()
     for done in range(1, _ROUNDS + 1):
         timer.round()

@@ -132,7 +132,7 @@ class Options:
             of plain decoding, and its `identical_to` says so. None verifies every token.
         logprobs: return each token's log-probability, and those of this many most likely tokens (0 to 20): the
             log-softmax of the model's logits, before masks, penalties and temperature. None returns none.
-        prompt_logprobs: the same for the tokens of the prompt. Reads the prompt anew, whatever was read before.
+        prompt_logprobs: the same for the tokens of the prompt. Reads the whole prompt again, even if a part is cached.
         trace: file that gets a JSON line for every round.
 
     Raises:

@@ -7,17 +7,17 @@ from bisect import bisect_left
 
 from specdec.runtimes.base import MAX_PASS_ROWS
 
-# A pass that reads a piece of a prompt may take so many passes without it, or so long: whichever is more.
+# Longest pass with a piece of a prompt: this multiple of a pass without it, or this time, whichever is more.
 _STRETCH, _LEAST_S = 2.0, 0.25
 _ALONE_S = 1.0  # most seconds of a pass over prompts alone: new requests and closed ones wait for its end
-_FIRST_ROWS = 32  # of a prompt beside others while nothing was measured
+_FIRST_ROWS = 32  # of a prompt in a shared pass before anything was measured
 _GROWTH = 2  # most that a piece may be longer than all before, in rows: estimates reach no further
 _MEMORY = 0.8  # weight of what was known against a new observation
 _CLIP = 3.0  # factor by which one observation may differ: a machine that stalls is not a cost
 
 
 class PassCosts:
-    """Seconds of exact passes: of rows that decode by their number, and of rows of prompts beside them.
+    """Seconds of exact passes: of rows that decode, by their number, and of rows of prompts in the same pass.
 
     Decoding rows have a mean for each class of numbers, which double, interpolated between. A row of a prompt costs
     what it multiplies, and for each token before it what attention reads: two numbers, by least squares that forget.
@@ -59,7 +59,7 @@ class PassCosts:
         return max(0.0, low_s + slope * (rows - low))
 
     def share_of_prompts(self, rows: int, prompts: list[tuple[int, int]]) -> float:
-        """Share of a pass's time that pieces of prompts take beside `rows` that decode; see `observe`."""
+        """Share of a pass's time that pieces of prompts take in addition to `rows` that decode; see `observe`."""
         decoding_s = self.seconds(rows)
         count = sum(one for one, _ in prompts)
         if decoding_s is None or not self._prompt.is_known:
@@ -68,7 +68,7 @@ class PassCosts:
         return prompts_s / (prompts_s + decoding_s)
 
     def room(self, rows: int) -> Room:
-        """What a pass has room for beside `rows` that decode."""
+        """Rows of prompts that a pass may hold in addition to `rows` that decode."""
         if not rows:
             alone_s = _ALONE_S if self._prompt.is_known else math.inf
             return Room(self._prompt, alone_s, MAX_PASS_ROWS)

@@ -48,7 +48,7 @@ class Penalties:
 class History:
     """What a growing text says at any place: all of its ids as an array, and how often each occurs.
 
-    It follows the text by itself: a text that was longer at the last call has been taken back, and is counted anew.
+    It tracks the text by itself: if the text was longer at the last call, it was rewound, and is counted again.
 
     Args:
         tokens: prompt and answer so far; grows between calls, and is not changed here.
@@ -93,7 +93,7 @@ class History:
             counts[token] -= 1
 
     def _follow(self, room: int) -> None:
-        """Take in what the text has gained, and make room for so many ids after it."""
+        """Take in what the text has gained, and make room for this number of ids after it."""
         tokens = self._tokens
         if len(tokens) < self._length:
             self._counts[:], self._is_known[:] = 0, False

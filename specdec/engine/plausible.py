@@ -14,7 +14,7 @@ from typing import TypeVar
 from specdec.engine.policy import CostTable, DraftKey
 
 TOLERANCE = 0.05  # share by which the larger of two may be cheaper: noise
-_MOST_A_ROW = 1.5  # a pass may cost so many times as much as its rows would one by one
+_MOST_A_ROW = 1.5  # most that a pass may cost, as a multiple of its rows one by one
 _LEAST_STEP, _MOST_STEP = 0.003, 4.0  # a draft step, in passes over one row
 _SLACK = 1.001  # rounding
 

@@ -42,7 +42,7 @@ def encode_prompt(
 
     Args:
         prompt: text, token ids (a sequence or an array of whole numbers), or messages with "role" and "content". When
-            the last message is the assistant's, the answer goes on with its text. A prompt that is encoded already
+            the last message is the assistant's, the answer continues with its text. A prompt that is encoded already
             is checked, and the rest of the arguments does nothing.
         tokenizer: the model's, or None when it has none; then only ids will do.
         config: the model.
@@ -88,7 +88,7 @@ def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
     """`ids` as plain integers.
 
     Raises:
-        InvalidArgumentError: one of them is no whole number or outside the vocabulary.
+        InvalidArgumentError: one of them is not a whole number or outside the vocabulary.
     """
     checked: list[int] = []
     for item in ids:
@@ -121,7 +121,7 @@ def _text_ids(text: str, tokenizer: Tokenizer | None) -> list[int]:
 def _message_ids(
     messages: Sequence[object], tokenizer: Tokenizer | None, literal: bool, variables: Mapping[str, Any] | None
 ) -> tuple[list[int], bool]:
-    """Ids, and whether the answer goes on with the last message's text."""
+    """Ids, and whether the answer continues with the last message's text."""
     from specdec.tokenizers.messages import last_text
 
     if tokenizer is None or not tokenizer.has_chat_template:

@@ -2,7 +2,7 @@
 
 A step of the scheduler drafts for every sequence, the passes that drafters ask for gathered into one at a time, and
 then runs one pass in the exact view over the rows that each sequence wants verified. Pieces of the prompts of new
-sequences share that pass, as far as its cost allows, so that nobody's stream stalls. A row never sees what shares its
+sequences share that pass, as far as its cost allows, so that no stream stalls. A row never sees what shares its
 pass, so each sequence gets the tokens that it would get alone.
 """
 
@@ -44,7 +44,7 @@ class Event(NamedTuple):
 
 @dataclass(slots=True)
 class _Share:
-    """What a sequence wants of a pass: so many rows."""
+    """The number of rows that a sequence asks for in a pass."""
 
     sequence: Sequence
     rows: Rows
@@ -127,7 +127,7 @@ class Scheduler:
         """The verify rows of all sequences that have read their prompts; drafts of all go on side by side."""
         shares: list[_Share] = []
         open_proposals: list[tuple[Sequence, Proposal, Reply | None]] = []
-        last = self._last_rows  # whoever is in it has read its prompt
+        last = self._last_rows  # its sequences have read their prompts
         expected = [(one, last.get(id(one), 1)) for one in self._running if id(one) in last or not one.unread]
         total = sum(rows for _, rows in expected)
         for sequence, rows in expected:
@@ -167,7 +167,7 @@ class Scheduler:
         """Pieces of prompts for what the pass has room for.
 
         The prompt that has waited longest gets half of the room at least, the others what is left, those with the least
-        left to read first: a long prompt holds nobody up, and nobody holds it up.
+        left to read first: a long prompt delays no other sequence, and no other sequence delays it.
         """
         reading = [one for one in self._running if id(one) not in self._last_rows and one.unread]
         if not reading:
@@ -192,7 +192,7 @@ class Scheduler:
 
     @staticmethod
     def _piece(sequence: Sequence, room: Room, already: int) -> int:
-        """Rows that there is room for beside `already` of the same prompt."""
+        """Rows that fit into the pass in addition to `already` of the same prompt."""
         return room.fits(sequence.cache.length + already, sequence.rows_to_first - already)
 
     def _run(self, shares: list[_Share]) -> list[Event]:

@@ -5,7 +5,7 @@ verify effort. It rests on three things. The verify pass reads the exact view at
 stays in the cache; a row of it is computed from its own token and history alone, whatever shares the pass
 (`runtimes.base`); and a token is drawn from its row by a pure function of logits, seed and position (`sampler`).
 
-Who runs the passes, for one sequence or for many, is in `decode` and `scheduler`.
+`decode` runs the passes of one sequence, `scheduler` those of many.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class _Open:
 class Sequence:
     """The state of one generation: between rounds the cache holds every token but the last one, which is pending.
 
-    It belongs to whoever runs its passes; no other thread may call it meanwhile.
+    Only the thread that runs its passes may call it.
 
     Args:
         runtime: runs the model.
@@ -71,7 +71,7 @@ class Sequence:
         limit: most tokens in all, prompt included; above `len(prompt)`, at most the model's context.
         efforts: of verification, and so of every token that stays in the cache.
         sampler: draws every token, for drafter and verifier alike.
-        rules: what the caller asked of the tokens beside that.
+        rules: the caller's other rules for tokens.
         logprobs: likeliest tokens that every token's log-probability comes with; None computes none.
         prompt_logprobs: the same for the prompt.
         reads_only: the prompt is read whole, its last token included, and no round follows.
@@ -87,7 +87,7 @@ class Sequence:
         draft_chooser: chooses the tokens of drafts.
         prompt_logprobs: of the prompt's tokens as far as it has been read; None where they are not wanted.
         speculation: None decodes one token a round.
-        rows_beside: rows that other sequences are expected to have in the next verify pass; told to the policy.
+        rows_beside: rows that other sequences are expected to have in the next verify pass; the policy gets the number.
         rounds: rounds finished that a policy was asked about.
     """
 
@@ -146,7 +146,7 @@ class Sequence:
 
         Args:
             most: rows.
-            begins: where all that is left fits, the pending token comes along, and with the logits of its row the first
+            begins: where all that is left fits, the pending token is included, and with the logits of its row the first
                 round begins, which has no draft: `settle` ends it. The rows say so: they show the logits of the last.
         """
         start, unread, wants = self.cache.length, self.unread, self._prompt_logprobs is not None
@@ -174,7 +174,7 @@ class Sequence:
         opened.plan_s = drafting_s - began_s
         if plan is not None:
             yield from self._draft(opened, plan, drafting_s)
-            # Keys and values that the drafter left are of draft quality: the verify pass writes these positions anew.
+            # Keys and values that the drafter left are of draft quality: the verify pass overwrites these positions.
             self.cache.trim(position - 1)
         if self.speculation is not None and self.speculation.rules is not None:
             ruled_s = time.perf_counter()

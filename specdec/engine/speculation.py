@@ -1,4 +1,4 @@
-"""Who proposes tokens, and who decides how many at what effort: `Speculation`, and how one is made from options."""
+"""The drafters and the policy of an answer: `Speculation`, and how options become one."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speculation:
-    """Who proposes tokens, and who decides how many at what effort.
+    """The drafters, which propose tokens, and the policy, which decides how many at what effort.
 
     Attributes:
-        drafters: who may propose, by name; the first is the default.
+        drafters: by name; the first is the default.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
         rules: what the caller put on the tokens; None where there is nothing.
@@ -169,7 +169,7 @@ class Drafting:
         return sum(one.cache_bytes(capacity) for one in self.drafters.values() if isinstance(one, Rememberer))
 
     def begin(self, sequence: Sequence, end_tokens: frozenset[int], *, measures: bool = True) -> Speculation:
-        """Everything that the rounds of a sequence need to draft; for whoever holds the model's lock.
+        """Everything that the rounds of a sequence need to draft; the caller holds the model's lock.
 
         A policy that learns gets this machine's costs, measured when the model is first used, and the model's memory.
         With `measures` False costs that are known are not measured again.
@@ -288,7 +288,7 @@ def _drafters(model: Model, options: Options, owner: str | None, progress: Progr
             except MemoryShortError as error:
                 if one != "auto" or options.draft_view != "auto":
                     raise
-                warn(f"{error}; drafting goes on without it")
+                warn(f"{error}; drafting continues without it")
     return drafters
 
 

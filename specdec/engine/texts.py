@@ -1,6 +1,6 @@
 """Texts whose keys and values are kept, and the longest beginning that a prompt shares with one: `Texts`.
 
-Who may see whose texts, and how many are kept, is for `prompt_cache` and `admission` to say.
+`prompt_cache` and `admission` decide which texts are shared with whom, and how many are kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Text:
     """A text that was read.
 
     Attributes:
-        key: of those who may share it.
+        key: owner of the text; requests with the same key may share it.
         tokens: int32, those that `cache` holds.
         cache: at verify quality; its owner writes to it no more.
     """

@@ -31,7 +31,7 @@ class Ticket:
         key: equal for requests that may share keys and values.
         ends_at_s: of `time.monotonic`, or None.
         worst_bytes: most bytes that its keys and values may take; set before it joins.
-        number: of the sequence, by which events are told apart.
+        number: of the sequence; identifies its events.
         is_started: its prompt is being read, or has been.
     """
 
@@ -62,7 +62,7 @@ def wake(tickets: Iterable[Ticket]) -> None:
         if (waiter := ticket.waiter) is not None:
             waiting.setdefault(waiter[0], []).append(waiter[1])
     for loop, events in waiting.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop is closed: there is no reader left
             loop.call_soon_threadsafe(_set_all, events)
 
 
@@ -76,7 +76,7 @@ class Reading(Generation):
 
     Args:
         ticket: of the request.
-        cancel: tells the batch that nobody reads any more.
+        cancel: tells the batch that the reader is gone.
     """
 
     def __init__(self, ticket: Ticket, cancel: Callable[[Ticket], None]) -> None:

@@ -13,16 +13,16 @@ from specdec.model.architecture import ModelConfig
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Where a kind of tensor lies in a source.
+    """Where a source stores a kind of tensor.
 
     Attributes:
         tensor: the source's name, with `{layer}` and `{expert}` for numbers. A tensor of an expert whose name has no
             `{expert}` holds those of all experts, stacked.
-        among: kinds of the tensors that lie in this one, one after the other; empty where it is the only one.
+        among: kinds of the tensors that this one holds, one after the other; empty if it holds one only.
         alternating: rows of the kinds in `among` take turns instead.
         interleaved: rows of every head are in the interleaved rotary layout, 2j beside 2j + 1; they are brought into
             the half-split one.
-        transposed: a matrix lies as (in, out).
+        transposed: a matrix is stored as (in, out).
     """
 
     tensor: str
@@ -70,7 +70,7 @@ class Name:
 
 
 def find(places: Places, name: str, present: Collection[str]) -> tuple[Stored, str]:
-    """Where a canonical name lies in a source that has the tensors `present`.
+    """Where a source that has the tensors `present` stores a canonical name.
 
     Returns:
         The place, and the name of the tensor there.

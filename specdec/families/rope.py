@@ -25,7 +25,7 @@ class RopeRule:
 
     Attributes:
         rope: of the layers, for `max_context`.
-        max_context: tokens of the context that the model is loaded for where nobody asks for another.
+        max_context: tokens of the context that the model is loaded for by default.
         longest_context: tokens of the longest context that it can be loaded for.
     """
 

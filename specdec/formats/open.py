@@ -33,7 +33,7 @@ def _open(path: Path, dtype: str | None) -> Source:
         if (path / "store.json").exists():
             raise ModelFormatError(f"{path} is a converted store already: load it as it is")
         if not (path / CONFIG_NAME).exists():
-            raise ModelFormatError(f"{path} is no Hugging Face model: it has no {CONFIG_NAME}")
+            raise ModelFormatError(f"{path} is not a Hugging Face model: it has no {CONFIG_NAME}")
         return open_huggingface(path, dtype=dtype)
     if not path.exists():
         raise ModelFormatError(f"there is no file or folder {path}")

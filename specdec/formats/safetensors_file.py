@@ -235,7 +235,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weights, dict) or not weights:
         raise ModelFormatError(f"{path.name} has no weight_map")
     for name in weights.values():
-        # The files of a checkpoint lie beside its index; anything else would read where nobody pointed.
+        # The files of a checkpoint lie beside its index; any other path could read files that the user did not name.
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise ModelFormatError(f"{path.name} lists {name!r}, which is not a safetensors file in the same folder")
     return weights

@@ -27,7 +27,7 @@ _PLAIN = ("F32", *_STORED_AS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where one canonical matrix or vector lies in a file.
+    """Where a file stores one canonical matrix or vector.
 
     Attributes:
         tensor: the file's name for it.
@@ -52,7 +52,7 @@ class Origin:
 
 
 def find_origins(config: ModelConfig, places: Places, present: Collection[str]) -> dict[str, Origin]:
-    """Where every matrix, table and vector of a model lies in a source of these places and tensors."""
+    """Where a source of these places and tensors stores every matrix, table and vector of a model."""
     shapes: dict[str, tuple[int, ...]] = {**config.matrices(), **config.tables()}
     shapes |= {name: (length,) for name, length in config.vectors().items()}
     found = set(present)
@@ -144,7 +144,7 @@ class FileSource:
     Args:
         file: the container; closed with this source.
         config: shape of the model.
-        origins: where each of the model's matrices, tables and vectors lies in `file`.
+        origins: where `file` stores each of the model's matrices, tables and vectors.
         dtype: "float16" or "bfloat16", or None for the one that suits the file.
         description: where the weights come from.
         tokenizer_files: content of the tokenizer folder.
@@ -241,13 +241,13 @@ class FileSource:
         return {"blocks": quantize(np.ascontiguousarray(values), GGMLQuantizationType.Q8_0)}
 
     def _slab(self, origin: Origin, read: Callable[[str, int, int], np.ndarray]) -> np.ndarray:
-        """A matrix that lies as (in, out)."""
+        """A matrix that is stored as (in, out)."""
         inputs = origin.shape[-2]
         part = read(origin.tensor, origin.slab * inputs, (origin.slab + 1) * inputs)
         return part[:, origin.first :: origin.step].T
 
     def _transposed(self, origin: Origin, start: int, stop: int) -> np.ndarray:
-        """uint16 rows of a matrix that lies as (in, out), all of them finite."""
+        """uint16 rows of a matrix that is stored as (in, out), all of them finite."""
         tensor = origin.tensor
         if _STORED_AS.get(self._file.type_name(tensor)) == self.dtype:
             return self._checked(self._slab(origin, self._file.raw16)[start:stop], tensor)

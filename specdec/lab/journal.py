@@ -1,4 +1,4 @@
-"""The file that an interrupted measurement goes on from: a line that says what is measured, and one for each result."""
+"""The file from which an interrupted measurement continues: a line about the measurement, and one for each result."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Journal(Generic[T]):
         of: what is measured, as plain JSON values.
         decode: the result of a line's JSON value; raises KeyError, TypeError or ValueError if it is not one.
         extra: noted in the first line when the file is begun, and not compared.
-        strict: refuse a file that is of something else or damaged. Without it such a file is begun anew, or cut off
-            before the damage, which suits a file that nobody named.
+        strict: refuse a file that is of something else or damaged. Without it such a file is started over, or cut off
+            before the damage, which suits a file that the user did not name.
         restart: forget what the file holds.
 
     Attributes:
@@ -111,7 +111,7 @@ class Journal(Generic[T]):
             self._synced_s = time.monotonic()
 
     def _read(self) -> int:
-        """Read the file; returns the length of the lines to keep, 0 to begin anew."""
+        """Read the file; returns the length of the lines to keep, 0 to start over."""
         whole, newline, torn = read_regular(self.path, most_bytes=_MOST_BYTES).rpartition(b"\n")
         if not newline and f'{{"{self._kind}": '.encode().startswith(torn[: len(self._kind) + 5]):
             return 0  # not even the first line was written whole
@@ -156,7 +156,7 @@ class Journal(Generic[T]):
         return None
 
     def _refusal(self, reason: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"{self.path} {reason}; give another file, or begin anew with --restart")
+        return InvalidArgumentError(f"{self.path} {reason}; give another file, or start over with --restart")
 
 
 def as_is(value: Any) -> Any:

@@ -35,7 +35,7 @@ class Request:
         max_tokens: most tokens; -1 for as many as the context holds.
         sampler: `(logprobs (1, V)) -> token`; None takes the likeliest.
         processors: each `(tokens, logits (1, V)) -> logits`.
-        cache: that the answer goes on from and adds to.
+        cache: that the answer continues from and adds to.
         max_kv_size: most tokens of prompt and answer; None for no bound.
         end_tokens: tokens that end the answer.
         draft_model: drafts in place of the model itself.
@@ -116,7 +116,7 @@ class Begun:
         self._position = len(ids)
 
     def begin(self) -> None:
-        """Get ready for the first pass; for whoever holds the model's lock."""
+        """Get ready for the first pass; the caller holds the model's lock."""
         sequence = self.answer.sequence
         assert sequence is not None
         cache = self._kept.take(self._model.runtime, sequence.tokens, efforts=sequence.efforts, capacity=sequence.limit)
@@ -196,7 +196,7 @@ def _most_tokens(asked: int, model: Model) -> int:
     """Tokens of an answer, as the engine wants them.
 
     Raises:
-        InvalidArgumentError: it is no whole number of at least 1, and not -1.
+        InvalidArgumentError: it is not a whole number of at least 1, and not -1.
     """
     if asked == -1:
         return model.config.max_context

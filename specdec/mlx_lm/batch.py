@@ -31,7 +31,7 @@ class BatchResponse:
     Attributes:
         texts: of the answers.
         stats: counts and times.
-        caches: prompt caches that go on from each answer, if they were asked for.
+        caches: prompt caches that continue from each answer, if they were asked for.
         token_ids: of each answer, without the token that ended it, if they were asked for.
         logprobs: log-probabilities of those tokens, after logits processors, if they were asked for.
     """
@@ -75,10 +75,10 @@ def batch_generate(
         model: from `load`.
         tokenizer: from `load`.
         prompts: token ids.
-        prompt_caches: that each answer goes on from; they stay as they are.
+        prompt_caches: that each answer continues from; they stay as they are.
         max_tokens: most tokens of an answer, or a number for each.
         verbose: print progress and times.
-        return_prompt_caches: return caches that go on from the answers.
+        return_prompt_caches: return caches that continue from the answers.
         return_token_ids: return the answers' tokens.
         return_logprobs: return their log-probabilities.
         kwargs: `sampler`, `logits_processors` (for every answer), `max_kv_size`, `completion_batch_size` (answers that

@@ -25,7 +25,7 @@ class StreamingDetokenizer(ABC):
 
     @abstractmethod
     def reset(self) -> None:
-        """Begin anew."""
+        """Start over."""
 
     @abstractmethod
     def add_token(self, token: int) -> None:
@@ -58,7 +58,7 @@ class TokenDetokenizer(StreamingDetokenizer):
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start over."""
         self.text, self.tokens, self.offset = "", [], 0
         self._decoder = self._tokenizer.detokenizer(continues=True)
 
@@ -79,14 +79,14 @@ class TokenDetokenizer(StreamingDetokenizer):
 
 
 class NaiveStreamingDetokenizer(StreamingDetokenizer):
-    """For any tokenizer that can decode: a line is decoded anew for every token of it."""
+    """For any tokenizer that can decode: a line is decoded again for every token of it."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start over."""
         self.text, self.tokens, self.offset = "", [], 0
         self._done = ""  # text of finished lines
         self._line: list[int] = []

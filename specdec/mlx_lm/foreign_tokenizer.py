@@ -37,7 +37,7 @@ def wrapped(tokenizer: Any) -> Any:
     """A tokenizer with `encode`, `decode`, `detokenizer`, `bos_token` and `eos_token_ids`.
 
     Raises:
-        InvalidArgumentError: it is no tokenizer.
+        InvalidArgumentError: it is not a tokenizer.
     """
     if isinstance(tokenizer, TokenizerWrapper) or all(
         hasattr(tokenizer, name) for name in ("detokenizer", "eos_token_ids", "encode")

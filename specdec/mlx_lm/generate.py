@@ -182,7 +182,7 @@ def _responses(
     input_embeddings: Any | None = None,
     num_draft_tokens: int | None = None,
 ) -> Iterator[GenerationResponse]:
-    """The responses of `stream_generate`; without log-probabilities where nobody reads them."""
+    """The responses of `stream_generate`; without log-probabilities if they are not used."""
     if max_tokens == 0:
         raise InvalidArgumentError("max_tokens must be at least 1, or -1 for as many as the context holds, not 0")
     check_cache_arguments(kv_bits=kv_bits, input_embeddings=input_embeddings)

@@ -28,7 +28,7 @@ def check_kv_size(max_kv_size: object, needed: int) -> None:
         needed: most tokens of prompt and answer together.
 
     Raises:
-        InvalidArgumentError: it is no whole number of at least 1, or not enough for the tokens.
+        InvalidArgumentError: it is not a whole number of at least 1, or not enough for the tokens.
     """
     if max_kv_size is None:
         return
@@ -45,7 +45,7 @@ def check_step(name: str, value: object) -> int:
     """A number of tokens or sequences.
 
     Raises:
-        InvalidArgumentError: it is no whole number of at least 1.
+        InvalidArgumentError: it is not a whole number of at least 1.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {value!r}")

@@ -111,7 +111,7 @@ def apply_top_k(logprobs: Any, top_k: int) -> Any:
     """-inf for all but the `top_k` likeliest tokens.
 
     Raises:
-        InvalidArgumentError: `top_k` is no whole number from 1 to V - 1.
+        InvalidArgumentError: `top_k` is not a whole number from 1 to V - 1.
     """
     size = logprobs.shape[-1]
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 < top_k < size:
@@ -182,7 +182,7 @@ def make_repetition_penalty(penalty: float, context_size: int = 20) -> LogitsPro
     """A processor that makes recent tokens less likely (Keskar et al., "CTRL", 1909.05858, section 4.1).
 
     Raises:
-        InvalidArgumentError: the penalty is no number of at least 0.
+        InvalidArgumentError: the penalty is not a number of at least 0.
     """
     if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or penalty < 0:
         raise InvalidArgumentError(f"the repetition penalty must be a number of at least 0, not {penalty!r}")

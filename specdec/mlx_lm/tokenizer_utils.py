@@ -181,7 +181,7 @@ class TokenizerWrapper:
 
     @property
     def all_special_ids(self) -> list[int]:
-        """Tokens that steer the model and are no text."""
+        """Tokens that steer the model and are not text."""
         return sorted(token for token in self._tokenizer.special_ids if token < len(self))
 
     @property
@@ -220,7 +220,7 @@ class TokenizerWrapper:
             documents: for templates that read them.
             chat_template: Jinja source in place of the model's own.
             add_generation_prompt: end with what begins the assistant's answer.
-            continue_final_message: end with the last message's text, so that the answer goes on with it.
+            continue_final_message: end with the last message's text, so that the answer continues with it.
             tokenize: return token ids.
             return_dict: return {"input_ids": ..., "attention_mask": ...}.
             kwargs: other variables of the template.

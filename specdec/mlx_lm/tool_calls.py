@@ -55,7 +55,7 @@ class ToolCalls:
             tools: as the chat template got them; their schemas tell the types of arguments that are written as text.
 
         Raises:
-            InvalidArgumentError: it is no call.
+            InvalidArgumentError: it is not a call.
         """
         names = [next(filter(None, found.groups())) for found in _CALLED.finditer(text)]
         known = [tool for tool in tools or () if isinstance(tool, dict)]
@@ -72,7 +72,7 @@ class ToolCalls:
                 elif isinstance(event, ToolArgumentsDelta):
                     calls[event.index]["arguments"] += event.text
         if not calls:
-            raise InvalidArgumentError(f"this is no tool call: {text[:80]!r}")
+            raise InvalidArgumentError(f"this is not a tool call: {text[:80]!r}")
         for call in calls:
             call["arguments"] = json.loads(call["arguments"] or "{}")
         return calls[0] if len(calls) == 1 else calls

@@ -97,7 +97,7 @@ def _tokenizer_values(config: Mapping[str, Any]) -> tuple[dict[str, str], str | 
     """Named tokens and chat template of a tokenizer's configuration.
 
     Raises:
-        InvalidArgumentError: another value, or one that is no text.
+        InvalidArgumentError: another value, or one that is not text.
     """
     named: dict[str, str] = {}
     for name, value in config.items():

@@ -163,7 +163,7 @@ class Mlp:
             the chosen ones' shares of the softmax over all.
         renormalise: the weights of the chosen experts are divided by their sum.
         router_bias: the router has a bias.
-        shared_width: inner width of an MLP that every token uses beside its experts, with weight 1; 0 for none.
+        shared_width: inner width of an MLP that every token uses in addition to its experts, with weight 1; 0 for none.
     """
 
     width: int

@@ -38,7 +38,7 @@ class Model:
             come, never which.
         prompt_cache: keeps texts that were read, for answers whose prompts begin like them; None (the default) keeps
             nothing.
-        lock: held by whoever runs passes for an answer, and while one is prepared; what answers of the model share (the
+        lock: held while passes run for an answer, and while one is prepared; what answers of the model share (the
             memory) belongs to its holder.
         load_other: loads another model for a drafter; None where there is no way to.
         name: what the model was loaded as: a catalogue name, or its file's or folder's name without an ending.
@@ -148,7 +148,7 @@ def load(
         model: a catalogue name ("smollm2-135m"), a model of the Hugging Face hub as "ORG/NAME" or "ORG/NAME:FILE.gguf"
             (with `@REVISION` after NAME for another than the main one), a bucket store, a Hugging Face folder, or a
             .gguf file. A path that exists wins over a hub. A model of a hub is fetched once, and its store stays at
-            that revision until `specdec pull --force` fetches it anew.
+            that revision until `specdec pull --force` fetches it again.
         runtime: "auto" takes the fastest that runs here.
         threads: threads to compute with; None leaves it to the runtime.
         load_share: share of the bits of all weights to load, at least. Below 1 the least important tiers of 16-bit
@@ -157,7 +157,7 @@ def load(
         context: tokens of prompt and answer together that the model is loaded for; None takes the model's own context.
             It becomes the model's `max_context`. Models with dynamic or LongRoPE scaling get the rotary factors of this
             length, and keep them for shorter texts.
-        remeasure: measure anew what passes cost on this machine, and forget what earlier processes have kept of it.
+        remeasure: measure again what passes cost on this machine, and discard what earlier processes saved.
         accept_licence: True accepts the licence of a model of the catalogue that asks for it, such as Gemma's; a
             function `(model, terms) -> bool` is asked when it is needed. What was accepted is remembered.
 
@@ -166,7 +166,7 @@ def load(
         DownloadError: the model could not be fetched.
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
-        InvalidArgumentError: `threads` is no whole number of at least 1, or `load_share` is out of range, or below 1
+        InvalidArgumentError: `threads` is not a whole number of at least 1, or `load_share` is out of range, or below 1
             for a store whose codes have four bits, or `context` is out of range.
         RuntimeUnavailableError: the runtime cannot run here.
     """

@@ -101,7 +101,7 @@ def _gpu_is_here() -> bool:
 
 
 def known_runtimes() -> list[str]:
-    """Names that `create_runtime` accepts beside "auto", best first."""
+    """Names that `create_runtime` accepts besides "auto", best first."""
     return list(_RUNTIMES)
 
 

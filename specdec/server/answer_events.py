@@ -32,7 +32,7 @@ async def answer_events(
         prompt: in tokens.
         reader: makes events of the answer's pieces.
         options: of `specdec.stream`; the seed among them.
-        owner: who asks.
+        owner: the client that asks.
         deadline_s: seconds after which the answer ends where it is.
         asked_s: when the request arrived, by `time.perf_counter`.
         echo: the prompt's text, which comes first.
@@ -48,7 +48,7 @@ async def answer_events(
     async with running:
         async for piece in running:
             if echo is not None:
-                # What the prompt's passes told is known by now; asking for it waits for a pass boundary.
+                # The prompt's log-probabilities are known by now; asking for them waits for a pass boundary.
                 told = (await answers.work(running.result)).prompt_logprobs if echo.has_logprobs else None
                 yield echo.event(told)
                 echo = None

@@ -163,7 +163,7 @@ class Answers:
 
         Args:
             prompt: in tokens.
-            owner: who asks; prefixes are shared between requests of one owner only.
+            owner: the client that asks; prefixes are shared between requests of one owner only.
             deadline_s: seconds after the request's arrival at which the answer ends where it is.
             options: of `specdec.stream`.
             asked_s: when the request arrived, by `time.perf_counter`.
@@ -207,7 +207,7 @@ class Answers:
 
 
 def _close(submitted: Future[Generation]) -> None:
-    """End an answer that nobody will read."""
+    """End an answer whose reader is gone."""
     if not submitted.cancelled():
         with contextlib.suppress(Exception):
             submitted.result().close()

@@ -101,7 +101,7 @@ class _Refusals:
         try:
             await self._app(scope, receive, sending)
         except ClientDisconnect:
-            pass  # nobody would read a response
+            pass  # the client is gone: a response would not be read
         except Exception as error:
             found = api_error(error)
             if not has_begun:

@@ -58,7 +58,7 @@ class ChatReader:
         return self._with_tokens([TextDelta("")]) if self._logprobs or self._origins else []
 
     def _told(self, piece: Piece, index: int) -> tuple[list[TokenLogprob], list[TokenOrigin]]:
-        """What is to be told of a token of a piece."""
+        """The log-probabilities to report for a token of a piece."""
         origins = [TokenOrigin(piece.parts[index], piece.origins[index].drafter or VERIFIER)]
         return [self._describe(found) for found in piece.logprobs[index : index + 1]], origins
 

@@ -62,7 +62,7 @@ def read_chat(
         body: of the HTTP request.
         config: of the model.
         settings: of the server.
-        owner: who asks.
+        owner: the client that asks.
 
     Raises:
         ApiError: a field is wrong, unknown or missing.
@@ -245,7 +245,7 @@ def _function_name(value: Any) -> str:
 
 
 def read_template(fields: Fields, messages: list[dict[str, Any]]) -> tuple[bool, dict[str, Any]]:
-    """Whether the answer goes on with the last message, and variables of the chat template.
+    """Whether the answer continues with the last message, and variables of the chat template.
 
     Raises:
         ApiError: they contradict each other or the messages.

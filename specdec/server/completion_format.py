@@ -24,7 +24,7 @@ class CompletionFrame:
     def __init__(self, asked: CompletionRequest) -> None:
         self._asked = asked
         self._id, self._created = f"cmpl-{secrets.token_hex(12)}", int(time.time())
-        self._shown: dict[int, int] = {}  # characters of each choice whose tokens' log-probabilities were told
+        self._shown: dict[int, int] = {}  # characters of each choice whose tokens' log-probabilities were sent
 
     def chunk_of(self, number: int, event: ChatEvent) -> dict[str, Any]:
         """The chunk of an event of a choice."""

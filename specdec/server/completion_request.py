@@ -28,11 +28,11 @@ class CompletionRequest:
         choices: how many answers to each prompt.
         options: keyword arguments of `specdec.stream`.
         echo: the prompt's text comes before the answer's.
-        logprobs: how many rivals of each token are told; None for no log-probabilities.
+        logprobs: number of alternatives to report for each token; None for no log-probabilities.
         stream: as server-sent events.
         include_usage: a last chunk with the usage.
         token_origins: who produced each token.
-        owner: who asks.
+        owner: the client that asks.
         deadline_s: seconds after which an answer ends where it is.
     """
 
@@ -58,7 +58,7 @@ def read_completion(
         body: of the HTTP request.
         config: of the model.
         settings: of the server.
-        owner: who asks.
+        owner: the client that asks.
 
     Raises:
         ApiError: a field is wrong, unknown or missing.
@@ -99,7 +99,7 @@ def read_completion(
 
 
 def _logprobs(fields: Fields) -> int | None:
-    """How many rivals of each token are told; true asks for none of them, as in chats."""
+    """Number of alternatives to report for each token; true asks for none of them, as in chats."""
     if fields.is_flag("logprobs"):
         return 0 if fields.flag("logprobs") else None
     return fields.whole("logprobs", 0, MOST_LOGPROBS)

@@ -65,7 +65,7 @@ def shutting_down() -> ApiError:
 
 
 def api_error(error: BaseException) -> ApiError:
-    """What to answer when `error` was raised. An error that nobody foresaw is logged and not shown."""
+    """What to answer when `error` was raised. An unexpected error is logged and not shown."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, QueueFullError):

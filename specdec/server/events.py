@@ -133,7 +133,7 @@ class ChatRequest:
         streamed: the caller sees the answer while it grows; False holds tool calls back until they are complete, so
             that a malformed one is text as a whole.
         options: keyword arguments of `specdec.stream` (`max_tokens`, `temperature`, `seed`, `stop`, ...).
-        owner: who asks; prefixes are shared between requests of one owner only.
+        owner: the client that asks; prefixes are shared between requests of one owner only.
         deadline_s: seconds from now after which the answer ends where it is; None for no limit.
     """
 

@@ -1,4 +1,4 @@
-"""The fields of a request's body, checked as they are taken: `Fields`. What nobody took is an unknown field."""
+"""The fields of a request's body, checked as they are taken: `Fields`. A field that was not taken is unknown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Fields:
 
     Args:
         values: of the object.
-        path: where the object stands in the request, "" for the body itself.
+        path: path of the object in the request, "" for the body itself.
 
     All methods that take a field raise `ApiError` with status 400 when its value is of another kind or out of range.
     """
@@ -109,7 +109,7 @@ class Fields:
             self._values.pop(name, None)
 
     def finish(self) -> None:
-        """Refuse the fields that nobody took, as OpenAI does.
+        """Refuse the fields that were not taken, as OpenAI does.
 
         Raises:
             ApiError: there are some.

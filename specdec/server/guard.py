@@ -1,4 +1,4 @@
-"""Who may ask: `Guard` checks Host, Origin and API key of every request before anything else runs."""
+"""Access: `Guard` checks Host, Origin and API key of every request before anything else runs."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Guard:
             )
 
     def _owner(self, path: str, headers: Headers) -> str:
-        """The owner that a key stands for, "" without keys.
+        """The owner of a key, "" without keys.
 
         Raises:
             ApiError: the key is missing or wrong.

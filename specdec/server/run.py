@@ -1,4 +1,4 @@
-"""Running a server until it is told to stop: `serve`."""
+"""Run a server until it is asked to stop: `serve`."""
 
 from __future__ import annotations
 

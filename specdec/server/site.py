@@ -64,7 +64,7 @@ class Site:
         return await read_object(request, max_bytes=self.settings.max_body_bytes)
 
     def owner(self, request: Request) -> str:
-        """Who asks, in a form that does not tell the key."""
+        """The client that asks, in a form that does not reveal the key."""
         owner: str = request.scope.get("specdec.owner", "")
         return owner
 

@@ -94,7 +94,7 @@ def convert(
         source: the model; not closed.
         target: folder to make; its parent must exist.
         layout: bucket and tier sizes; default 16 in tiers of 4.
-        views: draft views to store beside the exact one; those that need no arrays (`bucket`) are skipped.
+        views: draft views to store in addition to the exact one; those that need no arrays (`bucket`) are skipped.
         dither: seed of noise to add to every matrix (`dither.dithered`), or None for the model as it is.
         quantised: None writes every matrix and table in 16 bits; "keep" keeps the source's own blocks where it has
             any; "q8_0" has those of every matrix and table whose rows are whole blocks. Not with `dither`.
@@ -128,7 +128,7 @@ def convert(
 
 
 def default_quantised(source: Source) -> str | None:
-    """What `convert` gets as `quantised` for a source of which nobody said what should become.
+    """What `convert` gets as `quantised` if the caller did not choose one.
 
     Warns:
         UserWarning: the source has a type that a store does not keep, so its weights become 16-bit.

@@ -28,7 +28,7 @@ FORMAT_VERSION = 5
 LAYERS_VERSION, PLANES_VERSION, BLOCKS_VERSION, PLAIN_VERSION = 4, 3, 2, 1
 # What effort below 1 takes or leaves of 16-bit matrices in the exact view; of quantised ones always inputs.
 SELECTIONS = ("inputs", "tiers")
-# Whether quantised weights stay in their blocks where nobody says otherwise.
+# Whether quantised weights stay in their blocks by default.
 KEEP_BY_DEFAULT = True
 DESCRIPTION_FILE = "store.json"
 _FILE_NAME = re.compile(r"(exact|view-[A-Za-z0-9_-]+)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -58,7 +58,7 @@ class StoreDescription:
         layout: bucket and tier sizes.
         dtype: "float16" or "bfloat16", of matrices and tables that are not quantised.
         types: name of the quantised type of every matrix and table that has one.
-        rests: of every matrix whose codes lie in planes, what the rest of them is worth: `partial.rest_worth`.
+        rests: of every matrix with its codes in planes, what the rest of them is worth: `partial.rest_worth`.
         selection: what effort below 1 takes or leaves of 16-bit matrices in the exact view, one of `SELECTIONS`.
         dither: seed of the noise that was added to the weights, or None.
         source: where the weights came from.
@@ -189,14 +189,14 @@ def check_file_name(name: str) -> None:
     """Refuse a file that a store does not have, above all one outside its folder.
 
     Raises:
-        ModelFormatError: `name` is no file's path inside a store.
+        ModelFormatError: `name` is not a file's path inside a store.
     """
     if not _FILE_NAME.fullmatch(name):
         raise ModelFormatError(f"a store has no file named {name!r}")
 
 
 def _check_types(config: ModelConfig, types: Mapping[str, str], rests: Mapping[str, float]) -> None:
-    """Refuse quantised types that a matrix cannot have, and planes of what is no such matrix."""
+    """Refuse quantised types that a matrix cannot have, and planes of any other matrix."""
     shapes = config.matrices() | config.tables()
     for name, kind in types.items():
         try:

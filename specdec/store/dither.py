@@ -53,7 +53,7 @@ def check_seed(seed: int | None) -> int | None:
     """`seed` itself.
 
     Raises:
-        InvalidArgumentError: it is no whole number from 0 to 2**63 - 1.
+        InvalidArgumentError: it is not a whole number from 0 to 2**63 - 1.
     """
     if seed is None or (isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**63):
         return seed

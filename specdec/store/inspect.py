@@ -45,7 +45,7 @@ class StoreReport:
         checksum: SHA-256 that stands for every byte of the store.
         verified: whether every byte was read and compared.
         architecture: of the model.
-        context: tokens of the context that the model is loaded for where nobody asks for another.
+        context: tokens of the context that the model is loaded for by default.
         longest_context: tokens of the longest context that it can be loaded for.
         parameters: weights in matrices, tables and vectors.
         dtype: of matrices and tables that are not quantised.

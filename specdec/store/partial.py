@@ -94,7 +94,7 @@ def parts_to_load(parts: Mapping[str, Parts], *, share: float) -> dict[str, int]
         share: of the bits of all values and codes, in (0, 1].
 
     Raises:
-        OptionError: `share` is no number of that kind, or less than the first parts alone.
+        OptionError: `share` is not a number of that kind, or less than the first parts alone.
     """
     total = sum(sum(one.bits) for one in parts.values())
     least = sum(one.bits[0] for one in parts.values()) / total

@@ -1,6 +1,6 @@
 """Which tensors a store has and in which order: a pure function of the model and the layout. No file is touched.
 
-Order of `exact.safetensors`: vectors, tables, scores, quantised matrices but for the rest of codes that lie in planes,
+Order of `exact.safetensors`: vectors, tables, scores, quantised matrices except the rest of codes in planes,
 then tier 0 of every other matrix, tier 1 of every other matrix, and so on, and at the end the rests. So the model at
 its first parts is a prefix of the file.
 """

@@ -121,7 +121,7 @@ class ProfileFile:
         """The profiles of a store; none where the file is missing.
 
         Raises:
-            StoreError: the file cannot be read, is no profile, or is of a newer version.
+            StoreError: the file cannot be read, is not a profile, or is of a newer version.
         """
         path = store_path / PROFILE_FILE
         try:

@@ -143,7 +143,7 @@ def clear_unfinished(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or folder of ours, as far as it can be. What a signal handler raises meanwhile goes on then."""
+    """Remove a file or folder that specdec made, as far as possible. Signal handlers raise afterwards."""
     remove = shutil.rmtree if path.is_dir() else Path.unlink
     try:
         remove(path)

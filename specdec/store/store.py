@@ -35,7 +35,7 @@ _VERIFY_THREADS = 2
 
 
 class Store:
-    """A converted model on disk. Its arrays are memory-mapped: a tensor that nobody touches is never read.
+    """A converted model on disk. Its arrays are memory-mapped: a tensor that is not used is never read.
 
     Attributes:
         path: its folder.
@@ -288,11 +288,11 @@ class Store:
         return self._files[view_file(view)].layout.nbytes
 
     def check_files(self) -> None:
-        """Refuse to go on with files that were changed since the store was opened; before arrays of it are read that
+        """Refuse to continue with files that were changed since the store was opened; before arrays of it are read that
         were asked for earlier.
 
         Raises:
-            StoreError: somebody wrote to one or cut it off.
+            StoreError: a file was overwritten or truncated.
         """
         for file in self._files.values():
             file.check()

@@ -150,7 +150,7 @@ class TensorFile:
         """Refuse a file that was changed since it was opened.
 
         Raises:
-            StoreError: somebody wrote to it or cut it off.
+            StoreError: the file was overwritten or truncated.
         """
         if self._map.size() < self.layout.nbytes:
             raise self._changed()

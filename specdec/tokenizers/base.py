@@ -34,7 +34,7 @@ class Tokenizer(ABC):
     def __init__(self, meta: TokenizerMeta, table: PieceTable, found_in_text: Collection[str] = ()) -> None:
         self._meta = meta
         self._found_in_text = frozenset(found_in_text)
-        # Whatever ends a turn is no text, even when the file lists it as an ordinary token.
+        # Whatever ends a turn is not text, even when the file lists it as an ordinary token.
         self._table = PieceTable(table.pieces, table.special | set(meta.eos_ids), table.strip_leading_space)
         self.bos_id = meta.bos_id
         self.eos_ids = frozenset(meta.eos_ids)
@@ -53,7 +53,7 @@ class Tokenizer(ABC):
 
     @property
     def special_ids(self) -> frozenset[int]:
-        """Ids that steer the model and are no text."""
+        """Ids that steer the model and are not text."""
         return self._table.special
 
     @property
@@ -99,7 +99,7 @@ class Tokenizer(ABC):
         return [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False, continues: bool = False) -> str:
-        """Text of `ids`; bytes that are no UTF-8 become U+FFFD.
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
         Args:
             ids: token ids; those beyond the vocabulary stand for nothing.
@@ -149,7 +149,7 @@ class Tokenizer(ABC):
             messages: mappings with "role" and "content", oldest first. Content is text or a list of parts of text, or
                 None for an assistant's message with `tool_calls`.
             add_generation_prompt: end with what begins the assistant's answer.
-            continue_final_message: end with the last message's text, so that the answer goes on with it.
+            continue_final_message: end with the last message's text, so that the answer continues with it.
             variables: what else the template asks for, such as `tools` or `enable_thinking`.
 
         Raises:

@@ -97,7 +97,7 @@ def read_backend(content: bytes) -> Backend:
     """The tokenizers library's object, which neither cuts a text nor fills it up.
 
     Raises:
-        ModelFormatError: the content is no valid tokenizer.json, or exceeds a bound.
+        ModelFormatError: the content is not a valid tokenizer.json, or exceeds a bound.
     """
     with foreign(BPE_NAME), quiet_panics():
         values = parse_json(content)

@@ -46,7 +46,7 @@ class ChatTemplate:
         special_tokens: names such as `bos_token` and their text.
 
     Raises:
-        ModelFormatError: the text is no valid template.
+        ModelFormatError: the text is not a valid template.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -76,7 +76,7 @@ class ChatTemplate:
         Args:
             messages: see `checked_messages`.
             add_generation_prompt: end with what begins the assistant's answer.
-            continue_final_message: end with the last message's text, so that the answer goes on with it.
+            continue_final_message: end with the last message's text, so that the answer continues with it.
             variables: what else the template may ask for, such as `tools`.
 
         Raises:
@@ -147,7 +147,7 @@ class ChatTemplate:
     def _cut(self, chat: list[dict[str, Any]], variables: dict[str, Any], here: str) -> str:
         """The prompt up to the end of the last message's text, which the character `here` marks."""
         if not chat[-1].get("content"):
-            raise InvalidArgumentError("the last chat message has no text that an answer could go on with")
+            raise InvalidArgumentError("the last chat message has no text that an answer could continue with")
         content = chat[-1]["content"]
         if isinstance(content, str):
             ending: Any = f"{content}{here} "
@@ -158,7 +158,7 @@ class ChatTemplate:
         text = self._run([*chat[:-1], chat[-1] | {"content": ending}], variables, False)
         before, found, after = text.rpartition(here)
         if not found:
-            raise InvalidArgumentError("the chat template leaves out the last message, so no answer can go on with it")
+            raise InvalidArgumentError("the chat template leaves out the last message, so no answer can continue it")
         # A template that trims messages would have trimmed this one.
         return before if after.startswith(" ") else before.rstrip()
 

@@ -15,7 +15,7 @@ _TURN_ENDS = (
     "<|EOT|>", "<EOT>", "_<EOT>", "\u2581<EOT>", "[EOT]", "[EOS]", "<eos>", "</s>", "[e~[",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
-# A code model that completes a file goes on with these into the padding, or into a file that nobody asked for.
+# A code model that completes a file continues with these into the padding, or into another file.
 _FILE_ENDS = (
     "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>",
     "<reponame>", "<|file_sep|>",
@@ -49,7 +49,7 @@ def end_tokens(ids: Mapping[str, int]) -> set[int]:
         ids: text of every token, or at least of its end markers, to its id.
     """
     found = {text for text in END_MARKERS if text in ids}
-    # In the formats of gpt-oss and Solar a message ends at <|end|> and the answer goes on with the next message.
+    # In the formats of gpt-oss and Solar a message ends at <|end|> and the answer continues with the next message.
     if {"<|return|>", "<|call|>"} <= found or ({"<|call|>", "<|calls|>"} & found and "<|flush|>" in found):
         found.discard("<|end|>")
     # Gemma's vocabularies have </s> as a piece of HTML.

@@ -29,7 +29,7 @@ class AddedToken:
     Attributes:
         id: its token id.
         text: the text that becomes this token.
-        special: it steers the model and is no text.
+        special: it steers the model and is not text.
         strip_left: spaces before it belong to it.
         strip_right: spaces after it belong to it.
     """
@@ -52,7 +52,7 @@ class TokenizerMeta:
         add_bos: whether the model wants `bos_id` before its input.
         chat_template: Jinja source, or None.
         special_tokens: what the chat template may refer to: `bos_token`, `eos_token` and so on.
-        added_tokens: tokens beside the sentencepiece model's own.
+        added_tokens: tokens in addition to the sentencepiece model's own.
         chat_bos: whether a prompt from the chat template gets `bos_id` where the template does not write it.
         prefix: one of `PREFIXES`; only for sentencepiece.
     """

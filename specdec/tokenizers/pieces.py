@@ -17,7 +17,7 @@ class PieceTable:
 
     Attributes:
         pieces: bytes of each id; empty for ids that mean nothing.
-        special: ids that steer the model and are no text, such as the end of a turn.
+        special: ids that steer the model and are not text, such as the end of a turn.
         strip_leading_space: encoding puts a space before the text, so the first piece loses one when decoded.
     """
 

@@ -107,7 +107,7 @@ def read_model(content: bytes) -> SentencePieceProcessor:
     """sentencepiece's object.
 
     Raises:
-        ModelFormatError: the content is no sentencepiece model, or marks words at their end.
+        ModelFormatError: the content is not a sentencepiece model, or marks words at their end.
     """
     try:
         if not content:  # the library takes this for "no model yet"

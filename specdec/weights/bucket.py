@@ -112,7 +112,7 @@ class BucketedMatrix:
             layout: bucket and tier sizes.
 
         Raises:
-            InvalidArgumentError: `bits` is no uint16 matrix or empty.
+            InvalidArgumentError: `bits` is not an uint16 matrix or empty.
             ModelFormatError: a weight is infinite or NaN.
         """
         if bits.ndim != 2 or bits.dtype != np.uint16:
@@ -158,7 +158,7 @@ class BucketedMatrix:
     def _unrank(self, dense: np.ndarray, part: slice) -> None:
         """Write the weights of the inputs `part` in order of output: uint16 (inputs, padded outputs)."""
         size, tiers = self.layout.bucket_size, self.layout.num_tiers
-        # Where the outputs of a bucket lie in its values: by tier, then by output.
+        # Order of a bucket's outputs in its values: by tier, then by output.
         order = np.empty((len(dense), dense.shape[1] // size, size), dtype=np.uint16)
         order[:] = np.arange(size) + 64 * (tiers - 1)
         for k in range(tiers - 1):

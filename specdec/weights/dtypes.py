@@ -12,7 +12,7 @@ from specdec.errors import InvalidArgumentError
 
 DTYPES = ("float16", "bfloat16")
 
-# The smallest magnitude (bits without the sign) that is no finite number.
+# The smallest magnitude (bits without the sign) that is not a finite number.
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80}
 
 

@@ -23,7 +23,7 @@ class BlockType(QuantisedType):
     """A GGUF type: one array `blocks`, uint8 (out, in / block * block_bytes).
 
     Attributes:
-        head_at: where the `extra` bytes of a block that are no codes begin.
+        head_at: where the `extra` bytes of a block that are not codes begin.
         unpack: blocks, uint8 (out, blocks, block_bytes), to codes of any shape that has (out, in) numbers in order.
         factors: heads, uint8 (out, blocks, extra), to scale and offset of every group, (out, blocks, block / group).
     """
@@ -55,7 +55,7 @@ class BlockType(QuantisedType):
         return scale.reshape(shape), None if offset is None else offset.reshape(shape)
 
     def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """`heads`, uint8 (out, in / block * extra): of every block the bytes that are no codes."""
+        """`heads`, uint8 (out, in / block * extra): of every block the bytes that are not codes."""
         if "heads" in arrays:
             return {"heads": arrays["heads"]}
         blocks = self._blocks(arrays)[..., self.head_at : self.head_at + self.extra]

@@ -1,7 +1,7 @@
 """Quantised types with their codes in two planes: the upper four bits of every code, and the rest.
 
 A source's blocks have both side by side; apart, a file can be read up to the rest. Nothing is lost: what a block has
-beside its codes stays as it is, in `heads`, and codes are cut, not changed.
+other than codes stays as it is, in `heads`, and codes are cut, not changed.
 """
 
 from __future__ import annotations

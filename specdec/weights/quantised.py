@@ -132,7 +132,7 @@ class QuantisedTable:
         return [slice(start, min(start + step, outputs)) for start in range(0, outputs, step)]
 
     def check(self) -> None:
-        """Refuse scales and offsets that are no numbers.
+        """Refuse scales and offsets that are not numbers.
 
         Raises:
             ModelFormatError: one is NaN or infinite.

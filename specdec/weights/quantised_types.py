@@ -34,7 +34,7 @@ class QuantisedType(ABC):
         zero: the code of weight 0, but for the offset; may lie between two codes.
         group: inputs that share a scale and an offset.
         block: inputs that are stored together; divides the inputs of every matrix of this type.
-        extra: bytes of a block beside its codes.
+        extra: bytes of a block other than codes.
     """
 
     name: str
@@ -58,7 +58,7 @@ class QuantisedType(ABC):
 
     @abstractmethod
     def heads(self, arrays: Arrays) -> dict[str, np.ndarray]:
-        """What a matrix has beside its codes, by name; `scale_and_offset` takes it in place of all arrays."""
+        """What a matrix has besides its codes, by name; `scale_and_offset` takes it in place of all arrays."""
 
     @abstractmethod
     def head_tensors(self, shape: tuple[int, int]) -> dict[str, TensorSpec]:
@@ -75,7 +75,7 @@ class QuantisedType(ABC):
         return {name: arrays[name][:, first * width : last * width] for name, width in widths.items()}
 
     def check_inputs(self, inputs: int) -> None:
-        """Refuse a row that is no whole number of blocks.
+        """Refuse a row that is not a whole number of blocks.
 
         Raises:
             InvalidArgumentError: it is not.
@@ -86,7 +86,7 @@ class QuantisedType(ABC):
             )
 
     def bytes_of(self, codes: int, blocks: int) -> int:
-        """Bytes of so many codes and of what so many blocks have beside theirs."""
+        """Bytes of this number of codes, and of everything but codes in this number of blocks."""
         return codes * self.bits // 8 + blocks * self.extra
 
     def dequantise(self, arrays: Arrays) -> np.ndarray:

@@ -39,7 +39,7 @@ def get_view(name: str) -> View:
     """The view of that name.
 
     Raises:
-        UnknownNameError: nobody registered it; the message lists those that exist.
+        UnknownNameError: it is not registered; the message lists those that exist.
         PluginError: what another package registered cannot be made, or is not a view of that name.
     """
     maker = _views.get(name)

@@ -33,7 +33,7 @@ def cut_off(file: Path) -> None:
 
 
 def write_over(file: Path) -> None:
-    """Write a file anew in place, as `cp` does: other bytes, the same size."""
+    """Rewrite a file in place, as `cp` does: other bytes, the same size."""
     size = file.stat().st_size
     with file.open("r+b") as out:
         out.truncate(0)
@@ -102,7 +102,7 @@ def test_a_loaded_model_whose_files_are_cut_off(store: Path, runtime: str, file:
     assert done.returncode == 0, (done.returncode, done.stderr)
     said, tokens = done.stdout.splitlines()
     assert said == f"StoreError {store / file}.safetensors {CHANGED}"
-    assert tokens == "4"  # plain decoding goes on with what was loaded
+    assert tokens == "4"  # plain decoding continues with what was loaded
 
 
 def test_a_model_file_that_is_cut_off_while_it_is_converted(tmp_path: Path) -> None:

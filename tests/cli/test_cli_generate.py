@@ -137,7 +137,7 @@ def test_prompts_from_files_and_standard_input(
     text = "héllo\nworld"
     expected = result_of(text_model, text).tokens
     file = tmp_path / "prompt.txt"
-    file.write_text(text + "\n", encoding="utf-8")  # the last line's end is no part of the prompt
+    file.write_text(text + "\n", encoding="utf-8")  # the last line's end is not a part of the prompt
     # Standard input is read where it is a pipe and no prompt is named, and by "-".
     for source in (("--prompt", text), ("--prompt-file", file), (), ("--prompt-file", "-")):
         if source in ((), ("--prompt-file", "-")):

@@ -148,7 +148,7 @@ def limited(words: list[str]) -> list[str]:
 
 
 def prepare(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Make what a command reads, and remove what it writes anew."""
+    """Make what a command reads, and remove what it writes."""
     if "-o" in words:
         shutil.rmtree(folder / words[words.index("-o") + 1], ignore_errors=True)
     for word in words[1:]:

@@ -35,7 +35,7 @@ def test_an_answer_drafts_the_next_one_of_its_owner(drafter):
     model = fake_model(seed=6, tokenizer=ENDLESS)
     with specdec.Batch(model) as batch:
         assert accepted(batch, PROMPT, drafter=drafter, owner="a") < 4
-        assert accepted(batch, PROMPT, drafter=drafter, owner="b") < 4  # what a has asked is no business of b
+        assert accepted(batch, PROMPT, drafter=drafter, owner="b") < 4  # what `a` has asked is hidden from `b`
         assert accepted(batch, PROMPT, drafter=drafter, owner="a") >= 30
         assert accepted(batch, PROMPT, drafter=drafter, owner="a", temperature=1.0, seed=3) < 20  # another answer
         assert accepted(batch, PROMPT, drafter=drafter, owner="b") >= 30

@@ -87,7 +87,7 @@ def test_the_end_of_a_growing_text_is_matched_with_its_earlier_part(text, data):
             [grown], grown, 1, min(known, longest)
         )
         proposed = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=3))
-        for token in proposed:  # a proposal after the end goes on from there
+        for token in proposed:  # a proposal after the end continues from there
             place = index.advance(place, token)
         whole = [*grown, *proposed]
         reach = known + len(proposed)

@@ -1,4 +1,4 @@
-"""Many sequences in shared passes: each gets the tokens it gets alone, whoever joins, leaves, fails or drafts trees."""
+"""Many sequences in shared passes: each gets the tokens it gets alone, as others join, leave, fail or draft trees."""
 
 from __future__ import annotations
 

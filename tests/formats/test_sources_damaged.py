@@ -46,7 +46,7 @@ def half_tensors(name: str) -> dict[str, tuple[str, np.ndarray]]:
 
 def test_paths(tmp_path: Path) -> None:
     refused(tmp_path / "no such", "there is no file or folder .*no such")
-    refused(tmp_path, r"is no Hugging Face model: it has no config\.json")
+    refused(tmp_path, r"is not a Hugging Face model: it has no config\.json")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config("tiny-llama")))
     refused(tmp_path, r"has no model\.safetensors and no model\.safetensors\.index\.json")
     refused(DATA / "tiny-llama" / "model.safetensors", "is only part of a model")

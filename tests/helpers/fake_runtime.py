@@ -18,20 +18,8 @@ from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
 from specdec.progress import Count, reported
-from specdec.runtimes.base import (
-    DraftHead,
-    Pass,
-    Rows,
-    RuntimeInfo,
-    ViewInfo,
-    check_batch,
-    check_capacity,
-    check_fork,
-    check_keep,
-    check_trim,
-    check_view,
-    checked_tokens,
-)
+from specdec.runtimes.base import DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.checks import check_batch, check_capacity, check_fork, check_keep, check_trim, checked_tokens
 from specdec.tokenizers.messages import checked_messages
 
 BOS, EOS = 256, 257

@@ -282,7 +282,7 @@ def main() -> None:
 
 
 def _restart_peak() -> int:
-    """Let the kernel count the peak of this process's memory anew, where it can; returns what is used now, in bytes."""
+    """Reset the kernel's count of this process's peak memory, where it can; returns what is used now, in bytes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak_bytes()

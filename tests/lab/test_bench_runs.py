@@ -61,7 +61,7 @@ def test_interrupted_anywhere_and_gone_on_with_is_the_same_report(bench, home):
     done = bench()
     assert done.code == 0, done.err
     whole, passes = bench.record(), bench.runtime.passes
-    assert not list((home / "bench").iterdir())  # nothing to go on from once it is reported
+    assert not list((home / "bench").iterdir())  # nothing to continue from once it is reported
     for fail_at in range(1, passes + 1, 3):
         first = bench(fail_at=fail_at)
         assert first.code == 130

@@ -231,7 +231,7 @@ def test_a_cache_of_another_model_is_refused(both: Both, tmp_path: Path) -> None
     with pytest.raises(InvalidArgumentError, match="the layers of prompt_cache differ"):
         generate(*other, "abc", prompt_cache=cache)
     mx.save_safetensors(str(tmp_path / "x.safetensors"), {"0.0": mx.zeros(3)})
-    with pytest.raises(ModelFormatError, match="is no prompt cache of specdec"):
+    with pytest.raises(ModelFormatError, match="is not a prompt cache of specdec"):
         load_prompt_cache(str(tmp_path / "x.safetensors"))
     with pytest.raises(ModelFormatError, match="cannot read the prompt cache"):
         load_prompt_cache(str(tmp_path / "none.safetensors"))
@@ -416,7 +416,7 @@ def test_tool_calls_are_parsed_as_in_the_example(template: str, answer: str) -> 
     end = answer.find(str(calls.end)) if calls.end else len(answer)
     found = calls.parse(answer[start:end].strip(), [function_tool(multiply)])
     assert found == {"name": "multiply", "arguments": {"a": 2.5, "b": 3}}
-    with pytest.raises(InvalidArgumentError, match="this is no tool call"):
+    with pytest.raises(InvalidArgumentError, match="this is not a tool call"):
         calls.parse("nothing")
 
 

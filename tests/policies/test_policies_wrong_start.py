@@ -109,7 +109,7 @@ def test_goodput_bears_load_that_comes_and_goes(world: str, factor: float) -> No
 
 
 def test_goodput_comes_back_from_another_text() -> None:
-    """What easy text has taught is no good for text where nothing is kept, and the other way round."""
+    """What was learnt from easy text does not fit text whose drafts are refused, and the other way round."""
     easy, hard = WORLDS["drafting pays"], WORLDS["nothing pays"]
     for first, then in ((easy, hard), (hard, easy)):
         late = Tally()

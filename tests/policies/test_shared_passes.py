@@ -101,7 +101,7 @@ def test_a_long_match_is_not_overlooked():
 
 
 def test_policies_hear_nothing_of_pieces_of_prompts():
-    """Their rows and times are those of sequences that decode: a long prompt beside is no reason to draft."""
+    """Only sequences that decode count: a long prompt in the same pass is not a reason to draft."""
 
     class Nosy:
         def __init__(self):

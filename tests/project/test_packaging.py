@@ -131,7 +131,7 @@ def test_the_running_install_resolves_the_top_level_folders() -> None:
     import specdec.policies
 
     if Path(specdec.__file__).parent != ROOT / "specdec":
-        pytest.skip("the package under test is no editable install of this tree")
+        pytest.skip("the package under test is not an editable install of this tree")
     for name in ("kernels", "policies", "configs"):
         module = getattr(specdec, name)
         assert Path(module.__file__) == ROOT / name / "__init__.py"

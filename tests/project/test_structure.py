@@ -1,6 +1,6 @@
-"""Imports run one way: from the command line down to the errors, without circles among packages.
+"""Imports run one way, from the command line down to the errors, without circles among packages; files are short.
 
-Read from the source, imports inside functions included; those under TYPE_CHECKING never run and do not count.
+Imports are read from the source, those in functions included; those under TYPE_CHECKING never run: they do not count.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from places import ROOT
 
 pytestmark = pytest.mark.skipif(not (ROOT / "specdec" / "cli").is_dir(), reason="needs the source tree")
 
-# Rooms, lowest first: each may import those before it. Three modules stand in another place than their package: the two
-# contracts, which depend on the model's description alone, and the loaded model, which is made of all the rest.
+# Rooms, lowest first: each may import those before it. Four modules stand in another place than their package: the two
+# contracts and the checks of runtimes depend on the model's description alone; the loaded model holds all the rest.
 ORDER = (
     "errors",
     "tools",
@@ -28,6 +28,7 @@ ORDER = (
     "formats",
     "store",
     "runtimes.base",
+    "runtimes.checks",
     "kernels",
     "runtimes",
     "engine.policy",
@@ -71,6 +72,8 @@ MODULES = {
     "__main__": "cli",
 }
 REGISTRY = "specdec.policies.registry"
+CODE = {".py", ".cpp", ".h", ".inl", ".cu", ".cuh", ".metal", ".js", ".css", ".html"}
+MOST_LINES = 450
 
 
 class Import(NamedTuple):
@@ -189,3 +192,12 @@ def test_parts_of_the_lab_share_and_do_not_borrow() -> None:
 def test_imports_are_found(tmp_path: Path, text: str, expected: list[str]) -> None:
     (tmp_path / "module.py").write_text(text, encoding="utf-8")
     assert sorted(_imported(tmp_path / "module.py")) == expected
+
+
+def test_no_file_of_code_is_longer_than_450_lines() -> None:
+    """CONTRIBUTING.md, house rule 1."""
+    folders = ("specdec", "policies", "kernels", "benchmarks", "tests", "docs")
+    files = [path for name in folders for path in (ROOT / name).rglob("*") if path.suffix in CODE]
+    assert len(files) > 500
+    lengths = {str(path.relative_to(ROOT)): path.read_bytes().count(b"\n") for path in files}
+    assert {name: count for name, count in lengths.items() if count > MOST_LINES} == {}

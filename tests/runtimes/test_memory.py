@@ -1,4 +1,4 @@
-"""Draft views where memory is short: what is free, what is refused, and what goes on without."""
+"""Draft views where memory is short: what is free, what is refused, and what continues without."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_auto_goes_on_without_the_view_and_says_so(text_model: Path, monkeypatch
     wanted = specdec.generate(specdec.load(text_model, runtime="native"), "hello", max_tokens=12, speculate=False)
     monkeypatch.setattr(native, "available_bytes", lambda: 1000)
     model = specdec.load(text_model, runtime="native")
-    with pytest.warns(UserWarning, match="draft view 'int4' needs .* drafting goes on without it"):
+    with pytest.warns(UserWarning, match="draft view 'int4' needs .* drafting continues without it"):
         result = specdec.generate(model, "hello", max_tokens=12)
     assert result.tokens == wanted.tokens
     assert isinstance(model.runtime, native.NativeRuntime)

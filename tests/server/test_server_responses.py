@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,53 +12,17 @@ openai = pytest.importorskip("openai", reason="needs the extra `test`")
 pytest.importorskip("starlette", reason="needs the extra `serve`")
 
 from http_server import NAME, serving  # noqa: E402
-from scripted_chat import Scripted, finished, scripted  # noqa: E402
-from test_server_anthropic import sse  # noqa: E402
+from responses_api import CALLING, WEATHER, end, sse  # noqa: E402
+from scripted_chat import Scripted, scripted  # noqa: E402
 
 import specdec  # noqa: E402
-from specdec.server.errors import ApiError  # noqa: E402
 from specdec.server.events import (  # noqa: E402
-    ReasoningDelta,
     TextDelta,
     TokenLogprob,
     ToolArgumentsDelta,
     ToolCallStart,
     Usage,
 )
-from specdec.server.responses.store import ResponseStore, StoredResponse  # noqa: E402
-
-WEATHER: dict[str, Any] = {
-    "type": "function",
-    "name": "weather",
-    "description": "The weather of a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-    "strict": True,
-}
-CALLING = (
-    ReasoningDelta("I have "),
-    ReasoningDelta("to look."),
-    TextDelta("I "),
-    TextDelta("look."),
-    ToolCallStart(0, "call_abc", "weather"),
-    ToolArgumentsDelta(0, '{"city": "K'),
-    ToolArgumentsDelta(0, 'öln"}'),
-    ToolCallStart(1, "call_def", "weather"),
-    ToolArgumentsDelta(1, "{}"),
-)
-SPECULATION = {
-    "mean_acceptance_length": 0.0,
-    "draft_acceptance_rate": 0.0,
-    "acceptance_histogram": [],
-    "num_spec_steps": 0,
-    "num_accepted_draft_tokens": 0,
-    "num_draft_tokens": 0,
-    "num_spec_tokens": 0,
-}
-
-
-def end(reason: str = "stop", **more: Any) -> Any:
-    """The end of an answer."""
-    return finished(reason, metrics={"speculative_decoding": SPECULATION}, timings={"predicted_n": 7}, **more)
 
 
 @pytest.fixture(scope="module")
@@ -253,110 +216,6 @@ def test_items_are_messages(server: Scripted, client: Any) -> None:
     ]
 
 
-def test_a_response_goes_on_from_an_earlier_one(server: Scripted, client: Any) -> None:
-    server.script.set(*CALLING[:7], end("tool_calls"))
-    first = client.responses.create(model=NAME, input="Köln?", instructions="Be brief.", tools=[WEATHER])
-    server.script.set(TextDelta("Rain."), end())
-    second = client.responses.create(
-        model=NAME,
-        previous_response_id=first.id,
-        input=[{"type": "function_call_output", "call_id": "call_abc", "output": "rain"}],
-    )
-    assert second.previous_response_id == first.id
-    roles = [(message["role"], message.get("content")) for message in server.script.request.messages]
-    expected = [("user", "Köln?"), ("assistant", "I look."), ("tool", "rain")]
-    assert roles == expected  # instructions are not carried over
-    assert server.script.request.messages[1]["tool_calls"][0]["id"] == "call_abc"
-    assert server.script.request.messages[1]["reasoning_content"] == "I have to look."
-    with client.responses.stream(model=NAME, previous_response_id=second.id, input="Thanks.") as stream:
-        third = stream.get_final_response()
-    roles = [(message["role"], message.get("content")) for message in server.script.request.messages]
-    assert roles == [*expected, ("assistant", "Rain."), ("user", "Thanks.")]
-    assert client.responses.retrieve(third.id).output_text == "Rain."
-
-
-def test_output_may_be_sent_back_as_input(server: Scripted, client: Any) -> None:
-    server.script.set(*CALLING, end("tool_calls"))
-    first = client.responses.create(model=NAME, input="Köln?", tools=[WEATHER], store=False)
-    client.responses.create(model=NAME, input=[{"role": "user", "content": "Köln?"}, *first.output])
-    assistant = server.script.request.messages[1]
-    assert assistant["content"] == "I look."
-    assert assistant["reasoning_content"] == "I have to look."
-    assert [call["id"] for call in assistant["tool_calls"]] == ["call_abc", "call_def"]
-
-
-def test_responses_are_kept_and_forgotten(server: Scripted, client: Any) -> None:
-    server.script.set(TextDelta("a"), end())
-    kept = client.responses.create(model=NAME, input="Hello")
-    assert client.responses.retrieve(kept.id).to_dict() == kept.to_dict()
-    page = client.responses.input_items.list(kept.id)
-    assert [item.content[0].text for item in page.data] == ["Hello"]
-    client.responses.delete(kept.id)
-    for ask in (client.responses.retrieve, client.responses.delete, client.responses.input_items.list):
-        with pytest.raises(openai.NotFoundError):
-            ask(kept.id)
-    loose = client.responses.create(model=NAME, input="Hello", store=False)
-    with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(loose.id)
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.responses.create(model=NAME, input="Hello", previous_response_id=loose.id)
-    assert caught.value.code == "previous_response_not_found"
-
-
-def test_items_of_a_response_come_in_pages(server: Scripted, client: Any) -> None:
-    server.script.set(TextDelta("a"), end())
-    texts = [str(number) for number in range(25)]
-    kept = client.responses.create(model=NAME, input=[{"role": "user", "content": text} for text in texts])
-    listed = [item.content[0].text for item in client.responses.input_items.list(kept.id, order="asc", limit=10)]
-    assert listed == texts
-    assert [item.content[0].text for item in client.responses.input_items.list(kept.id)] == texts[::-1]
-    for query in ("limit=0", "limit=x", "order=up", "after=nobody"):
-        response = server.running.get(f"/v1/responses/{kept.id}/input_items?{query}")
-        assert response.status_code == 400
-        assert response.json()["error"]["param"] == query.partition("=")[0]
-    assert server.running.get(f"/v1/responses/{kept.id}?stream=true").status_code == 400
-
-
-def test_responses_belong_to_their_owner(tmp_path: Path) -> None:
-    with scripted(tmp_path / "text", api_keys=("one", "two")) as server:
-        server.script.set(TextDelta("a"), end())
-        one, two = (openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0) for key in ("one", "two"))
-        with one, two:
-            kept = one.responses.create(model=NAME, input="Hello")
-            for ask in (two.responses.retrieve, two.responses.delete):
-                with pytest.raises(openai.NotFoundError):
-                    ask(kept.id)
-            with pytest.raises(openai.BadRequestError):
-                two.responses.create(model=NAME, input="Hello", previous_response_id=kept.id)
-            assert one.responses.retrieve(kept.id).id == kept.id
-
-
-def test_the_store_is_bounded() -> None:
-    def stored(name: str, text: str = "") -> StoredResponse:
-        return StoredResponse({"id": name, "output": [], "text": text}, [])
-
-    def names(store: ResponseStore, owner: str, among: str) -> str:
-        found = ""
-        for name in among:
-            with contextlib.suppress(ApiError):
-                found += store.get(owner, name).response["id"]
-        return found
-
-    store = ResponseStore(most=3, most_bytes=1000)
-    for name in "abcd":
-        store.keep("one", stored(name))
-    store.keep("two", stored("a"))
-    assert names(store, "one", "abcd") == "bcd"
-    store.delete("one", "c")
-    store.keep("one", stored("e", "x" * 900))
-    assert names(store, "one", "abcde") == "de"
-    store.keep("one", stored("f", "x" * 2000))
-    assert names(store, "one", "abcdef") == ""
-    store.keep("one", stored("g", "x" * 900))
-    assert names(store, "one", "g") == "g"
-    assert names(store, "two", "a") == "a"
-
-
 @pytest.mark.parametrize(
     ("fields", "choice", "names"),
     [
@@ -439,102 +298,6 @@ def test_tokens_are_counted(server: Scripted, client: Any) -> None:
     few = client.responses.input_tokens.count(model=NAME, input="Hello").input_tokens
     more = client.responses.input_tokens.count(model=NAME, input="Hello", instructions="Be brief.").input_tokens
     assert 5 < few < more
-
-
-@pytest.mark.parametrize(
-    ("fields", "param"),
-    [
-        ({"input": None}, "input"),
-        ({"input": 3}, "input"),
-        ({"input": []}, "input"),
-        ({"input": [3]}, "input[0]"),
-        ({"input": [{}]}, "input[0].type"),
-        ({"input": [{"type": ["message"]}]}, "input[0].type"),
-        ({"input": [{"role": "tool", "content": "a"}]}, "input[0].role"),
-        ({"input": [{"type": "message", "content": "a"}]}, "input[0].role"),
-        ({"input": [{"role": "user"}]}, "input[0].content"),
-        ({"input": [{"role": "user", "content": {}}]}, "input[0].content"),
-        ({"input": [{"role": "user", "content": ["a"]}]}, "input[0].content[0]"),
-        ({"input": [{"role": "user", "content": [{"type": "input_text"}]}]}, "input[0].content[0].text"),
-        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 1}]}]}, "input[0].content[0].text"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content[0].type"),
-        ({"input": [{"type": "function_call", "call_id": "a", "name": "b"}]}, "input[0].arguments"),
-        ({"input": [{"type": "function_call", "call_id": 1, "name": "b", "arguments": ""}]}, "input[0].call_id"),
-        ({"input": [{"type": "function_call_output", "call_id": "a"}]}, "input[0].output"),
-        ({"input": [{"type": "function_call_output", "call_id": "a", "output": 3}]}, "input[0].output"),
-        ({"input": [{"type": "function_call_output", "output": "a"}]}, "input[0].call_id"),
-        ({"input": [{"type": "reasoning", "summary": "a"}]}, "input[0].summary"),
-        ({"input": [{"type": "reasoning", "summary": ["a"]}]}, "input[0].summary[0]"),
-        ({"input": [{"type": "item_reference", "id": "a"}]}, "input[0].type"),
-        ({"input": [{"type": "custom_tool_call"}]}, "input[0].type"),
-        ({"instructions": 3}, "instructions"),
-        ({"previous_response_id": "resp_nobody"}, "previous_response_id"),
-        ({"previous_response_id": 3}, "previous_response_id"),
-        ({"conversation": "c"}, "conversation"),
-        ({"background": True}, "background"),
-        ({"prompt": {"id": "p"}}, "prompt"),
-        ({"truncation": "auto"}, "truncation"),
-        ({"include": ["everything"]}, "include"),
-        ({"include": [[]]}, "include"),
-        ({"top_logprobs": 50}, "top_logprobs"),
-        ({"max_output_tokens": 0}, "max_output_tokens"),
-        ({"metadata": {"a": 1}}, "metadata"),
-        ({"metadata": "a"}, "metadata"),
-        ({"store": "yes"}, "store"),
-        ({"stream": 1}, "stream"),
-        ({"temperature": "warm"}, "temperature"),
-        ({"text": "json"}, "text"),
-        ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
-        ({"text": {"format": {}}}, "text.format.type"),
-        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema"),
-        ({"text": {"format": {"type": "json_schema", "schema": 3}}}, "text.format.schema"),
-        ({"text": {"colour": "red"}}, None),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"tools": {}}, "tools"),
-        ({"tools": [3]}, "tools[0]"),
-        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"tools": [{"type": "function"}]}, "tools[0].name"),
-        ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0]"),
-        ({"tools": [{**WEATHER, "parameters": []}]}, "tools[0].parameters"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "b"}}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": []}}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": []}}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": []}, "tool_choice"),
-        ({"reasoning": {"effort": "wild"}}, "reasoning.effort"),
-        ({"reasoning": "high"}, "reasoning"),
-        ({"colour": "red"}, None),
-    ],
-)
-def test_what_is_wrong_is_named(server: Scripted, fields: dict[str, Any], param: str | None) -> None:
-    server.script.set(TextDelta("a"), end())
-    for path in ("/v1/responses", "/v1/responses/input_tokens"):
-        response = server.post(path, {"input": "Hello", **fields})
-        assert response.status_code == 400, response.text
-        error = response.json()["error"]
-        assert set(error) == {"message", "type", "param", "code"}
-        assert error["type"] == "invalid_request_error"
-        assert error["param"] == param
-        assert error["message"].isprintable()
-
-
-def test_errors_before_and_in_an_answer(server: Scripted, client: Any) -> None:
-    server.script.set(error=ApiError(429, "the queue is full", code="queue_full", headers={"Retry-After": "3"}))
-    for stream in (False, True):
-        with pytest.raises(openai.RateLimitError) as caught:
-            client.responses.create(model=NAME, input="a", stream=stream)
-        assert caught.value.response.headers["retry-after"] == "3"
-    server.script.set(TextDelta("a"), error=ValueError("secret"))
-    *_, done, last = sse(server.post("/v1/responses", {"input": "a", "stream": True}).text)
-    assert done["type"] == "response.output_item.done"
-    assert last["type"] == "response.failed"
-    assert last["response"]["status"] == "failed"
-    assert last["response"]["error"]["code"] == "server_error"
-    assert "secret" not in last["response"]["error"]["message"]
-    with pytest.raises(openai.NotFoundError):
-        client.responses.retrieve(last["response"]["id"])
-    with pytest.raises(openai.NotFoundError):
-        client.responses.create(model="gpt", input="a")
 
 
 def test_a_real_answer_is_that_of_plain_decoding(text_model: Path) -> None:

@@ -157,7 +157,7 @@ def test_8_bits_on_request_follow_the_gguf_package(tmp_path: Path) -> None:
     weights = source.matrix("layers.0.attn.q").view(np.float16).astype(np.float32)
     assert isinstance(matrix, QuantisedMatrix)
     assert same_blocks(matrix, quantize(weights, GGMLQuantizationType.Q8_0))
-    # Rows of 56 are no whole blocks: they stay in 16 bits.
+    # Rows of 56 are not whole blocks: they stay in 16 bits.
     assert isinstance(store.exact("layers.0.mlp.down"), BucketedMatrix)
 
 
@@ -183,7 +183,7 @@ def test_an_mlx_checkpoint_is_kept(tmp_path: Path, bits: int, group: int, dtype:
         override: {"group_size": 32, "bits": 8},
         "model.layers.0.mlp.gate_proj": False,
     }
-    # Rows of 160 are no multiple of 64: mlx-lm would leave such a layer alone.
+    # Rows of 160 are not a multiple of 64: mlx-lm would leave such a layer alone.
     plan |= {f"model.layers.{layer}.mlp.down_proj": False for layer in range(3)}
     folder = mlx_checkpoint(tmp_path / "m", "tiny-llama", plan, dtype=dtype)
     store = kept(folder, tmp_path / "s")

@@ -25,7 +25,7 @@ NAMES = [name for name in quantised_types() if quantised_type(name).bits > 4]
 
 
 def any_arrays(name: str, outputs: int, blocks: int, seed: int) -> dict[str, np.ndarray]:
-    """Arrays of random bytes: scales that are no numbers, and codes that nobody writes."""
+    """Arrays of random bytes: scales that are not numbers, and codes that no program writes."""
     random, kind = np.random.default_rng(seed), quantised_type(name)
     return {
         part: np.frombuffer(random.bytes(spec.nbytes), spec.memory).reshape(spec.shape)

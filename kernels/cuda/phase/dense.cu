@@ -2,7 +2,7 @@
 //
 // A block makes PER_BLOCK tiles of 16 outputs; its warps share the inputs at places fixed by the shape, and their sums
 // meet in shared memory by rising warp. A column of a tensor-core product does not see its neighbours, so a row's bits
-// do not depend on its company. Weights lie in the order of the registers: per tile and step of 32 inputs, two products
+// do not depend on other rows. Weights are in the order of the registers: per tile and step of 32 inputs, two products
 // of 32 lanes x 8 weights. Lane (g, q) holds outputs g and g + 8 and inputs 8 q .. 8 q + 7 of the step.
 // weights, activation (ROWS, SPLIT, PADDED), state, residual (ROWS, OUTPUTS) when EPILOGUE == 1
 // -> y (ROWS, OUTPUTS); EPILOGUE == 2: the gated MLP's of alternating tiles, an activation (ROWS, SPLIT, OUT_PADDED)

@@ -72,19 +72,19 @@ for (int step = first + warp; step < last; step += WARPS) {
     }
   }
 }
-SHARED float meeting[WARPS][128];
+SHARED float exchange[WARPS][128];
 #pragma unroll
 for (int t = 0; t < 8; ++t) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const float both = total[t][half] + shuffle_xor(total[t][half], 1);
-    if (q == 0) meeting[warp][t * 16 + half * 8 + g] = both;
+    if (q == 0) exchange[warp][t * 16 + half * 8 + g] = both;
   }
 }
 BARRIER();
 if (tid < 128) {
   float value = 0;
 #pragma unroll
-  for (int other = 0; other < WARPS; ++other) value += meeting[other][tid];
+  for (int other = 0; other < WARPS; ++other) value += exchange[other][tid];
   if (tile * 128 + tid < OUTPUTS) y[((size_t)share * JOBS + job) * OUTPUTS + tile * 128 + tid] = value;
 }

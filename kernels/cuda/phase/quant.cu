@@ -29,19 +29,19 @@ else {
   quant_tile<FORM2>(data2 + (size_t)expert * STRIDE2, TILES2, tile, x + (CHOSEN ? 2 * ROWS * JOBS * PADDED : 0), rows, first, last, lane, sum);
 }
 #endif
-SHARED float meeting[BANDS][2 * WARPS][128];
+SHARED float exchange[BANDS][2 * WARPS][128];
 const int place = lane % 16 * 8, half_warp = warp * 2 + lane / 16;
 #pragma unroll
 for (int m = 0; m < BAND; ++m) {
   if (m >= all_rows) break;
 #pragma unroll
-  for (int n = 0; n < 8; ++n) meeting[band][half_warp][place + n] = sum[m][n];
+  for (int n = 0; n < 8; ++n) exchange[band][half_warp][place + n] = sum[m][n];
   BARRIER();
   if (tid < BANDS * 128) {
     const int o = tid % 128, row = tid / 128 * 8 + m;
     float value = 0;
 #pragma unroll
-    for (int other = 0; other < 2 * WARPS; ++other) value += meeting[tid / 128][other][o % 8 * 16 + o / 16 * 2 + o % 16 / 8];
+    for (int other = 0; other < 2 * WARPS; ++other) value += exchange[tid / 128][other][o % 8 * 16 + o / 16 * 2 + o % 16 / 8];
     if (row < all_rows && tile * 128 + o < outputs) {
       y[(((size_t)share * JOBS + job) * ROWS + row) * COLUMNS + column + tile * 128 + o] = value;
     }

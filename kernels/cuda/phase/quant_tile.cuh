@@ -2,7 +2,7 @@
 //
 // Half a warp reads the 64 bytes that an input has for the outputs' upper bits, a lane 8 outputs' 32 bits; the halves share
 // the 32 inputs of a group. Numbers become weights in registers, once for all rows, by one multiply-add, and a lane adds up
-// by rising input for each row by itself: a row's bits do not depend on its company, nor on what is not read because its
+// by rising input for each row by itself: a row's bits do not depend on other rows, nor on what is not read because its
 // activation is 0.
 // Needs ROWS, BAND (rows that a lane adds up), WARPS, GROUPS (of 32 inputs), PADDED (of activations), AHEAD (inputs that are
 // asked for at once, a multiple of 4), NESTED, SELECTS.

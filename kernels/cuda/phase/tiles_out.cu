@@ -1,5 +1,5 @@
 // The end of dense and verify: the warps' sums meet in shared memory, by rising warp, and leave as EPILOGUE says.
-SHARED float meeting[WARPS][COLUMNS][PER_BLOCK * 16 + 1];
+SHARED float exchange[WARPS][COLUMNS][PER_BLOCK * 16 + 1];
 #pragma unroll
 for (int band = 0; band < BANDS; ++band) {
   if (band) BARRIER();
@@ -8,7 +8,7 @@ for (int band = 0; band < BANDS; ++band) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int column = 2 * q + e % 2;
-      if (column < COLUMNS) meeting[warp][column][t * 16 + g + e / 2 * 8] = sum[t][band][e];
+      if (column < COLUMNS) exchange[warp][column][t * 16 + g + e / 2 * 8] = sum[t][band][e];
     }
   }
   BARRIER();
@@ -18,8 +18,8 @@ for (int band = 0; band < BANDS; ++band) {
     float gate = 0, up = 0;
 #pragma unroll
     for (int other = 0; other < WARPS; ++other) {
-      gate += meeting[other][column][o / 16 * 32 + o % 16];
-      up += meeting[other][column][o / 16 * 32 + 16 + o % 16];
+      gate += exchange[other][column][o / 16 * 32 + o % 16];
+      up += exchange[other][column][o / 16 * 32 + 16 + o % 16];
     }
     const int output = block * PER_BLOCK * 8 + o;
     if (row < rows && output < OUT_PADDED) put_activation(y, row, OUT_PADDED, output, gated<ACTIVATION>(gate, up));
@@ -29,7 +29,7 @@ for (int band = 0; band < BANDS; ++band) {
     const int column = at / (PER_BLOCK * 16), o = at % (PER_BLOCK * 16), row = band * 8 + column;
     float total = 0;
 #pragma unroll
-    for (int other = 0; other < WARPS; ++other) total += meeting[other][column][o];
+    for (int other = 0; other < WARPS; ++other) total += exchange[other][column][o];
     const int output = block * PER_BLOCK * 16 + o;
     if (row < rows && output < OUTPUTS) {
 #if EPILOGUE == 1

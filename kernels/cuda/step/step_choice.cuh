@@ -1,6 +1,6 @@
 // The choice of tiers in a step in one kernel, by all blocks together. Each counts the keys of its part of a row in a
-// histogram of the whole grid (integers, so the order of arrival does not matter), and after the next meeting whoever
-// needs it finds the cut-off there. A bin is a 2^-BIN_BITS part of an octave; all of the bin at the cut-off is taken, so
+// histogram of the whole grid (integers, so the order of arrival does not matter). After the next grid barrier a block
+// that needs the cut-off finds it there. A bin is a 2^-BIN_BITS part of an octave; all of the bin at the cut-off is taken, so
 // the share of weights is reached as in kernels/reference/selection.py and passed by less than a bin holds.
 // A factor that a row's keys have in common does not change their order: rows are chosen from before their norm's scale.
 namespace specdec {

@@ -1,5 +1,5 @@
 // ROWS rows times a share of a matrix on the tensor cores, for a step in one kernel; effort 1.0. Arithmetic and packing are
-// those of dense.cu: a column of a product does not see its neighbours, so a row's bits do not depend on its company.
+// those of dense.cu: a column of a product does not see its neighbours, so a row's bits do not depend on the others.
 namespace specdec {
 
 using act_t = weight_t;
@@ -8,7 +8,7 @@ using act_t = weight_t;
 DEVICE void fill(const Matrix&, int, const void*, const void*, char*) {}
 
 DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const void*, const act_t* activation, const unsigned char*, int rows,
-                           float* parts, float* meeting, char*) {
+                           float* parts, float* exchange, char*) {
   constexpr int UNROLL = STEP_UNROLL;  // at most the steps of a tile: a batch passes one end of a tile
   const int steps = m.steps, width = steps * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -18,7 +18,7 @@ DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const
   float sum[BANDS][4] = {};
 
   auto flush = [&]() {
-    float* to = share.place(tile, parts, meeting);
+    float* to = share.place(tile, parts, exchange);
 #pragma unroll
     for (int band = 0; band < BANDS; ++band) {
 #pragma unroll
@@ -72,7 +72,7 @@ DEVICE void multiply_exact(const Matrix& m, int, int, const void* weights, const
     }
   }
   if (share.begin < share.end && step) flush();
-  share.gather(meeting, parts, rows);
+  share.gather(exchange, parts, rows);
 }
 
 }  // namespace specdec

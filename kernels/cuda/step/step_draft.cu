@@ -8,7 +8,7 @@ extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 const int position = state[0];
 const int capacity = cache_shape[3], splits = capacity / SPAN;
-Meeting meeting(const_cast<unsigned*>(sync));
+GridBarrier grid_barrier(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
 int* counting = reinterpret_cast<int*>(address + ADDRESSES);
@@ -97,7 +97,7 @@ auto make = [&](int layer, int site, bool adds) {
 
 // Takes in the inputs that this block's share of a matrix multiplies: activations to shared memory, 0 where an input is
 // not taken at all, and how many runs of four weights are. Where nothing is chosen, a row without a norm is made here,
-// which is cheaper than a meeting.
+// which is cheaper than a grid barrier.
 auto take_in = [&](const Matrix& m, int layer, int site, int wanted) {
   const int quads = m.steps * 8, width = width_at(site);
   const int from = m.first(block), count = m.first(block + 1) - from;
@@ -181,9 +181,9 @@ fill_for(0, 0);
 clear(histogram, 1);
 #endif
 if (block == 0) embed_row(LAST(weight_t, 2), state[2], x);
-meeting.wait();
+grid_barrier.wait();
 make(0, 0, false);
-meeting.wait();
+grid_barrier.wait();
 #pragma unroll 1
 for (int number = 0;; ++number) {
   const int layer = number / 4, site = number % 4, next = number + 1;
@@ -196,7 +196,7 @@ for (int number = 0;; ++number) {
   if (head) break;
   if (site == 0) {
     half_t* all = const_cast<half_t*>(cache);
-    meeting.wait([&] {
+    grid_barrier.wait([&] {
 #if !SHARED_STEP
       const Piece piece = piece_at(state, 0, all, capacity, position, 1);
       if (block < piece.items()) look_back(block, piece.used(), piece.past(layer), capacity, position);
@@ -216,19 +216,19 @@ for (int number = 0;; ++number) {
       }
       item -= items;
     }
-    meeting.wait();
+    grid_barrier.wait();
   } else {
-    meeting.wait([&] {
+    grid_barrier.wait([&] {
       fill_for(next / 4, next % 4);
       look_ahead(next / 4, next % 4);
     });
   }
   if (TIERS || site % 2) {
     make(next / 4, next % 4, true);
-    meeting.wait();
+    grid_barrier.wait();
   }
 }
-meeting.wait();
+grid_barrier.wait();
 #pragma unroll 1
 for (int at = block * THREADS + tid; at < (VOCAB + 3) / 4; at += GRID * THREADS) {
   const float4 four = sum4(matrix_at(0, true), products + OTHER_PARTS, 0, at * 4);

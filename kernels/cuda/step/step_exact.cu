@@ -7,7 +7,7 @@ extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
 const int position = state[0], rows = state[1], logits_from = state[STATE_LOGITS];
 const int capacity = cache_shape[3], splits = capacity / SPAN;
-Meeting meeting(const_cast<unsigned*>(sync));
+GridBarrier grid_barrier(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
 float* scratch_sums = reinterpret_cast<float*>(address + ADDRESSES);
@@ -177,7 +177,7 @@ fill_for(0, 0);
 clear(histograms, HISTOGRAMS);
 #endif
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
-meeting.wait();
+grid_barrier.wait();
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
   const int layer = number / 4, site = number % 4, next = number + 1;
@@ -187,13 +187,13 @@ for (int number = 0, choice = 0;; ++number) {
   const Matrix m = matrix_at(site, head);
 #if TIERS
   make(layer, site, joined, first, number > 0);
-  meeting.wait();
+  grid_barrier.wait();
   choose(layer, site, joined, rows - first, take + choice);
   choice += joined;
 #else
   make(layer, site, first, number > 0);
 #endif
-  meeting.wait();
+  grid_barrier.wait();
   multiply_exact(m, outputs_at(site, head), joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
                  head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, products, room,
                  ring);
@@ -206,7 +206,7 @@ for (int number = 0, choice = 0;; ++number) {
   };
   if (site == 0 && !head) {
     half_t* all = const_cast<half_t*>(cache);
-    meeting.wait([&] {
+    grid_barrier.wait([&] {
 #if !SHARED_STEP
       const Piece piece = piece_at(state, 0, all, capacity, position, rows);
       if (block < piece.items()) look_back(block, piece.used(), piece.past(layer), capacity, position);
@@ -225,9 +225,9 @@ for (int number = 0, choice = 0;; ++number) {
       }
       item -= items;
     }
-    meeting.wait();
+    grid_barrier.wait();
   } else {
-    meeting.wait(meanwhile);
+    grid_barrier.wait(meanwhile);
   }
   if (head) break;
 }

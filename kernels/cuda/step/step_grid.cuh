@@ -4,13 +4,13 @@ namespace specdec {
 
 constexpr int WARPS = THREADS / 32, BANDS = ROWS > 8 ? 2 : 1, COLUMNS = ROWS == 1 ? 1 : 8 * BANDS;
 
-// A barrier over the grid. The top bit of `arrived` turns over at every meeting, so nothing has to be reset, neither here
+// A barrier over the grid. The top bit of `arrived` flips at every use, so nothing has to be reset, neither here
 // nor between launches.
-struct Meeting {
+struct GridBarrier {
   unsigned* arrived;
   unsigned side;
 
-  DEVICE explicit Meeting(unsigned* arrived_) : arrived(arrived_), side(threadIdx.x == 0 ? look() : 0) {}
+  DEVICE explicit GridBarrier(unsigned* arrived_) : arrived(arrived_), side(threadIdx.x == 0 ? look() : 0) {}
 
   DEVICE unsigned look() const {
     unsigned value;
@@ -39,7 +39,7 @@ struct Meeting {
 };
 
 // Counts the blocks that have come to a point by themselves: whether this one is the last of `expected`, which sees what
-// all of them wrote before and resets the counter for the next time, behind a meeting.
+// all of them wrote before and resets the counter for the next time, after a grid barrier.
 DEVICE bool comes_last(unsigned* counter, int expected) {
   if (expected == 1) return true;
   unsigned before;
@@ -49,7 +49,7 @@ DEVICE bool comes_last(unsigned* counter, int expected) {
   return last;
 }
 
-// Asks for a piece of memory that will be read after the next meeting.
+// Asks for a piece of memory that will be read after the next grid barrier.
 DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 
 // A matrix as units in the order of memory: `tiles` tiles of TILE outputs, `steps` units each. Blocks take equal runs of
@@ -176,16 +176,16 @@ struct Shares {
   DEVICE int start(int w) const { return count * w / WARPS; }
   DEVICE int warp_of(int unit) const { return ((unit - from + 1) * WARPS - 1) / count; }
 
-  // Where this warp's sums of a tile go: to the slot when nobody else of the block has a part of it.
-  DEVICE float* place(int tile, float* parts, float* meeting) const {
+  // Where this warp's sums of a tile go: to the slot if no other warp of the block has a part of it.
+  DEVICE float* place(int tile, float* parts, float* exchange) const {
     const int low = tile * m.steps, high = low + m.steps, until = from + count;
     const bool alone = begin <= (low > from ? low : from) && end >= (high < until ? high : until);
     return alone ? parts + (size_t)m.slot(blockIdx.x, tile) * ROWS * TILE
-                 : meeting + (size_t)(2 * warp + (begin / m.steps != tile)) * COLUMNS * TILE;
+                 : exchange + (size_t)(2 * warp + (begin / m.steps != tile)) * COLUMNS * TILE;
   }
 
   // Adds the warps' sums of every tile that they share, by rising warp.
-  DEVICE void gather(const float* meeting, float* parts, int rows) const {
+  DEVICE void gather(const float* exchange, float* parts, int rows) const {
     BARRIER();
     if (count <= 0) return;
     constexpr int EACH = COLUMNS * TILE;
@@ -196,9 +196,9 @@ struct Shares {
       const int first = warp_of(unit > from ? unit : from);
       const int last = warp_of(end_of < from + count ? end_of : from + count - 1);
       if (first == last || row >= rows) continue;
-      float sum = meeting[(size_t)(2 * first + ((from + start(first)) / m.steps != tile)) * EACH + place];
+      float sum = exchange[(size_t)(2 * first + ((from + start(first)) / m.steps != tile)) * EACH + place];
       for (int w = first + 1; w <= last; ++w) {
-        if (start(w) < start(w + 1)) sum += meeting[(size_t)(2 * w) * EACH + place];
+        if (start(w) < start(w + 1)) sum += exchange[(size_t)(2 * w) * EACH + place];
       }
       parts[(size_t)m.slot(blockIdx.x, tile) * ROWS * TILE + place] = sum;
     }

@@ -70,7 +70,7 @@ DEVICE void multiply_bytes(int (&sum)[4], const unsigned (&w)[4], unsigned x0, u
 
 DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scales, const unsigned char* planes,
                            const Group* groups, float* parts, char* room, char* ring) {
-  float* meeting = reinterpret_cast<float*>(room);
+  float* exchange = reinterpret_cast<float*>(room);
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const Shares share(m, threadIdx.x / 32);
   const char* own = ring + share.warp * RING_BYTES;
@@ -81,7 +81,7 @@ DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scal
   const unsigned* words = reinterpret_cast<const unsigned*>(planes + g % 2 * WIDEST) + q;
 
   auto flush = [&]() {
-    float* to = share.place(tile, parts, meeting);
+    float* to = share.place(tile, parts, exchange);
 #pragma unroll
     for (int t = 0; t < 8; ++t) {
 #pragma unroll
@@ -159,7 +159,7 @@ DEVICE void multiply_draft(const Matrix& m, const void* levels, const void* scal
     }
   }
   if (share.begin < share.end && step) flush();
-  share.gather(meeting, parts, 1);
+  share.gather(exchange, parts, 1);
 }
 
 }  // namespace specdec

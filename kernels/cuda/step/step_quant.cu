@@ -1,17 +1,17 @@
 // A whole step of a quantised model in one kernel: the exact view at any effort, or, with NESTED, the upper bits of the
-// codes. Whoever adds the last part of a tile of a product makes the inputs of the next multiplication that come of it and,
-// below effort 1, counts their keys (step_choice.cuh); after a meeting, each block takes in what its share of its matrix
+// codes. The block that adds the last part of a tile of a product computes its inputs of the next multiplication and,
+// below effort 1, counts their keys (step_choice.cuh); after a grid barrier, each block takes in what its share of its matrix
 // needs. Rows are made into whole numbers once, but for a row alone below effort 1, which every block chooses from that
 // needs it. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same
 // row (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
-// The ring is filled bit by bit: what is asked for of the memory all at once holds up the meeting and the rows behind it.
+// The ring is filled in parts: many loads at once would delay the grid barrier and the rows after it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of inputs to take), state, sync, logits_out (., VOCAB), which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 const int position = state[0], rows = ROWS == 1 ? 1 : state[1], logits_from = ROWS == 1 ? 0 : state[STATE_LOGITS];
 const int capacity = cache_shape[3], splits = capacity / SPAN;
-Meeting meeting(const_cast<unsigned*>(sync));
+GridBarrier grid_barrier(const_cast<unsigned*>(sync));
 float* logits = const_cast<float*>(logits_out);
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
 int* counting = reinterpret_cast<int*>(address + ADDRESSES);
@@ -219,7 +219,7 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int cou
     if (lane == 0) scales[tid / 32] = found;
   }
   if (!copies) {
-    // What attention has made is quickly put together: that saves a meeting.
+    // Combine the attention partials here: cheap, and saves one grid barrier.
     constexpr int AT_ONCE = 3;
     const int quads = length * 8 * count;
 #pragma unroll 1
@@ -298,9 +298,9 @@ if (block < rows) {
   });
 #endif
 }
-meeting.wait();
+grid_barrier.wait();
 make(0, 0);
-meeting.wait();
+grid_barrier.wait();
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
   const int layer = number / 4, site = number % 4, next = number + 1;
@@ -311,7 +311,7 @@ for (int number = 0, choice = 0;; ++number) {
   const Portion share = portion_at(layer, site);
 #if TIERS && ROWS > 1
   choose(layer, site, count, take + choice);
-  meeting.wait();
+  grid_barrier.wait();
 #endif
   take_in(share, layer, site, which, count, take + choice);
 #if TIERS
@@ -327,7 +327,7 @@ for (int number = 0, choice = 0;; ++number) {
   if (head) break;
   if (site == 0) {
     half_t* all = const_cast<half_t*>(cache);
-    meeting.wait([&] {
+    grid_barrier.wait([&] {
 #if !SHARED_STEP
       const Piece piece = piece_at(state, 0, all, capacity, position, rows);
       if (block < piece.items()) look_back(block, piece.used(), piece.past(layer), capacity, position);
@@ -347,15 +347,15 @@ for (int number = 0, choice = 0;; ++number) {
       item -= items;
     }
 #if TIERS
-    meeting.wait();
+    grid_barrier.wait();
     make(layer, 1);
 #endif
   } else {
     make_of_tiles(share, next / 4, next % 4);
   }
-  meeting.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
+  grid_barrier.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
 }
-meeting.wait();
+grid_barrier.wait();
 constexpr int QUADS = (VOCAB + 3) / 4;
 #pragma unroll 1
 for (int at = block * THREADS + tid; at < (rows - logits_from) * QUADS; at += GRID * THREADS) {

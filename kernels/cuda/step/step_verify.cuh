@@ -5,7 +5,7 @@
 //   upper            -x where one or two are
 //   lower            -x where one is
 //   both             x where one is, -x where three are
-// A column of a product does not see its neighbours, so a row's bits do not depend on its company.
+// A column of a product does not see its neighbours, so a row's bits do not depend on the others.
 namespace specdec {
 
 using act_t = weight_t;
@@ -82,7 +82,7 @@ DEVICE __half2 tiny(unsigned number) {
 
 // `planes`: tiers of the weights; `prefix`: how many each row takes, (joined, ROWS, width). The ring has been filled.
 DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void* weights, const void* planes,
-                           const act_t* activation, const unsigned char* prefix, int rows, float* parts, float* meeting,
+                           const act_t* activation, const unsigned char* prefix, int rows, float* parts, float* exchange,
                            char* ring) {
   const int steps = m.steps, width = steps * 32;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -91,7 +91,7 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
   float sum[2][BANDS][4] = {};
 
   auto flush = [&]() {
-    float* to = share.place(tile, parts, meeting);
+    float* to = share.place(tile, parts, exchange);
 #pragma unroll
     for (int t = 0; t < 2; ++t) {
 #pragma unroll
@@ -197,7 +197,7 @@ DEVICE void multiply_exact(const Matrix& m, int outputs, int joined, const void*
     }
   }
   if (share.begin < share.end && step) flush();
-  share.gather(meeting, parts, rows);
+  share.gather(exchange, parts, rows);
 }
 
 }  // namespace specdec

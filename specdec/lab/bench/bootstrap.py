@@ -14,8 +14,8 @@ def ratio_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval (Efron and Tibshirani 1993, section 13.3) of a ratio of summed median times.
 
-    Prompts are drawn anew within their task, since other prompts of these kinds might have been asked; those that are
-    alone in their task are drawn among each other. For each of them the repetitions are drawn anew, the same ones of
+    Prompts are resampled within their task, since other prompts of these kinds might have been asked; those that are
+    alone in their task are drawn among each other. For each of them the repetitions are resampled, the same ones of
     both sides, since they were measured next to each other.
 
     Args:

@@ -16,7 +16,7 @@ class Difference:
     Attributes:
         place: whose it is.
         position: index of the first token that differs; None when only what ended the answer does.
-        found: what stands there in the answer; None where it has ended.
+        found: the answer's token there; None if it has ended.
         expected: the same in plain decoding's.
     """
 

@@ -109,7 +109,7 @@ def find(
         command: that measured them.
         machine: on which.
         settings: what to keep of the model and how it was run; the plan's own are added.
-        noise_limit: spread of plain decoding above which nothing can be told.
+        noise_limit: spread of plain decoding above which results are meaningless.
     """
     own = {
         "tasks": list(dict.fromkeys(prompt.task for prompt in plan.prompts)),

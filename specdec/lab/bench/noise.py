@@ -17,7 +17,7 @@ LIMIT = 0.05
 # The median of |a - b| for two draws from a normal distribution of standard deviation 1: 0.6745 (its own median
 # deviation) times the square root of 2.
 _PAIR = 0.9539
-# Standard deviation of the median of so many draws from it (order statistics; sqrt(pi / 2 n) from 7 on, 3 % off there).
+# Standard deviation of the median of N draws from it (order statistics; sqrt(pi / 2 n) from 7 on, 3 % off there).
 _MEDIAN = {1: 1.0, 2: 0.7071, 3: 0.6698, 4: 0.5460, 5: 0.5356, 6: 0.4635}
 
 

@@ -27,7 +27,7 @@ class TaskPrompt:
     """A prompt and where it belongs.
 
     Attributes:
-        task: what kind of prompt it is; results are told by task.
+        task: kind of prompt; results are reported by task.
         name: of the prompt within its set.
         content: text, or chat messages.
     """

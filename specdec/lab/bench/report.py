@@ -85,7 +85,7 @@ _NOTES = (
 def write_report(folder: Path, findings: Findings) -> Path:
     """Write the page and its plots into a folder, created when missing; returns the page's path.
 
-    Beside the page there is every plot as `NAME.svg`, which follows the reader's theme, `NAME.png` and `NAME-dark.png`.
+    Next to the page is every plot as `NAME.svg`, which follows the reader's theme, `NAME.png` and `NAME-dark.png`.
 
     Raises:
         OSError: a file cannot be written.

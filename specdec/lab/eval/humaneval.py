@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
 _FENCE = re.compile(r"^```\w*[ \t]*$", re.MULTILINE)
-# Where an answer without a fence goes on with something else.
+# Where an answer without a fence continues with something else.
 _NEXT = re.compile(r"^(?:def |class |if __name__|print\(|assert )", re.MULTILINE)
 
 

@@ -1,7 +1,7 @@
 """The questions of the original Effort, answered by comparing the logits of the choices.
 
 `basicq` is true or false, both words named in an order that the seed shuffles, since models like the first or the last
-better. `quiz` has four choices; which of them would the model go on with? They are not listed before: models as small
+better. `quiz` has four choices, and the likeliest continuation counts. They are not listed before: models as small
 as those of the catalogue then choose by place or letter. The seed shuffles them all the same, so that no place is
 favoured where two are equally likely.
 """
@@ -48,7 +48,7 @@ class EncodedQuestion:
 
     Attributes:
         ids: what all choices begin with, at least one token.
-        tails: what each choice goes on with, at least one token each.
+        tails: what each choice continues with, at least one token each.
         answer: index of the right choice.
     """
 

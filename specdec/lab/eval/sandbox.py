@@ -67,7 +67,7 @@ class Program:
 
     Attributes:
         source: the program.
-        tests: run beside it. Names that they do not define themselves are the program's functions: a call sends plain
+        tests: run in another process. Names that they do not define are the program's functions: a call sends plain
             data and returns plain data.
         helpers: what the tests may use of the problem; run before them, in their process.
         functions: names that are the program's, whatever tests, helpers and Python have of that name.
@@ -188,7 +188,7 @@ def _exit_reason(code: int | None) -> str:
 
 
 class _Pipe:
-    """A pipe on which a child says one word. Nobody waits for it."""
+    """A pipe on which a child writes one word. Its parent does not wait for it."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._read_end, self.write_end = os.pipe()

@@ -148,7 +148,7 @@ def _to_error(names: list[str], arguments: list[Any]) -> BaseException:
     """An exception of the first built-in type among the names of an exception's types, under the name of the first.
 
     Raises:
-        MessageError: they are no names of exceptions.
+        MessageError: they are not names of exceptions.
     """
     if not isinstance(names, list) or not all(isinstance(one, str) for one in names):
         raise MessageError("an exception is malformed")

@@ -69,7 +69,7 @@ def confine(folder: str) -> None:
     mount(None, "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir("/work")
     # The namespace of processes begins with the next one. The first in it is not ended by signals: the program is the
-    # second, and whoever waits ends as it did.
+    # second, and the parent that waits ends as it did.
     for _ in range(2):
         if (child := os.fork()) != 0:
             _end_as(child)
@@ -93,7 +93,7 @@ def give_up_capabilities() -> None:
 
 
 def give_up_root() -> None:
-    """Become nobody where this is root: no limit on processes holds for root, and files would be open to it."""
+    """As root, become the user `nobody`: limits on processes do not hold for root, and files would be open to it."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -25,7 +25,7 @@ _COMMON = (
 
 
 def main(limits: str, channel: str, status: str, folder: str) -> None:
-    """Confine and limit this process, run the program of standard input, and answer calls until nobody asks any more.
+    """Confine and limit this process, run the program of standard input, and answer calls until the other end closes.
 
     Args:
         limits: as JSON.

@@ -166,7 +166,7 @@ def send(channel: int, message: dict[str, Any]) -> None:
 
     Raises:
         TypeError: it is too large.
-        OSError: nobody reads it.
+        OSError: the reader is gone.
     """
     content = json.dumps(message).encode()
     if len(content) > MOST_BYTES:
@@ -177,7 +177,7 @@ def send(channel: int, message: dict[str, Any]) -> None:
 
 
 def receive(channel: int) -> dict[str, Any] | None:
-    """Read a message from a file descriptor; None when nobody writes any more.
+    """Read a message from a file descriptor; None when the writer has closed.
 
     Raises:
         MessageError: what came is not a message.

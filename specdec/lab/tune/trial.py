@@ -26,11 +26,11 @@ def try_schedules(
 
     Args:
         runtime: runs the model.
-        starts: passages, at least one token each, that the model goes on from.
+        starts: passages, at least one token each, that the model continues from.
         schedules: what to try.
         view: draft view.
         length: tokens that the model writes after each passage.
-        done: told the number of tokens written so far.
+        done: called with the number of tokens written so far.
 
     Returns:
         For each schedule the share of positions at which it chooses what the model chooses, and the mean KL in nats.

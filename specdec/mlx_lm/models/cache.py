@@ -34,7 +34,7 @@ class _Text:
         tokens: of the text.
         runtime: whose keys and values those are; None while there are none.
         cache: keys and values of a beginning of the text; None where they have yet to be computed. It is never written
-            to again: what goes on from here forks it.
+            to again: what continues from here forks it.
         max_kv_size: most tokens, as the caller said.
     """
 
@@ -119,7 +119,7 @@ def save_prompt_cache(file_name: str, cache: list[KVCache], metadata: dict[str, 
         metadata: texts to keep with it.
 
     Raises:
-        InvalidArgumentError: this is no such cache, or the metadata are not texts.
+        InvalidArgumentError: this is not a prompt cache, or the metadata are not text.
     """
     text, length = _text_of(cache)
     noted = metadata or {}
@@ -152,14 +152,14 @@ def load_prompt_cache(file_name: str, return_metadata: bool = False) -> Any:
         raise ModelFormatError(f"cannot read the prompt cache {file_name}: {_first_line(error)}") from None
     if described.get("format") != _FORMAT or described.get("version") != _VERSION or "tokens" not in arrays:
         raise ModelFormatError(
-            f"{file_name} is no prompt cache of specdec: read the prompt anew and save it with specdec.mlx_lm"
+            f"{file_name} is not a prompt cache of specdec: read the prompt again and save it with specdec.mlx_lm"
         )
     try:
         layers, noted = int(described["layers"]), json.loads(described["metadata"])
         bound = int(described["max_kv_size"]) if "max_kv_size" in described else None
         text = _Text([int(token) for token in arrays["tokens"].tolist()], bound)
     except unless_signalled(KeyError, ValueError, TypeError):
-        raise ModelFormatError(f"{file_name} is damaged: read the prompt anew and save it again") from None
+        raise ModelFormatError(f"{file_name} is damaged: read the prompt again and save it") from None
     cache = [KVCache(text) for _ in range(layers)]
     return (cache, noted) if return_metadata else cache
 
@@ -258,7 +258,7 @@ def _text_of(cache: object) -> tuple[_Text, int]:
     """What the layers share, and how much of it they hold.
 
     Raises:
-        InvalidArgumentError: it is no cache of this package, or the layers differ.
+        InvalidArgumentError: it is not a cache of this package, or the layers differ.
     """
     if not isinstance(cache, (list, tuple)) or not cache or not all(isinstance(one, KVCache) for one in cache):
         raise InvalidArgumentError(

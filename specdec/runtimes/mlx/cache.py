@@ -7,7 +7,7 @@ from math import prod
 from threading import RLock
 from typing import Any
 
-from specdec.runtimes.base import check_fork, check_keep, check_trim
+from specdec.runtimes.checks import check_fork, check_keep, check_trim
 
 SPAN = 256  # positions of the history in one split of attention, and the unit of a cache's memory
 

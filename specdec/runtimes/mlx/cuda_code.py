@@ -1,6 +1,6 @@
 """Machine code of CUDA kernels, kept in the cache folder.
 
-MLX compiles a kernel that is not its own in every process anew, which takes seconds for each. Here NVRTC, which MLX
+MLX compiles custom kernels again in every process, which takes seconds for each. Here NVRTC, which MLX
 comes with, compiles it once, as MLX would: the same options, for the GPU at hand.
 """
 
@@ -127,7 +127,7 @@ def whole_text(
 
     Args:
         name: of the kernel.
-        header: what stands before it.
+        header: text before it.
         source: its body.
         inputs: arrays by parameter name, in order.
         outputs: types of the results by parameter name.

@@ -30,7 +30,7 @@ class KernelText:
 
     Attributes:
         name: unique for the text: MLX keeps compiled kernels by name.
-        header: what stands before the kernel.
+        header: text before the kernel.
         source: the body.
         inputs: parameter names of the inputs, in order.
         outputs: parameter names of the outputs, in order.

@@ -58,7 +58,7 @@ class Mixture:
         router: float32 (experts, hidden).
         router_bias: float32 (experts,) or None.
         experts: the MLPs of all experts.
-        shared: the MLP that every row uses beside them, or None.
+        shared: the MLP that every row uses in addition to them, or None.
     """
 
     router: Any

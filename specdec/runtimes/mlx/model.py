@@ -176,7 +176,7 @@ class Transformer:
         return self._phases.run(kind, states, caches, takes, self.linears, angles)
 
     def angles(self, positions: int) -> tuple[list[Any], list[Any]]:
-        """Tables of at least so many positions, rounded once from float64: one for each kind that layers are of.
+        """Tables of at least this number of positions, rounded once from float64: one for each kind that layers are of.
 
         First of rotary positions, cosine and sine (positions, turned / 2, 2); then of the growth of queries
         (positions,).

@@ -50,7 +50,7 @@ def row_step(rows: int) -> int:
 
 
 def cache_step(caches: int) -> int:
-    """The number of caches of the attention that runs a step of so many sequences."""
+    """The number of caches of the attention that runs a step of this number of sequences."""
     return next(step for step in CACHE_STEPS if caches <= step)
 
 

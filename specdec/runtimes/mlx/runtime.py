@@ -16,20 +16,8 @@ from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
 from specdec.progress import Count, reported
-from specdec.runtimes.base import (
-    EXACT,
-    Cache,
-    DraftHead,
-    Pass,
-    Rows,
-    RuntimeInfo,
-    ViewInfo,
-    check_batch,
-    check_capacity,
-    check_view,
-    checked_layers,
-    checked_tokens,
-)
+from specdec.runtimes.base import EXACT, Cache, DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
@@ -113,7 +101,7 @@ class MlxRuntime:
         return missing_features(config)
 
     def views(self) -> Mapping[str, ViewInfo]:
-        """Draft views that `forward` accepts beside "exact"; `bucket` needs buckets of 16 in tiers of fours."""
+        """Draft views that `forward` accepts besides "exact"; `bucket` needs buckets of 16 in tiers of fours."""
         return {name: ViewInfo(name=name) for name in self._view_names()}
 
     def _view_names(self) -> tuple[str, ...]:

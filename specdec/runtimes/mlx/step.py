@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
-SPLIT_SIZE = 4  # floats of a split beside its values
+SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
 PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
@@ -181,7 +181,7 @@ class WholeStep:
         return linear.bucket.records, None, linear.bucket.scores
 
     def _addresses(self, entries: list[Any]) -> Any:
-        """Where arrays lie, int64; numbers stand for themselves, None for 0. The arrays must be kept alive."""
+        """Addresses of arrays, int64; numbers are kept, None is 0. The arrays must be kept alive."""
         tables: list[Any] = []
         for first in range(0, len(entries), _AT_ONCE):
             piece = entries[first : first + _AT_ONCE]
@@ -209,7 +209,7 @@ class WholeStep:
         return table
 
     def _kernel(self, kind: Kind) -> tuple[Any, int]:
-        """The kernel of a kind, and floats of scratch memory that it needs beside those for attention."""
+        """The kernel of a kind, and floats of scratch memory that it needs in addition to those for attention."""
         key = (kind.mode, kind.selects, kind.rows, kind.tree, kind.shared)
         if key not in self._kernels:
             constants = self._constants(kind) | STATE_CONSTANTS
@@ -318,7 +318,7 @@ class WholeStep:
         attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * 64
         tile, _ = _UNITS[kind.mode]
-        meeting, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
+        exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         if kind.mode in ("dense", "verify"):
             unit = 4
             ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind) if kind.mode == "verify" else 0
@@ -326,8 +326,8 @@ class WholeStep:
             widest = int(constants["WIDEST"])
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
-            meeting = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else meeting
+            exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
         turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
-        rest = max(attention, meeting, 4 * turned if constants["TIERS"] else 0)
+        rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring

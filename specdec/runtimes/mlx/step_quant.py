@@ -34,10 +34,10 @@ TILE = 128  # outputs of a unit; it has 32 inputs
 ROW_STEPS = (1, 4, 5, 8, 16)  # multiples of four, and one more: four rows share a product, one more has one alone
 _ENTRIES = 20
 _WARPS = THREADS // 32
-_ARRIVALS = 64  # counters of the blocks that have added to a tile, behind the barrier's
+_ARRIVALS = 64  # counters of the blocks that have added to a tile, after the barrier's
 _PORTIONS_BYTES = 528  # shares of a block and its warps
 MOST_STAGES = 2  # of a warp's ring
-FILLS = (0, 1)  # stages asked for before attention, and at the meeting before a multiplication
+FILLS = (0, 1)  # stages asked for before attention, and at the grid barrier before a multiplication
 # Multiplications by their input: q, k and v; output projection; gate and up; down; logits layer.
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,), (7,))
 
@@ -102,7 +102,7 @@ class QuantStep(WholeStep):
         return [packed.data, final_norm, table, packed.scores, forms]
 
     def _files(self, kind: Kind) -> tuple[str, ...]:  # noqa: ARG002
-        return "step_quant", "step_portions.cuh", "step_quant.cuh"
+        return "step_quant", "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh"
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         rows, nested = kind.rows, kind.mode == "nested"
@@ -197,7 +197,7 @@ class QuantStep(WholeStep):
 
 
 def _apart(rows: int) -> int:
-    """Floats from row to row of sums in shared memory: more than a tile, so that rows lie in different banks."""
+    """Floats from row to row of sums in shared memory: more than a tile, so that rows are in different banks."""
     return TILE + 8 if rows <= 8 else TILE
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from specdec.errors import InvalidArgumentError
-from specdec.runtimes.base import check_fork, check_keep, check_trim
+from specdec.runtimes.checks import check_fork, check_keep, check_trim
 
 _MOST_TOKENS = 2**40  # that C++ is asked for: no machine holds as many
 

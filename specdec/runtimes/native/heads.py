@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
-from specdec.runtimes.base import DraftHead, head_tokens
+from specdec.runtimes.base import DraftHead
+from specdec.runtimes.checks import head_tokens
 from specdec.runtimes.memory import available_bytes, check_room
 
 OWN_TOKENS = 4096  # that a head has room for beside those that it shares

@@ -1,5 +1,5 @@
 """The native CPU runtime: one C++ call per forward pass. Loading, checks and errors are here; the arithmetic is in
-`kernels/cpu`, the draft views of this runtime beside `bucket` are in `drafts`.
+`kernels/cpu`, the draft views of this runtime other than `bucket` are in `drafts`.
 
 Making a runtime needs the extension module; importing this module does not."""
 
@@ -18,20 +18,8 @@ from numpy.typing import NDArray
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
 from specdec.progress import Count, reported
-from specdec.runtimes.base import (
-    EXACT,
-    Cache,
-    DraftHead,
-    Logits,
-    Pass,
-    Rows,
-    RuntimeInfo,
-    ViewInfo,
-    check_batch,
-    check_capacity,
-    check_view,
-    checked_tokens,
-)
+from specdec.runtimes.base import EXACT, Cache, DraftHead, Logits, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.checks import check_batch, check_capacity, checked_tokens
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.memory import available_bytes, check_room
@@ -146,7 +134,7 @@ class NativeRuntime:
         return own | drafts
 
     def views(self) -> Mapping[str, ViewInfo]:
-        """Draft views that `forward` accepts beside "exact"."""
+        """Draft views that `forward` accepts besides "exact"."""
         return self._views
 
     def prepare(self, view: str, *, progress: Count | None = None) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from specdec.kernels.reference.mlx_backend import mx
 from specdec.model.architecture import ModelConfig
-from specdec.runtimes.base import check_capacity, check_fork, check_keep, check_trim
+from specdec.runtimes.checks import check_capacity, check_fork, check_keep, check_trim
 
 _STEP = 256  # tokens by which the arrays grow: few copies for long texts, little memory for short ones
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from specdec.errors import InvalidArgumentError
 from specdec.kernels.reference.mlx_backend import mx
 from specdec.kernels.reference.mlx_matrix import FloatMatrix
-from specdec.runtimes.base import head_tokens
+from specdec.runtimes.checks import head_tokens
 
 _OWN_TOKENS = 4096  # that a head has room for beside those that it began with
 _PARTS = 16  # arrays that are multiplied one after the other, at most about

@@ -30,13 +30,11 @@ from specdec.runtimes.base import (
     Rows,
     RuntimeInfo,
     ViewInfo,
-    check_batch,
     check_view,
-    checked_layers,
-    checked_tokens,
     is_chain,
     path_to,
 )
+from specdec.runtimes.checks import check_batch, checked_layers, checked_tokens
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.runtimes.reference.heads import ReferenceHead
 from specdec.weights.base import ViewMatrix
@@ -159,7 +157,7 @@ class ReferenceRuntime:
         """Make `view` ready: read it from the store, or build it from the exact weights where the store lacks it.
 
         Raises:
-            UnknownNameError: nobody registered such a view.
+            UnknownNameError: no such view is registered.
             InvalidArgumentError: the view has tiers within a bucket that this runtime cannot see.
         """
         check_view(view, self.views())
@@ -323,7 +321,7 @@ class ReferenceRuntime:
         return self._store.table_rows(f"layers.{layer}.mlp.router")
 
     def _count_tables(self, segments: Sequence[Segment], read: _Read) -> None:
-        """Count what a pass reads beside its matrices: embeddings, routers, vectors, and each history once."""
+        """Count what a pass reads besides its matrices: embeddings, routers, vectors, and each history once."""
         config = self.config
         parts = [part for part, segment in enumerate(segments) for _ in segment.tokens]
         for part, segment in enumerate(segments):

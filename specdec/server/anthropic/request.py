@@ -52,7 +52,7 @@ def read_messages_request(
         body: of the HTTP request.
         config: of the model.
         settings: of the server.
-        owner: who asks.
+        owner: the client that asks.
         counts: the prompt's tokens are to be counted, so that `max_tokens` is not needed.
 
     Raises:

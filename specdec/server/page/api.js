@@ -4,7 +4,7 @@ import { events } from "./events.js";
 
 const KEY = "specdec.key";
 
-// A refusal or failure that the server told, or that the network made.
+// A refusal or failure that the server reported, or a failure of the network.
 export class ServerError extends Error {
   constructor(message, status = 0, code = "") {
     super(message);

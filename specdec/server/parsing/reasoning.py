@@ -20,7 +20,7 @@ class Reasoning(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
-    """How a model marks its reasoning, which stands before its answer.
+    """How a model marks its reasoning, which precedes its answer.
 
     Attributes:
         begin: marker before it; some chat templates write it at the end of the prompt.
@@ -124,7 +124,7 @@ class ReasoningParser:
             self.reasoning_tokens = piece.token + 1
             self._writer.skip([piece])
         elif released or piece.is_control:
-            # Reasoning stands first or not at all.
+            # Reasoning comes first or not at all.
             self._state, self._is_first = Reasoning.OVER, False
             self._pass_on([*released, *self._begin.finish(), *([piece] if piece.is_control else [])])
 

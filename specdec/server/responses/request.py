@@ -47,7 +47,7 @@ class ResponseForm:
         store: keep it for later requests.
         logprobs: with log-probabilities of the text's tokens.
         input: items of the request.
-        before: items of the conversation that it goes on from.
+        before: items of the conversation that it continues from.
         echo: fields of the response that repeat the request's.
     """
 
@@ -74,7 +74,7 @@ def read_response_request(
         body: of the HTTP request.
         config: of the model.
         settings: of the server.
-        owner: who asks.
+        owner: the client that asks.
         previous: gives the response of an id.
 
     Raises:

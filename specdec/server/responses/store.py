@@ -22,7 +22,7 @@ class StoredResponse:
     Attributes:
         response: as it was sent.
         input: items of its own request.
-        before: items of the conversation that the request went on from.
+        before: items of the conversation that the request continued from.
     """
 
     response: dict[str, Any]
@@ -44,7 +44,7 @@ class _Shelf:
 
 
 class ResponseStore:
-    """Keeps the latest responses of each owner; nobody sees those of another one.
+    """Keeps the latest responses of each owner, who cannot see those of another owner.
 
     Args:
         most: responses of an owner; the oldest go first.
@@ -77,7 +77,7 @@ class ResponseStore:
         return found
 
     def previous(self, owner: str, name: str) -> StoredResponse:
-        """The response that a request goes on from.
+        """The response that a request continues from.
 
         Raises:
             ApiError: this owner has none of that id.

@@ -61,7 +61,7 @@ def _skip(cursor: Cursor, characters: str) -> Reading[list[Piece]]:
 def read_call(cursor: Cursor, calls: Calls, *, known: bool) -> Reading[None]:
     """The rest of one call, after its "{"."""
     name: str | None = None
-    held: str | None = None  # arguments that stand before the name
+    held: str | None = None  # arguments before the name
     while True:
         piece = yield from cursor.after_space(",")
         if piece.text == "}" and not piece.is_control:

@@ -18,7 +18,7 @@ class Layout:
     """What stands around the names and arguments of calls. Names of control tokens in it are those tokens.
 
     Attributes:
-        name: what stands before a function's name.
+        name: text before a function's name.
         arguments: between name and arguments.
         end: after the arguments.
         before: before the first call.
@@ -54,5 +54,5 @@ class Layout:
 
 
 def parameter(key: str) -> str:
-    """What stands before an argument in a tag of its own."""
+    """Text before an argument in a tag of its own."""
     return f"{PARAMETER}{key}>\n"

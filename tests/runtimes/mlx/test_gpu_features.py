@@ -1,4 +1,4 @@
-"""Every feature of the model data on a real GPU: float64, identity in any company, trees, drafts, speculation.
+"""Every feature of the model data on a real GPU: float64, row invariance, trees, drafts, speculation.
 
 Skipped where MLX has no GPU, saying so. The same kernels on the host are in `test_metal_features.py`.
 """

@@ -1,4 +1,4 @@
-"""The mlx runtime on a real GPU: golden logits, identity in any company, agreement with the reference, refusals.
+"""The mlx runtime on a real GPU: golden logits, row invariance, agreement with the reference, refusals.
 
 Skipped where MLX has no GPU, saying so. The kernels themselves, on the host, are in `test_metal_kernels.py`.
 """

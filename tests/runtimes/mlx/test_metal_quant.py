@@ -139,7 +139,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
     close(together.sum(axis=0), np.concatenate(wanted, axis=1))
     one = ops.choose(x[2:3], scores, take, state_of(mx, 1), joined=len(scores))[0]
     alone = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True))
-    assert np.array_equal(alone[:, 0], together[:, 2])  # what the row alone does not read adds nothing in company
+    assert np.array_equal(alone[:, 0], together[:, 2])  # what the row does not read when alone adds nothing in a batch
     nested = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True, nested=True))
     wanted = [
         product((rows * prefix)[2:3], NestedMatrix(matrix).dequantise())

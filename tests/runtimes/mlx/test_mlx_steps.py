@@ -97,7 +97,7 @@ def test_the_state_of_a_tree_names_each_path_by_position():
     state = state_of([chain([5, 6], 9), part.piece(20, 34, 0)], [256, 512])
     assert state[PIECES + PIECE_SIZE : PIECES + 2 * PIECE_SIZE].tolist() == [2, 14, 320, 300, 512, 0, 0]
     paths = state[PATHS:].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
-    assert paths[1, :2].tolist() == [0, 1]  # a chain in the company of a tree
+    assert paths[1, :2].tolist() == [0, 1]  # a chain in one pass with a tree
     for row in range(20, 34):
         path = path_to(parents, row)
         assert state[PLACES + row - 18] == 300 + len(path) - 1

@@ -1,23 +1,20 @@
-"""The native runtime: golden logits, identity in any company, agreement with float64, refusals. The kernels by
+"""The native runtime: golden logits, row invariance, agreement with float64, refusals. The kernels by
 themselves are tested in C++ (`kernels/cpu/tests`, run by `test_native_kernels.py`)."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from models import check_blocks_are_kept, real_model_path
+from models import check_blocks_are_kept
+from native_models import ARCHITECTURES, TINY
 from passes import logits_of
 from places import DATA
 from specdec.kernels.reference.selection import select_tiers
@@ -25,8 +22,7 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, StoreError, UnknownNameError
-from specdec.formats import open_source
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
@@ -42,37 +38,7 @@ try:
 except RuntimeUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-TINY = sorted(path.name for path in DATA.glob("tiny-*"))
 FULL = EffortSchedule(1.0)
-# Models of the plain decoder and what it had first; the other features are in `test_native_features`.
-ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "mistral": {"architecture": "mistral", "sliding_window": 5, "first_sliding_layer": 1},
-    "mixtral": {"architecture": "mixtral", "num_experts": 4, "experts_per_token": 2, "tie_embeddings": False},
-    "qwen2": {"architecture": "qwen2", "qkv_bias": True},
-    "qwen3": {"architecture": "qwen3", "qk_norm": True, "head_dim": 16},
-}
-
-
-@pytest.fixture(scope="module")
-def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
-    """A store of a folder of test data or of a random model; each made once."""
-
-    @cache
-    def build(
-        name: str,
-        dtype: str = "float16",
-        layout: BucketLayout = BucketLayout(),  # noqa: B008
-        quantised: str | None = None,
-    ) -> Store:
-        if name in ARCHITECTURES:
-            source: Any = SyntheticSource(tiny_config(**ARCHITECTURES[name]), dtype=dtype)
-        else:
-            source = open_source(real_model_path(name) if name not in TINY else DATA / name)
-        path = tmp_path_factory.mktemp("stores") / "store"
-        return Store.open(convert(source, path, layout=layout, quantised=quantised), verify=False)
-
-    return build
 
 
 def expected(name: str) -> dict[str, Any]:
@@ -247,185 +213,6 @@ def test_other_threads_run_during_a_pass(store_of):
     assert ticks > 12
 
 
-def test_a_weight_that_is_not_finite_is_refused_by_name(store_of):
-    store = store_of("qwen2")
-    name = "layers.1.mlp.up"
-    values = store.bucket_arrays(name)["tier2.values"].copy()
-    values.flat[7] = 0x7E00
-
-    class Damaged:
-        def __getattr__(self, attribute: str) -> Any:
-            return getattr(store, attribute)
-
-        def bucket_arrays(self, wanted: str) -> Any:
-            return store.bucket_arrays(wanted) | ({"tier2.values": values} if wanted == name else {})
-
-        def vector(self, wanted: str) -> Any:
-            vector = store.vector(wanted).copy()
-            return np.full_like(vector, np.nan) if wanted == self.nan_vector else vector
-
-        nan_vector = ""
-
-    damaged = Damaged()
-    with pytest.raises(StoreError, match=f"'{name}' holds an infinite weight or a NaN"):
-        NativeRuntime(damaged)
-    damaged.nan_vector = "layers.0.mlp_norm"
-    with pytest.raises(StoreError, match=r"'layers.0.mlp_norm' holds an infinite number or a NaN"):
-        NativeRuntime(damaged)
-
-
-def test_malformed_buffers_do_not_reach_the_kernels(store_of):
-    store = store_of("llama")
-    runtime = NativeRuntime(store)
-    model, matrix = runtime._model, store.exact("head")
-    number = len(store.config.matrices()) - 1
-    masks, values = list(matrix.masks), list(matrix.values)
-    for arguments in (
-        (number, values[:-1], masks, 0, 1),
-        (number, values, masks[:-1], 0, 1),
-        (number, [values[0][:1], *values[1:]], masks, 0, 1),
-        (number, values, [masks[0][1:], *masks[1:]], 0, 1),
-        (number + 1, values, masks, 0, 1),
-        (number, values, masks, 0, matrix.shape[1] + 1),
-        (number, values, masks, -1, 1),
-    ):
-        with pytest.raises(ValueError, match=r"\w"):
-            model.load_values(*arguments)
-    with pytest.raises(ValueError, match="scores"):
-        model.load_masks(number, values, masks, matrix.scores[1:])
-    with pytest.raises(ValueError, match="all but the last"):
-        model.load_masks(number, values[:-1], masks, matrix.scores)
-    with pytest.raises(ValueError, match="tiers must be known"):
-        model.set_tiers(number, 1)
-    with pytest.raises(TypeError):
-        model.load_values(number, [array.astype(np.uint32) for array in values], masks, 0, 1)
-    with pytest.raises(TypeError):
-        model.load_values(number, [array[:, ::2] for array in values], masks, 0, 1)
-    kv, efforts = runtime.new_cache(4).handle, np.ones(number + 1)
-    ids = np.array([1, 2], np.int32)
-
-    def good(**other: Any) -> dict[str, Any]:
-        usual = {"caches": [kv], "tokens": ids, "counts": [2], "efforts": [efforts], "parents": [], "layers": [0]}
-        return {**usual, "shown": [2], "draft": None, "logits": np.empty((2, 47), np.float32), "states": [], **other}
-
-    for wrong in (
-        {"efforts": [efforts[1:]]},
-        {"efforts": [efforts * 2]},
-        {"efforts": []},
-        {"logits": np.empty((1, 47), np.float32)},
-        {"logits": np.empty((2, 48), np.float32)},
-        {"tokens": np.array([1, 47], np.int32)},
-        {"counts": [1]},
-        {"counts": [3]},
-        {"counts": [0]},
-        {"counts": [2, 2]},
-        {"parents": [[-1]]},
-        {"parents": [[-1, 1]]},
-        {"parents": [[-2, 0]]},
-        {"layers": [9]},
-        {"shown": [3]},
-        {"states": [np.empty((2, 2, 7), np.float32)]},
-        {"caches": [kv, kv]},
-        {"caches": []},
-        {"tokens": np.ones(5, np.int32), "counts": [5], "logits": np.empty((5, 47), np.float32)},
-        {"tokens": np.ones(0, np.int32), "counts": [0], "logits": np.empty((0, 47), np.float32)},
-    ):
-        with pytest.raises(ValueError, match=r"\w"):
-            model.forward(**good(**wrong))
-    with pytest.raises((ValueError, TypeError)):
-        model.forward(**good(caches=[None]))
-    for base, rows in ((1, []), (-1, []), (0, [0])):
-        with pytest.raises(ValueError, match=r"\w"):
-            kv.keep(base, rows)
-    with pytest.raises(ValueError, match="fork"):
-        kv.fork(1, 4)
-    assert kv.length == 0
-
-
-def test_refusals_have_one_sentence(store_of):
-    store = store_of("llama")
-    runtime, other = NativeRuntime(store), NativeRuntime(store_of("qwen3"))
-    kv = runtime.new_cache(4)
-    with pytest.raises(InvalidArgumentError, match="token id 47 is outside the vocabulary of 47"):
-        forward_one(runtime, [1, 47], kv, effort=FULL)
-    with pytest.raises(InvalidArgumentError, match="at least one token"):
-        forward_one(runtime, [], kv, effort=FULL)
-    with pytest.raises(InvalidArgumentError, match="holds 0 of at most 4 tokens: no room for 5"):
-        forward_one(runtime, [1] * 5, kv, effort=FULL)
-    with pytest.raises(UnknownNameError, match="unknown view 'int1'"):
-        forward_one(runtime, [1], kv, effort=FULL, view="int1")
-    with pytest.raises(InvalidArgumentError, match="cannot be trimmed to 1"):
-        kv.trim(1)
-    with pytest.raises(InvalidArgumentError, match="must come from new_cache"):
-        forward_one(runtime, [1], object(), effort=FULL)
-    with pytest.raises(ValueError, match="another shape"):
-        forward_one(runtime, [1], other.new_cache(4), effort=FULL)
-    for capacity in (0, -1, 1.5, True):
-        with pytest.raises(InvalidArgumentError, match="capacity"):
-            runtime.new_cache(capacity)
-    for threads in (0, 5000):
-        with pytest.raises(InvalidArgumentError, match="threads must be 1 to 1024"):
-            NativeRuntime(store, threads=threads)
-    with pytest.raises(InvalidArgumentError, match=f"isa is 'sparc'.*choose from {', '.join(ISAS)}"):
-        NativeRuntime(store, isa="sparc")
-
-
-def test_an_environment_variable_forces_the_instruction_set(store_of, monkeypatch):
-    monkeypatch.setenv("SPECDEC_CPU", "scalar")
-    assert NativeRuntime(store_of("llama")).isa == "scalar"
-    monkeypatch.setenv("SPECDEC_CPU", "pentium")
-    with pytest.raises(InvalidArgumentError, match="SPECDEC_CPU is 'pentium', which this machine cannot run"):
-        NativeRuntime(store_of("llama"))
-    monkeypatch.delenv("SPECDEC_CPU")
-    assert NativeRuntime(store_of("llama")).isa == ISAS[0]
-
-
-def test_an_interrupted_pass_leaves_the_cache_as_it_was(store_of, monkeypatch):
-    runtime = NativeRuntime(store_of("llama"))
-    ids, calls = [1] * 1200, 0
-    kv = runtime.new_cache(2000)
-    forward_one(runtime, ids[:10], kv, effort=FULL)
-    inner = runtime._model
-
-    class Interrupted:
-        def forward(self, *arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == 3:
-                raise KeyboardInterrupt
-            return inner.forward(*arguments)
-
-    monkeypatch.setattr(runtime, "_model", Interrupted())
-    with pytest.raises(KeyboardInterrupt):
-        forward_one(runtime, ids, kv, effort=FULL)
-    assert kv.length == 10
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_process_is_told_to_load_again(store_of):
-    code = """
-import os, sys
-import numpy as np
-from specdec.model.effort import EffortSchedule
-from specdec.runtimes.base import forward_one
-from specdec.runtimes.native.runtime import NativeRuntime
-from specdec.store import Store
-runtime = NativeRuntime(Store.open(sys.argv[1]), threads=2)
-kv = runtime.new_cache(4)
-forward_one(runtime, [1], kv, effort=EffortSchedule(1.0))
-child = os.fork()
-if child == 0:
-    try:
-        forward_one(runtime, [1], kv, effort=EffortSchedule(1.0))
-    except ValueError as error:
-        os._exit(7 if "forked" in str(error) else 8)
-    os._exit(9)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    done = subprocess.run([sys.executable, "-P", "-c", code, str(store_of("llama").path)], timeout=60, check=False)
-    assert done.returncode == 7
-
-
 def test_work_done_and_memory_are_counted(store_of):
     store = store_of("llama")
     runtime = NativeRuntime(store)
@@ -484,7 +271,7 @@ def test_layers_that_an_early_exit_left_unwritten_do_not_show_afterwards(store_o
 
 
 def test_hidden_states_are_those_of_the_layers(store_of) -> None:
-    """Behind the last layer they lead to the logits; pieces and company change nothing; the first layers agree with a
+    """After the last layer they lead to the logits; pieces and other rows change nothing; the first layers agree with a
     pass that stops there."""
     store = store_of("llama")
     runtime = NativeRuntime(store)

@@ -31,7 +31,8 @@ sys.meta_path.insert(0, Sanitized)
 """
 # What reads files of models, or gives the module sizes and shapes from outside.
 LOADERS = (
-    "runtimes/native/test_native_runtime.py", "runtimes/native/test_native_drafts.py",
+    "runtimes/native/test_native_runtime.py", "runtimes/native/test_native_refusals.py",
+    "runtimes/native/test_native_drafts.py",
     "runtimes/native/test_native_batch.py", "runtimes/test_quantised_runtime.py", "cli/test_bad_blocks.py",
     "store/test_quantised_store.py", "store/test_partial_load.py", "store/test_store_damage.py",
 )  # fmt: skip

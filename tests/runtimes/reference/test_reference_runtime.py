@@ -1,4 +1,4 @@
-"""The reference runtime on random models: its logits, their identity in any company, its cache, bytes and refusals."""
+"""The reference runtime on random models: its logits, their row invariance, its cache, bytes and refusals."""
 
 from __future__ import annotations
 
