@@ -218,7 +218,7 @@ def measure(model: Model, contenders: Contenders, prompts: list[TaskPrompt]) -> 
             tallies.setdefault((name, prompt.task), Tally()).add(found)
             answers[name] = found
             plain = answers["specdec plain"]["ids"]
-            if found.get("ids", plain)[:1] != plain[:1]:  # rounding may change a token, hardly ever the first one
+            if found.get("ids", plain)[:1] != plain[:1]:  # rounding may change a token, rarely the first one
                 print(f"{name} begins otherwise than specdec: look at its files", file=sys.stderr)
         check_identity(answers)
         print(f"  {prompt.task}: {number} of {len(prompts)} prompts", file=sys.stderr)

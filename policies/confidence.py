@@ -42,7 +42,7 @@ class ConfidencePolicy:
             self.effort = check_effort(self.effort)
 
     def plan(self, state: RoundState) -> DraftPlan:
-        """As many tokens as are allowed."""
+        """Plan the most tokens that are allowed."""
         self._current = state.draft_effort if self.effort is None else self.effort
         return DraftPlan(num_draft_tokens=min(self.longest, state.max_draft_tokens), effort=self._current)
 

@@ -51,7 +51,7 @@ class EffortEntropyPolicy:
         self.hard, self.stop = check_number("hard", self.hard, 1e-6), check_number("stop", self.stop, 0)
 
     def plan(self, state: RoundState) -> DraftPlan:
-        """As many tokens as are allowed, the first at the effort that the verifier's last logits call for."""
+        """Plan the most tokens that are allowed, the first at the effort that the verifier's last logits call for."""
         length = min(self.longest, state.max_draft_tokens)
         effort = self.high if state.distribution is None or not length else self._effort(state.distribution)
         return DraftPlan(num_draft_tokens=length, effort=effort)

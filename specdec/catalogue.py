@@ -125,7 +125,7 @@ def is_pulled(name: str) -> bool:
 
 
 def store_path(name: str) -> Path:
-    """Where the store of this catalogue name, or name on a hub, lies once it is pulled; whether or not it is there.
+    """Path of the store of this catalogue name, or name on a hub, whether or not it was pulled.
 
     Raises:
         UnknownNameError: no such name.

@@ -64,7 +64,7 @@ class ContextLengthError(InvalidArgumentError):
 
 
 class QueueFullError(SpecdecError, RuntimeError):
-    """As many requests wait as may wait: ask again later.
+    """The queue is full: ask again later.
 
     Args:
         waiting: requests that wait.

@@ -15,7 +15,7 @@ _Error = TypeVar("_Error", bound=BaseException)
 def is_from_signal_handler(error: BaseException) -> bool:
     """Whether a signal handler raised the exception, rather than the code that it passed through.
 
-    Code that turns foreign exceptions into errors of its own asks this first, and lets such a one pass.
+    Code that turns foreign exceptions into errors of its own asks this first, and lets those pass.
     """
     trace, handlers = error.__traceback__, None
     while trace is not None:

@@ -41,7 +41,7 @@ def folder_files(folder: Path) -> list[Path]:
 
 
 def folder_names(names: Collection[str], read_index: Callable[[], bytes]) -> list[str]:
-    """Of the files of a Hugging Face folder, those that a conversion reads.
+    """The files of a Hugging Face folder that a conversion reads.
 
     Args:
         names: files that there are, relative to the folder.

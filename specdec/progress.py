@@ -52,7 +52,7 @@ class Summed:
         self._number = 0
 
     def part(self) -> Progress:
-        """Where one of them reports."""
+        """A callback for one of them."""
         self._number += 1
         number = self._number
 

@@ -19,7 +19,7 @@ _DESCRIPTOR = re.compile(r"(?:/dev/fd|/proc/(?:self|thread-self|\d+(?:/task/\d+)
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write what becomes `path` when the block ends; when it fails, `path` is as before and nothing is left.
+    """A path to write to, which becomes `path` when the block ends. If it fails, `path` stays as it was.
 
     A link is followed: the file that it names is replaced, and the link stays. The new file keeps the permissions of
     the one that it replaces.

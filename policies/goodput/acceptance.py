@@ -84,7 +84,7 @@ class LogOdds:
         self._unit = 1.0
 
     def chance(self, effort: float, signal: int) -> float:
-        """That a token is kept, given the class of a signal."""
+        """Chance that a token is kept, given the class of a signal."""
         own, distance = self._efforts.get(effort) or self._effort(effort)
         base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
         return 1.0 / (1.0 + math.exp(-base - self._classes[signal][0]))

@@ -304,7 +304,7 @@ class CostModel:
                 costs.suppose(index, seconds / scale, variance)
 
     def table(self) -> CostTable | None:
-        """What was measured or seen, in seconds, with its spread; None before a pass was seen."""
+        """Measured and observed costs in seconds, with their spread; None before the first pass."""
         rows = [m for m in range(1, MOST_ROWS + 1) if m in self._measured or self._rows.is_seen(m)]
         if not self._has_scale or not any(map(self._rows.is_seen, rows)):
             return None

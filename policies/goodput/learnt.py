@@ -50,7 +50,7 @@ class Results:
 
 @dataclass(slots=True)
 class Trial:
-    """When an arm that is not in use is tried again.
+    """The next trial of an arm that is not in use.
 
     Attributes:
         due: number of the round from which it may be.

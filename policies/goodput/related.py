@@ -47,7 +47,7 @@ class Related:
         return self._seen[index] > 0
 
     def variance(self, index: int, now: int) -> float:
-        """Of the logarithm of a cost, at the `now`-th pass."""
+        """Variance of the logarithm of a cost, at the `now`-th pass."""
         own = self._variances[index]
         if self._seen[index]:
             return own + AGE * (now - self._seen[index])

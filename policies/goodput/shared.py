@@ -4,7 +4,7 @@ Where rows of others share a pass, a further row costs the difference of two pas
 small errors of theirs are large errors of it, and the lowest of several wrong prices is the one that is bought. So
 neighbouring differences are averaged, unless one stands out, as where a kernel begins another tile.
 
-Where drafting does not pay in shared passes, it seldom pays in the next round: a look every few rounds is enough, and
+Where drafting does not pay in shared passes, it rarely pays in the next round: a check every few rounds is enough, and
 looks of many sequences, pass after pass, are time that all of them wait.
 """
 

@@ -37,7 +37,7 @@ def plain_lines(stream: BinaryIO) -> Iterator[str]:
 
 
 def history_file() -> Path | None:
-    """Where lines are remembered, made for the user only and kept small; None where it cannot be written."""
+    """File of remembered lines, private to the user and kept small; None if it cannot be written."""
     path = paths.home() / "chat-history"
     try:
         paths.private_folder(path.parent)

@@ -187,7 +187,7 @@ def _noise_limit(arguments: argparse.Namespace) -> float:
 
 
 def _journal(arguments: argparse.Namespace, plan: Plan, model: Model) -> Journal[Sample]:
-    """Where answers are kept: the file that was asked for, or one in the cache folder."""
+    """The file that keeps the answers: the one that was named, or one in the cache folder."""
     from specdec import paths
     from specdec.lab.bench.sample import open_answers
     from specdec.record import machine

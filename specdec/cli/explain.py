@@ -57,7 +57,7 @@ class Shown:
             print(flush=True, file=self._stream)
 
     def legend(self, stream: TextIO) -> None:
-        """Who produced how many tokens, each in its colour."""
+        """Number of tokens of each producer, in its colour."""
         entries = []
         for label, (origin, count) in sorted(self._counts.items(), key=lambda item: -item[1][1]):
             text = f"{label} {count}"

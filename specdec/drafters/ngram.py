@@ -104,7 +104,7 @@ class NgramDrafter:
             self._earlier.add(context.history, context.prompt_length)
 
     def _matches(self, history: Sequence[int]) -> list[_Match]:
-        """Where the end of the text occurs, in order of preference."""
+        """Occurrences of the end of the text, in order of preference."""
         self._own.follow(history)
         matches = [_Match(self._own, self._own.shorten(self._own.end(), self._longest), self._shortest)]
         newer, older, table = self._readers

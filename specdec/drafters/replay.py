@@ -16,7 +16,7 @@ _MOST_CHARS = 1 << 22
 class ReplayDrafter:
     """Proposes the tokens of a stored answer, found by their position in the answer; past its end, nothing.
 
-    Where the model writes something else for a while, the stored tokens are proposed all the same, each at its place.
+    Where the model writes something else for a while, the stored tokens are still proposed, each at its place.
 
     Args:
         argument: a file: token ids as a JSON list, or else UTF-8 text.

@@ -37,8 +37,8 @@ _MOST_ENTRIES = 4096
 
 
 def cost_file(model: Model) -> Path | None:
-    """Where the costs of this model, as far as it is loaded, runtime, build, threads, machine and version are kept;
-    None for a model without a store."""
+    """File of the costs of this model, its loaded part, runtime, build, threads, machine and version; None for a model
+    without a store."""
     if model.store is None:
         return None
     runtime: Any = model.runtime

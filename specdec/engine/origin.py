@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Origin(NamedTuple):
-    """Who produced a token of an answer.
+    """The producer of a token of an answer.
 
     Attributes:
         drafter: name of the drafter that proposed it; None for the verifier's own.

@@ -57,7 +57,7 @@ class Round:
 
     @property
     def origins(self) -> list[Origin]:
-        """Who produced each of `tokens`."""
+        """The producer of each of `tokens`."""
         draft, origins, aligned = self.draft, [], self.draft.aligned
         for index in self.kept:
             signals = aligned[index]

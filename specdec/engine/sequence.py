@@ -364,7 +364,7 @@ def first_of(result: Pass, rows: int) -> Pass:
 
 
 def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:
-    """Of a round's tokens, each from the row of the token before it."""
+    """Log-probabilities of a round's tokens, each from the row of the token before it."""
     rows = [0, *(index + 1 for index in verdict.kept)]
     return [token_logprob(result.logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]
 

@@ -144,7 +144,7 @@ class Speculation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drafting:
-    """Who is to propose and who to decide in an answer that has not begun: nothing here depends on its keys and values.
+    """Drafters and policy of an answer that has not begun: nothing here depends on its keys and values.
 
     Attributes:
         model: that answers.

@@ -194,7 +194,7 @@ class Stats:
         return found
 
     def _begin_count(self, source: str, view: str | None, effort: float | None) -> _Count:
-        """Where the tokens of one kind of draft step are counted."""
+        """The counter of one kind of draft step."""
         kind = source if effort is None else " ".join([source, *([view] if view else []), f"{effort:g}"])
         count = self._counts[source, view, effort] = _Count(
             self._of_drafter(source),

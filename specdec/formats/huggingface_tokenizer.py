@@ -112,7 +112,7 @@ def _add_missing(backend: Backend, settings: Settings) -> bool:
     size = max(known.values(), default=-1) + 1
     named = {token.text: token for token in settings.added_tokens if token.text not in found}
     for text in settings.special_texts:
-        # A mark that pads, such as "!", may be text all the same.
+        # A mark that pads, such as "!", may also be text.
         if text not in found and (text not in known or MARKER.fullmatch(text)):
             named.setdefault(text, AddedToken(0, text, True))
     new = [token for token in named.values() if token.text not in known][: max(0, settings.vocab_size - size)]

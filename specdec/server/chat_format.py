@@ -42,7 +42,7 @@ def logprob_dict(entry: TokenLogprob) -> dict[str, Any]:
 
 
 def origin_dict(origins: Iterable[TokenOrigin]) -> dict[str, Any]:
-    """Who produced which token: an extension of this server."""
+    """The producer of each token: an extension of this server."""
     return {"tokens": [{"text": one.text, "origin": one.origin} for one in origins]}
 
 

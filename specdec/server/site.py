@@ -52,7 +52,7 @@ class Site:
 
     @property
     def metrics(self) -> Metrics:
-        """Of the server."""
+        """Metrics of the server."""
         return self.answers.metrics
 
     async def body(self, request: Request) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftProfile:
-    """What was measured for one model on one runtime of one machine.
+    """Measured drafts of one model on one runtime of one machine.
 
     Attributes:
         runtime: its name.

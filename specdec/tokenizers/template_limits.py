@@ -211,7 +211,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Counts(NodeTransformer):
-    """Puts counted filters in the place of every `~`, and around every list, tuple and mapping that is not constant:
+    """Puts counted filters instead of every `~`, and around every list, tuple and mapping that is not constant:
     only there can a value come to hold another one many times over, which comparing would go through."""
 
     def visit_Concat(self, node: nodes.Concat, *_: Any, **__: Any) -> nodes.Filter:  # noqa: N802

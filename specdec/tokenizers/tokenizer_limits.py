@@ -117,7 +117,7 @@ def _growth(step: dict[str, Any]) -> float:
 
 
 def _longest_replacement(table: Any) -> float:
-    """Of sentencepiece's table, which is a size, a trie of that size, and replacements that end in zero bytes."""
+    """Longest replacement in sentencepiece's table: a size, a trie of that size, and texts that end in zero bytes."""
     try:
         content = base64.b64decode(table)
     except unless_signalled(TypeError, ValueError):

@@ -46,7 +46,7 @@ class NestedMatrix:
 
     @property
     def nbytes(self) -> int:
-        """No bytes beyond the exact matrix's."""
+        """0: the view needs no bytes beyond the exact matrix's."""
         return 0
 
     @property

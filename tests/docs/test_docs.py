@@ -147,6 +147,13 @@ def test_files_and_modules_that_are_named_exist(page: Path) -> None:
         assert (ROOT / name).exists() or (ROOT / installed).exists(), name
 
 
+def test_the_index_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert len(pages) > 20
+    assert {name for name in pages if f"({name})" not in index} == set()
+
+
 def test_the_figures_are_what_the_script_draws(tmp_path: Path) -> None:
     folder = ROOT / "docs" / "figures"
     module = ModuleType("draw")

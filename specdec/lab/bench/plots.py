@@ -97,7 +97,7 @@ def tasks(findings: Findings, condition: str, theme: Theme) -> Figure | None:
 
 
 def split(findings: Findings, condition: str, theme: Theme) -> Figure | None:
-    """Where the time goes, for each emitted token."""
+    """Parts of the time per emitted token."""
     rows = _rows(findings, condition)
     figure, axes = _bars(len(rows), extra_in=0.35)
     left = np.zeros(len(rows))

@@ -77,7 +77,7 @@ def score_passage(tokens: Sequence[int], dense: Pass, other: Pass) -> PassageSco
 def _compare(
     dense: NDArray[np.float32], other: NDArray[np.float32], targets: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Of each row: negative log-likelihood of its target, what that is above the dense one's, KL, and agreement."""
+    """For each row: negative log-likelihood of its target, its excess over the dense model's, KL, and agreement."""
     rows = np.arange(len(targets))
     right, found = _log_softmax(dense[: len(rows)]), _log_softmax(other[: len(rows)])
     kl = np.einsum("rv,rv->r", np.exp(right), right - found)

@@ -39,7 +39,7 @@ _MISSING = object()
 
 
 class MessageError(ValueError):
-    """A message is malformed: `Writer` does not make such a one."""
+    """A message is malformed: `Writer` never makes one."""
 
 
 class Writer:

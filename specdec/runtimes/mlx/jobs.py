@@ -30,7 +30,7 @@ class Jobs:
 
     @property
     def constants(self) -> dict[str, Constant]:
-        """As `job.metal` and `job.cu` need them."""
+        """Constants of `job.metal` and `job.cu`."""
         return {"EXPERTS": self.experts, "USED": self.used, "JOBS": self.count, "BY_JOB": self.by_job}
 
 

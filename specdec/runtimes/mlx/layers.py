@@ -143,7 +143,7 @@ class LayerLoader:
             yield self._layer(f"layers.{number}", config)
 
     def final_norm(self) -> Any:
-        """Of what enters the logits layer.
+        """The norm before the logits layer.
 
         Raises:
             InvalidArgumentError: the model has vectors that no block has read; call this last.

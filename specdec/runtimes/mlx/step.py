@@ -113,7 +113,7 @@ class WholeStep:
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
     def address(self, cache: GpuCache) -> int:
-        """Where a cache's array lies."""
+        """Address of a cache's array."""
         if cache.address is None:
             cache.address = int(self._addresses(cache.arrays).tolist()[0])
         return cache.address

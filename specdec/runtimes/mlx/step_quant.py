@@ -153,7 +153,7 @@ class QuantStep(WholeStep):
         return self._fixed() + ring_at + _WARPS * int(constants["RING_BYTES"])
 
     def _room(self, rows: int, *, selects: bool) -> tuple[int, int, int]:
-        """Where a block keeps things beside its table: groups, ends of tiles, and the ring, in bytes."""
+        """Offsets of a block's arrays besides its table: groups, ends of tiles, and the ring, in bytes."""
         steps = max(min(steps, -(-tiles * steps // blocks)) for tiles, steps, _, blocks in self._segments)
         words = padded(steps * rows * 64 + 256, 16)
         taken_in = words + (steps * rows + 4) * 16

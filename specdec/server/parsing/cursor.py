@@ -16,7 +16,7 @@ _MOST_WORD = 4096  # characters up to a marker that has to come
 
 
 class CallError(Exception):
-    """What was read is not a tool call."""
+    """The text that was read is not a tool call."""
 
 
 class EndError(CallError):

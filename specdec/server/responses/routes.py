@@ -91,7 +91,7 @@ async def input_items(request: Request) -> Response:
 
 
 def store_of(request: Request) -> ResponseStore:
-    """Where the application keeps responses."""
+    """The application's store of responses."""
     store: ResponseStore = request.app.state.responses
     return store
 

@@ -171,7 +171,7 @@ class ToolCallParser:
         return rest
 
     def _give_up(self) -> list[Piece]:
-        """What was read since the last complete call is not a call: it is text, in which calls may still begin."""
+        """Treat everything since the last complete call as text, in which calls may still begin."""
         raw = self._raw
         count = self._marked or 1
         if self._calls.is_open:  # held back as a whole; only its last piece may begin something else
