@@ -117,6 +117,7 @@ void Pass::allocate() {
   if (draft_ != nullptr || full_) return;
   s.offsets.reserve(3 * rows * static_cast<size_t>(widest));
   s.active.reserve(3 * static_cast<size_t>(widest));
+  s.any.reserve(3 * static_cast<size_t>(widest));
   s.chosen_row.reserve(choice_ == Choice::inputs ? 3 * rows * static_cast<size_t>(widest)
                                                   : threads * static_cast<size_t>(widest));
   s.keys.reserve(threads * static_cast<size_t>(widest * tiers));

@@ -1,6 +1,7 @@
 // What a multiplication in the exact view needs beforehand: the parts of each matrix, rows in tiles, and what effort
 // chooses.
 #include "forward.h"
+#include "half.h"
 
 namespace specdec {
 namespace {
@@ -156,13 +157,15 @@ void Pass::list_inputs(Input in, Plan& plan, int j) {
   const int64_t width = plan.matrix->in;
   if (plan.matrix->wide == 1) return;
   const uint8_t* taken = scratch_.chosen_row.data() + j * in.rows * width;
+  uint8_t* any = scratch_.any.data() + j * width;
+  std::copy_n(taken, width, any);
+  for (int row = 1; row < in.rows; ++row)
+    for (int64_t i = 0; i < width; ++i) any[i] |= taken[row * width + i];
   int32_t* active = scratch_.active.data() + j * width;
   int64_t found = 0;
   for (int64_t i = 0; i < width; ++i) {
-    uint8_t any = 0;
-    for (int row = 0; row < in.rows; ++row) any |= taken[row * width + i];
     active[found] = static_cast<int32_t>(i);
-    found += any;
+    found += any[i];
   }
   if (found * 16 > width * 15) return;
   plan.call.dense.active = active;
@@ -179,10 +182,10 @@ void Pass::pack_inputs(Input in, Plan& plan, int j, int tile) {
     const float* x = in.x + (first + r) * in.stride;
     const uint8_t* taken = scratch_.chosen_row.data() + (j * in.rows + first + r) * width;
     float* to = all + first * count + r;
-    for (int64_t e = 0; e < count; ++e) {
-      const int64_t i = call.active == nullptr ? e : call.active[e];
-      to[e * size] = taken[i] != 0 ? x[i] : 0.0F;
-    }
+    // Without a branch: half of the guesses would be wrong.
+    auto value = [&](int64_t i) { return bits_to_float(float_to_bits(x[i]) & (0U - taken[i])); };
+    for (int64_t e = 0; e < count && call.active == nullptr; ++e) to[e * size] = value(e);
+    for (int64_t e = 0; e < count && call.active != nullptr; ++e) to[e * size] = value(call.active[e]);
   }
   if (tile == 0) call.x = all;
 }
