@@ -30,6 +30,7 @@ ORDER = (
     "runtimes.base",
     "kernels",
     "runtimes",
+    "search",
     "engine.policy",
     "drafters",
     "policies",
