@@ -90,7 +90,7 @@ def flipped(place: int) -> Callable[[bytes], bytes]:
 
 
 HOSTILE: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda data: b"", "not a search index"),
+    "empty": (lambda _: b"", "not a search index"),
     "other file": (lambda data: b"GGUF" + data[4:], "not a search index"),
     "ends in magic": (lambda data: data[:9], "ends in its header"),
     "ends in prefix": (lambda data: data[:50], "ends in its header"),
@@ -156,10 +156,10 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
         path.mkdir()
     if kind == "fifo":
         os.mkfifo(path)
-    with pytest.raises(IndexFileError, match="does not exist|cannot read"):
+    with pytest.raises(IndexFileError, match=r"does not exist|cannot read"):
         BucketIndex.load(path)
     npy = path.rename(path.with_suffix(".npy")) if path.exists() else path.with_suffix(".npy")
-    with pytest.raises(InvalidArgumentError, match="does not exist|cannot read"):
+    with pytest.raises(InvalidArgumentError, match=r"does not exist|cannot read"):
         read_vectors(npy)
 
 

@@ -132,7 +132,10 @@ def query(arguments: argparse.Namespace) -> int:
     write_json_output(arguments, {"scores": finite.tolist(), "ids": ids.tolist(), "search_s": seconds})
     if arguments.json != STANDARD_OUTPUT:
         for number in range(min(len(ids), _SHOWN)):
-            print(f"query {number}: " + "  ".join(f"{i} ({s:.4g})" for i, s in zip(ids[number], scores[number])))
+            print(
+                f"query {number}: "
+                + "  ".join(f"{i} ({s:.4g})" for i, s in zip(ids[number], scores[number], strict=True))
+            )
         if len(ids) > _SHOWN:
             print(f"… and {len(ids) - _SHOWN} more queries: --json or --out have all results")
         print(f"{len(ids)} queries in {seconds:.3f} s")

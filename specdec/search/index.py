@@ -137,8 +137,8 @@ class BucketIndex:
 
         Returns:
             Scores float32 (m, k) and ids int64 (m, k), best first; (k,) each for one query. Scores are inner products,
-            cosines or squared distances in double precision, rounded once. Where there are fewer vectors, ids are -1 and
-            scores -inf (inf for distances). A query's result does not depend on the others.
+            cosines or squared distances in double precision, rounded once. Where there are fewer vectors, ids are -1
+            and scores -inf (inf for distances). A query's result does not depend on the others.
 
         Raises:
             InvalidArgumentError: an argument is out of range, or a value is not finite or too large.
