@@ -68,7 +68,7 @@ def _add_query(actions: Subparsers) -> None:
         metavar="E",
         help=f"share of the products; 1 is exact (default: {DEFAULT_EFFORT})",
     )
-    parser.add_argument("--rerank", type=int, metavar="R", help="vectors scored exactly (default: 100, or 4 K if more)")
+    parser.add_argument("--rerank", type=int, metavar="R", help="vectors scored exactly (default: 300, or 4 K if more)")
     parser.add_argument("--column", metavar="NAME", help="column of a parquet file")
     parser.add_argument("--threads", type=int, metavar="N", help="threads to compute with (default: all cores)")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the checksum of the index")

@@ -17,7 +17,7 @@ from specdec.search.index_file import read_index, write_index
 from specdec.search.native import instruction_set, kernels, thread_count
 
 DEFAULT_EFFORT = 0.15
-_RERANK = 100
+_RERANK = 300
 _MOST_DIMS = 65536
 _MOST_VECTORS = 2**30
 _LEAST_SPREAD = 1e-6
@@ -131,7 +131,7 @@ class BucketIndex:
             queries: (m, d) numbers, or one query (d,).
             k: vectors to return for each.
             effort: share of the products that choose candidates, in (0, 1]; 1 is exact, ties going to the lower id.
-            rerank: candidates that are scored exactly, at least k; None for max(100, 4 k). Effort 1 takes as many as it
+            rerank: candidates that are scored exactly, at least k; None for max(300, 4 k). Effort 1 takes as many as it
                 needs.
             threads: to compute with; None for all cores. The result does not depend on it.
 
