@@ -2,10 +2,10 @@
 
     python benchmarks/search_tiers.py MODEL --folder sets
 
-`buckets` is bucketMul as the engine's bucket8 view has it: 64 vectors of a dimension make a bucket, ranked by size into
-four tiers of 16 weights; a tier costs 16 bytes of weights and 8 of mask (the last none). `runs` is what `specdec.search`
-reads: 4 bits of a dimension of all vectors. Both take what scores highest for the query. Recall is the share of the true
-ten best among the best so many candidates.
+`buckets` is bucketMul as the engine's bucket8 view has it: 64 vectors of a dimension make a bucket, ranked by size
+into four tiers of 16 weights; a tier costs 16 bytes of weights and 8 of mask (the last none). `runs` is what
+`specdec.search` reads: 4 bits of a dimension of all vectors. Both take what scores highest for the query. Recall is the
+share of the true ten best among the best so many candidates.
 """
 
 from __future__ import annotations
