@@ -115,6 +115,10 @@ class StoreError(ModelFormatError):
     """A bucket store that is missing, unfinished, damaged, or written by a newer version."""
 
 
+class IndexFileError(SpecdecError, ValueError):
+    """The file of a search index that is missing, truncated, damaged, or of another version."""
+
+
 class DownloadError(SpecdecError, RuntimeError):
     """A model could not be fetched, or what came has another checksum than the catalogue says."""
 

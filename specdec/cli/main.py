@@ -22,7 +22,21 @@ from specdec.version import version
 
 # Each is a module of this package with `add_parser(subparsers)`, which sets `run` to a function of the parsed
 # arguments that returns the exit code. A new subcommand is one file and one name here.
-COMMANDS = ("generate", "chat", "convert", "inspect", "pull", "list", "rm", "tune", "bench", "eval", "doctor", "serve")
+COMMANDS = (
+    "generate",
+    "chat",
+    "convert",
+    "inspect",
+    "pull",
+    "list",
+    "rm",
+    "tune",
+    "bench",
+    "eval",
+    "doctor",
+    "serve",
+    "search",
+)
 
 # With this variable set, an unexpected error prints its traceback.
 TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"

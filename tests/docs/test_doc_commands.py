@@ -18,6 +18,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import run
 from doc_pages import PAGES, ROOT, command_lines, name_of, named_files
@@ -27,6 +28,7 @@ from specdec import catalogue
 from specdec.cli.main import COMMANDS, build_parser
 from specdec.errors import RuntimeUnavailableError
 from specdec.lab.eval.sandbox import run_program
+from specdec.search import BucketIndex
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
@@ -66,6 +68,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompt.txt").write_text("Name a river.\n", encoding="utf-8")
     (folder / "notes.txt").write_text("All work and no play makes Jack a dull boy. " * 8, encoding="utf-8")
     (folder / "mine.jsonl").write_text(json.dumps({"prompt": "Hello", "task": "qa"}) + "\n", encoding="utf-8")
+    vectors = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    np.save(folder / "vectors.npy", vectors)
+    np.save(folder / "queries.npy", vectors[:3])
+    BucketIndex.build(vectors).save(folder / "vectors.index")
     (folder / "schema.json").write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
     return folder
 

@@ -31,6 +31,7 @@ ORDER = (
     "runtimes.checks",
     "kernels",
     "runtimes",
+    "search",
     "engine.policy",
     "drafters",
     "policies",

@@ -12,11 +12,13 @@
 #include "draft_kernels.inl"
 #include "quant.inl"
 #include "quant_nested.inl"
+#include "search.inl"
 
 namespace specdec::SPECDEC_ISA {
 
 inline KernelTable make_table(const char* name) {
-  return KernelTable{name, dense_kernels(), select_tiers, attention_kernels(), element_kernels(), draft_kernels(), quant_kernels()};
+  return KernelTable{name, dense_kernels(), select_tiers, attention_kernels(), element_kernels(), draft_kernels(), quant_kernels(),
+                     search_kernels()};
 }
 
 }  // namespace specdec::SPECDEC_ISA

@@ -8,6 +8,7 @@
 
 #include "draft_kernels.h"
 #include "quant_kernels.h"
+#include "search_kernels.h"
 
 // Small functions of headers that files of different instruction sets share must not be emitted as such: the linker
 // would keep one copy for all of them.
@@ -160,6 +161,7 @@ struct KernelTable {
   ElementKernels element;
   DraftKernels draft;
   QuantKernels quant;
+  SearchKernels search;
 };
 
 }  // namespace specdec

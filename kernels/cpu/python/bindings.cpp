@@ -258,5 +258,6 @@ NB_MODULE(_native, module) {
   bind_shape(module);
   auto model = bind_model(module);
   bind_draft(module);
+  bind_search(module);
   bind_quantised(module, model);
 }

@@ -7,4 +7,5 @@
 
 void bind_draft(nanobind::module_& module);
 void bind_quantised(nanobind::module_& module, nanobind::class_<specdec::Model>& model);
+void bind_search(nanobind::module_& module);
 void bind_shape(nanobind::module_& module);
