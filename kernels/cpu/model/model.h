@@ -98,7 +98,7 @@ class Model {
     std::vector<int64_t> positions;           // of each row
     std::vector<const double*> efforts, head_efforts;  // of each row; of each row that has logits
     std::vector<float> draft_efforts;
-    Buffer<uint8_t> chosen_row, taken, any;
+    Buffer<uint8_t> chosen_row, any;
     Buffer<int32_t> offsets, active;
     Buffer<uint32_t> keys;
     Buffer<int32_t> whole;  // activations in whole numbers
