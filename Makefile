@@ -53,6 +53,7 @@ serve: $(VENV)/serve.stamp  ## answer requests over HTTP at http://127.0.0.1:808
 about-demo:
 	@echo "demo: about 4 minutes on 2 cores the first time, to install specdec into $(VENV) and download a model of 98 MB; then 1 minute"
 
+test test-all: NUMBERED := yes
 test: | about-test lint type  ## lint, types, and every test that takes seconds: 10 minutes the first time, then 7
 	@echo "3/3 tests: pytest in $(WORKERS) processes, about 5 minutes; a dot for each test that passes, s for one that is skipped"
 	@$(PYTEST) -m "not slow" || { echo "test: FAILED; the lines above that begin with FAILED name the tests" >&2; exit 1; }
@@ -67,7 +68,7 @@ test-all: | lint type $(VENV)/mlx-lm.stamp  ## the same and the tests that take 
 	@echo "test-all: everything passed; the lines above that begin with SKIPPED say what was missing"
 
 lint: $(VENV)/test.stamp  ## ruff: rules and format
-	@echo "1/3 lint: ruff, rules and format"
+	@echo "$(if $(NUMBERED),1/3 )lint: ruff, rules and format"
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 
@@ -77,7 +78,7 @@ format: $(VENV)/test.stamp  ## rewrite the code in the house format
 
 # An editable install maps the top-level folders at import time, which a type checker cannot follow: check a real copy.
 type: $(VENV)/test.stamp  ## mypy, on an installed copy
-	@echo "2/3 types: mypy, about a minute the first time"
+	@echo "$(if $(NUMBERED),2/3 )types: mypy, about a minute the first time"
 	@rm -rf build/typed
 	@SPECDEC_NO_NATIVE=1 $(PIP) install --no-deps --no-build-isolation --target build/typed .
 	@$(WATCH); cd build/typed && watch "mypy" "$(abspath $(BIN))/mypy" --config-file "$(CURDIR)/pyproject.toml" --cache-dir "$(CURDIR)/.mypy_cache" -p specdec

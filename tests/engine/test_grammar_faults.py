@@ -150,16 +150,16 @@ class Strained:
 
 def test_a_matcher_that_gives_up_on_a_draft_is_replaced() -> None:
     """What happened on the way of a draft must not follow the answer around."""
-    grammar = grammar_of(regex="[a-c]+")
+    plain = constraint_of(grammar_of(regex="[a-c]+"), [])
     matcher = LLMatcher(GRAMMARS.tables.tokenizer, LLMatcher.grammar_from_regex("[a-c]+"))  # type: ignore[union-attr]
     constraint = GrammarConstraint(Strained(matcher, ord("c")), option="regex", vocab_size=VOCAB)  # type: ignore[arg-type]
     answer = [1]
     constraint.begin(answer)
     answer += b"ab"
     wanted = allowed_after(constraint, b"a")
-    with pytest.raises(GrammarError, match="regex is too complex to go on with: too many items"):
+    with pytest.raises(GrammarError, match="regex is too complex to continue with: too many items"):
         constraint.mask(np.zeros(VOCAB, np.float32), list(b"ac"))
-    assert allowed_after(constraint, list(b"a")) == wanted == allowed_after(constraint_of(grammar, []), list(b"aba"))
+    assert allowed_after(constraint, list(b"a")) == wanted == allowed_after(plain, list(b"aba"))
 
 
 def test_compiled_grammars_are_kept_and_let_go() -> None:
