@@ -38,21 +38,24 @@ def check(runtime: NativeRuntime, tokens: list[int]) -> None:
         sys.exit("rows of a batch differ from the same rows alone: nothing was timed")
 
 
-def all_cases(runtime: NativeRuntime) -> list[tuple[str, float, int]]:
+def all_cases(runtime: NativeRuntime, views: list[str] | None) -> list[tuple[str, float, int]]:
     """(view, effort, rows); the first is the dense step."""
-    cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 4, 5, 6, 9, 16)] + [("exact", 0.6, 1), ("exact", 0.6, 5)]
-    efforts = {"int4": (1.0, 0.7, 0.5, 0.35)}
-    for view in runtime.views():
+    cases = [("exact", 1.0, rows) for rows in (1, 2, 3, 4, 5, 6, 9, 16)]
+    cases += [("exact", effort, 1) for effort in (0.6, 0.5, 0.25)] + [("exact", 0.6, 5)]
+    efforts = {"int4": (1.0, 0.7, 0.5, 0.35), "own": (0.5, 0.35), "nested": (1.0, 0.7, 0.5)}
+    for view in runtime.views() if views is None else views:
         runtime.prepare(view)
         cases += [(view, effort, 1) for effort in efforts.get(view, (0.25, 0.15))]
     return cases
 
 
-def measure(runtime: NativeRuntime, tokens: list[int], repeat: int) -> tuple[dict[Any, list[float]], list[float]]:
+def measure(
+    runtime: NativeRuntime, tokens: list[int], repeat: int, views: list[str] | None
+) -> tuple[dict[Any, list[float]], list[float]]:
     """Times of every case, all of them once a round; and the machine's reading speed in each round, GB/s."""
     cache = runtime.new_cache(1024)
     forward_one(runtime, tokens[:CONTEXT], cache, effort=FULL, logits="last")
-    cases, reading = all_cases(runtime), []
+    cases, reading = all_cases(runtime, views), []
     timer = PassTimer(runtime, cache, tokens, [Timed(rows, effort, view) for view, effort, rows in cases])
     timer.warm_up()
     for _ in range(repeat):
@@ -108,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="catalogue name, store, GGUF file or Hugging Face folder")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--views", nargs="*", metavar="VIEW", help="draft views to time (default all)")
     parser.add_argument("--repeat", type=int, default=15, help="rounds, all cases alternating (default %(default)s)")
     parser.add_argument(
         "--rounds", type=int, default=3, help="rounds of prefill and plain decoding (default %(default)s)"
@@ -127,7 +131,7 @@ def main() -> None:
     tokens = [int(t) for t in np.random.default_rng(0).integers(0, runtime.config.vocab_size, PREFILL)]
     check(runtime, tokens)
     speed = compare(runtime, tokens, arguments)
-    times, reading = measure(runtime, tokens, arguments.repeat)
+    times, reading = measure(runtime, tokens, arguments.repeat, arguments.views)
     report(runtime, times, reading, speed, arguments)
 
 

@@ -76,7 +76,10 @@ static inline float largest(const float* x, int64_t n) {
 static inline void whole_group(const float* x, float inverse, int64_t rows, int32_t* out) {
   alignas(16) int32_t words[2 * kQuads], sums[2];
   whole_numbers(x, inverse, words, sums);
-  for (int k = 0; k < 2 * kQuads; ++k) out[k * rows] = words[k];
+  if (rows == 1)
+    __builtin_memcpy(out, words, sizeof words);
+  else
+    for (int k = 0; k < 2 * kQuads; ++k) out[k * rows] = words[k];
   out[2 * kQuads * rows] = sums[0];
   out[(2 * kQuads + 1) * rows] = sums[1];
   const auto sum = static_cast<float>(sums[0] + sums[1]);

@@ -93,7 +93,8 @@ void Pass::to_whole(Input in, const std::vector<Plan>& plans, const std::vector<
   const int64_t width = plans[0].matrix->in, groups = width / kQuantGroup, spans = (groups + kSpanGroups - 1) / kSpanGroups;
   const RowTiles tiles(in.rows, kernels_.quant.tile_rows);
   const auto pieces = static_cast<int>(std::min<int64_t>(spans, 4));
-  each(static_cast<int>(slots.size()) * pieces, static_cast<int64_t>(slots.size()) * in.rows * width * 4, [&](int part, int) {
+  const bool listed = std::any_of(plans.begin(), plans.end(), [](const Plan& plan) { return plan.choices != nullptr; });
+  each(static_cast<int>(slots.size()) * pieces, static_cast<int64_t>(slots.size()) * in.rows * width * (listed ? 12 : 4), [&](int part, int) {
     const int slot = slots[static_cast<size_t>(part / pieces)], piece = part % pieces;
     const Plan& plan = plans[static_cast<size_t>(slot)];
     const int index = static_cast<int>(plan.matrix - model_.matrices_.data());

@@ -47,8 +47,8 @@ THREADED_TEST(inputs_that_are_left_out_count_as_zeros_in_any_company) {
       const Blocks blocks(type, size.out, size.in, 3);
       for (const auto* table : tables()) {
         OneMatrix one(type, blocks, table->name, 3);
-        for (const int rows : cases<int>({1, 2, 5, 9, 13}, {1, 5}))
-          for (const double effort : cases<double>({0.75, 0.5, 0.2, 0.01}, {0.5})) {
+        for (const int rows : cases<int>({1, 5, 13}, {1, 5}))
+          for (const double effort : cases<double>({0.5, 0.05}, {0.5})) {
             const auto x = alike_rows(rows, size.in, 8);
             const auto some = one.multiply(x, effort), wanted = one.multiply(left_of(x, one.scores, effort), 1.0);
             CHECK(same_bits(some.data(), wanted.data(), rows * size.out),
