@@ -100,7 +100,7 @@ class GoodputPolicy:
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
         learnt = self._learnt or self._recall(state)
-        if self._shared.is_known_not_to_pay(state):
+        if self._shared.is_known_not_to_pay(learnt, state):
             self._log.rested(state)
             return _PLAIN
         now = Situation(learnt, state, self._shared.verify(learnt, state), self._now)
@@ -115,7 +115,8 @@ class GoodputPolicy:
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
-            if state.rows_beside and best.option is None and not chosen.is_trial:
+            is_settled = state.rows_beside or learnt.rounds >= _EARLY_ROUNDS
+            if is_settled and best.option is None and not chosen.is_trial:
                 self._shared.looked(learnt, state, now.verify, now.rate)
             return _PLAIN
         if chosen.option.view is not None and state.distribution is not None:

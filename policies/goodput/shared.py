@@ -5,7 +5,8 @@ small errors of theirs are large errors of it, and the lowest of several wrong p
 neighbouring differences are averaged, unless one stands out, as where a kernel begins another tile.
 
 Where drafting does not pay in shared passes, it rarely pays in the next round: a check every few rounds is enough, and
-looks of many sequences, pass after pass, are time that all of them wait.
+checks of many sequences, pass after pass, are time that all of them wait. A sequence alone checks at every third round
+then, and learns from every fourth round without a check: both take a fiftieth of a step of a small model.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _FRESH = 16  # passes for which prices hold
 _ERROR = 0.04  # of the cost of a pass
 _STANDS_OUT = 3.0  # errors by which a difference has to differ from its neighbours to be believed
 _REST = 8  # rounds from one look to the next
+_ALONE_REST = 3  # the same for a sequence alone, at rounds whose number this divides
+_ALONE_LESSON = 4
+_HOPE = 0.8  # share of the price of a row that a match's chance must have for a sequence alone to look
 
 
 @dataclass(slots=True)
@@ -37,7 +41,8 @@ class Shared:
 
     prices: dict[int, tuple[int, list[float]]] = field(default_factory=dict)
     rests: bool = False
-    _until: int = 0  # number of the round of the next look
+    _looked: int = -1  # number of the round of the last look
+    _until: int = 0  # and of the next one
     _beside: int = 0  # rows of others at the last one
     _pays_from: dict[str, int] = field(default_factory=dict)  # length of a match, by drafter
 
@@ -51,12 +56,12 @@ class Shared:
             known = self.prices[beside] = learnt.rounds, _smoothed(learnt.costs.beside(beside), beside)
         return known[1]
 
-    def is_known_not_to_pay(self, state: RoundState) -> bool:
+    def is_known_not_to_pay(self, learnt: Learnt, state: RoundState) -> bool:
         """Whether a look a few rounds ago speaks for this one, too."""
         beside = state.rows_beside
         self.rests = (
-            beside > 0
-            and state.round_index < self._until
+            (beside > 0 or learnt.rounds % _ALONE_REST > 0)
+            and self._looked < state.round_index < self._until
             and abs(beside - self._beside) <= self._beside // 4
             and all(length < self._pays_from.get(name, 1) for name, length in state.matches.items())
         )
@@ -64,12 +69,14 @@ class Shared:
 
     def is_lesson(self, number: int) -> bool:
         """Whether the `number`-th round of all has anything to teach: of those without a look, about one in a pass."""
-        return not self.rests or not number % (self._beside + 1)
+        return not self.rests or not number % (self._beside + 1 if self._beside else _ALONE_LESSON)
 
     def looked(self, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float) -> None:
         """A look has shown that drafting does not pay now."""
-        self._until, self._beside = state.round_index + _REST, state.rows_beside
-        price = rate * (verify[2] - verify[1])
+        beside = state.rows_beside
+        self._looked, self._beside = state.round_index, beside
+        self._until = state.round_index + (_REST if beside else _ALONE_REST)
+        price = rate * (verify[2] - verify[1]) * (1.0 if beside else _HOPE)
         for name in state.matches:
             chances = learnt.match(name).chances
             self._pays_from[name] = next((n for n in range(1, LONGEST_MATCH + 1) if chances[n] > price), 1 << 30)

@@ -22,6 +22,7 @@ _GOOD_MATCH = 2.0  # tokens that a lookup has to bring for the confirmation to w
 _PROMISE = (
     1.2  # speed over the going rate that drafts may reach at best, from which costs of theirs are confirmed early
 )
+_SHORT_STEP_S = 0.008  # seconds of a plain step up to which that is asked: what surrounds a pass counts there
 _HOPED = 2.0  # standard deviations that their steps may be cheaper than known
 _DOUBT = 0.08  # standard deviation of the logarithm of a cost from which it needs confirmation
 _OPTIMISM = 1.0  # standard deviations that an effort may be kept more often than thought, for a trial to be worth it
@@ -112,7 +113,7 @@ class Trials:
             if menu is None:
                 continue
             arm = option.drafter, option.view, menu.best[0]
-            if self._promise(now, menu, best.rate) < _PROMISE:
+            if costs.scale < _SHORT_STEP_S and self._promise(now, menu, best.rate) < _PROMISE:
                 continue
             rows = beside + 1 + _CONFIRM_TOKENS
             doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))

@@ -9,7 +9,7 @@
 namespace specdec {
 namespace {
 
-constexpr int64_t kLine = 64, kBlockLogits = 64;
+constexpr int64_t kLine = 64, kBlockLogits = 256;
 constexpr int64_t kWorthSharing = 8;  // rows that are made by all threads
 
 int64_t round_up(int64_t n) { return (n + kLine - 1) / kLine * kLine; }
