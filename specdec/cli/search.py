@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -128,8 +129,8 @@ def query(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         with whole_file(Path(arguments.out)) as unfinished, unfinished.open("wb") as file:
             np.savez(file, scores=scores, ids=ids)
-    finite = np.where(np.isfinite(scores), scores.astype(float), None)  # JSON has no infinite numbers
-    write_json_output(arguments, {"scores": finite.tolist(), "ids": ids.tolist(), "search_s": seconds})
+    shown = [[score if math.isfinite(score) else None for score in row] for row in scores.tolist()]
+    write_json_output(arguments, {"scores": shown, "ids": ids.tolist(), "search_s": seconds})
     if arguments.json != STANDARD_OUTPUT:
         for number in range(min(len(ids), _SHOWN)):
             print(

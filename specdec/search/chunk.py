@@ -80,7 +80,8 @@ class Chunk:
     @property
     def removed(self) -> NDArray[np.bool_]:
         """Bool (n,): which are removed."""
-        return np.isneginf(self.numbers[BIASES])
+        removed: NDArray[np.bool_] = np.isneginf(self.numbers[BIASES])
+        return removed
 
     @property
     def nbytes(self) -> int:
@@ -150,4 +151,5 @@ def encode(space: Space, vectors: NDArray[Any], *, first: int, threads: int) -> 
 def factors_of(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """1 / |x| of each row, 0 for a row of zeros."""
     lengths = np.sqrt(np.square(values, dtype=np.float64).sum(axis=1))
-    return np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    factors: NDArray[np.float64] = np.divide(1.0, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return factors

@@ -99,7 +99,7 @@ def _arrays(chunk: Chunk) -> list[NDArray[Any]]:
 
 
 def _padded(array: NDArray[Any]) -> Iterator[memoryview | bytes]:
-    yield memoryview(np.ascontiguousarray(array)).cast("B")
+    yield np.ascontiguousarray(array).data.cast("B")
     if gap := -array.nbytes % _PAGE:
         yield bytes(gap)
 

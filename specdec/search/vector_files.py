@@ -27,15 +27,14 @@ def read_vectors(path: str | Path, *, column: str | None = None) -> NDArray[Any]
         InvalidArgumentError: the file is missing, damaged, of another kind, or holds no matrix of real numbers.
     """
     path = Path(path)
-    readers = {".npy": _npy, ".fvecs": _fvecs, ".parquet": lambda file: _parquet(file, column)}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    kind = path.suffix.lower()
+    if kind not in ENDINGS:
         raise InvalidArgumentError(f"{path} must end in {', '.join(ENDINGS)}")
-    if column is not None and path.suffix.lower() != ".parquet":
+    if column is not None and kind != ".parquet":
         raise InvalidArgumentError(f"a column can be chosen of a parquet file, and {path} is none")
     try:
         open_regular(path).close()
-        array = reader(path)
+        array = _npy(path) if kind == ".npy" else _fvecs(path) if kind == ".fvecs" else _parquet(path, column)
     except FileNotFoundError:
         raise InvalidArgumentError(f"{path} does not exist") from None
     except unless_signalled(OSError) as error:
