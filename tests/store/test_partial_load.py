@@ -220,7 +220,8 @@ def test_eval_compares_a_part_with_the_whole(
 
 def quantised_store(path: Path, *types: str) -> Path:
     dtype = "bfloat16" if "bf16" in types[0] else "float16"
-    return convert(quantised_source(quantised_config(), *types, dtype=dtype), path, quantised="keep")
+    source = quantised_source(quantised_config(), *types, dtype=dtype)
+    return convert(source, path, quantised="keep", selection="tiers")
 
 
 @pytest.mark.parametrize("kind", quantised_types())

@@ -48,7 +48,7 @@ def quantised_gguf(path: Path, name: str = "tiny-llama", *, merged: bool = False
 
 def kept(source_path: Path, target: Path, quantised: str | None = "keep", **options: Any) -> Store:
     source = open_source(source_path)
-    convert(source, target, quantised=quantised, **options)
+    convert(source, target, quantised=quantised, selection="tiers", **options)
     source.close()
     return Store.open(target)
 
@@ -306,7 +306,7 @@ def test_stores_of_other_types_are_refused_by_tensor_name(tmp_path: Path, name: 
 
 
 def test_stores_without_blocks_are_what_older_versions_read(tmp_path: Path) -> None:
-    convert(synthetic_source(), tmp_path / "s", layout=BucketLayout())
+    convert(synthetic_source(), tmp_path / "s", layout=BucketLayout(), selection="tiers")
     values = json.loads((tmp_path / "s" / DESCRIPTION_FILE).read_text())
     assert values["version"] == 1
     assert "types" not in values

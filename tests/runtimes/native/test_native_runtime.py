@@ -148,7 +148,7 @@ def test_long_inputs_and_late_chunks_have_the_same_bits(store_of):
 def test_partial_effort_multiplies_what_the_definition_selects(store_of, effort):
     """The logits layer alone below effort 1: its input is known from the full pass, so its output can be foretold."""
     store = store_of("llama")
-    config, ids = store.config, [5, 7, 11]
+    ids = [5, 7, 11]
     runtime, head = NativeRuntime(store), store.exact("head")
     full = logits_of(runtime, ids, 3).astype(np.float64)
     dense = to_float32(head.dense_bits(), store.dtype).astype(np.float64)
@@ -156,9 +156,8 @@ def test_partial_effort_multiplies_what_the_definition_selects(store_of, effort)
     kv = runtime.new_cache(8)
     found = forward_one(runtime, ids, kv, effort=EffortSchedule(1.0, {"head": effort})).logits
     for row, logits in zip(hidden, found, strict=True):
-        prefix = select_tiers(row, head.scores, head.tier_sizes, effort=effort)
-        wanted = np.where(head.tier_of_weight()[:, : config.vocab_size] < prefix[:, None], dense.T, 0).T @ row
-        # The input was solved for, to about 1e-6; another choice of even one tier would show as 1e-2 or so.
+        wanted = dense @ (row * select_tiers(row, store.input_scores("head"), (1,), effort=effort))
+        # The input was solved for, to about 1e-6; another choice of even one input would show as 1e-2 or so.
         assert np.abs(logits - wanted).max() < 1e-4
 
 

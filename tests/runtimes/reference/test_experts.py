@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from specdec.kernels.reference import experts as rule
-from specdec.kernels.reference.bucketmul import bucketmul
 from specdec.kernels.reference.experts import choose_experts, kept_experts
 from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
@@ -134,10 +133,9 @@ class KeptTransformer(DenseTransformer):
     def _multiply(self, name: str, rows: np.ndarray, *, bias: bool = False) -> np.ndarray:
         if ".experts." not in name:
             return super()._multiply(name, rows, bias=bias)
-        held, outputs = self.store.exact(name), self.config.matrices()[name][0]
-        prefix = select_tiers(rows[0].astype(np.float32), held.scores, held.tier_sizes, effort=self.inner)
-        tiers = held.tier_of_weight()[:, :outputs]
-        return bucketmul(rows[0], held.dequantise().T.astype(np.float64), tiers, prefix)[None]
+        held, scores = self.store.exact(name), self.store.input_scores(name)
+        taken = select_tiers(rows[0].astype(np.float32), scores, (1,), effort=self.inner)
+        return ((rows[0] * taken) @ held.dequantise().T.astype(np.float64))[None]
 
     def _experts(self, entering: np.ndarray, layer: int) -> np.ndarray:
         names, mlp = self.config.mlp_names(layer), self.config.layers[layer].mlp
