@@ -11,6 +11,7 @@
 #include "attention.inl"
 #include "draft_kernels.inl"
 #include "quant.inl"
+#include "quant_activations.inl"
 #include "quant_nested.inl"
 #include "search.inl"
 
