@@ -115,7 +115,7 @@ class GoodputPolicy:
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
-            is_settled = state.rows_beside or learnt.rounds >= _EARLY_ROUNDS
+            is_settled = state.rows_beside or (learnt.rounds >= _EARLY_ROUNDS and state.max_draft_tokens)
             if is_settled and best.option is None and not chosen.is_trial:
                 self._shared.looked(learnt, state, now.verify, now.rate)
             return _PLAIN
