@@ -198,8 +198,9 @@ class Turbovec:
     def build(self, vectors: np.ndarray) -> None:
         import turbovec
 
-        self.index = turbovec.TurboQuantIndex(vectors.shape[1], 4)
-        self.index.add(vectors)
+        padded = self._padded(vectors)
+        self.index = turbovec.TurboQuantIndex(padded.shape[1], 4)
+        self.index.add(padded)
         self.index.prepare()
 
     def save(self, path: Path) -> None:
@@ -214,9 +215,14 @@ class Turbovec:
     def settings(self) -> Iterable[Setting]:
         return [{"rerank": r} for r in (10, 50, 200)]
 
+    @staticmethod
+    def _padded(vectors: np.ndarray) -> np.ndarray:
+        """With zeros up to a multiple of 8 dimensions, which it needs."""
+        return np.pad(vectors, ((0, 0), (0, gap))) if (gap := -vectors.shape[1] % 8) else vectors
+
     def searcher(self, setting: Setting) -> Callable[[np.ndarray], np.ndarray]:
         def search(query: np.ndarray) -> np.ndarray:
-            ids = np.asarray(self.index.search(query[None], setting["rerank"])[1][0], np.int64)
+            ids = np.asarray(self.index.search(self._padded(query[None]), setting["rerank"])[1][0], np.int64)
             return ids[np.argsort(-(self.vectors[ids] @ query), kind="stable")[:K]]
 
         return search

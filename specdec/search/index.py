@@ -235,7 +235,9 @@ class BucketIndex:
         return sum(len(chunk) for chunk in self._chunks)
 
     def _searcher(self) -> Any:
-        """The native view of the chunks as they are now."""
+        """The native view of the chunks as they are now; a change under way does not make a search wait."""
+        if (native := self._native) is not None:
+            return native
         with self._lock:
             if self._native is None:
                 space = self._space

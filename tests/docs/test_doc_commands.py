@@ -28,7 +28,6 @@ from specdec import catalogue
 from specdec.cli.main import COMMANDS, build_parser
 from specdec.errors import RuntimeUnavailableError
 from specdec.lab.eval.sandbox import run_program
-from specdec.search import BucketIndex
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
 
@@ -71,7 +70,6 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
     np.save(folder / "vectors.npy", vectors)
     np.save(folder / "queries.npy", vectors[:3])
-    BucketIndex.build(vectors).save(folder / "vectors.index")
     (folder / "schema.json").write_text('{"enum": ["yes", "no"]}', encoding="utf-8")
     return folder
 
@@ -131,6 +129,8 @@ def skip_without(arguments: Any) -> None:
     shaped = any(getattr(arguments, name, None) for name in ("json_schema", "grammar", "grammar_file", "regex"))
     if shaped and importlib.util.find_spec("llguidance") is None:
         pytest.skip("needs llguidance")
+    if arguments.command == "search":
+        pytest.importorskip("specdec.kernels.cpu._native", reason="needs the native kernels")
     if arguments.command == "serve":
         pytest.importorskip("starlette", reason="needs the extra `serve`")
     if "humaneval" in (getattr(arguments, "measure", None) or ()):
@@ -161,6 +161,8 @@ def prepare(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) 
         if word.removesuffix(".store") in ("store", "model") and word != MODEL and "-o" not in words:
             shutil.rmtree(folder / word, ignore_errors=True)
             assert run(capsys, "convert", MODEL, "-o", word).code == 0
+    if words[:2] == ["search", "query"]:
+        assert run(capsys, "search", "build", "vectors.npy", "--out", words[2]).code == 0
     if words[:2] == ["rm", MODEL]:  # it has to be there
         assert run(capsys, "generate", "--model", MODEL, "--prompt", "x", "--max-tokens", "1").code == 0
 

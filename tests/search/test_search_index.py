@@ -16,10 +16,15 @@ from specdec.kernels.reference import search as reference
 
 from specdec.errors import InvalidArgumentError
 from specdec.search import BucketIndex
+from specdec.search.chunk import CHUNK, LINE
 from specdec.search.native import kernels
 
 METRICS = ("ip", "cosine", "l2")
 FORMS = ("float32", "float16", "int8", "int4")
+
+
+def test_kernels_have_the_sizes_of_the_library() -> None:
+    assert (kernels().SEARCH_CHUNK, kernels().SEARCH_LINE) == (CHUNK, LINE)
 
 
 def vectors(n: int, d: int, seed: int = 0) -> np.ndarray:
