@@ -71,7 +71,7 @@ def test_speculation_options_reach_the_library(text_model: Path, capsys: pytest.
     said = json.loads(ran.out)
     expected = result_of(text_model, draft_view="int4", verify_effort=0.9, draft_len=2, policy="fixed")
     assert said["tokens"] == expected.tokens
-    assert said["identical_to"] == "effort 0.9"
+    assert said["identical_to"] == "effort 0.9 by inputs"
     assert said["stats"]["drafted"] == expected.stats.drafted
     assert len(said["stats"]["drafted_per_position"]) == 2
 
@@ -80,7 +80,7 @@ def test_a_lossy_effort_is_labelled(text_model: Path, capsys: pytest.CaptureFixt
     ran = run(
         capsys, "generate", "--model", text_model, "--prompt", "hello", "--max-tokens", "4", "--verify-effort", "0.5"
     )
-    assert "effort 0.5 (lossy" in ran.err
+    assert "effort 0.5 by inputs (lossy" in ran.err
 
 
 def test_plain_decoding_drafts_nothing(text_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +240,7 @@ def test_schedules_by_preset_and_by_file(text_model: Path, tmp_path: Path, capsy
         said["stats"]["draft_bytes_read"] == result_of(text_model, draft_effort=scaled, **fixed).stats.draft_bytes_read
     )
     said = json.loads(run(capsys, *command, "--verify-schedule", "uniform").out)
-    assert said["identical_to"] == "effort 0.25"
+    assert said["identical_to"] == "effort 0.25 by inputs"
 
 
 def test_drafting_above_the_verify_effort_is_allowed_and_warned(

@@ -104,8 +104,8 @@ def test_scores_of_inputs_are_their_mean_weights(layout: BucketLayout) -> None:
 
 @pytest.mark.parametrize("effort", [0.5, 0.2])
 def test_runtimes_choose_alike(store_of: Callable[..., Store], effort: float) -> None:
-    """Other inputs would move logits far more than the rounding of another runtime does. Where scores nearly agree,
-    that rounding may take another one, but not for most tokens."""
+    """Other inputs would move logits more than the rounding of another runtime does. Where scores nearly agree, that
+    rounding may take another one, but not for most tokens."""
     for selection in ("inputs", "tiers"):
         native, reference = (runtime_for(name, store_of(selection)) for name in ("native", "reference"))
         found, wanted = (
