@@ -193,7 +193,7 @@ def draw(arguments: argparse.Namespace) -> None:
     import matplotlib.pyplot as plt
 
     files = [json.loads(Path(file).read_text())["results"] for file in arguments.files]
-    columns = min(len(files), 3)
+    columns = 2 if len(files) == 4 else min(len(files), 3)
     rows = -(-len(files) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(5 * columns, 4 * rows), squeeze=False, layout="constrained")
     names = list(dict.fromkeys(point["contender"] for one in files for point in one["points"]))
@@ -219,7 +219,7 @@ def draw(arguments: argparse.Namespace) -> None:
         axis.axis("off")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(arguments.out, dpi=110)
+    figure.savefig(arguments.out, dpi=90)
 
 
 def main() -> None:
