@@ -154,7 +154,10 @@ class ChoosingTransformer(DenseTransformer):
             else:
                 matrix = self.store.bucketed(name)
                 weights = to_float32(matrix.dense_bits(), self.store.dtype)
-                self._kept[name] = weights, matrix.tier_of_weight()[:, : len(weights)].T, matrix.scores
+                scores = matrix.scores
+                if self.view == "exact" and self.store.selection == "inputs":  # all tiers of an input score alike
+                    scores = np.repeat(self.store.input_scores(name), len(self.sizes), axis=1)
+                self._kept[name] = weights, matrix.tier_of_weight()[:, : len(weights)].T, scores
         return self._kept[name]
 
     def _weights(self, name: str) -> np.ndarray:
