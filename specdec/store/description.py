@@ -93,7 +93,7 @@ class StoreDescription:
         body = {
             "format": FORMAT,
             "version": self.version,
-            "config": (self.version < LAYERS_VERSION and self.config.to_flat_dict()) or self.config.to_dict(),
+            "config": self.config.to_flat_dict() or self.config.to_dict(),
             "layout": self.layout.to_dict(),
             "dtype": self.dtype,
             "dither": self.dither,
@@ -149,7 +149,8 @@ class StoreDescription:
     def _from_body(cls, body: dict[str, Any]) -> StoreDescription:
         for name in body["files"]:
             check_file_name(name)
-        read_config = ModelConfig.from_dict if body["version"] >= LAYERS_VERSION else ModelConfig.from_flat_dict
+        flat = body["version"] < LAYERS_VERSION or (body["version"] > LAYERS_VERSION and "layers" not in body["config"])
+        read_config = ModelConfig.from_flat_dict if flat else ModelConfig.from_dict
         dither, config = body["dither"], check_bounds(read_config(body["config"]))
         described = max((len(entry["tensors"]) for entry in body["files"].values()), default=0)
         if sum(max(1, layer.mlp.experts) for layer in config.layers) > described:

@@ -286,8 +286,9 @@ class ReferenceRuntime:
 
     def _as_chosen(self, matrix: ViewMatrix) -> ViewMatrix:
         """A matrix of the exact view as effort chooses from it."""
-        by_inputs = isinstance(matrix, BucketedMatrix) and self._store.selection == "inputs"
-        return InputsMatrix.of(matrix) if by_inputs else matrix
+        if isinstance(matrix, BucketedMatrix) and self._store.selection == "inputs":
+            return InputsMatrix.of(matrix)
+        return matrix
 
     def _load_view(self, view: str, name: str) -> _Operand:
         matrix = self._store.draft(view, name)
