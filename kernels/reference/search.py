@@ -41,13 +41,13 @@ def select_runs(
 
 def exact_scores(vectors: NDArray[np.float64], query: NDArray[np.float64], metric: str) -> NDArray[np.float64]:
     """Inner products, cosines or squared distances of all vectors (n, d) with one query."""
+    result: NDArray[np.float64] = vectors @ query
     if metric == "l2":
-        return np.square(vectors - query).sum(axis=1)
-    products = vectors @ query
-    if metric == "ip":
-        return products
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
-    return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
+        result = np.square(vectors - query).sum(axis=1)
+    if metric == "cosine":
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(query)
+        result = np.divide(result, lengths, out=np.zeros_like(result), where=lengths > 0)
+    return result
 
 
 def best(scores: NDArray[np.float64], k: int, metric: str) -> NDArray[np.int64]:

@@ -106,7 +106,7 @@ def test_recall_rises_with_effort(metric: str) -> None:
     exact = index.search(queries, effort=1.0)[1]
     recalls = []
     for effort in (0.02, 0.1, 0.25, 0.5):
-        ids = index.search(queries, effort=effort)[1]
+        ids = index.search(queries, effort=effort, rerank=100)[1]
         recalls.append(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, exact, strict=True)]))
     assert recalls == sorted(recalls)
     assert recalls[0] < recalls[1]
