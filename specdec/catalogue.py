@@ -324,7 +324,7 @@ def _source_files(path: Path) -> list[Path]:
         with open_regular(path) as file:
             if file.read(4) == b"GGUF":
                 return gguf_files(path)
-        hint = ": give its folder" if path.suffix in (".safetensors", ".json") else ""
+        hint = ": give the folder that holds it" if path.suffix in (".safetensors", ".json") else ""
         raise ModelFormatError(f"{path} is not a .gguf file{hint}")
     if not (path / "config.json").is_file():
         raise ModelFormatError(

@@ -254,8 +254,8 @@ def _default_effort(model: Model, view: str) -> EffortSchedule:
 
 
 def _auto_view(model: Model, options: Options) -> str:
-    """The view that "auto" stands for: where the caller named an effort, what agrees most at it."""
-    if options.draft_schedule is None:
+    """The view that "auto" stands for: that of a profile; else where the caller named an effort, what agrees most."""
+    if options.draft_schedule is None or model.auto_draft[0] != model.runtime.info.auto_draft[0]:
         return model.auto_draft[0]
     return model.runtime.info.view_at(options.draft_schedule.mean(model.config))
 

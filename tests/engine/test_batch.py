@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
@@ -130,13 +131,13 @@ def test_dropping_an_answer_ends_it():
 def test_a_process_with_an_open_batch_ends():
     """At exit the thread of the passes is stopped and waited for, closed or not."""
     text = """
-import sys; sys.path.insert(0, {tests!r})
+import sys; sys.path[:0] = {folders!r}
 import specdec, test_batch
 batch = specdec.Batch(test_batch.slow_model())
 answers = [batch.submit([number], max_tokens=400) for number in range(3)]
 print(len(next(answers[0]).tokens) > 0)
 """
-    command = [sys.executable, "-c", text.format(tests=str(HELPERS))]
+    command = [sys.executable, "-c", text.format(folders=[str(HELPERS), str(Path(__file__).parent)])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 

@@ -45,7 +45,7 @@ def test_a_store_of_different_layers_is_read_as_it_was_written(tmp_path: Path) -
     path = convert(source, tmp_path / "store")
     store = Store.open(path)
     assert store.config == source.config
-    assert store.description.version == 4
+    assert store.description.version == 5
     values = json.loads((path / "store.json").read_text())
     assert store.checksum == values["checksum"]
     assert values["config"]["layers"] == [0, 1, 2, 0]

@@ -82,7 +82,8 @@ def test_malformed_buffers_do_not_reach_the_kernels(store_of):
 
     def good(**other: Any) -> dict[str, Any]:
         usual = {"caches": [kv], "tokens": ids, "counts": [2], "efforts": [efforts], "parents": [], "layers": [0]}
-        return {**usual, "shown": [2], "draft": None, "logits": np.empty((2, 47), np.float32), "states": [], **other}
+        usual |= {"shown": [2], "draft": None, "logits": np.empty((2, 47), np.float32), "states": [], "heads": []}
+        return usual | other
 
     for wrong in (
         {"efforts": [efforts[1:]]},

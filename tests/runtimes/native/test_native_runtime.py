@@ -221,7 +221,7 @@ def test_work_done_and_memory_are_counted(store_of):
     weights = sum(2 * inputs * -(-out // 32) * 32 for out, inputs in config.matrices().values())
     assert weights < one.bytes_read < weights * 1.2  # panels are padded to 32 outputs; beside them cache and embedding
     assert one.bytes_read < five.bytes_read < one.bytes_read * 1.2  # weights are read once for all rows
-    assert set(runtime.memory) == {"exact", "masks"}
+    assert set(runtime.memory) == {"exact", "masks", "heads"}
     assert runtime.memory["masks"] == 0
     runtime.prepare("bucket")
     assert 0 < runtime.memory["masks"] < 0.6 * runtime.memory["exact"]  # 0.19 for large matrices; scores count here
