@@ -83,9 +83,8 @@ class CostModel:
         self._many: set[int] = set()  # numbers of rows beyond MOST_ROWS that passes have had
         self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
         self._views: dict[tuple[str, str | None], View] = {}
-        self._solitude = (
-            0.0  # of draft steps in shared passes: 0 if all sequences draft in one pass, 1 if only this one does
-        )
+        # Of draft steps in shared passes: 0 if all sequences draft in one pass, 1 if only this one does.
+        self._solitude = 0.0
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
                 variance = _squared(table.draft_spread.get((drafter, view, effort)))

@@ -19,9 +19,8 @@ _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
 _UNCONFIRMED_ROUNDS, _CONFIRM_EVERY = 16, 3  # rounds of a process in which costs are confirmed, and between such
 _CONFIRM_TOKENS = 2  # to draft in such a round
 _GOOD_MATCH = 2.0  # tokens that a lookup has to bring for the confirmation to wait
-_PROMISE = (
-    1.2  # speed over the going rate that drafts may reach at best, from which costs of theirs are confirmed early
-)
+# Speed over the going rate that drafts may reach at best, from which costs of theirs are confirmed early.
+_PROMISE = 1.2
 _SHORT_STEP_S = 0.008  # seconds of a plain step up to which that is asked: what surrounds a pass counts there
 _HOPED = 2.0  # standard deviations that their steps may be cheaper than known
 _DOUBT = 0.08  # standard deviation of the logarithm of a cost from which it needs confirmation
