@@ -13,7 +13,7 @@ pytest.importorskip("starlette", reason="needs the extra `serve`")
 
 from http_server import NAME, serving  # noqa: E402
 from responses_api import sse  # noqa: E402
-from scripted_chat import Scripted, finished, scripted  # noqa: E402
+from scripted_chat import Scripted, finished  # noqa: E402
 
 import specdec  # noqa: E402
 from specdec.server.anthropic import routes  # noqa: E402
@@ -36,12 +36,6 @@ CALLING = (
     ToolCallStart(1, "call_def", "weather"),
     ToolArgumentsDelta(1, "{}"),
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("stores") / "text") as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

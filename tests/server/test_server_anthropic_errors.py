@@ -27,12 +27,6 @@ WEATHER: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("stores") / "text") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def client(server: Scripted) -> Iterator[Any]:
     with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as made:
         yield made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,24 +11,12 @@ pytest.importorskip("starlette", reason="needs the extra `serve`")
 
 from http_server import NAME  # noqa: E402
 from responses_api import WEATHER, end, sse  # noqa: E402
-from scripted_chat import Scripted, scripted  # noqa: E402
+from scripted_chat import Scripted  # noqa: E402
 
 from specdec.server.errors import ApiError  # noqa: E402
 from specdec.server.events import (  # noqa: E402
     TextDelta,
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("stores") / "text") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Scripted) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 @pytest.mark.parametrize(

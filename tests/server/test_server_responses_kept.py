@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,6 @@ from specdec.server.events import (  # noqa: E402
     TextDelta,
 )
 from specdec.server.responses.store import ResponseStore, StoredResponse  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
-    with scripted(tmp_path_factory.mktemp("stores") / "text") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Scripted) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def test_a_response_goes_on_from_an_earlier_one(server: Scripted, client: Any) -> None:
