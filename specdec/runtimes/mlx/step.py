@@ -19,7 +19,14 @@ from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, STATE_CONSTANTS, STATE_SIZE
+from specdec.runtimes.mlx.state import (
+    CHOOSING_CONSTANTS,
+    LOGITS_FROM,
+    MAX_ROWS,
+    MOST_AHEAD,
+    STATE_CONSTANTS,
+    STATE_SIZE,
+)
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -32,7 +39,9 @@ _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, thei
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
-PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
+PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
+CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
+STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
@@ -77,8 +86,10 @@ class WholeStep:
         self._nothing, self._sync = self._own((8,), mx.int32), self._own((64,), mx.uint32)
         self._state = self._own((STATE_SIZE,), mx.int32)
         self._logits = self._own((MAX_ROWS, config.vocab_size), mx.float32)
+        self._choices = self._own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
         self._places: list[int] = []
         self._host: np.ndarray | None = None
+        self._chosen: np.ndarray | None = None
 
     def prepare(self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any) -> None:
         """Build the kernel and the table of addresses of a kind of step, unless they are there."""
@@ -121,7 +132,7 @@ class WholeStep:
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
         if not self._places:
-            self._places = self._addresses([self._state, self._logits]).tolist()
+            self._places = self._addresses([self._state, self._logits, self._choices]).tolist()
         self.driver.write(self._places[0], state)
 
     def logits(self, rows: int) -> np.ndarray:
@@ -131,6 +142,15 @@ class WholeStep:
             self._host = self.driver.pinned(4 * MAX_ROWS * vocabulary).view(np.float32).reshape(MAX_ROWS, vocabulary)
         self.driver.read(self._places[1], self._host[:rows])
         return self._host[:rows].copy()
+
+    def choices(self, rows: int, ahead: int) -> np.ndarray:
+        """Choices of the step that was waited for last, float32 (turns, rows, CHOICE_WORDS): `step_choose.cuh`."""
+        if self._chosen is None:
+            self._chosen = self.driver.pinned(4 * self._choices.size).view(np.float32).reshape(-1, CHOICE_WORDS)
+        read = self._chosen[: 1 + (1 + ahead) * rows]
+        self.driver.read(self._places[2], read)
+        turns = int(read[0].view(np.int32)[0])
+        return read[1 : 1 + turns * rows].reshape(turns, rows, CHOICE_WORDS).copy()
 
     def run(self, kind: Kind, cache: Any, take: Any, angles: Any) -> Any:
         """One step of the state that was told last: an array to wait for. Two steps must not run at the same time.
@@ -153,6 +173,7 @@ class WholeStep:
                 self._state,
                 self._sync,
                 self._logits,
+                self._choices,
             ],
             grid=(self.grid * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
@@ -212,7 +233,8 @@ class WholeStep:
         """The kernel of a kind, and floats of scratch memory that it needs in addition to those for attention."""
         key = (kind.mode, kind.selects, kind.rows, kind.tree, kind.shared)
         if key not in self._kernels:
-            constants = self._constants(kind) | STATE_CONSTANTS
+            constants = self._constants(kind) | STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_WORDS": STATE_WORDS}
+            constants["CHOICE_WORDS"] = CHOICE_WORDS
             constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared}
             constants["TAKES"] = 7 * self.config.num_layers + 1  # numbers of a line: one for each matrix
             floats = self._layout(kind, constants)
@@ -222,7 +244,7 @@ class WholeStep:
                 "cuda",
                 body,
                 constants,
-                inputs=("table", "cache", "angles", "take", "state", "sync", "logits_out"),
+                inputs=("table", "cache", "angles", "take", "told", "sync", "logits_out", "choices_out"),
                 outputs=("scratch", "done"),
                 bounds=(THREADS, 1),
                 parts=(*PARTS, *products),
@@ -292,6 +314,7 @@ class WholeStep:
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares = rows * padded(c.hidden_size) // 128
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
+        blocks.append(("AT_CHOICES", rows * self.grid * CHOICE_WORDS))
         place = 0
         for name, size in blocks:
             constants[name] = place
@@ -316,7 +339,7 @@ class WholeStep:
         """Shared memory of a block; puts the place of the ring among the constants."""
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
-        fixed = 8 * int(constants["ADDRESSES"]) + 4 * 64
+        fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         if kind.mode in ("dense", "verify"):
