@@ -278,7 +278,10 @@ class Foreteller(Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """A drafter that learns from every verify pass, whichever drafter proposed the tokens."""
+    """A drafter that learns from every verify pass, whichever drafter proposed the tokens.
+
+    One that has no use for logits in an answer says so in an attribute `wants_logits`, False, and may not be called.
+    """
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """A verify pass has been judged. Called in every round, and its time counts: a look at a row of logits takes
@@ -287,6 +290,21 @@ class Observer(Protocol):
         Args:
             tokens: of the pass's rows, M: the pending token, then the draft.
             logits: float32 (M, V), before masks and penalties; not the drafter's to change.
+            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
+        """
+        ...
+
+
+@runtime_checkable
+class ChoiceObserver(Protocol):
+    """A drafter that learns from the tokens that the verifier found likeliest, and needs no logits."""
+
+    def chosen(self, tokens: Sequence[int], choices: Sequence[int], kept: Sequence[int]) -> None:
+        """A verify pass has been judged. Called in every round, and its time counts.
+
+        Args:
+            tokens: of the pass's rows, M: the pending token, then the draft.
+            choices: M tokens, the likeliest after each, before masks and penalties; some are only found when looked at.
             kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
         """
         ...
@@ -308,6 +326,11 @@ class Rememberer(Protocol):
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes that they take for a sequence of at most `capacity` tokens."""
         ...
+
+
+def wants_logits(drafter: Drafter) -> bool:
+    """Whether a drafter learns from the verifier's logits."""
+    return isinstance(drafter, Observer) and bool(getattr(drafter, "wants_logits", True))
 
 
 def finish(outcome: Draft | Drafting) -> Drafting:

@@ -56,6 +56,11 @@ class EffortDrafter:
         steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask, head=self.head.rows)
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether there is a head, which learns from logits."""
+        return self.head.rows is not None
+
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
         """Note what the verifier thought likely."""
         self.head.verified(logits, kept)

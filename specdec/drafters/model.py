@@ -70,6 +70,11 @@ class ModelDrafter:
         draft = Draft(bytes_read=(yield from self._catch_up(context)))
         return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether there is a head, which learns from logits."""
+        return self._head.rows is not None
+
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
         """Note what the verifier thought likely, where the two models know equally many tokens."""
         if logits.shape[1] == self.runtime.config.vocab_size:

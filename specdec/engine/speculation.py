@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from specdec.drafters.base import (
     Archivist,
+    ChoiceObserver,
     Draft,
     DraftContext,
     Drafter,
@@ -17,6 +18,7 @@ from specdec.drafters.base import (
     Foreteller,
     Observer,
     Rememberer,
+    wants_logits,
 )
 from specdec.drafters.effort import EffortDrafter
 from specdec.drafters.registry import create as create_drafter
@@ -65,7 +67,8 @@ class Speculation:
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
-        observers: of the drafters, those that learn from what the verifier computed, by name.
+        observers: of the drafters, those that learn from the verifier's logits, by name.
+        choice_observers: of the drafters, those that learn from its choices alone, by name.
     """
 
     drafters: Mapping[str, Drafter]
@@ -84,12 +87,15 @@ class Speculation:
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
+    choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
 
     def __post_init__(self) -> None:
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
-        watching = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Observer)}
+        watching = {name: drafter for name, drafter in self.drafters.items() if wants_logits(drafter)}
         object.__setattr__(self, "observers", watching)
+        choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
+        object.__setattr__(self, "choice_observers", choices)
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
@@ -104,6 +110,17 @@ class Speculation:
         for name, drafter in self.observers.items():
             with faults_of(name, "verified"):
                 drafter.verified(tokens, logits, kept)
+        self.chosen(tokens, _Likeliest(logits), kept)
+
+    def chosen(self, tokens: Tokens[int], choices: Tokens[int], kept: Tokens[int]) -> None:
+        """Show the drafters that learn from it what the verifier chose; see `ChoiceObserver.chosen`.
+
+        Raises:
+            PluginError: one of them fails.
+        """
+        for name, drafter in self.choice_observers.items():
+            with faults_of(name, "chosen"):
+                drafter.chosen(tokens, choices, kept)
 
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.
@@ -140,6 +157,24 @@ class Speculation:
             return []
         with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
             return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
+
+
+class _Likeliest(Tokens[int]):
+    """The likeliest token of every row of logits, float32 (M, V), found when it is looked at."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = logits
+
+    @overload
+    def __getitem__(self, row: int) -> int: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[int]: ...
+    def __getitem__(self, row: int | slice) -> int | list[int]:
+        found = self._logits[row].argmax(axis=-1)
+        return found.tolist() if isinstance(row, slice) else int(found)
+
+    def __len__(self) -> int:
+        return len(self._logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

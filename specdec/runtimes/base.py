@@ -20,7 +20,7 @@ from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 from specdec.progress import Count
 from specdec.weights.base import EXACT as EXACT
 
-Logits = Literal["all", "last", "none"]
+Logits = Literal["all", "last", "none", "choices"]
 
 MAX_SEQUENCES = 64  # in a pass
 MAX_PASS_ROWS = 512  # of all sequences of a pass together; rows of one sequence alone may be more
@@ -113,9 +113,13 @@ class Rows:
             and its depth in the tree.
         layers: run this number of first layers, then the final norm and the logits layer; None runs all. What the cache
             holds in the other layers for these positions is garbage then.
-        logits: rows whose logits are computed: all, the last one, or none (a piece of a prompt).
+        logits: rows whose logits are computed: all, the last one, or none (a piece of a prompt). "choices" returns the
+            choice of every row in their place, on runtimes that choose.
         head: tokens whose logits are computed, at an effort of 1 and by rounded weights whatever the view is; those of
             others are -inf. None computes all tokens'. For drafts, on runtimes that have such heads.
+        ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
+            chose. The runtime may do fewer; the cache grows by M and by as many as it did.
+        ends: tokens after which it does not go on.
     """
 
     cache: Cache
@@ -125,6 +129,27 @@ class Rows:
     layers: int | None = None
     logits: Logits = "all"
     head: DraftHead | None = None
+    ahead: int = 0
+    ends: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What greedy decoding needs of a row of logits: the likeliest token, and the shape of the distribution.
+
+    Attributes:
+        token: of the largest logit, the first of equal ones; NaN counts as largest.
+        highest: the largest logit.
+        entropy: at temperature 1, in nats.
+        top_probability: the largest probability, at temperature 1.
+        margin: largest minus second largest logit.
+    """
+
+    token: int
+    highest: float
+    entropy: float
+    top_probability: float
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +161,14 @@ class Pass:
         bytes_read: bytes that the pass had to read for it, in the layout of the view: its own keys and values, and of
             the weights a share by its number of rows. The shares of a pass add up to what the pass read.
         states: float32 (layers, M, hidden), the residual stream after each layer, if asked for.
+        choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
+            are (0, V) then.
     """
 
     logits: NDArray[np.float32]
     bytes_read: int
     states: NDArray[np.float32] | None = None
+    choices: Sequence[Choice] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +204,8 @@ class RuntimeInfo:
         shows_states: `forward` can return hidden states.
         prunes_head: `draft_head` makes heads; where it does not, drafts score all tokens.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
+        chooses: `forward` returns choices where `Rows.logits` asks for them.
+        most_ahead: most tokens that it goes on for; see `Rows.ahead`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
     """
@@ -188,6 +218,8 @@ class RuntimeInfo:
     compiles: bool = False
     shows_states: bool = True
     prunes_head: bool = False
+    chooses: bool = False
+    most_ahead: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()
 
     def view_at(self, effort: float) -> str:

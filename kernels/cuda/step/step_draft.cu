@@ -7,7 +7,7 @@
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
-const bool chooses = told[STATE_SHOWS];
+const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
 int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
 GridBarrier grid_barrier(const_cast<unsigned*>(sync));
@@ -239,7 +239,7 @@ for (int number = 0;; ++number) {
 grid_barrier.wait();
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
 look_at_row(0, [&](int r, int i) { return sum4(matrix_at(0, true), products + OTHER_PARTS, r, i); },
-            chooses ? nullptr : logits, found, reinterpret_cast<float*>(room));
+            shows_logits ? logits : nullptr, found, reinterpret_cast<float*>(room));
 if (!chooses) break;
 grid_barrier.wait();
 choose_rows(1, found, chosen, choices + token_turn * CHOICE_WORDS);

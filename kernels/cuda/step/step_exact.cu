@@ -7,7 +7,7 @@
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
 const int rows = told[1], logits_from = told[STATE_LOGITS];
-const bool chooses = told[STATE_SHOWS];
+const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
 int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
 GridBarrier grid_barrier(const_cast<unsigned*>(sync));
@@ -243,7 +243,7 @@ for (int number = 0, choice = 0;; ++number) {
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
 for (int row = 0; row < rows - logits_from; ++row) {
-  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), products, r, i); }, chooses ? nullptr : logits, found,
+  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), products, r, i); }, shows_logits ? logits : nullptr, found,
               room);
 }
 if (!chooses || logits_from >= rows) break;

@@ -12,7 +12,7 @@
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 const int rows = ROWS == 1 ? 1 : told[1], logits_from = ROWS == 1 ? 0 : told[STATE_LOGITS];
-const bool chooses = told[STATE_SHOWS];
+const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
 int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
 GridBarrier grid_barrier(const_cast<unsigned*>(sync));
@@ -370,7 +370,7 @@ float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
 for (int row = 0; row < rows - logits_from; ++row) {
   look_at_row(row, [&](int r, int i) { return sum4(segment_at(7), products + OTHER_PARTS, r, i); },
-              chooses ? nullptr : logits, found, reinterpret_cast<float*>(room));
+              shows_logits ? logits : nullptr, found, reinterpret_cast<float*>(room));
 }
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();

@@ -159,6 +159,11 @@ class Transformer:
             return self.whole.logits(rows)
         return np.array(out if rows == out.shape[0] else out[:rows], dtype=np.float32)
 
+    def choices(self, rows: int, ahead: int) -> np.ndarray:
+        """Choices of the step that was waited for last, where a step is one kernel; see `WholeStep.choices`."""
+        assert self.whole is not None
+        return self.whole.choices(rows, ahead)
+
     def new_cache(self, capacity: int, lock: RLock) -> GpuCache:
         """An empty cache: an array for each layer, or one of all layers when a step is one kernel."""
         if self.whole is not None:

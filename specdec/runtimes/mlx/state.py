@@ -22,7 +22,7 @@ PIECES = WANTED + MAX_ROWS  # for each sequence: first row, rows, slot of the fi
 PIECE_SIZE = 7
 PATH_WORDS = MAX_TREE_ROWS // 4
 PATHS = PIECES + MAX_ROWS * PIECE_SIZE  # for each row, a byte for each position from the root on: a row's number
-SHOWS = PATHS + MAX_ROWS * PATH_WORDS  # 0: logits of the wanted rows, 1: their choices instead
+SHOWS = PATHS + MAX_ROWS * PATH_WORDS  # of the wanted rows 0: logits, 1: choices, 2: both
 AHEAD = SHOWS + 1  # tokens that every row goes on for, each with its own choice
 ENDS = AHEAD + 1  # 1 more than tokens that nothing follows, 0 for none
 MOST_ENDS = 8
@@ -95,16 +95,17 @@ def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequ
     return state
 
 
-def show_choices(state: np.ndarray, *, ahead: int = 0, ends: Iterable[int] = ()) -> None:
-    """Make a step show the choices of the wanted rows in place of their logits.
+def show_choices(state: np.ndarray, *, logits: bool = False, ahead: int = 0, ends: Iterable[int] = ()) -> None:
+    """Make a step show the choices of the wanted rows.
 
     Args:
         state: of the step; changed.
+        logits: show their logits as well.
         ahead: tokens that every row goes on for, at most `MOST_AHEAD`; above 0 a sequence has one row.
         ends: tokens that nothing follows; once every row has come to one, the step ends. Those beyond `MOST_ENDS` do
             not count.
     """
-    state[SHOWS], state[AHEAD] = 1, ahead
+    state[SHOWS], state[AHEAD] = 2 if logits else 1, ahead
     found = sorted(ends)[:MOST_ENDS]
     state[ENDS : ENDS + len(found)] = [token + 1 for token in found]
 
