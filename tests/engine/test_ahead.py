@@ -19,7 +19,9 @@ from specdec.runtimes.checks import check_batch
 PROMPT = list(b"the quick brown fox, the quick brown dog, the quick")
 
 
-def model_of(most_ahead: int | None, *, seed: int = 3, sharpness: float = 3.0, eos: frozenset[int] = frozenset()) -> Model:
+def model_of(
+    most_ahead: int | None, *, seed: int = 3, sharpness: float = 3.0, eos: frozenset[int] = frozenset()
+) -> Model:
     runtime = FakeRuntime(seed=seed, sharpness=sharpness, most_ahead=most_ahead)
     return Model(runtime, ByteTokenizer(eos=eos))
 
@@ -59,7 +61,10 @@ def test_choices_give_the_tokens_that_logits_give(options, seed):
         if "trust" not in options and options:
             assert found.stats.rounds == wanted.stats.rounds
         plain = specdec.generate(model_of(None, seed=seed), PROMPT, max_tokens=70, speculate=False)
-        assert found.tokens == (wanted if options.get("trust") and not most else plain if "trust" not in options else found).tokens
+        assert (
+            found.tokens
+            == (wanted if options.get("trust") and not most else plain if "trust" not in options else found).tokens
+        )
 
 
 def test_plain_decoding_goes_ahead_and_shows_no_logits(shown):
@@ -90,9 +95,7 @@ def test_it_goes_no_further_than_an_end_token_and_the_limit(shown):
     text = specdec.generate(model_of(None), PROMPT, max_tokens=60, speculate=False).tokens
     end = text[40]
     first = text.index(end)
-    found = specdec.generate(
-        model_of(15), PROMPT, max_tokens=60, speculate=False, stop_token_ids=[end]
-    )
+    found = specdec.generate(model_of(15), PROMPT, max_tokens=60, speculate=False, stop_token_ids=[end])
     assert found.tokens == text[: first + 1]
     assert all(end in rows.ends for rows in shown if rows.ahead)
     limit = len(PROMPT) + 60
@@ -146,7 +149,9 @@ def test_output_that_means_nothing_ends_the_answer(monkeypatch):
 
 def test_what_no_runtime_does_is_refused():
     runtime = FakeRuntime(most_ahead=4)
-    efforts = specdec.EffortSchedule(1.0).resolve(runtime.config) if hasattr(specdec.EffortSchedule(1.0), "resolve") else None
+    efforts = (
+        specdec.EffortSchedule(1.0).resolve(runtime.config) if hasattr(specdec.EffortSchedule(1.0), "resolve") else None
+    )
     cache = runtime.new_cache(20)
     for rows, chooses in (
         (Rows(cache, [1], efforts, logits="choices"), False),
