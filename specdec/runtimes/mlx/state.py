@@ -85,7 +85,7 @@ def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequ
             state[place + 5 : place + 7] = np.array([addresses[number]], np.int64).view(np.int32)
         last = front + count
         state[WANTED + wanted : WANTED + wanted + piece.wanted] = range(last - piece.wanted, last)
-        paths = state[PATHS:].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
+        paths = state[PATHS:SHOWS].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
         for row in range(count if with_paths else 0):
             path = range(row + 1) if piece.paths is None else piece.paths[row]
             paths[front + row, : len(path)] = path
