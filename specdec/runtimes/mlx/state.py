@@ -21,12 +21,12 @@ WANTED = PLACES + MAX_ROWS  # the rows whose logits are wanted, in order
 PIECES = WANTED + MAX_ROWS  # for each sequence: first row, rows, slot of the first, root; its cache: positions, address
 PIECE_SIZE = 7
 PATH_WORDS = MAX_TREE_ROWS // 4
-PATHS = PIECES + MAX_ROWS * PIECE_SIZE  # for each row, a byte for each position from the root on: a row's number
-SHOWS = PATHS + MAX_ROWS * PATH_WORDS  # of the wanted rows 0: logits, 1: choices, 2: both
+SHOWS = PIECES + MAX_ROWS * PIECE_SIZE  # of the wanted rows 0: logits, 1: choices, 2: both
 AHEAD = SHOWS + 1  # tokens that every row goes on for, each with its own choice
 ENDS = AHEAD + 1  # 1 more than tokens that nothing follows, 0 for none
 MOST_ENDS = 8
-STATE_SIZE = ENDS + MOST_ENDS  # before `LOGITS_FROM`: slot of the first row, rows, tokens
+PATHS = ENDS + MOST_ENDS  # for each row, a byte for each position from the root on: a row's number
+STATE_SIZE = PATHS + MAX_ROWS * PATH_WORDS  # before `LOGITS_FROM`: slot of the first row, rows, tokens
 MOST_AHEAD = 15
 
 STATE_CONSTANTS: dict[str, int] = {"STATE_PLACES": PLACES, "STATE_PIECES": PIECES, "PIECE_SIZE": PIECE_SIZE}
@@ -85,7 +85,7 @@ def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequ
             state[place + 5 : place + 7] = np.array([addresses[number]], np.int64).view(np.int32)
         last = front + count
         state[WANTED + wanted : WANTED + wanted + piece.wanted] = range(last - piece.wanted, last)
-        paths = state[PATHS:SHOWS].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
+        paths = state[PATHS:].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
         for row in range(count if with_paths else 0):
             path = range(row + 1) if piece.paths is None else piece.paths[row]
             paths[front + row, : len(path)] = path
