@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,6 +225,34 @@ class RuntimeInfo:
     def view_at(self, effort: float) -> str:
         """The draft view that agrees most with the target at an effort that the caller named."""
         return next((view for most, view in self.agreeing if effort <= most), self.auto_draft[0])
+
+
+class Planned(NamedTuple):
+    """A kind of pass over one sequence that is about to be run.
+
+    Attributes:
+        rows: of the pass.
+        efforts: of the rows.
+        view: form of the weights.
+    """
+
+    rows: int
+    efforts: Efforts
+    view: str = EXACT
+
+
+@runtime_checkable
+class Compiler(Protocol):
+    """A runtime that compiles kinds of passes when they are first needed, and can compile several at the same time."""
+
+    def compile(self, passes: Sequence[Planned]) -> None:
+        """Compile what passes need that was not compiled before. Views of theirs are not made.
+
+        Raises:
+            RuntimeUnavailableError: something does not compile.
+            UnknownNameError: unknown view.
+        """
+        ...
 
 
 class Runtime(Protocol):

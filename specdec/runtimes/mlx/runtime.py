@@ -17,7 +17,19 @@ from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
 from specdec.progress import Count, reported
-from specdec.runtimes.base import EXACT, Cache, Choice, DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.base import (
+    EXACT,
+    MAX_PASS_ROWS,
+    Cache,
+    Choice,
+    DraftHead,
+    Pass,
+    Planned,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_view,
+)
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of
@@ -98,6 +110,7 @@ class MlxRuntime:
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
+        self._begun = False  # a pass was asked for
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
@@ -149,6 +162,22 @@ class MlxRuntime:
                     pack(linear)
             self._prepared.add(view)
 
+    def compile(self, passes: Sequence[Planned]) -> None:
+        """Compile what passes over one sequence need, and the pieces of its prompt; see `Compiler`."""
+        whole = self._transformer.whole
+        if whole is None:
+            return
+        kinds = []
+        for rows, efforts, view in passes:
+            check_view(view, self.views())
+            selects = self._takes.selects(efforts, view)
+            mode = self._mode(view, selects)
+            for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
+                built = self._transformer.row_step(min(count, self._most_rows(view)))
+                kinds.append(Kind(mode, selects, built, 0, built))
+        with self._lock:
+            whole.compile(kinds)
+
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
 
@@ -185,6 +214,9 @@ class MlxRuntime:
             self.prepare(view)
             if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
                 self._need_tiers()
+            if not self._begun:
+                self._begun = True
+                self.compile([Planned(count, batch[0].efforts) for count in (1, MAX_PASS_ROWS)])
             ahead = self._ahead(batch, shares, view)
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)

@@ -8,6 +8,8 @@ can run it that way too, which is what the tests compare with. Shapes and order 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.attention_ops import WINDOWLESS
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.features import runs_as_one_kernel
-from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
+from specdec.runtimes.mlx.kernels import Compiled, Constant, KernelText, Typed, build, kernel_text
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.state import (
@@ -100,6 +102,17 @@ class WholeStep:
             entries += self._last_entries(kind, head, final_norm, embeddings)
             self._tables[kind.mode, kind.selects] = self._addresses(entries)
         self._kernel(kind)
+
+    def compile(self, kinds: Iterable[Kind]) -> None:
+        """Compile the kernels of these kinds at the same time, or read their machine code; MLX may compile them later
+        instead."""
+        mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
+        compiled = [kernel for kernel in made if isinstance(kernel, Compiled)]
+        inputs = [Typed(mx.int64, 1), Typed(mx.float16, 5), Typed(mx.float32, 3), Typed(mx.int32, 2)]
+        inputs += [Typed(mx.int32, 1), Typed(mx.uint32, 1), Typed(mx.float32, 2), Typed(mx.float32, 2)]
+        if compiled:
+            with ThreadPoolExecutor(len(compiled), "specdec-compile") as pool:
+                list(pool.map(lambda kernel: kernel.code(inputs, (mx.float32, mx.uint32)), compiled))
 
     def row_step(self, rows: int) -> int:
         """Rows of the kernel that runs a pass of `rows`."""
