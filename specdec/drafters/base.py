@@ -74,6 +74,7 @@ class DrafterSetup:
         memory: of the model's drafters.
         owner: whose earlier answers drafters may learn from; None for nobody's.
         progress: reports draft views that are built; None if no one listens.
+        waits: the policy learns, and may never want a view: those that a runtime can make late need not be ready.
     """
 
     runtime: Runtime
@@ -84,6 +85,7 @@ class DrafterSetup:
     memory: DrafterMemory = field(default_factory=DrafterMemory)
     owner: str | None = None
     progress: Progress | None = None
+    waits: bool = False
 
 
 class Sample(Protocol):

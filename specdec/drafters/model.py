@@ -46,7 +46,7 @@ class ModelDrafter:
         model = _loaded(name, setup)
         _check_vocabulary(name, model, setup)
         self.runtime = model.runtime
-        self.views = draft_views(self.runtime, options.get("view", "auto"), setup.progress)
+        self.views = draft_views(self.runtime, options.get("view", "auto"), setup.progress, waits=setup.waits)
         self._effort = _effort(options.get("effort", "1"))
         self._efforts = resolve_efforts(self._effort, self.runtime.config)
         self._full = resolve_efforts(1.0, self.runtime.config)

@@ -47,6 +47,7 @@ class _Open:
         plan: what the policy decided; None for a plain step.
         draft: the proposal, once it is there.
         plan_s: seconds spent planning.
+        ready_s: seconds spent making a draft view that was left until now.
         draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
         others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
@@ -56,6 +57,7 @@ class _Open:
     plan: DraftPlan | None = None
     draft: Draft = field(default_factory=Draft)
     plan_s: float = 0.0
+    ready_s: float = 0.0
     draft_s: float = 0.0
     others_s: float = 0.0
     steps: Generator[Ask, Reply, Draft] | None = None
@@ -184,6 +186,9 @@ class Sequence:
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None:
+            self._make_ready(plan)
+            opened.ready_s = time.perf_counter() - drafting_s
+            drafting_s += opened.ready_s
             yield from self._draft(opened, plan, drafting_s)
             # Keys and values that the drafter left are of draft quality: the verify pass overwrites these positions.
             self.cache.trim(position - 1)
@@ -304,6 +309,13 @@ class Sequence:
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
 
+    def _make_ready(self, plan: DraftPlan) -> None:
+        """Make the view that the plan drafts with, if it was left until now."""
+        speculation, name = self.speculation, self._drafter_of(plan)
+        assert speculation is not None
+        views = speculation.drafters[name].views
+        speculation.make_ready(name, plan.view or (views[0] if views else None), plan.effort)
+
     def _draft(self, opened: _Open, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
         """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
         speculation = self.speculation
@@ -358,7 +370,7 @@ class Sequence:
             bonus_token=verdict.bonus_token,
             draft_s=opened.draft_s,
             verify_s=seconds,
-            round_s=opened.plan_s + opened.draft_s + seconds + time.perf_counter() - began_s,
+            round_s=opened.plan_s + opened.ready_s + opened.draft_s + seconds + time.perf_counter() - began_s,
             verify_bytes_read=result.bytes_read,
             trusted=trusted,
             logprobs=logprobs,
@@ -403,7 +415,7 @@ class Sequence:
                 context_length=done.position - 1,
                 draft_s=draft_s,
                 verify_s=done.verify_s + others_s,
-                round_s=done.round_s + opened.others_s + others_s,
+                round_s=done.round_s - opened.ready_s + opened.others_s + others_s,
                 rows_beside=rows_beside + forced,
                 draft_share=done.draft_s / draft_s if opened.others_s > 0 and done.draft_s > 0 else 1.0,
             )

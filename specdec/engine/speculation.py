@@ -27,7 +27,7 @@ from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, Learner, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
@@ -35,6 +35,7 @@ from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.progress import Progress
+from specdec.runtimes.base import Compiler, Planned
 from specdec.warn import warn
 
 if TYPE_CHECKING:
@@ -96,6 +97,16 @@ class Speculation:
         object.__setattr__(self, "observers", watching)
         choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
         object.__setattr__(self, "choice_observers", choices)
+
+    def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
+        """Make the view of a draft step that a policy wants, where that was left until now."""
+        runtime = getattr(self.drafters[drafter], "runtime", None)
+        info = None if view is None or runtime is None else runtime.views().get(view)
+        if runtime is None or info is None or info.late is None:
+            return
+        runtime.prepare(info.name)
+        if isinstance(runtime, Compiler):
+            runtime.compile([Planned(1, self.context.efforts(effort), info.name)])
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
@@ -266,7 +277,7 @@ def choose_drafting(
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     with model.memory.drafters.lock:
-        drafters = _drafters(model, options, owner, progress)
+        drafters = _drafters(model, options, owner, progress, waits=isinstance(chosen, Learner))
     offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
     return Drafting(
         model=model,
@@ -295,7 +306,9 @@ def _auto_view(model: Model, options: Options) -> str:
     return model.runtime.info.view_at(options.draft_schedule.mean(model.config))
 
 
-def _drafters(model: Model, options: Options, owner: str | None, progress: Progress | None) -> dict[str, Drafter]:
+def _drafters(
+    model: Model, options: Options, owner: str | None, progress: Progress | None, *, waits: bool
+) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -311,6 +324,7 @@ def _drafters(model: Model, options: Options, owner: str | None, progress: Progr
         memory=model.memory.drafters,
         owner=owner,
         progress=progress,
+        waits=waits,
     )
     drafters: dict[str, Drafter] = {}
     for one in _asked(options):

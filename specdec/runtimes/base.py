@@ -171,6 +171,24 @@ class Pass:
     choices: Sequence[Choice] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A view that is made when a pass first needs it; what its steps cost is bounded until then.
+
+    Attributes:
+        exact_s: seconds in which the memory gives what a step of one row reads in the exact view at effort 1.
+        view_s: the same for this view.
+    """
+
+    exact_s: float
+    view_s: float
+
+    def least_s(self, step_s: float, effort: float) -> float:
+        """Seconds that a step at an effort takes at least, when an exact one takes `step_s`: a view that reads less
+        saves no more than the time of the bytes."""
+        return max(step_s - max(0.0, self.exact_s - effort * self.view_s), effort * self.view_s)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ViewInfo:
     """A form of the weights that a runtime can read.
@@ -180,12 +198,15 @@ class ViewInfo:
         own_bytes: bytes of memory that it takes in addition to the exact weights, about; 0 if it reads those.
         is_exact: it keeps every bit of the weights, which makes it the one that verifies.
         reads_exact: its passes read the exact weights, so it has no matrices of its own.
+        late: it has yet to be made, and is when a pass first needs it; None for one that is ready or that `prepare`
+            makes beforehand.
     """
 
     name: str
     own_bytes: int = 0
     is_exact: bool = False
     reads_exact: bool = False
+    late: Late | None = None
 
 
 EXACT_VIEW = ViewInfo(name=EXACT, is_exact=True, reads_exact=True)

@@ -123,6 +123,15 @@ class CudaDriver:
         """Shared memory that one block may have at most."""
         return self._attribute(97)  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 
+    @property
+    def bytes_per_s(self) -> float:
+        """What the GPU's memory gives at most."""
+        clock_khz, bits = (
+            self._attribute(36),
+            self._attribute(37),
+        )  # CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, .._BUS_WIDTH
+        return 2e3 * clock_khz * bits / 8
+
     def pinned(self, nbytes: int) -> np.ndarray:
         """Host memory that the GPU copies to directly, uint8 (nbytes,); never given back."""
         self._call("cuCtxSetCurrent", self._context)

@@ -15,7 +15,7 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import Efforts
+from specdec.model.effort import Efforts, resolve_efforts
 from specdec.progress import Count, reported
 from specdec.runtimes.base import (
     EXACT,
@@ -23,6 +23,7 @@ from specdec.runtimes.base import (
     Cache,
     Choice,
     DraftHead,
+    Late,
     Pass,
     Planned,
     Rows,
@@ -114,6 +115,7 @@ class MlxRuntime:
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
+        self._bounds: dict[str, Late | None] = {}
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
@@ -136,7 +138,18 @@ class MlxRuntime:
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts besides "exact"; `bucket` needs buckets of 16 in tiers of fours."""
-        return {name: ViewInfo(name=name) for name in self._view_names()}
+        return {name: ViewInfo(name=name, late=self._late(name)) for name in self._view_names()}
+
+    def _late(self, view: str) -> Late | None:
+        """What is known of a view that has yet to be made, or whose kernels have; None where it is ready, or nothing is
+        known of the memory."""
+        if view in self._prepared or self._transformer.whole is None or self._driver is None:
+            return None
+        if view not in self._bounds:
+            full, speed = resolve_efforts(1.0, self.config), self._driver.bytes_per_s
+            exact, own = (self._weight_bytes(self._mode(name, selects=False), full) for name in (EXACT, view))
+            self._bounds[view] = Late(exact / speed, own / speed) if speed > 0 else None
+        return self._bounds[view]
 
     def _view_names(self) -> tuple[str, ...]:
         if self._store.quantised:
