@@ -142,7 +142,7 @@ class Compiled:
     """
 
     def __init__(self, mx: Any, text: KernelText, compiler: CudaCompiler, shared_bytes: int) -> None:
-        self._mx, self._text, self._compiler, self._shared_bytes = mx, text, compiler, shared_bytes
+        self._mx, self._text, self._compiler, self.shared_bytes = mx, text, compiler, shared_bytes
         self.name = f"custom_kernel_{text.name}"
         self._shapes = [name for name in text.inputs if f"{name}_shape" in text.source]
         self._codes: dict[tuple[Any, ...], bytes] = {}
@@ -180,7 +180,7 @@ class Compiled:
                 scalars=[size for key in self._shapes for size in arrays[key].shape],
                 grid=grid,
                 threadgroup=threadgroup,
-                shared_memory=self._shared_bytes,
+                shared_memory=self.shared_bytes,
                 ensure_row_contiguous=True,
             ),
         )

@@ -309,8 +309,12 @@ class MlxRuntime:
                 state, logits=with_logits, ahead=ahead, ends=frozenset[int]().union(*(r.ends for r in choosing))
             )
         takes = self._takes.lines(efforts, view) if selects else []
-        out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes, wanted)
-        self._mx.eval(out)
+        out = None
+        if not self._transformer.launch(kind, state, caches, takes):
+            out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes, wanted)
+            self._mx.eval(out)
+        elif not wanted and self._driver is not None:
+            self._driver.wait()
         logits, choices, turns = np.empty((0, self.config.vocab_size), np.float32), np.empty((0, 0, 0), np.float32), 1
         if whole is None:
             logits = self._transformer.logits(out, wanted) if wanted else logits

@@ -19,6 +19,7 @@ from specdec.runtimes.mlx.attention_ops import WINDOWLESS
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Compiled, Constant, KernelText, Typed, build, kernel_text
+from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.state import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
+_MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 _AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
@@ -90,6 +92,10 @@ class WholeStep:
         self._logits = self._own((MAX_ROWS, config.vocab_size), mx.float32)
         self._choices = self._own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
         self._places: list[int] = []
+        self._done = self._own((2,), mx.uint32)
+        self._scratch: Any = None
+        self._addressed: dict[int, tuple[Any, int]] = {}
+        self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
 
@@ -108,11 +114,16 @@ class WholeStep:
         instead."""
         mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
         compiled = [kernel for kernel in made if isinstance(kernel, Compiled)]
-        inputs = [Typed(mx.int64, 1), Typed(mx.float16, 5), Typed(mx.float32, 3), Typed(mx.int32, 2)]
-        inputs += [Typed(mx.int32, 1), Typed(mx.uint32, 1), Typed(mx.float32, 2), Typed(mx.float32, 2)]
         if compiled:
             with ThreadPoolExecutor(len(compiled), "specdec-compile") as pool:
-                list(pool.map(lambda kernel: kernel.code(inputs, (mx.float32, mx.uint32)), compiled))
+                list(pool.map(lambda kernel: kernel.code(self._inputs, (mx.float32, mx.uint32)), compiled))
+
+    @property
+    def _inputs(self) -> list[Typed]:
+        """Types of a kernel's inputs."""
+        mx = self.mx
+        inputs = [Typed(mx.int64, 1), Typed(mx.float16, 5), Typed(mx.float32, 3), Typed(mx.int32, 2)]
+        return [*inputs, Typed(mx.int32, 1), Typed(mx.uint32, 1), Typed(mx.float32, 2), Typed(mx.float32, 2)]
 
     def row_step(self, rows: int) -> int:
         """Rows of the kernel that runs a pass of `rows`."""
@@ -144,9 +155,15 @@ class WholeStep:
 
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
+        self.driver.write(self._own_places()[0], state)
+
+    def _own_places(self) -> list[int]:
+        """Addresses of the state, the logits, the choices, and the barrier's counters."""
         if not self._places:
-            self._places = self._addresses([self._state, self._logits, self._choices]).tolist()
-        self.driver.write(self._places[0], state)
+            kept = [self._state, self._logits, self._choices, self._sync]
+            self._places = self._addresses(kept).tolist()
+            self._told = self.driver.pinned(4 * STATE_SIZE).view(np.int32)
+        return self._places
 
     def logits(self, rows: int) -> np.ndarray:
         """Logits float32 (rows, V) of the step that was waited for last."""
@@ -165,6 +182,70 @@ class WholeStep:
         turns = int(read[0].view(np.int32)[0])
         return read[1 : 1 + turns * rows].reshape(turns, rows, CHOICE_WORDS).copy()
 
+    def launch(self, kind: Kind, told: np.ndarray, cache: GpuCache, take: Any, angles: Any) -> bool:
+        """Begin one step without MLX: `driver.wait`, or the reading of what it shows, waits for it. False where there
+        is no machine code: `tell` and `run` do it then.
+
+        Args:
+            kind: prepared.
+            told: the state of the pass, int32 (STATE_SIZE,).
+            cache: the largest of the step, evaluated.
+            take: see `run`; evaluated.
+            angles: see `run`; evaluated.
+        """
+        kernel, floats = self._kernel(kind)
+        if not isinstance(kernel, Compiled):
+            return False
+        key = self._key(kind)
+        if key not in self._launches:
+            code = kernel.code(self._inputs, (self.mx.float32, self.mx.uint32))
+            self._launches[key] = Launch(
+                self.driver, code, kernel.name, grid=self.grid, threads=THREADS, shared_bytes=kernel.shared_bytes,
+                pointers=10, numbers=5,
+            )  # fmt: skip
+        shape = cache.arrays[0].shape
+        scratch = self._scratch_of(floats + self._split_floats(kind, shape[3]))
+        places = [self._place(array) for array in (self._tables[kind.mode, kind.selects], angles)]
+        places.append(self._place(self._nothing if take is None else take))
+        table, turns, takes = places
+        state, logits, choices, sync = self._own_places()
+        self._told[:] = told
+        self.driver.send(state, self._told)
+        given = (
+            table,
+            self.address(cache),
+            turns,
+            takes,
+            state,
+            sync,
+            logits,
+            choices,
+            scratch,
+            self._place(self._done),
+        )
+        self._launches[key](given, shape)
+        return True
+
+    def _place(self, array: Any) -> int:
+        """Address of an array that is kept as long as this object, or as the array is."""
+        held = self._addressed.get(id(array))
+        if held is None or held[0] is not array:
+            if len(self._addressed) >= _MOST_ADDRESSED:
+                self._addressed.clear()
+            held = self._addressed[id(array)] = array, int(self._addresses([array]).tolist()[0])
+        return held[1]
+
+    def _scratch_of(self, floats: int) -> int:
+        """Address of scratch memory of at least this number of floats, which steps share."""
+        if self._scratch is None or self._scratch.size < floats:
+            self._scratch = self._own((floats,), self.mx.float32)
+        return self._place(self._scratch)
+
+    def _split_floats(self, kind: Kind, positions: int) -> int:
+        """Floats of attention's partial sums."""
+        config = self.config
+        return kind.rows * config.num_heads * (positions // SPAN) * (config.head_dim + SPLIT_SIZE)
+
     def run(self, kind: Kind, cache: Any, take: Any, angles: Any) -> Any:
         """One step of the state that was told last: an array to wait for. Two steps must not run at the same time.
 
@@ -175,8 +256,6 @@ class WholeStep:
             angles: float32 (positions, D / 2, 2).
         """
         kernel, floats = self._kernel(kind)
-        config, rows = self.config, kind.rows
-        split_floats = rows * config.num_heads * (cache.shape[3] // SPAN) * (config.head_dim + SPLIT_SIZE)
         made = kernel(
             inputs=[
                 self._tables[kind.mode, kind.selects],
@@ -190,7 +269,7 @@ class WholeStep:
             ],
             grid=(self.grid * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
-            output_shapes=[(floats + split_floats,), (2,)],
+            output_shapes=[(floats + self._split_floats(kind, cache.shape[3]),), (2,)],
             output_dtypes=[self.mx.float32, self.mx.uint32],
         )
         return made[1]
@@ -242,9 +321,14 @@ class WholeStep:
         self.mx.eval(table)
         return table
 
+    @staticmethod
+    def _key(kind: Kind) -> tuple[str, bool, int, bool, bool]:
+        """What decides a kernel."""
+        return kind.mode, kind.selects, kind.rows, kind.tree, kind.shared
+
     def _kernel(self, kind: Kind) -> tuple[Any, int]:
         """The kernel of a kind, and floats of scratch memory that it needs in addition to those for attention."""
-        key = (kind.mode, kind.selects, kind.rows, kind.tree, kind.shared)
+        key = self._key(kind)
         if key not in self._kernels:
             constants = self._constants(kind) | STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_WORDS": STATE_WORDS}
             constants["CHOICE_WORDS"] = CHOICE_WORDS
