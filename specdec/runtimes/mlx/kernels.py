@@ -167,13 +167,15 @@ class Compiled:
         threadgroup: tuple[int, int, int],
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[Any],
+        typed: Sequence[Typed] | None = None,
     ) -> list[Any]:
+        """Call it as MLX's own kernels are called; with `typed`, by the kernel for inputs of those types."""
         arrays = dict(zip(self._text.inputs, inputs, strict=True))
         return cast(
             "list[Any]",
             self._mx.fast.precompiled_cuda_kernel(
                 name=self.name,
-                compiled_source=self.code(inputs, output_dtypes),
+                compiled_source=self.code(typed or inputs, output_dtypes),
                 inputs=inputs,
                 output_shapes=output_shapes,
                 output_dtypes=output_dtypes,

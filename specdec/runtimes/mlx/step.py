@@ -7,7 +7,6 @@ can run it that way too, which is what the tests compare with. Shapes and order 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.addresses import addresses_of, table_of
 from specdec.runtimes.mlx.attention_ops import WINDOWLESS
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.features import runs_as_one_kernel
-from specdec.runtimes.mlx.kernels import Compiled, Constant, KernelText, Typed, build, kernel_text
+from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
-_AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
 PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
@@ -106,7 +105,7 @@ class WholeStep:
                 entry for number, layer in enumerate(layers) for entry in self._layer_entries(kind, number, layer)
             ]
             entries += self._last_entries(kind, head, final_norm, embeddings)
-            self._tables[kind.mode, kind.selects] = self._addresses(entries)
+            self._tables[kind.mode, kind.selects] = table_of(self.mx, entries)
         self._kernel(kind)
 
     def compile(self, kinds: Iterable[Kind]) -> None:
@@ -150,7 +149,7 @@ class WholeStep:
     def address(self, cache: GpuCache) -> int:
         """Address of a cache's array."""
         if cache.address is None:
-            cache.address = int(self._addresses(cache.arrays).tolist()[0])
+            cache.address = addresses_of(self.mx, cache.arrays)[0]
         return cache.address
 
     def tell(self, state: np.ndarray) -> None:
@@ -161,7 +160,7 @@ class WholeStep:
         """Addresses of the state, the logits, the choices, and the barrier's counters."""
         if not self._places:
             kept = [self._state, self._logits, self._choices, self._sync]
-            self._places = self._addresses(kept).tolist()
+            self._places = addresses_of(self.mx, kept)
             self._told = self.driver.pinned(4 * STATE_SIZE).view(np.int32)
         return self._places
 
@@ -232,7 +231,7 @@ class WholeStep:
         if held is None or held[0] is not array:
             if len(self._addressed) >= _MOST_ADDRESSED:
                 self._addressed.clear()
-            held = self._addressed[id(array)] = array, int(self._addresses([array]).tolist()[0])
+            held = self._addressed[id(array)] = array, addresses_of(self.mx, [array])[0]
         return held[1]
 
     def _scratch_of(self, floats: int) -> int:
@@ -292,34 +291,6 @@ class WholeStep:
             return linear.int4.levels, linear.int4.scales, linear.int4.scores
         assert linear.bucket is not None
         return linear.bucket.records, None, linear.bucket.scores
-
-    def _addresses(self, entries: list[Any]) -> Any:
-        """Addresses of arrays, int64; numbers are kept, None is 0. The arrays must be kept alive."""
-        tables: list[Any] = []
-        for first in range(0, len(entries), _AT_ONCE):
-            piece = entries[first : first + _AT_ONCE]
-            inputs = {
-                f"a{i}": entry for i, entry in enumerate(piece) if entry is not None and not isinstance(entry, int)
-            }
-            lines = [
-                f"found[{i}] = {f'(long long)a{i}' if f'a{i}' in inputs else f'{entry or 0}ll'};"
-                for i, entry in enumerate(piece)
-            ]
-            self.mx.eval(list(inputs.values()))
-            source = "if (threadIdx.x) return;\n" + "\n".join(lines)
-            name = f"specdec_addresses_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-            text = KernelText(name, "", source, tuple(inputs), ("found",))
-            made = build(self.mx, "cuda", text)(
-                inputs=list(inputs.values()),
-                grid=(32, 1, 1),
-                threadgroup=(32, 1, 1),
-                output_shapes=[(len(piece),)],
-                output_dtypes=[self.mx.int64],
-            )
-            tables.append(made[0])
-        table = self.mx.concatenate(tables)
-        self.mx.eval(table)
-        return table
 
     @staticmethod
     def _key(kind: Kind) -> tuple[str, bool, int, bool, bool]:
