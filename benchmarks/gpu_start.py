@@ -3,8 +3,8 @@
     python benchmarks/gpu_start.py smollm2-135m qwen2.5-coder-0.5b --json results/gpu_start-DEVICE.json
 
 A process imports the library, loads the model from its store, and answers a prompt, with speculation ("auto") or
-without. "Cold" has a cache folder with the model's store in it and nothing else: kernels are compiled and costs measured. "Warm"
-is the median of several processes after that. Files that were read lately are in memory, as on a machine in use.
+without. "Cold" has an empty cache folder: kernels are compiled and costs measured. "Warm" is the median of several
+processes after that. Files that were read lately are in memory, as on a machine in use.
 """
 
 from __future__ import annotations

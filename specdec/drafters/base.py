@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 
@@ -333,6 +333,15 @@ class Rememberer(Protocol):
 def wants_logits(drafter: Drafter) -> bool:
     """Whether a drafter learns from the verifier's logits."""
     return isinstance(drafter, Observer) and bool(getattr(drafter, "wants_logits", True))
+
+
+def late_in(drafter: Drafter, view: str | None) -> Runtime | None:
+    """The runtime of a drafter that runs a model, where it has yet to make the view; else None."""
+    runtime = getattr(drafter, "runtime", None)
+    if view is None or not hasattr(runtime, "views"):
+        return None
+    info = cast("Runtime", runtime).views().get(view)
+    return None if info is None or info.late is None else cast("Runtime", runtime)
 
 
 def finish(outcome: Draft | Drafting) -> Drafting:

@@ -18,6 +18,7 @@ from specdec.drafters.base import (
     Foreteller,
     Observer,
     Rememberer,
+    late_in,
     wants_logits,
 )
 from specdec.drafters.effort import EffortDrafter
@@ -100,13 +101,12 @@ class Speculation:
 
     def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
         """Make the view of a draft step that a policy wants, where that was left until now."""
-        runtime = getattr(self.drafters[drafter], "runtime", None)
-        info = None if view is None or runtime is None else runtime.views().get(view)
-        if runtime is None or info is None or info.late is None:
+        runtime = late_in(self.drafters[drafter], view)
+        if runtime is None or view is None:
             return
-        runtime.prepare(info.name)
+        runtime.prepare(view)
         if isinstance(runtime, Compiler):
-            runtime.compile([Planned(1, self.context.efforts(effort), info.name)])
+            runtime.compile([Planned(1, self.context.efforts(effort), view)])
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
