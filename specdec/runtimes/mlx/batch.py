@@ -53,7 +53,7 @@ class Share:
 
 def share_of(number: int, rows: Rows, cache: GpuCache, ids: list[int], mode: str, *, selects: bool) -> Share:
     """What a sequence brings to a pass, checked already."""
-    wanted = {"all": len(ids), "last": 1, "none": 0}[rows.logits]
+    wanted = {"all": len(ids), "choices": len(ids), "last": 1, "none": 0}[rows.logits]
     made = Share(number, cache, ids, rows.efforts, mode, selects, wanted)
     if rows.parents is not None and not is_chain(rows.parents):
         made.parents = list(rows.parents)

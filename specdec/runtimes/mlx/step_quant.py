@@ -18,7 +18,9 @@ from specdec.runtimes.mlx.quant import PackedQuant, QuantForm
 from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
+    CHOICE_WORDS,
     SHARED_KB,
+    STATE_WORDS,
     THREADS,
     WholeStep,
     attention_bytes,
@@ -141,6 +143,7 @@ class QuantStep(WholeStep):
             ("AT_BINS", bins),
             ("AT_WORDS", 2 * int(constants["WORDS_EACH"])),
             ("AT_GROUPS", 2 * int(constants["WORDS_EACH"]) // 4),
+            ("AT_CHOICES", rows * self.grid * CHOICE_WORDS),
         ):
             constants[name] = place
             place += padded(size, 64)
@@ -163,7 +166,7 @@ class QuantStep(WholeStep):
 
     def _fixed(self) -> int:
         table = 8 * padded(self.config.num_layers * _ENTRIES + 5, 2)
-        return table + 4 * 64 + 4 * 16 + _PORTIONS_BYTES
+        return table + 4 * STATE_WORDS + 4 * 64 + 4 * 16 + _PORTIONS_BYTES
 
     def _ends(self) -> int:
         """Tiles of a block whose sums more than one warp may have, at most one for each warp."""
