@@ -34,7 +34,8 @@ class Model {
   const std::vector<std::string>& vector_names() const { return vector_names_; }
   size_t vector_size(const std::string& name) const { return vectors_.at(name).size(); }
 
-  // Packs inputs [first, last) of a matrix. Returns "" or what is wrong with it ("holds ... NaN").
+  // Packs inputs [first, last) of a matrix, in ascending order; while it is coded, `first` is a multiple of kTableInputs, and
+  // `last` too unless it is the last. Returns "" or what is wrong with the matrix ("holds ... NaN").
   std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
   // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
   void load_masks(int index, const BucketSource& source);
@@ -123,6 +124,8 @@ class Model {
   void check_efforts(const double* efforts, const DraftView* draft, Choice choice) const;
   void widen(const std::vector<SequenceRows>& batch);
   void widen(PackedMatrix& matrix);
+  bool load_coded(int index, const BucketSource& source, int64_t first, int64_t last, std::string& problem);
+  void make_plain(PackedMatrix& matrix);
   void add_layer(int layer, int* matrix);
   void add_vectors(const std::string& base, const LayerShape& layer);
   void add_vector(const std::string& name, int64_t size);
@@ -137,6 +140,7 @@ class Model {
   const KernelTable& kernels_;
   std::shared_ptr<Pool> pool_;
   Buffer<uint16_t> panels_;  // of all matrices
+  Buffer<uint8_t> coded_;
   Buffer<uint8_t> quantised_;
   Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;

@@ -99,7 +99,7 @@ class NativeRuntime:
         self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
         self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
-        load_weights(self._model, store, self._index)
+        load_weights(self._model, store, self._index, coded_inputs=int(module.CODED_INPUTS))
         self._views = draft_views(self.config, quantised=store.quantised)
         self.info = RuntimeInfo(
             name="native",
