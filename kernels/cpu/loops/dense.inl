@@ -20,9 +20,8 @@ namespace specdec::SPECDEC_ISA {
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
 // How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth. One row
-// alone asks into the first level, from further away, and only where DenseCall says so.
+// alone asks into the first level, and only where DenseCall says so.
 constexpr int64_t kAheadInputs = 64;
-constexpr int64_t kAheadAlone = 128;
 enum Asks { kAsksNothing, kAsksNear, kAsksFar };
 constexpr int64_t kAheadActive = 32;
 
@@ -106,7 +105,7 @@ template <class W, int R, int V, int P, int kAhead>
     F32 weights[V * P];
     SPECDEC_UNROLL for (int p = 0; p < P; ++p) {
       if (kAhead == kAsksFar) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
-      if (kAhead == kAsksNear) SPECDEC_PREFETCH_NEAR(w + p * panel_stride + kAheadAlone * stride);
+      if (kAhead == kAsksNear) SPECDEC_PREFETCH_NEAR(w + p * panel_stride + kAheadInputs * stride);
       SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride, v);
     }
     loaded(weights);

@@ -13,8 +13,6 @@
 namespace specdec {
 namespace {
 
-// Efforts from which on everything is read, because gaps would be few and short.
-constexpr double kWideBelow = 0.9;
 // Inputs that one part of a parallel region packs; and panels, of coded matrices.
 constexpr int64_t kPackInputs = 64;
 constexpr int64_t kPackPanels = 16;
@@ -244,6 +242,12 @@ uint64_t Model::bytes() const {
            matrix.quantised.scores.bytes();
   for (const auto& router : routers_) sum += router.panels.bytes();
   for (const auto& [name, vector] : vectors_) sum += vector.bytes();
+  return sum;
+}
+
+uint64_t Model::coded_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& matrix : matrices_) sum += matrix.coded.bytes();
   return sum;
 }
 

@@ -20,6 +20,9 @@
 
 namespace specdec {
 
+// Efforts from which on everything is read, because gaps would be few and short.
+constexpr double kWideBelow = 0.9;
+
 class Model {
  public:
   // Throws std::invalid_argument for a shape that makes no sense or an unknown instruction set.
@@ -55,6 +58,7 @@ class Model {
   void load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last);
   void load_router(int layer, const uint16_t* bits);
   uint64_t bytes() const;
+  uint64_t coded_bytes() const;  // of them, those of matrices in 12 bits a weight
   uint64_t mask_bytes() const;
 
   // Weights of the logits layer for one token, `hidden` many.

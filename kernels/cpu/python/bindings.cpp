@@ -210,6 +210,7 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def_prop_ro("isa", [](const Model& model) { return model.kernels().name; })
       .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
+      .def_prop_ro("coded_bytes", &Model::coded_bytes, "Bytes of them that hold weights in 12 bits.")
       .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")
       .def_prop_ro("vector_names", &Model::vector_names)
       .def(
@@ -257,6 +258,7 @@ NB_MODULE(_native, module) {
       },
       "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
   module.attr("MAX_ROWS") = specdec::kMaxRows;
+  module.attr("WIDE_BELOW") = specdec::kWideBelow;
   module.attr("CODED_INPUTS") = specdec::kTableInputs;
   module.attr("CACHE_BLOCK") = specdec::kChunk;
   nb::class_<specdec::DraftView>(module, "DraftView", "A draft view of a whole model.")
