@@ -221,7 +221,44 @@ void Model::load_vector(const std::string& name, const float* values) {
   std::memcpy(vector.data(), values, vector.bytes());
 }
 
+// Takes over an embedding of bfloat16 in 12 bits a weight. Returns false where 16 are fewer.
+bool Model::code_embedding(const uint16_t* bits) {
+  const int64_t rows = shape_.vocab, width = shape_.hidden;
+  if (shape_.dtype != Dtype::bfloat16 || width > kMostCodedInputs) return false;
+  CodedMatrix coded(rows, width, Buffer<uint8_t>(CodedMatrix::bytes_for(rows, width)));
+  pool_->run(static_cast<int>((rows + kPanel - 1) / kPanel), [&](int panel, int) {
+    uint16_t lines[kTableInputs * kPanel] = {};
+    const int64_t held = std::min<int64_t>(kPanel, rows - int64_t{panel} * kPanel);
+    for (int64_t first = 0; first < width; first += kTableInputs) {
+      const int64_t count = std::min<int64_t>(kTableInputs, width - first);
+      for (int64_t lane = 0; lane < held; ++lane)
+        for (int64_t i = 0; i < count; ++i) lines[i * kPanel + lane] = bits[(panel * int64_t{kPanel} + lane) * width + first + i];
+      coded.encode(panel, first, count, lines);
+    }
+  });
+  coded.finish();
+  if (coded.bytes() >= static_cast<size_t>(rows * width) * sizeof *bits) return false;
+  coded_embedding_ = std::move(coded);
+  return true;
+}
+
+bool Model::has_embedding() const {
+  return shape_.tie_embeddings || !embedding_.empty() || !coded_embedding_.empty() || !quant_embedding_.codes.empty();
+}
+
+void Model::embedding_row(int64_t token, float* weights) const {
+  const uint16_t* bits = embedding_.data() + token * shape_.hidden;
+  std::vector<uint16_t> decoded;
+  if (!coded_embedding_.empty()) {
+    decoded.resize(static_cast<size_t>(shape_.hidden));
+    coded_embedding_.row(token, decoded.data());
+    bits = decoded.data();
+  }
+  kernels_.element.widen(bits, shape_.dtype, shape_.hidden, weights);
+}
+
 void Model::load_embedding(const uint16_t* bits) {
+  if (code_embedding(bits)) return;
   embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.vocab * shape_.hidden));
   std::memcpy(embedding_.data(), bits, embedding_.bytes());
 }
@@ -235,7 +272,7 @@ void Model::load_router(int layer, const uint16_t* bits) {
 }
 
 uint64_t Model::bytes() const {
-  uint64_t sum = embedding_.bytes() + quant_embedding_.codes.bytes() + quant_embedding_.scales.bytes() +
+  uint64_t sum = embedding_.bytes() + coded_embedding_.bytes() + quant_embedding_.codes.bytes() + quant_embedding_.scales.bytes() +
                  quant_embedding_.biases.bytes();
   for (const auto& matrix : matrices_)
     sum += matrix.panels.bytes() + matrix.coded.bytes() + matrix.input_scores.bytes() + matrix.quantised.data.bytes() +
@@ -337,7 +374,7 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
   check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
   check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
-  check(shape_.tie_embeddings || !embedding_.empty() || !quant_embedding_.codes.empty(), "the embedding is not loaded");
+  check(has_embedding(), "the embedding is not loaded");
   for (const auto& router : routers_) check(router.out == 0 || !router.panels.empty(), "a router is not loaded");
   for (const auto& matrix : matrices_) check(matrix.loaded(), "a matrix is not loaded");
   int rows = 0;

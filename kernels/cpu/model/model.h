@@ -61,8 +61,9 @@ class Model {
   uint64_t coded_bytes() const;  // of them, those of matrices in 12 bits a weight
   uint64_t mask_bytes() const;
 
-  // Weights of the logits layer for one token, `hidden` many.
+  // Weights of the logits layer for one token, `hidden` many; and of an embedding in 16 bits.
   void logits_row(int64_t token, float* weights) const;
+  void embedding_row(int64_t token, float* weights) const;
 
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
 
@@ -130,6 +131,8 @@ class Model {
   void widen(PackedMatrix& matrix);
   bool load_coded(int index, const BucketSource& source, int64_t first, int64_t last, std::string& problem);
   void make_plain(PackedMatrix& matrix);
+  bool code_embedding(const uint16_t* bits);
+  bool has_embedding() const;
   void add_layer(int layer, int* matrix);
   void add_vectors(const std::string& base, const LayerShape& layer);
   void add_vector(const std::string& name, int64_t size);
@@ -150,6 +153,7 @@ class Model {
   std::vector<PackedMatrix> matrices_;
   std::vector<PackedMatrix> routers_;  // of each layer; without outputs where there are no experts
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
+  CodedMatrix coded_embedding_;  // or so
   struct QuantEmbedding {       // or so
     QuantType type{"q8_0"};
     Buffer<uint8_t> codes;

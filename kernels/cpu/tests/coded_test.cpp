@@ -222,6 +222,29 @@ THREADED_TEST(a_coded_model_is_the_plain_one) {
   }
 }
 
+TEST(a_coded_embedding_has_the_bits_that_were_loaded) {
+  ModelShape shape = coded_shape({16, {4, 12}}, Dtype::bfloat16);
+  shape.tie_embeddings = false;
+  const auto width = static_cast<size_t>(shape.hidden);
+  for (const bool wild : {false, true}) {
+    Model model(shape, "", 2);
+    const size_t count = static_cast<size_t>(shape.vocab) * width;
+    auto bits = ordinary_bits(count, 8);
+    if (wild)
+      for (size_t j = 0; j < count; ++j) bits[j] = static_cast<uint16_t>(j * 40503 & 0xBFFF);
+    const uint64_t before = model.bytes();
+    model.load_embedding(bits.data());
+    CHECK((model.bytes() - before < 2 * count * 4 / 5) == !wild, "bytes of an embedding");
+    std::vector<float> found(width), wanted(width);
+    for (int64_t token = 0; token < shape.vocab; ++token) {
+      model.embedding_row(token, found.data());
+      for (size_t i = 0; i < width; ++i)
+        wanted[i] = value_of(bits[static_cast<size_t>(token) * width + i], Dtype::bfloat16);
+      CHECK(same_bits(found.data(), wanted.data(), shape.hidden), "a row of an embedding");
+    }
+  }
+}
+
 TEST(only_what_fits_is_coded) {
   const ModelShape half = coded_shape({16, {4, 12}}, Dtype::float16);
   // float16 values of eight significant bits, some of them denormal.

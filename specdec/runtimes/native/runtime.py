@@ -68,11 +68,11 @@ def check_available() -> None:
 class NativeRuntime:
     """Runs one model from a bucket store on the processor.
 
-    Weights are held once: in 16 bits, those that are bfloat16 values in 12 bits without loss, or in the bits of their
-    quantised blocks. An effort below 1 that chooses whole inputs lays a matrix out anew, in 16 bits, when it first needs
-    it; tier masks (0.19 times 16-bit weights with
-    four tiers) are packed when the `bucket` view does, or a verify effort below 1 in a store that chooses by tiers. The
-    cache is float16, everything between is float32. Logits are equal bits for equal token histories, efforts and views,
+    Weights are held once: in 16 bits, in 12 bits without loss if they are bfloat16 values, or in the bits of their
+    quantised blocks. An effort below 1 that chooses whole inputs lays a matrix out anew, in 16 bits, when it first
+    needs it. Tier masks (0.19 times 16-bit weights with four tiers) are packed when the `bucket` view needs them, or a
+    verify effort below 1 in a store that chooses by tiers; they need 16 bits, too. The cache is float16, everything
+    between is float32. Logits are equal bits for equal token histories, efforts and views,
     whatever shares the pass and however many threads run.
 
     Args:
