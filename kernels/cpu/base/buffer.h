@@ -39,6 +39,16 @@ class Buffer {
     return buffer;
   }
 
+  // Gives memory back where the system can; what was in it is lost, and its whole pages are zeros.
+  void discard() {
+#if defined(__linux__)
+    constexpr uintptr_t kPage = 4096;
+    const auto from = (reinterpret_cast<uintptr_t>(data_) + kPage - 1) / kPage * kPage;
+    const auto to = reinterpret_cast<uintptr_t>(data_ + count_) / kPage * kPage;
+    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+#endif
+  }
+
   T* data() { return data_; }
   const T* data() const { return data_; }
   size_t size() const { return count_; }

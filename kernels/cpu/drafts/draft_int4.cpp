@@ -32,16 +32,6 @@ NibblePlace nibble_place(int64_t width, int64_t out) {
   return {block / 2 + lane * 16 + j / 2 * 4 + l, static_cast<int>(j % 2 * 4)};
 }
 
-// The lines of `count` inputs of a panel, kPanel weights each: where they lie, or in `buffer`.
-const uint16_t* lines_of(const PackedMatrix& matrix, int64_t panel, int64_t first, int64_t count, uint16_t* buffer) {
-  if (matrix.kept == kPanel && matrix.wide == 1) return matrix.panels.data() + (panel * matrix.in + first) * kPanel;
-  for (int64_t i = 0; i < count; ++i) {
-    const uint16_t* line = matrix.whole_line(panel, first + i, buffer + i * kPanel);
-    if (line != buffer + i * kPanel) std::copy_n(line, kPanel, buffer + i * kPanel);
-  }
-  return buffer;
-}
-
 // The weights of a panel of a quantised matrix, [in][kPanel]; zeros past the last output.
 void panel_of(const QuantMatrix& matrix, int64_t panel, std::vector<float>& weights) {
   std::vector<float> row(static_cast<size_t>(matrix.in));
@@ -132,7 +122,7 @@ Int4View::Rounded Int4View::round(Pool& pool, const PackedMatrix& exact) const {
         float scales[kPanel];
         const int64_t count = std::min<int64_t>(kGroup, exact.in - first);
         uint16_t buffer[kGroup * kPanel];
-        kernels_.draft.int4_build({exact.is_quantised() ? nullptr : lines_of(exact, p, first, count, buffer),
+        kernels_.draft.int4_build({exact.is_quantised() ? nullptr : exact.whole_lines(p, first, count, buffer),
                                    exact.dtype, values.data() + first * kPanel, count, levels, scales,
                                    magnitudes.data() + part * exact.in + first});
         const int64_t outputs = std::min<int64_t>(kPanel, exact.out - p * kPanel);

@@ -85,7 +85,7 @@ uint64_t NestedView::multiply_whole(Pool& pool, const PackedMatrix& matrix, int 
         model_.kernels().dense.multiply(matrix.dense_call(in.row(row), RowTiles(1, 1), in.result(m, row), matrix.out), first,
                                         std::min(first + step, end));
   });
-  return static_cast<uint64_t>(panels * matrix.in * matrix.line()) * sizeof(uint16_t);
+  return static_cast<uint64_t>(panels * matrix.panel_bytes());
 }
 
 uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {

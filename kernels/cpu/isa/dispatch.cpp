@@ -86,6 +86,15 @@ constexpr Entry kEntries[] = {
 
 }  // namespace
 
+bool asks_alone() {
+#if defined(__x86_64__)
+  static const bool intel = __builtin_cpu_is("intel") != 0;
+  return intel;
+#else
+  return false;
+#endif
+}
+
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
   for (const auto& entry : kEntries)

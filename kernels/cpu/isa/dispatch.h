@@ -15,4 +15,8 @@ std::vector<std::string> supported_isas();
 // Throws std::invalid_argument, listing what this machine can run, for any other name.
 const KernelTable& kernels_for(const std::string& name);
 
+// Whether a single row of plain lines is faster where it asks for weights ahead of their use: on Intel's processors. On
+// AMD's the hardware's own prefetching is (docs/notes/cpu.md).
+bool asks_alone();
+
 }  // namespace specdec

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "coded_lines.h"
 #include "draft_kernels.h"
 #include "quant_kernels.h"
 #include "search_kernels.h"
@@ -59,6 +60,8 @@ struct DenseCall {
   int wide = 1;
   const int32_t* active = nullptr;
   int64_t active_count = 0;
+  const CodedLines* coded = nullptr;  // in place of `panels`, with all inputs
+  bool asks_alone = false;            // for weights ahead of one row too: asks_alone() of dispatch.h
 };
 
 // The same over chosen products only. Input i takes part in row r for the outputs in its first n(r, i) tiers.

@@ -8,6 +8,9 @@ namespace specdec::SPECDEC_ISA {
 // Into the second-level cache. A macro: GCC takes a function that only prefetches for one without effect, and drops it.
 #define SPECDEC_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
 
+// And into the first.
+#define SPECDEC_PREFETCH_NEAR(p) __builtin_prefetch(p, 0, 3)
+
 #if defined(__clang__)
 #define SPECDEC_UNROLL _Pragma("unroll")
 #else
@@ -16,8 +19,10 @@ namespace specdec::SPECDEC_ISA {
 
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
-// How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth.
+// How far ahead of the loads weights are asked for: about one memory latency of one core's share of the bandwidth. One row
+// alone asks into the first level, and only where DenseCall says so.
 constexpr int64_t kAheadInputs = 64;
+enum Asks { kAsksNothing, kAsksNear, kAsksFar };
 constexpr int64_t kAheadActive = 32;
 
 struct Half {
@@ -93,13 +98,14 @@ template <int R, int V>
 }
 
 // acc[r][v] += w[i][v] * x[i][r] for i = 0..n-1; P panels lie `panel_stride` apart, V vectors in each.
-template <class W, int R, int V, int P, bool kAhead>
+template <class W, int R, int V, int P, int kAhead>
 [[gnu::always_inline]] static inline void accumulate(F32 (&acc)[R][V * P], const typename W::Bits* w, int64_t stride,
                                                      int64_t panel_stride, const float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) {
     F32 weights[V * P];
     SPECDEC_UNROLL for (int p = 0; p < P; ++p) {
-      if (kAhead) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
+      if (kAhead == kAsksFar) SPECDEC_PREFETCH_FAR(w + p * panel_stride + kAheadInputs * stride);
+      if (kAhead == kAsksNear) SPECDEC_PREFETCH_NEAR(w + p * panel_stride + kAheadInputs * stride);
       SPECDEC_UNROLL for (int v = 0; v < V; ++v) weights[p * V + v] = W::get(w + p * panel_stride, v);
     }
     loaded(weights);
@@ -124,14 +130,12 @@ static inline void store_outputs(const DenseCall& call, int64_t panel, int row, 
 }
 
 // Weights straight from memory into one tile of R rows, P panels at a time.
-template <class W, int R, int P>
+template <class W, int R, int P, int kAhead>
 static void direct(const DenseCall& call, int64_t panel) {
   const int64_t line = W::line(call), panel_stride = call.in * line;
   F32 acc[R][kPanelVectors * P];
   clear(acc);
-  // One row alone keeps up with the hardware's own prefetching; more requests would only stand in its way.
-  accumulate<W, R, kPanelVectors, P, (R > 1)>(acc, call.panels + panel * panel_stride, line, panel_stride, call.x,
-                                              call.in);
+  accumulate<W, R, kPanelVectors, P, kAhead>(acc, call.panels + panel * panel_stride, line, panel_stride, call.x, call.in);
   for (int p = 0; p < P; ++p) {
     float values[R][kPanel];
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v)
@@ -140,12 +144,22 @@ static void direct(const DenseCall& call, int64_t panel) {
   }
 }
 
+template <class W, int R, int kAhead>
+static void direct_ahead(const DenseCall& call, int64_t first, int64_t last) {
+  if constexpr (R * kPanelVectors * 2 <= kAccumulators) {
+    for (; first + 2 <= last; first += 2) direct<W, R, 2, kAhead>(call, first);
+  }
+  for (; first < last; ++first) direct<W, R, 1, kAhead>(call, first);
+}
+
 template <class W, int R>
 static void direct_panels(const DenseCall& call, int64_t first, int64_t last) {
-  if constexpr (R * kPanelVectors * 2 <= kAccumulators) {
-    for (; first + 2 <= last; first += 2) direct<W, R, 2>(call, first);
-  }
-  for (; first < last; ++first) direct<W, R, 1>(call, first);
+  if constexpr (R > 1)
+    direct_ahead<W, R, kAsksFar>(call, first, last);
+  else if (call.asks_alone)
+    direct_ahead<W, 1, kAsksNear>(call, first, last);
+  else
+    direct_ahead<W, 1, kAsksNothing>(call, first, last);
 }
 
 // Converted weights of one block times one tile.
@@ -154,7 +168,7 @@ static void block_tile(const float* weights, const float* x, int64_t n, float* a
   for (int first = 0; first < kPanelVectors; first += kTileVectors) {
     F32 tile[R][kTileVectors];
     load_tile(tile, acc + first * kLanes, kPanel);
-    accumulate<Float, R, kTileVectors, 1, false>(tile, weights + first * kLanes, kPanel, 0, x, n);
+    accumulate<Float, R, kTileVectors, 1, kAsksNothing>(tile, weights + first * kLanes, kPanel, 0, x, n);
     store_tile(tile, acc + first * kLanes, kPanel);
   }
 }
@@ -183,27 +197,32 @@ static constexpr BlockTile block_of() {
 #define SPECDEC_BLOCK(rows) block_of<rows>()
 #define SPECDEC_MASKED(rows) masked_of<W, rows>()
 
-// Inputs e..e+n-1 of those that take part.
+// Converts a panel's inputs e..e+n-1 of those that take part.
 template <class W>
-static void convert(const DenseCall& call, Lines lines, int64_t e, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i, out += kPanel) {
-    const uint16_t* bits = lines.first + input_of(call, e + i) * lines.stride;
-    SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) store(out + v * kLanes, W::get(bits, v));
+struct LineBlocks {
+  Lines lines;
+  LineBlocks(const DenseCall& call, int64_t panel) : lines(lines_of<W>(call, panel)) {}
+  void operator()(const DenseCall& call, int64_t e, int64_t n, float* out) const {
+    for (int64_t i = 0; i < n; ++i, out += kPanel) {
+      const uint16_t* bits = lines.first + input_of(call, e + i) * lines.stride;
+      SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) store(out + v * kLanes, W::get(bits, v));
+    }
   }
-}
+};
 
-template <class W>
+// `Blocks` converts the weights of a panel, block by block in order.
+template <class Blocks>
 static void blocked(const DenseCall& call, int64_t first, int64_t last) {
   static constexpr BlockTile by_rows[] = SPECDEC_BY_ROWS(SPECDEC_BLOCK);
   float* acc = call.scratch;
   float* weights = acc + static_cast<int64_t>(call.tiles.rows) * kPanel;
   const int64_t inputs = inputs_of(call);
   for (int64_t panel = first; panel < last; ++panel) {
-    const Lines lines = lines_of<W>(call, panel);
+    Blocks convert(call, panel);
     for (int64_t j = 0; j < static_cast<int64_t>(call.tiles.rows) * kPanel; j += kLanes) store(acc + j, zero());
     for (int64_t i = 0; i < inputs; i += kBlock) {
       const int64_t n = inputs - i < kBlock ? inputs - i : kBlock;
-      convert<W>(call, lines, i, n, weights);
+      convert(call, i, n, weights);
       for (int t = 0; t < call.tiles.count; ++t) {
         const int rows = call.tiles.size(t);
         const int64_t start = call.tiles.start(t);
@@ -214,12 +233,12 @@ static void blocked(const DenseCall& call, int64_t first, int64_t last) {
   }
 }
 
-template <class W>
-static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
-  static constexpr DirectPanels by_rows[] = SPECDEC_BY_ROWS(SPECDEC_DIRECT);
+// Straight from memory where the rows are one tile or two that stay in registers, else block by block.
+template <class Blocks>
+static void multiply_by(const DenseCall& call, int64_t first, int64_t last, const DirectPanels* by_rows) {
   const RowTiles& tiles = call.tiles;
   if (tiles.count > 2 || by_rows[tiles.size(0)] == nullptr || by_rows[tiles.size(tiles.count - 1)] == nullptr) {
-    blocked<W>(call, first, last);
+    blocked<Blocks>(call, first, last);
     return;
   }
   if (tiles.count == 1) {
@@ -237,8 +256,15 @@ static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
     }
 }
 
+template <class W>
+static void multiply_as(const DenseCall& call, int64_t first, int64_t last) {
+  static constexpr DirectPanels by_rows[] = SPECDEC_BY_ROWS(SPECDEC_DIRECT);
+  multiply_by<LineBlocks<W>>(call, first, last, by_rows);
+}
+
 }  // namespace specdec::SPECDEC_ISA
 
+#include "coded.inl"
 #include "wide.inl"
 
 namespace specdec::SPECDEC_ISA {
@@ -260,7 +286,9 @@ static void with_weights(const DenseCall& call, const Run& run) {
 }
 
 static void multiply(const DenseCall& call, int64_t first, int64_t last) {
-  if (call.wide > 1)
+  if (call.coded != nullptr)
+    multiply_coded(call, first, last);
+  else if (call.wide > 1)
     with_type<Whole>(call, [&](auto weights) { multiply_wide<decltype(weights)>(call, first, last); });
   else
     with_weights(call, [&](auto weights) { multiply_as<decltype(weights)>(call, first, last); });

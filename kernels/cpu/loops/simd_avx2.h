@@ -71,6 +71,29 @@ static inline F32 expand(F32 x, uint32_t bits) {
   return _mm256_and_ps(_mm256_permutevar8x32_ps(x, _mm256_cvtepu8_epi32(before)), mask_of(bits));
 }
 
+// ByteVec of vectors of 16-bit values, and the tables of coded lines (coded_lines.h).
+constexpr int kByteLanes = 32;
+using ByteVec = __m256i;
+using ByteTable = __m256i;
+static inline ByteVec load_bytes(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+static inline void store_bytes(uint8_t* p, ByteVec x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
+static inline ByteTable load_table(const uint8_t* p) {
+  return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// The entries that the lower, or the upper, four bits of each byte name.
+static inline ByteVec look_up(ByteTable table, ByteVec codes) {
+  return _mm256_shuffle_epi8(table, _mm256_and_si256(codes, _mm256_set1_epi8(15)));
+}
+static inline ByteVec look_up_upper(ByteTable table, ByteVec codes) { return look_up(table, _mm256_srli_epi16(codes, 4)); }
+// Of every 16 bytes the lower, or the upper, 8 in turn with those of b.
+static inline ByteVec interleave_low(ByteVec a, ByteVec b) { return _mm256_unpacklo_epi8(a, b); }
+static inline ByteVec interleave_high(ByteVec a, ByteVec b) { return _mm256_unpackhi_epi8(a, b); }
+// The bfloat16 values at even and at odd places.
+static inline F32 even_bfloats(ByteVec x) { return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16)); }
+static inline F32 odd_bfloats(ByteVec x) {
+  return _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
 static inline F32 nearest(F32 x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline F32 power_of_two(F32 n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));

@@ -76,6 +76,35 @@ static inline __m256i expand_line(const uint16_t* p, uint32_t outputs, int vecto
 // The first values of x, in order, in the lanes whose bits are set; 0 in the others.
 static inline F32 expand(F32 x, uint32_t bits) { return _mm512_maskz_expand_ps(mask_of(bits), x); }
 
+// ByteVec of vectors of 16-bit values, and the tables of coded lines (coded_lines.h).
+constexpr int kByteLanes = 64;
+using ByteVec = __m512i;
+using ByteTable = __m512i;
+static inline ByteVec load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+static inline void store_bytes(uint8_t* p, ByteVec x) { _mm512_storeu_si512(p, x); }
+static inline ByteTable load_table(const uint8_t* p) {
+  return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+// The entries that the lower, or the upper, four bits of each byte name.
+static inline ByteVec upper_bits(ByteVec codes) { return _mm512_srli_epi16(codes, 4); }
+#if defined(__AVX512VBMI__)
+// Six bits of each byte count, and the table repeats itself.
+static inline ByteVec look_up(ByteTable table, ByteVec codes) { return _mm512_permutexvar_epi8(codes, table); }
+#else
+static inline ByteVec look_up(ByteTable table, ByteVec codes) {
+  return _mm512_shuffle_epi8(table, _mm512_and_si512(codes, _mm512_set1_epi8(15)));
+}
+#endif
+static inline ByteVec look_up_upper(ByteTable table, ByteVec codes) { return look_up(table, upper_bits(codes)); }
+// Of every 16 bytes the lower, or the upper, 8 in turn with those of b.
+static inline ByteVec interleave_low(ByteVec a, ByteVec b) { return _mm512_unpacklo_epi8(a, b); }
+static inline ByteVec interleave_high(ByteVec a, ByteVec b) { return _mm512_unpackhi_epi8(a, b); }
+// The bfloat16 values at even and at odd places.
+static inline F32 even_bfloats(ByteVec x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+static inline F32 odd_bfloats(ByteVec x) {
+  return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+
 // Nearest whole number, and 2 to the power of a whole number from -126 to 127.
 static inline F32 nearest(F32 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 static inline F32 power_of_two(F32 n) {

@@ -62,6 +62,25 @@ static inline F32 expand(F32 x, uint32_t bits) {
   return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(x), vld1q_u8(kLaneBytes.bytes[bits & 15])));
 }
 
+// ByteVec of vectors of 16-bit values, and the tables of coded lines (coded_lines.h).
+constexpr int kByteLanes = 16;
+using ByteVec = uint8x16_t;
+using ByteTable = uint8x16_t;
+static inline ByteVec load_bytes(const uint8_t* p) { return vld1q_u8(p); }
+static inline void store_bytes(uint8_t* p, ByteVec x) { vst1q_u8(p, x); }
+static inline ByteTable load_table(const uint8_t* p) { return vld1q_u8(p); }
+// The entries that the lower, or the upper, four bits of each byte name.
+static inline ByteVec look_up(ByteTable table, ByteVec codes) { return vqtbl1q_u8(table, vandq_u8(codes, vdupq_n_u8(15))); }
+static inline ByteVec look_up_upper(ByteTable table, ByteVec codes) { return vqtbl1q_u8(table, vshrq_n_u8(codes, 4)); }
+// The lower, or the upper, 8 bytes in turn with those of b.
+static inline ByteVec interleave_low(ByteVec a, ByteVec b) { return vzip1q_u8(a, b); }
+static inline ByteVec interleave_high(ByteVec a, ByteVec b) { return vzip2q_u8(a, b); }
+// The bfloat16 values at even and at odd places.
+static inline F32 even_bfloats(ByteVec x) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u8(x), 16)); }
+static inline F32 odd_bfloats(ByteVec x) {
+  return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u8(x), vdupq_n_u32(0xFFFF0000U)));
+}
+
 static inline F32 nearest(F32 x) { return vrndnq_f32(x); }
 static inline F32 power_of_two(F32 n) {
   return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127)), 23));

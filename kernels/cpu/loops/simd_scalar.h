@@ -67,6 +67,45 @@ static inline F32 expand(F32 x, uint32_t bits) {
   return r;
 }
 
+// ByteVec of vectors of 16-bit values, and the tables of coded lines (coded_lines.h).
+constexpr int kByteLanes = 16;
+struct ByteVec {
+  uint8_t v[kByteLanes];
+};
+using ByteTable = ByteVec;
+static inline ByteVec load_bytes(const uint8_t* p) {
+  ByteVec x;
+  __builtin_memcpy(x.v, p, sizeof x.v);
+  return x;
+}
+static inline void store_bytes(uint8_t* p, ByteVec x) { __builtin_memcpy(p, x.v, sizeof x.v); }
+static inline ByteTable load_table(const uint8_t* p) { return load_bytes(p); }
+// The entries that the lower, or the upper, four bits of each byte name.
+static inline ByteVec look_up(const ByteTable& table, ByteVec codes) {
+  for (auto& code : codes.v) code = table.v[code & 15];
+  return codes;
+}
+static inline ByteVec look_up_upper(const ByteTable& table, ByteVec codes) {
+  for (auto& code : codes.v) code = table.v[code >> 4];
+  return codes;
+}
+// The lower, or the upper, 8 bytes in turn with those of b.
+static inline ByteVec interleave(const uint8_t* a, const uint8_t* b) {
+  ByteVec x;
+  for (int j = 0; j < kByteLanes; ++j) x.v[j] = (j % 2 == 0 ? a : b)[j / 2];
+  return x;
+}
+static inline ByteVec interleave_low(const ByteVec& a, const ByteVec& b) { return interleave(a.v, b.v); }
+static inline ByteVec interleave_high(const ByteVec& a, const ByteVec& b) {
+  return interleave(a.v + kByteLanes / 2, b.v + kByteLanes / 2);
+}
+// The bfloat16 values at even and at odd places: little-endian pairs of bytes, whatever the machine's order.
+static inline uint32_t bfloat_bits(const ByteVec& x, int place) {
+  return static_cast<uint32_t>(x.v[2 * place]) << 16 | static_cast<uint32_t>(x.v[2 * place + 1]) << 24;
+}
+static inline F32 even_bfloats(const ByteVec& x) { SPECDEC_LANES(bits_to_float(bfloat_bits(x, 2 * j))); }
+static inline F32 odd_bfloats(const ByteVec& x) { SPECDEC_LANES(bits_to_float(bfloat_bits(x, 2 * j + 1))); }
+
 // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number, for magnitudes below 2^22.
 static inline F32 nearest(F32 x) { SPECDEC_LANES((x.v[j] + 12582912.0F) - 12582912.0F); }
 static inline F32 power_of_two(F32 n) {

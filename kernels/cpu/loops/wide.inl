@@ -101,7 +101,7 @@ static void wide_panels(const DenseCall& call, int64_t first, int64_t last) {
 template <class W>
 static void multiply_wide(const DenseCall& call, int64_t first, int64_t last) {
   if (call.tiles.rows > kWideRows) {
-    blocked<W>(call, first, last);
+    blocked<LineBlocks<W>>(call, first, last);
     return;
   }
   while (first < last) {

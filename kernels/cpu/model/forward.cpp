@@ -190,7 +190,7 @@ void Pass::embed() {
     else if (!blocks.codes.empty())
       dequantise_row(blocks.type, blocks.source(), hidden, token, x);
     else
-      kernels_.element.widen(model_.embedding_.data() + token * hidden, shape_.dtype, hidden, x);
+      model_.embedding_row(token, x);
     if (shape_.embed_scale != 1)
       for (int64_t i = 0; i < hidden; ++i) x[i] *= shape_.embed_scale;
   });

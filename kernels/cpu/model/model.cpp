@@ -13,10 +13,11 @@
 namespace specdec {
 namespace {
 
-// Efforts from which on everything is read, because gaps would be few and short.
-constexpr double kWideBelow = 0.9;
-// Inputs that one part of a parallel region packs.
+// Inputs that one part of a parallel region packs; and panels, of coded matrices.
 constexpr int64_t kPackInputs = 64;
+constexpr int64_t kPackPanels = 16;
+// Share of groups with patches from which on plain lines are as fast.
+constexpr double kMostPatched = 0.25;
 
 void check(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);
@@ -86,8 +87,48 @@ Buffer<T> Model::part_of(Buffer<T>& all, int index, size_t (PackedMatrix::*size)
   return Buffer<T>::part(all.data() + before, (matrices_[static_cast<size_t>(index)].*size)());
 }
 
+// Takes inputs of a matrix into its coded form. Returns false, and leaves plain lines, where that holds no weights of this
+// kind, or where it does not pay.
+bool Model::load_coded(int index, const BucketSource& source, int64_t first, int64_t last, std::string& problem) {
+  PackedMatrix& matrix = matrices_[static_cast<size_t>(index)];
+  if (first == 0) matrix.coded = CodedMatrix(matrix.out, matrix.in, part_of(coded_, index, &PackedMatrix::coded_bytes));
+  check(first % kTableInputs == 0 && (last % kTableInputs == 0 || last == matrix.in), "inputs out of range");
+  std::mutex mutex;
+  bool fits = true;
+  const int64_t chunks = (matrix.panel_count() + kPackPanels - 1) / kPackPanels;
+  const int64_t blocks = (last - first + kTableInputs - 1) / kTableInputs;
+  pool_->run(static_cast<int>(chunks * blocks), [&](int part, int) {
+    const int64_t begin = part % chunks * kPackPanels, input = first + part / chunks * kTableInputs;
+    const CodedBlock block{input, std::min(input + kTableInputs, last), begin,
+                           std::min(begin + kPackPanels, matrix.panel_count())};
+    bool own = true;
+    const std::string found = encode_values(matrix, source, shape_.layout, block, own);
+    if (found.empty() && own) return;
+    std::lock_guard<std::mutex> lock(mutex);
+    fits &= own;
+    if (!found.empty()) problem = found;
+  });
+  if (!problem.empty()) return true;
+  if (fits && (last < matrix.in || matrix.coded.finish() <= kMostPatched)) return true;
+  make_plain(matrix);
+  return fits;
+}
+
+// Plain lines in place of coded ones.
+void Model::make_plain(PackedMatrix& matrix) {
+  if (!matrix.is_coded()) return;
+  matrix.panels = part_of(panels_, static_cast<int>(&matrix - matrices_.data()), &PackedMatrix::panel_values);
+  pool_->run(static_cast<int>(matrix.panel_count()), [&](int panel, int) { matrix.decode(panel, panel + 1); });
+  matrix.coded.discard();
+  matrix.coded = {};
+}
+
 std::string Model::load_values(int index, const BucketSource& source, int64_t first, int64_t last) {
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
+  if (matrix.is_coded() || (first == 0 && matrix.panels.empty() && matrix.can_be_coded() && may_be_coded(matrix, source))) {
+    std::string found;
+    if (load_coded(index, source, first, last, found)) return found;
+  }
   if (matrix.panels.empty()) matrix.panels = part_of(panels_, index, &PackedMatrix::panel_values);
   std::mutex mutex;
   std::string problem;
@@ -106,6 +147,7 @@ void Model::load_masks(int index, const BucketSource& source) {
   std::lock_guard<std::mutex> lock(mutex_);
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
   if (matrix.has_masks()) return;
+  make_plain(matrix);
   matrix.masks = part_of(masks_, index, &PackedMatrix::all_mask_words);
   matrix.scores = Buffer<float>(static_cast<size_t>(matrix.in * matrix.tiers));
   const auto parts = static_cast<int>((matrix.in + kPackInputs - 1) / kPackInputs);
@@ -117,14 +159,14 @@ void Model::load_masks(int index, const BucketSource& source) {
 
 void Model::set_tiers(int index, int loaded) {
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
-  check(panels_.empty() && quantised_.empty(), "tiers must be known before a matrix is loaded");
+  check(panels_.empty() && coded_.empty() && quantised_.empty(), "tiers must be known before a matrix is loaded");
   check(loaded >= 1 && loaded <= matrix.tiers, "a matrix has its first tier, and no more than it has");
   matrix.keep_tiers(loaded, shape_.layout);
 }
 
 void Model::set_quantised(int index, const std::string& type, bool upper) {
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
-  check(panels_.empty() && quantised_.empty(), "types must be known before a matrix is loaded");
+  check(panels_.empty() && coded_.empty() && quantised_.empty(), "types must be known before a matrix is loaded");
   matrix.quantised = QuantMatrix(type, matrix.out, matrix.in, pool_->threads(), upper);
 }
 
@@ -179,7 +221,44 @@ void Model::load_vector(const std::string& name, const float* values) {
   std::memcpy(vector.data(), values, vector.bytes());
 }
 
+// Takes over an embedding of bfloat16 in 12 bits a weight. Returns false where 16 are fewer.
+bool Model::code_embedding(const uint16_t* bits) {
+  const int64_t rows = shape_.vocab, width = shape_.hidden;
+  if (shape_.dtype != Dtype::bfloat16 || width > kMostCodedInputs) return false;
+  CodedMatrix coded(rows, width, Buffer<uint8_t>(CodedMatrix::bytes_for(rows, width)));
+  pool_->run(static_cast<int>((rows + kPanel - 1) / kPanel), [&](int panel, int) {
+    uint16_t lines[kTableInputs * kPanel] = {};
+    const int64_t held = std::min<int64_t>(kPanel, rows - int64_t{panel} * kPanel);
+    for (int64_t first = 0; first < width; first += kTableInputs) {
+      const int64_t count = std::min<int64_t>(kTableInputs, width - first);
+      for (int64_t lane = 0; lane < held; ++lane)
+        for (int64_t i = 0; i < count; ++i) lines[i * kPanel + lane] = bits[(panel * int64_t{kPanel} + lane) * width + first + i];
+      coded.encode(panel, first, count, lines);
+    }
+  });
+  coded.finish();
+  if (coded.bytes() >= static_cast<size_t>(rows * width) * sizeof *bits) return false;
+  coded_embedding_ = std::move(coded);
+  return true;
+}
+
+bool Model::has_embedding() const {
+  return shape_.tie_embeddings || !embedding_.empty() || !coded_embedding_.empty() || !quant_embedding_.codes.empty();
+}
+
+void Model::embedding_row(int64_t token, float* weights) const {
+  const uint16_t* bits = embedding_.data() + token * shape_.hidden;
+  std::vector<uint16_t> decoded;
+  if (!coded_embedding_.empty()) {
+    decoded.resize(static_cast<size_t>(shape_.hidden));
+    coded_embedding_.row(token, decoded.data());
+    bits = decoded.data();
+  }
+  kernels_.element.widen(bits, shape_.dtype, shape_.hidden, weights);
+}
+
 void Model::load_embedding(const uint16_t* bits) {
+  if (code_embedding(bits)) return;
   embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.vocab * shape_.hidden));
   std::memcpy(embedding_.data(), bits, embedding_.bytes());
 }
@@ -193,13 +272,19 @@ void Model::load_router(int layer, const uint16_t* bits) {
 }
 
 uint64_t Model::bytes() const {
-  uint64_t sum = embedding_.bytes() + quant_embedding_.codes.bytes() + quant_embedding_.scales.bytes() +
+  uint64_t sum = embedding_.bytes() + coded_embedding_.bytes() + quant_embedding_.codes.bytes() + quant_embedding_.scales.bytes() +
                  quant_embedding_.biases.bytes();
   for (const auto& matrix : matrices_)
-    sum += matrix.panels.bytes() + matrix.input_scores.bytes() + matrix.quantised.data.bytes() +
+    sum += matrix.panels.bytes() + matrix.coded.bytes() + matrix.input_scores.bytes() + matrix.quantised.data.bytes() +
            matrix.quantised.scores.bytes();
   for (const auto& router : routers_) sum += router.panels.bytes();
   for (const auto& [name, vector] : vectors_) sum += vector.bytes();
+  return sum;
+}
+
+uint64_t Model::coded_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& matrix : matrices_) sum += matrix.coded.bytes();
   return sum;
 }
 
@@ -235,6 +320,7 @@ void Model::widen(PackedMatrix& matrix) {
   const int64_t share = (matrix.panel_count() + pool_->threads() - 1) / pool_->threads();
   const int64_t tiles = (share + kWidePanels - 1) / kWidePanels, tile = (share + tiles - 1) / tiles;
   if (tile == 1) return;
+  make_plain(matrix);
   pool_->run(static_cast<int>((matrix.panel_count() + tile - 1) / tile),
              [&](int part, int) { matrix.widen(static_cast<int>(tile), part, part + 1); });
   matrix.wide = static_cast<int>(tile);
@@ -257,12 +343,9 @@ void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* l
 void Model::logits_row(int64_t token, float* weights) const {
   const PackedMatrix& head = matrices_.back();
   if (head.is_quantised()) return head.quantised.row(token, weights);
-  uint16_t bits[kBlock], line[kPanel];
-  for (int64_t first = 0; first < head.in; first += kBlock) {
-    const int64_t n = std::min<int64_t>(kBlock, head.in - first);
-    for (int64_t i = 0; i < n; ++i) bits[i] = head.whole_line(token / kPanel, first + i, line)[token % kPanel];
-    kernels_.element.widen(bits, head.dtype, n, weights + first);
-  }
+  std::vector<uint16_t> bits(static_cast<size_t>(head.in));
+  head.row(token, bits.data());
+  kernels_.element.widen(bits.data(), head.dtype, head.in, weights);
 }
 
 uint64_t Model::multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y, Choice choice) {
@@ -291,7 +374,7 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
   check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
   check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
-  check(shape_.tie_embeddings || !embedding_.empty() || !quant_embedding_.codes.empty(), "the embedding is not loaded");
+  check(has_embedding(), "the embedding is not loaded");
   for (const auto& router : routers_) check(router.out == 0 || !router.panels.empty(), "a router is not loaded");
   for (const auto& matrix : matrices_) check(matrix.loaded(), "a matrix is not loaded");
   int rows = 0;

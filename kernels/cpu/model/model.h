@@ -20,6 +20,9 @@
 
 namespace specdec {
 
+// Efforts from which on everything is read, because gaps would be few and short.
+constexpr double kWideBelow = 0.9;
+
 class Model {
  public:
   // Throws std::invalid_argument for a shape that makes no sense or an unknown instruction set.
@@ -34,7 +37,8 @@ class Model {
   const std::vector<std::string>& vector_names() const { return vector_names_; }
   size_t vector_size(const std::string& name) const { return vectors_.at(name).size(); }
 
-  // Packs inputs [first, last) of a matrix. Returns "" or what is wrong with it ("holds ... NaN").
+  // Packs inputs [first, last) of a matrix, in ascending order; while it is coded, `first` is a multiple of kTableInputs, and
+  // `last` too unless it is the last. Returns "" or what is wrong with the matrix ("holds ... NaN").
   std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
   // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
   void load_masks(int index, const BucketSource& source);
@@ -54,10 +58,12 @@ class Model {
   void load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last);
   void load_router(int layer, const uint16_t* bits);
   uint64_t bytes() const;
+  uint64_t coded_bytes() const;  // of them, those of matrices in 12 bits a weight
   uint64_t mask_bytes() const;
 
-  // Weights of the logits layer for one token, `hidden` many.
+  // Weights of the logits layer for one token, `hidden` many; and of an embedding in 16 bits.
   void logits_row(int64_t token, float* weights) const;
+  void embedding_row(int64_t token, float* weights) const;
 
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
 
@@ -123,6 +129,10 @@ class Model {
   void check_efforts(const double* efforts, const DraftView* draft, Choice choice) const;
   void widen(const std::vector<SequenceRows>& batch);
   void widen(PackedMatrix& matrix);
+  bool load_coded(int index, const BucketSource& source, int64_t first, int64_t last, std::string& problem);
+  void make_plain(PackedMatrix& matrix);
+  bool code_embedding(const uint16_t* bits);
+  bool has_embedding() const;
   void add_layer(int layer, int* matrix);
   void add_vectors(const std::string& base, const LayerShape& layer);
   void add_vector(const std::string& name, int64_t size);
@@ -137,11 +147,13 @@ class Model {
   const KernelTable& kernels_;
   std::shared_ptr<Pool> pool_;
   Buffer<uint16_t> panels_;  // of all matrices
+  Buffer<uint8_t> coded_;
   Buffer<uint8_t> quantised_;
   Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;
   std::vector<PackedMatrix> routers_;  // of each layer; without outputs where there are no experts
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
+  CodedMatrix coded_embedding_;  // or so
   struct QuantEmbedding {       // or so
     QuantType type{"q8_0"};
     Buffer<uint8_t> codes;

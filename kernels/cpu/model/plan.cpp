@@ -31,8 +31,9 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
     }
     const bool full = all_full(in, output.matrix);
     if (x == nullptr && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
-    // A few rows go through two panels side by side.
-    const int64_t wide = matrix.wide, in_one = std::max<int64_t>(2, kPartBytes / (matrix.in * matrix.line() * 2) / 2 * 2);
+    // A few rows go through two panels side by side, a single row through four coded ones.
+    const int64_t wide = matrix.wide, beside = matrix.is_coded() && in.rows == 1 ? 4 : 2;
+    const int64_t in_one = std::max(beside, kPartBytes / matrix.panel_bytes() / beside * beside);
     Plan p{&matrix, {}, !full, wide == 1 ? in_one : 1, 0};
     const int64_t threads = model_.pool_->threads(), share = (p.tiles() + threads - 1) / threads;
     p.parts = static_cast<int>((share + p.group - 1) / p.group);
@@ -47,6 +48,10 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
     const Plan& p = plans[j];
     if (p.matrix->is_quantised()) {
       shared_bytes_ += quantised_bytes(p);
+      continue;
+    }
+    if (p.matrix->is_coded()) {
+      shared_bytes_ += static_cast<uint64_t>(p.matrix->panel_count() * p.matrix->panel_bytes());
       continue;
     }
     const bool tiers = p.chosen && choice_ == Choice::tiers;

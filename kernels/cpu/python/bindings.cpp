@@ -210,6 +210,7 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def_prop_ro("isa", [](const Model& model) { return model.kernels().name; })
       .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
+      .def_prop_ro("coded_bytes", &Model::coded_bytes, "Bytes of them that hold weights in 12 bits.")
       .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")
       .def_prop_ro("vector_names", &Model::vector_names)
       .def(
@@ -221,6 +222,13 @@ nb::class_<Model> bind_model(nb::module_& module) {
           "index"_a, "loaded"_a, "Only the first tiers of a matrix are loaded; before any matrix is.")
       .def("load_values", &load_values, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "first"_a, "last"_a,
            "Packs some inputs of a matrix from its loaded tiers; returns '' or what is wrong with it.")
+      .def(
+          "is_coded",
+          [](const Model& model, int index) {
+            check_index(model, index);
+            return model.matrix(index).is_coded();
+          },
+          "index"_a, "Whether a matrix is held in 12 bits a weight; then it is packed by multiples of CODED_INPUTS.")
       .def("load_masks", &load_masks, "index"_a, "values"_a.noconvert(), "masks"_a.noconvert(), "scores"_a.noconvert())
       .def("load_vector", &load_vector, "name"_a, "values"_a.noconvert())
       .def("load_embedding", &load_embedding, "bits"_a.noconvert())
@@ -250,6 +258,8 @@ NB_MODULE(_native, module) {
       },
       "threads"_a, "bytes"_a, "Time to read that much memory once, the yardstick of the benchmarks.");
   module.attr("MAX_ROWS") = specdec::kMaxRows;
+  module.attr("WIDE_BELOW") = specdec::kWideBelow;
+  module.attr("CODED_INPUTS") = specdec::kTableInputs;
   module.attr("CACHE_BLOCK") = specdec::kChunk;
   nb::class_<specdec::DraftView>(module, "DraftView", "A draft view of a whole model.")
       .def_prop_ro("nbytes", &specdec::DraftView::bytes)

@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 _RELEASE_BYTES = 8 << 20
 # Outputs that the kernels of quantised matrices keep together: a slice begins at a multiple of it.
 _QUANTISED_OUTPUTS = 128
+# Inputs that are packed together.
+_PACKED_INPUTS = 64
 
 
-def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
+def load_weights(model: Any, store: Store, index: dict[str, int], *, coded_inputs: int) -> None:
     """Pack every tensor of a store.
 
     Args:
         model: a new `_native.Model`.
         store: where the weights come from.
         index: number of every matrix by its canonical name.
+        coded_inputs: inputs whose 16-bit weights are coded together, `_native.CODED_INPUTS`.
 
     Raises:
         StoreError: something holds NaN or infinity, or tier masks contradict the layout.
@@ -51,7 +54,7 @@ def load_weights(model: Any, store: Store, index: dict[str, int]) -> None:
     for name, number in index.items():
         model.load_scores(number, np.ascontiguousarray(store.input_scores(name)[:, 0]))
         if name not in store.types:
-            mapped += _load_bucketed(model, store, name, number)
+            mapped += _load_bucketed(model, store, name, number, coded_inputs)
         else:
             matrix = store.exact(name)
             assert isinstance(matrix, QuantisedMatrix)
@@ -92,21 +95,24 @@ def _load_blocks(store: Store, table: QuantisedTable, name: str, take: Any) -> i
     return table.block_bytes if step >= outputs else _RELEASE_BYTES
 
 
-def _load_bucketed(model: Any, store: Store, name: str, number: int) -> int:
+def _load_bucketed(model: Any, store: Store, name: str, number: int, coded_inputs: int) -> int:
     """Pack the tiers of a matrix that are loaded, a large one in slices. Returns the mapped bytes read since pages were
     last released."""
     arrays = store.bucket_arrays(name)
     values = [array for part, array in arrays.items() if part.endswith(".values")]
     masks = [array for part, array in arrays.items() if part.endswith(".mask")]
     inputs, nbytes = len(arrays["scores"]), sum(array.nbytes for array in arrays.values())
-    step = max(64, _RELEASE_BYTES * inputs // nbytes // 64 * 64)
-    for first in range(0, inputs, step):
-        if first:
+    last = 0
+    while last < inputs:
+        if last:
             store.release_pages()
-        problem = model.load_values(number, values, masks, first, min(first + step, inputs))
+        # The first slice shows whether the matrix takes the coded form.
+        unit = coded_inputs if last == 0 or model.is_coded(number) else _PACKED_INPUTS
+        first, last = last, min(last + max(unit, _RELEASE_BYTES * inputs // nbytes // unit * unit), inputs)
+        problem = model.load_values(number, values, masks, first, last)
         if problem:
             raise StoreError(f"matrix {name!r} {problem}: convert the model again")
-    return nbytes if step >= inputs else _RELEASE_BYTES
+    return nbytes if first == 0 else _RELEASE_BYTES
 
 
 def _check_finite(bits: NDArray[np.uint16], dtype: str, name: str) -> None:

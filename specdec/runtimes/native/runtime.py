@@ -37,6 +37,7 @@ CPU_VARIABLE = "SPECDEC_CPU"
 # Tiers of 8-bit values lose less than whole inputs of int4 where little is taken (benchmarks/agreement.py).
 _AGREEING = ((0.3, "bucket8"),)
 _ALL = 2
+_BELOW_ONE = "an effort below 1 on the exact weights"
 _SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
 
 
@@ -67,10 +68,11 @@ def check_available() -> None:
 class NativeRuntime:
     """Runs one model from a bucket store on the processor.
 
-    Weights are held once, in 16 bits or in the bits of their quantised blocks. An effort below 1 that chooses whole
-    inputs lays a 16-bit matrix out anew, in place, when it first needs it; tier masks (0.19 times 16-bit weights with
-    four tiers) are packed when the `bucket` view does, or a verify effort below 1 in a store that chooses by tiers. The
-    cache is float16, everything between is float32. Logits are equal bits for equal token histories, efforts and views,
+    Weights are held once: in 16 bits, in 12 bits without loss if they are bfloat16 values, or in the bits of their
+    quantised blocks. An effort below 1 that chooses whole inputs lays a matrix out anew, in 16 bits, when it first
+    needs it. Tier masks (0.19 times 16-bit weights with four tiers) are packed when the `bucket` view needs them, or a
+    verify effort below 1 in a store that chooses by tiers; they need 16 bits, too. The cache is float16, everything
+    between is float32. Logits are equal bits for equal token histories, efforts and views,
     whatever shares the pass and however many threads run.
 
     Args:
@@ -97,9 +99,10 @@ class NativeRuntime:
         self._has_masks = False
         self._turn = Turns()  # weights are not packed while a pass reads them
         self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
+        self._wide_below = float(module.WIDE_BELOW)
         self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
         self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
-        load_weights(self._model, store, self._index)
+        load_weights(self._model, store, self._index, coded_inputs=int(module.CODED_INPUTS))
         self._views = draft_views(self.config, quantised=store.quantised)
         self.info = RuntimeInfo(
             name="native",
@@ -187,8 +190,11 @@ class NativeRuntime:
         if view != EXACT and not self._views[view].reads_exact:
             self.prepare(view)
             draft = self._drafts[view]
-        elif not (inputs or all([rows.efforts.is_full for rows in batch])):  # noqa: C419  # quicker than a generator
-            self._need_masks()
+        elif not all([rows.efforts.is_full for rows in batch]):  # noqa: C419  # quicker than a generator
+            if inputs:
+                self._need_lines(batch)
+            else:
+                self._need_masks()
         with self._turn:
             return self._run(batch, draft, states, inputs)
 
@@ -283,6 +289,15 @@ class NativeRuntime:
         logits_of_all = np.concatenate([one.logits for one in passes])
         return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden)
 
+    def _need_lines(self, batch: Sequence[Rows]) -> None:
+        """See that there is room for plain lines, which choosing inputs needs, where weights are in 12 bits.
+
+        Raises:
+            MemoryShortError: there is not.
+        """
+        if self._model.coded_bytes and min(rows.efforts.values.min() for rows in batch) < self._wide_below:
+            check_room(_BELOW_ONE, self._model.coded_bytes // 3, available_bytes())
+
     def _need_masks(self, progress: Count | None = None) -> None:
         """Pack the tier masks, unless they are there.
 
@@ -300,7 +315,8 @@ class NativeRuntime:
         tiers = len(self._store.layout.tier_sizes)
         tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
         weights = sum(outputs * inputs for outputs, inputs in tiered.values())
-        check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
+        # Weights in 12 bits go back to plain lines.
+        check_room(_BELOW_ONE, weights * (tiers - 1) // 8 + self._model.coded_bytes // 3, available_bytes())
         for name in reported(tiered, progress):
             matrix = self._store.bucketed(name)
             self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
