@@ -8,7 +8,7 @@ taken afterwards.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import mlx.core as mx
 import numpy as np
