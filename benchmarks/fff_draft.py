@@ -1,9 +1,9 @@
 """SmolLM2 (or another Llama) with its MLPs replaced by fast feedforward layers that are fitted to its activations.
 
 Two stages. `fit`: every layer learns what the MLP of the same layer answers to the model's own activations, with soft
-choices. `distil`: all together learn the exact model's next-token distribution, with hard choices whose gradient is that of
-soft ones. Reported for a text that was not trained on: how often the most likely token is the exact model's, and the KL
-divergence; with hard choices, as a draft would run. Text: Python's own library and documentation, of this installation.
+choices. `distil`: all together learn the exact model's next-token distribution, with hard choices whose gradient is that
+of soft ones. Reported for a text that was not trained on, with hard choices, as a draft would run: how often the most
+likely token is the exact model's, and the KL divergence. Text: the Python library of this installation.
 
     python benchmarks/fff_draft.py model.gguf --depth 6 --leaf-width 64 --fit-s 60 --distil-s 60
 """
@@ -230,7 +230,7 @@ def main() -> None:
     sizes = {"depth": args.depth, "leaf_width": args.leaf_width, "trees": args.trees, "activation": "silu"}
     trees = [FastFeedforward(hidden, hidden, **sizes) for _ in model.config.layers]
     measure = partial(agreement, model, rows=test, size=4)
-    report: dict[str, Any] = {**sizes, "none": measure(lambda layer, x: mx.zeros_like(x))}
+    report: dict[str, Any] = {**sizes, "none": measure(lambda _, x: mx.zeros_like(x))}
     print("no MLPs:", report["none"], flush=True)
     hard: Mlp = lambda layer, x: trees[layer].mixed(x)[0]  # noqa: E731
     for name, stage, seconds in (("fit", fit, args.fit_s), ("distil", distil, args.distil_s)):

@@ -1,8 +1,8 @@
 """A fast feedforward layer against the dense layer of as many neurons, on a GPU: 768 -> 4095 -> 768 by default.
 
-The paper's setting (arXiv 2311.10770): GELU, a tree whose 4,095 nodes are its neurons, 12 of which a row uses. Both layers run
-as a chain of calls that wait for each other, so launches overlap as they would in a model; times are of one call. Each call
-of a chain has weights of its own (`--copies`), so none finds them in the cache. Results are compared with float64 first.
+The paper's setting (arXiv 2311.10770): GELU, a tree whose 4,095 nodes are its neurons, 12 of which a row uses. Both
+layers run as a chain of calls that wait for each other, so launches overlap as in a model; times are of one call. Each
+call of a chain has weights of its own (`--copies`), so none finds them in the cache. Results are compared with float64.
 The last line is JSON.
 """
 

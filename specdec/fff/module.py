@@ -42,8 +42,8 @@ class FastFeedforward(nn.Module):  # type: ignore[misc]
         InvalidArgumentError: a size is out of range.
 
     Attributes:
-        choices: how training chooses: `soft`; `hard`, whose nodes learn only through their outputs; `straight`, hard with
-            the gradient of soft choices.
+        choices: how training chooses: `soft`; `hard`, whose nodes learn only through their outputs; `straight`, hard
+            with the gradient of soft choices.
 
     Source: arXiv 2308.14711, section 3; initial values as the `fastfeedforward` package draws them.
     """

@@ -40,7 +40,7 @@ class TreeWeights:
         hidden_bias: (T, L, W).
         output_weight: (T, L, W, out).
         output_bias: (T, L, out), or None.
-        node_output: (T, N, out): activation(score) times it is added for each node on the path. None: nodes only choose.
+        node_output: (T, N, out): times activation(score), is added for each node on the path. None: nodes only choose.
         activation: of leaves, and of nodes that add to the output; `gelu` is the exact one, by erf.
 
     Raises:
@@ -183,7 +183,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise InvalidArgumentError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
 
 
-def check_sizes(inputs: object, outputs: object, depth: object, leaf_width: object, trees: object) -> None:
+def check_sizes(inputs: int, outputs: int, depth: int, leaf_width: int, trees: int) -> None:
     """Check the sizes of a layer.
 
     Raises:
@@ -196,12 +196,9 @@ def check_sizes(inputs: object, outputs: object, depth: object, leaf_width: obje
         ("leaf_width", leaf_width, 1, MOST_WIDTH),
         ("trees", trees, 1, MOST_TREES),
     )
-    product = 1
     for name, value, least, most in ranges:
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        if type(value) is not int or not least <= value <= most:
             raise InvalidArgumentError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
-    assert isinstance(inputs, int) and isinstance(outputs, int) and isinstance(depth, int)
-    assert isinstance(leaf_width, int) and isinstance(trees, int)
     product = trees * leaf_width * 2**depth * max(inputs, outputs)
     if product >= MOST_VALUES:
         raise InvalidArgumentError(
