@@ -1,9 +1,9 @@
 """SmolLM2 (or another Llama) with its MLPs replaced by fast feedforward layers that are fitted to its activations.
 
 Two stages. `fit`: every layer learns what the MLP of the same layer answers to the model's own activations, with soft
-choices. `distil`: all together learn the exact model's next-token distribution, with hard choices whose gradient is that
-of soft ones. Reported for a text that was not trained on, with hard choices, as a draft would run: how often the most
-likely token is the exact model's, and the KL divergence. Text: the Python library of this installation.
+choices. `distil`: all together learn the exact model's next-token distribution, with hard choices whose gradient is
+that of soft ones. Reported for a text that was not trained on, with hard choices, as a draft would run: how often the
+most likely token is the exact model's, and the KL divergence. Text: the Python library of this installation.
 
     python benchmarks/fff_draft.py model.gguf --depth 6 --leaf-width 64 --fit-s 60 --distil-s 60
 """

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "draft_kernels.h"
+#include "fff_kernels.h"
 #include "quant_kernels.h"
 #include "search_kernels.h"
 
@@ -162,6 +163,7 @@ struct KernelTable {
   DraftKernels draft;
   QuantKernels quant;
   SearchKernels search;
+  FffKernels fff;
 };
 
 }  // namespace specdec
