@@ -20,12 +20,12 @@ def from_fastfeedforward(
     """The layer whose `state_dict` this is; outputs are those of the package's `training_forward` with hard decisions.
 
     Args:
-        state: name to array, or to a tensor on the CPU: node_weights (N, in), node_biases (N, 1), w1s (L, in, W), b1s (L, W),
-            w2s (L, W, out), b2s (L, out).
+        state: name to array, or to a tensor on the CPU: node_weights (N, in), node_biases (N, 1), w1s (L, in, W),
+            b1s (L, W), w2s (L, W, out), b2s (L, out).
         activation: of the layer; the package's default is ReLU. A `state_dict` does not say it.
         prefix: in front of the names, such as "blocks.3.ffn.", where the layer is part of a model.
-        output_bias: keep b2s. The package's evaluation mode (`eval_forward`, version 0.2.1) leaves b2s out, although training
-            adds it: False gives the outputs of that mode.
+        output_bias: keep b2s. The package's evaluation mode (`eval_forward`, version 0.2.1) leaves b2s out, although
+            training adds it: False gives the outputs of that mode.
 
     Raises:
         InvalidArgumentError: an array is missing, or the shapes are not those of such a layer.

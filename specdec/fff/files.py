@@ -1,6 +1,7 @@
 """Layers in safetensors files: the arrays of `TreeWeights` under their own names, and a few words about them.
 
-The metadata of the file holds `format` ("specdec-fff"), `version` ("1"), `activation`, and notes of the caller as strings.
+The metadata of the file holds `format` ("specdec-fff"), `version` ("1"), `activation`, and notes of the caller, which
+are strings.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def load_layer(path: str | Path) -> TreeWeights:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise LayerFileError(
-            f"{path} is not a layer that specdec wrote: `specdec fff convert` reads those of the fastfeedforward package"
+            f"{path} is not a layer that specdec wrote (`specdec fff convert` reads those of the fastfeedforward package)"
         )
     if metadata.get("version") != VERSION:
         raise LayerFileError(

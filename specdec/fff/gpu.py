@@ -97,7 +97,9 @@ class GpuTrees:
                 f"x must have the shape (M, {weights.inputs}) with M from 1 to {_MOST_ROWS}, not {tuple(x.shape)}"
             )
         count = x.shape[0]
-        x = mx.pad(x.astype(mx.float32), [(0, 0), (0, self._padded - weights.inputs)])
+        x = x.astype(mx.float32)
+        if self._padded > weights.inputs:
+            x = mx.pad(x, [(0, 0), (0, self._padded - weights.inputs)])
         step = step or (4 if count * weights.trees <= _FEW_ROWS else 2)
         warps = min(max(2**step - 1, min(weights.leaf_width, _MOST_WARPS)), _MOST_WARPS)
         kernel = self._kernel("fff_choose", step * 32 + warps)
