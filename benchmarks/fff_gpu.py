@@ -14,28 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from fff_weights_random import tree_weights
 from gpu_common import device, mx, seconds
 from mlx import nn
 from specdec.kernels.reference import fff as reference
 
-from specdec.fff import TreeWeights
 from specdec.fff.gpu import GpuTrees
 
 Call = Callable[[Any], Any]
-
-
-def tree_weights(width: int, depth: int, dtype: Any, seed: int) -> TreeWeights:
-    """Random weights whose nodes are neurons."""
-    rng = np.random.default_rng(seed)
-    nodes, leaves, scale = 2**depth - 1, 2**depth, width**-0.5
-
-    def some(*shape: int) -> np.ndarray:
-        return (rng.standard_normal(shape, np.float32) * scale).astype(dtype)
-
-    return TreeWeights(
-        some(1, nodes, width), np.zeros((1, nodes), dtype), some(1, leaves, 1, width), np.zeros((1, leaves, 1), dtype),
-        some(1, leaves, 1, width), None, some(1, nodes, width), "gelu",
-    )  # fmt: skip
 
 
 def dense(width: int, neurons: int, dtype: Any, seed: int) -> Call:

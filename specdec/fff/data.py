@@ -38,8 +38,8 @@ def read_examples(name: str, *, regress: bool = False) -> Examples:
     """Examples by name: "digits", or a file.
 
     `digits` are 1,797 handwritten digits of 8 x 8 pixels from 0 to 16 (UCI, Optical Recognition of Handwritten
-    Digits). A `.npz` holds arrays x (n, in) and y. In a `.csv` each line has one row's numbers, the last of which is y; a
-    first line that holds no numbers is skipped.
+    Digits). A `.npz` holds arrays x (n, in) and y. In a `.csv` each line has one row's numbers, the last of which is y;
+    a first line that holds no numbers is skipped.
 
     Args:
         name: "digits" or a path.

@@ -1,5 +1,5 @@
-"""Training of a fast feedforward layer on examples. Inputs are normalised while training; the weights that come out take
-them as they are."""
+"""Training of a fast feedforward layer on examples. Inputs are normalised while training; the weights that come out
+take them as they are."""
 
 from __future__ import annotations
 
