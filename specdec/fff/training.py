@@ -32,6 +32,7 @@ class TrainOptions:
         batch: rows of a step.
         rate: of Adam, with a cosine down to 0.
         hardening: weight of the hardening loss at the end; it rises from 0.
+        firm: share of the epochs, the last ones, that train the leaves with hard choices, as they will be used.
         region_leak: chance that a choice is swapped while training.
         weight_decay: of AdamW.
         noise: standard deviation of normal noise on normalised inputs.
@@ -50,7 +51,8 @@ class TrainOptions:
     epochs: int = 60
     batch: int = 128
     rate: float = 3e-3
-    hardening: float = 1.0
+    hardening: float = 3.0
+    firm: float = 0.5
     region_leak: float = 0.0
     weight_decay: float = 0.01
     noise: float = 0.0
@@ -64,7 +66,8 @@ class TrainOptions:
         check_number("rate", self.rate, 0)
         for name in ("hardening", "weight_decay", "noise"):
             check_number(name, getattr(self, name), 0)
-        check_number("region_leak", self.region_leak, 0, 1)
+        for name in ("region_leak", "firm"):
+            check_number(name, getattr(self, name), 0, 1)
         if not 0 <= check_number("test", self.test, 0, 1) < 1:
             raise InvalidArgumentError("test must be a share from 0 to below 1: nothing would be left to train on")
 
@@ -78,7 +81,7 @@ class Trained:
         classes: what output j stands for; empty for regression.
         train_score: of hard choices on the rows trained on: share of right classes, or R^2 over all outputs.
         test_score: the same on rows that were not; None if none were kept.
-        soft_score: of soft choices on the same rows as `test_score`, or else `train_score`.
+        soft_score: of soft choices with the final weights on the same rows as `test_score`, or else `train_score`.
         entropy: mean entropy of the choices at the end, in nats; 0.69 is undecided.
     """
 
@@ -127,6 +130,7 @@ def train(examples: Examples, options: TrainOptions | None = None, *, progress: 
     y = targets if classes else ((targets - y_shift) * y_scale).astype(np.float32)
     entropy = _steps(layer, x[train_rows], y[train_rows], bool(classes), options, rng, progress)
     layer.eval()
+    layer.choices = "soft"
     judged = test_rows if len(test_rows) else train_rows
     soft = _in_parts(lambda rows: layer.mixed(rows)[0], x[judged])
     hard = {name: _in_parts(layer.hard, x[rows]) for name, rows in (("train", train_rows), ("test", test_rows))}
@@ -172,6 +176,7 @@ def _steps(
     optimiser = optim.AdamW(optim.cosine_decay(options.rate, total), weight_decay=options.weight_decay)
     step, mean_entropy = nn.value_and_grad(layer, loss), 0.0
     for epoch in range(options.epochs):
+        layer.choices = "hard" if epoch >= (1 - options.firm) * options.epochs else "soft"
         order, losses, entropies = rng.permutation(len(x)), list[Any](), list[Any]()
         for chosen in np.array_split(order, batches):
             rows = x[chosen]
