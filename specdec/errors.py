@@ -119,6 +119,10 @@ class IndexFileError(SpecdecError, ValueError):
     """The file of a search index that is missing, truncated, damaged, or of another version."""
 
 
+class LayerFileError(SpecdecError, ValueError):
+    """The file of a fast feedforward layer that is missing, truncated, damaged, or of another version."""
+
+
 class DownloadError(SpecdecError, RuntimeError):
     """A model could not be fetched, or what came has another checksum than the catalogue says."""
 

@@ -36,6 +36,7 @@ COMMANDS = (
     "doctor",
     "serve",
     "search",
+    "fff",
 )
 
 # With this variable set, an unexpected error prints its traceback.

@@ -1,4 +1,4 @@
-"""The native kernels of search, and how many threads they use."""
+"""The native kernels of search and of fast feedforward layers, and how many threads they use."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ _MOST_THREADS = 1024
 
 
 @cache
-def kernels() -> ModuleType:
+def kernels(user: str = "vector search") -> ModuleType:
     """The extension module.
+
+    Args:
+        user: what needs it, for the message.
 
     Raises:
         RuntimeUnavailableError: specdec was installed without it.
@@ -26,7 +29,7 @@ def kernels() -> ModuleType:
         return import_module("specdec.kernels.cpu._native")
     except ImportError as error:
         raise RuntimeUnavailableError(
-            f"vector search needs the native kernels, which this installation lacks ({error}): install specdec with a "
+            f"{user} needs the native kernels, which this installation lacks ({error}): install specdec with a "
             "C++ compiler and without SPECDEC_NO_NATIVE"
         ) from None
 

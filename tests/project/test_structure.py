@@ -32,6 +32,7 @@ ORDER = (
     "kernels",
     "runtimes",
     "search",
+    "fff",
     "engine.policy",
     "drafters",
     "policies",

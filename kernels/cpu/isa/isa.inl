@@ -14,12 +14,13 @@
 #include "quant_activations.inl"
 #include "quant_nested.inl"
 #include "search.inl"
+#include "fff.inl"
 
 namespace specdec::SPECDEC_ISA {
 
 inline KernelTable make_table(const char* name) {
   return KernelTable{name, dense_kernels(), select_tiers, attention_kernels(), element_kernels(), draft_kernels(), quant_kernels(),
-                     search_kernels()};
+                     search_kernels(), fff_kernels()};
 }
 
 }  // namespace specdec::SPECDEC_ISA

@@ -8,6 +8,7 @@
 
 #include "coded_lines.h"
 #include "draft_kernels.h"
+#include "fff_kernels.h"
 #include "quant_kernels.h"
 #include "search_kernels.h"
 
@@ -165,6 +166,7 @@ struct KernelTable {
   DraftKernels draft;
   QuantKernels quant;
   SearchKernels search;
+  FffKernels fff;
 };
 
 }  // namespace specdec

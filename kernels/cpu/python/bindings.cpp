@@ -268,6 +268,7 @@ NB_MODULE(_native, module) {
   bind_shape(module);
   auto model = bind_model(module);
   bind_draft(module);
+  bind_fff(module);
   bind_search(module);
   bind_quantised(module, model);
 }

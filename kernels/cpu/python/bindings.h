@@ -6,6 +6,7 @@
 #include "model.h"
 
 void bind_draft(nanobind::module_& module);
+void bind_fff(nanobind::module_& module);
 void bind_quantised(nanobind::module_& module, nanobind::class_<specdec::Model>& model);
 void bind_search(nanobind::module_& module);
 void bind_shape(nanobind::module_& module);

@@ -22,3 +22,17 @@ T __ldcs(const T* from) {
 inline uint4 stream16(const void* from) { return *reinterpret_cast<const uint4*>(from); }
 namespace specdec {}
 using namespace specdec;
+struct uint2 {
+  unsigned x, y;
+};
+using half_t = half;
+using size_t = std::size_t;
+inline float fmaf(float a, float b, float c) { return std::fma(a, b, c); }
+inline float erff(float value) { return std::erf(value); }
+inline float to_float(float value) { return value; }
+inline float to_float(half value) { return float(value); }
+inline float silu(float value) { return value / (1.0f + std::exp(-value)); }
+inline float lane_sum(float value) {
+  for (int mask = 16; mask > 0; mask >>= 1) value += simd_shuffle_xor(value, mask);
+  return value;
+}
