@@ -10,7 +10,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from fake_runtime import ByteTokenizer, FakeRuntime, fake_config, fake_model
+from fake_runtime import FakeRuntime, fake_config, fake_model
 from places import DATA
 from scipy import stats
 
