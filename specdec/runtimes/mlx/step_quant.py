@@ -36,6 +36,7 @@ TILE = 128  # outputs of a unit; it has 32 inputs
 ROW_STEPS = (1, 4, 5, 8, 16)  # multiples of four, and one more: four rows share a product, one more has one alone
 _ENTRIES = 20
 _WARPS = THREADS // 32
+_UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
 _ARRIVALS = 64  # counters of the blocks that have added to a tile, after the barrier's
 _PORTIONS_BYTES = 528  # shares of a block and its warps
 MOST_STAGES = 2  # of a warp's ring
@@ -213,7 +214,8 @@ def _form_text(form: QuantForm) -> str:
 def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list[tuple[int, int, int, int]]:
     """Tiles, steps, first block and blocks of the eight matrices of `_SITES`.
 
-    Matrices of a site share the grid out by their bytes, taken over all blocks of the model.
+    Matrices of a site share the grid out by their bytes, taken over all blocks of the model. A small one leaves blocks
+    idle: its sums would have more parts than they are worth.
     """
     sizes = [0.0] * 8
     for number, packed in enumerate(matrices):
@@ -224,7 +226,8 @@ def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list
     for site in _SITES:
         for which, (begin, blocks) in zip(site, _shared_out(grid, [sizes[which] for which in site]), strict=True):
             packed = shapes[which]
-            found.append((packed.tiles, packed.groups, begin, blocks))
+            busy = min(blocks, -(-packed.tiles * packed.groups // _UNITS_EACH))
+            found.append((packed.tiles, packed.groups, begin, busy))
     return found
 
 
