@@ -7,6 +7,7 @@ from by itself. What quantised matrices look like on the GPU is in `quant`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from specdec.model.architecture import ModelConfig
@@ -82,7 +83,7 @@ class QuantStep(WholeStep):
         """Rows of the kernel that runs a pass of `rows`."""
         return next(step for step in ROW_STEPS if rows <= step)
 
-    @property
+    @cached_property
     def most_rows(self) -> int:
         """Most rows of a pass: those whose kernel's memory a block has; 0 where not even one row fits."""
         fitting = [rows for rows in ROW_STEPS if self._stages_of(rows, nested=False, selects=True)]
