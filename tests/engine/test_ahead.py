@@ -62,11 +62,10 @@ def test_choices_give_the_tokens_that_logits_give(options, seed):
         assert found.stats.emitted == 70
 
 
-@pytest.mark.parametrize("policy", ["fixed", "heuristic"])
-def test_rounds_and_trusted_tokens_are_those_of_logits(policy):
+def test_rounds_and_trusted_tokens_are_those_of_logits():
     for options in ({"drafter": "effort", "draft_len": 3}, {"drafter": "effort", "trust": 0.5}):
-        wanted = specdec.generate(model_of(None), PROMPT, max_tokens=70, policy=policy, **options)
-        found = specdec.generate(model_of(15), PROMPT, max_tokens=70, policy=policy, **options)
+        wanted = specdec.generate(model_of(None), PROMPT, max_tokens=70, policy="fixed", **options)
+        found = specdec.generate(model_of(15), PROMPT, max_tokens=70, policy="fixed", **options)
         assert found.tokens == wanted.tokens
         assert found.stats.rounds == wanted.stats.rounds
         assert found.stats.trusted == wanted.stats.trusted
