@@ -91,7 +91,7 @@ class MlxRuntime:
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
-        self._begun = False  # a pass was asked for
+        self._begun: set[bool] = set()  # a pass over one sequence, or over several, was asked for
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
@@ -172,6 +172,20 @@ class MlxRuntime:
         with self._lock:
             whole.compile(kinds)
 
+    def _begin(self, efforts: Efforts, *, shared: bool) -> None:
+        """Compile what the first passes will need: those of one sequence, or of several, which come and go."""
+        if shared in self._begun:
+            return
+        self._begun.add(shared)
+        whole = self._transformer.whole
+        if not shared:
+            self.compile([Planned(count, efforts) for count in (1, MAX_PASS_ROWS)])
+        elif whole is not None:
+            selects = self._takes.selects(efforts, EXACT)
+            steps = {whole.row_step(rows) for rows in range(2, whole.most_rows + 1)}
+            mode = self._mode(EXACT, selects)
+            whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
+
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
 
@@ -209,9 +223,7 @@ class MlxRuntime:
             self.prepare(view)
             if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
                 self._need_tiers()
-            if not self._begun:
-                self._begun = True
-                self.compile([Planned(count, batch[0].efforts) for count in (1, MAX_PASS_ROWS)])
+            self._begin(batch[0].efforts, shared=len(batch) > 1)
             ahead = self._ahead(batch, shares, view)
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
