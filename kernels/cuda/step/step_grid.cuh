@@ -66,7 +66,11 @@ struct Matrix {
 #endif
 
   DEVICE unsigned units() const { return unsigned(tiles) * steps; }
-  DEVICE int first(int block) const { return int(units() * unsigned(block - begin) / blocks); }
+  // Its blocks may be followed by some that have no part of any matrix.
+  DEVICE int first(int block) const {
+    const unsigned all = units(), unit = all * unsigned(block - begin) / blocks;
+    return int(unit < all ? unit : all);
+  }
   DEVICE int block_of(int unit) const { return begin + int((unsigned(unit + 1) * blocks - 1) / units()); }
   DEVICE int slot(int block, int tile) const { return slots + block - begin + tile; }
   // How many blocks have a part of a tile.
