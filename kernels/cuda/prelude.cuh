@@ -29,7 +29,7 @@ DEVICE void put_activation(__half* to, int row, int width, int i, float value) {
 DEVICE void put_activation(__nv_bfloat16* to, int row, int width, int i, float value) {
   const __nv_bfloat16 high = __float2bfloat16_rn(value);
   to[(size_t)(2 * row) * width + i] = high;
-  to[(size_t)(2 * row + 1) * width + i] = __float2bfloat16_rn(value - __bfloat162float(high));
+  to[(size_t)(2 * row + 1) * width + i] = __float2bfloat16_rn(__fsub_rn(value, __bfloat162float(high)));
 }
 DEVICE void put_activation(float* to, int row, int width, int i, float value) { to[(size_t)row * width + i] = value; }
 DEVICE float get_activation(const float* from, int row, int width, int i) { return from[(size_t)row * width + i]; }

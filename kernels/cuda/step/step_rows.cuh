@@ -5,9 +5,10 @@ namespace specdec {
 template <int PADDED>
 constexpr int OWN = (PADDED + 4 * THREADS - 1) / (4 * THREADS) * 4;
 
-// RMS norm of x (WIDTH,) plus the product `parts` when it is not null; the sum goes to `to` unless that is null.
-template <int WIDTH, int PADDED>
-DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
+// RMS norm of x (WIDTH,) plus the product `parts` when it is not null; the sum goes to `to` unless that is null. M says how
+// the product lies: `sum4`.
+template <int WIDTH, int PADDED, class M>
+DEVICE void norm_row(const M& m, const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
                      float (&value)[OWN<PADDED>]) {
   const int tid = threadIdx.x;
   float square = 0;
@@ -35,7 +36,8 @@ DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int ro
 }
 
 // silu(gate) * up of four inputs; gates and ups lie in turn by 16, unless they are matrices of their own.
-DEVICE float4 gated4([[maybe_unused]] const Matrix& m, const float* parts, int row, int i) {
+template <class M>
+DEVICE float4 gated4([[maybe_unused]] const M& m, const float* parts, int row, int i) {
 #if SEGMENTED
   const float4 gate = sum4(segment_at(4), parts, row, i), up = sum4(segment_at(5), parts, row, i);
 #else

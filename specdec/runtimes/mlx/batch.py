@@ -6,13 +6,15 @@ rows than are left in a step goes on in the next one, which finds its keys and v
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from specdec.model.effort import Efforts
 from specdec.runtimes.base import Rows, depths, is_chain, path_to
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.state import Piece, chain
+
+LEAST_WIDE = 32  # rows for which a wide pass, in addition to the step of the rows wanted, is worth its launches
 
 
 @dataclass(slots=True)
@@ -29,6 +31,7 @@ class Share:
         wanted: rows at the end whose logits are wanted.
         parents: of a tree; None for a chain.
         places: position of each row of a tree.
+        begun: rows at the front that are done: of a prompt, by a wide pass.
     """
 
     number: int
@@ -40,6 +43,7 @@ class Share:
     wanted: int
     parents: Sequence[int] | None = None
     places: Sequence[int] = ()
+    begun: int = 0
 
     def piece(self, first: int, last: int, choice: int) -> Piece:
         """Rows `first` to `last` (not included) as a step takes them."""
@@ -72,7 +76,7 @@ def steps_of(shares: Sequence[Share], most_rows: int) -> Iterator[list[tuple[Sha
         step: list[tuple[Share, int, int]] = []
         free = most_rows
         for share in (share for share in shares if (share.mode, share.selects) == kind):
-            first = 0
+            first = share.begun
             while first < len(share.ids):
                 if not free:
                     yield step
@@ -83,3 +87,29 @@ def steps_of(shares: Sequence[Share], most_rows: int) -> Iterator[list[tuple[Sha
                 first = last
         if step:
             yield step
+
+
+def wide_passes(shares: Sequence[Share], most_rows: Callable[[int], int]) -> Iterator[list[tuple[Share, int, int]]]:
+    """Rows whose logits nobody wants, cut into wide passes; counts them as begun, so that steps run the others.
+
+    Args:
+        shares: of the pass, perhaps of several modes; those of dense chains are cut.
+        most_rows: of a wide pass whose last position is given.
+    """
+    chains = [share for share in shares if share.mode == "dense" and share.parents is None]
+    if sum(len(share.ids) - share.wanted for share in chains) < LEAST_WIDE:
+        return
+    wide: list[tuple[Share, int, int]] = []
+    free = most_rows(max(share.cache.length + len(share.ids) for share in chains))
+    most = free
+    for share in chains:
+        until = len(share.ids) - share.wanted
+        while share.begun < until:
+            if not free:
+                yield wide
+                wide, free = [], most
+            first, last = share.begun, min(until, share.begun + free)
+            wide.append((share, first, last))
+            share.begun, free = last, free - (last - first)
+    if wide:
+        yield wide

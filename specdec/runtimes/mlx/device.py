@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +145,34 @@ class CudaDriver:
         self._call("cuCtxSetCurrent", self._context)
         place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyDtoH_v2", place, ctypes.c_uint64(address), size)
+
+    def load(self, code: bytes) -> ctypes.c_void_p:
+        """Machine code on the device, for `function`; it stays there."""
+        self._call("cuCtxSetCurrent", self._context)
+        module = ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(module), code)
+        return module
+
+    def function(self, module: ctypes.c_void_p, name: str, shared_bytes: int) -> ctypes.c_void_p:
+        """A kernel of loaded code, which may ask for that much dynamic shared memory."""
+        found = ctypes.c_void_p()
+        self._call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
+        self._call("cuFuncSetAttribute", found, 8, shared_bytes)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        return found
+
+    def launch(
+        self, function: ctypes.c_void_p, grid: tuple[int, int, int], threads: int, shared_bytes: int,
+        arguments: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Run a kernel whose parameters are all of 64 bits, after those launched before; `wait` for it."""
+        count = len(arguments)
+        values = (ctypes.c_int64 * count)(*arguments)
+        places = (ctypes.c_void_p * count)(*(ctypes.addressof(values) + 8 * place for place in range(count)))
+        self._call("cuLaunchKernel", function, *grid, threads, 1, 1, shared_bytes, None, places, None)
+
+    def wait(self) -> None:
+        """Wait for what was launched; raises OSError when a kernel failed."""
+        self._call("cuStreamSynchronize", None)
 
     def _attribute(self, which: int) -> int:
         found = ctypes.c_int()

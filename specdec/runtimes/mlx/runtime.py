@@ -19,7 +19,7 @@ from specdec.progress import Count, reported
 from specdec.runtimes.base import EXACT, Cache, DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
-from specdec.runtimes.mlx.batch import Share, share_of, steps_of
+from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.features import missing_features
@@ -27,6 +27,7 @@ from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
+from specdec.runtimes.mlx.prompt import Part, prompts_of
 from specdec.runtimes.mlx.state import LOGITS_FROM, WANTED, state_of
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
@@ -85,6 +86,7 @@ class MlxRuntime:
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
+        self._prompts = prompts_of(self._mx, self._transformer)
         self._takes = Takes(
             self._mx,
             self.config,
@@ -168,15 +170,35 @@ class MlxRuntime:
                 share.cache.reserve(share.cache.length + len(share.ids))
             logits: list[list[np.ndarray]] = [[] for _ in shares]
             read = [0] * len(shares)
+            self._read_prompts(shares, read)
             for step in steps_of(shares, self._most_rows(view)):
                 for part, found, nbytes in self._step(step, view):
                     logits[part.number].append(found)
                     read[part.number] += nbytes
+            nothing = np.empty((0, self.config.vocab_size), np.float32)
             for share in shares:
+                if not logits[share.number]:
+                    logits[share.number].append(nothing)
                 share.cache.advance(len(share.ids))
         # Each sequence owns its logits: a part of a step's is copied.
         joined = [found[0] if len(found) == 1 and len(batch) == 1 else np.concatenate(found) for found in logits]
         return [Pass(found, nbytes) for found, nbytes in zip(joined, read, strict=True)]
+
+    def _read_prompts(self, shares: list[Share], read: list[int]) -> None:
+        """Run rows without logits in wide passes, where this model has them; adds the bytes read of each share."""
+        if self._prompts is None:
+            return
+        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
+        for wide in wide_passes(shares, self._prompts.most_rows):
+            parts = [Part(part.cache, part.ids[first:last], part.cache.length + first) for part, first, last in wide]
+            angles, _ = self._transformer.angles(max(part.cache.positions for part, _, _ in wide))
+            self._prompts.run(parts, angles[0])
+            rows, row = sum(last - first for _, first, last in wide), 0
+            for part, first, last in wide:
+                weights, until = self._weight_bytes(part.mode, part.efforts), row + last - first
+                read[part.number] += weights * until // rows - weights * row // rows
+                read[part.number] += history * (part.cache.length + last)
+                row = until
 
     def _share(self, number: int, rows: Rows, view: str) -> Share:
         """What a sequence brings to a pass, checked."""
