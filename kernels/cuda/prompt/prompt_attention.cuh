@@ -61,14 +61,15 @@ struct Dots {
 }  // namespace specdec
 
 // Turns queries and keys by their positions, puts keys and values into the caches. A warp has a vector of a row.
-// sums (rows, columns) of q, k, v -> queries (rows, HEADS, SIZE), times the scale of scores
+// sums (rows, columns) of q, k from TURN_KEYS on, v from TURN_VALUES on -> queries (rows, HEADS, SIZE), times the scale of scores
 extern "C" __global__ void __launch_bounds__(256)
     prompt_turn(const float* sums, long long columns, const PromptRow* about, const float* angles, const float* bias,
                 const float* norms, long long layer, float* queries) {
   const int lane = threadIdx.x % 32, row = blockIdx.x, vector_number = blockIdx.y * 8 + threadIdx.x / 32, d = lane * 4;
   if (vector_number >= HEADS + 2 * KV_HEADS) return;
   const int kind = vector_number < HEADS ? 0 : vector_number < HEADS + KV_HEADS ? 1 : 2;
-  const int head = kind == 0 ? vector_number : (vector_number - HEADS) % KV_HEADS, column = vector_number * SIZE;
+  const int head = kind == 0 ? vector_number : (vector_number - HEADS) % KV_HEADS;
+  const int column = head * SIZE + (kind == 0 ? 0 : kind == 1 ? TURN_KEYS : TURN_VALUES);
   const PromptRow of = about[row];
   float4 four = {0, 0, 0, 0};
   float2 angle[4];
@@ -78,7 +79,7 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
     four = *reinterpret_cast<const float4*>(sums + row * columns + column + d);
 #if BIAS
-    add(four, *reinterpret_cast<const float4*>(bias + column + d));
+    add(four, *reinterpret_cast<const float4*>(bias + vector_number * SIZE + d));
 #endif
   }
   float vector[4] = {four.x, four.y, four.z, four.w};

@@ -15,6 +15,7 @@ from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.state import Piece, chain
 
 LEAST_WIDE = 32  # rows for which a wide pass, in addition to the step of the rows wanted, is worth its launches
+_WIDE_MODES = ("dense", "quant")
 
 
 @dataclass(slots=True)
@@ -93,10 +94,10 @@ def wide_passes(shares: Sequence[Share], most_rows: Callable[[int], int]) -> Ite
     """Rows whose logits nobody wants, cut into wide passes; counts them as begun, so that steps run the others.
 
     Args:
-        shares: of the pass, perhaps of several modes; those of dense chains are cut.
+        shares: of the pass, perhaps of several modes; chains at effort 1 are cut.
         most_rows: of a wide pass whose last position is given.
     """
-    chains = [share for share in shares if share.mode == "dense" and share.parents is None]
+    chains = [share for share in shares if share.mode in _WIDE_MODES and not share.selects and share.parents is None]
     if sum(len(share.ids) - share.wanted for share in chains) < LEAST_WIDE:
         return
     wide: list[tuple[Share, int, int]] = []

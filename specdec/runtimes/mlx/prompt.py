@@ -2,37 +2,36 @@
 
 The kernels (`kernels/cuda/prompt`) add every sum in the order of a step (`step`), so a prompt leaves the bits in the
 cache that its tokens would leave one by one. They are launched through the driver, one after the other; the addresses
-of weights are those of the step's table.
+of weights are those of the step's table. Here is what all models have in common, and 16-bit weights; quantised ones
+are in `prompt_quant`.
 """
 
 from __future__ import annotations
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
-from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler
+from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
-from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.state import STATE_CONSTANTS
 from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
-from specdec.runtimes.mlx.step_quant import QuantStep
 
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
 _WARPS = 8  # of a block that multiplies, with 16 outputs each
 _STAGES, _STAGE_UNITS = 4, 2  # of the ring of rows; a unit is 32 inputs
-_FILES = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh")
-_FILES += ("prompt_attention.cuh", "prompt_rows.cuh")
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _SPLIT_FLOATS = 1 << 26  # of what attention leaves for each row, head and split, at most
+
+Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +50,40 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Matrix:
-    """A multiplication: tiles of 16 outputs, steps of 32 inputs."""
+class Work:
+    """A pass that is being run.
 
+    Attributes:
+        rows: of all sequences.
+        splits: of the longest history.
+        about: address of the table of rows.
+        tiles: address of the table of tiles.
+        tile_count: how many tiles there are.
+        angles: address of the rotary angles.
+        places: addresses of what the pass keeps in device memory, by name.
+    """
+
+    rows: int
+    splits: int
+    about: int
     tiles: int
-    steps: int
+    tile_count: int
+    angles: int
+    places: dict[str, int]
 
     @property
-    def columns(self) -> int:
-        """Floats of a row of sums."""
-        return 16 * self.tiles
+    def padded_rows(self) -> int:
+        """Rows that there is memory for."""
+        return padded(self.rows, ROW_BAND)
 
 
-class Prompts:
-    """Passes over prompts of one model with 16-bit weights.
+class Prompts(ABC):
+    """Passes over prompts of one model.
 
     Args:
         mx: MLX.
         step: the model's steps.
-        entries: what the table of a dense step says; see `WholeStep.entries`.
+        entries: what the table of a step says; see `WholeStep.entries`.
         compiler: of the kernels.
     """
 
@@ -81,12 +95,6 @@ class Prompts:
         self._room: tuple[Any, int, int] = (None, 0, 0)  # array, its address, floats
         self._angles: tuple[Any, int] = (None, 0)
         self._about: tuple[Any, int] = (None, 0)
-        c, mixed = self.config, self.config.num_heads * self.config.head_dim
-        kv = c.num_kv_heads * c.head_dim
-        self._qkv = _Matrix(-(-(mixed + 2 * kv) // 16), padded(c.hidden_size) // 32)
-        self._out = _Matrix(-(-c.hidden_size // 16), padded(mixed) // 32)
-        self._both = _Matrix(padded(c.intermediate_size) // 8, padded(c.hidden_size) // 32)
-        self._down = _Matrix(-(-c.hidden_size // 16), padded(c.intermediate_size) // 32)
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -102,62 +110,83 @@ class Prompts:
             angles: float32 (positions, D / 2, 2).
         """
         self._prepare()
-        rows = sum(len(each.tokens) for each in parts)
-        splits = max(each.place + len(each.tokens) - 1 for each in parts) // SPAN + 1
-        about, tiles = self._tell(parts)
-        places = self._places(padded(rows, ROW_BAND), splits)
-        turns = self._address_of_angles(angles)
-        embeddings = self._table[-1][2]
-        self._launch("prompt_embed", (rows, 1, 1), about, embeddings, places["x"])
+        work = self._work(parts, angles)
+        self._embed(work)
         for number, entries in enumerate(self._table[:-1]):
-            self._attention(number, entries, places, rows, about, tiles, turns, splits)
-            if number + 1 == self.config.num_layers:
-                break
-            self._mlp(entries, places, rows)
+            self._project(number, entries, work)
+            if number + 1 < self.config.num_layers:  # of the last layer only keys and values are needed
+                self._attend(number, entries, work)
+                self._mlp(entries, work)
         self._step.driver.wait()
 
-    def _attention(
-        self, number: int, entries: list[int], places: dict[str, int], rows: int, about: int, tiles: tuple[int, int],
-        turns: int, splits: int,
-    ) -> None:  # fmt: skip
-        """A layer's attention with its output projection; of the last layer only its keys and values."""
-        c, sums, activation = self.config, places["sums"], places["activation"]
+    @abstractmethod
+    def text(self) -> str:
+        """The kernels with the model's sizes."""
+
+    @abstractmethod
+    def _kernels(self) -> dict[str, tuple[int, int]]:
+        """Threads and bytes of dynamic shared memory of each kernel's blocks."""
+
+    @abstractmethod
+    def _sizes(self, rows: int) -> dict[str, int]:
+        """Floats that a pass keeps in device memory, by name, in addition to those of attention."""
+
+    @abstractmethod
+    def _embed(self, work: Work) -> None:
+        """Put the tokens' embeddings into x."""
+
+    @abstractmethod
+    def _project(self, number: int, entries: list[int], work: Work) -> None:
+        """Norm, projections of queries, keys and values, and `_turn`."""
+
+    @abstractmethod
+    def _attend(self, number: int, entries: list[int], work: Work) -> None:
+        """Attention and its output projection, whose sums are left."""
+
+    @abstractmethod
+    def _mlp(self, entries: list[int], work: Work) -> None:
+        """A layer's MLP; the next layer adds its sums."""
+
+    def _turn(self, number: int, entries: list[int], work: Work, columns: int) -> None:
+        """Rotate queries and keys; keys and values go into the caches."""
+        c, places = self.config, work.places
+        grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
+        vectors = (entries[2], entries[3])  # biases, norms of heads
         self._launch(
-            "prompt_norm", (rows, 1, 1), places["x"], sums if number else 0, self._down.columns, entries[0], activation
+            "prompt_turn", grid, places["sums"], columns, work.about, work.angles, *vectors, number, places["queries"]
         )
-        self._multiply(self._qkv, entries[4], places, rows)
-        vectors = -(-(c.num_heads + 2 * c.num_kv_heads) // 8)
+
+    def _attention(self, number: int, window: int, work: Work) -> None:
+        """What each row and head sees in each split."""
+        grid = (work.tile_count, self.config.num_heads, work.splits)
+        places = work.places
         self._launch(
-            "prompt_turn", (rows, vectors, 1), sums, self._qkv.columns, about, turns, entries[2], entries[3], number,
-            places["queries"],
-        )  # fmt: skip
-        if number + 1 == self.config.num_layers:
-            return
-        grid = (tiles[1], c.num_heads, splits)
-        self._launch("prompt_attend", grid, places["queries"], tiles[0], number, entries[16], splits, places["splits"])
-        grid = (-(-rows * padded(c.num_heads * c.head_dim) // 4 // THREADS), 1, 1)
-        self._launch("prompt_mix", grid, places["splits"], about, splits, rows, activation)
-        self._multiply(self._out, entries[5], places, rows)
+            "prompt_attend", grid, places["queries"], work.tiles, number, window, work.splits, places["splits"]
+        )
 
-    def _mlp(self, entries: list[int], places: dict[str, int], rows: int) -> None:
-        """A layer's MLP; its product is added by the next layer."""
-        x, sums, activation = places["x"], places["sums"], places["activation"]
-        self._launch("prompt_norm", (rows, 1, 1), x, sums, self._out.columns, entries[1], activation)
-        self._multiply(self._both, entries[6], places, rows)
-        grid = (-(-rows * padded(self.config.intermediate_size) // 4 // THREADS), 1, 1)
-        self._launch("prompt_gate", grid, sums, self._both.columns, rows, activation)
-        self._multiply(self._down, entries[7], places, rows)
+    def _threads_for(self, count: int) -> Grid:
+        """Blocks for a thread each."""
+        return -(-count // THREADS), 1, 1
 
-    def _multiply(self, matrix: _Matrix, weights: int, places: dict[str, int], rows: int) -> None:
-        grid = (-(-rows // ROW_BAND), -(-matrix.tiles // _WARPS), 1)
-        self._launch("prompt_multiply", grid, matrix.tiles, matrix.steps, weights, places["activation"], places["sums"])
-
-    def _launch(self, name: str, grid: tuple[int, int, int], *arguments: int) -> None:
+    def _launch(self, name: str, grid: Grid, *arguments: int) -> None:
         function, threads, shared_bytes = self._functions[name]
         self._step.driver.launch(function, grid, threads, shared_bytes, arguments)
 
-    def _tell(self, parts: Sequence[Part]) -> tuple[int, tuple[int, int]]:
-        """Put the tables of rows and of tiles on the device: address of the first; address and length of the second."""
+    def _work(self, parts: Sequence[Part], angles: Any) -> Work:
+        rows = sum(len(each.tokens) for each in parts)
+        splits = max(each.place + len(each.tokens) - 1 for each in parts) // SPAN + 1
+        if self._angles[0] is not angles:
+            self._angles = angles, self._step.addresses([angles])[0]
+        if self._about[0] is None:
+            array = self._step.own((2 * MOST_ROWS, _ENTRY), self._mx.int32)
+            self._about = array, self._step.addresses([array])[0]
+        about = self._about[1]
+        tiles = self._tell(parts, about)
+        places = self._places(padded(rows, ROW_BAND), splits)
+        return Work(rows, splits, about, about + MOST_ROWS * _ENTRY * 4, tiles, self._angles[1], places)
+
+    def _tell(self, parts: Sequence[Part], about: int) -> int:
+        """Put the tables of rows and of tiles on the device; how many tiles there are."""
         table, rows, tiles = np.zeros((2 * MOST_ROWS, _ENTRY), np.int32), 0, 0
         for each in parts:
             count, address = len(each.tokens), self._step.address(each.cache)
@@ -171,21 +200,14 @@ class Prompts:
                 line[4:6] = lines[0, 4:6]
                 tiles += 1
             rows += count
-        if self._about[0] is None:
-            array = self._step.own((2 * MOST_ROWS, _ENTRY), self._mx.int32)
-            self._about = array, self._step.addresses([array])[0]
-        address = self._about[1]
-        self._step.driver.write(address, table)
-        return address, (address + MOST_ROWS * _ENTRY * 4, tiles)
+        self._step.driver.write(about, table)
+        return tiles
 
     def _places(self, rows: int, splits: int) -> dict[str, int]:
         """Addresses of what a pass keeps in device memory."""
-        c, mixed = self.config, self.config.num_heads * self.config.head_dim
-        widest = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
-        columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
-        sizes = {"x": rows * c.hidden_size, "sums": rows * columns, "queries": rows * mixed}
-        sizes |= {"activation": rows * self._parts * widest // 2}
-        sizes |= {"splits": rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)}
+        c = self.config
+        sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim} | self._sizes(rows)
+        sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
         need = sum(padded(size, 64) for size in sizes.values())
         if self._room[2] < need:
             self._room = (None, 0, 0)
@@ -197,16 +219,6 @@ class Prompts:
             place += 4 * padded(size, 64)
         return found
 
-    def _address_of_angles(self, angles: Any) -> int:
-        if self._angles[0] is not angles:
-            self._angles = angles, self._step.addresses([angles])[0]
-        return self._angles[1]
-
-    @property
-    def _parts(self) -> int:
-        """16-bit parts of an activation."""
-        return 2 if self._step.weight_type == "bfloat_t" else 1
-
     def _prepare(self) -> None:
         """Compile the kernels and look up the weights, unless that was done."""
         if self._functions:
@@ -217,36 +229,99 @@ class Prompts:
             del flat[: len(line)]
         driver = self._step.driver
         module = driver.load(self._compiler.code(self.text()))
-        for name, (threads, shared_bytes) in self._kernels().items():
+        for name, (threads, shared_bytes) in (self._kernels() | self._common_kernels()).items():
             self._functions[name] = driver.function(module, name, shared_bytes), threads, shared_bytes
 
-    def _kernels(self) -> dict[str, tuple[int, int]]:
-        """Threads and bytes of dynamic shared memory of each kernel's blocks."""
+    def _common_kernels(self) -> dict[str, tuple[int, int]]:
+        """As `_kernels`, of what all models have."""
         size = self.config.head_dim
-        steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
-        multiply = _STAGES * _STAGE_UNITS * ROW_BAND * 64 * self._parts + _WARPS * (ROW_BAND * 64 + steps)
         attend = 4 * TILE_ROWS * ((SPAN + 4) + size + 2 * (SPAN // 16 + 1) + SPAN // 16)
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)
-        made = {name: (THREADS, 0) for name in ("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate")}
-        return made | {
-            "prompt_multiply": (32 * _WARPS, multiply),
-            "prompt_turn": (256, 0),
-            "prompt_attend": (256, attend),
-        }
+        made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
+        made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A multiplication: tiles of 16 outputs, steps of 32 inputs."""
+
+    tiles: int
+    steps: int
+
+    @property
+    def columns(self) -> int:
+        """Floats of a row of sums."""
+        return 16 * self.tiles
+
+
+class DensePrompts(Prompts):
+    """Passes over prompts of a model with 16-bit weights; see `Prompts`."""
+
+    def __init__(self, mx: Any, step: WholeStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
+        super().__init__(mx, step, entries, compiler)
+        c = self.config
+        hidden, mixed, inner = (
+            padded(width) for width in (c.hidden_size, c.num_heads * c.head_dim, c.intermediate_size)
+        )
+        outputs = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        self._qkv = _Matrix(-(-outputs // 16), hidden // 32)
+        self._out = _Matrix(-(-c.hidden_size // 16), mixed // 32)
+        self._both = _Matrix(inner // 8, hidden // 32)
+        self._down = _Matrix(-(-c.hidden_size // 16), inner // 32)
+        self._widest = max(hidden, mixed, inner)
+        self._parts = 2 if step.weight_type == "bfloat_t" else 1  # of an activation
 
     def text(self) -> str:
         """The kernels with the model's sizes."""
+        c = self.config
+        mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
         constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": _STAGES, "SPLIT": self._parts}
         constants |= {"act_t": self._step.weight_type, "PROMPT_WARPS": _WARPS}
-        return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in _FILES)))
+        constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
+        files = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh")
+        files += ("prompt_attention.cuh", "prompt_rows.cuh")
+        return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
+    def _kernels(self) -> dict[str, tuple[int, int]]:
+        steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
+        ring = _STAGES * _STAGE_UNITS * ROW_BAND * 64 * self._parts
+        return {"prompt_multiply": (32 * _WARPS, ring + _WARPS * (ROW_BAND * 64 + steps))}
 
-def prompts_of(mx: Any, transformer: Transformer) -> Prompts | None:
-    """Passes over prompts of a model, or None where steps of 16 rows read them: it has 16-bit weights, a step is one
-    kernel, and there is a compiler."""
-    step, compiler = transformer.whole, cuda_compiler(Path(mx.__file__).parent)
-    if step is None or isinstance(step, QuantStep) or compiler is None:
-        return None
-    t, kind = transformer, Kind("dense", False, 1, 0, 1)
-    return Prompts(mx, step, step.entries(kind, t.layers, t.head, t.final_norm, t.embeddings), compiler)
+    def _sizes(self, rows: int) -> dict[str, int]:
+        columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
+        return {"sums": rows * columns, "activation": rows * self._parts * self._widest // 2}
+
+    def _embed(self, work: Work) -> None:
+        self._launch("prompt_embed", (work.rows, 1, 1), work.about, self._table[-1][2], work.places["x"])
+
+    def _project(self, number: int, entries: list[int], work: Work) -> None:
+        self._norm(work, entries[0], self._down.columns if number else 0)
+        self._multiply(self._qkv, entries[4], work)
+        self._turn(number, entries, work, self._qkv.columns)
+
+    def _attend(self, number: int, entries: list[int], work: Work) -> None:
+        self._attention(number, entries[16], work)
+        grid = self._threads_for(work.rows * self._out.steps * 8)
+        places = work.places
+        self._launch("prompt_mix", grid, places["splits"], work.about, work.splits, work.rows, places["activation"])
+        self._multiply(self._out, entries[5], work)
+
+    def _mlp(self, entries: list[int], work: Work) -> None:
+        self._norm(work, entries[1], self._out.columns)
+        self._multiply(self._both, entries[6], work)
+        grid, places = self._threads_for(work.rows * self._down.steps * 8), work.places
+        self._launch("prompt_gate", grid, places["sums"], self._both.columns, work.rows, places["activation"])
+        self._multiply(self._down, entries[7], work)
+
+    def _norm(self, work: Work, weight: int, columns: int) -> None:
+        """Norm of x plus the sums of this width, unless it is 0."""
+        places = work.places
+        sums = places["sums"] if columns else 0
+        self._launch("prompt_norm", (work.rows, 1, 1), places["x"], sums, columns, weight, places["activation"])
+
+    def _multiply(self, matrix: _Matrix, weights: int, work: Work) -> None:
+        grid = (work.padded_rows // ROW_BAND, -(-matrix.tiles // _WARPS), 1)
+        places = (work.places["activation"], work.places["sums"])
+        self._launch("prompt_multiply", grid, matrix.tiles, matrix.steps, weights, *places)

@@ -27,7 +27,8 @@ from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
-from specdec.runtimes.mlx.prompt import Part, prompts_of
+from specdec.runtimes.mlx.prompt import Part
+from specdec.runtimes.mlx.prompt_quant import prompts_of
 from specdec.runtimes.mlx.state import LOGITS_FROM, WANTED, state_of
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import SyntheticSource, tiny_config
+from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
 
 from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule, resolve_efforts
@@ -42,17 +42,32 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 2048, "intermediate_size": 256, "num_heads": 2, "head_dim": 64},
     ),
 }
+# Types of matrices in turn, and what makes a shape of its own.
+QUANTISED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "q4_k q8_0 q6_k": (("q4_k", "q8_0", "q6_k"), {"tie_embeddings": False}),
+    "q5_0 q4_1 q5_k": (("q5_0", "q4_1", "q5_k"), {"architecture": "qwen2", "qkv_bias": True, "num_layers": 3}),
+    "q4_0 q5_1": (("q4_0", "q5_1"), {"hidden_size": 576, "intermediate_size": 96, "num_heads": 9, "num_kv_heads": 3}),
+    "affine": (("affine4-g64", "affine8-g32"), {"head_dim": 64, "sliding_window": 90, "architecture": "mistral"}),
+}
+NAMES = (*CONFIGS, *QUANTISED)
 
 
 @pytest.fixture(scope="module")
 def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A runtime of one of `CONFIGS`; made once."""
+    """A runtime of one of `NAMES`; made once."""
 
     @cache
     def build(name: str) -> Any:
-        dtype, shape = CONFIGS[name]
-        source = SyntheticSource(tiny_config(**({"max_context": 2048} | shape)), dtype=dtype)
-        made = MlxRuntime(Store.open(convert(source, tmp_path_factory.mktemp("stores") / "store"), verify=False))
+        folder = tmp_path_factory.mktemp("stores") / "store"
+        if name in CONFIGS:
+            dtype, shape = CONFIGS[name]
+            store = convert(SyntheticSource(tiny_config(**({"max_context": 2048} | shape)), dtype=dtype), folder)
+        else:
+            types, shape = QUANTISED[name]
+            store = convert(
+                quantised_source(quantised_config(**({"max_context": 2048} | shape)), *types), folder, quantised="keep"
+            )
+        made = MlxRuntime(Store.open(store, verify=False))
         if made._prompts is None:
             pytest.skip("this GPU reads prompts in steps")
         return made
@@ -77,7 +92,7 @@ def by_steps(runtime: Any, monkeypatch: pytest.MonkeyPatch, ids: list[int], kv: 
         return forward_one(runtime, ids, kv, effort=FULL, logits="last").logits
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("cut", [(33,), (64, 1, 65), (7, 100), (257,), (250, 300), (600, 41)])
 def test_a_prompt_leaves_the_bits_of_its_tokens_in_steps(runtime_of, monkeypatch, name, cut):
     runtime, ids = runtime_of(name), tokens(sum(cut))
@@ -105,7 +120,7 @@ def test_the_rows_really_are_read_in_wide_passes(runtime_of, monkeypatch):
     assert kv.length == 650
 
 
-@pytest.mark.parametrize("name", ["window", "bias", "wide"])
+@pytest.mark.parametrize("name", ["window", "bias", "wide", "q4_k q8_0 q6_k"])
 def test_prompts_of_several_sequences_share_passes(runtime_of, monkeypatch, name):
     runtime, lengths = runtime_of(name), (40, 3, 270, 90, 1)
     efforts = resolve_efforts(FULL, runtime.config)

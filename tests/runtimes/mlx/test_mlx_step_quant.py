@@ -111,14 +111,14 @@ def test_a_block_has_room_for_all_kernels_that_are_used(
 
 def test_matrices_of_one_row_share_the_grid_by_their_bytes() -> None:
     step, config = step_of("7B", "affine4-g64")
-    tiles, steps, begins, blocks = zip(*step._segments, strict=True)
+    tiles, steps, begins, blocks = zip(*step.segments, strict=True)
     assert tiles == (32, 8, 8, 32, 112, 112, 32, 250)
     assert steps == (128, 128, 128, 128, 128, 128, 448, 128)
     assert blocks == (88, 22, 22, 132, 66, 66, 132, 132)
     assert begins == (0, 88, 110, 0, 0, 66, 0, 0)
     assert config.vocab_size == tiles[-1] * 128
     step, _ = step_of("135M", "q8_0")
-    assert [steps for _, steps, _, _ in step._segments] == [18, 18, 18, 18, 18, 18, 48, 18]
+    assert [steps for _, steps, _, _ in step.segments] == [18, 18, 18, 18, 18, 18, 48, 18]
 
 
 def test_upper_bits_alone_are_forms_of_their_own_and_take_less_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_upper_bits_alone_are_forms_of_their_own_and_take_less_of_the_grid(monke
     assert [defined["FORM_LIST"] for defined in found] == ["{4, 128, 1, 0, 0, 0, 0}, {0, 128, 1, 0, 0, 0, 4}"] * 2
     assert [int(defined["STAGE_BYTES"]) for defined in found] == [4096 + 256, 2048 + 256]
     # Gate and up of two blocks, of which one of each has half of its codes: the same; of one block, a third.
-    assert [blocks for _, _, _, blocks in step._segments[4:6]] == [66, 66]
+    assert [blocks for _, _, _, blocks in step.segments[4:6]] == [66, 66]
     _, layers, head = model("7B", "q8_0", part=True)
     matrices = [packed for linear in layers[0].linears for packed in linear.quant]
     gate, up = (blocks for _, _, _, blocks in _segments(GRID, matrices, head.quant[0])[4:6])
