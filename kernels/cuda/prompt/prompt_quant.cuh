@@ -225,13 +225,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
 }
 
-// x plus a product, unless `sums` is null, times the norm's weight in whole numbers; and the norm's scale. A block has a row.
+// x plus a product, unless `sums` is null, times the norm's weight in whole numbers; and the norm's scale. A block has a row,
+// that of its number unless `which` says another.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    prompt_norm(float* x, const float* sums, long long columns, const float* weight, unsigned* words, Group* groups,
-                long long all_rows, float* scales) {
+    prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, unsigned* words,
+                Group* groups, long long all_rows, float* scales) {
   constexpr int JOBS = HIDDEN_PAD / 128;
   __shared__ float squares[JOBS];
-  const int row = blockIdx.x, lane = threadIdx.x % 32;
+  const int row = which ? which[blockIdx.x] : blockIdx.x, lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int job = threadIdx.x / 32; job < JOBS; job += WARPS) {
     const int i = job * 128 + lane * 4;
@@ -247,14 +248,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
     if (lane == 0) squares[job] = square;
-    Inputs{words, groups, all_rows}.put(row, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
+    Inputs{words, groups, all_rows}.put(blockIdx.x, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
   }
   BARRIER();
   if (threadIdx.x >= 32) return;
   float sum = 0;
   for (int job = 0; job < JOBS; job += 32) sum += job + lane < JOBS ? squares[job + lane] : 0.0f;
   const float scale = norm_scale(sum);
-  if (lane == 0) scales[row] = scale;
+  if (lane == 0) scales[blockIdx.x] = scale;
 }
 
 // What attention has made of each row, of all its splits.

@@ -16,18 +16,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) prompt_embed(const PromptR
   embed_row(table, about[blockIdx.x].token, x + (size_t)blockIdx.x * HIDDEN);
 }
 
-// RMS norm of x plus a product, unless `sums` is null; a block has a row.
+// RMS norm of x plus a product, unless `sums` is null; a block has a row, that of its number unless `which` says another.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    prompt_norm(float* x, const float* sums, long long columns, const float* weight, act_t* activation) {
+    prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, act_t* activation) {
   __shared__ float scratch[64];
   float value[OWN<HIDDEN_PAD>];
-  const int row = blockIdx.x;
+  const int row = which ? which[blockIdx.x] : blockIdx.x;
   float* from = x + (size_t)row * HIDDEN;
   norm_row<HIDDEN, HIDDEN_PAD>(Finished{columns}, from, sums, row, sums ? from : nullptr, weight, scratch, value);
 #pragma unroll
   for (int j = 0; j < OWN<HIDDEN_PAD>; j += 4) {
     const int i = threadIdx.x * OWN<HIDDEN_PAD> + j;
-    if (i < HIDDEN_PAD) put4(activation, row, HIDDEN_PAD, i, float4{value[j], value[j + 1], value[j + 2], value[j + 3]});
+    if (i < HIDDEN_PAD) put4(activation, blockIdx.x, HIDDEN_PAD, i, float4{value[j], value[j + 1], value[j + 2], value[j + 3]});
   }
 }
 

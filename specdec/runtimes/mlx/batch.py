@@ -14,7 +14,7 @@ from specdec.runtimes.base import Rows, depths, is_chain, path_to
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.state import Piece, chain
 
-LEAST_WIDE = 32  # rows for which a wide pass, in addition to the step of the rows wanted, is worth its launches
+LEAST_WIDE = 33  # rows that take a wide pass less time than steps
 _WIDE_MODES = ("dense", "quant")
 
 
@@ -91,25 +91,23 @@ def steps_of(shares: Sequence[Share], most_rows: int) -> Iterator[list[tuple[Sha
 
 
 def wide_passes(shares: Sequence[Share], most_rows: Callable[[int], int]) -> Iterator[list[tuple[Share, int, int]]]:
-    """Rows whose logits nobody wants, cut into wide passes; counts them as begun, so that steps run the others.
+    """Rows cut into wide passes, where there are enough; counts them as begun, so that steps run the others.
 
     Args:
         shares: of the pass, perhaps of several modes; chains at effort 1 are cut.
         most_rows: of a wide pass whose last position is given.
     """
     chains = [share for share in shares if share.mode in _WIDE_MODES and not share.selects and share.parents is None]
-    if sum(len(share.ids) - share.wanted for share in chains) < LEAST_WIDE:
+    if sum(len(share.ids) for share in chains) < LEAST_WIDE:
         return
     wide: list[tuple[Share, int, int]] = []
-    free = most_rows(max(share.cache.length + len(share.ids) for share in chains))
-    most = free
+    most = free = most_rows(max(share.cache.length + len(share.ids) for share in chains))
     for share in chains:
-        until = len(share.ids) - share.wanted
-        while share.begun < until:
+        while share.begun < len(share.ids):
             if not free:
                 yield wide
                 wide, free = [], most
-            first, last = share.begun, min(until, share.begun + free)
+            first, last = share.begun, min(len(share.ids), share.begun + free)
             wide.append((share, first, last))
             share.begun, free = last, free - (last - first)
     if wide:

@@ -1,4 +1,4 @@
-"""Prompts on CUDA: wide passes of up to 512 rows without logits, for models whose steps are one kernel.
+"""Prompts on CUDA: wide passes of up to 512 rows, for models whose steps are one kernel.
 
 The kernels (`kernels/cuda/prompt`) add every sum in the order of a step (`step`), so a prompt leaves the bits in the
 cache that its tokens would leave one by one. They are launched through the driver, one after the other; the addresses
@@ -20,7 +20,7 @@ from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.state import STATE_CONSTANTS
+from specdec.runtimes.mlx.state import MAX_ROWS, STATE_CONSTANTS
 from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
 
 MOST_ROWS = 512  # of a pass
@@ -29,6 +29,9 @@ TILE_ROWS = 32  # rows of a sequence that a block of attention has
 _WARPS = 8  # of a block that multiplies, with 16 outputs each
 _STAGES, _STAGE_UNITS = 4, 2  # of the ring of rows; a unit is 32 inputs
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
+_TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
+_WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
+_TABLE = _WHICH + MOST_ROWS
 _SPLIT_FLOATS = 1 << 26  # of what attention leaves for each row, head and split, at most
 
 Grid = tuple[int, int, int]
@@ -42,11 +45,13 @@ class Part:
         cache: where keys and values go; there is memory for them.
         tokens: of the rows.
         place: position of the first.
+        wanted: rows at the end whose logits are wanted.
     """
 
     cache: GpuCache
     tokens: Sequence[int]
     place: int
+    wanted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,8 @@ class Work:
         tiles: address of the table of tiles.
         tile_count: how many tiles there are.
         angles: address of the rotary angles.
+        which: address of the list of rows whose logits are wanted.
+        wanted: how many these are.
         places: addresses of what the pass keeps in device memory, by name.
     """
 
@@ -69,6 +76,8 @@ class Work:
     tiles: int
     tile_count: int
     angles: int
+    which: int
+    wanted: int
     places: dict[str, int]
 
     @property
@@ -95,6 +104,7 @@ class Prompts(ABC):
         self._room: tuple[Any, int, int] = (None, 0, 0)  # array, its address, floats
         self._angles: tuple[Any, int] = (None, 0)
         self._about: tuple[Any, int] = (None, 0)
+        self._host: np.ndarray | None = None
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -102,22 +112,42 @@ class Prompts(ABC):
         each = c.num_heads * (place // SPAN + 1) * (c.head_dim + SPLIT_SIZE)
         return max(ROW_BAND, min(MOST_ROWS, _SPLIT_FLOATS // each // ROW_BAND * ROW_BAND))
 
-    def run(self, parts: Sequence[Part], angles: Any) -> None:
+    def run(self, parts: Sequence[Part], angles: Any) -> list[np.ndarray]:
         """Put keys and values of all rows into their caches; nothing else may be running.
 
         Args:
             parts: at most `most_rows` rows in all.
             angles: float32 (positions, D / 2, 2).
+
+        Returns:
+            Logits float32 (wanted, V) of each part.
         """
         self._prepare()
         work = self._work(parts, angles)
         self._embed(work)
         for number, entries in enumerate(self._table[:-1]):
             self._project(number, entries, work)
-            if number + 1 < self.config.num_layers:  # of the last layer only keys and values are needed
+            if work.wanted or number + 1 < self.config.num_layers:  # keys and values need no more of the last layer
                 self._attend(number, entries, work)
                 self._mlp(entries, work)
+        logits = np.empty((work.wanted, self.config.vocab_size), np.float32)
+        for first in range(0, work.wanted, ROW_BAND):
+            self._read_logits(work, logits[first : first + ROW_BAND], first)
         self._step.driver.wait()
+        ends = np.cumsum([each.wanted for each in parts])
+        return [logits[end - each.wanted : end] for each, end in zip(parts, ends.tolist(), strict=True)]
+
+    def _read_logits(self, work: Work, logits: np.ndarray, first: int) -> None:
+        """Logits of some of the wanted rows, from the first on; at most `ROW_BAND`."""
+        self._head(work, work.which + 4 * first, len(logits))
+        driver, columns = self._step.driver, self._head_columns
+        if self._host is None:
+            self._host = driver.pinned(4 * MAX_ROWS * columns).view(np.float32).reshape(MAX_ROWS, columns)
+        driver.wait()
+        for row in range(0, len(logits), MAX_ROWS):
+            part = logits[row : row + MAX_ROWS]
+            driver.read(work.places["logits"] + 4 * row * columns, self._host[: len(part)])
+            part[:] = self._host[: len(part), : part.shape[1]]
 
     @abstractmethod
     def text(self) -> str:
@@ -134,6 +164,15 @@ class Prompts(ABC):
     @abstractmethod
     def _embed(self, work: Work) -> None:
         """Put the tokens' embeddings into x."""
+
+    @abstractmethod
+    def _head(self, work: Work, which: int, count: int) -> None:
+        """The last norm and the logits layer of the rows in a list at this address."""
+
+    @property
+    @abstractmethod
+    def _head_columns(self) -> int:
+        """Floats of a row of logits."""
 
     @abstractmethod
     def _project(self, number: int, entries: list[int], work: Work) -> None:
@@ -178,36 +217,42 @@ class Prompts(ABC):
         if self._angles[0] is not angles:
             self._angles = angles, self._step.addresses([angles])[0]
         if self._about[0] is None:
-            array = self._step.own((2 * MOST_ROWS, _ENTRY), self._mx.int32)
+            array = self._step.own((_TABLE,), self._mx.int32)
             self._about = array, self._step.addresses([array])[0]
-        about = self._about[1]
-        tiles = self._tell(parts, about)
-        places = self._places(padded(rows, ROW_BAND), splits)
-        return Work(rows, splits, about, about + MOST_ROWS * _ENTRY * 4, tiles, self._angles[1], places)
+        about, wanted = self._about[1], sum(each.wanted for each in parts)
+        tile_count = self._tell(parts, about)
+        places = self._places(padded(rows, ROW_BAND), splits, logits=wanted > 0)
+        tiles, which = about + 4 * _TILES, about + 4 * _WHICH
+        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places)
 
     def _tell(self, parts: Sequence[Part], about: int) -> int:
-        """Put the tables of rows and of tiles on the device; how many tiles there are."""
-        table, rows, tiles = np.zeros((2 * MOST_ROWS, _ENTRY), np.int32), 0, 0
+        """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""
+        table, rows, tiles, wanted = np.zeros(_TABLE, np.int32), 0, 0, 0
+        row_lines, tile_lines = table[:_WHICH].reshape(2, MOST_ROWS, _ENTRY)
         for each in parts:
             count, address = len(each.tokens), self._step.address(each.cache)
-            lines = table[rows : rows + count]
+            lines = row_lines[rows : rows + count]
             lines[:, 0], lines[:, 1] = each.tokens, np.arange(each.place, each.place + count)
             lines[:, 2] = each.cache.positions
             lines[:, 4:6] = np.array([address], np.int64).view(np.int32)
             for first in range(0, count, TILE_ROWS):
-                line = table[MOST_ROWS + tiles]
+                line = tile_lines[tiles]
                 line[:4] = rows + first, min(TILE_ROWS, count - first), each.place + first, each.cache.positions
                 line[4:6] = lines[0, 4:6]
                 tiles += 1
             rows += count
+            table[_WHICH + wanted : _WHICH + wanted + each.wanted] = range(rows - each.wanted, rows)
+            wanted += each.wanted
         self._step.driver.write(about, table)
         return tiles
 
-    def _places(self, rows: int, splits: int) -> dict[str, int]:
+    def _places(self, rows: int, splits: int, *, logits: bool) -> dict[str, int]:
         """Addresses of what a pass keeps in device memory."""
         c = self.config
         sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim} | self._sizes(rows)
         sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
+        if logits:
+            sizes["logits"] = ROW_BAND * self._head_columns
         need = sum(padded(size, 64) for size in sizes.values())
         if self._room[2] < need:
             self._room = (None, 0, 0)
@@ -269,6 +314,7 @@ class DensePrompts(Prompts):
         self._out = _Matrix(-(-c.hidden_size // 16), mixed // 32)
         self._both = _Matrix(inner // 8, hidden // 32)
         self._down = _Matrix(-(-c.hidden_size // 16), inner // 32)
+        self._logits = _Matrix(-(-c.vocab_size // 16), hidden // 32)
         self._widest = max(hidden, mixed, inner)
         self._parts = 2 if step.weight_type == "bfloat_t" else 1  # of an activation
 
@@ -296,6 +342,16 @@ class DensePrompts(Prompts):
     def _embed(self, work: Work) -> None:
         self._launch("prompt_embed", (work.rows, 1, 1), work.about, self._table[-1][2], work.places["x"])
 
+    def _head(self, work: Work, which: int, count: int) -> None:
+        self._norm(work, self._table[-1][1], self._down.columns, (which, count))
+        grid = (1, -(-self._logits.tiles // _WARPS), 1)
+        places = (work.places["activation"], work.places["logits"])
+        self._launch("prompt_multiply", grid, self._logits.tiles, self._logits.steps, self._table[-1][0], *places)
+
+    @property
+    def _head_columns(self) -> int:
+        return self._logits.columns
+
     def _project(self, number: int, entries: list[int], work: Work) -> None:
         self._norm(work, entries[0], self._down.columns if number else 0)
         self._multiply(self._qkv, entries[4], work)
@@ -315,11 +371,11 @@ class DensePrompts(Prompts):
         self._launch("prompt_gate", grid, places["sums"], self._both.columns, work.rows, places["activation"])
         self._multiply(self._down, entries[7], work)
 
-    def _norm(self, work: Work, weight: int, columns: int) -> None:
-        """Norm of x plus the sums of this width, unless it is 0."""
-        places = work.places
+    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
+        """Norm of x plus sums of this width, unless it is 0; of all rows, or those of a list: its address and length."""
+        places, (which, count) = work.places, listed or (0, work.rows)
         sums = places["sums"] if columns else 0
-        self._launch("prompt_norm", (work.rows, 1, 1), places["x"], sums, columns, weight, places["activation"])
+        self._launch("prompt_norm", (count, 1, 1), places["x"], sums, columns, weight, which, places["activation"])
 
     def _multiply(self, matrix: _Matrix, weights: int, work: Work) -> None:
         grid = (work.padded_rows // ROW_BAND, -(-matrix.tiles // _WARPS), 1)

@@ -70,6 +70,17 @@ class QuantPrompts(Prompts):
         table, forms = self._table[-1][2], self._table[-1][4]
         self._launch("prompt_embed", (work.rows, 1, 1), work.about, table, forms >> 8 & 255, work.places["x"])
 
+    def _head(self, work: Work, which: int, count: int) -> None:
+        self._norm(work, self._table[-1][1], self._columns((6,)), (which, count))
+        (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
+        about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
+        matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
+        self._launch("prompt_multiply", (1, tiles, 1), *about, *matrix, *[0] * 12)
+
+    @property
+    def _head_columns(self) -> int:
+        return self._columns((7,))
+
     def _project(self, number: int, entries: list[int], work: Work) -> None:
         self._norm(work, entries[0], self._columns((6,)) if number else 0)
         self._multiply((0, 1, 2), entries, work)
@@ -90,11 +101,12 @@ class QuantPrompts(Prompts):
         self._launch("prompt_gate", grid, *sums, *self._inputs(work), work.places["scales"])
         self._multiply((6,), entries, work)
 
-    def _norm(self, work: Work, weight: int, columns: int) -> None:
-        """Norm of x plus the sums of this width, unless it is 0."""
-        places = work.places
-        sums = (places["x"], places["sums"] if columns else 0, columns, weight)
-        self._launch("prompt_norm", (work.rows, 1, 1), *sums, *self._inputs(work), places["scales"])
+    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
+        """Norm of x plus sums of this width, unless it is 0; of all rows, or those of a list: its address and length."""
+        places, (which, count) = work.places, listed or (0, work.rows)
+        sums = (places["x"], places["sums"] if columns else 0, columns, weight, which)
+        inputs = (places["words"], places["groups"], ROW_BAND if listed else work.padded_rows)
+        self._launch("prompt_norm", (count, 1, 1), *sums, *inputs, places["scales"])
 
     def _multiply(self, which: Sequence[int], entries: list[int], work: Work) -> None:
         """Sums of matrices that take the same rows, side by side."""

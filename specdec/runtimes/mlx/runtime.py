@@ -171,32 +171,34 @@ class MlxRuntime:
                 share.cache.reserve(share.cache.length + len(share.ids))
             logits: list[list[np.ndarray]] = [[] for _ in shares]
             read = [0] * len(shares)
-            self._read_prompts(shares, read)
+            self._run_wide(shares, logits, read)
             for step in steps_of(shares, self._most_rows(view)):
                 for part, found, nbytes in self._step(step, view):
                     logits[part.number].append(found)
                     read[part.number] += nbytes
-            nothing = np.empty((0, self.config.vocab_size), np.float32)
             for share in shares:
-                if not logits[share.number]:
-                    logits[share.number].append(nothing)
                 share.cache.advance(len(share.ids))
         # Each sequence owns its logits: a part of a step's is copied.
         joined = [found[0] if len(found) == 1 and len(batch) == 1 else np.concatenate(found) for found in logits]
         return [Pass(found, nbytes) for found, nbytes in zip(joined, read, strict=True)]
 
-    def _read_prompts(self, shares: list[Share], read: list[int]) -> None:
-        """Run rows without logits in wide passes, where this model has them; adds the bytes read of each share."""
+    def _run_wide(self, shares: list[Share], logits: list[list[np.ndarray]], read: list[int]) -> None:
+        """Run many rows in wide passes, where this model has them; adds each share's logits and bytes read."""
         if self._prompts is None:
             return
         history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
         for wide in wide_passes(shares, self._prompts.most_rows):
-            parts = [Part(part.cache, part.ids[first:last], part.cache.length + first) for part, first, last in wide]
-            angles, _ = self._transformer.angles(max(part.cache.positions for part, _, _ in wide))
-            self._prompts.run(parts, angles[0])
-            rows, row = sum(last - first for _, first, last in wide), 0
-            for part, first, last in wide:
+            pieces = [part.piece(first, last, 0) for part, first, last in wide]
+            parts = [
+                Part(part.cache, piece.tokens, piece.slot, piece.wanted)
+                for (part, _, _), piece in zip(wide, pieces, strict=True)
+            ]
+            angles, _ = self._transformer.angles(max(part.cache.positions for part in parts))
+            rows, row = sum(len(part.tokens) for part in parts), 0
+            made = self._prompts.run(parts, angles[0])
+            for (part, first, last), found in zip(wide, made, strict=True):
                 weights, until = self._weight_bytes(part.mode, part.efforts), row + last - first
+                logits[part.number].append(found)
                 read[part.number] += weights * until // rows - weights * row // rows
                 read[part.number] += history * (part.cache.length + last)
                 row = until

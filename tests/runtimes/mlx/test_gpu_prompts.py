@@ -111,10 +111,10 @@ def test_a_prompt_leaves_the_bits_of_its_tokens_in_steps(runtime_of, monkeypatch
 def test_the_rows_really_are_read_in_wide_passes(runtime_of, monkeypatch):
     runtime, runs = runtime_of("tiny"), []
     run = runtime._prompts.run
-    monkeypatch.setattr(runtime._prompts, "run", lambda parts, angles: (runs.append(parts), run(parts, angles)))
+    monkeypatch.setattr(runtime._prompts, "run", lambda parts, angles: (runs.append(parts), run(parts, angles))[1])
     kv = runtime.new_cache(700)
     assert forward_one(runtime, tokens(600), kv, effort=FULL, logits="last").logits.shape == (1, 47)
-    assert [len(part.tokens) for parts in runs for part in parts] == [512, 87]
+    assert [len(part.tokens) for parts in runs for part in parts] == [512, 88]
     assert forward_one(runtime, tokens(50), kv, effort=FULL, logits="none").logits.shape == (0, 47)
     assert len(runs) == 3
     assert kv.length == 650
@@ -145,3 +145,12 @@ def test_a_prefix_may_be_reused_at_any_length(runtime_of):
     for length in (1, 63, 64, 255, 257, 399):
         kv.trim(length)
         assert np.array_equal(forward_one(runtime, ids[length:], kv, effort=FULL, logits="last").logits, wanted)
+
+
+@pytest.mark.parametrize("name", [*NAMES])
+def test_logits_of_all_rows_are_those_of_steps(runtime_of, monkeypatch, name):
+    runtime, ids = runtime_of(name), tokens(150)
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_prompts", None)
+        wanted = forward_one(runtime, ids, runtime.new_cache(200), effort=FULL).logits
+    assert np.array_equal(forward_one(runtime, ids, runtime.new_cache(200), effort=FULL).logits, wanted)

@@ -44,26 +44,24 @@ def test_wide_passes_and_steps_take_every_row_once_and_in_order(prompts: list[tu
         for part, first, last in taken:
             which = next(n for n, each in enumerate(shares) if each is part)
             assert done[which] == first < last
-            assert number >= len(passes) or last <= len(part.ids) - part.wanted
             done[which] = last
         assert sum(last - first for _, first, last in taken) <= (MOST_ROWS if number < len(passes) else 16)
     assert done == [count for count, _ in prompts]
-    if sum(count - last for count, last in prompts) >= LEAST_WIDE:
-        assert all(each.begun == len(each.ids) - each.wanted for each in shares)
+    if sum(count for count, _ in prompts) >= LEAST_WIDE:
+        assert all(each.begun == len(each.ids) for each in shares)
     else:
         assert not passes
 
 
-def test_rows_whose_logits_are_wanted_trees_and_choosing_rows_go_in_steps() -> None:
+def test_trees_drafts_and_choosing_rows_go_in_steps() -> None:
     shares = [
-        share(100, 100),
         share(60, 0, tree=True),
         share(90, 1, mode="verify", selects=True),
         share(90, 1, mode="int4"),
     ]
     shares += [share(90, 1, mode="quant", selects=True)]
     assert not list(wide_passes(shares, lambda _: MOST_ROWS))
-    assert [each.begun for each in shares] == [0] * 5
+    assert [each.begun for each in shares] == [0] * 4
 
 
 class Driver:
@@ -90,7 +88,13 @@ class Driver:
         self.written.append(array.copy())
 
     def wait(self) -> None:
-        self.launches.append(("wait",))
+        """Nothing runs."""
+
+    def pinned(self, size: int) -> np.ndarray:
+        return np.zeros(size, np.uint8)
+
+    def read(self, _: int, array: np.ndarray) -> None:
+        array[:] = 1
 
 
 def dense() -> DensePrompts:
@@ -107,18 +111,17 @@ def quantised(*types: str) -> QuantPrompts:
     return QuantPrompts(step.mx, step, entries, SimpleNamespace(code=lambda text: text.encode()))  # type: ignore[arg-type]
 
 
-def run(prompts: Prompts, monkeypatch: pytest.MonkeyPatch, parts: list[Part]) -> Driver:
+def run(prompts: Prompts, monkeypatch: pytest.MonkeyPatch, parts: list[Part]) -> tuple[Driver, list[np.ndarray]]:
     driver, numbers = Driver(), itertools.count(1 << 40, 1 << 36)
     monkeypatch.setattr(prompts._step, "driver", driver)
     monkeypatch.setattr(prompts._step, "addresses", lambda entries: [next(numbers) for _ in entries])
     monkeypatch.setattr(prompts._step, "address", lambda cache: cache.address)
-    prompts.run(parts, object())
-    return driver
+    return driver, prompts.run(parts, object())
 
 
-def part(count: int, place: int, address: int) -> Part:
+def part(count: int, place: int, address: int, wanted: int = 0) -> Part:
     cache: Any = SimpleNamespace(positions=1024, address=address)
-    return Part(cache, list(range(100, 100 + count)), place)
+    return Part(cache, list(range(100, 100 + count)), place, wanted)
 
 
 @pytest.mark.parametrize("kind", ["dense", "quantised"])
@@ -126,21 +129,35 @@ def test_a_pass_launches_all_layers_and_ends_with_the_last_ones_keys(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     prompts = dense() if kind == "dense" else quantised("q4_k", "q6_k")
-    driver = run(prompts, monkeypatch, [part(70, 500, 1 << 33), part(33, 0, 1 << 34)])
+    driver, _ = run(prompts, monkeypatch, [part(70, 500, 1 << 33), part(33, 0, 1 << 34)])
     names = [name for name, *_ in driver.launches]
     layer = ["prompt_norm", "prompt_multiply", "prompt_turn", "prompt_attend", "prompt_mix", "prompt_multiply"]
     layer += ["prompt_norm", "prompt_multiply", "prompt_gate", "prompt_multiply"]
-    assert names == ["prompt_embed", *layer * (prompts.config.num_layers - 1), *layer[:3], "wait"]
-    grids = {name: grid for name, grid, *_ in driver.launches[:-1]}
+    assert names == ["prompt_embed", *layer * (prompts.config.num_layers - 1), *layer[:3]]
+    grids = {name: grid for name, grid, *_ in driver.launches}
     assert grids["prompt_norm"] == (103, 1, 1)
     assert grids["prompt_attend"] == (3 + 2, prompts.config.num_heads, 3)
-    assert all(grid[0] == 2 for name, grid, *_ in driver.launches[:-1] if name == "prompt_multiply")
+    assert all(grid[0] == 2 for name, grid, *_ in driver.launches if name == "prompt_multiply")
+
+
+@pytest.mark.parametrize("kind", ["dense", "quantised"])
+def test_logits_are_made_of_the_rows_wanted_in_bands(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    prompts = dense() if kind == "dense" else quantised("q4_k", "q6_k")
+    parts = [part(70, 500, 1 << 33, 70), part(33, 0, 1 << 34), part(5, 9, 1 << 35, 1)]
+    driver, logits = run(prompts, monkeypatch, parts)
+    assert [found.shape for found in logits] == [(count, prompts.config.vocab_size) for count in (70, 0, 1)]
+    table = driver.written[0]
+    assert table[16 * MOST_ROWS :][:72].tolist() == [*range(70), 107, 0]
+    last = [(name, grid) for name, grid, *_ in driver.launches if name in ("prompt_norm", "prompt_multiply")][-4:]
+    columns = -(-prompts._head_columns // 128)
+    assert last == [("prompt_norm", (64, 1, 1)), ("prompt_multiply", (1, columns, 1)),
+                    ("prompt_norm", (7, 1, 1)), ("prompt_multiply", (1, columns, 1))]  # fmt: skip
 
 
 def test_tables_say_where_every_row_and_tile_belongs(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = run(dense(), monkeypatch, [part(70, 500, (7 << 33) + 48), part(33, 0, 1 << 34)])
+    driver, _ = run(dense(), monkeypatch, [part(70, 500, (7 << 33) + 48), part(33, 0, 1 << 34)])
     (table,) = driver.written
-    rows, tiles = table[:MOST_ROWS], table[MOST_ROWS:]
+    rows, tiles = table[: 16 * MOST_ROWS].reshape(2, MOST_ROWS, 8)
     assert rows[:103, 0].tolist() == [*range(100, 170), *range(100, 133)]
     assert rows[:103, 1].tolist() == [*range(500, 570), *range(33)]
     addresses = np.ascontiguousarray(rows[:103, 4:6]).view(np.int64)[:, 0].tolist()
