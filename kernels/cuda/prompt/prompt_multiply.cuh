@@ -5,10 +5,9 @@
 namespace specdec {
 
 constexpr int MANY = 64, STAGE_UNITS = 2, PROMPT_STAGES = 4;
-constexpr int MULTIPLY_WARPS = PROMPT_WARPS, MULTIPLY_THREADS = MULTIPLY_WARPS * 32;
 constexpr int UNIT_BYTES = MANY * 64 * SPLIT;  // of the rows: 32 inputs
 constexpr int ROWS_STAGE = STAGE_UNITS * UNIT_BYTES;
-constexpr int TOTALS_BYTES = MULTIPLY_WARPS * MANY * 16 * 4;
+constexpr int WARP_TOTALS = MANY * 16;  // floats
 
 // Where sums end in a tile of a matrix: 1 after the last unit of a warp of the step, 2 after the last one of a block.
 DEVICE void find_ends(const Matrix& m, int tile, unsigned char* ends) {
@@ -24,7 +23,7 @@ DEVICE void find_ends(const Matrix& m, int tile, unsigned char* ends) {
 // Asks for the inputs of a stage: (units, parts, rows, 64 bytes).
 DEVICE void issue_rows(const act_t* activation, int width, int stage, char* to) {
   constexpr int EACH = STAGE_UNITS * 4;  // 16 bytes at a time of a row's part
-  for (int at = threadIdx.x; at < MANY * SPLIT * EACH; at += MULTIPLY_THREADS) {
+  for (int at = threadIdx.x; at < MANY * SPLIT * EACH; at += blockDim.x) {
     const int piece = at % EACH, line = at / EACH;
     copy16(to + ((piece / 4 * SPLIT + line % SPLIT) * MANY + line / SPLIT) * 64 + piece % 4 * 16,
            activation + (size_t)line * width + stage * STAGE_UNITS * 32 + piece * 8);
@@ -33,16 +32,17 @@ DEVICE void issue_rows(const act_t* activation, int width, int stage, char* to) 
 
 }  // namespace specdec
 
-// activation (rows, SPLIT, steps * 32) -> sums (rows, tiles * 16); a block has MANY rows and MULTIPLY_WARPS tiles.
-extern "C" __global__ void __launch_bounds__(MULTIPLY_THREADS, 2)
+// activation (rows, SPLIT, steps * 32) -> sums (rows, tiles * 16); a block has MANY rows and a tile for each warp.
+extern "C" __global__ void __launch_bounds__(32 * MOST_WARPS, 2)
     prompt_multiply(long long tiles, long long steps, const uint4* weights, const act_t* activation, float* sums) {
   extern __shared__ uint4 shared_memory[];
   const Matrix m{int(tiles), int(steps)};
   char* ring = reinterpret_cast<char*>(shared_memory);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  float* total = reinterpret_cast<float*>(ring + PROMPT_STAGES * ROWS_STAGE) + warp * MANY * 16 + lane;
-  unsigned char* ends = reinterpret_cast<unsigned char*>(ring + PROMPT_STAGES * ROWS_STAGE + TOTALS_BYTES) + warp * m.steps;
-  const int row = blockIdx.x * MANY, own = blockIdx.y * MULTIPLY_WARPS + warp, width = m.steps * 32;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, warps = blockDim.x / 32;
+  float* totals = reinterpret_cast<float*>(ring + PROMPT_STAGES * ROWS_STAGE);
+  float* total = totals + warp * WARP_TOTALS + lane;
+  unsigned char* ends = reinterpret_cast<unsigned char*>(totals + warps * WARP_TOTALS) + warp * m.steps;
+  const int row = blockIdx.x * MANY, own = blockIdx.y * warps + warp, width = m.steps * 32;
   const int tile = own < m.tiles ? own : m.tiles - 1, stages = m.steps / STAGE_UNITS;
   activation += (size_t)row * SPLIT * width;
 #pragma unroll

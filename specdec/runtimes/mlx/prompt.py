@@ -26,7 +26,7 @@ from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
-_WARPS = 8  # of a block that multiplies, with 16 outputs each
+_MOST_WARPS, _FEW_WARPS = 8, 4  # of a block that multiplies, with 16 outputs each
 _STAGES, _STAGE_UNITS = 4, 2  # of the ring of rows; a unit is 32 inputs
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
@@ -324,7 +324,7 @@ class DensePrompts(Prompts):
         mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
         constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": _STAGES, "SPLIT": self._parts}
-        constants |= {"act_t": self._step.weight_type, "PROMPT_WARPS": _WARPS}
+        constants |= {"act_t": self._step.weight_type, "MOST_WARPS": _MOST_WARPS}
         constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
         files = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh")
         files += ("prompt_attention.cuh", "prompt_rows.cuh")
@@ -332,8 +332,11 @@ class DensePrompts(Prompts):
 
     def _kernels(self) -> dict[str, tuple[int, int]]:
         steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
-        ring = _STAGES * _STAGE_UNITS * ROW_BAND * 64 * self._parts
-        return {"prompt_multiply": (32 * _WARPS, ring + _WARPS * (ROW_BAND * 64 + steps))}
+        return {"prompt_multiply": (32 * _MOST_WARPS, self._multiply_bytes(_MOST_WARPS, steps))}
+
+    def _multiply_bytes(self, warps: int, steps: int) -> int:
+        """Shared memory of a block that multiplies."""
+        return _STAGES * _STAGE_UNITS * ROW_BAND * 64 * self._parts + warps * (ROW_BAND * 64 + steps)
 
     def _sizes(self, rows: int) -> dict[str, int]:
         columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
@@ -344,9 +347,7 @@ class DensePrompts(Prompts):
 
     def _head(self, work: Work, which: int, count: int) -> None:
         self._norm(work, self._table[-1][1], self._down.columns, (which, count))
-        grid = (1, -(-self._logits.tiles // _WARPS), 1)
-        places = (work.places["activation"], work.places["logits"])
-        self._launch("prompt_multiply", grid, self._logits.tiles, self._logits.steps, self._table[-1][0], *places)
+        self._multiply(self._logits, self._table[-1][0], work, 1, "logits")
 
     @property
     def _head_columns(self) -> int:
@@ -372,12 +373,20 @@ class DensePrompts(Prompts):
         self._multiply(self._down, entries[7], work)
 
     def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
-        """Norm of x plus sums of this width, unless it is 0; of all rows, or those of a list: its address and length."""
+        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
         places, (which, count) = work.places, listed or (0, work.rows)
         sums = places["sums"] if columns else 0
         self._launch("prompt_norm", (count, 1, 1), places["x"], sums, columns, weight, which, places["activation"])
 
-    def _multiply(self, matrix: _Matrix, weights: int, work: Work) -> None:
-        grid = (work.padded_rows // ROW_BAND, -(-matrix.tiles // _WARPS), 1)
-        places = (work.places["activation"], work.places["sums"])
-        self._launch("prompt_multiply", grid, matrix.tiles, matrix.steps, weights, *places)
+    def _multiply(
+        self, matrix: _Matrix, weights: int, work: Work, bands: int | None = None, to: str = "sums"
+    ) -> None:  # fmt: skip
+        bands = work.padded_rows // ROW_BAND if bands is None else bands
+        # Smaller blocks where large ones would leave multiprocessors idle.
+        many = bands * matrix.tiles >= _MOST_WARPS * self._step.grid
+        warps = _MOST_WARPS if many else _FEW_WARPS
+        arguments = (matrix.tiles, matrix.steps, weights, work.places["activation"], work.places[to])
+        function, *_ = self._functions["prompt_multiply"]
+        shared_bytes = self._multiply_bytes(warps, matrix.steps)
+        grid = (bands, -(-matrix.tiles // warps), 1)
+        self._step.driver.launch(function, grid, 32 * warps, shared_bytes, arguments)

@@ -102,7 +102,7 @@ class QuantPrompts(Prompts):
         self._multiply((6,), entries, work)
 
     def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
-        """Norm of x plus sums of this width, unless it is 0; of all rows, or those of a list: its address and length."""
+        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
         places, (which, count) = work.places, listed or (0, work.rows)
         sums = (places["x"], places["sums"] if columns else 0, columns, weight, which)
         inputs = (places["words"], places["groups"], ROW_BAND if listed else work.padded_rows)
