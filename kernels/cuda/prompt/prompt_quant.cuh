@@ -246,7 +246,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         *reinterpret_cast<float4*>(from) = value;
       }
     }
-    const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+    const float square = lane_sum(four_squares(value));
     if (lane == 0) squares[job] = square;
     Inputs{words, groups, all_rows}.put(blockIdx.x, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
   }

@@ -22,9 +22,9 @@ DEVICE void norm_row(const M& m, const float* x, const float* parts, int row, fl
       if (to) *reinterpret_cast<float4*>(to + i) = four;
     }
     value[j] = four.x, value[j + 1] = four.y, value[j + 2] = four.z, value[j + 3] = four.w;
-    square += four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w;
+    square += four_squares(four);
   }
-  const float scale = 1.0f / square_root(block_sum<WARPS>(square, scratch, tid) / WIDTH + EPSILON);
+  const float scale = rms_scale(block_sum<WARPS>(square, scratch, tid), WIDTH, EPSILON);
 #pragma unroll
   for (int j = 0; j < OWN<PADDED>; j += 4) {
     const int i = tid * OWN<PADDED> + j;

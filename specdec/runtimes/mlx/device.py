@@ -124,6 +124,15 @@ class CudaDriver:
         """Shared memory that one block may have at most."""
         return self._attribute(97)  # CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
 
+    @property
+    def bytes_per_s(self) -> float:
+        """What the GPU's memory gives at most."""
+        clock_khz, bits = (
+            self._attribute(36),
+            self._attribute(37),
+        )  # CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, .._BUS_WIDTH
+        return 2e3 * clock_khz * bits / 8
+
     def pinned(self, nbytes: int) -> np.ndarray:
         """Host memory that the GPU copies to directly, uint8 (nbytes,); never given back."""
         self._call("cuCtxSetCurrent", self._context)
@@ -131,6 +140,26 @@ class CudaDriver:
         self._call("cuMemAllocHost_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
         assert place.value is not None  # the call above would have failed
         return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(place.value))
+
+    def function(self, code: bytes, name: str, *, shared_bytes: int) -> ctypes.c_void_p:
+        """A kernel of machine code, loaded for as long as the process runs; blocks may have that much shared memory."""
+        self._call("cuCtxSetCurrent", self._context)
+        module, found = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(module), code)
+        self._call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
+        # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+        self._call("cuFuncSetAttribute", found, 8, shared_bytes)
+        return found
+
+    def launch(self, function: ctypes.c_void_p, shape: Sequence[int], parameters: Any) -> None:
+        """Begin a kernel whose blocks all run at the same time: grid (3), block (3) and bytes of shared memory."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuLaunchCooperativeKernel", function, *(ctypes.c_uint(size) for size in shape), None, parameters)
+
+    def wait(self) -> None:
+        """Wait for what was begun here."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuStreamSynchronize", None)
 
     def write(self, address: int, array: np.ndarray) -> None:
         """Copy `array` to a place on the device."""
@@ -140,39 +169,26 @@ class CudaDriver:
         # The call returns when the numbers are on their way: MLX's stream would not wait for them to arrive.
         self._call("cuStreamSynchronize", None)
 
+    def send(self, address: int, array: np.ndarray) -> None:
+        """Begin to copy `array`, of `pinned` memory, to a place on the device: what `launch` begins after it waits."""
+        self._call("cuCtxSetCurrent", self._context)
+        place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
+        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), place, size, None)
+
     def read(self, address: int, array: np.ndarray) -> None:
-        """Fill `array` from a place on the device."""
+        """Fill `array` from a place on the device, once what was begun here has ended."""
         self._call("cuCtxSetCurrent", self._context)
         place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyDtoH_v2", place, ctypes.c_uint64(address), size)
 
-    def load(self, code: bytes) -> ctypes.c_void_p:
-        """Machine code on the device, for `function`; it stays there."""
-        self._call("cuCtxSetCurrent", self._context)
-        module = ctypes.c_void_p()
-        self._call("cuModuleLoadData", ctypes.byref(module), code)
-        return module
-
-    def function(self, module: ctypes.c_void_p, name: str, shared_bytes: int) -> ctypes.c_void_p:
-        """A kernel of loaded code, which may ask for that much dynamic shared memory."""
-        found = ctypes.c_void_p()
-        self._call("cuModuleGetFunction", ctypes.byref(found), module, name.encode())
-        self._call("cuFuncSetAttribute", found, 8, shared_bytes)  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-        return found
-
-    def launch(
-        self, function: ctypes.c_void_p, grid: tuple[int, int, int], threads: int, shared_bytes: int,
-        arguments: Sequence[int],
-    ) -> None:  # fmt: skip
-        """Run a kernel whose parameters are all of 64 bits, after those launched before; `wait` for it."""
+    def begin(
+        self, function: ctypes.c_void_p, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[int]
+    ) -> None:
+        """Begin a kernel whose parameters all have 64 bits, after what was begun before; from the thread of a `write`."""
         count = len(arguments)
         values = (ctypes.c_int64 * count)(*arguments)
         places = (ctypes.c_void_p * count)(*(ctypes.addressof(values) + 8 * place for place in range(count)))
         self._call("cuLaunchKernel", function, *grid, threads, 1, 1, shared_bytes, None, places, None)
-
-    def wait(self) -> None:
-        """Wait for what was launched; raises OSError when a kernel failed."""
-        self._call("cuStreamSynchronize", None)
 
     def _attribute(self, which: int) -> int:
         found = ctypes.c_int()

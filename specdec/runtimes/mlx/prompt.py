@@ -209,7 +209,7 @@ class Prompts(ABC):
 
     def _launch(self, name: str, grid: Grid, *arguments: int) -> None:
         function, threads, shared_bytes = self._functions[name]
-        self._step.driver.launch(function, grid, threads, shared_bytes, arguments)
+        self._step.driver.begin(function, grid, threads, shared_bytes, arguments)
 
     def _work(self, parts: Sequence[Part], angles: Any) -> Work:
         rows = sum(len(each.tokens) for each in parts)
@@ -273,9 +273,9 @@ class Prompts(ABC):
             self._table.append(flat[: len(line)])
             del flat[: len(line)]
         driver = self._step.driver
-        module = driver.load(self._compiler.code(self.text()))
+        code = self._compiler.code(self.text())
         for name, (threads, shared_bytes) in (self._kernels() | self._common_kernels()).items():
-            self._functions[name] = driver.function(module, name, shared_bytes), threads, shared_bytes
+            self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
 
     def _common_kernels(self) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""
@@ -389,4 +389,4 @@ class DensePrompts(Prompts):
         function, *_ = self._functions["prompt_multiply"]
         shared_bytes = self._multiply_bytes(warps, matrix.steps)
         grid = (bands, -(-matrix.tiles // warps), 1)
-        self._step.driver.launch(function, grid, 32 * warps, shared_bytes, arguments)
+        self._step.driver.begin(function, grid, 32 * warps, shared_bytes, arguments)

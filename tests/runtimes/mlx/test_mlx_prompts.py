@@ -73,14 +73,11 @@ class Driver:
         self.launches: list[tuple[Any, ...]] = []
         self.written: list[np.ndarray] = []
 
-    def load(self, code: bytes) -> bytes:
-        return code
-
-    def function(self, _: bytes, name: str, shared_bytes: int) -> str:
+    def function(self, _: bytes, name: str, *, shared_bytes: int) -> str:
         assert shared_bytes <= 227 * 1024
         return name
 
-    def launch(self, name: str, grid: Any, threads: int, shared_bytes: int, arguments: Any) -> None:
+    def begin(self, name: str, grid: Any, threads: int, shared_bytes: int, arguments: Any) -> None:
         assert all(1 <= size <= 65535 for size in grid)
         self.launches.append((name, grid, *arguments))
 
