@@ -184,7 +184,7 @@ class CudaDriver:
     def begin(
         self, function: ctypes.c_void_p, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[int]
     ) -> None:
-        """Begin a kernel whose parameters all have 64 bits, after what was begun before; from the thread of a `write`."""
+        """Begin a kernel whose parameters all have 64 bits, on the thread of the last `write`; `wait` waits for it."""
         count = len(arguments)
         values = (ctypes.c_int64 * count)(*arguments)
         places = (ctypes.c_void_p * count)(*(ctypes.addressof(values) + 8 * place for place in range(count)))
