@@ -156,21 +156,32 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 2)
   // Each piece of 16 positions by itself: the largest score, shares and their sum.
   const int row = lane, place = tile.place + row;
   for (int piece = warp; piece < PIECES; piece += ATTEND_THREADS / 32) {
-    float* score = &m.score[row][piece * 16];
     const int first = start + piece * 16;
+    if (first > newest) {
+      m.most[row][piece] = MINUS_INFINITY, m.weight[row][piece] = 0;
+      continue;
+    }
+    float4* score = reinterpret_cast<float4*>(&m.score[row][piece * 16]);
     float most = MINUS_INFINITY, part[16];
 #pragma unroll
-    for (int a = 0; a < 16; ++a) {
-      const bool seen = first + a <= place && first + a > place - window;
-      most = fmaxf(most, seen ? score[a] : MINUS_INFINITY);
+    for (int quad = 0; quad < 4; ++quad) {
+      const float4 four = score[quad];
+      part[4 * quad] = four.x, part[4 * quad + 1] = four.y, part[4 * quad + 2] = four.z, part[4 * quad + 3] = four.w;
     }
 #pragma unroll
     for (int a = 0; a < 16; ++a) {
       const bool seen = first + a <= place && first + a > place - window;
-      part[a] = seen ? exponential(score[a] - most) : 0.0f;
+      most = fmaxf(most, seen ? part[a] : MINUS_INFINITY);
     }
 #pragma unroll
-    for (int a = 0; a < 16; ++a) score[a] = part[a];
+    for (int a = 0; a < 16; ++a) {
+      const bool seen = first + a <= place && first + a > place - window;
+      part[a] = seen ? exponential(part[a] - most) : 0.0f;
+    }
+#pragma unroll
+    for (int quad = 0; quad < 4; ++quad) {
+      score[quad] = float4{part[4 * quad], part[4 * quad + 1], part[4 * quad + 2], part[4 * quad + 3]};
+    }
 #pragma unroll
     for (int a = 0; a < 8; ++a) part[a] += part[a + 8];
 #pragma unroll

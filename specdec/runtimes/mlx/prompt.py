@@ -26,8 +26,9 @@ from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
-_MOST_WARPS, _FEW_WARPS = 8, 4  # of a block that multiplies, with 16 outputs each
-_STAGES, _STAGE_UNITS = 4, 2  # of the ring of rows; a unit is 32 inputs
+# Tiles of a block that multiplies, and stages of its ring: for matrices of many outputs and of few.
+_MANY, _FEW = (8, 3), (4, 4)
+_MULTIPLY_THREADS, _STAGE_UNITS = 256, 2  # a unit is 32 inputs
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
 _WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
@@ -323,8 +324,8 @@ class DensePrompts(Prompts):
         c = self.config
         mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
-        constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": _STAGES, "SPLIT": self._parts}
-        constants |= {"act_t": self._step.weight_type, "MOST_WARPS": _MOST_WARPS}
+        constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": 2, "SPLIT": self._parts}
+        constants |= {"act_t": self._step.weight_type}
         constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
         files = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh")
         files += ("prompt_attention.cuh", "prompt_rows.cuh")
@@ -332,11 +333,13 @@ class DensePrompts(Prompts):
 
     def _kernels(self) -> dict[str, tuple[int, int]]:
         steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
-        return {"prompt_multiply": (32 * _MOST_WARPS, self._multiply_bytes(_MOST_WARPS, steps))}
+        sizes = {"prompt_multiply": _MANY, "prompt_multiply_few": _FEW}
+        return {name: (_MULTIPLY_THREADS, self._multiply_bytes(*size, steps)) for name, size in sizes.items()}
 
-    def _multiply_bytes(self, warps: int, steps: int) -> int:
+    def _multiply_bytes(self, tiles: int, stages: int, steps: int) -> int:
         """Shared memory of a block that multiplies."""
-        return _STAGES * _STAGE_UNITS * ROW_BAND * 64 * self._parts + warps * (ROW_BAND * 64 + steps)
+        stage = _STAGE_UNITS * (ROW_BAND * 64 * self._parts + tiles * 1024)
+        return stages * stage + tiles * (ROW_BAND * 64 + steps)
 
     def _sizes(self, rows: int) -> dict[str, int]:
         columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
@@ -383,10 +386,7 @@ class DensePrompts(Prompts):
     ) -> None:  # fmt: skip
         bands = work.padded_rows // ROW_BAND if bands is None else bands
         # Smaller blocks where large ones would leave multiprocessors idle.
-        many = bands * matrix.tiles >= _MOST_WARPS * self._step.grid
-        warps = _MOST_WARPS if many else _FEW_WARPS
-        arguments = (matrix.tiles, matrix.steps, weights, work.places["activation"], work.places[to])
-        function, *_ = self._functions["prompt_multiply"]
-        shared_bytes = self._multiply_bytes(warps, matrix.steps)
-        grid = (bands, -(-matrix.tiles // warps), 1)
-        self._step.driver.begin(function, grid, 32 * warps, shared_bytes, arguments)
+        many = bands * matrix.tiles >= _MANY[0] * self._step.grid
+        name, tiles = ("prompt_multiply", _MANY[0]) if many else ("prompt_multiply_few", _FEW[0])
+        places = (weights, work.places["activation"], work.places[to])
+        self._launch(name, (bands, -(-matrix.tiles // tiles), 1), matrix.tiles, matrix.steps, *places)
