@@ -1,17 +1,15 @@
 // Many rows times quantised matrices. Codes, products and sums are those of a step of few rows (step_quant.cuh), new sums
-// where a warp or a block of that step begins: so a prompt has the bits of its tokens one by one. A block has MANY rows and
-// a tile of 128 outputs, a warp 16 of these rows and half of the tile, which its lanes decode once for all its rows.
+// where a warp or a block of that step begins: so a prompt has the bits of its tokens one by one. A block has a tile of 128
+// outputs and 64 rows, or 32 where there are few tiles; a warp 16 of these rows and half of the tile, which its lanes
+// decode once for all its rows.
 namespace specdec {
 
-constexpr int MANY = 64, PROMPT_STAGES = 4, MULTIPLY_THREADS = 256;
-constexpr int WEIGHTS_ROOM = PROMPT_UNIT_BYTES, WORDS_ROOM = MANY * GROUP_WORDS * 4, GROUPS_ROOM = MANY * 16;
-constexpr int PROMPT_STAGE_BYTES = WEIGHTS_ROOM + WORDS_ROOM + GROUPS_ROOM;
-constexpr int TOTALS_BYTES = MANY * TILE * 4;
+constexpr int PROMPT_STAGES = 4, WEIGHTS_ROOM = PROMPT_UNIT_BYTES;  // bytes
 static_assert(FULL == 4 && SINGLE == 0, "a warp has four rows in each of four products");
 
 // Where sums end in a tile of a matrix: 1 after the last unit of a warp of the step, 2 after the last one of a block.
 DEVICE void find_ends(const Matrix& m, int tile, unsigned char* ends) {
-  for (int step = threadIdx.x; step < m.steps; step += MULTIPLY_THREADS) {
+  for (int step = threadIdx.x; step < m.steps; step += blockDim.x) {
     const int unit = tile * m.steps + step, block = m.block_of(unit);
     const int from = m.first(block), count = m.first(block + 1) - from;
     const int warp = ((unit - from + 1) * WARPS - 1) / count;
@@ -20,71 +18,70 @@ DEVICE void find_ends(const Matrix& m, int tile, unsigned char* ends) {
   }
 }
 
-// Asks for a unit of weights, as `issue` does for a warp of a step, and for the rows' inputs.
-template <int F>
-DEVICE void issue_many(const Packed& from, int unit, int tile, int step, const uint4* words, const uint4* groups, char* to) {
-  using P = Place<F>;
-  constexpr int UPPER = 128, REST = P::SEEN * 32, OWN_PIECES = P::form.own ? 16 : 0, HEAD_PIECES = P::HEAD / 16;
-  constexpr int ROW_PIECES = MANY * GROUP_WORDS / 4, ALL = UPPER + REST + OWN_PIECES + HEAD_PIECES + ROW_PIECES + MANY;
-  const char* head = from.heads + (size_t)(tile * from.spans + step / P::form.span) * P::STRIDE;
-#pragma unroll
-  for (int first = 0; first < ALL; first += MULTIPLY_THREADS) {
-    int at = first + threadIdx.x;
-    if (at >= ALL) break;
-    if (at < ROW_PIECES) {
-      copy16(to + WEIGHTS_ROOM + at * 16, words + at);
-      continue;
-    }
-    at -= ROW_PIECES;
-    if (at < MANY) {
-      copy16(to + WEIGHTS_ROOM + WORDS_ROOM + at * 16, groups + at);
-      continue;
-    }
-    at -= MANY;
-    if (at < UPPER + (P::SEEN == 4 ? REST : 0)) {
-      const int piece = at % UPPER, lane = piece % 32, plane = at / UPPER;
-      const int place = lane * 16 ^ lane / 16 * 64 ^ (piece / 32 & 1) * 32;
-      copy16(to + plane * 2048 + piece / 32 * 512 + place, (plane ? from.rest : from.upper) + (size_t)unit * 2048 + piece * 16);
-      continue;
-    }
-    at -= UPPER;
-    if (at < REST) {
-      const int input = at / 2;
-      if (P::SEEN == 2) {
-        copy16(to + 2048 + (input ^ input / 4 % 4) * 32 + at % 2 * 16, from.rest + (size_t)unit * 1024 + at * 16);
-      } else {
-        copy16(to + 2048 + at * 16, from.rest + (size_t)unit * 512 + at * 16);
-      }
-      continue;
-    }
-    at -= REST;
-    if (at < OWN_PIECES) {
-      copy16(to + P::OWN_AT + (at % 2 * 8 + at / 2) * 16, head + P::HEAD + step % P::form.span * 256 + at * 16);
-      continue;
-    }
-    at -= OWN_PIECES;
-    const int place = P::form.offset ? at % 4 * 8 + at / 4 : at % 2 * 8 + at / 2;
-    copy16(to + P::HEAD_AT + place * 16, head + at * 16);
-  }
-}
+// The rows of a block: words (steps, all_rows, GROUP_WORDS) and groups (steps, all_rows) from the first of them on.
+struct ManyRows {
+  const char *words, *groups;
+  int all_rows;
+};
 
-// A tile of 128 outputs times MANY rows; sums (MANY, columns).
-template <int F>
-DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const uint4* words, const uint4* groups,
-                          int all_rows, const float* scales, float* sums, int columns, char* ring, unsigned char* ends) {
+// Asks for the units of a tile, as `issue` does for a warp of a step, and for the inputs of ROWS_HERE rows. What a thread
+// copies is the same piece in every step.
+template <int F, int ROWS_HERE>
+struct Asking {
   using P = Place<F>;
+  static constexpr int THREADS_HERE = 4 * ROWS_HERE, WORDS_ROOM = ROWS_HERE * GROUP_WORDS * 4;
+  static constexpr int STAGE = WEIGHTS_ROOM + WORDS_ROOM + ROWS_HERE * 16;
+  static constexpr int REST = P::SEEN * 32, OWN = P::form.own ? 16 : 0, HEADS_HERE = P::HEAD / 16;
+  static constexpr int UPPER_FROM = ROWS_HERE == 64 ? 64 : 0, REST_FROM = ROWS_HERE == 64 ? 192 : 0;
+  const ManyRows& rows;
+  const Packed& from;
+  int tile, steps;
+
+  // Number of this thread among those that copy from thread `first` on.
+  static DEVICE int turn(int first) { return (threadIdx.x + THREADS_HERE - first) % THREADS_HERE; }
+
+  DEVICE void operator()(int step, char* to) const {
+    const int tid = threadIdx.x;
+    copy16(to + WEIGHTS_ROOM + tid * 16, rows.words + (size_t)step * rows.all_rows * (GROUP_WORDS * 4) + tid * 16);
+    if (tid < ROWS_HERE) {
+      copy16(to + WEIGHTS_ROOM + WORDS_ROOM + tid * 16, rows.groups + (size_t)step * rows.all_rows * 16 + tid * 16);
+    }
+    const size_t unit = (size_t)tile * steps + step;
+    const int upper = turn(UPPER_FROM), rest = turn(REST_FROM);
+    if (upper < 128) copy16(to + turned(upper), from.upper + unit * 2048 + upper * 16);
+    if (P::SEEN == 4 && rest < 128) copy16(to + 2048 + turned(rest), from.rest + unit * 2048 + rest * 16);
+    if (P::SEEN == 2 && rest < 64) {
+      const int input = rest / 2;
+      copy16(to + 2048 + (input ^ input / 4 % 4) * 32 + rest % 2 * 16, from.rest + unit * 1024 + rest * 16);
+    }
+    if (P::SEEN == 1 && rest < 32) copy16(to + 2048 + rest * 16, from.rest + unit * 512 + rest * 16);
+    const int own = turn(THREADS_HERE - 32), head = turn(THREADS_HERE - 64);
+    const char* heads = from.heads + (size_t)(tile * from.spans + step / P::form.span) * P::STRIDE;
+    if (own < OWN) copy16(to + P::OWN_AT + by_two(own), heads + P::HEAD + step % P::form.span * 256 + own * 16);
+    if (head < HEADS_HERE) copy16(to + P::HEAD_AT + (P::form.offset ? by_four(head) : by_two(head)), heads + head * 16);
+  }
+  static DEVICE int turned(int piece) { return piece * 16 ^ piece % 32 / 16 * 64 ^ (piece / 32 & 1) * 32; }
+  static DEVICE int by_two(int piece) { return (piece % 2 * 8 + piece / 2) * 16; }
+  static DEVICE int by_four(int piece) { return (piece % 4 * 8 + piece / 4) * 16; }
+};
+
+// A tile of 128 outputs times ROWS_HERE rows; sums (ROWS_HERE, columns).
+template <int F, int ROWS_HERE>
+DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const ManyRows& rows, const float* scales, float* sums,
+                          int columns, char* ring) {
+  using P = Place<F>;
+  using Ask = Asking<F, ROWS_HERE>;
   constexpr int PARTS = Sums<F>::PARTS;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int word = warp % 2, front = warp / 2 * 16;  // of the warp: a half of the tile's outputs, its first row
   const Packed from = packed_of<F>(m, data);
   const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
-  float* totals = reinterpret_cast<float*>(ring + PROMPT_STAGES * PROMPT_STAGE_BYTES) + warp * 1024 + lane;
-  const int each_words = all_rows * GROUP_WORDS / 4;
+  float* totals = reinterpret_cast<float*>(ring + PROMPT_STAGES * Ask::STAGE);
+  unsigned char* ends = reinterpret_cast<unsigned char*>(totals + ROWS_HERE * TILE);
+  totals += warp * 1024 + lane;
+  const Ask pieces_of{rows, from, tile, m.steps};
   auto ask = [&](int step) {
-    if (step < m.steps) {
-      issue_many<F>(from, tile * m.steps + step, tile, step, words + (size_t)step * each_words,
-                    groups + (size_t)step * all_rows, ring + step % PROMPT_STAGES * PROMPT_STAGE_BYTES);
-    }
+    if (step < m.steps) pieces_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
     end_stage();
   };
 #pragma unroll 1
@@ -100,9 +97,9 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const uin
     asm volatile("cp.async.wait_group %0;" ::"n"(PROMPT_STAGES - 2) : "memory");
     BARRIER();
     ask(step + PROMPT_STAGES - 1);
-    const char* at = ring + step % PROMPT_STAGES * PROMPT_STAGE_BYTES;
+    const char* at = ring + step % PROMPT_STAGES * Ask::STAGE;
     const unsigned* own_words = reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM) + front * GROUP_WORDS;
-    const Group* own_groups = reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + WORDS_ROOM) + front;
+    const Group* own_groups = reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM) + front;
     uint2 x[FULL];
     float scale[FULL], weight[FULL];
     int centre[FULL][PARTS];
@@ -176,36 +173,45 @@ struct Inputs {
   }
 };
 
+// A matrix: its type, tiles of 128 outputs, first block and blocks of the step, and its first column of the sums.
+struct ManyMatrix {
+  const char* data;
+  long long form, tiles, begin, blocks, column;
+};
+// Matrices that take the same rows, side by side in sums (rows, columns); those that are not there have no tiles.
+struct Multiplication {
+  long long steps;
+  const char *words, *groups;
+  long long all_rows;
+  const float* scales;
+  float* sums;
+  long long columns;
+  ManyMatrix matrices[3];
+};
+
 }  // namespace specdec
 
-// Up to three matrices that take the same rows: address, type, tiles of 128 outputs, first block and blocks of the step, and
-// their first column of the sums (rows, columns). A block has MANY rows and a tile.
-extern "C" __global__ void __launch_bounds__(MULTIPLY_THREADS, 2)
-    prompt_multiply(long long steps, const uint4* words, const uint4* groups, long long all_rows, const float* scales,
-                    float* sums, long long columns, const char* data0, long long form0, long long tiles0, long long begin0,
-                    long long blocks0, long long column0, const char* data1, long long form1, long long tiles1,
-                    long long begin1, long long blocks1, long long column1, const char* data2, long long form2,
-                    long long tiles2, long long begin2, long long blocks2, long long column2) {
+// A block of a multiplication.
+template <int ROWS_HERE>
+DEVICE void multiply_block(const Multiplication& job) {
   extern __shared__ uint4 shared_memory[];
-  char* ring = reinterpret_cast<char*>(shared_memory);
-  unsigned char* ends = reinterpret_cast<unsigned char*>(ring + PROMPT_STAGES * PROMPT_STAGE_BYTES + TOTALS_BYTES);
-  const char* data = data0;
-  int tile = blockIdx.y, form = form0;
-  long long column = column0;
-  Matrix m{int(tiles0), int(steps), int(begin0), int(blocks0), 0};
-  if (tile >= m.tiles) {
-    tile -= m.tiles, data = data1, form = form1, column = column1;
-    m.tiles = tiles1, m.begin = begin1, m.blocks = blocks1;
-    if (tile >= m.tiles) {
-      tile -= m.tiles, data = data2, form = form2, column = column2;
-      m.tiles = tiles2, m.begin = begin2, m.blocks = blocks2;
-    }
-  }
-  const int row = blockIdx.x * MANY;
-  with_form(form, [&](auto chosen) {
-    multiply_many<decltype(chosen)::value>(m, tile, data, words + (size_t)row * GROUP_WORDS / 4, groups + row, int(all_rows),
-                                           scales + row, sums + row * columns + column, int(columns), ring, ends);
+  int which = 0, tile = blockIdx.y;
+  while (tile >= job.matrices[which].tiles) tile -= job.matrices[which++].tiles;
+  const ManyMatrix& matrix = job.matrices[which];
+  const Matrix m{int(matrix.tiles), int(job.steps), int(matrix.begin), int(matrix.blocks), 0};
+  const size_t row = blockIdx.x * ROWS_HERE;
+  const ManyRows rows{job.words + row * GROUP_WORDS * 4, job.groups + row * 16, int(job.all_rows)};
+  with_form(int(matrix.form), [&](auto chosen) {
+    multiply_many<decltype(chosen)::value, ROWS_HERE>(m, tile, matrix.data, rows, job.scales + row,
+                                                      job.sums + row * job.columns + matrix.column, int(job.columns),
+                                                      reinterpret_cast<char*>(shared_memory));
   });
+}
+extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply(const __grid_constant__ Multiplication job) {
+  multiply_block<64>(job);
+}
+extern "C" __global__ void __launch_bounds__(128, 4) prompt_multiply_few(const __grid_constant__ Multiplication job) {
+  multiply_block<32>(job);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -16,6 +16,7 @@ from specdec.runtimes.mlx.step import PARTS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
+_FEW_ROWS = 32  # of a block where there are few tiles
 _KIND = Kind("quant", False, 16, 0, 16)
 
 
@@ -50,8 +51,11 @@ class QuantPrompts(Prompts):
 
     def _kernels(self) -> dict[str, tuple[int, int]]:
         steps = max(steps for _, steps, _, _ in self._step.segments)
-        stage = self._unit_bytes + ROW_BAND * (64 + 16)
-        return {"prompt_multiply": (256, _STAGES * stage + ROW_BAND * TILE * 4 + steps)}
+        made = {}
+        for name, rows in (("prompt_multiply", ROW_BAND), ("prompt_multiply_few", _FEW_ROWS)):
+            stage = self._unit_bytes + rows * (64 + 16)
+            made[name] = 4 * rows, _STAGES * stage + rows * TILE * 4 + steps
+        return made
 
     def _sizes(self, rows: int) -> dict[str, int]:
         columns = max(self._columns(which) for which in ((0, 1, 2), (3,), (4, 5), (6,)))
@@ -75,7 +79,7 @@ class QuantPrompts(Prompts):
         (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
-        self._launch("prompt_multiply", (1, tiles, 1), *about, *matrix, *[0] * 12)
+        self._begin(count, tiles, (*about, *matrix, *[0] * 12))
 
     @property
     def _head_columns(self) -> int:
@@ -111,7 +115,6 @@ class QuantPrompts(Prompts):
     def _multiply(self, which: Sequence[int], entries: list[int], work: Work) -> None:
         """Sums of matrices that take the same rows, side by side."""
         segments, places = self._step.segments, work.places
-        grid = (work.padded_rows // ROW_BAND, sum(segments[number][0] for number in which), 1)
         matrices, column = [], 0
         for number in which:
             tiles, _, begin, blocks = segments[number]
@@ -119,7 +122,15 @@ class QuantPrompts(Prompts):
             column += tiles * TILE
         matrices += [0] * (18 - len(matrices))
         about = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], column)
-        self._launch("prompt_multiply", grid, *about, *matrices)
+        self._begin(work.rows, sum(segments[number][0] for number in which), (*about, *matrices))
+
+    def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
+        """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""
+        bands = -(-rows // ROW_BAND)
+        if bands * tiles >= 2 * self._step.grid:
+            self._launch("prompt_multiply", (bands, tiles, 1), *arguments)
+        else:
+            self._launch("prompt_multiply_few", (-(-rows // _FEW_ROWS), tiles, 1), *arguments)
 
     def _inputs(self, work: Work) -> tuple[int, int, int]:
         """Words and groups of the rows, and how many rows there is memory for."""

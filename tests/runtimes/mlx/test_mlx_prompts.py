@@ -134,7 +134,7 @@ def test_a_pass_launches_all_layers_and_ends_with_the_last_ones_keys(
     grids = {name: grid for name, grid, *_ in driver.launches}
     assert grids["prompt_norm"] == (103, 1, 1)
     assert grids["prompt_attend"] == (3 + 2, prompts.config.num_heads, 3)
-    assert all(grid[0] == 2 for name, grid, *_ in driver.launches if name == "prompt_multiply")
+    assert {grid[0] for name, grid, *_ in driver.launches if name == "prompt_multiply"} <= {2, 4}  # of 64 or 32 rows
 
 
 @pytest.mark.parametrize("kind", ["dense", "quantised"])
