@@ -87,11 +87,12 @@ bench: $(VENV)/test.stamp  ## agreement of drafts with the dense model, by view 
 	@$(BIN)/python benchmarks/agreement.py $(MODEL)
 
 # Needs MLX with a GPU (see `specdec doctor`).
-bench-gpu: $(VENV)/run.stamp  ## the GPU: kernels, steps of a 7B shape, generation with MODEL
+bench-gpu: $(VENV)/run.stamp  ## the GPU: kernels, steps of a 7B shape, generation and first token with MODEL
 	@cd benchmarks && "$(abspath $(BIN))/python" gpu_kernels.py --json ../build/gpu_kernels.json
 	@cd benchmarks && "$(abspath $(BIN))/python" gpu_step.py --json ../build/gpu_step.json
 	@$(BIN)/specdec pull $(MODEL)
 	@cd benchmarks && "$(abspath $(BIN))/python" gpu_generate.py $(MODEL) --json ../build/gpu_generate.json
+	@cd benchmarks && "$(abspath $(BIN))/python" gpu_start.py $(MODEL) --json ../build/gpu_start.json
 
 clean:  ## remove everything that make made here (pulled models stay in the cache folder)
 	@rm -rf "$(VENV)" build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

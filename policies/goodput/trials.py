@@ -112,7 +112,8 @@ class Trials:
             if menu is None:
                 continue
             arm = option.drafter, option.view, menu.best[0]
-            if costs.scale < _SHORT_STEP_S and self._promise(now, menu, best.rate) < _PROMISE:
+            asked = option.waits or costs.scale < _SHORT_STEP_S
+            if asked and self._promise(now, menu, best.rate) < _PROMISE:
                 continue
             rows = beside + 1 + _CONFIRM_TOKENS
             doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))
@@ -127,7 +128,8 @@ class Trials:
         """Speed over the going rate of a way of drafting whose steps are as cheap as they may well be. Where that is
         little, finding out costs a short answer more than it can bring: later trials will."""
         effort, cost, mean = menu.best
-        doubt = now.learnt.costs.doubt_of_draft(menu.option.drafter, menu.option.view, effort)
+        known = menu.option.waits  # the least that it costs
+        doubt = 0.0 if known else now.learnt.costs.doubt_of_draft(menu.option.drafter, menu.option.view, effort)
         _, tokens, total = best_length(now.verify, cost * math.exp(-_HOPED * doubt), mean, rate, self.menus.longest)
         return tokens / (rate * total)
 
@@ -168,7 +170,8 @@ class Trials:
             most = min(_LOOKUP_TOKENS, option.most_tokens or _LOOKUP_TOKENS)
             _, tokens, total = best_length(now.verify, 0.0, chance, rate, most)
             return tokens - rate * total > best.net + MARGIN
-        cost = learnt.costs.cheapest_draft(drafter, view, effort)
+        waits = any(one.waits for one in now.state.options if (one.drafter, one.view) == (drafter, view))
+        cost = (learnt.costs.draft if waits else learnt.costs.cheapest_draft)(drafter, view, effort)
         highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
         verify = learnt.costs.cheapest(now.verify, now.state.rows_beside)
         _, tokens, total = best_length(verify, cost, highest, rate, longest)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import numpy as np
 
@@ -74,6 +74,7 @@ class DrafterSetup:
         memory: of the model's drafters.
         owner: whose earlier answers drafters may learn from; None for nobody's.
         progress: reports draft views that are built; None if no one listens.
+        waits: the policy learns, and may never want a view: those that a runtime can make late need not be ready.
     """
 
     runtime: Runtime
@@ -84,6 +85,7 @@ class DrafterSetup:
     memory: DrafterMemory = field(default_factory=DrafterMemory)
     owner: str | None = None
     progress: Progress | None = None
+    waits: bool = False
 
 
 class Sample(Protocol):
@@ -278,7 +280,10 @@ class Foreteller(Protocol):
 
 @runtime_checkable
 class Observer(Protocol):
-    """A drafter that learns from every verify pass, whichever drafter proposed the tokens."""
+    """A drafter that learns from every verify pass, whichever drafter proposed the tokens.
+
+    One that has no use for logits in an answer says so in an attribute `wants_logits`, False, and may not be called.
+    """
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """A verify pass has been judged. Called in every round, and its time counts: a look at a row of logits takes
@@ -287,6 +292,21 @@ class Observer(Protocol):
         Args:
             tokens: of the pass's rows, M: the pending token, then the draft.
             logits: float32 (M, V), before masks and penalties; not the drafter's to change.
+            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
+        """
+        ...
+
+
+@runtime_checkable
+class ChoiceObserver(Protocol):
+    """A drafter that learns from the tokens that the verifier found likeliest, and needs no logits."""
+
+    def chosen(self, tokens: Sequence[int], choices: Sequence[int], kept: Sequence[int]) -> None:
+        """A verify pass has been judged. Called in every round, and its time counts.
+
+        Args:
+            tokens: of the pass's rows, M: the pending token, then the draft.
+            choices: M tokens, the likeliest after each, before masks and penalties; some are only found when looked at.
             kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
         """
         ...
@@ -308,6 +328,20 @@ class Rememberer(Protocol):
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes that they take for a sequence of at most `capacity` tokens."""
         ...
+
+
+def wants_logits(drafter: Drafter) -> bool:
+    """Whether a drafter learns from the verifier's logits."""
+    return isinstance(drafter, Observer) and bool(getattr(drafter, "wants_logits", True))
+
+
+def late_in(drafter: Drafter, view: str | None) -> Runtime | None:
+    """The runtime of a drafter that runs a model, where it has yet to make the view; else None."""
+    runtime = getattr(drafter, "runtime", None)
+    if view is None or not hasattr(runtime, "views"):
+        return None
+    info = cast("Runtime", runtime).views().get(view)
+    return None if info is None or info.late is None else cast("Runtime", runtime)
 
 
 def finish(outcome: Draft | Drafting) -> Drafting:

@@ -10,6 +10,7 @@ import numpy as np
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import (
     Archivist,
+    ChoiceObserver,
     Draft,
     DraftContext,
     Drafter,
@@ -20,6 +21,7 @@ from specdec.drafters.base import (
     Observer,
     Rememberer,
     finish,
+    wants_logits,
 )
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
@@ -68,10 +70,21 @@ class ChainDrafter:
         """The longest match of a level; a level that cannot tell has always something to propose, and counts as 1."""
         return max(one.match_length(context) if isinstance(one, Foreteller) else 1 for _, one in self.levels)
 
+    @property
+    def wants_logits(self) -> bool:
+        """Whether a level learns from logits."""
+        return any(wants_logits(level) for _, level in self.levels)
+
+    def chosen(self, tokens: Sequence[int], choices: Sequence[int], kept: Sequence[int]) -> None:
+        """Show the levels what the verifier chose."""
+        for _, level in self.levels:
+            if isinstance(level, ChoiceObserver):
+                level.chosen(tokens, choices, kept)
+
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """Show the levels what the verifier computed."""
         for _, level in self.levels:
-            if isinstance(level, Observer):
+            if isinstance(level, Observer) and wants_logits(level):
                 level.verified(tokens, logits, kept)
 
     def ended(self, context: DraftContext) -> None:

@@ -41,7 +41,7 @@ class EffortDrafter:
 
     def _begin(self, setup: DrafterSetup, head: str) -> None:
         self.runtime = setup.runtime
-        self.views = draft_views(setup.runtime, setup.view, setup.progress)
+        self.views = draft_views(setup.runtime, setup.view, setup.progress, waits=setup.waits)
         self.head = Head(self.name, head, setup, setup.runtime, setup.tokenizer)
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
@@ -55,6 +55,11 @@ class EffortDrafter:
 
         steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask, head=self.head.rows)
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether there is a head, which learns from logits."""
+        return self.head.rows is not None
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
         """Note what the verifier thought likely."""
@@ -91,20 +96,26 @@ class EarlyExitDrafter(EffortDrafter):
         self._begin(setup, read_options("early-exit", options, ARGUMENT)["head"])
 
 
-def draft_views(runtime: Runtime, asked: str, progress: Progress | None = None) -> tuple[str, ...]:
+def draft_views(
+    runtime: Runtime, asked: str, progress: Progress | None = None, *, waits: bool = False
+) -> tuple[str, ...]:
     """The draft views that were asked for, made ready: one, several with commas between, or "auto" for the one that is
-    fastest on the runtime. `progress` reports those that are built.
+    fastest on the runtime. `progress` reports those that are built. With `waits`, those that the runtime makes late are
+    left to it.
 
     Raises:
         UnknownNameError: the runtime has no such view.
         InvalidArgumentError: one is asked for twice.
     """
-    known = [EXACT, *runtime.views()]
+    infos = runtime.views()
+    known = [EXACT, *infos]
     views = tuple(runtime.info.auto_draft[0] if view == "auto" else view for view in asked.replace(" ", "").split(","))
     for view in views:
         if view not in known:
             raise missing_view(view, ["auto", *known], kind="draft view")
         if views.count(view) > 1:
             raise InvalidArgumentError(f"draft view {view!r} is asked for twice")
+        if waits and view in infos and infos[view].late is not None:
+            continue
         runtime.prepare(view, progress=None if progress is None else partial(progress, f"building draft view {view}"))
     return views

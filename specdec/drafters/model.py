@@ -46,7 +46,7 @@ class ModelDrafter:
         model = _loaded(name, setup)
         _check_vocabulary(name, model, setup)
         self.runtime = model.runtime
-        self.views = draft_views(self.runtime, options.get("view", "auto"), setup.progress)
+        self.views = draft_views(self.runtime, options.get("view", "auto"), setup.progress, waits=setup.waits)
         self._effort = _effort(options.get("effort", "1"))
         self._efforts = resolve_efforts(self._effort, self.runtime.config)
         self._full = resolve_efforts(1.0, self.runtime.config)
@@ -69,6 +69,11 @@ class ModelDrafter:
         self._head.follow(context.history, self._vocab_size)
         draft = Draft(bytes_read=(yield from self._catch_up(context)))
         return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether there is a head, which learns from logits."""
+        return self._head.rows is not None
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
         """Note what the verifier thought likely, where the two models know equally many tokens."""

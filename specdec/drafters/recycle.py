@@ -29,6 +29,7 @@ class RecycleDrafter:
     views: tuple[str, ...] = ()
     takes_effort = False
     most_tokens = 2  # each is right about one time in five
+    wants_logits = False  # choices will do
 
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
         if argument:
@@ -66,11 +67,15 @@ class RecycleDrafter:
         self._read_on(context.history)
         return int(self._after(context.history[-1]) >= 0)
 
-    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
+    def chosen(self, tokens: Sequence[int], choices: Sequence[int], kept: Sequence[int]) -> None:
         """Note what the verifier would have had follow the tokens that it refused. What followed the others is text."""
         refused = [row for row in range(1, len(tokens)) if row - 1 not in kept]
         for row in refused[:_ROWS]:
-            self._successors.note(tokens[row], int(logits[row].argmax()))
+            self._successors.note(tokens[row], choices[row])
+
+    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
+        """The same as `chosen`, by logits."""
+        self.chosen(tokens, logits.argmax(axis=-1).tolist(), kept)
 
     def ended(self, context: DraftContext) -> None:
         """Keep what followed the answer's tokens for the owner's later answers."""

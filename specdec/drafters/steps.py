@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafting
 from specdec.drafters.signals import LogitDistribution
-from specdec.engine.policy import DraftPlan, Policy, StepSignals
-from specdec.runtimes.base import Cache, DraftHead
+from specdec.engine.policy import Distribution, DraftPlan, Policy, StepSignals
+from specdec.engine.sampler import check_finite
+from specdec.runtimes.base import Cache, DraftHead, Pass, Runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,22 +53,25 @@ class ModelSteps:
                     break
             context_length = self.cache.length
             effort = self.fixed_effort or effort
-            reply = yield self.ask(pending, effort, self.head)
+            ask = self.ask(pending, effort, self.head)
+            if self._takes_choices(ask.runtime, context):
+                ask = ask._replace(rows=replace(ask.rows, logits="choices"))
+            reply = yield ask
             start_s, pass_s = time.perf_counter(), reply.pass_s
             draft.bytes_read += reply.result.bytes_read
-            chosen = self._chosen(reply.result.logits[-1], draft, context)
+            chosen = self._chosen(reply.result, draft, context)
             if chosen is None and self.head is not None:
                 # The caller's rules allow none of the tokens that were scored: the step again, with all of them.
                 self.cache.trim(context_length)
                 reply = yield self.ask(pending, effort, None)
                 start_s, pass_s = time.perf_counter(), pass_s + time.perf_counter() - start_s
                 draft.bytes_read += reply.result.bytes_read
-                chosen = self._chosen(reply.result.logits[-1], draft, context)
+                chosen = self._chosen(reply.result, draft, context)
             if chosen is None:
                 break
-            logits, token = chosen
+            distribution, token = chosen
             seconds = pass_s + time.perf_counter() - start_s
-            signals = self._add(draft, token, logits, effort, context_length, seconds, context, own)
+            signals = self._add(draft, token, distribution, effort, context_length, seconds, context, own)
             own, pending = own + 1, [token]
             next_effort = self._next(signals, plan, context, policy, token)
             if next_effort is None:
@@ -77,21 +79,40 @@ class ModelSteps:
             effort = next_effort
         return draft
 
-    def _chosen(self, logits: np.ndarray, draft: Draft, context: DraftContext) -> tuple[np.ndarray, int] | None:
-        """A token, and the logits that it was drawn from; None where the caller's rules let none follow."""
+    def _takes_choices(self, runtime: Runtime, context: DraftContext) -> bool:
+        """Whether a step's token is the one that the runtime chooses, so that no logits are needed."""
+        return (
+            runtime.info.chooses
+            and context.is_greedy
+            and context.rules is None
+            and self.head is None
+            and self.vocab_size in (None, runtime.config.vocab_size)
+        )
+
+    def _chosen(self, result: Pass, draft: Draft, context: DraftContext) -> tuple[Distribution, int] | None:
+        """A token, and the shape of what it was drawn from; None where the caller's rules let none follow."""
+        position = len(context.history) + len(draft.tokens)
+        if result.choices is not None:
+            choice = result.choices[-1]
+            check_finite(choice.highest, position)
+            return choice, choice.token
+        logits = result.logits[-1]
         if self.vocab_size is not None:
             logits = logits[: self.vocab_size]
-        position = len(context.history) + len(draft.tokens)
         if context.rules is None:
-            return logits, context.sample(logits, position)
-        shaped = context.rules.shape(logits, draft.tokens)
-        return None if shaped is None else (shaped, context.rules.draw(shaped, position))
+            token = context.sample(logits, position)
+        else:
+            shaped = context.rules.shape(logits, draft.tokens)
+            if shaped is None:
+                return None
+            logits, token = shaped, context.rules.draw(shaped, position)
+        return LogitDistribution(logits, token if context.is_greedy else None), token
 
     def _add(
         self,
         draft: Draft,
         token: int,
-        logits: np.ndarray,
+        distribution: Distribution,
         effort: float,
         context_length: int,
         seconds: float,
@@ -106,7 +127,7 @@ class ModelSteps:
             drafter=self.name,
             view=self.view,
             seconds=seconds,
-            distribution=LogitDistribution(logits, token if context.is_greedy else None),
+            distribution=distribution,
         )
         draft.tokens.append(token)
         draft.sources.append(self.name)

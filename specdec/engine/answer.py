@@ -115,6 +115,7 @@ class Answer:
         """
         sequence = self.sequence
         assert sequence is not None
+        sequence.end_tokens = self._end_tokens
         if cache is not None:
             sequence.cache = cache
             self.stats.cached_prompt_tokens = cache.length

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.engine.cost_file import cost_file, read_costs, write_costs
@@ -19,11 +21,12 @@ from specdec.model.effort import Efforts, EffortSchedule
 
 if TYPE_CHECKING:
     from specdec.model.loaded import Model
-    from specdec.runtimes.base import DraftHead
+    from specdec.runtimes.base import DraftHead, Late
 
 _DOUBTFUL = 0.25  # spread of kept costs from which they are measured again
 _DISAGREES = 0.35  # logarithm of the factor by which what was learnt may differ from what was known
 _KEEP_EVERY_S = 2.0
+_BOUND_SPREAD = 0.1  # of a step that is only bounded
 _REFERENCE = (1, 5)  # rows that a table of further draft steps is joined by
 
 
@@ -51,9 +54,43 @@ def machine_costs(
     file, costs = cost_file(model), model.memory.costs
     if file is None:
         return CostTable()
-    wanted: list[DraftKey] = [
+    steps: list[DraftKey] = [
         (one.drafter, one.view, effort) for one in options if one.drafter in heads for effort in tried
     ]
+    late = _late_views(model)
+    ready = [key for key in steps if key[1] not in late]
+    table = _measured(model, efforts, ready, heads, file, measures=measures)
+    bounds = {
+        key: late[key[1]].least_s(table.verify_s[1], key[2])
+        for key in steps
+        if key[1] in late and key not in table.draft_s
+    }
+    if not bounds:
+        return table
+    base, bounded = costs.bounded
+    if base is not table or not bounds.keys() <= bounded.draft_s.keys():
+        spreads = {**table.draft_spread, **dict.fromkeys(bounds, _BOUND_SPREAD)}
+        bounded = replace(table, draft_s={**table.draft_s, **bounds}, draft_spread=spreads)
+        costs.bounded = table, bounded
+    return bounded
+
+
+def _late_views(model: Model) -> dict[str | None, Late]:
+    """Views that are made when a pass first needs them: their steps are not measured, only bounded."""
+    return {name: info.late for name, info in model.runtime.views().items() if info.late is not None}
+
+
+def _measured(
+    model: Model,
+    efforts: Callable[[float], EffortSchedule | Efforts],
+    wanted: list[DraftKey],
+    heads: Mapping[str, DraftHead | None],
+    file: Path,
+    *,
+    measures: bool,
+) -> CostTable:
+    """Measured costs, those kept included; see `machine_costs`."""
+    costs = model.memory.costs
     table = costs.table
     if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
         table = read_costs(file)
@@ -92,6 +129,8 @@ def keep_costs(model: Model, learnt: CostTable) -> None:
     file, costs = cost_file(model), model.memory.costs
     if file is None or not learnt.verify_s:
         return
+    if late := _late_views(model):  # what was only bounded is not known
+        learnt = replace(learnt, draft_s={key: s for key, s in learnt.draft_s.items() if key[1] not in late})
     if faults(learnt):
         learnt = made_plausible(learnt)
     if not costs.is_doubted and disagreement(costs.table, learnt) > _DISAGREES:

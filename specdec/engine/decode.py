@@ -59,8 +59,11 @@ def step(sequence: Sequence, *, stopped: Callable[[], bool] = never) -> Round:
     Raises:
         Stopped: `stopped` said so between two passes.
     """
+    if sequence.is_ahead:
+        return sequence.take_ahead()
     try:
         rows = _proposed(sequence, stopped)
+        rows = sequence.going_ahead(rows, sequence.most_ahead(rows))
         if stopped():
             raise Stopped
         start_s = time.perf_counter()

@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 
-from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller
+from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller, late_in
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
 from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
 from specdec.interrupts import is_from_signal_handler, unless_signalled
@@ -44,7 +44,10 @@ def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
         raise _wrong(name, f"views must be a tuple of names, not {views!r}")
     if most is not None and (not _is_whole(most) or most < 1):
         raise _wrong(name, f"most_tokens must be None or a whole number of at least 1, not {most!r}")
-    return [DraftOption(name, view, takes_effort, most) for view in views or (None,)]
+    return [
+        DraftOption(name, view, takes_effort, most, waits=late_in(drafter, view) is not None)
+        for view in views or (None,)
+    ]
 
 
 def match_length(name: str, drafter: Foreteller, context: DraftContext) -> int:

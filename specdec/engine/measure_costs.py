@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from specdec.engine.plausible import faults, made_plausible
 from specdec.engine.policy import CostTable, DraftKey
-from specdec.model.effort import Efforts, EffortSchedule
-from specdec.runtimes.base import EXACT, DraftHead, forward_one
+from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
+from specdec.runtimes.base import EXACT, Compiler, DraftHead, Planned, forward_one
 from specdec.runtimes.timing import PassTimer, Timed
 
 if TYPE_CHECKING:
@@ -57,11 +57,13 @@ def measure(
     tokens = [index * 997 % vocabulary for index in range(_CONTEXT + most)]
     cache = runtime.new_cache(min(_CONTEXT + most, model.config.max_context))
     context = max(0, cache.capacity - most)
-    if context:
-        forward_one(runtime, tokens[:context], cache, logits="last")
     counts = [count for count in rows if context + count <= cache.capacity]
     passes = [Timed(count, warm_up=False) for count in counts]
     passes += [Timed(1, efforts(effort), view or EXACT, head=heads.get(drafter)) for drafter, view, effort in drafts]
+    if isinstance(runtime, Compiler):
+        runtime.compile([Planned(one.rows, resolve_efforts(one.effort, model.config), one.view) for one in passes])
+    if context:
+        forward_one(runtime, tokens[:context], cache, logits="last")
     timer = PassTimer(runtime, cache, tokens, passes)
     timer.warm_up()
     table = CostTable()

@@ -20,6 +20,7 @@ class MachineCosts:
         is_measured_anew: what the cache folder holds is not read.
         is_doubtful: what a policy has learnt disagrees with the table: the next answer measures again.
         is_doubted: that has happened, which is enough for a process.
+        bounded: a table, and the same with bounds for the steps of views that have yet to be made.
         keep_from_s: time, as of `time.monotonic`, before which nothing is written again.
     """
 
@@ -28,6 +29,7 @@ class MachineCosts:
     is_measured_anew: bool = False
     is_doubtful: bool = False
     is_doubted: bool = False
+    bounded: tuple[CostTable | None, CostTable] = (None, CostTable())
     keep_from_s: float = 0.0
 
 

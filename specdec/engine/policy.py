@@ -48,12 +48,15 @@ class DraftOption:
         view: draft view that it would read; None for a drafter that reads no weights.
         takes_effort: the plan's effort means something to it.
         most_tokens: most tokens that it ever drafts in a round; None for as many as it is asked for.
+        waits: the view has yet to be made, which takes up to seconds when a round first drafts with it; its costs in
+            the table are the least that they can be.
     """
 
     drafter: str
     view: str | None
     takes_effort: bool
     most_tokens: int | None = None
+    waits: bool = False
 
 
 class Distribution(Protocol):

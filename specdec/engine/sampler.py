@@ -91,11 +91,7 @@ class Sampler:
         """
         top = int(logits.argmax())  # the first of equal logits; NaN counts as largest
         highest = logits.item(top)
-        if not math.isfinite(highest):
-            raise ModelOutputError(
-                f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "
-                "be damaged, or its activations overflow"
-            )
+        check_finite(highest, position)
         if self.params.temperature == 0:
             return top
         noise = self._noise_of(position, len(logits))
@@ -140,6 +136,19 @@ class Sampler:
             if len(self._noise) > _REMEMBERED_POSITIONS:
                 self._noise.popitem(last=False)
         return noise[:size]
+
+
+def check_finite(highest: float, position: int) -> None:
+    """Refuse logits for `position` of which the largest is not finite.
+
+    Raises:
+        ModelOutputError: it is not.
+    """
+    if not math.isfinite(highest):
+        raise ModelOutputError(
+            f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "
+            "be damaged, or its activations overflow"
+        )
 
 
 def _gumbel(noise: np.ndarray) -> np.ndarray:

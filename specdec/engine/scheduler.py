@@ -107,6 +107,8 @@ class Scheduler:
         """
         while self._waiting and len(self._running) < self._most:
             self._running.append(self._waiting.pop(0))
+        if any(sequence.is_ahead for sequence in self._running):
+            return self._take_ahead()
         events: list[Event] = []
         try:
             shares = self._propose(events)
@@ -118,10 +120,25 @@ class Scheduler:
             for sequence in self._running:
                 sequence.rewind()
             raise
+        return self._ended(events)
+
+    def _ended(self, events: list[Event]) -> list[Event]:
+        """The events of a step; sequences with errors leave."""
         for event in events:
             if event.error is not None:
                 self.remove(event.sequence)
         return events
+
+    def _take_ahead(self) -> list[Event]:
+        """The rounds of a pass that went ahead. Others wait for them, so that all share the next pass."""
+        events = []
+        for sequence in self._running:
+            if sequence.is_ahead:
+                try:
+                    events.append(Event(sequence, sequence.take_ahead()))
+                except Exception as error:
+                    events.append(_failed(sequence, _own(error)))
+        return self._ended(events)
 
     def _propose(self, events: list[Event]) -> list[_Share]:
         """The verify rows of all sequences that have read their prompts; drafts of all go on side by side."""
@@ -197,14 +214,16 @@ class Scheduler:
 
     def _run(self, shares: list[_Share]) -> list[Event]:
         """One pass in the exact view, and what it means for each sequence."""
-        start_s = time.perf_counter()
-        replies = _forward(self._runtime, [share.rows for share in shares], EXACT)
-        pass_s = time.perf_counter() - start_s
         prompts = [share for share in shares if share.is_prompt]
+        ahead = 0 if prompts else min(share.sequence.most_ahead(share.rows) for share in shares)
+        start_s = time.perf_counter()
+        batch = [share.sequence.going_ahead(share.rows, ahead) for share in shares]
+        replies = _forward(self._runtime, batch, EXACT)
+        pass_s = time.perf_counter() - start_s
         decoding = sum(share.count for share in shares) - sum(share.count for share in prompts)
         decoding_s = pass_s
         if not any(isinstance(reply, Exception) for reply in replies):
-            decoding_s = self._observe(decoding, prompts, pass_s)
+            decoding_s = pass_s if ahead else self._observe(decoding, prompts, pass_s)
         events = []
         for share, reply in zip(shares, replies, strict=True):
             sequence = share.sequence

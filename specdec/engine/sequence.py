@@ -13,19 +13,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from specdec.drafters.base import GRAMMAR, Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
-from specdec.engine.accept import Verdict, accept
+from specdec.engine.accept import ChosenRows, Verdict, accept
+from specdec.engine.ahead import Ahead
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
 from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
 from specdec.engine.logprobs import TokenLogprob, token_logprob
-from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState
+from specdec.engine.policy import Distribution, DraftPlan, RoundOutcome, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
-from specdec.runtimes.base import Cache, Pass, Rows, Runtime
+from specdec.runtimes.base import Cache, Choice, Logits, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
@@ -35,6 +36,7 @@ Proposal: TypeAlias = Generator[Ask, Reply, Rows]
 ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
+_CHOSEN = ChosenRows()
 
 
 @dataclass(slots=True)
@@ -45,6 +47,7 @@ class _Open:
         plan: what the policy decided; None for a plain step.
         draft: the proposal, once it is there.
         plan_s: seconds spent planning.
+        ready_s: seconds spent making a draft view that was left until now.
         draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
         others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
@@ -54,6 +57,7 @@ class _Open:
     plan: DraftPlan | None = None
     draft: Draft = field(default_factory=Draft)
     plan_s: float = 0.0
+    ready_s: float = 0.0
     draft_s: float = 0.0
     others_s: float = 0.0
     steps: Generator[Ask, Reply, Draft] | None = None
@@ -89,6 +93,7 @@ class Sequence:
         speculation: None decodes one token a round.
         rows_beside: rows that other sequences are expected to have in the next verify pass; the policy gets the number.
         rounds: rounds finished that a policy was asked about.
+        end_tokens: tokens after which nothing follows.
     """
 
     def __init__(
@@ -121,13 +126,21 @@ class Sequence:
         self.speculation: Speculation | None = None
         self.rows_beside = 0
         self.rounds = 0
-        self._last_distribution: LogitDistribution | None = None
+        self.end_tokens: frozenset[int] = frozenset()
+        # Greedy decoding without rules needs no logits where the runtime chooses.
+        self._takes_choices = (
+            runtime.info.chooses and self.chooser is sampler and sampler.params.temperature == 0 and logprobs is None
+        )
+        self._ahead = Ahead(runtime.info.most_ahead)
+        self._last_distribution: Distribution | None = None
         self._open: _Open | None = None
 
     @property
     def unread(self) -> int:
         """Tokens of the prompt that are still to be read before the first round."""
-        return len(self.tokens) - (not self.reads_only) - self.cache.length if self._open is None else 0
+        if self._open is not None or self._ahead:
+            return 0
+        return len(self.tokens) - (not self.reads_only) - self.cache.length
 
     @property
     def rows_to_first(self) -> int:
@@ -173,6 +186,9 @@ class Sequence:
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None:
+            self._make_ready(plan)
+            opened.ready_s = time.perf_counter() - drafting_s
+            drafting_s += opened.ready_s
             yield from self._draft(opened, plan, drafting_s)
             # Keys and values that the drafter left are of draft quality: the verify pass overwrites these positions.
             self.cache.trim(position - 1)
@@ -182,7 +198,32 @@ class Sequence:
             opened.draft_s += time.perf_counter() - ruled_s
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
-        return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents)
+        takes_choices = self._takes_choices and (self.speculation is None or not self.speculation.observers)
+        shown: Logits = "choices" if takes_choices else "all"
+        return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents, logits=shown)
+
+    def most_ahead(self, rows: Rows) -> int:
+        """Tokens that the pass over the rows of `propose` may go ahead for."""
+        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=self.speculation is not None)
+
+    def going_ahead(self, rows: Rows, count: int) -> Rows:
+        """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`."""
+        return replace(rows, ahead=count, ends=self.end_tokens) if count else rows
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the next round needs no pass: `take_ahead` ends it."""
+        return bool(self._ahead)
+
+    def take_ahead(self) -> Round:
+        """The next round, a plain step, from a pass that went ahead."""
+        try:
+            done, self._last_distribution = self._ahead.take(len(self.tokens))
+        except BaseException:
+            self.rewind()
+            raise
+        self.tokens.append(done.bonus_token)
+        return done
 
     def settle(self, result: Pass, *, seconds: float, pass_s: float | None = None, rows_beside: int = 0) -> Round:
         """End the round: keep what the verifier agrees with, then report to the policy.
@@ -199,6 +240,10 @@ class Sequence:
         assert opened is not None  # propose comes first
         position = len(self.tokens)
         try:
+            whole_s = seconds
+            result, seconds = self._ahead.split(result, 1 + len(opened.draft.tokens), whole_s)
+            if pass_s is not None and seconds < whole_s:
+                pass_s *= seconds / whole_s
             done, verdict = self._decide(opened, result, position, seconds)
             self._commit(done)
             self._open = None
@@ -210,12 +255,18 @@ class Sequence:
             self.rewind()
             raise
         self.rounds += not opened.is_first
+        if not opened.is_first:
+            self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
         return done
 
     def rewind(self) -> None:
         """Take back a round that was begun and not settled: one token is pending, the cache holds those before it."""
         opened, self._open = self._open, None
+        is_ahead = bool(self._ahead)
+        self._ahead.clear()
         if opened is None:
+            if is_ahead:
+                self.cache.trim(len(self.tokens) - 1)
             return
         try:
             if opened.steps is not None:
@@ -258,6 +309,13 @@ class Sequence:
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
 
+    def _make_ready(self, plan: DraftPlan) -> None:
+        """Make the view that the plan drafts with, if it was left until now."""
+        speculation, name = self.speculation, self._drafter_of(plan)
+        assert speculation is not None
+        views = speculation.drafters[name].views
+        speculation.make_ready(name, plan.view or (views[0] if views else None), plan.effort)
+
     def _draft(self, opened: _Open, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
         """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
         speculation = self.speculation
@@ -293,11 +351,15 @@ class Sequence:
         began_s = time.perf_counter()
         draft = opened.draft
         trusted = self.speculation.trusted(draft) if self.speculation is not None else []
-        verdict = accept(
-            draft.tokens, result.logits, self.chooser, position=position, parents=draft.parents, trusted=trusted
-        )
+        choices = result.choices
+        rows, chooser = (result.logits, self.chooser) if choices is None else (choices, _CHOSEN)
+        verdict = accept(draft.tokens, rows, chooser, position=position, parents=draft.parents, trusted=trusted)
         if self.speculation is not None and not opened.is_first:
-            self.speculation.verified([self.tokens[-1], *draft.tokens], result.logits, verdict.kept)
+            seen = [self.tokens[-1], *draft.tokens]
+            if choices is None:
+                self.speculation.verified(seen, result.logits, verdict.kept)
+            else:
+                self.speculation.chosen(seen, [choice.token for choice in choices], verdict.kept)
         tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
         logprobs = [] if self._logprobs is None else _logprobs(tokens, verdict, result, self._logprobs)
         done = Round(
@@ -308,7 +370,7 @@ class Sequence:
             bonus_token=verdict.bonus_token,
             draft_s=opened.draft_s,
             verify_s=seconds,
-            round_s=opened.plan_s + opened.draft_s + seconds + time.perf_counter() - began_s,
+            round_s=opened.plan_s + opened.ready_s + opened.draft_s + seconds + time.perf_counter() - began_s,
             verify_bytes_read=result.bytes_read,
             trusted=trusted,
             logprobs=logprobs,
@@ -318,7 +380,7 @@ class Sequence:
 
     def _commit(self, done: Round) -> None:
         if done.draft.parents is None:
-            self.cache.trim(done.position + len(done.kept))
+            self.cache.trim(done.position + len(done.kept) + len(self._ahead))
         else:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
@@ -330,9 +392,12 @@ class Sequence:
         """
         if (speculation := self.speculation) is None:
             return
-        is_top = speculation.context.is_greedy and self.chooser is self.draft_chooser
-        top = done.bonus_token if is_top else None
-        distribution = LogitDistribution(verdict.logits, top)
+        distribution: Distribution
+        if isinstance(verdict.logits, Choice):
+            distribution = verdict.logits
+        else:
+            is_top = speculation.context.is_greedy and self.chooser is self.draft_chooser
+            distribution = LogitDistribution(verdict.logits, done.bonus_token if is_top else None)
         if opened.is_first:
             self._last_distribution = distribution
             return
@@ -350,7 +415,7 @@ class Sequence:
                 context_length=done.position - 1,
                 draft_s=draft_s,
                 verify_s=done.verify_s + others_s,
-                round_s=done.round_s + opened.others_s + others_s,
+                round_s=done.round_s - opened.ready_s + opened.others_s + others_s,
                 rows_beside=rows_beside + forced,
                 draft_share=done.draft_s / draft_s if opened.others_s > 0 and done.draft_s > 0 else 1.0,
             )

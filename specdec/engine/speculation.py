@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from specdec.drafters.base import (
     Archivist,
+    ChoiceObserver,
     Draft,
     DraftContext,
     Drafter,
@@ -17,6 +18,8 @@ from specdec.drafters.base import (
     Foreteller,
     Observer,
     Rememberer,
+    late_in,
+    wants_logits,
 )
 from specdec.drafters.effort import EffortDrafter
 from specdec.drafters.registry import create as create_drafter
@@ -25,7 +28,7 @@ from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import CostTable, DraftOption, Knowledge, Policy
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, Learner, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
@@ -33,6 +36,7 @@ from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.progress import Progress
+from specdec.runtimes.base import Compiler, Planned
 from specdec.warn import warn
 
 if TYPE_CHECKING:
@@ -65,7 +69,8 @@ class Speculation:
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
-        observers: of the drafters, those that learn from what the verifier computed, by name.
+        observers: of the drafters, those that learn from the verifier's logits, by name.
+        choice_observers: of the drafters, those that learn from its choices alone, by name.
     """
 
     drafters: Mapping[str, Drafter]
@@ -84,12 +89,24 @@ class Speculation:
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
+    choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
 
     def __post_init__(self) -> None:
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
-        watching = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Observer)}
+        watching = {name: drafter for name, drafter in self.drafters.items() if wants_logits(drafter)}
         object.__setattr__(self, "observers", watching)
+        choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
+        object.__setattr__(self, "choice_observers", choices)
+
+    def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
+        """Make the view of a draft step that a policy wants, where that was left until now."""
+        runtime = late_in(self.drafters[drafter], view)
+        if runtime is None or view is None:
+            return
+        runtime.prepare(view)
+        if isinstance(runtime, Compiler):
+            runtime.compile([Planned(1, self.context.efforts(effort), view)])
 
     def matches(self) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name."""
@@ -104,6 +121,17 @@ class Speculation:
         for name, drafter in self.observers.items():
             with faults_of(name, "verified"):
                 drafter.verified(tokens, logits, kept)
+        self.chosen(tokens, _Likeliest(logits), kept)
+
+    def chosen(self, tokens: Tokens[int], choices: Tokens[int], kept: Tokens[int]) -> None:
+        """Show the drafters that learn from it what the verifier chose; see `ChoiceObserver.chosen`.
+
+        Raises:
+            PluginError: one of them fails.
+        """
+        for name, drafter in self.choice_observers.items():
+            with faults_of(name, "chosen"):
+                drafter.chosen(tokens, choices, kept)
 
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.
@@ -140,6 +168,24 @@ class Speculation:
             return []
         with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
             return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
+
+
+class _Likeliest(Tokens[int]):
+    """The likeliest token of every row of logits, float32 (M, V), found when it is looked at."""
+
+    def __init__(self, logits: np.ndarray) -> None:
+        self._logits = logits
+
+    @overload
+    def __getitem__(self, row: int) -> int: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[int]: ...
+    def __getitem__(self, row: int | slice) -> int | list[int]:
+        found = self._logits[row].argmax(axis=-1)
+        return found.tolist() if isinstance(row, slice) else int(found)
+
+    def __len__(self) -> int:
+        return len(self._logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,7 +277,7 @@ def choose_drafting(
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     with model.memory.drafters.lock:
-        drafters = _drafters(model, options, owner, progress)
+        drafters = _drafters(model, options, owner, progress, waits=isinstance(chosen, Learner))
     offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
     return Drafting(
         model=model,
@@ -260,7 +306,9 @@ def _auto_view(model: Model, options: Options) -> str:
     return model.runtime.info.view_at(options.draft_schedule.mean(model.config))
 
 
-def _drafters(model: Model, options: Options, owner: str | None, progress: Progress | None) -> dict[str, Drafter]:
+def _drafters(
+    model: Model, options: Options, owner: str | None, progress: Progress | None, *, waits: bool
+) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
     Raises:
@@ -276,6 +324,7 @@ def _drafters(model: Model, options: Options, owner: str | None, progress: Progr
         memory=model.memory.drafters,
         owner=owner,
         progress=progress,
+        waits=waits,
     )
     drafters: dict[str, Drafter] = {}
     for one in _asked(options):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 from specdec.progress import Count
 from specdec.weights.base import EXACT as EXACT
 
-Logits = Literal["all", "last", "none"]
+Logits = Literal["all", "last", "none", "choices"]
 
 MAX_SEQUENCES = 64  # in a pass
 MAX_PASS_ROWS = 512  # of all sequences of a pass together; rows of one sequence alone may be more
@@ -113,9 +113,13 @@ class Rows:
             and its depth in the tree.
         layers: run this number of first layers, then the final norm and the logits layer; None runs all. What the cache
             holds in the other layers for these positions is garbage then.
-        logits: rows whose logits are computed: all, the last one, or none (a piece of a prompt).
+        logits: rows whose logits are computed: all, the last one, or none (a piece of a prompt). "choices" returns the
+            choice of every row in their place, on runtimes that choose.
         head: tokens whose logits are computed, at an effort of 1 and by rounded weights whatever the view is; those of
             others are -inf. None computes all tokens'. For drafts, on runtimes that have such heads.
+        ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
+            chose. The runtime may do fewer; the cache grows by M and by as many as it did.
+        ends: tokens after which it does not go on.
     """
 
     cache: Cache
@@ -125,6 +129,27 @@ class Rows:
     layers: int | None = None
     logits: Logits = "all"
     head: DraftHead | None = None
+    ahead: int = 0
+    ends: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What greedy decoding needs of a row of logits: the likeliest token, and the shape of the distribution.
+
+    Attributes:
+        token: of the largest logit, the first of equal ones; NaN counts as largest.
+        highest: the largest logit.
+        entropy: at temperature 1, in nats.
+        top_probability: the largest probability, at temperature 1.
+        margin: largest minus second largest logit.
+    """
+
+    token: int
+    highest: float
+    entropy: float
+    top_probability: float
+    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +161,32 @@ class Pass:
         bytes_read: bytes that the pass had to read for it, in the layout of the view: its own keys and values, and of
             the weights a share by its number of rows. The shares of a pass add up to what the pass read.
         states: float32 (layers, M, hidden), the residual stream after each layer, if asked for.
+        choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
+            are (0, V) then.
     """
 
     logits: NDArray[np.float32]
     bytes_read: int
     states: NDArray[np.float32] | None = None
+    choices: Sequence[Choice] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """A view that is made when a pass first needs it; what its steps cost is bounded until then.
+
+    Attributes:
+        exact_s: seconds in which the memory gives what a step of one row reads in the exact view at effort 1.
+        view_s: the same for this view.
+    """
+
+    exact_s: float
+    view_s: float
+
+    def least_s(self, step_s: float, effort: float) -> float:
+        """Seconds that a step at an effort takes at least, when an exact one takes `step_s`: a view that reads less
+        saves no more than the time of the bytes."""
+        return max(step_s - max(0.0, self.exact_s - effort * self.view_s), effort * self.view_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,12 +198,15 @@ class ViewInfo:
         own_bytes: bytes of memory that it takes in addition to the exact weights, about; 0 if it reads those.
         is_exact: it keeps every bit of the weights, which makes it the one that verifies.
         reads_exact: its passes read the exact weights, so it has no matrices of its own.
+        late: it has yet to be made, and is when a pass first needs it; None for one that is ready or that `prepare`
+            makes beforehand.
     """
 
     name: str
     own_bytes: int = 0
     is_exact: bool = False
     reads_exact: bool = False
+    late: Late | None = None
 
 
 EXACT_VIEW = ViewInfo(name=EXACT, is_exact=True, reads_exact=True)
@@ -176,6 +225,8 @@ class RuntimeInfo:
         shows_states: `forward` can return hidden states.
         prunes_head: `draft_head` makes heads; where it does not, drafts score all tokens.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
+        chooses: `forward` returns choices where `Rows.logits` asks for them.
+        most_ahead: most tokens that it goes on for; see `Rows.ahead`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
     """
@@ -188,11 +239,41 @@ class RuntimeInfo:
     compiles: bool = False
     shows_states: bool = True
     prunes_head: bool = False
+    chooses: bool = False
+    most_ahead: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()
 
     def view_at(self, effort: float) -> str:
         """The draft view that agrees most with the target at an effort that the caller named."""
         return next((view for most, view in self.agreeing if effort <= most), self.auto_draft[0])
+
+
+class Planned(NamedTuple):
+    """A kind of pass over one sequence that is about to be run.
+
+    Attributes:
+        rows: of the pass.
+        efforts: of the rows.
+        view: form of the weights.
+    """
+
+    rows: int
+    efforts: Efforts
+    view: str = EXACT
+
+
+@runtime_checkable
+class Compiler(Protocol):
+    """A runtime that compiles kinds of passes when they are first needed, and can compile several at the same time."""
+
+    def compile(self, passes: Sequence[Planned]) -> None:
+        """Compile what passes need that was not compiled before. Views of theirs are not made.
+
+        Raises:
+            RuntimeUnavailableError: something does not compile.
+            UnknownNameError: unknown view.
+        """
+        ...
 
 
 class Runtime(Protocol):

@@ -14,13 +14,14 @@ from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES, MAX_TREE_ROWS, C
 _FEW_TOKENS = 32
 
 
-def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type) -> None:
+def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type, *, chooses: bool = False) -> None:
     """Refuse a batch that no runtime runs.
 
     Args:
         batch: what `Runtime.forward` was given.
         config: the model.
         kind: class of the runtime's caches.
+        chooses: the runtime returns choices.
 
     Raises:
         InvalidArgumentError: see `Runtime.forward`.
@@ -33,8 +34,12 @@ def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type) -> None:
             raise InvalidArgumentError("a cache must come from new_cache of this runtime")
         if rows.layers is not None:
             checked_layers(rows.layers, config)
-        if rows.logits not in ("all", "last", "none"):
-            raise InvalidArgumentError(f"logits must be 'all', 'last' or 'none', not {rows.logits!r}")
+        if rows.logits not in ("all", "last", "none", "choices"):
+            raise InvalidArgumentError(f"logits must be 'all', 'last', 'none' or 'choices', not {rows.logits!r}")
+        if rows.logits == "choices" and not chooses:
+            raise InvalidArgumentError("this runtime makes no choices: ask for logits")
+        if rows.ahead and (rows.logits != "choices" or len(rows.tokens) != 1 or rows.ahead < 0):
+            raise InvalidArgumentError("a pass goes ahead by its own choices from a single row, by at least 0 tokens")
         if rows.parents is not None:
             check_parents(rows.parents, len(rows.tokens))
     if count > 1:

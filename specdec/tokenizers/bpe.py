@@ -45,11 +45,11 @@ class BPETokenizer(Tokenizer):
     """
 
     def __init__(self, meta: TokenizerMeta, content: bytes) -> None:
-        self._backend = read_backend(content)
+        self._backend, values = _read(content)
         added = self._backend.get_added_tokens_decoder().values()
         super().__init__(
             meta,
-            _table(self._backend, parse_json(content).get("decoder")),
+            _table(self._backend, values.get("decoder")),
             [token.content for token in added if not token.special],
         )
 
@@ -99,6 +99,11 @@ def read_backend(content: bytes) -> Backend:
     Raises:
         ModelFormatError: the content is not a valid tokenizer.json, or exceeds a bound.
     """
+    return _read(content)[0]
+
+
+def _read(content: bytes) -> tuple[Backend, Any]:
+    """What `read_backend` gives, and the values of the file."""
     with foreign(BPE_NAME), quiet_panics():
         values = parse_json(content)
         if isinstance(values, dict):
@@ -107,7 +112,7 @@ def read_backend(content: bytes) -> Backend:
         backend.no_truncation()
         backend.no_padding()
         _try(backend)
-        return backend
+        return backend, values
 
 
 def _try(backend: Backend) -> None:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from specdec.drafters.signals import LogitDistribution
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
 from specdec.progress import Count, reported
-from specdec.runtimes.base import DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.base import Choice, DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
 from specdec.runtimes.checks import check_batch, check_capacity, check_fork, check_keep, check_trim, checked_tokens
 from specdec.tokenizers.messages import checked_messages
 
@@ -86,6 +88,7 @@ class FakeRuntime:
         sharpness: standard deviation of the logits.
         draft_noise: standard deviation of what a draft view adds at effort 0, by view. Leaving out all layers adds as
             much again.
+        most_ahead: the runtime chooses, and goes ahead for at most so many tokens; None has it show logits alone.
     """
 
     info = RuntimeInfo(name="fake", auto_draft=("int4", 0.5))
@@ -97,7 +100,10 @@ class FakeRuntime:
         seed: int = 0,
         sharpness: float = 3.0,
         draft_noise: Mapping[str, float] | None = None,
+        most_ahead: int | None = None,
     ) -> None:
+        if most_ahead is not None:
+            self.info = replace(self.info, chooses=True, most_ahead=most_ahead)
         self.config = config or fake_config()
         self.seed, self.sharpness = seed, sharpness
         self.draft_noise = dict(draft_noise or {"bucket": 2.0, "int4": 1.0})
@@ -128,15 +134,31 @@ class FakeRuntime:
         raise InvalidArgumentError("the fake runtime has no draft heads")
 
     def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
-        check_batch(batch, self.config, FakeCache)
+        check_batch(batch, self.config, FakeCache, chooses=self.info.chooses)
         check_view(view, self.views())
         held = [(rows.cache, list(rows.cache.entries)) for rows in batch]  # type: ignore[attr-defined]
         try:
-            return [self._forward(rows, view, states) for rows in batch]
+            return [self._shown(rows, view, states) for rows in batch]
         except BaseException:
             for cache, entries in held:
                 cache.entries[:] = entries
             raise
+
+    def _shown(self, rows: Rows, view: str, states: bool) -> Pass:
+        """A sequence's part of a pass, and the steps that it goes ahead for."""
+        if rows.logits != "choices":
+            return self._forward(rows, view, states)
+        result = self._forward(replace(rows, logits="all", ahead=0), view, states)
+        logits, read = [*result.logits], result.bytes_read
+        room = min(self.info.most_ahead, rows.ahead, rows.cache.capacity - rows.cache.length)
+        for _ in range(room):
+            token = int(logits[-1].argmax())
+            if token in rows.ends:
+                break
+            further = self._forward(replace(rows, tokens=[token], logits="all", ahead=0), view, states)
+            logits, read = [*logits, *further.logits], read + further.bytes_read
+        choices = [choice_of(row) for row in logits]
+        return Pass(np.empty((0, self.config.vocab_size), np.float32), read, None, choices)
 
     def _forward(self, rows: Rows, view: str, states: bool) -> Pass:
         cache, tokens = rows.cache, rows.tokens
@@ -188,6 +210,13 @@ class FakeRuntime:
         key = hashlib.blake2b(b"|".join([*parts, str(self.seed).encode()]), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
         return generator.standard_normal(self.config.vocab_size)
+
+
+def choice_of(logits: np.ndarray) -> Choice:
+    """What a runtime chooses of a row of logits."""
+    token = int(logits.argmax())
+    shape = LogitDistribution(logits, token)
+    return Choice(token, float(logits[token]), shape.entropy, shape.top_probability, shape.margin)
 
 
 class ByteDetokenizer:

@@ -2,16 +2,21 @@
 // the keys of its inputs (step_choice.cuh); then each block takes in the part that its share of the matrix needs. The
 // phases are those of norm.cu, gate.cu, attention.cu and int4.cu or bucket.cu.
 // table (LAYERS * ENTRIES + 5) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
-// take (numbers of weights to take), state, sync, logits_out (1, VOCAB),
+// take (numbers of weights to take), told (the state), sync, logits_out (1, VOCAB), choices_out (turns made, then the
+// choice of each),
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
-const int position = state[0];
+const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
+int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
 GridBarrier grid_barrier(const_cast<unsigned*>(sync));
-float* logits = const_cast<float*>(logits_out);
+float *logits = const_cast<float*>(logits_out), *choices = const_cast<float*>(choices_out) + CHOICE_WORDS;
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
-int* counting = reinterpret_cast<int*>(address + ADDRESSES);
+// The block's own copy of the state: a launch that goes on with its own tokens moves it on.
+int* state = reinterpret_cast<int*>(address + ADDRESSES);
+int* chosen = state + STATE_SIZE;
+int* counting = state + STATE_WORDS;
 // The activation, and what goes with it: for bucketMul halves and how many runs of each input are taken, for 4-bit weights
 // two planes of bytes and groups.
 unsigned char* activation = reinterpret_cast<unsigned char*>(counting + 64);
@@ -25,6 +30,7 @@ char* room = reinterpret_cast<char*>(beside + (COUNTS ? WIDEST : WIDEST / 32));
 char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
+for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *values = scratch + AT_VALUES;
 float *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
 #if TIERS
@@ -176,10 +182,12 @@ auto fill_for = [&](int layer, int site) {
        head ? LAST(void, 3) : POINTER(void, layer, 8 + site), ring);
 };
 
-fill_for(0, 0);
 #if TIERS
 clear(histogram, 1);
 #endif
+#pragma unroll 1
+for (;; ++token_turn) {
+fill_for(0, 0);
 if (block == 0) embed_row(LAST(weight_t, 2), state[2], x);
 grid_barrier.wait();
 make(0, 0, false);
@@ -229,12 +237,13 @@ for (int number = 0;; ++number) {
   }
 }
 grid_barrier.wait();
-#pragma unroll 1
-for (int at = block * THREADS + tid; at < (VOCAB + 3) / 4; at += GRID * THREADS) {
-  const float4 four = sum4(matrix_at(0, true), products + OTHER_PARTS, 0, at * 4);
-  const float value[4] = {four.x, four.y, four.z, four.w};
-  for (int e = 0; e < 4; ++e) {
-    if (at * 4 + e < VOCAB) logits[at * 4 + e] = value[e];
-  }
+float* found = chooses ? scratch + AT_CHOICES : nullptr;
+look_at_row(0, [&](int r, int i) { return sum4(matrix_at(0, true), products + OTHER_PARTS, r, i); },
+            shows_logits ? logits : nullptr, found, reinterpret_cast<float*>(room));
+if (!chooses) break;
+grid_barrier.wait();
+choose_rows(1, found, chosen, choices + token_turn * CHOICE_WORDS);
+if (!goes_on(state, 1, token_turn, chosen)) break;
+++position;
 }
-if (block == 0 && tid == 0) done[0] = 0;
+if (block == 0 && tid == 0) done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);

@@ -1,20 +1,27 @@
 // A whole step in the exact view in one kernel: the phases are kernels of their own elsewhere (norm.cu, dense.cu,
 // verify.cu, select.cu, attention.cu, gate.cu), with a barrier over the grid between them.
 // table (LAYERS * ENTRIES + 3) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
-// take (numbers of weights to take), state, sync, logits_out (., VOCAB),
+// take (numbers of weights to take), told (the state), sync, logits_out (., VOCAB), choices_out (turns made, then each
+// row's choice of every turn),
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
-const int position = state[0], rows = state[1], logits_from = state[STATE_LOGITS];
+const int rows = told[1], logits_from = told[STATE_LOGITS];
+const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
+int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
 GridBarrier grid_barrier(const_cast<unsigned*>(sync));
-float* logits = const_cast<float*>(logits_out);
+float *logits = const_cast<float*>(logits_out), *choices = const_cast<float*>(choices_out) + CHOICE_WORDS;
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
-float* scratch_sums = reinterpret_cast<float*>(address + ADDRESSES);
+// The block's own copy of the state: a launch that goes on with its own tokens moves it on.
+int* state = reinterpret_cast<int*>(address + ADDRESSES);
+int* chosen = state + STATE_SIZE;
+float* scratch_sums = reinterpret_cast<float*>(state + STATE_WORDS);
 float* room = scratch_sums + 64;
 char* ring = reinterpret_cast<char*>(room + RING_AT);
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
+for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *attended = scratch + AT_SPLITS;
 act_t* activation = reinterpret_cast<act_t*>(scratch + AT_ACTIVATION);
 unsigned char* prefix = reinterpret_cast<unsigned char*>(scratch + AT_PREFIX);  // tiers taken
@@ -172,10 +179,12 @@ auto fill_for = [&](int layer, int site) {
 };
 auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
 
-fill_for(0, 0);
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
+#pragma unroll 1
+for (;; ++token_turn) {
+fill_for(0, 0);
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
 grid_barrier.wait();
 #pragma unroll 1
@@ -231,14 +240,16 @@ for (int number = 0, choice = 0;; ++number) {
   }
   if (head) break;
 }
-constexpr int QUADS = (VOCAB + 3) / 4;
+float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
-for (int at = block * THREADS + tid; at < (rows - logits_from) * QUADS; at += GRID * THREADS) {
-  const int row = at / QUADS, i = at % QUADS * 4;
-  const float4 four = sum4(matrix_at(0, true), products, row, i);
-  const float value[4] = {four.x, four.y, four.z, four.w};
-  for (int e = 0; e < 4; ++e) {
-    if (i + e < VOCAB) logits[(size_t)row * VOCAB + i + e] = value[e];
-  }
+for (int row = 0; row < rows - logits_from; ++row) {
+  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), products, r, i); }, shows_logits ? logits : nullptr, found,
+              room);
 }
-if (block == 0 && tid == 0) done[0] = 0;
+if (!chooses || logits_from >= rows) break;
+grid_barrier.wait();
+choose_rows(rows - logits_from, found, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
+if (!goes_on(state, rows, token_turn, chosen)) break;
+++position;
+}
+if (block == 0 && tid == 0) done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);

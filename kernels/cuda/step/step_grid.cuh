@@ -66,17 +66,17 @@ struct Matrix {
 #endif
 
   DEVICE unsigned units() const { return unsigned(tiles) * steps; }
-  DEVICE int first(int block) const { return int(units() * unsigned(block - begin) / blocks); }
+  // Its blocks may be followed by some that have no part of any matrix.
+  DEVICE int first(int block) const {
+    const unsigned all = units(), unit = all * unsigned(block - begin) / blocks;
+    return int(unit < all ? unit : all);
+  }
   DEVICE int block_of(int unit) const { return begin + int((unsigned(unit + 1) * blocks - 1) / units()); }
-  DEVICE bool idle(int block) const { return units() < blocks && first(block) == first(block + 1); }
   DEVICE int slot(int block, int tile) const { return slots + block - begin + tile; }
   // How many blocks have a part of a tile.
   DEVICE int sharing(int tile) const {
-    const int low = block_of(tile * steps), high = block_of(tile * steps + steps - 1);
-    if (units() >= unsigned(blocks)) return high - low + 1;
-    int found = 0;
-    for (int block = low; block <= high; ++block) found += !idle(block);
-    return found;
+    if (units() < unsigned(blocks)) return steps;  // a unit each
+    return block_of(tile * steps + steps - 1) - block_of(tile * steps) + 1;
   }
 };
 #if SEGMENTED
@@ -146,20 +146,23 @@ DEVICE float4 sum4(const Matrix& m, const float* parts, int row, int output) {
   const int first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
   const float* from = parts + ((size_t)m.slot(first, tile) * ROWS + row) * TILE + output % TILE;
   float4 sum = load_float4(from);
-  if constexpr (MOST <= 12) {
-    float4 more[MOST];  // all loads first
+  // Where there are fewer units than blocks, some have none: those at which units * block / blocks stays the same.
+  const unsigned units = m.units(), blocks = m.blocks;
+  unsigned rest = units * unsigned(first - m.begin) % blocks;
+  constexpr int AT_ONCE = MOST < 9 ? MOST - 1 : 8;
+#pragma unroll 1
+  for (int block = first + 1; block <= last; block += AT_ONCE) {
+    float4 more[AT_ONCE];  // these loads first
+    from += (size_t)ROWS * TILE;
 #pragma unroll
-    for (int j = 1; j < MOST; ++j) {
-      const bool there = first + j <= last && !m.idle(first + j);
+    for (int j = 0; j < AT_ONCE; ++j) {
+      rest = units < blocks ? rest + units - (rest + units >= blocks ? blocks : 0) : 0;
+      const bool there = block + j <= last && rest + units >= blocks;
       more[j] = there ? load_float4(from + (size_t)j * ROWS * TILE) : float4{0, 0, 0, 0};
     }
 #pragma unroll
-    for (int j = 1; j < MOST; ++j) add(sum, more[j]);
-  } else {
-#pragma unroll 1
-    for (int block = first + 1; block <= last; ++block) {
-      if (!m.idle(block)) add(sum, load_float4(from + (size_t)(block - first) * ROWS * TILE));
-    }
+    for (int j = 0; j < AT_ONCE; ++j) add(sum, more[j]);
+    from += (size_t)(AT_ONCE - 1) * ROWS * TILE;
   }
   return sum;
 }

@@ -6,15 +6,22 @@
 // row (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
 // The ring is filled in parts: many loads at once would delay the grid barrier and the rows after it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
-// take (numbers of inputs to take), state, sync, logits_out (., VOCAB), which are written in place -> scratch, done
+// take (numbers of inputs to take), told (the state), sync, logits_out (., VOCAB), choices_out (turns made, then each
+// row's choice of every turn),
+// which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
-const int position = state[0], rows = ROWS == 1 ? 1 : state[1], logits_from = ROWS == 1 ? 0 : state[STATE_LOGITS];
+const int rows = ROWS == 1 ? 1 : told[1], logits_from = ROWS == 1 ? 0 : told[STATE_LOGITS];
+const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
+int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
 GridBarrier grid_barrier(const_cast<unsigned*>(sync));
-float* logits = const_cast<float*>(logits_out);
+float *logits = const_cast<float*>(logits_out), *choices = const_cast<float*>(choices_out) + CHOICE_WORDS;
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
-int* counting = reinterpret_cast<int*>(address + ADDRESSES);
+// The block's own copy of the state: a launch that goes on with its own tokens moves it on.
+int* state = reinterpret_cast<int*>(address + ADDRESSES);
+int* chosen = state + STATE_SIZE;
+int* counting = state + STATE_WORDS;
 float* scales = reinterpret_cast<float*>(counting + 64);  // of the rows' norms
 Portions& portions = *reinterpret_cast<Portions*>(scales + 16);
 char* room = reinterpret_cast<char*>(scales + 16) + PORTIONS_BYTES;
@@ -25,6 +32,7 @@ char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 const Gathering gathering{ends, reinterpret_cast<float*>(room)};
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
+for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
 unsigned* arrivals = const_cast<unsigned*>(sync) + SYNC_ARRIVALS;  // at tiles of HIDDEN outputs, then of INNER
 #if TIERS
@@ -281,10 +289,12 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int, co
 };
 #endif
 
-fill_for(0, 0, FILL_FIRST);
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
+#pragma unroll 1
+for (;; ++token_turn) {
+fill_for(0, 0, FILL_FIRST);
 if (block < rows) {
   const int token = state[2 + block];
 #if EMBED_PLAIN
@@ -356,14 +366,16 @@ for (int number = 0, choice = 0;; ++number) {
   grid_barrier.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
 }
 grid_barrier.wait();
-constexpr int QUADS = (VOCAB + 3) / 4;
+float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
-for (int at = block * THREADS + tid; at < (rows - logits_from) * QUADS; at += GRID * THREADS) {
-  const int row = at / QUADS, i = at % QUADS * 4;
-  const float4 four = sum4(segment_at(7), products + OTHER_PARTS, row, i);
-  const float value[4] = {four.x, four.y, four.z, four.w};
-  for (int e = 0; e < 4; ++e) {
-    if (i + e < VOCAB) logits[(size_t)row * VOCAB + i + e] = value[e];
-  }
+for (int row = 0; row < rows - logits_from; ++row) {
+  look_at_row(row, [&](int r, int i) { return sum4(segment_at(7), products + OTHER_PARTS, r, i); },
+              shows_logits ? logits : nullptr, found, reinterpret_cast<float*>(room));
 }
-if (block == 0 && tid == 0) done[0] = 0;
+if (!chooses || logits_from >= rows) break;
+grid_barrier.wait();
+choose_rows(rows - logits_from, found, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
+if (!goes_on(state, rows, token_turn, chosen)) break;
+++position;
+}
+if (block == 0 && tid == 0) done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);

@@ -33,6 +33,7 @@ class Share:
         parents: of a tree; None for a chain.
         places: position of each row of a tree.
         begun: rows at the front that are done: of a prompt, by a wide pass.
+        chooses: choices are wanted instead of logits, which steps alone make.
     """
 
     number: int
@@ -45,6 +46,7 @@ class Share:
     parents: Sequence[int] | None = None
     places: Sequence[int] = ()
     begun: int = 0
+    chooses: bool = False
 
     def piece(self, first: int, last: int, choice: int) -> Piece:
         """Rows `first` to `last` (not included) as a step takes them."""
@@ -58,8 +60,8 @@ class Share:
 
 def share_of(number: int, rows: Rows, cache: GpuCache, ids: list[int], mode: str, *, selects: bool) -> Share:
     """What a sequence brings to a pass, checked already."""
-    wanted = {"all": len(ids), "last": 1, "none": 0}[rows.logits]
-    made = Share(number, cache, ids, rows.efforts, mode, selects, wanted)
+    wanted = {"all": len(ids), "choices": len(ids), "last": 1, "none": 0}[rows.logits]
+    made = Share(number, cache, ids, rows.efforts, mode, selects, wanted, chooses=rows.logits == "choices")
     if rows.parents is not None and not is_chain(rows.parents):
         made.parents = list(rows.parents)
         made.places = [cache.length + depth for depth in depths(rows.parents)]
@@ -94,10 +96,14 @@ def wide_passes(shares: Sequence[Share], most_rows: Callable[[int], int]) -> Ite
     """Rows cut into wide passes, where there are enough; counts them as begun, so that steps run the others.
 
     Args:
-        shares: of the pass, perhaps of several modes; chains at effort 1 are cut.
+        shares: of the pass, perhaps of several modes; chains at effort 1 are cut, unless they want choices.
         most_rows: of a wide pass whose last position is given.
     """
-    chains = [share for share in shares if share.mode in _WIDE_MODES and not share.selects and share.parents is None]
+    chains = [
+        share
+        for share in shares
+        if share.mode in _WIDE_MODES and not share.selects and not share.chooses and share.parents is None
+    ]
     if sum(len(share.ids) for share in chains) < LEAST_WIDE:
         return
     wide: list[tuple[Share, int, int]] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler, whole_text
 
@@ -124,6 +124,18 @@ def build(mx: Any, backend: str, text: KernelText, *, shared_bytes: int = 0) -> 
     return cast("Callable[..., list[Any]]", mx.fast.cuda_kernel(**options, shared_memory=shared_bytes))
 
 
+class Typed(NamedTuple):
+    """What of an array decides a kernel's text.
+
+    Attributes:
+        dtype: MLX's type.
+        ndim: its dimensions.
+    """
+
+    dtype: Any
+    ndim: int
+
+
 class Compiled:
     """A CUDA kernel whose machine code is kept from process to process.
 
@@ -135,9 +147,22 @@ class Compiled:
     """
 
     def __init__(self, mx: Any, text: KernelText, compiler: CudaCompiler, shared_bytes: int) -> None:
-        self._mx, self._text, self._compiler, self._shared_bytes = mx, text, compiler, shared_bytes
+        self._mx, self._text, self._compiler, self.shared_bytes = mx, text, compiler, shared_bytes
+        self.name = f"custom_kernel_{text.name}"
         self._shapes = [name for name in text.inputs if f"{name}_shape" in text.source]
         self._codes: dict[tuple[Any, ...], bytes] = {}
+
+    def code(self, inputs: Sequence[Any], output_dtypes: Sequence[Any]) -> bytes:
+        """Machine code for inputs of these types, arrays or `Typed`; from any thread."""
+        text, types = self._text, (*(one.dtype for one in inputs), *output_dtypes)
+        if types not in self._codes:
+            arrays, results = (
+                dict(zip(text.inputs, inputs, strict=True)),
+                dict(zip(text.outputs, output_dtypes, strict=True)),
+            )
+            whole = whole_text(self.name, text.header, text.source, arrays, results, shapes=self._shapes)
+            self._codes[types] = self._compiler.code(whole)
+        return self._codes[types]
 
     def __call__(
         self,
@@ -147,26 +172,22 @@ class Compiled:
         threadgroup: tuple[int, int, int],
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[Any],
+        typed: Sequence[Typed] | None = None,
     ) -> list[Any]:
-        text, arrays = self._text, dict(zip(self._text.inputs, inputs, strict=True))
-        name = f"custom_kernel_{text.name}"
-        types = (*(array.dtype for array in inputs), *output_dtypes)
-        if types not in self._codes:
-            results = dict(zip(text.outputs, output_dtypes, strict=True))
-            whole = whole_text(name, text.header, text.source, arrays, results, shapes=self._shapes)
-            self._codes[types] = self._compiler.code(whole)
+        """Call it as MLX's own kernels are called; with `typed`, by the kernel for inputs of those types."""
+        arrays = dict(zip(self._text.inputs, inputs, strict=True))
         return cast(
             "list[Any]",
             self._mx.fast.precompiled_cuda_kernel(
-                name=name,
-                compiled_source=self._codes[types],
+                name=self.name,
+                compiled_source=self.code(typed or inputs, output_dtypes),
                 inputs=inputs,
                 output_shapes=output_shapes,
                 output_dtypes=output_dtypes,
                 scalars=[size for key in self._shapes for size in arrays[key].shape],
                 grid=grid,
                 threadgroup=threadgroup,
-                shared_memory=self._shared_bytes,
+                shared_memory=self.shared_bytes,
                 ensure_row_contiguous=True,
             ),
         )

@@ -139,6 +139,15 @@ class Transformer:
         both = [state, head_state(state, wanted)] if kind.gathers else [state]
         return step(self.mx.array(np.stack(both)), caches, takes, angles)
 
+    def launch(self, kind: Kind, state: np.ndarray, caches: list[GpuCache], takes: list[Any]) -> bool:
+        """Begin one step as one kernel without a graph, where that can be done; see `WholeStep.launch` and `run`."""
+        if self.whole is None:
+            return False
+        cache = max(caches, key=lambda one: one.positions)
+        self.whole.prepare(kind, self.layers, self.head, self.final_norm, self.embeddings)
+        turns = self.angles(cache.positions)[0][0]
+        return self.whole.launch(kind, state, cache, takes[0] if kind.selects else None, turns)
+
     def _graph(self, kind: Kind, key: tuple[Any, ...]) -> Callable[..., Any]:
         """The graph of a kind of step for arrays of these sizes; those used last are kept."""
         step = self._steps.pop(key, None)
@@ -158,6 +167,11 @@ class Transformer:
         if self.whole is not None:
             return self.whole.logits(rows)
         return np.array(out if rows == out.shape[0] else out[:rows], dtype=np.float32)
+
+    def choices(self, rows: int, ahead: int) -> np.ndarray:
+        """Choices of the step that was waited for last, where a step is one kernel; see `WholeStep.choices`."""
+        assert self.whole is not None
+        return self.whole.choices(rows, ahead)
 
     def new_cache(self, capacity: int, lock: RLock) -> GpuCache:
         """An empty cache: an array for each layer, or one of all layers when a step is one kernel."""

@@ -12,7 +12,6 @@ from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.prompt import ROW_BAND, DensePrompts, Prompts, Work
 from specdec.runtimes.mlx.state import STATE_CONSTANTS
-from specdec.runtimes.mlx.step import PARTS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
@@ -39,7 +38,15 @@ class QuantPrompts(Prompts):
         tiles = [tiles for tiles, _, _, _ in self._step.segments]
         constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes}
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
-        files = (*PARTS, "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh")
+        files = (
+            "step_grid.cuh",
+            "step_rows.cuh",
+            "step_choice.cuh",
+            "step_attention.cuh",
+            "step_portions.cuh",
+            "step_quant_units.cuh",
+            "step_quant.cuh",
+        )
         files += ("prompt_attention.cuh", "prompt_quant.cuh")
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 

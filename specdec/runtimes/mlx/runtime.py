@@ -7,6 +7,7 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,27 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import Efforts
+from specdec.model.effort import Efforts, resolve_efforts
 from specdec.progress import Count, reported
-from specdec.runtimes.base import EXACT, Cache, DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.base import (
+    EXACT,
+    MAX_PASS_ROWS,
+    Cache,
+    Choice,
+    DraftHead,
+    Late,
+    Pass,
+    Planned,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_view,
+)
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
+from specdec.runtimes.mlx.chosen import choices_of
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.layers import Layer, LayerLoader
@@ -29,7 +44,7 @@ from specdec.runtimes.mlx.ops import Ops, row_step
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
-from specdec.runtimes.mlx.state import LOGITS_FROM, WANTED, state_of
+from specdec.runtimes.mlx.state import LOGITS_FROM, MOST_AHEAD, WANTED, show_choices, state_of
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
 from specdec.runtimes.mlx.takes import Takes, kept
@@ -48,6 +63,23 @@ def check_available() -> None:
         RuntimeUnavailableError: MLX has no GPU here.
     """
     find_gpu()
+
+
+@dataclass(slots=True)
+class _Shown:
+    """What the steps of a pass show of one sequence: logits by steps, or choices, and tokens gone ahead for."""
+
+    logits: list[np.ndarray] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    bytes_read: int = 0
+    ahead: int = 0
+
+    def result(self, rows: Rows, vocab_size: int, *, alone: bool) -> Pass:
+        """Of the pass; each sequence owns its logits, so that a part of a step's is copied."""
+        if rows.logits == "choices":
+            return Pass(np.empty((0, vocab_size), np.float32), self.bytes_read, None, self.choices)
+        joined = self.logits[0] if len(self.logits) == 1 and alone else np.concatenate(self.logits)
+        return Pass(joined, self.bytes_read)
 
 
 class MlxRuntime:
@@ -81,9 +113,11 @@ class MlxRuntime:
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
+        self._begun = False  # a pass was asked for
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
+        self._bounds: dict[str, Late | None] = {}
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
@@ -97,6 +131,8 @@ class MlxRuntime:
             quantised=store.quantised,
             whole=self._transformer.whole is not None,
         )
+        if self._transformer.whole is not None:
+            self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:
@@ -105,7 +141,18 @@ class MlxRuntime:
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts besides "exact"; `bucket` needs buckets of 16 in tiers of fours."""
-        return {name: ViewInfo(name=name) for name in self._view_names()}
+        return {name: ViewInfo(name=name, late=self._late(name)) for name in self._view_names()}
+
+    def _late(self, view: str) -> Late | None:
+        """What is known of a view that has yet to be made, or whose kernels have; None where it is ready, or nothing is
+        known of the memory."""
+        if view in self._prepared or self._transformer.whole is None or self._driver is None:
+            return None
+        if view not in self._bounds:
+            full, speed = resolve_efforts(1.0, self.config), self._driver.bytes_per_s
+            exact, own = (self._weight_bytes(self._mode(name, selects=False), full) for name in (EXACT, view))
+            self._bounds[view] = Late(exact / speed, own / speed) if speed > 0 else None
+        return self._bounds[view]
 
     def _view_names(self) -> tuple[str, ...]:
         if self._store.quantised:
@@ -130,6 +177,22 @@ class MlxRuntime:
                 for linear in reported(self._transformer.linears, progress):
                     pack(linear)
             self._prepared.add(view)
+
+    def compile(self, passes: Sequence[Planned]) -> None:
+        """Compile what passes over one sequence need, and the pieces of its prompt; see `Compiler`."""
+        whole = self._transformer.whole
+        if whole is None:
+            return
+        kinds = []
+        for rows, efforts, view in passes:
+            check_view(view, self.views())
+            selects = self._takes.selects(efforts, view)
+            mode = self._mode(view, selects)
+            for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
+                built = self._transformer.row_step(min(count, self._most_rows(view)))
+                kinds.append(Kind(mode, selects, built, 0, built))
+        with self._lock:
+            whole.compile(kinds)
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
@@ -158,7 +221,7 @@ class MlxRuntime:
         A step runs up to 16 rows of all sequences; in the views `int4` and `bucket`, and in `nested` where a step is
         one kernel, it runs one row.
         """
-        check_batch(batch, self.config, GpuCache)
+        check_batch(batch, self.config, GpuCache, chooses=self.info.chooses)
         check_view(view, self.views())
         if states:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
@@ -167,23 +230,33 @@ class MlxRuntime:
             self.prepare(view)
             if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
                 self._need_tiers()
+            if not self._begun:
+                self._begun = True
+                self.compile([Planned(count, batch[0].efforts) for count in (1, MAX_PASS_ROWS)])
+            ahead = self._ahead(batch, shares, view)
             for share in shares:
-                share.cache.reserve(share.cache.length + len(share.ids))
-            logits: list[list[np.ndarray]] = [[] for _ in shares]
-            read = [0] * len(shares)
-            self._run_wide(shares, logits, read)
+                share.cache.reserve(share.cache.length + len(share.ids) + ahead)
+            shown = [_Shown() for _ in shares]
+            self._run_wide(shares, shown)
             for step in steps_of(shares, self._most_rows(view)):
-                for part, found, nbytes in self._step(step, view):
-                    logits[part.number].append(found)
-                    read[part.number] += nbytes
+                self._step(step, view, batch, shown, ahead)
             for share in shares:
-                share.cache.advance(len(share.ids))
-        # Each sequence owns its logits: a part of a step's is copied.
-        joined = [found[0] if len(found) == 1 and len(batch) == 1 else np.concatenate(found) for found in logits]
-        return [Pass(found, nbytes) for found, nbytes in zip(joined, read, strict=True)]
+                share.cache.advance(len(share.ids) + shown[share.number].ahead)
+        return [
+            one.result(rows, self.config.vocab_size, alone=len(batch) == 1)
+            for one, rows in zip(shown, batch, strict=True)
+        ]
 
-    def _run_wide(self, shares: list[Share], logits: list[list[np.ndarray]], read: list[int]) -> None:
-        """Run many rows in wide passes, where this model has them; adds each share's logits and bytes read."""
+    def _ahead(self, batch: Sequence[Rows], shares: list[Share], view: str) -> int:
+        """Tokens that all sequences of a pass go ahead for together: in one step, or not at all."""
+        kinds = {(share.mode, share.selects) for share in shares}
+        room = min(share.cache.capacity - share.cache.length for share in shares) - 1
+        if len(kinds) > 1 or len(shares) > self._most_rows(view) or any(len(share.ids) > 1 for share in shares):
+            return 0
+        return max(0, min(MOST_AHEAD, room, *(rows.ahead for rows in batch)))
+
+    def _run_wide(self, shares: list[Share], shown: list[_Shown]) -> None:
+        """Run many rows in wide passes, where this model has them; what they show of each share goes to `shown`."""
         if self._prompts is None:
             return
         history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
@@ -198,9 +271,9 @@ class MlxRuntime:
             made = self._prompts.run(parts, angles[0])
             for (part, first, last), found in zip(wide, made, strict=True):
                 weights, until = self._weight_bytes(part.mode, part.efforts), row + last - first
-                logits[part.number].append(found)
-                read[part.number] += weights * until // rows - weights * row // rows
-                read[part.number] += history * (part.cache.length + last)
+                shown[part.number].logits.append(found)
+                shown[part.number].bytes_read += weights * until // rows - weights * row // rows
+                shown[part.number].bytes_read += history * (part.cache.length + last)
                 row = until
 
     def _share(self, number: int, rows: Rows, view: str) -> Share:
@@ -227,8 +300,10 @@ class MlxRuntime:
             return 1
         return self._transformer.most_rows
 
-    def _step(self, step: list[tuple[Share, int, int]], view: str) -> list[tuple[Share, np.ndarray, int]]:
-        """Run one step and wait for it: logits and bytes read of each of its shares."""
+    def _step(
+        self, step: list[tuple[Share, int, int]], view: str, batch: Sequence[Rows], shown: list[_Shown], ahead: int
+    ) -> None:
+        """Run one step and wait for it; what it shows of each of its shares goes to `shown`."""
         # In an order that few graphs are enough for: they are made for the sizes of caches and lists of efforts. One
         # kernel makes the logits of all rows from the first that is wanted on.
         whole = self._transformer.whole
@@ -252,27 +327,43 @@ class MlxRuntime:
             head = row_step(wanted) if wanted else 0
             kind = Kind(mode, selects, built, 1 << (spans - 1).bit_length(), head, tree, 0 < wanted < rows)
         state = state_of(pieces, [cache.positions for cache in caches], addresses)
+        choosing = [batch[part.number] for part, _, _ in step if batch[part.number].logits == "choices"]
+        with_logits = len(choosing) < len(step)
+        if choosing:
+            show_choices(
+                state, logits=with_logits, ahead=ahead, ends=frozenset[int]().union(*(r.ends for r in choosing))
+            )
         takes = self._takes.lines(efforts, view) if selects else []
-        out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes, wanted)
-        self._mx.eval(out)
-        if not wanted:
-            logits = np.empty((0, self.config.vocab_size), np.float32)
-        elif whole is None:
-            logits = self._transformer.logits(out, wanted)
-        else:
+        out = None
+        if not self._transformer.launch(kind, state, caches, takes):
+            out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes, wanted)
+            self._mx.eval(out)
+        elif not wanted and self._driver is not None:
+            self._driver.wait()
+        logits, choices, turns = np.empty((0, self.config.vocab_size), np.float32), np.empty((0, 0, 0), np.float32), 1
+        if whole is None:
+            logits = self._transformer.logits(out, wanted) if wanted else logits
+        elif wanted:
             first = int(state[LOGITS_FROM])
-            logits = self._transformer.logits(out, rows - first)
-            if wanted < rows - first:
-                logits = logits[state[WANTED : WANTED + wanted] - first]
+            places = state[WANTED : WANTED + wanted] - first
+            if with_logits:
+                logits = self._transformer.logits(out, rows - first)
+                logits = logits if wanted == rows - first else logits[places]
+            if choosing:
+                choices = self._transformer.choices(rows - first, ahead)[:, places]
+                turns = len(choices)
         weights = max(self._weight_bytes(mode, effort) for effort in efforts)
         history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
-        found, at, row = [], 0, 0
+        at, row = 0, 0
         for (part, _, last), piece, count in zip(step, pieces, counts, strict=True):
-            shared = weights * (row + count) // rows - weights * row // rows
-            nbytes = shared + history * (part.cache.length + last)
-            found.append((part, logits[at : at + piece.wanted], nbytes))
+            shared, to = weights * (row + count) // rows - weights * row // rows, shown[part.number]
+            to.bytes_read += turns * (shared + history * (part.cache.length + last))
+            if batch[part.number].logits == "choices":
+                to.choices += choices_of(choices[:, at : at + piece.wanted].reshape(-1, choices.shape[2]))
+                to.ahead = turns - 1
+            else:
+                to.logits.append(logits[at : at + piece.wanted])
             at, row = at + piece.wanted, row + count
-        return found
 
     def _need_tiers(self) -> None:
         """Pack the tiers of the exact view, unless they are there."""

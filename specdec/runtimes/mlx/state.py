@@ -6,7 +6,7 @@ constants of `STATE_CONSTANTS`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,11 +21,18 @@ WANTED = PLACES + MAX_ROWS  # the rows whose logits are wanted, in order
 PIECES = WANTED + MAX_ROWS  # for each sequence: first row, rows, slot of the first, root; its cache: positions, address
 PIECE_SIZE = 7
 PATH_WORDS = MAX_TREE_ROWS // 4
-PATHS = PIECES + MAX_ROWS * PIECE_SIZE  # for each row, a byte for each position from the root on: a row's number
+SHOWS = PIECES + MAX_ROWS * PIECE_SIZE  # of the wanted rows 0: logits, 1: choices, 2: both
+AHEAD = SHOWS + 1  # tokens that every row goes on for, each with its own choice
+ENDS = AHEAD + 1  # 1 more than tokens that nothing follows, 0 for none
+MOST_ENDS = 8
+PATHS = ENDS + MOST_ENDS  # for each row, a byte for each position from the root on: a row's number
 STATE_SIZE = PATHS + MAX_ROWS * PATH_WORDS  # before `LOGITS_FROM`: slot of the first row, rows, tokens
+MOST_AHEAD = 15
 
 STATE_CONSTANTS: dict[str, int] = {"STATE_PLACES": PLACES, "STATE_PIECES": PIECES, "PIECE_SIZE": PIECE_SIZE}
 STATE_CONSTANTS |= {"MOST_PIECES": MAX_ROWS, "STATE_PATHS": PATHS, "PATH_WORDS": PATH_WORDS, "STATE_CHOICES": CHOICES}
+CHOOSING_CONSTANTS: dict[str, int] = {"STATE_SHOWS": SHOWS, "STATE_AHEAD": AHEAD, "STATE_ENDS": ENDS}
+CHOOSING_CONSTANTS |= {"MOST_ENDS": MOST_ENDS, "STATE_SIZE": STATE_SIZE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,21 @@ def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequ
     state[0], state[1] = pieces[0].slot, front
     state[LOGITS_FROM] = state[WANTED] if wanted else front
     return state
+
+
+def show_choices(state: np.ndarray, *, logits: bool = False, ahead: int = 0, ends: Iterable[int] = ()) -> None:
+    """Make a step show the choices of the wanted rows.
+
+    Args:
+        state: of the step; changed.
+        logits: show their logits as well.
+        ahead: tokens that every row goes on for, at most `MOST_AHEAD`; above 0 a sequence has one row.
+        ends: tokens that nothing follows; once every row has come to one, the step ends. Those beyond `MOST_ENDS` do
+            not count.
+    """
+    state[SHOWS], state[AHEAD] = 2 if logits else 1, ahead
+    found = sorted(ends)[:MOST_ENDS]
+    state[ENDS : ENDS + len(found)] = [token + 1 for token in found]
 
 
 def head_state(state: np.ndarray, wanted: int) -> np.ndarray:

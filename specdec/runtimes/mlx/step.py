@@ -7,19 +7,29 @@ can run it that way too, which is what the tests compare with. Shapes and order 
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from specdec.model.architecture import ModelConfig
+from specdec.runtimes.mlx.addresses import addresses_of, table_of
 from specdec.runtimes.mlx.attention_ops import WINDOWLESS
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.features import runs_as_one_kernel
-from specdec.runtimes.mlx.kernels import Constant, KernelText, build, kernel_text
+from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
+from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, STATE_CONSTANTS, STATE_SIZE
+from specdec.runtimes.mlx.state import (
+    CHOOSING_CONSTANTS,
+    LOGITS_FROM,
+    MAX_ROWS,
+    MOST_AHEAD,
+    STATE_CONSTANTS,
+    STATE_SIZE,
+)
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -29,10 +39,12 @@ if TYPE_CHECKING:
 
 THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
-_AT_ONCE = 192  # arrays that the kernel which looks up addresses takes
+_MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
-PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
+PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
+CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
+STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
@@ -77,15 +89,37 @@ class WholeStep:
         self._nothing, self._sync = self._own((8,), mx.int32), self._own((64,), mx.uint32)
         self._state = self._own((STATE_SIZE,), mx.int32)
         self._logits = self._own((MAX_ROWS, config.vocab_size), mx.float32)
+        self._choices = self._own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
         self._places: list[int] = []
+        self._done = self._own((2,), mx.uint32)
+        self._scratch: Any = None
+        self._addressed: dict[int, tuple[Any, int]] = {}
+        self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
         self._host: np.ndarray | None = None
+        self._chosen: np.ndarray | None = None
 
     def prepare(self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any) -> None:
         """Build the kernel and the table of addresses of a kind of step, unless they are there."""
         if (kind.mode, kind.selects) not in self._tables:
             lines = self.entries(kind, layers, head, final_norm, embeddings)
-            self._tables[kind.mode, kind.selects] = self._addresses([entry for line in lines for entry in line])
+            self._tables[kind.mode, kind.selects] = table_of(self.mx, [entry for line in lines for entry in line])
         self._kernel(kind)
+
+    def compile(self, kinds: Iterable[Kind]) -> None:
+        """Compile the kernels of these kinds at the same time, or read their machine code; MLX may compile them later
+        instead."""
+        mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
+        compiled = [kernel for kernel in made if isinstance(kernel, Compiled)]
+        if compiled:
+            with ThreadPoolExecutor(len(compiled), "specdec-compile") as pool:
+                list(pool.map(lambda kernel: kernel.code(self._inputs, (mx.float32, mx.uint32)), compiled))
+
+    @property
+    def _inputs(self) -> list[Typed]:
+        """Types of a kernel's inputs."""
+        mx = self.mx
+        inputs = [Typed(mx.int64, 1), Typed(mx.float16, 5), Typed(mx.float32, 3), Typed(mx.int32, 2)]
+        return [*inputs, Typed(mx.int32, 1), Typed(mx.uint32, 1), Typed(mx.float32, 2), Typed(mx.float32, 2)]
 
     def row_step(self, rows: int) -> int:
         """Rows of the kernel that runs a pass of `rows`."""
@@ -112,12 +146,12 @@ class WholeStep:
     def address(self, cache: GpuCache) -> int:
         """Address of a cache's array."""
         if cache.address is None:
-            cache.address = int(self._addresses(cache.arrays).tolist()[0])
+            cache.address = addresses_of(self.mx, cache.arrays)[0]
         return cache.address
 
     def addresses(self, entries: list[Any]) -> list[int]:
         """Addresses of arrays, which must be kept alive; numbers stay, None is 0."""
-        return [int(address) for address in self._addresses(entries).tolist()]
+        return [int(address) for address in table_of(self.mx, entries).tolist()]
 
     def own(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Zeros in device memory of their own."""
@@ -136,9 +170,15 @@ class WholeStep:
 
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""
+        self.driver.write(self._own_places()[0], state)
+
+    def _own_places(self) -> list[int]:
+        """Addresses of the state, the logits, the choices, and the barrier's counters."""
         if not self._places:
-            self._places = self._addresses([self._state, self._logits]).tolist()
-        self.driver.write(self._places[0], state)
+            kept = [self._state, self._logits, self._choices, self._sync]
+            self._places = addresses_of(self.mx, kept)
+            self._told = self.driver.pinned(4 * STATE_SIZE).view(np.int32)
+        return self._places
 
     def logits(self, rows: int) -> np.ndarray:
         """Logits float32 (rows, V) of the step that was waited for last."""
@@ -147,6 +187,79 @@ class WholeStep:
             self._host = self.driver.pinned(4 * MAX_ROWS * vocabulary).view(np.float32).reshape(MAX_ROWS, vocabulary)
         self.driver.read(self._places[1], self._host[:rows])
         return self._host[:rows].copy()
+
+    def choices(self, rows: int, ahead: int) -> np.ndarray:
+        """Choices of the step that was waited for last, float32 (turns, rows, CHOICE_WORDS): `step_choose.cuh`."""
+        if self._chosen is None:
+            self._chosen = self.driver.pinned(4 * self._choices.size).view(np.float32).reshape(-1, CHOICE_WORDS)
+        read = self._chosen[: 1 + (1 + ahead) * rows]
+        self.driver.read(self._places[2], read)
+        turns = int(read[0].view(np.int32)[0])
+        return read[1 : 1 + turns * rows].reshape(turns, rows, CHOICE_WORDS).copy()
+
+    def launch(self, kind: Kind, told: np.ndarray, cache: GpuCache, take: Any, angles: Any) -> bool:
+        """Begin one step without MLX: `driver.wait`, or the reading of what it shows, waits for it. False where there
+        is no machine code: `tell` and `run` do it then.
+
+        Args:
+            kind: prepared.
+            told: the state of the pass, int32 (STATE_SIZE,).
+            cache: the largest of the step, evaluated.
+            take: see `run`; evaluated.
+            angles: see `run`; evaluated.
+        """
+        kernel, floats = self._kernel(kind)
+        if not isinstance(kernel, Compiled):
+            return False
+        key = self._key(kind)
+        if key not in self._launches:
+            code = kernel.code(self._inputs, (self.mx.float32, self.mx.uint32))
+            self._launches[key] = Launch(
+                self.driver, code, kernel.name, grid=self.grid, threads=THREADS, shared_bytes=kernel.shared_bytes,
+                pointers=10, numbers=5,
+            )  # fmt: skip
+        shape = cache.arrays[0].shape
+        scratch = self._scratch_of(floats + self._split_floats(kind, shape[3]))
+        places = [self._place(array) for array in (self._tables[kind.mode, kind.selects], angles)]
+        places.append(self._place(self._nothing if take is None else take))
+        table, turns, takes = places
+        state, logits, choices, sync = self._own_places()
+        self._told[:] = told
+        self.driver.send(state, self._told)
+        given = (
+            table,
+            self.address(cache),
+            turns,
+            takes,
+            state,
+            sync,
+            logits,
+            choices,
+            scratch,
+            self._place(self._done),
+        )
+        self._launches[key](given, shape)
+        return True
+
+    def _place(self, array: Any) -> int:
+        """Address of an array that is kept as long as this object, or as the array is."""
+        held = self._addressed.get(id(array))
+        if held is None or held[0] is not array:
+            if len(self._addressed) >= _MOST_ADDRESSED:
+                self._addressed.clear()
+            held = self._addressed[id(array)] = array, addresses_of(self.mx, [array])[0]
+        return held[1]
+
+    def _scratch_of(self, floats: int) -> int:
+        """Address of scratch memory of at least this number of floats, which steps share."""
+        if self._scratch is None or self._scratch.size < floats:
+            self._scratch = self._own((floats,), self.mx.float32)
+        return self._place(self._scratch)
+
+    def _split_floats(self, kind: Kind, positions: int) -> int:
+        """Floats of attention's partial sums."""
+        config = self.config
+        return kind.rows * config.num_heads * (positions // SPAN) * (config.head_dim + SPLIT_SIZE)
 
     def run(self, kind: Kind, cache: Any, take: Any, angles: Any) -> Any:
         """One step of the state that was told last: an array to wait for. Two steps must not run at the same time.
@@ -158,8 +271,6 @@ class WholeStep:
             angles: float32 (positions, D / 2, 2).
         """
         kernel, floats = self._kernel(kind)
-        config, rows = self.config, kind.rows
-        split_floats = rows * config.num_heads * (cache.shape[3] // SPAN) * (config.head_dim + SPLIT_SIZE)
         made = kernel(
             inputs=[
                 self._tables[kind.mode, kind.selects],
@@ -169,10 +280,11 @@ class WholeStep:
                 self._state,
                 self._sync,
                 self._logits,
+                self._choices,
             ],
             grid=(self.grid * THREADS, 1, 1),
             threadgroup=(THREADS, 1, 1),
-            output_shapes=[(floats + split_floats,), (2,)],
+            output_shapes=[(floats + self._split_floats(kind, cache.shape[3]),), (2,)],
             output_dtypes=[self.mx.float32, self.mx.uint32],
         )
         return made[1]
@@ -196,39 +308,17 @@ class WholeStep:
         assert linear.bucket is not None
         return linear.bucket.records, None, linear.bucket.scores
 
-    def _addresses(self, entries: list[Any]) -> Any:
-        """Addresses of arrays, int64; numbers are kept, None is 0. The arrays must be kept alive."""
-        tables: list[Any] = []
-        for first in range(0, len(entries), _AT_ONCE):
-            piece = entries[first : first + _AT_ONCE]
-            inputs = {
-                f"a{i}": entry for i, entry in enumerate(piece) if entry is not None and not isinstance(entry, int)
-            }
-            lines = [
-                f"found[{i}] = {f'(long long)a{i}' if f'a{i}' in inputs else f'{entry or 0}ll'};"
-                for i, entry in enumerate(piece)
-            ]
-            self.mx.eval(list(inputs.values()))
-            source = "if (threadIdx.x) return;\n" + "\n".join(lines)
-            name = f"specdec_addresses_{hashlib.sha256(source.encode()).hexdigest()[:16]}"
-            text = KernelText(name, "", source, tuple(inputs), ("found",))
-            made = build(self.mx, "cuda", text)(
-                inputs=list(inputs.values()),
-                grid=(32, 1, 1),
-                threadgroup=(32, 1, 1),
-                output_shapes=[(len(piece),)],
-                output_dtypes=[self.mx.int64],
-            )
-            tables.append(made[0])
-        table = self.mx.concatenate(tables)
-        self.mx.eval(table)
-        return table
+    @staticmethod
+    def _key(kind: Kind) -> tuple[str, bool, int, bool, bool]:
+        """What decides a kernel."""
+        return kind.mode, kind.selects, kind.rows, kind.tree, kind.shared
 
     def _kernel(self, kind: Kind) -> tuple[Any, int]:
         """The kernel of a kind, and floats of scratch memory that it needs in addition to those for attention."""
-        key = (kind.mode, kind.selects, kind.rows, kind.tree, kind.shared)
+        key = self._key(kind)
         if key not in self._kernels:
-            constants = self._constants(kind) | STATE_CONSTANTS
+            constants = self._constants(kind) | STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_WORDS": STATE_WORDS}
+            constants["CHOICE_WORDS"] = CHOICE_WORDS
             constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared}
             constants["TAKES"] = 7 * self.config.num_layers + 1  # numbers of a line: one for each matrix
             floats = self._layout(kind, constants)
@@ -238,7 +328,7 @@ class WholeStep:
                 "cuda",
                 body,
                 constants,
-                inputs=("table", "cache", "angles", "take", "state", "sync", "logits_out"),
+                inputs=("table", "cache", "angles", "take", "told", "sync", "logits_out", "choices_out"),
                 outputs=("scratch", "done"),
                 bounds=(THREADS, 1),
                 parts=(*PARTS, *products),
@@ -308,6 +398,7 @@ class WholeStep:
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares = rows * padded(c.hidden_size) // 128
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
+        blocks.append(("AT_CHOICES", rows * self.grid * CHOICE_WORDS))
         place = 0
         for name, size in blocks:
             constants[name] = place
@@ -332,7 +423,7 @@ class WholeStep:
         """Shared memory of a block; puts the place of the ring among the constants."""
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
-        fixed = 8 * int(constants["ADDRESSES"]) + 4 * 64
+        fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         if kind.mode in ("dense", "verify"):

@@ -18,7 +18,9 @@ from specdec.runtimes.mlx.quant import PackedQuant, QuantForm
 from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
+    CHOICE_WORDS,
     SHARED_KB,
+    STATE_WORDS,
     THREADS,
     WholeStep,
     attention_bytes,
@@ -34,6 +36,7 @@ TILE = 128  # outputs of a unit; it has 32 inputs
 ROW_STEPS = (1, 4, 5, 8, 16)  # multiples of four, and one more: four rows share a product, one more has one alone
 _ENTRIES = 20
 _WARPS = THREADS // 32
+_UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
 _ARRIVALS = 64  # counters of the blocks that have added to a tile, after the barrier's
 _PORTIONS_BYTES = 528  # shares of a block and its warps
 MOST_STAGES = 2  # of a warp's ring
@@ -145,6 +148,7 @@ class QuantStep(WholeStep):
             ("AT_BINS", bins),
             ("AT_WORDS", 2 * int(constants["WORDS_EACH"])),
             ("AT_GROUPS", 2 * int(constants["WORDS_EACH"]) // 4),
+            ("AT_CHOICES", rows * self.grid * CHOICE_WORDS),
         ):
             constants[name] = place
             place += padded(size, 64)
@@ -167,7 +171,7 @@ class QuantStep(WholeStep):
 
     def _fixed(self) -> int:
         table = 8 * padded(self.config.num_layers * _ENTRIES + 5, 2)
-        return table + 4 * 64 + 4 * 16 + _PORTIONS_BYTES
+        return table + 4 * STATE_WORDS + 4 * 64 + 4 * 16 + _PORTIONS_BYTES
 
     def _ends(self) -> int:
         """Tiles of a block whose sums more than one warp may have, at most one for each warp."""
@@ -214,7 +218,8 @@ def _form_text(form: QuantForm) -> str:
 def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list[tuple[int, int, int, int]]:
     """Tiles, steps, first block and blocks of the eight matrices of `_SITES`.
 
-    Matrices of a site share the grid out by their bytes, taken over all blocks of the model.
+    Matrices of a site share the grid out by their bytes, taken over all blocks of the model. A small one leaves blocks
+    idle: its sums would have more parts than they are worth.
     """
     sizes = [0.0] * 8
     for number, packed in enumerate(matrices):
@@ -225,7 +230,8 @@ def _segments(grid: int, matrices: list[PackedQuant], head: PackedQuant) -> list
     for site in _SITES:
         for which, (begin, blocks) in zip(site, _shared_out(grid, [sizes[which] for which in site]), strict=True):
             packed = shapes[which]
-            found.append((packed.tiles, packed.groups, begin, blocks))
+            busy = min(blocks, -(-packed.tiles * packed.groups // _UNITS_EACH))
+            found.append((packed.tiles, packed.groups, begin, busy))
     return found
 
 

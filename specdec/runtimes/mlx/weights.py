@@ -15,6 +15,7 @@ import numpy as np
 
 from specdec.errors import InvalidArgumentError
 from specdec.kernels.reference.selection import weights_to_take
+from specdec.runtimes.mlx.build_int4 import DeviceInt4, build_int4
 from specdec.runtimes.mlx.ops import Ops, Selection, packed_rows
 from specdec.runtimes.mlx.pack import (
     BUCKET,
@@ -29,6 +30,7 @@ from specdec.runtimes.mlx.pack import (
     padded,
 )
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
+from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.quantised import QuantisedMatrix, QuantisedTable
 
@@ -161,7 +163,7 @@ class Loader:
         dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
         packed = []
         for names in linear.groups:
-            parts = [self.mx.array(self.store.bucketed(name).dense_bits()) for name in names]
+            parts = [dense_bits(self.mx, self.store.bucketed(name)).T for name in names]
             bits = linear.join(self.mx, parts)
             packed.append(pack_dense(self.mx, self.ops.backend, bits, linear.rows))
             self.mx.eval(packed[-1])
@@ -212,10 +214,7 @@ class Loader:
         packed, scores = [], []
         for names in linear.groups:
             matrices = [self.store.bucketed(name) for name in names]
-            parts = [
-                self.mx.array(np.ascontiguousarray(m.tier_of_weight()[:, :out].T))
-                for m, out in zip(matrices, linear.outputs, strict=True)
-            ]
+            parts = [tier_of_weight(self.mx, matrix).T for matrix in matrices]
             packed.append(pack_tiers(self.mx, self.ops.backend, linear.join(self.mx, parts), linear.rows))
             self.mx.eval(packed[-1])
             scores += [self._exact_scores(name, m) for name, m in zip(names, matrices, strict=True)]
@@ -230,20 +229,28 @@ class Loader:
         return np.repeat(self.store.input_scores(name), matrix.layout.num_tiers, axis=1)
 
     def int4(self, linear: Linear) -> None:
-        """Pack the int4 view: from the store where it is stored, else built now."""
+        """Pack the int4 view: from the store where it is stored, else built now; of 16-bit weights on the device."""
         packed, scores = [], []
         for names in linear.groups:
-            matrices: list[Any] = [self.store.draft("int4", name) for name in names]
-            made = [int4_parts(matrix) for matrix in matrices]
-            levels = linear.join(self.mx, [self.mx.array(part).T for part, _ in made]).T
-            scales = linear.join(self.mx, [self.mx.array(part).T for _, part in made]).T
-            scores.append(_mean(linear, [matrix.scores for matrix in matrices]))
+            made = [self._int4(name) for name in names]
+            levels = linear.join(self.mx, [part.levels.T for part in made]).T
+            scales = linear.join(self.mx, [part.scales.T for part in made]).T
+            scores.append(_mean(linear, [np.array(part.scores) for part in made]))
             packed.append(pack_int4(self.mx, self.ops.backend, levels, scales, None))
             self.mx.eval(packed[-1].levels, packed[-1].scales)
         levels = self._one_after_the_other([part.levels for part in packed])
         scales = self._one_after_the_other([part.scales for part in packed])
         linear.int4 = PackedInt4(levels, scales, self._scores(linear, scores))
         self.mx.eval(levels, scales)
+
+    def _int4(self, name: str) -> DeviceInt4:
+        """A matrix of the int4 view on the device."""
+        exact = self.store.exact(name)
+        if "int4" not in self.store.views and isinstance(exact, BucketedMatrix):
+            return build_int4(self.mx, dense_bits(self.mx, exact), exact.dtype)
+        matrix: Any = self.store.draft("int4", name)
+        levels, scales = int4_parts(matrix)
+        return DeviceInt4(self.mx.array(levels), self.mx.array(scales), self.mx.array(matrix.scores))
 
     def bucket(self, linear: Linear) -> None:
         """Pack the bucket view."""

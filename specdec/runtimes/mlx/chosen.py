@@ -1,0 +1,21 @@
+"""What a step as one kernel writes of a row's choice, as `Choice`: see `kernels/cuda/step/step_choose.cuh`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from specdec.runtimes.base import Choice
+
+
+def choices_of(found: np.ndarray) -> list[Choice]:
+    """Choices of rows, from float32 (rows, CHOICE_WORDS): the two largest logits, sum of weights, sum of weighted
+    distances from the largest, and the bits of the token."""
+    tokens = found[:, 4].copy().view(np.int32).tolist()
+    return [
+        Choice(token, most, max(0.0, math.log(weight) - moment / weight), 1.0 / weight, most - second)
+        if math.isfinite(most)
+        else Choice(token, most, math.nan, math.nan, math.nan)
+        for token, (most, second, weight, moment) in zip(tokens, found[:, :4].tolist(), strict=True)
+    ]

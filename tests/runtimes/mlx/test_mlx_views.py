@@ -1,0 +1,68 @@
+"""What the mlx runtime makes of a store on the device: the very bits that NumPy makes, on MLX's CPU backend."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specdec.runtimes.mlx.build_int4 import build_int4
+from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
+from specdec.weights.bucket import BucketedMatrix
+from specdec.weights.int4 import Int4View
+from specdec.weights.layout import BucketLayout
+
+mx: Any = pytest.importorskip("mlx.core")
+
+CASES = [
+    (33, 70, "float16", 16, (4, 4, 4, 4)),
+    (256, 1023, "bfloat16", 16, (4, 4, 4, 4)),
+    (7, 33, "float16", 16, (8, 8)),
+    (130, 64, "bfloat16", 16, (1, 3, 12)),
+    (96, 31, "float16", 32, (8, 8, 16)),
+    (40, 97, "float16", 16, (16,)),
+]
+
+
+def bits_of(outputs: int, inputs: int, dtype: str) -> np.ndarray:
+    """Weights of many magnitudes, with zeros, rows of zeros, denormals and the largest numbers."""
+    rng = np.random.default_rng(outputs)
+    weights = rng.standard_normal((outputs, inputs)) * np.exp(2 * rng.standard_normal((outputs, 1)))
+    weights[rng.random(weights.shape) < 0.05] = 0
+    weights[1], weights[2] = 0, weights[2] * 1e-6
+    weights[3, ::7] = 65504 if dtype == "float16" else 3e30
+    weights[4, ::2] = -weights[4, ::2].max()
+    if dtype == "float16":
+        return np.clip(weights, -65504, 65504).astype(np.float16).view(np.uint16)
+    return (weights.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def matrix_of(outputs: int, inputs: int, dtype: str, size: int, tiers: tuple[int, ...]) -> BucketedMatrix:
+    return BucketedMatrix.from_dense(bits_of(outputs, inputs, dtype), dtype=dtype, layout=BucketLayout(size, tiers))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("slice_weights", [1 << 26, 200])
+def test_weights_are_put_in_order(case, slice_weights, monkeypatch):
+    monkeypatch.setattr("specdec.runtimes.mlx.unbucket._SLICE_WEIGHTS", slice_weights)
+    matrix = matrix_of(*case)
+    found = dense_bits(mx, matrix)
+    assert found.dtype == mx.uint16
+    assert np.array_equal(np.array(found), bits_of(*case[:3]).T)
+    tiers = tier_of_weight(mx, matrix)
+    assert tiers.dtype == mx.uint8
+    assert np.array_equal(np.array(tiers), matrix.tier_of_weight()[:, : case[0]])
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("slice_weights", [1 << 24, 32 * 300])
+def test_the_int4_view_is_numpys(case, slice_weights, monkeypatch):
+    monkeypatch.setattr("specdec.runtimes.mlx.build_int4._SLICE_WEIGHTS", slice_weights)
+    matrix = matrix_of(*case)
+    wanted: Any = Int4View().build(matrix)
+    found = build_int4(mx, dense_bits(mx, matrix), case[2])
+    assert np.array_equal(np.array(found.levels), wanted.levels() + 8)
+    assert np.array_equal(np.array(found.scales).view(np.uint16), wanted.scale.view(np.uint16))
+    # Sums in float32 instead of float64.
+    np.testing.assert_allclose(np.array(found.scores), wanted.scores, rtol=1e-5)
