@@ -19,11 +19,10 @@ DEVICE void find_ends(const Matrix& m, int tile, unsigned char* ends, int from_s
 
 // A block has TILES tiles and MANY rows; a warp has a tile and MANY / HALVES rows.
 template <int TILES, int HALVES, int RING>
-DEVICE void multiply_many(const Matrix& m, const uint4* weights, const act_t* activation, float* sums) {
+DEVICE void multiply_many(const Matrix& m, const uint4* weights, const act_t* activation, float* sums, uint4* room) {
   constexpr int WARPS_HERE = TILES * HALVES, THREADS_HERE = WARPS_HERE * 32, OWN_ROWS = MANY / HALVES, BANDS_HERE = OWN_ROWS / 8;
   constexpr int STAGE = ROWS_STAGE + TILES * TILE_STAGE, ROW_PIECES = STAGE_UNITS * 4;
-  extern __shared__ uint4 shared_memory[];
-  char* ring = reinterpret_cast<char*>(shared_memory);
+  char* ring = reinterpret_cast<char*>(room);
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32, g = lane / 4, q = lane % 4;
   const int place = warp % TILES, front = warp / TILES * OWN_ROWS;
   float* total = reinterpret_cast<float*>(ring + RING * STAGE) + warp * OWN_ROWS * 16 + lane;
@@ -106,9 +105,11 @@ DEVICE void multiply_many(const Matrix& m, const uint4* weights, const act_t* ac
 // activation (rows, SPLIT, steps * 32) -> sums (rows, tiles * 16). For matrices of many outputs, and of few.
 extern "C" __global__ void __launch_bounds__(256, 2)
     prompt_multiply(long long tiles, long long steps, const uint4* weights, const act_t* activation, float* sums) {
-  multiply_many<8, 1, 3>(Matrix{int(tiles), int(steps)}, weights, activation, sums);
+  extern __shared__ uint4 shared_memory[];
+  multiply_many<8, 1, 3>(Matrix{int(tiles), int(steps)}, weights, activation, sums, shared_memory);
 }
 extern "C" __global__ void __launch_bounds__(256, 2)
     prompt_multiply_few(long long tiles, long long steps, const uint4* weights, const act_t* activation, float* sums) {
-  multiply_many<4, 2, 4>(Matrix{int(tiles), int(steps)}, weights, activation, sums);
+  extern __shared__ uint4 shared_memory[];
+  multiply_many<4, 2, 4>(Matrix{int(tiles), int(steps)}, weights, activation, sums, shared_memory);
 }

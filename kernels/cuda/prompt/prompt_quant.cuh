@@ -193,8 +193,7 @@ struct Multiplication {
 
 // A block of a multiplication.
 template <int ROWS_HERE>
-DEVICE void multiply_block(const Multiplication& job) {
-  extern __shared__ uint4 shared_memory[];
+DEVICE void multiply_block(const Multiplication& job, uint4* room) {
   int which = 0, tile = blockIdx.y;
   while (tile >= job.matrices[which].tiles) tile -= job.matrices[which++].tiles;
   const ManyMatrix& matrix = job.matrices[which];
@@ -204,14 +203,16 @@ DEVICE void multiply_block(const Multiplication& job) {
   with_form(int(matrix.form), [&](auto chosen) {
     multiply_many<decltype(chosen)::value, ROWS_HERE>(m, tile, matrix.data, rows, job.scales + row,
                                                       job.sums + row * job.columns + matrix.column, int(job.columns),
-                                                      reinterpret_cast<char*>(shared_memory));
+                                                      reinterpret_cast<char*>(room));
   });
 }
 extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply(const __grid_constant__ Multiplication job) {
-  multiply_block<64>(job);
+  extern __shared__ uint4 shared_memory[];
+  multiply_block<64>(job, shared_memory);
 }
 extern "C" __global__ void __launch_bounds__(128, 4) prompt_multiply_few(const __grid_constant__ Multiplication job) {
-  multiply_block<32>(job);
+  extern __shared__ uint4 shared_memory[];
+  multiply_block<32>(job, shared_memory);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)

@@ -53,15 +53,17 @@ def test_wide_passes_and_steps_take_every_row_once_and_in_order(prompts: list[tu
         assert not passes
 
 
-def test_trees_drafts_and_choosing_rows_go_in_steps() -> None:
+def test_trees_drafts_choosing_rows_and_choices_go_in_steps() -> None:
     shares = [
         share(60, 0, tree=True),
         share(90, 1, mode="verify", selects=True),
         share(90, 1, mode="int4"),
     ]
     shares += [share(90, 1, mode="quant", selects=True)]
+    shares.append(share(90, 90))
+    shares[-1].chooses = True
     assert not list(wide_passes(shares, lambda _: MOST_ROWS))
-    assert [each.begun for each in shares] == [0] * 4
+    assert [each.begun for each in shares] == [0] * 5
 
 
 class Driver:
