@@ -1,11 +1,10 @@
 // Many rows times quantised matrices. Codes, products and sums are those of a step of few rows (step_quant.cuh), new sums
 // where a warp or a block of that step begins: so a prompt has the bits of its tokens one by one. A block has a tile of 128
-// outputs and 64 rows, or 32 where there are few tiles; a warp 16 of these rows and half of the tile, which its lanes
+// outputs and 64 rows, or 32 where there are few tiles; a warp 16 or 8 of these rows and half of the tile, which its lanes
 // decode once for all its rows.
 namespace specdec {
 
 constexpr int PROMPT_STAGES = 4, WEIGHTS_ROOM = PROMPT_UNIT_BYTES;  // bytes
-static_assert(FULL == 4 && SINGLE == 0, "a warp has four rows in each of four products");
 
 // Where sums end in a tile of a matrix: 1 after the last unit of a warp of the step, 2 after the last one of a block.
 DEVICE void find_ends(const Matrix& m, int tile, unsigned char* ends) {
@@ -29,10 +28,10 @@ struct ManyRows {
 template <int F, int ROWS_HERE>
 struct Asking {
   using P = Place<F>;
-  static constexpr int THREADS_HERE = 4 * ROWS_HERE, WORDS_ROOM = ROWS_HERE * GROUP_WORDS * 4;
+  static constexpr int THREADS_HERE = 256, WORDS_ROOM = ROWS_HERE * GROUP_WORDS * 4;
   static constexpr int STAGE = WEIGHTS_ROOM + WORDS_ROOM + ROWS_HERE * 16;
   static constexpr int REST = P::SEEN * 32, OWN = P::form.own ? 16 : 0, HEADS_HERE = P::HEAD / 16;
-  static constexpr int UPPER_FROM = ROWS_HERE == 64 ? 64 : 0, REST_FROM = ROWS_HERE == 64 ? 192 : 0;
+  static constexpr int UPPER_FROM = ROWS_HERE == 64 ? 64 : 128, REST_FROM = ROWS_HERE == 64 ? 192 : 0;
   const ManyRows& rows;
   const Packed& from;
   int tile, steps;
@@ -42,7 +41,9 @@ struct Asking {
 
   DEVICE void operator()(int step, char* to) const {
     const int tid = threadIdx.x;
-    copy16(to + WEIGHTS_ROOM + tid * 16, rows.words + (size_t)step * rows.all_rows * (GROUP_WORDS * 4) + tid * 16);
+    if (tid < ROWS_HERE * 4) {
+      copy16(to + WEIGHTS_ROOM + tid * 16, rows.words + (size_t)step * rows.all_rows * (GROUP_WORDS * 4) + tid * 16);
+    }
     if (tid < ROWS_HERE) {
       copy16(to + WEIGHTS_ROOM + WORDS_ROOM + tid * 16, rows.groups + (size_t)step * rows.all_rows * 16 + tid * 16);
     }
@@ -71,14 +72,14 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
                           int columns, char* ring) {
   using P = Place<F>;
   using Ask = Asking<F, ROWS_HERE>;
-  constexpr int PARTS = Sums<F>::PARTS;
+  constexpr int PARTS = Sums<F>::PARTS, QUADS = ROWS_HERE / 16;  // of rows of a warp
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int word = warp % 2, front = warp / 2 * 16;  // of the warp: a half of the tile's outputs, its first row
+  const int word = warp % 2, front = warp / 2 * (4 * QUADS);  // of the warp: a half of the tile's outputs, its first row
   const Packed from = packed_of<F>(m, data);
   const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
   float* totals = reinterpret_cast<float*>(ring + PROMPT_STAGES * Ask::STAGE);
   unsigned char* ends = reinterpret_cast<unsigned char*>(totals + ROWS_HERE * TILE);
-  totals += warp * 1024 + lane;
+  totals += warp * (QUADS * 256) + lane;
   const Ask pieces_of{rows, from, tile, m.steps};
   auto ask = [&](int step) {
     if (step < m.steps) pieces_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
@@ -87,9 +88,9 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
 #pragma unroll 1
   for (int step = 0; step < PROMPT_STAGES - 1; ++step) ask(step);
   find_ends(m, tile, ends);
-  float total[FULL][4][2] = {}, of_block[FULL][4][2] = {}, row_scale[FULL];
+  float total[QUADS][4][2] = {}, of_block[QUADS][4][2] = {}, row_scale[QUADS];
 #pragma unroll
-  for (int band = 0; band < FULL; ++band) row_scale[band] = scales[front + band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
+  for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[front + band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
   bool begun = false;
 
 #pragma unroll 1
@@ -100,11 +101,11 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
     const char* at = ring + step % PROMPT_STAGES * Ask::STAGE;
     const unsigned* own_words = reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM) + front * GROUP_WORDS;
     const Group* own_groups = reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM) + front;
-    uint2 x[FULL];
-    float scale[FULL], weight[FULL];
-    int centre[FULL][PARTS];
+    uint2 x[QUADS];
+    float scale[QUADS], weight[QUADS];
+    int centre[QUADS][PARTS];
 #pragma unroll
-    for (int band = 0; band < FULL; ++band) {
+    for (int band = 0; band < QUADS; ++band) {
       x[band] = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
       const Group group = own_groups[band * 4 + q];
       scale[band] = group.scale * row_scale[band];
@@ -128,7 +129,7 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
       codes.take(b, w);
       const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
 #pragma unroll
-      for (int band = 0; band < FULL; ++band) {
+      for (int band = 0; band < QUADS; ++band) {
         Sums<F> found;
         found.multiply(w, x[band]);
         found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
@@ -137,13 +138,13 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
     const int end = ends[step];
     if (end == 0) continue;
 #pragma unroll
-    for (int i = 0; i < FULL * 8; ++i) {
+    for (int i = 0; i < QUADS * 8; ++i) {
       float& sum = total[i / 8][i / 2 % 4][i % 2];
       of_block[i / 8][i / 2 % 4][i % 2] += sum, sum = 0;
     }
     if (end == 1) continue;
 #pragma unroll
-    for (int i = 0; i < FULL * 8; ++i) {
+    for (int i = 0; i < QUADS * 8; ++i) {
       float& sum = of_block[i / 8][i / 2 % 4][i % 2];
       totals[i * 32] = begun ? totals[i * 32] + sum : sum;
       sum = 0;
@@ -151,7 +152,7 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
     begun = true;
   }
 #pragma unroll
-  for (int i = 0; i < FULL * 8; ++i) {
+  for (int i = 0; i < QUADS * 8; ++i) {
     const int row = front + i / 8 * 4 + q, output = (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g;
     sums[(size_t)row * columns + tile * TILE + output] = totals[i * 32];
   }
@@ -210,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply(const __gri
   extern __shared__ uint4 shared_memory[];
   multiply_block<64>(job, shared_memory);
 }
-extern "C" __global__ void __launch_bounds__(128, 4) prompt_multiply_few(const __grid_constant__ Multiplication job) {
+extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply_few(const __grid_constant__ Multiplication job) {
   extern __shared__ uint4 shared_memory[];
   multiply_block<32>(job, shared_memory);
 }

@@ -53,7 +53,7 @@ class QuantPrompts(Prompts):
         made = {}
         for name, rows in (("prompt_multiply", ROW_BAND), ("prompt_multiply_few", _FEW_ROWS)):
             stage = self._unit_bytes + rows * (64 + 16)
-            made[name] = 4 * rows, _STAGES * stage + rows * TILE * 4 + steps
+            made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
         return made
 
     def _sizes(self, rows: int) -> dict[str, int]:
