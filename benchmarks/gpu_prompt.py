@@ -49,13 +49,13 @@ def kernels(runtime: Any, ids: list[int]) -> dict[str, tuple[int, float]]:
     names = {function.value: name for name, (function, _, _) in runtime._prompts._functions.items()}
     begin = driver.begin
 
-    def timed(function: Any, grid: Any, *rest: Any) -> None:
+    def timed(launch: Any) -> None:
         driver.wait()
         start = time.perf_counter()
-        begin(function, grid, *rest)
+        begin(launch)
         driver.wait()
-        name = names[function.value]
-        key = f"{name} of {grid[1]} blocks" if "multiply" in name else name
+        name = names[launch.given[0].value]
+        key = f"{name} of {launch.grid[1]} blocks" if "multiply" in name else name
         count, total = found.get(key, (0, 0.0))
         found[key] = count + 1, total + 1e3 * (time.perf_counter() - start)
 

@@ -79,9 +79,9 @@ class Driver:
         assert shared_bytes <= 227 * 1024
         return name
 
-    def begin(self, name: str, grid: Any, threads: int, shared_bytes: int, arguments: Any) -> None:
-        assert all(1 <= size <= 65535 for size in grid)
-        self.launches.append((name.removesuffix("_few"), grid, *arguments))
+    def begin(self, launch: Any) -> None:
+        assert all(1 <= size <= 65535 for size in launch.grid)
+        self.launches.append((launch.given[0].removesuffix("_few"), launch.grid))
 
     def write(self, _: int, array: np.ndarray) -> None:
         self.written.append(array.copy())
