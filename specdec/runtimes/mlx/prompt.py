@@ -347,8 +347,8 @@ class DensePrompts(Prompts):
         constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": 2, "SPLIT": self._parts}
         constants |= {"act_t": self._step.weight_type}
         constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
-        files = ("step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh")
-        files += ("prompt_attention.cuh", "prompt_rows.cuh")
+        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh"]
+        files += ["prompt_attention.cuh", "prompt_rows.cuh"]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     def _kernels(self) -> dict[str, tuple[int, int]]:

@@ -38,8 +38,8 @@ class QuantPrompts(Prompts):
         tiles = [tiles for tiles, _, _, _ in self._step.segments]
         constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes}
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
-        files = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh")
-        files += ("step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh", "prompt_quant.cuh")
+        files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
+        files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh", "prompt_quant.cuh"]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     @property
