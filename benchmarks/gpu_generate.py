@@ -113,7 +113,7 @@ def contenders(model: Any, arguments: argparse.Namespace) -> dict[str, Answer]:
     found = {label: one_answer(model, options, arguments.max_tokens) for label, options in cases(model).items()}
     for label, options in (("plain", {"speculate": False}), ("auto", {})):
         at_once = answers_at_once(model, options, arguments.max_tokens, arguments.requests)
-        found[f"{arguments.requests} requests, {label}"] = at_once
+        found[f"{arguments.requests} at once {label}"] = at_once
     if arguments.llama is not None and arguments.gguf is not None:
         print(f"llama.cpp {llama_version(arguments.llama)}")
         found[f"llama.cpp {arguments.gguf.stem}"] = llama_answer(arguments.llama, arguments.gguf, arguments.max_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -179,9 +180,12 @@ def load(
 
     consent = accept_licence if callable(accept_licence) else (accepted if accept_licence else refused)
     store = Store.open(resolve_model(model, consent=consent), load_share=load_share, context=context)
-    tokenizer = load_tokenizer(store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
+    with ThreadPoolExecutor(1, "specdec-tokenizer") as beside:  # weights are packed meanwhile
+        reading = beside.submit(load_tokenizer, store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
+        made = create_runtime(runtime, store, threads=threads)
+        tokenizer = None if reading is None else reading.result()
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
-    loaded = Model(create_runtime(runtime, store, threads=threads), tokenizer, store=store, name=_name(model))
+    loaded = Model(made, tokenizer, store=store, name=_name(model))
     loaded.memory.costs.is_measured_anew = remeasure
     loaded.load_other = lambda name: _other(name, runtime, threads, context, consent)
     return loaded

@@ -71,7 +71,7 @@ def byte_of_character() -> dict[str, int]:
 def byte_level_piece(token: str, alphabet: dict[str, int]) -> bytes:
     """Bytes of a byte-level token; one with a character outside the alphabet stands for itself."""
     try:
-        return bytes([alphabet[character] for character in token])
+        return bytes(map(alphabet.__getitem__, token))
     except KeyError:
         return token.encode("utf-8")
 

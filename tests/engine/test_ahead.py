@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_runtime import EOS, ByteTokenizer, FakeRuntime
+from fake_runtime import ByteTokenizer, FakeRuntime
 
 import specdec
 from specdec.errors import InvalidArgumentError, ModelOutputError
+from specdec.model.effort import resolve_efforts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import Rows
 from specdec.runtimes.checks import check_batch
@@ -50,21 +51,24 @@ def shown(monkeypatch) -> list[Rows]:
         {"policy": "fixed", "drafter": "ngram"},
         {"policy": "fixed", "drafter": "recycle"},
         {"policy": "fixed", "drafter": "chain:ngram,effort"},
-        {"trust": 0.5},
     ],
     ids=str,
 )
 def test_choices_give_the_tokens_that_logits_give(options, seed):
-    wanted = specdec.generate(model_of(None, seed=seed), PROMPT, max_tokens=70, **options)
-    for most in (0, 1, 15):
+    wanted = specdec.generate(model_of(None, seed=seed), PROMPT, max_tokens=70, speculate=False)
+    for most in (None, 0, 1, 15):
         found = specdec.generate(model_of(most, seed=seed), PROMPT, max_tokens=70, **options)
-        if "trust" not in options and options:
-            assert found.stats.rounds == wanted.stats.rounds
-        plain = specdec.generate(model_of(None, seed=seed), PROMPT, max_tokens=70, speculate=False)
-        assert (
-            found.tokens
-            == (wanted if options.get("trust") and not most else plain if "trust" not in options else found).tokens
-        )
+        assert found.tokens == wanted.tokens
+        assert found.stats.emitted == 70
+
+
+def test_rounds_and_trusted_tokens_are_those_of_logits():
+    for options in ({"drafter": "effort", "draft_len": 3}, {"drafter": "effort", "trust": 0.5}):
+        wanted = specdec.generate(model_of(None), PROMPT, max_tokens=70, policy="fixed", **options)
+        found = specdec.generate(model_of(15), PROMPT, max_tokens=70, policy="fixed", **options)
+        assert found.tokens == wanted.tokens
+        assert found.stats.rounds == wanted.stats.rounds
+        assert found.stats.trusted == wanted.stats.trusted
 
 
 def test_plain_decoding_goes_ahead_and_shows_no_logits(shown):
@@ -150,9 +154,7 @@ def test_output_that_means_nothing_ends_the_answer(monkeypatch):
 
 def test_what_no_runtime_does_is_refused():
     runtime = FakeRuntime(most_ahead=4)
-    efforts = (
-        specdec.EffortSchedule(1.0).resolve(runtime.config) if hasattr(specdec.EffortSchedule(1.0), "resolve") else None
-    )
+    efforts = resolve_efforts(1.0, runtime.config)
     cache = runtime.new_cache(20)
     for rows, chooses in (
         (Rows(cache, [1], efforts, logits="choices"), False),
@@ -162,4 +164,3 @@ def test_what_no_runtime_does_is_refused():
     ):
         with pytest.raises(InvalidArgumentError, match="choices"):
             check_batch([rows], runtime.config, type(cache), chooses=chooses)
-    assert EOS

@@ -1,5 +1,6 @@
 // A whole step in the exact view in one kernel: the phases are kernels of their own elsewhere (norm.cu, dense.cu,
-// verify.cu, select.cu, attention.cu, gate.cu), with a barrier over the grid between them.
+// verify.cu, select.cu, attention.cu, gate.cu), with a barrier over the grid between them. Where one row takes all weights,
+// each block makes the inputs of a multiplication by itself, which saves the barriers before it.
 // table (LAYERS * ENTRIES + 3) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of weights to take), told (the state), sync, logits_out (., VOCAB), choices_out (turns made, then each
 // row's choice of every turn),
@@ -24,12 +25,14 @@ for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)
 for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *attended = scratch + AT_SPLITS;
 act_t* activation = reinterpret_cast<act_t*>(scratch + AT_ACTIVATION);
+// What a multiplication leaves; a row alone makes inputs of it while others leave what comes next.
+auto parts_of = [&](int site) { return site % 2 ? products : products + OTHER_PARTS; };
 unsigned char* prefix = reinterpret_cast<unsigned char*>(scratch + AT_PREFIX);  // tiers taken
 BARRIER();
 #include "step_sites"
 // Four inputs of a row that has no norm.
 auto plain4 = [&](int site, int row, int i) {
-  if (site == 3) return gated4(matrix_at(2, false), products, row, i);
+  if (site == 3) return gated4(matrix_at(2, false), parts_of(2), row, i);
   return i < MIXED ? mixed4(attended, row, i, ROW_SPLITS(row), splits) : float4{0, 0, 0, 0};
 };
 
@@ -143,6 +146,35 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
   }
   ++turn;
 };
+#elif ROWS == 1
+// Makes the inputs that this block's share of a multiplication takes. The residual stream has two places: block 0 writes
+// the sum to one while all read from the other.
+int side = 0;
+act_t* own = reinterpret_cast<act_t*>(ring);
+auto make = [&](const Matrix& m, int layer, int site, bool adds) {
+  const int padded = m.steps * 32;
+  if (site % 2 == 0) {
+    float value[OWN<HIDDEN_PAD>];
+    norm_row<HIDDEN, HIDDEN_PAD>(matrix_at(site ? 1 : 3, false), x + side * HIDDEN, adds ? products : nullptr, 0,
+                                 adds && block == 0 ? x + (1 - side) * HIDDEN : nullptr, weight_at(layer, site),
+                                 scratch_sums, value);
+    side = adds ? 1 - side : side;
+#pragma unroll
+    for (int j = 0; j < OWN<HIDDEN_PAD>; j += 4) {
+      const int i = tid * OWN<HIDDEN_PAD> + j;
+      if (i < HIDDEN_PAD) put4(own, 0, padded, i, float4{value[j], value[j + 1], value[j + 2], value[j + 3]});
+    }
+  } else {
+    const int from = m.first(block), count = m.first(block + 1) - from, quads = m.steps * 8;
+    const int begin = from % m.steps * 8, length = (count < m.steps ? count : m.steps) * 8;
+#pragma unroll 1
+    for (int j = tid; j < length; j += THREADS) {
+      const int quad = begin + j, i = (quad < quads ? quad : quad - quads) * 4;
+      put4(own, 0, padded, i, plain4(site, 0, i));
+    }
+  }
+  BARRIER();
+};
 #else
 // Makes the rows of a multiplication, from `first` on; a block for every row that has a norm.
 auto make = [&](int layer, int site, int first, bool adds) {
@@ -185,7 +217,11 @@ clear(histograms, HISTOGRAMS);
 #pragma unroll 1
 for (;; ++token_turn) {
 fill_for(0, 0);
+#if !TIERS && ROWS == 1
+if (block == 0) embed_row(LAST(weight_t, 2), state[2], x + side * HIDDEN);
+#else
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
+#endif
 grid_barrier.wait();
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
@@ -199,13 +235,17 @@ for (int number = 0, choice = 0;; ++number) {
   grid_barrier.wait();
   choose(layer, site, joined, rows - first, take + choice);
   choice += joined;
+  grid_barrier.wait();
+#elif ROWS == 1
+  make(m, layer, site, number > 0);
+  const act_t* activation = own;
 #else
   make(layer, site, first, number > 0);
-#endif
   grid_barrier.wait();
+#endif
   multiply_exact(m, outputs_at(site, head), joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
-                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, products, room,
-                 ring);
+                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, parts_of(site),
+                 room, ring);
   auto meanwhile = [&] {
     if (head) return;
     fill_for(next / 4, next % 4);
@@ -229,7 +269,7 @@ for (int number = 0, choice = 0;; ++number) {
       const int items = piece.rows ? piece.items() : 0;
 #pragma unroll 1
       for (; item < items; item += GRID) {
-        attend(m, item, piece, layer, splits, products, angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
+        attend(m, item, piece, layer, splits, parts_of(0), angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
                int(address[layer * ENTRIES + 16]), state, attended, memory);
       }
       item -= items;
@@ -243,7 +283,7 @@ for (int number = 0, choice = 0;; ++number) {
 float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
 for (int row = 0; row < rows - logits_from; ++row) {
-  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), products, r, i); }, shows_logits ? logits : nullptr, found,
+  look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), parts_of(0), r, i); }, shows_logits ? logits : nullptr, found,
               room);
 }
 if (!chooses || logits_from >= rows) break;

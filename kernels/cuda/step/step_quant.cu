@@ -4,6 +4,7 @@
 // needs. Rows are made into whole numbers once, but for a row alone below effort 1, which every block chooses from that
 // needs it. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same
 // row (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
+// A row alone that takes all inputs is made by each block for itself, with ALONE: there is no last part to wait for.
 // The ring is filled in parts: many loads at once would delay the grid barrier and the rows after it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of inputs to take), told (the state), sync, logits_out (., VOCAB), choices_out (turns made, then each
@@ -59,7 +60,7 @@ auto form_at = [&](int layer, int which) {
   return layer == LAYERS ? int(address[LAYERS * ENTRIES + 4] & 255) : int(address[layer * ENTRIES + 18] >> (8 * which) & 255);
 };
 // Four inputs of a row that has no norm.
-auto plain4 = [&](int site, int row, int i) {
+[[maybe_unused]] auto plain4 = [&](int site, int row, int i) {
   if (site == 3) return gated4(Matrix(), products + OTHER_PARTS, row, i);
   return i < MIXED ? mixed4(attended, row, i, ROW_SPLITS(row), splits) : float4{0, 0, 0, 0};
 };
@@ -194,6 +195,7 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
 #endif
 
 int filled = 0;
+[[maybe_unused]] int side = 0;  // where the residual stream of a row alone lies
 auto fill_share = [&](const Portion& share, int layer, int which, int until) {
   const char* data = data_at(layer, which);
   with_form(form_at(layer, which), [&](auto form) { fill_form<decltype(form)::value>(share, data, ring, filled, until); });
@@ -204,7 +206,58 @@ auto fill_for = [&](int layer, int site, int until) {
 };
 
 // Takes in the inputs that this block's share of its matrix multiplies.
-#if ROWS > 1 || !TIERS
+#if ALONE
+// Each block makes them by itself of what the multiplication before has left. The residual stream has two places: block 0
+// writes the sum to one while all read from the other.
+auto take_in = [&](const Portion& share, int layer, int site, int which, int, const int*) {
+  const int begin = share.block_step, length = share.length(), steps = share.m.steps;
+  constexpr int JOBS = HIDDEN_PAD / 128;
+  float* sums = reinterpret_cast<float*>(counting);
+  if (site % 2 == 0) {
+    const bool adds = layer > 0 || site > 0;
+    const float *from = x + side * HIDDEN, *weight = weight_at(layer, site);
+    float* to = x + (1 - side) * HIDDEN;
+#pragma unroll 1
+    for (int job = tid / 32; job < JOBS; job += WARPS) {
+      const int i = job * 128 + lane * 4, step = i / 32, place = step >= begin ? step - begin : step - begin + steps;
+      float4 value = {0, 0, 0, 0}, w = value;
+      if (i < HIDDEN) {
+        w = *reinterpret_cast<const float4*>(weight + i);
+        value = load_float4(from + i);
+        if (adds) {
+          add(value, sum4(segment_at(site ? 3 : 6), products, 0, i));
+          if (block == 0) *reinterpret_cast<float4*>(to + i) = value;
+        }
+      }
+      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      if (lane == 0) sums[job] = square;
+      const float v[4] = {value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+      put_group(words, groups, place, lane % 8, v, step < steps && place < length);
+    }
+    side = adds ? 1 - side : side;
+  } else {
+#pragma unroll 1
+    for (int start = 0; start < length * 8; start += THREADS) {
+      const int at = start + tid, step = begin + at / 8;
+      const bool inside = at < length * 8;
+      const float4 four = inside ? plain4(site, 0, (step < steps ? step : step - steps) * 32 + at % 8 * 4) : float4{0, 0, 0, 0};
+      const float v[4] = {four.x, four.y, four.z, four.w};
+      put_group(words, groups, at / 8, at % 8, v, inside);
+    }
+  }
+  fill_share(share, layer, which, STAGES);
+  BARRIER();
+  float scale = 1.0f;
+  if (site % 2 == 0) {
+    float sum = 0;
+#pragma unroll
+    for (int job = 0; job < JOBS; job += 32) sum += job + lane < JOBS ? sums[job + lane] : 0.0f;
+    scale = norm_scale(sum);
+  }
+  if (lane == 0) scales[0] = scale;  // the same by every warp
+  WARP_BARRIER();
+};
+#elif ROWS > 1 || !TIERS
 auto take_in = [&](const Portion& share, int layer, int site, int which, int count, const int*) {
   const Matrix& m = share.m;
   const int begin = share.block_step, length = share.length();
@@ -299,18 +352,22 @@ if (block < rows) {
   const int token = state[2 + block];
 #if EMBED_PLAIN
   const weight_t* embedding = LAST(weight_t, 2);
-  for (int i = tid; i < HIDDEN; i += THREADS) x[block * HIDDEN + i] = to_float(embedding[(size_t)token * HIDDEN + i]);
+  for (int i = tid; i < HIDDEN; i += THREADS) {
+    x[(ALONE ? side : block) * HIDDEN + i] = to_float(embedding[(size_t)token * HIDDEN + i]);
+  }
 #else
   with_form(int(address[LAYERS * ENTRIES + 4] >> 8 & 255), [&](auto form) {
     for (int i = tid; i < HIDDEN; i += THREADS) {
-      x[block * HIDDEN + i] = quant_weight<decltype(form)::value>(segment_at(7), LAST(char, 2), token, i);
+      x[(ALONE ? side : block) * HIDDEN + i] = quant_weight<decltype(form)::value>(segment_at(7), LAST(char, 2), token, i);
     }
   });
 #endif
 }
 grid_barrier.wait();
+#if !ALONE
 make(0, 0);
 grid_barrier.wait();
+#endif
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
   const int layer = number / 4, site = number % 4, next = number + 1;
@@ -360,9 +417,10 @@ for (int number = 0, choice = 0;; ++number) {
     grid_barrier.wait();
     make(layer, 1);
 #endif
-  } else {
-    make_of_tiles(share, next / 4, next % 4);
   }
+#if !ALONE
+  if (site > 0) make_of_tiles(share, next / 4, next % 4);
+#endif
   grid_barrier.wait([&] { fill_for(next / 4, next % 4, FILL_SECOND); });
 }
 grid_barrier.wait();

@@ -49,6 +49,6 @@ class Launch:
         Raises:
             OSError: the driver refuses, for instance because the blocks do not all fit on the GPU.
         """
-        self._pointers[:] = addresses
-        self._numbers[:] = numbers
+        self._pointers[:] = list(addresses)
+        self._numbers[:] = list(numbers)
         self._driver.launch(self._function, self._shape, self._parameters)

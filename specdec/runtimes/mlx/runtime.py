@@ -7,11 +7,9 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
@@ -21,7 +19,6 @@ from specdec.runtimes.base import (
     EXACT,
     MAX_PASS_ROWS,
     Cache,
-    Choice,
     DraftHead,
     Late,
     Pass,
@@ -34,19 +31,19 @@ from specdec.runtimes.base import (
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
-from specdec.runtimes.mlx.cache import SPAN, GpuCache
-from specdec.runtimes.mlx.chosen import choices_of
+from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
-from specdec.runtimes.mlx.ops import Ops, row_step
+from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
-from specdec.runtimes.mlx.state import LOGITS_FROM, MOST_AHEAD, WANTED, show_choices, state_of
+from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
+from specdec.runtimes.mlx.steps import Shown, Steps
 from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader
 
@@ -63,23 +60,6 @@ def check_available() -> None:
         RuntimeUnavailableError: MLX has no GPU here.
     """
     find_gpu()
-
-
-@dataclass(slots=True)
-class _Shown:
-    """What the steps of a pass show of one sequence: logits by steps, or choices, and tokens gone ahead for."""
-
-    logits: list[np.ndarray] = field(default_factory=list)
-    choices: list[Choice] = field(default_factory=list)
-    bytes_read: int = 0
-    ahead: int = 0
-
-    def result(self, rows: Rows, vocab_size: int, *, alone: bool) -> Pass:
-        """Of the pass; each sequence owns its logits, so that a part of a step's is copied."""
-        if rows.logits == "choices":
-            return Pass(np.empty((0, vocab_size), np.float32), self.bytes_read, None, self.choices)
-        joined = self.logits[0] if len(self.logits) == 1 and alone else np.concatenate(self.logits)
-        return Pass(joined, self.bytes_read)
 
 
 class MlxRuntime:
@@ -113,7 +93,7 @@ class MlxRuntime:
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
         )
         self._store, self._mx, self._driver = store, gpu.mx, gpu.driver
-        self._begun = False  # a pass was asked for
+        self._begun: set[bool] = set()  # a pass over one sequence, or over several, was asked for
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
@@ -131,6 +111,7 @@ class MlxRuntime:
             quantised=store.quantised,
             whole=self._transformer.whole is not None,
         )
+        self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
         if self._transformer.whole is not None:
             self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
 
@@ -194,6 +175,20 @@ class MlxRuntime:
         with self._lock:
             whole.compile(kinds)
 
+    def _begin(self, efforts: Efforts, *, shared: bool) -> None:
+        """Compile what the first passes will need: those of one sequence, or of several, which come and go."""
+        if shared in self._begun:
+            return
+        self._begun.add(shared)
+        whole = self._transformer.whole
+        if not shared:
+            self.compile([Planned(count, efforts) for count in (1, MAX_PASS_ROWS)])
+        elif whole is not None:
+            selects = self._takes.selects(efforts, EXACT)
+            steps = {whole.row_step(rows) for rows in range(2, whole.most_rows + 1)}
+            mode = self._mode(EXACT, selects)
+            whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
+
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.
 
@@ -222,7 +217,8 @@ class MlxRuntime:
         one kernel, it runs one row.
         """
         check_batch(batch, self.config, GpuCache, chooses=self.info.chooses)
-        check_view(view, self.views())
+        if view != EXACT:
+            check_view(view, self.views())
         if states:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
         with self._lock:
@@ -230,32 +226,29 @@ class MlxRuntime:
             self.prepare(view)
             if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
                 self._need_tiers()
-            if not self._begun:
-                self._begun = True
-                self.compile([Planned(count, batch[0].efforts) for count in (1, MAX_PASS_ROWS)])
+            self._begin(batch[0].efforts, shared=len(batch) > 1)
             ahead = self._ahead(batch, shares, view)
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
-            shown = [_Shown() for _ in shares]
+            shown = [Shown(rows) for rows in batch]
             self._run_wide(shares, shown)
             for step in steps_of(shares, self._most_rows(view)):
-                self._step(step, view, batch, shown, ahead)
+                self._steps.run(step, view, shown, ahead)
             for share in shares:
                 share.cache.advance(len(share.ids) + shown[share.number].ahead)
-        return [
-            one.result(rows, self.config.vocab_size, alone=len(batch) == 1)
-            for one, rows in zip(shown, batch, strict=True)
-        ]
+        return [one.result(self.config.vocab_size, alone=len(batch) == 1) for one in shown]
 
     def _ahead(self, batch: Sequence[Rows], shares: list[Share], view: str) -> int:
         """Tokens that all sequences of a pass go ahead for together: in one step, or not at all."""
+        if not (asked := min(rows.ahead for rows in batch)):
+            return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1
         if len(kinds) > 1 or len(shares) > self._most_rows(view) or any(len(share.ids) > 1 for share in shares):
             return 0
-        return max(0, min(MOST_AHEAD, room, *(rows.ahead for rows in batch)))
+        return max(0, min(MOST_AHEAD, room, asked))
 
-    def _run_wide(self, shares: list[Share], shown: list[_Shown]) -> None:
+    def _run_wide(self, shares: list[Share], shown: list[Shown]) -> None:
         """Run many rows in wide passes, where this model has them; what they show of each share goes to `shown`."""
         if self._prompts is None:
             return
@@ -300,70 +293,10 @@ class MlxRuntime:
             return 1
         return self._transformer.most_rows
 
-    def _step(
-        self, step: list[tuple[Share, int, int]], view: str, batch: Sequence[Rows], shown: list[_Shown], ahead: int
-    ) -> None:
-        """Run one step and wait for it; what it shows of each of its shares goes to `shown`."""
-        # In an order that few graphs are enough for: they are made for the sizes of caches and lists of efforts. One
-        # kernel makes the logits of all rows from the first that is wanted on.
-        whole = self._transformer.whole
-        if len(step) > 1:
-            wants = [whole is not None and last > len(part.ids) - part.wanted for part, _, last in step]
-            order = sorted(range(len(step)), key=lambda n: (wants[n], step[n][0].cache.positions))
-            step = [step[n] for n in order]
-        mode, selects = step[0][0].mode, step[0][0].selects
-        efforts = sorted({part.efforts for part, _, _ in step}, key=lambda each: each.values.tobytes())
-        pieces = [part.piece(first, last, efforts.index(part.efforts)) for part, first, last in step]
-        counts, wanted = [len(piece.tokens) for piece in pieces], sum(piece.wanted for piece in pieces)
-        caches, rows = [part.cache for part, _, _ in step], sum(counts)
-        tree = any(piece.paths is not None for piece in pieces)
-        built = self._transformer.row_step(rows)
-        addresses: list[int] = []
-        if whole is not None:
-            kind = Kind(mode, selects, built, 0, built, tree, shared=len(step) > 1)
-            addresses = [whole.address(cache) for cache in caches] if kind.shared else []
-        else:
-            spans = max(-(-(piece.slot + count) // SPAN) for piece, count in zip(pieces, counts, strict=True))
-            head = row_step(wanted) if wanted else 0
-            kind = Kind(mode, selects, built, 1 << (spans - 1).bit_length(), head, tree, 0 < wanted < rows)
-        state = state_of(pieces, [cache.positions for cache in caches], addresses)
-        choosing = [batch[part.number] for part, _, _ in step if batch[part.number].logits == "choices"]
-        with_logits = len(choosing) < len(step)
-        if choosing:
-            show_choices(
-                state, logits=with_logits, ahead=ahead, ends=frozenset[int]().union(*(r.ends for r in choosing))
-            )
-        takes = self._takes.lines(efforts, view) if selects else []
-        out = None
-        if not self._transformer.launch(kind, state, caches, takes):
-            out = self._transformer.run(kind, state, [cache.arrays for cache in caches], takes, wanted)
-            self._mx.eval(out)
-        elif not wanted and self._driver is not None:
+    def _wait(self) -> None:
+        """Wait for what was launched without MLX."""
+        if self._driver is not None:
             self._driver.wait()
-        logits, choices, turns = np.empty((0, self.config.vocab_size), np.float32), np.empty((0, 0, 0), np.float32), 1
-        if whole is None:
-            logits = self._transformer.logits(out, wanted) if wanted else logits
-        elif wanted:
-            first = int(state[LOGITS_FROM])
-            places = state[WANTED : WANTED + wanted] - first
-            if with_logits:
-                logits = self._transformer.logits(out, rows - first)
-                logits = logits if wanted == rows - first else logits[places]
-            if choosing:
-                choices = self._transformer.choices(rows - first, ahead)[:, places]
-                turns = len(choices)
-        weights = max(self._weight_bytes(mode, effort) for effort in efforts)
-        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
-        at, row = 0, 0
-        for (part, _, last), piece, count in zip(step, pieces, counts, strict=True):
-            shared, to = weights * (row + count) // rows - weights * row // rows, shown[part.number]
-            to.bytes_read += turns * (shared + history * (part.cache.length + last))
-            if batch[part.number].logits == "choices":
-                to.choices += choices_of(choices[:, at : at + piece.wanted].reshape(-1, choices.shape[2]))
-                to.ahead = turns - 1
-            else:
-                to.logits.append(logits[at : at + piece.wanted])
-            at, row = at + piece.wanted, row + count
 
     def _need_tiers(self) -> None:
         """Pack the tiers of the exact view, unless they are there."""

@@ -85,10 +85,11 @@ def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequ
             state[place + 5 : place + 7] = np.array([addresses[number]], np.int64).view(np.int32)
         last = front + count
         state[WANTED + wanted : WANTED + wanted + piece.wanted] = range(last - piece.wanted, last)
-        paths = state[PATHS:].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
-        for row in range(count if with_paths else 0):
-            path = range(row + 1) if piece.paths is None else piece.paths[row]
-            paths[front + row, : len(path)] = path
+        if with_paths:
+            paths = state[PATHS:].view(np.uint8).reshape(MAX_ROWS, 4 * PATH_WORDS)
+            for row in range(count):
+                path = range(row + 1) if piece.paths is None else piece.paths[row]
+                paths[front + row, : len(path)] = path
         front, wanted = last, wanted + piece.wanted
     state[0], state[1] = pieces[0].slot, front
     state[LOGITS_FROM] = state[WANTED] if wanted else front

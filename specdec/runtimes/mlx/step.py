@@ -67,6 +67,11 @@ def attention_bytes(rows: int, size: int) -> int:
     return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
+def _is_alone(kind: Kind) -> bool:
+    """Whether a step has one row, which takes all weights: its blocks make their inputs by themselves."""
+    return kind.mode == "dense" and kind.rows == 1
+
+
 class WholeStep:
     """Steps of one model, a kernel each.
 
@@ -341,6 +346,12 @@ class WholeStep:
         """The files of a kind's step and of its products."""
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
 
+    @property
+    def _widest(self) -> int:
+        """Inputs of the widest multiplication."""
+        c = self.config
+        return max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
+
     def _shape(self, rows: int) -> dict[str, Constant]:
         """Sizes of the model and the pass, which every kernel's text has."""
         c = self.config
@@ -374,7 +385,7 @@ class WholeStep:
             sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
         else:
             sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 8}
-            sizes["WIDEST"] = max(padded(c.hidden_size), padded(mixed), padded(c.intermediate_size))
+            sizes["WIDEST"] = self._widest
         return sizes
 
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
@@ -385,13 +396,13 @@ class WholeStep:
         outputs = {"qkv": mixed + 2 * c.num_kv_heads * c.head_dim, "out": c.hidden_size, "both": 2 * inner}
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
-        widest = max(padded(c.hidden_size), padded(mixed), inner)
-        blocks: list[tuple[str, int]] = [("AT_X", rows * c.hidden_size)]
-        if kind.mode in ("int4", "bucket"):
-            constants["OTHER_PARTS"] = padded(slots["out"], 4)
-            blocks.append(("AT_PARTS", padded(slots["out"], 4) + max(slots.values())))
-        else:
-            blocks.append(("AT_PARTS", max(slots.values())))
+        widest = self._widest
+        alone = _is_alone(kind)
+        blocks: list[tuple[str, int]] = [("AT_X", (2 if alone else rows) * c.hidden_size)]
+        other = padded(slots["out"], 4) if alone or kind.mode in ("int4", "bucket") else 0
+        constants["OTHER_PARTS"] = other
+        blocks.append(("AT_PARTS", other + max(slots.values())))
+        if kind.mode in ("dense", "verify"):
             blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         joined = 3 if kind.mode == "verify" else 1
@@ -428,7 +439,10 @@ class WholeStep:
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         if kind.mode in ("dense", "verify"):
             unit = 4
-            ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind) if kind.mode == "verify" else 0
+            if kind.mode == "verify":
+                ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind)
+            elif _is_alone(kind):  # the row itself
+                ring = 2 * int(constants["SPLIT"]) * self._widest
         else:
             widest = int(constants["WIDEST"])
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2

@@ -7,6 +7,7 @@ from by itself. What quantised matrices look like on the GPU is in `quant`.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from specdec.model.architecture import ModelConfig
@@ -38,6 +39,7 @@ _ENTRIES = 20
 _WARPS = THREADS // 32
 _UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
 _ARRIVALS = 64  # counters of the blocks that have added to a tile, after the barrier's
+_COUNTS = 64  # numbers of a block beside its table
 _PORTIONS_BYTES = 528  # shares of a block and its warps
 MOST_STAGES = 2  # of a warp's ring
 FILLS = (0, 1)  # stages asked for before attention, and at the grid barrier before a multiplication
@@ -82,7 +84,7 @@ class QuantStep(WholeStep):
         """Rows of the kernel that runs a pass of `rows`."""
         return next(step for step in ROW_STEPS if rows <= step)
 
-    @property
+    @cached_property
     def most_rows(self) -> int:
         """Most rows of a pass: those whose kernel's memory a block has; 0 where not even one row fits."""
         fitting = [rows for rows in ROW_STEPS if self._stages_of(rows, nested=False, selects=True)]
@@ -126,6 +128,8 @@ class QuantStep(WholeStep):
         stages = self._stages_of(rows, nested=nested, selects=kind.selects)
         sizes |= {"STAGES": stages, "HEAD_SLOTS": self._head_slots(stages), "APART": _apart(rows)}
         sizes["RING_BYTES"] = self._ring_bytes(stages, nested=nested)
+        # A block has room for the sums of this number of inputs' squares.
+        sizes["ALONE"] = rows == 1 and not kind.selects and padded(self.config.hidden_size) <= 128 * _COUNTS
         sizes |= {"FILL_FIRST": FILLS[0], "FILL_SECOND": FILLS[1]}
         return sizes
 
@@ -141,7 +145,7 @@ class QuantStep(WholeStep):
         constants["VALUES_EACH"], constants["WORDS_EACH"] = rows * widest, joined * rows * widest // 2
         place = 0
         for name, size in (
-            ("AT_X", rows * c.hidden_size),
+            ("AT_X", max(rows, 2) * c.hidden_size),
             ("AT_PARTS", int(constants["OTHER_PARTS"]) + max(floats[0], floats[2], floats[4])),
             ("AT_VALUES", 2 * int(constants["VALUES_EACH"])),
             ("AT_SQUARES", rows * padded(c.hidden_size) // 128),
@@ -171,7 +175,7 @@ class QuantStep(WholeStep):
 
     def _fixed(self) -> int:
         table = 8 * padded(self.config.num_layers * _ENTRIES + 5, 2)
-        return table + 4 * STATE_WORDS + 4 * 64 + 4 * 16 + _PORTIONS_BYTES
+        return table + 4 * STATE_WORDS + 4 * _COUNTS + 4 * 16 + _PORTIONS_BYTES
 
     def _ends(self) -> int:
         """Tiles of a block whose sums more than one warp may have, at most one for each warp."""

@@ -31,9 +31,9 @@ FULL = EffortSchedule()
 def runtime_of(monkeypatch, programs, tmp_path):
     """The runtime of a source with the steps of few sizes, since each kernel takes a second to compile."""
     mx = use_host(monkeypatch, programs)
-    from specdec.runtimes.mlx import attention_ops, cache, ops, runtime
+    from specdec.runtimes.mlx import attention_ops, cache, ops, runtime, steps
 
-    for module in (cache, attention_ops, runtime):
+    for module in (cache, attention_ops, steps):
         monkeypatch.setattr(module, "SPAN", SPAN)
     monkeypatch.setattr(ops, "ROW_STEPS", (1, 16))
     monkeypatch.setattr(ops, "CACHE_STEPS", (1, 4))

@@ -243,9 +243,9 @@ def test_norms_of_what_is_added_and_logits(mx, ops):
 @pytest.fixture
 def runtime_of(mx, monkeypatch, tmp_path) -> Any:
     """The runtime of a source with the steps of few sizes, since each kernel takes a second to compile."""
-    from specdec.runtimes.mlx import attention_ops, cache, ops, runtime
+    from specdec.runtimes.mlx import attention_ops, cache, ops, runtime, steps
 
-    for module in (cache, attention_ops, runtime):
+    for module in (cache, attention_ops, steps):
         monkeypatch.setattr(module, "SPAN", 8)
     monkeypatch.setattr(ops, "ROW_STEPS", (1, 16))
     monkeypatch.setattr(ops, "CACHE_STEPS", (1, 4))
