@@ -29,7 +29,7 @@ DEVICE void put_activation(__half* to, int row, int width, int i, float value) {
 DEVICE void put_activation(__nv_bfloat16* to, int row, int width, int i, float value) {
   const __nv_bfloat16 high = __float2bfloat16_rn(value);
   to[(size_t)(2 * row) * width + i] = high;
-  to[(size_t)(2 * row + 1) * width + i] = __float2bfloat16_rn(value - __bfloat162float(high));
+  to[(size_t)(2 * row + 1) * width + i] = __float2bfloat16_rn(__fsub_rn(value, __bfloat162float(high)));
 }
 DEVICE void put_activation(float* to, int row, int width, int i, float value) { to[(size_t)row * width + i] = value; }
 DEVICE float get_activation(const float* from, int row, int width, int i) { return from[(size_t)row * width + i]; }
@@ -46,7 +46,16 @@ DEVICE unsigned bits_of(float value) { return __float_as_uint(value); }
 DEVICE float square_root(float value) { return sqrtf(value); }
 DEVICE float exponential(float value) { return expf(value); }
 DEVICE float product(float a, float b) { return __fmul_rn(a, b); }  // not fused with what is done with it
-DEVICE float silu(float value) { return value / (1.0f + expf(-value)); }
+// Four squares, and the scale of an RMS norm of `width` numbers. Written out: a compiler fuses such terms in one order here
+// and in another there, and kernels must agree in every bit.
+DEVICE float four_squares(float x, float y, float z, float w) {
+  return fmaf(w, w, fmaf(z, z, fmaf(x, x, __fmul_rn(y, y))));
+}
+DEVICE float four_squares(const float4& v) { return four_squares(v.x, v.y, v.z, v.w); }
+DEVICE float rms_scale(float square, int width, float epsilon) {
+  return 1.0f / sqrtf(__fadd_rn(__fdiv_rn(square, float(width)), epsilon));
+}
+DEVICE float silu(float value) { return value / __fadd_rn(1.0f, expf(-value)); }
 DEVICE float hyperbolic(float value) { return tanhf(value); }
 
 // What a gated MLP makes of its two projections. 0: silu, Shazeer 2002.05202. 1: GELU in its tanh form, Hendrycks and Gimpel

@@ -64,5 +64,6 @@ def compile_text(folder: Path, name: str, text: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     said = done.stderr + done.stdout
     # 177: a kernel that chooses nothing does not use the memory for it.
-    wrong = [line for line in said.splitlines() if "error" in line or ("warning" in line and "#177" not in line)]
+    told = [line for line in said.splitlines() if not line.startswith("Remark") and "#177" not in line]
+    wrong = [line for line in told if "error" in line or "warning" in line]
     return "\n".join(wrong) if done.returncode == 0 else said

@@ -137,8 +137,8 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
     float vector[4] = {four.x, four.y, four.z, four.w};
 #if QK_NORM
     if (kind < 2) {
-      const float square = vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2] + vector[3] * vector[3];
-      const float scale = 1.0f / square_root(lane_sum(square) / SIZE + EPSILON);
+      const float square = four_squares(vector[0], vector[1], vector[2], vector[3]);
+      const float scale = rms_scale(lane_sum(square), SIZE, EPSILON);
       for (int e = 0; e < 4; ++e) vector[e] = d < SIZE ? vector[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
     }
 #endif

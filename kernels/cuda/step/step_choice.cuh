@@ -116,6 +116,6 @@ DEVICE float load_squares(const float* squares) {
   }
   return sum;
 }
-DEVICE float norm_scale(float part) { return 1.0f / square_root(lane_sum(part) / HIDDEN + EPSILON); }
+DEVICE float norm_scale(float part) { return rms_scale(lane_sum(part), HIDDEN, EPSILON); }
 
 }  // namespace specdec

@@ -79,7 +79,7 @@ auto make = [&](int layer, int site, bool adds) {
           *reinterpret_cast<float4*>(x + i) = value;
         }
       }
-      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      const float square = lane_sum(four_squares(value));
       if (lane == 0) squares[i / 128] = square;
       value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
     }

@@ -80,7 +80,7 @@ auto make = [&](int layer, int site, int joined, int first, bool adds) {
           *reinterpret_cast<float4*>(from) = value;
         }
       }
-      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      const float square = lane_sum(four_squares(value));
       if (tid % 32 == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
       value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
     } else {

@@ -108,7 +108,7 @@ auto make_four = [&](int layer, int site, int first, bool adds, int row, int i) 
         *reinterpret_cast<float4*>(from) = value;
       }
     }
-    const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+    const float square = lane_sum(four_squares(value));
     if (lane == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
     value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
   } else {

@@ -5,9 +5,10 @@ namespace specdec {
 template <int PADDED>
 constexpr int OWN = (PADDED + 4 * THREADS - 1) / (4 * THREADS) * 4;
 
-// RMS norm of x (WIDTH,) plus the product `parts` when it is not null; the sum goes to `to` unless that is null.
-template <int WIDTH, int PADDED>
-DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
+// RMS norm of x (WIDTH,) plus the product `parts` when it is not null; the sum goes to `to` unless that is null. M says how
+// the product lies: `sum4`.
+template <int WIDTH, int PADDED, class M>
+DEVICE void norm_row(const M& m, const float* x, const float* parts, int row, float* to, const float* weight, float* scratch,
                      float (&value)[OWN<PADDED>]) {
   const int tid = threadIdx.x;
   float square = 0;
@@ -21,9 +22,9 @@ DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int ro
       if (to) *reinterpret_cast<float4*>(to + i) = four;
     }
     value[j] = four.x, value[j + 1] = four.y, value[j + 2] = four.z, value[j + 3] = four.w;
-    square += four.x * four.x + four.y * four.y + four.z * four.z + four.w * four.w;
+    square += four_squares(four);
   }
-  const float scale = 1.0f / square_root(block_sum<WARPS>(square, scratch, tid) / WIDTH + EPSILON);
+  const float scale = rms_scale(block_sum<WARPS>(square, scratch, tid), WIDTH, EPSILON);
 #pragma unroll
   for (int j = 0; j < OWN<PADDED>; j += 4) {
     const int i = tid * OWN<PADDED> + j;
@@ -35,7 +36,8 @@ DEVICE void norm_row(const Matrix& m, const float* x, const float* parts, int ro
 }
 
 // silu(gate) * up of four inputs; gates and ups lie in turn by 16, unless they are matrices of their own.
-DEVICE float4 gated4([[maybe_unused]] const Matrix& m, const float* parts, int row, int i) {
+template <class M>
+DEVICE float4 gated4([[maybe_unused]] const M& m, const float* parts, int row, int i) {
 #if SEGMENTED
   const float4 gate = sum4(segment_at(4), parts, row, i), up = sum4(segment_at(5), parts, row, i);
 #else

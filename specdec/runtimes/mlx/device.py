@@ -86,6 +86,30 @@ def _driver() -> CudaDriver | None:
         return None
 
 
+class PlainLaunch:
+    """A kernel with its arguments, to be begun any number of times.
+
+    Args:
+        function: as `CudaDriver.function` gives it.
+        grid: blocks.
+        threads: of a block.
+        shared_bytes: dynamic shared memory of a block.
+        arguments: of 64 bits each; a parameter may be a structure of several.
+    """
+
+    __slots__ = ("_values", "given", "grid")
+
+    def __init__(
+        self, function: ctypes.c_void_p, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[int]
+    ) -> None:
+        count = len(arguments)
+        self._values = (ctypes.c_int64 * count)(*arguments)
+        first = ctypes.addressof(self._values)
+        places = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        self.grid = tuple(grid)
+        self.given = (function, *self.grid, threads, 1, 1, shared_bytes, None, places, None)
+
+
 class CudaDriver:
     """What the runtime asks of the CUDA driver beside MLX: the size of the GPU, and small copies.
 
@@ -180,6 +204,12 @@ class CudaDriver:
         self._call("cuCtxSetCurrent", self._context)
         place, size = ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes)
         self._call("cuMemcpyDtoH_v2", place, ctypes.c_uint64(address), size)
+
+    def begin(self, launch: PlainLaunch) -> None:
+        """Begin a kernel after what was begun before, on the thread of the last `write`; `wait` waits for it."""
+        code = self._library.cuLaunchKernel(*launch.given)
+        if code:
+            raise OSError(f"the CUDA driver's cuLaunchKernel failed with code {code}")
 
     def _attribute(self, which: int) -> int:
         found = ctypes.c_int()

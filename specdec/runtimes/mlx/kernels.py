@@ -85,7 +85,7 @@ def kernel_text(
         bounds: CUDA: threads in a block, and blocks that should fit on a multiprocessor together.
         parts: files of functions that need the constants, in front of the kernel.
     """
-    lines = "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items())
+    lines = define(constants)
     source, header = lines + body(backend, name), prelude(backend)
     if parts:
         source, header = body(backend, name), header + lines + "".join(part(backend, file) for file in parts)
@@ -97,6 +97,11 @@ def kernel_text(
         header += f"#define custom_kernel_{unique} __launch_bounds__({bounds[0]}, {bounds[1]}) custom_kernel_{unique}\n"
         source = f"#undef custom_kernel_{unique}\n{source}"
     return KernelText(unique, header, source, tuple(inputs), tuple(outputs))
+
+
+def define(constants: Mapping[str, Constant]) -> str:
+    """The lines in front of a text that give it its sizes and types."""
+    return "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items())
 
 
 def _literal(value: Constant) -> str:

@@ -30,7 +30,7 @@ from specdec.runtimes.base import (
 )
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
-from specdec.runtimes.mlx.batch import Share, share_of, steps_of
+from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.features import missing_features
@@ -38,6 +38,8 @@ from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
+from specdec.runtimes.mlx.prompt import Part
+from specdec.runtimes.mlx.prompt_quant import prompts_of
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
@@ -99,6 +101,7 @@ class MlxRuntime:
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
+        self._prompts = prompts_of(self._mx, self._transformer)
         self._takes = Takes(
             self._mx,
             self.config,
@@ -228,6 +231,7 @@ class MlxRuntime:
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
             shown = [Shown(rows) for rows in batch]
+            self._run_wide(shares, shown)
             for step in steps_of(shares, self._most_rows(view)):
                 self._steps.run(step, view, shown, ahead)
             for share in shares:
@@ -243,6 +247,27 @@ class MlxRuntime:
         if len(kinds) > 1 or len(shares) > self._most_rows(view) or any(len(share.ids) > 1 for share in shares):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
+
+    def _run_wide(self, shares: list[Share], shown: list[Shown]) -> None:
+        """Run many rows in wide passes, where this model has them; what they show of each share goes to `shown`."""
+        if self._prompts is None:
+            return
+        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
+        for wide in wide_passes(shares, self._prompts.most_rows):
+            pieces = [part.piece(first, last, 0) for part, first, last in wide]
+            parts = [
+                Part(part.cache, piece.tokens, piece.slot, piece.wanted)
+                for (part, _, _), piece in zip(wide, pieces, strict=True)
+            ]
+            angles, _ = self._transformer.angles(max(part.cache.positions for part in parts))
+            rows, row = sum(len(part.tokens) for part in parts), 0
+            made = self._prompts.run(parts, angles[0])
+            for (part, first, last), found in zip(wide, made, strict=True):
+                weights, until = self._weight_bytes(part.mode, part.efforts), row + last - first
+                shown[part.number].logits.append(found)
+                shown[part.number].bytes_read += weights * until // rows - weights * row // rows
+                shown[part.number].bytes_read += history * (part.cache.length + last)
+                row = until
 
     def _share(self, number: int, rows: Rows, view: str) -> Share:
         """What a sequence brings to a pass, checked."""

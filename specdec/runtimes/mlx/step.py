@@ -106,11 +106,8 @@ class WholeStep:
     def prepare(self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any) -> None:
         """Build the kernel and the table of addresses of a kind of step, unless they are there."""
         if (kind.mode, kind.selects) not in self._tables:
-            entries = [
-                entry for number, layer in enumerate(layers) for entry in self._layer_entries(kind, number, layer)
-            ]
-            entries += self._last_entries(kind, head, final_norm, embeddings)
-            self._tables[kind.mode, kind.selects] = table_of(self.mx, entries)
+            lines = self.entries(kind, layers, head, final_norm, embeddings)
+            self._tables[kind.mode, kind.selects] = table_of(self.mx, [entry for line in lines for entry in line])
         self._kernel(kind)
 
     def compile(self, kinds: Iterable[Kind]) -> None:
@@ -156,6 +153,25 @@ class WholeStep:
         if cache.address is None:
             cache.address = addresses_of(self.mx, cache.arrays)[0]
         return cache.address
+
+    def addresses(self, entries: list[Any]) -> list[int]:
+        """Addresses of arrays, which must be kept alive; numbers stay, None is 0."""
+        return [int(address) for address in table_of(self.mx, entries).tolist()]
+
+    def own(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """Zeros in device memory of their own."""
+        return self._own(shape, dtype)
+
+    def sizes(self, rows: int) -> dict[str, Constant]:
+        """Sizes of the model for a kernel's text."""
+        return self._shape(rows)
+
+    def entries(
+        self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any
+    ) -> list[list[Any]]:
+        """What the table of a kind of step says: of every block, then of the logits layer and the embeddings."""
+        blocks = [self._layer_entries(kind, number, layer) for number, layer in enumerate(layers)]
+        return [*blocks, self._last_entries(kind, head, final_norm, embeddings)]
 
     def tell(self, state: np.ndarray) -> None:
         """Put the state of the pass, int32 (STATE_SIZE,), where the kernel reads it; no step may be running."""

@@ -75,8 +75,8 @@ class QuantStep(WholeStep):
         table = head.quant[0] if embeddings is None else embeddings
         self._plain_table = not isinstance(table, PackedQuant)
         used = [*matrices, *head.quant, *([] if self._plain_table else [table])]
-        self._forms: list[QuantForm] = list(dict.fromkeys(packed.form for packed in used))
-        self._segments = _segments(self.grid, matrices, head.quant[0])
+        self.forms: list[QuantForm] = list(dict.fromkeys(packed.form for packed in used))
+        self.segments = _segments(self.grid, matrices, head.quant[0])
         tiles = (padded(config.hidden_size) + padded(config.intermediate_size)) // TILE
         self._sync = self._own((_ARRIVALS + tiles,), mx.uint32)
 
@@ -93,18 +93,22 @@ class QuantStep(WholeStep):
     def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:  # noqa: ARG002
         window = self.config.window(number)
         matrices = [packed for linear in layer.linears for packed in linear.quant]
-        forms = sum(self._forms.index(packed.form) << (8 * which) for which, packed in enumerate(matrices))
+        forms = sum(self.forms.index(packed.form) << (8 * which) for which, packed in enumerate(matrices))
         entries = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
         entries += [packed.data for packed in matrices] + [packed.scores for packed in matrices]
         return [*entries, forms, WINDOWLESS if window is None else window]
 
     def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:  # noqa: ARG002
         packed = head.quant[0]
-        table, forms = embeddings, self._forms.index(packed.form)
+        table, forms = embeddings, self.forms.index(packed.form)
         if not self._plain_table:
             source = packed if embeddings is None else embeddings
-            table, forms = source.data, forms | self._forms.index(source.form) << 8
+            table, forms = source.data, forms | self.forms.index(source.form) << 8
         return [packed.data, final_norm, table, packed.scores, forms]
+
+    def kernel_constants(self, kind: Kind) -> dict[str, Constant]:
+        """Sizes for the text of a kernel of this kind."""
+        return self._constants(kind)
 
     def _files(self, kind: Kind) -> tuple[str, ...]:  # noqa: ARG002
         return "step_quant", "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh"
@@ -115,10 +119,10 @@ class QuantStep(WholeStep):
         sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(self.config.num_layers * _ENTRIES + 5, 2)}
         sizes |= {"STATE_LOGITS": LOGITS_FROM, "EMBED_PLAIN": self._plain_table, "BIN_BITS": BIN_BITS + 1}
         sizes |= tier_constants((1,) if kind.selects else ())
-        sizes["FORM_LIST"] = ", ".join(_form_text(form) for form in self._forms)
+        sizes["FORM_LIST"] = ", ".join(_form_text(form) for form in self.forms)
         for name, which in (("TILES", 0), ("BEGIN", 2), ("BLOCKS", 3)):
-            sizes[f"SEGMENT_{name}"] = ", ".join(str(segment[which]) for segment in self._segments)
-        sizes["MOST_BLOCKS"] = max(blocks // tiles + 2 for tiles, _, _, blocks in self._segments)
+            sizes[f"SEGMENT_{name}"] = ", ".join(str(segment[which]) for segment in self.segments)
+        sizes["MOST_BLOCKS"] = max(blocks // tiles + 2 for tiles, _, _, blocks in self.segments)
         sizes |= {"ENDS": self._ends(), "SYNC_ARRIVALS": _ARRIVALS, "PORTIONS_BYTES": _PORTIONS_BYTES}
         sizes["STAGE_BYTES"] = self._stage_bytes_of(nested=nested)
         stages = self._stages_of(rows, nested=nested, selects=kind.selects)
@@ -131,7 +135,7 @@ class QuantStep(WholeStep):
 
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
         c, rows = self.config, kind.rows
-        slots = [sum(self._segments[which][0] + self._segments[which][3] for which in site) for site in _SITES]
+        slots = [sum(self.segments[which][0] + self.segments[which][3] for which in site) for site in _SITES]
         floats = [count * TILE * rows for count in slots]
         constants["OTHER_PARTS"] = padded(max(floats[1], floats[3]), 4)
         widest = max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
@@ -162,7 +166,7 @@ class QuantStep(WholeStep):
 
     def _room(self, rows: int, *, selects: bool) -> tuple[int, int, int]:
         """Offsets of a block's arrays besides its table: groups, ends of tiles, and the ring, in bytes."""
-        steps = max(min(steps, -(-tiles * steps // blocks)) for tiles, steps, _, blocks in self._segments)
+        steps = max(min(steps, -(-tiles * steps // blocks)) for tiles, steps, _, blocks in self.segments)
         words = padded(steps * rows * 64 + 256, 16)
         taken_in = words + (steps * rows + 4) * 16
         gathered, bins = _WARPS * rows * _apart(rows) * 4, 4 * (33 << (BIN_BITS + 1)) if selects else 0
@@ -175,16 +179,16 @@ class QuantStep(WholeStep):
 
     def _ends(self) -> int:
         """Tiles of a block whose sums more than one warp may have, at most one for each warp."""
-        touched = max((-(-tiles * steps // blocks) - 1) // steps + 2 for tiles, steps, _, blocks in self._segments)
+        touched = max((-(-tiles * steps // blocks) - 1) // steps + 2 for tiles, steps, _, blocks in self.segments)
         return min(_WARPS, touched)
 
     def _head_slots(self, stages: int) -> int:
         """Heads of several units that a warp's units under way may have, at most."""
-        return max((stages - 2 + form.span) // form.span + 1 for form in self._forms)
+        return max((stages - 2 + form.span) // form.span + 1 for form in self.forms)
 
     def _ring_bytes(self, stages: int, *, nested: bool) -> int:
         """Shared memory of a warp: stages, and heads of several units beside them."""
-        heads = 512 * self._head_slots(stages) if any(form.span > 1 for form in self._forms) else 0
+        heads = 512 * self._head_slots(stages) if any(form.span > 1 for form in self.forms) else 0
         return stages * self._stage_bytes_of(nested=nested) + heads
 
     def _stage_bytes_of(self, *, nested: bool) -> int:
@@ -195,7 +199,7 @@ class QuantStep(WholeStep):
             head = (512 if form.offset else 256) if form.span == 1 else 0
             return 2048 + 512 * rest + (256 if form.own else 0) + head
 
-        return max(unit(form) for form in self._forms)
+        return max(unit(form) for form in self.forms)
 
     def _stages_of(self, rows: int, *, nested: bool, selects: bool) -> int:
         """Stages of a warp's ring that fit beside the rest; 0 where none does."""

@@ -8,65 +8,17 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quant_steps import GRID, SHAPES, model, step_of
 
-from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx import step as mlx_step
 from specdec.runtimes.mlx.model import Kind
-from specdec.runtimes.mlx.quant import PackedQuant, quant_form
-from specdec.runtimes.mlx.step_quant import ROW_STEPS, QuantStep, _segments, _shared_out, suits
-
-GRID = 132
-SHAPES: dict[str, dict[str, Any]] = {
-    "7B": {"hidden_size": 4096, "intermediate_size": 14336, "num_heads": 32, "num_kv_heads": 8, "head_dim": 128},
-    "1.5B": {"hidden_size": 1536, "intermediate_size": 8960, "num_heads": 12, "num_kv_heads": 2, "head_dim": 128},
-    "135M": {"hidden_size": 576, "intermediate_size": 1536, "num_heads": 9, "num_kv_heads": 3, "head_dim": 64},
-    "70B": {"hidden_size": 8192, "intermediate_size": 28672, "num_heads": 64, "num_kv_heads": 8, "head_dim": 128},
-}
-
-
-def model(shape: str, *types: str, part: bool = False) -> tuple[ModelConfig, list[Any], Any]:
-    """Configuration, blocks and logits layer of a model with matrices of `types` in turn, without any bytes.
-
-    Of a `part` every other matrix has the upper bits of its codes alone.
-    """
-    config = ModelConfig.uniform(
-        family="llama", vocab_size=32000, num_layers=2, norm_eps=1e-5, rope_theta=1e4, max_context=512,
-        **SHAPES[shape],
-    )  # fmt: skip
-    q, kv, hidden, inner = (
-        config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, config.hidden_size,
-        config.intermediate_size,
-    )  # fmt: skip
-    sites = [[(q, hidden), (kv, hidden), (kv, hidden)], [(hidden, q)], [(inner, hidden)] * 2, [(hidden, inner)]]
-    number = 0
-
-    def matrix(outputs: int, inputs: int) -> Any:
-        nonlocal number
-        form = quant_form(types[number % len(types)])
-        form = replace(form, hidden=form.bits - 4 if part and number % 2 else 0)
-        number += 1
-        tiles, steps = -(-outputs // 128), -(-inputs // 32)
-        size = tiles * (-(-steps // form.span) * form.head_bytes + steps * (2048 + 512 * form.rest))
-        return PackedQuant(form, outputs, inputs, SimpleNamespace(nbytes=size), None)
-
-    layers = [
-        SimpleNamespace(linears=[SimpleNamespace(quant=tuple(matrix(*one) for one in site)) for site in sites])
-        for _ in range(config.num_layers)
-    ]
-    return config, layers, SimpleNamespace(quant=(matrix(config.vocab_size, hidden),))
-
-
-def step_of(shape: str, *types: str, part: bool = False) -> tuple[QuantStep, ModelConfig]:
-    config, layers, head = model(shape, *types, part=part)
-    mx = SimpleNamespace(zeros=lambda *_, **__: 0, eval=lambda *_: None, int32=None, uint32=None, float32=None)
-    driver: Any = SimpleNamespace(multiprocessors=GRID)
-    return QuantStep(mx, config, dtype="float16", layers=layers, head=head, embeddings=None, driver=driver), config
+from specdec.runtimes.mlx.quant import quant_form
+from specdec.runtimes.mlx.step_quant import ROW_STEPS, _segments, _shared_out, suits
 
 
 @given(st.lists(st.floats(1, 1e9), min_size=1, max_size=3), st.integers(3, 200))
@@ -111,14 +63,14 @@ def test_a_block_has_room_for_all_kernels_that_are_used(
 
 def test_matrices_of_one_row_share_the_grid_by_their_bytes() -> None:
     step, config = step_of("7B", "affine4-g64")
-    tiles, steps, begins, blocks = zip(*step._segments, strict=True)
+    tiles, steps, begins, blocks = zip(*step.segments, strict=True)
     assert tiles == (32, 8, 8, 32, 112, 112, 32, 250)
     assert steps == (128, 128, 128, 128, 128, 128, 448, 128)
     assert blocks == (88, 22, 22, 132, 66, 66, 132, 132)
     assert begins == (0, 88, 110, 0, 0, 66, 0, 0)
     assert config.vocab_size == tiles[-1] * 128
     step, _ = step_of("135M", "q8_0")
-    assert [steps for _, steps, _, _ in step._segments] == [18, 18, 18, 18, 18, 18, 48, 18]
+    assert [steps for _, steps, _, _ in step.segments] == [18, 18, 18, 18, 18, 18, 48, 18]
 
 
 def test_upper_bits_alone_are_forms_of_their_own_and_take_less_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +83,7 @@ def test_upper_bits_alone_are_forms_of_their_own_and_take_less_of_the_grid(monke
     assert [defined["FORM_LIST"] for defined in found] == ["{4, 128, 1, 0, 0, 0, 0}, {0, 128, 1, 0, 0, 0, 4}"] * 2
     assert [int(defined["STAGE_BYTES"]) for defined in found] == [4096 + 256, 2048 + 256]
     # Gate and up of two blocks, of which one of each has half of its codes: the same; of one block, a third.
-    assert [blocks for _, _, _, blocks in step._segments[4:6]] == [66, 66]
+    assert [blocks for _, _, _, blocks in step.segments[4:6]] == [66, 66]
     _, layers, head = model("7B", "q8_0", part=True)
     matrices = [packed for linear in layers[0].linears for packed in linear.quant]
     gate, up = (blocks for _, _, _, blocks in _segments(GRID, matrices, head.quant[0])[4:6])

@@ -1,0 +1,412 @@
+"""Prompts on CUDA: wide passes of up to 512 rows, for models whose steps are one kernel.
+
+The kernels (`kernels/cuda/prompt`) add every sum in the order of a step (`step`), so a prompt leaves the bits in the
+cache that its tokens would leave one by one. They are launched through the driver, one after the other; the addresses
+of weights are those of the step's table. Here is what all models have in common, and 16-bit weights; quantised ones
+are in `prompt_quant`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from specdec.runtimes.mlx.cache import SPAN, GpuCache
+from specdec.runtimes.mlx.cuda_code import CudaCompiler
+from specdec.runtimes.mlx.device import PlainLaunch
+from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
+from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.state import MAX_ROWS, STATE_CONSTANTS
+from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
+
+MOST_ROWS = 512  # of a pass
+ROW_BAND = 64  # rows that a block multiplies
+TILE_ROWS = 32  # rows of a sequence that a block of attention has
+# Tiles of a block that multiplies, and stages of its ring: for matrices of many outputs and of few.
+_MANY, _FEW = (8, 3), (4, 4)
+_MULTIPLY_THREADS, _STAGE_UNITS = 256, 2  # a unit is 32 inputs
+_ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
+_TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
+_WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
+_TABLE = _WHICH + MOST_ROWS
+_MOST_SHAPES = 64  # of passes whose launches are kept
+_SPLIT_FLOATS = 1 << 26  # of what attention leaves for each row, head and split, at most
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Rows of one sequence: tokens that follow what its cache holds.
+
+    Attributes:
+        cache: where keys and values go; there is memory for them.
+        tokens: of the rows.
+        place: position of the first.
+        wanted: rows at the end whose logits are wanted.
+    """
+
+    cache: GpuCache
+    tokens: Sequence[int]
+    place: int
+    wanted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A pass that is being run.
+
+    Attributes:
+        rows: of all sequences.
+        splits: of the longest history.
+        about: address of the table of rows.
+        tiles: address of the table of tiles.
+        tile_count: how many tiles there are.
+        angles: address of the rotary angles.
+        which: address of the list of rows whose logits are wanted.
+        wanted: how many these are.
+        places: addresses of what the pass keeps in device memory, by name.
+    """
+
+    rows: int
+    splits: int
+    about: int
+    tiles: int
+    tile_count: int
+    angles: int
+    which: int
+    wanted: int
+    places: dict[str, int]
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows that there is memory for."""
+        return padded(self.rows, ROW_BAND)
+
+
+class Prompts(ABC):
+    """Passes over prompts of one model.
+
+    Args:
+        mx: MLX.
+        step: the model's steps.
+        entries: what the table of a step says; see `WholeStep.entries`.
+        compiler: of the kernels.
+    """
+
+    def __init__(self, mx: Any, step: WholeStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
+        self._mx, self._step, self._compiler, self.config = mx, step, compiler, step.config
+        self._entries = entries
+        self._table: list[list[int]] = []
+        self._functions: dict[str, tuple[ctypes.c_void_p, int, int]] = {}
+        self._room: tuple[Any, int, int] = (None, 0, 0)  # array, its address, floats
+        self._angles: tuple[Any, int] = (None, 0)
+        self._about: tuple[Any, int] = (None, 0)
+        self._host: np.ndarray | None = None
+        self._launched: list[PlainLaunch] = []
+        self._launches: dict[tuple[int, ...], list[PlainLaunch]] = {}  # of a pass, by its shape
+
+    def most_rows(self, place: int) -> int:
+        """Most rows of a pass whose last row is at most at this position."""
+        c = self.config
+        each = c.num_heads * (place // SPAN + 1) * (c.head_dim + SPLIT_SIZE)
+        return max(ROW_BAND, min(MOST_ROWS, _SPLIT_FLOATS // each // ROW_BAND * ROW_BAND))
+
+    def run(self, parts: Sequence[Part], angles: Any) -> list[np.ndarray]:
+        """Put keys and values of all rows into their caches; nothing else may be running.
+
+        Args:
+            parts: at most `most_rows` rows in all.
+            angles: float32 (positions, D / 2, 2).
+
+        Returns:
+            Logits float32 (wanted, V) of each part.
+        """
+        self._prepare()
+        work = self._work(parts, angles)
+        self._run_layers(work)
+        logits = np.empty((work.wanted, self.config.vocab_size), np.float32)
+        for first in range(0, work.wanted, ROW_BAND):
+            self._read_logits(work, logits[first : first + ROW_BAND], first)
+        self._step.driver.wait()
+        ends = np.cumsum([each.wanted for each in parts])
+        return [logits[end - each.wanted : end] for each, end in zip(parts, ends.tolist(), strict=True)]
+
+    def _run_layers(self, work: Work) -> None:
+        """Begin all layers: as the last pass of this shape did, if there was one."""
+        shape = (work.rows, work.splits, work.tile_count, work.wanted > 0, work.angles, work.places["x"])
+        if shape in self._launches:
+            for launch in self._launches[shape]:
+                self._step.driver.begin(launch)
+            return
+        self._launched = []
+        self._embed(work)
+        for number, entries in enumerate(self._table[:-1]):
+            self._project(number, entries, work)
+            if work.wanted or number + 1 < self.config.num_layers:  # keys and values need no more of the last layer
+                self._attend(number, entries, work)
+                self._mlp(entries, work)
+        if len(self._launches) >= _MOST_SHAPES:
+            self._launches.clear()
+        self._launches[shape] = self._launched
+
+    def _read_logits(self, work: Work, logits: np.ndarray, first: int) -> None:
+        """Logits of some of the wanted rows, from the first on; at most `ROW_BAND`."""
+        self._launched = []
+        self._head(work, work.which + 4 * first, len(logits))
+        driver, columns = self._step.driver, self._head_columns
+        if self._host is None:
+            self._host = driver.pinned(4 * MAX_ROWS * columns).view(np.float32).reshape(MAX_ROWS, columns)
+        driver.wait()
+        for row in range(0, len(logits), MAX_ROWS):
+            part = logits[row : row + MAX_ROWS]
+            driver.read(work.places["logits"] + 4 * row * columns, self._host[: len(part)])
+            part[:] = self._host[: len(part), : part.shape[1]]
+
+    @abstractmethod
+    def text(self) -> str:
+        """The kernels with the model's sizes."""
+
+    @abstractmethod
+    def _kernels(self) -> dict[str, tuple[int, int]]:
+        """Threads and bytes of dynamic shared memory of each kernel's blocks."""
+
+    @abstractmethod
+    def _sizes(self, rows: int) -> dict[str, int]:
+        """Floats that a pass keeps in device memory, by name, in addition to those of attention."""
+
+    @abstractmethod
+    def _embed(self, work: Work) -> None:
+        """Put the tokens' embeddings into x."""
+
+    @abstractmethod
+    def _head(self, work: Work, which: int, count: int) -> None:
+        """The last norm and the logits layer of the rows in a list at this address."""
+
+    @property
+    @abstractmethod
+    def _head_columns(self) -> int:
+        """Floats of a row of logits."""
+
+    @abstractmethod
+    def _project(self, number: int, entries: list[int], work: Work) -> None:
+        """Norm, projections of queries, keys and values, and `_turn`."""
+
+    @abstractmethod
+    def _attend(self, number: int, entries: list[int], work: Work) -> None:
+        """Attention and its output projection, whose sums are left."""
+
+    @abstractmethod
+    def _mlp(self, entries: list[int], work: Work) -> None:
+        """A layer's MLP; the next layer adds its sums."""
+
+    def _turn(self, number: int, entries: list[int], work: Work, columns: int) -> None:
+        """Rotate queries and keys; keys and values go into the caches."""
+        c, places = self.config, work.places
+        grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
+        vectors = (entries[2], entries[3])  # biases, norms of heads
+        self._launch(
+            "prompt_turn", grid, places["sums"], columns, work.about, work.angles, *vectors, number, places["queries"]
+        )
+
+    def _attention(self, number: int, window: int, work: Work) -> None:
+        """What each row and head sees in each split."""
+        grid = (work.tile_count, self.config.num_heads, work.splits)
+        places = work.places
+        self._launch(
+            "prompt_attend", grid, places["queries"], work.tiles, number, window, work.splits, places["splits"]
+        )
+
+    def _threads_for(self, count: int) -> Grid:
+        """Blocks for a thread each."""
+        return -(-count // THREADS), 1, 1
+
+    def _launch(self, name: str, grid: Grid, *arguments: int) -> None:
+        """Begin a kernel, and keep the launch for the next pass of this shape."""
+        launch = PlainLaunch(*self._functions[name][:1], grid, *self._functions[name][1:], arguments)
+        self._step.driver.begin(launch)
+        self._launched.append(launch)
+
+    def _work(self, parts: Sequence[Part], angles: Any) -> Work:
+        rows = sum(len(each.tokens) for each in parts)
+        splits = max(each.place + len(each.tokens) - 1 for each in parts) // SPAN + 1
+        if self._angles[0] is not angles:
+            self._angles = angles, self._step.addresses([angles])[0]
+        if self._about[0] is None:
+            array = self._step.own((_TABLE,), self._mx.int32)
+            self._about = array, self._step.addresses([array])[0]
+        about, wanted = self._about[1], sum(each.wanted for each in parts)
+        tile_count = self._tell(parts, about)
+        places = self._places(padded(rows, ROW_BAND), splits, logits=wanted > 0)
+        tiles, which = about + 4 * _TILES, about + 4 * _WHICH
+        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places)
+
+    def _tell(self, parts: Sequence[Part], about: int) -> int:
+        """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""
+        table, rows, tiles, wanted = np.zeros(_TABLE, np.int32), 0, 0, 0
+        row_lines, tile_lines = table[:_WHICH].reshape(2, MOST_ROWS, _ENTRY)
+        for each in parts:
+            count, address = len(each.tokens), self._step.address(each.cache)
+            lines = row_lines[rows : rows + count]
+            lines[:, 0], lines[:, 1] = each.tokens, np.arange(each.place, each.place + count)
+            lines[:, 2] = each.cache.positions
+            lines[:, 4:6] = np.array([address], np.int64).view(np.int32)
+            for first in range(0, count, TILE_ROWS):
+                line = tile_lines[tiles]
+                line[:4] = rows + first, min(TILE_ROWS, count - first), each.place + first, each.cache.positions
+                line[4:6] = lines[0, 4:6]
+                tiles += 1
+            rows += count
+            table[_WHICH + wanted : _WHICH + wanted + each.wanted] = range(rows - each.wanted, rows)
+            wanted += each.wanted
+        self._step.driver.write(about, table)
+        return tiles
+
+    def _places(self, rows: int, splits: int, *, logits: bool) -> dict[str, int]:
+        """Addresses of what a pass keeps in device memory."""
+        c = self.config
+        sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim} | self._sizes(rows)
+        sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
+        if logits:
+            sizes["logits"] = ROW_BAND * self._head_columns
+        need = sum(padded(size, 64) for size in sizes.values())
+        if self._room[2] < need:
+            self._room = (None, 0, 0)
+            array = self._step.own((need,), self._mx.float32)
+            self._room = array, self._step.addresses([array])[0], need
+        place, found = self._room[1], {}
+        for name, size in sizes.items():
+            found[name] = place
+            place += 4 * padded(size, 64)
+        return found
+
+    def _prepare(self) -> None:
+        """Compile the kernels and look up the weights, unless that was done."""
+        if self._functions:
+            return
+        flat = self._step.addresses([entry for line in self._entries for entry in line])
+        for line in self._entries:
+            self._table.append(flat[: len(line)])
+            del flat[: len(line)]
+        driver = self._step.driver
+        code = self._compiler.code(self.text())
+        for name, (threads, shared_bytes) in (self._kernels() | self._common_kernels()).items():
+            self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
+
+    def _common_kernels(self) -> dict[str, tuple[int, int]]:
+        """As `_kernels`, of what all models have."""
+        size = self.config.head_dim
+        attend = 4 * TILE_ROWS * ((SPAN + 4) + size + 2 * (SPAN // 16 + 1) + SPAN // 16)
+        attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)
+        made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
+        made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """A multiplication: tiles of 16 outputs, steps of 32 inputs."""
+
+    tiles: int
+    steps: int
+
+    @property
+    def columns(self) -> int:
+        """Floats of a row of sums."""
+        return 16 * self.tiles
+
+
+class DensePrompts(Prompts):
+    """Passes over prompts of a model with 16-bit weights; see `Prompts`."""
+
+    def __init__(self, mx: Any, step: WholeStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
+        super().__init__(mx, step, entries, compiler)
+        c = self.config
+        hidden, mixed, inner = (
+            padded(width) for width in (c.hidden_size, c.num_heads * c.head_dim, c.intermediate_size)
+        )
+        outputs = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+        self._qkv = _Matrix(-(-outputs // 16), hidden // 32)
+        self._out = _Matrix(-(-c.hidden_size // 16), mixed // 32)
+        self._both = _Matrix(inner // 8, hidden // 32)
+        self._down = _Matrix(-(-c.hidden_size // 16), inner // 32)
+        self._logits = _Matrix(-(-c.vocab_size // 16), hidden // 32)
+        self._widest = max(hidden, mixed, inner)
+        self._parts = 2 if step.weight_type == "bfloat_t" else 1  # of an activation
+
+    def text(self) -> str:
+        """The kernels with the model's sizes."""
+        c = self.config
+        mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
+        constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": 2, "SPLIT": self._parts}
+        constants |= {"act_t": self._step.weight_type}
+        constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
+        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh"]
+        files += ["prompt_attention.cuh", "prompt_rows.cuh"]
+        return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
+
+    def _kernels(self) -> dict[str, tuple[int, int]]:
+        steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
+        sizes = {"prompt_multiply": _MANY, "prompt_multiply_few": _FEW}
+        return {name: (_MULTIPLY_THREADS, self._multiply_bytes(*size, steps)) for name, size in sizes.items()}
+
+    def _multiply_bytes(self, tiles: int, stages: int, steps: int) -> int:
+        """Shared memory of a block that multiplies."""
+        stage = _STAGE_UNITS * (ROW_BAND * 64 * self._parts + tiles * 1024)
+        return stages * stage + tiles * (ROW_BAND * 64 + steps)
+
+    def _sizes(self, rows: int) -> dict[str, int]:
+        columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
+        return {"sums": rows * columns, "activation": rows * self._parts * self._widest // 2}
+
+    def _embed(self, work: Work) -> None:
+        self._launch("prompt_embed", (work.rows, 1, 1), work.about, self._table[-1][2], work.places["x"])
+
+    def _head(self, work: Work, which: int, count: int) -> None:
+        self._norm(work, self._table[-1][1], self._down.columns, (which, count))
+        self._multiply(self._logits, self._table[-1][0], work, 1, "logits")
+
+    @property
+    def _head_columns(self) -> int:
+        return self._logits.columns
+
+    def _project(self, number: int, entries: list[int], work: Work) -> None:
+        self._norm(work, entries[0], self._down.columns if number else 0)
+        self._multiply(self._qkv, entries[4], work)
+        self._turn(number, entries, work, self._qkv.columns)
+
+    def _attend(self, number: int, entries: list[int], work: Work) -> None:
+        self._attention(number, entries[16], work)
+        grid = self._threads_for(work.rows * self._out.steps * 8)
+        places = work.places
+        self._launch("prompt_mix", grid, places["splits"], work.about, work.splits, work.rows, places["activation"])
+        self._multiply(self._out, entries[5], work)
+
+    def _mlp(self, entries: list[int], work: Work) -> None:
+        self._norm(work, entries[1], self._out.columns)
+        self._multiply(self._both, entries[6], work)
+        grid, places = self._threads_for(work.rows * self._down.steps * 8), work.places
+        self._launch("prompt_gate", grid, places["sums"], self._both.columns, work.rows, places["activation"])
+        self._multiply(self._down, entries[7], work)
+
+    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
+        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
+        places, (which, count) = work.places, listed or (0, work.rows)
+        sums = places["sums"] if columns else 0
+        self._launch("prompt_norm", (count, 1, 1), places["x"], sums, columns, weight, which, places["activation"])
+
+    def _multiply(
+        self, matrix: _Matrix, weights: int, work: Work, bands: int | None = None, to: str = "sums"
+    ) -> None:  # fmt: skip
+        bands = work.padded_rows // ROW_BAND if bands is None else bands
+        # Smaller blocks where large ones would leave multiprocessors idle.
+        many = bands * matrix.tiles >= _MANY[0] * self._step.grid
+        name, tiles = ("prompt_multiply", _MANY[0]) if many else ("prompt_multiply_few", _FEW[0])
+        places = (weights, work.places["activation"], work.places[to])
+        self._launch(name, (bands, -(-matrix.tiles // tiles), 1), matrix.tiles, matrix.steps, *places)

@@ -1,0 +1,148 @@
+"""Prompts of quantised models on CUDA: wide passes as in `prompt`, with the arithmetic of `step_quant`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler
+from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
+from specdec.runtimes.mlx.model import Kind, Transformer
+from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.prompt import ROW_BAND, DensePrompts, Prompts, Work
+from specdec.runtimes.mlx.state import STATE_CONSTANTS
+from specdec.runtimes.mlx.step_quant import TILE, QuantStep
+
+_STAGES = 4  # of the ring of units and rows
+_FEW_ROWS = 32  # of a block where there are few tiles
+_KIND = Kind("quant", False, 16, 0, 16)
+
+
+class QuantPrompts(Prompts):
+    """Passes over prompts of a quantised model; see `Prompts`."""
+
+    _step: QuantStep
+
+    def __init__(self, mx: Any, step: QuantStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
+        super().__init__(mx, step, entries, compiler)
+        c = self.config
+        self._hidden, self._mixed, self._inner = (
+            padded(width) for width in (c.hidden_size, c.num_heads * c.head_dim, c.intermediate_size)
+        )
+        self._widest = max(self._hidden, self._mixed, self._inner)
+
+    def text(self) -> str:
+        """The kernels with the model's sizes."""
+        constants: dict[str, Constant] = self._step.kernel_constants(_KIND) | STATE_CONSTANTS
+        tiles = [tiles for tiles, _, _, _ in self._step.segments]
+        constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes}
+        constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
+        files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
+        files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh", "prompt_quant.cuh"]
+        return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
+
+    @property
+    def _unit_bytes(self) -> int:
+        """The largest unit with its head."""
+        forms = self._step.forms
+        return max(2048 + 512 * form.rest + (256 if form.own else 0) + (512 if form.offset else 256) for form in forms)
+
+    def _kernels(self) -> dict[str, tuple[int, int]]:
+        steps = max(steps for _, steps, _, _ in self._step.segments)
+        made = {}
+        for name, rows in (("prompt_multiply", ROW_BAND), ("prompt_multiply_few", _FEW_ROWS)):
+            stage = self._unit_bytes + rows * (64 + 16)
+            made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
+        return made
+
+    def _sizes(self, rows: int) -> dict[str, int]:
+        columns = max(self._columns(which) for which in ((0, 1, 2), (3,), (4, 5), (6,)))
+        return {
+            "sums": rows * columns,
+            "words": rows * self._widest // 2,
+            "groups": rows * self._widest // 8,
+            "scales": rows,
+        }
+
+    def _columns(self, which: Sequence[int]) -> int:
+        """Floats of a row of sums of these matrices."""
+        return TILE * sum(self._step.segments[number][0] for number in which)
+
+    def _embed(self, work: Work) -> None:
+        table, forms = self._table[-1][2], self._table[-1][4]
+        self._launch("prompt_embed", (work.rows, 1, 1), work.about, table, forms >> 8 & 255, work.places["x"])
+
+    def _head(self, work: Work, which: int, count: int) -> None:
+        self._norm(work, self._table[-1][1], self._columns((6,)), (which, count))
+        (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
+        about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
+        matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
+        self._begin(count, tiles, (*about, *matrix, *[0] * 12))
+
+    @property
+    def _head_columns(self) -> int:
+        return self._columns((7,))
+
+    def _project(self, number: int, entries: list[int], work: Work) -> None:
+        self._norm(work, entries[0], self._columns((6,)) if number else 0)
+        self._multiply((0, 1, 2), entries, work)
+        self._turn(number, entries, work, self._columns((0, 1, 2)))
+
+    def _attend(self, number: int, entries: list[int], work: Work) -> None:
+        self._attention(number, entries[19], work)
+        grid = self._threads_for(work.rows * self._mixed // 4)
+        sums = (work.places["splits"], work.about, work.splits, work.rows)
+        self._launch("prompt_mix", grid, *sums, *self._inputs(work), work.places["scales"])
+        self._multiply((3,), entries, work)
+
+    def _mlp(self, entries: list[int], work: Work) -> None:
+        self._norm(work, entries[1], self._columns((3,)))
+        self._multiply((4, 5), entries, work)
+        grid = self._threads_for(work.rows * self._inner // 4)
+        sums = (work.places["sums"], self._columns((4, 5)), self._columns((4,)), work.rows)
+        self._launch("prompt_gate", grid, *sums, *self._inputs(work), work.places["scales"])
+        self._multiply((6,), entries, work)
+
+    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
+        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
+        places, (which, count) = work.places, listed or (0, work.rows)
+        sums = (places["x"], places["sums"] if columns else 0, columns, weight, which)
+        inputs = (places["words"], places["groups"], ROW_BAND if listed else work.padded_rows)
+        self._launch("prompt_norm", (count, 1, 1), *sums, *inputs, places["scales"])
+
+    def _multiply(self, which: Sequence[int], entries: list[int], work: Work) -> None:
+        """Sums of matrices that take the same rows, side by side."""
+        segments, places = self._step.segments, work.places
+        matrices, column = [], 0
+        for number in which:
+            tiles, _, begin, blocks = segments[number]
+            matrices += [entries[4 + number], entries[18] >> (8 * number) & 255, tiles, begin, blocks, column]
+            column += tiles * TILE
+        matrices += [0] * (18 - len(matrices))
+        about = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], column)
+        self._begin(work.rows, sum(segments[number][0] for number in which), (*about, *matrices))
+
+    def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
+        """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""
+        bands = -(-rows // ROW_BAND)
+        if bands * tiles >= 2 * self._step.grid:
+            self._launch("prompt_multiply", (bands, tiles, 1), *arguments)
+        else:
+            self._launch("prompt_multiply_few", (-(-rows // _FEW_ROWS), tiles, 1), *arguments)
+
+    def _inputs(self, work: Work) -> tuple[int, int, int]:
+        """Words and groups of the rows, and how many rows there is memory for."""
+        return work.places["words"], work.places["groups"], work.padded_rows
+
+
+def prompts_of(mx: Any, transformer: Transformer) -> Prompts | None:
+    """Passes over prompts of a model; None where a step is not one kernel, or there is no compiler."""
+    t, step = transformer, transformer.whole
+    compiler = None if step is None else cuda_compiler(Path(mx.__file__).parent)
+    if step is None or compiler is None:
+        return None
+    if isinstance(step, QuantStep):
+        return QuantPrompts(mx, step, step.entries(_KIND, t.layers, t.head, t.final_norm, t.embeddings), compiler)
+    kind = Kind("dense", False, 1, 0, 1)
+    return DensePrompts(mx, step, step.entries(kind, t.layers, t.head, t.final_norm, t.embeddings), compiler)
