@@ -123,6 +123,8 @@ template <int R, int P, int kHalf>
 template <int R, int P, class Highs>
 [[gnu::always_inline]] static inline void coded_group(F32 (&acc)[R][kPanelVectors * P], int p, const Highs& highs,
                                                       const uint8_t* low, const float* x) {
+  // Else compilers keep the activations of a group in registers for all panels, and put sums into memory for them.
+  asm volatile("" : "+r"(x));
   SPECDEC_UNROLL for (int piece = 0; piece < kPieces; ++piece) {
     coded_half<R, P, 0>(acc, p, piece, highs.template get<0>(piece), low, x);
     coded_half<R, P, 1>(acc, p, piece, highs.template get<1>(piece), low, x);
