@@ -16,7 +16,7 @@ namespace {
 // Inputs that one part of a parallel region packs; and panels, of coded matrices.
 constexpr int64_t kPackInputs = 64;
 constexpr int64_t kPackPanels = 16;
-// Share of groups with patches from which on 5 rows take as long as over plain lines.
+// Share of groups with patches beyond which several rows are faster over plain lines.
 constexpr double kMostPatched = 0.125;
 
 void check(bool good, const char* message) {
