@@ -74,17 +74,10 @@ template <int kHalf, class Highs>
   }
 }
 
-// The weights of one group, [4][kPanel]; with patches, which then move on.
-static void widen_group(CodedPanel& panel, int64_t group, float* weights) {
+// The high bytes of a group with patches, which then move on.
+[[gnu::always_inline]] static inline void patch_group(CodedPanel& panel, int64_t group, uint8_t* high) {
   const CodedHighs coded{panel.table, panel.codes + group * kGroupCodes};
-  const uint8_t* low = panel.low + group * kGroupLow;
-  if (panel.patched != group) {
-    widen_half_group<0>(low, coded, weights);
-    widen_half_group<1>(low, coded, weights + 2 * kPanel);
-    return;
-  }
-  alignas(64) uint8_t high[kGroupLow];
-  for (int piece = 0; piece < kPieces; ++piece) {
+  SPECDEC_UNROLL for (int piece = 0; piece < kPieces; ++piece) {
     store_bytes(high + piece * kByteLanes, coded.get<0>(piece));
     store_bytes(high + kGroupCodes + piece * kByteLanes, coded.get<1>(piece));
   }
@@ -92,35 +85,53 @@ static void widen_group(CodedPanel& panel, int64_t group, float* weights) {
     high[*panel.patch >> 8 & 0x7F] = static_cast<uint8_t>(*panel.patch);
     ++panel.patch;
   }
+}
+
+// The weights of one group, [4][kPanel].
+static void widen_group(CodedPanel& panel, int64_t group, float* weights) {
+  const uint8_t* low = panel.low + group * kGroupLow;
+  if (panel.patched != group) {
+    const CodedHighs coded{panel.table, panel.codes + group * kGroupCodes};
+    widen_half_group<0>(low, coded, weights);
+    widen_half_group<1>(low, coded, weights + 2 * kPanel);
+    return;
+  }
+  alignas(64) uint8_t high[kGroupLow];
+  patch_group(panel, group, high);
   widen_half_group<0>(low, PlainHighs{high}, weights);
   widen_half_group<1>(low, PlainHighs{high}, weights + 2 * kPanel);
 }
 
+// acc of panel p += w * x over a piece of a half of a group.
 template <int R, int P, int kHalf>
-[[gnu::always_inline]] static inline void coded_half(F32 (&acc)[R][kPanelVectors * P], const CodedPanel& panel, int p,
-                                                     int piece, ByteVec codes, const uint8_t* low, const float* x) {
-  const ByteVec high = high_bytes<kHalf>(panel.table, codes);
+[[gnu::always_inline]] static inline void coded_half(F32 (&acc)[R][kPanelVectors * P], int p, int piece, ByteVec high,
+                                                     const uint8_t* low, const float* x) {
   const ByteVec l = load_bytes(low + kHalf * kGroupCodes + piece * kByteLanes);
   const ByteVec pairs[2] = {interleave_low(l, high), interleave_high(l, high)};
   SPECDEC_UNROLL for (int i = 0; i < 2; ++i) {
     const F32 even = even_bfloats(pairs[i]), odd = odd_bfloats(pairs[i]);
-    F32 &first = acc[0][p * kPanelVectors + piece], &second = acc[0][p * kPanelVectors + kHalfVectors + piece];
-    if constexpr (R == 1) {
-      const F32 value = set1(x[2 * kHalf + i]);
-      first = fma(even, value, first);
-      second = fma(odd, value, second);
-    } else {
-      SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
-        const F32 value = set1(x[(2 * kHalf + i) * R + r]);
-        F32 &a = acc[r][p * kPanelVectors + piece], &b = acc[r][p * kPanelVectors + kHalfVectors + piece];
-        a = fma(even, value, a);
-        b = fma(odd, value, b);
-      }
+    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+      const F32 value = set1(x[(2 * kHalf + i) * R + r]);
+      F32 &a = acc[r][p * kPanelVectors + piece], &b = acc[r][p * kPanelVectors + kHalfVectors + piece];
+      a = fma(even, value, a);
+      b = fma(odd, value, b);
     }
   }
 }
 
-// Groups first..last, none of which has a patch: acc += w * x.
+// One group of panel p: acc += w * x.
+template <int R, int P, class Highs>
+[[gnu::always_inline]] static inline void coded_group(F32 (&acc)[R][kPanelVectors * P], int p, const Highs& highs,
+                                                      const uint8_t* low, const float* x) {
+  // Else compilers keep the activations of a group in registers for all panels, and put sums into memory for them.
+  asm volatile("" : "+r"(x));
+  SPECDEC_UNROLL for (int piece = 0; piece < kPieces; ++piece) {
+    coded_half<R, P, 0>(acc, p, piece, highs.template get<0>(piece), low, x);
+    coded_half<R, P, 1>(acc, p, piece, highs.template get<1>(piece), low, x);
+  }
+}
+
+// Groups first..last, none of which has a patch.
 template <int R, int P>
 [[gnu::always_inline]] static inline void coded_run(F32 (&acc)[R][kPanelVectors * P], const CodedPanel (&panels)[P],
                                                     int64_t first, int64_t last, const float* x) {
@@ -131,25 +142,33 @@ template <int R, int P>
       SPECDEC_PREFETCH_NEAR(low + kAheadGroups * kGroupLow);
       SPECDEC_PREFETCH_NEAR(low + kAheadGroups * kGroupLow + kGroupCodes);
       SPECDEC_PREFETCH_NEAR(codes + kAheadGroups * kGroupCodes);
-      SPECDEC_UNROLL for (int piece = 0; piece < kPieces; ++piece) {
-        const ByteVec code = load_bytes(codes + piece * kByteLanes);
-        coded_half<R, P, 0>(acc, panels[p], p, piece, code, low, x + g * kGroupInputs * R);
-        coded_half<R, P, 1>(acc, panels[p], p, piece, code, low, x + g * kGroupInputs * R);
-      }
+      coded_group<R, P>(acc, p, CodedHighs{panels[p].table, codes}, low, x + g * kGroupInputs * R);
     }
   }
 }
 
-// The first n inputs of a group whose weights are [P][4][kPanel].
+// A group in which some panel has patches.
 template <int R, int P>
-[[gnu::always_inline]] static inline void coded_patched(F32 (&acc)[R][kPanelVectors * P], const float* weights,
-                                                        const float* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i)
+[[gnu::always_inline]] static inline void coded_patched(F32 (&acc)[R][kPanelVectors * P], CodedPanel (&panels)[P],
+                                                        int64_t group, const float* x) {
+  alignas(64) uint8_t high[P][kGroupLow];
+  SPECDEC_UNROLL for (int p = 0; p < P; ++p) patch_group(panels[p], group, high[p]);
+  SPECDEC_UNROLL for (int p = 0; p < P; ++p)
+      coded_group<R, P>(acc, p, PlainHighs{high[p]}, panels[p].low + group * kGroupLow, x + group * kGroupInputs * R);
+}
+
+// The inputs that are left behind the last whole group.
+template <int R, int P>
+[[gnu::always_inline]] static inline void coded_rest(F32 (&acc)[R][kPanelVectors * P], CodedPanel (&panels)[P],
+                                                     int64_t first, int64_t last, const float* x) {
+  alignas(64) float weights[P][kGroupInputs * kPanel];
+  for (int p = 0; p < P; ++p) widen_group(panels[p], first / kGroupInputs, weights[p]);
+  for (int64_t i = first; i < last; ++i)
     SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
       const F32 value = set1(x[i * R + r]);
       SPECDEC_UNROLL for (int v = 0; v < kPanelVectors * P; ++v) {
-        const int64_t line = v / kPanelVectors * kGroupInputs + i;
-        acc[r][v] = fma(load(weights + line * kPanel + v % kPanelVectors * kLanes), value, acc[r][v]);
+        const float* line = weights[v / kPanelVectors] + (i - first) * kPanel;
+        acc[r][v] = fma(load(line + v % kPanelVectors * kLanes), value, acc[r][v]);
       }
     }
 }
@@ -159,24 +178,26 @@ template <int R, int P>
 static void coded_tile(const DenseCall& call, int64_t first) {
   CodedPanel panels[P];
   for (int p = 0; p < P; ++p) panels[p] = coded_panel(call, first + p);
-  const int64_t groups = coded_groups(call.in), whole = call.in / kGroupInputs;
+  const int64_t whole = call.in / kGroupInputs;
   F32 acc[R][kPanelVectors * P];
   clear(acc);
-  for (int64_t g = 0; g < groups;) {
+  for (int64_t g = 0; g < whole;) {
     const int64_t table = g / kTableGroups, end = (table + 1) * kTableGroups;
-    if (g % kTableGroups == 0)
-      for (int p = 0; p < P; ++p) panels[p].table = load_table(panels[p].tables + table * kTableBytes);
-    int64_t stop = end < whole ? end : whole;
-    for (int p = 0; p < P; ++p)
-      if (panels[p].patched < stop) stop = panels[p].patched;
-    coded_run<R, P>(acc, panels, g, stop, call.x);
-    g = stop;
-    if (g == end || g == groups) continue;
-    alignas(64) float weights[P][kGroupInputs * kPanel];
-    for (int p = 0; p < P; ++p) widen_group(panels[p], g, weights[p]);
-    const int64_t n = g < whole ? kGroupInputs : call.in - g * kGroupInputs;
-    coded_patched<R, P>(acc, weights[0], call.x + g * kGroupInputs * R, n);
-    ++g;
+    for (int p = 0; p < P; ++p) panels[p].table = load_table(panels[p].tables + table * kTableBytes);
+    const int64_t last = end < whole ? end : whole;
+    for (;; ++g) {
+      int64_t stop = last;
+      for (int p = 0; p < P; ++p)
+        if (panels[p].patched < stop) stop = panels[p].patched;
+      coded_run<R, P>(acc, panels, g, stop, call.x);
+      g = stop;
+      if (g == last) break;
+      coded_patched<R, P>(acc, panels, g, call.x);
+    }
+  }
+  if (whole * kGroupInputs < call.in) {
+    for (int p = 0; p < P; ++p) panels[p].table = load_table(panels[p].tables + whole / kTableGroups * kTableBytes);
+    coded_rest<R, P>(acc, panels, whole * kGroupInputs, call.in, call.x);
   }
   for (int p = 0; p < P; ++p) {
     float values[R][kPanel];

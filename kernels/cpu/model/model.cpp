@@ -16,8 +16,8 @@ namespace {
 // Inputs that one part of a parallel region packs; and panels, of coded matrices.
 constexpr int64_t kPackInputs = 64;
 constexpr int64_t kPackPanels = 16;
-// Share of groups with patches from which on plain lines are as fast.
-constexpr double kMostPatched = 0.25;
+// Share of groups with patches beyond which several rows lose more over coded lines than one row gains.
+constexpr double kMostPatched = 0.2;
 
 void check(bool good, const char* message) {
   if (!good) throw std::invalid_argument(message);

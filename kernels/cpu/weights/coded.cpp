@@ -45,7 +45,8 @@ void choose_table(const uint16_t* weights, int64_t count, uint8_t* table) {
 
 size_t CodedMatrix::bytes_for(int64_t out, int64_t in) {
   const int64_t panels = (out + kPanel - 1) / kPanel;
-  return static_cast<size_t>(panels * (coded_groups(in) * (kGroupLow + kGroupCodes) + coded_tables(in) * kTableBytes));
+  const int64_t bytes = panels * (coded_groups(in) * (kGroupLow + kGroupCodes) + coded_tables(in) * kTableBytes);
+  return static_cast<size_t>((bytes + kGroupLow - 1) / kGroupLow * kGroupLow);  // the next matrix begins with a whole line
 }
 
 CodedMatrix::CodedMatrix(int64_t out, int64_t in, Buffer<uint8_t> data)
