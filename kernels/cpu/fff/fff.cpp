@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <cstdlib>
 
 namespace specdec {
 namespace {
@@ -120,11 +121,14 @@ void Trees::descend(int64_t tree, int64_t rows, Scratch& scratch) const {
       const int64_t node = tree * nodes + group.node, left = 2 * group.node + 1;
       if (rows == 1) {  // what comes next is one of two rows: memory is slower than arithmetic
         if (left < nodes) {
-          prefetch_row(row_of(node_weight_, tree * nodes + left, in_), 2 * bytes);
+          static const int64_t cap = std::getenv("PF") ? std::atoi(std::getenv("PF")) : 1 << 20;
+          prefetch_row(row_of(node_weight_, tree * nodes + left, in_), std::min(bytes, cap));
+          prefetch_row(row_of(node_weight_, tree * nodes + left + 1, in_), std::min(bytes, cap));
         } else {
           prefetch_row(row_of(hidden_weight_, (tree * shape_.leaves() + left - nodes) * width, in_), 2 * bytes);
         }
-        if (has_path_) prefetch_row(row_of(node_output_, node, out_), out_ * bytes / in_);
+        static const int64_t capo = std::getenv("PO") ? std::atoi(std::getenv("PO")) : 1 << 20;
+        if (has_path_) prefetch_row(row_of(node_output_, node, out_), std::min(capo, out_ * bytes / in_));
       }
       kernels_.dots({gather(group), group.last - group.first, row_of(node_weight_, node, in_), shape_.half, 1, in_, scores, 1});
       int64_t kept = group.first, moved = 0;
