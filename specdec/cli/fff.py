@@ -113,7 +113,18 @@ def train(arguments: argparse.Namespace) -> int:
     from specdec.fff.data import read_examples
 
     _check_files(arguments)
-    names = ("depth", "leaf_width", "trees", "epochs", "batch", "rate", "hardening", "firm", "region_leak", "weight_decay")
+    names = (
+        "depth",
+        "leaf_width",
+        "trees",
+        "epochs",
+        "batch",
+        "rate",
+        "hardening",
+        "firm",
+        "region_leak",
+        "weight_decay",
+    )
     names += ("noise", "test", "seed", "activation", "node_outputs")
     options = TrainOptions(**{name: getattr(arguments, name) for name in names})
     found = read_examples(arguments.data, regress=arguments.regress)
