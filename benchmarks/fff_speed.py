@@ -2,8 +2,8 @@
 
 The tree is that of arXiv 2311.10770: its 4,095 nodes are the neurons, and a row uses 12 of them. Contenders take turns
 in every round; each call has other rows, and copies of the weights take turns, so that none finds more in the cache
-than in a model of many layers (`--warm`: one copy and one set of rows). The dense layers have ReLU, which costs them next to
-nothing; the tree has the paper's GELU. Results are compared with float64 before anything is timed.
+than in a model of many layers (`--warm`: one copy and one set of rows). The dense layers have ReLU, which costs them
+next to nothing; the tree has the paper's GELU. Results are compared with float64 before anything is timed.
 
     OPENBLAS_NUM_THREADS=1 python benchmarks/fff_speed.py --threads 1
 """

@@ -1,5 +1,5 @@
-"""Draws the figures of docs/how-it-works.md and docs/fff.md: `python docs/figures/draw.py`. Every number in them is computed here, by
-the code that decodes."""
+"""Draws the figures of docs/how-it-works.md and docs/fff.md: `python docs/figures/draw.py`. Every number in them is
+computed here, by the code that decodes."""
 
 from __future__ import annotations
 
