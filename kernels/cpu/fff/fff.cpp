@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <cstdlib>
 
 namespace specdec {
 namespace {
@@ -64,16 +63,17 @@ void Trees::forward(Pool& pool, const float* x, int64_t rows, float* y, int32_t*
   const bool alone = pool.threads() == 1 || rows == 1 || rows * products < kAloneProducts;
   const int64_t most = alone ? kBlockRows : std::min(kBlockRows, (rows + pool.threads() - 1) / pool.threads());
   const int64_t parts = (rows + most - 1) / most;
-  std::vector<Scratch> scratch(alone ? 1 : static_cast<size_t>(pool.threads()));
   const auto run = [&](int64_t part, Scratch& own) {
     const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
     block(x + first * shape_.inputs, last - first, y + first * shape_.outputs,
           leaves == nullptr ? nullptr : leaves + first * shape_.trees, own);
   };
   if (alone) {
-    for (int64_t part = 0; part < parts; ++part) run(part, scratch[0]);
+    static thread_local Scratch own;  // one row takes a few microseconds: allocating would be a part of them
+    for (int64_t part = 0; part < parts; ++part) run(part, own);
     return;
   }
+  std::vector<Scratch> scratch(static_cast<size_t>(pool.threads()));
   for (int64_t start = 0; start < parts; start += Pool::kMaxParts)
     pool.run(static_cast<int>(std::min<int64_t>(parts - start, Pool::kMaxParts)),
              [&](int part, int thread) { run(start + part, scratch[static_cast<size_t>(thread)]); });
@@ -121,14 +121,11 @@ void Trees::descend(int64_t tree, int64_t rows, Scratch& scratch) const {
       const int64_t node = tree * nodes + group.node, left = 2 * group.node + 1;
       if (rows == 1) {  // what comes next is one of two rows: memory is slower than arithmetic
         if (left < nodes) {
-          static const int64_t cap = std::getenv("PF") ? std::atoi(std::getenv("PF")) : 1 << 20;
-          prefetch_row(row_of(node_weight_, tree * nodes + left, in_), std::min(bytes, cap));
-          prefetch_row(row_of(node_weight_, tree * nodes + left + 1, in_), std::min(bytes, cap));
+          prefetch_row(row_of(node_weight_, tree * nodes + left, in_), 2 * bytes);
         } else {
           prefetch_row(row_of(hidden_weight_, (tree * shape_.leaves() + left - nodes) * width, in_), 2 * bytes);
         }
-        static const int64_t capo = std::getenv("PO") ? std::atoi(std::getenv("PO")) : 1 << 20;
-        if (has_path_) prefetch_row(row_of(node_output_, node, out_), std::min(capo, out_ * bytes / in_));
+        if (has_path_) prefetch_row(row_of(node_output_, node, out_), out_ * bytes / in_);
       }
       kernels_.dots({gather(group), group.last - group.first, row_of(node_weight_, node, in_), shape_.half, 1, in_, scores, 1});
       int64_t kept = group.first, moved = 0;
