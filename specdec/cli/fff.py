@@ -114,19 +114,9 @@ def train(arguments: argparse.Namespace) -> int:
 
     _check_files(arguments)
     names = (
-        "depth",
-        "leaf_width",
-        "trees",
-        "epochs",
-        "batch",
-        "rate",
-        "hardening",
-        "firm",
-        "region_leak",
-        "weight_decay",
+        "depth leaf_width trees epochs batch rate hardening firm region_leak weight_decay noise test seed activation"
     )
-    names += ("noise", "test", "seed", "activation", "node_outputs")
-    options = TrainOptions(**{name: getattr(arguments, name) for name in names})
+    options = TrainOptions(**{name: getattr(arguments, name) for name in [*names.split(), "node_outputs"]})
     found = read_examples(arguments.data, regress=arguments.regress)
     start = time.perf_counter()
     result = train_layer(found, options, progress=_progress(options.epochs))
@@ -252,9 +242,8 @@ def _progress(epochs: int) -> Any:
 
 
 def _described(weights: Any) -> dict[str, Any]:
-    names = ("inputs", "outputs", "depth", "leaf_width", "trees", "activation", "neurons", "neurons_used")
-    names += ("multiplications",)
-    return {name: getattr(weights, name) for name in names} | {
+    names = "inputs outputs depth leaf_width trees activation neurons neurons_used multiplications"
+    return {name: getattr(weights, name) for name in names.split()} | {
         "node_outputs": weights.node_output is not None,
         "dtype": str(weights.hidden_weight.dtype),
         "bytes": weights.nbytes,
