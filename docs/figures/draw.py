@@ -1,5 +1,5 @@
-"""Draws the figures of docs/how-it-works.md: `python docs/figures/draw.py`. Every number in them is computed here, by
-the code that decodes."""
+"""Draws the figures of docs/how-it-works.md and docs/fff.md: `python docs/figures/draw.py`. Every number in them is
+computed here, by the code that decodes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from specdec.kernels.reference import fff
 from specdec.kernels.reference.selection import select_tiers
 
 from specdec.store import BucketLayout
@@ -74,6 +75,10 @@ class Canvas:
         )
         self._parts.append(f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{MUTED}"/>')
         self._parts.append(f'<polygon points="{x2:g},{y2:g} {tip}" fill="{MUTED}"/>')
+
+    def line(self, x1: float, y1: float, x2: float, y2: float) -> None:
+        """A thin line."""
+        self._parts.append(f'<line x1="{x1:g}" y1="{y1:g}" x2="{x2:g}" y2="{y2:g}" stroke="{LINE}"/>')
 
     def write(self, name: str) -> None:
         """Put it beside this script."""
@@ -272,8 +277,39 @@ def draw_pass() -> None:
     canvas.write("pass.svg")
 
 
+def draw_fff() -> None:
+    """A fast feedforward layer of depth 3 with the path of one row, by the reference."""
+    random = np.random.default_rng(3)
+    weights, row = random.normal(size=(7, 4)), random.normal(size=(1, 4))
+    scores = row @ weights.T
+    leaf = int(fff.leaf_numbers(scores)[0])
+    reached = {node for node in range(7) if fff.path_shares(scores, np.array([leaf]))[0][0, node] > 0}
+    canvas = Canvas(830, 330, "A fast feedforward layer: one row takes 3 of 7 nodes and 1 of 8 leaves")
+    canvas.text(20, 30, "A node multiplies the row by one weight vector: below 0 goes left", anchor="start", bold=True)
+    places = {}
+    for node in range(15):
+        level = (node + 1).bit_length() - 1
+        places[node] = (20 + 790 * (node + 2 - 2**level - 0.5) / 2**level, 50 + 66 * level)
+    for node in range(1, 15):
+        taken = (node - 1) // 2 in reached and (node in reached or node - 7 == leaf)
+        (x1, y1), (x2, y2) = places[(node - 1) // 2], places[node]
+        if taken:
+            canvas.arrow(x1, y1 + CELL_H - 4, x2, y2 - 2)
+        else:
+            canvas.line(x1, y1 + CELL_H - 4, x2, y2 - 2)
+    for node, (x, y) in places.items():
+        used = node in reached or node - 7 == leaf
+        words = f"{scores[0, node]:.2f}" if node < 7 and used else "" if node < 7 else f"leaf {node - 7}"
+        fill = KEPT if used else "#ffffff"
+        canvas.box(x - CELL_W / 2 + 2, y, words, fill=fill, ink=INK if used else MUTED)
+    canvas.text(20, 300, "A leaf is a small network of two matrices. Only the marked weights are read:", anchor="start")
+    canvas.text(20, 318, "3 vectors of nodes and 1 leaf. Twice as many leaves cost one more node.", anchor="start")
+    canvas.write("fff.svg")
+
+
 if __name__ == "__main__":
     draw_bucketmul()
     draw_round()
     draw_identity()
     draw_pass()
+    draw_fff()

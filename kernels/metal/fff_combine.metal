@@ -8,16 +8,16 @@ if (o >= OUTPUTS) return;
 float sum = 0;
 for (int tree = 0; tree < TREES; ++tree) {
   const int leaf = leaves[row * TREES + tree];
-  device const float* from = active + ((ulong)row * TREES + tree) * USED;
+  const ulong from = ((ulong)row * TREES + tree) * USED;  // small arrays lie in another address space: no pointers
 #if PATH
   for (int level = 0; level < DEPTH; ++level) {
     const ulong one = (ulong)tree * NODES + (ulong)(((leaf + LEAVES) >> (DEPTH - level)) - 1);
-    sum = fma(from[level], to_float(node_output[one * OUTPUTS + o]), sum);
+    sum = fma(active[from + level], to_float(node_output[one * OUTPUTS + o]), sum);
   }
 #endif
   const ulong first = ((ulong)tree * LEAVES + leaf) * WIDTH;
   for (int j = 0; j < WIDTH; ++j) {
-    sum = fma(from[USED - WIDTH + j], to_float(output_weight[(first + j) * OUTPUTS + o]), sum);
+    sum = fma(active[from + USED - WIDTH + j], to_float(output_weight[(first + j) * OUTPUTS + o]), sum);
   }
 #if BIASED
   sum += output_bias[((ulong)tree * LEAVES + leaf) * OUTPUTS + o];

@@ -37,7 +37,7 @@ def error_function(x: Floats) -> Floats:
     """The error function, by that of the C library."""
     from math import erf
 
-    return np.vectorize(erf, otypes=[np.float64])(x)
+    return np.asarray(np.vectorize(erf, otypes=[np.float64])(x), np.float64)
 
 
 def scores(x: Floats, tree: int, arrays: Arrays) -> Floats:
@@ -57,9 +57,10 @@ def leaf_numbers(node_scores: Floats) -> NDArray[np.int64]:
     """
     rows, nodes = np.arange(len(node_scores)), node_scores.shape[1]
     node = np.zeros(len(node_scores), np.int64)
-    while nodes and node[0:1].size and node[0] < nodes:
+    for _ in range((nodes + 1).bit_length() - 1):
         node = 2 * node + 1 + (node_scores[rows, node] >= 0)
-    return node - nodes
+    leaves: NDArray[np.int64] = node - nodes
+    return leaves
 
 
 def path_shares(node_scores: Floats, leaf_of: NDArray[np.int64] | None = None) -> tuple[Floats, Floats]:
@@ -115,8 +116,7 @@ def entropies(x: NDArray[np.floating], arrays: Arrays) -> Floats:
     found = []
     for tree in range(len(arrays["node_weight"])):
         node_scores = scores(x.astype(np.float64), tree, arrays)
-        chance, small = sigmoid(node_scores), np.exp(-np.abs(node_scores))
+        small = np.exp(-np.abs(node_scores))
         # H(sigmoid(s)) = log(1 + e^-|s|) + |s| * sigmoid(-|s|)
-        assert chance.shape == small.shape
         found.append((np.log1p(small) + np.abs(node_scores) * small / (1.0 + small)).mean(axis=0))
     return np.array(found)

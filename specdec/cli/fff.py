@@ -10,7 +10,7 @@ from typing import Any
 
 from specdec.cli.common import Subparsers, check_writable, examples
 from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_json, write_json_output
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, LayerFileError
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "none")
 _DATA = "digits (comes with specdec), or a .npz with arrays x and y, or a .csv whose last column is y"
@@ -113,9 +113,10 @@ def train(arguments: argparse.Namespace) -> int:
     from specdec.fff.data import read_examples
 
     _check_files(arguments)
-    names = ("depth", "leaf_width", "trees", "epochs", "batch", "rate", "hardening", "firm", "region_leak", "weight_decay")
-    names += ("noise", "test", "seed", "activation", "node_outputs")
-    options = TrainOptions(**{name: getattr(arguments, name) for name in names})
+    names = (
+        "depth leaf_width trees epochs batch rate hardening firm region_leak weight_decay noise test seed activation"
+    )
+    options = TrainOptions(**{name: getattr(arguments, name) for name in [*names.split(), "node_outputs"]})
     found = read_examples(arguments.data, regress=arguments.regress)
     start = time.perf_counter()
     result = train_layer(found, options, progress=_progress(options.epochs))
@@ -153,17 +154,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from specdec.whole_file import whole_file
 
     _check_files(arguments)
-    weights, classes = load_layer(arguments.layer), _classes(load_notes(arguments.layer))
-    found = read_examples(arguments.data, regress=not classes)
-    if found.x.shape[1] != weights.inputs:
-        raise InvalidArgumentError(
-            f"{arguments.layer} takes rows of {weights.inputs} numbers, and {arguments.data} has {found.x.shape[1]}"
-        )
-    if classes and (unknown := sorted(set(found.y.ravel().tolist()) - set(classes))):
-        raise InvalidArgumentError(f"{arguments.data} holds the class {unknown[0]}, which the layer was not trained on")
-    wanted = np.searchsorted(np.sort(classes), found.y) if classes else found.y
-    if not classes and wanted.shape[1] != weights.outputs:
-        raise InvalidArgumentError(f"{arguments.layer} gives {weights.outputs} numbers, and y has {wanted.shape[1]}")
+    weights, notes = load_layer(arguments.layer), load_notes(arguments.layer)
+    found = read_examples(arguments.data, regress=notes.get("classes") == "" or weights.outputs == 1)
+    classes = _classes(arguments.layer, notes, weights.outputs) if found.classifies else ()
+    wanted = _wanted(arguments, weights, found, classes, trained=bool(notes.get("classes")))
     layer = HardFeedforward(weights, threads=arguments.threads)
     start = time.perf_counter()
     outputs = layer(found.x)
@@ -222,9 +216,42 @@ def _check_files(arguments: argparse.Namespace) -> None:
             raise InvalidArgumentError("--json and --out need different files")
 
 
-def _classes(notes: dict[str, str]) -> list[int]:
-    text = notes.get("classes", "")
-    return [int(one) for one in text.split(",")] if text else []
+def _wanted(arguments: argparse.Namespace, weights: Any, found: Any, classes: tuple[int, ...], *, trained: bool) -> Any:
+    """Numbers of outputs (n,) by class, or values (n, out), after checks that the data fits the layer."""
+    import numpy as np
+
+    if found.x.shape[1] != weights.inputs:
+        raise InvalidArgumentError(
+            f"{arguments.layer} takes rows of {weights.inputs} numbers, and {arguments.data} has {found.x.shape[1]}"
+        )
+    if not classes:
+        if trained:
+            raise InvalidArgumentError(
+                f"{arguments.layer} was trained on classes: y must name classes, in whole numbers"
+            )
+        values = found.y.reshape(len(found.y), -1)
+        if values.shape[1] != weights.outputs:
+            raise InvalidArgumentError(
+                f"{arguments.layer} gives {weights.outputs} numbers, and y has {values.shape[1]}"
+            )
+        return values
+    if unknown := sorted(set(found.y.tolist()) - set(classes)):
+        raise InvalidArgumentError(f"{arguments.data} holds the class {unknown[0]}, which the layer was not trained on")
+    return np.searchsorted(np.array(classes), found.y)
+
+
+def _classes(path: str, notes: dict[str, str], outputs: int) -> tuple[int, ...]:
+    """The classes that a layer was trained on; 0, 1, 2, … for a layer that was converted."""
+    text = notes.get("classes")
+    if text is None:
+        return tuple(range(outputs))
+    try:
+        classes = tuple(int(one) for one in text.split(","))
+    except ValueError:
+        classes = ()
+    if len(classes) != outputs or list(classes) != sorted(set(classes)):
+        raise LayerFileError(f"{path} is damaged: its classes are not {outputs} rising whole numbers")
+    return classes
 
 
 def _progress(epochs: int) -> Any:
@@ -241,9 +268,8 @@ def _progress(epochs: int) -> Any:
 
 
 def _described(weights: Any) -> dict[str, Any]:
-    names = ("inputs", "outputs", "depth", "leaf_width", "trees", "activation", "neurons", "neurons_used")
-    names += ("multiplications",)
-    return {name: getattr(weights, name) for name in names} | {
+    names = "inputs outputs depth leaf_width trees activation neurons neurons_used multiplications"
+    return {name: getattr(weights, name) for name in names.split()} | {
         "node_outputs": weights.node_output is not None,
         "dtype": str(weights.hidden_weight.dtype),
         "bytes": weights.nbytes,

@@ -17,7 +17,8 @@ _LEAST = 8  # MLX hands over smaller arrays in another way
 _LANES = 32
 _MOST_WARPS = 16
 _MOST_ROWS = 65535  # blocks along the second axis of a grid
-_FEW_ROWS = 64
+# Levels computed together, by rows times trees: more of them wait less and read more. Measured on an H200, docs/fff.md.
+_STEPS = ((64, 4), (512, 3))
 
 
 class GpuTrees:
@@ -100,7 +101,7 @@ class GpuTrees:
         x = x.astype(mx.float32)
         if self._padded > weights.inputs:
             x = mx.pad(x, [(0, 0), (0, self._padded - weights.inputs)])
-        step = step or (4 if count * weights.trees <= _FEW_ROWS else 2)
+        step = step or next((levels for most, levels in _STEPS if count * weights.trees <= most), 1)
         warps = min(max(2**step - 1, min(weights.leaf_width, _MOST_WARPS)), _MOST_WARPS)
         kernel = self._kernel("fff_choose", step * 32 + warps)
         leaves, active = kernel(

@@ -39,11 +39,12 @@ class HardFeedforward:
                 return None
             return array.astype(np.float32) if name.endswith("_bias") else array.view(np.uint16) if half else array
 
-        self._trees = native.FeedforwardTrees(
+        self._inputs, self._outputs = weights.inputs, weights.outputs  # a call takes microseconds
+        self._forward = native.FeedforwardTrees(
             instruction_set(), ACTIVATIONS.index(weights.activation), given("node_weight"), given("node_bias"),
             given("hidden_weight"), given("hidden_bias"), given("output_weight"), given("output_bias"),
             given("node_output"),
-        )  # fmt: skip
+        ).forward  # fmt: skip
 
     def __call__(self, x: NDArray[Any]) -> NDArray[np.float32]:
         """The output.
@@ -67,15 +68,16 @@ class HardFeedforward:
 
     def _rows(self, x: NDArray[Any]) -> NDArray[np.float32]:
         x = np.asarray(x)
-        inputs = self.weights.inputs
+        inputs = self._inputs
         if x.ndim < 1 or x.shape[-1] != inputs or x.dtype.kind not in "fiub":
             raise InvalidArgumentError(
                 f"rows must be {inputs} numbers each, not an array of shape {x.shape} and type {x.dtype}"
             )
-        return np.ascontiguousarray(x, np.float32).reshape(-1, inputs)
+        x = np.ascontiguousarray(x, np.float32)
+        return x if x.ndim == 2 else x.reshape(-1, inputs)
 
     def _run(self, x: NDArray[Any], leaves: NDArray[np.int32] | None) -> NDArray[np.float32]:
         rows = self._rows(x)
-        result = np.empty((len(rows), self.weights.outputs), np.float32)
-        self._trees.forward(rows, self.threads, result, leaves)
-        return result.reshape(*np.shape(x)[:-1], self.weights.outputs)
+        result = np.empty((rows.shape[0], self._outputs), np.float32)
+        self._forward(rows, self.threads, result, leaves)
+        return result if rows is x else result.reshape(*np.shape(x)[:-1], self._outputs)

@@ -8,16 +8,17 @@ taken afterwards.
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from importlib import import_module
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
 import numpy as np
-from mlx import nn
 
 from specdec.checks import check_number
 from specdec.errors import InvalidArgumentError
 from specdec.fff.weights import ACTIVATIONS, NAMES, Activation, TreeWeights, check_choice, check_sizes
 
+nn: Any = import_module("mlx.nn")  # without types
 Choices = Literal["soft", "hard", "straight"]
 _FUNCTIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "none": lambda x: x}
 
@@ -136,7 +137,8 @@ class FastFeedforward(nn.Module):  # type: ignore[misc]
         part = (hidden[:, :, None] @ self.output_weight[tree, leaf])[:, :, 0]
         if "output_bias" in self:
             part = part + self.output_bias[tree, leaf]
-        return (result + part.sum(axis=1)).reshape(*x.shape[:-1], -1)
+        whole: mx.array = (result + part.sum(axis=1)).reshape(*x.shape[:-1], -1)
+        return whole
 
     def harden(self) -> TreeWeights:
         """The weights as NumPy arrays, for inference and for saving."""

@@ -160,9 +160,8 @@ def _steps(
     """Train `layer`; returns the mean entropy of the last epoch."""
     import mlx.core as mx
     import mlx.optimizers as optim
-    from mlx import nn
 
-    from specdec.fff.module import hardening_loss
+    from specdec.fff.module import hardening_loss, nn
 
     def loss(one: Any, rows: Any, wanted: Any, hardening: float) -> Any:
         found, entropies = one.mixed(rows)

@@ -1,6 +1,6 @@
 """Writes `golden_fff.npz`: layers of the fastfeedforward package and what it computes with them.
 
-    pip install fastfeedforward==0.2.1 torch && python tests/data/golden_fff.py
+pip install fastfeedforward==0.2.1 torch && python tests/data/golden_fff.py
 """
 
 from __future__ import annotations

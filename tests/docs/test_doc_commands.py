@@ -22,11 +22,14 @@ import numpy as np
 import pytest
 from command_line import run
 from doc_pages import PAGES, ROOT, command_lines, name_of, named_files
+from fff_weights import random_weights
+from safetensors.numpy import save_file
 from text_model import text_gguf
 
 from specdec import catalogue
 from specdec.cli.main import COMMANDS, build_parser
 from specdec.errors import RuntimeUnavailableError
+from specdec.fff import to_fastfeedforward
 from specdec.lab.eval.sandbox import run_program
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="needs the source tree")
@@ -129,7 +132,7 @@ def skip_without(arguments: Any) -> None:
     shaped = any(getattr(arguments, name, None) for name in ("json_schema", "grammar", "grammar_file", "regex"))
     if shaped and importlib.util.find_spec("llguidance") is None:
         pytest.skip("needs llguidance")
-    if arguments.command == "search":
+    if arguments.command in ("search", "fff"):
         pytest.importorskip("specdec.kernels.cpu._native", reason="needs the native kernels")
     if arguments.command == "serve":
         pytest.importorskip("starlette", reason="needs the extra `serve`")
@@ -148,6 +151,8 @@ def limited(words: list[str]) -> list[str]:
     if words[0] == "eval":
         extra += [] if "--measure" in words else ["--measure", "text"]
         extra += [] if "--effort" in words else ["--effort", "0.5", "1"]
+    if words[:2] == ["fff", "train"]:
+        extra = ["--epochs", "1"]
     if words[0] == "bench" and "--prompts" in words:
         extra = extra[2:]
     return words + extra
@@ -163,6 +168,11 @@ def prepare(words: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) 
             assert run(capsys, "convert", MODEL, "-o", word).code == 0
     if words[:2] == ["search", "query"]:
         assert run(capsys, "search", "build", "vectors.npy", "--out", words[2]).code == 0
+    if words[:2] in (["fff", "eval"], ["fff", "info"]):
+        assert run(capsys, "fff", "train", "digits", "--out", words[2], "--epochs", "1").code == 0
+    if words[:2] == ["fff", "convert"]:
+        layer = random_weights(6, 4, depth=2, leaf_width=3)
+        save_file(to_fastfeedforward(layer), folder / words[2])
     if words[:2] == ["rm", MODEL]:  # it has to be there
         assert run(capsys, "generate", "--model", MODEL, "--prompt", "x", "--max-tokens", "1").code == 0
 

@@ -42,7 +42,7 @@ def test_python_examples_run(
     page: Path, roomy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All blocks of a page, one after another in one namespace, with a tiny model under every catalogue name."""
-    if page.name == "search.md":
+    if page.name in ("search.md", "fff.md"):
         pytest.importorskip("specdec.kernels.cpu._native", reason="needs the native kernels")
     load = specdec.load
     monkeypatch.chdir(tmp_path)
@@ -162,8 +162,8 @@ def test_the_figures_are_what_the_script_draws(tmp_path: Path) -> None:
     module.__file__ = str(folder / "draw.py")
     exec(compile((folder / "draw.py").read_text(encoding="utf-8"), "draw.py", "exec"), module.__dict__)
     module.__dict__["HERE"] = tmp_path
-    for draw in (module.draw_bucketmul, module.draw_round, module.draw_identity, module.draw_pass):
+    for draw in (module.draw_bucketmul, module.draw_round, module.draw_identity, module.draw_pass, module.draw_fff):
         draw()
     drawn = {path.name: path.read_bytes() for path in tmp_path.glob("*.svg")}
     assert drawn == {path.name: path.read_bytes() for path in folder.glob("*.svg")}
-    assert len(drawn) == 4
+    assert len(drawn) == 5

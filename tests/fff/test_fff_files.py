@@ -227,6 +227,8 @@ def test_a_layer_of_the_package_on_the_command_line(tmp_path: Path, capsys: pyte
     done = run(capsys, "fff", "eval", tmp_path / "a", tmp_path / "x.npz", "--json", "-")
     assert done.code == 0
     assert json.loads(done.out)["score"] > 0.999999
+    np.savez(tmp_path / "c.npz", x=GOLDEN["4.x"], y=GOLDEN["4.hard"].argmax(axis=1))
+    assert "accuracy: 1.0000 of 11 rows" in run(capsys, "fff", "eval", tmp_path / "a", tmp_path / "c.npz").out
 
 
 def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,9 +237,13 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     x = certain_rows(weights, 4)
     np.savez(tmp_path / "good.npz", x=x, y=np.array([0, 1, 2, 0]))
     np.savez(tmp_path / "wide.npz", x=np.zeros((4, 5)), y=np.array([0, 1, 1, 0]))
+    save_layer(tmp_path / "odd", weights, notes={"classes": "0,x"})
+    np.savez(tmp_path / "real.npz", x=x, y=np.full((4, 2), 0.5))
     for words, message in (
         (("eval", tmp_path / "a", tmp_path / "wide.npz"), "takes rows of 3 numbers"),
         (("eval", tmp_path / "a", tmp_path / "good.npz"), "holds the class 2, which the layer was not trained on"),
+        (("eval", tmp_path / "a", tmp_path / "real.npz"), "y must name classes"),
+        (("eval", tmp_path / "odd", tmp_path / "good.npz"), "its classes are not 2 rising whole numbers"),
         (("eval", tmp_path / "b", "digits"), "does not exist"),
         (("train", "digits", "--out", tmp_path / "no" / "a"), "does not exist"),
         (("train", "digits", "--out", tmp_path / "c", "--depth", "30"), "depth must be a whole number from 0 to 20"),

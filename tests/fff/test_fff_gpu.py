@@ -12,7 +12,7 @@ from metal_host_kernels import HostKernels, compiler
 from metal_runtime import host_builder
 from specdec.kernels.reference import fff as reference
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.runtimes.mlx.device import Gpu
 
 mx = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
@@ -63,3 +63,17 @@ def test_wrong_rows_are_refused(gpu_trees: Any) -> None:
     layer = gpu_trees(random_weights(7, 5, depth=0, leaf_width=3), "metal")
     with pytest.raises(InvalidArgumentError, match=r"x must have the shape \(M, 7\)"):
         layer(mx.zeros((2, 6)))
+
+
+@pytest.mark.parametrize(("shape", "sizes"), SHAPES)
+def test_on_the_gpu_of_this_machine(shape: Any, sizes: Any) -> None:
+    from specdec.fff import GpuTrees
+
+    try:
+        layer = GpuTrees(random_weights(*sizes, **shape))
+    except RuntimeUnavailableError as error:
+        pytest.skip(str(error))
+    x = certain_rows(layer.weights, 300)
+    together = np.array(layer(mx.array(x)))
+    assert np.abs(together - reference.forward(x, layer.weights.arrays(), layer.weights.activation)).max() < CLOSE
+    assert np.array_equal(np.array(layer(mx.array(x[:1]))), together[:1])

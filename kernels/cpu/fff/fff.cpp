@@ -63,16 +63,17 @@ void Trees::forward(Pool& pool, const float* x, int64_t rows, float* y, int32_t*
   const bool alone = pool.threads() == 1 || rows == 1 || rows * products < kAloneProducts;
   const int64_t most = alone ? kBlockRows : std::min(kBlockRows, (rows + pool.threads() - 1) / pool.threads());
   const int64_t parts = (rows + most - 1) / most;
-  std::vector<Scratch> scratch(alone ? 1 : static_cast<size_t>(pool.threads()));
   const auto run = [&](int64_t part, Scratch& own) {
     const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
     block(x + first * shape_.inputs, last - first, y + first * shape_.outputs,
           leaves == nullptr ? nullptr : leaves + first * shape_.trees, own);
   };
   if (alone) {
-    for (int64_t part = 0; part < parts; ++part) run(part, scratch[0]);
+    static thread_local Scratch own;  // one row takes a few microseconds: allocating would be a part of them
+    for (int64_t part = 0; part < parts; ++part) run(part, own);
     return;
   }
+  std::vector<Scratch> scratch(static_cast<size_t>(pool.threads()));
   for (int64_t start = 0; start < parts; start += Pool::kMaxParts)
     pool.run(static_cast<int>(std::min<int64_t>(parts - start, Pool::kMaxParts)),
              [&](int part, int thread) { run(start + part, scratch[static_cast<size_t>(thread)]); });

@@ -7,18 +7,18 @@ if (o >= OUTPUTS) return;
 float sum = 0;
 for (int tree = 0; tree < TREES; ++tree) {
   const int leaf = leaves[row * TREES + tree];
-  const float* from = active + ((size_t)row * TREES + tree) * USED;
+  const size_t from = ((size_t)row * TREES + tree) * USED;
 #if PATH
 #pragma unroll
   for (int level = 0; level < DEPTH; ++level) {
     const size_t one = (size_t)tree * NODES + (size_t)(((leaf + LEAVES) >> (DEPTH - level)) - 1);
-    sum = fmaf(from[level], to_float(node_output[one * OUTPUTS + o]), sum);
+    sum = fmaf(active[from + level], to_float(node_output[one * OUTPUTS + o]), sum);
   }
 #endif
   const size_t first = ((size_t)tree * LEAVES + leaf) * WIDTH;
 #pragma unroll 8
   for (int j = 0; j < WIDTH; ++j) {
-    sum = fmaf(from[USED - WIDTH + j], to_float(output_weight[(first + j) * OUTPUTS + o]), sum);
+    sum = fmaf(active[from + USED - WIDTH + j], to_float(output_weight[(first + j) * OUTPUTS + o]), sum);
   }
 #if BIASED
   sum += output_bias[((size_t)tree * LEAVES + leaf) * OUTPUTS + o];
