@@ -76,12 +76,15 @@ void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool pai
     for (int j = 0; j < count; ++j) y[j] = outputs[static_cast<size_t>(j)].y + first * strides[j];
     const DraftRows rows{std::min(kDraftRows, in.rows - first), in.x + first * in.stride, in.stride,
                          efforts.data() + first * count, y, strides};
-    shared_bytes_ += draft_->multiply(*model_.pool_, count, matrices, rows);
+    auto finished = [&](int j, int row, int64_t from, int64_t to) { after(j, first + row, from, to); };
+    using Finished = decltype(finished);
+    const DraftAfter then{&finished,
+                          [](void* self, int j, int row, int64_t from, int64_t to) {
+                            (*static_cast<Finished*>(self))(j, row, from, to);
+                          },
+                          paired};
+    shared_bytes_ += draft_->multiply(*model_.pool_, count, matrices, rows, &then);
   }
-  const int done = paired ? 1 : count;
-  each(in.rows, in.rows == 1 ? 0 : in.rows * model_.matrix(matrices[0]).out * 4, [&](int row, int) {
-    for (int j = 0; j < done; ++j) after(j, row, int64_t{0}, model_.matrix(matrices[j]).out);
-  });
 }
 
 }  // namespace specdec
