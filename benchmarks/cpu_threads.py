@@ -57,7 +57,8 @@ def step_times(models: list[Any], tokens: list[int], arguments: argparse.Namespa
         timers, kinds = [], []
         for model in models:
             cache = model.runtime.new_cache(context + 64)
-            forward_one(model.runtime, (tokens * (context // len(tokens) + 1))[:context], cache, effort=FULL, logits="last")
+            text = (tokens * (context // len(tokens) + 1))[:context]
+            forward_one(model.runtime, text, cache, effort=FULL, logits="last")
             kinds = cases(model.runtime, arguments.rows, arguments.views)
             timers.append(PassTimer(model.runtime, cache, tokens, kinds))
             timers[-1].warm_up()
@@ -119,7 +120,7 @@ def main() -> None:
     parser.add_argument("--views", nargs="*", default=["int4", "nested"], metavar="VIEW")
     parser.add_argument("--contexts", type=int, nargs="+", default=[200], metavar="TOKENS")
     parser.add_argument("--repeat", type=int, default=20, help="rounds (default %(default)s)")
-    parser.add_argument("--auto", action="store_true", help="also time `auto` beside plain decoding, seven kinds of prompt")
+    parser.add_argument("--auto", action="store_true", help="also time `auto` and plain decoding on seven kinds of prompt")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer (default %(default)s)")
     parser.add_argument("--llama", metavar="PROGRAM", help="llama-bench of llama.cpp, to compare with")
     parser.add_argument("--gguf", metavar="FILE", help="the same weights, for --llama")
