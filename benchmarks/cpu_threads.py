@@ -77,9 +77,7 @@ def step_times(models: list[Any], tokens: list[int], arguments: argparse.Namespa
                         "threads": model.runtime.threads,
                         "ms": statistics.median(seconds) * 1e3,
                         "speed-up": statistics.median(a / b for a, b in zip(first, seconds, strict=True)),
-                        "single rows": statistics.median(
-                            a / b for a, b in zip(seconds, timer.seconds[0], strict=True)
-                        ),
+                        "single rows": statistics.median(a / b for a, b in zip(seconds, timer.seconds[0], strict=True)),
                     }
                 )
     return found
@@ -120,7 +118,7 @@ def main() -> None:
     parser.add_argument("--views", nargs="*", default=["int4", "nested"], metavar="VIEW")
     parser.add_argument("--contexts", type=int, nargs="+", default=[200], metavar="TOKENS")
     parser.add_argument("--repeat", type=int, default=20, help="rounds (default %(default)s)")
-    parser.add_argument("--auto", action="store_true", help="also time `auto` and plain decoding on seven kinds of prompt")
+    parser.add_argument("--auto", action="store_true", help="also time `auto` answers to seven kinds of prompt")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer (default %(default)s)")
     parser.add_argument("--llama", metavar="PROGRAM", help="llama-bench of llama.cpp, to compare with")
     parser.add_argument("--gguf", metavar="FILE", help="the same weights, for --llama")

@@ -3,16 +3,9 @@
 // The contract: for each (row, output) one accumulator takes its products in ascending order of input, each by one
 // fused multiply-add, starting at zero. Tiles, blocks, panels and threads only decide when that happens.
 
+#include "hints.h"
+
 namespace specdec::SPECDEC_ISA {
-
-// Into the second-level cache. A macro: GCC takes a function that only prefetches for one without effect, and drops it.
-#define SPECDEC_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
-
-#if defined(__clang__)
-#define SPECDEC_UNROLL _Pragma("unroll")
-#else
-#define SPECDEC_UNROLL _Pragma("GCC unroll 32")
-#endif
 
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers

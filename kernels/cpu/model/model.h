@@ -1,6 +1,7 @@
 // A model in memory: its weights packed for the kernels, and the forward pass over them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -107,6 +108,9 @@ class Model {
     Buffer<float> input_scores;
     Buffer<uint32_t> input_masks;
     Buffer<QuantChoice> choices;
+    Buffer<float> spans;                       // sums of spans that several parts have made
+    std::unique_ptr<std::atomic<int>[]> left;  // parts of each unit that are not done
+    size_t left_room = 0;
     struct ShownRow {  // one whose logits are asked for
       int row;
       const double* efforts;
