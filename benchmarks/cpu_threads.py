@@ -22,7 +22,7 @@ import specdec
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
-from specdec.runtimes.timing import PassTimer, Timed
+from specdec.runtimes.timing import Timed, timed
 
 FULL = EffortSchedule(1.0)
 EFFORTS = {"int4": (1.0, 0.7), "nested": (0.7,), "own": (0.7,)}
@@ -50,24 +50,33 @@ def check(models: list[Any], tokens: list[int], views: list[str]) -> None:
             sys.exit(f"view {view}: threads change the logits: nothing was timed")
 
 
+def burst(runtime: Any, cache: Any, tokens: list[int], kind: Timed, passes: int) -> float:
+    """Median seconds of a pass that follows others of its kind: threads are awake, and caches hold what they can."""
+    seconds = [
+        timed(runtime, tokens[: kind.rows], cache, effort=kind.effort, view=kind.view)[1] for _ in range(passes + 1)
+    ]
+    return statistics.median(seconds[1:])
+
+
 def step_times(models: list[Any], tokens: list[int], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Median milliseconds of every pass, by context and threads."""
-    found = []
+    found: list[dict[str, Any]] = []
     for context in arguments.contexts:
-        timers, kinds = [], []
-        for model in models:
-            cache = model.runtime.new_cache(context + 64)
+        caches = [model.runtime.new_cache(context + 64) for model in models]
+        kinds: list[Timed] = []
+        for model, cache in zip(models, caches, strict=True):
             text = (tokens * (context // len(tokens) + 1))[:context]
             forward_one(model.runtime, text, cache, effort=FULL, logits="last")
             kinds = cases(model.runtime, arguments.rows, arguments.views)
-            timers.append(PassTimer(model.runtime, cache, tokens, kinds))
-            timers[-1].warm_up()
+        times: dict[tuple[int, int], list[float]] = {}
         for _ in range(arguments.repeat):
-            for timer in timers:
-                timer.round()
+            for place, kind in enumerate(kinds):
+                for number, (model, cache) in enumerate(zip(models, caches, strict=True)):
+                    seconds = burst(model.runtime, cache, tokens, kind, arguments.burst)
+                    times.setdefault((place, number), []).append(seconds)
         for place, kind in enumerate(kinds):
-            for model, timer in zip(models, timers, strict=True):
-                seconds, first = timer.seconds[place], timers[0].seconds[place]
+            for number, model in enumerate(models):
+                seconds = times[place, number]
                 found.append(
                     {
                         "context": context,
@@ -76,11 +85,16 @@ def step_times(models: list[Any], tokens: list[int], arguments: argparse.Namespa
                         "rows": kind.rows,
                         "threads": model.runtime.threads,
                         "ms": statistics.median(seconds) * 1e3,
-                        "speed-up": statistics.median(a / b for a, b in zip(first, seconds, strict=True)),
-                        "single rows": statistics.median(a / b for a, b in zip(seconds, timer.seconds[0], strict=True)),
+                        "speed-up": ratio(times[place, 0], seconds),
+                        "single rows": ratio(seconds, times[0, number]),
                     }
                 )
     return found
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    """Median over the rounds."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def auto_gain(models: list[Any], max_tokens: int) -> list[dict[str, Any]]:
@@ -118,6 +132,7 @@ def main() -> None:
     parser.add_argument("--views", nargs="*", default=["int4", "nested"], metavar="VIEW")
     parser.add_argument("--contexts", type=int, nargs="+", default=[200], metavar="TOKENS")
     parser.add_argument("--repeat", type=int, default=20, help="rounds (default %(default)s)")
+    parser.add_argument("--burst", type=int, default=4, help="passes of a kind in a row (default %(default)s)")
     parser.add_argument("--auto", action="store_true", help="also time `auto` answers to seven kinds of prompt")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer (default %(default)s)")
     parser.add_argument("--llama", metavar="PROGRAM", help="llama-bench of llama.cpp, to compare with")
