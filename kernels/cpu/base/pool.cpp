@@ -37,21 +37,26 @@ class Patience {
   // Whether the wait has lasted longer than kSpin.
   bool over() {
     relax();
-    if (++looks_ % 64 != 0) return false;
-    const auto waited = std::chrono::steady_clock::now() - start_;
-    if (waited > kSpinBeforeYield) std::this_thread::yield();
-    return waited > kSpin;
+    if (++looks_ % kLooksBeforeClock != 0) return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (looks_ == kLooksBeforeClock) start_ = now;
+    if (now - start_ > kSpinBeforeYield) std::this_thread::yield();
+    return now - start_ > kSpin;
   }
   int looks() const { return looks_; }
 
  private:
-  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  static constexpr int kLooksBeforeClock = 64;  // most waits are shorter
+  std::chrono::steady_clock::time_point start_;
   int looks_ = 0;
 };
 
 }  // namespace
 
-Pool::Pool(int threads) : threads_(std::max(1, threads)), shares_(new Share[static_cast<size_t>(threads_)]) {
+Pool::Pool(int threads)
+    : threads_(std::max(1, threads)),
+      shares_(new Share[static_cast<size_t>(threads_)]),
+      signals_(new Signal[static_cast<size_t>((threads_ + kReaders - 1) / kReaders)]) {
   for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { worker(t); });
 }
 
@@ -81,6 +86,8 @@ void Pool::run_erased(int parts, Erased body, void* self) {
   const uint64_t number = (region_.load(std::memory_order_relaxed) >> kPartBits) + 1;
   const uint64_t region = number << kPartBits | static_cast<uint64_t>(parts);
   region_.store(region, std::memory_order_seq_cst);
+  for (int t = 0; t < threads_; t += kReaders)
+    signals_[static_cast<size_t>(t / kReaders)].region.store(region, std::memory_order_release);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
     wake_.notify_all();
@@ -142,9 +149,10 @@ void Pool::worker(int thread) {
 }
 
 uint64_t Pool::wait_for_region(uint64_t last, int thread) {
+  const std::atomic<uint64_t>& signal = signals_[static_cast<size_t>(thread / kReaders)].region;
   for (Patience patience;;) {
-    const uint64_t region = region_.load(std::memory_order_acquire);
-    if (region != last) return region;
+    const uint64_t region = signal.load(std::memory_order_acquire);
+    if (region > last) return region;  // whoever has slept may know more than the signal
     if (patience.over()) return sleep(last);
     if (patience.looks() == kLooksBeforeHelp) help(last, thread);
   }

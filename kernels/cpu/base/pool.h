@@ -4,8 +4,8 @@
 // and sees no new region for about a microsecond takes parts of others, so slow or missing threads delay a region by one
 // part at most. Which thread runs a part is left to chance, so a region's result must not depend on it.
 //
-// A region costs one write that all threads read (its number and parts) and one write of each thread that the caller
-// reads (parts done): no counter is shared between writers.
+// A region costs a write for every few threads, which they wait for (its number and parts), and a write of each thread
+// that the caller waits for (parts done): no counter is shared between writers, and no line is read by all.
 #pragma once
 
 #include <atomic>
@@ -62,6 +62,12 @@ class Pool {
     alignas(64) std::atomic<uint64_t> done{0};  // parts of all regions that this share's thread has run
   };
 
+  // What some threads wait for: region_.
+  static constexpr int kReaders = 4;
+  struct Signal {
+    alignas(64) std::atomic<uint64_t> region{0};
+  };
+
   void run_erased(int parts, Erased body, void* self);
   void wait_for_parts(uint64_t region);
   bool all_done() const;
@@ -75,6 +81,7 @@ class Pool {
   const int threads_;
   std::vector<std::thread> workers_;
   std::unique_ptr<Share[]> shares_;
+  std::unique_ptr<Signal[]> signals_;
   std::mutex run_mutex_;  // one region at a time
   uint64_t started_ = 0;  // parts of all regions
   Erased body_ = nullptr;

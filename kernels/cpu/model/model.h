@@ -29,6 +29,8 @@ class Model {
   const ModelShape& shape() const { return shape_; }
   const KernelTable& kernels() const { return kernels_; }
   Pool& pool() { return *pool_; }
+  // From the next pass on; results stay, and so does how weights were cut for the threads that the model was made with.
+  void set_threads(int threads);
 
   // Matrices are numbered as ModelConfig.matrices() lists them.
   const PackedMatrix& matrix(int index) const { return matrices_.at(static_cast<size_t>(index)); }
