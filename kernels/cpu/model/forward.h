@@ -102,7 +102,7 @@ class Pass {
   void append_row(int layer, int row);
   void turn(const LayerParts& parts, int row, float* x, int64_t heads, int64_t size) const;
   void mlp_block(int layer);
-  void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride);
+  void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual = nullptr);
   Input norm_into(const float* weight);
   void add_part(int layer, float* y, const float* post_norm);
   // experts.cpp
