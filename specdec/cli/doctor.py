@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, requires
 from importlib.metadata import version as distribution_version
 from pathlib import Path
@@ -21,7 +22,9 @@ from specdec.cli.common import Subparsers, examples, readable_bytes
 from specdec.cli.output import add_json_option, check_json, write_json_output
 from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.choose import best_runtime, known_runtimes
+from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.mlx.device import find_gpu
+from specdec.runtimes.native.threads import ALL_OF, kept_choices
 from specdec.version import DISTRIBUTION, version
 
 # Those that decide which kernels can run; the rest of the list would only be noise.
@@ -60,6 +63,7 @@ def examine() -> dict[str, Any]:
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "cpu": _cpu(),
+        "threads": {"cores": usable_cores(), "measured": [asdict(choice) for choice in kept_choices()]},
         "mlx": _mlx(),
         "dependencies": _dependencies(),
         "runtimes": {name: {"available": reason is None, "reason": reason} for name, reason in runtimes.items()},
@@ -171,12 +175,23 @@ def _cache() -> dict[str, Any]:
     }
 
 
+def _thread_lines(threads: dict[str, Any]) -> Iterator[str]:
+    """What the native runtime takes without --threads."""
+    cores, measured = threads["cores"], [one for one in threads["measured"] if one["cores"] == threads["cores"]]
+    plain = f"threads    {cores} physical cores may be used"
+    yield plain if measured or cores <= ALL_OF else f"{plain}; the first load of a model measures how many decode best"
+    for one in measured:
+        steps = ", ".join(f"{count}: {seconds * 1e3:.2f}" for count, seconds in one["step_s"].items())
+        yield f"           {one['threads']} for {one['model']} (ms a token by threads: {steps})"
+
+
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     cpu, mlx, cache = found["cpu"], found["mlx"], found["cache"]
     yield f"specdec    {found['version']}, Python {found['python']['version']} ({found['python']['executable']})"
     yield f"platform   {found['platform']}"
     yield f"cpu        {cpu['name'] or cpu['architecture']}, {cpu['usable_threads']} usable threads"
     yield f"           {' '.join(cpu['features']) or 'features unknown'}"
+    yield from _thread_lines(found["threads"])
     yield (
         f"mlx        {mlx['version']}, default device {mlx['default_device']}, GPU {mlx['gpu'] or 'none'}"
         if mlx["version"]

@@ -11,27 +11,52 @@
 namespace specdec {
 namespace {
 
-constexpr uint32_t kRegionMask = 0xFFFFFF;
+constexpr int kPartBits = 20;
+constexpr uint64_t kPartMask = (uint64_t{1} << kPartBits) - 1;
+static_assert(Pool::kMaxParts == kPartMask);
+
 // Longer than the pause between two passes of a generation, short enough that an idle program uses no processor.
-constexpr auto kSpin = std::chrono::microseconds(200);
+constexpr auto kSpin = std::chrono::microseconds(1000);
+// A thread that waits longer lets others have its processor in between.
 constexpr auto kSpinBeforeYield = std::chrono::microseconds(50);
+// Looks for a region's end, or the next region, before a thread takes parts of other shares: about a microsecond. Looking
+// at a share takes its line of memory from the thread that works on it.
+constexpr int kLooksBeforeHelp = 24;
 
 inline void relax() {
 #if defined(__x86_64__)
   _mm_pause();
 #elif defined(__aarch64__)
-  asm volatile("yield");
+  asm volatile("isb" ::: "memory");  // some tens of nanoseconds, where `yield` takes one cycle
 #endif
 }
 
-inline uint64_t share_word(uint32_t region, int next, int end) {
-  return (static_cast<uint64_t>(region & kRegionMask) << 40) | (static_cast<uint64_t>(end) << 20) |
-         static_cast<uint64_t>(next);
-}
+// Lets other threads run once a wait has lasted; reads the clock now and then alone.
+class Patience {
+ public:
+  // Whether the wait has lasted longer than kSpin.
+  bool over() {
+    relax();
+    if (++looks_ % kLooksBeforeClock != 0) return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (looks_ == kLooksBeforeClock) start_ = now;
+    if (now - start_ > kSpinBeforeYield) std::this_thread::yield();
+    return now - start_ > kSpin;
+  }
+  int looks() const { return looks_; }
+
+ private:
+  static constexpr int kLooksBeforeClock = 64;  // most waits are shorter
+  std::chrono::steady_clock::time_point start_;
+  int looks_ = 0;
+};
 
 }  // namespace
 
-Pool::Pool(int threads) : threads_(std::max(1, threads)), shares_(new Share[static_cast<size_t>(threads_)]) {
+Pool::Pool(int threads)
+    : threads_(std::max(1, threads)),
+      shares_(new Share[static_cast<size_t>(threads_)]),
+      signals_(new Signal[static_cast<size_t>((threads_ + kReaders - 1) / kReaders)]) {
   for (int t = 1; t < threads_; ++t) workers_.emplace_back([this, t] { worker(t); });
 }
 
@@ -57,43 +82,58 @@ void Pool::run_erased(int parts, Erased body, void* self) {
   std::lock_guard<std::mutex> lock(run_mutex_);
   body_ = body;
   self_ = self;
-  remaining_.store(parts, std::memory_order_relaxed);
-  const uint32_t region = region_.load(std::memory_order_relaxed) + 1;
-  for (int t = 0; t < threads_; ++t) {
-    const auto first = static_cast<int>(static_cast<int64_t>(parts) * t / threads_);
-    const auto last = static_cast<int>(static_cast<int64_t>(parts) * (t + 1) / threads_);
-    shares_[static_cast<size_t>(t)].word.store(share_word(region, first, last), std::memory_order_release);
-  }
+  started_ += static_cast<uint64_t>(parts);
+  const uint64_t number = (region_.load(std::memory_order_relaxed) >> kPartBits) + 1;
+  const uint64_t region = number << kPartBits | static_cast<uint64_t>(parts);
   region_.store(region, std::memory_order_seq_cst);
+  for (int t = 0; t < threads_; t += kReaders)
+    signals_[static_cast<size_t>(t / kReaders)].region.store(region, std::memory_order_release);
   if (sleepers_.load(std::memory_order_seq_cst) > 0) {
     std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
     wake_.notify_all();
   }
-  const int done = work(region, 0);
-  if (remaining_.fetch_sub(done, std::memory_order_acq_rel) == done) return;
-  const auto start = std::chrono::steady_clock::now();
-  for (int spins = 0; remaining_.load(std::memory_order_acquire) != 0; ++spins) {
-    relax();
-    if (spins % 64 == 63 && std::chrono::steady_clock::now() - start > kSpinBeforeYield) std::this_thread::yield();
-  }
+  work(region, 0, 0, false);
+  wait_for_parts(region);
 }
 
-// Own share first, then whatever the others have left.
-int Pool::work(uint32_t region, int thread) {
-  int done = 0;
-  for (int k = 0; k < threads_; ++k) {
-    Share& share = shares_[static_cast<size_t>((thread + k) % threads_)];
-    for (int part; claim(share, region, &part); ++done) body_(self_, part, thread);
-  }
-  return done;
+void Pool::wait_for_parts(uint64_t region) {
+  for (Patience patience; !all_done(); patience.over())
+    if (patience.looks() == kLooksBeforeHelp) help(region, 0);
 }
 
-bool Pool::claim(Share& share, uint32_t region, int* part) {
-  uint64_t word = share.word.load(std::memory_order_acquire);
-  for (;;) {
-    const auto next = static_cast<int>(word & 0xFFFFF), end = static_cast<int>((word >> 20) & 0xFFFFF);
-    if ((word >> 40) != (region & kRegionMask) || next >= end) return false;
-    if (share.word.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_acquire)) {
+bool Pool::all_done() const {
+  uint64_t done = 0;
+  for (int t = 0; t < threads_; ++t) done += shares_[static_cast<size_t>(t)].done.load(std::memory_order_acquire);
+  return done == started_;
+}
+
+// Runs what is left of a share. `each_counts`: others may be waiting for single parts.
+void Pool::work(uint64_t region, int share, int thread, bool each_counts) {
+  std::atomic<uint64_t>& done = shares_[static_cast<size_t>(thread)].done;
+  uint64_t count = done.load(std::memory_order_relaxed);
+  for (int part; claim(region, share, &part);) {
+    body_(self_, part, thread);
+    ++count;
+    if (each_counts) done.store(count, std::memory_order_release);
+  }
+  if (!each_counts) done.store(count, std::memory_order_release);
+}
+
+void Pool::help(uint64_t region, int thread) {
+  for (int k = 1; k < threads_; ++k) work(region, (thread + k) % threads_, thread, true);
+}
+
+bool Pool::claim(uint64_t region, int share, int* part) {
+  const auto parts = static_cast<int64_t>(region & kPartMask);
+  const auto first = static_cast<int>(parts * share / threads_), last = static_cast<int>(parts * (share + 1) / threads_);
+  std::atomic<uint64_t>& taken = shares_[static_cast<size_t>(share)].taken;
+  const uint64_t number = region >> kPartBits;
+  for (uint64_t word = taken.load(std::memory_order_acquire);;) {
+    if (word >> kPartBits > number) return false;
+    const int next = first + (word >> kPartBits == number ? static_cast<int>(word & kPartMask) : 0);
+    if (next >= last) return false;
+    const uint64_t claimed = number << kPartBits | static_cast<uint64_t>(next + 1 - first);
+    if (taken.compare_exchange_weak(word, claimed, std::memory_order_acq_rel, std::memory_order_acquire)) {
       *part = next;
       return true;
     }
@@ -101,22 +141,25 @@ bool Pool::claim(Share& share, uint32_t region, int* part) {
 }
 
 void Pool::worker(int thread) {
-  for (uint32_t last = 0;;) {
-    last = wait_for_region(last);
+  for (uint64_t last = 0;;) {
+    last = wait_for_region(last, thread);
     if (stop_.load(std::memory_order_relaxed)) return;
-    const int done = work(last, thread);
-    if (done > 0) remaining_.fetch_sub(done, std::memory_order_acq_rel);
+    work(last, thread, thread, false);
   }
 }
 
-uint32_t Pool::wait_for_region(uint32_t last) {
-  const auto start = std::chrono::steady_clock::now();
-  for (int spins = 0;; ++spins) {
-    const uint32_t region = region_.load(std::memory_order_acquire);
-    if (region != last) return region;
-    relax();
-    if (spins % 64 == 63 && std::chrono::steady_clock::now() - start > kSpin) break;
+uint64_t Pool::wait_for_region(uint64_t last, int thread) {
+  const std::atomic<uint64_t>& signal = signals_[static_cast<size_t>(thread / kReaders)].region;
+  for (Patience patience;;) {
+    const uint64_t region = signal.load(std::memory_order_acquire);
+    if (region > last) return region;  // whoever has slept may know more than the signal
+    if (patience.over()) return sleep(last);
+    if (patience.looks() == kLooksBeforeHelp) help(last, thread);
   }
+}
+
+// Until there is another region, or the pool ends.
+uint64_t Pool::sleep(uint64_t last) {
   std::unique_lock<std::mutex> lock(sleep_mutex_);
   sleepers_.fetch_add(1, std::memory_order_seq_cst);
   wake_.wait(lock, [&] { return stop_.load() || region_.load(std::memory_order_seq_cst) != last; });

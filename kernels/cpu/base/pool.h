@@ -1,7 +1,11 @@
 // A pool of threads for the short parallel regions inside one forward pass. What runs in them lives elsewhere.
 //
-// A region has a fixed number of parts. Which thread runs a part is left to chance (each thread starts on its own
-// contiguous share and then helps the others), so a region's result must not depend on it.
+// A region has a fixed number of parts, and each thread a contiguous share of them. A thread that has finished its share
+// and sees no new region for about a microsecond takes parts of others, so slow or missing threads delay a region by one
+// part at most. Which thread runs a part is left to chance, so a region's result must not depend on it.
+//
+// A region costs a write for every few threads, which they wait for (its number and parts), and a write of each thread
+// that the caller waits for (parts done): no counter is shared between writers, and no line is read by all.
 #pragma once
 
 #include <atomic>
@@ -29,6 +33,7 @@ class Pool {
   int threads() const { return threads_; }
 
   // Runs body(part, thread) for each part in [0, parts), on this thread and the pool's, and returns when all are done.
+  // Thread t begins with parts [parts * t / threads(), parts * (t + 1) / threads()), in ascending order.
   // `thread` is below threads() and belongs to one running thread at a time: an index for scratch memory.
   // `body` must not throw, and must not call run.
   template <class Body>
@@ -49,26 +54,39 @@ class Pool {
  private:
   using Erased = void (*)(void*, int, int);
 
-  // One thread's share of a region: region number (24 bits), end (20 bits), next part (20 bits). The region number
-  // makes a claim by a thread that is late for its region fail.
-  struct alignas(64) Share {
-    std::atomic<uint64_t> word{0};
+  // A region's number, from 1 on, and below it 20 bits: in region_ its parts, in a share's word how many of the share's
+  // parts are taken. A share is taken part by part by whoever comes, its own thread first; the number makes a claim by a
+  // thread that is late for its region fail.
+  struct Share {
+    alignas(64) std::atomic<uint64_t> taken{0};
+    alignas(64) std::atomic<uint64_t> done{0};  // parts of all regions that this share's thread has run
+  };
+
+  // What some threads wait for: region_.
+  static constexpr int kReaders = 4;
+  struct Signal {
+    alignas(64) std::atomic<uint64_t> region{0};
   };
 
   void run_erased(int parts, Erased body, void* self);
-  int work(uint32_t region, int thread);
-  bool claim(Share& share, uint32_t region, int* part);
+  void wait_for_parts(uint64_t region);
+  bool all_done() const;
+  void work(uint64_t region, int share, int thread, bool each_counts);
+  void help(uint64_t region, int thread);
+  bool claim(uint64_t region, int share, int* part);
   void worker(int thread);
-  uint32_t wait_for_region(uint32_t last);
+  uint64_t wait_for_region(uint64_t last, int thread);
+  uint64_t sleep(uint64_t last);
 
   const int threads_;
   std::vector<std::thread> workers_;
   std::unique_ptr<Share[]> shares_;
+  std::unique_ptr<Signal[]> signals_;
   std::mutex run_mutex_;  // one region at a time
+  uint64_t started_ = 0;  // parts of all regions
   Erased body_ = nullptr;
   void* self_ = nullptr;
-  alignas(64) std::atomic<uint32_t> region_{0};
-  alignas(64) std::atomic<int> remaining_{0};
+  alignas(64) std::atomic<uint64_t> region_{0};
   alignas(64) std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
   std::mutex sleep_mutex_;

@@ -332,7 +332,7 @@ uint64_t Bucket8View::multiply_outputs(Pool& pool, const Packed& packed, const f
   return bytes_of(packed, buckets);
 }
 
-uint64_t Bucket8View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {
+uint64_t Bucket8View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in, const DraftAfter* after) {
   const Packed& packed = packed_[joined_.list_of(matrices[0])];
   uint64_t bytes = 0;
   if (in.take(count, true, &rows_))
@@ -340,6 +340,9 @@ uint64_t Bucket8View::multiply(Pool& pool, int count, const int* matrices, const
   if (in.take(count, false, &rows_))
     for (size_t m = 0; m < static_cast<size_t>(count); ++m)
       bytes += multiply_outputs(pool, packed, packed.own_scores[m].data(), matrices, m, m + 1, count, in);
+  int64_t outs[3];
+  for (int m = 0; m < count; ++m) outs[m] = joined_.shape(matrices[m]).out;
+  finish(pool, count, outs, in, after);
   return bytes;
 }
 

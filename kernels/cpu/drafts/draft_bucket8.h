@@ -33,7 +33,8 @@ class Bucket8View : public DraftView {
   // The same from the exact weights, ranked and rounded here.
   void build(Pool& pool, size_t j, const std::vector<const PackedMatrix*>& exact);
 
-  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) override;
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in,
+                    const DraftAfter* after = nullptr) override;
   uint64_t bytes() const override;
   bool complete() const override;
 

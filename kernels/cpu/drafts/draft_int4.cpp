@@ -9,12 +9,15 @@
 namespace specdec {
 namespace {
 
-// Outputs of a tile. Long rows keep memory busy, but what one pass reads and the next must fit the second-level cache.
+// Outputs of a tile, at most. Long rows keep memory busy, but what one pass reads and the next must fit the second-level
+// cache.
 constexpr int64_t kTileOutputs = 8960;
-// A part reads at least so many bytes, of at least so many inputs.
-constexpr int64_t kPartBytes = 64 << 10, kPartInputs = 256;
-// Parts of a matrix in one tile, and chunks of each tile where there are more.
-constexpr int64_t kMaxChunks = 8, kMaxTileChunks = 2;
+// A list of few outputs is cut by its inputs, too, so that this many threads find work; a part has at least so many inputs.
+// Neither follows the threads: sums would.
+constexpr int64_t kBlocksAndChunks = 64, kPartInputs = 256, kMaxChunks = 16;
+// Two parts for each thread, so that a slow one can leave one to others, if tiles stay at least so many blocks wide: drafts
+// at efforts below 1 read wide rows faster.
+constexpr int64_t kPartsOfThread = 2, kWideBlocks = 4;
 // Parts that rounding a matrix is split into.
 constexpr int64_t kBuildParts = 32;
 
@@ -47,23 +50,45 @@ void panel_of(const QuantMatrix& matrix, int64_t panel, std::vector<float>& weig
 Int4View::Int4View(const KernelTable& kernels, JoinedMatrices joined)
     : kernels_(kernels), joined_(std::move(joined)), packed_(joined_.count()) {}
 
-void Int4View::layout(Packed& packed, size_t j) const {
+namespace {
+
+// In how many tiles `blocks` blocks are best cut, each of `times` parts: the most that a thread has to do is least, then
+// the tiles are widest.
+int64_t tile_count(int64_t blocks, int64_t times, int64_t threads) {
+  const int64_t fewest = (blocks * kInt4Block + kTileOutputs - 1) / kTileOutputs;
+  const int64_t wanted = threads == 1 ? 1 : kPartsOfThread * threads;
+  const int64_t from = std::max(fewest, std::min((wanted + times - 1) / times, blocks / kWideBlocks));
+  int64_t best = 0, least = 0;
+  for (int64_t count = std::max<int64_t>(from, 1); count <= std::min(blocks, from + 4 * threads); ++count) {
+    const int64_t most = (count * times + threads - 1) / threads * ((blocks + count - 1) / count);
+    if (best == 0 || most < least) best = count, least = most;
+  }
+  return best;
+}
+
+}  // namespace
+
+void Int4View::layout(Packed& packed, size_t j, int threads) const {
+  const std::vector<int>& list = joined_.list(j);
   packed.in = joined_.inputs(j);
   packed.groups = (packed.in + kGroup - 1) / kGroup;
-  for (const int m : joined_.list(j)) {
+  for (const int m : list) {
     packed.starts.push_back(packed.width);
     packed.width += joined_.shape(m).out;
   }
-  const int64_t outputs = round_up(packed.width, kInt4Block / 2);
-  // Many tiles come in fours, so that few threads finish together.
-  int64_t count = (outputs + kTileOutputs - 1) / kTileOutputs;
-  if (count > 4) count = round_up(count, 4);
-  const int64_t width = round_up((outputs + count - 1) / count, kInt4Block);
+  const int64_t outputs = round_up(packed.width, kInt4Block / 2), all = round_up(outputs, kInt4Block) / kInt4Block;
+  packed.chunks = std::min({(kBlocksAndChunks + all - 1) / all, packed.in / kPartInputs, kMaxChunks});
+  packed.chunks = std::max<int64_t>(1, packed.chunks);
+  const bool alike = list.size() == 2 && joined_.shape(list[0]).out == joined_.shape(list[1]).out;
+  packed.halves = alike && joined_.shape(list[0]).out % kInt4Block == 0 ? 2 : 1;
+  const int64_t blocks = all / packed.halves, count = tile_count(blocks, packed.chunks * packed.halves, threads);
   int64_t bytes = 0;
-  for (int64_t first = 0; first < outputs; first += width) {
-    const int64_t part = std::min(width, outputs - first);
-    packed.tiles.push_back({first, part, nullptr});
-    bytes += packed.groups * int4_group_bytes(part);
+  for (int64_t t = 0; t < count * packed.halves; ++t) {
+    const int64_t start = t / count * blocks, of_half = t % count;
+    const int64_t first = (start + blocks * of_half / count) * kInt4Block;
+    const int64_t last = std::min((start + blocks * (of_half + 1) / count) * kInt4Block, outputs);
+    packed.tiles.push_back({first, last - first, nullptr});
+    bytes += packed.groups * int4_group_bytes(last - first);
   }
   packed.data = Buffer<uint8_t>(static_cast<size_t>(bytes));
   uint8_t* data = packed.data.data();
@@ -71,9 +96,6 @@ void Int4View::layout(Packed& packed, size_t j) const {
     tile.data = data;
     data += packed.groups * int4_group_bytes(tile.width);
   }
-  const auto tiles = static_cast<int64_t>(packed.tiles.size());
-  const int64_t most = tiles == 1 ? kMaxChunks : tiles <= 4 ? kMaxTileChunks : 1;
-  packed.chunks = std::max<int64_t>(1, std::min({bytes / tiles / kPartBytes, packed.in / kPartInputs, most}));
 }
 
 void Int4View::load(Pool& pool, size_t j, const std::vector<Int4Source>& sources) {
@@ -81,7 +103,7 @@ void Int4View::load(Pool& pool, size_t j, const std::vector<Int4Source>& sources
   Packed& packed = packed_[j];
   if (!packed.data.empty()) throw std::invalid_argument("matrices can be loaded once");
   if (sources.size() != list.size()) throw std::invalid_argument("joined matrices must be loaded together");
-  layout(packed, j);
+  layout(packed, j, pool.threads());
   pool.run(static_cast<int>(packed.groups), [&](int g, int) {
     pack_scales(packed, j, sources, g);
     pack_rows(packed, j, sources, g);
@@ -209,17 +231,20 @@ bool Int4View::complete() const {
   return std::all_of(packed_.begin(), packed_.end(), [](const Packed& packed) { return !packed.data.empty(); });
 }
 
-// Fills the masks of rows_. Returns twice the bytes that one output needs: a level per input that a row has chosen, a
+// Fills the masks and bounds of rows_. Returns twice the bytes that one output needs: a level per input that a row has chosen, a
 // scale per group that has any.
 uint64_t Int4View::choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort,
                           int count) {
   const int64_t inputs = packed.groups * kGroup;
   choose_scratch_.reserve(rows_.size() * static_cast<size_t>(inputs));
   masks_.reserve(rows_.size() * static_cast<size_t>(packed.groups));
+  bounds_.resize(rows_.size() * static_cast<size_t>(packed.chunks + 1));
   pool.run(static_cast<int>(rows_.size()), [&](int r, int) {
     const int row = rows_[static_cast<size_t>(r)];
+    uint32_t* masks = masks_.data() + r * packed.groups;
     kernels_.draft.choose({in.row(row), scores, packed.in, in.efforts[row * count + effort],
-                           choose_scratch_.data() + r * inputs, masks_.data() + r * packed.groups});
+                           choose_scratch_.data() + r * inputs, masks});
+    split(packed, masks, bounds_.data() + r * (packed.chunks + 1));
   });
   uint64_t halves = 0;
   for (int64_t g = 0; g < packed.groups; ++g) {
@@ -243,68 +268,117 @@ void Int4View::split(const Packed& packed, const uint32_t* masks, int64_t* bound
   }
 }
 
-// One part per tile and chunk, for outputs [first, last) of rows_; its sums go to `direct` or else to chunks of sums_.
-void Int4View::plan(const Packed& packed, const DraftRows& in, int64_t first, int64_t last, float* direct, int threads) {
-  const int64_t padded = round_up(packed.width, kInt4Block), chunks = packed.chunks;
-  const size_t rows = rows_.size();
-  bounds_.resize(rows * static_cast<size_t>(chunks + 1));
-  for (size_t r = 0; r < rows; ++r)
-    split(packed, masks_.data() + static_cast<int64_t>(r) * packed.groups, bounds_.data() + r * static_cast<size_t>(chunks + 1));
-  calls_.clear();
-  for (const Tile& tile : packed.tiles) {
-    const int64_t from = std::max<int64_t>(first / kInt4Block * kInt4Block - tile.first, 0);
-    const int64_t to = std::min(round_up(last, kInt4Block) - tile.first, tile.width);
-    for (int64_t c = 0; from < to && c < chunks; ++c)
-      for (size_t r = 0; r < rows; ++r) {
-        const auto row = static_cast<int64_t>(r);
-        float* sums = direct != nullptr ? direct + rows_[r] * in.y_stride[0] : sums_.data() + (row * chunks + c) * padded;
-        const int64_t* bounds = bounds_.data() + row * (chunks + 1);
-        calls_.push_back({{tile.data, tile.width}, in.row(rows_[r]), masks_.data() + row * packed.groups, bounds[c],
-                          bounds[c + 1], from, to, sums + tile.first, nullptr, true});
+Int4View::Job Int4View::job(const Packed& packed, const int* matrices, int first, int last, int count, const DraftRows& in,
+                            const DraftAfter* after, int threads) const {
+  Job job{packed, in, matrices, first, last, after, packed.starts[static_cast<size_t>(first)], 0, 0, 0, 1, nullptr, threads};
+  job.end = packed.starts[static_cast<size_t>(last) - 1] + joined_.shape(matrices[last - 1]).out;
+  const auto all = static_cast<int>(packed.tiles.size());
+  auto end_of = [&](int t) { return packed.tiles[static_cast<size_t>(t)].first + packed.tiles[static_cast<size_t>(t)].width; };
+  while (job.first_tile + 1 < all && end_of(job.first_tile) <= job.begin) ++job.first_tile;
+  int end = job.first_tile + 1;
+  while (end < all && packed.tiles[static_cast<size_t>(end)].first < job.end) ++end;
+  job.tiles = end - job.first_tile;
+  if (after != nullptr && after->paired && packed.halves == 2 && last - first == 2) job.halves = 2;
+  if (packed.chunks == 1 && count == 1) job.direct = in.y[0];
+  return job;
+}
+
+// Calls of a part, one for each of rows_. Parts lie unit after unit, in one tile after tile, in one chunk after chunk.
+void Int4View::part_calls(const Job& job, int part, Int4Call* calls) {
+  const Packed& packed = job.packed;
+  const auto chunks = static_cast<int>(packed.chunks);
+  const int of_unit = job.halves * chunks, unit = part / of_unit, half = part % of_unit / chunks, c = part % chunks;
+  const Tile& tile = packed.tiles[static_cast<size_t>(job.first_tile + unit + half * job.units())];
+  const int64_t padded = round_up(packed.width, kInt4Block);
+  const int64_t from = std::max<int64_t>(job.begin / kInt4Block * kInt4Block - tile.first, 0);
+  const int64_t to = std::min(round_up(job.end, kInt4Block) - tile.first, tile.width);
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    const auto row = static_cast<int64_t>(r);
+    float* sums = job.direct != nullptr ? job.direct + rows_[r] * job.in.y_stride[0]
+                                        : sums_.data() + (row * chunks + c) * padded;
+    const int64_t* bounds = bounds_.data() + row * (chunks + 1);
+    calls[r] = {{tile.data, tile.width}, job.in.row(rows_[r]), masks_.data() + row * packed.groups, bounds[c], bounds[c + 1],
+                from, to, sums + tile.first, nullptr, true};
+  }
+}
+
+// Within the share of a thread (see Pool::run) one part fetches ahead for the next. Who ends the last part of a unit adds up
+// its chunks.
+void Int4View::run_part(const Job& job, int part) {
+  const auto parts = static_cast<int64_t>(job.parts(job.packed.chunks)), threads = static_cast<int64_t>(job.threads);
+  auto begins_share = [&](int64_t p) { return parts * ((p * threads + parts - 1) / parts) / threads == p; };
+  Int4Call calls[kDraftRows], next[kDraftRows];
+  part_calls(job, part, calls);
+  const bool ahead = part + 1 < parts && !begins_share(part + 1);
+  if (ahead) part_calls(job, part + 1, next);
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    calls[r].next = ahead ? next + r : nullptr;
+    calls[r].cold = begins_share(part);
+  }
+  kernels_.draft.int4(calls, static_cast<int>(rows_.size()));
+  const int unit = part / (job.halves * static_cast<int>(job.packed.chunks));
+  if (left_[static_cast<size_t>(unit)].fetch_sub(1, std::memory_order_acq_rel) == 1) finish_unit(job, unit);
+}
+
+// Hands out the results of the tiles of a unit, and what follows them.
+void Int4View::finish_unit(const Job& job, int unit) const {
+  const Packed& packed = job.packed;
+  const int64_t padded = round_up(packed.width, kInt4Block);
+  const bool paired = job.after != nullptr && job.after->paired;
+  for (size_t r = 0; r < rows_.size(); ++r)
+    for (int half = 0; half < job.halves; ++half) {
+      const Tile& tile = packed.tiles[static_cast<size_t>(job.first_tile + unit + half * job.units())];
+      for (int m = job.first; m < job.last; ++m) {
+        const int64_t start = packed.starts[static_cast<size_t>(m)], out = joined_.shape(job.matrices[m]).out;
+        const int64_t from = std::max(tile.first - start, int64_t{0}), to = std::min(tile.first + tile.width - start, out);
+        if (from >= to) continue;
+        const float* sums = sums_.data() + static_cast<int64_t>(r) * packed.chunks * padded + start + from;
+        if (job.direct == nullptr)
+          kernels_.draft.add_up(sums, packed.chunks, padded, to - from, job.in.result(m, rows_[r]) + from);
+        if (job.after != nullptr && (!paired || half + 1 == job.halves) && (!paired || job.halves == 2))
+          (*job.after)(paired ? 0 : m, rows_[r], from, to);
       }
-  }
-  // Within the share of a thread (see Pool::run) one part fetches ahead for the next.
-  const size_t parts = calls_.size() / rows, shares = static_cast<size_t>(threads);
-  for (size_t p = 0; p + 1 < parts; ++p) {
-    bool same = true;
-    for (size_t t = 1; t < shares; ++t) same &= parts * t / shares != p + 1;
-    for (size_t r = p * rows; same && r < (p + 1) * rows; ++r) {
-      calls_[r].next = &calls_[r + rows];
-      calls_[r + rows].cold = false;
     }
-  }
 }
 
 // Matrices [first, last) of a list times rows_, whose choice is by `scores` and the effort of matrix `first`.
 uint64_t Int4View::multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, int first,
-                                    int last, int count, const DraftRows& in) {
-  const int64_t padded = round_up(packed.width, kInt4Block);
-  const int64_t begin = packed.starts[static_cast<size_t>(first)];
-  const int64_t end = packed.starts[static_cast<size_t>(last) - 1] + joined_.shape(matrices[last - 1]).out;
-  const auto rows = static_cast<int>(rows_.size());
+                                    int last, int count, const DraftRows& in, const DraftAfter* after) {
   const uint64_t halves = choose(pool, packed, scores, in, first, count);
-  const bool direct = packed.chunks == 1 && count == 1;
-  if (!direct) sums_.reserve(static_cast<size_t>(rows * packed.chunks * padded));
-  plan(packed, in, begin, end, direct ? in.y[0] : nullptr, pool.threads());
-  pool.run(static_cast<int>(calls_.size()) / rows, [&](int part, int) { kernels_.draft.int4(calls_.data() + part * rows, rows); });
-  auto hand_out = [&](int r, int) {
-    for (int m = first; m < last; ++m)
-      kernels_.draft.add_up(sums_.data() + r * packed.chunks * padded + packed.starts[static_cast<size_t>(m)], packed.chunks,
-                            padded, joined_.shape(matrices[m]).out, in.result(m, rows_[static_cast<size_t>(r)]));
-  };
-  if (!direct) pool.run(rows, hand_out);
-  return halves * static_cast<uint64_t>(end - begin) / 2;
+  const Job job = this->job(packed, matrices, first, last, count, in, after, pool.threads());
+  if (job.direct == nullptr)
+    sums_.reserve(rows_.size() * static_cast<size_t>(packed.chunks * round_up(packed.width, kInt4Block)));
+  const auto units = static_cast<size_t>(job.units());
+  if (left_room_ < units) {
+    left_ = std::make_unique<std::atomic<int>[]>(units);
+    left_room_ = units;
+  }
+  for (size_t u = 0; u < units; ++u)
+    left_[u].store(job.halves * static_cast<int>(packed.chunks), std::memory_order_relaxed);
+  pool.run(job.parts(packed.chunks), [&](int part, int) { run_part(job, part); });
+  return halves * static_cast<uint64_t>(job.end - job.begin) / 2;
 }
 
-uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {
+uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in, const DraftAfter* after) {
   const Packed& packed = packed_[joined_.list_of(matrices[0])];
+  const bool paired = after != nullptr && after->paired;
   uint64_t bytes = 0;
-  if (in.take(count, true, &rows_))
-    bytes += multiply_outputs(pool, packed, packed.scores.data(), matrices, 0, count, count, in);
-  if (in.take(count, false, &rows_))
+  if (in.take(count, true, &rows_)) {
+    bytes += multiply_outputs(pool, packed, packed.scores.data(), matrices, 0, count, count, in, after);
+    if (paired && packed.halves == 1) finish_rows(pool, joined_.shape(matrices[0]).out, *after);
+  }
+  if (in.take(count, false, &rows_)) {
     for (int m = 0; m < count; ++m)
-      bytes += multiply_outputs(pool, packed, packed.own_scores[static_cast<size_t>(m)].data(), matrices, m, m + 1, count, in);
+      bytes += multiply_outputs(pool, packed, packed.own_scores[static_cast<size_t>(m)].data(), matrices, m, m + 1, count, in,
+                                paired ? nullptr : after);
+    if (paired) finish_rows(pool, joined_.shape(matrices[0]).out, *after);
+  }
   return bytes;
+}
+
+// What follows a pair of matrices whose results are not finished together.
+void Int4View::finish_rows(Pool& pool, int64_t out, const DraftAfter& after) const {
+  pool.run(static_cast<int>(rows_.size()), [&](int r, int) { after(0, rows_[static_cast<size_t>(r)], int64_t{0}, out); });
 }
 
 }  // namespace specdec

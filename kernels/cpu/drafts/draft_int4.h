@@ -5,7 +5,9 @@
 // most and saves a quarter of a bit per weight.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "buffer.h"
@@ -33,7 +35,8 @@ class Int4View : public DraftView {
   // The same from the exact weights, rounded here.
   void build(Pool& pool, size_t j, const std::vector<const PackedMatrix*>& exact);
 
-  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) override;
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in,
+                    const DraftAfter* after = nullptr) override;
   uint64_t bytes() const override;
   bool complete() const override;
 
@@ -44,24 +47,46 @@ class Int4View : public DraftView {
   };
   struct Packed {  // one list
     int64_t in = 0, groups = 0, width = 0;
-    int64_t chunks = 1;  // the chosen groups are split into so many parts per tile
+    int64_t chunks = 1;   // the chosen groups are split into so many parts, by the list's shape alone
+    int64_t halves = 1;   // 2: two matrices of equal shapes, whose tiles are cut alike: tile t and tile t + half of them
     Buffer<uint8_t> data;
-    std::vector<Tile> tiles;
+    std::vector<Tile> tiles;                // as many as the threads can share well
     std::vector<int64_t> starts;            // first output of each matrix
     std::vector<Buffer<float>> own_scores;  // of each matrix
     Buffer<float> scores;                   // mean |w| over all the outputs
   };
+  // One multiplication: matrices [first, last) of a list times rows_.
+  struct Job {
+    const Packed& packed;
+    const DraftRows& in;
+    const int* matrices;
+    int first, last;
+    const DraftAfter* after;
+    int64_t begin, end;        // outputs
+    int first_tile, tiles;     // that hold them
+    int halves;                // tiles that are finished together
+    float* direct;             // where sums go at once, or null
+    int threads;
+
+    int units() const { return tiles / halves; }
+    int parts(int64_t chunks) const { return tiles * static_cast<int>(chunks); }
+  };
   struct Rounded;
 
-  void layout(Packed& packed, size_t j) const;
+  void layout(Packed& packed, size_t j, int threads) const;
   void pack_scales(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   void pack_rows(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   Rounded round(Pool& pool, const PackedMatrix& exact) const;
   uint64_t multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, int first, int last,
-                            int count, const DraftRows& in);
+                            int count, const DraftRows& in, const DraftAfter* after);
   uint64_t choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort, int count);
   void split(const Packed& packed, const uint32_t* masks, int64_t* bounds) const;
-  void plan(const Packed& packed, const DraftRows& in, int64_t first, int64_t last, float* direct, int threads);
+  Job job(const Packed& packed, const int* matrices, int first, int last, int count, const DraftRows& in,
+          const DraftAfter* after, int threads) const;
+  void run_part(const Job& job, int part);
+  void part_calls(const Job& job, int part, Int4Call* calls);
+  void finish_unit(const Job& job, int unit) const;
+  void finish_rows(Pool& pool, int64_t out, const DraftAfter& after) const;
 
   const KernelTable& kernels_;
   JoinedMatrices joined_;
@@ -71,7 +96,8 @@ class Int4View : public DraftView {
   Buffer<float> choose_scratch_, sums_;  // sums: [row][chunk][width]
   Buffer<uint32_t> masks_;
   std::vector<int64_t> bounds_;
-  std::vector<Int4Call> calls_;  // [part][row]
+  std::unique_ptr<std::atomic<int>[]> left_;  // parts of each unit that are not done
+  size_t left_room_ = 0;
 };
 
 }  // namespace specdec

@@ -88,7 +88,7 @@ uint64_t NestedView::multiply_whole(Pool& pool, const PackedMatrix& matrix, int 
   return static_cast<uint64_t>(panels * matrix.panel_bytes());
 }
 
-uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) {
+uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in, const DraftAfter* after) {
   uint64_t bytes = 0;
   for (int m = 0; m < count; ++m) {
     const PackedMatrix& matrix = model_.matrix(matrices[m]);
@@ -112,6 +112,9 @@ uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const 
       std::memcpy(in.result(part.matrix, row) + part.first, calls[row].sums,
                   static_cast<size_t>(std::min(calls[row].tile.width, outputs)) * sizeof(float));
   });
+  int64_t outs[3];
+  for (int m = 0; m < count; ++m) outs[m] = model_.matrix(matrices[m]).out;
+  finish(pool, count, outs, in, after);
   return bytes;
 }
 

@@ -14,7 +14,8 @@ class NestedView : public DraftView {
  public:
   explicit NestedView(const Model& model) : model_(model) {}
 
-  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) override;
+  uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in,
+                    const DraftAfter* after = nullptr) override;
   uint64_t bytes() const override { return 0; }
   bool complete() const override;
 

@@ -38,6 +38,17 @@ struct DraftRows {
   }
 };
 
+// What follows a multiplication, for ranges of finished outputs: called once for each output of each row, by any thread of
+// the pool. `paired`: the matrices have equal shapes, and call(0, row, first, last) is made when the range is finished in
+// all of them.
+struct DraftAfter {
+  void* self;
+  void (*function)(void* self, int m, int row, int64_t first, int64_t last);
+  bool paired;
+
+  void operator()(int m, int row, int64_t first, int64_t last) const { function(self, m, row, first, last); }
+};
+
 // A draft view owns whatever scratch it needs; a model calls it from one thread at a time, outside any parallel region.
 class DraftView {
  public:
@@ -46,14 +57,25 @@ class DraftView {
   // y_m = W_m x for every row, each by its own choice of inputs.
   //
   // matrices: numbers of the `count` matrices, in the order of ModelConfig.matrices().
+  // after: unless null, called for every result.
   // Returns the bytes of weights read, which the rows share. Deterministic; a row's result depends neither on the number
   // of threads nor on the other rows.
-  virtual uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in) = 0;
+  virtual uint64_t multiply(Pool& pool, int count, const int* matrices, const DraftRows& in,
+                            const DraftAfter* after = nullptr) = 0;
 
   virtual uint64_t bytes() const = 0;  // memory held
 
   // True once every matrix of the model has been loaded.
   virtual bool complete() const = 0;
+
+ protected:
+  // What follows a multiplication, once all results are there; outs: outputs of each matrix.
+  static void finish(Pool& pool, int count, const int64_t* outs, const DraftRows& in, const DraftAfter* after) {
+    if (after == nullptr) return;
+    pool.run(in.rows, [&](int row, int) {
+      for (int m = 0; m < (after->paired ? 1 : count); ++m) (*after)(m, row, int64_t{0}, outs[m]);
+    });
+  }
 };
 
 }  // namespace specdec

@@ -5,6 +5,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(SPECDEC_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -13,6 +17,9 @@
 namespace specdec {
 
 #if defined(__x86_64__)
+#if defined(SPECDEC_AMX)
+const KernelTable& avx512amx_table();
+#endif
 const KernelTable& avx512vbmi2_table();
 const KernelTable& avx512_table();
 #if defined(SPECDEC_AVXVNNI)
@@ -51,6 +58,19 @@ bool has_avx512vbmi2() {
   return has_avx512() && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
          __builtin_cpu_supports("avx512vnni");
 }
+#if defined(SPECDEC_AMX)
+// The system gives a process the registers when it asks for them (and refuses where a signal stack is too small).
+bool has_avx512amx() {
+  static const bool usable = [] {
+    constexpr int kRequest = 0x1023, kTiles = 18;  // ARCH_REQ_XCOMP_PERM, of the kernel's asm/prctl.h
+    constexpr unsigned kInt8 = 1U << 25, kTile = 1U << 24;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_avx512vbmi2() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kInt8) != 0 && (d & kTile) != 0 &&
+           syscall(SYS_arch_prctl, kRequest, kTiles) == 0;
+  }();
+  return usable;
+}
+#endif
 #elif defined(__aarch64__)
 bool has_dotprod() {
 #if defined(__APPLE__)
@@ -71,6 +91,9 @@ struct Entry {
 
 constexpr Entry kEntries[] = {
 #if defined(__x86_64__)
+#if defined(SPECDEC_AMX)
+    {"avx512amx", has_avx512amx, avx512amx_table},
+#endif
     {"avx512vbmi2", has_avx512vbmi2, avx512vbmi2_table},
     {"avx512", has_avx512, avx512_table},
 #if defined(SPECDEC_AVXVNNI)

@@ -90,6 +90,10 @@ struct QuantCall {
   int64_t sums_stride;          // at least last_out - first_out
   uint8_t* scratch;             // quant_scratch_bytes(rows of all tiles, outputs)
   const QuantChoice* choices = nullptr;  // of each group; null: all inputs
+  // Some groups alone, from a span's beginning to a span's end: their span sums, without steps and outer scales, go to
+  // `spans` ([span][block][row][kQuantBlock], all spans of the tile), and add_spans makes `sums` of them.
+  int64_t first_group = 0, last_group = 0;  // 0: to the last
+  float* spans = nullptr;
   const QuantCall* next = nullptr;       // with choices: what this thread is likely to multiply afterwards: fetched ahead
   bool cold = true;                      // with choices: nothing has fetched the first group ahead
 };
@@ -126,6 +130,7 @@ struct QuantKernels {
   void (*list)(uint32_t mask, int parts, QuantChoice* choice);
   void (*activations)(const QuantRowsCall&);  // writes nothing outside its spans
   void (*multiply)(const QuantCall&);
+  void (*add_spans)(const QuantCall&);  // sums of all outputs from `spans`, which are complete
   // One call a row, at most kDraftRows, all of the same tile. Rows share what they read, never results.
   void (*nested)(const NestedCall* calls, int rows);
 };

@@ -237,6 +237,9 @@ struct CodedBlocks {
     panel.table = load_table(panel.tables + first / kTableInputs * kTableBytes);
     for (int64_t i = 0; i < n; i += kGroupInputs) widen_group(panel, (first + i) / kGroupInputs, out + i * kPanel);
   }
+  static void two_tiles(const DenseCall& call, int64_t first, int64_t last, const DirectPanels* by_rows) {
+    by_panels(call, first, last, by_rows);
+  }
 };
 
 static void multiply_coded(const DenseCall& call, int64_t first, int64_t last) {

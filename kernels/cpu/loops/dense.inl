@@ -3,19 +3,9 @@
 // The contract: for each (row, output) one accumulator takes its products in ascending order of input, each by one
 // fused multiply-add, starting at zero. Tiles, blocks, panels and threads only decide when that happens.
 
+#include "hints.h"
+
 namespace specdec::SPECDEC_ISA {
-
-// Into the second-level cache. A macro: GCC takes a function that only prefetches for one without effect, and drops it.
-#define SPECDEC_PREFETCH_FAR(p) __builtin_prefetch(p, 0, 2)
-
-// And into the first.
-#define SPECDEC_PREFETCH_NEAR(p) __builtin_prefetch(p, 0, 3)
-
-#if defined(__clang__)
-#define SPECDEC_UNROLL _Pragma("unroll")
-#else
-#define SPECDEC_UNROLL _Pragma("GCC unroll 32")
-#endif
 
 constexpr int kPanelVectors = kPanel / kLanes;
 constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registers
@@ -24,6 +14,8 @@ constexpr int kAccumulators = kTileRows * kTileVectors;  // that stay in registe
 constexpr int64_t kAheadInputs = 64;
 enum Asks { kAsksNothing, kAsksNear, kAsksFar };
 constexpr int64_t kAheadActive = 32;
+// Inputs of a part that two tiles of rows go through in turn, and how far ahead the first asks.
+constexpr int64_t kPairInputs = 64, kAheadOfPairs = 256;
 
 struct Half {
   static inline F32 read(const uint16_t* p) { return load_half(p); }
@@ -197,6 +189,75 @@ static constexpr BlockTile block_of() {
 #define SPECDEC_BLOCK(rows) block_of<rows>()
 #define SPECDEC_MASKED(rows) masked_of<W, rows>()
 
+// Part of a panel times one of two tiles. The first asks for lines far ahead, into the second-level cache; the second,
+// which finds its lines in the first level, for those of the next part, into that.
+template <class W, int R, bool kSecond>
+static void pair_part(const typename W::Bits* w, int64_t line, const float* x, int64_t n, float* sums) {
+  F32 acc[R][kPanelVectors];
+  load_tile(acc, sums, kPanel);
+  const typename W::Bits* near = w + n * line;
+  for (int64_t i = 0; i < n; ++i, w += line, near += line, x += R) {
+    if (kSecond)
+      SPECDEC_PREFETCH_NEAR(near);
+    else
+      SPECDEC_PREFETCH_FAR(w + kAheadOfPairs * line);
+    F32 weights[kPanelVectors];
+    SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) weights[v] = W::get(w, v);
+    loaded(weights);
+    SPECDEC_UNROLL for (int r = 0; r < R; ++r) {
+      const F32 value = set1(x[r]);
+      SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = fma(weights[v], value, acc[r][v]);
+    }
+  }
+  store_tile(acc, sums, kPanel);
+}
+
+template <class W>
+using PairPart = void (*)(const typename W::Bits*, int64_t, const float*, int64_t, float*);
+template <class W, int R, bool kSecond>
+static constexpr PairPart<W> pair_part_of() {
+  if constexpr (R <= kTileRows && R * kPanelVectors <= kAccumulators)
+    return pair_part<W, R, kSecond>;
+  else
+    return nullptr;
+}
+#define SPECDEC_FIRST_OF_PAIR(rows) pair_part_of<W, rows, false>()
+#define SPECDEC_SECOND_OF_PAIR(rows) pair_part_of<W, rows, true>()
+
+// Two tiles of rows, which take turns over short parts of a panel.
+template <class W>
+static void by_turns(const DenseCall& call, int64_t first, int64_t last) {
+  static constexpr PairPart<W> firsts[] = SPECDEC_BY_ROWS(SPECDEC_FIRST_OF_PAIR);
+  static constexpr PairPart<W> seconds[] = SPECDEC_BY_ROWS(SPECDEC_SECOND_OF_PAIR);
+  const int rows[2] = {call.tiles.size(0), call.tiles.size(1)};
+  const int64_t line = W::line(call), second = call.tiles.start(1);
+  alignas(64) float sums[2 * kTileRows][kPanel];
+  for (int64_t panel = first; panel < last; ++panel) {
+    for (int r = 0; r < call.tiles.rows; ++r)
+      for (int v = 0; v < kPanelVectors; ++v) store(sums[r] + v * kLanes, zero());
+    const typename W::Bits* w = call.panels + panel * call.in * line;
+    for (int64_t i = 0; i < call.in; i += kPairInputs, w += kPairInputs * line) {
+      const int64_t n = call.in - i < kPairInputs ? call.in - i : kPairInputs;
+      firsts[rows[0]](w, line, call.x + i * rows[0], n, sums[0]);
+      seconds[rows[1]](w, line, call.x + second * call.in + i * rows[1], n, sums[second]);
+    }
+    for (int r = 0; r < call.tiles.rows; ++r) store_outputs(call, panel, r, sums[r]);
+  }
+}
+
+// Two tiles panel by panel: the second finds a panel in the second-level cache.
+static void by_panels(const DenseCall& call, int64_t first, int64_t last, const DirectPanels* by_rows) {
+  const RowTiles& tiles = call.tiles;
+  for (int64_t panel = first; panel < last; ++panel)
+    for (int t = 0; t < 2; ++t) {
+      DenseCall part = call;
+      part.tiles = RowTiles(tiles.size(t), tiles.size(t));
+      part.x += tiles.start(t) * call.in;
+      part.y += tiles.start(t) * call.y_stride;
+      by_rows[part.tiles.rows](part, panel, panel + 1);
+    }
+}
+
 // Converts a panel's inputs e..e+n-1 of those that take part.
 template <class W>
 struct LineBlocks {
@@ -207,6 +268,9 @@ struct LineBlocks {
       const uint16_t* bits = lines.first + input_of(call, e + i) * lines.stride;
       SPECDEC_UNROLL for (int v = 0; v < kPanelVectors; ++v) store(out + v * kLanes, W::get(bits, v));
     }
+  }
+  static void two_tiles(const DenseCall& call, int64_t first, int64_t last, const DirectPanels*) {
+    by_turns<W>(call, first, last);
   }
 };
 
@@ -245,15 +309,7 @@ static void multiply_by(const DenseCall& call, int64_t first, int64_t last, cons
     by_rows[tiles.rows](call, first, last);
     return;
   }
-  // The second tile finds a panel in the second-level cache.
-  for (int64_t panel = first; panel < last; ++panel)
-    for (int t = 0; t < 2; ++t) {
-      DenseCall part = call;
-      part.tiles = RowTiles(tiles.size(t), tiles.size(t));
-      part.x += tiles.start(t) * call.in;
-      part.y += tiles.start(t) * call.y_stride;
-      by_rows[part.tiles.rows](part, panel, panel + 1);
-    }
+  Blocks::two_tiles(call, first, last, by_rows);
 }
 
 template <class W>

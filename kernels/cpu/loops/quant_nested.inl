@@ -185,7 +185,7 @@ static void quant_nested(const NestedCall* calls, int rows) {
 }
 
 inline QuantKernels quant_kernels() {
-  return QuantKernels{kQuantTileRows, quant_list, quant_activations, quant_multiply, quant_nested};
+  return QuantKernels{kQuantTileRows, quant_list, quant_activations, quant_multiply, quant_add_spans, quant_nested};
 }
 
 }  // namespace specdec::SPECDEC_ISA

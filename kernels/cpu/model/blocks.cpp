@@ -127,23 +127,25 @@ void Pass::append_row(int layer, int row) {
 void Pass::mlp_block(int layer) {
   const LayerParts& parts = parts_of(layer);
   const Input in = norm_into(parts.mlp_norm);
-  float* y = scratch_.normed.data();
   if (shape_of(layer).experts > 0) {
     expert_mlp(layer, in);
-    y = scratch_.mixed.data();
-  } else {
-    // The result may overwrite the norm: every product of gate and up is finished by then.
-    gated_mlp(layer, 0, in, y, padded(shape_.hidden));
+    add_part(layer, scratch_.mixed.data(), parts.mlp_post_norm);
+    return;
   }
-  add_part(layer, y, parts.mlp_post_norm);
+  // The result may overwrite the norm: every product of gate and up is finished by then.
+  float* y = scratch_.normed.data();
+  float* x = parts.mlp_post_norm == nullptr ? scratch_.x.data() : nullptr;
+  gated_mlp(layer, 0, in, y, padded(shape_.hidden), x);
+  if (x == nullptr) add_part(layer, y, parts.mlp_post_norm);
 }
 
-// y = down(activation(gate(x)) * up(x)) of one of a layer's MLPs.
-void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride) {
+// y = down(activation(gate(x)) * up(x)) of one of a layer's MLPs, added to the residual stream unless that is null.
+void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual) {
   const LayerParts& of_layer = parts_of(layer);
   const MlpParts& parts = of_layer.mlps[static_cast<size_t>(mlp)];
   const int64_t width = parts.width, stride = padded(width);
   float *gate = scratch_.gate.data(), *up = scratch_.up.data();
+  const float scale = shape_of(layer).residual_scale;
   multiply(in, {{parts.first_matrix, gate, stride}, {parts.first_matrix + 1, up, stride}}, true,
            [&](int, int row, int64_t from, int64_t to) {
              float *gates = gate + row * stride, *ups = up + row * stride;
@@ -158,6 +160,7 @@ void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride) {
            [&](int, int row, int64_t from, int64_t to) {
              float* part = y + row * y_stride;
              for (int64_t o = from; parts.down_bias != nullptr && o < to; ++o) part[o] += parts.down_bias[o];
+             for (int64_t o = from; residual != nullptr && o < to; ++o) residual[row * y_stride + o] += scale * part[o];
            });
 }
 

@@ -19,6 +19,9 @@ int64_t weights_to_take(double effort, int64_t total);
 
 class Pass {
  public:
+  // Rows that one tile of a quantised matrix is multiplied by at a time, at most: their sums stay in the second-level cache.
+  static constexpr int kRowsAtOnce = 96;
+
   // The sequences have been checked, and their caches have room.
   Pass(Model& model, std::vector<SequenceRows>& batch, DraftView* draft, Choice choice);
   // Writes the logits of all sequences one below the other, and what each has read into its `bytes`.
@@ -55,6 +58,26 @@ class Pass {
 
     int64_t tiles() const { return (matrix->panel_count() + matrix->wide - 1) / matrix->wide; }
   };
+  // How a multiplication by quantised matrices alone is cut. A unit is finished together: some rows of a tile, or of two
+  // tiles of a pair. Its parts are cuts of the tile's spans of inputs, whose sums are added up in order at the end.
+  struct Pieces {
+    int members = 1;   // tiles of a unit
+    int cuts = 1;      // parts of a tile
+    int batches = 1;   // of rows, of each tile
+    std::vector<int> first_unit;        // of each matrix, and the end
+    std::vector<int64_t> first_span;    // where each matrix's sums lie in scratch_.spans, in floats
+    int units() const { return first_unit.back(); }
+    int parts() const { return units() * members * cuts; }
+  };
+  // Some tiles of rows that are multiplied together.
+  struct RowSet {
+    const int32_t* x[kRowsAtOnce];
+    int sizes[kRowsAtOnce];
+    int tiles = 0, first = 0, rows = 0;
+  };
+  struct Piece {
+    int unit, matrix, tile, batch, cut;
+  };
   using Sequence = Model::Scratch::Sequence;
   using ShownRow = Model::Scratch::ShownRow;
 
@@ -79,7 +102,7 @@ class Pass {
   void append_row(int layer, int row);
   void turn(const LayerParts& parts, int row, float* x, int64_t heads, int64_t size) const;
   void mlp_block(int layer);
-  void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride);
+  void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual = nullptr);
   Input norm_into(const float* weight);
   void add_part(int layer, float* y, const float* post_norm);
   // experts.cpp
@@ -92,6 +115,8 @@ class Pass {
   // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
   template <class After>
   void multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
+  template <class After>
+  void multiply_pieces(Input in, const std::vector<Plan>& plans, const Pieces& pieces, bool paired, const After& after);
   template <class After>
   void multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
   // plan.cpp
@@ -111,6 +136,13 @@ class Pass {
   uint64_t quantised_bytes(const Plan& plan) const;
   QuantCall quant_call(const Plan& plan, int tile) const;
   void quantised_tile(const std::vector<Plan>& plans, size_t k, bool joint, Input in, int tile, float* scratch);
+  // quant_pieces.cpp
+  bool cut_quantised(Input in, const std::vector<Plan>& plans, bool paired, Pieces* pieces);
+  Piece piece_of(const std::vector<Plan>& plans, const Pieces& pieces, int part) const;
+  void quantised_piece(Input in, const std::vector<Plan>& plans, const Pieces& pieces, int part, float* scratch);
+  bool finish_piece(Input in, const std::vector<Plan>& plans, const Pieces& pieces, int part, float* scratch);
+  RowSet rows_of_batch(Input in, const Plan& plan, const Pieces& pieces, int batch) const;
+  QuantCall piece_call(Input in, const std::vector<Plan>& plans, const Pieces& pieces, int part) const;
 
   // attention.cpp
   struct AttentionTile;

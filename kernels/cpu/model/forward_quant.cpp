@@ -6,8 +6,6 @@
 namespace specdec {
 namespace {
 
-// Rows that one tile of a matrix is multiplied by at a time: their sums stay in the second-level cache.
-constexpr int kQuantRowsAtOnce = 96;
 // Up to so many rows, inputs that none of them takes are not read, ...
 constexpr int kChosenRows = 12;
 // ... if they are more than this share, and the rows of a tile are so many bytes: what is read in order comes faster.
@@ -28,7 +26,7 @@ int64_t Model::quantised_scratch_floats(int rows) const {
   for (const PackedMatrix& matrix : matrices_)
     for (int t = 0; t < matrix.quantised.tiles && matrix.is_quantised(); ++t)
       widest = std::max(widest, matrix.quantised.tile_width(t));
-  const int64_t count = std::min(rows, kQuantRowsAtOnce);
+  const int64_t count = std::min(rows, Pass::kRowsAtOnce);
   return widest == 0 ? 0 : count * widest + quant_scratch_bytes(count, widest) / static_cast<int64_t>(sizeof(float));
 }
 
@@ -163,12 +161,12 @@ void Pass::quantised_tile(const std::vector<Plan>& plans, size_t k, bool joint, 
   const RowTiles tiles(in.rows, kernels_.quant.tile_rows);
   const int64_t width = matrix.tile_width(tile), from = matrix.tile_start(tile);
   const int64_t outputs = std::min(width, matrix.out - from);
-  constexpr int kMost = kQuantRowsAtOnce;
+  constexpr int kMost = kRowsAtOnce;
   for (int first = 0; first < tiles.count;) {
     const int32_t* x[kMost];
     int sizes[kMost], count = 0, rows = 0;
     const int begin = tiles.start(first);
-    for (; first < tiles.count && rows + tiles.size(first) <= kQuantRowsAtOnce; ++first, ++count) {
+    for (; first < tiles.count && rows + tiles.size(first) <= Pass::kRowsAtOnce; ++first, ++count) {
       x[count] = plan.whole + quant_words(matrix.groups(), tiles.start(first));
       sizes[count] = tiles.size(first);
       rows += sizes[count];

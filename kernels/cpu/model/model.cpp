@@ -298,6 +298,11 @@ std::unique_ptr<KvCache> Model::new_cache(int64_t capacity) const {
   return std::make_unique<KvCache>(cache_shape_, capacity);
 }
 
+void Model::set_threads(int threads) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  pool_ = Pool::shared(threads);
+}
+
 const float* Model::find_vector(const std::string& name) const {
   const auto found = vectors_.find(name);
   return found == vectors_.end() ? nullptr : found->second.data();

@@ -1,6 +1,7 @@
 // A model in memory: its weights packed for the kernels, and the forward pass over them.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -31,6 +32,8 @@ class Model {
   const ModelShape& shape() const { return shape_; }
   const KernelTable& kernels() const { return kernels_; }
   Pool& pool() { return *pool_; }
+  // From the next pass on; results stay, and so does how weights were cut for the threads that the model was made with.
+  void set_threads(int threads);
 
   // Matrices are numbered as ModelConfig.matrices() lists them.
   const PackedMatrix& matrix(int index) const { return matrices_.at(static_cast<size_t>(index)); }
@@ -113,6 +116,9 @@ class Model {
     Buffer<float> input_scores;
     Buffer<uint32_t> input_masks;
     Buffer<QuantChoice> choices;
+    Buffer<float> spans;                       // sums of spans that several parts have made
+    std::unique_ptr<std::atomic<int>[]> left;  // parts of each unit that are not done
+    size_t left_room = 0;
     struct ShownRow {  // one whose logits are asked for
       int row;
       const double* efforts;

@@ -12,6 +12,11 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
     return;
   }
   const std::vector<Plan> plans = plan(in, outputs);
+  Pieces pieces;
+  if (cut_quantised(in, plans, paired, &pieces)) {
+    multiply_pieces(in, plans, pieces, paired, after);
+    return;
+  }
   // Every thread's share of the parts is a whole share of each matrix (see Pool::run), so that they finish together.
   // A pair of two kinds has no ranges that are finished in both.
   const bool joint = paired && plans[0].matrix->is_quantised() == plans[1].matrix->is_quantised() &&
@@ -58,6 +63,21 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
   for (int row = 0; row < in.rows && joint != paired; ++row) after(0, row, int64_t{0}, plans[0].matrix->out);
 }
 
+// Of quantised matrices alone.
+template <class After>
+void Pass::multiply_pieces(Input in, const std::vector<Plan>& plans, const Pieces& pieces, bool paired, const After& after) {
+  each(pieces.parts(), static_cast<int64_t>(in.rows) * plans[0].matrix->in * plans[0].matrix->out, [&](int part, int thread) {
+    quantised_piece(in, plans, pieces, part, thread_scratch(thread));
+    if (!finish_piece(in, plans, pieces, part, thread_scratch(thread))) return;
+    const Piece piece = piece_of(plans, pieces, part);
+    const int matrix = paired ? 0 : piece.matrix;
+    const QuantMatrix& of = plans[static_cast<size_t>(matrix)].matrix->quantised;
+    const int64_t end = std::min(of.tile_start(piece.tile + 1), of.out);
+    const RowSet set = rows_of_batch(in, plans[static_cast<size_t>(matrix)], pieces, piece.batch);
+    for (int row = set.first; row < set.first + set.rows; ++row) after(matrix, row, of.tile_start(piece.tile), end);
+  });
+}
+
 template <class After>
 void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
   const auto count = static_cast<int>(outputs.size());
@@ -76,12 +96,15 @@ void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool pai
     for (int j = 0; j < count; ++j) y[j] = outputs[static_cast<size_t>(j)].y + first * strides[j];
     const DraftRows rows{std::min(kDraftRows, in.rows - first), in.x + first * in.stride, in.stride,
                          efforts.data() + first * count, y, strides};
-    shared_bytes_ += draft_->multiply(*model_.pool_, count, matrices, rows);
+    auto finished = [&](int j, int row, int64_t from, int64_t to) { after(j, first + row, from, to); };
+    using Finished = decltype(finished);
+    const DraftAfter then{&finished,
+                          [](void* self, int j, int row, int64_t from, int64_t to) {
+                            (*static_cast<Finished*>(self))(j, row, from, to);
+                          },
+                          paired};
+    shared_bytes_ += draft_->multiply(*model_.pool_, count, matrices, rows, &then);
   }
-  const int done = paired ? 1 : count;
-  each(in.rows, in.rows == 1 ? 0 : in.rows * model_.matrix(matrices[0]).out * 4, [&](int row, int) {
-    for (int j = 0; j < done; ++j) after(j, row, int64_t{0}, model_.matrix(matrices[j]).out);
-  });
 }
 
 }  // namespace specdec

@@ -209,6 +209,13 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def(nb::init<const specdec::ModelShape&, const std::string&, int>(), "shape"_a, "isa"_a, "threads"_a)
       .def_prop_ro("isa", [](const Model& model) { return model.kernels().name; })
       .def_prop_ro("threads", [](Model& model) { return model.pool().threads(); })
+      .def(
+          "set_threads",
+          [](Model& model, int threads) {
+            check(threads >= 1 && threads <= 1024, "threads must be 1 to 1024");
+            model.set_threads(threads);
+          },
+          "threads"_a)
       .def_prop_ro("nbytes", &Model::bytes, "Bytes of exact weights held.")
       .def_prop_ro("coded_bytes", &Model::coded_bytes, "Bytes of them that hold weights in 12 bits.")
       .def_prop_ro("mask_bytes", &Model::mask_bytes, "Bytes of tier masks and scores held.")

@@ -192,8 +192,8 @@ THREADED_TEST(int4_does_not_depend_on_threads_or_on_the_call_before) {
   for (const auto* table : tables())
     for (const auto& shapes : kShapes) {
       Case c(shapes);
-      Pool one(1), three(3);
-      Int4View view = c.view(*table, one);
+      Pool one(1), three(3), sixteen(16);
+      Int4View view = c.view(*table, one), fine = c.view(*table, sixteen);  // tiles as the threads want them
       for (const float effort : {1.0F, 0.4F}) {
         const std::vector<float> efforts(shapes.size(), effort);
         c.multiply(view, one, efforts);
@@ -203,6 +203,12 @@ THREADED_TEST(int4_does_not_depend_on_threads_or_on_the_call_before) {
           for (size_t m = 0; m < shapes.size(); ++m)
             CHECK(std::memcmp(first[m].data(), c.y[m].data(), static_cast<size_t>(shapes[m].out) * sizeof(float)) == 0,
                   name_of(*table, shapes) + " threads " + std::to_string(pool->threads()));
+        }
+        for (Pool* pool : {&sixteen, &one}) {
+          c.multiply(fine, *pool, efforts);
+          for (size_t m = 0; m < shapes.size(); ++m)
+            CHECK(std::memcmp(first[m].data(), c.y[m].data(), static_cast<size_t>(shapes[m].out) * sizeof(float)) == 0,
+                  name_of(*table, shapes) + " tiles for 16 threads, threads " + std::to_string(pool->threads()));
         }
       }
     }

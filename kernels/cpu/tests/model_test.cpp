@@ -21,9 +21,9 @@ bool equal(const std::vector<float>& a, const std::vector<float>& b) {
 }  // namespace
 
 THREADED_TEST(pool_runs_every_part_once) {
-  for (const int threads : {1, 2, 3, 5}) {
+  for (const int threads : {1, 2, 3, 5, 16}) {
     Pool pool(threads);
-    for (int round = 0; round < 300; ++round) {
+    for (int round = 0; round < (threads > 5 ? 110 : 300); ++round) {
       const int parts = round % 37;
       std::vector<std::atomic<int>> counts(static_cast<size_t>(parts));
       std::atomic<int> bad_threads{0};
@@ -34,6 +34,32 @@ THREADED_TEST(pool_runs_every_part_once) {
       for (const auto& count : counts) CHECK(count == 1, "a part ran " + std::to_string(count) + " times");
       CHECK(bad_threads == 0, "thread number");
       if (round % 100 == 99) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // long enough to fall asleep
+    }
+  }
+}
+
+// A thread that is held up in the first part of its share leaves the others to the rest: each thread waits there until all
+// other parts have run.
+THREADED_TEST(pool_does_not_wait_for_a_slow_thread) {
+  for (const int threads : {2, 5, 16}) {
+    Pool pool(threads);
+    for (int slow = 0; slow < threads; ++slow) {
+      const int parts = 3 * threads + 1, first = parts * slow / threads;
+      std::atomic<int> others{0};
+      std::atomic<bool> late{false};
+      pool.run(parts, [&](int part, int) {
+        if (part != first) {
+          ++others;
+          return;
+        }
+        const auto start = std::chrono::steady_clock::now();
+        while (others < parts - 1 && !late) {
+          std::this_thread::yield();
+          late = std::chrono::steady_clock::now() - start > std::chrono::seconds(20);
+        }
+      });
+      CHECK(!late, "the rest of a slow thread's share was left");
+      CHECK(others == parts - 1, "parts");
     }
   }
 }

@@ -6,7 +6,7 @@ Making a runtime needs the extension module; importing this module does not."""
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
+from specdec.model.effort import resolve_efforts
 from specdec.progress import Count, reported
 from specdec.runtimes.base import EXACT, Cache, DraftHead, Logits, Pass, Rows, RuntimeInfo, ViewInfo, check_view
 from specdec.runtimes.checks import check_batch, check_capacity, checked_tokens
@@ -28,6 +29,7 @@ from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.heads import Heads, NativeHead
 from specdec.runtimes.native.load import load_weights
 from specdec.runtimes.native.shape import shape_of
+from specdec.runtimes.native.threads import settle_threads
 from specdec.turns import Turns
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class NativeRuntime:
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
-        threads: threads to compute with, the caller's included; None takes the physical cores this process may use.
+        threads: threads to compute with, the caller's included; None takes the physical cores this process may use, or
+            fewer where decoding is faster with fewer (`settle_threads`).
         isa: instruction set, one of `native_module().supported_isas()`; None takes the environment's SPECDEC_CPU, or
             else the best.
 
@@ -104,15 +107,29 @@ class NativeRuntime:
         self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
         load_weights(self._model, store, self._index, coded_inputs=int(module.CODED_INPUTS))
         self._views = draft_views(self.config, quantised=store.quantised)
+        build = f"{self.isa} {_module_stamp()}"
+        if threads is None:
+            settle_threads(store, build, self.threads, self._model.set_threads, self._step())
         self.info = RuntimeInfo(
             name="native",
             auto_draft=("nested" if store.quantised else "int4", 0.7),
             agreeing=() if store.quantised else _AGREEING,
-            build=f"{self.isa} {_module_stamp()}",
+            build=build,
             threads=self.threads,
             prunes_head=True,
         )
         self._heads = Heads(module, self._model, self.config)
+
+    def _step(self) -> Callable[[], Any]:
+        """Runs a single row of the exact view."""
+        cache = self.new_cache(1)
+        rows = Rows(cache, [0], resolve_efforts(1.0, self.config), logits="last")
+
+        def step() -> None:
+            self.forward([rows])
+            cache.trim(0)
+
+        return step
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
