@@ -36,6 +36,7 @@ COMMANDS = (
     "doctor",
     "serve",
     "search",
+    "launch",
 )
 
 # With this variable set, an unexpected error prints its traceback.
@@ -173,7 +174,15 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # argparse's way to end after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked
-    code: int = arguments.run(arguments)
+    from specdec.cli.launch import follows, run_in_ranks
+
+    if (code := run_in_ranks(arguments, arguments.words)) is not None:
+        return code
+    if follows(arguments):
+        from specdec.distributed.follower import follow
+
+        return follow()
+    code = arguments.run(arguments)
     return code
 
 

@@ -37,6 +37,7 @@ ORDER = (
     "policies",
     "engine",
     "sources",
+    "distributed",
     "model.loaded",
     "specdec",
     "lab",

@@ -73,6 +73,13 @@ class Pass {
   void draft_heads(int first);
   void score(const HeadRows& rows, int first, int from, int count);
   void finish_logits(float* logits, int64_t n) const;
+  // divided.cpp
+  void gather(int matrix, int rows, const float* own, int64_t own_stride, float* all, int64_t stride,
+              const int32_t* tokens = nullptr);
+  void gather_embeddings();
+  void norm_whole(int layer);
+  void divided_head(int rows);
+  Input attended(int layer);
   // blocks.cpp
   void attention_block(int layer);
   void project(int layer, Input in);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,6 +20,18 @@
 #include "shape.h"
 
 namespace specdec {
+
+// Rows whose parts lie on several devices, to be put together on each of them: this device's part of what has as many
+// outputs as `matrix`, or, if that is -1, the embeddings of the tokens that it holds.
+struct GatherCall {
+  int matrix;
+  int rows;
+  const float* own;
+  int64_t own_width, own_stride;
+  float* all;
+  int64_t width, stride;
+  const int32_t* tokens;  // of the rows, for embeddings
+};
 
 class Model {
  public:
@@ -56,7 +69,12 @@ class Model {
   uint64_t bytes() const;
   uint64_t mask_bytes() const;
 
-  // Weights of the logits layer for one token, `hidden` many.
+  // Outputs of a matrix on all devices together; values of an embedding for -1.
+  int64_t whole_width(int index) const { return index < 0 ? shape_.hidden : whole_widths_.at(static_cast<size_t>(index)); }
+  // How a divided model puts rows together; called between parallel regions, with equal calls on every device.
+  void set_gather(std::function<void(const GatherCall&)> gather) { gather_ = std::move(gather); }
+
+  // Weights of the logits layer for one token, of this device's, `hidden` many.
   void logits_row(int64_t token, float* weights) const;
 
   std::unique_ptr<KvCache> new_cache(int64_t capacity) const;
@@ -81,6 +99,8 @@ class Model {
   // Activations are (rows, stride) float arrays whose stride is the width rounded up to 64.
   struct Scratch {
     Buffer<float> x, normed, qkv[3], attended, attn_gate, gate, up, expert_in, expert_out, mixed;
+    Buffer<float> own, all_attended, all_inner;  // of a divided model
+    std::vector<int32_t> tokens;
     std::vector<Buffer<float>> cosines, sines;  // of each rotation
     Buffer<float> tiles, partial, thread, logits, router_logits;
     struct Sequence {  // of the pass under way
@@ -140,6 +160,7 @@ class Model {
   Buffer<uint8_t> quantised_;
   Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;
+  std::vector<int64_t> whole_widths_;  // of each matrix
   std::vector<PackedMatrix> routers_;  // of each layer; without outputs where there are no experts
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
   struct QuantEmbedding {       // or so
@@ -154,6 +175,7 @@ class Model {
   std::vector<RopeShape> rotations_;   // the different ones
   std::shared_ptr<const CacheShape> cache_shape_;
   const float* final_norm_ = nullptr;
+  std::function<void(const GatherCall&)> gather_;
   const int process_;  // threads do not survive a fork
   std::mutex mutex_;   // one pass at a time
   Scratch scratch_;

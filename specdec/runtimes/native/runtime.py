@@ -28,9 +28,11 @@ from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.heads import Heads, NativeHead
 from specdec.runtimes.native.load import load_weights
 from specdec.runtimes.native.shape import shape_of
+from specdec.store.share import StoreShare
 from specdec.turns import Turns
 
 if TYPE_CHECKING:
+    from specdec.runtimes.share import Share
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
@@ -86,9 +88,14 @@ class NativeRuntime:
         StoreError: the weights hold an infinite number or NaN, or tier masks contradict the layout.
     """
 
-    def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self, store: Store, *, threads: int | None = None, isa: str | None = None, share: Share | None = None
+    ) -> None:
         module = native_module()
         check_missing("native", self.missing(store.config))
+        self._share = share
+        if share is not None:
+            store = StoreShare(store, share)
         self.config: ModelConfig = store.config
         self._vocab, self._layers = store.config.vocab_size, store.config.num_layers
         self._store = store
@@ -97,17 +104,20 @@ class NativeRuntime:
         self._has_masks = False
         self._turn = Turns()  # weights are not packed while a pass reads them
         self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
-        self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
+        self._model = _new_model(
+            module, store, usable_cores() if threads is None else threads, _isa(module, isa), share
+        )
         self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
         load_weights(self._model, store, self._index)
-        self._views = draft_views(self.config, quantised=store.quantised)
+        self._views = draft_views(self.config, quantised=store.quantised, share=share)
+        drafts = "nested" if store.quantised else "int4" if "int4" in self._views else "bucket"
         self.info = RuntimeInfo(
             name="native",
-            auto_draft=("nested" if store.quantised else "int4", 0.7),
-            agreeing=() if store.quantised else _AGREEING,
-            build=f"{self.isa} {_module_stamp()}",
+            auto_draft=(drafts, 0.7),
+            agreeing=_AGREEING if "bucket8" in self._views else (),
+            build=f"{self.isa} {_module_stamp()}" + ("" if share is None else f" {share.ranks} devices"),
             threads=self.threads,
-            prunes_head=True,
+            prunes_head=share is None,
         )
         self._heads = Heads(module, self._model, self.config)
 
@@ -172,6 +182,8 @@ class NativeRuntime:
 
     def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
         """A draft head of one sequence; see `Runtime.draft_head`."""
+        if self._share is not None:
+            raise InvalidArgumentError("a model that is divided among devices has no draft heads")
         with self._turn:
             return self._heads.new(tokens)
 
@@ -298,7 +310,8 @@ class NativeRuntime:
         if self._has_masks:
             return
         tiers = len(self._store.layout.tier_sizes)
-        tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
+        names = [name for name in self._index if name not in self._store.types and self._store.shape(name)[0]]
+        tiered = {name: self._store.shape(name) for name in names}
         weights = sum(outputs * inputs for outputs, inputs in tiered.values())
         check_room("an effort below 1 on the exact weights", weights * (tiers - 1) // 8, available_bytes())
         for name in reported(tiered, progress):
@@ -325,7 +338,10 @@ def _isa(module: Any, isa: str | None) -> str:
     return wanted or known[0]
 
 
-def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
+def _new_model(module: Any, store: Store, threads: int, isa: str, share: Share | None) -> Any:
     if not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
-    return module.Model(shape_of(module, store), isa, threads)
+    model = module.Model(shape_of(module, store, share), isa, threads)
+    if share is not None:
+        model.set_gather(share.put_together)
+    return model
