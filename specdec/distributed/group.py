@@ -73,6 +73,12 @@ class Group:
         mx.eval(found)
         return np.asarray(found).reshape(self.ranks, *own.shape)
 
+    def collect_array(self, own: Any) -> Any:
+        """The same of MLX arrays inside a graph on a GPU: (ranks, *own.shape)."""
+        if self.ranks == 1:
+            return own[None]
+        return self._mx.distributed.all_gather(own[None], group=self._world, stream=self._stream)
+
     def close(self) -> None:
         """Tell the others that this is the end, and expect theirs."""
         self.watch.stop()

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.errors import InvalidArgumentError, OptionError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import OptionError, RuntimeUnavailableError, UnknownNameError
 from specdec.runtimes.features import lack
 from specdec.warn import warn
 
@@ -38,9 +38,7 @@ def _mlx(store: Store, threads: int | None, share: Share | None) -> Runtime:
 
     if threads is not None:
         warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU")
-    if share is not None:
-        raise InvalidArgumentError("the mlx runtime does not divide models among devices: take native or reference")
-    return MlxRuntime(store)
+    return MlxRuntime(store, share=share)
 
 
 # Best first: "auto" takes the first one that can run the model here.

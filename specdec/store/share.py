@@ -62,6 +62,11 @@ class StoreShare(Store):
         self._whole, self._division = whole, division
         self._shapes = division.shapes()
 
+    @property
+    def whole(self) -> Store:
+        """The store of all devices."""
+        return self._whole
+
     def bucket_arrays(self, name: str) -> dict[str, np.ndarray]:
         """See `Store.bucket_arrays`; a copy, since a device's part of an array is not in one piece."""
         outputs, size = self._division.outputs(name), self.layout.bucket_size
