@@ -83,6 +83,9 @@ class _Follower:
         self._runtimes[number] = runtime
         self._link.send(["answer", card, ""])
 
+    def _time_gathers(self, size: int, repeat: int) -> None:
+        self._group.gather_s(size, repeat)
+
     def _prepare(self, number: int, view: str) -> None:
         problem = ""
         try:

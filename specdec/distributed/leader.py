@@ -77,6 +77,13 @@ class Leader:
         return found
 
 
+    def gather_s(self, size: int, repeat: int) -> float:
+        """Median seconds of a gather of `size` values of each rank."""
+        with self.turn, uninterrupted():
+            self.tell("time_gathers", size, repeat)
+            return self.group.gather_s(size, repeat)
+
+
 class LeaderCache:
     """Rank 0's part of a cache whose heads are divided among ranks."""
 

@@ -69,7 +69,7 @@ def open_runtime(
         return create_runtime(runtime, store, threads=threads)
     from specdec.distributed.leader import LeaderRuntime
 
-    leader = _leader()
+    leader = the_leader()
     order = Order(
         name=os.path.abspath(name) if Path(name).exists() else name,
         path=str(store.path),
@@ -154,7 +154,12 @@ def _compare(rank: str, card: dict[str, Any], own: dict[str, Any]) -> None:
 
 
 @cache
-def _leader() -> Leader:
+def the_leader() -> Leader:
+    """What this process, rank 0, tells the others with.
+
+    Raises:
+        DistributedError: the others cannot be reached.
+    """
     from specdec.distributed.leader import Leader
 
     return Leader(join())

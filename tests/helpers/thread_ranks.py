@@ -14,6 +14,7 @@ from specdec.store import Store
 
 _Result = TypeVar("_Result")
 _PATIENCE_S = 300.0
+_MLX = threading.Lock()
 
 
 class ThreadExchange:
@@ -32,6 +33,16 @@ class ThreadExchange:
         found = np.stack(self._table)
         self._barrier.wait(_PATIENCE_S)
         return found
+
+    def collect_array(self, own: Any) -> Any:
+        import mlx.core as mx
+
+        with _MLX:
+            mx.eval(own)
+            array = np.array(own, dtype=np.float32)
+        found = self.collect(array)
+        with _MLX:
+            return mx.array(found).astype(own.dtype)
 
 
 def on_threads(ranks: int, work: Callable[[ThreadExchange], _Result]) -> list[_Result]:
