@@ -34,11 +34,7 @@ def follow() -> int:
     while True:
         message = link.receive()
         if message is CLOSED:
-            if not follower.is_over:
-                group.watch.fail("rank 0 has ended before its time: all ranks end", told=group.rank > 1)
-            return 0
-        if message == ["fail"]:
-            group.watch.fail("", told=True)
+            group.watch.wait_for_end()
         if message == ["end"]:
             group.watch.stop()
             return 0
@@ -61,7 +57,6 @@ class _Follower:
 
     def __init__(self, group: Group, link: Link) -> None:
         self._group, self._link = group, link
-        self.is_over = False
         self._runtimes: dict[int, Runtime] = {}
         self._caches: dict[int, Cache] = {}
         self._efforts: dict[tuple[int, int], Efforts] = {}
@@ -71,8 +66,7 @@ class _Follower:
         try:
             getattr(self, f"_{note[0]}")(*note[1:])
         except Exception as error:
-            self._link.send(["failed", " ".join(str(error).split()) or type(error).__name__])
-            self._group.watch.fail("", told=True)
+            self._group.watch.fail(" ".join(str(error).split()) or type(error).__name__)
 
     def _open(self, number: int, order: dict[str, Any]) -> None:
         try:

@@ -51,8 +51,9 @@ class Group:
         self.rank, self.ranks, self.backend = int(world.rank()), int(world.size()), place.backend
         # NCCL works on GPUs alone, all others on the processor.
         self._stream = mx.gpu if place.backend == "nccl" else mx.cpu
-        self._calls = threading.Lock()
+        self._has_met = False
         self.hosts, self.links = _meet(self, place)
+        self._has_met = True
         self.watch = Watch(self.rank, self.links, timeout_s())
 
     @property
@@ -70,8 +71,13 @@ class Group:
         if self.ranks == 1:
             return own[None]
         mx = self._mx
-        found = mx.distributed.all_gather(mx.array(own), group=self._world, stream=self._stream)
-        mx.eval(found)
+        try:
+            found = mx.distributed.all_gather(mx.array(own), group=self._world, stream=self._stream)
+            mx.eval(found)
+        except unless_signalled(RuntimeError) as error:
+            if not self._has_met:
+                raise
+            self.watch.lost(error)
         return np.asarray(found).reshape(self.ranks, *own.shape)
 
     def collect_array(self, own: Any) -> Any:

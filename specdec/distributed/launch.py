@@ -234,8 +234,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]], plan: Plan) -> int:
         failed = next((rank for rank, code in enumerate(codes) if code), None)
         if failed is not None:
             _wait_for(ranks[:1], _GRACE_S)  # rank 0 notices, and says so
-            if ranks[0].poll() is None or ranks[0].poll() == 0:
-                _report(failed, codes[failed], plan, others=[])
+            if (code := ranks[0].poll()) is not None and code > 0:
+                return code
+            _report(failed, codes[failed], plan, others=[])
             _end(ranks)
             code = codes[failed] or 1
             return code if code > 0 else 128 - code

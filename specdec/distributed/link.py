@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
@@ -21,6 +22,7 @@ from specdec.interrupts import unless_signalled
 _LENGTH = struct.Struct("!I")
 _BEAT = _LENGTH.pack(0)
 _MOST_BYTES = 1 << 28
+_FAIL = "fail"
 CLOSED: Any = object()
 """What `receive` returns once the other side has gone."""
 
@@ -36,6 +38,8 @@ class Link:
     Attributes:
         heard_s: when something last came (time.monotonic).
         closed: set once the other side has gone.
+        failure: what the other side said before it ended for a failure; "" where others have said it.
+        on_end: called once it is closed or has failed.
     """
 
     def __init__(self, connection: socket.socket, rank: int, host: str) -> None:
@@ -44,6 +48,8 @@ class Link:
         self.rank, self.host = rank, host
         self.heard_s = time.monotonic()
         self.closed = threading.Event()
+        self.failure: str | None = None
+        self.on_end: Callable[[], None] = lambda: None
         self._connection = connection
         self._sending = threading.Lock()
         self._received: SimpleQueue[Any] = SimpleQueue()
@@ -53,6 +59,10 @@ class Link:
         """Send anything that JSON can hold. Does nothing once the other side has gone."""
         data = json.dumps(message, separators=(",", ":")).encode()
         self._send(_LENGTH.pack(len(data)) + data)
+
+    def fail(self, sentence: str) -> None:
+        """Send that this side ends for a failure, whatever the other side waits for."""
+        self.send([_FAIL, sentence])
 
     def beat(self) -> None:
         """Send a sign of life."""
@@ -88,8 +98,16 @@ class Link:
                     data = stream.read(count)
                     self.heard_s = time.monotonic()
                     if count:
-                        self._received.put(json.loads(data))
+                        self._take(json.loads(data))
         except unless_signalled(OSError, ValueError, struct.error):
             pass
         self.closed.set()
         self._received.put(CLOSED)
+        self.on_end()
+
+    def _take(self, message: Any) -> None:
+        if isinstance(message, list) and message[:1] == [_FAIL]:
+            self.failure = str(message[1])
+            self.on_end()
+        else:
+            self._received.put(message)

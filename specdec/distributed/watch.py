@@ -29,7 +29,9 @@ class Watch:
 
     def __init__(self, rank: int, links: Sequence[Link], timeout_s: float) -> None:
         self._rank, self._links, self._timeout_s = rank, links, timeout_s
-        self._over = threading.Event()
+        self._over, self._wake = threading.Event(), threading.Event()
+        for link in links:
+            link.on_end = self._wake.set
         self._thread = threading.Thread(target=self._run, name="specdec watch", daemon=True)
         self._thread.start()
 
@@ -45,16 +47,30 @@ class Watch:
             told: another rank has said so already.
         """
         self._over.set()
-        if not told:
+        # Rank 0 speaks for all others: they tell it.
+        if not told and (self._rank == 0 or self._links[0].closed.is_set()):
             print(f"specdec: error: {sentence}", file=sys.stderr, flush=True)
         for link in self._links:
-            link.send(["fail"])
+            link.fail("" if self._rank == 0 or told else sentence)
             link.close()
         end_now()
 
+    def wait_for_end(self) -> NoReturn:
+        """The other side of a link has gone: let the thread say so."""
+        self._thread.join()
+        end_now()
+
+    def lost(self, error: Exception) -> NoReturn:
+        """A collective has failed, so some rank has ended: leave it to those who know which, and end."""
+        self._wake.set()
+        time.sleep(self._timeout_s)
+        self.fail(f"rank {self._rank} has lost the others: {error}")
+
     def _run(self) -> None:
         last = time.monotonic()
-        while not self._over.wait(_BEAT_S):
+        while not self._over.is_set():
+            self._wake.wait(_BEAT_S)
+            self._wake.clear()
             now = time.monotonic()
             paused = now - last > 4 * _BEAT_S + 1  # this process itself stood still: nobody else is to blame
             last = now
@@ -62,6 +78,8 @@ class Watch:
                 link.beat()
                 if paused:
                     link.heard_s = now
+                if link.failure is not None:
+                    self.fail(f"{named(link)}: {link.failure}", told=not link.failure)
                 if link.closed.is_set():
                     self._has_ended(link)
                 if now - link.heard_s > self._timeout_s:
@@ -70,7 +88,7 @@ class Watch:
                     )
 
     def _has_ended(self, link: Link) -> None:
-        if self._over.wait(_BEAT_S):  # the end that was expected, a moment early
+        if self._over.wait(_BEAT_S) or link.failure is not None:  # the end that was expected, a moment early
             return
         self._tell(f"{named(link)} has ended before its time: all ranks end")
 

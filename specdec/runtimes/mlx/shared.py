@@ -8,6 +8,8 @@ from specdec.errors import InvalidArgumentError
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.share import Share
 
+_TILE = 16  # outputs
+
 
 class ArrayExchange(Protocol):
     """Connects devices whose rows are MLX arrays; see `specdec.runtimes.share.Exchange`."""
@@ -32,10 +34,10 @@ class SharedArrays:
         self._mx, self._share = mx, share
         exchange: Any = share.exchange
         self._exchange: ArrayExchange = exchange
-        if share.is_uneven:
+        if share.is_uneven or not share.is_cut_in(_TILE):
             raise InvalidArgumentError(
-                f"the mlx runtime cannot divide this model among {share.ranks} devices: one would hold no head, or "
-                "nothing of a matrix"
+                f"the mlx runtime cannot divide this model among {share.ranks} devices: one would hold no head, or parts "
+                f"of a tile of {_TILE} outputs"
             )
         if share.ranks > 1 and any(layer.attention.qk_norm == "full" for layer in share.config.layers):
             raise InvalidArgumentError(
