@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shlex
 import signal
 import socket
@@ -29,7 +30,9 @@ from specdec.interrupts import unless_signalled
 BACKENDS = ("ring", "jaccl", "nccl")
 LOOPBACK = "127.0.0.1"
 REMOTE_PORT = 32323  # of the first rank, where machines of others listen
+_FREE = range(20000, 32000)  # where ports are chosen
 _GRACE_S = 5.0  # for ranks to end by themselves once one has
+_SHORT_S = 1.0  # the same after a failure, and before a rank is killed
 _POLL_S = 0.02
 
 
@@ -156,9 +159,7 @@ def _ports(plan: Plan) -> list[int]:
     """
     all_here = all(host.is_here for host in plan.hosts)
     if plan.port is None and all_here:
-        with contextlib.ExitStack() as stack:
-            tried = [stack.enter_context(socket.create_server((host.ips[0], 0))) for host in plan.hosts]
-            return [one.getsockname()[1] for one in tried]
+        return _free_ports([host.ips[0] for host in plan.hosts])
     first = REMOTE_PORT if plan.port is None else plan.port
     for rank, host in enumerate(plan.hosts):
         if not host.is_here:
@@ -170,6 +171,20 @@ def _ports(plan: Plan) -> list[int]:
                 f"port {first + rank} of {host.ips[0]} cannot be used ({error}): choose another with --port"
             ) from None
     return [first + rank for rank in range(len(plan.hosts))]
+
+
+def _free_ports(addresses: Sequence[str]) -> list[int]:
+    """A port of each address that nothing listens on, below those that systems give to outgoing connections."""
+    found: list[int] = []
+    for port in random.sample(_FREE, len(_FREE)):
+        try:
+            socket.create_server((addresses[len(found)], port)).close()
+        except OSError:
+            continue
+        found.append(port)
+        if len(found) == len(addresses):
+            return found
+    raise DistributedError("there is no free port for the ranks: give one with --port")
 
 
 def _device(hosts: Sequence[Host], rank: int) -> str:
@@ -226,7 +241,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], plan: Plan) -> int:
     while True:
         codes = [process.poll() for process in ranks]
         if codes[0] is not None:
-            _wait_for(ranks, _GRACE_S)
+            _wait_for(ranks, _SHORT_S if codes[0] else _GRACE_S)
             failed = next((rank for rank, code in enumerate(codes) if code is not None and code < 0), None)
             if failed is not None:
                 _report(failed, codes[failed], plan, others=[process.poll() for process in ranks])
@@ -262,7 +277,7 @@ def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in ranks:
         if process.poll() is None:
             process.terminate()
-    _wait_for(ranks, _GRACE_S)
+    _wait_for(ranks, _SHORT_S)
     for process in ranks:
         if process.poll() is None:
             process.kill()

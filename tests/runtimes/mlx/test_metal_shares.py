@@ -90,7 +90,7 @@ def test_drafts_choose_from_the_whole_row(mx: Any, tmp_path: Path) -> None:
 
 
 def test_quantised_devices(mx: Any, tmp_path: Path) -> None:
-    config = quantised_config(num_heads=4, num_kv_heads=2)
+    config = quantised_config(num_heads=4, num_kv_heads=2, head_dim=64)
     source = quantised_source(config, "q4_k", "q6_k", "q8_0")
     store = Store.open(convert(source, tmp_path / "store", quantised="keep"), verify=False)
     check(mx, store, (("exact", 1.0), ("own", 0.5), ("nested", 1.0)))
