@@ -47,7 +47,8 @@ def main() -> None:
     print_table(("ranks", "step", "ms", "spread", "of one rank", "MB", "equal bits"), rows)
     for ranks, one in found.items():
         times = ", ".join(f"{int(size) * 4} bytes {1e6 * took:.0f} us" for size, took in one["gathers_s"].items())
-        print(f"{ranks} ranks, {one['backend']}: a gather of {times}; speculation {one['tokens_per_s']:.1f} tok/s")
+        speeds = ", ".join(f"{name} {speed:.1f} tok/s" for name, speed in one["tokens_per_s"].items())
+        print(f"{ranks} ranks, {one['backend']}: a gather of {times}; {speeds}")
     write_json(arguments.json, {str(ranks): one for ranks, one in found.items()}, benchmark="distributed_step")
     if any(one["equal"] != first["equal"] for one in found.values()):
         sys.exit("ranks differ from one another: see the last column")
@@ -116,9 +117,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     plain = specdec.generate(model, PROMPT, temperature=0, max_tokens=arguments.tokens, speculate=False)
     drafted = specdec.generate(model, PROMPT, temperature=0, max_tokens=arguments.tokens)
     sampled = specdec.generate(model, PROMPT, temperature=0.8, seed=7, max_tokens=arguments.tokens)
-    start = time.perf_counter()
-    again = specdec.generate(model, PROMPT, temperature=0, max_tokens=arguments.tokens)
-    took = time.perf_counter() - start
+    speeds = {}
+    for name, speculate in (("plain", False), ("auto", True)):
+        start = time.perf_counter()
+        again = specdec.generate(model, PROMPT, temperature=0, max_tokens=arguments.tokens, speculate=speculate)
+        speeds[name] = len(again.tokens) / (time.perf_counter() - start)
     if list(drafted.tokens) != list(plain.tokens):
         sys.exit("speculation changed the tokens")
     equal |= {"tokens": list(plain.tokens), "sampled": list(sampled.tokens)}
@@ -129,7 +132,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "gathers_s": gathers,
         "steps_s": steps,
         "equal": equal,
-        "tokens_per_s": len(again.tokens) / took,
+        "tokens_per_s": speeds,
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform != "darwin" else 1 << 20),
         "pid": os.getpid(),
     }

@@ -36,6 +36,10 @@ class Joins(Protocol):
         """This device's outputs of a row (1, all outputs)."""
         ...
 
+    def leave(self, rows: list[Any]) -> None:
+        """Take rows (1, hidden) behind the last layer."""
+        ...
+
 
 class Multiply(Protocol):
     """A matrix times rows."""
@@ -156,6 +160,8 @@ class RowTransformer:
         ]
         for layer in range(max(segment.layers for segment in segments)):
             self._block(layer, [row for row in rows if layer < row.segment.layers], multiply)
+        if self._joins is not None:
+            self._joins.leave([row.x for row in rows])
         for segment in segments:
             segment.cache.advance(len(segment.tokens))
         wanted = [own[index] for segment, own in _by_segment(rows) for index in segment.logits]

@@ -86,6 +86,26 @@ class Group:
             return own[None]
         return self._mx.distributed.all_gather(own[None], group=self._world, stream=self._stream)
 
+    def hand_on(self, rows: NDArray[np.float32], source: int, target: int) -> NDArray[np.float32]:
+        """Rows of rank `source` on rank `target`, its neighbour; on others `rows` as it is."""
+        if source == target:
+            return rows
+        if self.backend == "nccl":  # which cannot send to one rank alone
+            found = self.collect(rows)
+            return found[source] if self.rank == target else rows
+        if self.rank not in (source, target):
+            return rows
+        mx = self._mx
+        try:
+            if self.rank == source:
+                mx.eval(mx.distributed.send(mx.array(rows), target, group=self._world, stream=self._stream))
+                return rows
+            found = mx.distributed.recv(rows.shape, mx.float32, source, group=self._world, stream=self._stream)
+            mx.eval(found)
+            return np.asarray(found)
+        except unless_signalled(RuntimeError) as error:
+            self.watch.lost(error)
+
     def gather_s(self, size: int, repeat: int) -> float:
         """Median seconds of a gather of `size` values of each rank; to be called on all ranks."""
         own, taken = np.ones(size, np.float32), []

@@ -18,6 +18,7 @@ from typing import Any
 
 from specdec.distributed.group import Group
 from specdec.distributed.link import CLOSED
+from specdec.distributed.stages import StagedRuntime
 from specdec.distributed.watch import named
 from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.model.architecture import ModelConfig
@@ -198,6 +199,8 @@ class LeaderRuntime:
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """One pass on all ranks; see `Runtime.forward`. A signal waits for its end, then all caches are as before."""
         local = self._checked(batch, view)
+        if isinstance(self._local, StagedRuntime):
+            self._local.check(batch, states)
         self.prepare(view)
         if not all(rows.efforts.is_full for rows in batch):
             self._prepare_efforts()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from specdec.distributed.environment import find_place, wanted_split
 from specdec.distributed.group import Group, join
+from specdec.distributed.split import chosen_split
+from specdec.distributed.stages import Stage, StagedRuntime
 from specdec.distributed.watch import named
 from specdec.errors import DistributedError
 from specdec.runtimes.base import Runtime
@@ -77,7 +79,7 @@ def open_runtime(
         threads=threads,
         load_share=load_share,
         context=context,
-        split=_split(),
+        split=chosen_split(wanted_split(), store, leader),
     )
     number = leader.number()
     with leader.turn:
@@ -114,13 +116,11 @@ def _part(order: Order, store: Store, group: Group) -> Runtime:
     threads = order.threads
     if threads is None and order.runtime == "native":
         threads = max(1, usable_cores() // group.neighbours)
+    if order.split == "layers":
+        stage = Stage(store.config, group)
+        return StagedRuntime(create_runtime(order.runtime, store, threads=threads, share=stage), stage)
     share = Share(store.config, store.layout.bucket_size, group)
     return create_runtime(order.runtime, store, threads=threads, share=share)
-
-
-def _split() -> str:
-    split = wanted_split()
-    return "outputs" if split == "auto" else split
 
 
 def _card(store: Store, runtime: Runtime) -> dict[str, Any]:

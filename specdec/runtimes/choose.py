@@ -8,18 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.errors import OptionError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import InvalidArgumentError, OptionError, RuntimeUnavailableError, UnknownNameError
 from specdec.runtimes.features import lack
 from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
     from specdec.runtimes.base import Runtime
-    from specdec.runtimes.share import Share
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
-def _reference(store: Store, threads: int | None, share: Share | None) -> Runtime:
+def _reference(store: Store, threads: int | None, share: Part | None) -> Runtime:
     from specdec.runtimes.reference.runtime import ReferenceRuntime
 
     if threads is not None:
@@ -27,22 +27,25 @@ def _reference(store: Store, threads: int | None, share: Share | None) -> Runtim
     return ReferenceRuntime(store, share=share)
 
 
-def _native(store: Store, threads: int | None, share: Share | None) -> Runtime:
+def _native(store: Store, threads: int | None, share: Part | None) -> Runtime:
     from specdec.runtimes.native.runtime import NativeRuntime
 
     return NativeRuntime(store, threads=threads, share=share)
 
 
-def _mlx(store: Store, threads: int | None, share: Share | None) -> Runtime:
+def _mlx(store: Store, threads: int | None, share: Part | None) -> Runtime:
     from specdec.runtimes.mlx.runtime import MlxRuntime
+    from specdec.runtimes.share import Share
 
     if threads is not None:
         warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU")
+    if share is not None and not isinstance(share, Share):
+        raise InvalidArgumentError("the mlx runtime does not run layers in stages: use --split outputs")
     return MlxRuntime(store, share=share)
 
 
 # Best first: "auto" takes the first one that can run the model here.
-_RUNTIMES: dict[str, Callable[[Store, int | None, Share | None], Runtime]] = {
+_RUNTIMES: dict[str, Callable[[Store, int | None, Part | None], Runtime]] = {
     "mlx": _mlx,
     "native": _native,
     "reference": _reference,
@@ -119,7 +122,7 @@ def chosen_runtime(name: str, store: Store) -> str:
     return name
 
 
-def create_runtime(name: str, store: Store, *, threads: int | None = None, share: Share | None = None) -> Runtime:
+def create_runtime(name: str, store: Store, *, threads: int | None = None, share: Part | None = None) -> Runtime:
     """A runtime with the model of `store` loaded.
 
     Args:

@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specdec.model.architecture import ModelConfig
+from specdec.store.share import StoreShare
+
+if TYPE_CHECKING:
+    from specdec.store import Store
 
 _UNIT = 128  # outputs that kernels keep together
 
@@ -54,6 +58,96 @@ def bounds_of(total: int, unit: int, ranks: int) -> tuple[int, ...]:
     return tuple(min(total, unit * (least * rank + min(rank, more))) for rank in range(ranks + 1))
 
 
+class Part(Protocol):
+    """What one of several devices holds: outputs of all matrices (`Share`), or layers
+    (`specdec.distributed.stages.Stage`).
+
+    Attributes:
+        config: the model, or this device's layers of it as a model of their own.
+        rank: number of this device.
+        ranks: number of devices.
+        vectors: this device's part of each vector.
+        is_staged: it holds layers; then `embeds` says whether rows begin here, and `scores` whether logits are made here.
+    """
+
+    config: ModelConfig
+    rank: int
+    ranks: int
+    vectors: dict[str, slice]
+    is_staged: bool
+    embeds: bool
+    scores: bool
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether some device holds nothing of some matrix."""
+        ...
+
+    @property
+    def tokens(self) -> slice:
+        """Tokens of the logits layer."""
+        ...
+
+    @property
+    def embedded(self) -> slice:
+        """Tokens of the embedding."""
+        ...
+
+    @property
+    def hidden(self) -> slice:
+        """Outputs of the matrices that return to the residual stream."""
+        ...
+
+    def part_of(self, store: Store) -> Store:
+        """This device's part of a store."""
+        ...
+
+    def is_cut_in(self, size: int) -> bool:
+        """Whether every device's outputs of every matrix begin at a multiple of `size`."""
+        ...
+
+    def outputs(self, matrix: str) -> slice:
+        """Outputs of a matrix."""
+        ...
+
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """This device's part of every matrix."""
+        ...
+
+    def heads(self, layer: int) -> slice:
+        """Query heads of a layer."""
+        ...
+
+    def kv_heads(self, layer: int) -> slice:
+        """Key-value heads of a layer."""
+        ...
+
+    def gather(
+        self, matrix: str | int, own: NDArray[np.float32], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Rows of all outputs of a matrix."""
+        ...
+
+    def gather_embeddings(
+        self,
+        tokens: Sequence[int] | NDArray[np.int32],
+        own: NDArray[np.float32],
+        out: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Rows that enter the first layer here."""
+        ...
+
+    def leave(self, rows: NDArray[np.float32]) -> None:
+        """Hand on rows behind the last layer here."""
+        ...
+
+    def put_together(
+        self, matrix: int, own: NDArray[np.float32], out: NDArray[np.float32], tokens: NDArray[np.int32]
+    ) -> None:
+        """What the native kernels call."""
+        ...
+
+
 class Share:
     """What device `exchange.rank` holds of a model.
 
@@ -63,6 +157,8 @@ class Share:
         exchange: connects the devices.
     """
 
+    is_staged, embeds, scores = False, True, True
+
     def __init__(self, config: ModelConfig, bucket_size: int, exchange: Exchange) -> None:
         self.config, self.exchange = config, exchange
         self.rank, self.ranks = exchange.rank, exchange.ranks
@@ -71,6 +167,10 @@ class Share:
         self._bounds = {name: self._cut(name) for name in self._shapes}
         self._numbers = list(self._bounds.values())
         self.vectors = {name: self._vector(name, size) for name, size in config.vectors().items()}
+
+    def part_of(self, store: Store) -> Store:
+        """This device's part of a store."""
+        return StoreShare(store, self)
 
     @property
     def is_uneven(self) -> bool:
@@ -97,6 +197,11 @@ class Share:
     def tokens(self) -> slice:
         """This device's tokens of the logits layer and of the embedding."""
         return self.outputs("head")
+
+    @property
+    def embedded(self) -> slice:
+        """This device's tokens of the embedding."""
+        return self.tokens
 
     @property
     def hidden(self) -> slice:
@@ -155,6 +260,9 @@ class Share:
             return chosen
         out[:] = chosen
         return out
+
+    def leave(self, rows: NDArray[np.float32]) -> None:
+        """Rows behind the last layer: they are on all devices."""
 
     def put_together(
         self, matrix: int, own: NDArray[np.float32], out: NDArray[np.float32], tokens: NDArray[np.int32]

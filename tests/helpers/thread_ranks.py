@@ -34,6 +34,13 @@ class ThreadExchange:
         self._barrier.wait(_PATIENCE_S)
         return found
 
+    def hand_on(self, rows: NDArray[np.float32], source: int, target: int) -> NDArray[np.float32]:
+        self._table[self.rank] = rows.copy()
+        self._barrier.wait(_PATIENCE_S)
+        found = self._table[source] if self.rank == target else rows
+        self._barrier.wait(_PATIENCE_S)
+        return found
+
     def collect_array(self, own: Any) -> Any:
         import mlx.core as mx
 

@@ -6,13 +6,16 @@
 
 namespace specdec {
 
-// The parts of all devices of rows that have as many values as `matrix` has outputs, or of embeddings (-1); zeros up to the
+// The parts of all devices of rows that have as many values as `matrix` has outputs, or of embeddings; zeros up to the
 // stride, which the next product reads.
 void Pass::gather(int matrix, int rows, const float* own, int64_t own_stride, float* all, int64_t stride,
                   const int32_t* tokens) {
   const int64_t width = model_.whole_width(matrix);
   const int64_t own_width = matrix < 0 ? width : model_.matrix(matrix).out;
-  model_.gather_({matrix, rows, own, own_width, own_stride, all, width, stride, tokens});
+  if (shape_.staged && matrix >= 0 && matrix != model_.head_matrix())
+    for (int row = 0; row < rows; ++row) std::copy_n(own + row * own_stride, width, all + row * stride);
+  else
+    model_.gather_({matrix, rows, own, own_width, own_stride, all, width, stride, tokens});
   for (int row = 0; row < rows && width < stride; ++row) std::fill_n(all + row * stride + width, stride - width, 0.0F);
 }
 
@@ -24,7 +27,14 @@ void Pass::gather_embeddings() {
     scratch_.tokens.insert(scratch_.tokens.end(), s.given->tokens, s.given->tokens + s.rows);
   float* own = scratch_.normed.data();
   std::memcpy(own, scratch_.x.data(), static_cast<size_t>(rows_ * stride) * sizeof(float));
-  gather(-1, rows_, own, stride, scratch_.x.data(), stride, scratch_.tokens.data());
+  gather(kEmbeddings, rows_, own, stride, scratch_.x.data(), stride, scratch_.tokens.data());
+}
+
+// Rows behind the last layer that this device has; all have run through all of them.
+void Pass::leave() {
+  const int64_t hidden = shape_.hidden, stride = padded(hidden);
+  float* x = scratch_.x.data();
+  model_.gather_({kLeaving, all_rows_, x, hidden, stride, x, hidden, stride, nullptr});
 }
 
 // Norms over all heads of a layer's queries and keys.
@@ -60,8 +70,9 @@ void Pass::divided_head(int rows) {
   const int64_t wide = padded(shape_.tokens()), stride = padded(shape_.hidden);
   scratch_.logits.reserve(static_cast<size_t>(rows * std::max<int64_t>(wide, 1)));
   float* own = scratch_.logits.data();
-  multiply({scratch_.normed.data(), stride, rows, scratch_.head_efforts.data()}, {{model_.head_matrix(), own, wide}}, false,
-           [&](int, int row, int64_t from, int64_t to) { finish_logits(own + row * wide + from, to - from); });
+  if (shape_.scores)
+    multiply({scratch_.normed.data(), stride, rows, scratch_.head_efforts.data()}, {{model_.head_matrix(), own, wide}}, false,
+             [&](int, int row, int64_t from, int64_t to) { finish_logits(own + row * wide + from, to - from); });
   gather(model_.head_matrix(), rows, own, wide, scratch_.shown[0].logits, shape_.vocab);
 }
 

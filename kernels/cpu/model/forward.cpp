@@ -140,6 +140,7 @@ void Pass::run(float* logits) {
     keep_states(layer);
   }
   share_bytes();
+  if (shape_.staged) leave();
   head(logits);
 }
 
@@ -192,7 +193,7 @@ void Pass::embed() {
     const Sequence& s = sequences_[static_cast<size_t>(scratch_.sequence_of[static_cast<size_t>(row)])];
     const int64_t token = s.given->tokens[row - s.first] - shape_.first_token;
     float* x = scratch_.x.data() + row * stride;
-    if (token < 0 || token >= shape_.tokens()) return;  // another device has it
+    if (token < 0 || token >= shape_.embedded_tokens()) return;  // another device has it
     if (shape_.tie_embeddings)
       model_.logits_row(token, x);
     else if (!blocks.codes.empty())

@@ -77,6 +77,7 @@ class Pass {
   void gather(int matrix, int rows, const float* own, int64_t own_stride, float* all, int64_t stride,
               const int32_t* tokens = nullptr);
   void gather_embeddings();
+  void leave();
   void norm_whole(int layer);
   void divided_head(int rows);
   Input attended(int layer);

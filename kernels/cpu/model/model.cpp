@@ -170,10 +170,10 @@ void Model::load_scores(int index, const float* scores) {
 void Model::load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last) {
   QuantEmbedding& table = quant_embedding_;
   const QuantType known(type);
-  check(!shape_.tie_embeddings && known.fits(shape_.hidden) && first >= 0 && first < last && last <= shape_.tokens(),
+  check(!shape_.tie_embeddings && known.fits(shape_.hidden) && first >= 0 && first < last && last <= shape_.embedded_tokens(),
         "the embedding has the wrong size");
   const auto bytes = static_cast<size_t>(known.row_bytes(shape_.hidden));
-  const auto factors = static_cast<size_t>(known.row_factors(shape_.hidden)), rows = static_cast<size_t>(shape_.tokens());
+  const auto factors = static_cast<size_t>(known.row_factors(shape_.hidden)), rows = static_cast<size_t>(shape_.embedded_tokens());
   if (table.codes.empty()) {
     table.type = known;
     table.codes = Buffer<uint8_t>(rows * bytes);
@@ -193,7 +193,7 @@ void Model::load_vector(const std::string& name, const float* values) {
 }
 
 void Model::load_embedding(const uint16_t* bits) {
-  embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.tokens() * shape_.hidden));
+  embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.embedded_tokens() * shape_.hidden));
   std::memcpy(embedding_.data(), bits, embedding_.bytes());
 }
 
@@ -304,7 +304,7 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
   check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
   check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
-  check(shape_.tie_embeddings || shape_.tokens() == 0 || !embedding_.empty() || !quant_embedding_.codes.empty(),
+  check(shape_.tie_embeddings || shape_.embedded_tokens() == 0 || !embedding_.empty() || !quant_embedding_.codes.empty(),
         "the embedding is not loaded");
   check(!shape_.divided || gather_, "a divided model needs a way to put rows together");
   for (const auto& router : routers_) check(router.out == 0 || !router.panels.empty(), "a router is not loaded");

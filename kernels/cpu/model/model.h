@@ -22,7 +22,9 @@
 namespace specdec {
 
 // Rows whose parts lie on several devices, to be put together on each of them: this device's part of what has as many
-// outputs as `matrix`, or, if that is -1, the embeddings of the tokens that it holds.
+// outputs as `matrix`, or, if that is kEmbeddings, the embeddings of the tokens that it holds. kLeaving: the rows behind the
+// last layer, where the next device has further ones.
+constexpr int kEmbeddings = -1, kLeaving = -2;
 struct GatherCall {
   int matrix;
   int rows;

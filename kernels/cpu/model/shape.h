@@ -79,9 +79,13 @@ struct ModelShape {
   // residual stream is wide, and its tokens of the embedding and the logits layer.
   bool divided = false;
   int64_t own_hidden = 0, own_vocab = 0, first_token = 0;
+  // Or this device has some layers of the model, whole: rows come from the device before it, unless it embeds them, and go
+  // to the one after it; the last one makes the logits. `divided` is set, too.
+  bool staged = false, embeds = true, scores = true;
 
   int64_t hidden_outputs() const { return divided ? own_hidden : hidden; }
   int64_t tokens() const { return divided ? own_vocab : vocab; }
+  int64_t embedded_tokens() const { return !staged ? tokens() : embeds ? vocab : 0; }
   int layer_count() const { return static_cast<int>(layers.size()); }
   const LayerShape& layer(int number) const { return layers[static_cast<size_t>(number)]; }
   int matrix_count() const {

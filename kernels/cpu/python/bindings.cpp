@@ -88,7 +88,7 @@ void load_vector(Model& model, const std::string& name, const Array<float, 1>& v
 
 void load_embedding(Model& model, const Array<uint16_t, 2>& bits) {
   const auto& shape = model.shape();
-  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.tokens() * shape.hidden),
+  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.embedded_tokens() * shape.hidden),
         "the embedding has the wrong size");
   model.load_embedding(bits.data());
 }
@@ -160,7 +160,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
 
 // How rows of a divided model are put together: a function (matrix, own, all, tokens) that fills in `all`, float32 (rows,
 // outputs on all devices), from `own`, (rows, outputs here), and those of the other devices. Matrix -1 asks for the embeddings
-// of `tokens`, int32 (rows,).
+// of `tokens`, int32 (rows,); -2 has the rows that leave the last layer of a stage.
 void set_gather(Model& model, nb::callable gather) {
   model.set_gather([gather = std::move(gather)](const specdec::GatherCall& call) {
     nb::gil_scoped_acquire acquire;

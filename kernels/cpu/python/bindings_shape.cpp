@@ -86,6 +86,9 @@ void bind_shape(nb::module_& module) {
       .def_rw("own_hidden", &ModelShape::own_hidden)
       .def_rw("own_vocab", &ModelShape::own_vocab)
       .def_rw("first_token", &ModelShape::first_token)
+      .def_rw("staged", &ModelShape::staged)
+      .def_rw("embeds", &ModelShape::embeds)
+      .def_rw("scores", &ModelShape::scores)
       .def_prop_rw(
           "bfloat16", [](const ModelShape& shape) { return shape.dtype == specdec::Dtype::bfloat16; },
           [](ModelShape& shape, bool yes) { shape.dtype = yes ? specdec::Dtype::bfloat16 : specdec::Dtype::float16; })

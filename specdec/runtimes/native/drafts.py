@@ -16,7 +16,7 @@ from specdec.store.share import can_divide
 from specdec.weights.registry import get_view
 
 if TYPE_CHECKING:
-    from specdec.runtimes.share import Share
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
@@ -101,7 +101,7 @@ def _build_bucket8(module: Any, model: Any, store: Store, progress: Count | None
     return view
 
 
-def draft_views(config: ModelConfig, *, quantised: bool, share: Share | None = None) -> dict[str, ViewInfo]:
+def draft_views(config: ModelConfig, *, quantised: bool, share: Part | None = None) -> dict[str, ViewInfo]:
     """Draft views of a store, which may have matrices in quantised blocks, by name. Where a device holds nothing of some
     matrix, there are none with matrices of their own."""
     names: tuple[str, ...] = ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")

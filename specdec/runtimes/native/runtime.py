@@ -28,11 +28,10 @@ from specdec.runtimes.native.drafts import build_draft, draft_views
 from specdec.runtimes.native.heads import Heads, NativeHead
 from specdec.runtimes.native.load import load_weights
 from specdec.runtimes.native.shape import shape_of
-from specdec.store.share import StoreShare
 from specdec.turns import Turns
 
 if TYPE_CHECKING:
-    from specdec.runtimes.share import Share
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
@@ -89,13 +88,13 @@ class NativeRuntime:
     """
 
     def __init__(
-        self, store: Store, *, threads: int | None = None, isa: str | None = None, share: Share | None = None
+        self, store: Store, *, threads: int | None = None, isa: str | None = None, share: Part | None = None
     ) -> None:
         module = native_module()
         check_missing("native", self.missing(store.config))
         self._share = share
         if share is not None:
-            store = StoreShare(store, share)
+            store = share.part_of(store)
         self.config: ModelConfig = store.config
         self._vocab, self._layers = store.config.vocab_size, store.config.num_layers
         self._store = store
@@ -338,7 +337,7 @@ def _isa(module: Any, isa: str | None) -> str:
     return wanted or known[0]
 
 
-def _new_model(module: Any, store: Store, threads: int, isa: str, share: Share | None) -> Any:
+def _new_model(module: Any, store: Store, threads: int, isa: str, share: Part | None) -> Any:
     if not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
     model = module.Model(shape_of(module, store, share), isa, threads)

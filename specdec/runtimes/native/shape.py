@@ -10,11 +10,11 @@ from specdec.model.architecture import ModelConfig
 from specdec.model.layers import Attention, Layer, Mlp
 
 if TYPE_CHECKING:
-    from specdec.runtimes.share import Share
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
-def shape_of(module: Any, store: Store, share: Share | None = None) -> Any:
+def shape_of(module: Any, store: Store, share: Part | None = None) -> Any:
     """The `_native.ModelShape` of a store's model and layout, or of a device's share of it."""
     config = store.config
     shape = module.ModelShape()
@@ -40,11 +40,14 @@ def shape_of(module: Any, store: Store, share: Share | None = None) -> Any:
             own_hidden=hidden.stop - hidden.start,
             own_vocab=tokens.stop - tokens.start,
             first_token=tokens.start,
+            staged=share.is_staged,
+            embeds=share.embeds,
+            scores=share.scores,
         )
     return shape
 
 
-def _shared_layers(module: Any, share: Share) -> list[Any]:
+def _shared_layers(module: Any, share: Part) -> list[Any]:
     """A `_native.LayerShape` for each layer with the sizes of a device's share."""
     config, shapes = share.config, share.shapes()
     layers = []

@@ -38,7 +38,6 @@ from specdec.runtimes.checks import check_batch, checked_layers, checked_tokens
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.runtimes.reference.heads import ReferenceHead
 from specdec.runtimes.reference.shared import SharedRows
-from specdec.store.share import StoreShare
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.inputs import InputsMatrix
@@ -47,7 +46,7 @@ from specdec.weights.quantised import QuantisedMatrix
 from specdec.weights.registry import get_view, known_views
 
 if TYPE_CHECKING:
-    from specdec.runtimes.share import Share
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
@@ -135,13 +134,13 @@ class ReferenceRuntime:
         RuntimeUnavailableError: (on importing this module) MLX cannot be loaded.
     """
 
-    def __init__(self, store: Store, *, share: Share | None = None) -> None:
-        self.config: ModelConfig = store.config
+    def __init__(self, store: Store, *, share: Part | None = None) -> None:
+        self.config: ModelConfig = store.config if share is None else share.config
         auto_draft = ("own", 0.5) if store.quantised else ("bucket", 0.25)
         build = "" if share is None else f"{share.ranks} devices"
         self.info = RuntimeInfo(name="reference", auto_draft=auto_draft, build=build, prunes_head=share is None)
         self._share = None if share is None else SharedRows(share)
-        self._store = store if share is None else StoreShare(store, share)
+        self._store = store if share is None else share.part_of(store)
         self._turn = threading.RLock()
         self._device = compute_device()
         with mx.stream(self._device):
@@ -350,7 +349,8 @@ class ReferenceRuntime:
     def _vector(self, whole: Store) -> Callable[[str], NDArray[np.float32]]:
         """Vectors by name; what is added to rows that are put together is whole."""
         own = self._store
-        return lambda name: (own if SharedRows.stays(name) else whole).vector(name)
+        takes = SharedRows.stays if self._share is None else self._share.has_own
+        return lambda name: (own if takes(name) else whole).vector(name)
 
     def _router(self, layer: int) -> NDArray[np.float32]:
         return self._store.table_rows(f"layers.{layer}.mlp.router")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from specdec.kernels.reference.mlx_backend import mx
-from specdec.runtimes.share import Share
+from specdec.runtimes.share import Part
 from specdec.store.share import can_divide
 
 _STAY = (".attn.q", ".attn.k", ".attn.v", ".attn.q.bias", ".attn.k.bias", ".attn.v.bias", ".attn.sinks")
@@ -25,10 +25,14 @@ class SharedRows:
         share: what this device holds.
     """
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Part) -> None:
         self._share = share
         layers = range(share.config.num_layers)
         self.kv_heads = [part.stop - part.start for part in map(share.kv_heads, layers)]
+
+    def has_own(self, name: str) -> bool:
+        """Whether a vector is to be this device's part of it: what is added to whole rows is whole."""
+        return self._share.is_staged or self.stays(name)
 
     @staticmethod
     def stays(name: str) -> bool:
@@ -53,6 +57,11 @@ class SharedRows:
         """This device's outputs of a row."""
         return mx.contiguous(row[:, self._share.outputs(name)])
 
+    def leave(self, rows: list[Any]) -> None:
+        """Hand on rows (1, hidden) behind the last layer of this device."""
+        mx.eval(rows)
+        self._share.leave(np.concatenate([np.array(row, dtype=np.float32) for row in rows]))
+
     def embed(self, tokens: Sequence[int], find: Callable[[int], Any]) -> list[Any]:
         """Embeddings (1, hidden) of tokens, each from the device that holds it.
 
@@ -60,7 +69,7 @@ class SharedRows:
             tokens: ids.
             find: the embedding of one of this device's tokens, counted from its first.
         """
-        held = self._share.tokens
+        held = self._share.embedded
         own = np.zeros((len(tokens), self._share.config.hidden), np.float32)
         for row, token in enumerate(tokens):
             if held.start <= token < held.stop:
