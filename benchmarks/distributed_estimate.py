@@ -1,6 +1,6 @@
 """Estimated decoding speed of a 70B on several Macs, by the formula of docs/distributed.md. Nothing here is measured.
 
-    python benchmarks/distributed_estimate.py --memory-gb-s 546 --weights-gb 42.5
+python benchmarks/distributed_estimate.py --memory-gb-s 546 --weights-gb 42.5
 """
 
 from __future__ import annotations

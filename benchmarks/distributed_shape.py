@@ -46,14 +46,21 @@ def main() -> None:
     found = {ranks: _launched(arguments, ranks) for ranks in arguments.ranks}
     first = next(iter(found.values()))
     rows = [
-        (ranks, name, took * 1e3, spread, took / first["steps_s"][name][0], one["digests"][name] == first["digests"][name])
+        (
+            ranks,
+            name,
+            took * 1e3,
+            spread,
+            took / first["steps_s"][name][0],
+            one["digests"][name] == first["digests"][name],
+        )
         for ranks, one in found.items()
         for name, (took, spread) in one["steps_s"].items()
     ]
     print_table(("ranks", "step", "ms", "spread", "of one rank", "equal bits"), rows)
     for ranks, one in found.items():
         times = ", ".join(f"{size} values {1e6 * took:.1f} us" for size, took in one["gathers_s"].items())
-        print(f"{ranks} ranks, {one['backend']}, {one['gpu']}: a gather in a graph of {times}; {one['bytes'] / 1e9:.2f} GB")
+        print(f"{ranks} ranks, {one['backend']}, {one['gpu']}: a gather in a graph of {times}")
     write_json(arguments.json, {str(ranks): one for ranks, one in found.items()}, benchmark="distributed_shape")
     if any(one["digests"] != first["digests"] for one in found.values()):
         sys.exit("logits differ: see the last column")
@@ -93,8 +100,7 @@ def measure(arguments: argparse.Namespace) -> None:
         times[name] = seconds(lambda m=mode, t=tokens: steps(m, 1.0, t), repeat=arguments.repeat)
     gathers = {size: _gather_s(mx, group, size) for size in VALUES}
     if group.rank == 0:
-        nbytes = sum(linear.weights.nbytes for layer in transformer.layers[:4] for linear in layer.linears)
-        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "backend": group.backend, "bytes": nbytes}
+        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "backend": group.backend}
         Path(arguments.inside).write_text(json.dumps(found | device()), encoding="utf-8")
     group.collect(np.zeros(1, np.float32))  # nobody leaves before all have finished
 

@@ -73,7 +73,18 @@ def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
     """What rank 0 of so many has measured."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "found.json"
-        words = [sys.executable, "-m", "specdec", "launch", "-n", str(ranks), "--split", arguments.split, "--timeout-s", "60"]
+        words = [
+            sys.executable,
+            "-m",
+            "specdec",
+            "launch",
+            "-n",
+            str(ranks),
+            "--split",
+            arguments.split,
+            "--timeout-s",
+            "60",
+        ]
         words += ["--backend", arguments.backend] if arguments.backend else []
         words += ["--", __file__, arguments.model, "--runtime", arguments.runtime, "--inside", str(target)]
         words += ["--repeat", str(arguments.repeat), "--tokens", str(arguments.tokens)]
@@ -133,7 +144,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "steps_s": steps,
         "equal": equal,
         "tokens_per_s": speeds,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 10 if sys.platform != "darwin" else 1 << 20),
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        / (1 << 10 if sys.platform != "darwin" else 1 << 20),
         "pid": os.getpid(),
     }
 

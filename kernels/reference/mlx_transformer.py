@@ -36,6 +36,11 @@ class Joins(Protocol):
         """This device's outputs of a row (1, all outputs)."""
         ...
 
+    @property
+    def begins(self) -> bool:
+        """Whether rows begin as embeddings here, not as what another device has made of them."""
+        ...
+
     def leave(self, rows: list[Any]) -> None:
         """Take rows (1, hidden) behind the last layer."""
         ...
@@ -190,7 +195,8 @@ class RowTransformer:
 
     def _embedded(self, tokens: Sequence[int]) -> list[Any]:
         scale, found = self._config.embed_scale, self._embed(tokens)
-        return found if scale == 1 else [one * scale for one in found]
+        begins = self._joins is None or self._joins.begins
+        return [one * scale for one in found] if begins and scale != 1 else found
 
     def _as_logits(self, row: Any) -> Any:
         scale = self._config.logit_scale

@@ -182,8 +182,7 @@ def _run(argv: Sequence[str] | None) -> int:
         from specdec.distributed.follower import follow
 
         return follow()
-    code = arguments.run(arguments)
-    return code
+    return int(arguments.run(arguments))
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

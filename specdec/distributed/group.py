@@ -161,7 +161,7 @@ def _give_up(rank: int, seconds: float) -> None:
 
     if rank == 0:
         print(
-            f"specdec: error: not all ranks have come within {seconds:g} s: is the command the same on all machines, and "
+            f"specdec: error: not all ranks have come within {seconds:g} s: is the command the same everywhere, and "
             "can they reach each other?",
             file=sys.stderr,
             flush=True,

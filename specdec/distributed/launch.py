@@ -123,8 +123,10 @@ def launch(plan: Plan, command: Sequence[str]) -> int:
             own = {**variables, **plan.environment, "MLX_RANK": str(rank)}
             if plan.backend == "nccl":
                 own["CUDA_VISIBLE_DEVICES"] = _device(plan.hosts, rank)
-            start = _start_here if host.is_here else _start_there
-            ranks.append(start(plan, host, rank, command, own, files, Path(folder)))
+            if host.is_here:
+                ranks.append(_start_here(rank, command, own, files, Path(folder)))
+            else:
+                ranks.append(_start_there(host, plan.python, rank, command, own, files))
         return _wait(ranks, plan)
 
 
@@ -196,7 +198,7 @@ def _device(hosts: Sequence[Host], rank: int) -> str:
 
 
 def _start_here(
-    plan: Plan, host: Host, rank: int, command: Sequence[str], own: dict[str, str], files: dict[str, str], folder: Path
+    rank: int, command: Sequence[str], own: dict[str, str], files: dict[str, str], folder: Path
 ) -> subprocess.Popen[bytes]:
     for name, content in files.items():
         path = folder / f"{name}-{rank}.json"
@@ -215,11 +217,11 @@ def _start_here(
 
 
 def _start_there(
-    plan: Plan, host: Host, rank: int, command: Sequence[str], own: dict[str, str], files: dict[str, str], folder: Path
+    host: Host, python: str | None, rank: int, command: Sequence[str], own: dict[str, str], files: dict[str, str]
 ) -> subprocess.Popen[bytes]:
     """Over ssh, in the folder of this process if it exists there."""
-    words = [plan.python or word if word == sys.executable else word for word in command]
-    script = [f"cd {shlex.quote(os.getcwd())} 2>/dev/null || true"]
+    words = [python or word if word == sys.executable else word for word in command]
+    script = [f"cd {shlex.quote(str(Path.cwd()))} 2>/dev/null || true"]
     script += [f"export {name}={shlex.quote(value)}" for name, value in own.items()]
     for name, content in files.items():
         script += [f"{name}=$(mktemp)", f"printf %s {shlex.quote(content)} > ${name}", f"export {name}"]

@@ -74,7 +74,6 @@ class Leader:
             found.append(answer[1:])
         return found
 
-
     def gather_s(self, size: int, repeat: int) -> float:
         """Median seconds of a gather of `size` values of each rank."""
         with self.turn, uninterrupted():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -73,7 +72,7 @@ def open_runtime(
 
     leader = the_leader()
     order = Order(
-        name=os.path.abspath(name) if Path(name).exists() else name,
+        name=str(Path(name).resolve()) if Path(name).exists() else name,
         path=str(store.path),
         runtime=chosen_runtime(runtime, store),
         threads=threads,

@@ -43,8 +43,8 @@ def gathered_bytes(config: ModelConfig, *, value_bytes: int = 4) -> int:
 
 
 def gathers_of(config: ModelConfig) -> int:
-    """Gathers in a pass: four a layer (one more for each further MLP of a mixture that a row uses), the embedding and the
-    logits."""
+    """Gathers in a pass: four a layer, one more for each further MLP of a mixture that a row uses, and two for
+    embeddings and logits."""
     more = sum(max(0, one.mlp.experts_used + bool(one.mlp.shared_width) - 1) for one in config.layers)
     return GATHERS * config.num_layers + more + 2
 
@@ -77,7 +77,9 @@ def chosen_split(wanted: str, store: Store, leader: Leader) -> str:
         return "outputs"
     link = Link(latency_s=latency_s, bytes_per_s=1e12)
     alone_s = sum(store.part_bytes().values()) / _memory_bytes_per_s()
-    return min(("outputs", outputs_s), ("layers", layers_s), key=lambda way: way[1](config, alone_s, group.ranks, link))[0]
+    return min(
+        ("outputs", outputs_s), ("layers", layers_s), key=lambda way: way[1](config, alone_s, group.ranks, link)
+    )[0]
 
 
 def _memory_bytes_per_s() -> float:

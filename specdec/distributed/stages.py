@@ -1,7 +1,7 @@
 """Layers in stages: every rank holds consecutive layers, whole, and rows go from rank to rank once in a pass.
 
-For links that are too slow for four gathers a layer. Ranks work one after the other, so a single answer gains memory and
-no speed. The first rank embeds tokens, the last one makes the logits, which go to rank 0.
+For links that are too slow for four gathers a layer. Ranks work one after the other, so an answer gains memory and no
+speed. The first rank embeds tokens, the last one makes the logits, which go to rank 0.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def stage_bounds(config: ModelConfig, ranks: int) -> tuple[int, ...]:
         InvalidArgumentError: there are more ranks than layers.
     """
     if ranks > config.num_layers:
-        raise InvalidArgumentError(f"{config.num_layers} layers cannot be divided among {ranks} ranks: use --split outputs")
+        raise InvalidArgumentError(
+            f"{config.num_layers} layers cannot be divided among {ranks} ranks: use --split outputs"
+        )
     return bounds_of(config.num_layers, 1, ranks)
 
 
@@ -129,7 +131,10 @@ class Stage:
         return _put(self._chain.hand_on(sent, self.ranks - 1, 0), out)
 
     def gather_embeddings(
-        self, tokens: Sequence[int] | NDArray[np.int32], own: NDArray[np.float32], out: NDArray[np.float32] | None = None
+        self,
+        tokens: Sequence[int] | NDArray[np.int32],
+        own: NDArray[np.float32],
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Rows that enter this rank's layers: embeddings, or what the rank before has made of them."""
         del tokens
@@ -182,7 +187,9 @@ class StoreStage(Store):
     def _there(self, name: str) -> str:
         """The name that a matrix, table or vector of this stage has in the whole model."""
         parts = name.split(".")
-        return ".".join([parts[0], str(int(parts[1]) + self._stage.first), *parts[2:]]) if parts[0] == "layers" else name
+        return (
+            ".".join([parts[0], str(int(parts[1]) + self._stage.first), *parts[2:]]) if parts[0] == "layers" else name
+        )
 
     @property
     def whole(self) -> Store:

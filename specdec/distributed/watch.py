@@ -5,6 +5,7 @@ Nothing can interrupt a rank that waits in a collective, so the end is the end o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -105,8 +106,6 @@ def named(link: Link) -> str:
 def end_now() -> NoReturn:
     """End this process, whatever its threads do."""
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
     os._exit(EXIT_FAILED)

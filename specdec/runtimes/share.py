@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -67,7 +68,9 @@ class Part(Protocol):
         rank: number of this device.
         ranks: number of devices.
         vectors: this device's part of each vector.
-        is_staged: it holds layers; then `embeds` says whether rows begin here, and `scores` whether logits are made here.
+        is_staged: it holds layers.
+        embeds: rows begin here, as embeddings.
+        scores: logits are made here.
     """
 
     config: ModelConfig
@@ -175,7 +178,7 @@ class Share:
     @property
     def is_uneven(self) -> bool:
         """Whether some device holds nothing of some matrix."""
-        return any(low == high for bounds in self._numbers for low, high in zip(bounds, bounds[1:], strict=False))
+        return any(low == high for bounds in self._numbers for low, high in pairwise(bounds))
 
     def is_cut_in(self, size: int) -> bool:
         """Whether every device's outputs of every matrix begin at a multiple of `size`."""

@@ -21,7 +21,7 @@ _DIVIDED_VIEWS = ("bucket", "own", "nested", "int4", "bucket8")
 class Division(Protocol):
     """What a device holds; see `specdec.runtimes.share.Share`."""
 
-    vectors: Mapping[str, slice]
+    vectors: dict[str, slice]
 
     @property
     def tokens(self) -> slice:
@@ -126,7 +126,7 @@ class StoreShare(Store):
             raise UnknownNameError("view", view, list(_DIVIDED_VIEWS), reason="cannot be divided among devices")
         return {part: np.ascontiguousarray(a[:, parts[part]]) if part in parts else a for part, a in arrays.items()}
 
-    def _quantised(self, name: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    def _quantised(self, name: str, shape: tuple[int, int]) -> dict[str, np.ndarray]:  # noqa: ARG002
         rows = self._division.outputs(name)
         whole = self._whole._quantised(name, self._whole._shape(name))
         return {part: array[rows] for part, array in whole.items()}

@@ -121,7 +121,9 @@ def test_a_rank_that_dies_or_hangs_ends_all(
     script = tmp_path / "endless.py"
     script.write_text(ENDLESS, encoding="utf-8")
     words = launch_words(str(script), models[0][0], ranks=3, timeout_s="4")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()) as launched:
+    with subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as launched:
         assert launched.stdout is not None
         assert launched.stdout.readline() == "loaded\n"
         os.kill(child_of(launched.pid, rank), number)
@@ -135,9 +137,7 @@ def child_of(pid: int, rank: int) -> int:
     """The process of a rank that `pid` has started."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
-        for name in os.listdir("/proc"):
-            if not name.isdigit():
-                continue
+        for name in (path.name for path in Path("/proc").iterdir() if path.name.isdigit()):
             try:
                 parent = int(Path(f"/proc/{name}/stat").read_text().rsplit(")", 1)[1].split()[1])
                 variables = Path(f"/proc/{name}/environ").read_bytes().split(b"\0") if parent == pid else []

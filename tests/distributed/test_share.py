@@ -150,8 +150,8 @@ def test_buckets_that_a_cut_would_divide_make_no_draft_view(store_of: Callable[.
 
 @pytest.mark.parametrize("view", ["int4", "bucket8", "bucket"])
 def test_native_drafts_run_on_shares(store_of: Callable[..., Store], view: str) -> None:
-    """Those with matrices of their own choose inputs by a device's own scores: the same on all devices, and near those of
-    one."""
+    """Those with matrices of their own choose inputs by a device's own scores: the same on all devices, and near those
+    of one."""
     store = store_of(WIDE)
     (one,) = [transcript(MAKE["native"](store), views=((view, 0.6),))]
     shared = with_shares(

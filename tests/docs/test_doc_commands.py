@@ -128,7 +128,7 @@ def test_commands_of_specdec_run(line: str, inside: Path, capsys: pytest.Capture
 
 
 def launched(words: list[str]) -> list[str]:
-    """A command that starts processes of this machine, which take seconds at most; nothing for other hosts and programs."""
+    """A command that starts processes of this machine, for some seconds; nothing for other hosts and programs."""
     at = words.index("--")
     if "--hostfile" in words or words[at + 1] not in COMMANDS:
         return []

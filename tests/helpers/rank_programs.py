@@ -12,8 +12,8 @@ from typing import Any
 PATIENCE_S = 240  # for all ranks to end; they share the cores with other tests
 TIMEOUT_S = "120"
 
-# Loads each model of the command line in turn, and writes what rank 0 finds: logits, tokens with and without drafts, those
-# of a batch.
+# Loads each model of the command line in turn, and writes what rank 0 finds: logits, tokens with and without drafts,
+# those of a batch.
 ANSWERS = """
 import json, sys
 import specdec
@@ -22,7 +22,7 @@ found = []
 for path, runtime in zip(sys.argv[2::2], sys.argv[3::2]):
     model = specdec.load(path, runtime=runtime, threads=1)
     ids = list(range(1, 20))
-    one = {"logits": [float(x).hex() for x in model.logits(ids)[-3:].ravel()], "cut": model.logits(ids, effort=0.5)[-1].tobytes().hex()}
+    one = {f"logits at {effort}": model.logits(ids, effort=effort)[-3:].tobytes().hex() for effort in (1.0, 0.5)}
     for name, options in OPTIONS.items():
         one[name] = list(specdec.generate(model, ids, max_tokens=12, ignore_eos=True, **options).tokens)
     with specdec.Batch(model) as batch:
@@ -46,7 +46,20 @@ with open(sys.argv[1], "w") as file:
 
 def launch_words(*words: str, ranks: int, timeout_s: str = TIMEOUT_S) -> list[str]:
     """A command line that starts `words` in so many ranks."""
-    return [sys.executable, "-m", "specdec", "launch", "-n", str(ranks), "--timeout-s", timeout_s, "--backend", "ring", "--", *words]
+    return [
+        sys.executable,
+        "-m",
+        "specdec",
+        "launch",
+        "-n",
+        str(ranks),
+        "--timeout-s",
+        timeout_s,
+        "--backend",
+        "ring",
+        "--",
+        *words,
+    ]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -57,7 +70,14 @@ def environment(**more: str) -> dict[str, str]:
 def run(words: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
     """Run a command line to its end."""
     return subprocess.run(
-        words, capture_output=True, text=True, timeout=PATIENCE_S, stdin=subprocess.DEVNULL, env=environment(), check=False, **given
+        words,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        stdin=subprocess.DEVNULL,
+        env=environment(),
+        check=False,
+        **given,
     )
 
 

@@ -63,7 +63,7 @@ def on_threads(ranks: int, work: Callable[[ThreadExchange], _Result]) -> list[_R
             results[rank] = work(ThreadExchange(rank, barrier, table))
         except threading.BrokenBarrierError:
             pass
-        except BaseException as error:  # noqa: BLE001  # raised below
+        except BaseException as error:  # raised below
             errors.append(error)
             barrier.abort()
 

@@ -326,6 +326,10 @@ class Phases:
             jobs = None if jobs is None else replace(jobs, by_job=True)
         if step.kind.mode == "bucket":
             assert linear.bucket is not None  # prepare_view has packed it
-            return self.ops.bucket(linear.bucket.records, values, counts, outputs=outputs, whole=linear.whole_columns, jobs=jobs)
+            return self.ops.bucket(
+                linear.bucket.records, values, counts, outputs=outputs, whole=linear.whole_columns, jobs=jobs
+            )
         assert linear.int4 is not None
-        return self.ops.int4(linear.int4.levels, linear.int4.scales, values, outputs=outputs, whole=linear.whole_columns, jobs=jobs)
+        return self.ops.int4(
+            linear.int4.levels, linear.int4.scales, values, outputs=outputs, whole=linear.whole_columns, jobs=jobs
+        )

@@ -52,7 +52,9 @@ def multiply(
     many = 1 if jobs is None else jobs.count
     tiles = sum(matrix.tiles for matrix in matrices)
     warps = _WARPS[ops.backend]
-    of_all = sum(replace(matrix, outputs=n).tiles for matrix, n in zip(matrices, whole, strict=True)) if whole else tiles
+    of_all = (
+        sum(replace(matrix, outputs=n).tiles for matrix, n in zip(matrices, whole, strict=True)) if whole else tiles
+    )
     parts = min(_MOST_PARTS, shares(of_all, matrices[0].groups, blocks=_BLOCKS, least=2 * warps))
     columns = sum(matrix.outputs for matrix in matrices)
     sizes = _sizes(ops, matrices[0], rows) | {"NESTED": nested, "SELECTS": chosen, "CHOSEN": chosen, "PARTS": parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Protocol
 
 from specdec.errors import InvalidArgumentError
@@ -36,8 +37,8 @@ class SharedArrays:
         self._exchange: ArrayExchange = exchange
         if share.is_uneven or not share.is_cut_in(_TILE):
             raise InvalidArgumentError(
-                f"the mlx runtime cannot divide this model among {share.ranks} devices: one would hold no head, or parts "
-                f"of a tile of {_TILE} outputs"
+                f"the mlx runtime cannot divide this model among {share.ranks} devices: one would hold no head, or "
+                f"parts of a tile of {_TILE} outputs"
             )
         if share.ranks > 1 and any(layer.attention.qk_norm == "full" for layer in share.config.layers):
             raise InvalidArgumentError(
@@ -64,7 +65,7 @@ class SharedArrays:
 
     def _join(self, matrix: str, own: Any) -> Any:
         bounds = self._share.bounds(matrix)
-        widths = [high - low for low, high in zip(bounds, bounds[1:], strict=False)]
+        widths = [high - low for low, high in pairwise(bounds)]
         if len(widths) == 1:
             return own[..., : widths[0]]
         widest, held = max(widths), own.shape[-1]

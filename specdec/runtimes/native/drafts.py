@@ -102,7 +102,7 @@ def _build_bucket8(module: Any, model: Any, store: Store, progress: Count | None
 
 
 def draft_views(config: ModelConfig, *, quantised: bool, share: Part | None = None) -> dict[str, ViewInfo]:
-    """Draft views of a store, which may have matrices in quantised blocks, by name. Where a device holds nothing of some
+    """Draft views of a store, which may have matrices in quantised blocks, by name. Where a device holds nothing of a
     matrix, there are none with matrices of their own."""
     names: tuple[str, ...] = ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
     if share is not None and share.is_uneven:

@@ -188,7 +188,7 @@ class ReferenceRuntime:
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes that a cache of that capacity takes."""
         attentions = [layer.attention for layer in self.config.layers]
-        heads = [one.kv_heads for one in attentions] if self._share is None else self._share.kv_heads
+        heads: list[int] = [one.kv_heads for one in attentions] if self._share is None else self._share.kv_heads
         return capacity * sum(8 * count * one.head_dim for count, one in zip(heads, attentions, strict=True))
 
     def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:

@@ -57,6 +57,11 @@ class SharedRows:
         """This device's outputs of a row."""
         return mx.contiguous(row[:, self._share.outputs(name)])
 
+    @property
+    def begins(self) -> bool:
+        """Whether rows begin as embeddings on this device."""
+        return self._share.embeds
+
     def leave(self, rows: list[Any]) -> None:
         """Hand on rows (1, hidden) behind the last layer of this device."""
         mx.eval(rows)

@@ -69,7 +69,9 @@ def check(mx: Any, store: Store, views: tuple[tuple[str, float], ...], ranks: in
     from specdec.runtimes.mlx.runtime import MlxRuntime
 
     def run(count: int) -> list[list[np.ndarray]]:
-        return with_shares(count, store, lambda share: MlxRuntime(store, share=share), lambda one: transcript(one, views))
+        return with_shares(
+            count, store, lambda share: MlxRuntime(store, share=share), lambda one: transcript(one, views)
+        )
 
     (alone,) = run(1)
     for found in run(ranks):
