@@ -213,6 +213,10 @@ class LeaderRuntime:
                     rows.cache.trim(length)
                 raise
 
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was never made whole
+            self._leader.note("close", self._number)
+
     def _run(self, batch: Sequence[Rows], local: list[Rows], view: str, states: bool) -> list[Pass]:
         shares = [self._described(rows) for rows in batch]
         self._leader.tell("forward", self._number, view, states, shares)

@@ -64,7 +64,8 @@ class Part(Protocol):
     (`specdec.distributed.stages.Stage`).
 
     Attributes:
-        config: the model, or this device's layers of it as a model of their own.
+        whole: the model.
+        config: the same, or this device's layers of it as a model of their own.
         rank: number of this device.
         ranks: number of devices.
         vectors: this device's part of each vector.
@@ -73,6 +74,7 @@ class Part(Protocol):
         scores: logits are made here.
     """
 
+    whole: ModelConfig
     config: ModelConfig
     rank: int
     ranks: int
@@ -163,7 +165,7 @@ class Share:
     is_staged, embeds, scores = False, True, True
 
     def __init__(self, config: ModelConfig, bucket_size: int, exchange: Exchange) -> None:
-        self.config, self.exchange = config, exchange
+        self.whole, self.config, self.exchange = config, config, exchange
         self.rank, self.ranks = exchange.rank, exchange.ranks
         self._bucket = bucket_size
         self._shapes = config.matrices()

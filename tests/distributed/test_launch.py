@@ -82,6 +82,7 @@ def sentences(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("specdec:")]
 
 
+@pytest.mark.slow
 def test_a_rank_of_another_version_is_refused(models: list[tuple[str, str]], tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(OTHER_VERSION, encoding="utf-8")

@@ -78,7 +78,7 @@ Model::Model(const ModelShape& shape, const std::string& isa, int threads)
     cached.push_back({shape.layer(layer).kv_heads, shape.layer(layer).head_dim});
   }
   // Experts are chosen by a comparison: where two weigh almost the same, keys and values of 11 bits would choose the other.
-  const bool mixture = std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& l) { return l.experts > 0; });
+  const bool mixture = shape.single_cache || std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& l) { return l.experts > 0; });
   cache_shape_ = std::make_shared<const CacheShape>(std::move(cached), mixture);
   matrices_.back().set_shape(shape.tokens(), shape.hidden, shape.dtype, shape.layout);
   whole_widths_.push_back(shape.vocab);

@@ -82,6 +82,7 @@ struct ModelShape {
   // Or this device has some layers of the model, whole: rows come from the device before it, unless it embeds them, and go
   // to the one after it; the last one makes the logits. `divided` is set, too.
   bool staged = false, embeds = true, scores = true;
+  bool single_cache = false;  // keys and values are float32, as where a layer is a mixture, on whichever device
 
   int64_t hidden_outputs() const { return divided ? own_hidden : hidden; }
   int64_t tokens() const { return divided ? own_vocab : vocab; }

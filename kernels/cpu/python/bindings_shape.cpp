@@ -89,6 +89,7 @@ void bind_shape(nb::module_& module) {
       .def_rw("staged", &ModelShape::staged)
       .def_rw("embeds", &ModelShape::embeds)
       .def_rw("scores", &ModelShape::scores)
+      .def_rw("single_cache", &ModelShape::single_cache)
       .def_prop_rw(
           "bfloat16", [](const ModelShape& shape) { return shape.dtype == specdec::Dtype::bfloat16; },
           [](ModelShape& shape, bool yes) { shape.dtype = yes ? specdec::Dtype::bfloat16 : specdec::Dtype::float16; })

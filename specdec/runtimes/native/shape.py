@@ -43,6 +43,7 @@ def shape_of(module: Any, store: Store, share: Part | None = None) -> Any:
             staged=share.is_staged,
             embeds=share.embeds,
             scores=share.scores,
+            single_cache=any(layer.mlp.experts for layer in share.whole.layers),
         )
     return shape
 

@@ -79,18 +79,26 @@ def check(mx: Any, store: Store, views: tuple[tuple[str, float], ...], ranks: in
             assert np.array_equal(one, other)
 
 
+def test_a_small_model_on_two_devices(mx: Any, tmp_path: Path) -> None:
+    config = tiny_config(num_heads=4, num_kv_heads=2, head_dim=16, num_layers=1)
+    check(mx, Store.open(convert(SyntheticSource(config), tmp_path / "store"), verify=False), (("exact", 1.0),))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["gemma", "part-interleaved", "shared-experts", "clamped"])
 def test_two_devices_give_the_bits_of_one(mx: Any, tmp_path: Path, model: str) -> None:
     store = Store.open(convert(SyntheticSource(wider(FEATURED[model])), tmp_path / "store"), verify=False)
     check(mx, store, (("exact", 1.0), ("exact", 0.5)))
 
 
+@pytest.mark.slow
 def test_drafts_choose_from_the_whole_row(mx: Any, tmp_path: Path) -> None:
     source = SyntheticSource(tiny_config(num_heads=4, num_kv_heads=2, head_dim=16))
     store = Store.open(convert(source, tmp_path / "store", views=("int4",)), verify=False)
     check(mx, store, (("int4", 1.0), ("int4", 0.5), ("bucket", 0.25)))
 
 
+@pytest.mark.slow
 def test_quantised_devices(mx: Any, tmp_path: Path) -> None:
     config = quantised_config(num_heads=4, num_kv_heads=2, head_dim=64)
     source = quantised_source(config, "q4_k", "q6_k", "q8_0")
