@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -43,8 +42,9 @@ def main() -> None:
         wrong = [name for name, same in equal.items() if not same]
         for name, (middle, spread) in one["steps_s"].items():
             base = first["steps_s"][name][0]
-            rows.append((ranks, name, middle * 1e3, spread, middle / base, one["rss_mb"], ", ".join(wrong) or "all"))
-    print_table(("ranks", "step", "ms", "spread", "of one rank", "MB", "equal bits"), rows)
+            memory = one["weights_mb"], one["rss_mb"]
+            rows.append((ranks, name, middle * 1e3, spread, middle / base, *memory, ", ".join(wrong) or "all"))
+    print_table(("ranks", "step", "ms", "spread", "of one rank", "weights, MB", "process, MB", "equal bits"), rows)
     for ranks, one in found.items():
         times = ", ".join(f"{int(size) * 4} bytes {1e6 * took:.0f} us" for size, took in one["gathers_s"].items())
         speeds = ", ".join(f"{name} {speed:.1f} tok/s" for name, speed in one["tokens_per_s"].items())
@@ -146,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_s": speeds,
         "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / (1 << 10 if sys.platform != "darwin" else 1 << 20),
-        "pid": os.getpid(),
+        "weights_mb": getattr(runtime, "memory", {}).get("exact", 0) / 1e6,
     }
 
 

@@ -152,6 +152,11 @@ class LeaderRuntime:
         """Nothing: what the local runtime lacks was refused when it was made."""
         return frozenset()
 
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that this rank holds by kind, where its runtime says so."""
+        return dict(getattr(self._local, "memory", {}))
+
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts in addition to "exact"."""
         return self._local.views()

@@ -264,6 +264,11 @@ class StagedRuntime:
         """Nothing."""
         return frozenset()
 
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes that this rank holds by kind, where its runtime says so."""
+        return dict(getattr(self._local, "memory", {}))
+
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views."""
         return self._local.views()
