@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -60,7 +61,7 @@ def main() -> None:
     print_table(("ranks", "step", "ms", "spread", "of one rank", "equal bits"), rows)
     for ranks, one in found.items():
         times = ", ".join(f"{size} values {1e6 * took:.1f} us" for size, took in one["gathers_s"].items())
-        print(f"{ranks} ranks, {one['backend']}, {one['gpu']}: a gather in a graph of {times}")
+        print(f"{ranks} ranks, {one['mlx_backend']}, {one['gpu']}: a gather in a graph of {times}")
     write_json(arguments.json, {str(ranks): one for ranks, one in found.items()}, benchmark="distributed_shape")
     if any(one["digests"] != first["digests"] for one in found.values()):
         sys.exit("logits differ: see the last column")
@@ -91,8 +92,11 @@ def measure(arguments: argparse.Namespace) -> None:
     mx.random.seed(1)
     transformer = share_of(config, Share(config, 16, group))
     steps, digests, times = Steps(transformer), {}, {}
-    for array in steps.cache:  # every rank has the same history of its own heads
-        array[...] = (mx.arange(array.size).reshape(array.shape) % 97 - 48).astype(mx.float16) / 64
+    heads = Share(config, 16, group).kv_heads(0)
+    for array in steps.cache:  # the history of this rank's heads
+        shape = (2, config.num_kv_heads, *array.shape[2:])
+        history = (mx.arange(math.prod(shape)).reshape(shape) % 97 - 48).astype(mx.float16) / 64
+        array[...] = history[:, heads]
     mx.eval(steps.cache)
     for mode, rows in CASES:
         tokens, name = list(range(5, 5 + rows)), f"{mode}, {rows} rows" if rows > 1 else mode
@@ -100,7 +104,7 @@ def measure(arguments: argparse.Namespace) -> None:
         times[name] = seconds(lambda m=mode, t=tokens: steps(m, 1.0, t), repeat=arguments.repeat)
     gathers = {size: _gather_s(mx, group, size) for size in VALUES}
     if group.rank == 0:
-        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "backend": group.backend}
+        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "mlx_backend": group.backend}
         Path(arguments.inside).write_text(json.dumps(found | device()), encoding="utf-8")
     group.collect(np.zeros(1, np.float32))  # nobody leaves before all have finished
 
