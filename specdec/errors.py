@@ -148,6 +148,10 @@ class RuntimeUnavailableError(SpecdecError, RuntimeError):
     """A runtime was asked for by name and cannot run here; the message says what to install."""
 
 
+class DistributedError(SpecdecError, RuntimeError):
+    """Processes that were to run a model together cannot: one is missing, differs from the others, or has failed."""
+
+
 class MemoryShortError(SpecdecError, MemoryError):
     """Not enough memory for something that could be left out, such as a draft view."""
 

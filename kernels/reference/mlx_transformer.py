@@ -25,6 +25,27 @@ from specdec.model.architecture import ModelConfig
 from specdec.model.layers import Layer
 
 
+class Joins(Protocol):
+    """What is put together where several devices share a model's heads."""
+
+    def join(self, name: str, rows: list[Any]) -> list[Any]:
+        """Rows (1, all outputs of the matrix `name`) from this device's, (1, outputs here)."""
+        ...
+
+    def own(self, name: str, row: Any) -> Any:
+        """This device's outputs of a row (1, all outputs)."""
+        ...
+
+    @property
+    def begins(self) -> bool:
+        """Whether rows begin as embeddings here, not as what another device has made of them."""
+        ...
+
+    def leave(self, rows: list[Any]) -> None:
+        """Take rows (1, hidden) behind the last layer."""
+        ...
+
+
 class Multiply(Protocol):
     """A matrix times rows."""
 
@@ -104,7 +125,9 @@ class RowTransformer:
     Args:
         config: shape of the model.
         vector: canonical vector name to float32 values.
-        embed: token id to its embedding, (1, hidden) float32 MLX array.
+        embed: token ids to their embeddings, (1, hidden) float32 MLX arrays.
+        joins: where this device has some of the heads alone; vectors and queries, keys and values are its share then,
+            and all other products come whole.
         router: layer to the float32 (experts, hidden) routing table; called for mixture models only.
     """
 
@@ -112,10 +135,11 @@ class RowTransformer:
         self,
         config: ModelConfig,
         vector: Callable[[str], NDArray[np.float32]],
-        embed: Callable[[int], Any],
+        embed: Callable[[Sequence[int]], list[Any]],
         router: Callable[[int], NDArray[np.float32]],
+        joins: Joins | None = None,
     ) -> None:
-        self._config, self._embed = config, embed
+        self._config, self._embed, self._joins = config, embed, joins
         self._vectors = {name: mx.array(self._stored(vector(name), name)) for name in config.vectors()}
         self._routers = {
             number: FloatMatrix(router(number)) for number, layer in enumerate(config.layers) if layer.mlp.experts
@@ -133,13 +157,16 @@ class RowTransformer:
 
     def forward(self, segments: Sequence[Segment], multiply: Multiply) -> list[NDArray[np.float32]]:
         """Append every segment's tokens to its cache; the logits that each asked for, float32 (rows, V)."""
+        embedded = iter(self._embedded([token for segment in segments for token in segment.tokens]))
         rows = [
-            _Row(part, segment, slots, self._rotations(len(slots) - 1), self._embedded(token))
+            _Row(part, segment, slots, self._rotations(len(slots) - 1), next(embedded))
             for part, segment in enumerate(segments)
-            for token, slots in zip(segment.tokens, segment.slots, strict=True)
+            for slots in segment.slots
         ]
         for layer in range(max(segment.layers for segment in segments)):
             self._block(layer, [row for row in rows if layer < row.segment.layers], multiply)
+        if self._joins is not None:
+            self._joins.leave([row.x for row in rows])
         for segment in segments:
             segment.cache.advance(len(segment.tokens))
         wanted = [own[index] for segment, own in _by_segment(rows) for index in segment.logits]
@@ -166,9 +193,10 @@ class RowTransformer:
             if segment.observe is not None:
                 segment.observe(np.array(mx.concatenate([row.x for row in own], axis=0), dtype=np.float32))
 
-    def _embedded(self, token: int) -> Any:
-        scale = self._config.embed_scale
-        return self._embed(token) if scale == 1 else self._embed(token) * scale
+    def _embedded(self, tokens: Sequence[int]) -> list[Any]:
+        scale, found = self._config.embed_scale, self._embed(tokens)
+        begins = self._joins is None or self._joins.begins
+        return [one * scale for one in found] if begins and scale != 1 else found
 
     def _as_logits(self, row: Any) -> Any:
         scale = self._config.logit_scale
@@ -218,6 +246,8 @@ class RowTransformer:
             segment.cache.write(layer, mx.stack(keys[start:stop], axis=1), mx.stack(values[start:stop], axis=1))
             start = stop
         mixed = [self._attend(row, query, layer) for row, query in zip(rows, queries, strict=True)]
+        if self._joins is not None:
+            mixed = self._joins.join(f"{base}.q", mixed)
         if attention.gate:
             gates = multiply(f"{base}.gate", normed, parts)
             mixed = [mx.sigmoid(gate) * one for gate, one in zip(gates, mixed, strict=True)]
@@ -226,6 +256,8 @@ class RowTransformer:
     def _attend(self, row: _Row, query: Any, layer: int) -> Any:
         """Attention of one row over what it sees."""
         attention, position = self._config.layers[layer].attention, len(row.slots) - 1
+        if not query.shape[0]:  # all heads are on other devices
+            return mx.zeros((1, 0))
         keys, values = row.segment.cache.history(layer, row.slots[first_visible(position, attention.window) :])
         return mlx_layers.attend(
             query,
@@ -244,11 +276,18 @@ class RowTransformer:
         full, attention = f"layers.{layer}.attn.{name}", self._config.layers[layer].attention
         rows = self._biased(full, multiply(full, normed, parts), attention.bias)
         if attention.qk_norm == "full" and name != "v":
-            rows = [self._norm(row, f"{full}_norm") for row in rows]
-        rows = [row.reshape(-1, attention.head_dim) for row in rows]
+            rows = self._normed_whole(full, rows)
+        rows = [row.reshape(row.shape[1] // attention.head_dim, attention.head_dim) for row in rows]
         if attention.qk_norm == "head" and name != "v":
             rows = [self._norm(row, f"{full}_norm") for row in rows]
         return rows
+
+    def _normed_whole(self, name: str, rows: list[Any]) -> list[Any]:
+        """Rows of queries or keys, normed over all heads."""
+        if self._joins is None:
+            return [self._norm(row, f"{name}_norm") for row in rows]
+        whole = [self._norm(row, f"{name}_norm") for row in self._joins.join(name, rows)]
+        return [self._joins.own(name, row) for row in whole]
 
     def _only_mlp(self, rows: list[_Row], entering: list[Any], layer: int, multiply: Multiply) -> list[Any]:
         return self._mlp(entering, [row.part for row in rows], layer, self._config.mlp_names(layer)[0], multiply)

@@ -56,6 +56,15 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="load the model for N tokens of prompt and answer (default: the model's own context)",
     )
+    parser.add_argument(
+        "--ranks", type=int, metavar="N", help="divide the model among N processes of this machine (see launch)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("auto", "outputs", "layers"),
+        default="auto",
+        help="how --ranks divide it (default: %(default)s)",
+    )
     add_licence_option(parser)
 
 

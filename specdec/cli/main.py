@@ -37,6 +37,7 @@ COMMANDS = (
     "serve",
     "search",
     "fff",
+    "launch",
 )
 
 # With this variable set, an unexpected error prints its traceback.
@@ -174,8 +175,15 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as stop:  # argparse's way to end after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked
-    code: int = arguments.run(arguments)
-    return code
+    from specdec.cli.launch import follows, run_in_ranks
+
+    if (code := run_in_ranks(arguments, arguments.words)) is not None:
+        return code
+    if follows(arguments):
+        from specdec.distributed.follower import follow
+
+        return follow()
+    return int(arguments.run(arguments))
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -172,20 +172,24 @@ def load(
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
+    from specdec.distributed.follower import follow_if_told
+    from specdec.distributed.opening import open_runtime
     from specdec.licence import accepted, refused
-    from specdec.runtimes.choose import create_runtime
     from specdec.runtimes.memory import release_free_memory
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
+    follow_if_told()
     consent = accept_licence if callable(accept_licence) else (accepted if accept_licence else refused)
     store = Store.open(resolve_model(model, consent=consent), load_share=load_share, context=context)
     with ThreadPoolExecutor(1, "specdec-tokenizer") as beside:  # weights are packed meanwhile
         reading = beside.submit(load_tokenizer, store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
-        made = create_runtime(runtime, store, threads=threads)
+        multiplies = open_runtime(
+            store, name=str(model), runtime=runtime, threads=threads, load_share=load_share, context=context
+        )
         tokenizer = None if reading is None else reading.result()
     release_free_memory()  # reading a large vocabulary takes twice what it leaves
-    loaded = Model(made, tokenizer, store=store, name=_name(model))
+    loaded = Model(multiplies, tokenizer, store=store, name=_name(model))
     loaded.memory.costs.is_measured_anew = remeasure
     loaded.load_other = lambda name: _other(name, runtime, threads, context, consent)
     return loaded

@@ -8,40 +8,44 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from specdec.errors import OptionError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import InvalidArgumentError, OptionError, RuntimeUnavailableError, UnknownNameError
 from specdec.runtimes.features import lack
 from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
     from specdec.runtimes.base import Runtime
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
-def _reference(store: Store, threads: int | None) -> Runtime:
+def _reference(store: Store, threads: int | None, share: Part | None) -> Runtime:
     from specdec.runtimes.reference.runtime import ReferenceRuntime
 
     if threads is not None:
         warn(f"threads={threads} has no effect: the reference runtime uses the threads that MLX chooses")
-    return ReferenceRuntime(store)
+    return ReferenceRuntime(store, share=share)
 
 
-def _native(store: Store, threads: int | None) -> Runtime:
+def _native(store: Store, threads: int | None, share: Part | None) -> Runtime:
     from specdec.runtimes.native.runtime import NativeRuntime
 
-    return NativeRuntime(store, threads=threads)
+    return NativeRuntime(store, threads=threads, share=share)
 
 
-def _mlx(store: Store, threads: int | None) -> Runtime:
+def _mlx(store: Store, threads: int | None, share: Part | None) -> Runtime:
     from specdec.runtimes.mlx.runtime import MlxRuntime
+    from specdec.runtimes.share import Share
 
     if threads is not None:
         warn(f"threads={threads} has no effect: the mlx runtime computes on the GPU")
-    return MlxRuntime(store)
+    if share is not None and not isinstance(share, Share):
+        raise InvalidArgumentError("the mlx runtime does not run layers in stages: use --split outputs")
+    return MlxRuntime(store, share=share)
 
 
 # Best first: "auto" takes the first one that can run the model here.
-_RUNTIMES: dict[str, Callable[[Store, int | None], Runtime]] = {
+_RUNTIMES: dict[str, Callable[[Store, int | None, Part | None], Runtime]] = {
     "mlx": _mlx,
     "native": _native,
     "reference": _reference,
@@ -105,7 +109,20 @@ def known_runtimes() -> list[str]:
     return list(_RUNTIMES)
 
 
-def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Runtime:
+def chosen_runtime(name: str, store: Store) -> str:
+    """The runtime that a name stands for with a model: "auto" is the best that runs it here.
+
+    Raises:
+        UnknownNameError: no runtime has this name.
+    """
+    if name == "auto":
+        name = _choose(store)
+    if name not in _RUNTIMES:
+        raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
+    return name
+
+
+def create_runtime(name: str, store: Store, *, threads: int | None = None, share: Part | None = None) -> Runtime:
     """A runtime with the model of `store` loaded.
 
     Args:
@@ -113,6 +130,7 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
         store: an open bucket store; must stay open as long as the runtime is used.
         threads: threads to compute with, at least 1; None leaves it to the runtime. The reference runtime cannot
             choose: it warns (UserWarning) and goes on.
+        share: what this device holds of a model that several devices divide; None for all.
 
     Raises:
         UnknownNameError: no runtime has this name.
@@ -122,8 +140,4 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None) -> Ru
     """
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
         raise OptionError("threads", f"must be a whole number of at least 1, not {threads!r}")
-    if name == "auto":
-        name = _choose(store)
-    if name not in _RUNTIMES:
-        raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
-    return _RUNTIMES[name](store, threads)
+    return _RUNTIMES[chosen_runtime(name, store)](store, threads, share)

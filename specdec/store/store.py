@@ -162,6 +162,10 @@ class Store:
             return kind(self.types[name], shape, self._quantised(name, shape), file.array(f"{name}.scores"))
         return self.bucketed(name)
 
+    def shape(self, name: str) -> tuple[int, int]:
+        """(out, in) of a matrix that the model has."""
+        return self._shape(name)
+
     def bucket_arrays(self, name: str) -> dict[str, np.ndarray]:
         """What is loaded of a matrix in buckets: the arrays of `BucketedMatrix.tensors` but for tiers left out. Mapped.
 

@@ -114,15 +114,29 @@ def test_commands_of_specdec_run(line: str, inside: Path, capsys: pytest.Capture
     if getattr(arguments, "runtime", None) == "mlx":
         return  # a GPU
     skip_without(arguments)
-    words = limited(with_tiny_model(words))
-    prepare(words, inside, capsys)
-    if words[0] == "serve":
+    if arguments.command == "launch":
+        words = launched(words)
+        if not words:
+            return
+    else:
+        words = limited(with_tiny_model(words))
+        prepare(words, inside, capsys)
+    if "serve" in words:
         serve(words)
         return
     stdin = (inside / source.strip()).read_text() if source else "Name a river.\nAnother.\n"
     request.getfixturevalue("monkeypatch").setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
     done = run(capsys, *words)
     assert done.code == 0, done.err
+
+
+def launched(words: list[str]) -> list[str]:
+    """A command that starts processes of this machine, for some seconds; nothing for other hosts and programs."""
+    at = words.index("--")
+    if "--hostfile" in words or words[at + 1] not in COMMANDS:
+        return []
+    pytest.importorskip("specdec.kernels.cpu._native", reason="needs the native kernels")
+    return [*words[: at + 1], *limited(with_tiny_model(words[at + 1 :]))]
 
 
 def skip_without(arguments: Any) -> None:

@@ -38,6 +38,7 @@ ORDER = (
     "policies",
     "engine",
     "sources",
+    "distributed",
     "model.loaded",
     "specdec",
     "lab",

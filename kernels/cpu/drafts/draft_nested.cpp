@@ -8,6 +8,7 @@ namespace specdec {
 bool NestedView::complete() const {
   for (int m = 0; m < model_.shape().matrix_count(); ++m) {
     const PackedMatrix& matrix = model_.matrix(m);
+    if (matrix.out == 0) continue;  // on other devices
     if (!matrix.loaded() || (matrix.is_quantised() && matrix.quantised.scores.empty())) return false;
   }
   return true;

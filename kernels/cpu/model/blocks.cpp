@@ -32,18 +32,21 @@ void Pass::attention_block(int layer) {
   const LayerParts& parts = parts_of(layer);
   const int64_t stride = padded(shape_.hidden), q = shape.q_width();
   project(layer, norm_into(parts.attn_norm));
+  if (shape_.divided && shape.qk_norm == QkNorm::full) norm_whole(layer);
   each(rows_, rows_ * (q + shape.kv_width()) * 4, [&](int row, int) { append_row(layer, row); });
   attend(layer);
-  float *x = scratch_.x.data(), *y = scratch_.normed.data();
+  const bool added = parts.attn_post_norm == nullptr && !shape_.divided;
+  float *x = scratch_.x.data(), *y = shape_.divided ? scratch_.own.data() : scratch_.normed.data();
   const float *bias = parts.o_bias, scale = shape.residual_scale;
   const std::vector<Output> outputs = {{parts.o_matrix, y, stride}};
-  multiply(rows_of(scratch_.attended.data(), padded(q)), outputs, false,
+  multiply(attended(layer), outputs, false,
            [&](int, int row, int64_t from, int64_t to) {
              float* part = y + row * stride;
              for (int64_t o = from; bias != nullptr && o < to; ++o) part[o] += bias[o];
-             for (int64_t o = from; parts.attn_post_norm == nullptr && o < to; ++o) x[row * stride + o] += scale * part[o];
+             for (int64_t o = from; added && o < to; ++o) x[row * stride + o] += scale * part[o];
            });
-  if (parts.attn_post_norm != nullptr) add_part(layer, y, parts.attn_post_norm);
+  if (shape_.divided) gather(parts.o_matrix, rows_, y, stride, scratch_.normed.data(), stride);
+  if (!added) add_part(layer, scratch_.normed.data(), parts.attn_post_norm);
 }
 
 // Queries, keys, values and, where there is one, the gate of every row.
@@ -86,7 +89,7 @@ void Pass::append_row(int layer, int row) {
   float* q = scratch_.qkv[0].data() + row * padded(shape.q_width());
   float* k = scratch_.qkv[1].data() + row * kv_stride;
   const float* v = scratch_.qkv[2].data() + row * kv_stride;
-  if (shape.qk_norm != QkNorm::none) {
+  if (shape.qk_norm == QkNorm::head || (shape.qk_norm == QkNorm::full && !shape_.divided)) {
     const bool full = shape.qk_norm == QkNorm::full;
     auto norm = [&](float* x, const float* weight, int64_t width) {
       const int64_t part = full ? width : size;
@@ -129,17 +132,29 @@ void Pass::mlp_block(int layer) {
   const Input in = norm_into(parts.mlp_norm);
   if (shape_of(layer).experts > 0) {
     expert_mlp(layer, in);
-    add_part(layer, scratch_.mixed.data(), parts.mlp_post_norm);
+    add_mlp(layer, scratch_.mixed.data());
     return;
   }
   // The result may overwrite the norm: every product of gate and up is finished by then.
-  float* y = scratch_.normed.data();
-  float* x = parts.mlp_post_norm == nullptr ? scratch_.x.data() : nullptr;
+  float* y = shape_.divided ? scratch_.own.data() : scratch_.normed.data();
+  float* x = parts.mlp_post_norm == nullptr && !shape_.divided ? scratch_.x.data() : nullptr;
   gated_mlp(layer, 0, in, y, padded(shape_.hidden), x);
-  if (x == nullptr) add_part(layer, y, parts.mlp_post_norm);
+  if (x == nullptr) add_mlp(layer, y);
 }
 
-// y = down(activation(gate(x)) * up(x)) of one of a layer's MLPs, added to the residual stream unless that is null.
+// Adds what this device's outputs of an MLP and those of the others make of each row to the residual stream.
+void Pass::add_mlp(int layer, float* y) {
+  const LayerParts& parts = parts_of(layer);
+  if (shape_.divided) {
+    const int64_t stride = padded(shape_.hidden);
+    gather(parts.mlps[0].first_matrix + 2, rows_, y, stride, scratch_.normed.data(), stride);
+    y = scratch_.normed.data();
+  }
+  add_part(layer, y, parts.mlp_post_norm);
+}
+
+// y = down(activation(gate(x)) * up(x)) of one of a layer's MLPs, this device's outputs of it; added to the residual stream
+// unless that is null.
 void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual) {
   const LayerParts& of_layer = parts_of(layer);
   const MlpParts& parts = of_layer.mlps[static_cast<size_t>(mlp)];
@@ -156,7 +171,13 @@ void Pass::gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, f
              // zeros there.
              if (to == width) std::fill(gates + to, gates + stride, 0.0F);
            });
-  multiply({gate, stride, in.rows, in.efforts, in.first}, {{parts.first_matrix + 2, y, y_stride}}, false,
+  Input inner{gate, stride, in.rows, in.efforts, in.first};
+  if (shape_.divided) {
+    inner.x = scratch_.all_inner.data();
+    inner.stride = padded(parts.all_width);
+    gather(parts.first_matrix, in.rows, gate, stride, scratch_.all_inner.data(), inner.stride);
+  }
+  multiply(inner, {{parts.first_matrix + 2, y, y_stride}}, false,
            [&](int, int row, int64_t from, int64_t to) {
              float* part = y + row * y_stride;
              for (int64_t o = from; parts.down_bias != nullptr && o < to; ++o) part[o] += parts.down_bias[o];

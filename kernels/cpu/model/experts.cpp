@@ -101,7 +101,7 @@ void Pass::expert_mlp(int layer, Input in) {
       const float weight = weight_of(row);
       const float* from = scratch_.expert_out.data() + j * stride;
       float* to = scratch_.mixed.data() + row * stride;
-      for (int64_t i = 0; i < hidden; ++i) to[i] += weight * from[i];
+      for (int64_t i = 0; i < shape_.hidden_outputs(); ++i) to[i] += weight * from[i];
     });
   }
 }

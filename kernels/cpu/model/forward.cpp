@@ -84,15 +84,17 @@ int64_t Pass::largest_head() const {
 void Pass::allocate() {
   const auto rows = static_cast<size_t>(rows_);
   const int64_t hidden = padded(shape_.hidden), tiers = shape_.layout.tiers();
-  int64_t q = 0, kv = 0, gates = 0, inner = 0, experts = 0;
+  int64_t q = 0, kv = 0, gates = 0, inner = 0, experts = 0, all_q = 0, all_inner = 0;
   for (const LayerShape& layer : shape_.layers) {
     q = std::max(q, padded(layer.q_width()));
     kv = std::max(kv, padded(layer.kv_width()));
     gates = std::max(gates, layer.gate ? padded(layer.q_width()) : 0);
     inner = std::max({inner, padded(layer.width), padded(layer.shared_width)});
+    all_q = std::max(all_q, padded(layer.all_q_width()));
+    for (const int mlp : {0, layer.experts}) all_inner = std::max(all_inner, padded(layer.all_mlp_width(mlp)));
     experts = std::max<int64_t>(experts, layer.experts);
   }
-  const int64_t widest = std::max({q, hidden, inner});
+  const int64_t widest = std::max({all_q, hidden, all_inner});
   auto& s = scratch_;
   auto reserve = [rows](Buffer<float>& buffer, int64_t width) { buffer.reserve(rows * static_cast<size_t>(width)); };
   for (auto* buffer : {&s.x, &s.normed}) reserve(*buffer, hidden);
@@ -100,6 +102,11 @@ void Pass::allocate() {
   for (auto* buffer : {&s.qkv[1], &s.qkv[2]}) reserve(*buffer, kv);
   for (auto* buffer : {&s.gate, &s.up}) reserve(*buffer, inner);
   reserve(s.attn_gate, gates);
+  if (shape_.divided) {
+    reserve(s.own, hidden);
+    reserve(s.all_attended, all_q);
+    reserve(s.all_inner, std::max({all_inner, all_q, hidden}));
+  }
   if (experts > 0)
     for (auto* buffer : {&s.expert_in, &s.expert_out, &s.mixed}) reserve(*buffer, hidden);
   reserve(s.router_logits, padded(experts));
@@ -133,6 +140,7 @@ void Pass::run(float* logits) {
     keep_states(layer);
   }
   share_bytes();
+  if (shape_.staged) leave();
   head(logits);
 }
 
@@ -183,8 +191,9 @@ void Pass::embed() {
   const Model::QuantEmbedding& blocks = model_.quant_embedding_;
   each(rows_, rows_ * hidden * 4, [&](int row, int) {
     const Sequence& s = sequences_[static_cast<size_t>(scratch_.sequence_of[static_cast<size_t>(row)])];
-    const int64_t token = s.given->tokens[row - s.first];
+    const int64_t token = s.given->tokens[row - s.first] - shape_.first_token;
     float* x = scratch_.x.data() + row * stride;
+    if (token < 0 || token >= shape_.embedded_tokens()) return;  // another device has it
     if (shape_.tie_embeddings)
       model_.logits_row(token, x);
     else if (!blocks.codes.empty())
@@ -195,6 +204,7 @@ void Pass::embed() {
       for (int64_t i = 0; i < hidden; ++i) x[i] *= shape_.embed_scale;
   });
   shared_bytes_ += static_cast<uint64_t>(rows_ * hidden) * sizeof(uint16_t);
+  if (shape_.divided) gather_embeddings();
 }
 
 // Cosines and sines of every row's position, from float64 angles: they depend on the position alone.

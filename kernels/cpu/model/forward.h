@@ -96,6 +96,14 @@ class Pass {
   void draft_heads(int first);
   void score(const HeadRows& rows, int first, int from, int count);
   void finish_logits(float* logits, int64_t n) const;
+  // divided.cpp
+  void gather(int matrix, int rows, const float* own, int64_t own_stride, float* all, int64_t stride,
+              const int32_t* tokens = nullptr);
+  void gather_embeddings();
+  void leave();
+  void norm_whole(int layer);
+  void divided_head(int rows);
+  Input attended(int layer);
   // blocks.cpp
   void attention_block(int layer);
   void project(int layer, Input in);
@@ -105,6 +113,7 @@ class Pass {
   void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual = nullptr);
   Input norm_into(const float* weight);
   void add_part(int layer, float* y, const float* post_norm);
+  void add_mlp(int layer, float* y);
   // experts.cpp
   void expert_mlp(int layer, Input in);
   void route(int layer, Input in, std::vector<float>* weights, std::vector<double>* growths);

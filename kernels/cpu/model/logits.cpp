@@ -40,9 +40,10 @@ void Pass::head(float* logits) {
     kernels_.element.rms_norm(scratch_.x.data() + shown[static_cast<size_t>(j)].row * stride, model_.final_norm_,
                               shape_.norm_eps, hidden, scratch_.normed.data() + j * stride);
   });
-  int whole = 0;
+  if (shape_.divided) divided_head(rows);
+  int whole = shape_.divided ? rows : 0;
   while (whole < rows && shown[static_cast<size_t>(whole)].head == nullptr) ++whole;
-  whole_head(whole);
+  if (!shape_.divided) whole_head(whole);
   draft_heads(whole);
   uint64_t before = 0;
   for (SequenceRows& given : batch_) {

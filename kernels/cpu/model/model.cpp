@@ -24,13 +24,19 @@ void check(bool good, const char* message) {
 }
 
 void check_layer(const LayerShape& s) {
-  check(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "heads must be a multiple of key-value heads");
+  if (s.all_heads == 0)
+    check(s.heads > 0 && s.kv_heads > 0 && s.heads % s.kv_heads == 0, "heads must be a multiple of key-value heads");
+  else
+    check(s.all_kv_heads > 0 && s.heads == s.kv_heads * s.group() && s.first_head + s.heads <= s.all_heads &&
+              s.first_kv_head + s.kv_heads <= s.all_kv_heads && s.width <= s.all_width &&
+              s.shared_width <= s.all_shared_width,
+          "a share of a layer must be whole groups of heads, and no more than there is");
   check(s.head_dim > 0 && s.head_dim % 2 == 0, "head size must be even");
   check(s.rope.frequencies.size() <= static_cast<size_t>(s.head_dim / 2), "there are more rotary frequencies than pairs");
   check(std::isfinite(s.rope.factor) && s.rope.factor > 0, "the rotary factor must be positive");
   check(s.window >= 0 && s.scale >= 0 && s.softcap >= 0, "window, scale and softcap must not be negative");
   check(s.growth == 0 || s.growth_span > 0, "growing scores need a span");
-  check(s.width > 0 && s.shared_width >= 0, "an MLP must have a positive width");
+  check((s.width > 0 || s.all_width > 0) && s.width >= 0 && s.shared_width >= 0, "an MLP must have a positive width");
   check(s.experts >= 0 && (s.experts == 0 || (s.experts_used > 0 && s.experts_used <= s.experts)),
         "experts per token must be 1 to the number of experts");
   check(s.pre_norms || s.post_norms, "a layer has norms before its parts, after them or both");
@@ -39,7 +45,13 @@ void check_layer(const LayerShape& s) {
 void check_shape(const ModelShape& s) {
   check(s.vocab > 0 && s.hidden > 0 && !s.layers.empty(), "model sizes must be positive");
   check(s.logit_cap >= 0, "the cap of logits must not be negative");
-  for (const LayerShape& layer : s.layers) check_layer(layer);
+  check(s.tokens() >= 0 && s.first_token >= 0 && s.first_token + s.tokens() <= s.vocab && s.hidden_outputs() >= 0 &&
+            s.hidden_outputs() <= s.hidden,
+        "a device's share must be a part of the model");
+  for (const LayerShape& layer : s.layers) {
+    check((layer.all_heads > 0 && layer.all_width > 0) == s.divided, "all layers are divided, or none");
+    check_layer(layer);
+  }
   int sum = 0;
   for (const int size : s.layout.tier_sizes) {
     check(size > 0, "tier sizes must be positive");
@@ -67,9 +79,10 @@ Model::Model(const ModelShape& shape, const std::string& isa, int threads)
     cached.push_back({shape.layer(layer).kv_heads, shape.layer(layer).head_dim});
   }
   // Experts are chosen by a comparison: where two weigh almost the same, keys and values of 11 bits would choose the other.
-  const bool mixture = std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& l) { return l.experts > 0; });
+  const bool mixture = shape.single_cache || std::any_of(shape.layers.begin(), shape.layers.end(), [](const LayerShape& l) { return l.experts > 0; });
   cache_shape_ = std::make_shared<const CacheShape>(std::move(cached), mixture);
-  matrices_.back().set_shape(shape.vocab, shape.hidden, shape.dtype, shape.layout);
+  matrices_.back().set_shape(shape.tokens(), shape.hidden, shape.dtype, shape.layout);
+  whole_widths_.push_back(shape.vocab);
   add_vector("final_norm", shape.hidden);
   final_norm_ = find_vector("final_norm");
 }
@@ -199,10 +212,10 @@ void Model::load_scores(int index, const float* scores) {
 void Model::load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last) {
   QuantEmbedding& table = quant_embedding_;
   const QuantType known(type);
-  check(!shape_.tie_embeddings && known.fits(shape_.hidden) && first >= 0 && first < last && last <= shape_.vocab,
+  check(!shape_.tie_embeddings && known.fits(shape_.hidden) && first >= 0 && first < last && last <= shape_.embedded_tokens(),
         "the embedding has the wrong size");
   const auto bytes = static_cast<size_t>(known.row_bytes(shape_.hidden));
-  const auto factors = static_cast<size_t>(known.row_factors(shape_.hidden)), rows = static_cast<size_t>(shape_.vocab);
+  const auto factors = static_cast<size_t>(known.row_factors(shape_.hidden)), rows = static_cast<size_t>(shape_.embedded_tokens());
   if (table.codes.empty()) {
     table.type = known;
     table.codes = Buffer<uint8_t>(rows * bytes);
@@ -223,7 +236,7 @@ void Model::load_vector(const std::string& name, const float* values) {
 
 // Takes over an embedding of bfloat16 in 12 bits a weight. Returns false where 16 are fewer.
 bool Model::code_embedding(const uint16_t* bits) {
-  const int64_t rows = shape_.vocab, width = shape_.hidden;
+  const int64_t rows = shape_.embedded_tokens(), width = shape_.hidden;
   if (shape_.dtype != Dtype::bfloat16 || width > kMostCodedInputs) return false;
   CodedMatrix coded(rows, width, Buffer<uint8_t>(CodedMatrix::bytes_for(rows, width)));
   pool_->run(static_cast<int>((rows + kPanel - 1) / kPanel), [&](int panel, int) {
@@ -259,7 +272,7 @@ void Model::embedding_row(int64_t token, float* weights) const {
 
 void Model::load_embedding(const uint16_t* bits) {
   if (code_embedding(bits)) return;
-  embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.vocab * shape_.hidden));
+  embedding_ = Buffer<uint16_t>(static_cast<size_t>(shape_.embedded_tokens() * shape_.hidden));
   std::memcpy(embedding_.data(), bits, embedding_.bytes());
 }
 
@@ -379,9 +392,10 @@ void Model::check_pass(const std::vector<SequenceRows>& batch, const DraftView* 
   check(process_ == getpid(), "the model was loaded before this process was forked: load it again here");
   check(!batch.empty() && batch.size() <= kMaxSequences, "a pass takes 1 to 64 sequences");
   check(draft == nullptr || draft->complete(), "the draft view is not loaded");
-  check(has_embedding(), "the embedding is not loaded");
+  check(shape_.embedded_tokens() == 0 || has_embedding(), "the embedding is not loaded");
+  check(!shape_.divided || gather_, "a divided model needs a way to put rows together");
   for (const auto& router : routers_) check(router.out == 0 || !router.panels.empty(), "a router is not loaded");
-  for (const auto& matrix : matrices_) check(matrix.loaded(), "a matrix is not loaded");
+  for (const auto& matrix : matrices_) check(matrix.out == 0 || matrix.loaded(), "a matrix is not loaded");
   int rows = 0;
   for (size_t j = 0; j < batch.size(); ++j) {
     check_rows(batch[j]);
@@ -398,7 +412,8 @@ void Model::check_rows(const SequenceRows& rows) const {
         "the cache belongs to a model of another shape");
   check(rows.rows >= 1 && rows.rows <= kMaxRows && rows.rows <= cache.capacity - cache.length(),
         "the cache has no room for these rows");
-  check(rows.head == nullptr || &rows.head->model() == this, "the draft head belongs to another model");
+  check(rows.head == nullptr || (&rows.head->model() == this && !shape_.divided),
+        "the draft head belongs to another model, or the model is divided");
   check(rows.layers >= 0 && rows.layers <= shape_.layer_count(), "there are not so many layers");
   check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");
   for (int row = 0; row < rows.rows; ++row) {
@@ -411,7 +426,7 @@ void Model::check_rows(const SequenceRows& rows) const {
 void Model::check_efforts(const double* efforts, const DraftView* draft, Choice choice) const {
   for (size_t j = 0; j < matrices_.size(); ++j) {
     check(efforts[j] > 0 && efforts[j] <= 1, "efforts must be above 0 and at most 1");
-    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].chooses(choice), "effort below 1 needs tier masks or scores");
+    check(draft != nullptr || efforts[j] >= 1 || matrices_[j].out == 0 || matrices_[j].chooses(choice), "effort below 1 needs tier masks or scores");
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -23,6 +24,19 @@ namespace specdec {
 
 // Efforts from which on everything is read, because gaps would be few and short.
 constexpr double kWideBelow = 0.9;
+// Rows whose parts lie on several devices, to be put together on each of them: this device's part of what has as many
+// outputs as `matrix`, or, if that is kEmbeddings, the embeddings of the tokens that it holds. kLeaving: the rows behind the
+// last layer, where the next device has further ones.
+constexpr int kEmbeddings = -1, kLeaving = -2;
+struct GatherCall {
+  int matrix;
+  int rows;
+  const float* own;
+  int64_t own_width, own_stride;
+  float* all;
+  int64_t width, stride;
+  const int32_t* tokens;  // of the rows, for embeddings
+};
 
 class Model {
  public:
@@ -64,7 +78,12 @@ class Model {
   uint64_t coded_bytes() const;  // of them, those of matrices in 12 bits a weight
   uint64_t mask_bytes() const;
 
-  // Weights of the logits layer for one token, `hidden` many; and of an embedding in 16 bits.
+  // Outputs of a matrix on all devices together; values of an embedding for -1.
+  int64_t whole_width(int index) const { return index < 0 ? shape_.hidden : whole_widths_.at(static_cast<size_t>(index)); }
+  // How a divided model puts rows together; called between parallel regions, with equal calls on every device.
+  void set_gather(std::function<void(const GatherCall&)> gather) { gather_ = std::move(gather); }
+
+  // Weights of the logits layer for one token, of this device's, `hidden` many; and of an embedding in 16 bits.
   void logits_row(int64_t token, float* weights) const;
   void embedding_row(int64_t token, float* weights) const;
 
@@ -90,6 +109,8 @@ class Model {
   // Activations are (rows, stride) float arrays whose stride is the width rounded up to 64.
   struct Scratch {
     Buffer<float> x, normed, qkv[3], attended, attn_gate, gate, up, expert_in, expert_out, mixed;
+    Buffer<float> own, all_attended, all_inner;  // of a divided model
+    std::vector<int32_t> tokens;
     std::vector<Buffer<float>> cosines, sines;  // of each rotation
     Buffer<float> tiles, partial, thread, logits, router_logits;
     struct Sequence {  // of the pass under way
@@ -157,6 +178,7 @@ class Model {
   Buffer<uint8_t> quantised_;
   Buffer<uint32_t> masks_;
   std::vector<PackedMatrix> matrices_;
+  std::vector<int64_t> whole_widths_;  // of each matrix
   std::vector<PackedMatrix> routers_;  // of each layer; without outputs where there are no experts
   Buffer<uint16_t> embedding_;  // (vocab, hidden) bits, unless tied
   CodedMatrix coded_embedding_;  // or so
@@ -172,6 +194,7 @@ class Model {
   std::vector<RopeShape> rotations_;   // the different ones
   std::shared_ptr<const CacheShape> cache_shape_;
   const float* final_norm_ = nullptr;
+  std::function<void(const GatherCall&)> gather_;
   const int process_;  // threads do not survive a fork
   std::mutex mutex_;   // one pass at a time
   Scratch scratch_;

@@ -7,6 +7,7 @@ namespace specdec {
 
 template <class After>
 void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+  if (model_.matrix(outputs[0].matrix).out == 0) return;  // all of them lie on other devices
   if (draft_ != nullptr) {
     multiply_draft(in, outputs, paired, after);
     return;

@@ -24,6 +24,7 @@ void Model::add_vector(const std::string& name, int64_t size) {
 
 void Model::add_vectors(const std::string& base, const LayerShape& layer) {
   const int64_t hidden = shape_.hidden, q = layer.q_width(), kv = layer.kv_width(), size = layer.head_dim;
+  const int64_t hidden_outputs = shape_.hidden_outputs();
   auto add = [&](bool wanted, const std::string& name, int64_t length) {
     if (wanted) add_vector(base + name, length);
   };
@@ -31,19 +32,19 @@ void Model::add_vectors(const std::string& base, const LayerShape& layer) {
   add(layer.pre_norms, "mlp_norm", hidden);
   add(layer.post_norms, "attn_post_norm", hidden);
   add(layer.post_norms, "mlp_post_norm", hidden);
-  add(layer.qk_norm != QkNorm::none, "attn.q_norm", layer.qk_norm == QkNorm::full ? q : size);
-  add(layer.qk_norm != QkNorm::none, "attn.k_norm", layer.qk_norm == QkNorm::full ? kv : size);
+  add(layer.qk_norm != QkNorm::none, "attn.q_norm", layer.qk_norm == QkNorm::full ? layer.all_q_width() : size);
+  add(layer.qk_norm != QkNorm::none, "attn.k_norm", layer.qk_norm == QkNorm::full ? layer.all_kv_width() : size);
   add(layer.qkv_bias, "attn.q.bias", q);
   add(layer.qkv_bias, "attn.k.bias", kv);
   add(layer.qkv_bias, "attn.v.bias", kv);
-  add(layer.o_bias, "attn.o.bias", hidden);
+  add(layer.o_bias, "attn.o.bias", hidden_outputs);
   add(layer.sinks, "attn.sinks", layer.heads);
   add(layer.experts > 0 && layer.router_bias, "mlp.router.bias", layer.experts);
   for (int mlp = 0; layer.mlp_bias && mlp < layer.mlps(); ++mlp) {
     const std::string name = mlp_name("", layer, mlp);
     add(true, name + ".gate.bias", layer.mlp_width(mlp));
     add(true, name + ".up.bias", layer.mlp_width(mlp));
-    add(true, name + ".down.bias", hidden);
+    add(true, name + ".down.bias", hidden_outputs);
   }
 }
 
@@ -76,7 +77,7 @@ LayerParts Model::parts_of(const std::string& base, const LayerShape& layer, int
   }
   for (int mlp = 0; mlp < layer.mlps(); ++mlp) {
     const std::string name = mlp_name(base, layer, mlp);
-    parts.mlps.push_back({parts.o_matrix + 1 + 3 * mlp, layer.mlp_width(mlp), find_vector(name + ".gate.bias"),
+    parts.mlps.push_back({parts.o_matrix + 1 + 3 * mlp, layer.mlp_width(mlp), layer.all_mlp_width(mlp), find_vector(name + ".gate.bias"),
                           find_vector(name + ".up.bias"), find_vector(name + ".down.bias")});
   }
   return parts;
@@ -86,19 +87,20 @@ LayerParts Model::parts_of(const std::string& base, const LayerShape& layer, int
 void Model::add_layer(int number, int* matrix) {
   const LayerShape& layer = shape_.layer(number);
   const int first = *matrix;
-  auto add = [&](int64_t out, int64_t in) {
+  auto add = [&](int64_t out, int64_t in, int64_t whole_width) {
     matrices_[static_cast<size_t>((*matrix)++)].set_shape(out, in, shape_.dtype, shape_.layout);
+    whole_widths_.push_back(whole_width);
   };
   const int64_t hidden = shape_.hidden, q = layer.q_width(), kv = layer.kv_width();
-  add(q, hidden);
-  add(kv, hidden);
-  add(kv, hidden);
-  if (layer.gate) add(q, hidden);
-  add(hidden, q);
+  add(q, hidden, layer.all_q_width());
+  add(kv, hidden, layer.all_kv_width());
+  add(kv, hidden, layer.all_kv_width());
+  if (layer.gate) add(q, hidden, layer.all_q_width());
+  add(shape_.hidden_outputs(), layer.all_q_width(), hidden);
   for (int mlp = 0; mlp < layer.mlps(); ++mlp) {
-    add(layer.mlp_width(mlp), hidden);
-    add(layer.mlp_width(mlp), hidden);
-    add(hidden, layer.mlp_width(mlp));
+    add(layer.mlp_width(mlp), hidden, layer.all_mlp_width(mlp));
+    add(layer.mlp_width(mlp), hidden, layer.all_mlp_width(mlp));
+    add(shape_.hidden_outputs(), layer.all_mlp_width(mlp), hidden);
   }
   routers_.emplace_back();
   if (layer.experts > 0) routers_.back().set_shape(layer.experts, hidden, shape_.dtype, shape_.layout);

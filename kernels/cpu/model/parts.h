@@ -8,7 +8,7 @@ namespace specdec {
 
 struct MlpParts {
   int first_matrix;  // gate, up, down
-  int64_t width;
+  int64_t width, all_width;  // on this device, on all
   const float *gate_bias, *up_bias, *down_bias;  // null where the architecture has none, as below
 };
 

@@ -45,12 +45,23 @@ struct LayerShape {
   bool pre_norms = true, post_norms = false;
   float residual_scale = 1;
 
+  // Where several devices divide the layer: sizes of all of it, of which heads, kv_heads, width and shared_width above are
+  // this device's share, and the first of its heads.
+  int all_heads = 0, all_kv_heads = 0, first_head = 0, first_kv_head = 0;
+  int64_t all_width = 0, all_shared_width = 0;
+
   int64_t q_width() const { return int64_t{heads} * head_dim; }
   int64_t kv_width() const { return int64_t{kv_heads} * head_dim; }
-  int group() const { return heads / kv_heads; }
+  int64_t all_q_width() const { return all_heads == 0 ? q_width() : int64_t{all_heads} * head_dim; }
+  int64_t all_kv_width() const { return all_heads == 0 ? kv_width() : int64_t{all_kv_heads} * head_dim; }
+  int group() const { return all_heads == 0 ? heads / kv_heads : all_heads / all_kv_heads; }
   int attention_matrices() const { return gate ? 5 : 4; }
-  int mlps() const { return experts == 0 ? 1 : experts + (shared_width > 0 ? 1 : 0); }
+  int mlps() const { return experts == 0 ? 1 : experts + (shared_width > 0 || all_shared_width > 0 ? 1 : 0); }
   int64_t mlp_width(int mlp) const { return experts > 0 && mlp == experts ? shared_width : width; }
+  int64_t all_mlp_width(int mlp) const {
+    if (all_width == 0) return mlp_width(mlp);
+    return experts > 0 && mlp == experts ? all_shared_width : all_width;
+  }
   int matrices() const { return attention_matrices() + 3 * mlps(); }
 };
 
@@ -64,6 +75,18 @@ struct ModelShape {
   Dtype dtype = Dtype::float16;
   Layout layout;
 
+  // The outputs of every matrix are divided among several devices: this one's number of outputs that are as many as the
+  // residual stream is wide, and its tokens of the embedding and the logits layer.
+  bool divided = false;
+  int64_t own_hidden = 0, own_vocab = 0, first_token = 0;
+  // Or this device has some layers of the model, whole: rows come from the device before it, unless it embeds them, and go
+  // to the one after it; the last one makes the logits. `divided` is set, too.
+  bool staged = false, embeds = true, scores = true;
+  bool single_cache = false;  // keys and values are float32, as where a layer is a mixture, on whichever device
+
+  int64_t hidden_outputs() const { return divided ? own_hidden : hidden; }
+  int64_t tokens() const { return divided ? own_vocab : vocab; }
+  int64_t embedded_tokens() const { return !staged ? tokens() : embeds ? vocab : 0; }
   int layer_count() const { return static_cast<int>(layers.size()); }
   const LayerShape& layer(int number) const { return layers[static_cast<size_t>(number)]; }
   int matrix_count() const {

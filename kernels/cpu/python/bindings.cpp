@@ -88,7 +88,7 @@ void load_vector(Model& model, const std::string& name, const Array<float, 1>& v
 
 void load_embedding(Model& model, const Array<uint16_t, 2>& bits) {
   const auto& shape = model.shape();
-  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.vocab * shape.hidden),
+  check(!shape.tie_embeddings && bits.size() == static_cast<size_t>(shape.embedded_tokens() * shape.hidden),
         "the embedding has the wrong size");
   model.load_embedding(bits.data());
 }
@@ -156,6 +156,25 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
   std::vector<uint64_t> bytes;
   for (const auto& one : batch) bytes.push_back(one.bytes);
   return bytes;
+}
+
+// How rows of a divided model are put together: a function (matrix, own, all, tokens) that fills in `all`, float32 (rows,
+// outputs on all devices), from `own`, (rows, outputs here), and those of the other devices. Matrix -1 asks for the embeddings
+// of `tokens`, int32 (rows,); -2 has the rows that leave the last layer of a stage.
+void set_gather(Model& model, nb::callable gather) {
+  model.set_gather([gather = std::move(gather)](const specdec::GatherCall& call) {
+    nb::gil_scoped_acquire acquire;
+    using Own = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
+    using All = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+    using Tokens = nb::ndarray<nb::numpy, const int32_t, nb::ndim<1>>;
+    const auto rows = static_cast<size_t>(call.rows);
+    const nb::handle none;
+    const Own own(call.own, {rows, static_cast<size_t>(call.own_width)}, none, {call.own_stride, 1});
+    const All all(call.all, {rows, static_cast<size_t>(call.width)}, none, {call.stride, 1});
+    const Tokens tokens(call.tokens, {call.tokens == nullptr ? size_t{0} : rows}, none);
+    const auto borrowed = nb::rv_policy::reference;
+    gather(call.matrix, nb::cast(own, borrowed), nb::cast(all, borrowed), nb::cast(tokens, borrowed));
+  });
 }
 
 uint64_t multiply(Model& model, int index, const Array<float, 2>& x, specdec::DraftView* draft, double effort,
@@ -241,6 +260,7 @@ nb::class_<Model> bind_model(nb::module_& module) {
       .def("load_embedding", &load_embedding, "bits"_a.noconvert())
       .def("load_router", &load_router, "layer"_a, "bits"_a.noconvert())
       .def("new_cache", &Model::new_cache, "capacity"_a)
+      .def("set_gather", &set_gather, "gather"_a, "How rows of a divided model are put together; see bindings.cpp.")
       .def("multiply", &multiply, "index"_a, "x"_a.noconvert(), "draft"_a.none(), "effort"_a, "y"_a.noconvert(),
            "inputs"_a = false,
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")

@@ -59,7 +59,13 @@ void bind_layer(nb::module_& module) {
       .def_rw("shared_width", &LayerShape::shared_width)
       .def_rw("pre_norms", &LayerShape::pre_norms)
       .def_rw("post_norms", &LayerShape::post_norms)
-      .def_rw("residual_scale", &LayerShape::residual_scale);
+      .def_rw("residual_scale", &LayerShape::residual_scale)
+      .def_rw("all_heads", &LayerShape::all_heads)
+      .def_rw("all_kv_heads", &LayerShape::all_kv_heads)
+      .def_rw("first_head", &LayerShape::first_head)
+      .def_rw("first_kv_head", &LayerShape::first_kv_head)
+      .def_rw("all_width", &LayerShape::all_width)
+      .def_rw("all_shared_width", &LayerShape::all_shared_width);
 }
 
 }  // namespace
@@ -76,6 +82,14 @@ void bind_shape(nb::module_& module) {
       .def_rw("logit_scale", &ModelShape::logit_scale)
       .def_rw("logit_cap", &ModelShape::logit_cap)
       .def_rw("tie_embeddings", &ModelShape::tie_embeddings)
+      .def_rw("divided", &ModelShape::divided)
+      .def_rw("own_hidden", &ModelShape::own_hidden)
+      .def_rw("own_vocab", &ModelShape::own_vocab)
+      .def_rw("first_token", &ModelShape::first_token)
+      .def_rw("staged", &ModelShape::staged)
+      .def_rw("embeds", &ModelShape::embeds)
+      .def_rw("scores", &ModelShape::scores)
+      .def_rw("single_cache", &ModelShape::single_cache)
       .def_prop_rw(
           "bfloat16", [](const ModelShape& shape) { return shape.dtype == specdec::Dtype::bfloat16; },
           [](ModelShape& shape, bool yes) { shape.dtype = yes ? specdec::Dtype::bfloat16 : specdec::Dtype::float16; })

@@ -6,7 +6,7 @@ One multiplication is in `weights`; what is done with a block is in `phases` and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,11 @@ from specdec.errors import InvalidArgumentError
 from specdec.model.layers import Layer as LayerConfig
 from specdec.runtimes.mlx.attention_ops import AttentionVectors
 from specdec.runtimes.mlx.weights import Linear, Loader
+from specdec.store.share import StoreShare
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
+    from specdec.runtimes.share import Share
     from specdec.store import Store
 
 
@@ -129,18 +131,27 @@ class LayerLoader:
         mx: MLX.
         store: where they are.
         loader: packs matrices.
+        share: what this device holds of a model that several devices divide; None for all.
     """
 
-    def __init__(self, mx: Any, store: Store, loader: Loader) -> None:
-        self._mx, self._store, self._loader = mx, store, loader
+    def __init__(self, mx: Any, store: Store, loader: Loader, share: Share | None = None) -> None:
+        self._mx, self._store, self._loader, self._share = mx, store, loader, share
         self._config: ModelConfig = store.config
-        self._shapes, self._lengths = self._config.matrices(), self._config.vectors()
+        self._lengths, self._whole_shapes = self._config.vectors(), self._config.matrices()
+        self._shapes = self._whole_shapes if share is None else share.shapes()
         self._read: set[str] = set()
 
     def layers(self) -> Iterator[Layer]:
         """Every block in order."""
         for number, config in enumerate(self._config.layers):
-            yield self._layer(f"layers.{number}", config)
+            yield self._layer(f"layers.{number}", config if self._share is None else self._own(number, config))
+
+    def _own(self, number: int, config: LayerConfig) -> LayerConfig:
+        """A block with this device's heads alone."""
+        assert self._share is not None
+        heads, kv_heads = self._share.heads(number), self._share.kv_heads(number)
+        counts = {"heads": heads.stop - heads.start, "kv_heads": kv_heads.stop - kv_heads.start}
+        return replace(config, attention=replace(config.attention, **counts))
 
     def final_norm(self) -> Any:
         """The norm before the logits layer.
@@ -157,7 +168,8 @@ class LayerLoader:
         """A multiplication, its exact weights packed; the names of a mixture's are those of all experts."""
         joined = names if not experts else names[: len(names) // experts]
         outputs = tuple(self._shapes[name][0] for name in joined)
-        made = Linear(names, outputs, self._shapes[names[0]][1], paired, experts, used)
+        whole = tuple(self._whole_shapes[name][0] for name in joined)
+        made = Linear(names, outputs, self._shapes[names[0]][1], paired, experts, used, whole=whole)
         self._loader.exact(made)
         return made
 
@@ -174,7 +186,7 @@ class LayerLoader:
                 sinks=self._vector(f"{attn}.sinks"),
             ),
             o=self.linear(f"{attn}.o"),
-            o_bias=self._vector(f"{attn}.o.bias"),
+            o_bias=self._vector(f"{attn}.o.bias", whole=True),
             attn_post=self._vector(f"{base}.attn_post_norm"),
             mlp_norm=self._vector(f"{base}.mlp_norm"),
             mlp=self._mixture(f"{base}.mlp", config) if config.mlp.experts else self._mlp(f"{base}.mlp"),
@@ -200,7 +212,8 @@ class LayerLoader:
         )
         width = gate_up.outputs[0]
         bias = self._vector(*(f"{name}.{part}.bias" for name in names for part in ("gate", "up")))
-        down_bias = self._vector(*(f"{name}.down.bias" for name in names))
+        # Experts are added up before their outputs are put together.
+        down_bias = self._vector(*(f"{name}.down.bias" for name in names), whole=not used and "shared" not in names[0])
         if experts and down_bias is not None:
             down_bias = down_bias.reshape(experts, -1)
         return Mlp(
@@ -211,13 +224,15 @@ class LayerLoader:
             down_bias=down_bias,
         )
 
-    def _vector(self, *names: str) -> Any:
-        """Vectors one after the other, norms with the model's offset; None where the model has not got them."""
+    def _vector(self, *names: str, whole: bool = False) -> Any:
+        """Vectors one after the other, norms with the model's offset; None where the model has not got them. Where they
+        are `whole`, those of all devices."""
         if names[0] not in self._lengths:
             return None
         self._read.update(names)
         offset = np.float32(self._config.norm_offset)
-        parts = [np.asarray(self._store.vector(name), np.float32) for name in names]
+        store = self._store.whole if whole and isinstance(self._store, StoreShare) else self._store
+        parts = [np.asarray(store.vector(name), np.float32) for name in names]
         shifted = [part + offset if name.endswith("_norm") else part for name, part in zip(names, parts, strict=True)]
         return self._on_device(np.concatenate(shifted))
 

@@ -22,6 +22,7 @@ from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.layers import Layer
 from specdec.runtimes.mlx.ops import Ops, cache_step, row_step
 from specdec.runtimes.mlx.phases import Phases
+from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MAX_ROWS, head_state
 from specdec.runtimes.mlx.step import WholeStep
 from specdec.runtimes.mlx.weights import Linear
@@ -70,6 +71,7 @@ class Transformer:
         embeddings: 16-bit (vocabulary, hidden) or packed, or None when the packed logits layer serves.
         tier_sizes: of the store's buckets.
         whole: runs every step as one kernel; None for a kernel for each phase.
+        shared: puts rows together where several devices divide the model, which takes a kernel for each phase.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Transformer:
         embeddings: Any,
         tier_sizes: tuple[int, ...],
         whole: WholeStep | None = None,
+        shared: SharedArrays | None = None,
     ) -> None:
         self.mx, self.ops, self.config, self.whole = mx, ops, config, whole
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
@@ -95,7 +98,7 @@ class Transformer:
         self._positions = 0
         self._phases = Phases(
             mx, ops, config, layers=layers, final_norm=final_norm, head=head, embeddings=embeddings,
-            tier_sizes=tier_sizes, turns=turns.of_layer, growths=growths.of_layer,
+            tier_sizes=tier_sizes, turns=turns.of_layer, growths=growths.of_layer, shared=shared,
         )  # fmt: skip
 
     @property
@@ -179,7 +182,7 @@ class Transformer:
             config = self.config
             shape = (config.num_layers, 2, config.num_kv_heads, 0, config.head_dim)
             return GpuCache(self.mx, [shape], capacity, lock)
-        heads = [layer.attention for layer in self.config.layers]
+        heads = [layer.config.attention for layer in self.layers]
         return GpuCache(self.mx, [(2, each.kv_heads, 0, each.head_dim) for each in heads], capacity, lock)
 
     def _whole_step(self, kind: Kind, cache: list[Any], takes: list[Any], angles: Any) -> Any:

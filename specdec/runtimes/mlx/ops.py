@@ -277,11 +277,14 @@ class Ops:
         inputs = {"weights": weights, "planes": planes, "activation": activation, "prefix": prefix, "state": state}
         return self._tiles("verify", inputs, constants, outputs, residual, 0, even=joined == 2, jobs=jobs)
 
-    def int4(self, levels: Any, scales: Any, activation: Any, *, outputs: int, jobs: Jobs | None = None) -> Any:
-        """One row, or job each, times 4-bit weights: (P, 1 or jobs, outputs) float32, to be added by rising P."""
+    def int4(
+        self, levels: Any, scales: Any, activation: Any, *, outputs: int, whole: int = 0, jobs: Jobs | None = None
+    ) -> Any:
+        """One row, or job each, times 4-bit weights: (P, 1 or jobs, outputs) float32, to be added by rising P, which
+        follows from the outputs of all devices, `whole`."""
         wide, tile = activation.shape[-1], INT4_TILE[self.backend]
         tiles, steps = -(-outputs // tile), wide // INPUT_STEP
-        count = shares(tiles, steps, blocks=256, least=8) if self.backend == "cuda" else 1
+        count = shares(-(-(whole or outputs) // tile), steps, blocks=256, least=8) if self.backend == "cuda" else 1
         constants: dict[str, Constant] = {"PADDED": wide, "PARTS": count, "WARPS": 8, "OUTPUTS": outputs}
         constants |= {"GROUPS_AHEAD": 2, "STRIDE": _stride(levels, jobs)} | job_constants(jobs)
         inputs = {"q4": levels, "scales": scales, "activation": activation} | job_inputs(jobs)
@@ -289,11 +292,13 @@ class Ops:
         made = {"y": ((count, many, outputs), self.mx.float32)}
         return self.run("int4", constants, inputs, made, (tiles, count * many), 256, fit=2)[0]
 
-    def bucket(self, records: Any, activation: Any, counts: Any, *, outputs: int, jobs: Jobs | None = None) -> Any:
-        """bucketMul of one row, or job each: (P, 1 or jobs, outputs) float32, to be added by rising P."""
+    def bucket(
+        self, records: Any, activation: Any, counts: Any, *, outputs: int, whole: int = 0, jobs: Jobs | None = None
+    ) -> Any:
+        """bucketMul of one row, or job each: (P, 1 or jobs, outputs) float32, as `int4`."""
         wide, warps = activation.shape[-1], 16 if self.backend == "cuda" else 8
         tiles, steps = -(-outputs // BUCKET_TILE), wide // 32
-        count = shares(tiles, steps, blocks=256, least=warps)
+        count = shares(-(-(whole or outputs) // BUCKET_TILE), steps, blocks=256, least=warps)
         constants: dict[str, Constant] = {"PADDED": wide, "PARTS": count, "WARPS": warps, "OUTPUTS": outputs}
         constants |= {"AHEAD": 4, "weight_t": self.weight_type}
         constants |= {"STRIDE": _stride(records, jobs)} | job_constants(jobs)

@@ -15,6 +15,7 @@ from specdec.runtimes.mlx.jobs import Jobs
 from specdec.runtimes.mlx.layers import Layer, Mixture, Mlp
 from specdec.runtimes.mlx.ops import Ops, Selection
 from specdec.runtimes.mlx.quant import PackedQuant
+from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import WANTED
 from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selection
 
@@ -93,6 +94,7 @@ class Phases:
         tier_sizes: of the store's buckets.
         turns: for every layer, which table of rotary positions is its own; None where nothing turns.
         growths: for every layer, which table of the growth of queries is its own; None where they do not grow.
+        shared: puts rows together where several devices divide the model; None on one.
     """
 
     def __init__(
@@ -108,10 +110,11 @@ class Phases:
         tier_sizes: tuple[int, ...],
         turns: list[int | None],
         growths: list[int | None],
+        shared: SharedArrays | None = None,
     ) -> None:
         self.mx, self.ops, self.config = mx, ops, config
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
-        self.tier_sizes, self.turns, self.growths = tier_sizes, turns, growths
+        self.tier_sizes, self.turns, self.growths, self.shared = tier_sizes, turns, growths, shared
 
     def run(
         self, kind: Kind, states: Any, caches: list[list[Any]], takes: list[Any], linears: list[Linear],
@@ -136,7 +139,8 @@ class Phases:
         _, entering = self._enter(step, x, returned, self.final_norm, self.head)
         parts = self._multiply(step, self.head, entering)
         config = self.config
-        return self.ops.logits(parts, step.state, scale=config.logit_scale, cap=config.logit_cap)
+        logits = self.ops.logits(parts, step.state, scale=config.logit_scale, cap=config.logit_cap)
+        return logits if self.shared is None else self.shared.columns("head", logits)
 
     def _embed(self, step: Step) -> Any:
         """Embeddings (rows, hidden) of the tokens in the state."""
@@ -159,7 +163,7 @@ class Phases:
             x, entering = self._enter(step, x, returned, layer.mlp_norm, None, plain=True)
             return x, Returned(self._mixture(step, layer, layer.mlp, entering), None, layer.mlp_post, scale)
         x, entering = self._enter(step, x, returned, layer.mlp_norm, layer.mlp.gate_up)
-        parts = self._mlp(step, layer, layer.mlp, entering)
+        parts = self._returned(layer.mlp.down, self._mlp(step, layer, layer.mlp, entering))
         return x, Returned(parts, layer.mlp.down_bias, layer.mlp_post, scale)
 
     def _enter(
@@ -201,11 +205,21 @@ class Phases:
         eps = self.config.norm_eps
         queries = attention_ops.rotate(ops, attention, layer.attention, qkv, caches, angles, growth, state, eps=eps)
         splits = attention_ops.attend(ops, attention, queries, caches, state, splits=kind.splits, tree=kind.tree)
-        selection = self._selection(step, layer.o)
+        selection = self._selection(step, layer.o) if self.shared is None else None
         mixed, counts = attention_ops.combine(
             ops, attention, layer.attention, splits, state, gates=gates, draft=kind.mode in _DRAFTS, selection=selection
         )
-        return self._multiply(step, layer.o, Activation(mixed, counts, selection is not None))
+        if self.shared is not None:
+            mixed = self.shared.values(layer.qkv.names[0], mixed)
+        return self._returned(layer.o, self._multiply(step, layer.o, Activation(mixed, counts, selection is not None)))
+
+    def _returned(self, linear: Linear, parts: Any) -> Any:
+        """What a multiplication returns to the residual stream, (P, rows, hidden), from this device's outputs."""
+        return parts if self.shared is None else self.shared.columns(linear.names[0], parts)
+
+    def _inner(self, linear: Linear, values: Any) -> Any:
+        """What enters the last multiplication of an MLP, from the device's outputs of `linear`, the one before."""
+        return values if self.shared is None else self.shared.values(linear.names[0], values)
 
     def _mlp(self, step: Step, layer: Layer, mlp: Mlp, entering: Activation, jobs: Jobs | None = None) -> Any:
         """A gated MLP, or the chosen experts: (P, rows or jobs, hidden), without the bias of its last projection."""
@@ -222,9 +236,9 @@ class Phases:
                 kind=activation,
                 jobs=jobs,
             )
-            return self._multiply(step, mlp.down, Activation(values), down)
+            return self._multiply(step, mlp.down, Activation(self._inner(linear, values)), down)
         both = self._multiply(step, mlp.gate_up, entering, jobs)
-        selection = self._selection(step, mlp.down) if jobs is None else None
+        selection = self._selection(step, mlp.down) if jobs is None and self.shared is None else None
         values, counts = self.ops.gate(
             both,
             step.state,
@@ -236,6 +250,7 @@ class Phases:
             bias=mlp.bias,
             jobs=jobs,
         )
+        values = self._inner(mlp.gate_up, values)
         return self._multiply(step, mlp.down, Activation(values, counts, selection is not None), down)
 
     def _mixture(self, step: Step, layer: Layer, mixture: Mixture, entering: Activation) -> Any:
@@ -245,7 +260,7 @@ class Phases:
         jobs, shares = mixture_ops.route(self.ops, mlp, entering.plain, mixture.router, state, bias=bias, keep=keep)
         down = self._mlp(step, layer, mixture.experts, entering, jobs)
         shared = mixture.shared
-        return mixture_ops.add_up(
+        added = mixture_ops.add_up(
             self.ops,
             jobs,
             shares,
@@ -255,6 +270,7 @@ class Phases:
             shared=None if shared is None else self._mlp(step, layer, shared, entering),
             shared_bias=None if shared is None else shared.down_bias,
         )
+        return self._returned(mixture.experts.down, added)
 
     def _selection(self, step: Step, linear: Linear) -> Selection | None:
         """How the kernel that makes a row of activations chooses for a draft."""
@@ -274,7 +290,7 @@ class Phases:
                 jobs = None if jobs is None else replace(jobs, by_job=True)
             nested = mode == "nested"
             return quant_ops.multiply(
-                self.ops, linear.quant, values, step.state, nested=nested, chosen=chooses, jobs=jobs
+                self.ops, linear.quant, values, step.state, nested=nested, chosen=chooses, jobs=jobs, whole=linear.whole
             )
         if mode in _DRAFTS:
             return self._draft(step, linear, entering, jobs)
@@ -310,6 +326,10 @@ class Phases:
             jobs = None if jobs is None else replace(jobs, by_job=True)
         if step.kind.mode == "bucket":
             assert linear.bucket is not None  # prepare_view has packed it
-            return self.ops.bucket(linear.bucket.records, values, counts, outputs=outputs, jobs=jobs)
+            return self.ops.bucket(
+                linear.bucket.records, values, counts, outputs=outputs, whole=linear.whole_columns, jobs=jobs
+            )
         assert linear.int4 is not None
-        return self.ops.int4(linear.int4.levels, linear.int4.scales, values, outputs=outputs, jobs=jobs)
+        return self.ops.int4(
+            linear.int4.levels, linear.int4.scales, values, outputs=outputs, whole=linear.whole_columns, jobs=jobs
+        )

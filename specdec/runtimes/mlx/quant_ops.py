@@ -6,6 +6,7 @@ As there, launch configurations follow from the shapes of the matrices alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from specdec.runtimes.mlx.jobs import Jobs, job_constants, job_inputs
@@ -33,6 +34,7 @@ def multiply(
     nested: bool = False,
     chosen: bool = False,
     jobs: Jobs | None = None,
+    whole: Sequence[int] = (),
 ) -> Any:
     """Rows times matrices side by side: (P, rows or jobs, all outputs) float32, to be added by rising P.
 
@@ -44,12 +46,16 @@ def multiply(
         nested: see only the upper four bits of codes.
         chosen: every matrix has an activation of its own, with zeros for inputs that are not taken.
         jobs: of a mixture.
+        whole: outputs of the matrices on all devices that divide them, which decide P; empty where these are all.
     """
     rows = activation.shape[1 if chosen else 0] if jobs is None else 1
     many = 1 if jobs is None else jobs.count
     tiles = sum(matrix.tiles for matrix in matrices)
     warps = _WARPS[ops.backend]
-    parts = min(_MOST_PARTS, shares(tiles, matrices[0].groups, blocks=_BLOCKS, least=2 * warps))
+    of_all = (
+        sum(replace(matrix, outputs=n).tiles for matrix, n in zip(matrices, whole, strict=True)) if whole else tiles
+    )
+    parts = min(_MOST_PARTS, shares(of_all, matrices[0].groups, blocks=_BLOCKS, least=2 * warps))
     columns = sum(matrix.outputs for matrix in matrices)
     sizes = _sizes(ops, matrices[0], rows) | {"NESTED": nested, "SELECTS": chosen, "CHOSEN": chosen, "PARTS": parts}
     sizes |= {"WARPS": warps, "COLUMNS": columns, "MATRICES": len(matrices)} | job_constants(jobs)

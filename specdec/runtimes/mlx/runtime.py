@@ -40,14 +40,17 @@ from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
+from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
 from specdec.runtimes.mlx.steps import Shown, Steps
 from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader
+from specdec.store.share import StoreShare
 
 if TYPE_CHECKING:
+    from specdec.runtimes.share import Share as DeviceShare
     from specdec.store import Store
 
 _MOST_TIERS = 4  # two bits a weight
@@ -74,20 +77,25 @@ class MlxRuntime:
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
+        share: what this device holds of a model that several devices divide; None for all. A step is a kernel for each
+            phase then, at any number of devices, so that one device gives the bits of several.
 
     Raises:
         RuntimeUnavailableError: there is no GPU that MLX can use.
         InvalidArgumentError: the model has a shape that the kernels do not run.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, share: DeviceShare | None = None) -> None:
         check_missing("mlx", self.missing(store.config))
         gpu = find_gpu()
+        self._share_of_model = share
+        if share is not None:
+            store = StoreShare(store, share)
         self.config: ModelConfig = store.config
         self.info = RuntimeInfo(
             name="mlx",
             auto_draft=("nested", 1.0) if store.quantised else ("int4", 1.0),
-            build=f"{gpu.backend} {gpu.name} {gpu.version}",
+            build=f"{gpu.backend} {gpu.name} {gpu.version}" + ("" if share is None else f" {share.ranks} devices"),
             device=gpu.name,
             shows_states=False,
             compiles=True,  # a kernel, when a number of rows, a view or an effort below 1 first needs it
@@ -333,9 +341,11 @@ class MlxRuntime:
     def _load(self) -> Transformer:
         """Pack every tensor of the store."""
         config, store = self.config, self._store
-        parts = LayerLoader(self._mx, store, self._loader)
+        share = self._share_of_model
+        shared = None if share is None else SharedArrays(self._mx, share)
+        parts = LayerLoader(self._mx, store, self._loader, share)
         layers = list(parts.layers())
-        embeddings = None if config.tie_embeddings else self._loader.embeddings()
+        embeddings = None if config.tie_embeddings and share is None else self._loader.embeddings()
         head = parts.linear("head")
         transformer = Transformer(
             self._mx,
@@ -346,7 +356,8 @@ class MlxRuntime:
             head=head,
             embeddings=embeddings,
             tier_sizes=store.layout.tier_sizes,
-            whole=self._whole_step(layers, head, embeddings),
+            whole=self._whole_step(layers, head, embeddings) if share is None else None,
+            shared=shared,
         )
         # All of it: what is not evaluated belongs to this thread, and passes may come from others.
         self._mx.eval([layer.vectors for layer in layers], transformer.final_norm)

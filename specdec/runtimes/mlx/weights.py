@@ -31,6 +31,7 @@ from specdec.runtimes.mlx.pack import (
 )
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
 from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
+from specdec.store.share import StoreShare
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.quantised import QuantisedMatrix, QuantisedTable
 
@@ -81,6 +82,8 @@ class Linear:
         tiers: for efforts below 1, once needed.
         int4: for that draft view, once needed.
         bucket: for that draft view, once needed.
+        whole: outputs of each matrix on all devices together, which decide how a launch cuts the inputs; empty where
+            `outputs` are all.
     """
 
     names: tuple[str, ...]
@@ -95,6 +98,13 @@ class Linear:
     tiers: PackedTiers | None = None
     int4: PackedInt4 | None = None
     bucket: PackedBucket | None = None
+    whole: tuple[int, ...] = ()
+
+    @property
+    def whole_columns(self) -> int:
+        """`columns` of all devices together."""
+        whole = self.whole or self.outputs
+        return 2 * padded(whole[0]) if self.paired else sum(whole)
 
     @property
     def groups(self) -> list[tuple[str, ...]]:
@@ -200,14 +210,20 @@ class Loader:
         return arrays[0] if len(arrays) == 1 else self.mx.concatenate(list(arrays), axis=0)
 
     def embeddings(self) -> Any:
-        """The table of embeddings: 16-bit (vocabulary, hidden), or a `PackedQuant`."""
-        table = self.store.table("embed")
+        """The table of embeddings, whole: 16-bit (vocabulary, hidden), or a `PackedQuant`."""
+        store = self.store.whole if isinstance(self.store, StoreShare) else self.store
+        table = self._tied_table(store) if store.config.tied else store.table("embed")
         if isinstance(table, QuantisedTable):
             return pack_quant(self.mx, table, None)
         dtype = self.mx.float16 if self.store.dtype == "float16" else self.mx.bfloat16
         made = self.mx.array(np.array(table)).view(dtype)
         self.mx.eval(made)
         return made
+
+    def _tied_table(self, store: Store) -> np.ndarray | QuantisedTable:
+        """The logits layer as a table, for devices that have a part of it."""
+        matrix = store.exact("head")
+        return matrix if isinstance(matrix, QuantisedTable) else matrix.dense_bits()
 
     def tiers(self, linear: Linear) -> None:
         """Pack what the exact view needs below effort 1."""

@@ -12,9 +12,11 @@ from specdec.interrupts import unless_signalled
 from specdec.model.architecture import ModelConfig
 from specdec.progress import Count, reported
 from specdec.runtimes.base import ViewInfo
+from specdec.store.share import can_divide
 from specdec.weights.registry import get_view
 
 if TYPE_CHECKING:
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
@@ -99,14 +101,19 @@ def _build_bucket8(module: Any, model: Any, store: Store, progress: Count | None
     return view
 
 
-def draft_views(config: ModelConfig, *, quantised: bool) -> dict[str, ViewInfo]:
-    """Draft views of a store, which may have matrices in quantised blocks, by name."""
-    names = ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
+def draft_views(config: ModelConfig, *, quantised: bool, share: Part | None = None) -> dict[str, ViewInfo]:
+    """Draft views of a store, which may have matrices in quantised blocks, by name. Where a device holds nothing of a
+    matrix, there are none with matrices of their own."""
+    names: tuple[str, ...] = ("own", "nested", "int4") if quantised else ("bucket", "bucket8", "int4")
+    if share is not None and share.is_uneven:
+        names = tuple(name for name in names if name not in _BYTES_PER_WEIGHT)
+    if share is not None:
+        names = tuple(name for name in names if can_divide(name, share))
     weights = sum(outputs * inputs for outputs, inputs in config.matrices().values())
     return {
         name: ViewInfo(
             name=name,
-            own_bytes=int(weights * _BYTES_PER_WEIGHT.get(name, 0.0)),
+            own_bytes=int(weights * _BYTES_PER_WEIGHT.get(name, 0.0) / (1 if share is None else share.ranks)),
             reads_exact=get_view(name).reads_exact,
         )
         for name in names

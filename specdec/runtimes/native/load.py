@@ -36,6 +36,8 @@ def load_weights(model: Any, store: Store, index: dict[str, int], *, coded_input
     """
     store.release_pages()
     for name, number in index.items():
+        if not store.shape(name)[0]:
+            continue  # all its outputs lie on other devices
         if name in store.types:
             model.set_quantised(number, store.types[name], upper=isinstance(store.exact(name), UpperMatrix))
         else:
@@ -52,6 +54,8 @@ def load_weights(model: Any, store: Store, index: dict[str, int], *, coded_input
     store.release_pages()
     mapped = 0
     for name, number in index.items():
+        if not store.shape(name)[0]:
+            continue
         model.load_scores(number, np.ascontiguousarray(store.input_scores(name)[:, 0]))
         if name not in store.types:
             mapped += _load_bucketed(model, store, name, number, coded_inputs)
@@ -67,6 +71,8 @@ def load_weights(model: Any, store: Store, index: dict[str, int], *, coded_input
 
 def _load_table(model: Any, store: Store, name: str) -> None:
     table = store.table(name)
+    if not table.shape[0]:
+        return
     if name != "embed":
         # A router is a float32 product of a few rows; one in blocks is rounded to 16 bits.
         bits = from_float32(store.table_rows(name), store.dtype) if isinstance(table, QuantisedTable) else table

@@ -33,6 +33,7 @@ from specdec.runtimes.native.threads import settle_threads
 from specdec.turns import Turns
 
 if TYPE_CHECKING:
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 CPU_VARIABLE = "SPECDEC_CPU"
@@ -91,9 +92,14 @@ class NativeRuntime:
         StoreError: the weights hold an infinite number or NaN, or tier masks contradict the layout.
     """
 
-    def __init__(self, store: Store, *, threads: int | None = None, isa: str | None = None) -> None:
+    def __init__(
+        self, store: Store, *, threads: int | None = None, isa: str | None = None, share: Part | None = None
+    ) -> None:
         module = native_module()
         check_missing("native", self.missing(store.config))
+        self._share = share
+        if share is not None:
+            store = share.part_of(store)
         self.config: ModelConfig = store.config
         self._vocab, self._layers = store.config.vocab_size, store.config.num_layers
         self._store = store
@@ -103,20 +109,23 @@ class NativeRuntime:
         self._turn = Turns()  # weights are not packed while a pass reads them
         self._max_rows, self._cache_block = int(module.MAX_ROWS), int(module.CACHE_BLOCK)
         self._wide_below = float(module.WIDE_BELOW)
-        self._model = _new_model(module, store, usable_cores() if threads is None else threads, _isa(module, isa))
+        self._model = _new_model(
+            module, store, usable_cores() if threads is None else threads, _isa(module, isa), share
+        )
         self._cache_block_bytes = int(self._model.new_cache(1).block_bytes)
         load_weights(self._model, store, self._index, coded_inputs=int(module.CODED_INPUTS))
-        self._views = draft_views(self.config, quantised=store.quantised)
-        build = f"{self.isa} {_module_stamp()}"
-        if threads is None:
+        self._views = draft_views(self.config, quantised=store.quantised, share=share)
+        build = f"{self.isa} {_module_stamp()}" + ("" if share is None else f" {share.ranks} devices")
+        if threads is None and share is None:  # of several devices, each would measure the others
             settle_threads(store, build, self.threads, self._model.set_threads, self._step())
+        drafts = "nested" if store.quantised else "int4" if "int4" in self._views else "bucket"
         self.info = RuntimeInfo(
             name="native",
-            auto_draft=("nested" if store.quantised else "int4", 0.7),
-            agreeing=() if store.quantised else _AGREEING,
+            auto_draft=(drafts, 0.7),
+            agreeing=_AGREEING if "bucket8" in self._views else (),
             build=build,
             threads=self.threads,
-            prunes_head=True,
+            prunes_head=share is None,
         )
         self._heads = Heads(module, self._model, self.config)
 
@@ -192,6 +201,8 @@ class NativeRuntime:
 
     def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
         """A draft head of one sequence; see `Runtime.draft_head`."""
+        if self._share is not None:
+            raise InvalidArgumentError("a model that is divided among devices has no draft heads")
         with self._turn:
             return self._heads.new(tokens)
 
@@ -330,7 +341,8 @@ class NativeRuntime:
         if self._has_masks:
             return
         tiers = len(self._store.layout.tier_sizes)
-        tiered = {name: shape for name, shape in self.config.matrices().items() if name not in self._store.types}
+        names = [name for name in self._index if name not in self._store.types and self._store.shape(name)[0]]
+        tiered = {name: self._store.shape(name) for name in names}
         weights = sum(outputs * inputs for outputs, inputs in tiered.values())
         # Weights in 12 bits go back to plain lines.
         check_room(_BELOW_ONE, weights * (tiers - 1) // 8 + self._model.coded_bytes // 3, available_bytes())
@@ -358,7 +370,10 @@ def _isa(module: Any, isa: str | None) -> str:
     return wanted or known[0]
 
 
-def _new_model(module: Any, store: Store, threads: int, isa: str) -> Any:
+def _new_model(module: Any, store: Store, threads: int, isa: str, share: Part | None) -> Any:
     if not 1 <= threads <= 1024:
         raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
-    return module.Model(shape_of(module, store), isa, threads)
+    model = module.Model(shape_of(module, store, share), isa, threads)
+    if share is not None:
+        model.set_gather(share.put_together)
+    return model

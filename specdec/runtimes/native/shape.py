@@ -10,18 +10,19 @@ from specdec.model.architecture import ModelConfig
 from specdec.model.layers import Attention, Layer, Mlp
 
 if TYPE_CHECKING:
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
-def shape_of(module: Any, store: Store) -> Any:
-    """The `_native.ModelShape` of a store's model and layout."""
+def shape_of(module: Any, store: Store, share: Part | None = None) -> Any:
+    """The `_native.ModelShape` of a store's model and layout, or of a device's share of it."""
     config = store.config
     shape = module.ModelShape()
     _set(
         shape,
         vocab=config.vocab,
         hidden=config.hidden,
-        layers=_layers(module, config),
+        layers=_layers(module, config) if share is None else _shared_layers(module, share),
         norm_eps=config.eps,
         embed_scale=config.embed_scale,
         logit_scale=config.logit_scale,
@@ -31,7 +32,44 @@ def shape_of(module: Any, store: Store) -> Any:
         bucket_size=store.layout.bucket_size,
         tier_sizes=list(store.layout.tier_sizes),
     )
+    if share is not None:
+        tokens, hidden = share.tokens, share.hidden
+        _set(
+            shape,
+            divided=True,
+            own_hidden=hidden.stop - hidden.start,
+            own_vocab=tokens.stop - tokens.start,
+            first_token=tokens.start,
+            staged=share.is_staged,
+            embeds=share.embeds,
+            scores=share.scores,
+            single_cache=any(layer.mlp.experts for layer in share.whole.layers),
+        )
     return shape
+
+
+def _shared_layers(module: Any, share: Part) -> list[Any]:
+    """A `_native.LayerShape` for each layer with the sizes of a device's share."""
+    config, shapes = share.config, share.shapes()
+    layers = []
+    for number, layer in enumerate(config.layers):
+        shape, names = _layer(module, config, number), config.mlp_names(number)
+        heads, kv_heads, mlp = share.heads(number), share.kv_heads(number), layer.mlp
+        _set(
+            shape,
+            heads=heads.stop - heads.start,
+            kv_heads=kv_heads.stop - kv_heads.start,
+            width=shapes[f"{names[0]}.gate"][0],
+            shared_width=shapes[f"{names[-1]}.gate"][0] if mlp.shared_width else 0,
+            all_heads=layer.attention.heads,
+            all_kv_heads=layer.attention.kv_heads,
+            first_head=heads.start,
+            first_kv_head=kv_heads.start,
+            all_width=mlp.width,
+            all_shared_width=mlp.shared_width,
+        )
+        layers.append(shape)
+    return layers
 
 
 def _layers(module: Any, config: ModelConfig) -> list[Any]:

@@ -23,16 +23,19 @@ class KeyValueCache:
         config: the model.
         capacity: most tokens.
         device: computes.
+        kv_heads: of every layer that are on this device; None for all.
 
     Raises:
         InvalidArgumentError: `capacity` is not a positive whole number.
     """
 
-    def __init__(self, config: ModelConfig, capacity: int, device: Any) -> None:
+    def __init__(self, config: ModelConfig, capacity: int, device: Any, kv_heads: Sequence[int] | None = None) -> None:
         check_capacity(capacity)
         self._capacity, self._length = capacity, 0
         self._config, self._device = config, device
-        shapes = [(layer.attention.kv_heads, 0, layer.attention.head_dim) for layer in config.layers]
+        self._heads = [layer.attention.kv_heads for layer in config.layers] if kv_heads is None else kv_heads
+        sizes = [layer.attention.head_dim for layer in config.layers]
+        shapes = [(heads, 0, size) for heads, size in zip(self._heads, sizes, strict=True)]
         with mx.stream(device):
             self._keys: list[Any] = [mx.zeros(shape) for shape in shapes]
             self._values: list[Any] = [mx.zeros(shape) for shape in shapes]
@@ -71,7 +74,7 @@ class KeyValueCache:
                 slots = mx.array(base + np.asarray(rows))
                 for held in (self._keys, self._values):
                     for layer, array in enumerate(held):
-                        if array.shape[1] >= self._length:  # else the pass did not run this layer
+                        if array.shape[0] and array.shape[1] >= self._length:  # else the pass did not run this layer
                             held[layer][:, base:length] = mx.take(array, slots, axis=1)
                 self.evaluate()
         self._length = length
@@ -79,7 +82,7 @@ class KeyValueCache:
     def fork(self, length: int, capacity: int) -> KeyValueCache:
         """A cache that begins with a copy of this one's first `length` tokens; see `Cache.fork`."""
         check_fork(self._length, length, capacity)
-        other = KeyValueCache(self._config, capacity, self._device)
+        other = KeyValueCache(self._config, capacity, self._device, self._heads)
         with mx.stream(self._device):
             other._keys = [mx.contiguous(array[:, :length]) for array in self._keys]
             other._values = [mx.contiguous(array[:, :length]) for array in self._values]
@@ -95,6 +98,8 @@ class KeyValueCache:
         """Put M new entries, (K, M, D) each, after the `length` that are held; `advance` makes them count."""
         for held, new in ((self._keys, keys), (self._values, values)):
             end, (heads, room, size) = self._length + new.shape[1], held[layer].shape
+            if not heads:
+                continue
             if room < end:
                 wanted = min(self._capacity, -(-end // _STEP) * _STEP)
                 held[layer] = mx.concatenate([held[layer], mx.zeros((heads, wanted - room, size))], axis=1)

@@ -37,6 +37,7 @@ from specdec.runtimes.base import (
 from specdec.runtimes.checks import check_batch, checked_layers, checked_tokens
 from specdec.runtimes.reference.cache import KeyValueCache
 from specdec.runtimes.reference.heads import ReferenceHead
+from specdec.runtimes.reference.shared import SharedRows
 from specdec.weights.base import ViewMatrix
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.inputs import InputsMatrix
@@ -45,6 +46,7 @@ from specdec.weights.quantised import QuantisedMatrix
 from specdec.weights.registry import get_view, known_views
 
 if TYPE_CHECKING:
+    from specdec.runtimes.share import Part
     from specdec.store import Store
 
 
@@ -126,22 +128,29 @@ class ReferenceRuntime:
 
     Args:
         store: an open store; must stay open as long as the runtime is used.
+        share: what this device holds of a model that several devices divide; None for all.
 
     Raises:
         RuntimeUnavailableError: (on importing this module) MLX cannot be loaded.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.config: ModelConfig = store.config
+    def __init__(self, store: Store, *, share: Part | None = None) -> None:
+        self.config: ModelConfig = store.config if share is None else share.config
         auto_draft = ("own", 0.5) if store.quantised else ("bucket", 0.25)
-        self.info = RuntimeInfo(name="reference", auto_draft=auto_draft, prunes_head=True)
-        self._store = store
+        build = "" if share is None else f"{share.ranks} devices"
+        self.info = RuntimeInfo(name="reference", auto_draft=auto_draft, build=build, prunes_head=share is None)
+        self._share = None if share is None else SharedRows(share)
+        self._store = store if share is None else share.part_of(store)
         self._turn = threading.RLock()
         self._device = compute_device()
         with mx.stream(self._device):
-            self._exact = {name: self._load_exact(name) for name in self.config.matrices()}
+            self._exact = {
+                name: self._load_exact(name) for name in self.config.matrices() if self._store.shape(name)[0]
+            }
             self._views: dict[str, dict[str, _Operand]] = {"exact": self._exact}
-            self._transformer = RowTransformer(self.config, store.vector, self._embed, self._router)
+            self._transformer = RowTransformer(
+                self.config, self._vector(store), self._embed, self._router, joins=self._share
+            )
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
@@ -150,7 +159,9 @@ class ReferenceRuntime:
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts in addition to "exact"."""
-        names = (view for view in known_views() if get_view(view).suits(quantised=self._store.quantised))
+        names = [view for view in known_views() if get_view(view).suits(quantised=self._store.quantised)]
+        if self._share is not None:
+            names = [view for view in names if self._share.can_divide(view)]
         return {name: ViewInfo(name=name) for name in names}
 
     def prepare(self, view: str, *, progress: Count | None = None) -> None:
@@ -172,14 +183,18 @@ class ReferenceRuntime:
         Raises:
             InvalidArgumentError: `capacity` is not a positive whole number.
         """
-        return KeyValueCache(self.config, capacity, self._device)
+        return KeyValueCache(self.config, capacity, self._device, None if self._share is None else self._share.kv_heads)
 
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes that a cache of that capacity takes."""
-        return capacity * sum(8 * one.attention.kv_heads * one.attention.head_dim for one in self.config.layers)
+        attentions = [layer.attention for layer in self.config.layers]
+        heads: list[int] = [one.kv_heads for one in attentions] if self._share is None else self._share.kv_heads
+        return capacity * sum(8 * count * one.head_dim for count, one in zip(heads, attentions, strict=True))
 
     def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
         """A draft head of one sequence; see `Runtime.draft_head`."""
+        if self._share is not None:
+            raise InvalidArgumentError("a model that is divided among devices has no draft heads")
         weights = self._exact["head"].multiplier
         assert isinstance(weights, FloatMatrix)
         with self._turn:
@@ -226,11 +241,9 @@ class ReferenceRuntime:
             wanted = [efforts[part][name] for part in parts]
             if growths is not None:
                 wanted = [min(1.0, effort * growth) for effort, growth in zip(wanted, growths, strict=True)]
-            if min(wanted) < 1:
-                self._need_tiers(operands[name])
-            results, count = operands[name].multiply(rows, wanted)
+            results, count = self._multiply(operands.get(name), rows, wanted)
             read.add(count, parts)
-            return results
+            return results if self._share is None else self._share.after(name, results)
 
         def multiply_all(
             name: str, rows: list[Any], parts: list[int], *, growths: Sequence[float] | None = None
@@ -253,6 +266,14 @@ class ReferenceRuntime:
             if head is not None:
                 head.hide_others(one)
         return logits, read.bytes
+
+    def _multiply(self, operand: _Operand | None, rows: list[Any], efforts: list[float]) -> tuple[list[Any], int]:
+        """Rows times a matrix, and bytes read; without outputs where other devices hold them all."""
+        if operand is None:
+            return [mx.zeros((1, 0)) for _ in rows], 0
+        if min(efforts) < 1:
+            self._need_tiers(operand)
+        return operand.multiply(rows, efforts)
 
     def _own_head(self, head: DraftHead | None) -> ReferenceHead | None:
         if head is not None and not isinstance(head, ReferenceHead):
@@ -311,12 +332,25 @@ class ReferenceRuntime:
             with mx.stream(self._device):
                 weights.set_tiers(matrix.tier_of_weight())
 
-    def _embed(self, token: int) -> Any:
+    def _embed(self, tokens: Sequence[int]) -> list[Any]:
+        return (
+            [self._embedded(token) for token in tokens]
+            if self._share is None
+            else self._share.embed(tokens, self._embedded)
+        )
+
+    def _embedded(self, token: int) -> Any:
         if not self.config.tied:
             return mx.array(self._store.table_rows("embed", [token]))
         head = self._exact["head"].multiplier
         assert isinstance(head, FloatMatrix)
         return head.column(token)
+
+    def _vector(self, whole: Store) -> Callable[[str], NDArray[np.float32]]:
+        """Vectors by name; what is added to rows that are put together is whole."""
+        own = self._store
+        takes = SharedRows.stays if self._share is None else self._share.has_own
+        return lambda name: (own if takes(name) else whole).vector(name)
 
     def _router(self, layer: int) -> NDArray[np.float32]:
         return self._store.table_rows(f"layers.{layer}.mlp.router")

@@ -1,0 +1,180 @@
+"""Steps of a 7B-shaped model with random weights on several GPUs beside one: times, and logits bit for bit.
+
+Each rank makes the same random matrices and keeps its outputs of them. One rank runs the same kernels as several, a
+kernel for each phase.
+
+    python benchmarks/distributed_shape.py --ranks 1,2 --json results/distributed_shape-DEVICE.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from common import add_json_option, print_table, write_json
+
+if TYPE_CHECKING:
+    from specdec.runtimes.mlx.model import Transformer
+
+CASES = (("dense", 1), ("dense", 5), ("dense", 16), ("int4", 1))
+VALUES = (1024, 4096, 14336)  # of a row that is gathered, float16
+CHAIN = 64  # gathers one after the other in a graph
+
+
+def main() -> None:
+    """Run every number of ranks, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2])
+    parser.add_argument("--backend", help="of MLX (default: what specdec launch takes)")
+    parser.add_argument("--layers", type=int, default=32, help="blocks (default %(default)s)")
+    parser.add_argument("--repeat", type=int, default=30, help="steps of each kind (default %(default)s)")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    add_json_option(parser)
+    arguments = parser.parse_args()
+    if arguments.inside:
+        measure(arguments)
+        return
+    found = {ranks: _launched(arguments, ranks) for ranks in arguments.ranks}
+    first = next(iter(found.values()))
+    rows = [
+        (
+            ranks,
+            name,
+            took * 1e3,
+            spread,
+            took / first["steps_s"][name][0],
+            one["digests"][name] == first["digests"][name],
+        )
+        for ranks, one in found.items()
+        for name, (took, spread) in one["steps_s"].items()
+    ]
+    print_table(("ranks", "step", "ms", "spread", "of one rank", "equal bits"), rows)
+    for ranks, one in found.items():
+        times = ", ".join(f"{size} values {1e6 * took:.1f} us" for size, took in one["gathers_s"].items())
+        print(f"{ranks} ranks, {one['mlx_backend']}, {one['gpu']}: a gather in a graph of {times}")
+    write_json(arguments.json, {str(ranks): one for ranks, one in found.items()}, benchmark="distributed_shape")
+    if any(one["digests"] != first["digests"] for one in found.values()):
+        sys.exit("logits differ: see the last column")
+
+
+def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "found.json"
+        words = [sys.executable, "-m", "specdec", "launch", "-n", str(ranks), "--timeout-s", "60"]
+        words += ["--backend", arguments.backend] if arguments.backend else []
+        words += ["--", __file__, "--inside", str(target), "--layers", str(arguments.layers)]
+        subprocess.run([*words, "--repeat", str(arguments.repeat)], check=True, stdin=subprocess.DEVNULL)
+        found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
+        return found
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """What every rank does; rank 0 writes what it has found."""
+    from gpu_common import SHAPE_7B, device, mx, seconds
+    from gpu_step import Steps
+
+    from specdec.distributed.group import join
+    from specdec.model.architecture import ModelConfig
+    from specdec.runtimes.share import Share
+
+    group = join()
+    config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"layers": [0] * arguments.layers})
+    mx.random.seed(1)
+    transformer = share_of(config, Share(config, 16, group))
+    steps, digests, times = Steps(transformer), {}, {}
+    heads = Share(config, 16, group).kv_heads(0)
+    for array in steps.cache:  # the history of this rank's heads
+        shape = (2, config.num_kv_heads, *array.shape[2:])
+        history = (mx.arange(math.prod(shape)).reshape(shape) % 97 - 48).astype(mx.float16) / 64
+        array[...] = history[:, heads]
+    mx.eval(steps.cache)
+    for mode, rows in CASES:
+        tokens, name = list(range(5, 5 + rows)), f"{mode}, {rows} rows" if rows > 1 else mode
+        digests[name] = hashlib.sha256(np.ascontiguousarray(steps.logits(mode, 1.0, tokens)).tobytes()).hexdigest()
+        times[name] = seconds(lambda m=mode, t=tokens: steps(m, 1.0, t), repeat=arguments.repeat)
+    gathers = {size: _gather_s(mx, group, size) for size in VALUES}
+    if group.rank == 0:
+        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "mlx_backend": group.backend}
+        Path(arguments.inside).write_text(json.dumps(found | device()), encoding="utf-8")
+    group.collect(np.zeros(1, np.float32))  # nobody leaves before all have finished
+
+
+def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
+    """A transformer of this rank's outputs of random matrices; blocks repeat `distinct` ones."""
+    from gpu_common import GPU, TIERS, copy_of, linear_of, mx, random_weights
+
+    from specdec.runtimes.mlx.layers import Layer, Mlp
+    from specdec.runtimes.mlx.model import Transformer
+    from specdec.runtimes.mlx.ops import Ops
+    from specdec.runtimes.mlx.shared import SharedArrays
+
+    shapes = config.matrices()
+    seeds = {name: number for number, name in enumerate(name for name in shapes if name.startswith("layers.0."))}
+
+    def linear(*names: str, paired: bool = False) -> Any:
+        parts = [random_weights(*shapes[name], seed=seeds.get(name, 99))[share.outputs(name)] for name in names]
+        made = linear_of([mx.contiguous(part) for part in parts], paired=paired, views=("int4",))
+        return replace(made, names=names, whole=tuple(shapes[name][0] for name in names))
+
+    attn, mlp, ones = "layers.0.attn", "layers.0.mlp", mx.ones((config.hidden,))
+    first = {
+        "qkv": linear(f"{attn}.q", f"{attn}.k", f"{attn}.v"),
+        "o": linear(f"{attn}.o"),
+        "gate_up": linear(f"{mlp}.gate", f"{mlp}.up", paired=True),
+        "down": linear(f"{mlp}.down"),
+    }
+    heads, kv_heads, whole = share.heads(0), share.kv_heads(0), config.layers[0]
+    own = replace(whole.attention, heads=heads.stop - heads.start, kv_heads=kv_heads.stop - kv_heads.start)
+    layers = []
+    for _ in range(distinct):
+        made = {name: copy_of(one) for name, one in first.items()}
+        inner = Mlp(made["gate_up"].outputs[0], made["gate_up"], made["down"])
+        block = replace(whole, attention=own)
+        layers.append(Layer(block, made["qkv"], made["o"], inner, attn_norm=ones, mlp_norm=ones))
+    head = linear("head")
+    table = random_weights(config.vocab, config.hidden, 7) * 64
+    mx.eval(table)
+    return Transformer(
+        mx,
+        Ops(mx, GPU.backend, "float16"),
+        config,
+        layers=[layers[number % distinct] for number in range(config.num_layers)],
+        final_norm=ones,
+        head=head,
+        embeddings=table,
+        tier_sizes=TIERS,
+        shared=SharedArrays(mx, share),
+    )
+
+
+def _gather_s(mx: Any, group: Any, size: int) -> float:
+    """Seconds of one gather of rows of `size` float16 values in a graph of several."""
+    own = mx.zeros((max(1, size // group.ranks),), mx.float16)
+
+    def chain() -> Any:
+        x = own
+        for _ in range(CHAIN):
+            x = group.collect_array(x)[0] + 1
+        return x
+
+    run = mx.compile(chain)
+    taken = []
+    for _ in range(12):
+        start = time.perf_counter()
+        mx.eval(run())
+        taken.append(time.perf_counter() - start)
+    return sorted(taken)[len(taken) // 2] / CHAIN
+
+
+if __name__ == "__main__":
+    main()
