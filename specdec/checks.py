@@ -1,11 +1,11 @@
-"""Checks of numbers that several parts of the library take as arguments. No array library."""
+"""Checks of numbers that several parts of the library take as arguments or compute. No array library."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, ModelOutputError
 
 
 def check_effort(value: Any, name: str = "effort") -> float:
@@ -40,3 +40,16 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
         wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise InvalidArgumentError(f"{name} must be {wanted}, not {value!r}")
     return float(value)
+
+
+def check_finite(highest: float, position: int) -> None:
+    """Refuse logits for `position` of which the largest is not finite.
+
+    Raises:
+        ModelOutputError: it is not.
+    """
+    if not math.isfinite(highest):
+        raise ModelOutputError(
+            f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "
+            "be damaged, or its activations overflow"
+        )

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from specdec.checks import check_finite
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafting
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.policy import Distribution, DraftPlan, Policy, StepSignals
-from specdec.engine.sampler import check_finite
 from specdec.runtimes.base import Cache, DraftHead, Pass, Runtime
 
 

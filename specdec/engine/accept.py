@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from specdec.checks import check_finite
 from specdec.engine.chooser import Chooser
-from specdec.engine.sampler import check_finite
 from specdec.runtimes.base import Choice
 
 

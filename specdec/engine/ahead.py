@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from specdec.checks import check_finite
 from specdec.drafters.base import Draft
 from specdec.engine.round import Round
-from specdec.engine.sampler import check_finite
 from specdec.runtimes.base import Choice, Pass, Rows
 
 _MOST_S = 0.03  # of a pass that goes ahead: a stream shows its tokens when it ends

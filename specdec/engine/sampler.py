@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.errors import ModelOutputError, OptionError
+from specdec.checks import check_finite
+from specdec.errors import OptionError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
 _BLOCK = 64  # logits per block when top-k looks for its threshold
@@ -136,19 +137,6 @@ class Sampler:
             if len(self._noise) > _REMEMBERED_POSITIONS:
                 self._noise.popitem(last=False)
         return noise[:size]
-
-
-def check_finite(highest: float, position: int) -> None:
-    """Refuse logits for `position` of which the largest is not finite.
-
-    Raises:
-        ModelOutputError: it is not.
-    """
-    if not math.isfinite(highest):
-        raise ModelOutputError(
-            f"the model's logits for position {position} are not finite (the largest is {highest}): the model may "
-            "be damaged, or its activations overflow"
-        )
 
 
 def _gumbel(noise: np.ndarray) -> np.ndarray:
