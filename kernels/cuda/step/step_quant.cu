@@ -229,7 +229,7 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int, co
           if (block == 0) *reinterpret_cast<float4*>(to + i) = value;
         }
       }
-      const float square = lane_sum(value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w);
+      const float square = lane_sum(four_squares(value));
       if (lane == 0) sums[job] = square;
       const float v[4] = {value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
       put_group(words, groups, place, lane % 8, v, step < steps && place < length);
