@@ -227,8 +227,10 @@ def test_work_done_and_memory_are_counted(store_of):
     assert 0 < runtime.memory["masks"] < 0.6 * runtime.memory["exact"]  # 0.19 for large matrices; scores count here
 
 
-def test_threads_default_to_the_cores_that_may_be_used(store_of, monkeypatch):
+def test_threads_default_to_the_cores_that_may_be_used(store_of, monkeypatch, tmp_path):
     monkeypatch.setattr("specdec.runtimes.native.runtime.usable_cores", usable_cores)  # conftest may say one
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    monkeypatch.setattr("specdec.runtimes.native.threads.choose", max)  # as if more were always faster
     assert NativeRuntime(store_of("llama")).threads == usable_cores()
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
 
