@@ -79,6 +79,7 @@ def check(mx: Any, store: Store, views: tuple[tuple[str, float], ...], ranks: in
             assert np.array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_small_model_on_two_devices(mx: Any, tmp_path: Path) -> None:
     config = tiny_config(num_heads=4, num_kv_heads=2, head_dim=16, num_layers=1)
     check(mx, Store.open(convert(SyntheticSource(config), tmp_path / "store"), verify=False), (("exact", 1.0),))
