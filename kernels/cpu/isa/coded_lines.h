@@ -18,11 +18,11 @@ constexpr int kTableInputs = kTableGroups * kGroupInputs;
 constexpr uint32_t kNoPatch = ~uint32_t{0};
 constexpr int64_t kMostCodedInputs = int64_t{0xFFFF} * kGroupInputs;
 
-// The panels of one matrix. Places 0..127 of a group are bytes of `low` and of the high bytes beside them. Byte b of codes
-// has the index of place b in its low four bits and of place 64 + b in the others. With half = place / 64, piece =
-// place / 16 % 4 and k = place % 8, a place belongs to input 2 * half + place / 8 % 2, output 4 * piece + k / 2 + 16 * (k % 2):
-// so interleaving 16 low bytes with their high bytes, and then shifts and masks of 32-bit words, give outputs in order, on
-// vectors of any length.
+// The panels of one matrix. Places 0..127 of a group are bytes of `low` and of the high bytes that belong to them. Byte b of
+// codes has the index of place b in its low four bits and of place 64 + b in the others. With half = place / 64, piece =
+// place / 16 % 4 and k = place % 8, a place belongs to input 2 * half + place / 8 % 2 and to output 4 * piece + k / 2 +
+// 16 * (k % 2). So interleaving 16 low bytes with their high bytes, and then shifts and masks of 32-bit words, give outputs
+// in order, on vectors of any length.
 struct CodedLines {
   const uint8_t* low = nullptr;  // [panels][groups][kGroupLow]; null: the matrix has plain lines
   const uint8_t* codes = nullptr;   // [panels][groups][kGroupCodes]

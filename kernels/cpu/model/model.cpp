@@ -138,7 +138,8 @@ void Model::make_plain(PackedMatrix& matrix) {
 
 std::string Model::load_values(int index, const BucketSource& source, int64_t first, int64_t last) {
   PackedMatrix& matrix = matrices_.at(static_cast<size_t>(index));
-  if (matrix.is_coded() || (first == 0 && matrix.panels.empty() && matrix.can_be_coded() && may_be_coded(matrix, source))) {
+  const bool fresh = first == 0 && matrix.panels.empty();
+  if (matrix.is_coded() || (fresh && matrix.can_be_coded() && may_be_coded(matrix, source))) {
     std::string found;
     if (load_coded(index, source, first, last, found)) return found;
   }
@@ -245,7 +246,8 @@ bool Model::code_embedding(const uint16_t* bits) {
     for (int64_t first = 0; first < width; first += kTableInputs) {
       const int64_t count = std::min<int64_t>(kTableInputs, width - first);
       for (int64_t lane = 0; lane < held; ++lane)
-        for (int64_t i = 0; i < count; ++i) lines[i * kPanel + lane] = bits[(panel * int64_t{kPanel} + lane) * width + first + i];
+        for (int64_t i = 0; i < count; ++i)
+          lines[i * kPanel + lane] = bits[(panel * int64_t{kPanel} + lane) * width + first + i];
       coded.encode(panel, first, count, lines);
     }
   });

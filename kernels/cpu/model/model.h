@@ -54,8 +54,8 @@ class Model {
   const std::vector<std::string>& vector_names() const { return vector_names_; }
   size_t vector_size(const std::string& name) const { return vectors_.at(name).size(); }
 
-  // Packs inputs [first, last) of a matrix, in ascending order; while it is coded, `first` is a multiple of kTableInputs, and
-  // `last` too unless it is the last. Returns "" or what is wrong with the matrix ("holds ... NaN").
+  // Packs inputs [first, last) of a matrix, in ascending order; while it is coded, `first` is a multiple of kTableInputs,
+  // and `last` too unless it is the last. Returns "" or what is wrong with the matrix ("holds ... NaN").
   std::string load_values(int index, const BucketSource& source, int64_t first, int64_t last);
   // The tier masks and scores of a matrix, needed for efforts below 1; all inputs at once.
   void load_masks(int index, const BucketSource& source);

@@ -50,7 +50,8 @@ CodedMatrix encoded(int64_t out, int64_t in, const std::vector<uint16_t>& panels
   CodedMatrix coded(out, in, Buffer<uint8_t>(CodedMatrix::bytes_for(out, in)));
   for (int64_t panel = 0; panel < (out + kPanel - 1) / kPanel; ++panel)
     for (int64_t first = 0; first < in; first += kTableInputs)
-      coded.encode(panel, first, std::min<int64_t>(kTableInputs, in - first), panels.data() + (panel * in + first) * kPanel);
+      coded.encode(panel, first, std::min<int64_t>(kTableInputs, in - first),
+                   panels.data() + (panel * in + first) * kPanel);
   return coded;
 }
 
@@ -178,7 +179,8 @@ std::unique_ptr<Int4View> int4_of(Model& model) {
 void load_all_masks(Model& model) {
   for (int j = 0; j < model.shape().matrix_count(); ++j) {
     const auto& matrix = model.matrix(j);
-    model.load_masks(j, Bucketed(matrix.out, matrix.in, model.shape().layout, Dtype::bfloat16, static_cast<uint32_t>(j)).source());
+    const Bucketed bucketed(matrix.out, matrix.in, model.shape().layout, Dtype::bfloat16, static_cast<uint32_t>(j));
+    model.load_masks(j, bucketed.source());
   }
 }
 
@@ -191,7 +193,8 @@ THREADED_TEST(a_coded_model_is_the_plain_one) {
     ModelShape half = shape;
     half.dtype = Dtype::float16;
     auto bits = [](size_t count, int j) { return ordinary_bits(count, static_cast<uint32_t>(j) + 40); };
-    const auto model = model_of(shape, 2, bits), sliced = model_of(shape, 1, bits, kTableInputs), other = model_of(half, 2, bits);
+    const auto model = model_of(shape, 2, bits), sliced = model_of(shape, 1, bits, kTableInputs);
+    const auto other = model_of(half, 2, bits);
     const auto wanted = logits_of(*model, tokens, 3, 1);
     std::vector<float> row(static_cast<size_t>(shape.hidden)), plain_row(row);
     model->logits_row(70, row.data());
@@ -217,8 +220,8 @@ THREADED_TEST(a_coded_model_is_the_plain_one) {
     model->logits_row(70, plain_row.data());
     CHECK(row == plain_row, "a row of the logits layer");
     view = int4_of(*model);
-    CHECK(same_bits(logits_of(*model, tokens, 2, 1, view.get()).data(), drafted.data(), static_cast<int64_t>(drafted.size())),
-          "the int4 view");
+    const auto again = logits_of(*model, tokens, 2, 1, view.get());
+    CHECK(same_bits(again.data(), drafted.data(), static_cast<int64_t>(drafted.size())), "the int4 view");
   }
 }
 

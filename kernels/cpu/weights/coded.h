@@ -28,8 +28,8 @@ class CodedMatrix {
   int64_t panel_bytes() const { return panel_bytes_; }
   const CodedLines* lines() const { return &lines_; }
 
-  // Takes over `count` inputs of a panel from `first` on, a multiple of kTableInputs: bfloat16 in `weights`, [count][kPanel].
-  // As many as kTableInputs, or those up to the last. Different blocks may be encoded at the same time.
+  // Takes over `count` inputs of a panel from `first` on, a multiple of kTableInputs: bfloat16 in `weights`,
+  // [count][kPanel]. As many as kTableInputs, or those up to the last. Threads may encode different blocks.
   void encode(int64_t panel, int64_t first, int64_t count, const uint16_t* weights);
   // Once all is encoded: lists patches. Returns the share of groups that have one.
   double finish();

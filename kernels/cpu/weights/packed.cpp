@@ -215,7 +215,8 @@ std::string encode_values(PackedMatrix& matrix, const BucketSource& source, cons
       for (int64_t output = first, next; output < last; output = next) {
         next = std::min((output / kPanel + 1) * kPanel, last);
         uint16_t* line = lines.data() + ((output / kPanel - block.begin) * inputs + i) * kPanel;
-        std::memcpy(line + output % kPanel, bits + (output - bucket * size), static_cast<size_t>(next - output) * sizeof *bits);
+        const auto count = static_cast<size_t>(next - output);
+        std::memcpy(line + output % kPanel, bits + (output - bucket * size), count * sizeof *bits);
       }
     }
   if (matrix.dtype == Dtype::float16 && !half_to_bfloat(lines.data(), lines.size())) {

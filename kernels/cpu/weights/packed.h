@@ -100,8 +100,8 @@ std::string pack_values(PackedMatrix& matrix, const BucketSource& source, const 
 // Whether the first weights of a matrix are bfloat16 values.
 bool may_be_coded(const PackedMatrix& matrix, const BucketSource& source);
 
-// Inputs [first, last) of panels [begin, end): a block that is encoded at once. `first` is a multiple of kTableInputs, and
-// there are as many inputs, or those up to the matrix's last.
+// Inputs [first, last) of panels [begin, end): a block that is encoded at once. `first` is a multiple of kTableInputs,
+// and there are as many inputs, or those up to the matrix's last.
 struct CodedBlock {
   int64_t first, last, begin, end;
 };
