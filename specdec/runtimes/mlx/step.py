@@ -91,12 +91,12 @@ class WholeStep:
         self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
         self._kernels: dict[tuple[str, bool, int, bool, bool], tuple[Any, int]] = {}
         self._tables: dict[tuple[str, bool], Any] = {}
-        self._nothing, self._sync = self._own((8,), mx.int32), self._own((64,), mx.uint32)
-        self._state = self._own((STATE_SIZE,), mx.int32)
-        self._logits = self._own((MAX_ROWS, config.vocab_size), mx.float32)
-        self._choices = self._own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
+        self._nothing, self._sync = self.own((8,), mx.int32), self.own((64,), mx.uint32)
+        self._state = self.own((STATE_SIZE,), mx.int32)
+        self._logits = self.own((MAX_ROWS, config.vocab_size), mx.float32)
+        self._choices = self.own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
         self._places: list[int] = []
-        self._done = self._own((2,), mx.uint32)
+        self._done = self.own((2,), mx.uint32)
         self._scratch: Any = None
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
@@ -157,14 +157,6 @@ class WholeStep:
     def addresses(self, entries: list[Any]) -> list[int]:
         """Addresses of arrays, which must be kept alive; numbers stay, None is 0."""
         return [int(address) for address in table_of(self.mx, entries).tolist()]
-
-    def own(self, shape: tuple[int, ...], dtype: Any) -> Any:
-        """Zeros in device memory of their own."""
-        return self._own(shape, dtype)
-
-    def sizes(self, rows: int) -> dict[str, Constant]:
-        """Sizes of the model for a kernel's text."""
-        return self._shape(rows)
 
     def entries(
         self, kind: Kind, layers: list[Layer], head: Linear, final_norm: Any, embeddings: Any
@@ -258,7 +250,7 @@ class WholeStep:
     def _scratch_of(self, floats: int) -> int:
         """Address of scratch memory of at least this number of floats, which steps share."""
         if self._scratch is None or self._scratch.size < floats:
-            self._scratch = self._own((floats,), self.mx.float32)
+            self._scratch = self.own((floats,), self.mx.float32)
         return self._place(self._scratch)
 
     def _split_floats(self, kind: Kind, positions: int) -> int:
@@ -294,7 +286,7 @@ class WholeStep:
         )
         return made[1]
 
-    def _own(self, shape: tuple[int, ...], dtype: Any) -> Any:
+    def own(self, shape: tuple[int, ...], dtype: Any) -> Any:
         """Zeros in device memory of their own, to be written in place."""
         array = self.mx.zeros(shape, dtype=dtype) + self.mx.zeros((), dtype=dtype)
         self.mx.eval(array)
@@ -352,7 +344,7 @@ class WholeStep:
         c = self.config
         return max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
 
-    def _shape(self, rows: int) -> dict[str, Constant]:
+    def sizes(self, rows: int) -> dict[str, Constant]:
         """Sizes of the model and the pass, which every kernel's text has."""
         c = self.config
         mixed = c.num_heads * c.head_dim
@@ -370,7 +362,7 @@ class WholeStep:
         narrow = self.weight_type == "bfloat_t" and kind.mode in ("dense", "verify")
         mixed, exact = c.num_heads * c.head_dim, kind.mode in ("dense", "verify")
         kv = c.num_kv_heads * c.head_dim
-        sizes = self._shape(rows) | {"SPLIT": 2 if narrow else 1}
+        sizes = self.sizes(rows) | {"SPLIT": 2 if narrow else 1}
         sizes |= {
             "ENTRIES": _ENTRIES,
             "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),

@@ -78,7 +78,7 @@ class QuantStep(WholeStep):
         self.forms: list[QuantForm] = list(dict.fromkeys(packed.form for packed in used))
         self.segments = _segments(self.grid, matrices, head.quant[0])
         tiles = (padded(config.hidden_size) + padded(config.intermediate_size)) // TILE
-        self._sync = self._own((_ARRIVALS + tiles,), mx.uint32)
+        self._sync = self.own((_ARRIVALS + tiles,), mx.uint32)
 
     def row_step(self, rows: int) -> int:
         """Rows of the kernel that runs a pass of `rows`."""
@@ -115,7 +115,7 @@ class QuantStep(WholeStep):
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         rows, nested = kind.rows, kind.mode == "nested"
-        sizes = self._shape(rows) | {"SPLIT": 1, "SEGMENTED": 1, "NESTED": nested, "TILE": TILE}
+        sizes = self.sizes(rows) | {"SPLIT": 1, "SEGMENTED": 1, "NESTED": nested, "TILE": TILE}
         sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(self.config.num_layers * _ENTRIES + 5, 2)}
         sizes |= {"STATE_LOGITS": LOGITS_FROM, "EMBED_PLAIN": self._plain_table, "BIN_BITS": BIN_BITS + 1}
         sizes |= tier_constants((1,) if kind.selects else ())
