@@ -241,7 +241,7 @@ class ReferenceRuntime:
             wanted = [efforts[part][name] for part in parts]
             if growths is not None:
                 wanted = [min(1.0, effort * growth) for effort, growth in zip(wanted, growths, strict=True)]
-            results, count = self._multiply(operands.get(name), rows, wanted)
+            results, count = self._multiply(operands, name, rows, wanted)
             read.add(count, parts)
             return results if self._share is None else self._share.after(name, results)
 
@@ -267,10 +267,13 @@ class ReferenceRuntime:
                 head.hide_others(one)
         return logits, read.bytes
 
-    def _multiply(self, operand: _Operand | None, rows: list[Any], efforts: list[float]) -> tuple[list[Any], int]:
+    def _multiply(
+        self, operands: Mapping[str, _Operand], name: str, rows: list[Any], efforts: list[float]
+    ) -> tuple[list[Any], int]:
         """Rows times a matrix, and bytes read; without outputs where other devices hold them all."""
-        if operand is None:
+        if self._share is not None and name not in operands:
             return [mx.zeros((1, 0)) for _ in rows], 0
+        operand = operands[name]
         if min(efforts) < 1:
             self._need_tiers(operand)
         return operand.multiply(rows, efforts)
