@@ -35,14 +35,14 @@ class SharedArrays:
         self._mx, self._share = mx, share
         exchange: Any = share.exchange
         self._exchange: ArrayExchange = exchange
+        if share.ranks > 1 and any(layer.attention.qk_norm == "full" for layer in share.config.layers):
+            raise InvalidArgumentError(
+                "the mlx runtime cannot divide models whose norms of queries span all heads: use runtime 'native'"
+            )
         if share.is_uneven or not share.is_cut_in(_TILE):
             raise InvalidArgumentError(
                 f"the mlx runtime cannot divide this model among {share.ranks} devices: one would hold no head, or "
                 f"parts of a tile of {_TILE} outputs"
-            )
-        if share.ranks > 1 and any(layer.attention.qk_norm == "full" for layer in share.config.layers):
-            raise InvalidArgumentError(
-                "the mlx runtime cannot divide models whose norms of queries span all heads: use runtime 'native'"
             )
 
     def values(self, matrix: str, own: Any) -> Any:
