@@ -110,7 +110,7 @@ def _publish(target: Path, partial: Path, replaced: Path, *, overwrite: bool) ->
     try:
         partial.rename(target)
     except BaseException:
-        if old:
+        if old and not target.exists():  # a signal handler may have raised just after the renaming
             replaced.rename(target)
         raise
     sync_folder(target.parent)
