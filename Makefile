@@ -54,13 +54,13 @@ about-demo:
 	@echo "demo: about 4 minutes on 2 cores the first time, to install specdec into $(VENV) and download a model of 98 MB; then 1 minute"
 
 test test-all: NUMBERED := yes
-test: | about-test lint type  ## lint, types, and every test that takes seconds: 13 minutes the first time, then 9
+test: | about-test lint type  ## lint, types, and every test that takes seconds: 15 minutes the first time, then 9
 	@echo "3/3 tests: pytest in $(WORKERS) processes, about 9 minutes; a dot for each test that passes, s for one that is skipped"
 	@$(PYTEST) -m "not slow" || { echo "test: FAILED; the lines above that begin with FAILED name the tests" >&2; exit 1; }
 	@echo "test: lint, types and tests passed; the lines above that begin with SKIPPED say what was missing"
 
 about-test:
-	@echo "test: lint, types and tests; about 13 minutes on 2 cores the first time, to install into $(VENV); then 9"
+	@echo "test: lint, types and tests; about 15 minutes on 2 cores the first time, to install into $(VENV); then 9"
 
 test-all: | lint type $(VENV)/mlx-lm.stamp  ## the same and the tests that take minutes: about an hour
 	@echo "3/3 tests: pytest in $(WORKERS) processes, about an hour; a dot for each test that passes, s for one that is skipped"
