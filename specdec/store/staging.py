@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -176,13 +177,35 @@ def _locked(target: Path) -> Iterator[None]:
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
-        if fd >= 0:
-            try:
-                # A handler may have raised just after the lock was taken. Whoever can take it may remove it.
-                if is_held or (_can_lock(fd) and _is_at(fd, path)):
-                    _remove(path)
-            finally:
-                os.close(fd)
+        try:
+            if fd >= 0:
+                _let_go(fd, path, is_held=is_held)
+            else:
+                _remove_unheld(path)
+        except BaseException:  # a handler raised meanwhile
+            _remove_unheld(path)
+            raise
+
+
+def _let_go(fd: int, path: Path, *, is_held: bool) -> None:
+    """Close an open lock file, and remove it unless another process holds it."""
+    try:
+        # A handler may have raised just after the lock was taken. Whoever can take it may remove it.
+        if is_held or (_can_lock(fd) and _is_at(fd, path)):
+            _remove(path)
+    finally:
+        os.close(fd)
+
+
+def _remove_unheld(path: Path) -> None:
+    """Remove a lock file that no process holds: a signal handler may raise before its descriptor is known."""
+    with suppress(OSError):
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            _let_go(fd, path, is_held=False)
+        else:
+            os.close(fd)
 
 
 def _lock(fd: int, path: Path, target: Path) -> None:
