@@ -7,7 +7,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <stdexcept>
 
 #include "bandwidth.h"
 #include "bindings.h"
@@ -16,7 +15,6 @@
 
 namespace nb = nanobind;
 using namespace nb::literals;
-
 
 namespace {
 
@@ -29,14 +27,6 @@ template <class T, size_t N>
 using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using Bits = nb::ndarray<const uint16_t, nb::c_contig, nb::device::cpu>;
 using Masks = nb::ndarray<const uint8_t, nb::c_contig, nb::device::cpu>;
-
-void check(bool good, const std::string& message) {
-  if (!good) throw std::invalid_argument(message);
-}
-
-void check_index(const Model& model, int index) {
-  check(index >= 0 && index < model.shape().matrix_count(), "no matrix of that number");
-}
 
 // The first `loaded` tiers of a matrix.
 BucketSource bucket_source(const Model& model, int index, int loaded, const std::vector<Bits>& values,

@@ -5,8 +5,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <stdexcept>
-
 #include "bindings.h"
 #include "draft_bucket8.h"
 #include "draft_int4.h"
@@ -25,10 +23,6 @@ using specdec::Model;
 
 template <class T, size_t N>
 using Array = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-
-void check(bool good, const std::string& message) {
-  if (!good) throw std::invalid_argument(message);
-}
 
 template <class Array>
 void check_shape(const Array& array, std::initializer_list<size_t> shape, const char* what) {

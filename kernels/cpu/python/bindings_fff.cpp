@@ -4,9 +4,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
-#include <initializer_list>
 #include <optional>
-#include <stdexcept>
 
 #include "bindings.h"
 #include "dispatch.h"
@@ -23,18 +21,6 @@ using Array = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 template <size_t N>
 using Weights = nb::ndarray<nb::ro, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 constexpr size_t kMostValues = size_t{1} << 31, kMostDepth = 20;
-
-void check(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
-
-template <class Any>
-bool has_shape(const Any& array, std::initializer_list<int64_t> shape) {
-  size_t axis = 0;
-  for (const int64_t length : shape)
-    if (array.shape(axis++) != static_cast<size_t>(length)) return false;
-  return true;
-}
 
 template <class Any>
 bool has_type(const Any& array, bool half) {

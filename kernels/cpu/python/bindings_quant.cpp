@@ -4,8 +4,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <stdexcept>
-
 #include "bindings.h"
 #include "draft_nested.h"
 #include "model.h"
@@ -21,14 +19,6 @@ using specdec::QuantSource;
 using specdec::QuantType;
 
 using Scores = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-void check(bool good, const std::string& message) {
-  if (!good) throw std::invalid_argument(message);
-}
-
-void check_index(const Model& model, int index) {
-  check(index >= 0 && index < model.shape().matrix_count(), "no matrix of that number");
-}
 
 // One of a matrix's arrays, `columns` long in each of its rows; counts those that were asked for.
 template <class T>

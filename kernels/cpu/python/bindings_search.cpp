@@ -6,7 +6,6 @@
 #include <nanobind/stl/vector.h>
 
 #include <optional>
-#include <stdexcept>
 
 #include "bindings.h"
 #include "codes.h"
@@ -24,18 +23,6 @@ using Halves = std::optional<Array<const uint16_t, 2>>;
 using Floats = std::optional<Array<const float, 2>>;
 using Factors = std::optional<Array<const double, 1>>;
 constexpr int64_t kMostDims = 65536;
-
-void check(bool good, const char* message) {
-  if (!good) throw std::invalid_argument(message);
-}
-
-template <class Any>
-bool has_shape(const Any& array, std::initializer_list<int64_t> shape) {
-  size_t axis = 0;
-  for (const int64_t length : shape)
-    if (array.shape(axis++) != static_cast<size_t>(length)) return false;
-  return true;
-}
 
 bool is_width(int64_t width) {
   return width >= specdec::kLineVectors && width <= specdec::kSearchChunk && width % specdec::kLineVectors == 0;
