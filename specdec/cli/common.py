@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from specdec.cli.consent import add_licence_option, consent_of
+from specdec.distributed.environment import SPLITS
 from specdec.errors import InvalidArgumentError
 from specdec.progress import StreamProgress
 
@@ -61,7 +62,7 @@ def add_runtime_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split",
-        choices=("auto", "outputs", "layers"),
+        choices=SPLITS,
         default="auto",
         help="how --ranks divide it (default: %(default)s)",
     )

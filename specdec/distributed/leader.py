@@ -18,13 +18,14 @@ from typing import Any
 
 from specdec.distributed.group import Group
 from specdec.distributed.link import CLOSED
+from specdec.distributed.local import OverLocal
 from specdec.distributed.stages import StagedRuntime
 from specdec.distributed.watch import named
 from specdec.errors import InvalidArgumentError, MemoryShortError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
 from specdec.progress import Count
-from specdec.runtimes.base import EXACT, Cache, DraftHead, Pass, Rows, Runtime, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.base import EXACT, Cache, Pass, Rows, Runtime, RuntimeInfo, check_view
 from specdec.runtimes.checks import check_batch, checked_tokens
 from specdec.turns import Turns
 
@@ -131,7 +132,7 @@ class LeaderCache:
             self._leader.note("drop", self.number)
 
 
-class LeaderRuntime:
+class LeaderRuntime(OverLocal):
     """A model that all ranks run together: the `Runtime` of rank 0.
 
     Args:
@@ -141,25 +142,12 @@ class LeaderRuntime:
     """
 
     def __init__(self, leader: Leader, local: Runtime, number: int) -> None:
-        self._leader, self._local, self._number = leader, local, number
+        super().__init__(local)
+        self._leader, self._number = leader, number
         self.config: ModelConfig = local.config
         self.info: RuntimeInfo = local.info
         self._prepared: set[str] = {EXACT}
         self._efforts: dict[Efforts, int] = {}
-
-    @classmethod
-    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
-        """Nothing: what the local runtime lacks was refused when it was made."""
-        return frozenset()
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes that this rank holds by kind, where its runtime says so."""
-        return dict(getattr(self._local, "memory", {}))
-
-    def views(self) -> Mapping[str, ViewInfo]:
-        """Draft views that `forward` accepts in addition to "exact"."""
-        return self._local.views()
 
     def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make `view` ready on all ranks; see `Runtime.prepare`.
@@ -191,14 +179,6 @@ class LeaderRuntime:
         local, number = self._local.new_cache(capacity), self._leader.number()
         self._leader.note("new", self._number, number, int(capacity))
         return LeaderCache(self._leader, self, local, number)
-
-    def cache_bytes(self, capacity: int) -> int:
-        """Most bytes that this rank's part of a cache takes."""
-        return self._local.cache_bytes(capacity)
-
-    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
-        """There is none; see `RuntimeInfo.prunes_head`."""
-        return self._local.draft_head(tokens)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """One pass on all ranks; see `Runtime.forward`. A signal waits for its end, then all caches are as before."""

@@ -6,18 +6,19 @@ speed. The first rank embeds tokens, the last one makes the logits, which go to 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.distributed.local import OverLocal
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
 from specdec.progress import Count
-from specdec.runtimes.base import EXACT, Cache, DraftHead, Pass, Rows, Runtime, RuntimeInfo, ViewInfo
+from specdec.runtimes.base import EXACT, Cache, Pass, Rows, Runtime, RuntimeInfo
 from specdec.runtimes.share import bounds_of
 from specdec.store.store import Store
 
@@ -242,7 +243,7 @@ class StoreStage(Store):
         return self._whole_store.draft(view, self._there(name))
 
 
-class StagedRuntime:
+class StagedRuntime(OverLocal):
     """A rank's layers as a `Runtime` of the whole model: what `LeaderRuntime` and followers run.
 
     Args:
@@ -251,27 +252,14 @@ class StagedRuntime:
     """
 
     def __init__(self, local: Runtime, stage: Stage) -> None:
-        self._local, self._stage = local, stage
+        super().__init__(local)
+        self._stage = stage
         self.config: ModelConfig = stage.whole
         self.info: RuntimeInfo = replace(local.info, shows_states=False, build=f"{local.info.build} in stages")
         names = {name: number for number, name in enumerate(self.config.matrices())}
         own = ([*name.split(".")] for name in stage.config.matrices())
         self._own = np.array([names[_shifted(parts, stage.first)] for parts in own])
         self._efforts: dict[Efforts, Efforts] = {}
-
-    @classmethod
-    def missing(cls, config: ModelConfig) -> frozenset[str]:  # noqa: ARG003 (every runtime's signature)
-        """Nothing."""
-        return frozenset()
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes that this rank holds by kind, where its runtime says so."""
-        return dict(getattr(self._local, "memory", {}))
-
-    def views(self) -> Mapping[str, ViewInfo]:
-        """Draft views."""
-        return self._local.views()
 
     def prepare(self, view: str, *, progress: Count | None = None) -> None:
         """Make a view of this rank's layers ready."""
@@ -280,14 +268,6 @@ class StagedRuntime:
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache of this rank's layers."""
         return self._local.new_cache(capacity)
-
-    def cache_bytes(self, capacity: int) -> int:
-        """Most bytes that it takes."""
-        return self._local.cache_bytes(capacity)
-
-    def draft_head(self, tokens: tuple[int, ...]) -> DraftHead:
-        """There is none."""
-        return self._local.draft_head(tokens)
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """This rank's part of a pass; logits mean something on rank 0.
