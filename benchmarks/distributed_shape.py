@@ -12,9 +12,7 @@ import argparse
 import hashlib
 import json
 import math
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from common import add_json_option, print_table, write_json
+from launched import launched
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.model import Transformer
@@ -68,14 +67,9 @@ def main() -> None:
 
 
 def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "found.json"
-        words = [sys.executable, "-m", "specdec", "launch", "-n", str(ranks), "--timeout-s", "60"]
-        words += ["--backend", arguments.backend] if arguments.backend else []
-        words += ["--", __file__, "--inside", str(target), "--layers", str(arguments.layers)]
-        subprocess.run([*words, "--repeat", str(arguments.repeat)], check=True, stdin=subprocess.DEVNULL)
-        found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        return found
+    words = ["--layers", str(arguments.layers), "--repeat", str(arguments.repeat)]
+    options = ["--backend", arguments.backend] if arguments.backend else []
+    return launched(__file__, words, ranks=ranks, options=options)
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -12,9 +12,7 @@ import hashlib
 import json
 import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from common import add_json_option, print_table, write_json
+from launched import launched
 
 PROMPT = "Write a Python function that returns the n-th Fibonacci number, and explain in a sentence how it works."
 GATHERED = (64, 576, 4096, 16384)  # values that each rank brings
@@ -71,27 +70,11 @@ def _arguments() -> argparse.Namespace:
 
 def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
     """What rank 0 of so many has measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "found.json"
-        words = [
-            sys.executable,
-            "-m",
-            "specdec",
-            "launch",
-            "-n",
-            str(ranks),
-            "--split",
-            arguments.split,
-            "--timeout-s",
-            "60",
-        ]
-        words += ["--backend", arguments.backend] if arguments.backend else []
-        words += ["--", __file__, arguments.model, "--runtime", arguments.runtime, "--inside", str(target)]
-        words += ["--repeat", str(arguments.repeat), "--tokens", str(arguments.tokens)]
-        words += ["--threads", str(arguments.threads)] if arguments.threads else []
-        subprocess.run(words, check=True, stdin=subprocess.DEVNULL)
-        found: dict[str, Any] = json.loads(target.read_text(encoding="utf-8"))
-        return found
+    options = ["--split", arguments.split, *(["--backend", arguments.backend] if arguments.backend else [])]
+    words = [arguments.model, "--runtime", arguments.runtime, "--repeat", str(arguments.repeat)]
+    words += ["--tokens", str(arguments.tokens)]
+    words += ["--threads", str(arguments.threads)] if arguments.threads else []
+    return launched(__file__, words, ranks=ranks, options=options)
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

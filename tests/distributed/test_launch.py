@@ -1,4 +1,4 @@
-"""Ranks as processes of this machine: bits and tokens are those of one process; failures end all with one sentence."""
+"""Ranks as processes of this machine: bits and tokens equal one process's; failures end all with one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server whose model several processes divide: answers are those of one process, also side by side."""
+"""A server whose model several processes divide: answers equal one process's, also side by side."""
 
 from __future__ import annotations
 

@@ -13,13 +13,12 @@ from featured_models import FEATURED
 from random_models import random_config
 from synthetic import SyntheticSource, quantised_source
 from thread_ranks import with_shares
+from transcripts import MAKE, transcript
 
 from specdec.errors import RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
-from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows, Runtime
-from specdec.runtimes.native.runtime import NativeRuntime, native_module
-from specdec.runtimes.reference.runtime import ReferenceRuntime
+from specdec.runtimes.base import Runtime
+from specdec.runtimes.native.runtime import native_module
 from specdec.runtimes.share import Share, bounds_of
 from specdec.store import Store, convert
 from specdec.weights.layout import BucketLayout
@@ -44,11 +43,6 @@ WIDE = ModelConfig.uniform(
     max_context=128,
     tie_embeddings=True,
 )
-IDS = [int(token) for token in np.random.default_rng(1).integers(0, 47, 24)]
-MAKE: dict[str, Callable[..., Any]] = {
-    "native": lambda store, **given: NativeRuntime(store, threads=1, **given),
-    "reference": ReferenceRuntime,
-}
 
 
 @pytest.fixture(scope="module")
@@ -68,29 +62,6 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Store]:
 
 def dict_of(runtime: Runtime) -> dict[str, Any]:
     return dict(runtime.views())
-
-
-def transcript(runtime: Runtime, *, views: tuple[tuple[str, float], ...] = (("exact", 1.0),)) -> list[np.ndarray]:
-    """Logits of a prompt, of a batch with a tree and a shorter pass, after cuts and forks of caches."""
-    found = []
-    for view, effort in views:
-        efforts = resolve_efforts(effort, runtime.config)
-        first, second = runtime.new_cache(64), runtime.new_cache(64)
-        found.append(runtime.forward([Rows(first, IDS[:9], efforts)], view=view)[0].logits)
-        runtime.forward([Rows(second, IDS[3:8], efforts, logits="none")], view=view)
-        tree = Rows(first, IDS[:5], efforts, parents=[-1, 0, 0, 1, 2])
-        layers = 1 if runtime.config.num_layers > 1 else None
-        passes = runtime.forward([Rows(second, IDS[9:11], efforts, layers=layers), tree], view=view, states=True)
-        found += [part for one in passes for part in (one.logits, one.states) if part is not None]
-        first.keep(9, [0, 2, 4])
-        second.trim(5)
-        fork = first.fork(10, 40)
-        passes = runtime.forward(
-            [Rows(first, [7], efforts), Rows(second, [8, 9], efforts, logits="last"), Rows(fork, [1, 2], efforts)],
-            view=view,
-        )
-        found += [one.logits for one in passes]
-    return found
 
 
 def check(store: Store, name: str, ranks: int, **given: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,42 +11,20 @@ from featured_models import FEATURED
 from random_models import random_config
 from synthetic import SyntheticSource, quantised_source
 from thread_ranks import on_threads
+from transcripts import MAKE, transcript
 
 from specdec.distributed.split import Link, gathered_bytes, gathers_of, layers_s, outputs_s
 from specdec.distributed.stages import Stage, StagedRuntime, stage_bounds
 from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows, Runtime
-from specdec.runtimes.native.runtime import NativeRuntime, native_module
-from specdec.runtimes.reference.runtime import ReferenceRuntime
+from specdec.runtimes.base import Rows
+from specdec.runtimes.native.runtime import native_module
 from specdec.store import Store, convert
 
 try:
     native_module()
 except RuntimeUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
-
-IDS = [int(token) for token in np.random.default_rng(1).integers(0, 47, 24)]
-MAKE: dict[str, Callable[..., Any]] = {
-    "native": lambda store, **given: NativeRuntime(store, threads=1, **given),
-    "reference": ReferenceRuntime,
-}
-
-
-def transcript(runtime: Runtime, views: tuple[tuple[str, float], ...]) -> list[np.ndarray]:
-    found = []
-    for view, effort in views:
-        efforts = resolve_efforts(effort, runtime.config)
-        first, second = runtime.new_cache(64), runtime.new_cache(64)
-        found.append(runtime.forward([Rows(first, IDS[:9], efforts)], view=view)[0].logits)
-        runtime.forward([Rows(second, IDS[3:8], efforts, logits="none")], view=view)
-        tree = Rows(first, IDS[:5], efforts, parents=[-1, 0, 0, 1, 2])
-        found += [one.logits for one in runtime.forward([Rows(second, IDS[9:11], efforts), tree], view=view)]
-        first.keep(9, [0, 2, 4])
-        fork = first.fork(10, 40)
-        batch = [Rows(first, [7], efforts), Rows(second, [8, 9], efforts, logits="last"), Rows(fork, [1, 2], efforts)]
-        found += [one.logits for one in runtime.forward(batch, view=view)]
-    return found
 
 
 def staged(name: str, store: Store, exchange: Any) -> StagedRuntime:
@@ -56,8 +33,8 @@ def staged(name: str, store: Store, exchange: Any) -> StagedRuntime:
 
 
 def check(store: Store, name: str, ranks: int, views: tuple[tuple[str, float], ...] = (("exact", 1.0),)) -> None:
-    alone = transcript(MAKE[name](store), views)
-    found = on_threads(ranks, lambda exchange: transcript(staged(name, store, exchange), views))[0]
+    alone = transcript(MAKE[name](store), views=views, parts=False)
+    found = on_threads(ranks, lambda exchange: transcript(staged(name, store, exchange), views=views, parts=False))[0]
     for one, other in zip(found, alone, strict=True):
         assert np.array_equal(one, other)
 
