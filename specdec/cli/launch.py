@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "launch",
         help="run a command in several processes that share its model",
         description="Run a command in several processes, on this machine or several, each of which holds a part of the "
-        "model. Tokens are those of one process. Rank 0 has the terminal; its exit code is that of the command.",
+        "model. Tokens equal those of one process. Rank 0 has the terminal; its exit code is that of the command.",
         **examples(
             "specdec launch -n 2 -- generate --model qwen2.5-coder-0.5b --prompt 'Why is the sky blue?'",
             "specdec launch --hostfile hosts.json -- serve ./model.gguf --port 8080",

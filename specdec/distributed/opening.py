@@ -63,7 +63,7 @@ def open_runtime(
     Raises:
         DistributedError: ranks differ in version, store or runtime, or one cannot open its part.
         UnknownNameError: no runtime has this name.
-        InvalidArgumentError: `threads` is no number of threads.
+        InvalidArgumentError: `threads` is not a number of threads.
         RuntimeUnavailableError: the runtime cannot run here.
     """
     if find_place() is None:

@@ -20,7 +20,7 @@ _BEAT_S = 0.5
 
 
 class Watch:
-    """A thread that sends signs of life and looks for those of others.
+    """A thread that sends heartbeats and checks the heartbeats of the other ranks.
 
     Args:
         rank: of this process.

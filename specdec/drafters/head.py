@@ -1,4 +1,4 @@
-"""What a model's drafts score: frequent tokens, those of the text, and those that the verifier thought likely: `Head`.
+"""Tokens that a model's drafts score: frequent ones, tokens of the text, and the verifier's likely ones: `Head`.
 
 Any other token is never drafted, and comes from the verifier. The logits layer is up to a third of what a step of a
 small model reads; a head reads a few percent. Sources: FR-Spec (Zhao et al. 2502.14856) for frequent tokens, token

@@ -265,7 +265,7 @@ class Batch:
         return goes_on
 
     def _let_out(self) -> None:
-        """End answers that are no longer read, and those past their deadline."""
+        """End answers that nobody reads any longer or that are past their deadline."""
         with self._changed:
             cancelled, self._cancelled = self._cancelled, []
         for ticket in cancelled:

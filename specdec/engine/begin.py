@@ -146,7 +146,7 @@ def _rules(model: Model, prompt: EncodedPrompt, options: Options) -> Rules:
 
 
 def _end_tokens(model: Model, options: Options) -> frozenset[int]:
-    """Ids that end the answer, other than those of stop strings.
+    """Ids that end the answer; stop strings have ids of their own.
 
     Raises:
         OptionError: an id that the model does not have.

@@ -5,7 +5,7 @@ verify effort. It rests on three things. The verify pass reads the exact view at
 stays in the cache; a row of it is computed from its own token and history alone, whatever shares the pass
 (`runtimes.base`); and a token is drawn from its row by a pure function of logits, seed and position (`sampler`).
 
-`decode` runs the passes of one sequence, `scheduler` those of many.
+`decode` runs the passes of one sequence, `scheduler` of many.
 """
 
 from __future__ import annotations

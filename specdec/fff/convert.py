@@ -28,7 +28,7 @@ def from_fastfeedforward(
             training adds it: False gives the outputs of that mode.
 
     Raises:
-        InvalidArgumentError: an array is missing, or the shapes are not those of such a layer.
+        InvalidArgumentError: an array is missing, or the shapes do not fit such a layer.
     """
     arrays = {name: _array(state, prefix + name) for name in _NAMES}
     shapes = {name: array.shape for name, array in arrays.items()}

@@ -51,7 +51,7 @@ def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type, *, choos
 
 
 def check_parents(parents: Sequence[int], count: int) -> None:
-    """Refuse parents that are no tree over `count` rows.
+    """Refuse parents that are not a tree over `count` rows.
 
     Raises:
         InvalidArgumentError: too many rows, another number of parents, or a parent that is not an earlier row or -1.
@@ -86,7 +86,7 @@ def check_keep(length: int, base: int, rows: Sequence[int]) -> None:
 
 
 def check_capacity(capacity: int) -> None:
-    """Refuse a capacity that is no positive whole number.
+    """Refuse a capacity that is not a positive whole number.
 
     Raises:
         InvalidArgumentError: it is none.
@@ -99,7 +99,7 @@ def check_trim(length: int, held: int) -> None:
     """Refuse a length that a cache of `held` tokens cannot be trimmed to.
 
     Raises:
-        InvalidArgumentError: it is no whole number from 0 to `held`.
+        InvalidArgumentError: it is not a whole number from 0 to `held`.
     """
     if isinstance(length, bool) or not isinstance(length, int) or not 0 <= length <= held:
         raise InvalidArgumentError(f"a cache of {held} tokens cannot be trimmed to {length!r}")
@@ -120,7 +120,7 @@ def checked_layers(layers: int | None, config: ModelConfig) -> int:
     """The number of layers to run.
 
     Raises:
-        InvalidArgumentError: it is no whole number from 1 to what the model has.
+        InvalidArgumentError: it is not a whole number from 1 to what the model has.
     """
     if layers is None:
         return config.num_layers

@@ -1,6 +1,6 @@
 """Whole inputs of 16-bit matrices: what the exact view of new stores takes or leaves at an effort below 1.
 
-The weights stay those of the exact view. An input is taken or left with all its weights, so a multiplication reads long
+The weights stay the exact view's. An input is taken or left with all its weights, so a multiplication reads long
 runs and no masks.
 """
 

@@ -106,7 +106,7 @@ void HeadInput::give(HeadCall* call, int first, int rows) const {
 }
 
 void largest(const float* logits, int64_t n, int64_t count, std::vector<int32_t>* found) {
-  // The count-th largest maximum of blocks is no larger than the count-th largest logit: only blocks that reach it matter.
+  // The count-th largest maximum of blocks is not larger than the count-th largest logit: only blocks that reach it matter.
   const int64_t blocks = (n + kBlockLogits - 1) / kBlockLogits;
   std::vector<float> maxima(static_cast<size_t>(blocks));
   for (int64_t b = 0; b < blocks; ++b) {

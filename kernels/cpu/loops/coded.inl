@@ -1,7 +1,7 @@
 // Matrix times rows over bf16 weights in 12 bits (coded_lines.h). Part of dense.inl.
 //
 // The contract is that of the dense product: one accumulator for each (row, output), in ascending order of input. A weight
-// is decoded to the float32 that the plain line holds, so the bits are those of the plain loop.
+// is decoded to the float32 that the plain line holds, so the bits equal the plain loop's.
 
 namespace specdec::SPECDEC_ISA {
 

@@ -63,7 +63,7 @@ static void quant_activations(const QuantRowsCall& call) {
         x = chosen;
       }
       const float peak = largest(x, count);
-      // Anything too small to divide by counts as zero. What is no number makes the step none.
+      // Anything too small to divide by counts as zero. A value that is not a number leaves no step.
       const float inverse = peak >= 1e-30F && peak <= 3e38F ? kQuantPeak / peak : 0.0F;
       for (int64_t i = 0; i < count; i += kQuantGroup) {
         const int64_t g = (first + i) / kQuantGroup;

@@ -142,7 +142,7 @@ void Pass::mlp_block(int layer) {
   if (x == nullptr) add_mlp(layer, y);
 }
 
-// Adds what this device's outputs of an MLP and those of the others make of each row to the residual stream.
+// Gathers an MLP's outputs from all devices where they are divided, and adds them to the residual stream.
 void Pass::add_mlp(int layer, float* y) {
   const LayerParts& parts = parts_of(layer);
   if (shape_.divided) {

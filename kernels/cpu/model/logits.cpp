@@ -1,4 +1,4 @@
-// The end of a pass: logits of all tokens, or of those of a draft head.
+// The end of a pass: logits of all tokens, or of a draft head's tokens.
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -31,7 +31,7 @@ void Pass::head(float* logits) {
   }
   const auto rows = static_cast<int>(shown.size());
   if (rows == 0) return;
-  // Rows that score all tokens come first, those of one draft head side by side.
+  // Rows that score all tokens come first; rows of one draft head are side by side.
   std::stable_sort(shown.begin(), shown.end(),
                    [](const ShownRow& a, const ShownRow& b) { return std::less<>()(a.head, b.head); });
   scratch_.head_efforts.clear();

@@ -75,7 +75,7 @@ class Model {
   void load_embedding_blocks(const std::string& type, const QuantSource& source, int64_t first, int64_t last);
   void load_router(int layer, const uint16_t* bits);
   uint64_t bytes() const;
-  uint64_t coded_bytes() const;  // of them, those of matrices in 12 bits a weight
+  uint64_t coded_bytes() const;  // of matrices in 12 bits a weight, part of bytes()
   uint64_t mask_bytes() const;
 
   // Outputs of a matrix on all devices together; values of an embedding for -1.

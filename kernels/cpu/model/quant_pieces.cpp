@@ -1,7 +1,7 @@
 // Multiplications by quantised matrices alone, cut finely enough for many threads.
 //
 // A tile of outputs is cut by rows where there are many, else by its inputs, at borders of spans: each part leaves the sums
-// of its spans, and whoever ends the last part of a tile adds them up in ascending order. So results are those of one part.
+// of its spans, and whoever ends the last part of a tile adds them up in ascending order. So results equal those of a single part.
 #include "forward.h"
 
 namespace specdec {

@@ -226,7 +226,7 @@ class LayerLoader:
 
     def _vector(self, *names: str, whole: bool = False) -> Any:
         """Vectors one after the other, norms with the model's offset; None where the model has not got them. Where they
-        are `whole`, those of all devices."""
+        are `whole`, of all devices."""
         if names[0] not in self._lengths:
             return None
         self._read.update(names)

@@ -196,7 +196,7 @@ class WholeStep:
 
     def launch(self, kind: Kind, told: np.ndarray, cache: GpuCache, take: Any, angles: Any) -> bool:
         """Begin one step without MLX: `driver.wait`, or the reading of what it shows, waits for it. False where there
-        is no machine code: `tell` and `run` do it then.
+        is not machine code: `tell` and `run` do it then.
 
         Args:
             kind: prepared.

@@ -44,7 +44,7 @@ class _Shelf:
 
 
 class ResponseStore:
-    """Keeps the latest responses of each owner, who cannot see those of another owner.
+    """Keeps the latest responses of each owner; owners do not see each other's.
 
     Args:
         most: responses of an owner; the oldest go first.

@@ -28,7 +28,7 @@ except (ImportError, RuntimeUnavailableError) as error:
 
 FULL = EffortSchedule(1.0)
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 4, "head_dim": 64}
-# Shapes with a window, biases and norms of heads, whose sizes are no multiples of anything, and heads of 40 to 128.
+# Shapes with a window, biases and norms of heads, whose sizes are not multiples of each other, and heads of 40 to 128.
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("float16", {"tie_embeddings": False}),
     "window": ("float16", {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1}),
