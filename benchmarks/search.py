@@ -70,7 +70,7 @@ def read_set(name: str, folder: Path, count: int) -> tuple[np.ndarray, np.ndarra
 
 def paths(folder: Path, name: str, contender: str) -> tuple[Path, Path]:
     """Where an index lies, and a note of what building it took."""
-    stem = f"{Path(name).stem}.{contender}"
+    stem = f"{search_data.set_name(name)}.{contender}"
     return folder / f"{stem}.built", folder / f"{stem}.json"
 
 
@@ -100,7 +100,7 @@ def build(arguments: argparse.Namespace) -> None:
 def measure(arguments: argparse.Namespace) -> None:
     print_machine()
     vectors, queries = read_set(arguments.set, arguments.folder, arguments.queries)
-    kept = arguments.folder / f"{Path(arguments.set).stem}.truth{len(queries)}.npy"
+    kept = arguments.folder / f"{search_data.set_name(arguments.set)}.truth{len(queries)}.npy"
     if not kept.exists():
         np.save(kept, truth_of(vectors, queries))
     truth = np.load(kept)
@@ -119,7 +119,7 @@ def measure(arguments: argparse.Namespace) -> None:
     write_json(
         arguments.json,
         {
-            "set": Path(arguments.set).stem,
+            "set": search_data.set_name(arguments.set),
             "n": len(vectors),
             "d": vectors.shape[1],
             "points": [asdict(point) for point in points],

@@ -29,6 +29,11 @@ def package_folder(name: str) -> Path:
     return Path(found.origin).parent
 
 
+def set_name(name: str) -> str:
+    """A data set's or model's name in files and results: a file without its suffix, a name of the catalogue whole."""
+    return Path(name).stem if Path(name).exists() else Path(name).name
+
+
 def held_out(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vectors without 1,000 of them, and those, which become the queries."""
     chosen = np.zeros(len(vectors), bool)
@@ -167,8 +172,7 @@ def load(name: str, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         Vectors (n, d) and queries (m, d), float32; the vectors are memory-mapped.
     """
-    stem = Path(name).stem
-    files = [folder / f"{stem}.{part}.npy" for part in ("vectors", "queries")]
+    files = [folder / f"{set_name(name)}.{part}.npy" for part in ("vectors", "queries")]
     if not all(file.exists() for file in files):
         made = {"glove": glove, "debian": debian}.get(name, lambda: logits_layer(name))()
         folder.mkdir(parents=True, exist_ok=True)

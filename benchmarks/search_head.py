@@ -107,7 +107,7 @@ def main() -> None:
     header = ["logits layer", "top 1", "MB read", "us"]
     print(f"{number * PART} rows, {arguments.threads} threads")
     print_table(header, table)
-    results = {"model": Path(arguments.model).stem, "threads": arguments.threads}
+    results = {"model": search_data.set_name(arguments.model), "threads": arguments.threads}
     write_json(
         arguments.json,
         {**results, "rows": [dict(zip(header, row, strict=True)) for row in table]},

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from specdec.cli.common import Subparsers, check_writable, examples
-from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_json, write_json_output
+from specdec.cli.common import Subparsers, examples
+from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_json, check_outputs, write_json_output
 from specdec.errors import InvalidArgumentError, LayerFileError
 
 _ACTIVATIONS = ("relu", "gelu", "silu", "none")
@@ -112,7 +112,7 @@ def train(arguments: argparse.Namespace) -> int:
     from specdec.fff import train as train_layer
     from specdec.fff.data import read_examples
 
-    _check_files(arguments)
+    check_outputs(arguments)
     names = (
         "depth leaf_width trees epochs batch rate hardening firm region_leak weight_decay noise test seed activation"
     )
@@ -153,7 +153,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from specdec.fff.training import score
     from specdec.whole_file import whole_file
 
-    _check_files(arguments)
+    check_outputs(arguments)
     weights, notes = load_layer(arguments.layer), load_notes(arguments.layer)
     found = read_examples(arguments.data, regress=notes.get("classes") == "" or weights.outputs == 1)
     classes = _classes(arguments.layer, notes, weights.outputs) if found.classifies else ()
@@ -194,7 +194,7 @@ def convert(arguments: argparse.Namespace) -> int:
     from specdec.fff import from_fastfeedforward, save_layer
     from specdec.fff.files import read_tensors
 
-    _check_files(arguments)
+    check_outputs(arguments)
     weights = from_fastfeedforward(
         read_tensors(arguments.source)[0],
         activation=arguments.activation,
@@ -206,14 +206,6 @@ def convert(arguments: argparse.Namespace) -> int:
     if arguments.json != STANDARD_OUTPUT:
         print(f"{arguments.out}: {_sentence(weights)}")
     return 0
-
-
-def _check_files(arguments: argparse.Namespace) -> None:
-    check_json(arguments)
-    if arguments.out is not None:
-        check_writable("--out", arguments.out)
-        if arguments.json == arguments.out:
-            raise InvalidArgumentError("--json and --out need different files")
 
 
 def _wanted(arguments: argparse.Namespace, weights: Any, found: Any, classes: tuple[int, ...], *, trained: bool) -> Any:

@@ -38,6 +38,21 @@ def check_json(arguments: argparse.Namespace) -> None:
         check_writable("--json", arguments.json)
 
 
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse files of `--json` and `--out` that could not be written later, or that are one file.
+
+    Raises:
+        InvalidArgumentError: one cannot be written, or both are the same.
+    """
+    check_json(arguments)
+    if arguments.out is None:
+        return
+    check_writable("--out", arguments.out)
+    named = arguments.json not in (None, STANDARD_OUTPUT)
+    if named and Path(arguments.json).resolve() == Path(arguments.out).resolve():
+        raise InvalidArgumentError("--json and --out need different files")
+
+
 def write_json_output(arguments: argparse.Namespace, value: Any) -> None:
     """Write `value` where `--json` said, as one object on one line; nothing without `--json`.
 

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 
 from specdec.checks import check_count, check_effort
-from specdec.cli.common import Subparsers, check_writable, examples
-from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_json, write_json_output
-from specdec.errors import InvalidArgumentError
+from specdec.cli.common import Subparsers, examples
+from specdec.cli.output import STANDARD_OUTPUT, add_json_option, check_outputs, write_json_output
 
 _METRICS = ("ip", "cosine", "l2")
 _FORMS = ("float32", "float16", "int8", "int4")
@@ -83,10 +82,7 @@ def build(arguments: argparse.Namespace) -> int:
     from specdec.search import BucketIndex
     from specdec.search.vector_files import read_vectors
 
-    check_json(arguments)
-    check_writable("--out", arguments.out)
-    if arguments.json == arguments.out:
-        raise InvalidArgumentError("--json and --out need different files")
+    check_outputs(arguments)
     vectors = read_vectors(arguments.vectors, column=arguments.column)
     start = time.perf_counter()
     index = BucketIndex.build(vectors, metric=arguments.metric, form=arguments.form, threads=arguments.threads)
@@ -114,11 +110,9 @@ def query(arguments: argparse.Namespace) -> int:
     from specdec.search.vector_files import read_vectors
     from specdec.whole_file import whole_file
 
-    check_json(arguments)
+    check_outputs(arguments)
     check_count("k", arguments.k)
     check_effort(arguments.effort)
-    if arguments.out is not None:
-        check_writable("--out", arguments.out)
     queries = read_vectors(arguments.queries, column=arguments.column)
     index = BucketIndex.load(arguments.index, verify=not arguments.no_verify)
     start = time.perf_counter()

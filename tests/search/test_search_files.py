@@ -262,6 +262,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         ("query", "a.index", "v.npy", "--k", "0"),
         ("query", "a.index", "v.npy", "--effort", "2"),
         ("query", "a.index", "v.npy", "--rerank", "-1"),
+        ("query", "a.index", "v.npy", "--out", "both", "--json", "./both"),
         (),
     ],
 )
