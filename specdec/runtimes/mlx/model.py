@@ -88,7 +88,7 @@ class Transformer:
         whole: WholeStep | None = None,
         shared: SharedArrays | None = None,
     ) -> None:
-        self.mx, self.ops, self.config, self.whole = mx, ops, config, whole
+        self.mx, self.ops, self.config, self.whole, self.shared = mx, ops, config, whole, shared
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
         self.tier_sizes = tier_sizes
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}

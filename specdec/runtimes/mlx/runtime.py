@@ -342,7 +342,9 @@ class MlxRuntime:
         """Pack every tensor of the store."""
         config, store = self.config, self._store
         share = self._share_of_model
-        shared = None if share is None else SharedArrays(self._mx, share)
+        shared = None if share is None else SharedArrays(self._mx, share, self._driver)
+        if shared is not None and shared.way:
+            self.info = replace(self.info, build=f"{self.info.build} ({shared.way})")
         parts = LayerLoader(self._mx, store, self._loader, share)
         layers = list(parts.layers())
         embeddings = None if config.tie_embeddings and share is None else self._loader.embeddings()
