@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import time
+from threading import RLock
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,7 +76,6 @@ def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> None:
     """What every rank does; rank 0 writes what it has found."""
     from gpu_common import SHAPE_7B, device, mx, seconds
-    from gpu_step import Steps
 
     from specdec.distributed.group import join
     from specdec.model.architecture import ModelConfig
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace) -> None:
     config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"layers": [0] * arguments.layers})
     mx.random.seed(1)
     transformer = share_of(config, Share(config, 16, group))
-    steps, digests, times = Steps(transformer), {}, {}
+    steps, digests, times = rank_steps(transformer), {}, {}
     heads = Share(config, 16, group).kv_heads(0)
     for array in steps.cache:  # the history of this rank's heads
         shape = (2, config.num_kv_heads, *array.shape[2:])
@@ -94,7 +94,19 @@ def measure(arguments: argparse.Namespace) -> None:
     mx.eval(steps.cache)
     for mode, rows in CASES:
         tokens, name = list(range(5, 5 + rows)), f"{mode}, {rows} rows" if rows > 1 else mode
-        digests[name] = hashlib.sha256(np.ascontiguousarray(steps.logits(mode, 1.0, tokens)).tobytes()).hexdigest()
+        found = steps.logits(mode, 1.0, tokens)
+        phases = steps.logits(mode, 1.0, tokens, alone=False)
+        if not np.array_equal(found, phases):
+            print(
+                f"rank {group.rank}, {name}: one kernel differs from phases by {np.abs(found - phases).max()} of {np.abs(phases).max()}",
+                file=sys.stderr,
+            )
+        digests[name] = hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest()
+        if transformer.ranks is not None and mode == "dense":
+            times[f"{name}, phases"] = seconds(
+                lambda m=mode, t=tokens: steps(m, 1.0, t, alone=False), repeat=arguments.repeat
+            )
+            digests[f"{name}, phases"] = hashlib.sha256(np.ascontiguousarray(phases).tobytes()).hexdigest()
         times[name] = seconds(lambda m=mode, t=tokens: steps(m, 1.0, t), repeat=arguments.repeat)
     gathers = {size: _gather_s(mx, group, transformer, size) for size in VALUES}
     if group.rank == 0:
@@ -104,6 +116,35 @@ def measure(arguments: argparse.Namespace) -> None:
     group.collect(np.zeros(1, np.float32))  # nobody leaves before all have finished
 
 
+def rank_steps(transformer: Transformer) -> Any:
+    """Steps as a runtime makes them: as one kernel where that can be done."""
+    from gpu_common import GPU, mx
+    from gpu_step import SPAN, Kind, Steps, row_step
+
+    class RankSteps(Steps):
+        def __init__(self) -> None:
+            super().__init__(transformer)
+            self.held = transformer.new_cache(self.cache[0].shape[-2], RLock())
+            self.held.arrays = self.cache
+
+        def __call__(self, mode: str, effort: float, tokens: list[int], *, alone: bool = True) -> Any:
+            selects, count = effort < 1, row_step(len(tokens))
+            kind = Kind(mode, selects, count, -(-(self.position + len(tokens)) // SPAN), count)
+            takes = self.takes(mode, effort) if selects else []
+            if alone and transformer.launch(kind, self.state(tokens), [self.held], takes):
+                GPU.driver.wait()
+                return None
+            return transformer.run(kind, self.state(tokens), [self.cache], takes)
+
+        def logits(self, mode: str, effort: float, tokens: list[int], *, alone: bool = True) -> np.ndarray:
+            out = self(mode, effort, tokens, alone=alone)
+            if out is not None:
+                mx.eval(out)
+            return transformer.logits(out, len(tokens))
+
+    return RankSteps()
+
+
 def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
     """A transformer of this rank's outputs of random matrices; blocks repeat `distinct` ones."""
     from gpu_common import GPU, TIERS, copy_of, linear_of, mx, random_weights
@@ -111,6 +152,7 @@ def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
     from specdec.runtimes.mlx.layers import Layer, Mlp
     from specdec.runtimes.mlx.model import Transformer
     from specdec.runtimes.mlx.ops import Ops
+    from specdec.runtimes.mlx.rank_step import rank_step
     from specdec.runtimes.mlx.shared import SharedArrays
 
     shapes = config.matrices()
@@ -136,19 +178,25 @@ def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
         inner = Mlp(made["gate_up"].outputs[0], made["gate_up"], made["down"])
         block = replace(whole, attention=own)
         layers.append(Layer(block, made["qkv"], made["o"], inner, attn_norm=ones, mlp_norm=ones))
-    head = linear("head")
+    head, shared = linear("head"), SharedArrays(mx, share, GPU.driver)
     table = random_weights(config.vocab, config.hidden, 7) * 64
-    mx.eval(table)
+    mx.eval(table, ones)
+    layers = [layers[number % distinct] for number in range(config.num_layers)]
+    ranks = rank_step(
+        mx, config, dtype="float16", share=share, shared=shared, driver=GPU.driver, layers=layers, head=head,
+        final_norm=ones, embeddings=table,
+    )  # fmt: skip
     return Transformer(
         mx,
         Ops(mx, GPU.backend, "float16"),
         config,
-        layers=[layers[number % distinct] for number in range(config.num_layers)],
+        layers=layers,
         final_norm=ones,
         head=head,
         embeddings=table,
         tier_sizes=TIERS,
-        shared=SharedArrays(mx, share, GPU.driver),
+        shared=shared,
+        ranks=ranks,
     )
 
 

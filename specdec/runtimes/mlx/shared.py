@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from specdec.errors import InvalidArgumentError
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.peer import PeerGather, open_peers
+from specdec.runtimes.mlx.peer import PeerGather, PeerMemory, open_peers
 from specdec.runtimes.mlx.state import MAX_ROWS
 from specdec.runtimes.share import Share
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
 
 _TILE = 16  # outputs
-_PATIENCE_S = 120.0  # of a gather; a rank that has died is noticed sooner
+PATIENCE_S = 120.0  # of a gather; a rank that has died is noticed sooner
 
 
 class ArrayExchange(Protocol):
@@ -56,6 +56,7 @@ class SharedArrays:
                 f"parts of a tile of {_TILE} outputs"
             )
         self._gather: PeerGather | None = None
+        self._driver = driver
         self.way = self._opened(driver)
 
     def _opened(self, driver: CudaDriver | None) -> str:
@@ -70,8 +71,17 @@ class SharedArrays:
         peers = open_peers(driver, exchange, PeerGather.bytes_for(MAX_ROWS * widest, share.ranks))
         if isinstance(peers, str):
             return f"{backend}: {peers}"
-        self._gather = PeerGather(self._mx, peers, patience_s=_PATIENCE_S)
+        self._gather = PeerGather(self._mx, peers, patience_s=PATIENCE_S)
         return "peer memory"
+
+    def memory(self, nbytes: int) -> PeerMemory | None:
+        """Memory of all devices that each of them may write into; None where they cannot. To be called on all."""
+        if self._driver is None or self._share.ranks > 1 and self._gather is None:
+            return None
+        if self._share.ranks == 1:
+            return PeerMemory(0, [self._driver.shared_memory(nbytes)], nbytes)
+        peers = open_peers(self._driver, self._share.exchange, nbytes)
+        return None if isinstance(peers, str) else peers
 
     def values(self, matrix: str, own: Any) -> Any:
         """What enters a multiplication, (rows, parts, padded width), of as many values as `matrix` has outputs.
