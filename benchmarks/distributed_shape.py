@@ -1,7 +1,8 @@
 """Steps of a 7B-shaped model with random weights on several GPUs beside one: times, and logits bit for bit.
 
-Each rank makes the same random matrices and keeps its outputs of them. One rank runs the same kernels as several, a
-kernel for each phase.
+Each rank makes the same random matrices and keeps its outputs of them. One kernel for a step and a kernel for each
+phase give the same bits at any number of ranks. Both are timed, and on one GPU the step that is used there without
+ranks, too. Ratios are to the fastest of those on one GPU.
 
     python benchmarks/distributed_shape.py --ranks 1,2 --json results/distributed_shape-DEVICE.json
 """
@@ -14,9 +15,9 @@ import json
 import math
 import sys
 import time
-from threading import RLock
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 CASES = (("dense", 1), ("dense", 5), ("dense", 16), ("int4", 1))
 VALUES = (1024, 4096, 14336)  # of a row that is gathered, float16
 CHAIN = 64  # gathers one after the other in a graph
+WAYS = ("one kernel", "phases", "without ranks")
 
 
 def main() -> None:
@@ -46,25 +48,28 @@ def main() -> None:
         return
     found = {ranks: _launched(arguments, ranks) for ranks in arguments.ranks}
     first = next(iter(found.values()))
+    best = {name: min(took for took, _ in ways.values()) for name, ways in first["steps_s"].items()}
     rows = [
-        (
-            ranks,
-            name,
-            took * 1e3,
-            spread,
-            took / first["steps_s"][name][0],
-            one["digests"][name] == first["digests"][name],
-        )
+        (ranks, name, way, took * 1e3, spread, took / best[name], _is_equal(first, one, name, way))
         for ranks, one in found.items()
-        for name, (took, spread) in one["steps_s"].items()
+        for name, ways in one["steps_s"].items()
+        for way, (took, spread) in ways.items()
     ]
-    print_table(("ranks", "step", "ms", "spread", "of one rank", "equal bits"), rows)
+    print_table(("ranks", "step", "way", "ms", "spread", "of one GPU", "equal bits"), rows)
     for ranks, one in found.items():
         times = ", ".join(f"{size} values {1e6 * took:.1f} us" for size, took in one["gathers_s"].items())
-        print(f"{ranks} ranks, {one['way']}, {one['gpu']}: a gather in a graph of {times}")
+        print(f"{ranks} ranks, {one['exchange']}, {one['gpu']}: a gather in a graph of {times}")
     write_json(arguments.json, {str(ranks): one for ranks, one in found.items()}, benchmark="distributed_shape")
-    if any(one["digests"] != first["digests"] for one in found.values()):
+    if any(row[-1] == "no" for row in rows):
         sys.exit("logits differ: see the last column")
+
+
+def _is_equal(first: dict[str, Any], one: dict[str, Any], name: str, way: str) -> str:
+    """Whether logits are those of one rank; those of an exact step also those of its phases."""
+    if way == WAYS[2]:
+        return ""
+    same = "phases" if name.startswith("dense") else way
+    return "yes" if one["digests"][name][way] == first["digests"][name][same] else "no"
 
 
 def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
@@ -75,7 +80,7 @@ def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace) -> None:
     """What every rank does; rank 0 writes what it has found."""
-    from gpu_common import SHAPE_7B, device, mx, seconds
+    from gpu_common import SHAPE_7B, device, mx, random_transformer
 
     from specdec.distributed.group import join
     from specdec.model.architecture import ModelConfig
@@ -83,66 +88,81 @@ def measure(arguments: argparse.Namespace) -> None:
 
     group = join()
     config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"layers": [0] * arguments.layers})
-    mx.random.seed(1)
-    transformer = share_of(config, Share(config, 16, group))
-    steps, digests, times = rank_steps(transformer), {}, {}
-    heads = Share(config, 16, group).kv_heads(0)
+    share = Share(config, 16, group)
+    transformer = share_of(config, share)
+    steps, heads = RankSteps(transformer), share.kv_heads(0)
     for array in steps.cache:  # the history of this rank's heads
         shape = (2, config.num_kv_heads, *array.shape[2:])
         history = (mx.arange(math.prod(shape)).reshape(shape) % 97 - 48).astype(mx.float16) / 64
         array[...] = history[:, heads]
     mx.eval(steps.cache)
+    times: dict[str, dict[str, tuple[float, float]]] = {}
+    digests: dict[str, dict[str, str]] = {}
     for mode, rows in CASES:
-        tokens, name = list(range(5, 5 + rows)), f"{mode}, {rows} rows" if rows > 1 else mode
-        found = steps.logits(mode, 1.0, tokens)
-        phases = steps.logits(mode, 1.0, tokens, alone=False)
-        if not np.array_equal(found, phases):
-            print(
-                f"rank {group.rank}, {name}: one kernel differs from phases by {np.abs(found - phases).max()} of {np.abs(phases).max()}",
-                file=sys.stderr,
-            )
-        digests[name] = hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest()
-        if transformer.ranks is not None and mode == "dense":
-            times[f"{name}, phases"] = seconds(
-                lambda m=mode, t=tokens: steps(m, 1.0, t, alone=False), repeat=arguments.repeat
-            )
-            digests[f"{name}, phases"] = hashlib.sha256(np.ascontiguousarray(phases).tobytes()).hexdigest()
-        times[name] = seconds(lambda m=mode, t=tokens: steps(m, 1.0, t), repeat=arguments.repeat)
+        name = f"{mode}, {rows} rows" if rows > 1 else mode
+        times[name], digests[name] = _timed(steps, WAYS[:2], mode, rows, arguments.repeat)
     gathers = {size: _gather_s(mx, group, transformer, size) for size in VALUES}
+    if group.ranks == 1:
+        usual = RankSteps(random_transformer(config, views=("int4",))[0])
+        for mode, rows in CASES:
+            name = f"{mode}, {rows} rows" if rows > 1 else mode
+            times[name] |= _timed(usual, WAYS[2:], mode, rows, arguments.repeat)[0]
     if group.rank == 0:
-        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "mlx_backend": group.backend}
-        found["way"] = transformer.shared.way
+        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "exchange": transformer.shared.way}
         Path(arguments.inside).write_text(json.dumps(found | device()), encoding="utf-8")
     group.collect(np.zeros(1, np.float32))  # nobody leaves before all have finished
 
 
-def rank_steps(transformer: Transformer) -> Any:
-    """Steps as a runtime makes them: as one kernel where that can be done."""
-    from gpu_common import GPU, mx
-    from gpu_step import SPAN, Kind, Steps, row_step
+def _timed(
+    steps: RankSteps, ways: tuple[str, ...], mode: str, rows: int, repeat: int
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """Median seconds and spread of a step in each way, and digests of its logits."""
+    from gpu_common import seconds
 
-    class RankSteps(Steps):
-        def __init__(self) -> None:
-            super().__init__(transformer)
-            self.held = transformer.new_cache(self.cache[0].shape[-2], RLock())
-            self.held.arrays = self.cache
+    tokens, times, digests = list(range(5, 5 + rows)), {}, {}
+    for way in ways:
+        found = steps.logits(mode, tokens, way)
+        digests[way] = hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest()
+        times[way] = seconds(lambda w=way: steps(mode, tokens, w), repeat=repeat)
+    return times, digests
 
-        def __call__(self, mode: str, effort: float, tokens: list[int], *, alone: bool = True) -> Any:
-            selects, count = effort < 1, row_step(len(tokens))
-            kind = Kind(mode, selects, count, -(-(self.position + len(tokens)) // SPAN), count)
-            takes = self.takes(mode, effort) if selects else []
-            if alone and transformer.launch(kind, self.state(tokens), [self.held], takes):
-                GPU.driver.wait()
-                return None
-            return transformer.run(kind, self.state(tokens), [self.cache], takes)
 
-        def logits(self, mode: str, effort: float, tokens: list[int], *, alone: bool = True) -> np.ndarray:
-            out = self(mode, effort, tokens, alone=alone)
-            if out is not None:
-                mx.eval(out)
-            return transformer.logits(out, len(tokens))
+class RankSteps:
+    """Single steps of a transformer after a history: as a runtime begins them, or by a kernel for each phase.
 
-    return RankSteps()
+    Args:
+        transformer: of the model.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        from gpu_step import SPAN, Steps
+
+        self._steps, self._transformer, self._span = Steps(transformer), transformer, SPAN
+        self.cache = self._steps.cache
+        self._held = transformer.new_cache(2 * SPAN, RLock())
+        self._held.arrays = self.cache
+
+    def __call__(self, mode: str, tokens: list[int], way: str) -> Any:
+        """A step: what to wait for, or None where it has been waited for."""
+        from gpu_common import GPU
+        from gpu_step import Kind
+
+        count = self._transformer.row_step(len(tokens))
+        splits = 0 if self._transformer.whole else -(-(self._steps.position + len(tokens)) // self._span)
+        kind, state = Kind(mode, False, count, splits, count), self._steps.state(tokens)
+        if way != "phases" and self._transformer.launch(kind, state, [self._held], []):
+            GPU.driver.wait()
+            return None
+        return self._transformer.run(kind, state, [self.cache], [])
+
+    def logits(self, mode: str, tokens: list[int], way: str) -> np.ndarray:
+        """Logits of a step (tokens, V)."""
+        from gpu_common import mx
+
+        out = self(mode, tokens, way)
+        if out is not None:
+            mx.eval(out)
+        return self._transformer.logits(out, len(tokens))
 
 
 def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:

@@ -173,7 +173,7 @@ auto combine = [&](int layer, int base, int head, int most_splits) {
     }
     const float value = mixed / weight;
     for (int rank = 0; rank < RANKS; ++rank) {
-      put_activation(reinterpret_cast<weight_t*>(memory_of(rank) + AT_MIXED), row, MIXED_PAD, MIXED_FROM + head * SIZE + d, value);
+      put_activation(reinterpret_cast<act_t*>(memory_of(rank) + AT_MIXED), row, MIXED_PAD, MIXED_FROM + head * SIZE + d, value);
     }
   }
 };

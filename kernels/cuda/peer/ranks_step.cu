@@ -31,13 +31,13 @@ auto memory_of = [&](int rank) { return reinterpret_cast<char*>(address[LAYERS *
 char* own = memory_of(RANK);
 GridsBarrier meet(reinterpret_cast<unsigned*>(own));
 float *x = scratch, *qkv = scratch + AT_QKV, *splits = scratch + AT_SPLITS;
-weight_t* made = reinterpret_cast<weight_t*>(scratch + AT_MADE);
+act_t* made = reinterpret_cast<act_t*>(scratch + AT_MADE);
 unsigned* arrivals = reinterpret_cast<unsigned*>(scratch + AT_ARRIVALS);
 auto meet_all = [&] { meet.wait_all([&](int rank) { return reinterpret_cast<unsigned*>(memory_of(rank)); }); };
 
 // Makes the row of a multiplication that has a norm: what was returned is added to the residual stream. Threads stand for
 // NORM_WARPS warps of norm.cu, each for two of them where there are more than WARPS.
-auto norm_row = [&](int row, const float* from, const float* returned, float* to, const float* weight, weight_t* activation, int place) {
+auto norm_row = [&](int row, const float* from, const float* returned, float* to, const float* weight, act_t* activation, int place) {
   constexpr int TIMES = (NORM_WARPS + WARPS - 1) / WARPS;
   float value[TIMES][NORM_OWN], square[TIMES];
 #pragma unroll
@@ -79,16 +79,16 @@ auto norm_row = [&](int row, const float* from, const float* returned, float* to
 
 // The rows that a multiplication takes, from `first` on: where they lie.
 int side = 0;
-auto make = [&](int number, int layer, int site, int first) -> const weight_t* {
+auto make = [&](int number, int layer, int site, int first) -> const act_t* {
   const char* other = own + (site == 1 ? AT_MIXED : AT_INNER);
   if (site == 1 || site == 3) {
 #if ROWS == 1
     const int words = SPLIT * (site == 1 ? MIXED_PAD : INNER_PAD) / 8;
     for (int i = tid; i < words; i += THREADS) reinterpret_cast<uint4*>(room)[i] = __ldcg(reinterpret_cast<const uint4*>(other) + i);
     BARRIER();
-    return reinterpret_cast<weight_t*>(room);
+    return reinterpret_cast<act_t*>(room);
 #else
-    return reinterpret_cast<const weight_t*>(other);
+    return reinterpret_cast<const act_t*>(other);
 #endif
   }
   const float* weight = site == 4 ? ENTRY(float, LAYERS, 1) : ENTRY(float, layer, site / 2);
@@ -96,10 +96,10 @@ auto make = [&](int number, int layer, int site, int first) -> const weight_t* {
 #if ROWS == 1
   // Every block makes it by itself; block 0 writes the sum to one place while all read from the other.
   norm_row(0, number == 0 ? nullptr : x + side * HIDDEN, returned, block == 0 ? x + (1 - side) * HIDDEN : nullptr, weight,
-           reinterpret_cast<weight_t*>(room), 0);
+           reinterpret_cast<act_t*>(room), 0);
   side = 1 - side;
   BARRIER();
-  return reinterpret_cast<weight_t*>(room);
+  return reinterpret_cast<act_t*>(room);
 #else
   for (int row = first + block; row < rows; row += GRID) {
     float* stream = x + (size_t)row * HIDDEN;
@@ -115,9 +115,10 @@ auto make = [&](int number, int layer, int site, int first) -> const weight_t* {
 #pragma unroll 1
 for (int number = 0; number <= last_number; ++number) {
   const int site = number == 4 * LAYERS ? 4 : number % 4, layer = number / 4, first = site == 4 ? logits_from : 0;
-  const weight_t* activation = make(number, layer, site, first);
+  const act_t* activation = make(number, layer, site, first);
   const Work work(site);
-  multiply_all(ring, work, activation, rows - first, sums, turns, [&](int, int tile, int row, int o, float value, float up) {
+  const int width = site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD;
+  multiply_all(ring, work, width, activation, rows - first, sums, turns, [&](int, int tile, int row, int o, float value, float up) {
     const int output = tile * 16 + o;
     if (site == 0) {
       if (output < OWN_QKV) qkv[(size_t)row * OWN_QKV + output] = value;
@@ -126,7 +127,7 @@ for (int number = 0; number <= last_number; ++number) {
       const float inner = gated<0>(value, up);
       if (column < OWN_INNER) {
         for (int rank = 0; rank < RANKS; ++rank) {
-          put_activation(reinterpret_cast<weight_t*>(memory_of(rank) + AT_INNER), row, INNER_PAD, INNER_FROM + column, inner);
+          put_activation(reinterpret_cast<act_t*>(memory_of(rank) + AT_INNER), row, INNER_PAD, INNER_FROM + column, inner);
         }
       }
     } else if (site == 4) {

@@ -8,7 +8,14 @@ namespace specdec {
 
 constexpr int WARPS = THREADS / 32, TEAM = 8, TEAMS = WARPS / TEAM;
 constexpr int BANDS = ROWS > 8 ? 2 : 1, COLUMNS = ROWS == 1 ? 1 : 8 * BANDS, APART = COLUMNS == 1 ? 16 : 20;
-constexpr int PIECE_BYTES = PIECE_STEPS * 1024, SUMS = WARPS * COLUMNS * APART;
+#if INT4
+using act_t = half_t;
+constexpr int STEP_BYTES = 2304, STEP_INPUTS = 256;  // of a tile: nibbles, and a scale for each 32 inputs and output
+#else
+using act_t = weight_t;
+constexpr int STEP_BYTES = 1024, STEP_INPUTS = 32;
+#endif
+constexpr int PIECE_BYTES = PIECE_STEPS * STEP_BYTES, SUMS = WARPS * COLUMNS * APART;
 static_assert(TEAMS == 2, "two tiles at a time");
 
 // What a block multiplies by at a site; the logits layer is site 4.
@@ -56,7 +63,7 @@ struct Feed {
       const int tile = work.tile(turn, team());
       if (first == last || tile >= work.tiles) continue;
       const unsigned long long base = site == 4 ? address[LAYERS * ENTRIES] : address[number / 4 * ENTRIES + 4 + site];
-      from = reinterpret_cast<const char*>(base) + (size_t)tile * work.steps * 1024;
+      from = reinterpret_cast<const char*>(base) + (size_t)tile * work.steps * STEP_BYTES;
       return;
     }
   }
@@ -64,16 +71,16 @@ struct Feed {
   DEVICE void look_ahead() {
     if (is_over()) return;
     const int count = last - step < PIECE_STEPS ? last - step : PIECE_STEPS;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + (size_t)step * 1024), "r"(count * 1024) : "memory");
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + (size_t)step * STEP_BYTES), "r"(count * STEP_BYTES) : "memory");
     pass(count);
   }
   // The same, to be in the ring.
   DEVICE void next(unsigned to, unsigned arrived) {
     if (is_over()) return;
     const int count = last - step < PIECE_STEPS ? last - step : PIECE_STEPS;
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(count * 1024) : "memory");
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived), "r"(count * STEP_BYTES) : "memory");
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "l"(from + (size_t)step * 1024), "r"(count * 1024), "r"(arrived)
+                 "l"(from + (size_t)step * STEP_BYTES), "r"(count * STEP_BYTES), "r"(arrived)
                  : "memory");
     pass(count);
   }
@@ -123,10 +130,67 @@ struct Ring {
   }
 };
 
-// This warp's part of a tile: rows times weights in the order of dense.cu. Sums go to `sums`.
-DEVICE void multiply_part(Ring& ring, int steps, const weight_t* activation, int rows, float* sums) {
+#if INT4
+// This warp's part of a tile of 4-bit weights for one row. A step has eight groups of 32 inputs: column c of the tensor-core
+// product takes the inputs of group c alone, so that the groups' sums stay apart until they are scaled.
+// Lane (g, q) holds of two steps of 32 inputs the nibbles of outputs g and g + 8 and inputs 8 q .. 8 q + 7, 16 bytes; after
+// eight of those the scales of outputs g and g + 8 in groups 2 q and 2 q + 1.
+DEVICE void multiply_part(Ring& ring, int steps, int width, const act_t* activation, int, float* sums) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, part = warp % TEAM;
-  const int first = steps * part / TEAM, last = steps * (part + 1) / TEAM, width = steps * 32;
+  const int first = steps * part / TEAM, last = steps * (part + 1) / TEAM;
+  float total[2] = {0, 0};
+#pragma unroll 1
+  for (int step = first; step < last; step += PIECE_STEPS) {
+    uint4 x[PIECE_STEPS];
+#pragma unroll
+    for (int u = 0; u < PIECE_STEPS; ++u) {
+      const int at = (step + u) * STEP_INPUTS + g * 32 + q * 8;
+      x[u] = step + u < last && at < width ? *reinterpret_cast<const uint4*>(activation + at) : uint4{0, 0, 0, 0};
+    }
+    const char* held = reinterpret_cast<const char*>(ring.wait());
+#pragma unroll
+    for (int u = 0; u < PIECE_STEPS; ++u) {
+      if (step + u >= last) break;
+      const uint4* nibbles = reinterpret_cast<const uint4*>(held + u * STEP_BYTES) + lane;
+      float sum[4] = {};
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const uint4 four = nibbles[pair * 32];
+        const unsigned words[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int word = 0; word < 4; ++word) {
+          const bool mine = g == pair * 2 + word / 2;
+          const unsigned x0 = mine ? (word % 2 ? x[u].z : x[u].x) : 0u, x1 = mine ? (word % 2 ? x[u].w : x[u].y) : 0u;
+          unsigned a[4];
+#pragma unroll
+          for (int r = 0; r < 4; ++r) {
+            const unsigned bits = (words[word] >> (4 * r) & 0x000f000fu) | 0x64006400u;  // 1024 and the level
+            const __half2 value = __hsub2(*reinterpret_cast<const __half2*>(&bits), __float2half2_rn(1032.0f));
+            a[r] = *reinterpret_cast<const unsigned*>(&value);
+          }
+          multiply_tile(sum, a, x0, x1, __half());
+        }
+      }
+      const uint2 scales = *(reinterpret_cast<const uint2*>(held + u * STEP_BYTES + 2048) + lane);
+      const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&scales.x));
+      const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&scales.y));
+      total[0] = fmaf(low.y, sum[1], fmaf(low.x, sum[0], total[0]));
+      total[1] = fmaf(high.y, sum[3], fmaf(high.x, sum[2], total[1]));
+    }
+    ring.release();
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    total[half] += shuffle_xor(total[half], 1);
+    total[half] += shuffle_xor(total[half], 2);
+    if (q == 0) sums[warp * APART + g + 8 * half] = total[half];
+  }
+}
+#else
+// This warp's part of a tile: rows times weights in the order of dense.cu. Sums go to `sums`.
+DEVICE void multiply_part(Ring& ring, int steps, int width, const act_t* activation, int rows, float* sums) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, part = warp % TEAM;
+  const int first = steps * part / TEAM, last = steps * (part + 1) / TEAM;
   float sum[BANDS][4] = {};
 #pragma unroll 1
   for (int step = first; step < last; step += PIECE_STEPS) {
@@ -174,6 +238,8 @@ DEVICE void multiply_part(Ring& ring, int steps, const weight_t* activation, int
   }
 }
 
+#endif
+
 // An output of a tile of a team, by rising warp.
 DEVICE float team_sum(const float* sums, int team, int column, int output) {
   float total = 0;
@@ -185,13 +251,13 @@ DEVICE float team_sum(const float* sums, int team, int column, int output) {
 // Multiplies by all tiles of the block; `put(team, tile, column, output, gate or value, up)` is called for each output and
 // row that there is, once for both teams where tiles are in pairs.
 template <class F>
-DEVICE void multiply_all(Ring& ring, const Work& work, const weight_t* activation, int rows, float* both, int& turns,
-                         F put) {
+DEVICE void multiply_all(Ring& ring, const Work& work, int width, const act_t* activation, int rows, float* both,
+                         int& turns, F put) {
   const int team = threadIdx.x / 32 / TEAM;
 #pragma unroll 1
   for (int turn = 0; work.has(turn); ++turn, ++turns) {
     float* sums = both + (turns & 1) * SUMS;
-    if (work.tile(turn, team) < work.tiles) multiply_part(ring, work.steps, activation, rows, sums);
+    if (work.tile(turn, team) < work.tiles) multiply_part(ring, work.steps, width, activation, rows, sums);
     BARRIER();
     // The warps take turns at adding up.
     const int mine = (threadIdx.x + THREADS - turns % WARPS * 32) % THREADS, each = 16 * COLUMNS;

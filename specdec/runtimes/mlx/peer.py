@@ -1,13 +1,14 @@
 """Gathers between the GPUs of one host through each other's memory: `PeerMemory`, `PeerGather`.
 
-A process allocates memory by the driver, hands out its handle over the connection that ranks have anyway, and opens those
-of the others. Kernels then write into them over NVLink or PCIe. NCCL does the same for larger data, but a call of it
-inside a graph costs ten times as much as the few kilobytes of a row take.
+A process allocates memory by the driver, hands out its handle over the connection that ranks have anyway, and opens the
+others' memory. Kernels then write into it over NVLink or PCIe. A call of NCCL inside a graph costs ten times as much as
+the few kilobytes of a row take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class PeerGather:
         """Whether a gather has whole words, and room."""
         each = own.dtype.size
         lines = own.size // own.shape[-1]
-        widest = max(high - low for low, high in zip(bounds, bounds[1:], strict=False))
+        widest = max(high - low for low, high in pairwise(bounds))
         words = -(-widest * each // 4)
         whole = all(bound * each % 4 == 0 for bound in (*bounds, own.shape[-1]))
         return whole and 16 * lines * -(-words // _RECORD_WORDS) <= self._slot_bytes
@@ -114,7 +115,7 @@ class PeerGather:
         words = [bound * each // 4 for bound in bounds]
         constants: dict[str, Constant] = {"LINES": lines, "HELD": own.shape[-1] * each // 4, "WIDE": wide * each // 4}
         constants |= {"BOUNDS": ", ".join(map(str, words)), "RANKS": self._memory.ranks, "RANK": self._memory.rank}
-        records = lines * max(-(-(high - low) // _RECORD_WORDS) for low, high in zip(words, words[1:], strict=False))
+        records = lines * max(-(-(high - low) // _RECORD_WORDS) for low, high in pairwise(words))
         blocks = max(1, min(_MOST_BLOCKS, -(-records // _THREADS)))
         constants |= {"BLOCKS": blocks, "THREADS": _THREADS, "SLOT_BYTES": self._slot_bytes, "AT_RECORDS": AT_RECORDS}
         constants["PATIENCE_NS"] = f"{self._patience_ns}ull"

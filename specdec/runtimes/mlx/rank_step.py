@@ -1,7 +1,8 @@
 """Steps of one sequence at effort 1.0 as one CUDA kernel on each of several GPUs: `RankStep`.
 
-The kernels (`kernels/cuda/peer`) write the columns that a GPU has of a row into the memory of all, so a step has no gathers.
-They have the bits of the kernels for each phase, which run everything else that the GPUs divide.
+The kernels (`kernels/cuda/peer`) write the columns that a GPU has of a row into the memory of all, so a step has no
+gathers. In the exact view they give the bits of the kernels for each phase, which run all other steps: those of several
+sequences, of trees, and at efforts below 1.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kerne
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.layers import Layer, Mlp
 from specdec.runtimes.mlx.ops import ROW_STEPS, Ops, row_step
-from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.pack import pack_stream_int4, padded, unpack_int4
 from specdec.runtimes.mlx.peer import PeerMemory
 from specdec.runtimes.mlx.shared import PATIENCE_S, SharedArrays
 from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, STATE_CONSTANTS, STATE_SIZE
@@ -37,9 +38,9 @@ THREADS = 512
 _WARPS, _TEAM = THREADS // 32, 8
 _ENTRIES = 9  # addresses of a layer: two norms, bias, norms of heads, four matrices, its window
 _LAST = 3  # logits layer, its norm, embeddings; then every GPU's memory
-_PIECE_STEPS = 4  # of 32 inputs, 1 kB each, that a warp asks for at a time
-_MOST_STAGES = 4  # pieces of a warp under way
-_AHEAD = 4  # pieces more that are asked for in the L2 cache
+_STAGES = range(1, 7)  # pieces of a warp under way
+_AHEAD_BYTES = 16 << 10  # of a warp, that are asked for in the L2 cache
+_INT4_INPUTS, _INT4_BYTES = 256, 2304  # of a step of a tile of 4-bit weights
 _SHARED_BYTES = 227 << 10
 _SYNC_BYTES = 1024
 _ATTENDED = 256  # threads of attention
@@ -47,7 +48,7 @@ _PARTS = ("peer.cuh", "grids.cuh", "stream.cuh")
 
 
 def suits(config: ModelConfig, layers: Sequence[Layer], driver: CudaDriver | None, dtype: str) -> bool:
-    """Whether the kernels run this model here: layers of one shape, 16-bit weights, a GPU with Hopper's instructions."""
+    """Whether the kernels run this model here: layers of one shape, 16-bit weights, Hopper's instructions."""
     if driver is None or driver.generation < 9 or not runs_as_one_kernel(config):
         return False
     if driver.shared_bytes < _SHARED_BYTES or any(linear.quant for layer in layers for linear in layer.linears):
@@ -101,11 +102,9 @@ class RankStep:
         self._dtype, self._patience_ns, self._grid = dtype, int(patience_s * 1e9), driver.multiprocessors
         self._split = 1 if dtype == "float16" else 2
         self._places, _ = _places(config, self._split)
-        self._kept = [layers, head, final_norm, embeddings]
-        self._entries = [entry for number, layer in enumerate(layers) for entry in self._layer(number, layer)]
-        self._entries += [head.weights, final_norm, embeddings]
-        self._table: Any = None
-        self._launches: dict[int, tuple[Launch, int]] = {}
+        self._layers, self._head, self._last = layers, head, [final_norm, embeddings]
+        self._tables: dict[str, tuple[Any, list[Any], int]] = {}
+        self._launches: dict[tuple[str, int], tuple[Launch, int]] = {}
         self._told_bytes = padded(4 * STATE_SIZE, 16)
         self._told = driver.shared_memory(self._told_bytes + 8 * config.num_layers)
         self._telling = driver.pinned(self._told_bytes + 8 * config.num_layers)
@@ -128,10 +127,9 @@ class RankStep:
             caches: of the sequences, evaluated; written.
             angles: float32 (positions, D / 2, 2), evaluated.
         """
-        if kind.mode != "dense" or kind.tree or len(caches) != 1:
+        if kind.mode not in ("dense", "int4") or kind.selects or kind.tree or len(caches) != 1:
             return False
-        rows = row_step(kind.rows)
-        launch, floats = self._launch(rows)
+        launch, floats = self._launch(kind.mode, row_step(kind.rows))
         attention, (cache,) = self._attention, caches
         floats += MAX_ROWS * attention.heads * (cache.positions // SPAN) * (attention.head_dim + 2)
         if self._scratch_floats < floats:
@@ -141,7 +139,7 @@ class RankStep:
         if self._turns[0] is not angles:
             self._turns = angles, addresses_of(self._mx, [angles])[0]
         self._driver.send(self._told, self._telling)
-        launch((self._table[1], self._told + self._told_bytes, self._turns[1], self._told, self._scratch), ())
+        launch((self._table(kind.mode), self._told + self._told_bytes, self._turns[1], self._told, self._scratch), ())
         return True
 
     def logits(self, rows: int) -> np.ndarray:
@@ -152,7 +150,7 @@ class RankStep:
     def compile(self) -> None:
         """Compile the kernels of all numbers of rows, or read their machine code."""
         for rows in ROW_STEPS:
-            self._launch(rows)
+            self._launch("dense", rows)
 
     def _addresses(self, cache: GpuCache) -> list[int]:
         """Addresses of a cache's arrays, which are asked for again when it has moved."""
@@ -164,19 +162,35 @@ class RankStep:
             cache.address = found[0]
         return found
 
-    def _layer(self, number: int, layer: Layer) -> list[Any]:
-        """What the table says of a layer."""
-        assert isinstance(layer.mlp, Mlp)
-        window = self._config.window(number)
-        vectors = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
-        matrices = [linear.weights for linear in (layer.qkv, layer.o, layer.mlp.gate_up, layer.mlp.down)]
-        return [*vectors, *matrices, WINDOWLESS if window is None else window]
+    def _table(self, mode: str) -> int:
+        """Address of the table of addresses of a kind of step."""
+        if mode not in self._tables:
+            made: dict[int, Any] = {}
 
-    def _launch(self, rows: int) -> tuple[Launch, int]:
+            def packed(linear: Linear) -> Any:
+                if mode == "dense":
+                    return linear.weights
+                if id(linear) not in made:
+                    made[id(linear)] = _int4_of(self._mx, linear)
+                return made[id(linear)]
+
+            entries: list[Any] = []
+            for number, layer in enumerate(self._layers):
+                assert isinstance(layer.mlp, Mlp)
+                window = self._config.window(number)
+                entries += [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
+                entries += [packed(linear) for linear in layer.linears]
+                entries.append(WINDOWLESS if window is None else window)
+            entries += [packed(self._head), *self._last]
+            table = table_of(self._mx, [*entries, *self._memory.addresses])
+            self._tables[mode] = table, entries, addresses_of(self._mx, [table])[0]
+        return self._tables[mode][2]
+
+    def _launch(self, mode: str, rows: int) -> tuple[Launch, int]:
         """The kernel for steps of up to `rows`, and floats of scratch memory beside those of attention's splits."""
-        if rows not in self._launches:
+        if (mode, rows) not in self._launches:
             mx = self._mx
-            constants, shared_bytes, floats = self._sizes(rows)
+            constants, shared_bytes, floats = self._sizes(mode, rows)
             inputs = [Typed(mx.int64, 1), Typed(mx.int64, 1), Typed(mx.float32, 3), Typed(mx.int32, 1)]
             text = kernel_text(
                 "cuda", "ranks_step", constants, inputs=("table", "caches", "angles", "told"), outputs=("scratch",),
@@ -185,21 +199,20 @@ class RankStep:
             kernel = build(mx, "cuda", text, shared_bytes=shared_bytes)
             assert isinstance(kernel, Compiled)  # see `rank_step`
             code = kernel.code(inputs, (mx.float32,))
-            if self._table is None:
-                table = table_of(mx, [*self._entries, *self._memory.addresses])
-                self._table = table, addresses_of(mx, [table])[0]
             launch = Launch(
                 self._driver, code, kernel.name, grid=self._grid, threads=THREADS, shared_bytes=shared_bytes, pointers=5,
                 numbers=0,
             )  # fmt: skip
-            self._launches[rows] = launch, floats
-        return self._launches[rows]
+            self._launches[mode, rows] = launch, floats
+        return self._launches[mode, rows]
 
-    def _sizes(self, rows: int) -> tuple[dict[str, Constant], int, int]:
+    def _sizes(self, mode: str, rows: int) -> tuple[dict[str, Constant], int, int]:
         """Constants of the kernel's text, its shared memory, and floats of scratch memory."""
         c, attention, share = self._config, self._attention, self._share
+        split, step = (1, _INT4_INPUTS) if mode == "int4" else (self._split, 32)
         mixed = c.num_heads * c.head_dim
-        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self._grid, "ROWS": rows, "SPLIT": self._split}
+        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self._grid, "ROWS": rows, "SPLIT": split}
+        sizes["INT4"] = mode == "int4"
         sizes |= {
             "weight_t": "half_t" if self._dtype == "float16" else "bfloat_t",
             "LAYERS": c.num_layers,
@@ -224,40 +237,52 @@ class RankStep:
         tiles = [own["QKV"], own["HIDDEN"], 2 * padded(own["INNER"], 16), own["HIDDEN"], own["HEAD"]]
         sizes["TILE_COUNTS"] = ", ".join(str(-(-count // 16)) for count in tiles)
         wide = [c.hidden_size, mixed, c.hidden_size, c.intermediate_size, c.hidden_size]
-        sizes["STEP_COUNTS"] = ", ".join(str(padded(count) // 32) for count in wide)
+        sizes["STEP_COUNTS"] = ", ".join(str(-(-padded(count) // step)) for count in wide)
         normed = Ops(self._mx, "cuda", self._dtype).row_constants(rows, c.hidden_size)
         sizes |= {"NORM_OWN": normed["OWN"], "NORM_WARPS": normed["WARPS"]}
         floats = 0
-        made = rows * self._split * padded(c.hidden_size) // 2
+        made = rows * split * padded(c.hidden_size) // 2
         groups = -(-rows // min(rows, 4))
         places = {"AT_QKV": 2 * MAX_ROWS * c.hidden_size, "AT_MADE": rows * own["QKV"], "AT_ARRIVALS": made}
         places["AT_SPLITS"] = groups * attention.heads
         for name, size_before in places.items():
             floats += padded(size_before, 64)
             sizes[name] = floats
-        return sizes, self._room(rows, sizes, wide), floats
+        return sizes, self._room(mode, rows, sizes, wide), floats
 
-    def _room(self, rows: int, sizes: dict[str, Constant], wide: list[int]) -> int:
+    def _room(self, mode: str, rows: int, sizes: dict[str, Constant], wide: list[int]) -> int:
         """Shared memory of a block; puts its parts among the constants."""
         size, together = self._attention.head_dim, min(rows, 4)
         columns = 1 if rows == 1 else 8 * (1 + (rows > 8))
         sums = _WARPS * columns * (16 if columns == 1 else 20)
         attending = 4 * (_WARPS * size + together * (size + SPAN + _ATTENDED) + 32 + 4) + 4 * rows * size
         # A row alone lies beside the sums; attention, which comes after them, takes their place otherwise.
-        room = padded(max(attending, 2 * self._split * max(map(padded, wide)) if rows == 1 else 0), 16)
+        room = padded(max(attending, 2 * int(sizes["SPLIT"]) * max(map(padded, wide)) if rows == 1 else 0), 16)
         addresses = padded(self._config.num_layers * _ENTRIES + _LAST + self._share.ranks, 2)
-        steps = _PIECE_STEPS if self._split == 1 or rows <= 8 else _PIECE_STEPS // 2  # registers for rows
-        sizes |= {"ADDRESSES": addresses, "ROOM_BYTES": room, "PIECE_STEPS": steps, "L2_AHEAD": _AHEAD}
+        step_bytes = _INT4_BYTES if mode == "int4" else 1024
 
         def fixed(stages: int) -> int:
             both = 8 * sums + room if rows == 1 else max(8 * sums, room)
             return padded(8 * (addresses + _WARPS * stages) + 4 * 64 + both, 128)
 
-        piece = _WARPS * steps * 1024
-        fitting = [n for n in range(1, _MOST_STAGES + 1) if fixed(n) + n * piece <= _SHARED_BYTES]
-        stages = max(fitting, default=1)
-        sizes |= {"STAGES": stages, "RINGS_AT": fixed(stages)}
+        def fitting(steps: int) -> int:
+            return max((n for n in _STAGES if fixed(n) + n * _WARPS * steps * step_bytes <= _SHARED_BYTES), default=1)
+
+        many_registers = int(sizes["SPLIT"]) == 2 and rows > 8
+        pieces = (1,) if mode == "int4" else (2,) if many_registers else (4, 2)
+        steps = max(pieces, key=lambda count: count * fitting(count))
+        stages, piece = fitting(steps), _WARPS * steps * step_bytes
+        sizes |= {"ADDRESSES": addresses, "ROOM_BYTES": room, "PIECE_STEPS": steps, "STAGES": stages}
+        sizes |= {"L2_AHEAD": max(1, _AHEAD_BYTES // (steps * step_bytes)), "RINGS_AT": fixed(stages)}
         return fixed(stages) + stages * piece
+
+
+def _int4_of(mx: Any, linear: Linear) -> Any:
+    """The 4-bit weights of a multiplication in the order of `stream.cuh`."""
+    assert linear.int4 is not None  # the view is prepared
+    made = pack_stream_int4(mx, *unpack_int4(mx, linear.int4, padded(linear.inputs)))
+    mx.eval(made)
+    return made
 
 
 _PATHS = {"MIXED": "attn.q", "HIDDEN": "attn.o", "INNER": "mlp.gate"}

@@ -76,7 +76,7 @@ class SharedArrays:
 
     def memory(self, nbytes: int) -> PeerMemory | None:
         """Memory of all devices that each of them may write into; None where they cannot. To be called on all."""
-        if self._driver is None or self._share.ranks > 1 and self._gather is None:
+        if self._driver is None or (self._share.ranks > 1 and self._gather is None):
             return None
         if self._share.ranks == 1:
             return PeerMemory(0, [self._driver.shared_memory(nbytes)], nbytes)
