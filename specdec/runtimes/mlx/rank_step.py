@@ -8,6 +8,7 @@ sequences, of trees, and at efforts below 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,11 +148,6 @@ class RankStep:
         self._driver.read(self._memory.addresses[self._memory.rank] + self._places["AT_LOGITS"], self._logits[:rows])
         return self._logits[:rows].copy()
 
-    def compile(self) -> None:
-        """Compile the kernels of all numbers of rows, or read their machine code."""
-        for rows in ROW_STEPS:
-            self._launch("dense", rows)
-
     def _addresses(self, cache: GpuCache) -> list[int]:
         """Addresses of a cache's arrays, which are asked for again when it has moved."""
         found = self._caches.get(id(cache))
@@ -189,22 +185,30 @@ class RankStep:
     def _launch(self, mode: str, rows: int) -> tuple[Launch, int]:
         """The kernel for steps of up to `rows`, and floats of scratch memory beside those of attention's splits."""
         if (mode, rows) not in self._launches:
-            mx = self._mx
-            constants, shared_bytes, floats = self._sizes(mode, rows)
-            inputs = [Typed(mx.int64, 1), Typed(mx.int64, 1), Typed(mx.float32, 3), Typed(mx.int32, 1)]
-            text = kernel_text(
-                "cuda", "ranks_step", constants, inputs=("table", "caches", "angles", "told"), outputs=("scratch",),
-                bounds=(THREADS, 1), parts=_PARTS,
-            )  # fmt: skip
-            kernel = build(mx, "cuda", text, shared_bytes=shared_bytes)
-            assert isinstance(kernel, Compiled)  # see `rank_step`
-            code = kernel.code(inputs, (mx.float32,))
-            launch = Launch(
-                self._driver, code, kernel.name, grid=self._grid, threads=THREADS, shared_bytes=shared_bytes, pointers=5,
-                numbers=0,
-            )  # fmt: skip
-            self._launches[mode, rows] = launch, floats
+            # All that a mode will need, at the same time: each takes seconds to compile.
+            counts = ROW_STEPS if mode == "dense" else (1,)
+            with ThreadPoolExecutor(len(counts), "specdec-compile") as pool:
+                made = list(pool.map(lambda count: self._compiled(mode, count), counts))
+            for count, (code, name, shared_bytes, floats) in zip(counts, made, strict=True):
+                launch = Launch(
+                    self._driver, code, name, grid=self._grid, threads=THREADS, shared_bytes=shared_bytes,
+                    pointers=5, numbers=0,
+                )  # fmt: skip
+                self._launches[mode, count] = launch, floats
         return self._launches[mode, rows]
+
+    def _compiled(self, mode: str, rows: int) -> tuple[bytes, str, int, int]:
+        """Machine code, the kernel's name, its shared memory, and floats of scratch memory."""
+        mx = self._mx
+        constants, shared_bytes, floats = self._sizes(mode, rows)
+        inputs = [Typed(mx.int64, 1), Typed(mx.int64, 1), Typed(mx.float32, 3), Typed(mx.int32, 1)]
+        text = kernel_text(
+            "cuda", "ranks_step", constants, inputs=("table", "caches", "angles", "told"), outputs=("scratch",),
+            bounds=(THREADS, 1), parts=_PARTS,
+        )  # fmt: skip
+        kernel = build(mx, "cuda", text, shared_bytes=shared_bytes)
+        assert isinstance(kernel, Compiled)  # see `rank_step`
+        return kernel.code(inputs, (mx.float32,)), kernel.name, shared_bytes, floats
 
     def _sizes(self, mode: str, rows: int) -> tuple[dict[str, Constant], int, int]:
         """Constants of the kernel's text, its shared memory, and floats of scratch memory."""
@@ -288,12 +292,12 @@ def _int4_of(mx: Any, linear: Linear) -> Any:
 _PATHS = {"MIXED": "attn.q", "HIDDEN": "attn.o", "INNER": "mlp.gate"}
 
 
-def _places(config: ModelConfig, split: int) -> tuple[dict[str, Constant], int]:
+def _places(config: ModelConfig, split: int) -> tuple[dict[str, int], int]:
     """Where rows lie in the memory that others write into, in bytes, and all of it."""
     mixed, inner = padded(config.num_heads * config.head_dim), padded(config.intermediate_size)
     sizes = {"AT_MIXED": 2 * split * mixed, "AT_INNER": 2 * split * inner, "AT_OUT": 4 * config.hidden_size}
     sizes |= {"AT_DOWN": 4 * config.hidden_size, "AT_LOGITS": 4 * config.vocab_size}
-    places: dict[str, Constant] = {}
+    places: dict[str, int] = {}
     end = _SYNC_BYTES
     for name, size in sizes.items():
         places[name] = end
