@@ -1,7 +1,7 @@
 """Runs CUDA kernels on the host: their text with C++ in place of PTX, compiled against `cuda_host/shim.h`.
 
-`HostCuda` stands for the driver of a GPU. Those of several ranks, each on a thread of its own, run their kernels together:
-they see each other's memory, as GPUs of one host do.
+`HostCuda` stands for the driver of a GPU. Those of several ranks, each on a thread of its own, run their kernels
+together: they see each other's memory, as GPUs of one host do.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +51,10 @@ def _plain(instruction: str) -> str:
     if "globaltimer" in instruction:
         return f"{given[0]} = 0;"
     if "st.volatile" in instruction:
-        return f"*(volatile unsigned*)({given[0]}) = {given[1]};"
+        return " ".join(f"((volatile unsigned*)({given[0]}))[{n}] = {given[1 + n]};" for n in range(4))
+    if "ld.volatile" in instruction:
+        loads = " ".join(f"{given[n]} = ((volatile unsigned*)({given[4]}))[{n}];" for n in range(4))
+        return f"{loads} let_others_run();"
     return ";"  # fences, prefetches, expected bytes
 
 
@@ -83,36 +88,43 @@ class Grids:
     def __init__(self, ranks: int, folder: Path) -> None:
         self._folder, self._numbers, self._built = folder, itertools.count(), dict[bytes, Any]()
         self._meeting = threading.Barrier(ranks, self._run)
-        self._given: dict[int, tuple[Any, int, list[int]]] = {}
-        self._library: Any = None
+        self._given: dict[int, tuple[bytes, tuple[int, int], list[int]]] = {}
 
-    def launch(self, rank: int, code: bytes, blocks: int, pointers: list[int]) -> None:
-        """Run a kernel when all ranks have come, and come back when all have run."""
-        self._given[rank] = code, blocks, pointers
+    def launch(self, rank: int, code: bytes, shape: tuple[int, int], pointers: list[int]) -> None:
+        """Run a kernel, of blocks and threads, when all ranks have come; come back when all have run."""
+        self._given[rank] = code, shape, pointers
         self._meeting.wait(600)
 
     def _run(self) -> None:
-        blocks = self._given[0][1]
+        blocks, threads = self._given[0][1]
+        _scheduler()
         kernels = [self._kernel(self._given[rank][0]) for rank in sorted(self._given)]
         given = [(ctypes.c_void_p * 8)(*self._given[rank][2]) for rank in sorted(self._given)]
         entries = (ctypes.c_void_p * len(kernels))(*[ctypes.cast(kernel, ctypes.c_void_p) for kernel in kernels])
         places = (ctypes.c_void_p * len(given))(*map(ctypes.addressof, given))
-        if self._library.run_grids(len(kernels), blocks, entries, places, ctypes.c_long(_MOST_TURNS)):
+        if _scheduler().run_grids(len(kernels), blocks, threads, entries, places, ctypes.c_long(_MOST_TURNS)):
             raise AssertionError("the kernels wait for each other for ever")
 
     def _kernel(self, code: bytes) -> Any:
-        if self._library is None:
-            self._library = self._compiled("fibers", (HERE / "fibers.cpp").read_text(), ctypes.RTLD_GLOBAL)
         if code not in self._built:
-            self._built[code] = self._compiled(f"kernel{next(self._numbers)}", _unit(code.decode())).run
+            name = f"kernel{next(self._numbers)}"
+            self._built[code] = _compiled(self._folder, name, _unit(code.decode()), ctypes.RTLD_LOCAL).run
         return self._built[code]
 
-    def _compiled(self, name: str, source: str, mode: int = ctypes.RTLD_LOCAL) -> Any:
-        file, library = self._folder / f"{name}.cpp", self._folder / f"{name}.so"
-        file.write_text(source)
-        command = [compiler() or "g++", "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-ffp-contract=off"]
-        subprocess.run([*command, f"-I{HERE}", str(file), "-o", str(library)], check=True)
-        return ctypes.CDLL(str(library), mode)
+
+def _compiled(folder: Path, name: str, source: str, mode: int) -> Any:
+    file, library = folder / f"{name}.cpp", folder / f"{name}.so"
+    file.write_text(source)
+    command = [compiler() or "g++", "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-ffp-contract=off"]
+    subprocess.run([*command, f"-I{HERE}", str(file), "-o", str(library)], check=True)
+    return ctypes.CDLL(str(library), mode)
+
+
+@cache
+def _scheduler() -> Any:
+    """What runs the threads; loaded once, since kernels find it by its names."""
+    with tempfile.TemporaryDirectory() as folder:
+        return _compiled(Path(folder), "fibers", (HERE / "fibers.cpp").read_text(), ctypes.RTLD_GLOBAL)
 
 
 def _unit(text: str) -> str:
@@ -161,14 +173,14 @@ class HostCuda:
     def read(self, address: int, array: np.ndarray) -> None:
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
-    def function(self, code: bytes, name: str, *, shared_bytes: int) -> int:  # noqa: ARG002 (the driver's signature)
+    def function(self, code: bytes, name: str, *, shared_bytes: int) -> int:
         assert shared_bytes <= self.shared_bytes
         self._codes.append(code)
         return len(self._codes) - 1
 
     def launch(self, function: int, shape: Sequence[int], parameters: Any) -> None:
         pointers = [ctypes.cast(place, ctypes.POINTER(ctypes.c_int64))[0] for place in parameters]
-        self._grids.launch(self._rank, self._codes[function], shape[0], pointers)
+        self._grids.launch(self._rank, self._codes[function], (shape[0], shape[3]), pointers)
 
     def wait(self) -> None:
         pass

@@ -164,6 +164,18 @@ class CudaDriver:
         )  # CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, .._BUS_WIDTH
         return 2e3 * clock_khz * bits / 8
 
+    def neighbours(self) -> tuple[int, int]:
+        """Other GPUs that this process sees, and those whose memory this one's GPU reaches."""
+        count, reached = ctypes.c_int(), 0
+        self._call("cuDeviceGetCount", ctypes.byref(count))
+        for number in range(count.value):
+            other, can = ctypes.c_int(), ctypes.c_int()
+            self._call("cuDeviceGet", ctypes.byref(other), number)
+            if other.value != self._device.value:
+                self._call("cuDeviceCanAccessPeer", ctypes.byref(can), self._device, other)
+                reached += can.value
+        return count.value - 1, reached
+
     def pinned(self, nbytes: int) -> np.ndarray:
         """Host memory that the GPU copies to directly, uint8 (nbytes,); never given back."""
         self._call("cuCtxSetCurrent", self._context)

@@ -8,7 +8,8 @@
 #include <vector>
 
 namespace {
-constexpr int THREADS = 512;
+constexpr int MOST_THREADS = 1024;
+int threads_of_block;
 constexpr std::size_t STACK = 96 << 10, SHARED = 228 << 10;
 struct Warp {
   unsigned value[2][32];
@@ -16,7 +17,7 @@ struct Warp {
   unsigned exchanges = 0, meetings = 0;
 };
 struct Block {
-  Warp warps[THREADS / 32];
+  Warp warps[MOST_THREADS / 32];
   int waiting = 0, number = 0;
   unsigned meetings = 0;
   uint4* shared = nullptr;
@@ -47,7 +48,7 @@ void let_others_run() { swapcontext(&running->context, &scheduler); }
 void __syncthreads() {
   Block& block = *running->block;
   const unsigned turn = block.meetings;
-  if (++block.waiting == THREADS) {
+  if (++block.waiting == threads_of_block) {
     block.waiting = 0, ++block.meetings;
   } else {
     while (block.meetings == turn) let_others_run();
@@ -75,7 +76,8 @@ const unsigned* of_all_lanes(unsigned value) {
 }
 
 // 0, or 1 where threads still wait after `most` turns of all.
-extern "C" int run_grids(int grids, int blocks, void (**kernels)(void**), void*** given, long most) {
+extern "C" int run_grids(int grids, int blocks, int threads, void (**kernels)(void**), void*** given, long most) {
+  threads_of_block = threads;
   std::vector<std::unique_ptr<Block>> all_blocks;
   std::vector<std::unique_ptr<Fiber>> all;
   for (int grid = 0; grid < grids; ++grid) {
@@ -84,7 +86,7 @@ extern "C" int run_grids(int grids, int blocks, void (**kernels)(void**), void**
       block.number = number;
       block.shared = static_cast<uint4*>(std::aligned_alloc(1024, SHARED));
       std::memset(static_cast<void*>(block.shared), 0xff, SHARED);  // NaN, wherever it is read too early
-      for (int thread = 0; thread < THREADS; ++thread) {
+      for (int thread = 0; thread < threads; ++thread) {
         Fiber& fiber = *all.emplace_back(std::make_unique<Fiber>());
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
