@@ -1,6 +1,8 @@
 // Barriers of a step in one kernel on several GPUs: over this GPU's grid, and over the grids of all.
 namespace specdec {
 
+DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
+
 // Counters only grow, by the same numbers on all GPUs; where they stand is kept in the memory from one launch to the next.
 struct GridsBarrier {
   unsigned* own;  // of this GPU: [0] of all grids, [32] of this one, [64] and [65] where they stand

@@ -7,14 +7,19 @@
 // Memory: words [0] barriers of all grids, [32] of this one, [64] and [65] where both stand; from AT_MIXED on rows.
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
-const int rows = told[1], logits_from = told[STATE_LOGITS], position = told[0], capacity = told[STATE_PIECES + 4];
+const int rows = told[1], logits_from = told[STATE_LOGITS], capacity = told[STATE_PIECES + 4];
+const bool chooses = told[STATE_SHOWS] != 0;
+int position = told[0], token_turn = 0;
 unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
 unsigned long long* counters = address + ADDRESSES;
-float* adding = reinterpret_cast<float*>(counters + WARPS * STAGES);
+int* state = reinterpret_cast<int*>(counters + WARPS * STAGES);  // the block's own copy, which goes on with its own tokens
+int* chosen = state + STATE_SIZE;
+float* adding = reinterpret_cast<float*>(state + STATE_WORDS);
 float* sums = adding + 64;
 float* room = sums + (ROWS == 1 ? 2 * SUMS : 0);  // of a row that is multiplied, or of attention
 char* rings = reinterpret_cast<char*>(shared_memory) + RINGS_AT;
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = i < LAYERS * ENTRIES + 3 + RANKS ? (unsigned long long)table[i] : 0;
+for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 if (tid < WARPS * STAGES) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(counters + tid)) : "memory");
 }
@@ -48,7 +53,7 @@ auto norm_row = [&](int row, const float* from, const float* returned, float* to
       const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
       float v = 0;
       if (thread < NORM_WARPS * 32 && i < HIDDEN) {
-        v = from ? __ldcg(from + i) : to_float(ENTRY(weight_t, LAYERS, 2)[(size_t)told[2 + row] * HIDDEN + i]);
+        v = from ? __ldcg(from + i) : to_float(ENTRY(weight_t, LAYERS, 2)[(size_t)state[2 + row] * HIDDEN + i]);
         if (returned) v = fmaf(__ldcg(returned + i), 1.0f, v);
         if (to) to[i] = v;
       }
@@ -112,6 +117,9 @@ auto make = [&](int number, int layer, int site, int first) -> const act_t* {
 
 #include "ranks_attention"
 
+float* choices = reinterpret_cast<float*>(own + AT_CHOICES) + CHOICE_WORDS;
+#pragma unroll 1
+for (;; ++token_turn) {
 #pragma unroll 1
 for (int number = 0; number <= last_number; ++number) {
   const int site = number == 4 * LAYERS ? 4 : number % 4, layer = number / 4, first = site == 4 ? logits_from : 0;
@@ -148,4 +156,28 @@ for (int number = 0; number <= last_number; ++number) {
   }
   meet_all();
 }
+if (!chooses || !scores) break;
+const bool may_go_on = token_turn < state[STATE_AHEAD];
+if (may_go_on) {
+  ring.feed = Feed(address, last_number);
+  ring.fill();
+}
+const float* logits = reinterpret_cast<const float*>(own + AT_LOGITS);
+#pragma unroll 1
+for (int row = 0; row < rows - logits_from; ++row) {
+  look_at_row(row, [&](int r, int i) {
+    float value[4];
+    for (int e = 0; e < 4; ++e) value[e] = i + e < VOCAB ? __ldcg(logits + (size_t)r * VOCAB + i + e) : 0.0f;
+    return float4{value[0], value[1], value[2], value[3]};
+  }, nullptr, scratch + AT_FOUND, sums);
+}
+meet.wait();
+choose_rows(rows - logits_from, scratch + AT_FOUND, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
+if (!goes_on(state, rows, token_turn, chosen)) {
+  if (may_go_on) ring.drop();
+  break;
+}
+++position;
+}
+if (block == 0 && tid == 0) choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);
 meet.leave();

@@ -96,20 +96,33 @@ struct Feed {
 struct Ring {
   const char* pieces;
   unsigned to, arrived;  // shared addresses of the pieces, and of what counts their bytes
-  int at;
+  int at, asked;
   unsigned phase;
   Feed feed, far;  // `far` goes ahead of the ring, in the L2 cache
 
-  DEVICE Ring(char* rings, unsigned long long* counters, const Feed& feed_) : at(0), phase(0), feed(feed_), far(feed_) {
+  DEVICE Ring(char* rings, unsigned long long* counters, const Feed& first)
+      : at(0), asked(0), phase(0), feed(first), far(first) {
     const int warp = threadIdx.x / 32;
     pieces = rings + (size_t)warp * STAGES * PIECE_BYTES;
     to = shared_address(pieces), arrived = shared_address(counters + warp * STAGES);
   }
+  // Asks for the first pieces of `feed`; every piece that came before has been used.
   DEVICE void fill() {
+    asked = 0;
     if (threadIdx.x % 32) return;
-    for (int n = 0; n < STAGES; ++n) feed.next(to + n * PIECE_BYTES, arrived + 8 * n);
+    for (; asked < STAGES && !feed.is_over(); ++asked) {
+      const int n = at + asked < STAGES ? at + asked : at + asked - STAGES;
+      feed.next(to + n * PIECE_BYTES, arrived + 8 * n);
+    }
     far = feed;
     for (int n = 0; n < L2_AHEAD; ++n) far.look_ahead();
+  }
+  // Waits for pieces that nobody uses: a block may not end before they have come.
+  DEVICE void drop() {
+    for (; asked > 0; --asked) {
+      wait();
+      if (++at == STAGES) at = 0, phase ^= 1;
+    }
   }
   // Waits for the piece in turn.
   DEVICE const uint4* wait() const {

@@ -182,6 +182,8 @@ class Transformer:
 
     def choices(self, rows: int, ahead: int) -> np.ndarray:
         """Choices of the step that was waited for last, where a step is one kernel; see `WholeStep.choices`."""
+        if self.ranks is not None:
+            return self.ranks.choices(rows, ahead)
         assert self.whole is not None
         return self.whole.choices(rows, ahead)
 

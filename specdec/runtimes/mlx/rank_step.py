@@ -27,7 +27,15 @@ from specdec.runtimes.mlx.ops import ROW_STEPS, Ops, row_step
 from specdec.runtimes.mlx.pack import pack_stream_int4, padded, unpack_int4
 from specdec.runtimes.mlx.peer import PeerMemory
 from specdec.runtimes.mlx.shared import PATIENCE_S, SharedArrays
-from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, STATE_CONSTANTS, STATE_SIZE
+from specdec.runtimes.mlx.state import (
+    CHOOSING_CONSTANTS,
+    LOGITS_FROM,
+    MAX_ROWS,
+    MOST_AHEAD,
+    STATE_CONSTANTS,
+    STATE_SIZE,
+)
+from specdec.runtimes.mlx.step import CHOICE_WORDS
 from specdec.runtimes.share import Share
 
 if TYPE_CHECKING:
@@ -44,8 +52,10 @@ _AHEAD_BYTES = 16 << 10  # of a warp, that are asked for in the L2 cache
 _INT4_INPUTS, _INT4_BYTES = 256, 2304  # of a step of a tile of 4-bit weights
 _SHARED_BYTES = 227 << 10
 _SYNC_BYTES = 1024
+_CHOICES = 1 + (1 + MOST_AHEAD) * MAX_ROWS
 _ATTENDED = 256  # threads of attention
-_PARTS = ("peer.cuh", "grids.cuh", "stream.cuh")
+_PARTS = ("peer.cuh", "grids.cuh", "stream.cuh", "step_choose.cuh")
+_STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 
 
 def suits(config: ModelConfig, layers: Sequence[Layer], driver: CudaDriver | None, dtype: str) -> bool:
@@ -110,6 +120,7 @@ class RankStep:
         self._told = driver.shared_memory(self._told_bytes + 8 * config.num_layers)
         self._telling = driver.pinned(self._told_bytes + 8 * config.num_layers)
         self._logits = driver.pinned(4 * MAX_ROWS * config.vocab_size).view(np.float32).reshape(MAX_ROWS, -1)
+        self._chosen = driver.pinned(4 * CHOICE_WORDS * _CHOICES).view(np.float32).reshape(-1, CHOICE_WORDS)
         self._scratch, self._scratch_floats = 0, 0
         self._caches: dict[int, list[int]] = {}
         self._turns: tuple[Any, int] = (None, 0)
@@ -147,6 +158,13 @@ class RankStep:
         """Logits float32 (rows, V) of the step that was begun last, once it has ended."""
         self._driver.read(self._memory.addresses[self._memory.rank] + self._places["AT_LOGITS"], self._logits[:rows])
         return self._logits[:rows].copy()
+
+    def choices(self, rows: int, ahead: int) -> np.ndarray:
+        """Choices of the step that was begun last, once it has ended; see `WholeStep.choices`."""
+        read = self._chosen[: 1 + (1 + ahead) * rows]
+        self._driver.read(self._memory.addresses[self._memory.rank] + self._places["AT_CHOICES"], read)
+        turns = int(read[0].view(np.int32)[0])
+        return read[1 : 1 + turns * rows].reshape(turns, rows, CHOICE_WORDS).copy()
 
     def _addresses(self, cache: GpuCache) -> list[int]:
         """Addresses of a cache's arrays, which are asked for again when it has moved."""
@@ -232,7 +250,8 @@ class RankStep:
             "ENTRIES": _ENTRIES,
             "PATIENCE_NS": f"{self._patience_ns}ull",
         }
-        sizes |= STATE_CONSTANTS | {"STATE_LOGITS": LOGITS_FROM} | self._places
+        sizes |= STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_LOGITS": LOGITS_FROM, "STATE_WORDS": _STATE_WORDS}
+        sizes |= self._places | {"CHOICE_WORDS": CHOICE_WORDS}
         outputs = {name: share.outputs(f"layers.0.{path}") for name, path in _PATHS.items()} | {"HEAD": share.tokens}
         sizes |= {f"{name}_FROM": part.start for name, part in outputs.items()}
         own = {name: part.stop - part.start for name, part in outputs.items()}
@@ -248,7 +267,8 @@ class RankStep:
         made = rows * split * padded(c.hidden_size) // 2
         groups = -(-rows // min(rows, 4))
         places = {"AT_QKV": 2 * MAX_ROWS * c.hidden_size, "AT_MADE": rows * own["QKV"], "AT_ARRIVALS": made}
-        places["AT_SPLITS"] = groups * attention.heads
+        places["AT_FOUND"] = groups * attention.heads
+        places["AT_SPLITS"] = rows * self._grid * CHOICE_WORDS
         for name, size_before in places.items():
             floats += padded(size_before, 64)
             sizes[name] = floats
@@ -267,7 +287,7 @@ class RankStep:
 
         def fixed(stages: int) -> int:
             both = 8 * sums + room if rows == 1 else max(8 * sums, room)
-            return padded(8 * (addresses + _WARPS * stages) + 4 * 64 + both, 128)
+            return padded(8 * (addresses + _WARPS * stages) + 4 * (_STATE_WORDS + 64) + both, 128)
 
         def fitting(steps: int) -> int:
             return max((n for n in _STAGES if fixed(n) + n * _WARPS * steps * step_bytes <= _SHARED_BYTES), default=1)
@@ -302,4 +322,5 @@ def _places(config: ModelConfig, split: int) -> tuple[dict[str, int], int]:
     for name, size in sizes.items():
         places[name] = end
         end += padded(MAX_ROWS * size, 256)
-    return places, end
+    places["AT_CHOICES"] = end
+    return places, end + padded(4 * CHOICE_WORDS * _CHOICES, 256)

@@ -121,7 +121,7 @@ class MlxRuntime:
             whole=self._transformer.whole is not None,
         )
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
-        if self._transformer.whole is not None:
+        if self._transformer.whole is not None or self._transformer.ranks is not None:
             self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
 
     @classmethod

@@ -98,6 +98,42 @@ def store(tmp_path: Path) -> Store:
     return Store.open(convert(SyntheticSource(wider(tiny_config())), tmp_path / "model.store"))
 
 
+def chosen(one: Any, ahead: int, ends: frozenset[int] = frozenset()) -> list[int]:
+    """Tokens that steps choose after a prompt of five, a step of one row at a time or going ahead."""
+    cache, full = one.new_cache(64), resolve_efforts(1.0, one.config)
+    choices = one.forward([Rows(cache, IDS[:5], full, logits="choices")])[0].choices
+    tokens = [choices[-1].token]
+    while len(tokens) < 6:
+        rows = Rows(cache, tokens[-1:], full, logits="choices", ahead=min(ahead, 5 - len(tokens)), ends=ends)
+        tokens += [choice.token for choice in one.forward([rows])[0].choices]
+        assert cache.length == 4 + len(tokens)
+        if ends & set(tokens):
+            break
+    return tokens
+
+
+@pytest.mark.slow
+def test_gpus_go_ahead_together(store: Store, use_host: Any, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    grids = Grids(2, tmp_path / "two")
+
+    def work(exchange: ThreadExchange) -> list[list[int]]:
+        exchange.reaches_memory = True
+        use_host(HostCuda(exchange.rank, grids))
+        made = runtime.MlxRuntime(store, share=Share(store.config, store.layout.bucket_size, exchange))
+        alone = chosen(made, 0)
+        return [alone, chosen(made, 4), chosen(made, 4, frozenset(alone[1:2]))]
+
+    (alone, ahead, ended), other = on_threads(2, work)
+    assert other == [alone, ahead, ended]
+    cache = (reference := ReferenceRuntime(store)).new_cache(64)
+    full = resolve_efforts(1.0, store.config)
+    logits = reference.forward([Rows(cache, IDS[:5] + alone[:-1], full)])[0].logits[4:]
+    assert alone == logits.argmax(1).tolist()
+    assert ahead == alone
+    assert ended == alone[:2]
+
+
 @pytest.mark.slow
 def test_two_gpus_give_the_bits_of_one(store: Store, use_host: Any, tmp_path: Path) -> None:
     passes = [("exact", 1), ("exact", 5), ("int4", 1), ("exact", 1)]
