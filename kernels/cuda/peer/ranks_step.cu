@@ -35,9 +35,9 @@ auto memory_of = [&](int rank) { return reinterpret_cast<char*>(address[LAYERS *
 #define ENTRY(type, layer, entry) reinterpret_cast<const type*>(address[(layer) * ENTRIES + (entry)])
 char* own = memory_of(RANK);
 GridsBarrier meet(reinterpret_cast<unsigned*>(own));
-float *x = scratch, *qkv = scratch + AT_QKV, *splits = scratch + AT_SPLITS;
+float *x = scratch + AT_X, *qkv = scratch + AT_QKV, *splits = scratch + AT_SPLITS;
 act_t* made = reinterpret_cast<act_t*>(scratch + AT_MADE);
-unsigned* arrivals = reinterpret_cast<unsigned*>(scratch + AT_ARRIVALS);
+unsigned* arrivals = reinterpret_cast<unsigned*>(scratch);
 auto meet_all = [&] { meet.wait_all([&](int rank) { return reinterpret_cast<unsigned*>(memory_of(rank)); }); };
 
 // Makes the row of a multiplication that has a norm: what was returned is added to the residual stream. Threads stand for

@@ -48,7 +48,7 @@ _WARPS, _TEAM = THREADS // 32, 8
 _ENTRIES = 9  # addresses of a layer: two norms, bias, norms of heads, four matrices, its window
 _LAST = 3  # logits layer, its norm, embeddings; then every GPU's memory
 _STAGES = range(1, 7)  # pieces of a warp under way
-_AHEAD_BYTES = 16 << 10  # of a warp, that are asked for in the L2 cache
+_AHEAD_BYTES = 0  # of a warp, that are asked for in the L2 cache: see docs/notes/gpu.md
 _INT4_INPUTS, _INT4_BYTES = 256, 2304  # of a step of a tile of 4-bit weights
 _SHARED_BYTES = 227 << 10
 _SYNC_BYTES = 1024
@@ -265,9 +265,9 @@ class RankStep:
         sizes |= {"NORM_OWN": normed["OWN"], "NORM_WARPS": normed["WARPS"]}
         floats = 0
         made = rows * split * padded(c.hidden_size) // 2
-        groups = -(-rows // min(rows, 4))
-        places = {"AT_QKV": 2 * MAX_ROWS * c.hidden_size, "AT_MADE": rows * own["QKV"], "AT_ARRIVALS": made}
-        places["AT_FOUND"] = groups * attention.heads
+        # Counters are left at 0 for kernels of other numbers of rows: theirs are at the same place.
+        places = {"AT_X": MAX_ROWS * attention.heads, "AT_QKV": MAX_ROWS * c.hidden_size}
+        places |= {"AT_MADE": rows * own["QKV"], "AT_FOUND": made}
         places["AT_SPLITS"] = rows * self._grid * CHOICE_WORDS
         for name, size_before in places.items():
             floats += padded(size_before, 64)
@@ -297,7 +297,7 @@ class RankStep:
         steps = max(pieces, key=lambda count: count * fitting(count))
         stages, piece = fitting(steps), _WARPS * steps * step_bytes
         sizes |= {"ADDRESSES": addresses, "ROOM_BYTES": room, "PIECE_STEPS": steps, "STAGES": stages}
-        sizes |= {"L2_AHEAD": max(1, _AHEAD_BYTES // (steps * step_bytes)), "RINGS_AT": fixed(stages)}
+        sizes |= {"L2_AHEAD": _AHEAD_BYTES // (steps * step_bytes), "RINGS_AT": fixed(stages)}
         return fixed(stages) + stages * piece
 
 
