@@ -1,7 +1,8 @@
 """Steps of a 7B-shaped model with random weights on several GPUs beside one: times, and logits bit for bit.
 
-Each rank makes the same random matrices and keeps its outputs of them. One rank runs the same kernels as several, a
-kernel for each phase.
+Each rank makes the same random matrices and keeps its outputs of them. One kernel for a step and a kernel for each
+phase give the same bits at any number of ranks. Both are timed, and on one GPU the step that is used there without
+ranks, too. Ratios are to the fastest of those on one GPU.
 
     python benchmarks/distributed_shape.py --ranks 1,2 --json results/distributed_shape-DEVICE.json
 """
@@ -16,6 +17,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 CASES = (("dense", 1), ("dense", 5), ("dense", 16), ("int4", 1))
 VALUES = (1024, 4096, 14336)  # of a row that is gathered, float16
 CHAIN = 64  # gathers one after the other in a graph
+WAYS = ("one kernel", "phases", "without ranks")
 
 
 def main() -> None:
@@ -45,25 +48,28 @@ def main() -> None:
         return
     found = {ranks: _launched(arguments, ranks) for ranks in arguments.ranks}
     first = next(iter(found.values()))
+    best = {name: min(took for took, _ in ways.values()) for name, ways in first["steps_s"].items()}
     rows = [
-        (
-            ranks,
-            name,
-            took * 1e3,
-            spread,
-            took / first["steps_s"][name][0],
-            one["digests"][name] == first["digests"][name],
-        )
+        (ranks, name, way, took * 1e3, spread, took / best[name], _is_equal(first, one, name, way))
         for ranks, one in found.items()
-        for name, (took, spread) in one["steps_s"].items()
+        for name, ways in one["steps_s"].items()
+        for way, (took, spread) in ways.items()
     ]
-    print_table(("ranks", "step", "ms", "spread", "of one rank", "equal bits"), rows)
+    print_table(("ranks", "step", "way", "ms", "spread", "of one GPU", "equal bits"), rows)
     for ranks, one in found.items():
         times = ", ".join(f"{size} values {1e6 * took:.1f} us" for size, took in one["gathers_s"].items())
-        print(f"{ranks} ranks, {one['mlx_backend']}, {one['gpu']}: a gather in a graph of {times}")
+        print(f"{ranks} ranks, {one['exchange']}, {one['gpu']}: a gather in a graph of {times}")
     write_json(arguments.json, {str(ranks): one for ranks, one in found.items()}, benchmark="distributed_shape")
-    if any(one["digests"] != first["digests"] for one in found.values()):
+    if any(row[-1] == "no" for row in rows):
         sys.exit("logits differ: see the last column")
+
+
+def _is_equal(first: dict[str, Any], one: dict[str, Any], name: str, way: str) -> str:
+    """Whether logits are those of one rank; those of an exact step also those of its phases."""
+    if way == WAYS[2]:
+        return ""
+    same = "phases" if name.startswith("dense") else way
+    return "yes" if one["digests"][name][way] == first["digests"][name][same] else "no"
 
 
 def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
@@ -74,8 +80,7 @@ def _launched(arguments: argparse.Namespace, ranks: int) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace) -> None:
     """What every rank does; rank 0 writes what it has found."""
-    from gpu_common import SHAPE_7B, device, mx, seconds
-    from gpu_step import Steps
+    from gpu_common import SHAPE_7B, device, mx, random_transformer
 
     from specdec.distributed.group import join
     from specdec.model.architecture import ModelConfig
@@ -83,24 +88,81 @@ def measure(arguments: argparse.Namespace) -> None:
 
     group = join()
     config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"layers": [0] * arguments.layers})
-    mx.random.seed(1)
-    transformer = share_of(config, Share(config, 16, group))
-    steps, digests, times = Steps(transformer), {}, {}
-    heads = Share(config, 16, group).kv_heads(0)
+    share = Share(config, 16, group)
+    transformer = share_of(config, share)
+    steps, heads = RankSteps(transformer), share.kv_heads(0)
     for array in steps.cache:  # the history of this rank's heads
         shape = (2, config.num_kv_heads, *array.shape[2:])
         history = (mx.arange(math.prod(shape)).reshape(shape) % 97 - 48).astype(mx.float16) / 64
         array[...] = history[:, heads]
     mx.eval(steps.cache)
+    times: dict[str, dict[str, tuple[float, float]]] = {}
+    digests: dict[str, dict[str, str]] = {}
     for mode, rows in CASES:
-        tokens, name = list(range(5, 5 + rows)), f"{mode}, {rows} rows" if rows > 1 else mode
-        digests[name] = hashlib.sha256(np.ascontiguousarray(steps.logits(mode, 1.0, tokens)).tobytes()).hexdigest()
-        times[name] = seconds(lambda m=mode, t=tokens: steps(m, 1.0, t), repeat=arguments.repeat)
-    gathers = {size: _gather_s(mx, group, size) for size in VALUES}
+        name = f"{mode}, {rows} rows" if rows > 1 else mode
+        times[name], digests[name] = _timed(steps, WAYS[:2], mode, rows, arguments.repeat)
+    gathers = {size: _gather_s(mx, group, transformer, size) for size in VALUES}
+    if group.ranks == 1:
+        usual = RankSteps(random_transformer(config, views=("int4",))[0])
+        for mode, rows in CASES:
+            name = f"{mode}, {rows} rows" if rows > 1 else mode
+            times[name] |= _timed(usual, WAYS[2:], mode, rows, arguments.repeat)[0]
     if group.rank == 0:
-        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "mlx_backend": group.backend}
+        found = {"steps_s": times, "digests": digests, "gathers_s": gathers, "exchange": transformer.shared.way}
         Path(arguments.inside).write_text(json.dumps(found | device()), encoding="utf-8")
     group.collect(np.zeros(1, np.float32))  # nobody leaves before all have finished
+
+
+def _timed(
+    steps: RankSteps, ways: tuple[str, ...], mode: str, rows: int, repeat: int
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """Median seconds and spread of a step in each way, and digests of its logits."""
+    from gpu_common import seconds
+
+    tokens, times, digests = list(range(5, 5 + rows)), {}, {}
+    for way in ways:
+        found = steps.logits(mode, tokens, way)
+        digests[way] = hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest()
+        times[way] = seconds(lambda w=way: steps(mode, tokens, w), repeat=repeat)
+    return times, digests
+
+
+class RankSteps:
+    """Single steps of a transformer after a history: as a runtime begins them, or by a kernel for each phase.
+
+    Args:
+        transformer: of the model.
+    """
+
+    def __init__(self, transformer: Transformer) -> None:
+        from gpu_step import SPAN, Steps
+
+        self._steps, self._transformer, self._span = Steps(transformer), transformer, SPAN
+        self.cache = self._steps.cache
+        self._held = transformer.new_cache(2 * SPAN, RLock())
+        self._held.arrays = self.cache
+
+    def __call__(self, mode: str, tokens: list[int], way: str) -> Any:
+        """A step: what to wait for, or None where it has been waited for."""
+        from gpu_common import GPU
+        from gpu_step import Kind
+
+        count = self._transformer.row_step(len(tokens))
+        splits = 0 if self._transformer.whole else -(-(self._steps.position + len(tokens)) // self._span)
+        kind, state = Kind(mode, False, count, splits, count), self._steps.state(tokens)
+        if way != "phases" and self._transformer.launch(kind, state, [self._held], []):
+            GPU.driver.wait()
+            return None
+        return self._transformer.run(kind, state, [self.cache], [])
+
+    def logits(self, mode: str, tokens: list[int], way: str) -> np.ndarray:
+        """Logits of a step (tokens, V)."""
+        from gpu_common import mx
+
+        out = self(mode, tokens, way)
+        if out is not None:
+            mx.eval(out)
+        return self._transformer.logits(out, len(tokens))
 
 
 def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
@@ -110,6 +172,7 @@ def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
     from specdec.runtimes.mlx.layers import Layer, Mlp
     from specdec.runtimes.mlx.model import Transformer
     from specdec.runtimes.mlx.ops import Ops
+    from specdec.runtimes.mlx.rank_step import rank_step
     from specdec.runtimes.mlx.shared import SharedArrays
 
     shapes = config.matrices()
@@ -135,30 +198,38 @@ def share_of(config: Any, share: Any, *, distinct: int = 4) -> Transformer:
         inner = Mlp(made["gate_up"].outputs[0], made["gate_up"], made["down"])
         block = replace(whole, attention=own)
         layers.append(Layer(block, made["qkv"], made["o"], inner, attn_norm=ones, mlp_norm=ones))
-    head = linear("head")
+    head, shared = linear("head"), SharedArrays(mx, share, GPU.driver)
     table = random_weights(config.vocab, config.hidden, 7) * 64
-    mx.eval(table)
+    mx.eval(table, ones)
+    layers = [layers[number % distinct] for number in range(config.num_layers)]
+    ranks = rank_step(
+        mx, config, dtype="float16", share=share, shared=shared, driver=GPU.driver, layers=layers, head=head,
+        final_norm=ones, embeddings=table,
+    )  # fmt: skip
     return Transformer(
         mx,
         Ops(mx, GPU.backend, "float16"),
         config,
-        layers=[layers[number % distinct] for number in range(config.num_layers)],
+        layers=layers,
         final_norm=ones,
         head=head,
         embeddings=table,
         tier_sizes=TIERS,
-        shared=SharedArrays(mx, share),
+        shared=shared,
+        ranks=ranks,
     )
 
 
-def _gather_s(mx: Any, group: Any, size: int) -> float:
-    """Seconds of one gather of rows of `size` float16 values in a graph of several."""
-    own = mx.zeros((max(1, size // group.ranks),), mx.float16)
+def _gather_s(mx: Any, group: Any, transformer: Transformer, size: int) -> float:
+    """Seconds of one gather of rows of `size` float16 values in a graph of several, with an addition each."""
+    width = size // group.ranks
+    own = mx.zeros((1, 1, width), mx.float16)
+    bounds = [width * rank for rank in range(group.ranks + 1)]
 
     def chain() -> Any:
         x = own
         for _ in range(CHAIN):
-            x = group.collect_array(x)[0] + 1
+            x = transformer.shared.joined(bounds, x)[..., :width] + 1
         return x
 
     run = mx.compile(chain)

@@ -143,7 +143,9 @@ def _gpu() -> str | None:
         gpu = find_gpu()
     except RuntimeUnavailableError:
         return None
-    return f"{gpu.name} ({gpu.backend})"
+    others, reached = (0, 0) if gpu.driver is None else gpu.driver.neighbours()
+    more = f", reaches the memory of {reached} of {others} other GPUs" if others else ""
+    return f"{gpu.name} ({gpu.backend}){more}"
 
 
 def _dependencies() -> dict[str, str | None]:

@@ -13,6 +13,7 @@ from specdec.interrupts import unless_signalled
 RANKS_VARIABLE = "SPECDEC_RANKS"
 SPLIT_VARIABLE = "SPECDEC_SPLIT"
 TIMEOUT_VARIABLE = "SPECDEC_RANK_TIMEOUT_S"
+PEERS_VARIABLE = "SPECDEC_PEER_MEMORY"
 SPLITS = ("auto", "outputs", "layers")
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -76,6 +77,18 @@ def timeout_s() -> float:
     if not seconds > 0:
         raise InvalidArgumentError(f"{TIMEOUT_VARIABLE} must be a positive number of seconds, not {text!r}")
     return seconds
+
+
+def may_share_memory() -> bool:
+    """Whether GPUs may write into each other's memory: unless `SPECDEC_PEER_MEMORY` is 0.
+
+    Raises:
+        InvalidArgumentError: the environment holds something else than 0 or 1.
+    """
+    text = os.environ.get(PEERS_VARIABLE, "1")
+    if text not in ("0", "1"):
+        raise InvalidArgumentError(f"{PEERS_VARIABLE} must be 0 or 1, not {text!r}")
+    return text == "1"
 
 
 def wanted_split() -> str:

@@ -108,8 +108,17 @@ class _Follower:
 
     def _forward(self, number: int, view: str, states: bool, shares: list[list[Any]]) -> None:
         batch = [
-            Rows(self._caches[cache], tokens, self._efforts[number, efforts], parents, layers, logits)
-            for cache, tokens, efforts, parents, layers, logits in shares
+            Rows(
+                self._caches[cache],
+                tokens,
+                self._efforts[number, efforts],
+                parents,
+                layers,
+                logits,
+                ahead=ahead,
+                ends=frozenset(ends),
+            )
+            for cache, tokens, efforts, parents, layers, logits, ahead, ends in shares
         ]
         self._runtimes[number].forward(batch, view=view, states=states)
 

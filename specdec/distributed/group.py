@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.distributed.environment import Place, find_place, timeout_s
+from specdec.distributed.environment import Place, find_place, may_share_memory, timeout_s
 from specdec.distributed.link import Link
 from specdec.distributed.watch import Watch, end_now
 from specdec.errors import DistributedError
@@ -60,6 +60,11 @@ class Group:
     def neighbours(self) -> int:
         """Ranks on this machine, this one among them."""
         return self.hosts.count(self.hosts[self.rank])
+
+    @property
+    def reaches_memory(self) -> bool:
+        """Whether GPUs may write into each other's memory: all on this machine, unless the environment forbids it."""
+        return self.backend == "nccl" and self.neighbours == self.ranks and may_share_memory()
 
     @property
     def world(self) -> Any:

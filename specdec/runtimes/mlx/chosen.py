@@ -19,3 +19,18 @@ def choices_of(found: np.ndarray) -> list[Choice]:
         else Choice(token, most, math.nan, math.nan, math.nan)
         for token, (most, second, weight, moment) in zip(tokens, found[:, :4].tolist(), strict=True)
     ]
+
+
+def words_of(logits: np.ndarray) -> np.ndarray:
+    """What a step would write of rows of logits float32 (rows, V): float32 (rows, 8), see `choices_of`."""
+    made = np.zeros((len(logits), 8), np.float32)
+    for words, row in zip(made, logits, strict=True):
+        wrong = np.isnan(row)
+        token = int(np.argmax(wrong if wrong.any() else row))
+        distance = row.astype(np.float64) - row[token]
+        with np.errstate(invalid="ignore"):
+            weight = np.exp(distance)
+            moment = np.where(weight > 0, weight * distance, 0.0)
+        words[:4] = row[token], np.delete(row, token).max(initial=-np.inf), weight.sum(), moment.sum()
+        words[4:5].view(np.int32)[0] = token
+    return made

@@ -14,6 +14,13 @@ from specdec.interrupts import unless_signalled
 
 # The oldest MLX with `mx.fast.cuda_kernel`, `mx.fast.metal_kernel` and `mx.depends` as this runtime uses them.
 _OLDEST = (0, 31)
+HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
+
+
+class _Handle(ctypes.Structure):
+    """By which another process opens memory of this one."""
+
+    _fields_ = (("held", ctypes.c_ubyte * HANDLE_BYTES),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +164,18 @@ class CudaDriver:
         )  # CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE, .._BUS_WIDTH
         return 2e3 * clock_khz * bits / 8
 
+    def neighbours(self) -> tuple[int, int]:
+        """Other GPUs that this process sees, and those whose memory this one's GPU reaches."""
+        count, reached = ctypes.c_int(), 0
+        self._call("cuDeviceGetCount", ctypes.byref(count))
+        for number in range(count.value):
+            other, can = ctypes.c_int(), ctypes.c_int()
+            self._call("cuDeviceGet", ctypes.byref(other), number)
+            if other.value != self._device.value:
+                self._call("cuDeviceCanAccessPeer", ctypes.byref(can), self._device, other)
+                reached += can.value
+        return count.value - 1, reached
+
     def pinned(self, nbytes: int) -> np.ndarray:
         """Host memory that the GPU copies to directly, uint8 (nbytes,); never given back."""
         self._call("cuCtxSetCurrent", self._context)
@@ -164,6 +183,28 @@ class CudaDriver:
         self._call("cuMemAllocHost_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
         assert place.value is not None  # the call above would have failed
         return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(place.value))
+
+    def shared_memory(self, nbytes: int) -> int:
+        """Address of memory on the device that other processes may open, zeros; never given back."""
+        self._call("cuCtxSetCurrent", self._context)
+        place = ctypes.c_uint64()
+        self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
+        self._call("cuMemsetD8_v2", place, ctypes.c_ubyte(0), ctypes.c_size_t(nbytes))
+        self._call("cuStreamSynchronize", None)
+        return place.value
+
+    def handle_of(self, address: int) -> bytes:
+        """What another process of this host opens `shared_memory` with."""
+        handle = _Handle()
+        self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(address))
+        return bytes(handle.held)
+
+    def open_handle(self, handle: bytes) -> int:
+        """Address of another process's memory, from its handle."""
+        self._call("cuCtxSetCurrent", self._context)
+        place, lazily = ctypes.c_uint64(), 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
+        self._call("cuIpcOpenMemHandle_v2", ctypes.byref(place), _Handle.from_buffer_copy(handle), lazily)
+        return place.value
 
     def function(self, code: bytes, name: str, *, shared_bytes: int) -> ctypes.c_void_p:
         """A kernel of machine code, loaded for as long as the process runs; blocks may have that much shared memory."""

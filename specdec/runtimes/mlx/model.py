@@ -22,6 +22,7 @@ from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.layers import Layer
 from specdec.runtimes.mlx.ops import Ops, cache_step, row_step
 from specdec.runtimes.mlx.phases import Phases
+from specdec.runtimes.mlx.rank_step import RankStep
 from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MAX_ROWS, head_state
 from specdec.runtimes.mlx.step import WholeStep
@@ -72,6 +73,7 @@ class Transformer:
         tier_sizes: of the store's buckets.
         whole: runs every step as one kernel; None for a kernel for each phase.
         shared: puts rows together where several devices divide the model, which takes a kernel for each phase.
+        ranks: runs steps of one sequence on those devices as one kernel each, where they can; None for none.
     """
 
     def __init__(
@@ -87,8 +89,10 @@ class Transformer:
         tier_sizes: tuple[int, ...],
         whole: WholeStep | None = None,
         shared: SharedArrays | None = None,
+        ranks: RankStep | None = None,
     ) -> None:
-        self.mx, self.ops, self.config, self.whole = mx, ops, config, whole
+        self.mx, self.ops, self.config, self.whole, self.shared = mx, ops, config, whole, shared
+        self.ranks = ranks
         self.layers, self.final_norm, self.head, self.embeddings = layers, final_norm, head, embeddings
         self.tier_sizes = tier_sizes
         self._steps: dict[tuple[Any, ...], Callable[..., Any]] = {}
@@ -144,6 +148,8 @@ class Transformer:
 
     def launch(self, kind: Kind, state: np.ndarray, caches: list[GpuCache], takes: list[Any]) -> bool:
         """Begin one step as one kernel without a graph, where that can be done; see `WholeStep.launch` and `run`."""
+        if self.ranks is not None:
+            return self.ranks.launch(kind, state, caches, self.angles(max(one.positions for one in caches))[0][0])
         if self.whole is None:
             return False
         cache = max(caches, key=lambda one: one.positions)
@@ -166,13 +172,18 @@ class Transformer:
         return step
 
     def logits(self, out: Any, rows: int) -> np.ndarray:
-        """Logits float32 (rows, V), the first of what a step has made that was waited for."""
+        """Logits float32 (rows, V), the first of what a step has made that was waited for; `out` is None where it was
+        launched."""
+        if out is None and self.ranks is not None:
+            return self.ranks.logits(rows)
         if self.whole is not None:
             return self.whole.logits(rows)
         return np.array(out if rows == out.shape[0] else out[:rows], dtype=np.float32)
 
     def choices(self, rows: int, ahead: int) -> np.ndarray:
         """Choices of the step that was waited for last, where a step is one kernel; see `WholeStep.choices`."""
+        if self.ranks is not None:
+            return self.ranks.choices(rows, ahead)
         assert self.whole is not None
         return self.whole.choices(rows, ahead)
 

@@ -121,6 +121,46 @@ def pack_int4(mx: Any, backend: str, levels: Any, scales: Any, scores: Any) -> P
     return PackedInt4(mx.contiguous(packed).reshape(-1), mx.contiguous(scales).reshape(-1), scores)
 
 
+def unpack_int4(mx: Any, packed: PackedInt4, inputs: int) -> tuple[Any, Any]:
+    """Levels uint8 (out, in), 0 to 15, and scales float16 (in / 32, out), of what `pack_int4` has made for CUDA.
+
+    Args:
+        mx: MLX.
+        packed: a matrix.
+        inputs: padded.
+    """
+    pairs = packed.levels.reshape(-1, inputs, 8, 8)
+    both = mx.stack([pairs & mx.array(15, mx.uint8), pairs >> mx.array(4, mx.uint8)], axis=-1)
+    levels = both.reshape(-1, inputs, 8, 16).transpose(0, 3, 2, 1).reshape(-1, inputs)
+    parts = packed.scales.reshape(-1, inputs // 128, 2, 8, 4, 4, 2).transpose(1, 4, 0, 2, 5, 6, 3)
+    return levels, parts.reshape(inputs // GROUP, -1)
+
+
+def pack_stream_int4(mx: Any, levels: Any, scales: Any) -> Any:
+    """4-bit weights as `stream.cuh` reads them: uint32 (tiles of 16 outputs, steps of 256 inputs, 576), flat.
+
+    Args:
+        mx: MLX.
+        levels: uint8 (out, in), 0 to 15; `out` is a multiple of 16, `in` of 32.
+        scales: float16 (in / 32, out).
+    """
+    outputs, wide = levels.shape[0], padded(levels.shape[1], 256)
+    levels = pad(mx, levels, (outputs, wide), 8)
+    scales = pad(mx, scales, (wide // GROUP, outputs))
+    lanes = _lanes(levels)
+    words = mx.zeros(lanes.shape[:5], dtype=mx.uint32)
+    for pair in range(2):
+        for half in range(2):
+            for place in range(2):
+                part = lanes[..., pair, half, place].astype(mx.uint32)
+                words = words | (part << mx.array(4 * (2 * pair + half) + 16 * place, mx.uint32))
+    tiles, steps = outputs // 16, wide // 256
+    words = words.reshape(tiles, steps, 4, 2, 2, 8, 4).transpose(0, 1, 2, 5, 6, 3, 4).reshape(tiles, steps, 512)
+    each = scales.reshape(steps, 4, 2, tiles, 2, 8).transpose(3, 0, 5, 1, 4, 2)
+    each = mx.contiguous(each).reshape(tiles, steps, 128).view(mx.uint32)
+    return mx.contiguous(mx.concatenate([words, each], axis=-1)).reshape(-1)
+
+
 def int4_parts(matrix: Int4Matrix) -> tuple[np.ndarray, np.ndarray]:
     """Levels uint8 (in, out), 0 to 15, and scales float16 (groups, out)."""
     return (matrix.levels() + np.int8(8)).astype(np.uint8), np.ascontiguousarray(matrix.scale)

@@ -40,6 +40,7 @@ from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
+from specdec.runtimes.mlx.rank_step import rank_step
 from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
@@ -120,7 +121,7 @@ class MlxRuntime:
             whole=self._transformer.whole is not None,
         )
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
-        if self._transformer.whole is not None:
+        if self._transformer.whole is not None or self._transformer.ranks is not None:
             self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
 
     @classmethod
@@ -342,22 +343,31 @@ class MlxRuntime:
         """Pack every tensor of the store."""
         config, store = self.config, self._store
         share = self._share_of_model
-        shared = None if share is None else SharedArrays(self._mx, share)
+        shared = None if share is None else SharedArrays(self._mx, share, self._driver)
+        if shared is not None and shared.way:
+            self.info = replace(self.info, build=f"{self.info.build} ({shared.way})")
         parts = LayerLoader(self._mx, store, self._loader, share)
         layers = list(parts.layers())
         embeddings = None if config.tie_embeddings and share is None else self._loader.embeddings()
-        head = parts.linear("head")
+        head, final_norm = parts.linear("head"), parts.final_norm()
+        ranks = None
+        if share is not None and shared is not None:
+            ranks = rank_step(
+                self._mx, config, dtype=store.dtype, share=share, shared=shared, driver=self._driver, layers=layers,
+                head=head, final_norm=final_norm, embeddings=embeddings,
+            )  # fmt: skip
         transformer = Transformer(
             self._mx,
             self._ops,
             config,
             layers=layers,
-            final_norm=parts.final_norm(),
+            final_norm=final_norm,
             head=head,
             embeddings=embeddings,
             tier_sizes=store.layout.tier_sizes,
             whole=self._whole_step(layers, head, embeddings) if share is None else None,
             shared=shared,
+            ranks=ranks,
         )
         # All of it: what is not evaluated belongs to this thread, and passes may come from others.
         self._mx.eval([layer.vectors for layer in layers], transformer.final_norm)

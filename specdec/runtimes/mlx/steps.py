@@ -13,7 +13,7 @@ from specdec.model.effort import Efforts
 from specdec.runtimes.base import Choice, Pass, Rows
 from specdec.runtimes.mlx.batch import Share
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
-from specdec.runtimes.mlx.chosen import choices_of
+from specdec.runtimes.mlx.chosen import choices_of, words_of
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import row_step
 from specdec.runtimes.mlx.state import LOGITS_FROM, WANTED, Piece, show_choices, state_of
@@ -140,7 +140,7 @@ class Steps:
             self._mx.eval(out)
         elif not plan.wanted:
             self._wait()
-        self._hand_out(step, plan, shown, self._logits(plan, out), self._choices(plan))
+        self._hand_out(step, plan, shown, self._logits(plan, out), self._choices(plan, out))
 
     def _ordered(self, step: list[Part]) -> list[Part]:
         """The parts in an order that few graphs are enough for: they are made for the sizes of caches and lists of
@@ -185,10 +185,12 @@ class Steps:
         logits = self._transformer.logits(out, plan.shown)
         return logits if plan.wanted == plan.shown else logits[plan.places]
 
-    def _choices(self, plan: _Plan) -> np.ndarray | None:
+    def _choices(self, plan: _Plan, out: Any) -> np.ndarray | None:
         """Choices of the wanted rows, float32 (turns, wanted, CHOICE_WORDS)."""
         if not plan.chooses or not plan.wanted:
             return None
+        if out is not None and self._transformer.whole is None:  # kernels for each phase choose nothing
+            return words_of(self._transformer.logits(out, plan.wanted))[None]
         found = self._transformer.choices(plan.shown, plan.ahead)
         return found if plan.wanted == plan.shown else found[:, plan.places]
 

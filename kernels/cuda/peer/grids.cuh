@@ -1,0 +1,71 @@
+// Barriers of a step in one kernel on several GPUs: over this GPU's grid, and over the grids of all.
+namespace specdec {
+
+DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
+
+// Counters only grow, by the same numbers on all GPUs; where they stand is kept in the memory from one launch to the next.
+struct GridsBarrier {
+  unsigned* own;  // of this GPU: [0] of all grids, [32] of this one, [64] and [65] where they stand
+  unsigned all, here;
+
+  DEVICE explicit GridsBarrier(unsigned* own_) : own(own_), all(__ldcg(own + 64)), here(__ldcg(own + 65)) {}
+
+  // Waits until every block of this grid is here; what they wrote before is seen after.
+  DEVICE void wait() {
+    here += GRID;
+    BARRIER();
+    if (threadIdx.x == 0) {
+      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(own + 32) : "memory");
+      wait_until([&] {
+        unsigned value;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(own + 32) : "memory");
+        return int(value - here) >= 0;
+      });
+    }
+    BARRIER();
+  }
+  // The same of the grids of all GPUs. `counter_of(rank)` is the memory of each.
+  template <class F>
+  DEVICE void wait_all(F counter_of) {
+    all += GRID * RANKS;
+    BARRIER();
+    if (threadIdx.x == 0) {
+      if (RANKS > 1) {
+        __threadfence_system();
+#pragma unroll
+        for (int rank = 0; rank < RANKS; ++rank) {
+          asm volatile("red.relaxed.sys.global.add.u32 [%0], 1;" ::"l"(counter_of(rank)) : "memory");
+        }
+      } else {
+        asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(own) : "memory");
+      }
+      wait_until([&] {
+        unsigned value;
+        if (RANKS > 1) {
+          asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(own) : "memory");
+        } else {
+          asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(own) : "memory");
+        }
+        return int(value - all) >= 0;
+      });
+    }
+    BARRIER();
+  }
+  // Keeps where the counters stand, after the last barrier.
+  DEVICE void leave() {
+    if (blockIdx.x == 0 && threadIdx.x == 0) own[64] = all, own[65] = here;
+  }
+};
+
+// Counts the blocks that have come to a point by themselves: whether this one is the last of `expected`, which sees what
+// all of them wrote before and resets the counter for the next time, after a grid barrier.
+DEVICE bool comes_last(unsigned* counter, int expected) {
+  if (expected == 1) return true;
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  const bool last = before + 1 == unsigned(expected);
+  if (last) *counter = 0;
+  return last;
+}
+
+}  // namespace specdec

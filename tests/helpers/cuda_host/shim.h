@@ -1,0 +1,126 @@
+// What the CUDA kernels of tests need of the language, as C++: see cuda_host_kernels.py. A thread is a fiber; those of a
+// block and of a warp wait for each other where the kernel says so.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+#define __device__
+#define __forceinline__ inline
+#define __global__
+#define __shared__ static
+#define __launch_bounds__(...)
+#define __trap std::abort
+
+struct uint2 { unsigned x, y; };
+struct uint4 { unsigned x, y, z, w; };
+struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
+struct Place { int x; };
+struct __half { _Float16 v; };
+struct __half2 { __half x, y; };
+struct __nv_bfloat16 { unsigned short v; };
+
+inline float __int_as_float(int i) { float f; std::memcpy(&f, &i, 4); return f; }
+inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
+inline int __float_as_int(float f) { return int(__float_as_uint(f)); }
+inline float __half2float(__half h) { return float(h.v); }
+inline __half __float2half_rn(float f) { return __half{_Float16(f)}; }
+inline float2 __half22float2(__half2 h) { return {float(h.x.v), float(h.y.v)}; }
+inline __half2 __float2half2_rn(float f) { return {__float2half_rn(f), __float2half_rn(f)}; }
+inline __half2 __hsub2(__half2 a, __half2 b) {
+  return {__half{_Float16(float(a.x.v) - float(b.x.v))}, __half{_Float16(float(a.y.v) - float(b.y.v))}};
+}
+inline float __bfloat162float(__nv_bfloat16 b) { return __int_as_float(int(unsigned(b.v) << 16)); }
+inline __nv_bfloat16 __float2bfloat16_rn(float f) {
+  unsigned u = __float_as_uint(f);
+  u += 0x7fff + (u >> 16 & 1);
+  return {static_cast<unsigned short>(u >> 16)};
+}
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+template <class T> T __ldcg(const T* p) { return *p; }
+template <class T> T __ldcs(const T* p) { return *p; }
+inline void __threadfence() {}
+inline void __threadfence_system() {}
+inline unsigned atomicAdd(unsigned* p, unsigned v) { const unsigned before = *p; *p += v; return before; }
+
+extern Place threadIdx, blockIdx;
+extern uint4* shared_of_block;
+void let_others_run();
+void __syncthreads();
+void __syncwarp();
+const unsigned* of_all_lanes(unsigned value);  // what each lane of the warp gives
+
+inline float __shfl_xor_sync(unsigned, float v, int mask) {
+  return __int_as_float(int(of_all_lanes(__float_as_uint(v))[threadIdx.x % 32 ^ mask]));
+}
+inline int __shfl_xor_sync(unsigned, int v, int mask) { return int(of_all_lanes(unsigned(v))[threadIdx.x % 32 ^ mask]); }
+inline int __shfl_up_sync(unsigned, int v, int delta) {
+  const int lane = threadIdx.x % 32;
+  return int(of_all_lanes(unsigned(v))[lane >= delta ? lane - delta : lane]);
+}
+inline int __reduce_add_sync(unsigned, int v) {
+  const unsigned* all = of_all_lanes(unsigned(v));
+  int sum = 0;
+  for (int lane = 0; lane < 32; ++lane) sum += int(all[lane]);
+  return sum;
+}
+inline int __reduce_max_sync(unsigned, int v) {
+  const unsigned* all = of_all_lanes(unsigned(v));
+  int most = int(all[0]);
+  for (int lane = 1; lane < 32; ++lane) most = int(all[lane]) > most ? int(all[lane]) : most;
+  return most;
+}
+
+// Addresses in shared memory count from the block's own.
+inline unsigned __cvta_generic_to_shared(const void* p) {
+  return unsigned(static_cast<const char*>(p) - reinterpret_cast<const char*>(shared_of_block));
+}
+inline char* shared_at(unsigned at) { return reinterpret_cast<char*>(shared_of_block) + at; }
+// A copy by the bulk engine, which is there at once; the counter's word says how many have come.
+inline void init_counter(unsigned at) { *reinterpret_cast<std::uint64_t*>(shared_at(at)) = 0; }
+inline void copy_bulk(unsigned to, const void* from, int count, unsigned counter) {
+  if (count % 16 || to % 16) std::abort();  // arrays of the host begin anywhere
+  std::memcpy(shared_at(to), from, count);
+  ++*reinterpret_cast<std::uint64_t*>(shared_at(counter));
+}
+inline void wait_counter(unsigned at, unsigned parity) {
+  while ((*reinterpret_cast<volatile std::uint64_t*>(shared_at(at)) & 1) == parity) let_others_run();
+}
+
+inline float to_number(__half v) { return float(v.v); }
+inline float to_number(__nv_bfloat16 v) { return __bfloat162float(v); }
+// mma.m16n8k16: lane (g, q) has rows g and g + 8 of the weights, column g of the activations, columns 2 q and 2 q + 1 of
+// the sums.
+template <class T>
+void tensor_product(float (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigned x1, T) {
+  unsigned weights[4][32], rows[2][32];
+  for (int r = 0; r < 4; ++r) std::memcpy(weights[r], of_all_lanes(w[r]), sizeof weights[r]);
+  std::memcpy(rows[0], of_all_lanes(x0), sizeof rows[0]);
+  std::memcpy(rows[1], of_all_lanes(x1), sizeof rows[1]);
+  auto element = [](unsigned pair, int which) {
+    const unsigned short bits = which ? pair >> 16 : pair & 65535;
+    T value;
+    std::memcpy(&value, &bits, 2);
+    return double(to_number(value));
+  };
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  for (int e = 0; e < 4; ++e) {
+    double total = sum[e];
+    for (int half = 0; half < 2; ++half) {
+      for (int other = 0; other < 4; ++other) {
+        for (int which = 0; which < 2; ++which) {
+          total += element(weights[e / 2 + 2 * half][g * 4 + other], which) *
+                   element(rows[half][(2 * q + e % 2) * 4 + other], which);
+        }
+      }
+    }
+    sum[e] = float(total);
+  }
+}
