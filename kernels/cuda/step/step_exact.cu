@@ -36,7 +36,9 @@ auto plain4 = [&](int site, int row, int i) {
   return i < MIXED ? mixed4(attended, row, i, ROW_SPLITS(row), splits) : float4{0, 0, 0, 0};
 };
 
-#if TIERS
+#if INPUTS && ALONE
+#include "step_inputs_row"
+#elif TIERS
 float *values = scratch + AT_VALUES, *squares = scratch + AT_SQUARES;
 unsigned* histograms = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three times one for every joined matrix and row
 constexpr int HISTOGRAMS = 3 * ROWS;
@@ -130,23 +132,32 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
         value = load_float4(values + (size_t)row * padded + i);
         load_scores4(scores + (size_t)m * width * TIERS, i, width, score);
       }
-      const float v[4] = {value.x, value.y, value.z, value.w};
+      [[maybe_unused]] float v[4] = {value.x, value.y, value.z, value.w};
       unsigned taken = 0;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         int found = 0;
 #pragma unroll
         for (int k = 0; k < TIERS; ++k) found += i + e < width && bin_of(fabsf(v[e]) * score[e][k]) >= cut ? 1 : 0;
-        taken |= unsigned(found) << (8 * e);
+        taken |= unsigned(found) << (INPUTS ? e : 8 * e);
+#if INPUTS
+        v[e] = found ? v[e] * scale : 0.0f;
+#endif
       }
+#if INPUTS
+      const unsigned word = word_of(taken);
+      if (tid % 8 == 0) reinterpret_cast<unsigned*>(prefix)[((size_t)m * ROWS + row) * (padded / 32) + i / 32] = word;
+      put4(activation, m * ROWS + row, padded, i, float4{v[0], v[1], v[2], v[3]});
+#else
       *reinterpret_cast<unsigned*>(prefix + ((size_t)m * ROWS + row) * padded + i) = taken;
       if (m == 0) put4(activation, row, padded, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
+#endif
     }
     BARRIER();
   }
   ++turn;
 };
-#elif ROWS == 1
+#elif ALONE
 // Makes the inputs that this block's share of a multiplication takes. The residual stream has two places: block 0 writes
 // the sum to one while all read from the other.
 int side = 0;
@@ -211,13 +222,13 @@ auto fill_for = [&](int layer, int site) {
 };
 auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
 
-#if TIERS
+#if TIERS && !ALONE
 clear(histograms, HISTOGRAMS);
 #endif
 #pragma unroll 1
 for (;; ++token_turn) {
 fill_for(0, 0);
-#if !TIERS && ROWS == 1
+#if ALONE
 if (block == 0) embed_row(LAST(weight_t, 2), state[2], x + side * HIDDEN);
 #else
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
@@ -230,13 +241,18 @@ for (int number = 0, choice = 0;; ++number) {
   if (head && logits_from >= rows) break;
   const int first = head ? logits_from : 0, joined = joined_at(layer, site);  // the rows wanted move to the front
   const Matrix m = matrix_at(site, head);
-#if TIERS
+#if INPUTS && ALONE
+  make(m, layer, site, joined, take + choice, number > 0);
+  choice += joined;
+  const act_t* activation = own;
+  const unsigned char* prefix = reinterpret_cast<const unsigned char*>(own_words);
+#elif TIERS
   make(layer, site, joined, first, number > 0);
   grid_barrier.wait();
   choose(layer, site, joined, rows - first, take + choice);
   choice += joined;
   grid_barrier.wait();
-#elif ROWS == 1
+#elif ALONE
   make(m, layer, site, number > 0);
   const act_t* activation = own;
 #else
@@ -249,7 +265,7 @@ for (int number = 0, choice = 0;; ++number) {
   auto meanwhile = [&] {
     if (head) return;
     fill_for(next / 4, next % 4);
-#if TIERS
+#if TIERS && !ALONE
     look_ahead(next / 4, next % 4, joined_at(next / 4, next % 4));
 #endif
   };

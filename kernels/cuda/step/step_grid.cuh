@@ -115,7 +115,8 @@ DEVICE int segment_of_block(int site, bool head, int block) {
 }
 constexpr int MOST = MOST_BLOCKS;
 #else
-constexpr int QKV_SIZE = (HEADS + 2 * KV_HEADS) * SIZE;
+// Outputs of q, k and v, which may begin at whole tiles.
+constexpr int QKV_SIZE = VALUES_AT + KV_HEADS * SIZE;
 DEVICE constexpr Matrix matrix_of(int outputs, int padded_inputs) {
   return Matrix{(outputs + TILE - 1) / TILE, padded_inputs / 32};
 }

@@ -36,9 +36,9 @@ class Kind:
     """What decides a step's graph.
 
     Attributes:
-        mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket"; of quantised models also "quant"
-            (views exact and `own`) and "nested".
-        selects: effort below 1 somewhere (always for "verify" and "bucket").
+        mode: "dense"; "inputs" or "verify" (exact view, effort below 1 by whole inputs or by tiers); "int4" or
+            "bucket"; of quantised models also "quant" (views exact and `own`) and "nested".
+        selects: effort below 1 somewhere (always for "inputs", "verify" and "bucket").
         rows: of the kernels, one of `ops.ROW_STEPS`.
         splits: of attention; 0 when the step is one kernel, which finds out by itself.
         head: rows of the kernels of the logits layer; 0 for a piece of a prompt. When the step is one kernel this is

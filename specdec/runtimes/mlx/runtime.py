@@ -233,7 +233,7 @@ class MlxRuntime:
             shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
             self.prepare(view)
             if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
-                self._need_tiers()
+                self._need_selection()
             self._begin(batch[0].efforts, shared=len(batch) > 1)
             ahead = self._ahead(batch, shares, view)
             for share in shares:
@@ -293,7 +293,8 @@ class MlxRuntime:
         """The `Kind.mode` of a view."""
         if view == "own" or (view == "exact" and self._store.quantised):
             return "quant"
-        return ("verify" if selects else "dense") if view == "exact" else view
+        below = "inputs" if self._store.selection == "inputs" else "verify"
+        return (below if selects else "dense") if view == "exact" else view
 
     def _most_rows(self, view: str) -> int:
         """Most rows of a step."""
@@ -306,9 +307,14 @@ class MlxRuntime:
         if self._driver is not None:
             self._driver.wait()
 
-    def _need_tiers(self) -> None:
-        """Pack the tiers of the exact view, unless they are there."""
+    def _need_selection(self) -> None:
+        """Pack what the exact view needs below effort 1, unless it is there."""
         if "tiers" in self._prepared:
+            return
+        if self._store.selection == "inputs":
+            for linear in self._transformer.linears:
+                self._loader.inputs(linear, whole=self._transformer.whole is not None)
+            self._prepared.add("tiers")
             return
         tiers = self._store.layout.num_tiers
         if tiers > _MOST_TIERS:
@@ -333,8 +339,9 @@ class MlxRuntime:
                 if mode in ("quant", "nested"):
                     read = linear.quant[which].bytes_read(share, nested=mode == "nested")
                 else:
-                    each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
-                    read = each * linear.outputs[which] * linear.inputs
+                    each = {"dense": 2.0, "inputs": 2.0 * share, "verify": 2.25}
+                    each |= {"int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}
+                    read = each[mode] * linear.outputs[which] * linear.inputs
                 total += read * linear.used_share
         return int(total)
 

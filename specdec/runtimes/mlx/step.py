@@ -21,7 +21,7 @@ from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
-from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.pack import LINE, padded
 from specdec.runtimes.mlx.state import (
     CHOOSING_CONSTANTS,
     LOGITS_FROM,
@@ -41,13 +41,13 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
-_STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
+_STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
 PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
 CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
 STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
-_MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
+_MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
-_UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
+_UNITS = {"dense": (16, 32), "inputs": (LINE, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
 SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
@@ -67,9 +67,12 @@ def attention_bytes(rows: int, size: int) -> int:
     return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
+_EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
+
+
 def _is_alone(kind: Kind) -> bool:
-    """Whether a step has one row, which takes all weights: its blocks make their inputs by themselves."""
-    return kind.mode == "dense" and kind.rows == 1
+    """Whether a step has one row, which takes all weights or whole inputs: its blocks make their inputs by themselves."""
+    return kind.mode in ("dense", "inputs") and kind.rows == 1
 
 
 class WholeStep:
@@ -296,6 +299,9 @@ class WholeStep:
         """Weights, what goes with them, and scores of a multiplication."""
         if kind.mode == "dense":
             return linear.weights, None, None
+        if kind.mode == "inputs":
+            assert linear.lines is not None
+            return linear.lines, None, linear.scores
         if kind.mode == "verify":
             assert linear.tiers is not None
             return linear.weights, linear.tiers.planes, linear.tiers.scores
@@ -354,14 +360,32 @@ class WholeStep:
         sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
         sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
         sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
+        sizes |= {"PAIR": 16, "KEYS_AT": mixed, "VALUES_AT": mixed + c.num_kv_heads * c.head_dim}
         return sizes
+
+    def _lines_constants(self, rows: int, *, narrow: bool) -> dict[str, Constant]:
+        """What is different where the weights of an input to 64 outputs lie together."""
+        c = self.config
+        keys = padded(c.num_heads * c.head_dim, LINE)
+        found: dict[str, Constant] = {"PAIR": LINE, "KEYS_AT": keys}
+        found["VALUES_AT"] = keys + padded(c.num_kv_heads * c.head_dim, LINE)
+        found["STEP_UNROLL"] = 1 if narrow or rows > 8 else 2
+        return found | self._own_places_at(split=2 if narrow else 1)
+
+    def _own_places_at(self, *, split: int) -> dict[str, Constant]:
+        """Where a row alone keeps its own choice in the ring, in bytes: inputs of joined matrices, words, values."""
+        c = self.config
+        most = max(3 * padded(c.hidden_size), self._widest)  # of joined matrices together
+        words = 2 * split * most
+        values = words + padded(most // 8, 16)
+        squares = padded(4 * (padded(c.hidden_size) // 128), 16)
+        return {"OWN_WORDS_AT": words, "OWN_VALUES_AT": values, "OWN_BYTES": values + 4 * self._widest + squares}
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         """Sizes for the kernel's text."""
         c, rows = self.config, kind.rows
-        narrow = self.weight_type == "bfloat_t" and kind.mode in ("dense", "verify")
-        mixed, exact = c.num_heads * c.head_dim, kind.mode in ("dense", "verify")
-        kv = c.num_kv_heads * c.head_dim
+        exact = kind.mode in _EXACT
+        narrow = self.weight_type == "bfloat_t" and exact
         sizes = self.sizes(rows) | {"SPLIT": 2 if narrow else 1}
         sizes |= {
             "ENTRIES": _ENTRIES,
@@ -369,12 +393,18 @@ class WholeStep:
             "STAGES": self._stages(kind),
         }
         selects = kind.selects and kind.mode != "dense"
-        sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
+        tiers = (1,) if kind.mode in ("int4", "inputs") else self.tier_sizes
+        sizes |= tier_constants(tiers if selects else ())
         sizes["BIN_BITS"] = BIN_BITS + exact
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
-            sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
+            sizes |= {"INPUTS": kind.mode == "inputs", "ALONE": _is_alone(kind), "WIDEST": self._widest}
+            seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at whole multiples of it
+            if kind.mode == "inputs":
+                sizes |= self._lines_constants(rows, narrow=narrow)
+            sizes["SECOND_TILE"], sizes["THIRD_TILE"] = (int(sizes[name]) // seam for name in ("KEYS_AT", "VALUES_AT"))
+            sizes["STATE_LOGITS"] = LOGITS_FROM
         else:
             sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 8}
             sizes["WIDEST"] = self._widest
@@ -384,8 +414,9 @@ class WholeStep:
         """Puts the places of what the kernel keeps in scratch memory among the constants; floats in all."""
         c, rows = self.config, kind.rows
         tile, _ = _UNITS[kind.mode]
-        mixed, inner = c.num_heads * c.head_dim, padded(c.intermediate_size)
-        outputs = {"qkv": mixed + 2 * c.num_kv_heads * c.head_dim, "out": c.hidden_size, "both": 2 * inner}
+        inner = padded(c.intermediate_size)
+        qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
+        outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
         widest = self._widest
@@ -394,10 +425,11 @@ class WholeStep:
         other = padded(slots["out"], 4) if alone or kind.mode in ("int4", "bucket") else 0
         constants["OTHER_PARTS"] = other
         blocks.append(("AT_PARTS", other + max(slots.values())))
-        if kind.mode in ("dense", "verify"):
-            blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
+        joined = 3 if kind.mode in ("inputs", "verify") else 1
+        if kind.mode in _EXACT:
+            copies = joined if kind.mode == "inputs" else 1  # of a row: each matrix takes inputs of its own
+            blocks.append(("AT_ACTIVATION", copies * rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
-        joined = 3 if kind.mode == "verify" else 1
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares = rows * padded(c.hidden_size) // 128
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
@@ -429,10 +461,13 @@ class WholeStep:
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
-        if kind.mode in ("dense", "verify"):
+        turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
+        if kind.mode in _EXACT:
             unit = 4
             if kind.mode == "verify":
                 ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind)
+            elif kind.mode == "inputs" and _is_alone(kind):  # a row's choice; histograms of the joined matrices
+                ring, turned = int(constants["OWN_BYTES"]), 3 * (32 << int(constants["BIN_BITS"]))
             elif _is_alone(kind):  # the row itself
                 ring = 2 * int(constants["SPLIT"]) * self._widest
         else:
@@ -440,7 +475,6 @@ class WholeStep:
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
             exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
-        turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
         rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring
