@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def asked_for(description: str) -> tuple[argparse.Namespace, ModelConfig]:
     parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
     add_json_option(parser)
     arguments = parser.parse_args()
-    return arguments, ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
+    return arguments, replace(SHAPE_7B, layers=SHAPE_7B.layers[:1] * arguments.layers)
 
 
 def random_history(config: ModelConfig) -> list[tuple[Any, Any]]:

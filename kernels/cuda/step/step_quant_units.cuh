@@ -68,6 +68,13 @@ DEVICE void put_group(unsigned* words, Group* groups, int at, int quad, const fl
   if (quad == 0) groups[at] = Group{whole.scale, {sum, other}, taken};
 }
 
+// A bit for each input of a group that one of the rows takes: others are not read.
+DEVICE unsigned any_takes(const Group* of_rows, int rows) {
+  if (ROWS == 1) return of_rows->taken;
+  const int row = threadIdx.x % 32;
+  return __reduce_or_sync(EVERY_LANE, row < rows ? of_rows[row].taken : 0u);
+}
+
 // Asks for a unit: stage `stage` of the warp's share.
 template <int F>
 DEVICE void issue(const Shares& share, const Packed& from, int tile, int step, unsigned taken, char* own, int stage) {
