@@ -18,7 +18,7 @@ RUN = 4  # weights of a bucket that one record of bucketMul holds
 BUCKET = 16  # the bucket size that the bucketMul kernel knows
 BUCKET_TILE = 256  # outputs that a block of the bucketMul kernel makes
 RECORD = BUCKET_TILE // BUCKET * (RUN * 2 + 2)  # bytes: 16 lanes of four values and of four 4-bit positions
-LINE = 64  # outputs to which an input's weights lie together, for `step_inputs`
+LINE = 128  # outputs to which an input's weights lie together, for `step_inputs`
 INT4_TILE = {"cuda": 128, "metal": 256}
 
 

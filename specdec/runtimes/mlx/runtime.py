@@ -42,7 +42,7 @@ from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
 from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MOST_AHEAD
-from specdec.runtimes.mlx.step import WholeStep, fits
+from specdec.runtimes.mlx.step import MOST_CHOOSING, WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
 from specdec.runtimes.mlx.steps import Shown, Steps
 from specdec.runtimes.mlx.takes import Takes, kept
@@ -178,7 +178,7 @@ class MlxRuntime:
             selects = self._takes.selects(efforts, view)
             mode = self._mode(view, selects)
             for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
-                built = self._transformer.row_step(min(count, self._most_rows(view)))
+                built = self._transformer.row_step(min(count, self._most_rows(view, mode)))
                 kinds.append(Kind(mode, selects, built, 0, built))
         with self._lock:
             whole.compile(kinds)
@@ -193,8 +193,8 @@ class MlxRuntime:
             self.compile([Planned(count, efforts) for count in (1, MAX_PASS_ROWS)])
         elif whole is not None:
             selects = self._takes.selects(efforts, EXACT)
-            steps = {whole.row_step(rows) for rows in range(2, whole.most_rows + 1)}
             mode = self._mode(EXACT, selects)
+            steps = {whole.row_step(rows) for rows in range(2, self._most_rows(EXACT, mode) + 1)}
             whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
 
     def new_cache(self, capacity: int) -> Cache:
@@ -240,7 +240,7 @@ class MlxRuntime:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
             shown = [Shown(rows) for rows in batch]
             self._run_wide(shares, shown)
-            for step in steps_of(shares, self._most_rows(view)):
+            for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
                 self._steps.run(step, view, shown, ahead)
             for share in shares:
                 share.cache.advance(len(share.ids) + shown[share.number].ahead)
@@ -252,7 +252,7 @@ class MlxRuntime:
             return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1
-        if len(kinds) > 1 or len(shares) > self._most_rows(view) or any(len(share.ids) > 1 for share in shares):
+        if len(kinds) > 1 or len(shares) > self._most_rows(view, shares[0].mode) or any(len(share.ids) > 1 for share in shares):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
 
@@ -296,8 +296,10 @@ class MlxRuntime:
         below = "inputs" if self._store.selection == "inputs" else "verify"
         return (below if selects else "dense") if view == "exact" else view
 
-    def _most_rows(self, view: str) -> int:
+    def _most_rows(self, view: str, mode: str = "") -> int:
         """Most rows of a step."""
+        if mode == "inputs" and self._transformer.whole is not None:
+            return MOST_CHOOSING
         if view in ("int4", "bucket") or (view == "nested" and self._transformer.whole is not None):
             return 1
         return self._transformer.most_rows

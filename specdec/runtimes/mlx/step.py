@@ -67,6 +67,7 @@ def attention_bytes(rows: int, size: int) -> int:
     return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
+MOST_CHOOSING = 8  # rows of a step of 16-bit weights that take whole inputs: sums of more do not fit
 _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
 
 
@@ -363,14 +364,13 @@ class WholeStep:
         sizes |= {"PAIR": 16, "KEYS_AT": mixed, "VALUES_AT": mixed + c.num_kv_heads * c.head_dim}
         return sizes
 
-    def _lines_constants(self, rows: int, *, narrow: bool) -> dict[str, Constant]:
-        """What is different where the weights of an input to 64 outputs lie together."""
+    def _lines_constants(self, *, split: int) -> dict[str, Constant]:
+        """What is different where the weights of an input lie together."""
         c = self.config
         keys = padded(c.num_heads * c.head_dim, LINE)
         found: dict[str, Constant] = {"PAIR": LINE, "KEYS_AT": keys}
         found["VALUES_AT"] = keys + padded(c.num_kv_heads * c.head_dim, LINE)
-        found["STEP_UNROLL"] = 1 if narrow or rows > 8 else 2
-        return found | self._own_places_at(split=2 if narrow else 1)
+        return found | self._own_places_at(split=split)
 
     def _own_places_at(self, *, split: int) -> dict[str, Constant]:
         """Where a row alone keeps its own choice in the ring, in bytes: inputs of joined matrices, words, values."""
@@ -402,7 +402,7 @@ class WholeStep:
             sizes |= {"INPUTS": kind.mode == "inputs", "ALONE": _is_alone(kind), "WIDEST": self._widest}
             seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at whole multiples of it
             if kind.mode == "inputs":
-                sizes |= self._lines_constants(rows, narrow=narrow)
+                sizes |= self._lines_constants(split=2 if narrow else 1)
             sizes["SECOND_TILE"], sizes["THIRD_TILE"] = (int(sizes[name]) // seam for name in ("KEYS_AT", "VALUES_AT"))
             sizes["STATE_LOGITS"] = LOGITS_FROM
         else:
