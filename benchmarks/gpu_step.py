@@ -154,7 +154,14 @@ def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) 
     # MLX's residual stream is float16: 2^-11 for each of 64 additions, in random directions, is about 4e-3.
     if not error < 2e-2:
         sys.exit("the dense step differs from MLX's: nothing was timed")
-    for mode, effort in (("int4", 1.0), ("int4", 0.5), ("bucket", 1.0), ("bucket", 0.25), ("inputs", 0.999999), ("verify", 0.999999)):
+    for mode, effort in (
+        ("int4", 1.0),
+        ("int4", 0.5),
+        ("bucket", 1.0),
+        ("bucket", 0.25),
+        ("inputs", 0.999999),
+        ("verify", 0.999999),
+    ):
         found = steps.logits(mode, effort, tokens[:1])[0].astype(np.float64)
         cosine = found @ ours[0] / np.linalg.norm(found) / np.linalg.norm(ours[0])
         print(f"{mode} at effort {effort}: cosine of the logits with dense {cosine:.4f}")

@@ -287,9 +287,9 @@ class Phases:
             values, chooses = entering.values, step.kind.selects
             if chooses:
                 wide = self.mx.float32
-                values = self.ops.choose(
-                    values, linear.scores, take, step.state, joined=joined, jobs=jobs, dtype=wide
-                )[0]
+                values = self.ops.choose(values, linear.scores, take, step.state, joined=joined, jobs=jobs, dtype=wide)[
+                    0
+                ]
                 jobs = None if jobs is None else replace(jobs, by_job=True)
             matrices, nested = linear.plain if mode == "inputs" else linear.quant, mode == "nested"
             return quant_ops.multiply(

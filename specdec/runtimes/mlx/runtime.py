@@ -252,7 +252,11 @@ class MlxRuntime:
             return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1
-        if len(kinds) > 1 or len(shares) > self._most_rows(view, shares[0].mode) or any(len(share.ids) > 1 for share in shares):
+        if (
+            len(kinds) > 1
+            or len(shares) > self._most_rows(view, shares[0].mode)
+            or any(len(share.ids) > 1 for share in shares)
+        ):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
 

@@ -41,7 +41,13 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
-_STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
+_STAGES = {
+    "dense": 4,
+    "inputs": 1,
+    "verify": 2,
+    "int4": 2,
+    "bucket": 4,
+}  # of the ring through which weights reach a warp
 PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
 CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
 STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
