@@ -125,7 +125,8 @@ def int4_of(weights: Any) -> tuple[Any, Any, Any]:
 
 
 def linear_of(weights: list[Any], *, paired: bool = False, views: tuple[str, ...] = ()) -> Linear:
-    """A multiplication by matrices on the device, joined, with the views asked for ("lines", "tiers", "int4", "bucket")."""
+    """A multiplication by matrices on the device, joined, with what `views` names of "lines", "tiers", "int4" and
+    "bucket"."""
     sizes = tuple(part.shape[0] for part in weights)
     linear = Linear(tuple(str(i) for i in range(len(weights))), sizes, weights[0].shape[1], paired)
     joined = linear.join(mx, weights)

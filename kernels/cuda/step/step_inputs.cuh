@@ -20,9 +20,10 @@ struct Taken {
     first = step;
     mine = 0;
     const int at = step + int(threadIdx.x % 32);
-    if (at >= steps) return;
-#pragma unroll 1
-    for (int row = 0; row < rows; ++row) mine |= words[(size_t)(matrix * ROWS + row) * steps + at];
+#pragma unroll
+    for (int row = 0; row < ROWS; ++row) {
+      if (row < rows && at < steps) mine |= words[(size_t)(matrix * ROWS + row) * steps + at];
+    }
   }
   // Of a step from `first` on, at most 31 behind it.
   DEVICE unsigned at(int step) const { return __shfl_sync(EVERY_LANE, mine, step - first); }
