@@ -78,7 +78,7 @@ _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weig
 
 
 def _is_alone(kind: Kind) -> bool:
-    """Whether a step has one row, which takes all weights or whole inputs: its blocks make their inputs by themselves."""
+    """Whether a step has one row, of all weights or of whole inputs: its blocks make their inputs by themselves."""
     return kind.mode in ("dense", "inputs") and kind.rows == 1
 
 

@@ -331,8 +331,10 @@ class Loader:
 
 
 def lines_of(mx: Any, linear: Linear) -> Any:
-    """The exact weights of a multiplication with those of an input side by side, `pack_lines`: of gate and up in turn by
-    `LINE` outputs, of other joined matrices each padded to whole lines."""
+    """The exact weights of a multiplication with those of an input side by side: `pack_lines`.
+
+    Gate and up lie in turn by `LINE` outputs, other joined matrices one after the other, each padded to whole lines.
+    """
     bits = unpack_dense(mx, linear.weights, linear.rows)
     if linear.paired:
         wide = padded(linear.outputs[0])
