@@ -99,31 +99,6 @@ DEVICE int find_cut(const Counts& counts, int wanted, int* scratch, unsigned* tu
   return scratch[32];
 }
 
-// The same of a histogram in shared memory, that the block has counted by itself. `scratch` holds 33 numbers.
-DEVICE int find_cut_here(const unsigned* histogram, int wanted, int* scratch) {
-  constexpr int EACH = BINS / THREADS;
-  const int tid = threadIdx.x, first = BINS - (tid + 1) * EACH;
-  int count[EACH], sum = 0;
-#pragma unroll
-  for (int j = 0; j < EACH; j += 4) {
-    const uint4 four = *reinterpret_cast<const uint4*>(histogram + first + j);
-    count[j] = four.x, count[j + 1] = four.y, count[j + 2] = four.z, count[j + 3] = four.w;
-    sum += four.x + four.y + four.z + four.w;
-  }
-  int above = block_before<WARPS>(sum, scratch, tid);
-  if (above < wanted && above + sum >= wanted) {
-    int cut = first;
-#pragma unroll
-    for (int j = EACH - 1; j >= 0; --j) {
-      if (above < wanted) cut = first + j;
-      above += count[j];
-    }
-    scratch[32] = cut;
-  }
-  BARRIER();
-  return scratch[32];
-}
-
 // Bits of four inputs of every lane, those of eight lanes in one word: given to all eight.
 DEVICE unsigned word_of(unsigned four) {
   unsigned word = four << (threadIdx.x % 8 * 4);

@@ -48,7 +48,14 @@ _STAGES = {
     "int4": 2,
     "bucket": 4,
 }  # of the ring through which weights reach a warp
-PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
+PARTS = (
+    "step_grid.cuh",
+    "step_rows.cuh",
+    "step_choice.cuh",
+    "step_own_choice.cuh",
+    "step_attention.cuh",
+    "step_choose.cuh",
+)
 CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
 STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
