@@ -42,8 +42,9 @@ from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
 from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MOST_AHEAD
-from specdec.runtimes.mlx.step import MOST_CHOOSING, WholeStep, fits
+from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
+from specdec.runtimes.mlx.step_sizes import MOST_CHOOSING
 from specdec.runtimes.mlx.steps import Shown, Steps
 from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader

@@ -30,6 +30,13 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
+from specdec.runtimes.mlx.step_sizes import (
+    lines_constants,
+    model_sizes,
+    own_places,
+    verify_stage_bytes,
+    widest_row,
+)
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -41,21 +48,9 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
-_STAGES = {
-    "dense": 4,
-    "inputs": 1,
-    "verify": 2,
-    "int4": 2,
-    "bucket": 4,
-}  # of the ring through which weights reach a warp
-PARTS = (
-    "step_grid.cuh",
-    "step_rows.cuh",
-    "step_choice.cuh",
-    "step_own_choice.cuh",
-    "step_attention.cuh",
-    "step_choose.cuh",
-)
+# Of the ring through which weights reach a warp.
+_STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}
+PARTS = tuple(f"step_{name}.cuh" for name in ("grid", "rows", "choice", "own_choice", "attention", "choose"))
 CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
 STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
@@ -80,13 +75,7 @@ def attention_bytes(rows: int, size: int) -> int:
     return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
-MOST_CHOOSING = 8  # rows of a step of 16-bit weights that take whole inputs: sums of more do not fit
 _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
-
-
-def _is_alone(kind: Kind) -> bool:
-    """Whether a step has one row, of all weights or of whole inputs: its blocks make their inputs by themselves."""
-    return kind.mode in ("dense", "inputs") and kind.rows == 1
 
 
 class WholeStep:
@@ -240,19 +229,8 @@ class WholeStep:
         state, logits, choices, sync = self._own_places()
         self._told[:] = told
         self.driver.send(state, self._told)
-        given = (
-            table,
-            self.address(cache),
-            turns,
-            takes,
-            state,
-            sync,
-            logits,
-            choices,
-            scratch,
-            self._place(self._done),
-        )
-        self._launches[key](given, shape)
+        given = (table, self.address(cache), turns, takes, state, sync, logits, choices, scratch)
+        self._launches[key]((*given, self._place(self._done)), shape)
         return True
 
     def _place(self, array: Any) -> int:
@@ -359,40 +337,27 @@ class WholeStep:
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
 
     @property
+    def _split(self) -> int:
+        """Parts of an activation of the exact view."""
+        return 2 if self.weight_type == "bfloat_t" else 1
+
+    @property
     def _widest(self) -> int:
         """Inputs of the widest multiplication."""
-        c = self.config
-        return max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
+        return widest_row(self.config)
+
+    def _is_alone(self, kind: Kind) -> bool:
+        """Whether a step has one row, of all weights or of whole inputs, whose inputs each block makes by itself."""
+        if kind.mode == "inputs" and kind.rows == 1:
+            # What it takes beside histograms and the table; a row of more goes the way of several rows.
+            own = int(own_places(self.config, split=self._split)["OWN_BYTES"])
+            return own <= (SHARED_KB - 64) * 1024 - 8 * self.config.num_layers * _ENTRIES
+        return kind.mode == "dense" and kind.rows == 1
 
     def sizes(self, rows: int) -> dict[str, Constant]:
         """Sizes of the model and the pass, which every kernel's text has."""
-        c = self.config
-        mixed = c.num_heads * c.head_dim
-        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows}
-        sizes |= {"weight_t": self.weight_type, "LAYERS": c.num_layers, "VOCAB": c.vocab_size, "SPAN": SPAN}
-        sizes |= {"HIDDEN": c.hidden_size, "HIDDEN_PAD": padded(c.hidden_size), "MIXED": mixed}
-        sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
-        sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
-        sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
-        sizes |= {"PAIR": 16, "KEYS_AT": mixed, "VALUES_AT": mixed + c.num_kv_heads * c.head_dim}
-        return sizes
-
-    def _lines_constants(self, *, split: int) -> dict[str, Constant]:
-        """What is different where the weights of an input lie together."""
-        c = self.config
-        keys = padded(c.num_heads * c.head_dim, LINE)
-        found: dict[str, Constant] = {"PAIR": LINE, "KEYS_AT": keys}
-        found["VALUES_AT"] = keys + padded(c.num_kv_heads * c.head_dim, LINE)
-        return found | self._own_places_at(split=split)
-
-    def _own_places_at(self, *, split: int) -> dict[str, Constant]:
-        """Where a row alone keeps its own choice in the ring, in bytes: inputs of joined matrices, words, values."""
-        c = self.config
-        most = max(3 * padded(c.hidden_size), self._widest)  # of joined matrices together
-        words = 2 * split * most
-        values = words + padded(most // 8, 16)
-        squares = padded(4 * (padded(c.hidden_size) // 128), 16)
-        return {"OWN_WORDS_AT": words, "OWN_VALUES_AT": values, "OWN_BYTES": values + 4 * self._widest + squares}
+        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows, "SPAN": SPAN}
+        return sizes | {"weight_t": self.weight_type} | model_sizes(self.config)
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         """Sizes for the kernel's text."""
@@ -400,11 +365,8 @@ class WholeStep:
         exact = kind.mode in _EXACT
         narrow = self.weight_type == "bfloat_t" and exact
         sizes = self.sizes(rows) | {"SPLIT": 2 if narrow else 1}
-        sizes |= {
-            "ENTRIES": _ENTRIES,
-            "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),
-            "STAGES": self._stages(kind),
-        }
+        sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2)}
+        sizes["STAGES"] = self._stages(kind)
         selects = kind.selects and kind.mode != "dense"
         tiers = (1,) if kind.mode in ("int4", "inputs") else self.tier_sizes
         sizes |= tier_constants(tiers if selects else ())
@@ -412,10 +374,10 @@ class WholeStep:
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
-            sizes |= {"INPUTS": kind.mode == "inputs", "ALONE": _is_alone(kind), "WIDEST": self._widest}
+            sizes |= {"INPUTS": kind.mode == "inputs", "ALONE": self._is_alone(kind), "WIDEST": self._widest}
             seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at whole multiples of it
             if kind.mode == "inputs":
-                sizes |= self._lines_constants(split=2 if narrow else 1)
+                sizes |= lines_constants(c) | own_places(c, split=self._split)
             sizes["SECOND_TILE"], sizes["THIRD_TILE"] = (int(sizes[name]) // seam for name in ("KEYS_AT", "VALUES_AT"))
             sizes["STATE_LOGITS"] = LOGITS_FROM
         else:
@@ -433,7 +395,7 @@ class WholeStep:
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
         widest = self._widest
-        alone = _is_alone(kind)
+        alone = self._is_alone(kind)
         blocks: list[tuple[str, int]] = [("AT_X", (2 if alone else rows) * c.hidden_size)]
         other = padded(slots["out"], 4) if alone or kind.mode in ("int4", "bucket") else 0
         constants["OTHER_PARTS"] = other
@@ -454,17 +416,11 @@ class WholeStep:
         constants["AT_SPLITS"] = place
         return place
 
-    def _stage_bytes(self, kind: Kind) -> int:
-        """Shared memory of a stage of a warp's ring in `verify`: weights, their tiers, rows and their counts."""
-        held = max(8, kind.rows)
-        split = 2 if self.weight_type == "bfloat_t" else 1
-        return 2 * (1024 + 128) + held * 64 * split + 2 * held * 32
-
     def _stages(self, kind: Kind) -> int:
         """Stages of a warp's ring; fewer where many rows leave less shared memory."""
         if kind.mode != "verify":
             return _STAGES[kind.mode]
-        fitting = _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * self._stage_bytes(kind))
+        fitting = _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * verify_stage_bytes(kind.rows, split=self._split))
         return max(1, min(_STAGES["verify"], fitting))
 
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
@@ -478,10 +434,10 @@ class WholeStep:
         if kind.mode in _EXACT:
             unit = 4
             if kind.mode == "verify":
-                ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind)
-            elif kind.mode == "inputs" and _is_alone(kind):  # a row's choice; histograms of the joined matrices
+                ring = warps * int(constants["STAGES"]) * verify_stage_bytes(rows, split=self._split)
+            elif kind.mode == "inputs" and self._is_alone(kind):  # a row's choice; histograms of the joined matrices
                 ring, turned = int(constants["OWN_BYTES"]), 3 * (32 << int(constants["BIN_BITS"]))
-            elif _is_alone(kind):  # the row itself
+            elif self._is_alone(kind):  # the row itself
                 ring = 2 * int(constants["SPLIT"]) * self._widest
         else:
             widest = int(constants["WIDEST"])
