@@ -181,7 +181,7 @@ def main() -> None:
     cases += [("inputs", effort, rows) for effort in (0.9, 0.6, 0.5, 0.25) for rows in (1, 5)]
     cases += [("inputs", 0.6, 2), ("inputs", 0.6, 9), ("verify", 0.6, 1), ("verify", 0.6, 5)]
     cases += [("int4", effort, 1) for effort in (1.0, 0.5, 0.35)] + [("bucket", e, 1) for e in (0.15, 0.25, 0.4)]
-    rows_of, base = [], 0.0
+    rows_of, base, single = [], 0.0, 0.0
     for mode, effort, rows in cases:
         tokens = list(range(rows))
         run = (
@@ -191,11 +191,12 @@ def main() -> None:
         )
         middle, spread = seconds(run, repeat=arguments.repeat)
         base = base or middle
-        rows_of.append((mode, effort, rows, middle * 1e3, spread, middle / base))
+        single = middle if (mode, rows) == ("dense", 1) else single
+        rows_of.append((mode, effort, rows, middle * 1e3, spread, middle / base, middle / (single or base)))
     print(
         f"{device()}, {arguments.layers} blocks, context {CONTEXT}, device copy {(copied := copy_bandwidth()):.0f} GB/s"
     )
-    header = ("step", "effort", "rows", "ms", "spread", "of MLX's dense step")
+    header = ("step", "effort", "rows", "ms", "spread", "of MLX's dense step", "of a row at effort 1")
     print_table(header, rows_of)
     results = {"steps": [dict(zip(header, row, strict=True)) for row in rows_of], "copy_gb_s": copied,
                "layers": arguments.layers, "context": CONTEXT, **device()}  # fmt: skip

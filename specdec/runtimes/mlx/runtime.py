@@ -69,8 +69,9 @@ def check_available() -> None:
 class MlxRuntime:
     """Runs one model from a bucket store on the GPU.
 
-    Weights are held once, in 16 bits, in the kernels' order; tiers (0.125 times the weights) when an effort below 1 of
-    the exact view first needs them; `bucket` adds 1.25 times, `int4` 0.28 times. Matrices of a quantised store are held
+    Weights are held once, in 16 bits, in the kernels' order. When an effort below 1 of the exact view first needs it,
+    the weights of each input side by side are held as well, or, of a store that chooses by tiers, tiers (0.125 times
+    the weights); `bucket` adds 1.25 times, `int4` 0.28 times. Matrices of a quantised store are held
     in the bits of their blocks that were loaded, which `own` and `nested` drafts read too. The cache is float16, the
     residual stream float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts;
     Metal and quantised matrices: float32). Logits are equal bits for equal token histories, efforts and views, whatever
