@@ -165,6 +165,10 @@ class Transformer:
         self._steps[key] = step
         return step
 
+    def forget_graphs(self) -> None:
+        """Forget all graphs: they hold the weights that they were made with."""
+        self._steps.clear()
+
     def logits(self, out: Any, rows: int) -> np.ndarray:
         """Logits float32 (rows, V), the first of what a step has made that was waited for."""
         if self.whole is not None:

@@ -6,7 +6,7 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.device import find_gpu
+from specdec.runtimes.mlx.exact_forms import ExactForms
 from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
@@ -111,6 +112,7 @@ class MlxRuntime:
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
+        self._forms = ExactForms(self._mx, self._loader, self._transformer)
         self._prompts = prompts_of(self._mx, self._transformer)
         self._takes = Takes(
             self._mx,
@@ -234,8 +236,8 @@ class MlxRuntime:
         with self._lock:
             shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
             self.prepare(view)
-            if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
-                self._need_selection()
+            if view == EXACT and not self._store.quantised:
+                self._need_forms({share.mode for share in shares})
             self._begin(batch[0].efforts, shared=len(batch) > 1)
             ahead = self._ahead(batch, shares, view)
             for share in shares:
@@ -315,14 +317,18 @@ class MlxRuntime:
         if self._driver is not None:
             self._driver.wait()
 
-    def _need_selection(self) -> None:
-        """Pack what the exact view needs below effort 1, unless it is there."""
+    def _need_forms(self, modes: Collection[str]) -> None:
+        """Pack the forms of 16-bit weights that steps of these modes read, unless they are there."""
+        if "dense" in modes:
+            self._forms.need_dense()
+        if "inputs" in modes:
+            self._forms.need_inputs(alone="dense" not in modes)
+        if "verify" in modes:
+            self._need_tiers()
+
+    def _need_tiers(self) -> None:
+        """Pack the tiers of the exact view, unless they are there."""
         if "tiers" in self._prepared:
-            return
-        if self._store.selection == "inputs":
-            for linear in self._transformer.linears:
-                self._loader.inputs(linear, whole=self._transformer.whole is not None)
-            self._prepared.add("tiers")
             return
         tiers = self._store.layout.num_tiers
         if tiers > _MOST_TIERS:

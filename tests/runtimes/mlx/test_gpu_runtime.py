@@ -203,7 +203,7 @@ class ChoosingTransformer(DenseTransformer):
 def test_inputs_that_no_row_takes_are_not_read(store_of, name, dtype):
     def logits(poison: float) -> list[np.ndarray]:
         runtime = MlxRuntime(store_of(name, dtype))
-        runtime._need_selection()
+        runtime._need_forms({"inputs"})
         for number, linear in enumerate(runtime._transformer.linears):
             left_out = np.random.default_rng(number).random(linear.inputs) < 0.3
             scores = np.array(linear.scores)
