@@ -63,7 +63,7 @@ class ExactForms:
 
     def _has_room(self) -> bool:
         """Whether the memory has room for another form; it has where MLX does not say."""
-        info = getattr(self._mx, "device_info", dict)()
+        info: dict[str, Any] = getattr(self._mx, "device_info", dict)()
         limits = [int(info[name]) for name in _LIMITS if name in info]
         more = sum(linear.weights.nbytes for linear in self._transformer.linears)
         return not limits or self._mx.get_active_memory() + more < _ROOM * limits[0]
