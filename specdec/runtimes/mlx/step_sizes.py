@@ -7,6 +7,7 @@ from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import LINE, padded
 
 MOST_CHOOSING = 8  # rows of a step that take whole inputs of 16-bit weights: sums of more do not fit
+_UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
 
 
 def model_sizes(config: ModelConfig) -> dict[str, Constant]:
@@ -33,10 +34,11 @@ def widest_row(config: ModelConfig) -> int:
 
 
 def lines_constants(config: ModelConfig) -> dict[str, Constant]:
-    """Where the outputs of joined matrices begin: at whole lines, gates and ups in turn by a line."""
+    """Where the outputs of joined matrices begin: at whole lines, gates and ups in turn by a line; and fewest units of
+    a block."""
     keys = padded(config.num_heads * config.head_dim, LINE)
     values = keys + padded(config.num_kv_heads * config.head_dim, LINE)
-    return {"PAIR": LINE, "KEYS_AT": keys, "VALUES_AT": values}
+    return {"PAIR": LINE, "KEYS_AT": keys, "VALUES_AT": values, "UNITS_EACH": _UNITS_EACH}
 
 
 def own_places(config: ModelConfig, *, split: int) -> dict[str, Constant]:
