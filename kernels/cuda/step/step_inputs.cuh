@@ -92,17 +92,16 @@ DEVICE void multiply_exact(const Matrix& m, int, int joined, const void* lines, 
       rows_at = activation + (size_t)matrix * ROWS * SPLIT * width + q * 8;
     }
     const unsigned bits = taken.at(step) >> (q * 8);
+    uint4 held[2][HALVES][4];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < HALVES; ++half) {
+        held[j / 4][half][j % 4] = bits >> j & 1 ? stream16(from + j * LINE_BYTES + half * 128) : uint4{0, 0, 0, 0};
+      }
+    }
 #pragma unroll
     for (int product = 0; product < 2; ++product) {
-      uint4 held[HALVES][4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-#pragma unroll
-        for (int half = 0; half < HALVES; ++half) {
-          const char* at = from + (product * 4 + j) * LINE_BYTES + half * 128;
-          held[half][j] = bits >> (product * 4 + j) & 1 ? stream16(at) : uint4{0, 0, 0, 0};
-        }
-      }
       uint2 x[BANDS][SPLIT];
 #pragma unroll
       for (int band = 0; band < BANDS; ++band) {
@@ -114,7 +113,7 @@ DEVICE void multiply_exact(const Matrix& m, int, int joined, const void* lines, 
         }
       }
 #pragma unroll
-      for (int half = 0; half < HALVES; ++half) multiply_lines(sum, half * 4, held[half], x);
+      for (int half = 0; half < HALVES; ++half) multiply_lines(sum, half * 4, held[product][half], x);
     }
     if (++step == steps) {
       flush();

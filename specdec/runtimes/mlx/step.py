@@ -31,6 +31,8 @@ from specdec.runtimes.mlx.state import (
     STATE_SIZE,
 )
 from specdec.runtimes.mlx.step_sizes import (
+    ARRIVALS,
+    arrivals,
     lines_constants,
     model_sizes,
     own_places,
@@ -97,7 +99,7 @@ class WholeStep:
         self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
         self._kernels: dict[tuple[str, bool, int, bool, bool], tuple[Any, int]] = {}
         self._tables: dict[tuple[str, bool], Any] = {}
-        self._nothing, self._sync = self.own((8,), mx.int32), self.own((64,), mx.uint32)
+        self._nothing, self._sync = self.own((8,), mx.int32), self.own((ARRIVALS + arrivals(config),), mx.uint32)
         self._state = self.own((STATE_SIZE,), mx.int32)
         self._logits = self.own((MAX_ROWS, config.vocab_size), mx.float32)
         self._choices = self.own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
@@ -347,11 +349,7 @@ class WholeStep:
         return widest_row(self.config)
 
     def _is_alone(self, kind: Kind) -> bool:
-        """Whether a step has one row, of all weights or of whole inputs, whose inputs each block makes by itself."""
-        if kind.mode == "inputs" and kind.rows == 1:
-            # What it takes beside histograms and the table; a row of more goes the way of several rows.
-            own = int(own_places(self.config, split=self._split)["OWN_BYTES"])
-            return own <= (SHARED_KB - 64) * 1024 - 8 * self.config.num_layers * _ENTRIES
+        """Whether a step has one row, which takes all weights: its blocks make their inputs by themselves."""
         return kind.mode == "dense" and kind.rows == 1
 
     def sizes(self, rows: int) -> dict[str, Constant]:
@@ -374,7 +372,7 @@ class WholeStep:
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
-            sizes |= {"INPUTS": kind.mode == "inputs", "ALONE": self._is_alone(kind), "WIDEST": self._widest}
+            sizes |= {"INPUTS": kind.mode == "inputs", "SYNC_ARRIVALS": ARRIVALS}
             seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at whole multiples of it
             if kind.mode == "inputs":
                 sizes |= lines_constants(c) | own_places(c, split=self._split)
@@ -435,8 +433,8 @@ class WholeStep:
             unit = 4
             if kind.mode == "verify":
                 ring = warps * int(constants["STAGES"]) * verify_stage_bytes(rows, split=self._split)
-            elif kind.mode == "inputs" and self._is_alone(kind):  # a row's choice; histograms of the joined matrices
-                ring, turned = int(constants["OWN_BYTES"]), 3 * (32 << int(constants["BIN_BITS"]))
+            elif kind.mode == "inputs" and rows == 1:  # what a block chooses
+                ring = int(constants["OWN_BYTES"])
             elif self._is_alone(kind):  # the row itself
                 ring = 2 * int(constants["SPLIT"]) * self._widest
         else:

@@ -7,6 +7,7 @@ from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import LINE, padded
 
 MOST_CHOOSING = 8  # rows of a step that take whole inputs of 16-bit weights: sums of more do not fit
+ARRIVALS = 64  # where counters of blocks begin, after the barrier's
 _UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
 
 
@@ -42,8 +43,7 @@ def lines_constants(config: ModelConfig) -> dict[str, Constant]:
 
 
 def own_places(config: ModelConfig, *, split: int) -> dict[str, Constant]:
-    """Where a block keeps a row alone and its choice, in bytes: inputs of joined matrices, a bit for each, values and
-    sums of squares.
+    """Where a block keeps what it chooses of a row alone, in bytes: inputs of joined matrices, a bit for each.
 
     Args:
         config: of the model.
@@ -51,6 +51,9 @@ def own_places(config: ModelConfig, *, split: int) -> dict[str, Constant]:
     """
     most = max(3 * padded(config.hidden_size), widest_row(config))  # of joined matrices together
     words = 2 * split * most
-    values = words + padded(most // 8, 16)
-    squares = padded(4 * (padded(config.hidden_size) // 128), 16)
-    return {"OWN_WORDS_AT": words, "OWN_VALUES_AT": values, "OWN_BYTES": values + 4 * widest_row(config) + squares}
+    return {"OWN_WORDS_AT": words, "OWN_BYTES": words + padded(most // 8, 16)}
+
+
+def arrivals(config: ModelConfig) -> int:
+    """Counters of the blocks that have added to 128 inputs of a row."""
+    return (padded(config.hidden_size) + padded(config.intermediate_size)) // 128
