@@ -18,7 +18,7 @@ from specdec.runtimes.mlx.model import Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN, pack_bucket, pack_dense, pack_int4, pack_tiers
 from specdec.runtimes.mlx.step import WholeStep, fits
-from specdec.runtimes.mlx.weights import Linear, PackedBucket, PackedTiers
+from specdec.runtimes.mlx.weights import Linear, PackedBucket, PackedTiers, lines_of
 
 GPU = find_gpu()
 mx = GPU.mx
@@ -125,12 +125,18 @@ def int4_of(weights: Any) -> tuple[Any, Any, Any]:
 
 
 def linear_of(weights: list[Any], *, paired: bool = False, views: tuple[str, ...] = ()) -> Linear:
-    """A multiplication by matrices on the device, joined, with the views asked for ("tiers", "int4", "bucket")."""
+    """A multiplication by matrices on the device, joined, with what `views` names of "lines", "tiers", "int4" and
+    "bucket"."""
     sizes = tuple(part.shape[0] for part in weights)
     linear = Linear(tuple(str(i) for i in range(len(weights))), sizes, weights[0].shape[1], paired)
     joined = linear.join(mx, weights)
     linear.weights = pack_dense(mx, GPU.backend, joined, linear.rows)
     mx.eval(linear.weights)
+    if "lines" in views:
+        linear.lines = lines_of(mx, linear)
+        scores = mx.stack([mx.mean(mx.abs(part.astype(mx.float32)), axis=0)[:, None] for part in weights])
+        linear.scores = scores + mx.zeros_like(scores)
+        mx.eval(linear.scores)
     if "tiers" in views:
         planes = pack_tiers(mx, GPU.backend, linear.join(mx, [tiers_of(part) for part in weights]), linear.rows)
         linear.tiers = PackedTiers(planes, mx.stack([buckets_of(part)[2] for part in weights]))
@@ -213,11 +219,12 @@ def copy_of(linear: Linear) -> Linear:
     made = replace(
         linear,
         weights=_copy(linear.weights),
+        lines=None if linear.lines is None else _copy(linear.lines),
         tiers=copied(linear.tiers),
         int4=copied(linear.int4),
         bucket=copied(linear.bucket),
     )
-    mx.eval(made.weights)
+    mx.eval([array for array in (made.weights, made.lines) if array is not None])
     for packed in (made.tiers, made.int4, made.bucket):
         if packed is not None:
             mx.eval([getattr(packed, field.name) for field in fields(packed)])

@@ -33,7 +33,7 @@ from specdec.weights.quantised import QuantisedTable
 GROUP, DISTINCT = 64, 4
 CASES = {
     4: (("quant", 1.0, 1), ("quant", 1.0, 2), ("quant", 1.0, 4), ("quant", 1.0, 5), ("quant", 1.0, 8),
-        ("quant", 0.6, 1), ("quant", 0.6, 5)),
+        ("quant", 0.6, 1), ("quant", 0.5, 1), ("quant", 0.25, 1), ("quant", 0.6, 5)),
     8: (("quant", 1.0, 1), ("quant", 1.0, 5), ("nested", 1.0, 1)),
 }  # fmt: skip
 

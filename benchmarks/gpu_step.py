@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def asked_for(description: str) -> tuple[argparse.Namespace, ModelConfig]:
     parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
     add_json_option(parser)
     arguments = parser.parse_args()
-    return arguments, ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
+    return arguments, replace(SHAPE_7B, layers=SHAPE_7B.layers[:1] * arguments.layers)
 
 
 def random_history(config: ModelConfig) -> list[tuple[Any, Any]]:
@@ -104,9 +105,9 @@ class Steps:
         if (mode, effort) not in self._takes:
             made = []
             for linear in self.transformer.linears:
-                size = 1 if mode == "int4" else sum(TIERS)
+                size = 1 if mode in ("inputs", "int4") else sum(TIERS)
                 take = weights_to_take(effort, linear.inputs * size)
-                made.append(on_device([[take] * (len(linear.names) if mode == "verify" else 1)]))
+                made.append(on_device([[take] * (len(linear.names) if mode in ("inputs", "verify") else 1)]))
             if self.transformer.whole:
                 made = [mx.concatenate(made, axis=1)[0]]
                 mx.eval(made)
@@ -115,7 +116,7 @@ class Steps:
 
     def __call__(self, mode: str, effort: float, tokens: list[int]) -> Any:
         """A step, to be waited for."""
-        selects = mode in ("verify", "bucket") or effort < 1
+        selects = mode in ("inputs", "verify", "bucket") or effort < 1
         splits = 0 if self.transformer.whole else -(-(self.position + len(tokens)) // SPAN)
         kind = Kind(mode, selects, row_step(len(tokens)), splits, row_step(len(tokens)))
         takes = self.takes(mode, effort) if selects else []
@@ -131,7 +132,7 @@ class Steps:
 def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) -> None:
     """Refuse to time steps that are wrong: rows alone and together, and against MLX."""
     tokens = list(range(5, 14))
-    for mode, effort in (("dense", 1.0), ("verify", 0.6)):
+    for mode, effort in (("dense", 1.0), ("inputs", 0.6), ("inputs", 0.25), ("verify", 0.6)):
         together = steps.logits(mode, effort, tokens)
         for count in (1, 5):
             some = steps.logits(mode, effort, tokens[:count])
@@ -153,7 +154,14 @@ def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) 
     # MLX's residual stream is float16: 2^-11 for each of 64 additions, in random directions, is about 4e-3.
     if not error < 2e-2:
         sys.exit("the dense step differs from MLX's: nothing was timed")
-    for mode, effort in (("int4", 1.0), ("int4", 0.5), ("bucket", 1.0), ("bucket", 0.25), ("verify", 0.999999)):
+    for mode, effort in (
+        ("int4", 1.0),
+        ("int4", 0.5),
+        ("bucket", 1.0),
+        ("bucket", 0.25),
+        ("inputs", 0.999999),
+        ("verify", 0.999999),
+    ):
         found = steps.logits(mode, effort, tokens[:1])[0].astype(np.float64)
         cosine = found @ ours[0] / np.linalg.norm(found) / np.linalg.norm(ours[0])
         print(f"{mode} at effort {effort}: cosine of the logits with dense {cosine:.4f}")
@@ -162,16 +170,18 @@ def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) 
 def main() -> None:
     """Check, measure, print."""
     arguments, config = asked_for(__doc__.splitlines()[0])
-    transformer, plain, _ = random_transformer(config, views=("tiers", "int4", "bucket"))
+    transformer, plain, _ = random_transformer(config, views=("lines", "tiers", "int4", "bucket"))
     steps, mlx = Steps(transformer), mlx_step(config, plain)
     cache = random_history(config)
     check(steps, mlx, cache)
     inputs = {rows: transformer.embeddings[mx.array(list(range(rows)))] for rows in (1, 5, 9)}
     mx.eval(inputs)
     cases: list[tuple[str, float, int]] = [("MLX dense", 1.0, rows) for rows in (1, 5, 9)]
-    cases += [("dense", 1.0, rows) for rows in (1, 2, 5, 9, 16)] + [("verify", 0.6, rows) for rows in (1, 5, 9)]
+    cases += [("dense", 1.0, rows) for rows in (1, 2, 5, 9, 16)]
+    cases += [("inputs", effort, rows) for effort in (0.9, 0.6, 0.5, 0.25) for rows in (1, 5)]
+    cases += [("inputs", 0.6, 2), ("inputs", 0.6, 9), ("verify", 0.6, 1), ("verify", 0.6, 5)]
     cases += [("int4", effort, 1) for effort in (1.0, 0.5, 0.35)] + [("bucket", e, 1) for e in (0.15, 0.25, 0.4)]
-    rows_of, base = [], 0.0
+    rows_of, base, single = [], 0.0, 0.0
     for mode, effort, rows in cases:
         tokens = list(range(rows))
         run = (
@@ -181,11 +191,12 @@ def main() -> None:
         )
         middle, spread = seconds(run, repeat=arguments.repeat)
         base = base or middle
-        rows_of.append((mode, effort, rows, middle * 1e3, spread, middle / base))
+        single = middle if (mode, rows) == ("dense", 1) else single
+        rows_of.append((mode, effort, rows, middle * 1e3, spread, middle / base, middle / (single or base)))
     print(
         f"{device()}, {arguments.layers} blocks, context {CONTEXT}, device copy {(copied := copy_bandwidth()):.0f} GB/s"
     )
-    header = ("step", "effort", "rows", "ms", "spread", "of MLX's dense step")
+    header = ("step", "effort", "rows", "ms", "spread", "of MLX's dense step", "of a row at effort 1")
     print_table(header, rows_of)
     results = {"steps": [dict(zip(header, row, strict=True)) for row in rows_of], "copy_gb_s": copied,
                "layers": arguments.layers, "context": CONTEXT, **device()}  # fmt: skip

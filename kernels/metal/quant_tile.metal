@@ -81,6 +81,14 @@ inline void make_weights(thread const uint (&held)[4], thread const float (&scal
   }
 }
 
+// Whether one of a band's rows takes an input: what none takes is not read.
+inline bool any_takes(device const float* activation, int input, int rows) {
+  bool any = false;
+#pragma unroll
+  for (int m = 0; m < BAND; ++m) any |= m < rows && activation[(ulong)m * PADDED + input] != 0;
+  return any;
+}
+
 // Adds the products of one of `tiles` tiles and the groups first, first + WARPS, ... before last to `sum`.
 template <typename F>
 inline void quant_tile(device const uchar* data, int tiles, int tile, device const float* activation, int rows, int first,
@@ -98,7 +106,7 @@ inline void quant_tile(device const uchar* data, int tiles, int tile, device con
       uint held[AHEAD][4];
 #pragma unroll
       for (int j = 0; j < AHEAD; ++j) {
-        if (SELECTS && ROWS == 1 && activation[base + j] == 0) {
+        if (SELECTS && !any_takes(activation, base + j, rows)) {
 #pragma unroll
           for (int n = 0; n < 4; ++n) held[j][n] = 0;
         } else {

@@ -89,6 +89,14 @@ DEVICE void make_weights(const unsigned (&held)[4], const float (&scale)[8], con
   }
 }
 
+// Whether one of a band's rows takes an input: what none takes is not read.
+DEVICE bool any_takes(const float* activation, int input, int rows) {
+  bool any = false;
+#pragma unroll
+  for (int m = 0; m < BAND; ++m) any |= m < rows && activation[(size_t)m * PADDED + input] != 0;
+  return any;
+}
+
 // Adds the products of one of `tiles` tiles and the groups first, first + WARPS, ... before last to `sum`.
 template <typename F>
 DEVICE void quant_tile(const unsigned char* data, int tiles, int tile, const float* activation, int rows, int first,
@@ -115,7 +123,7 @@ DEVICE void quant_tile(const unsigned char* data, int tiles, int tile, const flo
       }
 #pragma unroll
       for (int j = 0; j < ahead; ++j) {
-        if (SELECTS && ROWS == 1 && x[j] == 0) {
+        if (SELECTS && !(ROWS == 1 ? x[j] != 0 : any_takes(activation, base + j, rows))) {
           held[j][0] = 0, held[j][1] = 0, held[j][2] = 0, held[j][3] = 0;
         } else {
           read_codes<F>(upper, rest, base + j, part, held[j]);

@@ -118,7 +118,7 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
   for (int job = warp; job < 3 * rows; job += WARPS) {
     const int row = job / 3, kind = job % 3, d = lane * 4;
     if (kind == 0 && (row < base || row >= base + TOGETHER)) continue;  // another block's query
-    [[maybe_unused]] const int column = kind == 0 ? head * SIZE : (HEADS + (kind - 1) * KV_HEADS + kv_head) * SIZE;
+    [[maybe_unused]] const int column = kind == 0 ? head * SIZE : (kind == 1 ? KEYS_AT : VALUES_AT) + kv_head * SIZE;
     float4 four = {0, 0, 0, 0};
     float2 angle[4];
     if (d < SIZE) {

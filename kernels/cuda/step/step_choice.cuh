@@ -8,6 +8,13 @@ namespace specdec {
 constexpr int BIN_SHIFT = 23 - BIN_BITS, BINS = 32 << BIN_BITS;  // from 2^-24 to 2^8, the lowest and the highest open
 constexpr int LOWEST_BIN = (127 - 24) << BIN_BITS;
 
+#ifdef SECOND_TILE
+// Which of the joined matrices a tile of outputs is of: gates and ups in turn, or q, k and v.
+DEVICE int matrix_of_tile(int joined, int tile) {
+  return joined == 1 ? 0 : joined == 2 ? tile % 2 : (tile >= SECOND_TILE) + (tile >= THIRD_TILE);
+}
+#endif
+
 #if TIERS
 DEVICE int bin_of(float key) {
   const int bin = (int(bits_of(key)) >> BIN_SHIFT) - LOWEST_BIN;
@@ -32,6 +39,11 @@ DEVICE void load_scores(const float* scores, int input, float (&to)[TIERS]) {
 
 // Scores of four inputs of a row of `width`; 0 past its end.
 DEVICE void load_scores4(const float* scores, int input, int width, float (&to)[4][TIERS]) {
+  if constexpr (TIERS == 1 && (HIDDEN | MIXED | INNER) % 4 == 0) {  // no four begin within a row and end past it
+    const float4 four = input < width ? *reinterpret_cast<const float4*>(scores + input) : float4{0, 0, 0, 0};
+    to[0][0] = four.x, to[1][0] = four.y, to[2][0] = four.z, to[3][0] = four.w;
+    return;
+  }
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
 #pragma unroll
@@ -85,6 +97,14 @@ DEVICE int find_cut(const Counts& counts, int wanted, int* scratch, unsigned* tu
   }
   BARRIER();
   return scratch[32];
+}
+
+// Bits of four inputs of every lane, those of eight lanes in one word: given to all eight.
+DEVICE unsigned word_of(unsigned four) {
+  unsigned word = four << (threadIdx.x % 8 * 4);
+#pragma unroll
+  for (int mask = 1; mask < 8; mask *= 2) word |= __shfl_xor_sync(EVERY_LANE, word, mask);
+  return word;
 }
 
 // Empties a histogram, or several next to each other.

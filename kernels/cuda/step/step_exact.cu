@@ -45,6 +45,8 @@ auto scores_at = [&](int layer, int site) {
   return layer == LAYERS ? LAST(float, 4) : POINTER(float, layer, 12 + site);
 };
 
+auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
+
 // Asks for what `make` will read of a layer's weights.
 auto look_ahead = [&](int layer, int site, int joined) {
   const float *weight = weight_at(layer, site), *scores = scores_at(layer, site);
@@ -56,54 +58,60 @@ auto look_ahead = [&](int layer, int site, int joined) {
   });
 };
 
-// Makes the rows of a multiplication, from `first` on, and counts their keys for each of the joined matrices.
-auto make = [&](int layer, int site, int joined, int first, bool adds) {
+// Makes inputs i to i + 3 of the row first + row of a multiplication, before its norm's scale, and counts their keys for each
+// of the joined matrices. A warp has 128 inputs.
+auto make_four = [&](int layer, int site, int joined, int first, bool adds, int row, int i) {
   unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
-  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
   const float *weight = weight_at(layer, site), *scores = scores_at(layer, site);
   const int width = width_at(site), padded = padded_at(site);
-  spread(rows - first, padded, [&](int row, int i) {
-    float4 value = {0, 0, 0, 0};
-    float score[3][4][TIERS];
+  float4 value = {0, 0, 0, 0};
+  float score[3][4][TIERS];
 #pragma unroll
-    for (int m = 0; m < 3; ++m) {
-      if (m < joined) load_scores4(scores + (size_t)m * width * TIERS, i, width, score[m]);
-    }
-    if (site % 2 == 0) {
-      float* from = x + (first + row) * HIDDEN + i;
-      float4 w = value;
-      if (i < HIDDEN) {
-        w = *reinterpret_cast<const float4*>(weight + i);
-        value = load_float4(from);
-        if (adds) {
-          add(value, sum4(matrix_at(site ? 1 : 3, false), products, first + row, i));
-          *reinterpret_cast<float4*>(from) = value;
-        }
-      }
-      const float square = lane_sum(four_squares(value));
-      if (tid % 32 == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
-      value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
-    } else {
-      value = plain4(site, row, i);
-    }
-    *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
-    if (i >= width) return;
-    const float v[4] = {value.x, value.y, value.z, value.w};
-#pragma unroll
-    for (int m = 0; m < 3; ++m) {
-      if (m >= joined) break;
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if (i + e >= width) break;
-#pragma unroll
-        for (int k = 0; k < TIERS; ++k) {
-          atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][k])), size_of(k));
-        }
+  for (int m = 0; m < 3; ++m) {
+    if (m < joined) load_scores4(scores + (size_t)m * width * TIERS, i, width, score[m]);
+  }
+  if (site % 2 == 0) {
+    float* from = x + (first + row) * HIDDEN + i;
+    float4 w = value;
+    if (i < HIDDEN) {
+      w = *reinterpret_cast<const float4*>(weight + i);
+      value = load_float4(from);
+      if (adds) {
+        add(value, sum4(matrix_at(site ? 1 : 3, false), products, first + row, i));
+        *reinterpret_cast<float4*>(from) = value;
       }
     }
-  });
+    const float square = lane_sum(four_squares(value));
+    if (tid % 32 == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
+    value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+  } else {
+    value = plain4(site, row, i);
+  }
+  *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
+  if (i >= width) return;
+  const float v[4] = {value.x, value.y, value.z, value.w};
+#pragma unroll
+  for (int m = 0; m < 3; ++m) {
+    if (m >= joined) break;
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (i + e >= width) break;
+#pragma unroll
+      for (int k = 0; k < TIERS; ++k) {
+        atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][k])), size_of(k));
+      }
+    }
+  }
+};
+// Makes the rows of a multiplication, from `first` on, by all blocks together.
+auto make = [&](int layer, int site, int joined, int first, bool adds) {
+  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
+  spread(rows - first, padded_at(site), [&](int row, int i) { make_four(layer, site, joined, first, adds, row, i); });
 };
 
+#if INPUTS
+#include "step_inputs_rows"
+#else
 // Chooses tiers of rows that were made, rounds their activations and stores both: some blocks for every row and matrix.
 auto choose = [&](int layer, int site, int joined, int count, const int* wanted) {
   const unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
@@ -146,6 +154,7 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
   }
   ++turn;
 };
+#endif
 #elif ROWS == 1
 // Makes the inputs that this block's share of a multiplication takes. The residual stream has two places: block 0 writes
 // the sum to one while all read from the other.
@@ -209,8 +218,6 @@ auto fill_for = [&](int layer, int site) {
   fill(matrix_at(site, head), outputs_at(site, head), head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
        head ? LAST(void, 3) : POINTER(void, layer, 8 + site), ring);
 };
-auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1; };
-
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
@@ -223,14 +230,28 @@ if (block == 0) embed_row(LAST(weight_t, 2), state[2], x + side * HIDDEN);
 if (block < rows) embed_row(LAST(weight_t, 2), state[2 + block], x + block * HIDDEN);
 #endif
 grid_barrier.wait();
+#if INPUTS
+make(0, 0, joined_at(0, 0), 0, false);
+grid_barrier.wait();
+#endif
 #pragma unroll 1
 for (int number = 0, choice = 0;; ++number) {
   const int layer = number / 4, site = number % 4, next = number + 1;
   const bool head = layer == LAYERS;
   if (head && logits_from >= rows) break;
-  const int first = head ? logits_from : 0, joined = joined_at(layer, site);  // the rows wanted move to the front
+  // The rows wanted move to the front.
+  [[maybe_unused]] const int first = head ? logits_from : 0, joined = head ? 1 : site == 0 ? 3 : site == 2 ? 2 : 1;
   const Matrix m = matrix_at(site, head);
-#if TIERS
+#if INPUTS && ROWS == 1
+  take_in(m, layer, site, joined, take + choice);
+  choice += joined;
+  const act_t* activation = own;
+  const unsigned* taken_words = own_words;
+#elif INPUTS
+  choose(layer, site, joined, rows - first, take + choice);
+  choice += joined;
+  grid_barrier.wait();
+#elif TIERS
   make(layer, site, joined, first, number > 0);
   grid_barrier.wait();
   choose(layer, site, joined, rows - first, take + choice);
@@ -244,8 +265,13 @@ for (int number = 0, choice = 0;; ++number) {
   grid_barrier.wait();
 #endif
   multiply_exact(m, outputs_at(site, head), joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
-                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation, prefix, rows - first, parts_of(site),
-                 room, ring);
+                 head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation,
+#if INPUTS
+                 reinterpret_cast<const unsigned char*>(taken_words),
+#else
+                 prefix,
+#endif
+                 rows - first, parts_of(site), room, ring);
   auto meanwhile = [&] {
     if (head) return;
     fill_for(next / 4, next % 4);
@@ -275,6 +301,13 @@ for (int number = 0, choice = 0;; ++number) {
       item -= items;
     }
     grid_barrier.wait();
+#if INPUTS
+    make(layer, 1, 1, 0, false);
+    grid_barrier.wait();
+  } else if (!head) {
+    make_of_tiles(m, next / 4, next % 4);
+    grid_barrier.wait(meanwhile);
+#endif
   } else {
     grid_barrier.wait(meanwhile);
   }

@@ -61,6 +61,9 @@ struct Matrix {
   int tiles, steps;
 #if SEGMENTED
   int begin, blocks, slots;  // its first block, how many blocks it has, and its first slot
+#elif INPUTS
+  int blocks;  // a small matrix leaves blocks idle: its sums would have more parts than they are worth
+  static constexpr int begin = 0, slots = 0;
 #else
   static constexpr int begin = 0, blocks = GRID, slots = 0;
 #endif
@@ -115,9 +118,16 @@ DEVICE int segment_of_block(int site, bool head, int block) {
 }
 constexpr int MOST = MOST_BLOCKS;
 #else
-constexpr int QKV_SIZE = (HEADS + 2 * KV_HEADS) * SIZE;
+// Outputs of q, k and v, which may begin at whole tiles.
+constexpr int QKV_SIZE = VALUES_AT + KV_HEADS * SIZE;
 DEVICE constexpr Matrix matrix_of(int outputs, int padded_inputs) {
-  return Matrix{(outputs + TILE - 1) / TILE, padded_inputs / 32};
+  const int tiles = (outputs + TILE - 1) / TILE, steps = padded_inputs / 32;
+#if INPUTS
+  const int busy = (tiles * steps + UNITS_EACH - 1) / UNITS_EACH;
+  return Matrix{tiles, steps, busy < GRID ? busy : GRID};
+#else
+  return Matrix{tiles, steps};
+#endif
 }
 // The multiplications of a block of the model in order of use, and the logits layer.
 DEVICE Matrix matrix_at(int site, bool head) {

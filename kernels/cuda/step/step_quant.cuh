@@ -305,8 +305,8 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
     }
     WARP_BARRIER();
     unsigned taken = EVERY_LANE;
-#if TIERS && ROWS == 1
-    if (share.begin + stage + STAGES < share.end) taken = groups[local(ahead_step)].taken;
+#if TIERS
+    if (share.begin + stage + STAGES < share.end) taken = any_takes(groups + local(ahead_step) * rows, rows);
 #endif
     issue<F>(share, from, ahead_tile, ahead_step, taken, own, stage + STAGES);
     if (++ahead_step == m.steps) ++ahead_tile, ahead_step = 0;

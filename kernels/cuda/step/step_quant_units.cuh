@@ -68,6 +68,13 @@ DEVICE void put_group(unsigned* words, Group* groups, int at, int quad, const fl
   if (quad == 0) groups[at] = Group{whole.scale, {sum, other}, taken};
 }
 
+// A bit for each input of a group that one of the rows takes: others are not read.
+DEVICE unsigned any_takes(const Group* of_rows, int rows) {
+  if (ROWS == 1) return of_rows->taken;
+  const int row = threadIdx.x % 32;
+  return __reduce_or_sync(EVERY_LANE, row < rows ? of_rows[row].taken : 0u);
+}
+
 // Asks for a unit: stage `stage` of the warp's share.
 template <int F>
 DEVICE void issue(const Shares& share, const Packed& from, int tile, int step, unsigned taken, char* own, int stage) {
@@ -107,16 +114,20 @@ DEVICE void issue(const Shares& share, const Packed& from, int tile, int step, u
   end_stage();
 }
 
-// Asks for the stages `first` to `last` of this warp's share.
+// Asks for the stages `first` to `last` of this warp's share: of all inputs, or of those that a row alone takes.
 template <int F>
-DEVICE void fill_form(const Portion& share, const char* data, char* ring, int first, int last) {
+DEVICE void fill_form(const Portion& share, const char* data, char* ring, int first, int last, const Group* groups = nullptr) {
   const Matrix& m = share.m;
   const Packed from = packed_of<F>(m, data);
   int tile = share.tile, step = share.step + first;
   while (step >= m.steps) ++tile, step -= m.steps;
 #pragma unroll 1
   for (int stage = first; stage < last; ++stage) {
-    issue<F>(share, from, tile, step, EVERY_LANE, ring + share.warp * RING_BYTES, stage);
+    unsigned taken = EVERY_LANE;
+    if (groups && share.begin + stage < share.end) {
+      taken = groups[step >= share.block_step ? step - share.block_step : step - share.block_step + m.steps].taken;
+    }
+    issue<F>(share, from, tile, step, taken, ring + share.warp * RING_BYTES, stage);
     if (++step == m.steps) ++tile, step = 0;
   }
 }

@@ -35,14 +35,14 @@ DEVICE void norm_row(const M& m, const float* x, const float* parts, int row, fl
   }
 }
 
-// silu(gate) * up of four inputs; gates and ups lie in turn by 16, unless they are matrices of their own.
+// silu(gate) * up of four inputs; gates and ups lie in turn by PAIR, unless they are matrices of their own.
 template <class M>
 DEVICE float4 gated4([[maybe_unused]] const M& m, const float* parts, int row, int i) {
 #if SEGMENTED
   const float4 gate = sum4(segment_at(4), parts, row, i), up = sum4(segment_at(5), parts, row, i);
 #else
-  const int column = i / 16 * 32 + i % 16;
-  const float4 gate = sum4(m, parts, row, column), up = sum4(m, parts, row, column + 16);
+  const int column = i / PAIR * (2 * PAIR) + i % PAIR;
+  const float4 gate = sum4(m, parts, row, column), up = sum4(m, parts, row, column + PAIR);
 #endif
   return float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w};
 }

@@ -16,10 +16,6 @@ using act_t = weight_t;
 constexpr int HELD_ROWS = 8 * BANDS, WEIGHT_BYTES = 2 * (1024 + 128), ROW_BYTES = HELD_ROWS * 64 * SPLIT;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + ROW_BYTES + 2 * HELD_ROWS * 32;
 
-DEVICE int matrix_of_tile(int joined, int tile) {
-  return joined == 1 ? 0 : joined == 2 ? tile % 2 : (tile >= SECOND_TILE) + (tile >= THIRD_TILE);
-}
-
 DEVICE void issue_weights(const Shares& share, const void* weights, const void* planes, int outputs, int tile, int step,
                           char* to) {
   const int lane = threadIdx.x % 32;

@@ -37,9 +37,9 @@ class Kind:
     """What decides a step's graph.
 
     Attributes:
-        mode: "dense", "verify" (exact view, effort below 1), "int4" or "bucket"; of quantised models also "quant"
-            (views exact and `own`) and "nested".
-        selects: effort below 1 somewhere (always for "verify" and "bucket").
+        mode: "dense"; "inputs" or "verify" (exact view, effort below 1 by whole inputs or by tiers); "int4" or
+            "bucket"; of quantised models also "quant" (views exact and `own`) and "nested".
+        selects: effort below 1 somewhere (always for "inputs", "verify" and "bucket").
         rows: of the kernels, one of `ops.ROW_STEPS`.
         splits: of attention; 0 when the step is one kernel, which finds out by itself.
         head: rows of the kernels of the logits layer; 0 for a piece of a prompt. When the step is one kernel this is
@@ -170,6 +170,10 @@ class Transformer:
                 step = self.mx.compile(lambda *given: self._step(kind, *given))
         self._steps[key] = step
         return step
+
+    def forget_graphs(self) -> None:
+        """Forget all graphs: they hold the weights that they were made with."""
+        self._steps.clear()
 
     def logits(self, out: Any, rows: int) -> np.ndarray:
         """Logits float32 (rows, V), the first of what a step has made that was waited for; `out` is None where it was

@@ -194,6 +194,7 @@ class Ops:
         joined: int,
         counts: bool = False,
         jobs: Jobs | None = None,
+        dtype: Any = None,
     ) -> list[Any]:
         """What each matrix sees of the rows, or jobs: (joined, rows, padded in), with zeros for inputs not taken.
 
@@ -206,8 +207,9 @@ class Ops:
             joined: matrices side by side.
             counts: also give how many runs of each input are taken, uint8 (rows, padded in).
             jobs: of a mixture.
+            dtype: of the result; None for the activation's.
         """
-        dtype = activation.dtype
+        dtype = dtype or activation.dtype
         return self._choose("masked", activation, scores, take, state, tier_sizes, joined, jobs, dtype, counts=counts)
 
     def _choose(

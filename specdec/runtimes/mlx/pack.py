@@ -18,6 +18,7 @@ RUN = 4  # weights of a bucket that one record of bucketMul holds
 BUCKET = 16  # the bucket size that the bucketMul kernel knows
 BUCKET_TILE = 256  # outputs that a block of the bucketMul kernel makes
 RECORD = BUCKET_TILE // BUCKET * (RUN * 2 + 2)  # bytes: 16 lanes of four values and of four 4-bit positions
+LINE = 128  # outputs to which an input's weights lie together, for `step_inputs`
 INT4_TILE = {"cuda": 128, "metal": 256}
 
 
@@ -52,6 +53,24 @@ def pack_dense(mx: Any, backend: str, bits: Any, outputs: int) -> Any:
     """
     bits = pad(mx, bits, (outputs, padded(bits.shape[1])))
     return mx.contiguous(_lanes(bits)).reshape(-1) if backend == "cuda" else mx.contiguous(bits)
+
+
+def pack_lines(mx: Any, bits: Any) -> Any:
+    """16-bit weights for `step_inputs`: (tiles of `LINE` outputs, padded in, LINE), flat.
+
+    Args:
+        mx: MLX.
+        bits: (out, in), any 16-bit type.
+    """
+    outputs, inputs = padded(bits.shape[0], LINE), padded(bits.shape[1])
+    tiles = pad(mx, bits, (outputs, inputs)).reshape(outputs // LINE, LINE, inputs)
+    return mx.contiguous(tiles.transpose(0, 2, 1)).reshape(-1)
+
+
+def unpack_dense(mx: Any, packed: Any, outputs: int) -> Any:
+    """What `pack_dense` has packed for CUDA: (outputs, padded in), outputs as padded there."""
+    lanes = packed.reshape(outputs // 16, -1, 2, 8, 4, 2, 2, 2)
+    return mx.contiguous(lanes.transpose(0, 6, 3, 1, 4, 2, 5, 7)).reshape(outputs, -1)
 
 
 def pack_tiers(mx: Any, backend: str, tiers: Any, outputs: int) -> Any:

@@ -22,7 +22,7 @@ from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selectio
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.model import Kind
 
-_QUANTISED = ("quant", "nested")
+_APART = ("quant", "nested", "inputs")  # joined matrices lie apart, each perhaps with a choice of its own
 _DRAFTS = ("int4", "bucket")
 
 
@@ -245,7 +245,7 @@ class Phases:
             width=mlp.width,
             draft=kind in _DRAFTS,
             selection=selection,
-            up_at=mlp.width if kind in _QUANTISED else 0,
+            up_at=mlp.width if kind in _APART else 0,
             activation=activation,
             bias=mlp.bias,
             jobs=jobs,
@@ -283,14 +283,17 @@ class Phases:
     def _multiply(self, step: Step, linear: Linear, entering: Activation, jobs: Jobs | None = None) -> Any:
         """A multiplication, by the matrices of experts where there are `jobs`: (P, rows or jobs, columns)."""
         mode, take, joined = step.kind.mode, step.takes.get(id(linear)), len(linear.outputs)
-        if mode in _QUANTISED:
+        if mode in _APART:
             values, chooses = entering.values, step.kind.selects
             if chooses:
-                values = self.ops.choose(values, linear.scores, take, step.state, joined=joined, jobs=jobs)[0]
+                wide = self.mx.float32
+                values = self.ops.choose(values, linear.scores, take, step.state, joined=joined, jobs=jobs, dtype=wide)[
+                    0
+                ]
                 jobs = None if jobs is None else replace(jobs, by_job=True)
-            nested = mode == "nested"
+            matrices, nested = linear.plain if mode == "inputs" else linear.quant, mode == "nested"
             return quant_ops.multiply(
-                self.ops, linear.quant, values, step.state, nested=nested, chosen=chooses, jobs=jobs, whole=linear.whole
+                self.ops, matrices, values, step.state, nested=nested, chosen=chooses, jobs=jobs, whole=linear.whole
             )
         if mode in _DRAFTS:
             return self._draft(step, linear, entering, jobs)

@@ -6,7 +6,7 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from specdec.runtimes.features import check_missing
 from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.device import find_gpu
+from specdec.runtimes.mlx.exact_forms import ExactForms
 from specdec.runtimes.mlx.features import missing_features
 from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
@@ -45,6 +46,7 @@ from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
+from specdec.runtimes.mlx.step_sizes import MOST_CHOOSING
 from specdec.runtimes.mlx.steps import Shown, Steps
 from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader
@@ -69,8 +71,9 @@ def check_available() -> None:
 class MlxRuntime:
     """Runs one model from a bucket store on the GPU.
 
-    Weights are held once, in 16 bits, in the kernels' order; tiers (0.125 times the weights) when an effort below 1 of
-    the exact view first needs them; `bucket` adds 1.25 times, `int4` 0.28 times. Matrices of a quantised store are held
+    Weights are held once, in 16 bits, in the kernels' order. When an effort below 1 of the exact view first needs it,
+    the weights of each input side by side are held as well, or, of a store that chooses by tiers, tiers (0.125 times
+    the weights); `bucket` adds 1.25 times, `int4` 0.28 times. Matrices of a quantised store are held
     in the bits of their blocks that were loaded, which `own` and `nested` drafts read too. The cache is float16, the
     residual stream float32; activations enter a multiplication in float16 (bfloat16 weights: as two bfloat16 parts;
     Metal and quantised matrices: float32). Logits are equal bits for equal token histories, efforts and views, whatever
@@ -110,6 +113,7 @@ class MlxRuntime:
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
+        self._forms = ExactForms(self._mx, self._loader, self._transformer)
         self._prompts = prompts_of(self._mx, self._transformer)
         self._takes = Takes(
             self._mx,
@@ -179,7 +183,7 @@ class MlxRuntime:
             selects = self._takes.selects(efforts, view)
             mode = self._mode(view, selects)
             for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
-                built = self._transformer.row_step(min(count, self._most_rows(view)))
+                built = self._transformer.row_step(min(count, self._most_rows(view, mode)))
                 kinds.append(Kind(mode, selects, built, 0, built))
         with self._lock:
             whole.compile(kinds)
@@ -194,8 +198,8 @@ class MlxRuntime:
             self.compile([Planned(count, efforts) for count in (1, MAX_PASS_ROWS)])
         elif whole is not None:
             selects = self._takes.selects(efforts, EXACT)
-            steps = {whole.row_step(rows) for rows in range(2, whole.most_rows + 1)}
             mode = self._mode(EXACT, selects)
+            steps = {whole.row_step(rows) for rows in range(2, self._most_rows(EXACT, mode) + 1)}
             whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
 
     def new_cache(self, capacity: int) -> Cache:
@@ -233,15 +237,15 @@ class MlxRuntime:
         with self._lock:
             shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
             self.prepare(view)
-            if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
-                self._need_tiers()
+            if view == EXACT and not self._store.quantised:
+                self._need_forms({share.mode for share in shares})
             self._begin(batch[0].efforts, shared=len(batch) > 1)
             ahead = self._ahead(batch, shares, view)
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
             shown = [Shown(rows) for rows in batch]
             self._run_wide(shares, shown)
-            for step in steps_of(shares, self._most_rows(view)):
+            for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
                 self._steps.run(step, view, shown, ahead)
             for share in shares:
                 share.cache.advance(len(share.ids) + shown[share.number].ahead)
@@ -253,7 +257,11 @@ class MlxRuntime:
             return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1
-        if len(kinds) > 1 or len(shares) > self._most_rows(view) or any(len(share.ids) > 1 for share in shares):
+        if (
+            len(kinds) > 1
+            or len(shares) > self._most_rows(view, shares[0].mode)
+            or any(len(share.ids) > 1 for share in shares)
+        ):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
 
@@ -294,10 +302,13 @@ class MlxRuntime:
         """The `Kind.mode` of a view."""
         if view == "own" or (view == "exact" and self._store.quantised):
             return "quant"
-        return ("verify" if selects else "dense") if view == "exact" else view
+        below = "inputs" if self._store.selection == "inputs" else "verify"
+        return (below if selects else "dense") if view == "exact" else view
 
-    def _most_rows(self, view: str) -> int:
+    def _most_rows(self, view: str, mode: str = "") -> int:
         """Most rows of a step."""
+        if mode == "inputs" and self._transformer.whole is not None:
+            return MOST_CHOOSING
         if view in ("int4", "bucket") or (view == "nested" and self._transformer.whole is not None):
             return 1
         return self._transformer.most_rows
@@ -306,6 +317,15 @@ class MlxRuntime:
         """Wait for what was launched without MLX."""
         if self._driver is not None:
             self._driver.wait()
+
+    def _need_forms(self, modes: Collection[str]) -> None:
+        """Pack the forms of 16-bit weights that steps of these modes read, unless they are there."""
+        if "dense" in modes:
+            self._forms.need_dense()
+        if "inputs" in modes:
+            self._forms.need_inputs(alone="dense" not in modes)
+        if "verify" in modes:
+            self._need_tiers()
 
     def _need_tiers(self) -> None:
         """Pack the tiers of the exact view, unless they are there."""
@@ -334,8 +354,9 @@ class MlxRuntime:
                 if mode in ("quant", "nested"):
                     read = linear.quant[which].bytes_read(share, nested=mode == "nested")
                 else:
-                    each = {"dense": 2.0, "verify": 2.25, "int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}[mode]
-                    read = each * linear.outputs[which] * linear.inputs
+                    each = {"dense": 2.0, "inputs": 2.0 * share, "verify": 2.25}
+                    each |= {"int4": 0.5 * share + 0.0625, "bucket": 2.5 * share}
+                    read = each[mode] * linear.outputs[which] * linear.inputs
                 total += read * linear.used_share
         return int(total)
 

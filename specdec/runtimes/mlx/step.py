@@ -21,7 +21,7 @@ from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
-from specdec.runtimes.mlx.pack import padded
+from specdec.runtimes.mlx.pack import LINE, padded
 from specdec.runtimes.mlx.state import (
     CHOOSING_CONSTANTS,
     LOGITS_FROM,
@@ -29,6 +29,15 @@ from specdec.runtimes.mlx.state import (
     MOST_AHEAD,
     STATE_CONSTANTS,
     STATE_SIZE,
+)
+from specdec.runtimes.mlx.step_sizes import (
+    ARRIVALS,
+    arrivals,
+    lines_constants,
+    model_sizes,
+    own_places,
+    verify_stage_bytes,
+    widest_row,
 )
 
 if TYPE_CHECKING:
@@ -41,13 +50,14 @@ THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
-_STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
-PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
+# Of the ring through which weights reach a warp.
+_STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}
+PARTS = tuple(f"step_{name}.cuh" for name in ("grid", "rows", "choice", "own_choice", "attention", "choose"))
 CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
 STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
-_MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
+_MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
-_UNITS = {"dense": (16, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
+_UNITS = {"dense": (16, 32), "inputs": (LINE, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
 SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
@@ -67,9 +77,7 @@ def attention_bytes(rows: int, size: int) -> int:
     return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
-def _is_alone(kind: Kind) -> bool:
-    """Whether a step has one row, which takes all weights: its blocks make their inputs by themselves."""
-    return kind.mode == "dense" and kind.rows == 1
+_EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
 
 
 class WholeStep:
@@ -91,7 +99,7 @@ class WholeStep:
         self.weight_type = "half_t" if dtype == "float16" else "bfloat_t"
         self._kernels: dict[tuple[str, bool, int, bool, bool], tuple[Any, int]] = {}
         self._tables: dict[tuple[str, bool], Any] = {}
-        self._nothing, self._sync = self.own((8,), mx.int32), self.own((64,), mx.uint32)
+        self._nothing, self._sync = self.own((8,), mx.int32), self.own((ARRIVALS + arrivals(config),), mx.uint32)
         self._state = self.own((STATE_SIZE,), mx.int32)
         self._logits = self.own((MAX_ROWS, config.vocab_size), mx.float32)
         self._choices = self.own((1 + (1 + MOST_AHEAD) * MAX_ROWS, CHOICE_WORDS), mx.float32)
@@ -223,19 +231,8 @@ class WholeStep:
         state, logits, choices, sync = self._own_places()
         self._told[:] = told
         self.driver.send(state, self._told)
-        given = (
-            table,
-            self.address(cache),
-            turns,
-            takes,
-            state,
-            sync,
-            logits,
-            choices,
-            scratch,
-            self._place(self._done),
-        )
-        self._launches[key](given, shape)
+        given = (table, self.address(cache), turns, takes, state, sync, logits, choices, scratch)
+        self._launches[key]((*given, self._place(self._done)), shape)
         return True
 
     def _place(self, array: Any) -> int:
@@ -296,6 +293,9 @@ class WholeStep:
         """Weights, what goes with them, and scores of a multiplication."""
         if kind.mode == "dense":
             return linear.weights, None, None
+        if kind.mode == "inputs":
+            assert linear.lines is not None
+            return linear.lines, None, linear.scores
         if kind.mode == "verify":
             assert linear.tiers is not None
             return linear.weights, linear.tiers.planes, linear.tiers.scores
@@ -339,42 +339,45 @@ class WholeStep:
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
 
     @property
+    def _split(self) -> int:
+        """Parts of an activation of the exact view."""
+        return 2 if self.weight_type == "bfloat_t" else 1
+
+    @property
     def _widest(self) -> int:
         """Inputs of the widest multiplication."""
-        c = self.config
-        return max(padded(c.hidden_size), padded(c.num_heads * c.head_dim), padded(c.intermediate_size))
+        return widest_row(self.config)
+
+    def _is_alone(self, kind: Kind) -> bool:
+        """Whether a step has one row, which takes all weights: its blocks make their inputs by themselves."""
+        return kind.mode == "dense" and kind.rows == 1
 
     def sizes(self, rows: int) -> dict[str, Constant]:
         """Sizes of the model and the pass, which every kernel's text has."""
-        c = self.config
-        mixed = c.num_heads * c.head_dim
-        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows}
-        sizes |= {"weight_t": self.weight_type, "LAYERS": c.num_layers, "VOCAB": c.vocab_size, "SPAN": SPAN}
-        sizes |= {"HIDDEN": c.hidden_size, "HIDDEN_PAD": padded(c.hidden_size), "MIXED": mixed}
-        sizes |= {"MIXED_PAD": padded(mixed), "INNER": c.intermediate_size, "INNER_PAD": padded(c.intermediate_size)}
-        sizes |= {"HEADS": c.num_heads, "KV_HEADS": c.num_kv_heads, "SIZE": c.head_dim, "SCALE": c.head_dim**-0.5}
-        sizes |= {"BIAS": c.qkv_bias, "QK_NORM": c.qk_norm, "EPSILON": float(c.norm_eps), "TIED": c.tie_embeddings}
-        return sizes
+        sizes: dict[str, Constant] = {"THREADS": THREADS, "GRID": self.grid, "ROWS": rows, "SPAN": SPAN}
+        return sizes | {"weight_t": self.weight_type} | model_sizes(self.config)
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         """Sizes for the kernel's text."""
         c, rows = self.config, kind.rows
-        narrow = self.weight_type == "bfloat_t" and kind.mode in ("dense", "verify")
-        mixed, exact = c.num_heads * c.head_dim, kind.mode in ("dense", "verify")
-        kv = c.num_kv_heads * c.head_dim
+        exact = kind.mode in _EXACT
+        narrow = self.weight_type == "bfloat_t" and exact
         sizes = self.sizes(rows) | {"SPLIT": 2 if narrow else 1}
-        sizes |= {
-            "ENTRIES": _ENTRIES,
-            "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2),
-            "STAGES": self._stages(kind),
-        }
+        sizes |= {"ENTRIES": _ENTRIES, "ADDRESSES": padded(c.num_layers * _ENTRIES + 5, 2)}
+        sizes["STAGES"] = self._stages(kind)
         selects = kind.selects and kind.mode != "dense"
-        sizes |= tier_constants((1,) if kind.mode == "int4" else self.tier_sizes) if selects else tier_constants(())
+        tiers = (1,) if kind.mode in ("int4", "inputs") else self.tier_sizes
+        sizes |= tier_constants(tiers if selects else ())
         sizes["BIN_BITS"] = BIN_BITS + exact
         sizes["TILE"], _ = _UNITS[kind.mode]
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
-            sizes |= {"SECOND_TILE": mixed // 16, "THIRD_TILE": (mixed + kv) // 16, "STATE_LOGITS": LOGITS_FROM}
+            sizes |= {"INPUTS": kind.mode == "inputs", "SYNC_ARRIVALS": ARRIVALS}
+            seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at whole multiples of it
+            if kind.mode == "inputs":
+                sizes |= lines_constants(c) | own_places(c, split=self._split)
+            sizes["SECOND_TILE"], sizes["THIRD_TILE"] = (int(sizes[name]) // seam for name in ("KEYS_AT", "VALUES_AT"))
+            sizes["STATE_LOGITS"] = LOGITS_FROM
         else:
             sizes |= {"COUNTS": kind.mode == "bucket", "RUNS_AHEAD": 8}
             sizes["WIDEST"] = self._widest
@@ -384,20 +387,22 @@ class WholeStep:
         """Puts the places of what the kernel keeps in scratch memory among the constants; floats in all."""
         c, rows = self.config, kind.rows
         tile, _ = _UNITS[kind.mode]
-        mixed, inner = c.num_heads * c.head_dim, padded(c.intermediate_size)
-        outputs = {"qkv": mixed + 2 * c.num_kv_heads * c.head_dim, "out": c.hidden_size, "both": 2 * inner}
+        inner = padded(c.intermediate_size)
+        qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
+        outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
         widest = self._widest
-        alone = _is_alone(kind)
+        alone = self._is_alone(kind)
         blocks: list[tuple[str, int]] = [("AT_X", (2 if alone else rows) * c.hidden_size)]
         other = padded(slots["out"], 4) if alone or kind.mode in ("int4", "bucket") else 0
         constants["OTHER_PARTS"] = other
         blocks.append(("AT_PARTS", other + max(slots.values())))
-        if kind.mode in ("dense", "verify"):
-            blocks.append(("AT_ACTIVATION", rows * int(constants["SPLIT"]) * widest // 2))
+        joined = 3 if kind.mode in ("inputs", "verify") else 1
+        if kind.mode in _EXACT:
+            copies = joined if kind.mode == "inputs" else 1  # of a row: each matrix takes inputs of its own
+            blocks.append(("AT_ACTIVATION", copies * rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
-        joined = 3 if kind.mode == "verify" else 1
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares = rows * padded(c.hidden_size) // 128
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
@@ -409,17 +414,11 @@ class WholeStep:
         constants["AT_SPLITS"] = place
         return place
 
-    def _stage_bytes(self, kind: Kind) -> int:
-        """Shared memory of a stage of a warp's ring in `verify`: weights, their tiers, rows and their counts."""
-        held = max(8, kind.rows)
-        split = 2 if self.weight_type == "bfloat_t" else 1
-        return 2 * (1024 + 128) + held * 64 * split + 2 * held * 32
-
     def _stages(self, kind: Kind) -> int:
         """Stages of a warp's ring; fewer where many rows leave less shared memory."""
         if kind.mode != "verify":
             return _STAGES[kind.mode]
-        fitting = _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * self._stage_bytes(kind))
+        fitting = _RING_BYTES[kind.rows] * 1024 // (THREADS // 32 * verify_stage_bytes(kind.rows, split=self._split))
         return max(1, min(_STAGES["verify"], fitting))
 
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
@@ -429,18 +428,20 @@ class WholeStep:
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
-        if kind.mode in ("dense", "verify"):
+        turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
+        if kind.mode in _EXACT:
             unit = 4
             if kind.mode == "verify":
-                ring = warps * int(constants["STAGES"]) * self._stage_bytes(kind)
-            elif _is_alone(kind):  # the row itself
+                ring = warps * int(constants["STAGES"]) * verify_stage_bytes(rows, split=self._split)
+            elif kind.mode == "inputs" and rows == 1:  # what a block chooses
+                ring = int(constants["OWN_BYTES"])
+            elif self._is_alone(kind):  # the row itself
                 ring = 2 * int(constants["SPLIT"]) * self._widest
         else:
             widest = int(constants["WIDEST"])
             fixed += widest * 3 if kind.mode == "bucket" else widest * 2 + widest // 2
             ring = warps * (int(constants["STAGES"]) + 1) * 2048 if kind.mode == "int4" else 0
             exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
-        turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
         rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
         return fixed + padded(rest, 16) + ring

@@ -92,13 +92,8 @@ class Takes:
         efforts = effort.by_name(self._config)
         if view != "bucket" and all(value >= 1 for value in efforts.values()):
             return None
-        size = 1 if view == "int4" or self._quantised else self._bucket_size
-        together = view in ("int4", "bucket")
-        if view == "exact" and self._by_inputs and not self._quantised:
-            inputs = [
-                linear.takes([efforts[name] for name in linear.names], 1, together=False) for linear in self._linears
-            ]
-            return [[count * size for count in group] for group in inputs]
+        inputs = view == "int4" or self._quantised or (view == "exact" and self._by_inputs)
+        size, together = 1 if inputs else self._bucket_size, view in ("int4", "bucket")
         return [
             linear.takes([efforts[name] for name in linear.names], size, together=together) for linear in self._linears
         ]

@@ -19,15 +19,18 @@ from specdec.runtimes.mlx.build_int4 import DeviceInt4, build_int4
 from specdec.runtimes.mlx.ops import Ops, Selection, packed_rows
 from specdec.runtimes.mlx.pack import (
     BUCKET,
+    LINE,
     PackedInt4,
     bucket_parts,
     int4_parts,
     pack_bucket,
     pack_dense,
     pack_int4,
+    pack_lines,
     pack_tiers,
     pad,
     padded,
+    unpack_dense,
 )
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
 from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
@@ -78,8 +81,12 @@ class Linear:
         used: experts of a row.
         weights: packed exact weights; None in a quantised store.
         quant: of a quantised store, the exact weights of each joined matrix; else empty.
-        scores: of a quantised store, float32 (joined, in, 1); of a mixture (experts * joined, in, 1).
-        tiers: for efforts below 1, once needed.
+        scores: by which whole inputs are chosen, float32 (joined, in, 1); of a mixture (experts * joined, in, 1). Of a
+            store in 16 bits, once needed.
+        tiers: for efforts below 1 by tiers, once needed.
+        plain: for efforts below 1 by inputs, once needed: exact weights in 16 bits as quantised ones lie, of each
+            joined matrix; empty where a step is one kernel.
+        lines: the same where a step is one kernel, see `lines_of`.
         int4: for that draft view, once needed.
         bucket: for that draft view, once needed.
         whole: outputs of each matrix on all devices together, which decide how a launch cuts the inputs; empty where
@@ -96,6 +103,8 @@ class Linear:
     quant: tuple[PackedQuant, ...] = ()
     scores: Any = None
     tiers: PackedTiers | None = None
+    plain: tuple[PackedQuant, ...] = ()
+    lines: Any = None
     int4: PackedInt4 | None = None
     bucket: PackedBucket | None = None
     whole: tuple[int, ...] = ()
@@ -238,6 +247,24 @@ class Loader:
         linear.tiers = PackedTiers(planes, self._on_device(self.mx.array(np.stack(scores))))
         self.mx.eval(planes, linear.tiers.scores)
 
+    def inputs(self, linear: Linear, *, whole: bool) -> None:
+        """Pack what the exact view needs below effort 1 where whole inputs are chosen: a step is one kernel, or not."""
+        scores = np.stack([self.store.input_scores(name) for name in linear.names])
+        linear.scores = self._on_device(self.mx.array(scores))
+        if whole:
+            linear.lines = lines_of(self.mx, linear)
+            return
+        packed = [[self._plain_matrix(name) for name in names] for names in linear.groups]
+        linear.plain = tuple(
+            replace(same[0], data=self._one_after_the_other([part.data for part in same]))
+            for same in zip(*packed, strict=True)
+        )
+        self.mx.eval([part.data for part in linear.plain])
+
+    def _plain_matrix(self, name: str) -> PackedQuant:
+        matrix = self.store.bucketed(name)
+        return pack_plain(self.mx, dense_bits(self.mx, matrix).T, matrix.dtype, None)
+
     def _exact_scores(self, name: str, matrix: BucketedMatrix) -> np.ndarray:
         """By which the exact view chooses, (in, K). Where whole inputs are chosen all tiers of one score alike."""
         if self.store.selection == "tiers":
@@ -301,6 +328,25 @@ class Loader:
         copy = array + self.mx.zeros_like(array)
         self.mx.eval(copy)
         return copy
+
+
+def lines_of(mx: Any, linear: Linear) -> Any:
+    """The exact weights of a multiplication with those of an input side by side: `pack_lines`.
+
+    Gate and up lie in turn by `LINE` outputs, other joined matrices one after the other, each padded to whole lines.
+    """
+    bits = unpack_dense(mx, linear.weights, linear.rows)
+    if linear.paired:
+        wide = padded(linear.outputs[0])
+        each = bits[: 2 * wide].reshape(wide // BUCKET, 2, BUCKET, -1).swapaxes(0, 1).reshape(2, wide // LINE, LINE, -1)
+        parts = [mx.swapaxes(each, 0, 1).reshape(2 * wide, -1)]
+    else:
+        ends = np.cumsum(linear.outputs).tolist()
+        parts = [bits[end - count : end] for end, count in zip(ends, linear.outputs, strict=True)]
+    packed = [pack_lines(mx, part) for part in parts]
+    made = packed[0] if len(packed) == 1 else mx.concatenate(packed)
+    mx.eval(made)
+    return made
 
 
 def _mean(linear: Linear, scores: list[np.ndarray]) -> np.ndarray:

@@ -32,7 +32,7 @@ from specdec.weights.dtypes import to_float32
 try:
     from specdec.runtimes.mlx import model as mlx_model
     from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.pack import int4_parts
+    from specdec.runtimes.mlx.pack import LINE, int4_parts, padded
     from specdec.runtimes.mlx.runtime import MlxRuntime
     from specdec.runtimes.mlx.step import BIN_BITS
 
@@ -195,6 +195,31 @@ class ChoosingTransformer(DenseTransformer):
         bins = (np.abs(row)[:, None] * scores).view(np.int32) >> (23 - BIN_BITS - (self.view not in ("int4", "bucket")))
         held = np.arange(len(self.sizes)) < taken[:, None]
         return (bins >= bins[held].min()).sum(axis=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("wide-llama", "float16"), ("wide-qwen2", "bfloat16"), ("qwen3", "float16")]
+)
+def test_inputs_that_no_row_takes_are_not_read(store_of, name, dtype):
+    def logits(poison: float) -> list[np.ndarray]:
+        runtime = MlxRuntime(store_of(name, dtype))
+        runtime._need_forms({"inputs"})
+        for number, linear in enumerate(runtime._transformer.linears):
+            left_out = np.random.default_rng(number).random(linear.inputs) < 0.3
+            scores = np.array(linear.scores)
+            scores[:, left_out] = 0  # the last ones to be taken
+            linear.scores = find_gpu().mx.array(scores) + find_gpu().mx.zeros(())
+            padding = np.zeros(padded(linear.inputs) - linear.inputs, bool)
+            lines = np.array(linear.lines.astype(find_gpu().mx.float32)).reshape(-1, padded(linear.inputs), LINE)
+            lines[:, np.concatenate([left_out, padding])] = poison
+            linear.lines = find_gpu().mx.array(lines.reshape(-1)).astype(linear.lines.dtype)
+            find_gpu().mx.eval(linear.scores, linear.lines)
+        return [logits_of(runtime, IDS, piece, effort=0.5) for piece in (1, 5, 16)]
+
+    poisoned = logits(np.nan)
+    assert np.isfinite(poisoned[0]).all()
+    for found in (*poisoned, *logits(0.0)):
+        assert np.array_equal(found, poisoned[0])
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,9 @@ from specdec.kernels.reference.selection import select_tiers
 from synthetic import SyntheticSource, tiny_config
 
 from specdec.formats import open_source
+from specdec.model.effort import resolve_efforts
 from specdec.model.layers import Attention
+from specdec.runtimes.base import Rows
 from specdec.runtimes.mlx import kernels as mlx_kernels
 from specdec.runtimes.mlx.kernels import KernelText, kernel_text
 from specdec.runtimes.mlx.pack import (
@@ -297,6 +299,42 @@ def test_a_whole_model_gives_each_row_the_same_bits_in_any_company(runtime_of, v
     alone = logits_of(runtime, ids, 1, view=view, effort=effort)
     assert np.isfinite(alone).all()
     assert np.array_equal(logits_of(runtime, ids, 5, view=view, effort=effort), alone)
+
+
+@pytest.mark.parametrize("architecture", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
+def test_a_whole_model_takes_the_inputs_that_the_reference_takes(runtime_of, architecture):
+    from specdec.runtimes.reference.runtime import ReferenceRuntime
+
+    config = tiny_config(num_layers=1, architecture=architecture, qk_norm=architecture == "qwen3")
+    runtime = runtime_of(SyntheticSource(config))
+    ids = [3, 1, 4, 1, 5, 9, 2]
+    found = logits_of(runtime, ids, 5, effort=0.5)
+    wanted = logits_of(ReferenceRuntime(runtime._store), ids, 5, effort=0.5)
+    whole = logits_of(runtime, ids, 5)
+    # The cache is float16 and sums differ: a key near the cut-off may fall on its other side in a few rows.
+    errors = np.abs(found - wanted).max(axis=1)
+    assert np.median(errors) < 1e-2 < 0.1 * np.median(np.abs(whole - wanted).max(axis=1))
+
+
+@pytest.mark.slow
+def test_a_gpu_without_room_for_two_forms_of_the_weights(runtime_of, monkeypatch):
+    from specdec.runtimes.mlx.exact_forms import ExactForms
+
+    ids, source = [3, 1, 4, 1], SyntheticSource(tiny_config(num_layers=1))
+    runtime = runtime_of(source)
+    wanted = {effort: logits_of(runtime, ids, 4, effort=effort) for effort in (1.0, 0.5)}
+    assert all(linear.weights is not None and linear.plain for linear in runtime._transformer.linears)
+    monkeypatch.setattr(ExactForms, "_has_room", lambda _: False)
+    tight = type(runtime)(runtime._store)
+    for effort in (0.5, 1.0, 0.5):
+        assert np.array_equal(logits_of(tight, ids, 4, effort=effort), wanted[effort])
+        for linear in tight._transformer.layers[0].linears:
+            assert (linear.weights is None, not linear.plain) == (effort < 1, effort == 1)
+    caches = [tight.new_cache(4), tight.new_cache(4)]
+    efforts = [resolve_efforts(effort, tight.config) for effort in (1.0, 0.5)]
+    both = tight.forward([Rows(cache, ids, each) for cache, each in zip(caches, efforts, strict=True)])
+    for made, effort in zip(both, (1.0, 0.5), strict=True):
+        assert np.array_equal(made.logits, wanted[effort])
 
 
 def test_mlx_is_handed_the_text_that_runs_here():

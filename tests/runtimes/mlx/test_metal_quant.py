@@ -227,6 +227,28 @@ def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
         assert np.array_equal(alone[:, 0], together[:, row])
 
 
+@pytest.mark.parametrize("backend", ["metal", "cuda"])
+def test_inputs_that_no_row_takes_are_not_read(mx, backend):
+    from specdec.runtimes.mlx.quant_ops import multiply
+
+    values = np.random.default_rng(3).standard_normal((140, 160)).astype(np.float32)
+    x, rows = rows_of(mx, 16, 160)
+    left_out = np.array([*range(32, 64), *range(100, 160, 3)])
+    held = np.array(x)
+    held[..., left_out] = 0  # of all rows
+    held[3, 0, 7] = held[12, 0, 8] = 0  # of one
+    rows = held[:, 0, :160]
+    poisoned = from_float32(values, "float16").copy()
+    poisoned[:, left_out] = 0x7E00  # not a number: a product with zero shows that it was read
+    ops = make_ops(mx, backend)
+    weights = [pack_plain(mx, mx.array(poisoned), "float16", None)]
+    wanted = product(rows, values.astype(np.float16).astype(np.float32))
+    for count in (1, 5, 13):
+        given = mx.array(held[None, :count, 0]) if count == 1 else mx.array(held[None, : 8 if count < 9 else 16, 0])
+        found = np.array(multiply(ops, weights, given, state_of(mx, count), chosen=True)).sum(axis=0)
+        close(found[:count], wanted[:count])
+
+
 @pytest.mark.parametrize("name", ["q5_1", "q6_k", "affine8-g32-bf16", "float16"])
 def test_embeddings(mx, name):
     from specdec.runtimes.mlx.quant_ops import embed

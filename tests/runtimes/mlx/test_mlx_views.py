@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from specdec.runtimes.mlx.build_int4 import build_int4
+from specdec.runtimes.mlx.pack import LINE, pack_dense, padded, unpack_dense
 from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
+from specdec.runtimes.mlx.weights import Linear, lines_of
 from specdec.weights.bucket import BucketedMatrix
 from specdec.weights.int4 import Int4View
 from specdec.weights.layout import BucketLayout
@@ -66,3 +68,25 @@ def test_the_int4_view_is_numpys(case, slice_weights, monkeypatch):
     assert np.array_equal(np.array(found.scales).view(np.uint16), wanted.scale.view(np.uint16))
     # Sums in float32 instead of float64.
     np.testing.assert_allclose(np.array(found.scores), wanted.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "paired"), [((96, 32, 32), False), ((200, 200), True), ((130,), False)], ids=["qkv", "gates", "one"]
+)
+@pytest.mark.parametrize("inputs", [96, 33])
+def test_weights_of_an_input_lie_together(outputs, paired, inputs):
+    parts = [bits_of(count, inputs, "float16") for count in outputs]
+    linear = Linear(tuple(map(str, outputs)), outputs, inputs, paired)
+    joined = linear.join(mx, [mx.array(part) for part in parts])
+    linear.weights = pack_dense(mx, "cuda", joined, linear.rows)
+    assert np.array_equal(np.array(unpack_dense(mx, linear.weights, linear.rows))[: linear.columns, :inputs], joined)
+    lines = np.array(lines_of(mx, linear)).reshape(-1, padded(inputs), LINE)
+    seen = [0] * len(outputs)
+    for tile in range(len(lines)):
+        which = tile % 2 if paired else next(n for n, part in enumerate(parts) if seen[n] < len(part))
+        held = parts[which][seen[which] : seen[which] + LINE].T
+        wanted = np.zeros((padded(inputs), LINE), np.uint16)
+        wanted[:inputs, : held.shape[1]] = held
+        assert np.array_equal(lines[tile], wanted)
+        seen[which] += LINE
+    assert all(count >= len(part) for count, part in zip(seen, parts, strict=True))
