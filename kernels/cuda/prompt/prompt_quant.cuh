@@ -66,10 +66,11 @@ struct Asking {
   static DEVICE int by_four(int piece) { return (piece % 4 * 8 + piece / 4) * 16; }
 };
 
-// A tile of 128 outputs times ROWS_HERE rows; sums (ROWS_HERE, columns).
-template <int F, int ROWS_HERE>
-DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const ManyRows& rows, const float* scales, float* sums,
-                          int columns, char* ring) {
+// A tile of 128 outputs times ROWS_HERE rows, units from `low` to `high` of it; sums (ROWS_HERE, columns). With IN_PARTS,
+// sums of each block of the step stay apart, for the consumer to add: (slots, columns, TILE), where columns are rows.
+template <int F, int ROWS_HERE, bool IN_PARTS>
+DEVICE void multiply_many(const Matrix& m, int tile, int low, int high, const char* data, const ManyRows& rows,
+                          const float* scales, float* sums, int columns, char* ring) {
   using P = Place<F>;
   using Ask = Asking<F, ROWS_HERE>;
   constexpr int PARTS = Sums<F>::PARTS, QUADS = ROWS_HERE / 16;  // of rows of a warp
@@ -82,19 +83,20 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
   totals += warp * (QUADS * 256) + lane;
   const Ask pieces_of{rows, from, tile, m.steps};
   auto ask = [&](int step) {
-    if (step < m.steps) pieces_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+    if (step < high) pieces_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
     end_stage();
   };
 #pragma unroll 1
-  for (int step = 0; step < PROMPT_STAGES - 1; ++step) ask(step);
+  for (int step = low; step < low + PROMPT_STAGES - 1; ++step) ask(step);
   find_ends(m, tile, ends);
+  [[maybe_unused]] int block = IN_PARTS ? m.block_of(tile * m.steps + low) : 0;
   float total[QUADS][4][2] = {}, of_block[QUADS][4][2] = {}, row_scale[QUADS];
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[front + band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
   bool begun = false;
 
 #pragma unroll 1
-  for (int step = 0; step < m.steps; ++step) {
+  for (int step = low; step < high; ++step) {
     asm volatile("cp.async.wait_group %0;" ::"n"(PROMPT_STAGES - 2) : "memory");
     BARRIER();
     ask(step + PROMPT_STAGES - 1);
@@ -143,6 +145,16 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
       of_block[i / 8][i / 2 % 4][i % 2] += sum, sum = 0;
     }
     if (end == 1) continue;
+    if constexpr (IN_PARTS) {
+      float* to = sums + (size_t)m.slot(block++, tile) * columns * TILE;
+#pragma unroll
+      for (int i = 0; i < QUADS * 8; ++i) {
+        float& sum = of_block[i / 8][i / 2 % 4][i % 2];
+        to[(front + i / 8 * 4 + q) * TILE + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g] = sum;
+        sum = 0;
+      }
+      continue;
+    }
 #pragma unroll
     for (int i = 0; i < QUADS * 8; ++i) {
       float& sum = of_block[i / 8][i / 2 % 4][i % 2];
@@ -151,6 +163,7 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
     }
     begun = true;
   }
+  if (IN_PARTS) return;
 #pragma unroll
   for (int i = 0; i < QUADS * 8; ++i) {
     const int row = front + i / 8 * 4 + q, output = (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g;
@@ -174,7 +187,32 @@ struct Inputs {
   }
 };
 
-// A matrix: its type, tiles of 128 outputs, first block and blocks of the step, and its first column of the sums.
+// Four outputs of a row of matrix `which` of the step, from sums in parts.
+DEVICE float4 parts4(int which, const float* parts, int rows, int row, int output) {
+  const Matrix m = segment_at(which);
+  const int tile = output / TILE, first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
+  const size_t apart = (size_t)rows * TILE;
+  const float* from = parts + m.slot(first, tile) * apart + row * TILE + output % TILE;
+  float4 sum = *reinterpret_cast<const float4*>(from);
+  constexpr int AT_ONCE = 8;
+#pragma unroll 1
+  for (int block = first + 1; block <= last; block += AT_ONCE) {
+    float4 more[AT_ONCE];
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      from += apart;
+      more[j] = block + j <= last ? *reinterpret_cast<const float4*>(from) : float4{0, 0, 0, 0};
+    }
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; ++j) {
+      if (block + j <= last) add(sum, more[j]);
+    }
+  }
+  return sum;
+}
+
+// A matrix: its type, tiles of 128 outputs, first block and blocks of the step, and its first column of the sums; of sums in
+// parts, its first slot.
 struct ManyMatrix {
   const char* data;
   long long form, tiles, begin, blocks, column;
@@ -192,29 +230,40 @@ struct Multiplication {
 
 }  // namespace specdec
 
-// A block of a multiplication.
-template <int ROWS_HERE>
+// A block of a multiplication: a band of rows, a tile, and with IN_PARTS some of the step's blocks that share the tile.
+template <int ROWS_HERE, bool IN_PARTS = false>
 DEVICE void multiply_block(const Multiplication& job, uint4* room) {
   int which = 0, tile = blockIdx.y;
   while (tile >= job.matrices[which].tiles) tile -= job.matrices[which++].tiles;
   const ManyMatrix& matrix = job.matrices[which];
-  const Matrix m{int(matrix.tiles), int(job.steps), int(matrix.begin), int(matrix.blocks), 0};
+  const Matrix m{int(matrix.tiles), int(job.steps), int(matrix.begin), int(matrix.blocks), IN_PARTS ? int(matrix.column) : 0};
+  int low = 0, high = m.steps;
+  if (IN_PARTS) {
+    const int first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
+    const int each = (last - first + gridDim.z) / gridDim.z, own = first + blockIdx.z * each;
+    if (own > last) return;
+    low = own == first ? 0 : m.first(own) - tile * m.steps;
+    high = own + each > last ? m.steps : m.first(own + each) - tile * m.steps;
+  }
   const size_t row = blockIdx.x * ROWS_HERE;
   const ManyRows rows{job.words + row * GROUP_WORDS * 4, job.groups + row * 16, int(job.all_rows)};
+  float* sums = IN_PARTS ? job.sums + row * TILE : job.sums + row * job.columns + matrix.column;
   with_form(int(matrix.form), [&](auto chosen) {
-    multiply_many<decltype(chosen)::value, ROWS_HERE>(m, tile, matrix.data, rows, job.scales + row,
-                                                      job.sums + row * job.columns + matrix.column, int(job.columns),
-                                                      reinterpret_cast<char*>(room));
+    multiply_many<decltype(chosen)::value, ROWS_HERE, IN_PARTS>(m, tile, low, high, matrix.data, rows, job.scales + row, sums,
+                                                                int(job.columns), reinterpret_cast<char*>(room));
   });
 }
-extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
-  multiply_block<64>(job, shared_memory);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply_few(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
-  multiply_block<32>(job, shared_memory);
-}
+#define MULTIPLICATION(name, rows_here, in_parts)                                                        \
+  extern "C" __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ Multiplication job) { \
+    extern __shared__ uint4 shared_memory[];                                                             \
+    multiply_block<rows_here, in_parts>(job, shared_memory);                                             \
+  }
+MULTIPLICATION(prompt_multiply, 64, false)
+MULTIPLICATION(prompt_multiply_few, 32, false)
+MULTIPLICATION(prompt_multiply_16, 16, false)
+MULTIPLICATION(decode_multiply_16, 16, true)
+MULTIPLICATION(decode_multiply_32, 32, true)
+MULTIPLICATION(decode_multiply_64, 64, true)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_embed(const PromptRow* about, const char* table, long long form, float* x) {
@@ -233,14 +282,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
 }
 
-// x plus a product, unless `sums` is null, times the norm's weight in whole numbers; and the norm's scale. A block has a row,
-// that of its number unless `which` says another.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, unsigned* words,
-                Group* groups, long long all_rows, float* scales) {
+// Row `row` of x plus a product, if there is one, times the norm's weight in whole numbers; and the norm's scale.
+template <class F>
+DEVICE void norm_in_wholes(int row, float* x, bool adds, F product, const float* weight, const Inputs& inputs, float* scales) {
   constexpr int JOBS = HIDDEN_PAD / 128;
   __shared__ float squares[JOBS];
-  const int row = which ? which[blockIdx.x] : blockIdx.x, lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32;
 #pragma unroll 1
   for (int job = threadIdx.x / 32; job < JOBS; job += WARPS) {
     const int i = job * 128 + lane * 4;
@@ -249,14 +296,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       float* from = x + (size_t)row * HIDDEN + i;
       w = *reinterpret_cast<const float4*>(weight + i);
       value = *reinterpret_cast<const float4*>(from);
-      if (sums) {
-        add(value, finished4(sums, columns, row, i));
+      if (adds) {
+        add(value, product(i));
         *reinterpret_cast<float4*>(from) = value;
       }
     }
     const float square = lane_sum(four_squares(value));
     if (lane == 0) squares[job] = square;
-    Inputs{words, groups, all_rows}.put(blockIdx.x, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
+    inputs.put(blockIdx.x, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
   }
   BARRIER();
   if (threadIdx.x >= 32) return;
@@ -264,6 +311,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int job = 0; job < JOBS; job += 32) sum += job + lane < JOBS ? squares[job + lane] : 0.0f;
   const float scale = norm_scale(sum);
   if (lane == 0) scales[blockIdx.x] = scale;
+}
+// A block has a row, that of its number unless `which` says another.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, unsigned* words,
+                Group* groups, long long all_rows, float* scales) {
+  const int row = which ? which[blockIdx.x] : blockIdx.x;
+  norm_in_wholes(row, x, sums != nullptr, [&](int i) { return finished4(sums, columns, row, i); }, weight,
+                 Inputs{words, groups, all_rows}, scales);
+}
+// The same after matrix `site` of the step, whose sums are in parts.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    decode_norm(float* x, const float* parts, long long site, const float* weight, unsigned* words, Group* groups,
+                long long all_rows, float* scales) {
+  const int row = blockIdx.x;
+  norm_in_wholes(row, x, parts != nullptr, [&](int i) { return parts4(int(site), parts, int(all_rows), row, i); }, weight,
+                 Inputs{words, groups, all_rows}, scales);
 }
 
 // What attention has made of each row, of all its splits.
@@ -287,4 +350,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (i == 0) scales[row] = 1;
   Inputs{words, groups, all_rows}.put(
       row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
+}
+extern "C" __global__ void __launch_bounds__(THREADS)
+    decode_gate(const float* parts, long long rows, unsigned* words, Group* groups, long long all_rows, float* scales) {
+  const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (INNER_PAD / 4), i = at % (INNER_PAD / 4) * 4;
+  if (row >= rows) return;
+  const float4 gate = parts4(4, parts, int(all_rows), row, i), up = parts4(5, parts, int(all_rows), row, i);
+  if (i == 0) scales[row] = 1;
+  Inputs{words, groups, all_rows}.put(
+      row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
+}
+extern "C" __global__ void __launch_bounds__(256)
+    decode_turn(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
+                const float* norms, long long layer, float* queries) {
+  turn_vector(about, angles, bias, norms, layer, queries,
+              [&](int kind, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); });
 }

@@ -123,6 +123,7 @@ class CudaDriver:
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
         self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._stream: ctypes.c_void_p | None = None
         self._call("cuInit", 0)
         self._call("cuDeviceGet", ctypes.byref(self._device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)  # the context that MLX uses
@@ -210,6 +211,37 @@ class CudaDriver:
         code = self._library.cuLaunchKernel(*launch.given)
         if code:
             raise OSError(f"the CUDA driver's cuLaunchKernel failed with code {code}")
+
+    def graph(self, launches: Sequence[PlainLaunch]) -> ctypes.c_void_p:
+        """These kernels, one after the other, as a graph that `replay` begins in one call; kept as long as the process."""
+        self._call("cuCtxSetCurrent", self._context)
+        stream, graph, made = self._captured(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", stream, 2)  # CU_STREAM_CAPTURE_MODE_RELAXED
+        try:
+            for launch in launches:
+                function, *shape, _, places, extra = launch.given
+                self._call("cuLaunchKernel", function, *shape, stream, places, extra)
+        finally:
+            self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, ctypes.c_uint64(0))
+        self._call("cuGraphDestroy", graph)
+        return made
+
+    def replay(self, graph: ctypes.c_void_p) -> None:
+        """Begin a graph after what was begun before; `wait` waits for it."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuGraphLaunch", graph, None)
+
+    def forget(self, graph: ctypes.c_void_p) -> None:
+        """Free a graph that is not running."""
+        self._call("cuGraphExecDestroy", graph)
+
+    def _captured(self) -> ctypes.c_void_p:
+        """A stream whose launches can be captured, which the usual one's cannot."""
+        if self._stream is None:
+            self._stream = ctypes.c_void_p()
+            self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
+        return self._stream
 
     def _attribute(self, which: int) -> int:
         found = ctypes.c_int()

@@ -21,12 +21,13 @@ from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.device import PlainLaunch
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.state import MAX_ROWS, STATE_CONSTANTS
-from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
+from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, MAX_ROWS, STATE_CONSTANTS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeStep
 
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
+_HEADS_EACH = 4  # of a block of attention where every row has a history of its own
 # Tiles of a block that multiplies, and stages of its ring: for matrices of many outputs and of few.
 _MANY, _FEW = (8, 3), (4, 4)
 _MULTIPLY_THREADS, _STAGE_UNITS = 256, 2  # a unit is 32 inputs
@@ -71,6 +72,7 @@ class Work:
         which: address of the list of rows whose logits are wanted.
         wanted: how many these are.
         places: addresses of what the pass keeps in device memory, by name.
+        decodes: every row has a history of its own; see `decode`.
     """
 
     rows: int
@@ -82,6 +84,7 @@ class Work:
     which: int
     wanted: int
     places: dict[str, int]
+    decodes: bool = False
 
     @property
     def padded_rows(self) -> int:
@@ -109,7 +112,13 @@ class Prompts(ABC):
         self._about: tuple[Any, int] = (None, 0)
         self._host: np.ndarray | None = None
         self._launched: list[PlainLaunch] = []
+        self._records = False  # launches are kept, not begun
         self._launches: dict[tuple[int, ...], list[PlainLaunch]] = {}  # of a pass, by its shape
+
+    @property
+    def step(self) -> WholeStep:
+        """The model's steps."""
+        return self._step
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -127,8 +136,7 @@ class Prompts(ABC):
         Returns:
             Logits float32 (wanted, V) of each part.
         """
-        self._prepare()
-        work = self._work(parts, angles)
+        work = self.work(parts, angles)
         self._run_layers(work)
         logits = np.empty((work.wanted, self.config.vocab_size), np.float32)
         for first in range(0, work.wanted, ROW_BAND):
@@ -145,15 +153,18 @@ class Prompts(ABC):
                 self._step.driver.begin(launch)
             return
         self._launched = []
+        self._layers(work)
+        if len(self._launches) >= _MOST_SHAPES:
+            self._launches.clear()
+        self._launches[shape] = self._launched
+
+    def _layers(self, work: Work) -> None:
         self._embed(work)
         for number, entries in enumerate(self._table[:-1]):
             self._project(number, entries, work)
             if work.wanted or number + 1 < self.config.num_layers:  # keys and values need no more of the last layer
                 self._attend(number, entries, work)
                 self._mlp(entries, work)
-        if len(self._launches) >= _MOST_SHAPES:
-            self._launches.clear()
-        self._launches[shape] = self._launched
 
     def _read_logits(self, work: Work, logits: np.ndarray, first: int) -> None:
         """Logits of some of the wanted rows, from the first on; at most `ROW_BAND`."""
@@ -177,7 +188,7 @@ class Prompts(ABC):
         """Threads and bytes of dynamic shared memory of each kernel's blocks."""
 
     @abstractmethod
-    def _sizes(self, rows: int) -> dict[str, int]:
+    def _sizes(self, rows: int, *, decodes: bool) -> dict[str, int]:
         """Floats that a pass keeps in device memory, by name, in addition to those of attention."""
 
     @abstractmethod
@@ -216,25 +227,59 @@ class Prompts(ABC):
 
     def _attention(self, number: int, window: int, work: Work) -> None:
         """What each row and head sees in each split."""
-        grid = (work.tile_count, self.config.num_heads, work.splits)
-        places = work.places
-        self._launch(
-            "prompt_attend", grid, places["queries"], work.tiles, number, window, work.splits, places["splits"]
-        )
+        c, places = self.config, work.places
+        name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
+        if work.decodes:
+            group = c.num_heads // c.num_kv_heads
+            chunks = -(-group // min(group, _HEADS_EACH))
+            name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
+        self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
 
     def _threads_for(self, count: int) -> Grid:
         """Blocks for a thread each."""
         return -(-count // THREADS), 1, 1
 
     def _launch(self, name: str, grid: Grid, *arguments: int) -> None:
-        """Begin a kernel, and keep the launch for the next pass of this shape."""
+        """Begin a kernel, unless launches are only recorded, and keep the launch for the next pass of this shape."""
         launch = PlainLaunch(*self._functions[name][:1], grid, *self._functions[name][1:], arguments)
-        self._step.driver.begin(launch)
+        if not self._records:
+            self._step.driver.begin(launch)
         self._launched.append(launch)
 
-    def _work(self, parts: Sequence[Part], angles: Any) -> Work:
+    def recorded(self, work: Work, *, turn: int, choices: int) -> list[PlainLaunch]:
+        """The launches of a pass that chooses a token for each row and moves the row on to it.
+
+        Args:
+            work: the pass; all its rows are wanted.
+            turn: address of the number of passes since the rows were told, which is counted up.
+            choices: address of float32 (passes, rows, CHOICE_WORDS).
+        """
+        self._records, self._launched = True, []
+        try:
+            self._layers(work)
+            self._head(work, 0, work.rows)
+            places, columns = work.places, self._head_columns
+            self._launch("decode_look", (self._step.grid, work.rows, 1), places["logits"], columns, places["found"])
+            self._launch("decode_choose", (work.rows, 1, 1), places["found"], work.about, turn, choices)
+            self._launch("decode_end", (1, 1, 1), turn)
+            return self._launched
+        finally:
+            self._records, self._launched = False, []
+
+    def work(self, parts: Sequence[Part], angles: Any, *, decodes: bool = False, ahead: int = 0) -> Work:
+        """A pass over these rows, told to the device.
+
+        Args:
+            parts: see `run`.
+            angles: see `run`.
+            decodes: for `recorded`.
+            ahead: passes that follow it, each one position further.
+        """
+        self._prepare()
         rows = sum(len(each.tokens) for each in parts)
-        splits = max(each.place + len(each.tokens) - 1 for each in parts) // SPAN + 1
+        splits = (max(each.place + len(each.tokens) for each in parts) + ahead - 1) // SPAN + 1
+        if decodes:
+            splits = 1 << (splits - 1).bit_length()  # few kinds of passes
         if self._angles[0] is not angles:
             self._angles = angles, self._step.addresses([angles])[0]
         if self._about[0] is None:
@@ -242,9 +287,9 @@ class Prompts(ABC):
             self._about = array, self._step.addresses([array])[0]
         about, wanted = self._about[1], sum(each.wanted for each in parts)
         tile_count = self._tell(parts, about)
-        places = self._places(padded(rows, ROW_BAND), splits, logits=wanted > 0)
+        places = self._places(padded(rows, ROW_BAND), splits, logits=wanted > 0, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
-        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places)
+        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes)
 
     def _tell(self, parts: Sequence[Part], about: int) -> int:
         """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""
@@ -267,11 +312,14 @@ class Prompts(ABC):
         self._step.driver.write(about, table)
         return tiles
 
-    def _places(self, rows: int, splits: int, *, logits: bool) -> dict[str, int]:
+    def _places(self, rows: int, splits: int, *, logits: bool, decodes: bool) -> dict[str, int]:
         """Addresses of what a pass keeps in device memory."""
         c = self.config
-        sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim} | self._sizes(rows)
+        sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim}
+        sizes |= self._sizes(rows, decodes=decodes)
         sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
+        if decodes:
+            sizes["found"] = rows * self._step.grid * CHOICE_WORDS
         if logits:
             sizes["logits"] = ROW_BAND * self._head_columns
         need = sum(padded(size, 64) for size in sizes.values())
@@ -305,6 +353,12 @@ class Prompts(ABC):
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)
         made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
         made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
+        made |= {
+            "decode_attend": (THREADS, 0),
+            "decode_look": (THREADS, 0),
+            "decode_choose": (32, 0),
+            "decode_end": (1, 0),
+        }
         return made
 
 
@@ -345,10 +399,11 @@ class DensePrompts(Prompts):
         mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
         constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": 2, "SPLIT": self._parts}
+        constants["CHOICE_WORDS"] = CHOICE_WORDS
         constants |= {"act_t": self._step.weight_type}
-        constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
-        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh"]
-        files += ["prompt_attention.cuh", "prompt_rows.cuh"]
+        constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv} | CHOOSING_CONSTANTS
+        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "step_choose.cuh", "prompt_multiply.cuh"]
+        files += ["prompt_attention.cuh", "prompt_decode.cuh", "prompt_rows.cuh"]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     def _kernels(self) -> dict[str, tuple[int, int]]:
@@ -361,7 +416,7 @@ class DensePrompts(Prompts):
         stage = _STAGE_UNITS * (ROW_BAND * 64 * self._parts + tiles * 1024)
         return stages * stage + tiles * (ROW_BAND * 64 + steps)
 
-    def _sizes(self, rows: int) -> dict[str, int]:
+    def _sizes(self, rows: int, *, decodes: bool) -> dict[str, int]:  # noqa: ARG002
         columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
         return {"sums": rows * columns, "activation": rows * self._parts * self._widest // 2}
 

@@ -11,11 +11,21 @@ from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.prompt import ROW_BAND, DensePrompts, Prompts, Work
-from specdec.runtimes.mlx.state import STATE_CONSTANTS
+from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, THREADS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
+_LEAST_ROWS = 16
+# Rows of a block by kernel.
+_PARTS = {"decode_multiply_16": 16, "decode_multiply_32": 32, "decode_multiply_64": ROW_BAND}
+_MULTIPLICATIONS = {
+    "prompt_multiply": ROW_BAND,
+    "prompt_multiply_few": _FEW_ROWS,
+    "prompt_multiply_16": _LEAST_ROWS,
+} | _PARTS
+_SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
 
 
@@ -36,10 +46,12 @@ class QuantPrompts(Prompts):
         """The kernels with the model's sizes."""
         constants: dict[str, Constant] = self._step.kernel_constants(_KIND) | STATE_CONSTANTS
         tiles = [tiles for tiles, _, _, _ in self._step.segments]
-        constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes}
+        constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes} | CHOOSING_CONSTANTS
+        constants["CHOICE_WORDS"] = CHOICE_WORDS
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
         files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
-        files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh", "prompt_quant.cuh"]
+        files += ["step_choose.cuh", "step_quant_units.cuh", "step_quant.cuh"]
+        files += ["prompt_attention.cuh", "prompt_decode.cuh", "prompt_quant.cuh"]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     @property
@@ -50,14 +62,17 @@ class QuantPrompts(Prompts):
 
     def _kernels(self) -> dict[str, tuple[int, int]]:
         steps = max(steps for _, steps, _, _ in self._step.segments)
-        made = {}
-        for name, rows in (("prompt_multiply", ROW_BAND), ("prompt_multiply_few", _FEW_ROWS)):
+        made = {"decode_norm": (THREADS, 0), "decode_gate": (THREADS, 0), "decode_turn": (256, 0)}
+        for name, rows in _MULTIPLICATIONS.items():
             stage = self._unit_bytes + rows * (64 + 16)
             made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
         return made
 
-    def _sizes(self, rows: int) -> dict[str, int]:
-        columns = max(self._columns(which) for which in ((0, 1, 2), (3,), (4, 5), (6,)))
+    def _sizes(self, rows: int, *, decodes: bool) -> dict[str, int]:
+        segments = self._step.segments
+        columns = max(self._columns(which) for which in _SITES)
+        if decodes:
+            columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in _SITES)
         return {
             "sums": rows * columns,
             "words": rows * self._widest // 2,
@@ -74,20 +89,30 @@ class QuantPrompts(Prompts):
         self._launch("prompt_embed", (work.rows, 1, 1), work.about, table, forms >> 8 & 255, work.places["x"])
 
     def _head(self, work: Work, which: int, count: int) -> None:
-        self._norm(work, self._table[-1][1], self._columns((6,)), (which, count))
+        self._norm(work, self._table[-1][1], (6,), (which, count))
         (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
-        self._begin(count, tiles, (*about, *matrix, *[0] * 12))
+        arguments = (*about, *matrix, *[0] * 12)
+        if work.decodes and count <= _LEAST_ROWS:
+            self._launch("prompt_multiply_16", (1, tiles, 1), *arguments)
+        else:
+            self._begin(count, tiles, arguments)
 
     @property
     def _head_columns(self) -> int:
         return self._columns((7,))
 
     def _project(self, number: int, entries: list[int], work: Work) -> None:
-        self._norm(work, entries[0], self._columns((6,)) if number else 0)
+        self._norm(work, entries[0], (6,) if number else ())
         self._multiply((0, 1, 2), entries, work)
-        self._turn(number, entries, work, self._columns((0, 1, 2)))
+        if not work.decodes:
+            self._turn(number, entries, work, self._columns((0, 1, 2)))
+            return
+        c, places = self.config, work.places
+        grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
+        tables = (work.about, work.angles, entries[2], entries[3], number, places["queries"])
+        self._launch("decode_turn", grid, places["sums"], work.padded_rows, *tables)
 
     def _attend(self, number: int, entries: list[int], work: Work) -> None:
         self._attention(number, entries[19], work)
@@ -97,16 +122,25 @@ class QuantPrompts(Prompts):
         self._multiply((3,), entries, work)
 
     def _mlp(self, entries: list[int], work: Work) -> None:
-        self._norm(work, entries[1], self._columns((3,)))
+        self._norm(work, entries[1], (3,))
         self._multiply((4, 5), entries, work)
-        grid = self._threads_for(work.rows * self._inner // 4)
-        sums = (work.places["sums"], self._columns((4, 5)), self._columns((4,)), work.rows)
-        self._launch("prompt_gate", grid, *sums, *self._inputs(work), work.places["scales"])
+        grid, sums = self._threads_for(work.rows * self._inner // 4), work.places["sums"]
+        inputs = (*self._inputs(work), work.places["scales"])
+        if work.decodes:
+            self._launch("decode_gate", grid, sums, work.rows, *inputs)
+        else:
+            widths = (self._columns((4, 5)), self._columns((4,)))
+            self._launch("prompt_gate", grid, sums, *widths, work.rows, *inputs)
         self._multiply((6,), entries, work)
 
-    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
-        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
+    def _norm(self, work: Work, weight: int, added: Sequence[int], listed: tuple[int, int] | None = None) -> None:
+        """Norm of x plus sums of a matrix, if any; of all rows, or of a list's: its address and length."""
         places, (which, count) = work.places, listed or (0, work.rows)
+        if work.decodes:
+            sums = (places["x"], places["sums"] if added else 0, *(added or (0,)), weight)
+            self._launch("decode_norm", (count, 1, 1), *sums, *self._inputs(work), places["scales"])
+            return
+        columns = self._columns(added)
         sums = (places["x"], places["sums"] if columns else 0, columns, weight, which)
         inputs = (places["words"], places["groups"], ROW_BAND if listed else work.padded_rows)
         self._launch("prompt_norm", (count, 1, 1), *sums, *inputs, places["scales"])
@@ -118,10 +152,28 @@ class QuantPrompts(Prompts):
         for number in which:
             tiles, _, begin, blocks = segments[number]
             matrices += [entries[4 + number], entries[18] >> (8 * number) & 255, tiles, begin, blocks, column]
-            column += tiles * TILE
+            column += tiles + blocks if work.decodes else tiles * TILE
         matrices += [0] * (18 - len(matrices))
-        about = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], column)
-        self._begin(work.rows, sum(segments[number][0] for number in which), (*about, *matrices))
+        columns = work.padded_rows if work.decodes else column
+        arguments = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], columns, *matrices)
+        tiles = sum(segments[number][0] for number in which)
+        if work.decodes:
+            self._begin_parts(
+                work.rows, tiles, max(segments[number][3] // segments[number][0] for number in which), arguments
+            )
+        else:
+            self._begin(work.rows, tiles, arguments)
+
+    def _begin_parts(self, rows: int, tiles: int, sharing: int, arguments: Sequence[int]) -> None:
+        """Begin a multiplication whose sums stay in parts: `sharing` of the step's blocks have a part of a tile. As many
+        blocks as run at the same time."""
+        most = 2 * self._step.grid
+        name, bands = next(
+            (name, bands)
+            for name, each in _PARTS.items()
+            if (bands := -(-rows // each)) * tiles <= most or each == ROW_BAND
+        )
+        self._launch(name, (bands, tiles, max(1, min(sharing, most // (bands * tiles)))), *arguments)
 
     def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
         """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""
