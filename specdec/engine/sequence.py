@@ -188,7 +188,7 @@ class Sequence:
     @property
     def may_wait(self) -> bool:
         """Whether rounds may pass without asking: a policy that learns decides by what pays, another by its rule."""
-        return self.speculation is not None and self.speculation.policy.learns
+        return self.speculation is not None and self.speculation.may_wait
 
     def propose(self, *, asks: bool = True) -> Proposal:
         """Begin a round: plan and draft. A generator that asks for the drafter's passes and returns the rows of the

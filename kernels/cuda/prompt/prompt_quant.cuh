@@ -93,7 +93,11 @@ DEVICE void multiply_many(const Matrix& m, int tile, int low, int high, const ch
   float total[QUADS][4][2] = {}, of_block[QUADS][4][2] = {}, row_scale[QUADS];
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[front + band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
-  bool begun = false;
+  [[maybe_unused]] bool begun = false;
+  // Where a lane's sum lies, with `apart` floats from row to row.
+  auto place_of_sum = [&](int i, int apart) {
+    return (size_t)(front + i / 8 * 4 + q) * apart + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g;
+  };
 
 #pragma unroll 1
   for (int step = low; step < high; ++step) {
@@ -150,24 +154,21 @@ DEVICE void multiply_many(const Matrix& m, int tile, int low, int high, const ch
 #pragma unroll
       for (int i = 0; i < QUADS * 8; ++i) {
         float& sum = of_block[i / 8][i / 2 % 4][i % 2];
-        to[(front + i / 8 * 4 + q) * TILE + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g] = sum;
+        to[place_of_sum(i, TILE)] = sum, sum = 0;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < QUADS * 8; ++i) {
+        float& sum = of_block[i / 8][i / 2 % 4][i % 2];
+        totals[i * 32] = begun ? totals[i * 32] + sum : sum;
         sum = 0;
       }
-      continue;
+      begun = true;
     }
-#pragma unroll
-    for (int i = 0; i < QUADS * 8; ++i) {
-      float& sum = of_block[i / 8][i / 2 % 4][i % 2];
-      totals[i * 32] = begun ? totals[i * 32] + sum : sum;
-      sum = 0;
-    }
-    begun = true;
   }
-  if (IN_PARTS) return;
+  if constexpr (!IN_PARTS) {
 #pragma unroll
-  for (int i = 0; i < QUADS * 8; ++i) {
-    const int row = front + i / 8 * 4 + q, output = (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g;
-    sums[(size_t)row * columns + tile * TILE + output] = totals[i * 32];
+    for (int i = 0; i < QUADS * 8; ++i) sums[tile * TILE + place_of_sum(i, columns)] = totals[i * 32];
   }
 }
 

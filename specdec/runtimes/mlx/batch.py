@@ -121,8 +121,7 @@ def wide_passes(shares: Sequence[Share], most_rows: Callable[[int], int]) -> Ite
 
 
 def decoded(shares: Sequence[Share], most_step: int, most: int) -> bool:
-    """Whether a pass goes to `Decoder` as a whole: chains at effort 1 whose choices alone are wanted, more rows than a step
-    takes with profit.
+    """Whether a pass goes to `Decoder` as a whole: chains at effort 1 whose choices alone are wanted, and enough rows.
 
     Args:
         shares: of the pass.

@@ -1,8 +1,8 @@
 """Passes over the next rows of many answers on CUDA, more than a step as one kernel takes: `Decoder`.
 
-The kernels are those of wide passes over prompts (`prompt`), with attention of single rows over histories of their own and the
-choice of tokens (`kernels/cuda/prompt/prompt_decode.cuh`). A pass leaves the bits of a step. It is a graph of launches, which
-moves every row on to the token that it has chosen, so that passes follow each other without the host.
+The kernels are those of wide passes over prompts (`prompt`), with attention of single rows over histories of their own
+and the choice of tokens (`kernels/cuda/prompt/prompt_decode.cuh`). A pass leaves the bits of a step. It is a graph of
+launches, which moves every row on to the token that it has chosen, so that passes follow each other without the host.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Decoder:
         self._host: np.ndarray | None = None
 
     def run(self, parts: Sequence[Part], angles: Any, ahead: int) -> np.ndarray:
-        """Put keys and values of all rows into their caches and choose the token after each; nothing else may be running.
+        """Put keys and values of all rows into their caches and choose the token after each. Nothing else may run.
 
         Args:
             parts: at most `MOST_ROWS` rows in all, all wanted.

@@ -213,7 +213,7 @@ class CudaDriver:
             raise OSError(f"the CUDA driver's cuLaunchKernel failed with code {code}")
 
     def graph(self, launches: Sequence[PlainLaunch]) -> ctypes.c_void_p:
-        """These kernels, one after the other, as a graph that `replay` begins in one call; kept as long as the process."""
+        """These kernels, one after the other, as a graph that `replay` begins in one call and `forget` frees."""
         self._call("cuCtxSetCurrent", self._context)
         stream, graph, made = self._captured(), ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuStreamBeginCapture_v2", stream, 2)  # CU_STREAM_CAPTURE_MODE_RELAXED

@@ -353,12 +353,8 @@ class Prompts(ABC):
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)
         made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
         made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
-        made |= {
-            "decode_attend": (THREADS, 0),
-            "decode_look": (THREADS, 0),
-            "decode_choose": (32, 0),
-            "decode_end": (1, 0),
-        }
+        made |= dict.fromkeys(("decode_attend", "decode_look"), (THREADS, 0))
+        made |= {"decode_choose": (32, 0), "decode_end": (1, 0)}
         return made
 
 

@@ -158,15 +158,14 @@ class QuantPrompts(Prompts):
         arguments = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], columns, *matrices)
         tiles = sum(segments[number][0] for number in which)
         if work.decodes:
-            self._begin_parts(
-                work.rows, tiles, max(segments[number][3] // segments[number][0] for number in which), arguments
-            )
+            sharing = max(segments[number][3] // segments[number][0] + 1 for number in which)
+            self._begin_parts(work.rows, tiles, sharing, arguments)
         else:
             self._begin(work.rows, tiles, arguments)
 
     def _begin_parts(self, rows: int, tiles: int, sharing: int, arguments: Sequence[int]) -> None:
-        """Begin a multiplication whose sums stay in parts: `sharing` of the step's blocks have a part of a tile. As many
-        blocks as run at the same time."""
+        """Begin a multiplication whose sums stay in parts, with as many blocks as run at the same time: of those of the
+        step, `sharing` have a part of a tile."""
         most = 2 * self._step.grid
         name, bands = next(
             (name, bands)
