@@ -125,7 +125,7 @@ class Pace:
         self._turn_s = 0.0  # of plain passes, all time between them included
         self._measured = 0  # plain passes so far, the first of which may compile kernels
         self._lost: float | None = None  # turns that a round of asking has cost lately, less what it brought
-        self._left = 0.0  # turns until policies are asked again
+        self._left = 2.0 if most else 0.0  # turns until policies are asked again: plain passes are measured first
         self._asked = 0  # rounds of asking in a row
 
     @property
@@ -155,9 +155,7 @@ class Pace:
             return
         if not asked:
             self._plain(turns, seconds)
-        elif self._measured < 2:
-            self._left = 1
-        else:
+        elif self._turn_s:
             self._judge(seconds / self._turn_s - turns)
 
     def _plain(self, turns: float, seconds: float) -> None:

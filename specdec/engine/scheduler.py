@@ -180,7 +180,7 @@ class Scheduler:
         total = sum(rows for _, rows in expected)
         for sequence, rows in expected:
             sequence.rows_beside = total - rows
-            is_asked = not sequence.may_wait or (self._pace.asks and sequence.is_due)
+            is_asked = len(expected) == 1 or not sequence.may_wait or (self._pace.asks and sequence.is_due)
             self._round.asked |= is_asked and sequence.may_wait
             open_proposals.append((sequence, sequence.propose(asks=is_asked), None))
         while open_proposals:
@@ -248,7 +248,7 @@ class Scheduler:
     def _run(self, shares: list[_Share]) -> list[Event]:
         """One pass in the exact view, and what it means for each sequence."""
         prompts = [share for share in shares if share.is_prompt]
-        ahead = 0 if prompts else self._pace.room(min(share.sequence.room_ahead(share.rows) for share in shares))
+        ahead = 0 if prompts else self._ahead(shares)
         start_s = time.perf_counter()
         batch = [share.sequence.going_ahead(share.rows, ahead) for share in shares]
         replies = _forward(self._runtime, batch, EXACT)
@@ -257,7 +257,7 @@ class Scheduler:
         decoding_s = pass_s
         if not any(isinstance(reply, Exception) for reply in replies):
             decoding_s = pass_s if ahead else self._observe(decoding, prompts, pass_s)
-        self._round.others |= bool(prompts)
+        self._round.others |= bool(prompts) or len(shares) == 1
         events = []
         for share, reply in zip(shares, replies, strict=True):
             sequence = share.sequence
@@ -273,6 +273,12 @@ class Scheduler:
                 except Exception as error:
                     events.append(_failed(sequence, _own(error)))
         return events
+
+    def _ahead(self, shares: list[_Share]) -> int:
+        """Tokens that all sequences of a pass go ahead for."""
+        if len(shares) == 1:
+            return shares[0].sequence.most_ahead(shares[0].rows)
+        return self._pace.room(min(share.sequence.room_ahead(share.rows) for share in shares))
 
     def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
         """Learn what a pass cost that has just run. Policies are told the part of it that pieces of prompts do not

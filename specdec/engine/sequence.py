@@ -36,7 +36,7 @@ Proposal: TypeAlias = Generator[Ask, Reply, Rows]
 ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
-_QUIET = 4, 64  # tokens without asking a policy whose last draft was in vain: at first, and at most
+_QUIET = 4, 32  # tokens without asking a policy whose last draft was in vain: at first, and at most
 _CHOSEN = ChosenRows()
 
 

@@ -240,7 +240,7 @@ class CudaDriver:
         """A stream whose launches can be captured, which the usual one's cannot."""
         if self._stream is None:
             self._stream = ctypes.c_void_p()
-            self._call("cuStreamCreate", ctypes.byref(self._stream), 0)
+            self._call("cuStreamCreate", ctypes.byref(self._stream), 1)  # CU_STREAM_NON_BLOCKING
         return self._stream
 
     def _attribute(self, which: int) -> int:

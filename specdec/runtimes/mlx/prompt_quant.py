@@ -94,8 +94,9 @@ class QuantPrompts(Prompts):
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
         arguments = (*about, *matrix, *[0] * 12)
-        if work.decodes and count <= _LEAST_ROWS:
-            self._launch("prompt_multiply_16", (1, tiles, 1), *arguments)
+        if count <= _FEW_ROWS:
+            name = "prompt_multiply_16" if count <= _LEAST_ROWS else "prompt_multiply_few"
+            self._launch(name, (1, tiles, 1), *arguments)
         else:
             self._begin(count, tiles, arguments)
 
