@@ -31,9 +31,7 @@ Group* groups = reinterpret_cast<Group*>(room + GROUPS_AT);
 float* ends = reinterpret_cast<float*>(room + ENDS_AT);
 char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
-const Gathering gathering{ends, reinterpret_cast<float*>(room), ENDS == WARPS};
-const Gathering head_gathering{HEAD_ENDS ? scratch + AT_ENDS + block * HEAD_ENDS * ROWS * APART : ends, gathering.own,
-                               HEAD_ENDS ? HEAD_ENDS == WARPS : gathering.by_warp};
+const Gathering gathering{ends, reinterpret_cast<float*>(room)};
 for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
 for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
@@ -390,8 +388,7 @@ for (int number = 0, choice = 0;; ++number) {
   const char* data = data_at(layer, which);
   with_form(form_at(layer, which), [&](auto form) {
     multiply_form<decltype(form)::value>(share, data, words, groups, scales, count,
-                                         site % 2 ? products : products + OTHER_PARTS, head ? head_gathering : gathering,
-                                         ring);
+                                         site % 2 ? products : products + OTHER_PARTS, gathering, ring);
   });
   filled = 0;
   if (head) break;

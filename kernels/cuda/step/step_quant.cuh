@@ -98,24 +98,19 @@ struct Codes {
 };
 
 // Where the sums of a tile go that several warps of a block share. The warp that reaches the tile's end leaves its sums
-// in `ends`, the others in a place of their own when all have done multiplying, OWN_ROWS rows at a time.
+// in `ends`, the others in a place of their own when all have done multiplying.
 struct Gathering {
-  float *ends, *own;  // (tiles or WARPS, ROWS, APART), of the logits layer in device memory; (WARPS, OWN_ROWS, APART)
-  bool by_warp;       // a place of `ends` for each warp, as a block may have more tiles
-
-  DEVICE float* end(const Portion& share, int warp, int tile) const {
-    return ends + (by_warp ? warp : tile - share.block_tile) * ROWS * APART;
-  }
+  float *ends, *own;  // (ENDS, ROWS, APART), (WARPS, ROWS, APART)
 };
+DEVICE int end_place(const Portion& share, int warp, int tile) { return ENDS == WARPS ? warp : tile - share.block_tile; }
 
-// Adds up rows from `row_from` on, as many as lie in `own`.
-DEVICE void gather_quant(const Portion& share, const Gathering& gathering, float* parts, int rows, int row_from) {
+DEVICE void gather_quant(const Portion& share, const Gathering& gathering, float* parts, int rows) {
   BARRIER();
   if (share.count <= 0) return;
   const Matrix& m = share.m;
-  constexpr int EACH = OWN_ROWS * APART;
+  constexpr int EACH = ROWS * APART;
   const int low = share.block_tile, until = share.from + share.count;
-  const int quads = (rows - row_from < OWN_ROWS ? rows - row_from : OWN_ROWS) * (TILE / 4);
+  const int quads = rows * (TILE / 4);
   for (int at = threadIdx.x; at < share.tiles * quads; at += THREADS) {
     const int tile = low + at / quads, quad = at % quads, row = quad / (TILE / 4), output = quad % (TILE / 4) * 4;
     const int place = row * APART + output;
@@ -128,9 +123,9 @@ DEVICE void gather_quant(const Portion& share, const Gathering& gathering, float
       if (share.start(w) < share.start(w + 1)) add(sum, *reinterpret_cast<const float4*>(gathering.own + w * EACH + place));
     }
     const bool ended = end_of < until;
-    const float* from = ended ? gathering.end(share, last, tile) + row_from * APART : gathering.own + last * EACH;
+    const float* from = ended ? gathering.ends + end_place(share, last, tile) * EACH : gathering.own + last * EACH;
     add(sum, *reinterpret_cast<const float4*>(from + place));
-    *reinterpret_cast<float4*>(parts + ((size_t)m.slot(blockIdx.x, tile) * ROWS + row_from + row) * TILE + output) = sum;
+    *reinterpret_cast<float4*>(parts + ((size_t)m.slot(blockIdx.x, tile) * ROWS + row) * TILE + output) = sum;
   }
 }
 
@@ -213,16 +208,14 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
 #pragma unroll
   for (int band = 0; band < ROW_BANDS; ++band) row_scale[band] = scales[row_of(band)] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
 
-  // Leaves the sums of rows from `low` to `high` (not included); `to` is the place of the first.
-  auto leave = [&](float* to, int apart, int low, int high) {
+  auto leave = [&](float* to, int apart) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int band = 0; band < FULL; ++band) {
-        if (band * 4 < low || band * 4 >= high) continue;
 #pragma unroll
         for (int t = 0; t < 8; ++t) {
-          if (row_of(band) < rows) to[(row_of(band) - low) * apart + t * 16 + half * 8 + g] = total[band][t][half];
+          if (row_of(band) < rows) to[row_of(band) * apart + t * 16 + half * 8 + g] = total[band][t][half];
           total[band][t][half] = 0;
         }
       }
@@ -238,11 +231,11 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
     const int low = which * m.steps, high = low + m.steps, until = share.from + share.count;
     return share.begin <= (low > share.from ? low : share.from) && share.end >= (high < until ? high : until);
   };
-  auto leave_tile = [&](float* shared, int low, int high) {
+  auto leave_tile = [&](float* shared) {
     if (alone(tile)) {
-      leave(parts + ((size_t)m.slot(blockIdx.x, tile) * ROWS + low) * TILE, TILE, low, high);
+      leave(parts + (size_t)m.slot(blockIdx.x, tile) * ROWS * TILE, TILE);
     } else {
-      leave(shared, APART, low, high);
+      leave(shared, APART);
     }
   };
 
@@ -318,17 +311,13 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
     issue<F>(share, from, ahead_tile, ahead_step, taken, own, stage + STAGES);
     if (++ahead_step == m.steps) ++ahead_tile, ahead_step = 0;
     if (++step == m.steps) {
-      leave_tile(gathering.end(share, share.warp, tile), 0, ROWS);
+      leave_tile(gathering.ends + end_place(share, share.warp, tile) * ROWS * APART);
       ++tile, step = 0;
     }
   }
-#pragma unroll
-  for (int low = 0; low < ROWS; low += OWN_ROWS) {
-    if (low > 0 && low >= rows) break;
-    BARRIER();  // the rows are no longer read, nor the sums of those before
-    if (share.begin < share.end && step) leave_tile(gathering.own + share.warp * OWN_ROWS * APART, low, low + OWN_ROWS);
-    gather_quant(share, gathering, parts, rows, low);
-  }
+  BARRIER();  // the rows are no longer read
+  if (share.begin < share.end && step) leave_tile(gathering.own + share.warp * ROWS * APART);
+  gather_quant(share, gathering, parts, rows);
 }
 
 // One of the types at run time: calls `act` with its number as a type.

@@ -39,9 +39,6 @@ _ENTRIES = 20
 _WARPS = THREADS // 32
 _UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
 _ARRIVALS = 64  # counters of the blocks that have added to a tile, after the barrier's
-_APART = (
-    TILE + 8
-)  # floats from row to row of sums in shared memory: more than a tile, so that rows are in different banks
 _COUNTS = 64  # numbers of a block beside its table
 _PORTIONS_BYTES = 528  # shares of a block and its warps
 MOST_STAGES = 2  # of a warp's ring
@@ -126,11 +123,10 @@ class QuantStep(WholeStep):
         for name, which in (("TILES", 0), ("BEGIN", 2), ("BLOCKS", 3)):
             sizes[f"SEGMENT_{name}"] = ", ".join(str(segment[which]) for segment in self.segments)
         sizes["MOST_BLOCKS"] = max(blocks // tiles + 2 for tiles, _, _, blocks in self.segments)
-        sizes |= {"ENDS": self._ends(rows), "HEAD_ENDS": 0 if rows == 1 else self._tiles_touched(self.segments[7:])}
-        sizes |= {"SYNC_ARRIVALS": _ARRIVALS, "PORTIONS_BYTES": _PORTIONS_BYTES, "OWN_ROWS": _own_rows(rows)}
+        sizes |= {"ENDS": self._ends(), "SYNC_ARRIVALS": _ARRIVALS, "PORTIONS_BYTES": _PORTIONS_BYTES}
         sizes["STAGE_BYTES"] = self._stage_bytes_of(nested=nested)
         stages = self._stages_of(rows, nested=nested, selects=kind.selects)
-        sizes |= {"STAGES": stages, "HEAD_SLOTS": self._head_slots(stages), "APART": _APART}
+        sizes |= {"STAGES": stages, "HEAD_SLOTS": self._head_slots(stages), "APART": _apart(rows)}
         sizes["RING_BYTES"] = self._ring_bytes(stages, nested=nested)
         # A block has room for the sums of this number of inputs' squares.
         sizes["ALONE"] = rows == 1 and not kind.selects and padded(self.config.hidden_size) <= 128 * _COUNTS
@@ -157,7 +153,6 @@ class QuantStep(WholeStep):
             ("AT_WORDS", 2 * int(constants["WORDS_EACH"])),
             ("AT_GROUPS", 2 * int(constants["WORDS_EACH"]) // 4),
             ("AT_CHOICES", rows * self.grid * CHOICE_WORDS),
-            ("AT_ENDS", self.grid * int(constants["HEAD_ENDS"]) * rows * _APART),
         ):
             constants[name] = place
             place += padded(size, 64)
@@ -174,23 +169,17 @@ class QuantStep(WholeStep):
         steps = max(min(steps, -(-tiles * steps // blocks)) for tiles, steps, _, blocks in self.segments)
         words = padded(steps * rows * 64 + 256, 16)
         taken_in = words + (steps * rows + 4) * 16
-        gathered, bins = _WARPS * _own_rows(rows) * _APART * 4, 4 * (33 << (BIN_BITS + 1)) if selects else 0
+        gathered, bins = _WARPS * rows * _apart(rows) * 4, 4 * (33 << (BIN_BITS + 1)) if selects else 0
         room = padded(max(taken_in, gathered, bins, attention_bytes(rows, self.config.head_dim)), 16)
-        return words, room, room + self._ends(rows) * rows * _APART * 4
+        return words, room, room + self._ends() * rows * _apart(rows) * 4
 
     def _fixed(self) -> int:
         table = 8 * padded(self.config.num_layers * _ENTRIES + 5, 2)
         return table + 4 * STATE_WORDS + 4 * _COUNTS + 4 * 16 + _PORTIONS_BYTES
 
-    def _ends(self, rows: int) -> int:
-        """Tiles of a block whose sums more than one warp may have, for which shared memory is set aside: with several
-        rows those of the logits layer, which are many, lie in device memory."""
-        return self._tiles_touched(self.segments if rows == 1 else self.segments[:7])
-
-    @staticmethod
-    def _tiles_touched(segments: list[tuple[int, int, int, int]]) -> int:
-        """Tiles that a block of these matrices may have a part of, at most one for each warp."""
-        touched = max((-(-tiles * steps // blocks) - 1) // steps + 2 for tiles, steps, _, blocks in segments)
+    def _ends(self) -> int:
+        """Tiles of a block whose sums more than one warp may have, at most one for each warp."""
+        touched = max((-(-tiles * steps // blocks) - 1) // steps + 2 for tiles, steps, _, blocks in self.segments)
         return min(_WARPS, touched)
 
     def _head_slots(self, stages: int) -> int:
@@ -219,9 +208,9 @@ class QuantStep(WholeStep):
         return max(fitting, default=0)
 
 
-def _own_rows(rows: int) -> int:
-    """Rows whose sums of all warps are in shared memory at a time."""
-    return min(rows, 8)
+def _apart(rows: int) -> int:
+    """Floats from row to row of sums in shared memory: more than a tile, so that rows are in different banks."""
+    return TILE + 8 if rows <= 8 else TILE
 
 
 def _form_text(form: QuantForm) -> str:
