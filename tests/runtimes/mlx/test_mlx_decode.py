@@ -1,0 +1,140 @@
+"""Passes over the next rows of many answers without a GPU: which passes they are, their launches, graphs and tables.
+
+What they compute is in `test_gpu_decode.py`; that the kernels compile, in `test_mlx_prompts.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_mlx_prompts import Driver, dense, part, quantised, share
+
+from specdec.runtimes.mlx.batch import decoded
+from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
+from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.step import CHOICE_WORDS
+
+MX: Any = SimpleNamespace(int32=0, float32=0)
+
+
+class GraphDriver(Driver):
+    """Notes graphs; what is read are the numbers of the lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: dict[int, list[Any]] = {}
+        self.replayed: list[int] = []
+
+    def graph(self, launches: list[Any]) -> int:
+        assert all(1 <= size <= 65535 for launch in launches for size in launch.grid[1:])
+        number = len(self.graphs)
+        self.graphs[number] = [(launch.given[0], launch.grid, launch._values) for launch in launches]
+        return number
+
+    def replay(self, graph: int) -> None:
+        self.replayed.append(graph)
+
+    def forget(self, graph: int) -> None:
+        del self.graphs[graph]
+
+    def read(self, _: int, array: np.ndarray) -> None:
+        array[:] = np.arange(len(array))[:, None]
+
+
+def decoder_of(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> tuple[Decoder, GraphDriver]:
+    driver, numbers = GraphDriver(), itertools.count(1 << 40, 1 << 36)
+    monkeypatch.setattr(prompts._step, "driver", driver)
+    # Launches take numbers: entries of the table are told apart by them.
+    monkeypatch.setattr(prompts._step, "addresses", lambda entries: [next(numbers) for _ in entries])
+    monkeypatch.setattr(prompts._step, "address", lambda cache: cache.address)
+    return Decoder(MX, prompts), driver
+
+
+def wanted(count: int, place: int, number: int) -> Any:
+    return part(count, place, (1 + number) << 33, count)
+
+
+def choosing(*counts: int, **options: Any) -> list[Any]:
+    shares = [share(count, count, **options) for count in counts]
+    for one in shares:
+        one.chooses = True
+    return shares
+
+
+def test_passes_of_choices_with_enough_rows_are_decoded() -> None:
+    assert decoded(choosing(*[1] * 9), 8, MOST_ROWS)
+    assert decoded(choosing(*[1] * 8, 5), 8, MOST_ROWS)
+    assert decoded(choosing(*[1] * 64, mode="quant"), 8, MOST_ROWS)
+    assert not decoded(choosing(*[1] * 8), 8, MOST_ROWS)
+    assert not decoded(choosing(*[1] * 65), 8, MOST_ROWS)
+    assert not decoded([*choosing(*[1] * 20), share(1, 1)], 8, MOST_ROWS)  # logits
+    assert not decoded([*choosing(*[1] * 20), *choosing(4, tree=True)], 8, MOST_ROWS)
+    assert not decoded([*choosing(*[1] * 20), *choosing(1, mode="verify", selects=True)], 8, MOST_ROWS)
+    assert not decoded(choosing(*[1] * 20, mode="nested"), 8, MOST_ROWS)
+
+
+@pytest.mark.parametrize("kind", ["dense", "quantised"])
+@pytest.mark.parametrize("count", [9, 16, 20, 33, 64])
+def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
+    monkeypatch: pytest.MonkeyPatch, kind: str, count: int
+) -> None:
+    prompts = dense() if kind == "dense" else quantised("q4_k", "q6_k")
+    decoder, driver = decoder_of(prompts, monkeypatch)
+    found = decoder.run([wanted(1, 10 * number, number) for number in range(count)], object(), 3)
+    assert found.shape == (4, count, CHOICE_WORDS)
+    assert found[:, :, 0].ravel().tolist() == list(range(4 * count))
+    (graph,) = driver.graphs.values()
+    assert driver.replayed == [0] * 4
+    assert not driver.launches  # nothing runs but by the graph
+    names = [name.partition("_")[2].rstrip("_0123456789").removesuffix("_few") for name, *_ in graph]
+    layer = ["norm", "multiply", "turn", "attend", "mix", "multiply", "norm", "multiply", "gate", "multiply"]
+    ends = ["norm", "multiply", "look", "choose", "end"]
+    assert names == ["embed", *layer * prompts.config.num_layers, *ends]
+    grids = {name: grid for name, grid, _ in graph}
+    c = prompts.config
+    assert grids["decode_attend"][0] == count
+    heads = -(-c.num_heads // c.num_kv_heads // 4)
+    assert grids["decode_attend"][1:] == (c.num_kv_heads * heads, 4 if count > 52 else 2 if count > 26 else 1)
+    assert grids["decode_look"][:2] == (132, count)
+    assert grids["decode_choose"] == (count, 1, 1)
+    if kind == "quantised":
+        rows = 16 if count <= 16 else 32 if count <= 32 else 64
+        parts = [(name, grid) for name, grid, _ in graph if name.startswith("decode_multiply")]
+        assert all(grid[0] * int(name.rsplit("_", 1)[1]) >= count for name, grid in parts)
+        assert all(grid[0] * grid[1] * grid[2] <= 2 * 132 or name.endswith("64") for name, grid in parts)
+        assert max(int(name.rsplit("_", 1)[1]) for name, _ in parts) <= rows
+
+
+def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    angles = object()
+    for count, place, graph in (
+        (20, 5, 0),
+        (20, 90, 0),
+        (21, 5, 1),
+        (20, 250, 2),
+        (20, 30, 3),
+        (20, 31, 3),
+    ):  # more splits take new memory
+        decoder.run([wanted(1, place, number) for number in range(count)], angles, 9)
+        assert driver.replayed[-10:] == [graph] * 10
+    assert decoder.run([wanted(3, 7, 0), *(wanted(1, 9, n) for n in range(1, 18))], angles, 0).shape[:2] == (1, 20)
+    assert driver.replayed[-1] == 3
+    for count in range(1, 60):
+        decoder.run([wanted(1, 3, number) for number in range(count)], angles, 0)
+    assert len(driver.graphs) <= 32
+
+
+def test_every_pass_begins_with_its_own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    for place in (40, 41):
+        decoder.run([wanted(1, place + number, number) for number in range(17)], object(), 1)
+        table, turn = driver.written[-2:]
+        rows = table[: 17 * 8].reshape(17, 8)
+        assert rows[:, 0].tolist() == [100] * 17
+        assert rows[:, 1].tolist() == list(range(place, place + 17))
+        assert turn.tolist() == [0]
