@@ -1,4 +1,4 @@
-"""Passes over many answers on a real GPU, where a step is one kernel: choices, tokens ahead and caches are those of steps.
+"""Passes over many answers on a real GPU, where a step is one kernel: choices, tokens ahead and caches as of steps.
 
 Skipped where MLX has no GPU, saying so.
 """
