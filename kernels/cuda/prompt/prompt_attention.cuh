@@ -64,6 +64,7 @@ template <class F>
 DEVICE void turn_vector(const PromptRow* about, const float* angles, const float* bias, const float* norms, long long layer,
                         float* queries, F source) {
   const int lane = threadIdx.x % 32, row = blockIdx.x, vector_number = blockIdx.y * 8 + threadIdx.x / 32, d = lane * 4;
+  after_others();
   if (vector_number >= HEADS + 2 * KV_HEADS) return;
   const int kind = vector_number < HEADS ? 0 : vector_number < HEADS + KV_HEADS ? 1 : 2;
   const int head = kind == 0 ? vector_number : (vector_number - HEADS) % KV_HEADS;
@@ -122,6 +123,7 @@ extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     prompt_attend(const float* queries, const PromptTile* tiles, long long layer, long long window, long long splits,
                   float* out) {
   extern __shared__ uint4 shared_memory[];
+  after_others();
   PromptAttention& m = *reinterpret_cast<PromptAttention*>(shared_memory);
   const PromptTile tile = tiles[blockIdx.x];
   const int head = blockIdx.y, split = blockIdx.z, start = split * SPAN, newest = tile.place + tile.rows - 1;

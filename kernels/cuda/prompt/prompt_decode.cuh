@@ -13,6 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                   float* out) {
   __shared__ float sides[HEADS_EACH][WARPS][SIZE], most_of[HEADS_EACH][WARPS], weight_of[HEADS_EACH][WARPS];
   constexpr int GROUP = HEADS / KV_HEADS;
+  after_others();
   const PromptRow of = about[blockIdx.x];
   const int kv_head = blockIdx.y / CHUNKS, begin = blockIdx.y % CHUNKS * HEADS_EACH;
   const int heads = GROUP - begin < HEADS_EACH ? GROUP - begin : HEADS_EACH, head = kv_head * GROUP + begin;
@@ -55,6 +56,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 extern "C" __global__ void __launch_bounds__(THREADS) decode_look(const float* logits, long long columns, float* found) {
   __shared__ float scratch[WARPS * CHOICE_WORDS];
   const int tid = threadIdx.x, row = blockIdx.y;
+  after_others();
   Choice choice = Choice::none();
 #pragma unroll 1
   for (int i = (blockIdx.x * THREADS + tid) * 4; i < VOCAB; i += GRID * THREADS * 4) {
@@ -78,6 +80,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_look(const float* l
 extern "C" __global__ void __launch_bounds__(32)
     decode_choose(const float* found, PromptRow* about, const int* turn, float* choices) {
   const int row = blockIdx.x, rows = gridDim.x;
+  after_others();
   Choice choice = Choice::none();
   for (int block = threadIdx.x; block < GRID; block += 32) {
     choice = together(choice, get_choice(found + (size_t)(row * GRID + block) * CHOICE_WORDS));
@@ -87,4 +90,7 @@ extern "C" __global__ void __launch_bounds__(32)
   put_choice(choices + (size_t)(*turn * rows + row) * CHOICE_WORDS, choice);
   about[row].token = choice.token, ++about[row].place;
 }
-extern "C" __global__ void decode_end(int* turn) { ++*turn; }
+extern "C" __global__ void decode_end(int* turn) {
+  after_others();
+  ++*turn;
+}

@@ -39,7 +39,7 @@ struct Asking {
   // Number of this thread among those that copy from thread `first` on.
   static DEVICE int turn(int first) { return (threadIdx.x + THREADS_HERE - first) % THREADS_HERE; }
 
-  DEVICE void operator()(int step, char* to) const {
+  DEVICE void rows_of(int step, char* to) const {
     const int tid = threadIdx.x;
     if (tid < ROWS_HERE * 4) {
       copy16(to + WEIGHTS_ROOM + tid * 16, rows.words + (size_t)step * rows.all_rows * (GROUP_WORDS * 4) + tid * 16);
@@ -47,6 +47,8 @@ struct Asking {
     if (tid < ROWS_HERE) {
       copy16(to + WEIGHTS_ROOM + WORDS_ROOM + tid * 16, rows.groups + (size_t)step * rows.all_rows * 16 + tid * 16);
     }
+  }
+  DEVICE void weights_of(int step, char* to) const {
     const size_t unit = (size_t)tile * steps + step;
     const int upper = turn(UPPER_FROM), rest = turn(REST_FROM);
     if (upper < 128) copy16(to + turned(upper), from.upper + unit * 2048 + upper * 16);
@@ -83,12 +85,21 @@ DEVICE void multiply_many(const Matrix& m, int tile, int low, int high, const ch
   totals += warp * (QUADS * 256) + lane;
   const Ask pieces_of{rows, from, tile, m.steps};
   auto ask = [&](int step) {
-    if (step < high) pieces_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+    char* to = ring + step % PROMPT_STAGES * Ask::STAGE;
+    if (step < high) pieces_of.weights_of(step, to), pieces_of.rows_of(step, to);
     end_stage();
   };
 #pragma unroll 1
-  for (int step = low; step < low + PROMPT_STAGES - 1; ++step) ask(step);
+  for (int step = low; step < low + PROMPT_STAGES - 1 && step < high; ++step) {
+    pieces_of.weights_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+  }
   find_ends(m, tile, ends);
+  after_others();  // the weights were there before
+#pragma unroll 1
+  for (int step = low; step < low + PROMPT_STAGES - 1; ++step) {
+    if (step < high) pieces_of.rows_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+    end_stage();
+  }
   [[maybe_unused]] int block = IN_PARTS ? m.block_of(tile * m.steps + low) : 0;
   float total[QUADS][4][2] = {}, of_block[QUADS][4][2] = {}, row_scale[QUADS];
 #pragma unroll
@@ -242,7 +253,7 @@ DEVICE void multiply_block(const Multiplication& job, uint4* room) {
   if (IN_PARTS) {
     const int first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
     const int each = (last - first + gridDim.z) / gridDim.z, own = first + blockIdx.z * each;
-    if (own > last) return;
+    if (own > last) return after_others();
     low = own == first ? 0 : m.first(own) - tile * m.steps;
     high = own + each > last ? m.steps : m.first(own + each) - tile * m.steps;
   }
@@ -268,6 +279,7 @@ MULTIPLICATION(decode_multiply_64, 64, true)
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_embed(const PromptRow* about, const char* table, long long form, float* x) {
+  after_others();
   const int token = about[blockIdx.x].token;
   float* to = x + (size_t)blockIdx.x * HIDDEN;
 #if EMBED_PLAIN
@@ -289,6 +301,7 @@ DEVICE void norm_in_wholes(int row, float* x, bool adds, F product, const float*
   constexpr int JOBS = HIDDEN_PAD / 128;
   __shared__ float squares[JOBS];
   const int lane = threadIdx.x % 32;
+  after_others();
 #pragma unroll 1
   for (int job = threadIdx.x / 32; job < JOBS; job += WARPS) {
     const int i = job * 128 + lane * 4;
@@ -334,6 +347,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_mix(const float* attended, const PromptRow* about, long long splits, long long rows, unsigned* words,
                Group* groups, long long all_rows, float* scales) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (MIXED_PAD / 4), i = at % (MIXED_PAD / 4) * 4;
   if (row >= rows) return;
   const int used = about[row].place / SPAN + 1;
@@ -345,6 +359,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_gate(const float* sums, long long columns, long long half, long long rows, unsigned* words, Group* groups,
                 long long all_rows, float* scales) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (INNER_PAD / 4), i = at % (INNER_PAD / 4) * 4;
   if (row >= rows) return;
   const float4 gate = finished4(sums, columns, row, i), up = finished4(sums, columns, row, int(half) + i);
@@ -354,6 +369,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 extern "C" __global__ void __launch_bounds__(THREADS)
     decode_gate(const float* parts, long long rows, unsigned* words, Group* groups, long long all_rows, float* scales) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (INNER_PAD / 4), i = at % (INNER_PAD / 4) * 4;
   if (row >= rows) return;
   const float4 gate = parts4(4, parts, int(all_rows), row, i), up = parts4(5, parts, int(all_rows), row, i);
