@@ -17,9 +17,9 @@ struct PromptAttention {
   alignas(16) char values[VALUES_APART ? SPAN * SIZE * 2 : 16];
 };
 
-// A row of a pass: token, position, positions of its cache, and the cache's address.
+// A row of a pass: token, position, positions of its cache, passes that have gone on from it, and the cache's address.
 struct PromptRow {
-  int token, place, capacity, spare;
+  int token, place, capacity, turn;
   half_t* cache;
   long long more;
 };

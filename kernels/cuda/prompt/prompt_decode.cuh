@@ -75,10 +75,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_look(const float* l
   if (tid == 0) put_choice(found + (size_t)(row * GRID + blockIdx.x) * CHOICE_WORDS, choice);
 }
 
-// Chooses the token of every row, a block each, for line `turn` of choices (turns, rows, CHOICE_WORDS), and moves the row on to it.
-// `turn` counts passes.
-extern "C" __global__ void __launch_bounds__(32)
-    decode_choose(const float* found, PromptRow* about, const int* turn, float* choices) {
+// Chooses the token of every row, a block each, and moves the row on to it. choices (turns, rows, CHOICE_WORDS): a row counts
+// its turns.
+extern "C" __global__ void __launch_bounds__(32) decode_choose(const float* found, PromptRow* about, float* choices) {
   const int row = blockIdx.x, rows = gridDim.x;
   after_others();
   Choice choice = Choice::none();
@@ -87,10 +86,7 @@ extern "C" __global__ void __launch_bounds__(32)
   }
   choice = lane_choice(choice);
   if (threadIdx.x > 0) return;
-  put_choice(choices + (size_t)(*turn * rows + row) * CHOICE_WORDS, choice);
-  about[row].token = choice.token, ++about[row].place;
-}
-extern "C" __global__ void decode_end(int* turn) {
-  after_others();
-  ++*turn;
+  PromptRow& of = about[row];
+  put_choice(choices + (size_t)(of.turn * rows + row) * CHOICE_WORDS, choice);
+  of.token = choice.token, ++of.place, ++of.turn;
 }

@@ -33,7 +33,7 @@ class Decoder:
         self._mx, self._prompts, self._driver = mx, prompts, prompts.step.driver
         self._graphs: dict[tuple[int, ...], ctypes.c_void_p] = {}
         self._kept: list[Any] = []
-        self._turn = self._choices = 0  # addresses
+        self._choices = 0  # their address
         self._host: np.ndarray | None = None
 
     def run(self, parts: Sequence[Part], angles: Any, ahead: int) -> np.ndarray:
@@ -49,7 +49,6 @@ class Decoder:
         """
         host, driver = self._memory(), self._driver
         work = self._prompts.work(parts, angles, decodes=True, ahead=ahead)
-        driver.write(self._turn, np.zeros(1, np.int32))
         graph = self._graph(work)
         for _ in range(1 + ahead):
             driver.replay(graph)
@@ -66,16 +65,15 @@ class Decoder:
                 for graph in self._graphs.values():
                     self._driver.forget(graph)
                 self._graphs.clear()
-            recorded = self._prompts.recorded(work, turn=self._turn, choices=self._choices)
-            self._graphs[key] = self._driver.graph(recorded)
+            self._graphs[key] = self._driver.graph(self._prompts.recorded(work, self._choices))
         return self._graphs[key]
 
     def _memory(self) -> np.ndarray:
-        """Memory of the host for all choices, once the device has some for them and for the number of passes."""
+        """Memory of the host for all choices, once the device has some, too."""
         if self._host is None:
             lines = (1 + MOST_AHEAD) * MOST_ROWS
             step = self._prompts.step
-            self._kept = [step.own((2,), self._mx.int32), step.own((lines, CHOICE_WORDS), self._mx.float32)]
-            self._turn, self._choices = step.addresses(self._kept)
+            self._kept = [step.own((lines, CHOICE_WORDS), self._mx.float32)]
+            (self._choices,) = step.addresses(self._kept)
             self._host = self._driver.pinned(4 * lines * CHOICE_WORDS).view(np.float32).reshape(lines, CHOICE_WORDS)
         return self._host

@@ -246,13 +246,12 @@ class Prompts(ABC):
             self._step.driver.begin(launch)
         self._launched.append(launch)
 
-    def recorded(self, work: Work, *, turn: int, choices: int) -> list[PlainLaunch]:
+    def recorded(self, work: Work, choices: int) -> list[PlainLaunch]:
         """The launches of a pass that chooses a token for each row and moves the row on to it.
 
         Args:
             work: the pass; all its rows are wanted.
-            turn: address of the number of passes since the rows were told, which is counted up.
-            choices: address of float32 (passes, rows, CHOICE_WORDS).
+            choices: address of float32 (passes since the rows were told, rows, CHOICE_WORDS).
         """
         self._records, self._launched = True, []
         try:
@@ -260,8 +259,7 @@ class Prompts(ABC):
             self._head(work, 0, work.rows)
             places, columns = work.places, self._head_columns
             self._launch("decode_look", (self._step.grid, work.rows, 1), places["logits"], columns, places["found"])
-            self._launch("decode_choose", (work.rows, 1, 1), places["found"], work.about, turn, choices)
-            self._launch("decode_end", (1, 1, 1), turn)
+            self._launch("decode_choose", (work.rows, 1, 1), places["found"], work.about, choices)
             return self._launched
         finally:
             self._records, self._launched = False, []
@@ -354,7 +352,7 @@ class Prompts(ABC):
         made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
         made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
         made |= dict.fromkeys(("decode_attend", "decode_look"), (THREADS, 0))
-        made |= {"decode_choose": (32, 0), "decode_end": (1, 0)}
+        made["decode_choose"] = 32, 0
         return made
 
 

@@ -92,7 +92,7 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     assert not driver.launches  # nothing runs but by the graph
     names = [name.partition("_")[2].rstrip("_0123456789").removesuffix("_few") for name, *_ in graph]
     layer = ["norm", "multiply", "turn", "attend", "mix", "multiply", "norm", "multiply", "gate", "multiply"]
-    ends = ["norm", "multiply", "look", "choose", "end"]
+    ends = ["norm", "multiply", "look", "choose"]
     assert names == ["embed", *layer * prompts.config.num_layers, *ends]
     grids = {name: grid for name, grid, _ in graph}
     c = prompts.config
@@ -133,8 +133,8 @@ def test_every_pass_begins_with_its_own_tables(monkeypatch: pytest.MonkeyPatch) 
     decoder, driver = decoder_of(dense(), monkeypatch)
     for place in (40, 41):
         decoder.run([wanted(1, place + number, number) for number in range(17)], object(), 1)
-        table, turn = driver.written[-2:]
+        table = driver.written[-1]
         rows = table[: 17 * 8].reshape(17, 8)
         assert rows[:, 0].tolist() == [100] * 17
         assert rows[:, 1].tolist() == list(range(place, place + 17))
-        assert turn.tolist() == [0]
+        assert not rows[:, 3].any()
