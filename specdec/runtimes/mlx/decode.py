@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.prompt import ROW_BAND, Part, Prompts, Work
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 
 MOST_ROWS = ROW_BAND  # of a pass
 _MOST_GRAPHS = 32
+_ROWS = (12, 16, 24, 32, 48, 64)  # of a graph: answers come and go, and a graph takes milliseconds to make
 
 
 class Decoder:
@@ -27,10 +29,11 @@ class Decoder:
     Args:
         mx: MLX.
         prompts: the model's wide passes.
+        spare: a cache for rows that are there to fill a graph.
     """
 
-    def __init__(self, mx: Any, prompts: Prompts) -> None:
-        self._mx, self._prompts, self._driver = mx, prompts, prompts.step.driver
+    def __init__(self, mx: Any, prompts: Prompts, spare: GpuCache) -> None:
+        self._mx, self._prompts, self._spare, self._driver = mx, prompts, spare, prompts.step.driver
         self._graphs: dict[tuple[int, ...], ctypes.c_void_p] = {}
         self._kept: list[Any] = []
         self._choices = 0  # their address
@@ -48,14 +51,16 @@ class Decoder:
             Choices float32 (1 + ahead, rows, CHOICE_WORDS): see `step_choose.cuh`.
         """
         host, driver = self._memory(), self._driver
-        work = self._prompts.work(parts, angles, decodes=True, ahead=ahead)
+        count = sum(len(part.tokens) for part in parts)
+        fill = next(rows for rows in _ROWS if rows >= count) - count
+        work = self._prompts.work([*parts, *[Part(self._spare, [0], 0, 1)] * fill], angles, decodes=True, ahead=ahead)
         graph = self._graph(work)
         for _ in range(1 + ahead):
             driver.replay(graph)
         found = host[: (1 + ahead) * work.rows]
         driver.wait()
         driver.read(self._choices, found)
-        return found.reshape(1 + ahead, work.rows, CHOICE_WORDS).copy()
+        return found.reshape(1 + ahead, work.rows, CHOICE_WORDS)[:, :count].copy()
 
     def _graph(self, work: Work) -> ctypes.c_void_p:
         """The launches of a pass of this shape."""
@@ -71,6 +76,7 @@ class Decoder:
     def _memory(self) -> np.ndarray:
         """Memory of the host for all choices, once the device has some, too."""
         if self._host is None:
+            self._spare.reserve(1 + MOST_AHEAD)
             lines = (1 + MOST_AHEAD) * MOST_ROWS
             step = self._prompts.step
             self._kept = [step.own((lines, CHOICE_WORDS), self._mx.float32)]

@@ -117,7 +117,9 @@ class MlxRuntime:
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
         self._prompts = prompts_of(self._mx, self._transformer)
-        self._decoder = None if self._prompts is None else Decoder(self._mx, self._prompts)
+        self._decoder: Decoder | None = None
+        if self._prompts is not None:
+            self._decoder = Decoder(self._mx, self._prompts, self._transformer.new_cache(1 + MOST_AHEAD, self._lock))
         self._takes = Takes(
             self._mx,
             self.config,

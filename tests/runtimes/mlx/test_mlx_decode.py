@@ -18,6 +18,7 @@ from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
 from specdec.runtimes.mlx.prompt import Prompts
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 
+SPARE = 99 << 33
 MX: Any = SimpleNamespace(int32=0, float32=0)
 
 
@@ -51,7 +52,8 @@ def decoder_of(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> tuple[Decod
     # Launches take numbers: entries of the table are told apart by them.
     monkeypatch.setattr(prompts._step, "addresses", lambda entries: [next(numbers) for _ in entries])
     monkeypatch.setattr(prompts._step, "address", lambda cache: cache.address)
-    return Decoder(MX, prompts), driver
+    spare: Any = SimpleNamespace(positions=256, address=SPARE, reserve=lambda _: None)
+    return Decoder(MX, prompts, spare), driver
 
 
 def wanted(count: int, place: int, number: int) -> Any:
@@ -86,7 +88,8 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     decoder, driver = decoder_of(prompts, monkeypatch)
     found = decoder.run([wanted(1, 10 * number, number) for number in range(count)], object(), 3)
     assert found.shape == (4, count, CHOICE_WORDS)
-    assert found[:, :, 0].ravel().tolist() == list(range(4 * count))
+    rows = next(rows for rows in (12, 16, 24, 32, 48, 64) if rows >= count)
+    assert found[:, :, 0].tolist() == [[turn * rows + row for row in range(count)] for turn in range(4)]
     (graph,) = driver.graphs.values()
     assert driver.replayed == [0] * 4
     assert not driver.launches  # nothing runs but by the graph
@@ -96,17 +99,17 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     assert names == ["embed", *layer * prompts.config.num_layers, *ends]
     grids = {name: grid for name, grid, _ in graph}
     c = prompts.config
-    assert grids["decode_attend"][0] == count
+    assert grids["decode_attend"][0] == rows
     heads = -(-c.num_heads // c.num_kv_heads // 4)
     assert grids["decode_attend"][1:] == (c.num_kv_heads * heads, 4 if count > 52 else 2 if count > 26 else 1)
-    assert grids["decode_look"][:2] == (132, count)
-    assert grids["decode_choose"] == (count, 1, 1)
+    assert grids["decode_look"][:2] == (132, rows)
+    assert grids["decode_choose"] == (rows, 1, 1)
     if kind == "quantised":
-        rows = 16 if count <= 16 else 32 if count <= 32 else 64
+        most = 16 if count <= 16 else 32 if count <= 32 else 64
         parts = [(name, grid) for name, grid, _ in graph if name.startswith("decode_multiply")]
         assert all(grid[0] * int(name.rsplit("_", 1)[1]) >= count for name, grid in parts)
         assert all(grid[0] * grid[1] * grid[2] <= 2 * 132 or name.endswith("64") for name, grid in parts)
-        assert max(int(name.rsplit("_", 1)[1]) for name, _ in parts) <= rows
+        assert max(int(name.rsplit("_", 1)[1]) for name, _ in parts) <= most
 
 
 def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +127,7 @@ def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         assert driver.replayed[-10:] == [graph] * 10
     assert decoder.run([wanted(3, 7, 0), *(wanted(1, 9, n) for n in range(1, 18))], angles, 0).shape[:2] == (1, 20)
     assert driver.replayed[-1] == 3
-    for count in range(1, 60):
+    for count in range(1, 64):
         decoder.run([wanted(1, 3, number) for number in range(count)], angles, 0)
     assert len(driver.graphs) <= 32
 
@@ -134,7 +137,9 @@ def test_every_pass_begins_with_its_own_tables(monkeypatch: pytest.MonkeyPatch) 
     for place in (40, 41):
         decoder.run([wanted(1, place + number, number) for number in range(17)], object(), 1)
         table = driver.written[-1]
-        rows = table[: 17 * 8].reshape(17, 8)
-        assert rows[:, 0].tolist() == [100] * 17
-        assert rows[:, 1].tolist() == list(range(place, place + 17))
+        rows = table[: 24 * 8].reshape(24, 8)
+        assert rows[:, 0].tolist() == [100] * 17 + [0] * 7
+        assert rows[:, 1].tolist() == [*range(place, place + 17), *[0] * 7]
+        addresses = np.ascontiguousarray(rows[:, 4:6]).view(np.int64)[:, 0].tolist()
+        assert addresses == [*[(1 + number) << 33 for number in range(17)], *[SPARE] * 7]
         assert not rows[:, 3].any()
