@@ -115,14 +115,8 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
 def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, driver = decoder_of(dense(), monkeypatch)
     angles = object()
-    for count, place, graph in (
-        (20, 5, 0),
-        (20, 90, 0),
-        (21, 5, 1),
-        (20, 250, 2),
-        (20, 30, 3),
-        (20, 31, 3),
-    ):  # more splits take new memory
+    # More splits take new memory.
+    for count, place, graph in ((20, 5, 0), (23, 90, 0), (25, 5, 1), (20, 250, 2), (20, 30, 3), (24, 31, 3)):
         decoder.run([wanted(1, place, number) for number in range(count)], angles, 9)
         assert driver.replayed[-10:] == [graph] * 10
     assert decoder.run([wanted(3, 7, 0), *(wanted(1, 9, n) for n in range(1, 18))], angles, 0).shape[:2] == (1, 20)
