@@ -270,12 +270,15 @@ DEVICE void multiply_block(const Multiplication& job, uint4* room) {
     extern __shared__ uint4 shared_memory[];                                                             \
     multiply_block<rows_here, in_parts>(job, shared_memory);                                             \
   }
-MULTIPLICATION(prompt_multiply, 64, false)
-MULTIPLICATION(prompt_multiply_few, 32, false)
-MULTIPLICATION(prompt_multiply_16, 16, false)
+#if DECODES
+MULTIPLICATION(decode_finish_16, 16, false)
 MULTIPLICATION(decode_multiply_16, 16, true)
 MULTIPLICATION(decode_multiply_32, 32, true)
 MULTIPLICATION(decode_multiply_64, 64, true)
+#else
+MULTIPLICATION(prompt_multiply, 64, false)
+MULTIPLICATION(prompt_multiply_few, 32, false)
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_embed(const PromptRow* about, const char* table, long long form, float* x) {
@@ -334,15 +337,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   norm_in_wholes(row, x, sums != nullptr, [&](int i) { return finished4(sums, columns, row, i); }, weight,
                  Inputs{words, groups, all_rows}, scales);
 }
-// The same after matrix `site` of the step, whose sums are in parts.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    decode_norm(float* x, const float* parts, long long site, const float* weight, unsigned* words, Group* groups,
-                long long all_rows, float* scales) {
-  const int row = blockIdx.x;
-  norm_in_wholes(row, x, parts != nullptr, [&](int i) { return parts4(int(site), parts, int(all_rows), row, i); }, weight,
-                 Inputs{words, groups, all_rows}, scales);
-}
-
 // What attention has made of each row, of all its splits.
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_mix(const float* attended, const PromptRow* about, long long splits, long long rows, unsigned* words,
@@ -367,6 +361,16 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Inputs{words, groups, all_rows}.put(
       row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
 }
+
+#if DECODES
+// The same after matrix `site` of the step, whose sums are in parts.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    decode_norm(float* x, const float* parts, long long site, const float* weight, unsigned* words, Group* groups,
+                long long all_rows, float* scales) {
+  const int row = blockIdx.x;
+  norm_in_wholes(row, x, parts != nullptr, [&](int i) { return parts4(int(site), parts, int(all_rows), row, i); }, weight,
+                 Inputs{words, groups, all_rows}, scales);
+}
 extern "C" __global__ void __launch_bounds__(THREADS)
     decode_gate(const float* parts, long long rows, unsigned* words, Group* groups, long long all_rows, float* scales) {
   after_others();
@@ -383,3 +387,4 @@ extern "C" __global__ void __launch_bounds__(256)
   turn_vector(about, angles, bias, norms, layer, queries,
               [&](int kind, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); });
 }
+#endif

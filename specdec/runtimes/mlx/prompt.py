@@ -180,11 +180,11 @@ class Prompts(ABC):
             part[:] = self._host[: len(part), : part.shape[1]]
 
     @abstractmethod
-    def text(self) -> str:
-        """The kernels with the model's sizes."""
+    def text(self, *, decodes: bool = False) -> str:
+        """The kernels with the model's sizes: those of prompts, or those that passes of `decode` need besides."""
 
     @abstractmethod
-    def _kernels(self) -> dict[str, tuple[int, int]]:
+    def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """Threads and bytes of dynamic shared memory of each kernel's blocks."""
 
     @abstractmethod
@@ -274,6 +274,8 @@ class Prompts(ABC):
             ahead: passes that follow it, each one position further.
         """
         self._prepare()
+        if decodes:
+            self._load(decodes=True)
         rows = sum(len(each.tokens) for each in parts)
         splits = (max(each.place + len(each.tokens) for each in parts) + ahead - 1) // SPAN + 1
         if decodes:
@@ -333,26 +335,32 @@ class Prompts(ABC):
 
     def _prepare(self) -> None:
         """Compile the kernels and look up the weights, unless that was done."""
-        if self._functions:
+        if self._table:
             return
         flat = self._step.addresses([entry for line in self._entries for entry in line])
         for line in self._entries:
             self._table.append(flat[: len(line)])
             del flat[: len(line)]
-        driver = self._step.driver
-        code = self._compiler.code(self.text())
-        for name, (threads, shared_bytes) in (self._kernels() | self._common_kernels()).items():
+        self._load(decodes=False)
+
+    def _load(self, *, decodes: bool) -> None:
+        """Compile kernels, unless that was done."""
+        made = self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
+        if made.keys() <= self._functions.keys():
+            return
+        driver, code = self._step.driver, self._compiler.code(self.text(decodes=decodes))
+        for name, (threads, shared_bytes) in made.items():
             self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
 
-    def _common_kernels(self) -> dict[str, tuple[int, int]]:
+    def _common_kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""
+        if decodes:
+            return {"decode_attend": (THREADS, 0), "decode_look": (THREADS, 0), "decode_choose": (32, 0)}
         size = self.config.head_dim
         attend = 4 * TILE_ROWS * ((SPAN + 4) + size + 2 * (SPAN // 16 + 1) + SPAN // 16)
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)
         made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
         made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
-        made |= dict.fromkeys(("decode_attend", "decode_look"), (THREADS, 0))
-        made["decode_choose"] = 32, 0
         return made
 
 
@@ -387,8 +395,8 @@ class DensePrompts(Prompts):
         self._widest = max(hidden, mixed, inner)
         self._parts = 2 if step.weight_type == "bfloat_t" else 1  # of an activation
 
-    def text(self) -> str:
-        """The kernels with the model's sizes."""
+    def text(self, *, decodes: bool = False) -> str:
+        """See `Prompts.text`."""
         c = self.config
         mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
@@ -396,11 +404,13 @@ class DensePrompts(Prompts):
         constants["CHOICE_WORDS"] = CHOICE_WORDS
         constants |= {"act_t": self._step.weight_type}
         constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv} | CHOOSING_CONSTANTS
-        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "step_choose.cuh", "prompt_multiply.cuh"]
-        files += ["prompt_attention.cuh", "prompt_decode.cuh", "prompt_rows.cuh"]
+        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_attention.cuh"]
+        files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else ["prompt_multiply.cuh", "prompt_rows.cuh"]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
-    def _kernels(self) -> dict[str, tuple[int, int]]:
+    def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
+        if decodes:
+            return {}
         steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
         sizes = {"prompt_multiply": _MANY, "prompt_multiply_few": _FEW}
         return {name: (_MULTIPLY_THREADS, self._multiply_bytes(*size, steps)) for name, size in sizes.items()}

@@ -20,11 +20,8 @@ _FEW_ROWS = 32  # of a block where there are few tiles
 _LEAST_ROWS = 16
 # Rows of a block by kernel.
 _PARTS = {"decode_multiply_16": 16, "decode_multiply_32": 32, "decode_multiply_64": ROW_BAND}
-_MULTIPLICATIONS = {
-    "prompt_multiply": ROW_BAND,
-    "prompt_multiply_few": _FEW_ROWS,
-    "prompt_multiply_16": _LEAST_ROWS,
-} | _PARTS
+_DECODING = {"decode_finish_16": _LEAST_ROWS} | _PARTS
+_MULTIPLICATIONS = {"prompt_multiply": ROW_BAND, "prompt_multiply_few": _FEW_ROWS}
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
 
@@ -42,16 +39,17 @@ class QuantPrompts(Prompts):
         )
         self._widest = max(self._hidden, self._mixed, self._inner)
 
-    def text(self) -> str:
-        """The kernels with the model's sizes."""
+    def text(self, *, decodes: bool = False) -> str:
+        """See `Prompts.text`."""
         constants: dict[str, Constant] = self._step.kernel_constants(_KIND) | STATE_CONSTANTS
         tiles = [tiles for tiles, _, _, _ in self._step.segments]
         constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes} | CHOOSING_CONSTANTS
-        constants["CHOICE_WORDS"] = CHOICE_WORDS
+        constants |= {"CHOICE_WORDS": CHOICE_WORDS, "DECODES": decodes}
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
         files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
-        files += ["step_choose.cuh", "step_quant_units.cuh", "step_quant.cuh"]
-        files += ["prompt_attention.cuh", "prompt_decode.cuh", "prompt_quant.cuh"]
+        files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh"]
+        files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else []
+        files.append("prompt_quant.cuh")
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     @property
@@ -60,10 +58,10 @@ class QuantPrompts(Prompts):
         forms = self._step.forms
         return max(2048 + 512 * form.rest + (256 if form.own else 0) + (512 if form.offset else 256) for form in forms)
 
-    def _kernels(self) -> dict[str, tuple[int, int]]:
+    def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         steps = max(steps for _, steps, _, _ in self._step.segments)
-        made = {"decode_norm": (THREADS, 0), "decode_gate": (THREADS, 0), "decode_turn": (256, 0)}
-        for name, rows in _MULTIPLICATIONS.items():
+        made = {"decode_norm": (THREADS, 0), "decode_gate": (THREADS, 0), "decode_turn": (256, 0)} if decodes else {}
+        for name, rows in (_DECODING if decodes else _MULTIPLICATIONS).items():
             stage = self._unit_bytes + rows * (64 + 16)
             made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
         return made
@@ -94,8 +92,8 @@ class QuantPrompts(Prompts):
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
         arguments = (*about, *matrix, *[0] * 12)
-        if count <= _FEW_ROWS:
-            name = "prompt_multiply_16" if count <= _LEAST_ROWS else "prompt_multiply_few"
+        if work.decodes and count <= _FEW_ROWS:
+            name = "decode_finish_16" if count <= _LEAST_ROWS else "prompt_multiply_few"
             self._launch(name, (1, tiles, 1), *arguments)
         else:
             self._begin(count, tiles, arguments)

@@ -81,7 +81,7 @@ class Driver:
 
     def begin(self, launch: Any) -> None:
         assert all(1 <= size <= 65535 for size in launch.grid)
-        self.launches.append((launch.given[0].removesuffix("_few").removesuffix("_16"), launch.grid))
+        self.launches.append((launch.given[0].removesuffix("_few"), launch.grid))
 
     def write(self, _: int, array: np.ndarray) -> None:
         self.written.append(array.copy())
@@ -179,5 +179,6 @@ def test_long_histories_make_passes_smaller() -> None:
 @pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
 @pytest.mark.parametrize("types", [(), ("q4_k", "q6_k"), ("q5_0", "q8_0", "q4_1"), ("q5_k", "affine8-g32")])
 def test_the_kernels_compile(tmp_path: Path, types: tuple[str, ...]) -> None:
-    text = quantised(*types).text() if types else dense().text()
-    assert compile_text(tmp_path, "prompts", text) == ""
+    prompts = quantised(*types) if types else dense()
+    for decodes in (False, True):
+        assert compile_text(tmp_path, f"prompts{decodes:d}", prompts.text(decodes=decodes)) == ""
