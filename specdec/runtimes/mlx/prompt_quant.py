@@ -10,7 +10,8 @@ from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.prompt import ROW_BAND, DensePrompts, Prompts, Work
+from specdec.runtimes.mlx.prompt import ROW_BAND, Prompts, Work
+from specdec.runtimes.mlx.prompt_dense import DensePrompts
 from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
 from specdec.runtimes.mlx.step import CHOICE_WORDS, THREADS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
