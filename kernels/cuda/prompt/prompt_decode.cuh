@@ -2,12 +2,11 @@
 // that the next pass can begin without the host. Both as in a step of few rows (step_attention.cuh, step_choose.cuh).
 namespace specdec {
 
-constexpr int HEADS_EACH = HEADS / KV_HEADS < 4 ? HEADS / KV_HEADS : 4;  // of a block; its warps read keys and values once
-constexpr int CHUNKS = (HEADS / KV_HEADS + HEADS_EACH - 1) / HEADS_EACH;
+constexpr int HEADS_EACH = HEADS / KV_HEADS < 4 ? HEADS / KV_HEADS : 4;  // of a block, at most: its warps read keys once
 
 }  // namespace specdec
 
-// queries (rows, HEADS, SIZE) -> splits (rows, HEADS, splits, SLOT); blocks: (rows, KV_HEADS * CHUNKS, splits)
+// queries (rows, HEADS, SIZE) -> splits (rows, HEADS, splits, SLOT); blocks: (rows, KV_HEADS times parts of a group of heads, splits)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     decode_attend(const float* queries, const PromptRow* about, long long layer, long long window, long long splits,
                   float* out) {
@@ -15,8 +14,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   constexpr int GROUP = HEADS / KV_HEADS;
   after_others();
   const PromptRow of = about[blockIdx.x];
-  const int kv_head = blockIdx.y / CHUNKS, begin = blockIdx.y % CHUNKS * HEADS_EACH;
-  const int heads = GROUP - begin < HEADS_EACH ? GROUP - begin : HEADS_EACH, head = kv_head * GROUP + begin;
+  const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks;
+  const int kv_head = blockIdx.y / chunks, begin = blockIdx.y % chunks * each;
+  const int heads = GROUP - begin < each ? GROUP - begin : each, head = kv_head * GROUP + begin;
   const int split = blockIdx.z, start = split * SPAN, tid = threadIdx.x, warp = tid / 32, lane = tid % 32, mine = lane * 4;
   if (start > of.place) return;
   const int first = start + warp * EACH_WARP, at = first + lane / 2;

@@ -226,10 +226,17 @@ class Prompts(ABC):
         c, places = self.config, work.places
         name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
         if work.decodes:
-            group = c.num_heads // c.num_kv_heads
-            chunks = -(-group // min(group, _HEADS_EACH))
+            chunks = self._chunks(work.rows)
             name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
         self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
+
+    def _chunks(self, rows: int) -> int:
+        """Into how many parts heads that share keys are cut, where every row has a history of its own: a block has few
+        heads while all blocks run at the same time."""
+        c, grid = self.config, self._step.grid
+        group = c.num_heads // c.num_kv_heads
+        counts = sorted({-(-group // each) for each in range(1, min(group, _HEADS_EACH) + 1)}, reverse=True)
+        return next((count for count in counts if rows * c.num_kv_heads * count <= grid), counts[-1])
 
     def _threads_for(self, count: int) -> Grid:
         """Blocks for a thread each."""

@@ -100,8 +100,11 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     grids = {name: grid for name, grid, _ in graph}
     c = prompts.config
     assert grids["decode_attend"][0] == rows
-    heads = -(-c.num_heads // c.num_kv_heads // 4)
-    assert grids["decode_attend"][1:] == (c.num_kv_heads * heads, 4 if count > 52 else 2 if count > 26 else 1)
+    chunks, splits = grids["decode_attend"][1] // c.num_kv_heads, 4 if count > 52 else 2 if count > 26 else 1
+    assert grids["decode_attend"][1:] == (c.num_kv_heads * chunks, splits)
+    each = -(-c.num_heads // c.num_kv_heads // chunks)
+    assert each <= 4
+    assert rows * c.num_kv_heads * chunks <= 132 or chunks == -(-c.num_heads // c.num_kv_heads // 4)
     assert grids["decode_look"][:2] == (132, rows)
     assert grids["decode_choose"] == (rows, 1, 1)
     if kind == "quantised":
