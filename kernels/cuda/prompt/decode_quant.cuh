@@ -208,3 +208,8 @@ extern "C" __global__ void __launch_bounds__(256)
   turn_vector(about, angles, bias, norms, layer, queries,
               [&](int kind, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); });
 }
+// Logits in parts.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    decode_look_parts(const float* parts, long long all_rows, float* found) {
+  look_at_logits([&](int row, int i) { return parts4(7, parts, int(all_rows), row, i); }, found);
+}

@@ -234,9 +234,7 @@ DEVICE void multiply_block(const Multiplication& job, uint4* room) {
     extern __shared__ uint4 shared_memory[];                                                             \
     multiply_block<rows_here>(job, shared_memory);                                                       \
   }
-#if DECODES
-MULTIPLICATION(decode_finish, 16)
-#else
+#if !DECODES
 MULTIPLICATION(prompt_multiply, 64)
 MULTIPLICATION(prompt_multiply_few, 32)
 #endif

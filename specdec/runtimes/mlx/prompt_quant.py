@@ -18,7 +18,6 @@ from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
-_LEAST_ROWS = 16
 _BAND_ROWS, _GROUPS, _DEPTH = 16, 4, 4  # of `decode_multiply`: rows of a block, groups of warps, units of a group
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
@@ -28,6 +27,7 @@ class QuantPrompts(Prompts):
     """Passes over prompts of a quantised model; see `Prompts`."""
 
     _step: QuantStep
+    _looks_at_parts = True
 
     def __init__(self, mx: Any, step: QuantStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
         super().__init__(mx, step, entries, compiler)
@@ -61,10 +61,11 @@ class QuantPrompts(Prompts):
         made = {}
         multiplications = {"prompt_multiply": ROW_BAND, "prompt_multiply_few": _FEW_ROWS}
         if decodes:
-            made = {"decode_norm": (THREADS, 0), "decode_gate": (THREADS, 0), "decode_turn": (256, 0)}
+            made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
+            made["decode_turn"] = 256, 0
             stages = _GROUPS * _DEPTH * (self._unit_bytes + _BAND_ROWS * (64 + 16))
             made["decode_multiply"] = 256, stages + 2 * _GROUPS * (_BAND_ROWS * (TILE + 8) * 4 + 4)
-            multiplications = {"decode_finish": _LEAST_ROWS}
+            multiplications = {}
         for name, rows in multiplications.items():
             stage = self._unit_bytes + rows * (64 + 16)
             made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
@@ -74,7 +75,8 @@ class QuantPrompts(Prompts):
         segments = self._step.segments
         columns = max(self._columns(which) for which in _SITES)
         if decodes:
-            columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in _SITES)
+            sites = (*_SITES, (7,))
+            columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in sites)
         return {
             "sums": rows * columns,
             "words": rows * self._widest // 2,
@@ -93,14 +95,19 @@ class QuantPrompts(Prompts):
     def _head(self, work: Work, which: int, count: int) -> None:
         self._norm(work, self._table[-1][1], (6,), (which, count))
         (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
+        if work.decodes:
+            about = (steps, *self._inputs(work), places["scales"], places["sums"], work.padded_rows)
+            matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
+            self._launch("decode_multiply", (-(-count // _BAND_ROWS), blocks, 1), *about, *matrix, *[0] * 12)
+            return
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
         arguments = (*about, *matrix, *[0] * 12)
-        if work.decodes and count <= _FEW_ROWS:
-            name = "decode_finish" if count <= _LEAST_ROWS else "prompt_multiply_few"
-            self._launch(name, (1, tiles, 1), *arguments)
-        else:
-            self._begin(count, tiles, arguments)
+        self._begin(count, tiles, arguments)
+
+    def _look(self, work: Work) -> None:
+        places, grid = work.places, (self._step.grid, work.rows, 1)
+        self._launch("decode_look_parts", grid, places["sums"], work.padded_rows, places["found"])
 
     @property
     def _head_columns(self) -> int:
