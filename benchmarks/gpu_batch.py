@@ -1,5 +1,7 @@
 """Passes over several sequences on the GPU: milliseconds by sequences and rows, as one kernel a step and one by one.
 
+With choices the GPU chooses the tokens itself; what goes ahead counts by the turn, a token of every sequence.
+
 python benchmarks/gpu_batch.py smollm2-135m --json results/gpu_batch-DEVICE.json
 """
 
@@ -22,7 +24,7 @@ from specdec.runtimes.base import Rows, forward_one
 from specdec.runtimes.mlx import runtime as mlx_runtime
 from specdec.runtimes.mlx.device import find_gpu
 
-CONTEXT, SEQUENCES = 200, 16
+CONTEXT, SEQUENCES, AHEAD = 200, 64, 15
 TREE = [-1, 0, 1, 0, 3]
 
 
@@ -48,12 +50,13 @@ def check(runtime: Any, caches: list[Any], efforts: Any) -> None:
 
 
 def milliseconds(runtime: Any, batch: list[Rows], repeat: int) -> tuple[float, float]:
-    """Median and spread (from the first to the third quartile) of a pass, whose rows are then taken back."""
+    """Median and spread (from the first to the third quartile) of a turn of a pass, whose rows are then taken back."""
     took = []
     for _ in range(repeat + 5):  # the first compile
         start = time.perf_counter()
-        runtime.forward(batch)
-        took.append(1e3 * (time.perf_counter() - start))
+        choices = runtime.forward(batch)[0].choices
+        turns = 1 + len(choices) - len(batch[0].tokens) if choices else 1
+        took.append(1e3 * (time.perf_counter() - start) / turns)
         for rows in batch:
             rows.cache.trim(CONTEXT)
     low, middle, high = np.quantile(took[5:], (0.25, 0.5, 0.75))
@@ -75,8 +78,12 @@ def main() -> None:
             for _ in range(SEQUENCES):
                 caches.append(runtime.new_cache(2 * CONTEXT))
                 forward_one(runtime, range(1, CONTEXT + 1), caches[-1], logits="none")
-            check(runtime, caches, efforts)
+            check(runtime, caches[:16], efforts)
             passes = {f"{n} sequences, a row each": [Rows(c, [1], efforts) for c in caches[:n]] for n in (1, 4, 8, 16)}
+            for ahead in (0, AHEAD) if runtime.info.chooses else ():
+                for n in (1, 4, 8, 16, 32, 64):
+                    chosen = [Rows(c, [1], efforts, logits="choices", ahead=ahead) for c in caches[:n]]
+                    passes[f"{n} sequences, choices, {ahead} ahead"] = chosen
             passes["a chain of 5"] = [Rows(caches[0], [1] * 5, efforts)]
             passes["a tree of 5"] = [Rows(caches[0], [1] * 5, efforts, TREE)]
             base = 0.0

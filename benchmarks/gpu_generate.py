@@ -111,9 +111,10 @@ def mlx_answer(worker: Worker, model: Any, max_tokens: int) -> Answer:
 def contenders(model: Any, arguments: argparse.Namespace) -> dict[str, Answer]:
     """Everything that answers, by label, plain decoding first."""
     found = {label: one_answer(model, options, arguments.max_tokens) for label, options in cases(model).items()}
-    for label, options in (("plain", {"speculate": False}), ("auto", {})):
-        at_once = answers_at_once(model, options, arguments.max_tokens, arguments.requests)
-        found[f"{arguments.requests} at once {label}"] = at_once
+    for requests in arguments.requests:
+        for label, options in (("plain", {"speculate": False}), ("auto", {})):
+            at_once = answers_at_once(model, options, arguments.max_tokens, requests)
+            found[f"{requests} at once {label}"] = at_once
     if arguments.llama is not None and arguments.gguf is not None:
         print(f"llama.cpp {llama_version(arguments.llama)}")
         found[f"llama.cpp {arguments.gguf.stem}"] = llama_answer(arguments.llama, arguments.gguf, arguments.max_tokens)
@@ -164,7 +165,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", help="catalogue names, stores, GGUF files or Hugging Face folders")
     parser.add_argument("--max-tokens", type=int, default=96, help="of each answer (default %(default)s)")
-    parser.add_argument("--requests", type=int, default=16, help="that come at the same time (default %(default)s)")
+    parser.add_argument(
+        "--requests", type=int, nargs="+", default=[16], metavar="N", help="that come at the same time (default: 16)"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="rounds that count (default %(default)s)")
     parser.add_argument("--llama", type=Path, metavar="FOLDER", help="of llama.cpp's programs, built for CUDA")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="that llama.cpp runs: the model's own weights")

@@ -1,4 +1,4 @@
-"""Tokens that a pass went ahead for: `Ahead` keeps them until their rounds come, and says how far the next pass may go.
+"""Passes that go ahead: how far (`Ahead`, `Pace`), and the tokens until their rounds come (`Ahead`).
 
 A runtime that chooses greedy tokens itself goes on with them in the same launch. Each is a plain step's token; its
 round needs no pass.
@@ -7,6 +7,7 @@ round needs no pass.
 from __future__ import annotations
 
 from collections import deque
+from math import isfinite
 from typing import NamedTuple
 
 from specdec.checks import check_finite
@@ -15,6 +16,9 @@ from specdec.engine.round import Round
 from specdec.runtimes.base import Choice, Pass, Rows
 
 _MOST_S = 0.03  # of a pass that goes ahead: a stream shows its tokens when it ends
+_MOST_LOST = 0.02  # share of the time that asking policies may cost when it does not pay
+_STRETCH = 512  # turns without asking, at most
+_REMEASURED = 128  # rounds of asking, after which plain ones are measured again
 
 
 class _Token(NamedTuple):
@@ -79,6 +83,18 @@ class Ahead:
         if not drafted:
             self._step_s = seconds
 
+    def take_with(self, done: Round) -> tuple[Round, Choice | None]:
+        """The round whose pass has just ended, with all that the pass went ahead for, and the last choice; tokens from
+        one on whose logits mean nothing stay for `take` to refuse."""
+        tokens: list[int] = []
+        seconds, read, last = 0.0, 0, None
+        while self._tokens and isfinite(self._tokens[0].choice.highest):
+            last, share_s, share = self._tokens.popleft()
+            tokens.append(last.token)
+            seconds, read = seconds + share_s, read + share
+        self._run += len(tokens)
+        return done.with_further(tokens, seconds=seconds, bytes_read=read) if tokens else done, last
+
     def take(self, position: int) -> tuple[Round, Choice]:
         """The next token's round, which emits it at `position`, and its choice.
 
@@ -93,3 +109,67 @@ class Ahead:
             verify_s=token.seconds, round_s=token.seconds, verify_bytes_read=token.bytes_read,
         )  # fmt: skip
         return done, token.choice
+
+
+class Pace:
+    """How sequences that share passes go ahead, and when they ask their policies instead: a draft of one sequence keeps
+    all others from going ahead, and asking takes time on the host. Both are measured as they come, in turns: a turn is
+    a token of every sequence.
+
+    Args:
+        most: tokens that the runtime goes ahead for; with 0 policies are always asked.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._turn_s = 0.0  # of plain passes, all time between them included
+        self._measured = 0  # plain passes so far, the first of which may compile kernels
+        self._lost: float | None = None  # turns that a round of asking has cost lately, less what it brought
+        self._left = 2.0 if most else 0.0  # turns until policies are asked again: plain passes are measured first
+        self._asked = 0  # rounds of asking in a row
+
+    @property
+    def asks(self) -> bool:
+        """Whether policies are asked in the next round."""
+        return self._most == 0 or self._left <= 0
+
+    def room(self, least: int) -> int:
+        """Tokens that the next pass may go ahead for.
+
+        Args:
+            least: tokens that every sequence of the pass may go ahead for.
+        """
+        if not self._measured:
+            return 0
+        return max(0, min(self._most, least, int(_MOST_S / self._turn_s) - 1 if self._turn_s else 0))
+
+    def note(self, *, asked: bool, turns: float, seconds: float) -> None:
+        """A round has ended.
+
+        Args:
+            asked: policies were asked.
+            turns: tokens of a sequence, in the mean.
+            seconds: from its beginning to that of the next round.
+        """
+        if not self._most or turns <= 0:
+            return
+        if not asked:
+            self._plain(turns, seconds)
+        elif self._turn_s:
+            self._judge(seconds / self._turn_s - turns)
+
+    def _plain(self, turns: float, seconds: float) -> None:
+        found = seconds / turns
+        self._turn_s = found if found < self._turn_s or not self._measured else 0.8 * self._turn_s + 0.2 * found
+        self._measured += 1
+        self._left -= turns
+        self._asked = 0
+
+    def _judge(self, lost: float) -> None:
+        """Set when to ask again, by what a round of asking has lost."""
+        self._asked += 1
+        self._lost = lost if self._lost is None else (self._lost + lost) / 2
+        if self._lost > 0:
+            self._left = min(_STRETCH, max(1 + self._most, self._lost / _MOST_LOST))
+        elif self._asked >= _REMEASURED:
+            self._left = 1

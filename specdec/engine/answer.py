@@ -8,7 +8,9 @@ from __future__ import annotations
 import copy
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from specdec.engine.advice import advice_on_effort
@@ -159,13 +161,15 @@ class Answer:
         """The piece that a finished round adds; `stopped_by` says afterwards whether it was the last one."""
         assert self.sequence is not None
         start_s = time.perf_counter()
-        piece, stopped_by = self._read(
-            done.tokens, room=self.sequence.limit - done.position, complete_at=done.complete_at
-        )
+        run = done.tokens
+        piece, stopped_by = self._read(run, room=self.sequence.limit - done.position, complete_at=done.complete_at)
         piece.origins.extend(done.origins[: len(piece.tokens)])
         piece.logprobs.extend(done.logprobs[: len(piece.tokens)])
+        if done.further and len(piece.tokens) < len(run):
+            self.sequence.drop(len(run) - len(piece.tokens))
         if self._trace is not None:
-            self._trace.write(self.stats.rounds, done, piece)
+            for number, (step, part) in enumerate(_steps(done, piece)):
+                self._trace.write(self.stats.rounds + number, step, part)
         with self._lock:
             wall_s = done.round_s + time.perf_counter() - start_s
             self.stats.add(done, emitted=len(piece.tokens), wall_s=wall_s)
@@ -249,15 +253,21 @@ class Answer:
         """
         parts: list[str] = []
         stopped_by = None
+        detokenizer, ends, stops, left = self._detokenizer, self._end_tokens, self._stops, self._max_tokens
+        left -= self.stats.emitted
+        plain = detokenizer.add if detokenizer is not None and not stops.watches else None
         for count, token in enumerate(run, start=1):
-            parts.append("" if self._detokenizer is None else self._watched(self._detokenizer, token))
-            if token in self._end_tokens:
+            if plain is not None:
+                parts.append(plain(token))
+            else:
+                parts.append("" if detokenizer is None else self._watched(detokenizer, token))
+            if token in ends:
                 stopped_by = "end token"
-            elif self._stops.found is not None:
+            elif stops.found is not None:
                 stopped_by = "stop string"
             elif count == complete_at:
                 stopped_by = "grammar"
-            elif self.stats.emitted + count == self._max_tokens:
+            elif count == left:
                 stopped_by = "max_tokens"
             elif count == room:
                 stopped_by = "context"
@@ -273,3 +283,20 @@ class Answer:
     def _watched(self, detokenizer: IncrementalDetokenizer, token: int) -> str:
         """Text of a token that is safe to show."""
         return self._stops.feed(detokenizer.add(token), control=detokenizer.control(token))
+
+
+def _steps(done: Round, piece: Piece) -> Iterator[tuple[Round, Piece]]:
+    """A round with its part of the piece, then each plain step that its pass went ahead for, with its own."""
+    if not done.further:
+        yield done, piece
+        return
+    first = len(done.tokens) - len(done.further)
+    cuts = [0, *range(first, len(piece.tokens) + 1)]
+    share_s = done.verify_s / (1 + len(done.further))
+    for number, (low, high) in enumerate(pairwise(cuts)):
+        step = replace(
+            done, position=done.position + low, bonus_token=[done.bonus_token, *done.further][number], further=(),
+            verify_s=share_s,
+        )  # fmt: skip
+        parts = piece.parts[low:high]
+        yield step, Piece("".join(parts), piece.tokens[low:high], parts, piece.origins[low:high])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specdec.drafters.base import Draft
 from specdec.engine.logprobs import TokenLogprob
@@ -21,6 +21,7 @@ class Round:
         draft: what was proposed.
         kept: numbers of the proposed tokens that the verifier kept, from the first on; of a tree, one path.
         bonus_token: the verifier's own token after them.
+        further: tokens of the plain steps that the same pass went ahead for, which count as rounds of their own.
         logprobs: of `tokens`, where they were asked for.
         complete_at: number of `tokens` after which nothing can be added, by the answer's grammar; None while something
             can.
@@ -43,6 +44,7 @@ class Round:
     trusted: list[bool] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     complete_at: int | None = None
+    further: Sequence[int] = ()
 
     @property
     def accepted(self) -> int:
@@ -51,17 +53,29 @@ class Round:
 
     @property
     def tokens(self) -> list[int]:
-        """The accepted tokens and the bonus token."""
+        """The accepted tokens, the bonus token, and those of further steps."""
         drafted = self.draft.tokens
-        return [*[drafted[index] for index in self.kept], self.bonus_token]
+        return [*[drafted[index] for index in self.kept], self.bonus_token, *self.further]
 
     @property
     def origins(self) -> list[Origin]:
         """The producer of each of `tokens`."""
+        if not self.kept:
+            return [BONUS] * (1 + len(self.further))
         draft, origins, aligned = self.draft, [], self.draft.aligned
         for index in self.kept:
             signals = aligned[index]
             effort = None if signals is None else signals.effort
             source = draft.sources[index] if index < len(draft.sources) else "draft"
             origins.append(Origin(source, effort, is_trusted=bool(self.trusted) and self.trusted[index]))
-        return [*origins, BONUS]
+        return [*origins, BONUS, *[BONUS] * len(self.further)]
+
+    def with_further(self, tokens: Sequence[int], *, seconds: float, bytes_read: int) -> Round:
+        """The round and the plain steps after it that its pass went ahead for, with what these cost."""
+        return replace(
+            self,
+            further=tokens,
+            verify_s=self.verify_s + seconds,
+            round_s=self.round_s + seconds,
+            verify_bytes_read=self.verify_bytes_read + bytes_read,
+        )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from specdec.drafters.base import Ask, Reply
+from specdec.engine.ahead import Pace
 from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
 from specdec.engine.sequence import Proposal, Sequence, first_of
@@ -52,6 +53,23 @@ class _Share:
     is_prompt: bool
 
 
+@dataclass(slots=True)
+class _Measured:
+    """A round as it is measured.
+
+    Attributes:
+        began_s: when.
+        asked: policies were asked that may also wait.
+        others: prompts were read, or something failed.
+        turns: tokens of a sequence, in the mean.
+    """
+
+    began_s: float = 0.0
+    asked: bool = False
+    others: bool = False
+    turns: float = 0.0
+
+
 class Scheduler:
     """Runs sequences of one runtime in lockstep. Sequences join and leave between steps.
 
@@ -78,6 +96,8 @@ class Scheduler:
         self._waiting: list[Sequence] = []
         self._last_rows: dict[int, int] = {}  # rows of each sequence in the last verify pass, by id
         self.costs = PassCosts()
+        self._pace = Pace(runtime.info.most_ahead)
+        self._round = _Measured()
 
     def add(self, sequence: Sequence) -> None:
         """Schedule a sequence from the next step on."""
@@ -108,8 +128,10 @@ class Scheduler:
         while self._waiting and len(self._running) < self._most:
             self._running.append(self._waiting.pop(0))
         if any(sequence.is_ahead for sequence in self._running):
+            self._round.others = True
             return self._take_ahead()
         events: list[Event] = []
+        self._measure()
         try:
             shares = self._propose(events)
             self._last_rows = {id(share.sequence): share.count for share in shares}
@@ -122,15 +144,24 @@ class Scheduler:
             raise
         return self._ended(events)
 
+    def _measure(self) -> None:
+        """End the measurement of the round before, where it was one of decoding alone, and begin that of the next."""
+        last, self._round = self._round, _Measured(time.perf_counter())
+        if last.turns and not last.others:
+            self._pace.note(asked=last.asked, turns=last.turns, seconds=self._round.began_s - last.began_s)
+
     def _ended(self, events: list[Event]) -> list[Event]:
         """The events of a step; sequences with errors leave."""
         for event in events:
             if event.error is not None:
+                self._round.others = True
                 self.remove(event.sequence)
+        if events and not self._round.others:
+            self._round.turns = sum(len(event.done.tokens) for event in events if event.done) / len(events)
         return events
 
     def _take_ahead(self) -> list[Event]:
-        """The rounds of a pass that went ahead. Others wait for them, so that all share the next pass."""
+        """Rounds of a pass that went ahead which were not taken with it. Others wait for them."""
         events = []
         for sequence in self._running:
             if sequence.is_ahead:
@@ -149,7 +180,9 @@ class Scheduler:
         total = sum(rows for _, rows in expected)
         for sequence, rows in expected:
             sequence.rows_beside = total - rows
-            open_proposals.append((sequence, sequence.propose(), None))
+            is_asked = len(expected) == 1 or not sequence.may_wait or (self._pace.asks and sequence.is_due)
+            self._round.asked |= is_asked and sequence.may_wait
+            open_proposals.append((sequence, sequence.propose(asks=is_asked), None))
         while open_proposals:
             asked: list[tuple[Sequence, Proposal, Ask]] = []
             for sequence, proposal, reply in open_proposals:
@@ -215,7 +248,7 @@ class Scheduler:
     def _run(self, shares: list[_Share]) -> list[Event]:
         """One pass in the exact view, and what it means for each sequence."""
         prompts = [share for share in shares if share.is_prompt]
-        ahead = 0 if prompts else min(share.sequence.most_ahead(share.rows) for share in shares)
+        ahead = 0 if prompts else self._ahead(shares)
         start_s = time.perf_counter()
         batch = [share.sequence.going_ahead(share.rows, ahead) for share in shares]
         replies = _forward(self._runtime, batch, EXACT)
@@ -224,6 +257,7 @@ class Scheduler:
         decoding_s = pass_s
         if not any(isinstance(reply, Exception) for reply in replies):
             decoding_s = pass_s if ahead else self._observe(decoding, prompts, pass_s)
+        self._round.others |= bool(prompts) or len(shares) == 1
         events = []
         for share, reply in zip(shares, replies, strict=True):
             sequence = share.sequence
@@ -234,11 +268,17 @@ class Scheduler:
             else:
                 try:
                     beside, own_s = decoding - share.count, min(reply.seconds, decoding_s)
-                    done = sequence.settle(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
+                    done = sequence.settle_all(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
                     events.append(Event(sequence, done))
                 except Exception as error:
                     events.append(_failed(sequence, _own(error)))
         return events
+
+    def _ahead(self, shares: list[_Share]) -> int:
+        """Tokens that all sequences of a pass go ahead for."""
+        if len(shares) == 1:
+            return shares[0].sequence.most_ahead(shares[0].rows)
+        return self._pace.room(min(share.sequence.room_ahead(share.rows) for share in shares))
 
     def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
         """Learn what a pass cost that has just run. Policies are told the part of it that pieces of prompts do not

@@ -36,6 +36,7 @@ Proposal: TypeAlias = Generator[Ask, Reply, Rows]
 ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
+_QUIET = 4, 32  # tokens without asking a policy whose last draft was in vain: at first, and at most
 _CHOSEN = ChosenRows()
 
 
@@ -52,6 +53,7 @@ class _Open:
         others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
         is_first: the pass read the end of the prompt as well, and no policy was asked.
+        is_asked: a policy was asked, if there is one.
     """
 
     plan: DraftPlan | None = None
@@ -62,6 +64,7 @@ class _Open:
     others_s: float = 0.0
     steps: Generator[Ask, Reply, Draft] | None = None
     is_first: bool = False
+    is_asked: bool = True
 
 
 class Sequence:
@@ -134,6 +137,7 @@ class Sequence:
         self._ahead = Ahead(runtime.info.most_ahead)
         self._last_distribution: Distribution | None = None
         self._open: _Open | None = None
+        self._due = self._quiet = 0  # tokens from which on the policy is asked where others wait; how many it lets pass
 
     @property
     def unread(self) -> int:
@@ -176,13 +180,28 @@ class Sequence:
             for row, token in zip(result.logits, self.tokens[first:], strict=False):
                 self.prompt_logprobs.append(token_logprob(row, token, self._prompt_logprobs))
 
-    def propose(self) -> Proposal:
+    @property
+    def is_due(self) -> bool:
+        """Whether the policy is to be asked in a round of asking: seldom where it did not draft, or in vain."""
+        return self.speculation is not None and (not self.may_wait or len(self.tokens) >= self._due)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether rounds may pass without asking: a policy that learns decides by what pays, another by its rule."""
+        return self.speculation is not None and self.speculation.may_wait
+
+    def propose(self, *, asks: bool = True) -> Proposal:
         """Begin a round: plan and draft. A generator that asks for the drafter's passes and returns the rows of the
-        verify pass: the pending token, then the draft. `settle` ends the round, `rewind` takes it back."""
+        verify pass: the pending token, then the draft. `settle` ends the round, `rewind` takes it back.
+
+        Args:
+            asks: False leaves the policy out, so that the round is a plain step.
+        """
         began_s = time.perf_counter()
         opened = self._open = _Open()
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
-        opened.plan = plan = self._plan(position)
+        opened.plan = plan = self._plan(position) if asks else None
+        opened.is_asked = asks
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None:
@@ -206,6 +225,14 @@ class Sequence:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
         return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=self.speculation is not None)
 
+    def room_ahead(self, rows: Rows) -> int:
+        """The same in a pass that others share: where a policy has to be asked, as `most_ahead` says; else all that
+        fit."""
+        if self.speculation is not None and not self.may_wait:
+            return self.most_ahead(rows)
+        alone = rows.logits == "choices" and len(rows.tokens) == 1
+        return self.limit - len(self.tokens) - 1 if alone else 0
+
     def going_ahead(self, rows: Rows, count: int) -> Rows:
         """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`."""
         return replace(rows, ahead=count, ends=self.end_tokens) if count else rows
@@ -224,6 +251,21 @@ class Sequence:
             raise
         self.tokens.append(done.bonus_token)
         return done
+
+    def settle_all(self, result: Pass, *, seconds: float, pass_s: float, rows_beside: int = 0) -> Round:
+        """`settle`, and in the same round all tokens that the pass went ahead for."""
+        done = self.settle(result, seconds=seconds, pass_s=pass_s, rows_beside=rows_beside)
+        if self._ahead:
+            done, last = self._ahead.take_with(done)
+            self.tokens.extend(done.further)
+            self._last_distribution = last or self._last_distribution
+        return done
+
+    def drop(self, count: int) -> None:
+        """Forget the last tokens of a round that went ahead: the answer has ended before them."""
+        self._ahead.clear()
+        del self.tokens[len(self.tokens) - count :]
+        self.cache.trim(len(self.tokens) - 1)
 
     def settle(self, result: Pass, *, seconds: float, pass_s: float | None = None, rows_beside: int = 0) -> Round:
         """End the round: keep what the verifier agrees with, then report to the policy.
@@ -254,7 +296,10 @@ class Sequence:
             self._open = self._open or opened
             self.rewind()
             raise
-        self.rounds += not opened.is_first
+        self.rounds += opened.is_asked and not opened.is_first
+        if opened.is_asked and self.speculation is not None:
+            self._quiet = 0 if done.kept else min(_QUIET[1], max(_QUIET[0], 2 * self._quiet))
+            self._due = len(self.tokens) + self._quiet
         if not opened.is_first:
             self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
         return done
@@ -354,7 +399,7 @@ class Sequence:
         choices = result.choices
         rows, chooser = (result.logits, self.chooser) if choices is None else (choices, _CHOSEN)
         verdict = accept(draft.tokens, rows, chooser, position=position, parents=draft.parents, trusted=trusted)
-        if self.speculation is not None and not opened.is_first:
+        if self.speculation is not None and opened.is_asked and not opened.is_first:
             seen = [self.tokens[-1], *draft.tokens]
             if choices is None:
                 self.speculation.verified(seen, result.logits, verdict.kept)
@@ -398,7 +443,7 @@ class Sequence:
         else:
             is_top = speculation.context.is_greedy and self.chooser is self.draft_chooser
             distribution = LogitDistribution(verdict.logits, done.bonus_token if is_top else None)
-        if opened.is_first:
+        if opened.is_first or not opened.is_asked:
             self._last_distribution = distribution
             return
         # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.

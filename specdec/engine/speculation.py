@@ -71,6 +71,7 @@ class Speculation:
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
+        may_wait: rounds of shared passes may go by without the policy: it decides by what pays, not by a rule.
     """
 
     drafters: Mapping[str, Drafter]
@@ -90,6 +91,7 @@ class Speculation:
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
     choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
+    may_wait: bool = field(init=False)
 
     def __post_init__(self) -> None:
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
@@ -98,6 +100,7 @@ class Speculation:
         object.__setattr__(self, "observers", watching)
         choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
         object.__setattr__(self, "choice_observers", choices)
+        object.__setattr__(self, "may_wait", self.policy.learns)
 
     def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
         """Make the view of a draft step that a policy wants, where that was left until now."""

@@ -143,14 +143,17 @@ class Stats:
             wall_s: its whole time, text and trace included.
         """
         drafted, accepted = len(done.draft.tokens), len(done.kept)
-        self.rounds += 1
+        further = max(0, min(len(done.further), emitted - accepted - 1))  # what comes after the end was never a round
+        self.rounds += 1 + further
         self.drafted += drafted
         self.accepted += accepted
         self.emitted += emitted
-        self.cut += accepted + 1 - emitted
+        self.cut += accepted + 1 + further - emitted
         if drafted >= len(self.rounds_by_accepted):
             self.rounds_by_accepted.extend([0] * (drafted + 1 - len(self.rounds_by_accepted)))
         self.rounds_by_accepted[accepted] += 1
+        self.rounds_by_accepted[0] += further
+        self.plain_rounds += further
         if drafted:
             parents = done.draft.parents
             deepest = drafted if parents is None else max(depths(parents)) + 1
@@ -162,7 +165,8 @@ class Stats:
                 self.trusted += sum(done.trusted[index] for index in done.kept)
         else:
             self.plain_rounds += 1
-        self._add_sources(done)
+        if done.plan is not None or drafted:
+            self._add_sources(done)
         self.draft_s += done.draft_s
         self.verify_s += done.verify_s
         self.overhead_s += wall_s - done.draft_s - done.verify_s

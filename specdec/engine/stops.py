@@ -23,6 +23,11 @@ class StopStrings:
         self._shown: list[int] = []
         self.found: str | None = None
 
+    @property
+    def watches(self) -> bool:
+        """Whether there is anything to look for."""
+        return bool(self._stops or self._mixed)
+
     def feed(self, text: str, *, control: str = "") -> str:
         """Text that is safe to show.
 

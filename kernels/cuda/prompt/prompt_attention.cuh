@@ -17,9 +17,9 @@ struct PromptAttention {
   alignas(16) char values[VALUES_APART ? SPAN * SIZE * 2 : 16];
 };
 
-// A row of a pass: token, position, positions of its cache, and the cache's address.
+// A row of a pass: token, position, positions of its cache, passes that have gone on from it, and the cache's address.
 struct PromptRow {
-  int token, place, capacity, spare;
+  int token, place, capacity, turn;
   half_t* cache;
   long long more;
 };
@@ -58,18 +58,16 @@ struct Dots {
   }
 };
 
-}  // namespace specdec
-
-// Turns queries and keys by their positions, puts keys and values into the caches. A warp has a vector of a row.
-// sums (rows, columns) of q, k from TURN_KEYS on, v from TURN_VALUES on -> queries (rows, HEADS, SIZE), times the scale of scores
-extern "C" __global__ void __launch_bounds__(256)
-    prompt_turn(const float* sums, long long columns, const PromptRow* about, const float* angles, const float* bias,
-                const float* norms, long long layer, float* queries) {
+// Turns queries and keys by their positions, puts keys and values into the caches; queries (rows, HEADS, SIZE) are times the
+// scale of scores. A warp has a vector of a row: `source(kind, row, output)` gives outputs of q, k or v.
+template <class F>
+DEVICE void turn_vector(const PromptRow* about, const float* angles, const float* bias, const float* norms, long long layer,
+                        float* queries, F source) {
   const int lane = threadIdx.x % 32, row = blockIdx.x, vector_number = blockIdx.y * 8 + threadIdx.x / 32, d = lane * 4;
+  after_others();
   if (vector_number >= HEADS + 2 * KV_HEADS) return;
   const int kind = vector_number < HEADS ? 0 : vector_number < HEADS + KV_HEADS ? 1 : 2;
   const int head = kind == 0 ? vector_number : (vector_number - HEADS) % KV_HEADS;
-  const int column = head * SIZE + (kind == 0 ? 0 : kind == 1 ? TURN_KEYS : TURN_VALUES);
   const PromptRow of = about[row];
   float4 four = {0, 0, 0, 0};
   float2 angle[4];
@@ -77,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const float* turns = angles + ((size_t)of.place * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
-    four = *reinterpret_cast<const float4*>(sums + row * columns + column + d);
+    four = source(kind, row, head * SIZE + d);
 #if BIAS
     add(four, *reinterpret_cast<const float4*>(bias + vector_number * SIZE + d));
 #endif
@@ -108,11 +106,24 @@ extern "C" __global__ void __launch_bounds__(256)
   for (int e = 0; e < 4; ++e) to[e] = to_half(turned[e]);
 }
 
+}  // namespace specdec
+
+// sums (rows, columns) of q, k from TURN_KEYS on, v from TURN_VALUES on
+extern "C" __global__ void __launch_bounds__(256)
+    prompt_turn(const float* sums, long long columns, const PromptRow* about, const float* angles, const float* bias,
+                const float* norms, long long layer, float* queries) {
+  turn_vector(about, angles, bias, norms, layer, queries, [&](int kind, int row, int output) {
+    const int column = output + (kind == 0 ? 0 : kind == 1 ? TURN_KEYS : TURN_VALUES);
+    return *reinterpret_cast<const float4*>(sums + row * columns + column);
+  });
+}
+
 // queries (rows, HEADS, SIZE) -> splits (rows, HEADS, splits, SLOT); blocks: (tiles, HEADS, splits)
 extern "C" __global__ void __launch_bounds__(ATTEND_THREADS, 2)
     prompt_attend(const float* queries, const PromptTile* tiles, long long layer, long long window, long long splits,
                   float* out) {
   extern __shared__ uint4 shared_memory[];
+  after_others();
   PromptAttention& m = *reinterpret_cast<PromptAttention*>(shared_memory);
   const PromptTile tile = tiles[blockIdx.x];
   const int head = blockIdx.y, split = blockIdx.z, start = split * SPAN, newest = tile.place + tile.rows - 1;

@@ -30,27 +30,39 @@ DEVICE void multiply_many(const Matrix& m, const uint4* weights, const act_t* ac
   const int row = blockIdx.x * MANY, first_tile = blockIdx.y * TILES, width = m.steps * 32, stages = m.steps / STAGE_UNITS;
   activation += (size_t)row * SPLIT * width;
   // Rows as (units, parts, rows, 64 bytes), weights as (tiles, units, 1024 bytes).
-  auto ask = [&](int stage) {
-    if (stage < stages) {
-      char* to = ring + stage % RING * STAGE;
+  auto ask_rows = [&](int stage) {
+    char* to = ring + stage % RING * STAGE;
 #pragma unroll
-      for (int at = tid; at < MANY * SPLIT * ROW_PIECES; at += THREADS_HERE) {
-        const int piece = at % ROW_PIECES, line = at / ROW_PIECES;
-        copy16(to + ((piece / 4 * SPLIT + line % SPLIT) * MANY + line / SPLIT) * 64 + piece % 4 * 16,
-               activation + (size_t)line * width + stage * STAGE_UNITS * 32 + piece * 8);
-      }
-#pragma unroll
-      for (int at = tid; at < TILES * TILE_STAGE / 16; at += THREADS_HERE) {
-        const int which = at / (TILE_STAGE / 16), tile = first_tile + which < m.tiles ? first_tile + which : m.tiles - 1;
-        copy16(to + ROWS_STAGE + at * 16, weights + ((size_t)tile * m.steps + stage * STAGE_UNITS) * 64 + at % (TILE_STAGE / 16));
-      }
+    for (int at = tid; at < MANY * SPLIT * ROW_PIECES; at += THREADS_HERE) {
+      const int piece = at % ROW_PIECES, line = at / ROW_PIECES;
+      copy16(to + ((piece / 4 * SPLIT + line % SPLIT) * MANY + line / SPLIT) * 64 + piece % 4 * 16,
+             activation + (size_t)line * width + stage * STAGE_UNITS * 32 + piece * 8);
     }
+  };
+  auto ask_weights = [&](int stage) {
+    char* to = ring + stage % RING * STAGE + ROWS_STAGE;
+#pragma unroll
+    for (int at = tid; at < TILES * TILE_STAGE / 16; at += THREADS_HERE) {
+      const int which = at / (TILE_STAGE / 16), tile = first_tile + which < m.tiles ? first_tile + which : m.tiles - 1;
+      copy16(to + at * 16, weights + ((size_t)tile * m.steps + stage * STAGE_UNITS) * 64 + at % (TILE_STAGE / 16));
+    }
+  };
+  auto ask = [&](int stage) {
+    if (stage < stages) ask_rows(stage), ask_weights(stage);
     end_stage();
   };
 #pragma unroll
-  for (int stage = 0; stage < RING - 1; ++stage) ask(stage);
+  for (int stage = 0; stage < RING - 1; ++stage) {
+    if (stage < stages) ask_weights(stage);
+  }
   const int own = first_tile + place, tile = own < m.tiles ? own : m.tiles - 1;
   find_ends(m, tile, ends, warp / TILES * 32 + lane, HALVES * 32);
+  after_others();  // the weights were there before
+#pragma unroll
+  for (int stage = 0; stage < RING - 1; ++stage) {
+    if (stage < stages) ask_rows(stage);
+    end_stage();
+  }
   float sum[BANDS_HERE][4] = {}, of_block[BANDS_HERE][4] = {};
   bool begun = false;
 

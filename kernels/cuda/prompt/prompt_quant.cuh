@@ -39,7 +39,7 @@ struct Asking {
   // Number of this thread among those that copy from thread `first` on.
   static DEVICE int turn(int first) { return (threadIdx.x + THREADS_HERE - first) % THREADS_HERE; }
 
-  DEVICE void operator()(int step, char* to) const {
+  DEVICE void rows_of(int step, char* to) const {
     const int tid = threadIdx.x;
     if (tid < ROWS_HERE * 4) {
       copy16(to + WEIGHTS_ROOM + tid * 16, rows.words + (size_t)step * rows.all_rows * (GROUP_WORDS * 4) + tid * 16);
@@ -47,6 +47,8 @@ struct Asking {
     if (tid < ROWS_HERE) {
       copy16(to + WEIGHTS_ROOM + WORDS_ROOM + tid * 16, rows.groups + (size_t)step * rows.all_rows * 16 + tid * 16);
     }
+  }
+  DEVICE void weights_of(int step, char* to) const {
     const size_t unit = (size_t)tile * steps + step;
     const int upper = turn(UPPER_FROM), rest = turn(REST_FROM);
     if (upper < 128) copy16(to + turned(upper), from.upper + unit * 2048 + upper * 16);
@@ -66,28 +68,80 @@ struct Asking {
   static DEVICE int by_four(int piece) { return (piece % 4 * 8 + piece / 4) * 16; }
 };
 
+// Half `word` of a unit's outputs times 4 QUADS rows; the unit lies at `at` as a stage has it.
+template <int F, int QUADS>
+DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group* own_groups, int word,
+                          const float (&row_scale)[QUADS], float (&total)[QUADS][4][2]) {
+  using P = Place<F>;
+  constexpr int PARTS = Sums<F>::PARTS;
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
+  uint2 x[QUADS];
+  float scale[QUADS], weight[QUADS];
+  int centre[QUADS][PARTS];
+#pragma unroll
+  for (int band = 0; band < QUADS; ++band) {
+    x[band] = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
+    const Group group = own_groups[band * 4 + q];
+    scale[band] = group.scale * row_scale[band];
+    weight[band] = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale[band] * float(group.sum[0] + group.sum[1]);
+    centre[band][0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
+    if constexpr (PARTS == 2) centre[band][1] = group.sum[1] * P::CENTRE;
+  }
+  Codes<P::SEEN> codes;
+  codes.load(at, word, even, odd, g, q);
+  uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
+#pragma unroll
+  for (int j = 0; j < (P::form.offset ? 2 : 1); ++j) {
+    pieces[j] = *reinterpret_cast<const uint4*>(at + P::HEAD_AT + ((P::form.offset ? 2 * word + j : word) * 8 + g) * 16);
+  }
+  if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
+  const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
+  const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
+#pragma unroll
+  for (int b = 0; b < 4; ++b) {
+    unsigned w[4];
+    codes.take(b, w);
+    const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
+#pragma unroll
+    for (int band = 0; band < QUADS; ++band) {
+      Sums<F> found;
+      found.multiply(w, x[band]);
+      found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
+    }
+  }
+}
+
 // A tile of 128 outputs times ROWS_HERE rows; sums (ROWS_HERE, columns).
 template <int F, int ROWS_HERE>
 DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const ManyRows& rows, const float* scales, float* sums,
                           int columns, char* ring) {
   using P = Place<F>;
   using Ask = Asking<F, ROWS_HERE>;
-  constexpr int PARTS = Sums<F>::PARTS, QUADS = ROWS_HERE / 16;  // of rows of a warp
+  constexpr int QUADS = ROWS_HERE / 16;  // of rows of a warp
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int word = warp % 2, front = warp / 2 * (4 * QUADS);  // of the warp: a half of the tile's outputs, its first row
   const Packed from = packed_of<F>(m, data);
-  const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
   float* totals = reinterpret_cast<float*>(ring + PROMPT_STAGES * Ask::STAGE);
   unsigned char* ends = reinterpret_cast<unsigned char*>(totals + ROWS_HERE * TILE);
   totals += warp * (QUADS * 256) + lane;
   const Ask pieces_of{rows, from, tile, m.steps};
   auto ask = [&](int step) {
-    if (step < m.steps) pieces_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+    char* to = ring + step % PROMPT_STAGES * Ask::STAGE;
+    if (step < m.steps) pieces_of.weights_of(step, to), pieces_of.rows_of(step, to);
     end_stage();
   };
 #pragma unroll 1
-  for (int step = 0; step < PROMPT_STAGES - 1; ++step) ask(step);
+  for (int step = 0; step < PROMPT_STAGES - 1 && step < m.steps; ++step) {
+    pieces_of.weights_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+  }
   find_ends(m, tile, ends);
+  after_others();  // the weights were there before
+#pragma unroll 1
+  for (int step = 0; step < PROMPT_STAGES - 1; ++step) {
+    if (step < m.steps) pieces_of.rows_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+    end_stage();
+  }
   float total[QUADS][4][2] = {}, of_block[QUADS][4][2] = {}, row_scale[QUADS];
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[front + band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
@@ -101,40 +155,7 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
     const char* at = ring + step % PROMPT_STAGES * Ask::STAGE;
     const unsigned* own_words = reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM) + front * GROUP_WORDS;
     const Group* own_groups = reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM) + front;
-    uint2 x[QUADS];
-    float scale[QUADS], weight[QUADS];
-    int centre[QUADS][PARTS];
-#pragma unroll
-    for (int band = 0; band < QUADS; ++band) {
-      x[band] = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
-      const Group group = own_groups[band * 4 + q];
-      scale[band] = group.scale * row_scale[band];
-      weight[band] = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale[band] * float(group.sum[0] + group.sum[1]);
-      centre[band][0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
-      if constexpr (PARTS == 2) centre[band][1] = group.sum[1] * P::CENTRE;
-    }
-    Codes<P::SEEN> codes;
-    codes.load(at, word, even, odd, g, q);
-    uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
-#pragma unroll
-    for (int j = 0; j < (P::form.offset ? 2 : 1); ++j) {
-      pieces[j] = *reinterpret_cast<const uint4*>(at + P::HEAD_AT + ((P::form.offset ? 2 * word + j : word) * 8 + g) * 16);
-    }
-    if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
-    const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
-    const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
-#pragma unroll
-    for (int b = 0; b < 4; ++b) {
-      unsigned w[4];
-      codes.take(b, w);
-      const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
-#pragma unroll
-      for (int band = 0; band < QUADS; ++band) {
-        Sums<F> found;
-        found.multiply(w, x[band]);
-        found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
-      }
-    }
+    multiply_unit<F, QUADS>(at, own_words, own_groups, word, row_scale, total);
     const int end = ends[step];
     if (end == 0) continue;
 #pragma unroll
@@ -174,7 +195,8 @@ struct Inputs {
   }
 };
 
-// A matrix: its type, tiles of 128 outputs, first block and blocks of the step, and its first column of the sums.
+// A matrix: its type, tiles of 128 outputs, first block and blocks of the step, and its first column of the sums; of sums in
+// parts, its first slot.
 struct ManyMatrix {
   const char* data;
   long long form, tiles, begin, blocks, column;
@@ -192,7 +214,7 @@ struct Multiplication {
 
 }  // namespace specdec
 
-// A block of a multiplication.
+// A block of a multiplication: a band of rows, and a tile.
 template <int ROWS_HERE>
 DEVICE void multiply_block(const Multiplication& job, uint4* room) {
   int which = 0, tile = blockIdx.y;
@@ -207,17 +229,19 @@ DEVICE void multiply_block(const Multiplication& job, uint4* room) {
                                                       reinterpret_cast<char*>(room));
   });
 }
-extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
-  multiply_block<64>(job, shared_memory);
-}
-extern "C" __global__ void __launch_bounds__(256, 2) prompt_multiply_few(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
-  multiply_block<32>(job, shared_memory);
-}
+#define MULTIPLICATION(name, rows_here)                                                                  \
+  extern "C" __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ Multiplication job) { \
+    extern __shared__ uint4 shared_memory[];                                                             \
+    multiply_block<rows_here>(job, shared_memory);                                                       \
+  }
+#if !DECODES
+MULTIPLICATION(prompt_multiply, 64)
+MULTIPLICATION(prompt_multiply_few, 32)
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_embed(const PromptRow* about, const char* table, long long form, float* x) {
+  after_others();
   const int token = about[blockIdx.x].token;
   float* to = x + (size_t)blockIdx.x * HIDDEN;
 #if EMBED_PLAIN
@@ -233,14 +257,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #endif
 }
 
-// x plus a product, unless `sums` is null, times the norm's weight in whole numbers; and the norm's scale. A block has a row,
-// that of its number unless `which` says another.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, unsigned* words,
-                Group* groups, long long all_rows, float* scales) {
+// Row `row` of x plus a product, if there is one, times the norm's weight in whole numbers; and the norm's scale.
+template <class F>
+DEVICE void norm_in_wholes(int row, float* x, bool adds, F product, const float* weight, const Inputs& inputs, float* scales) {
   constexpr int JOBS = HIDDEN_PAD / 128;
   __shared__ float squares[JOBS];
-  const int row = which ? which[blockIdx.x] : blockIdx.x, lane = threadIdx.x % 32;
+  const int lane = threadIdx.x % 32;
+  after_others();
 #pragma unroll 1
   for (int job = threadIdx.x / 32; job < JOBS; job += WARPS) {
     const int i = job * 128 + lane * 4;
@@ -249,14 +272,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       float* from = x + (size_t)row * HIDDEN + i;
       w = *reinterpret_cast<const float4*>(weight + i);
       value = *reinterpret_cast<const float4*>(from);
-      if (sums) {
-        add(value, finished4(sums, columns, row, i));
+      if (adds) {
+        add(value, product(i));
         *reinterpret_cast<float4*>(from) = value;
       }
     }
     const float square = lane_sum(four_squares(value));
     if (lane == 0) squares[job] = square;
-    Inputs{words, groups, all_rows}.put(blockIdx.x, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
+    inputs.put(blockIdx.x, i, float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w});
   }
   BARRIER();
   if (threadIdx.x >= 32) return;
@@ -265,11 +288,19 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const float scale = norm_scale(sum);
   if (lane == 0) scales[blockIdx.x] = scale;
 }
-
+// A block has a row, that of its number unless `which` says another.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, unsigned* words,
+                Group* groups, long long all_rows, float* scales) {
+  const int row = which ? which[blockIdx.x] : blockIdx.x;
+  norm_in_wholes(row, x, sums != nullptr, [&](int i) { return finished4(sums, columns, row, i); }, weight,
+                 Inputs{words, groups, all_rows}, scales);
+}
 // What attention has made of each row, of all its splits.
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_mix(const float* attended, const PromptRow* about, long long splits, long long rows, unsigned* words,
                Group* groups, long long all_rows, float* scales) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (MIXED_PAD / 4), i = at % (MIXED_PAD / 4) * 4;
   if (row >= rows) return;
   const int used = about[row].place / SPAN + 1;
@@ -281,6 +312,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_gate(const float* sums, long long columns, long long half, long long rows, unsigned* words, Group* groups,
                 long long all_rows, float* scales) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (INNER_PAD / 4), i = at % (INNER_PAD / 4) * 4;
   if (row >= rows) return;
   const float4 gate = finished4(sums, columns, row, i), up = finished4(sums, columns, row, int(half) + i);

@@ -13,12 +13,14 @@ DEVICE float4 sum4(const Finished& m, const float* sums, int row, int output) {
 }  // namespace specdec
 
 extern "C" __global__ void __launch_bounds__(THREADS) prompt_embed(const PromptRow* about, const weight_t* table, float* x) {
+  after_others();
   embed_row(table, about[blockIdx.x].token, x + (size_t)blockIdx.x * HIDDEN);
 }
 
 // RMS norm of x plus a product, unless `sums` is null; a block has a row, that of its number unless `which` says another.
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_norm(float* x, const float* sums, long long columns, const float* weight, const int* which, act_t* activation) {
+  after_others();
   __shared__ float scratch[64];
   float value[OWN<HIDDEN_PAD>];
   const int row = which ? which[blockIdx.x] : blockIdx.x;
@@ -34,6 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // What attention has made of each row, of all its splits.
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_mix(const float* attended, const PromptRow* about, long long splits, long long rows, act_t* activation) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (MIXED_PAD / 4), i = at % (MIXED_PAD / 4) * 4;
   if (row >= rows) return;
   const int used = about[row].place / SPAN + 1;
@@ -43,6 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // silu(gate) * up of each row.
 extern "C" __global__ void __launch_bounds__(THREADS)
     prompt_gate(const float* sums, long long columns, long long rows, act_t* activation) {
+  after_others();
   const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (INNER_PAD / 4), i = at % (INNER_PAD / 4) * 4;
   if (row < rows) put4(activation, row, INNER_PAD, i, gated4(Finished{columns}, sums, row, i));
 }

@@ -79,6 +79,46 @@ DEVICE float spread_sum(float (&value)[16], int lane) {
   return value[0] + shuffle_xor(value[0], 1);
 }
 
+// What a warp makes of its 16 positions for one query: each lane has four dimensions of keys, values and query, lanes 2 a and
+// 2 a + 1 say whether position a is seen. The weighted sum of values, the largest score, and the sum of weights.
+DEVICE void weigh(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], const float (&q)[4], bool seen, float (&mixed)[4],
+                  float& most, float& weight) {
+  const int lane = threadIdx.x % 32;
+  float score[EACH_WARP];
+#pragma unroll
+  for (int a = 0; a < EACH_WARP; ++a) {
+    float wide[4];
+    widen(k[a], wide);
+    score[a] = fmaf(q[3], wide[3], fmaf(q[2], wide[2], fmaf(q[1], wide[1], q[0] * wide[0])));
+  }
+  const float own = spread_sum(score, lane);
+  most = lane_max(seen ? own : MINUS_INFINITY);
+  const float part = seen ? exponential(own - most) : 0.0f;
+  weight = lane_sum(lane % 2 ? 0.0f : part);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) mixed[e] = 0;
+#pragma unroll
+  for (int a = 0; a < EACH_WARP; ++a) {
+    const float share = __shfl_sync(EVERY_LANE, part, 2 * a);
+    float wide[4];
+    widen(v[a], wide);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) mixed[e] = fmaf(share, wide[e], mixed[e]);
+  }
+}
+
+// What all warps of a split have made, of one dimension: `sides` lies SIZE apart from warp to warp.
+DEVICE void join(const float* most_of, const float* weight_of, const float* sides, float& most, float& mixed, float& weight) {
+  most = most_of[0];
+  for (int w = 1; w < WARPS; ++w) most = fmaxf(most, most_of[w]);
+  mixed = 0, weight = 0;
+  for (int w = 0; w < WARPS; ++w) {
+    const float part = most_of[w] == MINUS_INFINITY ? 0.0f : exponential(most_of[w] - most);
+    mixed = fmaf(part, sides[w * SIZE], mixed);
+    weight = fmaf(part, weight_of[w], weight);
+  }
+}
+
 // Asks for the keys and values of an item as below, which do not wait for what the step computes.
 DEVICE void look_back(int item, int used, const half_t* cache, int capacity, int position) {
   constexpr int GROUP = HEADS / KV_HEADS, LINES = SIZE / 64 < 1 ? 1 : SIZE / 64;  // of 128 bytes
@@ -199,27 +239,8 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
 #endif
     float q[4] = {0, 0, 0, 0};
     for (int e = 0; e < 4; ++e) q[e] = mine < SIZE ? m.query[base + r][mine + e] : 0.0f;
-    float score[EACH_WARP];
-#pragma unroll
-    for (int a = 0; a < EACH_WARP; ++a) {
-      float wide[4];
-      widen(k[a], wide);
-      score[a] = fmaf(q[3], wide[3], fmaf(q[2], wide[2], fmaf(q[1], wide[1], q[0] * wide[0])));
-    }
-    const float own = spread_sum(score, lane);
-    const bool seen = at <= newest && at > newest - window;
-    const float most = lane_max(seen ? own : MINUS_INFINITY);
-    const float part = seen ? exponential(own - most) : 0.0f;
-    const float weight = lane_sum(lane % 2 ? 0.0f : part);
-    float mixed[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int a = 0; a < EACH_WARP; ++a) {
-      const float share = __shfl_sync(EVERY_LANE, part, 2 * a);
-      float wide[4];
-      widen(v[a], wide);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) mixed[e] = fmaf(share, wide[e], mixed[e]);
-    }
+    float mixed[4], most, weight;
+    weigh(k, v, q, at <= newest && at > newest - window, mixed, most, weight);
     for (int e = 0; e < 4; ++e) {
       if (mine < SIZE) m.sides[r][warp][mine + e] = mixed[e];
     }
@@ -229,14 +250,8 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
   for (int place = tid; place < TOGETHER * SIZE; place += THREADS) {
     const int r = place / SIZE, d = place % SIZE;
     if (base + r < rows) {
-      float most = m.most[r][0];
-      for (int w = 1; w < WARPS; ++w) most = fmaxf(most, m.most[r][w]);
-      float mixed = 0, weight = 0;
-      for (int w = 0; w < WARPS; ++w) {
-        const float part = m.most[r][w] == MINUS_INFINITY ? 0.0f : exponential(m.most[r][w] - most);
-        mixed = fmaf(part, m.sides[r][w][d], mixed);
-        weight = fmaf(part, m.weight[r][w], weight);
-      }
+      float most, mixed, weight;
+      join(m.most[r], m.weight[r], &m.sides[r][0][d], most, mixed, weight);
       float* to = out + ((size_t)((front + base + r) * HEADS + head) * splits + split) * SLOT;
       to[d] = mixed;
       if (d == 0) to[SIZE] = most, to[SIZE + 1] = weight;

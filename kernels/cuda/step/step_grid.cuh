@@ -49,6 +49,12 @@ DEVICE bool comes_last(unsigned* counter, int expected) {
   return last;
 }
 
+// Waits for the kernels before this one, where it was begun ahead of their end, and lets the next one begin ahead of its own.
+DEVICE void after_others() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 // Asks for a piece of memory that will be read after the next grid barrier.
 DEVICE void ahead(const void* from) { asm volatile("prefetch.global.L2 [%0];" ::"l"(from)); }
 

@@ -117,6 +117,24 @@ class PlainLaunch:
         self.given = (function, *self.grid, threads, 1, 1, shared_bytes, None, places, None)
 
 
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute: its number, and a value of 64 bytes."""
+
+    _fields_ = (("number", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("sizes", ctypes.c_uint * 6), ("shared_bytes", ctypes.c_uint), ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+_OVERLAPS = _Attribute(6, 0, 1)  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
 class CudaDriver:
     """What the runtime asks of the CUDA driver beside MLX: the size of the GPU, and small copies.
 
@@ -130,6 +148,7 @@ class CudaDriver:
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
         self._device, self._context = ctypes.c_int(), ctypes.c_void_p()
+        self._stream: ctypes.c_void_p | None = None
         self._call("cuInit", 0)
         self._call("cuDeviceGet", ctypes.byref(self._device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)  # the context that MLX uses
@@ -251,6 +270,44 @@ class CudaDriver:
         code = self._library.cuLaunchKernel(*launch.given)
         if code:
             raise OSError(f"the CUDA driver's cuLaunchKernel failed with code {code}")
+
+    def graph(self, launches: Sequence[PlainLaunch], *, overlaps: bool = True) -> ctypes.c_void_p:
+        """These kernels, one after the other, as a graph that `replay` begins in one call and `forget` frees.
+
+        Args:
+            launches: the kernels.
+            overlaps: a kernel may begin before the one before it ends, and waits by itself for what it reads.
+        """
+        self._call("cuCtxSetCurrent", self._context)
+        stream, graph, made = self._captured(), ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", stream, 2)  # CU_STREAM_CAPTURE_MODE_RELAXED
+        try:
+            for launch in launches:
+                function, *sizes, shared_bytes, _, places, _ = launch.given
+                shape = (ctypes.c_uint * 6)(*sizes)
+                config = _Config(shape, shared_bytes, stream.value, ctypes.pointer(_OVERLAPS), int(overlaps))
+                self._call("cuLaunchKernelEx", ctypes.byref(config), function, places, None)
+        finally:
+            self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
+        self._call("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, ctypes.c_uint64(0))
+        self._call("cuGraphDestroy", graph)
+        return made
+
+    def replay(self, graph: ctypes.c_void_p) -> None:
+        """Begin a graph after what was begun before; `wait` waits for it."""
+        self._call("cuCtxSetCurrent", self._context)
+        self._call("cuGraphLaunch", graph, None)
+
+    def forget(self, graph: ctypes.c_void_p) -> None:
+        """Free a graph that is not running."""
+        self._call("cuGraphExecDestroy", graph)
+
+    def _captured(self) -> ctypes.c_void_p:
+        """A stream whose launches can be captured, which the usual one's cannot."""
+        if self._stream is None:
+            self._stream = ctypes.c_void_p()
+            self._call("cuStreamCreate", ctypes.byref(self._stream), 1)  # CU_STREAM_NON_BLOCKING
+        return self._stream
 
     def _attribute(self, which: int) -> int:
         found = ctypes.c_int()

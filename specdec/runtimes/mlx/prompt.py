@@ -2,8 +2,8 @@
 
 The kernels (`kernels/cuda/prompt`) add every sum in the order of a step (`step`), so a prompt leaves the bits in the
 cache that its tokens would leave one by one. They are launched through the driver, one after the other; the addresses
-of weights are those of the step's table. Here is what all models have in common, and 16-bit weights; quantised ones
-are in `prompt_quant`.
+of weights are those of the step's table. Here is what all models have in common; 16-bit weights are in
+`prompt_dense`, quantised ones in `prompt_quant`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,14 @@ import numpy as np
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.cuda_code import CudaCompiler
 from specdec.runtimes.mlx.device import PlainLaunch
-from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.state import MAX_ROWS, STATE_CONSTANTS
-from specdec.runtimes.mlx.step import SPLIT_SIZE, THREADS, WholeStep
+from specdec.runtimes.mlx.state import MAX_ROWS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeStep
 
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
-# Tiles of a block that multiplies, and stages of its ring: for matrices of many outputs and of few.
-_MANY, _FEW = (8, 3), (4, 4)
-_MULTIPLY_THREADS, _STAGE_UNITS = 256, 2  # a unit is 32 inputs
+_HEADS_EACH = 4  # of a block of attention where every row has a history of its own
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
 _WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
@@ -71,6 +68,7 @@ class Work:
         which: address of the list of rows whose logits are wanted.
         wanted: how many these are.
         places: addresses of what the pass keeps in device memory, by name.
+        decodes: every row has a history of its own; see `decode`.
     """
 
     rows: int
@@ -82,6 +80,7 @@ class Work:
     which: int
     wanted: int
     places: dict[str, int]
+    decodes: bool = False
 
     @property
     def padded_rows(self) -> int:
@@ -90,7 +89,7 @@ class Work:
 
 
 class Prompts(ABC):
-    """Passes over prompts of one model.
+    """Passes over prompts of one model, and what passes of `decode` launch.
 
     Args:
         mx: MLX.
@@ -98,6 +97,8 @@ class Prompts(ABC):
         entries: what the table of a step says; see `WholeStep.entries`.
         compiler: of the kernels.
     """
+
+    _looks_at_parts = False  # logits that tokens are chosen from are left in parts
 
     def __init__(self, mx: Any, step: WholeStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
         self._mx, self._step, self._compiler, self.config = mx, step, compiler, step.config
@@ -109,7 +110,13 @@ class Prompts(ABC):
         self._about: tuple[Any, int] = (None, 0)
         self._host: np.ndarray | None = None
         self._launched: list[PlainLaunch] = []
+        self._records = False  # launches are kept, not begun
         self._launches: dict[tuple[int, ...], list[PlainLaunch]] = {}  # of a pass, by its shape
+
+    @property
+    def step(self) -> WholeStep:
+        """The model's steps."""
+        return self._step
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -127,8 +134,7 @@ class Prompts(ABC):
         Returns:
             Logits float32 (wanted, V) of each part.
         """
-        self._prepare()
-        work = self._work(parts, angles)
+        work = self.work(parts, angles)
         self._run_layers(work)
         logits = np.empty((work.wanted, self.config.vocab_size), np.float32)
         for first in range(0, work.wanted, ROW_BAND):
@@ -145,15 +151,18 @@ class Prompts(ABC):
                 self._step.driver.begin(launch)
             return
         self._launched = []
+        self._layers(work)
+        if len(self._launches) >= _MOST_SHAPES:
+            self._launches.clear()
+        self._launches[shape] = self._launched
+
+    def _layers(self, work: Work) -> None:
         self._embed(work)
         for number, entries in enumerate(self._table[:-1]):
             self._project(number, entries, work)
             if work.wanted or number + 1 < self.config.num_layers:  # keys and values need no more of the last layer
                 self._attend(number, entries, work)
                 self._mlp(entries, work)
-        if len(self._launches) >= _MOST_SHAPES:
-            self._launches.clear()
-        self._launches[shape] = self._launched
 
     def _read_logits(self, work: Work, logits: np.ndarray, first: int) -> None:
         """Logits of some of the wanted rows, from the first on; at most `ROW_BAND`."""
@@ -169,15 +178,15 @@ class Prompts(ABC):
             part[:] = self._host[: len(part), : part.shape[1]]
 
     @abstractmethod
-    def text(self) -> str:
-        """The kernels with the model's sizes."""
+    def text(self, *, decodes: bool = False) -> str:
+        """The kernels with the model's sizes: those of prompts, or those that passes of `decode` need besides."""
 
     @abstractmethod
-    def _kernels(self) -> dict[str, tuple[int, int]]:
+    def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """Threads and bytes of dynamic shared memory of each kernel's blocks."""
 
     @abstractmethod
-    def _sizes(self, rows: int) -> dict[str, int]:
+    def _sizes(self, rows: int, *, decodes: bool) -> dict[str, int]:
         """Floats that a pass keeps in device memory, by name, in addition to those of attention."""
 
     @abstractmethod
@@ -187,6 +196,11 @@ class Prompts(ABC):
     @abstractmethod
     def _head(self, work: Work, which: int, count: int) -> None:
         """The last norm and the logits layer of the rows in a list at this address."""
+
+    def _look(self, work: Work) -> None:
+        """What each block of a step would see of the logits of a row."""
+        places, grid = work.places, (self._step.grid, work.rows, 1)
+        self._launch("decode_look", grid, places["logits"], self._head_columns, places["found"])
 
     @property
     @abstractmethod
@@ -216,25 +230,65 @@ class Prompts(ABC):
 
     def _attention(self, number: int, window: int, work: Work) -> None:
         """What each row and head sees in each split."""
-        grid = (work.tile_count, self.config.num_heads, work.splits)
-        places = work.places
-        self._launch(
-            "prompt_attend", grid, places["queries"], work.tiles, number, window, work.splits, places["splits"]
-        )
+        c, places = self.config, work.places
+        name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
+        if work.decodes:
+            chunks = self._chunks(work.rows)
+            name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
+        self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
+
+    def _chunks(self, rows: int) -> int:
+        """Into how many parts heads that share keys are cut, where every row has a history of its own: a block has few
+        heads while all blocks run at the same time."""
+        c, grid = self.config, self._step.grid
+        group = c.num_heads // c.num_kv_heads
+        counts = sorted({-(-group // each) for each in range(1, min(group, _HEADS_EACH) + 1)}, reverse=True)
+        return next((count for count in counts if rows * c.num_kv_heads * count <= grid), counts[-1])
 
     def _threads_for(self, count: int) -> Grid:
         """Blocks for a thread each."""
         return -(-count // THREADS), 1, 1
 
     def _launch(self, name: str, grid: Grid, *arguments: int) -> None:
-        """Begin a kernel, and keep the launch for the next pass of this shape."""
+        """Begin a kernel, unless launches are only recorded, and keep the launch for the next pass of this shape."""
         launch = PlainLaunch(*self._functions[name][:1], grid, *self._functions[name][1:], arguments)
-        self._step.driver.begin(launch)
+        if not self._records:
+            self._step.driver.begin(launch)
         self._launched.append(launch)
 
-    def _work(self, parts: Sequence[Part], angles: Any) -> Work:
+    def recorded(self, work: Work, choices: int) -> list[PlainLaunch]:
+        """The launches of a pass that chooses a token for each row and moves the row on to it.
+
+        Args:
+            work: the pass; all its rows are wanted.
+            choices: address of float32 (passes since the rows were told, rows, CHOICE_WORDS).
+        """
+        self._records, self._launched = True, []
+        try:
+            self._layers(work)
+            self._head(work, 0, work.rows)
+            self._look(work)
+            self._launch("decode_choose", (work.rows, 1, 1), work.places["found"], work.about, choices)
+            return self._launched
+        finally:
+            self._records, self._launched = False, []
+
+    def work(self, parts: Sequence[Part], angles: Any, *, decodes: bool = False, ahead: int = 0) -> Work:
+        """A pass over these rows, told to the device.
+
+        Args:
+            parts: see `run`.
+            angles: see `run`.
+            decodes: for `recorded`.
+            ahead: passes that follow it, each one position further.
+        """
+        self._prepare()
+        if decodes:
+            self._load(decodes=True)
         rows = sum(len(each.tokens) for each in parts)
-        splits = max(each.place + len(each.tokens) - 1 for each in parts) // SPAN + 1
+        splits = (max(each.place + len(each.tokens) for each in parts) + ahead - 1) // SPAN + 1
+        if decodes:
+            splits = 1 << (splits - 1).bit_length()  # few kinds of passes
         if self._angles[0] is not angles:
             self._angles = angles, self._step.addresses([angles])[0]
         if self._about[0] is None:
@@ -242,9 +296,10 @@ class Prompts(ABC):
             self._about = array, self._step.addresses([array])[0]
         about, wanted = self._about[1], sum(each.wanted for each in parts)
         tile_count = self._tell(parts, about)
-        places = self._places(padded(rows, ROW_BAND), splits, logits=wanted > 0)
+        logits = wanted > 0 and not (decodes and self._looks_at_parts)
+        places = self._places(padded(rows, ROW_BAND), splits, logits=logits, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
-        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places)
+        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes)
 
     def _tell(self, parts: Sequence[Part], about: int) -> int:
         """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""
@@ -267,11 +322,14 @@ class Prompts(ABC):
         self._step.driver.write(about, table)
         return tiles
 
-    def _places(self, rows: int, splits: int, *, logits: bool) -> dict[str, int]:
+    def _places(self, rows: int, splits: int, *, logits: bool, decodes: bool) -> dict[str, int]:
         """Addresses of what a pass keeps in device memory."""
         c = self.config
-        sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim} | self._sizes(rows)
+        sizes = {"x": rows * c.hidden_size, "queries": rows * c.num_heads * c.head_dim}
+        sizes |= self._sizes(rows, decodes=decodes)
         sizes["splits"] = rows * c.num_heads * splits * (c.head_dim + SPLIT_SIZE)
+        if decodes:
+            sizes["found"] = rows * self._step.grid * CHOICE_WORDS
         if logits:
             sizes["logits"] = ROW_BAND * self._head_columns
         need = sum(padded(size, 64) for size in sizes.values())
@@ -287,126 +345,30 @@ class Prompts(ABC):
 
     def _prepare(self) -> None:
         """Compile the kernels and look up the weights, unless that was done."""
-        if self._functions:
+        if self._table:
             return
         flat = self._step.addresses([entry for line in self._entries for entry in line])
         for line in self._entries:
             self._table.append(flat[: len(line)])
             del flat[: len(line)]
-        driver = self._step.driver
-        code = self._compiler.code(self.text())
-        for name, (threads, shared_bytes) in (self._kernels() | self._common_kernels()).items():
+        self._load(decodes=False)
+
+    def _load(self, *, decodes: bool) -> None:
+        """Compile kernels, unless that was done."""
+        made = self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
+        if made.keys() <= self._functions.keys():
+            return
+        driver, code = self._step.driver, self._compiler.code(self.text(decodes=decodes))
+        for name, (threads, shared_bytes) in made.items():
             self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
 
-    def _common_kernels(self) -> dict[str, tuple[int, int]]:
+    def _common_kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""
+        if decodes:
+            return {"decode_attend": (THREADS, 0), "decode_look": (THREADS, 0), "decode_choose": (32, 0)}
         size = self.config.head_dim
         attend = 4 * TILE_ROWS * ((SPAN + 4) + size + 2 * (SPAN // 16 + 1) + SPAN // 16)
         attend += padded(size // 4 * (SPAN + 1) * 8, 16) + (SPAN * size * 2 if size <= 64 else 16)
         made = dict.fromkeys(("prompt_embed", "prompt_norm", "prompt_mix", "prompt_gate"), (THREADS, 0))
         made |= {"prompt_turn": (256, 0), "prompt_attend": (256, attend)}
         return made
-
-
-@dataclass(frozen=True, slots=True)
-class _Matrix:
-    """A multiplication: tiles of 16 outputs, steps of 32 inputs."""
-
-    tiles: int
-    steps: int
-
-    @property
-    def columns(self) -> int:
-        """Floats of a row of sums."""
-        return 16 * self.tiles
-
-
-class DensePrompts(Prompts):
-    """Passes over prompts of a model with 16-bit weights; see `Prompts`."""
-
-    def __init__(self, mx: Any, step: WholeStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
-        super().__init__(mx, step, entries, compiler)
-        c = self.config
-        hidden, mixed, inner = (
-            padded(width) for width in (c.hidden_size, c.num_heads * c.head_dim, c.intermediate_size)
-        )
-        outputs = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-        self._qkv = _Matrix(-(-outputs // 16), hidden // 32)
-        self._out = _Matrix(-(-c.hidden_size // 16), mixed // 32)
-        self._both = _Matrix(inner // 8, hidden // 32)
-        self._down = _Matrix(-(-c.hidden_size // 16), inner // 32)
-        self._logits = _Matrix(-(-c.vocab_size // 16), hidden // 32)
-        self._widest = max(hidden, mixed, inner)
-        self._parts = 2 if step.weight_type == "bfloat_t" else 1  # of an activation
-
-    def text(self) -> str:
-        """The kernels with the model's sizes."""
-        c = self.config
-        mixed, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        constants: dict[str, Constant] = self._step.sizes(16) | STATE_CONSTANTS
-        constants |= {"TREE": 0, "SHARED_STEP": 0, "TILE": 16, "STAGES": 2, "SPLIT": self._parts}
-        constants |= {"act_t": self._step.weight_type}
-        constants |= {"TURN_KEYS": mixed, "TURN_VALUES": mixed + kv}
-        files = ["step_grid.cuh", "step_rows.cuh", "step_attention.cuh", "prompt_multiply.cuh"]
-        files += ["prompt_attention.cuh", "prompt_rows.cuh"]
-        return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
-
-    def _kernels(self) -> dict[str, tuple[int, int]]:
-        steps = max(matrix.steps for matrix in (self._qkv, self._out, self._both, self._down))
-        sizes = {"prompt_multiply": _MANY, "prompt_multiply_few": _FEW}
-        return {name: (_MULTIPLY_THREADS, self._multiply_bytes(*size, steps)) for name, size in sizes.items()}
-
-    def _multiply_bytes(self, tiles: int, stages: int, steps: int) -> int:
-        """Shared memory of a block that multiplies."""
-        stage = _STAGE_UNITS * (ROW_BAND * 64 * self._parts + tiles * 1024)
-        return stages * stage + tiles * (ROW_BAND * 64 + steps)
-
-    def _sizes(self, rows: int) -> dict[str, int]:
-        columns = max(matrix.columns for matrix in (self._qkv, self._out, self._both, self._down))
-        return {"sums": rows * columns, "activation": rows * self._parts * self._widest // 2}
-
-    def _embed(self, work: Work) -> None:
-        self._launch("prompt_embed", (work.rows, 1, 1), work.about, self._table[-1][2], work.places["x"])
-
-    def _head(self, work: Work, which: int, count: int) -> None:
-        self._norm(work, self._table[-1][1], self._down.columns, (which, count))
-        self._multiply(self._logits, self._table[-1][0], work, 1, "logits")
-
-    @property
-    def _head_columns(self) -> int:
-        return self._logits.columns
-
-    def _project(self, number: int, entries: list[int], work: Work) -> None:
-        self._norm(work, entries[0], self._down.columns if number else 0)
-        self._multiply(self._qkv, entries[4], work)
-        self._turn(number, entries, work, self._qkv.columns)
-
-    def _attend(self, number: int, entries: list[int], work: Work) -> None:
-        self._attention(number, entries[16], work)
-        grid = self._threads_for(work.rows * self._out.steps * 8)
-        places = work.places
-        self._launch("prompt_mix", grid, places["splits"], work.about, work.splits, work.rows, places["activation"])
-        self._multiply(self._out, entries[5], work)
-
-    def _mlp(self, entries: list[int], work: Work) -> None:
-        self._norm(work, entries[1], self._out.columns)
-        self._multiply(self._both, entries[6], work)
-        grid, places = self._threads_for(work.rows * self._down.steps * 8), work.places
-        self._launch("prompt_gate", grid, places["sums"], self._both.columns, work.rows, places["activation"])
-        self._multiply(self._down, entries[7], work)
-
-    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
-        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
-        places, (which, count) = work.places, listed or (0, work.rows)
-        sums = places["sums"] if columns else 0
-        self._launch("prompt_norm", (count, 1, 1), places["x"], sums, columns, weight, which, places["activation"])
-
-    def _multiply(
-        self, matrix: _Matrix, weights: int, work: Work, bands: int | None = None, to: str = "sums"
-    ) -> None:  # fmt: skip
-        bands = work.padded_rows // ROW_BAND if bands is None else bands
-        # Smaller blocks where large ones would leave multiprocessors idle.
-        many = bands * matrix.tiles >= _MANY[0] * self._step.grid
-        name, tiles = ("prompt_multiply", _MANY[0]) if many else ("prompt_multiply_few", _FEW[0])
-        places = (weights, work.places["activation"], work.places[to])
-        self._launch(name, (bands, -(-matrix.tiles // tiles), 1), matrix.tiles, matrix.steps, *places)

@@ -10,12 +10,16 @@ from specdec.runtimes.mlx.cuda_code import CudaCompiler, cuda_compiler
 from specdec.runtimes.mlx.kernels import Constant, define, part, prelude
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.pack import padded
-from specdec.runtimes.mlx.prompt import ROW_BAND, DensePrompts, Prompts, Work
-from specdec.runtimes.mlx.state import STATE_CONSTANTS
+from specdec.runtimes.mlx.prompt import ROW_BAND, Prompts, Work
+from specdec.runtimes.mlx.prompt_dense import DensePrompts
+from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, THREADS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
+_BAND_ROWS, _GROUPS, _DEPTH = 16, 4, 4  # of `decode_multiply`: rows of a block, groups of warps, units of a group
+_SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
 
 
@@ -23,6 +27,7 @@ class QuantPrompts(Prompts):
     """Passes over prompts of a quantised model; see `Prompts`."""
 
     _step: QuantStep
+    _looks_at_parts = True
 
     def __init__(self, mx: Any, step: QuantStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
         super().__init__(mx, step, entries, compiler)
@@ -32,14 +37,17 @@ class QuantPrompts(Prompts):
         )
         self._widest = max(self._hidden, self._mixed, self._inner)
 
-    def text(self) -> str:
-        """The kernels with the model's sizes."""
+    def text(self, *, decodes: bool = False) -> str:
+        """See `Prompts.text`."""
         constants: dict[str, Constant] = self._step.kernel_constants(_KIND) | STATE_CONSTANTS
         tiles = [tiles for tiles, _, _, _ in self._step.segments]
-        constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes}
+        constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes} | CHOOSING_CONSTANTS
+        constants |= {"CHOICE_WORDS": CHOICE_WORDS, "DECODES": decodes}
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
         files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
-        files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh", "prompt_quant.cuh"]
+        files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh"]
+        files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else []
+        files += ["prompt_quant.cuh", *(["decode_quant.cuh"] if decodes else [])]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     @property
@@ -48,16 +56,27 @@ class QuantPrompts(Prompts):
         forms = self._step.forms
         return max(2048 + 512 * form.rest + (256 if form.own else 0) + (512 if form.offset else 256) for form in forms)
 
-    def _kernels(self) -> dict[str, tuple[int, int]]:
+    def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         steps = max(steps for _, steps, _, _ in self._step.segments)
         made = {}
-        for name, rows in (("prompt_multiply", ROW_BAND), ("prompt_multiply_few", _FEW_ROWS)):
+        multiplications = {"prompt_multiply": ROW_BAND, "prompt_multiply_few": _FEW_ROWS}
+        if decodes:
+            made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
+            made["decode_turn"] = 256, 0
+            stages = _GROUPS * _DEPTH * (self._unit_bytes + _BAND_ROWS * (64 + 16))
+            made["decode_multiply"] = 256, stages + 2 * _GROUPS * (_BAND_ROWS * (TILE + 8) * 4 + 4)
+            multiplications = {}
+        for name, rows in multiplications.items():
             stage = self._unit_bytes + rows * (64 + 16)
             made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
         return made
 
-    def _sizes(self, rows: int) -> dict[str, int]:
-        columns = max(self._columns(which) for which in ((0, 1, 2), (3,), (4, 5), (6,)))
+    def _sizes(self, rows: int, *, decodes: bool) -> dict[str, int]:
+        segments = self._step.segments
+        columns = max(self._columns(which) for which in _SITES)
+        if decodes:
+            sites = (*_SITES, (7,))
+            columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in sites)
         return {
             "sums": rows * columns,
             "words": rows * self._widest // 2,
@@ -74,20 +93,36 @@ class QuantPrompts(Prompts):
         self._launch("prompt_embed", (work.rows, 1, 1), work.about, table, forms >> 8 & 255, work.places["x"])
 
     def _head(self, work: Work, which: int, count: int) -> None:
-        self._norm(work, self._table[-1][1], self._columns((6,)), (which, count))
+        self._norm(work, self._table[-1][1], (6,), (which, count))
         (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
+        if work.decodes:
+            about = (steps, *self._inputs(work), places["scales"], places["sums"], work.padded_rows)
+            matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
+            self._launch("decode_multiply", (-(-count // _BAND_ROWS), blocks, 1), *about, *matrix, *[0] * 12)
+            return
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
-        self._begin(count, tiles, (*about, *matrix, *[0] * 12))
+        arguments = (*about, *matrix, *[0] * 12)
+        self._begin(count, tiles, arguments)
+
+    def _look(self, work: Work) -> None:
+        places, grid = work.places, (self._step.grid, work.rows, 1)
+        self._launch("decode_look_parts", grid, places["sums"], work.padded_rows, places["found"])
 
     @property
     def _head_columns(self) -> int:
         return self._columns((7,))
 
     def _project(self, number: int, entries: list[int], work: Work) -> None:
-        self._norm(work, entries[0], self._columns((6,)) if number else 0)
+        self._norm(work, entries[0], (6,) if number else ())
         self._multiply((0, 1, 2), entries, work)
-        self._turn(number, entries, work, self._columns((0, 1, 2)))
+        if not work.decodes:
+            self._turn(number, entries, work, self._columns((0, 1, 2)))
+            return
+        c, places = self.config, work.places
+        grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
+        tables = (work.about, work.angles, entries[2], entries[3], number, places["queries"])
+        self._launch("decode_turn", grid, places["sums"], work.padded_rows, *tables)
 
     def _attend(self, number: int, entries: list[int], work: Work) -> None:
         self._attention(number, entries[19], work)
@@ -97,16 +132,25 @@ class QuantPrompts(Prompts):
         self._multiply((3,), entries, work)
 
     def _mlp(self, entries: list[int], work: Work) -> None:
-        self._norm(work, entries[1], self._columns((3,)))
+        self._norm(work, entries[1], (3,))
         self._multiply((4, 5), entries, work)
-        grid = self._threads_for(work.rows * self._inner // 4)
-        sums = (work.places["sums"], self._columns((4, 5)), self._columns((4,)), work.rows)
-        self._launch("prompt_gate", grid, *sums, *self._inputs(work), work.places["scales"])
+        grid, sums = self._threads_for(work.rows * self._inner // 4), work.places["sums"]
+        inputs = (*self._inputs(work), work.places["scales"])
+        if work.decodes:
+            self._launch("decode_gate", grid, sums, work.rows, *inputs)
+        else:
+            widths = (self._columns((4, 5)), self._columns((4,)))
+            self._launch("prompt_gate", grid, sums, *widths, work.rows, *inputs)
         self._multiply((6,), entries, work)
 
-    def _norm(self, work: Work, weight: int, columns: int, listed: tuple[int, int] | None = None) -> None:
-        """Norm of x plus sums of this width, unless it is 0; of all rows, or of a list's: its address and length."""
+    def _norm(self, work: Work, weight: int, added: Sequence[int], listed: tuple[int, int] | None = None) -> None:
+        """Norm of x plus sums of a matrix, if any; of all rows, or of a list's: its address and length."""
         places, (which, count) = work.places, listed or (0, work.rows)
+        if work.decodes:
+            sums = (places["x"], places["sums"] if added else 0, *(added or (0,)), weight)
+            self._launch("decode_norm", (count, 1, 1), *sums, *self._inputs(work), places["scales"])
+            return
+        columns = self._columns(added)
         sums = (places["x"], places["sums"] if columns else 0, columns, weight, which)
         inputs = (places["words"], places["groups"], ROW_BAND if listed else work.padded_rows)
         self._launch("prompt_norm", (count, 1, 1), *sums, *inputs, places["scales"])
@@ -118,10 +162,15 @@ class QuantPrompts(Prompts):
         for number in which:
             tiles, _, begin, blocks = segments[number]
             matrices += [entries[4 + number], entries[18] >> (8 * number) & 255, tiles, begin, blocks, column]
-            column += tiles * TILE
+            column += tiles + blocks if work.decodes else tiles * TILE
         matrices += [0] * (18 - len(matrices))
-        about = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], column)
-        self._begin(work.rows, sum(segments[number][0] for number in which), (*about, *matrices))
+        columns = work.padded_rows if work.decodes else column
+        arguments = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], columns, *matrices)
+        if work.decodes:
+            blocks = sum(segments[number][3] for number in which)
+            self._launch("decode_multiply", (-(-work.rows // _BAND_ROWS), blocks, 1), *arguments)
+        else:
+            self._begin(work.rows, sum(segments[number][0] for number in which), arguments)
 
     def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
         """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""

@@ -30,8 +30,11 @@ from specdec.runtimes.base import (
 )
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
-from specdec.runtimes.mlx.batch import Share, share_of, steps_of, wide_passes
+from specdec.runtimes.mlx.batch import Share, decoded, share_of, steps_of, wide_passes
 from specdec.runtimes.mlx.cache import GpuCache
+from specdec.runtimes.mlx.chosen import choices_of
+from specdec.runtimes.mlx.decode import MOST_ROWS as MOST_DECODED
+from specdec.runtimes.mlx.decode import Decoder
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.exact_forms import ExactForms
 from specdec.runtimes.mlx.features import missing_features
@@ -57,6 +60,10 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 _MOST_TIERS = 4  # two bits a weight
+_STEP_ROWS = {
+    False: 16,
+    True: 8,
+}  # rows of a pass of choices that steps take less time for, by whether weights are quantised
 
 
 def check_available() -> None:
@@ -115,6 +122,9 @@ class MlxRuntime:
         self._transformer = self._load()
         self._forms = ExactForms(self._mx, self._loader, self._transformer)
         self._prompts = prompts_of(self._mx, self._transformer)
+        self._decoder: Decoder | None = None
+        if self._prompts is not None:
+            self._decoder = Decoder(self._mx, self._prompts, self._transformer.new_cache(1 + MOST_AHEAD, self._lock))
         self._takes = Takes(
             self._mx,
             self.config,
@@ -244,7 +254,10 @@ class MlxRuntime:
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
             shown = [Shown(rows) for rows in batch]
-            self._run_wide(shares, shown)
+            if self._decodes(shares):
+                self._run_decoder(shares, shown, ahead)
+            else:
+                self._run_wide(shares, shown)
             for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
                 self._steps.run(step, view, shown, ahead)
             for share in shares:
@@ -257,13 +270,32 @@ class MlxRuntime:
             return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1
-        if (
-            len(kinds) > 1
-            or len(shares) > self._most_rows(view, shares[0].mode)
-            or any(len(share.ids) > 1 for share in shares)
-        ):
+        fits = len(shares) <= self._most_rows(view, shares[0].mode) or self._decodes(shares)
+        if len(kinds) > 1 or not fits or any(len(share.ids) > 1 for share in shares):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
+
+    def _decodes(self, shares: list[Share]) -> bool:
+        """Whether a pass is one of `Decoder`."""
+        most_step = _STEP_ROWS[self._store.quantised]
+        return self._decoder is not None and decoded(shares, most_step, MOST_DECODED)
+
+    def _run_decoder(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
+        """Run a pass and the tokens ahead of it as graphs; `steps_of` finds nothing left."""
+        assert self._decoder is not None  # `_decodes`
+        parts = [Part(share.cache, share.ids, share.cache.length, len(share.ids)) for share in shares]
+        angles, _ = self._transformer.angles(max(share.cache.positions for share in shares))
+        found = self._decoder.run(parts, angles[0], ahead)
+        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
+        rows, row = found.shape[1], 0
+        for share in shares:
+            weights, last = self._weight_bytes(share.mode, share.efforts), row + len(share.ids)
+            to, share.begun = shown[share.number], len(share.ids)
+            to.choices += choices_of(found[:, row:last].reshape(-1, found.shape[2]))
+            to.ahead = ahead
+            shared = weights * last // rows - weights * row // rows
+            to.bytes_read += (1 + ahead) * (shared + history * (share.cache.length + len(share.ids)))
+            row = last
 
     def _run_wide(self, shares: list[Share], shown: list[Shown]) -> None:
         """Run many rows in wide passes, where this model has them; what they show of each share goes to `shown`."""

@@ -20,7 +20,8 @@ from synthetic import tiny_config
 
 from specdec.model.effort import Efforts
 from specdec.runtimes.mlx.batch import LEAST_WIDE, Share, steps_of, wide_passes
-from specdec.runtimes.mlx.prompt import MOST_ROWS, ROW_BAND, TILE_ROWS, DensePrompts, Part, Prompts
+from specdec.runtimes.mlx.prompt import MOST_ROWS, ROW_BAND, TILE_ROWS, Part, Prompts
+from specdec.runtimes.mlx.prompt_dense import DensePrompts
 from specdec.runtimes.mlx.prompt_quant import QuantPrompts
 from specdec.runtimes.mlx.step import WholeStep
 
@@ -179,5 +180,6 @@ def test_long_histories_make_passes_smaller() -> None:
 @pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
 @pytest.mark.parametrize("types", [(), ("q4_k", "q6_k"), ("q5_0", "q8_0", "q4_1"), ("q5_k", "affine8-g32")])
 def test_the_kernels_compile(tmp_path: Path, types: tuple[str, ...]) -> None:
-    text = quantised(*types).text() if types else dense().text()
-    assert compile_text(tmp_path, "prompts", text) == ""
+    prompts = quantised(*types) if types else dense()
+    for decodes in (False, True):
+        assert compile_text(tmp_path, f"prompts{decodes:d}", prompts.text(decodes=decodes)) == ""

@@ -1,0 +1,115 @@
+"""Passes over many answers on a real GPU, where a step is one kernel: choices, tokens ahead and caches as of steps.
+
+Skipped where MLX has no GPU, saying so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
+
+from specdec.errors import RuntimeUnavailableError
+from specdec.model.effort import resolve_efforts
+from specdec.runtimes.base import Rows, forward_one
+from specdec.store import Store, convert
+
+try:
+    from specdec.runtimes.mlx.device import find_gpu
+    from specdec.runtimes.mlx.runtime import MlxRuntime
+
+    find_gpu()
+except (ImportError, RuntimeUnavailableError) as error:
+    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+
+# Odd sizes, a window, biases and norms of heads; a wide model has many blocks of the step for a tile.
+CONFIGS: dict[str, dict[str, Any]] = {
+    "float16": {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1, "tie_embeddings": False},
+    "bfloat16": {"architecture": "qwen2", "qkv_bias": True},
+    "q4_k q8_0 q6_k": {"tie_embeddings": False},
+    "q5_0 q8_0": {"architecture": "qwen2", "qkv_bias": True, "intermediate_size": 2336},
+}
+LENGTHS = [3, 250, 120, 17, 255, 256, 301, 1, 99, 64]
+PLACES = 400
+
+
+@pytest.fixture(scope="module")
+def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """A runtime of a random model, made once."""
+
+    @cache
+    def build(name: str) -> Any:
+        folder = tmp_path_factory.mktemp("stores") / "store"
+        if "float16" in name:
+            store = convert(SyntheticSource(tiny_config(max_context=512, **CONFIGS[name]), dtype=name), folder)
+        else:
+            config = quantised_config(max_context=512, **CONFIGS[name])
+            store = convert(quantised_source(config, *name.split()), folder, quantised="keep")
+        made = MlxRuntime(Store.open(store, verify=False))
+        if made._decoder is None:
+            pytest.skip("this model or GPU has no wide passes")
+        return made
+
+    return build
+
+
+def begun(runtime: Any, count: int) -> list[Any]:
+    """Caches that hold texts of different lengths."""
+    caches = []
+    for number in range(count):
+        made, length = runtime.new_cache(PLACES), LENGTHS[number % len(LENGTHS)]
+        ids = np.random.default_rng(number).integers(0, runtime.config.vocab_size, length)
+        forward_one(runtime, ids.tolist(), made, logits="none")
+        caches.append(made)
+    return caches
+
+
+def rows_of(runtime: Any, held: Any, number: int, count: int, ahead: int, logits: Any = "choices") -> Rows:
+    vocab, efforts = runtime.config.vocab_size, resolve_efforts(1.0, runtime.config)
+    return Rows(held, [(7 * number + n) % vocab for n in range(count)], efforts, logits=logits, ahead=ahead)
+
+
+def kept(runtime: Any, held: Any) -> np.ndarray:
+    """What a cache holds: logits that follow are made of it."""
+    logits: np.ndarray = forward_one(runtime, [1], held).logits
+    return logits
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize(("count", "ahead"), [(9, 15), (17, 15), (20, 0), (33, 7), (64, 9)])
+def test_many_answers_go_on_as_each_alone(runtime_of, name: str, count: int, ahead: int) -> None:
+    runtime = runtime_of(name)
+    caches, others = begun(runtime, count), begun(runtime, count)
+    together = runtime.forward([rows_of(runtime, held, n, 1, ahead) for n, held in enumerate(caches)])
+    for number, (held, other, found) in enumerate(zip(caches, others, together, strict=True)):
+        alone = runtime.forward([rows_of(runtime, other, number, 1, ahead)])[0]
+        assert list(found.choices) == list(alone.choices)
+        assert len(found.choices) == 1 + ahead
+        assert held.length == other.length
+        assert np.array_equal(kept(runtime, held), kept(runtime, other))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_drafts_of_many_answers_are_verified_as_each_alone(runtime_of, name: str) -> None:
+    runtime, counts = runtime_of(name), [1, 5, 1, 2, 9, 1, 1, 3, 4, 1]
+    caches, others = begun(runtime, len(counts)), begun(runtime, len(counts))
+    batch = [rows_of(runtime, held, n, counts[n], 0) for n, held in enumerate(caches)]
+    for number, found in enumerate(runtime.forward(batch)):
+        other = others[number]
+        alone = runtime.forward([rows_of(runtime, other, number, counts[number], 0)])[0]
+        assert list(found.choices) == list(alone.choices)
+        assert np.array_equal(kept(runtime, caches[number]), kept(runtime, other))
+
+
+def test_choices_are_those_of_logits(runtime_of) -> None:
+    runtime = runtime_of("q4_k q8_0 q6_k")
+    caches, others = begun(runtime, 30), begun(runtime, 30)
+    chosen = runtime.forward([rows_of(runtime, held, n, 1, 0) for n, held in enumerate(caches)])
+    shown = runtime.forward([rows_of(runtime, held, n, 1, 0, "all") for n, held in enumerate(others)])
+    for choices, logits in zip(chosen, shown, strict=True):
+        assert [choice.token for choice in choices.choices] == logits.logits.argmax(axis=1).tolist()
+        assert choices.choices[0].highest == logits.logits.max()

@@ -1,0 +1,142 @@
+"""Passes over the next rows of many answers without a GPU: which passes they are, their launches, graphs and tables.
+
+What they compute is in `test_gpu_decode.py`; that the kernels compile, in `test_mlx_prompts.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_mlx_prompts import Driver, dense, part, quantised, share
+
+from specdec.runtimes.mlx.batch import decoded
+from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
+from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.step import CHOICE_WORDS
+
+SPARE = 99 << 33
+MX: Any = SimpleNamespace(int32=0, float32=0)
+
+
+class GraphDriver(Driver):
+    """Notes graphs; what is read are the numbers of the lines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graphs: dict[int, list[Any]] = {}
+        self.replayed: list[int] = []
+
+    def graph(self, launches: list[Any]) -> int:
+        assert all(1 <= size <= 65535 for launch in launches for size in launch.grid[1:])
+        number = len(self.graphs)
+        self.graphs[number] = [(launch.given[0], launch.grid, launch._values) for launch in launches]
+        return number
+
+    def replay(self, graph: int) -> None:
+        self.replayed.append(graph)
+
+    def forget(self, graph: int) -> None:
+        del self.graphs[graph]
+
+    def read(self, _: int, array: np.ndarray) -> None:
+        array[:] = np.arange(len(array))[:, None]
+
+
+def decoder_of(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> tuple[Decoder, GraphDriver]:
+    driver, numbers = GraphDriver(), itertools.count(1 << 40, 1 << 36)
+    monkeypatch.setattr(prompts._step, "driver", driver)
+    # Launches take numbers: entries of the table are told apart by them.
+    monkeypatch.setattr(prompts._step, "addresses", lambda entries: [next(numbers) for _ in entries])
+    monkeypatch.setattr(prompts._step, "address", lambda cache: cache.address)
+    spare: Any = SimpleNamespace(positions=256, address=SPARE, reserve=lambda _: None)
+    return Decoder(MX, prompts, spare), driver
+
+
+def wanted(count: int, place: int, number: int) -> Any:
+    return part(count, place, (1 + number) << 33, count)
+
+
+def choosing(*counts: int, **options: Any) -> list[Any]:
+    shares = [share(count, count, **options) for count in counts]
+    for one in shares:
+        one.chooses = True
+    return shares
+
+
+def test_passes_of_choices_with_enough_rows_are_decoded() -> None:
+    assert decoded(choosing(*[1] * 9), 8, MOST_ROWS)
+    assert decoded(choosing(*[1] * 8, 5), 8, MOST_ROWS)
+    assert decoded(choosing(*[1] * 64, mode="quant"), 8, MOST_ROWS)
+    assert not decoded(choosing(*[1] * 8), 8, MOST_ROWS)
+    assert not decoded(choosing(*[1] * 65), 8, MOST_ROWS)
+    assert not decoded([*choosing(*[1] * 20), share(1, 1)], 8, MOST_ROWS)  # logits
+    assert not decoded([*choosing(*[1] * 20), *choosing(4, tree=True)], 8, MOST_ROWS)
+    assert not decoded([*choosing(*[1] * 20), *choosing(1, mode="verify", selects=True)], 8, MOST_ROWS)
+    assert not decoded(choosing(*[1] * 20, mode="nested"), 8, MOST_ROWS)
+
+
+@pytest.mark.parametrize("kind", ["dense", "quantised"])
+@pytest.mark.parametrize("count", [9, 16, 20, 33, 64])
+def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
+    monkeypatch: pytest.MonkeyPatch, kind: str, count: int
+) -> None:
+    prompts = dense() if kind == "dense" else quantised("q4_k", "q6_k")
+    decoder, driver = decoder_of(prompts, monkeypatch)
+    found = decoder.run([wanted(1, 10 * number, number) for number in range(count)], object(), 3)
+    assert found.shape == (4, count, CHOICE_WORDS)
+    rows = next(rows for rows in (12, 16, 24, 32, 48, 64) if rows >= count)
+    assert found[:, :, 0].tolist() == [[turn * rows + row for row in range(count)] for turn in range(4)]
+    (graph,) = driver.graphs.values()
+    assert driver.replayed == [0] * 4
+    assert not driver.launches  # nothing runs but by the graph
+    names = [name.split("_")[1] for name, *_ in graph]
+    layer = ["norm", "multiply", "turn", "attend", "mix", "multiply", "norm", "multiply", "gate", "multiply"]
+    ends = ["norm", "multiply", "look", "choose"]
+    assert names == ["embed", *layer * prompts.config.num_layers, *ends]
+    grids = {name: grid for name, grid, _ in graph}
+    c = prompts.config
+    assert grids["decode_attend"][0] == rows
+    chunks, splits = grids["decode_attend"][1] // c.num_kv_heads, 4 if count > 52 else 2 if count > 26 else 1
+    assert grids["decode_attend"][1:] == (c.num_kv_heads * chunks, splits)
+    each = -(-c.num_heads // c.num_kv_heads // chunks)
+    assert each <= 4
+    assert rows * c.num_kv_heads * chunks <= 132 or chunks == -(-c.num_heads // c.num_kv_heads // 4)
+    assert grids["decode_look" if kind == "dense" else "decode_look_parts"] == (132, rows, 1)
+    assert grids["decode_choose"] == (rows, 1, 1)
+    if kind == "quantised":
+        blocks = [segment[3] for segment in prompts._step.segments]  # type: ignore[attr-defined]
+        made = [grid for name, grid, _ in graph if name == "decode_multiply"]
+        sites = [sum(blocks[:3]), blocks[3], sum(blocks[4:6]), blocks[6]]
+        wanted_grids = [(-(-rows // 16), site, 1) for site in [*sites * c.num_layers, blocks[7]]]
+        assert made == wanted_grids
+
+
+def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    angles = object()
+    # More splits take new memory.
+    for count, place, graph in ((20, 5, 0), (23, 90, 0), (25, 5, 1), (20, 250, 2), (20, 30, 3), (24, 31, 3)):
+        decoder.run([wanted(1, place, number) for number in range(count)], angles, 9)
+        assert driver.replayed[-10:] == [graph] * 10
+    assert decoder.run([wanted(3, 7, 0), *(wanted(1, 9, n) for n in range(1, 18))], angles, 0).shape[:2] == (1, 20)
+    assert driver.replayed[-1] == 3
+    for count in range(1, 64):
+        decoder.run([wanted(1, 3, number) for number in range(count)], angles, 0)
+    assert len(driver.graphs) <= 32
+
+
+def test_every_pass_begins_with_its_own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    for place in (40, 41):
+        decoder.run([wanted(1, place + number, number) for number in range(17)], object(), 1)
+        table = driver.written[-1]
+        rows = table[: 24 * 8].reshape(24, 8)
+        assert rows[:, 0].tolist() == [100] * 17 + [0] * 7
+        assert rows[:, 1].tolist() == [*range(place, place + 17), *[0] * 7]
+        addresses = np.ascontiguousarray(rows[:, 4:6]).view(np.int64)[:, 0].tolist()
+        assert addresses == [*[(1 + number) << 33 for number in range(17)], *[SPARE] * 7]
+        assert not rows[:, 3].any()
