@@ -1,0 +1,46 @@
+"""The part of a long context that a model's draft steps attend to: `DraftWindow`.
+
+Verification attends to all of it, so a window changes the speed of an answer alone. Sources: StreamingLLM (Xiao et al.
+2309.17453) for the first positions and a window, MagicDec (Chen et al. 2408.11049, section 4) for drafts with it.
+"""
+
+from __future__ import annotations
+
+from specdec.drafters.arguments import whole_number
+from specdec.errors import InvalidArgumentError
+from specdec.runtimes.base import Runtime, Window
+
+ARGUMENT = {"window": "auto"}
+RECENT, SINKS = 512, 4
+LONG = 2048  # tokens of context from which on "auto" attends to a part: before, attention is a small share of a step
+_MOST = 1 << 30
+
+
+class DraftWindow:
+    """What the draft steps of a model attend to.
+
+    Args:
+        drafter: name of the drafter, for messages.
+        asked: "auto", "all", or the number of latest positions.
+        runtime: that runs the drafts.
+
+    Raises:
+        InvalidArgumentError: `asked` is something else, or a number on a runtime that attends to everything.
+    """
+
+    def __init__(self, drafter: str, asked: str, runtime: Runtime) -> None:
+        narrows = runtime.info.narrows
+        self._window, self._long = Window(RECENT, SINKS) if asked == "auto" and narrows else None, LONG
+        if asked in ("auto", "all"):
+            return
+        recent = whole_number(drafter, "window (or auto, or all)", asked, low=1, high=_MOST)
+        if not narrows:
+            raise InvalidArgumentError(
+                f"drafter {drafter!r} cannot take window={asked}: drafts of the {runtime.info.name} runtime attend to "
+                "all of the context"
+            )
+        self._window, self._long = Window(recent, SINKS), 0
+
+    def after(self, length: int) -> Window | None:
+        """The window of a step after `length` tokens; None where it sees all of them."""
+        return self._window if self._window is not None and length >= self._long else None
