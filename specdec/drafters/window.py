@@ -11,8 +11,9 @@ from specdec.errors import InvalidArgumentError
 from specdec.runtimes.base import Runtime, Window
 
 ARGUMENT = {"window": "auto"}
-RECENT, SINKS = 512, 4
+SINKS = 4
 LONG = 2048  # tokens of context from which on "auto" attends to a part: before, attention is a small share of a step
+RECENT, SHARE = 768, 8  # "auto" attends to so many latest positions, or to one in so many of all where that is more
 _MOST = 1 << 30
 
 
@@ -29,18 +30,20 @@ class DraftWindow:
     """
 
     def __init__(self, drafter: str, asked: str, runtime: Runtime) -> None:
-        narrows = runtime.info.narrows
-        self._window, self._long = Window(RECENT, SINKS) if asked == "auto" and narrows else None, LONG
+        self._asked: Window | None = None
+        self._narrows = runtime.info.narrows and asked != "all"
         if asked in ("auto", "all"):
             return
         recent = whole_number(drafter, "window (or auto, or all)", asked, low=1, high=_MOST)
-        if not narrows:
+        if not runtime.info.narrows:
             raise InvalidArgumentError(
                 f"drafter {drafter!r} cannot take window={asked}: drafts of the {runtime.info.name} runtime attend to "
                 "all of the context"
             )
-        self._window, self._long = Window(recent, SINKS), 0
+        self._asked = Window(recent, SINKS)
 
     def after(self, length: int) -> Window | None:
         """The window of a step after `length` tokens; None where it sees all of them."""
-        return self._window if self._window is not None and length >= self._long else None
+        if self._asked is not None or not self._narrows or length < LONG:
+            return self._asked
+        return Window(max(RECENT, length // SHARE), SINKS)

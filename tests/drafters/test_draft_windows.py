@@ -51,10 +51,12 @@ def windows_of(spec: str, length: int) -> list[Window | None]:
 
 def test_long_contexts_are_seen_in_part(monkeypatch):
     monkeypatch.setattr(windows, "LONG", 200)
+    monkeypatch.setattr(windows, "RECENT", 30)
     usual = Window(windows.RECENT, windows.SINKS)
     assert windows_of("effort", 100) == [None] * 3
-    assert windows_of("effort", 250) == [usual] * 3
+    assert windows_of("effort", 230) == [usual] * 3
     assert windows_of("effort", 200) == [None, usual, usual]  # the first step follows 199 tokens
+    assert windows_of("effort", 289) == [Window(36, 4)] * 3  # an eighth of 288 to 290
     assert windows_of("effort:window=all", 250) == [None] * 3
     assert windows_of("effort:window=70", 100) == [Window(70, windows.SINKS)] * 3
     assert windows_of("early-exit:1,window=70,head=all", 100) == [Window(70, windows.SINKS)] * 3

@@ -130,3 +130,17 @@ def test_a_runtime_that_attends_to_everything_says_so(runtime_of):
     rows = Rows(kv, [1], resolve_efforts(1.0, runtime.config), window=Window(10))
     with pytest.raises(InvalidArgumentError, match="attends to all of the context"):
         check_batch([rows], runtime.config, type(kv))
+
+
+@pytest.mark.parametrize("window", [None, Window(200, 4)])
+def test_threads_that_share_positions_change_nothing(runtime_of, window):
+    """Partial sums of fixed blocks of positions, joined in their order."""
+    tokens, found = text(5 * WINDOW_BLOCK + 9), []
+    for threads in (1, 2, 3, 5):
+        runtime = native.NativeRuntime(runtime_of("native", "plain")._store, threads=threads)
+        found.append(row_after(runtime, tokens, window).logits)
+        kv = runtime.new_cache(len(tokens) + 1)
+        forward_one(runtime, tokens[: -2 * WINDOW_BLOCK], kv, logits="none")  # read in other pieces
+        forward_one(runtime, tokens[-2 * WINDOW_BLOCK :], kv, logits="none")
+        found.append(row_after(runtime, tokens, window, kv).logits)
+    assert all(np.array_equal(one, found[0]) for one in found)

@@ -89,17 +89,13 @@ static void value_tile(const AttentionCall& call, const float* weights, int from
     for (; first < call.value_stride; first += kTileWidth) value_part<W, R, 1>(call, weights, from, to, first, sums);
 }
 
-// Scores of one row to exp(score - peak), zeros outside [from, to), which is the whole chunk where kWhole.
+// Scales the scores of one row and returns their largest by lane; -inf outside [from, to), which is the whole chunk where
+// kWhole.
 template <bool kCapped, bool kWhole>
-static void soften(float* scores, float scale, float softcap, int from, int to, float* peak, float* total) {
-  if (!kWhole && from >= to) {
-    *peak = kMinusInfinity;
-    *total = 0.0F;
-    return;
-  }
+[[gnu::always_inline]] static inline F32 scale_row(const AttentionCall& call, float* scores, int from, int to) {
   const int first = kWhole ? 0 : from / kLanes * kLanes, last = kWhole ? kChunk : to;
-  const F32 factor = set1(scale), low = set1(kMinusInfinity), most = set1(softcap);
-  const F32 inverse = set1(kCapped ? 1.0F / softcap : 0.0F);
+  const F32 factor = set1(call.scale), low = set1(kMinusInfinity), most = set1(call.softcap);
+  const F32 inverse = set1(kCapped ? 1.0F / call.softcap : 0.0F);
   F32 best = low;
   for (int j = first; j < last; j += kLanes) {
     F32 score = mul(load(scores + j), factor);
@@ -108,8 +104,14 @@ static void soften(float* scores, float scale, float softcap, int from, int to, 
     store(scores + j, score);
     best = vmax(best, score);
   }
-  *peak = max_lanes(best);
-  const F32 top = set1(*peak);
+  return best;
+}
+
+// Scores of one row to exp(score - peak), zeros outside [from, to); returns their sum by lane.
+template <bool kWhole>
+[[gnu::always_inline]] static inline F32 soften_row(float* scores, float peak, int from, int to) {
+  const int first = kWhole ? 0 : from / kLanes * kLanes, last = kWhole ? kChunk : to;
+  const F32 top = set1(peak);
   F32 sum = zero();
   for (int j = first; j < last; j += kLanes) {
     F32 weight = exponential(sub(load(scores + j), top));
@@ -117,7 +119,7 @@ static void soften(float* scores, float scale, float softcap, int from, int to, 
     store(scores + j, weight);
     sum = add(sum, weight);
   }
-  *total = sum_lanes(sum);
+  return sum;
 }
 
 using ScoreTile = void (*)(const AttentionCall&, int, int, float*);
@@ -139,13 +141,24 @@ static constexpr ValueTile value_of() {
 #define SPECDEC_SCORE(rows) score_of<W, rows>()
 #define SPECDEC_VALUE(rows) value_of<W, rows>()
 
+// All rows step by step, so that the processor works on several: what joins lanes takes long and hardly anything else.
+template <bool kCapped>
 static void soften_rows(const AttentionCall& call, float* scores) {
-  for (int r = 0; r < call.rows; ++r, scores += kChunk) {
-    const bool whole = call.from[r] == 0 && call.to[r] == kChunk;
-    const auto soften_row = call.softcap > 0 ? (whole ? soften<true, true> : soften<true, false>)
-                                             : (whole ? soften<false, true> : soften<false, false>);
-    soften_row(scores, call.scale, call.softcap, call.from[r], call.to[r], call.peak + r, call.total + r);
+  F32 lanes[kMaxTile];
+  const auto whole = [&](int r) { return call.from[r] == 0 && call.to[r] == kChunk; };
+  const auto none = [&](int r) { return call.from[r] >= call.to[r]; };
+  for (int r = 0; r < call.rows; ++r) {
+    float* row = scores + int64_t{r} * kChunk;
+    lanes[r] = whole(r) ? scale_row<kCapped, true>(call, row, 0, kChunk)
+                        : scale_row<kCapped, false>(call, row, call.from[r], none(r) ? call.from[r] : call.to[r]);
   }
+  for (int r = 0; r < call.rows; ++r) call.peak[r] = max_lanes(lanes[r]);
+  for (int r = 0; r < call.rows; ++r) {
+    float* row = scores + int64_t{r} * kChunk;
+    lanes[r] = whole(r) ? soften_row<true>(row, call.peak[r], 0, kChunk)
+                        : soften_row<false>(row, call.peak[r], call.from[r], none(r) ? call.from[r] : call.to[r]);
+  }
+  for (int r = 0; r < call.rows; ++r) call.total[r] = sum_lanes(lanes[r]);
 }
 
 template <class W>
@@ -160,7 +173,10 @@ static void chunk_of(const AttentionCall& call) {
     last = call.to[r] > last ? call.to[r] : last;
   }
   score_by_rows[call.rows](call, first, last, scores);
-  soften_rows(call, scores);
+  if (call.softcap > 0)
+    soften_rows<true>(call, scores);
+  else
+    soften_rows<false>(call, scores);
   for (int r = 0; r < call.rows;) {
     const int from = call.from[r], to = call.to[r];
     int run = 1;  // rows that see the same positions share the loads
