@@ -13,7 +13,7 @@ from specdec.runtimes.base import Runtime, Window
 ARGUMENT = {"window": "auto"}
 SINKS = 4
 LONG = 2048  # tokens of context from which on "auto" attends to a part: before, attention is a small share of a step
-RECENT, SHARE = 768, 8  # "auto" attends to so many latest positions, or to one in so many of all where that is more
+RECENT, SHARE = 1024, 8  # "auto" attends to so many latest positions, or to one in so many of all where that is more
 _MOST = 1 << 30
 
 
