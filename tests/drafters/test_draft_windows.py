@@ -68,9 +68,7 @@ def test_another_models_drafts_see_a_part_of_its_context():
     setup = setup_of(runtime, load_model=lambda _: LoadedModel(other, tokenizer))
     drafter: Any = create("model:other,window=33", setup)
     drafted(
-        drafter.draft(
-            DraftPlan(num_draft_tokens=2, effort=0.7), context_of(runtime, PROMPT[:100]), policy=EveryStep()
-        )
+        drafter.draft(DraftPlan(num_draft_tokens=2, effort=0.7), context_of(runtime, PROMPT[:100]), policy=EveryStep())
     )
     assert other.seen == [(0, None), (99, Window(33, 4)), (100, Window(33, 4))]  # catching up sees everything
 
@@ -96,7 +94,9 @@ def model(request, tmp_path_factory):
     else:
         pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
     path = tmp_path_factory.mktemp("stores") / "store"
-    return Model(create_runtime(request.param, Store.open(convert(SyntheticSource(tiny_config(max_context=512)), path))))
+    return Model(
+        create_runtime(request.param, Store.open(convert(SyntheticSource(tiny_config(max_context=512)), path)))
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
