@@ -24,8 +24,8 @@ import numpy as np
 from common import add_json_option, log_softmax, print_machine, print_table, write_json
 
 import specdec
-from specdec.engine.speculation import AUTO_DRAFTERS
 from specdec.engine.prompt_cache import PromptCache
+from specdec.engine.speculation import AUTO_DRAFTERS
 from specdec.model.effort import resolve_efforts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import EXACT, Cache, Rows, Window, forward_one
