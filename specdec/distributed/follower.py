@@ -14,7 +14,7 @@ from specdec.distributed.opening import Order, open_part
 from specdec.errors import MemoryShortError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import Efforts
-from specdec.runtimes.base import Cache, Rows, Runtime
+from specdec.runtimes.base import Cache, Rows, Runtime, Window
 
 
 def follow() -> int:
@@ -117,8 +117,9 @@ class _Follower:
                 logits,
                 ahead=ahead,
                 ends=frozenset(ends),
+                window=None if window is None else Window(*window),
             )
-            for cache, tokens, efforts, parents, layers, logits, ahead, ends in shares
+            for cache, tokens, efforts, parents, layers, logits, ahead, ends, window in shares
         ]
         self._runtimes[number].forward(batch, view=view, states=states)
 

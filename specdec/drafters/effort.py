@@ -9,8 +9,11 @@ import numpy as np
 
 from specdec.drafters.arguments import read_options, whole_number
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
-from specdec.drafters.head import ARGUMENT, Head
+from specdec.drafters.head import ARGUMENT as HEAD
+from specdec.drafters.head import Head
 from specdec.drafters.steps import ModelSteps
+from specdec.drafters.window import ARGUMENT as WINDOW
+from specdec.drafters.window import DraftWindow
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.progress import Progress
@@ -25,7 +28,8 @@ class EffortDrafter:
 
     Args:
         argument: empty, or `head=N`: the number of frequent tokens that drafts score beside those of the text, "all"
-            for the whole vocabulary.
+            for the whole vocabulary; and `window=N`: the number of latest positions that drafts attend to in long
+            contexts, "all" for all of the context.
 
     Raises:
         InvalidArgumentError: `argument` is something else.
@@ -37,12 +41,14 @@ class EffortDrafter:
     layers: int | None = None
 
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
-        self._begin(setup, read_options("effort", argument, ARGUMENT)["head"])
+        self._begin(setup, argument)
 
-    def _begin(self, setup: DrafterSetup, head: str) -> None:
+    def _begin(self, setup: DrafterSetup, argument: str) -> None:
+        options = read_options(self.name, argument, HEAD | WINDOW)
         self.runtime = setup.runtime
         self.views = draft_views(setup.runtime, setup.view, setup.progress, waits=setup.waits)
-        self.head = Head(self.name, head, setup, setup.runtime, setup.tokenizer)
+        self.head = Head(self.name, options["head"], setup, setup.runtime, setup.tokenizer)
+        self.window = DraftWindow(self.name, options["window"], setup.runtime)
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """Propose tokens until the plan is full, the policy stops, or an end token comes up."""
@@ -50,7 +56,16 @@ class EffortDrafter:
         self.head.follow(context.history, self.runtime.config.vocab_size)
 
         def ask(tokens: Sequence[int], effort: float, head: DraftHead | None) -> Ask:
-            rows = Rows(context.cache, tokens, context.efforts(effort), None, self.layers, shown_rows(tokens), head)
+            window = self.window.after(context.cache.length)
+            rows = Rows(
+                context.cache,
+                tokens,
+                context.efforts(effort),
+                layers=self.layers,
+                logits=shown_rows(tokens),
+                head=head,
+                window=window,
+            )
             return Ask(self.runtime, rows, view)
 
         steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask, head=self.head.rows)
@@ -80,7 +95,8 @@ class EarlyExitDrafter(EffortDrafter):
     (Zhang et al. 2309.08168).
 
     Args:
-        argument: `L[,head=N]`: number of layers, at least 1 and fewer than the model has; and as for `effort`.
+        argument: `L[,head=N][,window=N]`: number of layers, at least 1 and fewer than the model has; and as for
+            `effort`.
 
     Raises:
         InvalidArgumentError: `argument` is something else.
@@ -93,7 +109,7 @@ class EarlyExitDrafter(EffortDrafter):
         most = setup.runtime.config.num_layers - 1
         layers, _, options = argument.partition(",")
         self.layers = whole_number("early-exit", "number of layers", layers, low=1, high=most)
-        self._begin(setup, read_options("early-exit", options, ARGUMENT)["head"])
+        self._begin(setup, options)
 
 
 def draft_views(

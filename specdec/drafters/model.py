@@ -12,12 +12,13 @@ from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafti
 from specdec.drafters.effort import draft_views, shown_rows
 from specdec.drafters.head import Head
 from specdec.drafters.steps import ModelSteps
+from specdec.drafters.window import DraftWindow
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import EXACT, Cache, DraftHead, Rows
 
-_OPTIONS = ("view", "effort", "head")
+_OPTIONS = ("view", "effort", "head", "window")
 _CHUNK = 512  # tokens a pass when catching up: bounds its memory, and how long an interrupt waits
 _FEW = 4  # tokens to catch up with that are read like draft steps; more are read in one exact pass, which batches
 
@@ -29,9 +30,9 @@ class ModelDrafter:
     tokens that other drafters proposed, or that were rejected, need no care elsewhere.
 
     Args:
-        argument: `NAME[,view=V][,effort=E][,head=N]`: a catalogue name or a path of a model; draft view (default: the
-            one that is fastest on the runtime); effort of every draft step (default 1, whatever the policy says);
-            tokens to score, as for `effort`.
+        argument: `NAME[,view=V][,effort=E][,head=N][,window=N]`: a catalogue name or a path of a model; draft view
+            (default: the one that is fastest on the runtime); effort of every draft step (default 1, whatever the
+            policy says); tokens to score and positions to attend to, as for `effort`.
 
     Raises:
         InvalidArgumentError: no name, an unknown option, or a model whose token ids mean something else.
@@ -53,6 +54,7 @@ class ModelDrafter:
         # Logits layers are padded to round sizes: ids that only one of the two models has mean nothing.
         self._vocab_size = min(self.runtime.config.vocab_size, setup.runtime.config.vocab_size)
         self._head = Head(self.name, options.get("head", "auto"), setup, self.runtime, model.tokenizer)
+        self._window = DraftWindow(self.name, options.get("window", "auto"), self.runtime)
         self._cache: Cache | None = None
         self._read: list[int] = []  # tokens that the cache holds
 
@@ -112,7 +114,8 @@ class ModelDrafter:
         def ask(tokens: Sequence[int], _effort: float, head: DraftHead | None) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
             self._read[cache.length :] = tokens
-            rows = Rows(cache, tokens, self._efforts, logits=shown_rows(tokens), head=head)
+            window = self._window.after(cache.length)
+            rows = Rows(cache, tokens, self._efforts, logits=shown_rows(tokens), head=head, window=window)
             return Ask(self.runtime, rows, self.views[0])
 
         return ModelSteps(

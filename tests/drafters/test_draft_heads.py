@@ -207,7 +207,7 @@ def test_a_number_is_refused_where_drafts_score_all_tokens():
     for spec, message in (
         ("effort:head=100", "drafter 'effort' cannot take head=100: the fake runtime scores all tokens in drafts"),
         ("effort:head=0", "drafter 'effort' needs a whole number from 1 to 1048576 as head (or auto, or all), not '0'"),
-        ("effort:heads=1", "drafter 'effort' takes head=..., not 'heads=1'"),
+        ("effort:heads=1", "drafter 'effort' takes head=..., window=..., not 'heads=1'"),
     ):
         with pytest.raises(InvalidArgumentError, match=re.escape(message)):
             create(spec, setup_of(runtime))

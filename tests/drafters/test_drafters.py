@@ -291,7 +291,7 @@ def test_a_chain_offers_the_views_of_its_last_model():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("effort:0.5", "drafter 'effort' takes head=..., not '0.5'"),
+        ("effort:0.5", "drafter 'effort' takes head=..., window=..., not '0.5'"),
         ("recycle:2", "drafter 'recycle' takes no argument, not '2'"),
         ("ngram:3", "drafter 'ngram' takes min=..., max=..., table=..., not '3'"),
         ("ngram:min=", "drafter 'ngram' takes min=..., max=..., table=..., not 'min='"),

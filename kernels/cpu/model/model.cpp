@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "dispatch.h"
+#include "first_touch.h"
 #include "forward.h"
 
 namespace specdec {
@@ -111,7 +112,7 @@ bool Model::load_coded(int index, const BucketSource& source, int64_t first, int
   const int64_t chunks = (matrix.panel_count() + kPackPanels - 1) / kPackPanels;
   const int64_t blocks = (last - first + kTableInputs - 1) / kTableInputs;
   pool_->run(static_cast<int>(chunks * blocks), [&](int part, int) {
-    const int64_t begin = part % chunks * kPackPanels, input = first + part / chunks * kTableInputs;
+    const int64_t begin = part / blocks * kPackPanels, input = first + part % blocks * kTableInputs;
     const CodedBlock block{input, std::min(input + kTableInputs, last), begin,
                            std::min(begin + kPackPanels, matrix.panel_count())};
     bool own = true;
@@ -143,7 +144,10 @@ std::string Model::load_values(int index, const BucketSource& source, int64_t fi
     std::string found;
     if (load_coded(index, source, first, last, found)) return found;
   }
-  if (matrix.panels.empty()) matrix.panels = part_of(panels_, index, &PackedMatrix::panel_values);
+  if (matrix.panels.empty()) {
+    matrix.panels = part_of(panels_, index, &PackedMatrix::panel_values);
+    touch_shares(*pool_, matrix.panels.data(), matrix.panels.bytes());
+  }
   std::mutex mutex;
   std::string problem;
   const auto parts = static_cast<int>((last - first + kPackInputs - 1) / kPackInputs);
@@ -189,7 +193,10 @@ std::string Model::load_quantised(int index, const QuantSource& source, int64_t 
   check(!matrix.empty() && first % kQuantBlock == 0 && first < last && last <= matrix.out &&
             (last % kQuantBlock == 0 || last == matrix.out),
         "outputs out of range");
-  if (matrix.data.empty()) matrix.data = part_of(quantised_, index, &PackedMatrix::quantised_bytes);
+  if (matrix.data.empty()) {
+    matrix.data = part_of(quantised_, index, &PackedMatrix::quantised_bytes);
+    touch_shares(*pool_, matrix.data.data(), matrix.data.bytes());
+  }
   std::mutex mutex;
   std::string problem;
   pool_->run(static_cast<int>((last - first + kQuantBlock - 1) / kQuantBlock), [&](int part, int) {
@@ -417,6 +424,7 @@ void Model::check_rows(const SequenceRows& rows) const {
   check(rows.head == nullptr || (&rows.head->model() == this && !shape_.divided),
         "the draft head belongs to another model, or the model is divided");
   check(rows.layers >= 0 && rows.layers <= shape_.layer_count(), "there are not so many layers");
+  check(rows.recent >= 0 && rows.sinks >= 0 && rows.sinks <= kChunk, "a window has at most 128 sinks");
   check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");
   for (int row = 0; row < rows.rows; ++row) {
     check(rows.tokens[row] >= 0 && rows.tokens[row] < shape_.vocab, "a token is outside the vocabulary");
