@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "model.h"
@@ -35,6 +36,19 @@ class Pass {
     int matrix;
     float* y;
     int64_t stride;
+  };
+  // One to three of them, without an allocation.
+  struct Outputs {
+    Output items[3];
+    size_t count = 0;
+
+    Outputs(std::initializer_list<Output> list) {
+      for (const Output& one : list) items[count++] = one;
+    }
+    size_t size() const { return count; }
+    const Output& operator[](size_t j) const { return items[j]; }
+    const Output* begin() const { return items; }
+    const Output* end() const { return items + count; }
   };
   struct Input {
     const float* x;
@@ -107,7 +121,15 @@ class Pass {
   // blocks.cpp
   void attention_block(int layer);
   void project(int layer, Input in);
+  bool heads_finish_early(int layer) const;
+  void count_heads(int layer);
+  void finish_heads(int layer, int which, int row, int64_t from, int64_t to);
+  void finish_head(int layer, int which, int row, int head);
   void append_row(int layer, int row);
+  void append_key(int layer, int row, int head, const float* key);
+  void append_value(int layer, int row, int head, const float* value);
+  struct CachePlace;
+  CachePlace cache_place(int layer, int row, int head) const;
   void turn(const LayerParts& parts, int row, float* x, int64_t heads, int64_t size) const;
   void mlp_block(int layer);
   void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual = nullptr);
@@ -123,13 +145,13 @@ class Pass {
   // multiply.h: y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`,
   // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
   template <class After>
-  void multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
+  void multiply(Input in, const Outputs& outputs, bool paired, const After& after);
   template <class After>
   void multiply_pieces(Input in, const std::vector<Plan>& plans, const Pieces& pieces, bool paired, const After& after);
   template <class After>
-  void multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
+  void multiply_draft(Input in, const Outputs& outputs, bool paired, const After& after);
   // plan.cpp
-  std::vector<Plan> plan(Input in, const std::vector<Output>& outputs);
+  std::vector<Plan> plan(Input in, const Outputs& outputs);
   void choose_tiers(Input in, std::vector<Plan>& plans);
   void choose_inputs(Input in, std::vector<Plan>& plans);
   void take_inputs(Input in, const Plan& plan, int j, int row, int thread);
@@ -138,8 +160,8 @@ class Pass {
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
   bool all_full(Input in, int matrix) const;
   // forward_quant.cpp
-  void plan_quantised(Input in, const std::vector<Output>& outputs, std::vector<Plan>& plans);
-  void choose_quantised(Input in, const std::vector<Output>& outputs);
+  void plan_quantised(Input in, const Outputs& outputs, std::vector<Plan>& plans);
+  void choose_quantised(Input in, const Outputs& outputs);
   bool worth_choosing(Input in, const QuantMatrix& matrix, int64_t slot) const;
   void to_whole(Input in, const std::vector<Plan>& plans, const std::vector<int>& slots);
   uint64_t quantised_bytes(const Plan& plan) const;

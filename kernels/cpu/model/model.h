@@ -140,6 +140,8 @@ class Model {
     Buffer<float> spans;                       // sums of spans that several parts have made
     std::unique_ptr<std::atomic<int>[]> left;  // parts of each unit that are not done
     size_t left_room = 0;
+    std::unique_ptr<std::atomic<int>[]> head_outputs;  // of each row's heads that are not done
+    size_t head_room = 0;
     struct ShownRow {  // one whose logits are asked for
       int row;
       const double* efforts;

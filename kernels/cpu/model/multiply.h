@@ -6,7 +6,7 @@
 namespace specdec {
 
 template <class After>
-void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+void Pass::multiply(Input in, const Outputs& outputs, bool paired, const After& after) {
   if (model_.matrix(outputs[0].matrix).out == 0) return;  // all of them lie on other devices
   if (draft_ != nullptr) {
     multiply_draft(in, outputs, paired, after);
@@ -80,7 +80,7 @@ void Pass::multiply_pieces(Input in, const std::vector<Plan>& plans, const Piece
 }
 
 template <class After>
-void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+void Pass::multiply_draft(Input in, const Outputs& outputs, bool paired, const After& after) {
   const auto count = static_cast<int>(outputs.size());
   int matrices[3];
   int64_t strides[3];

@@ -12,7 +12,7 @@ constexpr int64_t kPartBytes = 64 << 10;
 
 }  // namespace
 
-std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs) {
+std::vector<Pass::Plan> Pass::plan(Input in, const Outputs& outputs) {
   const RowTiles tiles(in.rows, kernels_.dense.max_tile);
   std::vector<Plan> plans;
   bool chosen = false, quantised = false;
