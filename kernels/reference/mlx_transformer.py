@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -96,6 +96,8 @@ class Segment:
         layers: run this number of first layers, then the final norm and the logits layer.
         logits: rows whose logits are wanted, ascending.
         observe: gets the hidden states (M, hidden) after each layer, or None.
+        parts: for each row how many of the first positions it attends to, and from which one on to all of them; None
+            for all of its history.
     """
 
     cache: History
@@ -105,16 +107,19 @@ class Segment:
     layers: int
     logits: Sequence[int]
     observe: Callable[[NDArray[np.float32]], None] | None = None
+    parts: Sequence[tuple[int, int]] | None = None
 
 
 @dataclass(slots=True)
 class _Row:
-    """A row between layers: number and segment of its sequence, slots, rotation by kind of layer, residual stream
-    (1, hidden)."""
+    """A row between layers: number and segment of its sequence, slots, first positions and the one from which on it
+    attends to all, rotation by kind of layer, residual stream (1, hidden)."""
 
     part: int
     segment: Segment
     slots: Sequence[int]
+    sinks: int
+    first: int
     turns: dict[Hashable, tuple[Any, Any]]
     x: Any
 
@@ -159,9 +164,9 @@ class RowTransformer:
         """Append every segment's tokens to its cache; the logits that each asked for, float32 (rows, V)."""
         embedded = iter(self._embedded([token for segment in segments for token in segment.tokens]))
         rows = [
-            _Row(part, segment, slots, self._rotations(len(slots) - 1), next(embedded))
+            _Row(part, segment, slots, *seen, self._rotations(len(slots) - 1), next(embedded))
             for part, segment in enumerate(segments)
-            for slots in segment.slots
+            for slots, seen in zip(segment.slots, segment.parts or repeat((0, 0)), strict=False)
         ]
         for layer in range(max(segment.layers for segment in segments)):
             self._block(layer, [row for row in rows if layer < row.segment.layers], multiply)
@@ -258,7 +263,11 @@ class RowTransformer:
         attention, position = self._config.layers[layer].attention, len(row.slots) - 1
         if not query.shape[0]:  # all heads are on other devices
             return mx.zeros((1, 0))
-        keys, values = row.segment.cache.history(layer, row.slots[first_visible(position, attention.window) :])
+        visible = first_visible(position, attention.window)
+        seen = row.slots[max(visible, row.first) :]
+        if visible < min(row.sinks, row.first):
+            seen = [*row.slots[visible : row.sinks], *seen]
+        keys, values = row.segment.cache.history(layer, seen)
         return mlx_layers.attend(
             query,
             keys,

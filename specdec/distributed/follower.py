@@ -14,7 +14,7 @@ from specdec.distributed.opening import Order, open_part
 from specdec.errors import MemoryShortError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import Efforts
-from specdec.runtimes.base import Cache, Rows, Runtime
+from specdec.runtimes.base import Cache, Rows, Runtime, Window
 
 
 def follow() -> int:
@@ -108,8 +108,16 @@ class _Follower:
 
     def _forward(self, number: int, view: str, states: bool, shares: list[list[Any]]) -> None:
         batch = [
-            Rows(self._caches[cache], tokens, self._efforts[number, efforts], parents, layers, logits)
-            for cache, tokens, efforts, parents, layers, logits in shares
+            Rows(
+                self._caches[cache],
+                tokens,
+                self._efforts[number, efforts],
+                parents,
+                layers,
+                logits,
+                window=None if window is None else Window(*window),
+            )
+            for cache, tokens, efforts, parents, layers, logits, window in shares
         ]
         self._runtimes[number].forward(batch, view=view, states=states)
 

@@ -218,7 +218,7 @@ class LeaderRuntime(OverLocal):
             InvalidArgumentError: it would not.
             UnknownNameError: unknown view.
         """
-        check_batch(batch, self.config, LeaderCache)
+        check_batch(batch, self.config, LeaderCache, narrows=self.info.narrows)
         check_view(view, self.views())
         local = []
         for rows in batch:
@@ -246,7 +246,8 @@ class LeaderRuntime(OverLocal):
             self._leader.note("learn", self._number, number, rows.efforts.values.tolist())
         parents = None if rows.parents is None else [int(parent) for parent in rows.parents]
         tokens = [int(token) for token in rows.tokens]
-        return [cache.number, tokens, number, parents, rows.layers, rows.logits]
+        window = None if rows.window is None else [rows.window.recent, rows.window.sinks]
+        return [cache.number, tokens, number, parents, rows.layers, rows.logits, window]
 
     def _prepare_efforts(self) -> None:
         """What an effort below 1 needs of exact weights is packed on all ranks before a pass, not in it."""

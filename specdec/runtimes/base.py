@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.errors import UnknownNameError
+from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 from specdec.progress import Count
@@ -25,6 +25,7 @@ Logits = Literal["all", "last", "none", "choices"]
 MAX_SEQUENCES = 64  # in a pass
 MAX_PASS_ROWS = 512  # of all sequences of a pass together; rows of one sequence alone may be more
 MAX_TREE_ROWS = 64  # of one tree: a row's ancestors fit one 64-bit word
+WINDOW_BLOCK = 128  # positions: the later part of a window begins at a multiple of it
 
 
 class Cache(Protocol):
@@ -100,6 +101,43 @@ class DraftHead(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """A part of the context, which is all that a row of a draft attends to: the first positions, on which attention
+    rests whatever they hold (Xiao et al. 2309.17453, section 3), and the latest ones.
+
+    A row at position p sees position q <= p if q < `sinks` or q >= (p + 1 - `recent`) rounded down to a multiple of
+    `WINDOW_BLOCK`, so that a part begins where attention kernels begin. Layers with a window of their own see what both
+    allow. In a context of up to `recent` tokens a row sees everything.
+
+    Attributes:
+        recent: positions, itself included, that a row sees at least; 1 or more.
+        sinks: first positions, 0 to `WINDOW_BLOCK`.
+
+    Raises:
+        InvalidArgumentError: a number is out of range.
+    """
+
+    recent: int
+    sinks: int = 4
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("recent", 1, 2**40), ("sinks", 0, WINDOW_BLOCK)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise InvalidArgumentError(
+                    f"{name} of a window must be a whole number from {least} to {most}, not {value!r}"
+                )
+
+    def first(self, position: int) -> int:
+        """Where the later part begins for a row at that position; 0 where the row sees everything."""
+        return max(0, position + 1 - self.recent) // WINDOW_BLOCK * WINDOW_BLOCK
+
+    def narrows(self, context: int) -> bool:
+        """Whether a row after that many tokens sees less than all of them."""
+        return self.first(context) > self.sinks
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """One sequence's share of a pass: M rows that are appended to its cache.
 
@@ -120,6 +158,7 @@ class Rows:
         ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
+        window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
     """
 
     cache: Cache
@@ -131,6 +170,7 @@ class Rows:
     head: DraftHead | None = None
     ahead: int = 0
     ends: frozenset[int] = frozenset()
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +265,7 @@ class RuntimeInfo:
         shows_states: `forward` can return hidden states.
         prunes_head: `draft_head` makes heads; where it does not, drafts score all tokens.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
+        narrows: passes may attend to a part of the context, `Rows.window`.
         chooses: `forward` returns choices where `Rows.logits` asks for them.
         most_ahead: most tokens that it goes on for; see `Rows.ahead`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
@@ -239,6 +280,7 @@ class RuntimeInfo:
     compiles: bool = False
     shows_states: bool = True
     prunes_head: bool = False
+    narrows: bool = False
     chooses: bool = False
     most_ahead: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()

@@ -14,7 +14,9 @@ from specdec.runtimes.base import MAX_PASS_ROWS, MAX_SEQUENCES, MAX_TREE_ROWS, C
 _FEW_TOKENS = 32
 
 
-def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type, *, chooses: bool = False) -> None:
+def check_batch(
+    batch: Sequence[Rows], config: ModelConfig, kind: type, *, chooses: bool = False, narrows: bool = False
+) -> None:
     """Refuse a batch that no runtime runs.
 
     Args:
@@ -22,6 +24,7 @@ def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type, *, choos
         config: the model.
         kind: class of the runtime's caches.
         chooses: the runtime returns choices.
+        narrows: the runtime lets rows attend to a window of the context.
 
     Raises:
         InvalidArgumentError: see `Runtime.forward`.
@@ -40,6 +43,8 @@ def check_batch(batch: Sequence[Rows], config: ModelConfig, kind: type, *, choos
             raise InvalidArgumentError("this runtime makes no choices: ask for logits")
         if rows.ahead and (rows.logits != "choices" or len(rows.tokens) != 1 or rows.ahead < 0):
             raise InvalidArgumentError("a pass goes ahead by its own choices from a single row, by at least 0 tokens")
+        if rows.window is not None and not narrows:
+            raise InvalidArgumentError("this runtime attends to all of the context: ask for no window")
         if rows.parents is not None:
             check_parents(rows.parents, len(rows.tokens))
     if count > 1:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows, Runtime
+from specdec.runtimes.base import Rows, Runtime, Window
 from specdec.runtimes.native.runtime import NativeRuntime
 from specdec.runtimes.reference.runtime import ReferenceRuntime
 
@@ -43,4 +43,8 @@ def transcript(
             view=view,
         )
         found += [one.logits for one in passes]
+        if runtime.info.narrows:
+            long = runtime.new_cache(160)
+            runtime.forward([Rows(long, (IDS * 150)[:150], efforts, logits="none")], view=view)
+            found.append(runtime.forward([Rows(long, [4, 1], efforts, window=Window(10, 3))], view=view)[0].logits)
     return found

@@ -37,19 +37,28 @@ struct Exponent {
   return div(less_one, add(less_one, set1(2.0F)));
 }
 
+// In halves: lane j and lane j + width / 2, and so on.
 static inline float sum_lanes(F32 x) {
+#if defined(SPECDEC_JOINS_LANES)
+  return joined_sum(x);
+#else
   float lanes[kLanes];
   store(lanes, x);
   for (int width = kLanes / 2; width > 0; width /= 2)
     for (int j = 0; j < width; ++j) lanes[j] += lanes[j + width];
   return lanes[0];
+#endif
 }
 
 static inline float max_lanes(F32 x) {
+#if defined(SPECDEC_JOINS_LANES)
+  return joined_max(x);
+#else
   float lanes[kLanes];
   store(lanes, x);
   for (int j = 1; j < kLanes; ++j) lanes[0] = lanes[j] > lanes[0] ? lanes[j] : lanes[0];
   return lanes[0];
+#endif
 }
 
 static void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* y) {

@@ -27,6 +27,21 @@ static inline F32 vmin(F32 a, F32 b) { return _mm512_min_ps(a, b); }
 // a * b + c, rounded once.
 static inline F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
 
+// Of all lanes, in halves.
+#define SPECDEC_JOINS_LANES
+static inline float joined_sum(F32 x) {
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+static inline float joined_max(F32 x) {
+  __m256 half = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  __m128 quarter = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  quarter = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
+  return _mm_cvtss_f32(_mm_max_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+
 static inline Mask mask_of(uint32_t bits) { return static_cast<Mask>(bits); }
 // The lanes of a word of 32 outputs, and those of its vector `vector`. In assembly, as compilers would go through
 // general registers, which takes half as long again.

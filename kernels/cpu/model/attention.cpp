@@ -13,38 +13,42 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 // With at most this many rows of a sequence threads share out the chunks of the context, with more the rows.
 constexpr int kFewRows = 16;
 
+// Tiles of the query rows of `tokens` tokens that read one key-value head.
+RowTiles tiles_of(int tokens, int group, int max_tile) { return RowTiles(tokens * group, max_tile); }
+
 }  // namespace
 
-// Tokens [first_token, last_token) of a sequence times query heads [first_head, last_head) of one key-value head.
+// Some query rows of a sequence that read one key-value head: row r is head r % group of its group, of token r / group.
 struct Pass::AttentionTile {
-  int kv_head, first_token, last_token, first_head, last_head;
-  int rows() const { return (last_token - first_token) * (last_head - first_head); }
+  int kv_head, first, last;
+  int rows() const { return last - first; }
 };
-
-namespace {
-
-// Tiles of one key-value head: several tokens with all their query heads, or some heads of one token.
-struct Tiling {
-  int tokens, splits, heads, count;
-  Tiling(int rows, int group, int max_tile) {
-    heads = std::min(group, max_tile);
-    splits = (group + heads - 1) / heads;
-    tokens = splits > 1 ? 1 : std::max(1, max_tile / group);
-    count = (rows + tokens - 1) / tokens * splits;
-  }
-};
-
-}  // namespace
 
 Pass::AttentionTile Pass::attention_tile(const Sequence& s, int group, int kv_head, int index) const {
-  const Tiling tiling(s.rows, group, kernels_.dense.max_tile);
-  const int token = index / tiling.splits * tiling.tokens, head = index % tiling.splits * tiling.heads;
-  return {kv_head, token, std::min(token + tiling.tokens, s.rows), head, std::min(head + tiling.heads, group)};
+  const RowTiles tiles = tiles_of(s.rows, group, kernels_.dense.max_tile);
+  return {kv_head, tiles.start(index), tiles.start(index + 1)};
 }
 
-int64_t Pass::first_seen(int layer, int64_t position) const {
+// What a row sees: [sink, sinks), which may be empty, and from `first` on to its own position.
+struct Pass::Seen {
+  int64_t sink, sinks, first;
+};
+
+Pass::Seen Pass::seen(int layer, const Sequence& s, int64_t position) const {
   const int64_t window = shape_of(layer).window;
-  return window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
+  const int64_t start = window == 0 ? 0 : std::max<int64_t>(0, position - window + 1);
+  if (s.given->recent == 0) return {0, 0, start};
+  const int64_t recent = std::max<int64_t>(0, position + 1 - s.given->recent) / kChunk * kChunk;
+  if (recent == 0 || start >= s.given->sinks) return {0, 0, std::max(start, recent)};
+  return {start, s.given->sinks, std::max(start, recent)};
+}
+
+// The chunks that rows at positions `first` to `last` see together.
+void Pass::place_chunks(int layer, Sequence& s, int64_t first, int64_t last) const {
+  const Seen all = seen(layer, s, first);
+  s.sinks = all.sinks > 0;
+  s.first_chunk = all.first / kChunk;
+  s.chunks = last / kChunk + 1 - s.first_chunk + (s.sinks ? 1 : 0);
 }
 
 // Keys and values of a chunk of one row's path, in floats.
@@ -59,27 +63,31 @@ void Pass::attend(int layer) {
   const LayerShape& shape = shape_of(layer);
   const int group = shape.group();
   const int64_t stride = model_.cache_shape_->layer(layer).value_stride;
-  int64_t floats = 0, work = 0, joined_work = 0;
+  int64_t floats = 0, queries = 0, work = 0, joined_work = 0;
   int parts = 0, joined = 0;
   for (size_t j = 0; j < active_; ++j) {
     Sequence& s = sequences_[j];
     const int64_t rows = int64_t{s.rows} * shape.heads;
-    s.first_chunk = first_seen(layer, s.start) / kChunk;
-    s.chunks = s.last / kChunk + 1 - s.first_chunk;
+    place_chunks(layer, s, s.start, s.last);
     s.by_chunk = s.tree || s.rows <= kFewRows;
     s.first_part = parts;
     s.first_joined = joined;
     s.partial = floats;
-    s.given->bytes += static_cast<uint64_t>(s.start + s.rows - first_seen(layer, s.start)) * 2 *
+    const Seen all = seen(layer, s, s.start);
+    s.given->bytes += static_cast<uint64_t>(s.start + s.rows - all.first + all.sinks - all.sink) * 2 *
                       static_cast<uint64_t>(shape.kv_width() * model_.cache_shape_->value_bytes());
     work += rows * s.chunks * kChunk * shape.head_dim;
-    parts += shape.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : Tiling(s.rows, group, kernels_.dense.max_tile).count);
+    parts += shape.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : tiles_of(s.rows, group, kernels_.dense.max_tile).count);
     if (!s.by_chunk) continue;
+    s.queries = queries;
+    queries += rows * shape.head_dim;
     joined += static_cast<int>(rows);
     joined_work += rows * s.chunks * stride;
     floats += s.chunks * rows * (stride + 2);
   }
   scratch_.partial.reserve(static_cast<size_t>(floats));
+  scratch_.queries.reserve(static_cast<size_t>(queries));
+  each(static_cast<int>(active_), queries * 4, [&](int j, int) { gather_queries(layer, sequences_[static_cast<size_t>(j)]); });
   each(parts, work, [&](int part, int thread) {
     size_t j = active_ - 1;
     while (sequences_[j].first_part > part) --j;
@@ -109,34 +117,47 @@ void Pass::finish_attended(int layer) {
   });
 }
 
+// The queries of a tile, dimension after dimension.
 void Pass::gather_q(int layer, const Sequence& s, const AttentionTile& tile, float* q) const {
   const int64_t size = shape_of(layer).head_dim, stride = padded(shape_of(layer).q_width());
   const int group = shape_of(layer).group(), rows = tile.rows();
-  int r = 0;
-  for (int token = tile.first_token; token < tile.last_token; ++token)
-    for (int head = tile.first_head; head < tile.last_head; ++head, ++r) {
-      const float* from = scratch_.qkv[0].data() + (s.first + token) * stride + (tile.kv_head * group + head) * size;
-      for (int64_t d = 0; d < size; ++d) q[d * rows + r] = from[d];
-    }
+  for (int r = 0; r < rows; ++r) {
+    const int token = (tile.first + r) / group, head = tile.kv_head * group + (tile.first + r) % group;
+    const float* from = scratch_.qkv[0].data() + (s.first + token) * stride + head * size;
+    for (int64_t d = 0; d < size; ++d) q[d * rows + r] = from[d];
+  }
 }
 
-// A tile over one chunk, whose values lie behind its keys.
+// All queries of a sequence whose chunks are shared out, tile after tile.
+void Pass::gather_queries(int layer, const Sequence& s) {
+  if (!s.by_chunk) return;
+  const LayerShape& shape = shape_of(layer);
+  const RowTiles tiles = tiles_of(s.rows, shape.group(), kernels_.dense.max_tile);
+  float* q = scratch_.queries.data() + s.queries;
+  for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head, q += tiles.rows * shape.head_dim)
+    for (int t = 0; t < tiles.count; ++t)
+      gather_q(layer, s, {kv_head, tiles.start(t), tiles.start(t + 1)}, q + tiles.start(t) * shape.head_dim);
+}
+
+// A tile over one chunk, whose values lie behind its keys; `next` are the keys that this thread reads after them.
 void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
-                       const float* q, float* scratch, float* peak, float* total, float* sums) {
+                       const uint8_t* next, const float* q, float* scratch, float* peak, float* total, float* sums) {
   int32_t from[kMaxTile], to[kMaxTile];
-  const int heads = tile.last_head - tile.first_head;
+  const int group = shape_of(layer).group();
   const int64_t base = chunk * kChunk;
   for (int r = 0; r < tile.rows(); ++r) {
-    const int64_t position = scratch_.positions[static_cast<size_t>(s.first + tile.first_token + r / heads)];
-    from[r] = static_cast<int32_t>(std::clamp<int64_t>(first_seen(layer, position) - base, 0, kChunk));
-    to[r] = static_cast<int32_t>(std::clamp<int64_t>(position + 1 - base, 0, kChunk));
+    const int64_t position = scratch_.positions[static_cast<size_t>(s.first + (tile.first + r) / group)];
+    const Seen row = seen(layer, s, position);
+    const bool only_sinks = chunk == 0 && row.sinks > 0;
+    from[r] = static_cast<int32_t>(only_sinks ? row.sink : std::clamp<int64_t>(row.first - base, 0, kChunk));
+    to[r] = static_cast<int32_t>(only_sinks ? row.sinks : std::clamp<int64_t>(position + 1 - base, 0, kChunk));
   }
   const int64_t size = shape_of(layer).head_dim;
   const CacheShape& cached = *model_.cache_shape_;
   const CacheShape::Layer& of_layer = cached.layer(layer);
   kernels_.attention.chunk({keys, cached.values_of(of_layer, keys), cached.single(), of_layer.value_stride,
-                            static_cast<int>(size), parts_of(layer).scale,
-                            shape_of(layer).softcap, q, tile.rows(), from, to, peak, total, sums, scratch});
+                            static_cast<int>(size), parts_of(layer).scale, shape_of(layer).softcap, q, tile.rows(), from,
+                            to, peak, total, sums, scratch, next});
 }
 
 // What a row's softmax holds before it has seen a chunk: nothing, or the sink of its head.
@@ -159,25 +180,25 @@ void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
   const int group = shape.group(), kv_head = part % shape.kv_heads;
   const KvCache& cache = *s.given->cache;
   const int64_t stride = cache.shape().layer(layer).value_stride, count = int64_t{s.rows} * shape.heads;
-  const int64_t chunk = part / shape.kv_heads;
+  const int64_t index = part / shape.kv_heads, chunk = s.chunk(index);
   // [chunk][kv head][token][head of the group], then totals, then sums
-  const int64_t own = chunk * count + int64_t{kv_head} * s.rows * group;
+  const int64_t own = index * count + int64_t{kv_head} * s.rows * group;
   float* peaks = scratch_.partial.data() + s.partial + own;
   float* totals = peaks + s.chunks * count;
   float* sums = scratch_.partial.data() + s.partial + 2 * s.chunks * count + own * stride;
-  if (s.tree && (s.first_chunk + chunk + 1) * kChunk > s.start) {
-    attend_tree(layer, s, kv_head, s.first_chunk + chunk, peaks, totals, sums, thread);
+  if (s.tree && (chunk + 1) * kChunk > s.start) {
+    attend_tree(layer, s, kv_head, chunk, peaks, totals, sums, thread);
     return;
   }
-  const Tiling tiling(s.rows, group, kernels_.dense.max_tile);
-  float* scratch = thread_scratch(thread);
-  float* q = scratch + attention_scratch_floats();
-  uint8_t* keys = cache.keys(layer, kv_head, s.first_chunk + chunk);
-  for (int t = 0; t < tiling.count; ++t) {
-    const AttentionTile tile = attention_tile(s, group, kv_head, t);
-    const int64_t at = int64_t{tile.first_token} * group + tile.first_head;
-    gather_q(layer, s, tile, q);
-    attend_tile(layer, s, tile, s.first_chunk + chunk, keys, q, scratch, peaks + at, totals + at, sums + at * stride);
+  const RowTiles tiles = tiles_of(s.rows, group, kernels_.dense.max_tile);
+  const float* q = scratch_.queries.data() + s.queries + int64_t{kv_head} * tiles.rows * shape.head_dim;
+  uint8_t* keys = cache.keys(layer, kv_head, chunk);
+  const int next_part = std::min(part + 1, static_cast<int>(s.chunks) * shape.kv_heads - 1);
+  const uint8_t* next = cache.keys(layer, next_part % shape.kv_heads, s.chunk(next_part / shape.kv_heads));
+  for (int t = 0; t < tiles.count; ++t) {
+    const int64_t at = tiles.start(t);
+    attend_tile(layer, s, {kv_head, tiles.start(t), tiles.start(t + 1)}, chunk, keys, t == 0 ? next : nullptr,
+                q + at * shape.head_dim, thread_scratch(thread), peaks + at, totals + at, sums + at * stride);
   }
 }
 
@@ -200,18 +221,17 @@ void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk,
   }
   int32_t held[kMaxTreeRows];  // which row's keys and values lie at each depth
   std::fill_n(held, kMaxTreeRows, -1);
-  const Tiling tiling(1, group, kernels_.dense.max_tile);
+  const RowTiles tiles = tiles_of(1, group, kernels_.dense.max_tile);
   for (int token = 0; token < s.rows; ++token) {
     const int64_t first = int64_t{token} * group;
     std::fill_n(peaks + first, group, kNothing);
     if (scratch_.positions[static_cast<size_t>(s.first + token)] < base) continue;
     gather_path(layer, s, kv_head, chunk, token, held, keys);
-    for (int t = 0; t < tiling.count; ++t) {
-      const int head = t * tiling.heads;
-      const AttentionTile tile{kv_head, token, token + 1, head, std::min(head + tiling.heads, group)};
+    for (int t = 0; t < tiles.count; ++t) {
+      const int64_t at = first + tiles.start(t);
+      const AttentionTile tile{kv_head, static_cast<int>(at), static_cast<int>(first + tiles.start(t + 1))};
       gather_q(layer, s, tile, q);
-      attend_tile(layer, s, tile, chunk, keys, q, scratch, peaks + first + head, totals + first + head,
-                  sums + (first + head) * stride);
+      attend_tile(layer, s, tile, chunk, keys, nullptr, q, scratch, peaks + at, totals + at, sums + at * stride);
     }
   }
 }
@@ -259,27 +279,28 @@ void Pass::attend_tiles(int layer, const Sequence& s, int part, int thread) {
   const KvCache& cache = *s.given->cache;
   const int64_t stride = cache.shape().layer(layer).value_stride, room = padded(shape.head_dim);
   const AttentionTile tile = attention_tile(s, group, part % shape.kv_heads, part / shape.kv_heads);
-  const int rows = tile.rows(), heads = tile.last_head - tile.first_head, first_head = tile.kv_head * group + tile.first_head;
+  const int rows = tile.rows(), first_head = tile.kv_head * group;
   float* scratch = thread_scratch(thread);
   float* q = scratch + attention_scratch_floats();
   float* sums = q + kMaxTile * room;
   float* chunk_sums = sums + kMaxTile * room;
   float peak[kMaxTile], total[kMaxTile], chunk_peak[kMaxTile], chunk_total[kMaxTile];
   gather_q(layer, s, tile, q);
-  for (int r = 0; r < rows; ++r) start_row(layer, first_head + r % heads, peak + r, total + r);
+  for (int r = 0; r < rows; ++r) start_row(layer, first_head + (tile.first + r) % group, peak + r, total + r);
   std::fill(sums, sums + rows * stride, 0.0F);
-  const int64_t first = first_seen(layer, s.start + tile.first_token) / kChunk;
-  const int64_t last = (s.start + tile.last_token - 1) / kChunk;
-  for (int64_t chunk = first; chunk <= last; ++chunk) {
-    attend_tile(layer, s, tile, chunk, cache.keys(layer, tile.kv_head, chunk), q, scratch, chunk_peak, chunk_total,
-                chunk_sums);
+  Sequence own = s;
+  place_chunks(layer, own, s.start + tile.first / group, s.start + (tile.last - 1) / group);
+  for (int64_t index = 0; index < own.chunks; ++index) {
+    const int64_t chunk = own.chunk(index), next = own.chunk(std::min(index + 1, own.chunks - 1));
+    attend_tile(layer, s, tile, chunk, cache.keys(layer, tile.kv_head, chunk), cache.keys(layer, tile.kv_head, next), q,
+                scratch, chunk_peak, chunk_total, chunk_sums);
     for (int r = 0; r < rows; ++r)
       if (chunk_peak[r] != kNothing)
         kernels_.attention.combine(peak + r, total + r, sums + r * stride, chunk_peak[r], chunk_total[r],
                                    chunk_sums + r * stride, stride);
   }
   for (int r = 0; r < rows; ++r)
-    finish_row(layer, s, sums + r * stride, total[r], tile.first_token + r / heads, first_head + r % heads);
+    finish_row(layer, s, sums + r * stride, total[r], (tile.first + r) / group, first_head + (tile.first + r) % group);
 }
 
 }  // namespace specdec

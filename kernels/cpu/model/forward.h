@@ -187,10 +187,13 @@ class Pass {
   void start_row(int layer, int head, float* peak, float* total) const;
   AttentionTile attention_tile(const Sequence& s, int group, int kv_head, int index) const;
   void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
-                   const float* q, float* scratch, float* peak, float* total, float* sums);
+                   const uint8_t* next, const float* q, float* scratch, float* peak, float* total, float* sums);
+  void gather_queries(int layer, const Sequence& s);
   void gather_q(int layer, const Sequence& s, const AttentionTile& tile, float* q) const;
   void finish_row(int layer, const Sequence& s, const float* sums, float total, int token, int head);
-  int64_t first_seen(int layer, int64_t position) const;
+  struct Seen;
+  Seen seen(int layer, const Sequence& s, int64_t position) const;
+  void place_chunks(int layer, Sequence& s, int64_t first, int64_t last) const;
   int64_t tree_floats() const;
   const LayerShape& shape_of(int layer) const { return shape_.layer(layer); }
   const LayerParts& parts_of(int layer) const { return model_.parts_[static_cast<size_t>(layer)]; }

@@ -417,6 +417,7 @@ void Model::check_rows(const SequenceRows& rows) const {
   check(rows.head == nullptr || (&rows.head->model() == this && !shape_.divided),
         "the draft head belongs to another model, or the model is divided");
   check(rows.layers >= 0 && rows.layers <= shape_.layer_count(), "there are not so many layers");
+  check(rows.recent >= 0 && rows.sinks >= 0 && rows.sinks <= kChunk, "a window has at most 128 sinks");
   check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");
   for (int row = 0; row < rows.rows; ++row) {
     check(rows.tokens[row] >= 0 && rows.tokens[row] < shape_.vocab, "a token is outside the vocabulary");

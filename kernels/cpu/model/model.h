@@ -112,15 +112,17 @@ class Model {
     Buffer<float> own, all_attended, all_inner;  // of a divided model
     std::vector<int32_t> tokens;
     std::vector<Buffer<float>> cosines, sines;  // of each rotation
-    Buffer<float> tiles, partial, thread, logits, router_logits;
+    Buffer<float> tiles, partial, queries, thread, logits, router_logits;
     struct Sequence {  // of the pass under way
       SequenceRows* given;
       int first, rows, layers;
       int64_t start;        // position behind what the cache holds
       int64_t last;         // position of the deepest row
       bool tree, by_chunk;  // how attention spreads over threads
-      // Of the attention of the present layer: chunks, and what lies before it of parts, partial results and joined rows.
-      int64_t first_chunk, chunks, partial;
+      // Of the attention of the present layer: chunks, and what lies before it of parts, partial results, queries and joined rows.
+      bool sinks;  // chunk 0 is read before the others
+      int64_t first_chunk, chunks, partial, queries;
+      int64_t chunk(int64_t index) const { return !sinks ? first_chunk + index : index == 0 ? 0 : first_chunk + index - 1; }
       int first_part, first_joined;
     };
     std::vector<Sequence> sequences;

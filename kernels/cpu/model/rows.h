@@ -25,6 +25,8 @@ struct SequenceRows {
   int layers = 0;                    // the first so many; 0: all
   Shown shown = Shown::all;
   DraftHead* head = nullptr;         // tokens whose logits are computed, the others' are -inf; null: all
+  int64_t recent = 0, sinks = 0;     // unless 0: a row sees the first `sinks` positions, at most kChunk, and from `recent`
+                                     // positions back on, rounded down to a multiple of kChunk
   float* states = nullptr;           // unless null: hidden states after every layer, (layers, rows, hidden)
   uint64_t bytes = 0;                // out: what the pass read for these rows
 

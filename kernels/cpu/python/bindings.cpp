@@ -2,6 +2,7 @@
 // before a kernel touches anything; sentences for users are specdec/runtimes/native/runtime.py's business.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
@@ -97,18 +98,19 @@ specdec::Choice choice_of(bool inputs) { return inputs ? specdec::Choice::inputs
 using States = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// Lists have an item for each sequence; `parents`, `states` and `heads` may be empty, and so may a sequence's parents.
+// Lists have an item for each sequence; `parents`, `states`, `heads` and `windows` (recent positions and sinks, 0 for all)
+// may be empty, and so may a sequence's parents.
 std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches, const Array<int32_t, 1>& tokens,
                               const std::vector<int>& counts, const std::vector<Array<double, 1>>& efforts,
                               const std::vector<std::vector<int32_t>>& parents, const std::vector<int>& layers,
                               const std::vector<int>& shown, specdec::DraftView* draft, const Logits& logits,
                               const std::vector<States>& states, const std::vector<specdec::DraftHead*>& heads,
-                              bool inputs) {
+                              bool inputs, const std::vector<std::pair<int64_t, int64_t>>& windows) {
   const auto& shape = model.shape();
   const size_t count = caches.size();
   check(counts.size() == count && efforts.size() == count && layers.size() == count && shown.size() == count &&
             (parents.empty() || parents.size() == count) && (states.empty() || states.size() == count) &&
-            (heads.empty() || heads.size() == count),
+            (heads.empty() || heads.size() == count) && (windows.empty() || windows.size() == count),
         "every list needs an item for each sequence");
   std::vector<specdec::SequenceRows> batch;
   size_t rows = 0, logit_rows = 0;
@@ -125,6 +127,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
     one.layers = layers[j];
     one.shown = static_cast<specdec::Shown>(shown[j]);
     if (!heads.empty()) one.head = heads[j];
+    if (!windows.empty()) std::tie(one.recent, one.sinks) = windows[j];
     if (!states.empty()) {
       const auto depth = static_cast<size_t>(layers[j] == 0 ? shape.layer_count() : layers[j]);
       check(states[j].shape(0) == depth && states[j].shape(1) == static_cast<size_t>(counts[j]) &&
@@ -256,7 +259,7 @@ nb::class_<Model> bind_model(nb::module_& module) {
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "caches"_a, "tokens"_a.noconvert(), "counts"_a, "efforts"_a.noconvert(), "parents"_a,
            "layers"_a, "shown"_a, "draft"_a.none(), "logits"_a.noconvert(), "states"_a.noconvert(), "heads"_a,
-           "inputs"_a = false,
+           "inputs"_a = false, "windows"_a = std::vector<std::pair<int64_t, int64_t>>{},
            "One pass over the rows of some sequences. An effort below 1 chooses whole inputs or tiers. Layers 0 runs all of them; logits are of no row (0), the last (1) or "
            "all (2). Returns the bytes read for each.");
   return model;

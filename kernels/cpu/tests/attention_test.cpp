@@ -73,9 +73,10 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
       first[r] = static_cast<int32_t>(std::clamp<int64_t>(from[r] - chunk * kChunk, 0, kChunk));
       last[r] = static_cast<int32_t>(std::clamp<int64_t>(to[r] - chunk * kChunk, 0, kChunk));
     }
-    table.attention.chunk({c.keys_of(chunk), c.values_of(chunk), c.single, c.stride, static_cast<int>(c.size), 1 / std::sqrt(static_cast<float>(c.size)), softcap, tile.data(), rows,
-                           first.data(), last.data(), chunk_peak.data(), chunk_total.data(), chunk_sums.data(),
-                           scratch.data()});
+    const void* next = rows % 2 == 0 ? nullptr : c.keys_of(0);  // which is asked for, and changes nothing
+    table.attention.chunk({c.keys_of(chunk), c.values_of(chunk), c.single, c.stride, static_cast<int>(c.size),
+                           1 / std::sqrt(static_cast<float>(c.size)), softcap, tile.data(), rows, first.data(), last.data(),
+                           chunk_peak.data(), chunk_total.data(), chunk_sums.data(), scratch.data(), next});
     for (size_t r = 0; r < from.size(); ++r)
       if (first[r] < last[r])
         table.attention.combine(&peak[r], &total[r], &sums[r * static_cast<size_t>(c.stride)], chunk_peak[r],

@@ -126,6 +126,7 @@ class NativeRuntime:
             build=build,
             threads=self.threads,
             prunes_head=share is None,
+            narrows=True,
         )
         self._heads = Heads(module, self._model, self.config)
 
@@ -212,7 +213,7 @@ class NativeRuntime:
         A single long sequence runs in pieces (the bits do not depend on it), so that an interrupt is noticed between
         them.
         """
-        check_batch(batch, self.config, NativeCache)
+        check_batch(batch, self.config, NativeCache, narrows=True)
         check_view(view, self._views)
         draft, inputs = None, self._by_inputs(view)
         if view != EXACT and not self._views[view].reads_exact:
@@ -261,6 +262,7 @@ class NativeRuntime:
             hidden,
             [] if rows.head is None else [NativeHead.handle_of(rows.head)],
             inputs,
+            [] if rows.window is None else [_window(rows)],
         )
         return Pass(logits, read[0], hidden[0] if states else None)
 
@@ -292,6 +294,7 @@ class NativeRuntime:
             hidden,
             [NativeHead.handle_of(rows.head) for rows in batch],
             inputs,
+            [_window(rows) for rows in batch] if any(rows.window is not None for rows in batch) else [],
         )
         return [
             Pass(logits[ends[j] : ends[j + 1]], bytes_read, hidden[j] if states else None)
@@ -351,6 +354,11 @@ class NativeRuntime:
             self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True
         self._store.release_pages()
+
+
+def _window(rows: Rows) -> tuple[int, int]:
+    """Recent positions and sinks that rows attend to, as C++ takes them: 0 for all of the context."""
+    return (0, 0) if rows.window is None else (rows.window.recent, rows.window.sinks)
 
 
 def _module_stamp() -> str:

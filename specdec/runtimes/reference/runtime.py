@@ -30,6 +30,7 @@ from specdec.runtimes.base import (
     Rows,
     RuntimeInfo,
     ViewInfo,
+    Window,
     check_view,
     is_chain,
     path_to,
@@ -138,7 +139,9 @@ class ReferenceRuntime:
         self.config: ModelConfig = store.config if share is None else share.config
         auto_draft = ("own", 0.5) if store.quantised else ("bucket", 0.25)
         build = "" if share is None else f"{share.ranks} devices"
-        self.info = RuntimeInfo(name="reference", auto_draft=auto_draft, build=build, prunes_head=share is None)
+        self.info = RuntimeInfo(
+            name="reference", auto_draft=auto_draft, build=build, prunes_head=share is None, narrows=True
+        )
         self._share = None if share is None else SharedRows(share)
         self._store = store if share is None else share.part_of(store)
         self._turn = threading.RLock()
@@ -202,7 +205,7 @@ class ReferenceRuntime:
 
     def forward(self, batch: Sequence[Rows], *, view: str = EXACT, states: bool = False) -> list[Pass]:
         """Append every sequence's rows to its cache; see `Runtime.forward`."""
-        check_batch(batch, self.config, KeyValueCache)
+        check_batch(batch, self.config, KeyValueCache, narrows=True)
         check_view(view, self.views())
         hidden: list[list[NDArray[np.float32]]] = [[] for _ in batch]
         caches = [self._own(rows.cache) for rows in batch]
@@ -294,14 +297,16 @@ class ReferenceRuntime:
         """What the transformer needs of a sequence's rows, checked."""
         ids: list[int] = checked_tokens(rows.tokens, cache, self.config.vocab).tolist()
         wanted = {"all": range(len(ids)), "last": range(len(ids) - 1, len(ids)), "none": range(0)}
+        slots = _slots(cache.length, len(ids), rows.parents)
         return Segment(
             cache=cache,
             tokens=ids,
-            slots=_slots(cache.length, len(ids), rows.parents),
+            slots=slots,
             mixture_efforts=rows.efforts.of_mixtures(self.config),
             layers=checked_layers(rows.layers, self.config),
             logits=wanted[rows.logits],
             observe=observe,
+            parts=None if rows.window is None else [_parts(rows.window, len(seen) - 1) for seen in slots],
         )
 
     def _load_exact(self, name: str) -> _Operand:
@@ -366,11 +371,18 @@ class ReferenceRuntime:
             rows, length = len(segment.tokens), len(segment.slots[0]) - 1
             read.bytes[part] += 2 * rows * config.hidden
             for attention in (layer.attention for layer in config.layers[: segment.layers]):
-                seen = length + rows - first_visible(length, attention.window)
+                visible = first_visible(length, attention.window)
+                sinks, first = (0, 0) if segment.parts is None else segment.parts[0]
+                seen = length + rows - max(visible, first) + max(0, min(sinks, first) - visible)
                 read.bytes[part] += seen * 2 * 4 * attention.kv_width
         layers = config.layers[: max(segment.layers for segment in segments)]
         routers = 2 * config.hidden * sum(layer.mlp.experts for layer in layers)
         read.add(4 * sum(config.vectors().values()) + routers, parts)
+
+
+def _parts(window: Window, position: int) -> tuple[int, int]:
+    """How many of the first positions a row at that position attends to, and from which one on to all of them."""
+    return window.sinks, window.first(position)
 
 
 def _slots(length: int, count: int, parents: Sequence[int] | None) -> list[Sequence[int]]:

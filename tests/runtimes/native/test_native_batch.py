@@ -19,7 +19,7 @@ from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows, depths, forward_one, path_to
+from specdec.runtimes.base import Rows, Window, depths, forward_one, path_to
 from specdec.store import Store, convert
 
 native = pytest.importorskip("specdec.runtimes.native.runtime", reason="the native runtime is not built")
@@ -62,19 +62,23 @@ def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 class Text:
     """A sequence of a schedule: its cache, the tokens that it holds, and what it runs with."""
 
-    def __init__(self, schedule: Schedule, kv: Any, tokens: list[int], effort: float, layers: int | None) -> None:
+    def __init__(
+        self, schedule: Schedule, kv: Any, tokens: list[int], effort: float, layers: int | None, window: Window | None
+    ) -> None:
         self.schedule, self.kv, self.tokens, self.effort, self.layers = schedule, kv, tokens, effort, layers
+        self.window = window
 
     def wanted(self, tokens: list[int]) -> np.ndarray:
         """Logits of the last of `tokens` by themselves, in one chain."""
-        known, key = self.schedule.known, (tuple(tokens), self.effort, self.layers)
-        if key not in known:
-            kv, view = self.schedule.alone.new_cache(len(tokens)), self.schedule.view
-            options = {"effort": self.effort, "layers": self.layers, "view": view}
-            rows = forward_one(self.schedule.alone, tokens, kv, **options).logits
+        known, way = self.schedule.known, (self.effort, self.layers, self.window)
+        if (tuple(tokens), *way) not in known:
+            alone = self.schedule.alone
+            efforts, kv = resolve_efforts(self.effort, alone.config), alone.new_cache(len(tokens))
+            chain = Rows(kv, tokens, efforts, layers=self.layers, window=self.window)
+            rows = alone.forward([chain], view=self.schedule.view)[0].logits
             for end in range(1, len(tokens) + 1):
-                known[tuple(tokens[:end]), self.effort, self.layers] = rows[end - 1]
-        return known[key]
+                known[(tuple(tokens[:end]), *way)] = rows[end - 1]
+        return known[(tuple(tokens), *way)]
 
 
 class Schedule:
@@ -104,10 +108,11 @@ class Schedule:
             old = self.random.choice(self.texts)
             length = self.random.randint(0, len(old.tokens))
             kv = old.kv.fork(length, 400)
-            self.texts.append(Text(self, kv, old.tokens[:length], old.effort, old.layers))
+            self.texts.append(Text(self, kv, old.tokens[:length], old.effort, old.layers, old.window))
             return
         effort, layers = self.random.choice([1.0, 1.0, 0.6, 0.3]), self.random.choice([None, None, 1])
-        self.texts.append(Text(self, self.runtime.new_cache(400), [], effort, layers))
+        window = self.random.choice([None, None, Window(10, 3), Window(150, 4), Window(1, 0)])
+        self.texts.append(Text(self, self.runtime.new_cache(400), [], effort, layers, window))
 
     def one_pass(self, texts: list[Text]) -> None:
         """One pass over some of the sequences; of trees, a path is kept."""
@@ -135,7 +140,8 @@ class Schedule:
             parents = [self.random.randint(max(-1, row - 4), row - 1) for row in range(count)]
         tokens = [self.random.randrange(47) for _ in range(count)]
         efforts = resolve_efforts(text.effort, self.runtime.config)
-        return Rows(text.kv, tokens, efforts, parents, text.layers, self.random.choice(["all", "all", "last", "none"]))
+        logits = self.random.choice(["all", "all", "last", "none"])
+        return Rows(text.kv, tokens, efforts, parents, text.layers, logits, window=text.window)
 
 
 def schedules(names: Any, views: tuple[str, ...], examples: int) -> Callable[[Any], Any]:
