@@ -178,6 +178,10 @@ class Pass {
   // attention.cpp
   struct AttentionTile;
   void attend(int layer);
+  void cut_attention(int layer, Sequence& s, int threads) const;
+  RowTiles query_tiles(int layer, const Sequence& s) const;
+  void count_chunks(int layer);
+  void end_chunk(int layer, size_t j, int part, int thread);
   void finish_attended(int layer);
   void attend_chunk(int layer, const Sequence& s, int part, int thread);
   void attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums, int thread);
@@ -185,7 +189,7 @@ class Pass {
   void attend_tiles(int layer, const Sequence& s, int part, int thread);
   void join_chunks(int layer, const Sequence& s, int row, int thread);
   void start_row(int layer, int head, float* peak, float* total) const;
-  AttentionTile attention_tile(const Sequence& s, int group, int kv_head, int index) const;
+  AttentionTile attention_tile(int layer, const Sequence& s, int kv_head, int index) const;
   void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
                    const uint8_t* next, const float* q, float* scratch, float* peak, float* total, float* sums);
   void gather_queries(int layer, const Sequence& s);
@@ -198,10 +202,10 @@ class Pass {
   const LayerShape& shape_of(int layer) const { return shape_.layer(layer); }
   const LayerParts& parts_of(int layer) const { return model_.parts_[static_cast<size_t>(layer)]; }
 
+  static constexpr int64_t kWorthSharing = 50000;
   // Runs body(part, thread) for each part; on this thread alone when `work`, in multiply-adds, is too little to share.
   template <class Body>
   void each(int parts, int64_t work, const Body& body) {
-    constexpr int64_t kWorthSharing = 50000;
     if (work < kWorthSharing)
       for (int part = 0; part < parts; ++part) body(part, 0);
     else

@@ -124,6 +124,7 @@ class Model {
       int64_t first_chunk, chunks, partial, queries;
       int64_t chunk(int64_t index) const { return !sinks ? first_chunk + index : index == 0 ? 0 : first_chunk + index - 1; }
       int first_part, first_joined;
+      int parts, pieces, tile_rows;  // all parts; of each chunk; query rows of a tile at most
     };
     std::vector<Sequence> sequences;
     std::vector<int32_t> sequence_of;         // of each row
@@ -144,6 +145,8 @@ class Model {
     size_t left_room = 0;
     std::unique_ptr<std::atomic<int>[]> head_outputs;  // of each row's heads that are not done
     size_t head_room = 0;
+    std::unique_ptr<std::atomic<int>[]> chunks_left;  // parts of each sequence and key-value head that are not done
+    size_t chunk_room = 0;
     struct ShownRow {  // one whose logits are asked for
       int row;
       const double* efforts;
