@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "lines.h"
 #include "multiply.h"
 
 namespace specdec {
@@ -10,6 +11,7 @@ namespace specdec {
 Pass::Input Pass::norm_into(const float* weight) {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
   if (weight == nullptr) return rows_of(scratch_.x.data(), stride);
+  if (rows_ <= 8) ask_for(scratch_.x.data(), static_cast<size_t>(rows_ * stride) * sizeof(float));
   each(rows_, rows_ * hidden * 2, [&](int row, int) {
     kernels_.element.rms_norm(scratch_.x.data() + row * stride, weight, shape_.norm_eps, hidden,
                               scratch_.normed.data() + row * stride);

@@ -2,6 +2,7 @@
 // chooses.
 #include "forward.h"
 #include "half.h"
+#include "lines.h"
 
 namespace specdec {
 namespace {
@@ -9,6 +10,8 @@ namespace {
 // Bytes of weights that one part of a region streams, about: enough for the hardware to find its stride, few enough
 // for threads to finish together.
 constexpr int64_t kPartBytes = 64 << 10;
+// Up to so many rows fit the first-level cache when they are put into tiles.
+constexpr int kFewRows = 6;
 
 }  // namespace
 
@@ -200,6 +203,10 @@ const float* Pass::to_tiles(Input in, int64_t width, RowTiles tiles) {
   if (in.rows == 1) return in.x;
   constexpr int64_t kPart = 512;
   const auto pieces = static_cast<int>((width + kPart - 1) / kPart);
+  if (in.rows <= kFewRows) {
+    for (int row = 0; row < in.rows; ++row) ask_for(in.x + row * in.stride, static_cast<size_t>(width) * sizeof(float));
+    ask_to_write(scratch_.tiles.data(), static_cast<size_t>(in.rows * width) * sizeof(float));
+  }
   each(tiles.count * pieces, in.rows * width * 4, [&](int part, int) {
     const int tile = part / pieces, size = tiles.size(tile);
     const int64_t first = part % pieces * kPart, last = std::min(first + kPart, width);
