@@ -57,13 +57,6 @@ class Patience {
   bool helped_ = false;
 };
 
-// What a body refers to lies in the frames of its callers, at higher addresses of the stack. Asked for together it arrives
-// in the time of one line, not of one after another.
-inline void ask_for_frames(const void* self) {
-  constexpr int kLines = 20;
-  for (int line = 0; line < kLines; ++line) __builtin_prefetch(static_cast<const char*>(self) + 64 * line);
-}
-
 }  // namespace
 
 // The rest of a range that a thread asks for while it waits.
@@ -77,18 +70,14 @@ class Pool::Ahead {
     left_ -= std::min<size_t>(left_, 64 * kLines);
     return true;
   }
-  // Takes the range that the last region gave, if it gave one. A thread that is late may see half of the next one's: what is
-  // asked for changes no result.
-  void take(const Signal& signal, int thread) {
-    const char* begin = signal.ahead[thread % kReaders].load(std::memory_order_relaxed);
-    if (begin == given_) return;
-    given_ = at_ = begin;
-    left_ = signal.ahead_bytes[thread % kReaders].load(std::memory_order_relaxed);
+  void take(const Range& range) {
+    at_ = static_cast<const char*>(range.data);
+    left_ = range.bytes;
   }
 
  private:
   static constexpr int kLines = 4;
-  const char *at_ = nullptr, *given_ = nullptr;
+  const char* at_ = nullptr;
   size_t left_ = 0;
 };
 
@@ -122,25 +111,38 @@ void Pool::run_erased(int parts, Erased body, void* self, const Range* ahead) {
   started_ += static_cast<uint64_t>(parts);
   const uint64_t number = (region_.load(std::memory_order_relaxed) >> kPartBits) + 1;
   const uint64_t region = number << kPartBits | static_cast<uint64_t>(parts);
+  // Claimed beforehand, as a claim waits until all that was written before has arrived.
+  int first;
+  const bool own = claim(region, 0, &first);
+  publish(region, body, self, ahead);
+  if (sleepers_.load(std::memory_order_relaxed) > 0) wake_sleepers();
+  std::atomic<uint64_t>& done = shares_[0].done;
+  if (own) {
+    body(self, first, 0);
+    done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+  }
+  Ahead rest;
+  work(region, 0, 0, false);
+  if (ahead != nullptr) rest.take(ahead[0]);
+  // Whoever goes to sleep counts itself, then looks for a region. Both write the counter, so one of the two sees the other.
+  if (sleepers_.fetch_add(0, std::memory_order_acq_rel) > 0) wake_sleepers();
+  wait_for_parts(region, rest);
+}
+
+void Pool::publish(uint64_t region, Erased body, void* self, const Range* ahead) {
   for (int t = 0; t < threads_; t += kReaders) {
     Signal& signal = signal_of(t);
     signal.body.store(body, std::memory_order_relaxed);
     signal.self.store(self, std::memory_order_relaxed);
-    for (int reader = 0; ahead != nullptr && reader < std::min(kReaders, threads_ - t); ++reader) {
-      signal.ahead[reader].store(static_cast<const char*>(ahead[t + reader].data), std::memory_order_relaxed);
-      signal.ahead_bytes[reader].store(ahead[t + reader].bytes, std::memory_order_relaxed);
-    }
+    signal.ahead.store(ahead, std::memory_order_relaxed);
     signal.region.store(region, std::memory_order_release);
   }
-  region_.store(region, std::memory_order_seq_cst);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
-    wake_.notify_all();
-  }
-  work(region, 0, 0, false);
-  Ahead rest;
-  rest.take(signal_of(0), 0);
-  wait_for_parts(region, rest);
+  region_.store(region, std::memory_order_release);
+}
+
+void Pool::wake_sleepers() {
+  std::lock_guard<std::mutex> lock(sleep_mutex_);
+  wake_.notify_all();
 }
 
 void Pool::wait_for_parts(uint64_t region, Ahead& ahead) {
@@ -155,7 +157,7 @@ bool Pool::all_done() const {
 }
 
 // Runs what is left of a share. `each_counts`: others may be waiting for single parts.
-void Pool::work(uint64_t region, int share, int thread, bool each_counts) {
+void Pool::work(uint64_t region, int share, int thread, bool each_counts, Ahead* ahead) {
   std::atomic<uint64_t>& done = shares_[static_cast<size_t>(thread)].done;
   const Signal& signal = signal_of(thread);
   Erased body = nullptr;
@@ -165,6 +167,8 @@ void Pool::work(uint64_t region, int share, int thread, bool each_counts) {
     if (body == nullptr) {
       body = signal.body.load(std::memory_order_relaxed);
       self = signal.self.load(std::memory_order_relaxed);
+      const Range* ranges = signal.ahead.load(std::memory_order_relaxed);
+      if (ahead != nullptr && ranges != nullptr) ahead->take(ranges[thread]);
     }
     body(self, part, thread);
     ++count;
@@ -199,9 +203,7 @@ void Pool::worker(int thread) {
   for (uint64_t last = 0;;) {
     last = wait_for_region(last, thread, ahead);
     if (stop_.load(std::memory_order_relaxed)) return;
-    ask_for_frames(signal_of(thread).self.load(std::memory_order_relaxed));
-    work(last, thread, thread, false);
-    ahead.take(signal_of(thread), thread);
+    work(last, thread, thread, false, &ahead);
   }
 }
 

@@ -42,7 +42,8 @@ class Pool {
   // Thread t begins with parts [parts * t / threads(), parts * (t + 1) / threads()), in ascending order.
   // `thread` is below threads() and belongs to one running thread at a time: an index for scratch memory.
   // `body` must not throw, and must not call run.
-  // `ahead`, unless null, has a range for each thread, which it asks for into its second-level cache while it waits.
+  // `ahead`, unless null, has a range for each thread, which one that ran a part asks for while it waits, into its
+  // second-level cache.
   template <class Body>
   void run(int parts, Body&& body, const Range* ahead = nullptr) {
     if (parts <= 0) return;
@@ -69,23 +70,24 @@ class Pool {
     alignas(64) std::atomic<uint64_t> done{0};  // parts of all regions that this share's thread has run
   };
 
-  // What some threads wait for: region_, and what it runs. Whoever claims a part may read `body` and `self`: they stay until
-  // all parts are done.
+  // What some threads wait for: region_, and what it runs. Whoever has claimed a part may read all of it: nothing changes
+  // until the part is done.
   static constexpr int kReaders = 4;
   struct Signal {
     alignas(64) std::atomic<uint64_t> region{0};
     std::atomic<Erased> body{nullptr};
     std::atomic<void*> self{nullptr};
-    alignas(64) std::atomic<const char*> ahead[kReaders] = {};  // the range of each reader
-    std::atomic<size_t> ahead_bytes[kReaders] = {};
+    std::atomic<const Range*> ahead{nullptr};
   };
   class Ahead;
 
   Signal& signal_of(int thread) { return signals_[static_cast<size_t>(thread / kReaders)]; }
   void run_erased(int parts, Erased body, void* self, const Range* ahead);
+  void publish(uint64_t region, Erased body, void* self, const Range* ahead);
+  void wake_sleepers();
   void wait_for_parts(uint64_t region, Ahead& ahead);
   bool all_done() const;
-  void work(uint64_t region, int share, int thread, bool each_counts);
+  void work(uint64_t region, int share, int thread, bool each_counts, Ahead* ahead = nullptr);
   void help(uint64_t region, int thread);
   bool claim(uint64_t region, int share, int* part);
   void worker(int thread);

@@ -158,6 +158,7 @@ class Pass {
   void list_inputs(Input in, Plan& plan, int j);
   void pack_inputs(Input in, Plan& plan, int j, int tile);
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
+  const float* thread_tiles(Input in, int64_t width, RowTiles tiles, int thread);
   bool all_full(Input in, int matrix) const;
   // forward_quant.cpp
   void plan_quantised(Input in, const Outputs& outputs, std::vector<Plan>& plans);
@@ -223,10 +224,11 @@ class Pass {
   DraftView* draft_;
   Choice choice_;
   bool full_ = true;  // no row has an effort below 1
+  bool own_tiles_ = false;  // every thread puts the rows of a region into tiles for itself
   int all_rows_ = 0;
   int rows_ = 0;      // that run through the present layer
   size_t active_ = 0;  // sequences that do
-  int64_t thread_floats_ = 0;
+  int64_t thread_floats_ = 0, own_tiles_floats_ = 0;
   uint64_t shared_bytes_ = 0;  // read by these rows together, not yet shared out
 };
 

@@ -112,6 +112,12 @@ class Model {
     Buffer<float> own, all_attended, all_inner;  // of a divided model
     std::vector<int32_t> tokens;
     std::vector<Buffer<float>> cosines, sines;  // of each rotation
+    Buffer<float> own_tiles;  // of each thread
+    struct TilesMade {
+      alignas(64) uint64_t number = 0;  // of the multiplication that a thread's tiles are for
+    };
+    std::vector<TilesMade> tiles_made;
+    uint64_t multiplication = 0;  // number of the present one
     Buffer<float> tiles, partial, queries, thread, logits, router_logits;
     struct Sequence {  // of the pass under way
       SequenceRows* given;

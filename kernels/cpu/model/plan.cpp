@@ -10,14 +10,13 @@ namespace {
 // Bytes of weights that one part of a region streams, about: enough for the hardware to find its stride, few enough
 // for threads to finish together.
 constexpr int64_t kPartBytes = 64 << 10;
-// Up to so many rows fit the first-level cache when they are put into tiles.
-constexpr int kFewRows = 6;
 
 }  // namespace
 
 std::vector<Pass::Plan> Pass::plan(Input in, const Outputs& outputs) {
   const RowTiles tiles(in.rows, kernels_.dense.max_tile);
   std::vector<Plan> plans;
+  ++scratch_.multiplication;
   bool chosen = false, quantised = false;
   const float* x = nullptr;
   for (const Output& output : outputs) {
@@ -33,7 +32,7 @@ std::vector<Pass::Plan> Pass::plan(Input in, const Outputs& outputs) {
       continue;
     }
     const bool full = all_full(in, output.matrix);
-    if (x == nullptr && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
+    if (x == nullptr && !own_tiles_ && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
     // A few rows go through two panels side by side, a single row through four coded ones.
     const int64_t wide = matrix.wide, beside = matrix.is_coded() && in.rows == 1 ? 4 : 2;
     const int64_t in_one = std::max(beside, kPartBytes / matrix.panel_bytes() / beside * beside);
@@ -198,15 +197,29 @@ void Pass::pack_inputs(Input in, Plan& plan, int j, int tile) {
   if (tile == 0) call.x = all;
 }
 
+// A few rows in tiles of a thread's own, made for its first part of a multiplication: no thread waits for another, and no
+// line of them comes from another core.
+const float* Pass::thread_tiles(Input in, int64_t width, RowTiles tiles, int thread) {
+  float* to = scratch_.own_tiles.data() + thread * own_tiles_floats_;
+  uint64_t& made = scratch_.tiles_made[static_cast<size_t>(thread)].number;
+  if (made == scratch_.multiplication) return to;
+  made = scratch_.multiplication;
+  for (int row = 0; row < in.rows; ++row) ask_for(in.x + row * in.stride, static_cast<size_t>(width) * sizeof(float));
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    const int size = tiles.size(tile);
+    const float* from = in.x + tiles.start(tile) * in.stride;
+    float* own = to + tiles.start(tile) * width;
+    for (int64_t i = 0; i < width; ++i)
+      for (int r = 0; r < size; ++r) own[i * size + r] = from[r * in.stride + i];
+  }
+  return to;
+}
+
 // One row is its own tile.
 const float* Pass::to_tiles(Input in, int64_t width, RowTiles tiles) {
   if (in.rows == 1) return in.x;
   constexpr int64_t kPart = 512;
   const auto pieces = static_cast<int>((width + kPart - 1) / kPart);
-  if (in.rows <= kFewRows) {
-    for (int row = 0; row < in.rows; ++row) ask_for(in.x + row * in.stride, static_cast<size_t>(width) * sizeof(float));
-    ask_to_write(scratch_.tiles.data(), static_cast<size_t>(in.rows * width) * sizeof(float));
-  }
   each(tiles.count * pieces, in.rows * width * 4, [&](int part, int) {
     const int tile = part / pieces, size = tiles.size(tile);
     const int64_t first = part % pieces * kPart, last = std::min(first + kPart, width);
