@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "half.h"
+#include "lines.h"
 
 namespace specdec {
 namespace {
@@ -297,6 +298,7 @@ void Int4View::choose_row(const Packed& packed, const float* scores, const float
   const auto groups = static_cast<size_t>(packed.groups);
   uint32_t* masks = masks_.data() + r * groups;
   int64_t* bounds = bounds_.data() + r * static_cast<size_t>(packed.chunks + 1);
+  ask_for(x, static_cast<size_t>(packed.in) * sizeof(float));
   kernels_.draft.choose({x, scores, packed.in, effort, choose_scratch_.data() + r * groups * kGroup, masks});
   split(packed, masks, bounds);
   taken_[r] = {masks, bounds};
