@@ -104,7 +104,7 @@ def auto_gain(models: list[Any], max_tokens: int) -> list[dict[str, Any]]:
     for model in models:
         options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.0, "seed": 0}
         specdec.generate(model, prompts[0].content, **options)
-        ratios, plain_speed, shares = {}, [], []
+        ratios, plain_speed, auto_speed, shares = {}, [], [], []
         for prompt in prompts:
             plain = specdec.generate(model, prompt.content, speculate=False, **options)
             auto = specdec.generate(model, prompt.content, **options)
@@ -112,14 +112,28 @@ def auto_gain(models: list[Any], max_tokens: int) -> list[dict[str, Any]]:
                 sys.exit(f"{prompt.task}: auto and plain answers differ")
             ratios[prompt.task] = auto.stats.tok_per_s / plain.stats.tok_per_s
             plain_speed.append(plain.stats.tok_per_s)
+            auto_speed.append(auto.stats.tok_per_s)
             shares.append(auto.stats.overhead_s / auto.stats.decode_s)
         row = {
             "threads": model.runtime.threads,
-            "plain tok/s": statistics.mean(plain_speed),
+            "plain tok/s": statistics.geometric_mean(plain_speed),
+            "auto tok/s": statistics.geometric_mean(auto_speed),
             "auto / plain": statistics.geometric_mean(ratios.values()),
             "between passes": statistics.mean(shares),
         }
         found.append(row | ratios)
+    return found
+
+
+def llama_beside(arguments: argparse.Namespace, answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """llama.cpp's speed by number of threads, and what `answers`, of `auto_gain`, are in units of it."""
+    found = []
+    for number, threads in enumerate(arguments.threads):
+        prompt, plain = llama_speed(arguments.llama, arguments.gguf, threads)
+        row = {"threads": threads, "llama.cpp prompt tok/s": prompt, "llama.cpp plain tok/s": plain}
+        if answers:
+            row |= {kind: answers[number][f"{kind} tok/s"] / plain for kind in ("plain", "auto")}
+        found.append(row)
     return found
 
 
@@ -153,10 +167,8 @@ def main() -> None:
         results["auto"] = auto_gain(models, arguments.max_tokens)
         print_table(list(results["auto"][0]), [list(row.values()) for row in results["auto"]])
     if arguments.llama:
-        results["llama"] = [
-            (threads, *llama_speed(arguments.llama, arguments.gguf, threads)) for threads in arguments.threads
-        ]
-        print_table(("threads", "llama.cpp prompt tok/s", "plain tok/s"), results["llama"])
+        results["llama"] = llama_beside(arguments, results.get("auto", []))
+        print_table(list(results["llama"][0]), [list(row.values()) for row in results["llama"]])
     write_json(arguments.json, results, benchmark="cpu_threads")
 
 

@@ -19,9 +19,9 @@ static_assert(Pool::kMaxParts == kPartMask);
 constexpr auto kSpin = std::chrono::microseconds(1000);
 // A thread that waits longer lets others have its processor in between.
 constexpr auto kSpinBeforeYield = std::chrono::microseconds(50);
-// Looks for a region's end, or the next region, before a thread takes parts of other shares: about a microsecond. Looking
-// at a share takes its line of memory from the thread that works on it.
-constexpr int kLooksBeforeHelp = 24;
+// A thread that waits longer takes parts of other shares. Looking at a share takes its line of memory from the thread that
+// works on it.
+constexpr auto kSpinBeforeHelp = std::chrono::microseconds(2);
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -31,27 +31,55 @@ inline void relax() {
 #endif
 }
 
-// Lets other threads run once a wait has lasted; reads the clock now and then alone.
+// Says what to do in a wait; reads the clock only now and then.
 class Patience {
  public:
-  // Whether the wait has lasted longer than kSpin.
-  bool over() {
+  enum class Next { look, help, sleep };
+
+  // `help` once, `sleep` when the wait has lasted longer than kSpin. Lets other threads run before that.
+  Next next() {
     relax();
-    if (++looks_ % kLooksBeforeClock != 0) return false;
+    if (++looks_ % kLooksBetweenClocks != 0) return Next::look;
     const auto now = std::chrono::steady_clock::now();
-    if (looks_ == kLooksBeforeClock) start_ = now;
-    if (now - start_ > kSpinBeforeYield) std::this_thread::yield();
-    return now - start_ > kSpin;
+    if (looks_ == kLooksBetweenClocks) start_ = now;
+    const auto waited = now - start_;
+    if (waited > kSpinBeforeYield) std::this_thread::yield();
+    if (waited > kSpin) return Next::sleep;
+    if (helped_ || waited <= kSpinBeforeHelp) return Next::look;
+    helped_ = true;
+    return Next::help;
   }
-  int looks() const { return looks_; }
 
  private:
-  static constexpr int kLooksBeforeClock = 64;  // most waits are shorter
+  static constexpr int kLooksBetweenClocks = 16;
   std::chrono::steady_clock::time_point start_;
   int looks_ = 0;
+  bool helped_ = false;
 };
 
 }  // namespace
+
+// The rest of a range that a thread asks for while it waits.
+class Pool::Ahead {
+ public:
+  // Whether there was something left to ask for.
+  bool step() {
+    if (left_ == 0) return false;
+    for (int line = 0; line < kLines; ++line) __builtin_prefetch(at_ + 64 * line, 0, 2);
+    at_ += 64 * kLines;
+    left_ -= std::min<size_t>(left_, 64 * kLines);
+    return true;
+  }
+  void take(const Range& range) {
+    at_ = static_cast<const char*>(range.data);
+    left_ = range.bytes;
+  }
+
+ private:
+  static constexpr int kLines = 4;
+  const char* at_ = nullptr;
+  size_t left_ = 0;
+};
 
 Pool::Pool(int threads)
     : threads_(std::max(1, threads)),
@@ -78,27 +106,48 @@ std::shared_ptr<Pool> Pool::shared(int threads) {
   return pool;
 }
 
-void Pool::run_erased(int parts, Erased body, void* self) {
+void Pool::run_erased(int parts, Erased body, void* self, const Range* ahead) {
   std::lock_guard<std::mutex> lock(run_mutex_);
-  body_ = body;
-  self_ = self;
   started_ += static_cast<uint64_t>(parts);
   const uint64_t number = (region_.load(std::memory_order_relaxed) >> kPartBits) + 1;
   const uint64_t region = number << kPartBits | static_cast<uint64_t>(parts);
-  region_.store(region, std::memory_order_seq_cst);
-  for (int t = 0; t < threads_; t += kReaders)
-    signals_[static_cast<size_t>(t / kReaders)].region.store(region, std::memory_order_release);
-  if (sleepers_.load(std::memory_order_seq_cst) > 0) {
-    std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
-    wake_.notify_all();
+  // Claimed beforehand, as a claim waits until all that was written before has arrived.
+  int first;
+  const bool own = claim(region, 0, &first);
+  publish(region, body, self, ahead);
+  if (sleepers_.load(std::memory_order_relaxed) > 0) wake_sleepers();
+  std::atomic<uint64_t>& done = shares_[0].done;
+  if (own) {
+    body(self, first, 0);
+    done.store(done.load(std::memory_order_relaxed) + 1, std::memory_order_release);
   }
+  Ahead rest;
   work(region, 0, 0, false);
-  wait_for_parts(region);
+  if (ahead != nullptr) rest.take(ahead[0]);
+  // Whoever goes to sleep counts itself, then looks for a region. Both write the counter, so one of the two sees the other.
+  if (sleepers_.fetch_add(0, std::memory_order_acq_rel) > 0) wake_sleepers();
+  wait_for_parts(region, rest);
 }
 
-void Pool::wait_for_parts(uint64_t region) {
-  for (Patience patience; !all_done(); patience.over())
-    if (patience.looks() == kLooksBeforeHelp) help(region, 0);
+void Pool::publish(uint64_t region, Erased body, void* self, const Range* ahead) {
+  for (int t = 0; t < threads_; t += kReaders) {
+    Signal& signal = signal_of(t);
+    signal.body.store(body, std::memory_order_relaxed);
+    signal.self.store(self, std::memory_order_relaxed);
+    signal.ahead.store(ahead, std::memory_order_relaxed);
+    signal.region.store(region, std::memory_order_release);
+  }
+  region_.store(region, std::memory_order_release);
+}
+
+void Pool::wake_sleepers() {
+  std::lock_guard<std::mutex> lock(sleep_mutex_);
+  wake_.notify_all();
+}
+
+void Pool::wait_for_parts(uint64_t region, Ahead& ahead) {
+  for (Patience patience; !all_done();)
+    if (!ahead.step() && patience.next() == Patience::Next::help) help(region, 0);
 }
 
 bool Pool::all_done() const {
@@ -108,11 +157,20 @@ bool Pool::all_done() const {
 }
 
 // Runs what is left of a share. `each_counts`: others may be waiting for single parts.
-void Pool::work(uint64_t region, int share, int thread, bool each_counts) {
+void Pool::work(uint64_t region, int share, int thread, bool each_counts, Ahead* ahead) {
   std::atomic<uint64_t>& done = shares_[static_cast<size_t>(thread)].done;
+  const Signal& signal = signal_of(thread);
+  Erased body = nullptr;
+  void* self = nullptr;
   uint64_t count = done.load(std::memory_order_relaxed);
   for (int part; claim(region, share, &part);) {
-    body_(self_, part, thread);
+    if (body == nullptr) {
+      body = signal.body.load(std::memory_order_relaxed);
+      self = signal.self.load(std::memory_order_relaxed);
+      const Range* ranges = signal.ahead.load(std::memory_order_relaxed);
+      if (ahead != nullptr && ranges != nullptr) ahead->take(ranges[thread]);
+    }
+    body(self, part, thread);
     ++count;
     if (each_counts) done.store(count, std::memory_order_release);
   }
@@ -141,20 +199,23 @@ bool Pool::claim(uint64_t region, int share, int* part) {
 }
 
 void Pool::worker(int thread) {
+  Ahead ahead;
   for (uint64_t last = 0;;) {
-    last = wait_for_region(last, thread);
+    last = wait_for_region(last, thread, ahead);
     if (stop_.load(std::memory_order_relaxed)) return;
-    work(last, thread, thread, false);
+    work(last, thread, thread, false, &ahead);
   }
 }
 
-uint64_t Pool::wait_for_region(uint64_t last, int thread) {
-  const std::atomic<uint64_t>& signal = signals_[static_cast<size_t>(thread / kReaders)].region;
+uint64_t Pool::wait_for_region(uint64_t last, int thread, Ahead& ahead) {
+  const std::atomic<uint64_t>& signal = signal_of(thread).region;
   for (Patience patience;;) {
     const uint64_t region = signal.load(std::memory_order_acquire);
-    if (region > last) return region;  // whoever has slept may know more than the signal
-    if (patience.over()) return sleep(last);
-    if (patience.looks() == kLooksBeforeHelp) help(last, thread);
+    if (region != last) return region;
+    if (ahead.step()) continue;
+    const Patience::Next next = patience.next();
+    if (next == Patience::Next::sleep) return sleep(last);
+    if (next == Patience::Next::help) help(last, thread);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <stdexcept>
 
 #include "half.h"
+#include "lines.h"
 
 namespace specdec {
 namespace {
@@ -12,9 +13,9 @@ namespace {
 // Outputs of a tile, at most. Long rows keep memory busy, but what one pass reads and the next must fit the second-level
 // cache.
 constexpr int64_t kTileOutputs = 8960;
-// A list of few outputs is cut by its inputs, too, so that this many threads find work; a part has at least so many inputs.
-// Neither follows the threads: sums would.
-constexpr int64_t kBlocksAndChunks = 64, kPartInputs = 256, kMaxChunks = 16;
+// A list of few outputs is cut by its inputs, too, into at most so many chunks of at least so many groups. Their number does
+// not follow the threads: sums would.
+constexpr int64_t kMaxChunks = 16, kChunkGroups = 4;
 // Two parts for each thread, so that a slow one can leave one to others, if tiles stay at least so many blocks wide: drafts
 // at efforts below 1 read wide rows faster.
 constexpr int64_t kPartsOfThread = 2, kWideBlocks = 4;
@@ -52,6 +53,21 @@ Int4View::Int4View(const KernelTable& kernels, JoinedMatrices joined)
 
 namespace {
 
+// In how many chunks the inputs of `blocks` blocks are best cut: the most that one of 16 threads has to do is least, and, which
+// matters less, one of 64.
+int64_t chunk_count(int64_t blocks, int64_t groups) {
+  auto most = [&](int64_t chunks, int64_t threads) {
+    return (blocks * chunks + threads - 1) / threads * ((groups + chunks - 1) / chunks);
+  };
+  int64_t best = 1;
+  double least = 0;
+  for (int64_t chunks = 1; chunks <= std::min(kMaxChunks, std::max<int64_t>(groups / kChunkGroups, 1)); ++chunks) {
+    const auto time = static_cast<double>(3 * most(chunks, 16) + most(chunks, 64));
+    if (chunks == 1 || time < 0.95 * least) best = chunks, least = time;
+  }
+  return best;
+}
+
 // In how many tiles `blocks` blocks are best cut, each of `times` parts: the most that a thread has to do is least, then
 // the tiles are widest.
 int64_t tile_count(int64_t blocks, int64_t times, int64_t threads) {
@@ -77,8 +93,11 @@ void Int4View::layout(Packed& packed, size_t j, int threads) const {
     packed.width += joined_.shape(m).out;
   }
   const int64_t outputs = round_up(packed.width, kInt4Block / 2), all = round_up(outputs, kInt4Block) / kInt4Block;
-  packed.chunks = std::min({(kBlocksAndChunks + all - 1) / all, packed.in / kPartInputs, kMaxChunks});
-  packed.chunks = std::max<int64_t>(1, packed.chunks);
+  packed.chunks = chunk_count(all, packed.groups);
+  packed.all_masks.resize(static_cast<size_t>(packed.groups));
+  packed.all_bounds.resize(static_cast<size_t>(packed.chunks + 1));
+  kernels_.draft.choose({nullptr, nullptr, packed.in, 1.0F, nullptr, packed.all_masks.data()});
+  split(packed, packed.all_masks.data(), packed.all_bounds.data());
   const bool alike = list.size() == 2 && joined_.shape(list[0]).out == joined_.shape(list[1]).out;
   packed.halves = alike && joined_.shape(list[0]).out % kInt4Block == 0 ? 2 : 1;
   const int64_t blocks = all / packed.halves, count = tile_count(blocks, packed.chunks * packed.halves, threads);
@@ -95,6 +114,22 @@ void Int4View::layout(Packed& packed, size_t j, int threads) const {
   for (Tile& tile : packed.tiles) {
     tile.data = data;
     data += packed.groups * int4_group_bytes(tile.width);
+  }
+  share_out(packed, threads);
+}
+
+// The first part of each thread's share, if all outputs are multiplied by a row that takes every input.
+void Int4View::share_out(Packed& packed, int threads) const {
+  const int64_t chunks = packed.chunks, parts = static_cast<int64_t>(packed.tiles.size()) * chunks;
+  const int64_t units = static_cast<int64_t>(packed.tiles.size()) / packed.halves;
+  for (int64_t t = 0; t < threads; ++t) {
+    const int64_t part = parts * t / threads, of_unit = packed.halves * chunks, c = part % chunks;
+    packed.shares.emplace_back();
+    if (part == parts * (t + 1) / threads) continue;
+    const Tile& tile = packed.tiles[static_cast<size_t>(part / of_unit + part % of_unit / chunks * units)];
+    const int64_t first = packed.all_bounds[static_cast<size_t>(c)], last = packed.all_bounds[static_cast<size_t>(c) + 1];
+    packed.shares.back() = {tile.data + first * int4_group_bytes(tile.width),
+                            static_cast<size_t>((last - first) * int4_group_bytes(tile.width))};
   }
 }
 
@@ -231,28 +266,42 @@ bool Int4View::complete() const {
   return std::all_of(packed_.begin(), packed_.end(), [](const Packed& packed) { return !packed.data.empty(); });
 }
 
-// Fills the masks and bounds of rows_. Returns twice the bytes that one output needs: a level per input that a row has chosen, a
-// scale per group that has any.
+// Fills taken_ for rows_. Returns twice the bytes that one output needs: a level per input that a row has chosen, a scale
+// per group that has any.
 uint64_t Int4View::choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort,
                           int count) {
-  const int64_t inputs = packed.groups * kGroup;
-  choose_scratch_.reserve(rows_.size() * static_cast<size_t>(inputs));
-  masks_.reserve(rows_.size() * static_cast<size_t>(packed.groups));
+  const auto groups = static_cast<size_t>(packed.groups);
+  taken_.resize(rows_.size());
+  const auto effort_of = [&](int row) { return in.efforts[row * count + effort]; };
+  if (std::all_of(rows_.begin(), rows_.end(), [&](int row) { return effort_of(row) >= 1; })) {
+    std::fill(taken_.begin(), taken_.end(), Taken{packed.all_masks.data(), packed.all_bounds.data()});
+    return static_cast<uint64_t>(packed.in + 2 * packed.groups);
+  }
+  choose_scratch_.reserve(rows_.size() * groups * kGroup);
+  masks_.reserve(rows_.size() * groups);
   bounds_.resize(rows_.size() * static_cast<size_t>(packed.chunks + 1));
   pool.run(static_cast<int>(rows_.size()), [&](int r, int) {
     const int row = rows_[static_cast<size_t>(r)];
-    uint32_t* masks = masks_.data() + r * packed.groups;
-    kernels_.draft.choose({in.row(row), scores, packed.in, in.efforts[row * count + effort],
-                           choose_scratch_.data() + r * inputs, masks});
-    split(packed, masks, bounds_.data() + r * (packed.chunks + 1));
+    choose_row(packed, scores, in.row(row), effort_of(row), static_cast<size_t>(r));
   });
   uint64_t halves = 0;
-  for (int64_t g = 0; g < packed.groups; ++g) {
+  for (size_t g = 0; g < groups; ++g) {
     uint32_t any = 0;
-    for (size_t r = 0; r < rows_.size(); ++r) any |= masks_[r * static_cast<size_t>(packed.groups) + static_cast<size_t>(g)];
+    for (const Taken& taken : taken_) any |= taken.masks[g];
     halves += static_cast<uint64_t>(__builtin_popcount(any)) + (any != 0 ? 2 : 0);
   }
   return halves;
+}
+
+// The inputs that row `r` of rows_ takes.
+void Int4View::choose_row(const Packed& packed, const float* scores, const float* x, float effort, size_t r) {
+  const auto groups = static_cast<size_t>(packed.groups);
+  uint32_t* masks = masks_.data() + r * groups;
+  int64_t* bounds = bounds_.data() + r * static_cast<size_t>(packed.chunks + 1);
+  ask_for(x, static_cast<size_t>(packed.in) * sizeof(float));
+  kernels_.draft.choose({x, scores, packed.in, effort, choose_scratch_.data() + r * groups * kGroup, masks});
+  split(packed, masks, bounds);
+  taken_[r] = {masks, bounds};
 }
 
 // Splits the groups into chunks with about equal numbers of chosen inputs.
@@ -296,8 +345,8 @@ void Int4View::part_calls(const Job& job, int part, Int4Call* calls) {
     const auto row = static_cast<int64_t>(r);
     float* sums = job.direct != nullptr ? job.direct + rows_[r] * job.in.y_stride[0]
                                         : sums_.data() + (row * chunks + c) * padded;
-    const int64_t* bounds = bounds_.data() + row * (chunks + 1);
-    calls[r] = {{tile.data, tile.width}, job.in.row(rows_[r]), masks_.data() + row * packed.groups, bounds[c], bounds[c + 1],
+    const Taken& taken = taken_[r];
+    calls[r] = {{tile.data, tile.width}, job.in.row(rows_[r]), taken.masks, taken.bounds[c], taken.bounds[c + 1],
                 from, to, sums + tile.first, nullptr, true};
   }
 }
@@ -342,8 +391,9 @@ void Int4View::finish_unit(const Job& job, int unit) const {
 }
 
 // Matrices [first, last) of a list times rows_, whose choice is by `scores` and the effort of matrix `first`.
-uint64_t Int4View::multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, int first,
-                                    int last, int count, const DraftRows& in, const DraftAfter* after) {
+uint64_t Int4View::multiply_outputs(Pool& pool, size_t list, const float* scores, const int* matrices, int first, int last,
+                                    int count, const DraftRows& in, const DraftAfter* after) {
+  const Packed &packed = packed_[list], &next = packed_[(list + 1) % packed_.size()];
   const uint64_t halves = choose(pool, packed, scores, in, first, count);
   const Job job = this->job(packed, matrices, first, last, count, in, after, pool.threads());
   if (job.direct == nullptr)
@@ -355,21 +405,24 @@ uint64_t Int4View::multiply_outputs(Pool& pool, const Packed& packed, const floa
   }
   for (size_t u = 0; u < units; ++u)
     left_[u].store(job.halves * static_cast<int>(packed.chunks), std::memory_order_relaxed);
-  pool.run(job.parts(packed.chunks), [&](int part, int) { run_part(job, part); });
+  // Lists are multiplied in their order.
+  const bool known = next.shares.size() == static_cast<size_t>(pool.threads());
+  pool.run(job.parts(packed.chunks), [&](int part, int) { run_part(job, part); }, known ? next.shares.data() : nullptr);
   return halves * static_cast<uint64_t>(job.end - job.begin) / 2;
 }
 
 uint64_t Int4View::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in, const DraftAfter* after) {
-  const Packed& packed = packed_[joined_.list_of(matrices[0])];
+  const size_t list = joined_.list_of(matrices[0]);
+  const Packed& packed = packed_[list];
   const bool paired = after != nullptr && after->paired;
   uint64_t bytes = 0;
   if (in.take(count, true, &rows_)) {
-    bytes += multiply_outputs(pool, packed, packed.scores.data(), matrices, 0, count, count, in, after);
+    bytes += multiply_outputs(pool, list, packed.scores.data(), matrices, 0, count, count, in, after);
     if (paired && packed.halves == 1) finish_rows(pool, joined_.shape(matrices[0]).out, *after);
   }
   if (in.take(count, false, &rows_)) {
     for (int m = 0; m < count; ++m)
-      bytes += multiply_outputs(pool, packed, packed.own_scores[static_cast<size_t>(m)].data(), matrices, m, m + 1, count, in,
+      bytes += multiply_outputs(pool, list, packed.own_scores[static_cast<size_t>(m)].data(), matrices, m, m + 1, count, in,
                                 paired ? nullptr : after);
     if (paired) finish_rows(pool, joined_.shape(matrices[0]).out, *after);
   }

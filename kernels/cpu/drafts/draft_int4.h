@@ -52,6 +52,9 @@ class Int4View : public DraftView {
     Buffer<uint8_t> data;
     std::vector<Tile> tiles;                // as many as the threads can share well
     std::vector<int64_t> starts;            // first output of each matrix
+    std::vector<uint32_t> all_masks;        // of a row that takes every input
+    std::vector<int64_t> all_bounds;
+    std::vector<Pool::Range> shares;        // what each thread of the pool multiplies of such a row
     std::vector<Buffer<float>> own_scores;  // of each matrix
     Buffer<float> scores;                   // mean |w| over all the outputs
   };
@@ -72,14 +75,21 @@ class Int4View : public DraftView {
     int parts(int64_t chunks) const { return tiles * static_cast<int>(chunks); }
   };
   struct Rounded;
+  // Inputs that a row takes, by group, and where its chunks begin.
+  struct Taken {
+    const uint32_t* masks;
+    const int64_t* bounds;
+  };
 
   void layout(Packed& packed, size_t j, int threads) const;
+  void share_out(Packed& packed, int threads) const;
   void pack_scales(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   void pack_rows(const Packed& packed, size_t j, const std::vector<Int4Source>& sources, int64_t group) const;
   Rounded round(Pool& pool, const PackedMatrix& exact) const;
-  uint64_t multiply_outputs(Pool& pool, const Packed& packed, const float* scores, const int* matrices, int first, int last,
-                            int count, const DraftRows& in, const DraftAfter* after);
+  uint64_t multiply_outputs(Pool& pool, size_t list, const float* scores, const int* matrices, int first, int last, int count,
+                            const DraftRows& in, const DraftAfter* after);
   uint64_t choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort, int count);
+  void choose_row(const Packed& packed, const float* scores, const float* x, float effort, size_t r);
   void split(const Packed& packed, const uint32_t* masks, int64_t* bounds) const;
   Job job(const Packed& packed, const int* matrices, int first, int last, int count, const DraftRows& in,
           const DraftAfter* after, int threads) const;
@@ -96,6 +106,7 @@ class Int4View : public DraftView {
   Buffer<float> choose_scratch_, sums_;  // sums: [row][chunk][width]
   Buffer<uint32_t> masks_;
   std::vector<int64_t> bounds_;
+  std::vector<Taken> taken_;
   std::unique_ptr<std::atomic<int>[]> left_;  // parts of each unit that are not done
   size_t left_room_ = 0;
 };

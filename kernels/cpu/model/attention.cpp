@@ -13,9 +13,6 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 // With at most this many rows of a sequence threads share out the chunks of the context, with more the rows.
 constexpr int kFewRows = 16;
 
-// Tiles of the query rows of `tokens` tokens that read one key-value head.
-RowTiles tiles_of(int tokens, int group, int max_tile) { return RowTiles(tokens * group, max_tile); }
-
 }  // namespace
 
 // Some query rows of a sequence that read one key-value head: row r is head r % group of its group, of token r / group.
@@ -24,8 +21,8 @@ struct Pass::AttentionTile {
   int rows() const { return last - first; }
 };
 
-Pass::AttentionTile Pass::attention_tile(const Sequence& s, int group, int kv_head, int index) const {
-  const RowTiles tiles = tiles_of(s.rows, group, kernels_.dense.max_tile);
+Pass::AttentionTile Pass::attention_tile(int layer, const Sequence& s, int kv_head, int index) const {
+  const RowTiles tiles = query_tiles(layer, s);
   return {kv_head, tiles.start(index), tiles.start(index + 1)};
 }
 
@@ -58,18 +55,34 @@ int64_t Pass::tree_floats() const {
   return any ? kChunk * (size + padded(size)) * model_.cache_shape_->value_bytes() / 4 + 64 : 0;
 }
 
-// One region for all sequences: chunks of a few rows' context, or tiles of many rows; then a row's chunks are joined.
+// How a sequence's attention is cut: chunks of a few rows' context, of which several threads may share the query heads where
+// there are many threads; or tiles of many rows.
+void Pass::cut_attention(int layer, Sequence& s, int threads) const {
+  const LayerShape& shape = shape_of(layer);
+  const int queries = s.rows * shape.group();
+  s.by_chunk = s.tree || s.rows <= kFewRows;
+  s.pieces = s.tree || !s.by_chunk ? 1 : std::clamp(threads / static_cast<int>(shape.kv_heads * s.chunks), 1, queries);
+  s.tile_rows = std::min(kernels_.dense.max_tile, (queries + s.pieces - 1) / s.pieces);
+  s.parts = shape.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) * s.pieces : query_tiles(layer, s).count);
+}
+
+// Tiles of the query rows that read one key-value head.
+RowTiles Pass::query_tiles(int layer, const Sequence& s) const {
+  return RowTiles(s.rows * shape_of(layer).group(), s.tile_rows);
+}
+
+// One region for all sequences; then a row's chunks are joined, by whoever ends the last of them where that is little work.
 void Pass::attend(int layer) {
   const LayerShape& shape = shape_of(layer);
-  const int group = shape.group();
   const int64_t stride = model_.cache_shape_->layer(layer).value_stride;
+  const int threads = model_.pool_->threads() / static_cast<int>(active_);
   int64_t floats = 0, queries = 0, work = 0, joined_work = 0;
   int parts = 0, joined = 0;
   for (size_t j = 0; j < active_; ++j) {
     Sequence& s = sequences_[j];
     const int64_t rows = int64_t{s.rows} * shape.heads;
     place_chunks(layer, s, s.start, s.last);
-    s.by_chunk = s.tree || s.rows <= kFewRows;
+    cut_attention(layer, s, threads);
     s.first_part = parts;
     s.first_joined = joined;
     s.partial = floats;
@@ -77,7 +90,7 @@ void Pass::attend(int layer) {
     s.given->bytes += static_cast<uint64_t>(s.start + s.rows - all.first + all.sinks - all.sink) * 2 *
                       static_cast<uint64_t>(shape.kv_width() * model_.cache_shape_->value_bytes());
     work += rows * s.chunks * kChunk * shape.head_dim;
-    parts += shape.kv_heads * (s.by_chunk ? static_cast<int>(s.chunks) : tiles_of(s.rows, group, kernels_.dense.max_tile).count);
+    parts += s.parts;
     if (!s.by_chunk) continue;
     s.queries = queries;
     queries += rows * shape.head_dim;
@@ -87,22 +100,45 @@ void Pass::attend(int layer) {
   }
   scratch_.partial.reserve(static_cast<size_t>(floats));
   scratch_.queries.reserve(static_cast<size_t>(queries));
+  const bool join_at_once = joined_work < kWorthSharing;
+  count_chunks(layer);
   each(static_cast<int>(active_), queries * 4, [&](int j, int) { gather_queries(layer, sequences_[static_cast<size_t>(j)]); });
   each(parts, work, [&](int part, int thread) {
     size_t j = active_ - 1;
     while (sequences_[j].first_part > part) --j;
     const Sequence& s = sequences_[j];
-    if (s.by_chunk)
-      attend_chunk(layer, s, part - s.first_part, thread);
-    else
-      attend_tiles(layer, s, part - s.first_part, thread);
+    if (!s.by_chunk) return attend_tiles(layer, s, part - s.first_part, thread);
+    attend_chunk(layer, s, part - s.first_part, thread);
+    if (join_at_once) end_chunk(layer, j, part - s.first_part, thread);
   });
-  each(joined, joined_work, [&](int row, int thread) {
-    size_t j = active_ - 1;
-    while (!sequences_[j].by_chunk || sequences_[j].first_joined > row) --j;
-    join_chunks(layer, sequences_[j], row - sequences_[j].first_joined, thread);
-  });
+  if (!join_at_once)
+    each(joined, joined_work, [&](int row, int thread) {
+      size_t j = active_ - 1;
+      while (!sequences_[j].by_chunk || sequences_[j].first_joined > row) --j;
+      join_chunks(layer, sequences_[j], row - sequences_[j].first_joined, thread);
+    });
   finish_attended(layer);
+}
+
+// Sets how many parts of each sequence and key-value head are still to come.
+void Pass::count_chunks(int layer) {
+  const auto heads = static_cast<size_t>(shape_of(layer).kv_heads), count = active_ * heads;
+  if (scratch_.chunk_room < count) {
+    scratch_.chunks_left = std::make_unique<std::atomic<int>[]>(count);
+    scratch_.chunk_room = count;
+  }
+  for (size_t j = 0; j < count; ++j)
+    scratch_.chunks_left[j].store(static_cast<int>(sequences_[j / heads].chunks) * sequences_[j / heads].pieces,
+                                  std::memory_order_relaxed);
+}
+
+// Counts a part of sequence `j` as done, and joins the rows of its key-value head after the last.
+void Pass::end_chunk(int layer, size_t j, int part, int thread) {
+  const LayerShape& shape = shape_of(layer);
+  const int kv_head = part % shape.kv_heads, rows = sequences_[j].rows * shape.group();
+  std::atomic<int>& left = scratch_.chunks_left[j * static_cast<size_t>(shape.kv_heads) + static_cast<size_t>(kv_head)];
+  if (left.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  for (int row = kv_head * rows; row < (kv_head + 1) * rows; ++row) join_chunks(layer, sequences_[j], row, thread);
 }
 
 // Gates what attention returns; the next product reads zeros past its end, where layers of other sizes may have written.
@@ -130,9 +166,9 @@ void Pass::gather_q(int layer, const Sequence& s, const AttentionTile& tile, flo
 
 // All queries of a sequence whose chunks are shared out, tile after tile.
 void Pass::gather_queries(int layer, const Sequence& s) {
-  if (!s.by_chunk) return;
+  if (!s.by_chunk || s.pieces > 1) return;
   const LayerShape& shape = shape_of(layer);
-  const RowTiles tiles = tiles_of(s.rows, shape.group(), kernels_.dense.max_tile);
+  const RowTiles tiles = query_tiles(layer, s);
   float* q = scratch_.queries.data() + s.queries;
   for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head, q += tiles.rows * shape.head_dim)
     for (int t = 0; t < tiles.count; ++t)
@@ -180,7 +216,8 @@ void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
   const int group = shape.group(), kv_head = part % shape.kv_heads;
   const KvCache& cache = *s.given->cache;
   const int64_t stride = cache.shape().layer(layer).value_stride, count = int64_t{s.rows} * shape.heads;
-  const int64_t index = part / shape.kv_heads, chunk = s.chunk(index);
+  const int piece = part / shape.kv_heads % s.pieces;
+  const int64_t index = part / shape.kv_heads / s.pieces, chunk = s.chunk(index);
   // [chunk][kv head][token][head of the group], then totals, then sums
   const int64_t own = index * count + int64_t{kv_head} * s.rows * group;
   float* peaks = scratch_.partial.data() + s.partial + own;
@@ -190,9 +227,19 @@ void Pass::attend_chunk(int layer, const Sequence& s, int part, int thread) {
     attend_tree(layer, s, kv_head, chunk, peaks, totals, sums, thread);
     return;
   }
-  const RowTiles tiles = tiles_of(s.rows, group, kernels_.dense.max_tile);
-  const float* q = scratch_.queries.data() + s.queries + int64_t{kv_head} * tiles.rows * shape.head_dim;
+  const RowTiles tiles = query_tiles(layer, s);
   uint8_t* keys = cache.keys(layer, kv_head, chunk);
+  if (s.pieces > 1) {
+    float *scratch = thread_scratch(thread), *q = scratch + attention_scratch_floats();
+    for (int t = tiles.count * piece / s.pieces; t < tiles.count * (piece + 1) / s.pieces; ++t) {
+      const AttentionTile tile{kv_head, tiles.start(t), tiles.start(t + 1)};
+      gather_q(layer, s, tile, q);
+      attend_tile(layer, s, tile, chunk, keys, keys, q, scratch, peaks + tile.first, totals + tile.first,
+                  sums + tile.first * stride);
+    }
+    return;
+  }
+  const float* q = scratch_.queries.data() + s.queries + int64_t{kv_head} * tiles.rows * shape.head_dim;
   const int next_part = std::min(part + 1, static_cast<int>(s.chunks) * shape.kv_heads - 1);
   const uint8_t* next = cache.keys(layer, next_part % shape.kv_heads, s.chunk(next_part / shape.kv_heads));
   for (int t = 0; t < tiles.count; ++t) {
@@ -221,7 +268,7 @@ void Pass::attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk,
   }
   int32_t held[kMaxTreeRows];  // which row's keys and values lie at each depth
   std::fill_n(held, kMaxTreeRows, -1);
-  const RowTiles tiles = tiles_of(1, group, kernels_.dense.max_tile);
+  const RowTiles tiles(group, kernels_.dense.max_tile);
   for (int token = 0; token < s.rows; ++token) {
     const int64_t first = int64_t{token} * group;
     std::fill_n(peaks + first, group, kNothing);
@@ -278,7 +325,7 @@ void Pass::attend_tiles(int layer, const Sequence& s, int part, int thread) {
   const int group = shape.group();
   const KvCache& cache = *s.given->cache;
   const int64_t stride = cache.shape().layer(layer).value_stride, room = padded(shape.head_dim);
-  const AttentionTile tile = attention_tile(s, group, part % shape.kv_heads, part / shape.kv_heads);
+  const AttentionTile tile = attention_tile(layer, s, part % shape.kv_heads, part / shape.kv_heads);
   const int rows = tile.rows(), first_head = tile.kv_head * group;
   float* scratch = thread_scratch(thread);
   float* q = scratch + attention_scratch_floats();

@@ -1,6 +1,8 @@
 // The blocks of a layer: attention but for its sums (attention.cpp), and an MLP that is not a mixture (experts.cpp).
+#include <algorithm>
 #include <cmath>
 
+#include "lines.h"
 #include "multiply.h"
 
 namespace specdec {
@@ -9,6 +11,7 @@ namespace specdec {
 Pass::Input Pass::norm_into(const float* weight) {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
   if (weight == nullptr) return rows_of(scratch_.x.data(), stride);
+  if (rows_ <= 8) ask_for(scratch_.x.data(), static_cast<size_t>(rows_ * stride) * sizeof(float));
   each(rows_, rows_ * hidden * 2, [&](int row, int) {
     kernels_.element.rms_norm(scratch_.x.data() + row * stride, weight, shape_.norm_eps, hidden,
                               scratch_.normed.data() + row * stride);
@@ -33,12 +36,13 @@ void Pass::attention_block(int layer) {
   const int64_t stride = padded(shape_.hidden), q = shape.q_width();
   project(layer, norm_into(parts.attn_norm));
   if (shape_.divided && shape.qk_norm == QkNorm::full) norm_whole(layer);
-  each(rows_, rows_ * (q + shape.kv_width()) * 4, [&](int row, int) { append_row(layer, row); });
+  if (!heads_finish_early(layer))
+    each(rows_, rows_ * (q + shape.kv_width()) * 4, [&](int row, int) { append_row(layer, row); });
   attend(layer);
   const bool added = parts.attn_post_norm == nullptr && !shape_.divided;
   float *x = scratch_.x.data(), *y = shape_.divided ? scratch_.own.data() : scratch_.normed.data();
   const float *bias = parts.o_bias, scale = shape.residual_scale;
-  const std::vector<Output> outputs = {{parts.o_matrix, y, stride}};
+  const Outputs outputs = {{parts.o_matrix, y, stride}};
   multiply(attended(layer), outputs, false,
            [&](int, int row, int64_t from, int64_t to) {
              float* part = y + row * stride;
@@ -54,14 +58,17 @@ void Pass::project(int layer, Input in) {
   const LayerShape& shape = shape_of(layer);
   const LayerParts& parts = parts_of(layer);
   const int64_t q = padded(shape.q_width()), kv = padded(shape.kv_width());
-  const std::vector<Output> outputs = {{parts.q_matrix, scratch_.qkv[0].data(), q},
+  const Outputs outputs = {{parts.q_matrix, scratch_.qkv[0].data(), q},
                                        {parts.q_matrix + 1, scratch_.qkv[1].data(), kv},
                                        {parts.q_matrix + 2, scratch_.qkv[2].data(), kv}};
+  const bool early = heads_finish_early(layer);
+  if (early) count_heads(layer);
   multiply(in, outputs, false, [&](int j, int row, int64_t from, int64_t to) {
     if (const float* bias = parts.bias[j]) {
       float* y = outputs[static_cast<size_t>(j)].y + row * outputs[static_cast<size_t>(j)].stride;
       for (int64_t o = from; o < to; ++o) y[o] += bias[o];
     }
+    if (early) finish_heads(layer, j, row, from, to);
   });
   if (shape.gate)
     multiply(in, {{parts.q_matrix + 3, scratch_.attn_gate.data(), q}}, false, [](int, int, int64_t, int64_t) {});
@@ -77,54 +84,112 @@ void Pass::turn(const LayerParts& parts, int row, float* x, int64_t heads, int64
   rotate(x, heads, size, pairs, scratch_.cosines[kind].data() + row * pairs, scratch_.sines[kind].data() + row * pairs);
 }
 
-// Norms and turns a row's queries and keys, and writes its keys and values to the cache.
+// Whether heads of queries, keys and values are finished one by one, by the threads that multiply. Norms over all heads have
+// to wait; of many rows each is finished as a whole.
+bool Pass::heads_finish_early(int layer) const {
+  constexpr int kMostRows = 16;
+  return rows_ <= kMostRows && shape_of(layer).qk_norm != QkNorm::full;
+}
+
+// Sets how many outputs of each row's heads of queries, keys and values are still to come.
+void Pass::count_heads(int layer) {
+  const LayerShape& shape = shape_of(layer);
+  const auto count = static_cast<size_t>(rows_) * static_cast<size_t>(shape.heads + 2 * shape.kv_heads);
+  if (scratch_.head_room < count) {
+    scratch_.head_outputs = std::make_unique<std::atomic<int>[]>(count);
+    scratch_.head_room = count;
+  }
+  for (size_t j = 0; j < count; ++j) scratch_.head_outputs[j].store(shape.head_dim, std::memory_order_relaxed);
+}
+
+// Outputs [from, to) of a row's queries (0), keys (1) or values (2) are there: finishes the heads that this completes.
+void Pass::finish_heads(int layer, int which, int row, int64_t from, int64_t to) {
+  const LayerShape& shape = shape_of(layer);
+  const int64_t size = shape.head_dim;
+  const int before = which == 0 ? 0 : shape.heads + (which - 1) * shape.kv_heads;
+  std::atomic<int>* left = scratch_.head_outputs.get() + row * (shape.heads + 2 * shape.kv_heads) + before;
+  for (int64_t head = from / size; head * size < to; ++head) {
+    const auto found = static_cast<int>(std::min(to, (head + 1) * size) - std::max(from, head * size));
+    if (found < size && left[head].fetch_sub(found, std::memory_order_acq_rel) != found) continue;
+    finish_head(layer, which, row, static_cast<int>(head));
+  }
+}
+
+// Norms and turns a head of a row's queries or keys; writes keys and values to the cache.
+void Pass::finish_head(int layer, int which, int row, int head) {
+  const LayerShape& shape = shape_of(layer);
+  const LayerParts& parts = parts_of(layer);
+  const int64_t size = shape.head_dim, stride = padded(which == 0 ? shape.q_width() : shape.kv_width());
+  float* x = scratch_.qkv[which].data() + row * stride + head * size;
+  if (which < 2) {
+    const float* weight = which == 0 ? parts.q_norm : parts.k_norm;
+    if (shape.qk_norm == QkNorm::head) kernels_.element.rms_norm(x, weight, shape_.norm_eps, size, x);
+    turn(parts, row, x, 1, size);
+  }
+  if (which == 0 && shape.growth != 0) {
+    const int64_t spans = scratch_.positions[static_cast<size_t>(row)] / shape.growth_span;
+    const auto factor = static_cast<float>(1 + shape.growth * std::log(1 + static_cast<double>(spans)));
+    for (int64_t i = 0; i < size; ++i) x[i] *= factor;
+  }
+  if (which == 1) append_key(layer, row, head, x);
+  if (which == 2) append_value(layer, row, head, x);
+}
+
+// The same of all heads of a row.
 void Pass::append_row(int layer, int row) {
   const LayerShape& shape = shape_of(layer);
   const LayerParts& parts = parts_of(layer);
+  if (shape.qk_norm == QkNorm::full && !shape_.divided) {
+    auto norm = [&](int which, const float* weight, int64_t width) {
+      float* x = scratch_.qkv[which].data() + row * padded(width);
+      kernels_.element.rms_norm(x, weight, shape_.norm_eps, width, x);
+    };
+    norm(0, parts.q_norm, shape.q_width());
+    norm(1, parts.k_norm, shape.kv_width());
+  }
+  for (int which = 0; which < 3; ++which)
+    for (int head = 0; head < (which == 0 ? shape.heads : shape.kv_heads); ++head) finish_head(layer, which, row, head);
+}
+
+// Where a row's keys of a head lie in the cache, or its values.
+struct Pass::CachePlace {
+  const CacheShape& shape;
+  const CacheShape::Layer& layer;
+  uint8_t* keys;
+  int64_t place;  // within the chunk
+};
+
+Pass::CachePlace Pass::cache_place(int layer, int row, int head) const {
   const Sequence& s = sequences_[static_cast<size_t>(scratch_.sequence_of[static_cast<size_t>(row)])];
   const KvCache& cache = *s.given->cache;
-  const int64_t size = shape.head_dim, value_stride = cache.shape().layer(layer).value_stride;
-  const int64_t slot = s.start + row - s.first, chunk = slot / kChunk, place = slot % kChunk;
-  const int64_t kv_stride = padded(shape.kv_width());
-  float* q = scratch_.qkv[0].data() + row * padded(shape.q_width());
-  float* k = scratch_.qkv[1].data() + row * kv_stride;
-  const float* v = scratch_.qkv[2].data() + row * kv_stride;
-  if (shape.qk_norm == QkNorm::head || (shape.qk_norm == QkNorm::full && !shape_.divided)) {
-    const bool full = shape.qk_norm == QkNorm::full;
-    auto norm = [&](float* x, const float* weight, int64_t width) {
-      const int64_t part = full ? width : size;
-      for (int64_t first = 0; first < width; first += part)
-        kernels_.element.rms_norm(x + first, weight, shape_.norm_eps, part, x + first);
-    };
-    norm(q, parts.q_norm, shape.q_width());
-    norm(k, parts.k_norm, shape.kv_width());
+  const int64_t slot = s.start + row - s.first;
+  return {cache.shape(), cache.shape().layer(layer), cache.keys(layer, head, slot / kChunk), slot % kChunk};
+}
+
+void Pass::append_key(int layer, int row, int head, const float* key) {
+  const CachePlace at = cache_place(layer, row, head);
+  const int64_t size = shape_of(layer).head_dim;
+  if (at.shape.single()) {
+    for (int64_t d = 0; d < size; ++d) reinterpret_cast<float*>(at.keys)[CacheShape::key_at(at.layer, at.place, d)] = key[d];
+    return;
   }
-  turn(parts, row, q, shape.heads, size);
-  turn(parts, row, k, shape.kv_heads, size);
-  if (shape.growth != 0) {
-    const int64_t spans = scratch_.positions[static_cast<size_t>(row)] / shape.growth_span;
-    const auto factor = static_cast<float>(1 + shape.growth * std::log(1 + static_cast<double>(spans)));
-    for (int64_t i = 0; i < shape.q_width(); ++i) q[i] *= factor;
+  for (int64_t first = 0; first < size; first += kPanel) {
+    uint16_t bits[kPanel];
+    const int64_t n = std::min<int64_t>(kPanel, size - first);
+    kernels_.element.to_half(key + first, bits, n);
+    for (int64_t d = 0; d < n; ++d)
+      reinterpret_cast<uint16_t*>(at.keys)[CacheShape::key_at(at.layer, at.place, first + d)] = bits[d];
   }
-  const CacheShape::Layer& place_in = cache.shape().layer(layer);
-  for (int h = 0; h < shape.kv_heads; ++h) {
-    uint8_t* keys = cache.keys(layer, h, chunk);
-    uint8_t* values = cache.shape().values_of(place_in, keys);
-    if (cache.shape().single()) {
-      for (int64_t d = 0; d < size; ++d)
-        reinterpret_cast<float*>(keys)[CacheShape::key_at(place_in, place, d)] = k[h * size + d];
-      std::copy_n(v + h * size, size, reinterpret_cast<float*>(values) + place * value_stride);
-      continue;
-    }
-    for (int64_t first = 0; first < size; first += kPanel) {
-      uint16_t bits[kPanel];
-      const int64_t n = std::min<int64_t>(kPanel, size - first);
-      kernels_.element.to_half(k + h * size + first, bits, n);
-      for (int64_t d = 0; d < n; ++d)
-        reinterpret_cast<uint16_t*>(keys)[CacheShape::key_at(place_in, place, first + d)] = bits[d];
-    }
-    kernels_.element.to_half(v + h * size, reinterpret_cast<uint16_t*>(values) + place * value_stride, size);
-  }
+}
+
+void Pass::append_value(int layer, int row, int head, const float* value) {
+  const CachePlace at = cache_place(layer, row, head);
+  const int64_t size = shape_of(layer).head_dim, first = at.place * at.layer.value_stride;
+  uint8_t* values = at.shape.values_of(at.layer, at.keys);
+  if (at.shape.single())
+    std::copy_n(value, size, reinterpret_cast<float*>(values) + first);
+  else
+    kernels_.element.to_half(value, reinterpret_cast<uint16_t*>(values) + first, size);
 }
 
 void Pass::mlp_block(int layer) {

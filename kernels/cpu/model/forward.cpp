@@ -117,6 +117,12 @@ void Pass::allocate() {
       reserve(*buffer, static_cast<int64_t>(model_.rotations_[j].frequencies.size()));
   reserve(s.tiles, draft_ != nullptr || full_ ? widest : 4 * widest);
   const auto threads = static_cast<size_t>(model_.pool_->threads());
+  constexpr int kFewRows = 6;
+  constexpr size_t kManyThreads = 4;
+  own_tiles_ = draft_ == nullptr && full_ && rows_ > 1 && rows_ <= kFewRows && threads >= kManyThreads;
+  own_tiles_floats_ = round_up(rows_ * widest + kPanel, kPanel);
+  if (own_tiles_) s.own_tiles.reserve(threads * static_cast<size_t>(own_tiles_floats_));
+  s.tiles_made.resize(threads);
   const int64_t attention = attention_scratch_floats() + kMaxTile * (padded(largest_head()) * 3 + 4) + tree_floats();
   thread_floats_ = round_up(std::max({scratch_floats(rows_), attention, model_.quantised_scratch_floats(rows_)}), 16);
   s.thread.reserve(threads * static_cast<size_t>(thread_floats_));

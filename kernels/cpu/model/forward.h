@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <vector>
 
 #include "model.h"
@@ -35,6 +36,19 @@ class Pass {
     int matrix;
     float* y;
     int64_t stride;
+  };
+  // One to three of them, without an allocation.
+  struct Outputs {
+    Output items[3];
+    size_t count = 0;
+
+    Outputs(std::initializer_list<Output> list) {
+      for (const Output& one : list) items[count++] = one;
+    }
+    size_t size() const { return count; }
+    const Output& operator[](size_t j) const { return items[j]; }
+    const Output* begin() const { return items; }
+    const Output* end() const { return items + count; }
   };
   struct Input {
     const float* x;
@@ -107,7 +121,15 @@ class Pass {
   // blocks.cpp
   void attention_block(int layer);
   void project(int layer, Input in);
+  bool heads_finish_early(int layer) const;
+  void count_heads(int layer);
+  void finish_heads(int layer, int which, int row, int64_t from, int64_t to);
+  void finish_head(int layer, int which, int row, int head);
   void append_row(int layer, int row);
+  void append_key(int layer, int row, int head, const float* key);
+  void append_value(int layer, int row, int head, const float* value);
+  struct CachePlace;
+  CachePlace cache_place(int layer, int row, int head) const;
   void turn(const LayerParts& parts, int row, float* x, int64_t heads, int64_t size) const;
   void mlp_block(int layer);
   void gated_mlp(int layer, int mlp, Input in, float* y, int64_t y_stride, float* residual = nullptr);
@@ -123,23 +145,24 @@ class Pass {
   // multiply.h: y_j = W_j x for every row; then after(j, row, first, last) for ranges of finished outputs. With `paired`,
   // the outputs have equal shapes, the same range of all is done before one call after(0, row, first, last).
   template <class After>
-  void multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
+  void multiply(Input in, const Outputs& outputs, bool paired, const After& after);
   template <class After>
   void multiply_pieces(Input in, const std::vector<Plan>& plans, const Pieces& pieces, bool paired, const After& after);
   template <class After>
-  void multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after);
+  void multiply_draft(Input in, const Outputs& outputs, bool paired, const After& after);
   // plan.cpp
-  std::vector<Plan> plan(Input in, const std::vector<Output>& outputs);
+  std::vector<Plan> plan(Input in, const Outputs& outputs);
   void choose_tiers(Input in, std::vector<Plan>& plans);
   void choose_inputs(Input in, std::vector<Plan>& plans);
   void take_inputs(Input in, const Plan& plan, int j, int row, int thread);
   void list_inputs(Input in, Plan& plan, int j);
   void pack_inputs(Input in, Plan& plan, int j, int tile);
   const float* to_tiles(Input in, int64_t width, RowTiles tiles);
+  const float* thread_tiles(Input in, int64_t width, RowTiles tiles, int thread);
   bool all_full(Input in, int matrix) const;
   // forward_quant.cpp
-  void plan_quantised(Input in, const std::vector<Output>& outputs, std::vector<Plan>& plans);
-  void choose_quantised(Input in, const std::vector<Output>& outputs);
+  void plan_quantised(Input in, const Outputs& outputs, std::vector<Plan>& plans);
+  void choose_quantised(Input in, const Outputs& outputs);
   bool worth_choosing(Input in, const QuantMatrix& matrix, int64_t slot) const;
   void to_whole(Input in, const std::vector<Plan>& plans, const std::vector<int>& slots);
   uint64_t quantised_bytes(const Plan& plan) const;
@@ -156,6 +179,10 @@ class Pass {
   // attention.cpp
   struct AttentionTile;
   void attend(int layer);
+  void cut_attention(int layer, Sequence& s, int threads) const;
+  RowTiles query_tiles(int layer, const Sequence& s) const;
+  void count_chunks(int layer);
+  void end_chunk(int layer, size_t j, int part, int thread);
   void finish_attended(int layer);
   void attend_chunk(int layer, const Sequence& s, int part, int thread);
   void attend_tree(int layer, const Sequence& s, int kv_head, int64_t chunk, float* peaks, float* totals, float* sums, int thread);
@@ -163,7 +190,7 @@ class Pass {
   void attend_tiles(int layer, const Sequence& s, int part, int thread);
   void join_chunks(int layer, const Sequence& s, int row, int thread);
   void start_row(int layer, int head, float* peak, float* total) const;
-  AttentionTile attention_tile(const Sequence& s, int group, int kv_head, int index) const;
+  AttentionTile attention_tile(int layer, const Sequence& s, int kv_head, int index) const;
   void attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
                    const uint8_t* next, const float* q, float* scratch, float* peak, float* total, float* sums);
   void gather_queries(int layer, const Sequence& s);
@@ -176,10 +203,10 @@ class Pass {
   const LayerShape& shape_of(int layer) const { return shape_.layer(layer); }
   const LayerParts& parts_of(int layer) const { return model_.parts_[static_cast<size_t>(layer)]; }
 
+  static constexpr int64_t kWorthSharing = 50000;
   // Runs body(part, thread) for each part; on this thread alone when `work`, in multiply-adds, is too little to share.
   template <class Body>
   void each(int parts, int64_t work, const Body& body) {
-    constexpr int64_t kWorthSharing = 50000;
     if (work < kWorthSharing)
       for (int part = 0; part < parts; ++part) body(part, 0);
     else
@@ -197,10 +224,11 @@ class Pass {
   DraftView* draft_;
   Choice choice_;
   bool full_ = true;  // no row has an effort below 1
+  bool own_tiles_ = false;  // every thread puts the rows of a region into tiles for itself
   int all_rows_ = 0;
   int rows_ = 0;      // that run through the present layer
   size_t active_ = 0;  // sequences that do
-  int64_t thread_floats_ = 0;
+  int64_t thread_floats_ = 0, own_tiles_floats_ = 0;
   uint64_t shared_bytes_ = 0;  // read by these rows together, not yet shared out
 };
 

@@ -31,7 +31,7 @@ int64_t Model::quantised_scratch_floats(int rows) const {
 }
 
 // What the quantised matrices among the outputs need beforehand: the inputs that rows take, and rows in whole numbers.
-void Pass::plan_quantised(Input in, const std::vector<Output>& outputs, std::vector<Plan>& plans) {
+void Pass::plan_quantised(Input in, const Outputs& outputs, std::vector<Plan>& plans) {
   auto is_full = [&](size_t j) { return all_full(in, outputs[j].matrix); };
   bool some = false;
   for (size_t j = 0; j < plans.size(); ++j) some |= plans[j].matrix->is_quantised() && !is_full(j);
@@ -53,7 +53,7 @@ void Pass::plan_quantised(Input in, const std::vector<Output>& outputs, std::vec
 }
 
 // Fills input_masks of the quantised matrices among the outputs.
-void Pass::choose_quantised(Input in, const std::vector<Output>& outputs) {
+void Pass::choose_quantised(Input in, const Outputs& outputs) {
   const auto count = static_cast<int>(outputs.size());
   const int64_t width = model_.matrix(outputs[0].matrix).in, groups = width / kQuantGroup;
   scratch_.input_masks.reserve(static_cast<size_t>(count * in.rows * groups));

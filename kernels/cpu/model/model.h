@@ -112,6 +112,12 @@ class Model {
     Buffer<float> own, all_attended, all_inner;  // of a divided model
     std::vector<int32_t> tokens;
     std::vector<Buffer<float>> cosines, sines;  // of each rotation
+    Buffer<float> own_tiles;  // of each thread
+    struct TilesMade {
+      alignas(64) uint64_t number = 0;  // of the multiplication that a thread's tiles are for
+    };
+    std::vector<TilesMade> tiles_made;
+    uint64_t multiplication = 0;  // number of the present one
     Buffer<float> tiles, partial, queries, thread, logits, router_logits;
     struct Sequence {  // of the pass under way
       SequenceRows* given;
@@ -124,6 +130,7 @@ class Model {
       int64_t first_chunk, chunks, partial, queries;
       int64_t chunk(int64_t index) const { return !sinks ? first_chunk + index : index == 0 ? 0 : first_chunk + index - 1; }
       int first_part, first_joined;
+      int parts, pieces, tile_rows;  // all parts; of each chunk; query rows of a tile at most
     };
     std::vector<Sequence> sequences;
     std::vector<int32_t> sequence_of;         // of each row
@@ -142,6 +149,10 @@ class Model {
     Buffer<float> spans;                       // sums of spans that several parts have made
     std::unique_ptr<std::atomic<int>[]> left;  // parts of each unit that are not done
     size_t left_room = 0;
+    std::unique_ptr<std::atomic<int>[]> head_outputs;  // of each row's heads that are not done
+    size_t head_room = 0;
+    std::unique_ptr<std::atomic<int>[]> chunks_left;  // parts of each sequence and key-value head that are not done
+    size_t chunk_room = 0;
     struct ShownRow {  // one whose logits are asked for
       int row;
       const double* efforts;

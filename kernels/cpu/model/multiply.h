@@ -6,7 +6,7 @@
 namespace specdec {
 
 template <class After>
-void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+void Pass::multiply(Input in, const Outputs& outputs, bool paired, const After& after) {
   if (model_.matrix(outputs[0].matrix).out == 0) return;  // all of them lie on other devices
   if (draft_ != nullptr) {
     multiply_draft(in, outputs, paired, after);
@@ -26,9 +26,10 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
   const int threads = model_.pool_->threads();
   int share = 0;
   for (size_t j = 0; j < kinds; ++j) share += plans[j].parts;
-  auto panels = [&](const Plan& p, int64_t first, int64_t last, float* scratch) {
+  auto panels = [&](const Plan& p, int64_t first, int64_t last, int thread) {
     MaskedCall call = p.call;
-    call.dense.scratch = scratch;
+    call.dense.scratch = thread_scratch(thread);
+    if (own_tiles_ && in.rows > 1) call.dense.x = thread_tiles(in, p.matrix->in, p.call.dense.tiles, thread);
     if (p.chosen && choice_ == Choice::tiers)
       kernels_.dense.multiply_masked(call, first, last);
     else
@@ -56,8 +57,8 @@ void Pass::multiply(Input in, const std::vector<Output>& outputs, bool paired, c
          const int64_t first = begin * wide, end = std::min(begin + p.group, tiles * (owner + 1) / threads) * wide;
          const int64_t last = std::min(end, p.matrix->panel_count());
          if (first >= last) return;
-         panels(p, first, last, thread_scratch(thread));
-         for (size_t k = 1; joint && k < plans.size(); ++k) panels(plans[k], first, last, thread_scratch(thread));
+         panels(p, first, last, thread);
+         for (size_t k = 1; joint && k < plans.size(); ++k) panels(plans[k], first, last, thread);
          for (int row = 0; row < in.rows && joint == paired; ++row)
            after(static_cast<int>(j), row, first * kPanel, std::min(last * kPanel, p.matrix->out));
        });
@@ -80,7 +81,7 @@ void Pass::multiply_pieces(Input in, const std::vector<Plan>& plans, const Piece
 }
 
 template <class After>
-void Pass::multiply_draft(Input in, const std::vector<Output>& outputs, bool paired, const After& after) {
+void Pass::multiply_draft(Input in, const Outputs& outputs, bool paired, const After& after) {
   const auto count = static_cast<int>(outputs.size());
   int matrices[3];
   int64_t strides[3];

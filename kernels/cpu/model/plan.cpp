@@ -2,6 +2,7 @@
 // chooses.
 #include "forward.h"
 #include "half.h"
+#include "lines.h"
 
 namespace specdec {
 namespace {
@@ -12,9 +13,10 @@ constexpr int64_t kPartBytes = 64 << 10;
 
 }  // namespace
 
-std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs) {
+std::vector<Pass::Plan> Pass::plan(Input in, const Outputs& outputs) {
   const RowTiles tiles(in.rows, kernels_.dense.max_tile);
   std::vector<Plan> plans;
+  ++scratch_.multiplication;
   bool chosen = false, quantised = false;
   const float* x = nullptr;
   for (const Output& output : outputs) {
@@ -30,7 +32,7 @@ std::vector<Pass::Plan> Pass::plan(Input in, const std::vector<Output>& outputs)
       continue;
     }
     const bool full = all_full(in, output.matrix);
-    if (x == nullptr && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
+    if (x == nullptr && !own_tiles_ && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
     // A few rows go through two panels side by side, a single row through four coded ones.
     const int64_t wide = matrix.wide, beside = matrix.is_coded() && in.rows == 1 ? 4 : 2;
     const int64_t in_one = std::max(beside, kPartBytes / matrix.panel_bytes() / beside * beside);
@@ -193,6 +195,24 @@ void Pass::pack_inputs(Input in, Plan& plan, int j, int tile) {
     for (int64_t e = 0; e < count && call.active != nullptr; ++e) to[e * size] = value(call.active[e]);
   }
   if (tile == 0) call.x = all;
+}
+
+// A few rows in tiles of a thread's own, made for its first part of a multiplication: no thread waits for another, and no
+// line of them comes from another core.
+const float* Pass::thread_tiles(Input in, int64_t width, RowTiles tiles, int thread) {
+  float* to = scratch_.own_tiles.data() + thread * own_tiles_floats_;
+  uint64_t& made = scratch_.tiles_made[static_cast<size_t>(thread)].number;
+  if (made == scratch_.multiplication) return to;
+  made = scratch_.multiplication;
+  for (int row = 0; row < in.rows; ++row) ask_for(in.x + row * in.stride, static_cast<size_t>(width) * sizeof(float));
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    const int size = tiles.size(tile);
+    const float* from = in.x + tiles.start(tile) * in.stride;
+    float* own = to + tiles.start(tile) * width;
+    for (int64_t i = 0; i < width; ++i)
+      for (int r = 0; r < size; ++r) own[i * size + r] = from[r * in.stride + i];
+  }
+  return to;
 }
 
 // One row is its own tile.
