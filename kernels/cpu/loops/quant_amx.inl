@@ -1,4 +1,4 @@
-// Quantised matrices times 5 to 16 rows with AMX: a tile of codes times a tile of both bytes of every row's activations.
+// Quantised matrices times 7 to 16 rows with AMX: a tile of codes times a tile of both bytes of every row's activations.
 //
 // What is added is the same whole numbers as in quant.inl, so the bits are. Codes are unpacked once for all rows and go
 // through the first-level cache, as the sums do: with few rows that costs more than it saves.
@@ -9,7 +9,7 @@
 
 namespace specdec::SPECDEC_ISA {
 
-constexpr int kAmxFewestRows = 5, kAmxRows = 16;
+constexpr int kAmxFewestRows = 7, kAmxRows = 16;
 
 // Shapes of the tiles: 0 and 1 activations (both bytes of up to 8 rows in one), 2 and 3 codes, 4 to 7 sums.
 struct alignas(64) TileShapes {
