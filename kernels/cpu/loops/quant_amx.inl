@@ -11,7 +11,7 @@ namespace specdec::SPECDEC_ISA {
 
 constexpr int kAmxFewestRows = 7, kAmxRows = 16;
 
-// Shapes of the tiles: 0 and 1 activations (both bytes of up to 8 rows in one), 2 codes, 4 and 5 sums.
+// Shapes of the tiles: 0 and 1 activations (both bytes of up to 8 rows in one), 2 and 3 codes, 4 to 7 sums.
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};
@@ -23,32 +23,70 @@ struct alignas(64) TileShapes {
     };
     const int of_activations = n <= kAmxRows / 2 ? 2 * n : n;
     for (int tile = 0; tile < 2; ++tile) shape(tile, of_activations, 4 * quads);
-    shape(2, quads, 64);
-    for (int tile = 4; tile < 6; ++tile) shape(tile, of_activations, 64);
+    for (int tile = 2; tile < 4; ++tile) shape(tile, quads, 64);
+    for (int tile = 4; tile < 8; ++tile) shape(tile, of_activations, 64);
   }
 };
 
-// Sums of a part of a group: for each vector of 16 outputs, high bytes of all rows, then low bytes.
+// Instructions on tiles, with numbers that templates compute; and GCC's own do not say what memory they read and write.
+template <int Tile, int Bytes>
+[[gnu::always_inline]] static inline void tile_load(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile),
+               "m"(*static_cast<const uint8_t(*)[Bytes]>(from)));
+}
+template <int Tile, int Bytes>
+[[gnu::always_inline]] static inline void tile_store(void* to) {
+  asm volatile("tilestored %%tmm%c3, (%1,%2,1)"
+               : "=m"(*static_cast<uint8_t(*)[Bytes]>(to))
+               : "r"(to), "r"(int64_t{64}), "i"(Tile));
+}
+// `To` = activations x codes.
+template <int To, int Activations, int Codes>
+[[gnu::always_inline]] static inline void tile_products() {
+  asm volatile("tilezero %%tmm%c0\n\ttdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(To), "i"(Activations), "i"(Codes));
+}
+
+// Sums of a part of a group: for each vector of 16 outputs, high bytes of all rows, then low bytes. Vectors are two lines
+// more apart than they are long, or loads would wait for stores that are 4096 bytes away.
 struct AmxSums {
-  alignas(64) int32_t of[kQuantBlock / 16][2 * kAmxRows][16];
+  alignas(64) int32_t lines[kQuantBlock / 16 * (2 * kAmxRows + 2)][16];
+  int32_t (*of(int vector, int n))[16] { return lines + vector * (2 * n + 2); }
+  const int32_t (*of(int vector, int n) const)[16] { return lines + vector * (2 * n + 2); }
 };
 
-// The products of one part with n rows, whose words lie row by row: 8 of high bytes each, then 8 of low bytes.
+// The products of one part with n rows, whose words lie row by row: 8 of high bytes each, then 8 of low bytes. Sums take
+// turns in four tiles, and a tile is stored when two others have been begun since: a store waits for its products, and
+// whatever follows for the store.
 template <int Quads>
 static void amx_products(const uint8_t (*codes)[kQuads][64], int first_quad, const int32_t* x, int n, AmxSums* sums) {
   constexpr int64_t kRowBytes = 4 * kQuads;
-  const bool together = n <= kAmxRows / 2;
-  _tile_loadd(0, x + first_quad, kRowBytes);
-  if (!together) _tile_loadd(1, x + n * kQuads + first_quad, kRowBytes);
-  for (int v = 0; v < kQuantBlock / 16; ++v) {
-    _tile_loadd(2, codes[v][first_quad], 64);
-    _tile_zero(4);
-    _tile_dpbsud(4, 0, 2);
-    _tile_stored(4, sums->of[v], 64);
-    if (together) continue;
-    _tile_zero(5);
-    _tile_dpbsud(5, 1, 2);
-    _tile_stored(5, sums->of[v] + n, 64);
+  constexpr int kVectors = kQuantBlock / 16, kBytes = kAmxRows * 64;
+  tile_load<0, kQuads * kAmxRows * 4>(x + first_quad, kRowBytes);
+  if (n <= kAmxRows / 2) {
+    auto one = [&](auto number) __attribute__((always_inline)) {
+      constexpr int kAt = decltype(number)::value;
+      if constexpr (kAt < kVectors) {
+        tile_load<2 + kAt % 2, Quads * 64>(codes[kAt][first_quad], 64);
+        tile_products<4 + kAt % 4, 0, 2 + kAt % 2>();
+      }
+      if constexpr (kAt >= 2) tile_store<4 + (kAt - 2) % 4, kBytes>(sums->of(kAt - 2, n));
+    };
+    one(Constant<0>{}), one(Constant<1>{}), one(Constant<2>{}), one(Constant<3>{}), one(Constant<4>{});
+    one(Constant<5>{}), one(Constant<6>{}), one(Constant<7>{}), one(Constant<8>{}), one(Constant<9>{});
+  } else {
+    tile_load<1, kQuads * kAmxRows * 4>(x + n * kQuads + first_quad, kRowBytes);
+    auto one = [&](auto number) __attribute__((always_inline)) {
+      constexpr int kAt = decltype(number)::value;
+      if constexpr (kAt < kVectors) {
+        tile_load<2 + kAt % 2, Quads * 64>(codes[kAt][first_quad], 64);
+        tile_products<4 + kAt % 2 * 2, 0, 2 + kAt % 2>();
+      }
+      if constexpr (kAt >= 1) tile_store<4 + (kAt - 1) % 2 * 2, kBytes>(sums->of(kAt - 1, n));
+      if constexpr (kAt < kVectors) tile_products<5 + kAt % 2 * 2, 1, 2 + kAt % 2>();
+      if constexpr (kAt >= 1) tile_store<5 + (kAt - 1) % 2 * 2, kBytes>(sums->of(kAt - 1, n) + n);
+    };
+    one(Constant<0>{}), one(Constant<1>{}), one(Constant<2>{}), one(Constant<3>{}), one(Constant<4>{});
+    one(Constant<5>{}), one(Constant<6>{}), one(Constant<7>{}), one(Constant<8>{});
   }
 }
 
@@ -60,12 +98,13 @@ static void amx_scale(const QuantBlock& block, const int32_t* x, int n, const Am
   const auto* sum = reinterpret_cast<const float*>(x + (2 * kQuads + 2) * n);
   for (int v = 0; v < kQuantBlock / 16; ++v) {
     const int o = 16 * v;
+    const int32_t(*high)[16] = sums.of(v, n);
     const F32 scale = Scales::scale(block.unit, block.group, Part, o);
     const F32 offset = Scales::kOffset && !Scales::kTwoLevels ? Scales::offset(block.unit, block.group, o) : zero();
     for (int r = 0; r < n; ++r) {
       const int32_t all = Scales::kParts == 1 ? added[r] + added[n + r] : added[r];
       const Sums moved = sums_of(kMoved ? -block.zero * all : 0);
-      Sums whole = add_sums(_mm512_slli_epi32(_mm512_load_si512(sums.of[v][r]), 8), _mm512_load_si512(sums.of[v][n + r]));
+      Sums whole = add_sums(_mm512_slli_epi32(_mm512_load_si512(high[r]), 8), _mm512_load_si512(high[n + r]));
       whole = add_sums(Scales::kUpper ? shifted(whole, block.shift) : whole, moved);
       float* to = span + r * kQuantBlock + o;
       F32 total = fused(to_float(whole), scale, load(to));
