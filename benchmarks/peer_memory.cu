@@ -51,7 +51,7 @@ __global__ void gather(char* own, char* other, int records, unsigned first) {
                    : "memory");
     }
     for (int at = begin; at < records; at += step) {
-      unsigned one, two;
+      unsigned a, b, one, two;
       do {
         asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
                      : "=r"(a), "=r"(one), "=r"(b), "=r"(two)
