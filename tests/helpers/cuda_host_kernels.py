@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 
+from specdec.runtimes.mlx.cuda_code import whole_text
+from specdec.runtimes.mlx.kernels import KernelText
+
 HERE = Path(__file__).parent / "cuda_host"
 _MOST_TURNS = 1_000_000
 _OPERAND = re.compile(r'"[^"]*"\(((?:[^()]|\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\))*)\)')
@@ -102,7 +105,7 @@ class Grids:
         given = [(ctypes.c_void_p * 8)(*self._given[rank][2]) for rank in sorted(self._given)]
         entries = (ctypes.c_void_p * len(kernels))(*[ctypes.cast(kernel, ctypes.c_void_p) for kernel in kernels])
         places = (ctypes.c_void_p * len(given))(*map(ctypes.addressof, given))
-        if _scheduler().run_grids(len(kernels), blocks, threads, entries, places, ctypes.c_long(_MOST_TURNS)):
+        if _scheduler().run_grids(len(kernels), blocks, threads, 0, 0, entries, places, ctypes.c_long(_MOST_TURNS)):
             raise AssertionError("the kernels wait for each other for ever")
 
     def _kernel(self, code: bytes) -> Any:
@@ -110,6 +113,53 @@ class Grids:
             name = f"kernel{next(self._numbers)}"
             self._built[code] = _compiled(self._folder, name, _unit(code.decode()), ctypes.RTLD_LOCAL).run
         return self._built[code]
+
+
+class HostKernels:
+    """Stands for `kernels.build`: runs a kernel's blocks one after the other, on the host.
+
+    Args:
+        folder: for compiled kernels.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._built, self._lock = folder, dict[str, Any](), threading.Lock()
+
+    def build(self, mx: Any, backend: str, text: KernelText, *, shared_bytes: int = 0) -> Any:
+        assert backend == "cuda"
+        assert not shared_bytes
+
+        def run(
+            *, inputs: Any, grid: Any, threadgroup: Any, output_shapes: Any, output_dtypes: Any, typed: Any = None
+        ) -> list[Any]:
+            del typed
+            mx.eval(list(inputs))
+            made = [mx.zeros(shape, dtype) for shape, dtype in zip(output_shapes, output_dtypes, strict=True)]
+            mx.eval(made)
+            held = [np.array(array, copy=False) for array in (*inputs, *made)]
+            arrays = dict(zip(text.inputs, inputs, strict=True))
+            results = dict(zip(text.outputs, output_dtypes, strict=True))
+            shapes = [name for name in text.inputs if f"{name}_shape" in text.source]
+            assert not shapes
+            whole = whole_text("kernel", text.header, text.source, arrays, results, shapes=shapes)
+            given = (ctypes.c_void_p * len(held))(*(array.ctypes.data for array in held))
+            with self._lock:  # the scheduler runs one kernel at a time
+                self._run(whole, (grid[0] // threadgroup[0], grid[1]), threadgroup[0], given)
+            return made
+
+        return run
+
+    def _run(self, whole: str, blocks: tuple[int, int], threads: int, given: Any) -> None:
+        scheduler = _scheduler()
+        if whole not in self._built:
+            name = f"phase{len(self._built)}"
+            self._built[whole] = _compiled(self._folder, name, _unit(whole), ctypes.RTLD_LOCAL).run
+        entries = (ctypes.c_void_p * 1)(ctypes.cast(self._built[whole], ctypes.c_void_p))
+        places = (ctypes.c_void_p * 1)(ctypes.addressof(given))
+        for line in range(blocks[1]):
+            for first in range(blocks[0]):
+                most = ctypes.c_long(_MOST_TURNS)
+                assert not scheduler.run_grids(1, 1, threads, first, line, entries, places, most)
 
 
 def _compiled(folder: Path, name: str, source: str, mode: int) -> Any:

@@ -88,8 +88,8 @@ auto attend = [&](int layer, int base, int head, int split, int most_splits) {
   float score[TOGETHER], most[TOGETHER], weight[TOGETHER];
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) score[r] = 0;
-  if (reads) {
-    const half_t* from = at < position ? keys + (size_t)at * SIZE : m.keys[at - position];
+  // Two loops, so that loads need not find out which memory they are from.
+  auto multiply_key = [&](const half_t* from) {
 #pragma unroll 8
     for (int d = 0; d < SIZE; d += 8) {
       float k[8];
@@ -100,7 +100,9 @@ auto attend = [&](int layer, int base, int head, int split, int most_splits) {
         for (int j = 0; j < 8; ++j) score[r] = fmaf(m.query[r][d + j], k[j], score[r]);
       }
     }
-  }
+  };
+  if (reads && at < position) multiply_key(keys + (size_t)at * SIZE);
+  if (reads && at >= position) multiply_key(m.keys[at - position]);
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) {
     const int newest = position + base + r;
@@ -119,22 +121,23 @@ auto attend = [&](int layer, int base, int head, int split, int most_splits) {
     const int from = start + from_side * SHARE;
     int until = from + SHARE < start + SPAN ? from + SHARE : start + SPAN;
     until = until < position + rows ? until : position + rows;
-    for (int place = from; place < until; place += AT_ONCE) {
-      float v[AT_ONCE];
+    const int past = until < position ? until : position;  // the history, then the new rows
+    for (int place = from; place < past; place += AT_ONCE) {
+      half_t v[AT_ONCE];
 #pragma unroll
-      for (int a = 0; a < AT_ONCE; ++a) {
-        v[a] = 0;
-        if (place + a < until) {
-          v[a] = to_float(place + a < position ? values[(size_t)(place + a) * SIZE + d] : m.values[place + a - position][d]);
-        }
-      }
+      for (int a = 0; a < AT_ONCE; ++a) v[a] = values[(size_t)(place + a < past ? place + a : past - 1) * SIZE + d];
 #pragma unroll
       for (int a = 0; a < AT_ONCE; ++a) {
 #pragma unroll
         for (int r = 0; r < TOGETHER; ++r) {
-          if (place + a < until) mixed[r] = fmaf(m.weights[r][place + a - start], v[a], mixed[r]);
+          if (place + a < past) mixed[r] = fmaf(m.weights[r][place + a - start], to_float(v[a]), mixed[r]);
         }
       }
+    }
+    for (int place = from > position ? from : position; place < until; ++place) {
+      const float value = to_float(m.values[place - position][d]);
+#pragma unroll
+      for (int r = 0; r < TOGETHER; ++r) mixed[r] = fmaf(m.weights[r][place - start], value, mixed[r]);
     }
   }
   if (tid < LANES) {

@@ -45,21 +45,34 @@ auto meet_all = [&] { meet.wait_all([&](int rank) { return reinterpret_cast<unsi
 auto norm_row = [&](int row, const float* from, const float* returned, float* to, const float* weight, act_t* activation, int place) {
   constexpr int TIMES = (NORM_WARPS + WARPS - 1) / WARPS;
   float value[TIMES][NORM_OWN], square[TIMES];
+  // All loads of a kind first: one by one each would wait for the memory.
+  auto each = [&](auto use) {
+#pragma unroll
+    for (int n = 0; n < TIMES; ++n) {
+#pragma unroll
+      for (int j = 0; j < NORM_OWN; ++j) {
+        const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
+        use(value[n][j], i, thread < NORM_WARPS * 32 && i < HIDDEN);
+      }
+    }
+  };
+  if (from) {
+    each([&](float& v, int i, bool there) { v = there ? __ldcg(from + i) : 0.0f; });
+  } else {
+    const weight_t* table = ENTRY(weight_t, LAYERS, 2) + (size_t)state[2 + row] * HIDDEN;
+    each([&](float& v, int i, bool there) { v = there ? to_float(table[i]) : 0.0f; });
+  }
+  if (returned) each([&](float& v, int i, bool there) { v = there ? fmaf(__ldcg(returned + i), 1.0f, v) : 0.0f; });
+  if (to) {
+    each([&](float& v, int i, bool there) {
+      if (there) to[i] = v;
+    });
+  }
 #pragma unroll
   for (int n = 0; n < TIMES; ++n) {
     square[n] = 0;
 #pragma unroll
-    for (int j = 0; j < NORM_OWN; ++j) {
-      const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
-      float v = 0;
-      if (thread < NORM_WARPS * 32 && i < HIDDEN) {
-        v = from ? __ldcg(from + i) : to_float(ENTRY(weight_t, LAYERS, 2)[(size_t)state[2 + row] * HIDDEN + i]);
-        if (returned) v = fmaf(__ldcg(returned + i), 1.0f, v);
-        if (to) to[i] = v;
-      }
-      value[n][j] = v;
-      square[n] += v * v;
-    }
+    for (int j = 0; j < NORM_OWN; ++j) square[n] += value[n][j] * value[n][j];
     square[n] = lane_sum(square[n]);
   }
   BARRIER();
@@ -89,6 +102,7 @@ auto make = [&](int number, int layer, int site, int first) -> const act_t* {
   if (site == 1 || site == 3) {
 #if ROWS == 1
     const int words = SPLIT * (site == 1 ? MIXED_PAD : INNER_PAD) / 8;
+#pragma unroll 4
     for (int i = tid; i < words; i += THREADS) reinterpret_cast<uint4*>(room)[i] = __ldcg(reinterpret_cast<const uint4*>(other) + i);
     BARRIER();
     return reinterpret_cast<act_t*>(room);

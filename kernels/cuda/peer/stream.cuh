@@ -67,14 +67,7 @@ struct Feed {
       return;
     }
   }
-  // Asks for the next piece, to be in the L2 cache.
-  DEVICE void look_ahead() {
-    if (is_over()) return;
-    const int count = last - step < PIECE_STEPS ? last - step : PIECE_STEPS;
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from + (size_t)step * STEP_BYTES), "r"(count * STEP_BYTES) : "memory");
-    pass(count);
-  }
-  // The same, to be in the ring.
+  // Asks for the next piece.
   DEVICE void next(unsigned to, unsigned arrived) {
     if (is_over()) return;
     const int count = last - step < PIECE_STEPS ? last - step : PIECE_STEPS;
@@ -82,9 +75,6 @@ struct Feed {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from + (size_t)step * STEP_BYTES), "r"(count * STEP_BYTES), "r"(arrived)
                  : "memory");
-    pass(count);
-  }
-  DEVICE void pass(int count) {
     step += count;
     if (step < last) return;
     ++turn;
@@ -98,10 +88,10 @@ struct Ring {
   unsigned to, arrived;  // shared addresses of the pieces, and of what counts their bytes
   int at, asked;
   unsigned phase;
-  Feed feed, far;  // `far` goes ahead of the ring, in the L2 cache
+  Feed feed;
 
   DEVICE Ring(char* rings, unsigned long long* counters, const Feed& first)
-      : at(0), asked(0), phase(0), feed(first), far(first) {
+      : at(0), asked(0), phase(0), feed(first) {
     const int warp = threadIdx.x / 32;
     pieces = rings + (size_t)warp * STAGES * PIECE_BYTES;
     to = shared_address(pieces), arrived = shared_address(counters + warp * STAGES);
@@ -114,8 +104,6 @@ struct Ring {
       const int n = at + asked < STAGES ? at + asked : at + asked - STAGES;
       feed.next(to + n * PIECE_BYTES, arrived + 8 * n);
     }
-    far = feed;
-    for (int n = 0; n < L2_AHEAD; ++n) far.look_ahead();
   }
   // Waits for pieces that nobody uses: a block may not end before they have come.
   DEVICE void drop() {
@@ -135,10 +123,7 @@ struct Ring {
   // The piece was used by all lanes.
   DEVICE void release() {
     WARP_BARRIER();
-    if (threadIdx.x % 32 == 0) {
-      feed.next(to + at * PIECE_BYTES, arrived + 8 * at);
-      if (L2_AHEAD) far.look_ahead();
-    }
+    if (threadIdx.x % 32 == 0) feed.next(to + at * PIECE_BYTES, arrived + 8 * at);
     if (++at == STAGES) at = 0, phase ^= 1;
   }
 };

@@ -48,7 +48,6 @@ _WARPS, _TEAM = THREADS // 32, 8
 _ENTRIES = 9  # addresses of a layer: two norms, bias, norms of heads, four matrices, its window
 _LAST = 3  # logits layer, its norm, embeddings; then every GPU's memory
 _STAGES = range(1, 7)  # pieces of a warp under way
-_AHEAD_BYTES = 0  # of a warp, that are asked for in the L2 cache: see docs/notes/gpu.md
 _INT4_INPUTS, _INT4_BYTES = 256, 2304  # of a step of a tile of 4-bit weights
 _SHARED_BYTES = 227 << 10
 _SYNC_BYTES = 1024
@@ -297,7 +296,7 @@ class RankStep:
         steps = max(pieces, key=lambda count: count * fitting(count))
         stages, piece = fitting(steps), _WARPS * steps * step_bytes
         sizes |= {"ADDRESSES": addresses, "ROOM_BYTES": room, "PIECE_STEPS": steps, "STAGES": stages}
-        sizes |= {"L2_AHEAD": _AHEAD_BYTES // (steps * step_bytes), "RINGS_AT": fixed(stages)}
+        sizes["RINGS_AT"] = fixed(stages)
         return fixed(stages) + stages * piece
 
 

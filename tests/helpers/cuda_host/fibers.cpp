@@ -18,7 +18,7 @@ struct Warp {
 };
 struct Block {
   Warp warps[MOST_THREADS / 32];
-  int waiting = 0, number = 0;
+  int waiting = 0, number = 0, line = 0;
   unsigned meetings = 0;
   uint4* shared = nullptr;
 };
@@ -75,15 +75,16 @@ const unsigned* of_all_lanes(unsigned value) {
   return warp.value[turn & 1];
 }
 
-// 0, or 1 where threads still wait after `most` turns of all.
-extern "C" int run_grids(int grids, int blocks, int threads, void (**kernels)(void**), void*** given, long most) {
+// Runs the blocks from `first` on of every grid, in `line` of those that have several. 0, or 1 where threads still wait after `most` turns of all.
+extern "C" int run_grids(int grids, int blocks, int threads, int first, int line,
+                         void (**kernels)(void**), void*** given, long most) {
   threads_of_block = threads;
   std::vector<std::unique_ptr<Block>> all_blocks;
   std::vector<std::unique_ptr<Fiber>> all;
   for (int grid = 0; grid < grids; ++grid) {
     for (int number = 0; number < blocks; ++number) {
       Block& block = *all_blocks.emplace_back(std::make_unique<Block>());
-      block.number = number;
+      block.number = first + number, block.line = line;
       block.shared = static_cast<uint4*>(std::aligned_alloc(1024, SHARED));
       std::memset(static_cast<void*>(block.shared), 0xff, SHARED);  // NaN, wherever it is read too early
       for (int thread = 0; thread < threads; ++thread) {
@@ -102,7 +103,7 @@ extern "C" int run_grids(int grids, int blocks, int threads, void (**kernels)(vo
     for (auto& fiber : all) {
       if (fiber->done) continue;
       running = fiber.get();
-      threadIdx.x = fiber->thread, blockIdx.x = fiber->block->number, shared_of_block = fiber->block->shared;
+      threadIdx.x = fiber->thread, blockIdx.x = fiber->block->number, blockIdx.y = fiber->block->line, shared_of_block = fiber->block->shared;
       swapcontext(&scheduler, &fiber->context);
       left += !fiber->done;
     }

@@ -19,7 +19,7 @@ struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
-struct Place { int x; };
+struct Place { int x, y; };
 struct __half { _Float16 v; };
 struct __half2 { __half x, y; };
 struct __nv_bfloat16 { unsigned short v; };
