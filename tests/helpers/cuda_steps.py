@@ -22,8 +22,8 @@ HERE = Path(__file__).parent / "cuda_host"
 GRID = 6  # blocks, at least as many as rows
 # Functions of machine code, by how they begin, and what they are here.
 _BODIES = {
-    r"DEVICE void multiply_tile\(.*__half\) \{": "host::multiply_tile(sum, w, x0, x1);",
-    r"DEVICE void multiply_tile\(.*__nv_bfloat16\) \{": "std::abort();",
+    r"DEVICE void multiply_tile\(.*__half\) \{": "host::multiply_tile<false>(sum, w, x0, x1);",
+    r"DEVICE void multiply_tile\(.*__nv_bfloat16\) \{": "host::multiply_tile<true>(sum, w, x0, x1);",
     r"DEVICE void copy16(_shared)?\(void\* to, const void\* from\) \{": "std::memcpy(to, from, 16);",
     r"DEVICE void copy4\(void\* to, const void\* from\) \{": "std::memcpy(to, from, 4);",
     r"DEVICE void end_stage\(\) \{": "",
@@ -112,7 +112,7 @@ class HostSteps:
         if array is None or isinstance(array, int):
             return array or 0
         if not isinstance(array, np.ndarray):
-            array = np.array(array.view(self.mx.uint16) if array.dtype == self.mx.float16 else array)
+            array = np.array(array.view(self.mx.uint16) if array.dtype.size == 2 else array)
         held = np.zeros(array.nbytes + 32, np.uint8)
         at = -held.ctypes.data % 16
         held[at : at + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

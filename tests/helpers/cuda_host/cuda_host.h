@@ -1,5 +1,5 @@
 // Enough of CUDA to run a step in one kernel on the host: types, intrinsics, tensor-core products, lanes, blocks and
-// barriers over the grid. Every thread of the grid is a fiber. For tests only; half precision alone.
+// barriers over the grid. Every thread of the grid is a fiber. For tests only.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -104,14 +104,18 @@ T reduce(T value, Join join) {
   return total;
 }
 
-// mma.m16n8k16 of float16: registers of a lane (g, q) as the instruction has them.
-inline void multiply_tile(float (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigned x1) {
+// mma.m16n8k16 of float16 or bfloat16: registers of a lane (g, q) as the instruction has them.
+template <bool BFLOAT>
+void multiply_tile(float (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigned x1) {
   std::uint32_t* held = tiles + self / 32 * 192;
   const int lane = self % 32, g = lane / 4, q = lane % 4;
   for (int i = 0; i < 4; ++i) held[lane * 6 + i] = w[i];
   held[lane * 6 + 4] = x0, held[lane * 6 + 5] = x1;
   wait_lanes();
-  auto half = [](std::uint32_t word, int i) { return float(std::bit_cast<_Float16>(std::uint16_t(word >> (16 * i)))); };
+  auto half = [](std::uint32_t word, int i) {
+    const auto bits = std::uint16_t(word >> (16 * i));
+    return BFLOAT ? std::bit_cast<float>(std::uint32_t(bits) << 16) : float(std::bit_cast<_Float16>(bits));
+  };
   for (int e = 0; e < 4; ++e) {
     const int row = g + e / 2 * 8, column = 2 * q + e % 2;
     float total = 0;

@@ -28,7 +28,8 @@ TOKENS, POSITION = [3, 100, 7, 150, 42], 7
 class Model:
     """A random model; outputs of its joined matrices are no whole lines, and it has a small matrix."""
 
-    def __init__(self, monkeypatch: Any, folder: Any) -> None:
+    def __init__(self, monkeypatch: Any, folder: Any, dtype: str = "float16") -> None:
+        self.dtype = getattr(mx, dtype)
         self.config = c = ModelConfig.uniform(
             family="llama", vocab_size=200, hidden_size=192, intermediate_size=320, num_layers=2, num_heads=4,
             num_kv_heads=2, head_dim=32, norm_eps=1e-5, rope_theta=10000.0, max_context=512,
@@ -46,7 +47,7 @@ class Model:
         self.table = self._weights(c.vocab_size, hidden) * 16
         self.head = self._packed([self.table], paired=False)
         self.linears = [linear for layer in self.layers for linear in layer.linears] + [self.head]
-        step = WholeStep(mx, c, dtype="float16", tier_sizes=(4, 4, 4, 4), driver=Driver())  # type: ignore[arg-type]
+        step = WholeStep(mx, c, dtype=dtype, tier_sizes=(4, 4, 4, 4), driver=Driver())  # type: ignore[arg-type]
         self.steps = HostSteps(mx, step, monkeypatch, folder)
         turned = rotations(np.arange(64), rotary_frequencies(c, 0), factor=1.0)
         self.angles = np.stack(turned, axis=-1).astype(np.float32)
@@ -54,7 +55,9 @@ class Model:
         self.cache = (0.5 * np.random.default_rng(2).standard_normal(shape)).astype(np.float16)
 
     def _weights(self, outputs: int, inputs: int) -> Any:
-        return mx.array((self.rng.standard_normal((outputs, inputs)) * inputs**-0.5).astype(np.float16))
+        return mx.array((self.rng.standard_normal((outputs, inputs)) * inputs**-0.5).astype(np.float32)).astype(
+            self.dtype
+        )
 
     def _linear(self, shapes: list[tuple[int, int]], *, paired: bool = False) -> Linear:
         return self._packed([self._weights(*shape) for shape in shapes], paired=paired)
@@ -82,13 +85,14 @@ class Model:
             left_out = np.random.default_rng(number).random(linear.inputs) < 0.3
             scores, padding = np.array(linear.scores), np.ones(padded(linear.inputs) - linear.inputs, bool)
             scores[:, left_out] = 0
-            lines = np.array(linear.lines).reshape(-1, padded(linear.inputs), LINE)
+            lines = np.array(linear.lines.astype(mx.float32)).reshape(-1, padded(linear.inputs), LINE)
             lines[:, np.concatenate([left_out, padding])] = poison
-            linear.scores, linear.lines = mx.array(scores), mx.array(lines.reshape(-1))
+            linear.scores, linear.lines = mx.array(scores), mx.array(lines.reshape(-1)).astype(self.dtype)
 
 
-def test_rows_take_their_own_inputs_alone_and_together(monkeypatch, tmp_path):
-    model = Model(monkeypatch, tmp_path)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_take_their_own_inputs_alone_and_together(monkeypatch, tmp_path, dtype):
+    model = Model(monkeypatch, tmp_path, dtype)
     dense = model.logits(8, TOKENS, 1.0)
     assert np.array_equal(model.logits(1, TOKENS[:1], 1.0)[0], dense[0])
     everything = model.logits(8, TOKENS, 0.9999)
