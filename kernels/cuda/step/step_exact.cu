@@ -37,7 +37,9 @@ auto plain4 = [&](int site, int row, int i) {
 };
 
 #if TIERS
-float *values = scratch + AT_VALUES, *squares = scratch + AT_SQUARES;
+// Rows that are being made and rows that may still be read lie in different places.
+auto values_at = [&](int site) { return scratch + AT_VALUES + site % 2 * VALUES_EACH; };
+float* squares = scratch + AT_SQUARES;
 unsigned* histograms = reinterpret_cast<unsigned*>(scratch + AT_BINS);  // three times one for every joined matrix and row
 constexpr int HISTOGRAMS = 3 * ROWS;
 int turn = 0;
@@ -87,7 +89,7 @@ auto make_four = [&](int layer, int site, int joined, int first, bool adds, int 
   } else {
     value = plain4(site, row, i);
   }
-  *reinterpret_cast<float4*>(values + (size_t)row * padded + i) = value;
+  *reinterpret_cast<float4*>(values_at(site) + (size_t)row * padded + i) = value;
   if (i >= width) return;
   const float v[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll
@@ -124,7 +126,7 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
     // All that is needed is asked for before any of it is used.
     const Counts under_way(counted + (size_t)(m * ROWS + row) * BINS);
     const int from = (block / step * THREADS + tid) * 4;
-    const float4 early = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
+    const float4 early = from < padded ? load_float4(values_at(site) + (size_t)row * padded + from) : float4{0, 0, 0, 0};
     float score[4][TIERS];
     load_scores4(scores + (size_t)m * width * TIERS, from, width, score);
     const float square = site % 2 == 0 ? load_squares(squares + row * (HIDDEN_PAD / 128)) : 0.0f;
@@ -135,7 +137,7 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
     for (int i = from; i < padded; i += sharing * THREADS * 4) {
       float4 value = early;
       if (i != from) {
-        value = load_float4(values + (size_t)row * padded + i);
+        value = load_float4(values_at(site) + (size_t)row * padded + i);
         load_scores4(scores + (size_t)m * width * TIERS, i, width, score);
       }
       const float v[4] = {value.x, value.y, value.z, value.w};

@@ -1,5 +1,6 @@
 // Rows that take whole inputs of every matrix. The block that adds the last part to a tile of a product makes what becomes
 // of it in the next multiplication, and counts its keys, so that one grid barrier is enough before rows are chosen from.
+// A row alone is chosen from without a second one, while other blocks may be making the next.
 unsigned* arrivals = const_cast<unsigned*>(sync) + SYNC_ARRIVALS;  // at parts of 128 inputs of HIDDEN, then of INNER
 unsigned* taken_words = reinterpret_cast<unsigned*>(prefix);       // (joined, ROWS, padded / 32)
 static_assert(TILE == 128 && 2 * INNER_PAD / TILE / GRID + 3 <= 64, "a block has few parts of 128 inputs");
@@ -43,7 +44,7 @@ unsigned* own_words = reinterpret_cast<unsigned*>(ring + OWN_WORDS_AT);  // (joi
 
 // Each block chooses for itself from a row alone, as much of it as its share of the matrix needs.
 auto take_in = [&](const Matrix& m, int layer, int site, int joined, const int* wanted) {
-  const float* scores = scores_at(layer, site);
+  const float *scores = scores_at(layer, site), *values = values_at(site);
   const int width = width_at(site), padded = padded_at(site), quads = m.steps * 8;
   const int from = m.first(block), until = m.first(block + 1), count = until - from;
   const int begin = from % m.steps * 8, length = (count < m.steps ? count : m.steps) * 8;
@@ -86,7 +87,7 @@ auto take_in = [&](const Matrix& m, int layer, int site, int joined, const int* 
 // and matrix.
 auto choose = [&](int layer, int site, int joined, int count, const int* wanted) {
   const unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
-  const float* scores = scores_at(layer, site);
+  const float *scores = scores_at(layer, site), *values = values_at(site);
   const int width = width_at(site), padded = padded_at(site);
   const int pairs = count * joined, step = pairs < GRID ? pairs : GRID;
 #pragma unroll 1

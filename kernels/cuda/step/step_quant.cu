@@ -1,9 +1,10 @@
 // A whole step of a quantised model in one kernel: the exact view at any effort, or, with NESTED, the upper bits of the
 // codes. The block that adds the last part of a tile of a product computes its inputs of the next multiplication and,
 // below effort 1, counts their keys (step_choice.cuh); after a grid barrier, each block takes in what its share of its matrix
-// needs. Rows are made into whole numbers once. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same
+// needs. Rows are made into whole numbers once, but for a row alone below effort 1, which every block chooses from that
+// needs it. Rows that are being made and rows that may still be read lie in different places. Matrices that take the same
 // row (q, k and v; gate and up) are chosen from by themselves and have blocks of their own.
-// A row alone is made by each block for itself, with ALONE: there is no last part to wait for.
+// A row alone that takes all inputs is made by each block for itself, with ALONE: there is no last part to wait for.
 // The ring is filled in parts: many loads at once would delay the grid barrier and the rows after it.
 // table (LAYERS * ENTRIES + 5) addresses and numbers, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2),
 // take (numbers of inputs to take), told (the state), sync, logits_out (., VOCAB), choices_out (turns made, then each
@@ -205,9 +206,7 @@ auto fill_for = [&](int layer, int site, int until) {
 };
 
 // Takes in the inputs that this block's share of its matrix multiplies.
-#if ALONE && TIERS
-#include "step_quant_row"
-#elif ALONE
+#if ALONE
 // Each block makes them by itself of what the multiplication before has left. The residual stream has two places: block 0
 // writes the sum to one while all read from the other.
 auto take_in = [&](const Portion& share, int layer, int site, int which, int, const int*) {
@@ -258,7 +257,7 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int, co
   if (lane == 0) scales[0] = scale;  // the same by every warp
   WARP_BARRIER();
 };
-#else
+#elif ROWS > 1 || !TIERS
 auto take_in = [&](const Portion& share, int layer, int site, int which, int count, const int*) {
   const Matrix& m = share.m;
   const int begin = share.block_step, length = share.length();
@@ -305,9 +304,45 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int cou
   if (copies) wait_stage<FILL_SECOND>();  // the stages that were asked for behind the copies need not be there
   BARRIER();
 };
+#else
+auto take_in = [&](const Portion& share, int layer, int site, int which, int, const int* wanted) {
+  const float* values = values_at(site);
+  const int quads = share.m.steps * 8, begin = share.block_step * 8, length = share.length() * 8;
+  auto place = [&](int j) {
+    const int quad = begin + j;
+    return (quad < quads ? quad : quad - quads) * 4;
+  };
+  // All that is needed is asked for before any of it is used.
+  const int segment = layer == LAYERS ? 0 : which - first_segment(site);
+  const float* scores = scores_at(layer, which);
+  const Counts under_way(histograms + ((size_t)(turn % 3) * HISTOGRAMS + segment) * BINS);
+  const float4 early = tid < length ? load_float4(values + place(tid)) : float4{0, 0, 0, 0};
+  const float square = site % 2 == 0 ? load_squares(squares) : 0.0f;
+  const int cut = find_cut(under_way, wanted[segment], counting, reinterpret_cast<unsigned*>(room));
+  ++turn;
+  const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
+  if (tid < 4) scales[tid] = scale;
+  fill_share(share, layer, which, STAGES);
+#pragma unroll 1
+  for (int start = 0; start < length; start += THREADS) {
+    const int j = start + tid, i = place(j);
+    const bool inside = j < length;
+    float4 value = early;
+    if (start > 0) value = inside ? load_float4(values + i) : float4{0, 0, 0, 0};
+    float v[4] = {value.x, value.y, value.z, value.w};
+    float score[4][TIERS];
+    load_scores4(scores, i, inside ? width_at(site) : 0, score);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (bin_of(fabsf(v[e]) * score[e][0]) < cut) v[e] = 0;
+    }
+    put_group(words, groups, j / 8, j % 8, v, inside);
+  }
+  BARRIER();
+};
 #endif
 
-#if TIERS && !ALONE
+#if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
 #pragma unroll 1
@@ -378,7 +413,7 @@ for (int number = 0, choice = 0;; ++number) {
       }
       item -= items;
     }
-#if TIERS && !ALONE
+#if TIERS
     grid_barrier.wait();
     make(layer, 1);
 #endif

@@ -114,20 +114,16 @@ DEVICE void issue(const Shares& share, const Packed& from, int tile, int step, u
   end_stage();
 }
 
-// Asks for the stages `first` to `last` of this warp's share: of all inputs, or of those that a row alone takes.
+// Asks for the stages `first` to `last` of this warp's share.
 template <int F>
-DEVICE void fill_form(const Portion& share, const char* data, char* ring, int first, int last, const Group* groups = nullptr) {
+DEVICE void fill_form(const Portion& share, const char* data, char* ring, int first, int last) {
   const Matrix& m = share.m;
   const Packed from = packed_of<F>(m, data);
   int tile = share.tile, step = share.step + first;
   while (step >= m.steps) ++tile, step -= m.steps;
 #pragma unroll 1
   for (int stage = first; stage < last; ++stage) {
-    unsigned taken = EVERY_LANE;
-    if (groups && share.begin + stage < share.end) {
-      taken = groups[step >= share.block_step ? step - share.block_step : step - share.block_step + m.steps].taken;
-    }
-    issue<F>(share, from, tile, step, taken, ring + share.warp * RING_BYTES, stage);
+    issue<F>(share, from, tile, step, EVERY_LANE, ring + share.warp * RING_BYTES, stage);
     if (++step == m.steps) ++tile, step = 0;
   }
 }

@@ -52,7 +52,7 @@ _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 # Of the ring through which weights reach a warp.
 _STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}
-PARTS = tuple(f"step_{name}.cuh" for name in ("grid", "rows", "choice", "own_choice", "attention", "choose"))
+PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
 CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
 STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
@@ -404,8 +404,8 @@ class WholeStep:
             blocks.append(("AT_ACTIVATION", copies * rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
-        squares = rows * padded(c.hidden_size) // 128
-        blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
+        squares, constants["VALUES_EACH"] = rows * padded(c.hidden_size) // 128, rows * widest
+        blocks += [("AT_VALUES", 2 * rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
         blocks.append(("AT_CHOICES", rows * self.grid * CHOICE_WORDS))
         place = 0
         for name, size in blocks:

@@ -128,10 +128,9 @@ class QuantStep(WholeStep):
         stages = self._stages_of(rows, nested=nested, selects=kind.selects)
         sizes |= {"STAGES": stages, "HEAD_SLOTS": self._head_slots(stages), "APART": _apart(rows)}
         sizes["RING_BYTES"] = self._ring_bytes(stages, nested=nested)
-        # A block has room for the sums of this number of inputs' squares, or where the ring will be.
-        sizes["ALONE"] = rows == 1 and (kind.selects or padded(self.config.hidden_size) <= 128 * _COUNTS)
-        fills = (0, 0) if sizes["ALONE"] and kind.selects else FILLS
-        sizes |= {"FILL_FIRST": fills[0], "FILL_SECOND": fills[1], "WIDEST": self._widest}
+        # A block has room for the sums of this number of inputs' squares.
+        sizes["ALONE"] = rows == 1 and not kind.selects and padded(self.config.hidden_size) <= 128 * _COUNTS
+        sizes |= {"FILL_FIRST": FILLS[0], "FILL_SECOND": FILLS[1]}
         return sizes
 
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
@@ -163,15 +162,7 @@ class QuantStep(WholeStep):
     def _shared_bytes(self, kind: Kind, constants: dict[str, Constant]) -> int:
         groups_at, ends_at, ring_at = self._room(kind.rows, selects=kind.selects)
         constants["GROUPS_AT"], constants["ENDS_AT"], constants["RING_AT"] = groups_at, ends_at, ring_at
-        return (
-            self._fixed()
-            + ring_at
-            + max(_WARPS * int(constants["RING_BYTES"]), self._own_bytes(kind.rows, selects=kind.selects))
-        )
-
-    def _own_bytes(self, rows: int, *, selects: bool) -> int:
-        """Where the ring will be: a row alone, and sums of its squares, while a block chooses inputs."""
-        return 4 * (self._widest + padded(self.config.hidden_size) // 128) if rows == 1 and selects else 0
+        return self._fixed() + ring_at + _WARPS * int(constants["RING_BYTES"])
 
     def _room(self, rows: int, *, selects: bool) -> tuple[int, int, int]:
         """Offsets of a block's arrays besides its table: groups, ends of tiles, and the ring, in bytes."""
@@ -212,10 +203,8 @@ class QuantStep(WholeStep):
 
     def _stages_of(self, rows: int, *, nested: bool, selects: bool) -> int:
         """Stages of a warp's ring that fit beside the rest; 0 where none does."""
-        free = SHARED_KB * 1024 - self._fixed() - self._room(rows, selects=selects)[2]
-        if free < self._own_bytes(rows, selects=selects):
-            return 0
-        fitting = [n for n in range(1, MOST_STAGES + 1) if _WARPS * self._ring_bytes(n, nested=nested) <= free]
+        free = (SHARED_KB * 1024 - self._fixed() - self._room(rows, selects=selects)[2]) // _WARPS
+        fitting = [n for n in range(1, MOST_STAGES + 1) if self._ring_bytes(n, nested=nested) <= free]
         return max(fitting, default=0)
 
 

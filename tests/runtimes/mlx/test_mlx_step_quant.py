@@ -51,10 +51,7 @@ def test_a_block_has_room_for_all_kernels_that_are_used(
             text, shared_bytes = made[-1]
             assert shared_bytes <= 227 * 1024
             defined = dict(re.findall(r"^#define (\w+) (.*)$", text.header, re.MULTILINE))
-            own = rows == 1 and selects  # where the ring will be, the row lies while a block chooses
-            assert int(defined["STAGES"]) >= max(1, int(defined["FILL_SECOND"]))
-            assert int(defined["FILL_SECOND"]) == int(not own)
-            assert not own or int(defined["RING_AT"]) + 4 * int(defined["WIDEST"]) < shared_bytes
+            assert int(defined["STAGES"]) >= int(defined["FILL_SECOND"]) >= 1
             assert int(defined["GROUPS_AT"]) % 16 == int(defined["RING_AT"]) % 16 == 0
             assert int(defined["GROUPS_AT"]) < int(defined["ENDS_AT"]) < int(defined["RING_AT"]) < shared_bytes
             assert len(defined["FORM_LIST"].split("}, ")) == len(set(types))
