@@ -104,7 +104,7 @@ class PlainLaunch:
         arguments: of 64 bits each; a parameter may be a structure of several.
     """
 
-    __slots__ = ("_values", "given", "grid")
+    __slots__ = ("_values", "function", "given", "grid", "places", "shared_bytes", "sizes")
 
     def __init__(
         self, function: ctypes.c_void_p, grid: Sequence[int], threads: int, shared_bytes: int, arguments: Sequence[int]
@@ -112,9 +112,10 @@ class PlainLaunch:
         count = len(arguments)
         self._values = (ctypes.c_int64 * count)(*arguments)
         first = ctypes.addressof(self._values)
-        places = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
-        self.grid = tuple(grid)
-        self.given = (function, *self.grid, threads, 1, 1, shared_bytes, None, places, None)
+        self.function, self.grid, self.shared_bytes = function, tuple(grid), shared_bytes
+        self.sizes = (*self.grid, threads, 1, 1)
+        self.places = (ctypes.c_void_p * count)(*range(first, first + 8 * count, 8))
+        self.given = (function, *self.sizes, shared_bytes, None, self.places, None)
 
 
 class _Attribute(ctypes.Structure):
@@ -283,10 +284,9 @@ class CudaDriver:
         self._call("cuStreamBeginCapture_v2", stream, 2)  # CU_STREAM_CAPTURE_MODE_RELAXED
         try:
             for launch in launches:
-                function, *sizes, shared_bytes, _, places, _ = launch.given
-                shape = (ctypes.c_uint * 6)(*sizes)
-                config = _Config(shape, shared_bytes, stream.value, ctypes.pointer(_OVERLAPS), int(overlaps))
-                self._call("cuLaunchKernelEx", ctypes.byref(config), function, places, None)
+                shape, attributes = (ctypes.c_uint * 6)(*launch.sizes), ctypes.pointer(_OVERLAPS)
+                config = _Config(shape, launch.shared_bytes, stream.value, attributes, int(overlaps))
+                self._call("cuLaunchKernelEx", ctypes.byref(config), launch.function, launch.places, None)
         finally:
             self._call("cuStreamEndCapture", stream, ctypes.byref(graph))
         self._call("cuGraphInstantiateWithFlags", ctypes.byref(made), graph, ctypes.c_uint64(0))
