@@ -16,8 +16,8 @@ from places import ROOT
 
 pytestmark = pytest.mark.skipif(not (ROOT / "specdec" / "cli").is_dir(), reason="needs the source tree")
 
-# Rooms, lowest first: each may import those before it. Four modules stand in another place than their package: the two
-# contracts and the checks of runtimes depend on the model's description alone; the loaded model holds all the rest.
+# Rooms, lowest first: each may import those before it. Five modules stand in another place than their package: the two
+# contracts, windows and checks of runtimes depend on the model's description alone; the loaded model has all the rest.
 ORDER = (
     "errors",
     "tools",
@@ -27,6 +27,7 @@ ORDER = (
     "tokenizers",
     "formats",
     "store",
+    "runtimes.window",
     "runtimes.base",
     "runtimes.checks",
     "kernels",

@@ -12,10 +12,11 @@ from synthetic import SyntheticSource, tiny_config
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import WINDOW_BLOCK, Rows, Window, forward_one
+from specdec.runtimes.base import Rows, forward_one
 from specdec.runtimes.checks import check_batch
 from specdec.runtimes.choose import create_runtime
 from specdec.runtimes.reference.cache import KeyValueCache
+from specdec.runtimes.window import WINDOW_BLOCK, Window
 from specdec.store import Store, convert
 
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
