@@ -4,6 +4,7 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "draft_chunks.h"
 #include "half.h"
 #include "lines.h"
 
@@ -13,9 +14,6 @@ namespace {
 // Outputs of a tile, at most. Long rows keep memory busy, but what one pass reads and the next must fit the second-level
 // cache.
 constexpr int64_t kTileOutputs = 8960;
-// A list of few outputs is cut by its inputs, too, into at most so many chunks of at least so many groups. Their number does
-// not follow the threads: sums would.
-constexpr int64_t kMaxChunks = 16, kChunkGroups = 4;
 // Two parts for each thread, so that a slow one can leave one to others, if tiles stay at least so many blocks wide: drafts
 // at efforts below 1 read wide rows faster.
 constexpr int64_t kPartsOfThread = 2, kWideBlocks = 4;
@@ -52,21 +50,6 @@ Int4View::Int4View(const KernelTable& kernels, JoinedMatrices joined)
     : kernels_(kernels), joined_(std::move(joined)), packed_(joined_.count()) {}
 
 namespace {
-
-// In how many chunks the inputs of `blocks` blocks are best cut: the most that one of 16 threads has to do is least, and, which
-// matters less, one of 64.
-int64_t chunk_count(int64_t blocks, int64_t groups) {
-  auto most = [&](int64_t chunks, int64_t threads) {
-    return (blocks * chunks + threads - 1) / threads * ((groups + chunks - 1) / chunks);
-  };
-  int64_t best = 1;
-  double least = 0;
-  for (int64_t chunks = 1; chunks <= std::min(kMaxChunks, std::max<int64_t>(groups / kChunkGroups, 1)); ++chunks) {
-    const auto time = static_cast<double>(3 * most(chunks, 16) + most(chunks, 64));
-    if (chunks == 1 || time < 0.95 * least) best = chunks, least = time;
-  }
-  return best;
-}
 
 // In how many tiles `blocks` blocks are best cut, each of `times` parts: the most that a thread has to do is least, then
 // the tiles are widest.

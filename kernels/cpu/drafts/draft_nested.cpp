@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "draft_chunks.h"
+
 namespace specdec {
 
 bool NestedView::complete() const {
@@ -47,25 +49,56 @@ uint64_t NestedView::choose(Pool& pool, int count, const int* matrices, const Dr
   return bytes;
 }
 
-// Every thread's share of the parts is its share of the tiles of each matrix; within it one part fetches for the next.
-void NestedView::plan(int threads, int count, const int* matrices, const DraftRows& in) {
+// How a multiplication is cut: by outputs into the tiles of its matrices, and by inputs where those are few.
+NestedView::Job NestedView::job(int count, const int* matrices, const DraftRows& in, const DraftAfter* after) const {
+  Job job{count, matrices, in, after, 1, model_.matrix(matrices[0]).in / kQuantGroup, 0, 0, after != nullptr && after->paired};
+  int64_t blocks = 0;
+  for (int m = 0; m < count; ++m) {
+    const PackedMatrix& matrix = model_.matrix(matrices[m]);
+    if (!matrix.is_quantised()) continue;
+    blocks += matrix.quantised.blocks();
+    job.padded = std::max(job.padded, matrix.quantised.padded_out());
+    for (int t = 0; t < matrix.quantised.tiles; ++t) job.widest = std::max(job.widest, matrix.quantised.tile_width(t));
+  }
+  job.chunks = chunk_count(std::max<int64_t>(blocks, 1), job.groups);
+  return job;
+}
+
+// The masks of each chunk, a run of groups.
+void NestedView::split_masks(const Job& job) {
+  if (job.chunks == 1) return;
+  const int64_t lists = int64_t{job.in.rows} * job.count;
+  chunk_masks_.reserve(static_cast<size_t>(lists * job.chunks * job.groups));
+  std::fill_n(chunk_masks_.data(), lists * job.chunks * job.groups, 0U);
+  for (int64_t n = 0; n < lists; ++n)
+    for (int64_t c = 0; c < job.chunks; ++c) {
+      const int64_t first = job.groups * c / job.chunks, last = job.groups * (c + 1) / job.chunks;
+      std::copy_n(masks_.data() + n * job.groups + first, last - first,
+                  chunk_masks_.data() + (n * job.chunks + c) * job.groups + first);
+    }
+}
+
+// Parts lie unit after unit. Within a thread's share of them (see Pool::run) one part fetches for the next.
+void NestedView::plan(int threads, const Job& job) {
   parts_.clear();
   calls_.clear();
-  const int64_t groups = model_.matrix(matrices[0]).in / kQuantGroup;
-  for (int owner = 0; owner < threads; ++owner)
-    for (int m = 0; m < count; ++m) {
-      const PackedMatrix& matrix = model_.matrix(matrices[m]);
-      if (!matrix.is_quantised()) continue;
-      const QuantMatrix& quantised = matrix.quantised;
-      const int last = quantised.tiles * (owner + 1) / threads;
-      for (int t = quantised.tiles * owner / threads; t < last; ++t) {
-        parts_.push_back({m, quantised.tile_start(t)});
-        for (int row = 0; row < in.rows; ++row)
-          calls_.push_back({quantised.type.format(), quantised.tile(t), groups, in.row(row),
-                            masks_.data() + (row * count + m) * groups, nullptr, nullptr, true});
-      }
+  units_ = 0;
+  if (job.paired) {
+    for (int t = 0; t < model_.matrix(job.matrices[0]).quantised.tiles; ++t, ++units_)
+      for (int m = 0; m < job.count; ++m) add_part(job, m, t, units_);
+  } else {
+    for (int m = 0; m < job.count; ++m) {
+      const PackedMatrix& matrix = model_.matrix(job.matrices[m]);
+      for (int t = 0; matrix.is_quantised() && t < matrix.quantised.tiles; ++t, ++units_) add_part(job, m, t, units_);
     }
-  const size_t parts = parts_.size(), shares = static_cast<size_t>(threads), rows = static_cast<size_t>(in.rows);
+  }
+  if (left_room_ < static_cast<size_t>(units_)) {
+    left_ = std::make_unique<std::atomic<int>[]>(static_cast<size_t>(units_));
+    left_room_ = static_cast<size_t>(units_);
+  }
+  const int of_unit = static_cast<int>(job.chunks) * (job.paired ? job.count : 1);
+  for (int u = 0; u < units_; ++u) left_[static_cast<size_t>(u)].store(of_unit, std::memory_order_relaxed);
+  const size_t parts = parts_.size(), shares = static_cast<size_t>(threads), rows = static_cast<size_t>(job.in.rows);
   for (size_t p = 0; p + 1 < parts; ++p) {
     bool same = true;
     for (size_t t = 1; t < shares; ++t) same &= parts * t / shares != p + 1;
@@ -73,6 +106,50 @@ void NestedView::plan(int threads, int count, const int* matrices, const DraftRo
       calls_[r].next = &calls_[r + rows];
       calls_[r + rows].cold = false;
     }
+  }
+}
+
+// The parts of one tile.
+void NestedView::add_part(const Job& job, int m, int tile, int unit) {
+  const QuantMatrix& quantised = model_.matrix(job.matrices[m]).quantised;
+  for (int chunk = 0; chunk < job.chunks; ++chunk) {
+    parts_.push_back({m, tile, chunk, unit, quantised.tile_start(tile)});
+    for (int row = 0; row < job.in.rows; ++row) {
+      const int64_t list = int64_t{row} * job.count + m;
+      const uint32_t* masks = job.chunks == 1 ? masks_.data() + list * job.groups
+                                              : chunk_masks_.data() + (list * job.chunks + chunk) * job.groups;
+      calls_.push_back({quantised.type.format(), quantised.tile(tile), job.groups, job.in.row(row), masks, nullptr, nullptr, true});
+    }
+  }
+}
+
+// Who ends the last part of a unit adds up its chunks.
+void NestedView::run_part(const Job& job, int p, int thread) {
+  const Part& part = parts_[static_cast<size_t>(p)];
+  const int rows = job.in.rows;
+  NestedCall calls[kDraftRows];
+  for (int row = 0; row < rows; ++row) {
+    calls[row] = calls_[static_cast<size_t>(p * rows + row)];
+    calls[row].sums = job.chunks == 1 ? sums_.data() + (int64_t{thread} * rows + row) * job.widest
+                                      : chunk_sums(job, row, part.matrix, part.chunk) + part.first;
+  }
+  model_.kernels().quant.nested(calls, rows);
+  const int64_t outputs = std::min(calls[0].tile.width, model_.matrix(job.matrices[part.matrix]).out - part.first);
+  for (int row = 0; row < rows && job.chunks == 1; ++row)
+    std::memcpy(job.in.result(part.matrix, row) + part.first, calls[row].sums, static_cast<size_t>(outputs) * sizeof(float));
+  if (left_[static_cast<size_t>(part.unit)].fetch_sub(1, std::memory_order_acq_rel) == 1) finish_unit(job, part);
+}
+
+// Hands out the results of a unit, of which `part` is one part, and what follows them.
+void NestedView::finish_unit(const Job& job, const Part& part) {
+  const int first = job.paired ? 0 : part.matrix, last = job.paired ? job.count : part.matrix + 1;
+  const QuantMatrix& matrix = model_.matrix(job.matrices[part.matrix]).quantised;
+  const int64_t end = std::min(part.first + matrix.tile_width(part.tile), matrix.out);
+  for (int row = 0; row < job.in.rows; ++row) {
+    for (int m = first; m < last && job.chunks > 1; ++m)
+      model_.kernels().draft.add_up(chunk_sums(job, row, m, 0) + part.first, job.chunks, job.padded, end - part.first,
+                                    job.in.result(m, row) + part.first);
+    if (job.after != nullptr) (*job.after)(job.paired ? 0 : part.matrix, row, part.first, end);
   }
 }
 
@@ -91,31 +168,24 @@ uint64_t NestedView::multiply_whole(Pool& pool, const PackedMatrix& matrix, int 
 
 uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in, const DraftAfter* after) {
   uint64_t bytes = 0;
+  int64_t outs[3];
+  bool at_once = true;  // what follows can follow the tiles
   for (int m = 0; m < count; ++m) {
     const PackedMatrix& matrix = model_.matrix(matrices[m]);
+    outs[m] = matrix.out;
+    at_once &= matrix.is_quantised() && matrix.quantised.tiles == model_.matrix(matrices[0]).quantised.tiles;
     if (!matrix.is_quantised()) bytes += multiply_whole(pool, matrix, m, in);
   }
+  if (after != nullptr && !after->paired)
+    at_once = std::all_of(matrices, matrices + count, [&](int m) { return model_.matrix(m).is_quantised(); });
   bytes += choose(pool, count, matrices, in);
-  plan(pool.threads(), count, matrices, in);
-  int64_t widest = 0;
-  for (const NestedCall& call : calls_) widest = std::max(widest, call.tile.width);
-  sums_.reserve(static_cast<size_t>(widest * in.rows * pool.threads()));
-  pool.run(static_cast<int>(parts_.size()), [&](int p, int thread) {
-    const Part& part = parts_[static_cast<size_t>(p)];
-    const int64_t outputs = model_.matrix(matrices[part.matrix]).out - part.first;
-    NestedCall calls[kDraftRows];
-    for (int row = 0; row < in.rows; ++row) {
-      calls[row] = calls_[static_cast<size_t>(p * in.rows + row)];
-      calls[row].sums = sums_.data() + (thread * in.rows + row) * widest;
-    }
-    model_.kernels().quant.nested(calls, in.rows);
-    for (int row = 0; row < in.rows; ++row)
-      std::memcpy(in.result(part.matrix, row) + part.first, calls[row].sums,
-                  static_cast<size_t>(std::min(calls[row].tile.width, outputs)) * sizeof(float));
-  });
-  int64_t outs[3];
-  for (int m = 0; m < count; ++m) outs[m] = model_.matrix(matrices[m]).out;
-  finish(pool, count, outs, in, after);
+  const Job job = this->job(count, matrices, in, at_once ? after : nullptr);
+  split_masks(job);
+  plan(pool.threads(), job);
+  const int64_t floats = job.chunks == 1 ? pool.threads() * job.widest : count * job.chunks * job.padded;
+  sums_.reserve(static_cast<size_t>(in.rows * floats));
+  pool.run(static_cast<int>(parts_.size()), [&](int p, int thread) { run_part(job, p, thread); });
+  if (!at_once) finish(pool, count, outs, in, after);
   return bytes;
 }
 

@@ -32,7 +32,7 @@ std::vector<Pass::Plan> Pass::plan(Input in, const Outputs& outputs) {
       continue;
     }
     const bool full = all_full(in, output.matrix);
-    if (x == nullptr && !own_tiles_ && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
+    if (x == nullptr && !(own_tiles_ && in.rows > 1) && (full || choice_ == Choice::tiers)) x = to_tiles(in, matrix.in, tiles);
     // A few rows go through two panels side by side, a single row through four coded ones.
     const int64_t wide = matrix.wide, beside = matrix.is_coded() && in.rows == 1 ? 4 : 2;
     const int64_t in_one = std::max(beside, kPartBytes / matrix.panel_bytes() / beside * beside);

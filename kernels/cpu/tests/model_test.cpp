@@ -10,6 +10,7 @@
 
 #include "bucketed_models.h"
 #include "check.h"
+#include "sequences.h"
 
 namespace specdec::test {
 namespace {
@@ -83,6 +84,22 @@ THREADED_TEST(model_gives_the_same_bits_in_any_company) {
                                                                            " pieces of " + std::to_string(piece));
       }
     }
+}
+
+// More threads than a few rows have chunks, and enough of them that each makes tiles of rows for itself.
+THREADED_TEST(many_threads_give_the_bits_of_one) {
+  std::vector<int32_t> tokens;
+  for (int i = 0; i < 140; ++i) tokens.push_back(i * 31 % 75);  // more than one chunk of attention
+  const std::string isa = supported_isas().front();
+  for (const auto& name : kSubjects) {
+    Subject one = subject(name, isa, 1), many = subject(name, isa, 9);
+    for (const double effort : {1.0, 0.4})
+      for (const int piece : cases<int>({1, 5}, {5})) {
+        const auto wanted = logits_of(*one.model, tokens, 35, effort, one.view.get());
+        CHECK(equal(logits_of(*many.model, tokens, piece, effort, many.view.get()), wanted),
+              many.name + " effort " + std::to_string(effort) + " pieces of " + std::to_string(piece));
+      }
+  }
 }
 
 THREADED_TEST(tiers_that_are_left_out_are_zeros_that_take_no_memory) {

@@ -19,7 +19,7 @@ from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_
 
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows, Window, depths, forward_one, path_to
+from specdec.runtimes.base import MAX_PASS_ROWS, Rows, Window, depths, forward_one, path_to
 from specdec.store import Store, convert
 
 native = pytest.importorskip("specdec.runtimes.native.runtime", reason="the native runtime is not built")
@@ -117,6 +117,9 @@ class Schedule:
     def one_pass(self, texts: list[Text]) -> None:
         """One pass over some of the sequences; of trees, a path is kept."""
         batch = [self.rows(text) for text in texts]
+        while sum(len(rows.tokens) for rows in batch) > MAX_PASS_ROWS:
+            batch.pop()
+        texts = texts[: len(batch)]
         for text, rows, found in zip(texts, batch, self.runtime.forward(batch, view=self.view), strict=True):
             paths = [path_to(rows.parents or range(-1, len(rows.tokens) - 1), row) for row in range(len(rows.tokens))]
             shown = {"all": paths, "last": paths[-1:], "none": []}[rows.logits]
