@@ -147,5 +147,5 @@ class Learnt:
         """Acceptance of a way of drafting, created on first use."""
         found = self.acceptance.get(way)
         if found is None:
-            found = self.acceptance[way] = DraftAcceptance()
+            found = self.acceptance[way] = DraftAcceptance.of(way[1])
         return found

@@ -6,7 +6,18 @@ import math
 import random
 
 import pytest
-from specdec.policies.goodput.acceptance import CLASSES, LONGEST_MATCH, UNKNOWN, LogOdds, MatchAcceptance
+from specdec.policies.goodput.acceptance import (
+    CLASSES,
+    LONGEST_MATCH,
+    UNKNOWN,
+    DraftAcceptance,
+    LogOdds,
+    MatchAcceptance,
+)
+from specdec.policies.goodput.costs import CostModel
+from specdec.policies.goodput.learnt import Learnt
+
+from specdec.engine.policy import CostTable
 
 TRUE_EFFORT = {0.2: -0.5, 0.5: 0.8, 0.7: 1.3, 1.0: 1.6}
 
@@ -34,6 +45,18 @@ def test_chances_are_recovered_by_effort_and_class():
             # as much again for what classes and efforts are drawn towards.
             mean = sum(run.chance(effort, signal) for run in runs) / len(runs)
             assert mean == pytest.approx(true_chance(effort, signal), abs=0.07)
+
+
+@pytest.mark.parametrize("view", ["nested", "own"])
+def test_a_models_own_bits_are_guessed_to_agree_more_than_copies(view):
+    learnt = Learnt(CostModel(CostTable()))
+    own, copies = learnt.accepted(("effort", view)), learnt.accepted(("effort", "int4"))
+    for effort in (0.5, 0.7, 1.0):
+        assert copies.after.mean(effort) + 0.04 < own.after.mean(effort) < 0.97
+        assert own.own.mean(effort) > copies.own.mean(effort)
+    means = [own.after.mean(effort) for effort in (0.2, 0.35, 0.5, 0.7, 1.0)]
+    assert means == sorted(means)
+    assert DraftAcceptance.of("unheard-of").after.mean(0.5) == DraftAcceptance().after.mean(0.5)
 
 
 def test_the_mean_is_that_over_the_classes_as_they_occur():
