@@ -100,6 +100,22 @@ class DraftHead(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Recycling:
+    """A wish that a pass drafts and verifies by itself, turn after turn: trees of what followed the end of the text before,
+    and of tokens that were likeliest after others lately.
+
+    Attributes:
+        text: all tokens so far, the pending one included; grows between passes of a sequence.
+        rows: most rows of a turn.
+        limit: most tokens that the text may have.
+    """
+
+    text: Sequence[int]
+    rows: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """One sequence's share of a pass: M rows that are appended to its cache.
 
@@ -120,6 +136,9 @@ class Rows:
         ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
+        recycling: with "choices", and one row: `ahead` counts further turns that the pass drafts itself, and the first one
+            is drafted as well. A runtime that does not, or a pass of several sequences, takes it for a plain row. The
+            cache grows by the rows kept.
     """
 
     cache: Cache
@@ -131,6 +150,7 @@ class Rows:
     head: DraftHead | None = None
     ahead: int = 0
     ends: frozenset[int] = frozenset()
+    recycling: Recycling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +173,23 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn that a pass drafted and verified by itself.
+
+    Attributes:
+        tokens: drafted.
+        parents: for each the number of the one that it follows, -1 for the pending token.
+        kept: numbers of those that the verifier chose, from the first on: one path.
+        choices: of the rows of the pending token and of each that was kept; the last one is the next pending token.
+    """
+
+    tokens: Sequence[int]
+    parents: Sequence[int]
+    kept: Sequence[int]
+    choices: Sequence[Choice]
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """What a pass returns for one sequence.
 
@@ -163,12 +200,14 @@ class Pass:
         states: float32 (layers, M, hidden), the residual stream after each layer, if asked for.
         choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
             are (0, V) then.
+        turns: at least one, where the pass drafted by itself; there are no `choices` then.
     """
 
     logits: NDArray[np.float32]
     bytes_read: int
     states: NDArray[np.float32] | None = None
     choices: Sequence[Choice] | None = None
+    turns: Sequence[Turn] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +266,7 @@ class RuntimeInfo:
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
         chooses: `forward` returns choices where `Rows.logits` asks for them.
         most_ahead: most tokens that it goes on for; see `Rows.ahead`.
+        recycles: most rows of a turn that `forward` drafts itself; 0 where it does not. See `Rows.recycling`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
     """
@@ -241,6 +281,7 @@ class RuntimeInfo:
     prunes_head: bool = False
     chooses: bool = False
     most_ahead: int = 0
+    recycles: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()
 
     def view_at(self, effort: float) -> str:
@@ -255,11 +296,13 @@ class Planned(NamedTuple):
         rows: of the pass.
         efforts: of the rows.
         view: form of the weights.
+        recycles: it drafts by itself.
     """
 
     rows: int
     efforts: Efforts
     view: str = EXACT
+    recycles: bool = False
 
 
 @runtime_checkable

@@ -1,0 +1,153 @@
+"""Drafts that a launch makes of its own, seen from the host: `Recycler`. The kernel's part is in `step_recycle.cuh`.
+
+Each turn of such a launch verifies a tree: what followed the end of the text when it occurred before, and tokens that the
+verifier found likeliest after a token lately. So nothing waits for the host between one turn and the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from specdec.runtimes.base import Recycling, Turn
+from specdec.runtimes.mlx.addresses import addresses_of
+from specdec.runtimes.mlx.cache import GpuCache
+from specdec.runtimes.mlx.chosen import choices_of
+from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, RECYCLE, RECYCLE_SIZE
+
+if TYPE_CHECKING:
+    from specdec.model.architecture import ModelConfig
+    from specdec.runtimes.mlx.device import CudaDriver
+    from specdec.runtimes.mlx.step import WholeStep
+
+TOP = 8  # successors of a token that are kept
+TEXT_AT = 192  # of the memory: shapes and the plan of a turn come before the text
+ON_TRUNK = 255
+
+# The rows of a tree by the length of the match, likeliest first: the way to a row from the end of the text. "t" goes on
+# with what followed the match, a digit with the token of that rank among the successors of the last one. Matches of 0, 1,
+# 2, 3, 4 and 5, 6 to 8, and more tokens.
+_PLAIN = "0 1 00 2 01 10 000 3 02 11 4 20 001 100 0000"
+_LONG = " ".join("t" * depth for depth in range(1, MAX_ROWS))
+SHAPES: tuple[tuple[str, ...], ...] = tuple(
+    tuple(shape.split())
+    for shape in (
+        _PLAIN,
+        "t 0 tt 1 00 ttt 2 t0 01 3 tttt 10 tt0 t1 000",
+        "t tt ttt 0 tttt ttttt t0 1 tttttt ttttttt 00 tt0 tttttttt 2 t1",
+        "t tt ttt tttt ttttt tttttt 0 ttttttt tttttttt t0 ttttttttt tttttttttt tt0 1 ttttttttttt",
+        _LONG,
+        _LONG,
+        _LONG,
+    )
+)
+
+
+def shape_words(shape: tuple[str, ...]) -> list[int]:
+    """A shape as the kernel reads it: a word for each row after the first; see `draft_rows`."""
+    rows = {"": 0} | {path: row for row, path in enumerate(shape, 1)}
+    words = []
+    for path in shape:
+        before, last = path[:-1], path[-1]
+        rank = ON_TRUNK if last == "t" else int(last)
+        follows_trunk = before == "t" * len(before)
+        words.append(rows[before] | rank << 8 | len(path) << 16 | follows_trunk << 24)
+    return words
+
+
+class Recycler:
+    """The memory of launches that draft, of the sequence that had the last one: another one begins with nothing.
+
+    Args:
+        driver: of the GPU.
+        own: makes zeros in device memory of their own.
+        address: of such an array.
+        vocab_size: of the model.
+        most_tokens: of a text.
+    """
+
+    def __init__(
+        self,
+        driver: CudaDriver,
+        own: Callable[[int], Any],
+        address: Callable[[Any], int],
+        *,
+        vocab_size: int,
+        most_tokens: int,
+    ) -> None:
+        self._driver, self._address, self._own = driver, address, own
+        self._room = -(-most_tokens // TOP) * TOP  # tokens of a text
+        self._words = TEXT_AT + self._room + vocab_size * TOP
+        self._memory: Any = None
+        self._place = 0  # of it on the device
+        self._told = np.empty(0, np.int32)
+        self._sequence = 0  # number of the one that the memory is about
+        self._known = 0  # tokens of its text that the device has
+
+    def tell(self, state: np.ndarray, cache: GpuCache, wanted: Recycling) -> None:
+        """Put what the kernel needs into the state of a launch, and the text where it reads it; no step may be running.
+
+        Args:
+            state: int32 (STATE_SIZE,), of a single row; changed.
+            cache: of the sequence.
+            wanted: what it asks for.
+        """
+        if self._memory is None:
+            self._memory = self._own(self._words)
+            self._place = self._address(self._memory)
+            self._told = self._driver.pinned(4 * (TEXT_AT + self._room)).view(np.int32)
+            self._told[:TEXT_AT] = -1
+            for number, shape in enumerate(SHAPES):
+                words = shape_words(shape)
+                self._told[number * MAX_ROWS + 1 : number * MAX_ROWS + 1 + len(words)] = words
+            self._driver.send(self._place, self._told[:TEXT_AT])
+        begins, text = cache.recycled != self._sequence or not cache.recycled, wanted.text
+        if begins:
+            self._sequence += 1
+            cache.recycled, self._known = self._sequence, 0
+        first = TEXT_AT + self._known
+        fresh = self._told[first : TEXT_AT + len(text)]
+        fresh[:] = text[self._known :]
+        self._driver.send(self._place + 4 * first, fresh)
+        self._known = len(text)
+        state[LOGITS_FROM] = 0
+        state[RECYCLE : RECYCLE + RECYCLE_SIZE] = (
+            wanted.rows, len(text), 0, 0, begins, cache.positions, min(wanted.limit, self._room), self._room,
+        )  # fmt: skip
+        state[RECYCLE + 2 : RECYCLE + 4] = np.array([self._place], np.int64).view(np.int32)
+
+
+def recycler_of(mx: Any, whole: WholeStep, config: ModelConfig) -> Recycler:
+    """The memory for launches of a model's steps."""
+    return Recycler(
+        whole.driver,
+        lambda count: whole.own((count,), mx.int32),
+        lambda array: addresses_of(mx, [array])[0],
+        vocab_size=config.vocab_size,
+        most_tokens=config.max_context,
+    )
+
+
+def turns_of(found: np.ndarray) -> list[Turn]:
+    """What the turns of a launch did, from what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and
+    the bits of its own token, of the row that it follows, and of the number of rows."""
+    turns = []
+    for rows in found:
+        words = rows.view(np.int32)
+        count = int(words[0, 7])
+        chosen, tokens, parents = (words[:count, place].tolist() for place in (4, 5, 6))
+        path = [0]
+        for row in range(1, count):
+            if parents[row] == path[-1] and tokens[row] == chosen[path[-1]]:
+                path.append(row)
+        turns.append(
+            Turn(
+                tokens=tokens[1:],
+                parents=[parent - 1 for parent in parents[1:]],
+                kept=[row - 1 for row in path[1:]],
+                choices=choices_of(rows[path]),
+            )
+        )
+    return turns
