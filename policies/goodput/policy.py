@@ -28,6 +28,7 @@ from specdec.policies.goodput.menu import Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
+from specdec.policies.goodput.turns import TurnPlanner, turn_option
 
 from specdec.engine.policy import (
     CostTable,
@@ -81,6 +82,7 @@ class GoodputPolicy:
     _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
     _lessons: list[Lesson] = field(default_factory=list, init=False, repr=False)
     _shared: Shared = field(default_factory=Shared, init=False, repr=False)
+    _turns: TurnPlanner = field(default_factory=TurnPlanner, init=False, repr=False)
     _log: RoundLog = field(default_factory=RoundLog, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -111,7 +113,8 @@ class GoodputPolicy:
             best = best_draft
         else:
             best = Prospect(rate=now.rate, tokens=1.0, cost=plain_cost, verify=now.verify)
-        chosen = self._trials.choose(now, best) if state.max_draft_tokens else best
+        best = self._turns.choose(now, self._turns.prospect(now), best)
+        chosen = self._trials.choose(now, best) if state.max_draft_tokens and not best.turns else best
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
@@ -126,6 +129,7 @@ class GoodputPolicy:
             effort=chosen.effort,
             drafter=chosen.option.drafter,
             view=chosen.option.view,
+            turns=max(1, chosen.turns),
         )
 
     def next_step(self, signals: StepSignals) -> float | None:
@@ -243,7 +247,10 @@ class GoodputPolicy:
         """
         best: Prospect | None = None
         longest = 0
+        own = turn_option(now.state)
         for option in sorted(now.state.options, key=lambda one: -now.state.matches.get(one.drafter, 0)):
+            if option is own:
+                continue
             match = 0 if option.view is not None else now.state.matches.get(option.drafter, 0)
             if match and match < longest:
                 continue

@@ -26,7 +26,7 @@ from specdec.engine.logprobs import TokenLogprob, token_logprob
 from specdec.engine.policy import Distribution, DraftPlan, RoundOutcome, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
-from specdec.runtimes.base import Cache, Choice, Logits, Pass, Rows, Runtime
+from specdec.runtimes.base import Cache, Choice, Logits, Pass, Recycling, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
@@ -52,6 +52,7 @@ class _Open:
         others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
         is_first: the pass read the end of the prompt as well, and no policy was asked.
+        recycles: the runtime drafts, turn after turn.
     """
 
     plan: DraftPlan | None = None
@@ -62,6 +63,7 @@ class _Open:
     others_s: float = 0.0
     steps: Generator[Ask, Reply, Draft] | None = None
     is_first: bool = False
+    recycles: bool = False
 
 
 class Sequence:
@@ -185,6 +187,13 @@ class Sequence:
         opened.plan = plan = self._plan(position)
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
+        if plan is not None and (turn_rows := self._turn_rows(plan)):
+            opened.recycles = True
+            wish = Recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
+            return Rows(
+                self.cache, self.tokens[-1:], self.efforts, logits="choices", ahead=plan.turns - 1, ends=self.end_tokens,
+                recycling=wish,
+            )  # fmt: skip
         if plan is not None:
             self._make_ready(plan)
             opened.ready_s = time.perf_counter() - drafting_s
@@ -198,9 +207,13 @@ class Sequence:
             opened.draft_s += time.perf_counter() - ruled_s
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
-        takes_choices = self._takes_choices and (self.speculation is None or not self.speculation.observers)
-        shown: Logits = "choices" if takes_choices else "all"
+        shown: Logits = "choices" if self.takes_choices else "all"
         return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents, logits=shown)
+
+    @property
+    def takes_choices(self) -> bool:
+        """Whether the runtime's choices are all that is wanted of a verify pass."""
+        return self._takes_choices and (self.speculation is None or not self.speculation.observers)
 
     def most_ahead(self, rows: Rows) -> int:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
@@ -222,7 +235,7 @@ class Sequence:
         except BaseException:
             self.rewind()
             raise
-        self.tokens.append(done.bonus_token)
+        self.tokens.extend(done.tokens)
         return done
 
     def settle(self, result: Pass, *, seconds: float, pass_s: float | None = None, rows_beside: int = 0) -> Round:
@@ -239,6 +252,8 @@ class Sequence:
         opened = self._open
         assert opened is not None  # propose comes first
         position = len(self.tokens)
+        if result.turns:
+            return self._settle_turns(opened, result, position, seconds)
         try:
             whole_s = seconds
             result, seconds = self._ahead.split(result, 1 + len(opened.draft.tokens), whole_s)
@@ -257,6 +272,35 @@ class Sequence:
         self.rounds += not opened.is_first
         if not opened.is_first:
             self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
+        return done
+
+    def _settle_turns(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
+        """End the first of the rounds that the runtime ran by itself; `take_ahead` ends the others."""
+        turns, plan, speculation = result.turns, opened.plan, self.speculation
+        assert turns
+        assert plan is not None
+        assert speculation is not None
+        try:
+            self._ahead.begin(turns, plan, seconds=seconds, bytes_read=result.bytes_read)
+            done, distribution = self._ahead.take(position)
+            self.cache.trim(position + len(done.kept) + len(self._ahead))
+            self.tokens.extend(done.tokens)
+            self._open = None
+            kept = tuple(len(turn.kept) for turn in turns)
+            speculation.policy.observe(
+                RoundOutcome(
+                    drafted=sum(len(turn.tokens) for turn in turns), accepted=sum(kept), signals=(), drafter=plan.drafter,
+                    view=None, context_length=position - 1, draft_s=0.0, verify_s=seconds,
+                    round_s=opened.plan_s + seconds, turns=kept,
+                )
+            )  # fmt: skip
+            self._last_distribution = distribution
+        except BaseException:
+            del self.tokens[position:]
+            self._open = self._open or opened
+            self.rewind()
+            raise
+        self.rounds += 1
         return done
 
     def rewind(self) -> None:
@@ -308,6 +352,13 @@ class Sequence:
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
+
+    def _turn_rows(self, plan: DraftPlan) -> int:
+        """Rows of the turns that the runtime drafts itself under a plan; 0 where the drafter does."""
+        if self.rows_beside or not self.takes_choices:
+            return 0
+        assert self.speculation is not None
+        return self.speculation.turn_rows.get(self._drafter_of(plan), 0)
 
     def _make_ready(self, plan: DraftPlan) -> None:
         """Make the view that the plan drafts with, if it was left until now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
 AUTO_DRAFTERS = ("effort", "ngram", "recycle")  # what the drafter "auto" offers
+TURN_WIDTHS = (4, 8, 16)  # rows of the turns that a runtime drafts by itself, for which it compiles beforehand
 TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
 _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
@@ -71,6 +72,7 @@ class Speculation:
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
+        turn_rows: of the drafters that the runtime stands in for, turn after turn, the most rows of a turn, by name.
     """
 
     drafters: Mapping[str, Drafter]
@@ -90,6 +92,7 @@ class Speculation:
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
     choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
+    turn_rows: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
@@ -98,6 +101,8 @@ class Speculation:
         object.__setattr__(self, "observers", watching)
         choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
         object.__setattr__(self, "choice_observers", choices)
+        turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
+        object.__setattr__(self, "turn_rows", turns)
 
     def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
         """Make the view of a draft step that a policy wants, where that was left until now."""
@@ -221,6 +226,7 @@ class Drafting:
         With `measures` False costs that are known are not measured again.
         """
         options, model = self.options, self.model
+        offered = self._offered_for(sequence)
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
             heads = {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
@@ -230,7 +236,7 @@ class Drafting:
         rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
         return Speculation(
             drafters=self.drafters,
-            options=self.offered,
+            options=offered,
             policy=self.policy,
             context=DraftContext(
                 history=sequence.tokens,
@@ -253,6 +259,19 @@ class Drafting:
             usual_draft=(model.auto_draft[0], model.auto_draft[1].mean(model.config)),
             keep_costs=partial(keep_costs, model),
         )
+
+    def _offered_for(self, sequence: Sequence) -> tuple[DraftOption, ...]:
+        """The options of a sequence: the runtime drafts by itself where its own choices are the tokens, and all weights
+        are read."""
+        rows, runtime = max((option.turn_rows for option in self.offered), default=0), self.model.runtime
+        if not rows:
+            return self.offered
+        chooses = sequence.takes_choices and not any(wants_logits(one) for one in self.drafters.values())
+        if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
+            return tuple(replace(option, turn_rows=0) for option in self.offered)
+        if self.policy.learns and isinstance(runtime, Compiler):
+            runtime.compile([Planned(count, sequence.efforts, recycles=True) for count in TURN_WIDTHS if count <= rows])
+        return self.offered
 
 
 def choose_drafting(

@@ -101,8 +101,8 @@ class DraftHead(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Recycling:
-    """A wish that a pass drafts and verifies by itself, turn after turn: trees of what followed the end of the text before,
-    and of tokens that were likeliest after others lately.
+    """A wish that a pass drafts and verifies by itself, turn after turn: trees of what followed the end of the text
+    before, and of tokens that were likeliest after others lately.
 
     Attributes:
         text: all tokens so far, the pending one included; grows between passes of a sequence.
@@ -136,9 +136,9 @@ class Rows:
         ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
-        recycling: with "choices", and one row: `ahead` counts further turns that the pass drafts itself, and the first one
-            is drafted as well. A runtime that does not, or a pass of several sequences, takes it for a plain row. The
-            cache grows by the rows kept.
+        recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others. A
+            runtime that does not, or a pass of several sequences, takes it for a plain row. The cache grows by the rows
+            kept.
     """
 
     cache: Cache

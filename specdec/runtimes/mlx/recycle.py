@@ -1,7 +1,8 @@
 """Drafts that a launch makes of its own, seen from the host: `Recycler`. The kernel's part is in `step_recycle.cuh`.
 
-Each turn of such a launch verifies a tree: what followed the end of the text when it occurred before, and tokens that the
-verifier found likeliest after a token lately. So nothing waits for the host between one turn and the next.
+Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: what followed the end of the
+text when it occurred before, and tokens that the verifier found likeliest after a token lately. So nothing waits for the
+host between one turn and the next.
 """
 
 from __future__ import annotations
@@ -11,38 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdec.kernels.reference.recycle import MOST_ROWS, SHAPES, TOP
 from specdec.runtimes.base import Recycling, Turn
 from specdec.runtimes.mlx.addresses import addresses_of
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.chosen import choices_of
-from specdec.runtimes.mlx.state import LOGITS_FROM, MAX_ROWS, RECYCLE, RECYCLE_SIZE
+from specdec.runtimes.mlx.state import LOGITS_FROM, RECYCLE, RECYCLE_SIZE
 
 if TYPE_CHECKING:
     from specdec.model.architecture import ModelConfig
     from specdec.runtimes.mlx.device import CudaDriver
     from specdec.runtimes.mlx.step import WholeStep
 
-TOP = 8  # successors of a token that are kept
 TEXT_AT = 192  # of the memory: shapes and the plan of a turn come before the text
 ON_TRUNK = 255
-
-# The rows of a tree by the length of the match, likeliest first: the way to a row from the end of the text. "t" goes on
-# with what followed the match, a digit with the token of that rank among the successors of the last one. Matches of 0, 1,
-# 2, 3, 4 and 5, 6 to 8, and more tokens.
-_PLAIN = "0 1 00 2 01 10 000 3 02 11 4 20 001 100 0000"
-_LONG = " ".join("t" * depth for depth in range(1, MAX_ROWS))
-SHAPES: tuple[tuple[str, ...], ...] = tuple(
-    tuple(shape.split())
-    for shape in (
-        _PLAIN,
-        "t 0 tt 1 00 ttt 2 t0 01 3 tttt 10 tt0 t1 000",
-        "t tt ttt 0 tttt ttttt t0 1 tttttt ttttttt 00 tt0 tttttttt 2 t1",
-        "t tt ttt tttt ttttt tttttt 0 ttttttt tttttttt t0 ttttttttt tttttttttt tt0 1 ttttttttttt",
-        _LONG,
-        _LONG,
-        _LONG,
-    )
-)
 
 
 def shape_words(shape: tuple[str, ...]) -> list[int]:
@@ -101,7 +84,7 @@ class Recycler:
             self._told[:TEXT_AT] = -1
             for number, shape in enumerate(SHAPES):
                 words = shape_words(shape)
-                self._told[number * MAX_ROWS + 1 : number * MAX_ROWS + 1 + len(words)] = words
+                self._told[number * MOST_ROWS + 1 : number * MOST_ROWS + 1 + len(words)] = words
             self._driver.send(self._place, self._told[:TEXT_AT])
         begins, text = cache.recycled != self._sequence or not cache.recycled, wanted.text
         if begins:
@@ -131,8 +114,12 @@ def recycler_of(mx: Any, whole: WholeStep, config: ModelConfig) -> Recycler:
 
 
 def turns_of(found: np.ndarray) -> list[Turn]:
-    """What the turns of a launch did, from what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and
-    the bits of its own token, of the row that it follows, and of the number of rows."""
+    """What the turns of a launch did.
+
+    Args:
+        found: what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and the bits of its own token, of
+            the row that it follows, and of the number of rows.
+    """
     turns = []
     for rows in found:
         words = rows.view(np.int32)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from specdec.kernels.reference.recycle import Recycled
 from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
 
 from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Recycling, Rows, Turn, forward_one
-from specdec.runtimes.mlx.recycle import SHAPES
 from specdec.store import Store, convert
 
 try:
@@ -90,36 +90,6 @@ def tokens_of(turn: Turn) -> list[int]:
     return [choice.token for choice in turn.choices]
 
 
-def drafted(text: list[int], table: dict[int, list[int]], rows: int, limit: int) -> tuple[list[int], list[int]]:
-    """Tokens and parents that the rule gives, with -1 for the pending token."""
-    best, place = 0, -1
-    for at in range(1, len(text)):
-        same = 0
-        while same < min(24, at) and text[at - 1 - same] == text[-1 - same]:
-            same += 1
-        if same and same >= best:
-            best, place = same, at
-    trunk = [text[place + step % (len(text) - place)] if best else -1 for step in range(rows)]
-    kind = best if best < 4 else 4 if best < 6 else 5 if best < 9 else 6
-    known, tokens, parents = {"": (-1, text[-1])}, list[int](), list[int]()
-    for path in SHAPES[kind][: rows - 1]:
-        before = path[:-1]
-        if before not in known or len(path) > limit - len(text) - 1:
-            continue
-        number, token = known[before]
-        if path[-1] == "t":
-            found = trunk[len(path) - 1]
-        else:
-            beside = trunk[len(before)] if best and before == "t" * len(before) else -1
-            others = [one for one in table.get(token, []) if one != beside]
-            found = others[int(path[-1])] if int(path[-1]) < len(others) else -1
-        if found >= 0:
-            known[path] = len(tokens), found
-            tokens.append(found)
-            parents.append(number)
-    return tokens, parents
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("length", "rows", "ahead"), [(40, 16, 15), (250, 16, 3), (33, 8, 15), (120, 5, 0)])
 def test_tokens_are_those_of_single_steps(runtime_of, name, length, rows, ahead):
@@ -144,20 +114,20 @@ def test_tokens_are_those_of_single_steps(runtime_of, name, length, rows, ahead)
 @pytest.mark.parametrize("rows", [16, 6])
 def test_drafts_are_those_of_the_rule(runtime_of, name, rows):
     runtime, efforts = runtime_of(name), resolve_efforts(1.0, runtime_of(name).config)
-    text, table, seen = text_of(runtime, 60), dict[int, list[int]](), 0
+    text, rule, seen = text_of(runtime, 60), Recycled(), 0
     held = cache_of(runtime, text)
     for ahead in (0, 4, 15, 2):
         before = list(text)
         for turn in launch(runtime, held, before, rows=rows, ahead=ahead):
-            tokens, parents = drafted(text, table, rows, 500)
+            tokens, parents = rule.draft(text, rows, 500)
             assert (list(turn.tokens), list(turn.parents)) == (tokens, parents)
             tree = [text[-1], *tokens]
             check = cache_of(runtime, text)
             logits = runtime.forward([Rows(check, tree, efforts, [-1, *(one + 1 for one in parents)])])[0].logits
             likeliest = np.argsort(-logits, axis=1, kind="stable")[:, :8].tolist()
             path = [0, *(one + 1 for one in turn.kept)]
-            for row in [*range(len(tree)), *path]:
-                table[tree[row]] = likeliest[row]
+            for row in [*range(len(tree)), *path]:  # rows of the path last
+                rule.learn([tree[row]], [likeliest[row]])
             assert tokens_of(turn) == [likeliest[row][0] for row in path]
             for choice, row in zip(turn.choices, path, strict=True):
                 assert choice.highest == logits[row].max()
