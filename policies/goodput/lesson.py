@@ -8,7 +8,7 @@ from specdec.policies.goodput.costs import MOST_ROWS
 from specdec.policies.goodput.learnt import PLAIN, Learnt, Results
 from specdec.policies.goodput.log import RoundLog
 from specdec.policies.goodput.prospect import Prospect
-from specdec.policies.goodput.turns import results_of
+from specdec.policies.goodput.turns import match_of, results_of
 
 from specdec.engine.policy import DraftOption, RoundOutcome
 
@@ -106,10 +106,10 @@ def _learn_turns(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     results = results_of(learnt, now.option.drafter)
     if plain_s:
         results.learn(now.length + 1, lesson.turns, lesson.round_s / count / plain_s * learnt.costs.verify[1])
+    if now.match:
+        match_of(learnt, now.option.drafter).learn(now.match, now.length, lesson.turns[0])
     cost, tokens = count * now.cost, float(count + sum(lesson.turns))
     learnt.spent += cost
-    if now.is_trial:
-        learnt.lost = max(0.0, learnt.lost + min(cost - tokens / now.rate, _MOST_LOST))
     log.finished(
         tokens, lesson.round_s, expected=count * now.tokens, cost=cost, plain_cost=learnt.costs.verify[1],
         plain_s=plain_s, is_plain=False,

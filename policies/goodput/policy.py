@@ -113,7 +113,7 @@ class GoodputPolicy:
             best = best_draft
         else:
             best = Prospect(rate=now.rate, tokens=1.0, cost=plain_cost, verify=now.verify)
-        best = self._turns.choose(now, self._turns.prospect(now), best)
+        best = self._turns.choose(now, best)
         chosen = self._trials.choose(now, best) if state.max_draft_tokens and not best.turns else best
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 WIDTHS = (4, 8, 16)  # rows of a turn
 # Tokens kept in a turn of each width, about what small models showed on seven kinds of prompts.
-_USUAL_KEPT = (0.45, 0.6, 0.7)
+_USUAL_KEPT = (0.2, 0.25, 0.3)
 _LOST = (
     0.8,
     0.93,
     1.0,
 )  # share of the tokens kept by the widest turn, up to the depth of a tree, that narrower ones keep
-_USUAL_COST = (1.06, 1.12, 1.25)  # dense steps of a turn, until it is seen
-_USUAL_TURNS = 2.0  # turns that the usual numbers count for
+_USUAL_COST = (1.25, 1.4, 1.65)  # dense steps of a turn, until it is seen
+_USUAL_TURNS = 3.0  # turns that the usual numbers count for
 _MEMORY, _COST_MEMORY = 24.0, 6.0  # turns, and passes
 _NEW_TEXT = 0.15  # share of what was seen that counts for the next text
 
