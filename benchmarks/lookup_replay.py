@@ -10,8 +10,8 @@ counts all answers as those of one owner. `recycle` learns nothing from the veri
 --turns 4:1.28 8:1.36 16:1.58 --launch 0.2
 
 replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
-launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The trees
-learn from rows that were kept alone, since the model is not asked about others.
+launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
+trees learn only from rows that were kept, since the model is not asked about others.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ LONGEST_MATCH = 24  # tokens of the text's end that are compared
 MOST_ROWS = 16  # of a tree, the pending token included
 
 # The rows of a tree after the first, likeliest first, by the length of the match: 0, 1, 2, 3, 4 and 5, 6 to 8, and more
-# tokens. A row is written as the way to it from the end of the text: "t" goes on along the trunk, with what followed the
-# match; a digit with the token of that rank among the successors of the last one.
+# tokens. A row is written as the way to it from the end of the text: "t" goes on along the trunk, with what followed
+# the match; a digit with the token of that rank among the successors of the last one.
 _LONG = " ".join("t" * depth for depth in range(1, MOST_ROWS))
 SHAPES: tuple[tuple[str, ...], ...] = tuple(
     tuple(shape.split())

@@ -112,8 +112,10 @@ class Learnt:
         """Another generation begins, on other text: rates and results count for less, trials come sooner."""
         for acceptance in self.acceptance.values():
             acceptance.new_text()
-        for kept in (*self.matches.values(), *self.turns.values()):
-            kept.new_text()
+        for match in self.matches.values():
+            match.new_text()
+        for turns in self.turns.values():
+            turns.new_text()
         for results in (*self.results.values(), self.pace):
             results.tokens, results.cost, results.rounds = (
                 0.2 * value for value in (results.tokens, results.cost, results.rounds)

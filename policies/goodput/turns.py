@@ -1,8 +1,8 @@
 """Rounds that the runtime drafts and verifies by itself, several in a pass: whether they pay, and how many to ask for.
 
-Where such a turn costs little more than a plain step, a few tokens kept pay for it. How many are kept differs from text to
-text far more than what a turn costs. So a text begins with plain steps; where its end occurred before, a few turns show
-what they bring, and as long as they pay, more of them follow.
+Where such a turn costs little more than a plain step, a few tokens kept pay for it. How many are kept differs from text
+to text far more than what a turn costs. So a text begins with plain steps; where its end occurred before, a few turns
+show what they bring, and as long as they pay, more of them follow.
 """
 
 from __future__ import annotations

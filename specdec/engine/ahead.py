@@ -1,7 +1,7 @@
 """Tokens that a pass went ahead for: `Ahead` keeps them until their rounds come, and says how far the next pass may go.
 
-A runtime that chooses greedy tokens itself goes on with them in the same launch, step by step, or in turns that it drafts
-and verifies itself. A step or turn becomes a round, which needs no pass.
+A runtime that chooses greedy tokens itself goes on with them in the same launch, step by step, or in turns that it
+drafts and verifies itself. A step or turn becomes a round, which needs no pass.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class _Step(NamedTuple):
         parents = None if is_chain(turn.parents) else list(turn.parents)
         sources = [] if plan is None else [plan.drafter or "draft"] * len(turn.tokens)
         return Round(
-            position=position, plan=plan, draft=Draft(list(turn.tokens), sources=sources, parents=parents), kept=turn.kept,
-            bonus_token=turn.choices[-1].token, draft_s=0.0, verify_s=self.seconds, round_s=self.seconds,
-            verify_bytes_read=self.bytes_read,
+            position=position, plan=plan, draft=Draft(list(turn.tokens), sources=sources, parents=parents),
+            kept=turn.kept, bonus_token=turn.choices[-1].token, draft_s=0.0, verify_s=self.seconds,
+            round_s=self.seconds, verify_bytes_read=self.bytes_read,
         )  # fmt: skip
 
 

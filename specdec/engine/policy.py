@@ -48,7 +48,8 @@ class DraftOption:
         view: draft view that it would read; None for a drafter that reads no weights.
         takes_effort: the plan's effort means something to it.
         most_tokens: most tokens that it ever drafts in a round; None for as many as it is asked for.
-        turn_rows: the runtime drafts and verifies by itself, in turns of at most this number of rows; 0 where it does not.
+        turn_rows: the runtime drafts and verifies by itself, in turns of at most this number of rows; 0 where it does
+            not.
         waits: the view has yet to be made, which takes up to seconds when a round first drafts with it; its costs in
             the table are the least that they can be.
     """

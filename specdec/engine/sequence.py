@@ -13,17 +13,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from specdec.drafters.base import GRAMMAR, Ask, Draft, Reply
+from specdec.drafters.base import Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import ChosenRows, Verdict, accept
 from specdec.engine.ahead import Ahead
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
 from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
 from specdec.engine.logprobs import TokenLogprob, token_logprob
-from specdec.engine.policy import Distribution, DraftPlan, RoundOutcome, RoundState
+from specdec.engine.open_round import OpenRound
+from specdec.engine.outcomes import OthersTimes, outcome_of, outcome_of_turns
+from specdec.engine.policy import Distribution, DraftPlan, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
 from specdec.runtimes.base import Cache, Choice, Logits, Pass, Recycling, Rows, Runtime
@@ -37,33 +39,6 @@ ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
 _CHOSEN = ChosenRows()
-
-
-@dataclass(slots=True)
-class _Open:
-    """A round under way.
-
-    Attributes:
-        plan: what the policy decided; None for a plain step.
-        draft: the proposal, once it is there.
-        plan_s: seconds spent planning.
-        ready_s: seconds spent making a draft view that was left until now.
-        draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
-        others_s: the rest of those passes' time.
-        steps: the drafter's passes, while it wants any.
-        is_first: the pass read the end of the prompt as well, and no policy was asked.
-        recycles: the runtime drafts, turn after turn.
-    """
-
-    plan: DraftPlan | None = None
-    draft: Draft = field(default_factory=Draft)
-    plan_s: float = 0.0
-    ready_s: float = 0.0
-    draft_s: float = 0.0
-    others_s: float = 0.0
-    steps: Generator[Ask, Reply, Draft] | None = None
-    is_first: bool = False
-    recycles: bool = False
 
 
 class Sequence:
@@ -135,7 +110,7 @@ class Sequence:
         )
         self._ahead = Ahead(runtime.info.most_ahead)
         self._last_distribution: Distribution | None = None
-        self._open: _Open | None = None
+        self._open: OpenRound | None = None
 
     @property
     def unread(self) -> int:
@@ -166,7 +141,7 @@ class Sequence:
         """
         start, unread, wants = self.cache.length, self.unread, self._prompt_logprobs is not None
         if begins and self._may_begin and 0 < unread < most:
-            self._open = _Open(is_first=True)
+            self._open = OpenRound(is_first=True)
             return Rows(self.cache, self.tokens[start:], self.efforts, logits="last")
         count = min(most, unread, _SHOWN_ROWS if wants else most)
         return Rows(self.cache, self.tokens[start : start + count], self.efforts, logits="all" if wants else "none")
@@ -182,7 +157,7 @@ class Sequence:
         """Begin a round: plan and draft. A generator that asks for the drafter's passes and returns the rows of the
         verify pass: the pending token, then the draft. `settle` ends the round, `rewind` takes it back."""
         began_s = time.perf_counter()
-        opened = self._open = _Open()
+        opened = self._open = OpenRound()
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
         opened.plan = plan = self._plan(position)
         drafting_s = time.perf_counter()
@@ -190,10 +165,8 @@ class Sequence:
         if plan is not None and (turn_rows := self._turn_rows(plan)):
             opened.recycles = True
             wish = Recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
-            return Rows(
-                self.cache, self.tokens[-1:], self.efforts, logits="choices", ahead=plan.turns - 1, ends=self.end_tokens,
-                recycling=wish,
-            )  # fmt: skip
+            pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
+            return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
         if plan is not None:
             self._make_ready(plan)
             opened.ready_s = time.perf_counter() - drafting_s
@@ -274,7 +247,7 @@ class Sequence:
             self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
         return done
 
-    def _settle_turns(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
+    def _settle_turns(self, opened: OpenRound, result: Pass, position: int, seconds: float) -> Round:
         """End the first of the rounds that the runtime ran by itself; `take_ahead` ends the others."""
         turns, plan, speculation = result.turns, opened.plan, self.speculation
         assert turns
@@ -286,14 +259,8 @@ class Sequence:
             self.cache.trim(position + len(done.kept) + len(self._ahead))
             self.tokens.extend(done.tokens)
             self._open = None
-            kept = tuple(len(turn.kept) for turn in turns)
-            speculation.policy.observe(
-                RoundOutcome(
-                    drafted=sum(len(turn.tokens) for turn in turns), accepted=sum(kept), signals=(), drafter=plan.drafter,
-                    view=None, context_length=position - 1, draft_s=0.0, verify_s=seconds,
-                    round_s=opened.plan_s + seconds, turns=kept,
-                )
-            )  # fmt: skip
+            round_s = opened.plan_s + seconds
+            speculation.policy.observe(outcome_of_turns(turns, plan, position, verify_s=seconds, round_s=round_s))
             self._last_distribution = distribution
         except BaseException:
             del self.tokens[position:]
@@ -367,7 +334,7 @@ class Sequence:
         views = speculation.drafters[name].views
         speculation.make_ready(name, plan.view or (views[0] if views else None), plan.effort)
 
-    def _draft(self, opened: _Open, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
+    def _draft(self, opened: OpenRound, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
         """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
         speculation = self.speculation
         assert speculation is not None
@@ -396,7 +363,7 @@ class Sequence:
         opened.draft = checked_draft(name, draft, plan, most=most, vocab_size=self.runtime.config.vocab_size)
         opened.draft_s += time.perf_counter() - start_s
 
-    def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
+    def _decide(self, opened: OpenRound, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
         """What the verifier keeps. Row j + 1 of the pass saw draft token j; a trusted token is in the pass as well, so
         that its keys and values are those of the verify effort."""
         began_s = time.perf_counter()
@@ -436,7 +403,7 @@ class Sequence:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
 
-    def _report(self, opened: _Open, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
+    def _report(self, opened: OpenRound, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
         """Tell the policy what came of the round, in the times of whole passes.
 
         `others_s`: seconds of the verify pass that are the share of other sequences.
@@ -452,25 +419,8 @@ class Sequence:
         if opened.is_first:
             self._last_distribution = distribution
             return
-        # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
-        draft, forced = done.draft, done.draft.forced
-        draft_s = done.draft_s + opened.others_s
-        forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
-        speculation.policy.observe(
-            RoundOutcome(
-                drafted=len(draft.tokens) - forced,
-                accepted=len(done.kept) - forced_kept,
-                signals=tuple(draft.signals),
-                drafter=None if done.plan is None else done.plan.drafter,
-                view=None if done.plan is None else done.plan.view,
-                context_length=done.position - 1,
-                draft_s=draft_s,
-                verify_s=done.verify_s + others_s,
-                round_s=done.round_s - opened.ready_s + opened.others_s + others_s,
-                rows_beside=rows_beside + forced,
-                draft_share=done.draft_s / draft_s if opened.others_s > 0 and done.draft_s > 0 else 1.0,
-            )
-        )
+        others = OthersTimes(opened.others_s, others_s, opened.ready_s)
+        speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside))
         self._last_distribution = distribution
 
 

@@ -1,8 +1,8 @@
 """Drafts that a launch makes of its own, seen from the host: `Recycler`. The kernel's part is in `step_recycle.cuh`.
 
 Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: what followed the end of the
-text when it occurred before, and tokens that the verifier found likeliest after a token lately. So nothing waits for the
-host between one turn and the next.
+text when it occurred before, and tokens that the verifier found likeliest after a token lately. So nothing waits for
+the host between one turn and the next.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from specdec.kernels.reference.recycle import MOST_ROWS, SHAPES, TOP
 from specdec.runtimes.base import Recycling, Turn
-from specdec.runtimes.mlx.addresses import addresses_of
+from specdec.runtimes.mlx import addresses
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.chosen import choices_of
 from specdec.runtimes.mlx.state import LOGITS_FROM, RECYCLE, RECYCLE_SIZE
@@ -107,7 +107,7 @@ def recycler_of(mx: Any, whole: WholeStep, config: ModelConfig) -> Recycler:
     return Recycler(
         whole.driver,
         lambda count: whole.own((count,), mx.int32),
-        lambda array: addresses_of(mx, [array])[0],
+        lambda array: addresses.addresses_of(mx, [array])[0],
         vocab_size=config.vocab_size,
         most_tokens=config.max_context,
     )
@@ -117,8 +117,8 @@ def turns_of(found: np.ndarray) -> list[Turn]:
     """What the turns of a launch did.
 
     Args:
-        found: what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and the bits of its own token, of
-            the row that it follows, and of the number of rows.
+        found: what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and the bits of its own
+            token, of the row that it follows, and of the number of rows.
     """
     turns = []
     for rows in found:

@@ -42,11 +42,9 @@ _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, thei
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 _STAGES = {"dense": 4, "verify": 2, "int4": 2, "bucket": 4}  # of the ring through which weights reach a warp
-PARTS = (
-    "step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh", "step_recycle.cuh",
-)  # fmt: skip
-CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token; see `recycle`
-TOP_WORDS = 16  # of a row's likeliest tokens: 8 ranks and tokens
+PARTS = tuple(f"step_{part}.cuh" for part in ("grid", "rows", "choice", "attention", "choose", "recycle"))
+# Of a row: the two largest logits, sums of weights and of their moments, the token; 8 likeliest ranks and tokens.
+CHOICE_WORDS, TOP_WORDS = 8, 16
 STATE_WORDS = padded(STATE_SIZE + 3 * MAX_ROWS + 1, 4)  # of a block's copy of the state, tokens chosen, and a tree
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
@@ -68,12 +66,6 @@ def attention_bytes(rows: int, size: int) -> int:
     """Shared memory of a block for attention."""
     warps = THREADS // 32
     return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
-
-
-def recycles(kind: Kind) -> bool:
-    """Whether a step's kernel can draft for further turns of its launch: that of a tree of one sequence, all weights
-    taken."""
-    return kind.tree and not kind.shared and not kind.selects and kind.mode in ("dense", "quant")
 
 
 def _is_alone(kind: Kind) -> bool:
@@ -328,9 +320,8 @@ class WholeStep:
         key = self._key(kind)
         if key not in self._kernels:
             constants = self._constants(kind) | STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_WORDS": STATE_WORDS}
-            constants["CHOICE_WORDS"] = CHOICE_WORDS
-            constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared, "RECYCLES": recycles(kind)}
-            constants["TAKES"] = 7 * self.config.num_layers + 1  # numbers of a line: one for each matrix
+            constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared, "RECYCLES": kind.recycles}
+            constants |= {"CHOICE_WORDS": CHOICE_WORDS, "TAKES": 7 * self.config.num_layers + 1}  # numbers of a line
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
             body, *products = self._files(kind)
@@ -415,7 +406,7 @@ class WholeStep:
         squares = rows * padded(c.hidden_size) // 128
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
         blocks.append(("AT_CHOICES", rows * self.grid * CHOICE_WORDS))
-        blocks.append(("AT_TOPS", rows * self.grid * TOP_WORDS * recycles(kind)))
+        blocks.append(("AT_TOPS", rows * self.grid * TOP_WORDS * kind.recycles))
         place = 0
         for name, size in blocks:
             constants[name] = place

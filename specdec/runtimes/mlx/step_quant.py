@@ -26,7 +26,6 @@ from specdec.runtimes.mlx.step import (
     TOP_WORDS,
     WholeStep,
     attention_bytes,
-    recycles,
 )
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ class QuantStep(WholeStep):
             ("AT_WORDS", 2 * int(constants["WORDS_EACH"])),
             ("AT_GROUPS", 2 * int(constants["WORDS_EACH"]) // 4),
             ("AT_CHOICES", rows * self.grid * CHOICE_WORDS),
-            ("AT_TOPS", rows * self.grid * TOP_WORDS * recycles(kind)),
+            ("AT_TOPS", rows * self.grid * TOP_WORDS * kind.recycles),
         ):
             constants[name] = place
             place += padded(size, 64)

@@ -1,4 +1,4 @@
-"""Turns that a runtime drafts and verifies by itself: the same tokens, a pass for several rounds, and all of them counted."""
+"""Turns that a runtime drafts and verifies by itself: the same tokens, several rounds a pass, all of them counted."""
 
 from __future__ import annotations
 
