@@ -16,18 +16,15 @@ MOST_ROWS = 16  # of a tree, the pending token included
 # The rows of a tree after the first, likeliest first, by the length of the match: 0, 1, 2, 3, 4 and 5, 6 to 8, and more
 # tokens. A row is written as the way to it from the end of the text: "t" goes on along the trunk, with what followed
 # the match; a digit with the token of that rank among the successors of the last one.
-_LONG = " ".join("t" * depth for depth in range(1, MOST_ROWS))
-SHAPES: tuple[tuple[str, ...], ...] = tuple(
-    tuple(shape.split())
-    for shape in (
-        "0 1 00 2 01 10 000 3 02 11 4 20 001 100 0000",
-        "t 0 tt 1 00 ttt 2 t0 01 3 tttt 10 tt0 t1 000",
-        "t tt ttt 0 tttt ttttt t0 1 tttttt ttttttt 00 tt0 tttttttt 2 t1",
-        "t tt ttt tttt ttttt tttttt 0 ttttttt tttttttt t0 ttttttttt tttttttttt tt0 1 ttttttttttt",
-        _LONG,
-        _LONG,
-        _LONG,
-    )
+_TRUNK = tuple("t" * depth for depth in range(1, MOST_ROWS))
+SHAPES: tuple[tuple[str, ...], ...] = (
+    ("0", "1", "00", "2", "01", "10", "000", "3", "02", "11", "4", "20", "001", "100", "0000"),
+    ("t", "tt", "0", "ttt", "1", "tttt", "ttttt", "00", "t0", "2", "tttttt", "3", "10", "01", "4"),
+    (*_TRUNK[:5], "0", *_TRUNK[5:8], "t0", _TRUNK[8], "1", _TRUNK[9], "tt0", "2"),
+    (*_TRUNK[:8], "0", *_TRUNK[8:10], "t0", *_TRUNK[10:12], "1"),
+    (*_TRUNK[:13], "0", "t0"),
+    _TRUNK,
+    _TRUNK,
 )
 
 

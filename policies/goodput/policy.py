@@ -247,10 +247,10 @@ class GoodputPolicy:
         """
         best: Prospect | None = None
         longest = 0
-        own = turn_option(now.state)
+        turns = turn_option(now.state)
         for option in sorted(now.state.options, key=lambda one: -now.state.matches.get(one.drafter, 0)):
-            if option is own:
-                continue
+            if turns is not None and option.view is None and option.drafter not in now.state.named:
+                continue  # the runtime's own turns follow a match as well, for less of the host's time
             match = 0 if option.view is not None else now.state.matches.get(option.drafter, 0)
             if match and match < longest:
                 continue

@@ -140,7 +140,7 @@ class Trials:
             if option.view is not None:
                 efforts = sorted(self.menus.efforts(option, state), reverse=True)  # what high ones show bounds low ones
                 arms += [(option.drafter, option.view, effort) for effort in efforts]
-            elif state.matches.get(option.drafter, 1) and option is not turn_option(state):
+            elif turn_option(state) is None and state.matches.get(option.drafter, 1):
                 arms.append((option.drafter, None, 1.0))
         return arms
 

@@ -38,16 +38,24 @@ class TurnResults:
         usual, lost = _USUAL_KEPT[place], _LOST[place]
         return 1.0 + (_USUAL_TURNS * usual + lost * self.kept[place]) / (_USUAL_TURNS + self.seen)
 
-    def cost(self, place: int) -> float:
-        """Of a turn of width number `place`, in dense steps: what was seen, or what is usual beside what was."""
-        width = WIDTHS[place]
-        if width in self.costs:
-            return self.costs[width]
-        known = [other for other in WIDTHS if other in self.costs]
-        if not known:
-            return _USUAL_COST[place]
-        nearest = min(known, key=lambda other: abs(WIDTHS.index(other) - place))
-        return max(1.0, self.costs[nearest] * _USUAL_COST[place] / _USUAL_COST[WIDTHS.index(nearest)])
+    def cost(self, place: int, verify: Sequence[float]) -> float:
+        """Of a turn of width number `place`, in dense steps: what was seen, or what is thought beside what was.
+
+        Args:
+            place: number of the width.
+            verify: cost of the engine's passes by their rows, with the host's time for each.
+        """
+        thought = [
+            max(usual, verify[min(width, len(verify) - 1)]) for usual, width in zip(_USUAL_COST, WIDTHS, strict=True)
+        ]
+        seen = [number for number, width in enumerate(WIDTHS) if width in self.costs]
+        if not seen:
+            return thought[place]
+        nearest = min(seen, key=lambda number: abs(number - place))
+        found = self.costs[WIDTHS[nearest]]
+        return (
+            found if nearest == place else 1.0 + max(0.0, found - 1.0) * (thought[place] - 1) / (thought[nearest] - 1)
+        )
 
     def learn(self, width: int, kept: Sequence[int], cost: float) -> None:
         """Count the turns of a pass.

@@ -16,9 +16,10 @@ from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
 
 from specdec.engine.policy import DraftOption, RoundState
 
-_MARGIN = 1.02  # tokens for each dense step, over the going rate, from which turns pay
+_MARGIN = 1.1  # tokens for each dense step, over the going rate, from which turns pay
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
-_FEW = 2  # turns of a pass where only a match promises a gain
+_FEW = 2  # turns of a pass where only a match promises a gain, one of so many tokens
+_LONG = 4.0
 _LAUNCH = 0.2  # dense steps of the host's time for such a pass
 
 
@@ -48,10 +49,12 @@ class TurnPlanner:
         for place, width in enumerate(WIDTHS):
             if width > option.turn_rows:
                 break
-            tokens, cost = results.tokens(place), results.cost(place)
+            tokens, cost = results.tokens(place), results.cost(place, now.verify)
             turns = min(_MOST, max(_FIRST, 2 * self._last))
             if tokens <= _MARGIN * now.rate * cost:
-                tokens, turns = 0.5 * (tokens + _by_match(chances, match, width) - _LAUNCH), _FEW
+                first = _by_match(chances, match, width)
+                turns = 1 if first < _LONG else _FEW
+                tokens = (first - _LAUNCH + (turns - 1) * tokens) / turns
             if tokens * best.cost > best.tokens * cost:
                 best = Prospect(
                     rate=now.rate, tokens=tokens, cost=cost, option=option, length=width - 1, turns=turns, match=match,

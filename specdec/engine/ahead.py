@@ -65,17 +65,16 @@ class Ahead:
         """Forget the tokens: the text takes another way, or ends."""
         self._steps.clear()
 
-    def room(self, rows: Rows, *, left: int, asks: bool) -> int:
+    def room(self, rows: Rows, *, left: int) -> int:
         """Tokens that the pass over `rows` may go ahead for: as many as the text has gone without drafts.
 
         Args:
             rows: of a verify pass.
             left: tokens that may follow the next one.
-            asks: a policy would be asked in between, so that less is taken for granted.
         """
         if rows.logits != "choices" or rows.recycling is not None or len(rows.tokens) > 1 or not self._step_s:
             return 0
-        return max(0, min(self._most, self._run // (2 if asks else 1), left, int(_MOST_S / self._step_s)))
+        return max(0, min(self._most, self._run, left, int(_MOST_S / self._step_s)))
 
     def split(self, result: Pass, rows: int, seconds: float) -> tuple[Pass, float]:
         """Keep what a pass went ahead for; returns the part of it that is the round's, and its seconds.

@@ -190,7 +190,7 @@ class Sequence:
 
     def most_ahead(self, rows: Rows) -> int:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
-        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=self.speculation is not None)
+        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1)
 
     def going_ahead(self, rows: Rows, count: int) -> Rows:
         """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`."""
