@@ -11,7 +11,8 @@ counts all answers as those of one owner. `recycle` learns nothing from the veri
 
 replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
 launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
-trees learn only from rows that were kept, since the model is not asked about others.
+trees learn only from rows that were kept, since the model is not asked about others. A second table has the tokens of
+a turn if every round were one, with the successors of tokens and by the trunk alone.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ def main() -> None:
     answers = [json.loads(line) for line in args.answers.read_text().splitlines()]
     if args.turns:
         print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args))
+        kinds = list(dict.fromkeys(answer["task"] for answer in answers))
+        print_table(["rows", "all", "trunk alone", *kinds], [always(answers, width, kinds) for width, _ in args.turns])
         return
     rows = [[name, *replay(model, answers, args.drafters, name, earlier=args.earlier)] for name in COSTS]
     print_table(["a row costs", "tokens/round", "drafted", "kept", "speed over plain"], rows)
@@ -166,6 +169,27 @@ def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> li
         ]
     )
     return rows
+
+
+def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str]) -> list[str]:
+    """Tokens of a turn where every round is one: of all answers, by the trunk alone, and of each kind."""
+    tokens: dict[tuple[str, bool], int] = {}
+    turns: dict[tuple[str, bool], int] = {}
+    for answer in answers:
+        text = [*answer["prompt"], *answer["tokens"]]
+        for learns in (True, False):
+            rule, at, count = Recycled(), len(answer["prompt"]), 0
+            while at < len(text):
+                at += 1 + _turn(rule, answer, text, at, width)
+                count += 1
+                if not learns:
+                    rule.successors.clear()
+            for kind in (answer["task"], ""):
+                key = kind, learns
+                tokens[key] = tokens.get(key, 0) + len(answer["tokens"])
+                turns[key] = turns.get(key, 0) + count
+    wanted = [("", True), ("", False), *((kind, True) for kind in kinds)]
+    return [str(width), *(f"{tokens[key] / turns[key]:.2f}" for key in wanted)]
 
 
 @dataclass

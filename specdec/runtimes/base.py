@@ -105,7 +105,8 @@ class Recycling:
     before, and of tokens that were likeliest after others lately.
 
     Attributes:
-        text: all tokens so far, the pending one included; grows between passes of a sequence.
+        text: all tokens so far, the pending one included: the sequence's own list, which grows. What was learnt of it
+            serves the passes with the same list.
         rows: most rows of a turn.
         limit: most tokens that the text may have.
     """

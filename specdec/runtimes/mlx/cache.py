@@ -25,14 +25,13 @@ class GpuCache:
         lock: of the runtime: MLX does not allow work on several threads at a time.
     """
 
-    __slots__ = ("_capacity", "_length", "_lock", "_mx", "_shapes", "address", "arrays", "recycled")
+    __slots__ = ("_capacity", "_length", "_lock", "_mx", "_shapes", "address", "arrays")
 
     def __init__(self, mx: Any, shapes: Sequence[tuple[int, ...]], capacity: int, lock: RLock) -> None:
         self._mx, self._shapes, self._capacity, self._lock = mx, shapes, capacity, lock
         self._length = 0
         self.arrays: list[Any] = []
         self.address: int | None = None  # of the first array on the device, once asked for
-        self.recycled = 0  # number by which launches that draft know the sequence; see `recycle`
 
     @property
     def length(self) -> int:

@@ -7,7 +7,7 @@ the host between one turn and the next.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,7 @@ def shape_words(shape: tuple[str, ...]) -> list[int]:
 
 
 class Recycler:
-    """The memory of launches that draft, of the sequence that had the last one: another one begins with nothing.
+    """The memory of launches that draft, about the text of the last one: that of another sequence begins with nothing.
 
     Args:
         driver: of the GPU.
@@ -66,7 +66,7 @@ class Recycler:
         self._memory: Any = None
         self._place = 0  # of it on the device
         self._told = np.empty(0, np.int32)
-        self._sequence = 0  # number of the one that the memory is about
+        self._text: Sequence[int] = ()  # that the memory is about
         self._known = 0  # tokens of its text that the device has
 
     def tell(self, state: np.ndarray, cache: GpuCache, wanted: Recycling) -> None:
@@ -86,10 +86,8 @@ class Recycler:
                 words = shape_words(shape)
                 self._told[number * MOST_ROWS + 1 : number * MOST_ROWS + 1 + len(words)] = words
             self._driver.send(self._place, self._told[:TEXT_AT])
-        begins, text = cache.recycled != self._sequence or not cache.recycled, wanted.text
-        if begins:
-            self._sequence += 1
-            cache.recycled, self._known = self._sequence, 0
+        text, begins = wanted.text, wanted.text is not self._text
+        self._text, self._known = text, 0 if begins else min(self._known, len(text))
         first = TEXT_AT + self._known
         fresh = self._told[first : TEXT_AT + len(text)]
         fresh[:] = text[self._known :]

@@ -117,8 +117,7 @@ def test_drafts_are_those_of_the_rule(runtime_of, name, rows):
     text, rule, seen = text_of(runtime, 60), Recycled(), 0
     held = cache_of(runtime, text)
     for ahead in (0, 4, 15, 2):
-        before = list(text)
-        for turn in launch(runtime, held, before, rows=rows, ahead=ahead):
+        for turn in launch(runtime, held, text, rows=rows, ahead=ahead):
             tokens, parents = rule.draft(text, rows, 500)
             assert (list(turn.tokens), list(turn.parents)) == (tokens, parents)
             tree = [text[-1], *tokens]
@@ -137,12 +136,14 @@ def test_drafts_are_those_of_the_rule(runtime_of, name, rows):
 
 
 def test_another_sequence_begins_with_nothing(runtime_of):
+    """Even in the same cache."""
     runtime = runtime_of("float16")
     text = text_of(runtime, 60)
     alone = launch(runtime, cache_of(runtime, text), text, ahead=6)
     other = text_of(runtime, 90)
     launch(runtime, cache_of(runtime, other), other, ahead=6)
     assert launch(runtime, cache_of(runtime, text), text, ahead=6) == alone
+    assert launch(runtime, cache_of(runtime, text), list(text), ahead=6) == alone
 
 
 def test_it_ends_at_an_end_token_and_at_the_limit(runtime_of):
