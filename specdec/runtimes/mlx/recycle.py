@@ -16,7 +16,7 @@ from specdec.kernels.reference.recycle import MOST_ROWS, SHAPES, TOP
 from specdec.runtimes.base import Recycling, Turn
 from specdec.runtimes.mlx import addresses
 from specdec.runtimes.mlx.cache import GpuCache
-from specdec.runtimes.mlx.chosen import choices_of
+from specdec.runtimes.mlx.chosen import choice_of
 from specdec.runtimes.mlx.state import LOGITS_FROM, RECYCLE, RECYCLE_SIZE
 
 if TYPE_CHECKING:
@@ -118,21 +118,20 @@ def turns_of(found: np.ndarray) -> list[Turn]:
         found: what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and the bits of its own
             token, of the row that it follows, and of the number of rows.
     """
-    turns = []
-    for rows in found:
-        words = rows.view(np.int32)
-        count = int(words[0, 7])
-        chosen, tokens, parents = (words[:count, place].tolist() for place in (4, 5, 6))
-        path = [0]
-        for row in range(1, count):
-            if parents[row] == path[-1] and tokens[row] == chosen[path[-1]]:
-                path.append(row)
+    # All at once: the host's time between launches counts, and a call on a small array is most of what it costs.
+    words, numbers, turns = found[:, :, 4:].copy().view(np.int32).tolist(), found[:, :, :4].tolist(), list[Turn]()
+    for rows, shapes in zip(words, numbers, strict=True):
+        count, path, chosen = rows[0][3], [0], rows[0][0]
+        for number, (choice, token, parent, _) in enumerate(rows[1:count], 1):
+            if parent == path[-1] and token == chosen:
+                path.append(number)
+                chosen = choice
         turns.append(
             Turn(
-                tokens=tokens[1:],
-                parents=[parent - 1 for parent in parents[1:]],
-                kept=[row - 1 for row in path[1:]],
-                choices=choices_of(rows[path]),
+                tokens=[row[1] for row in rows[1:count]],
+                parents=[row[2] - 1 for row in rows[1:count]],
+                kept=[number - 1 for number in path[1:]],
+                choices=[choice_of(rows[number][0], *shapes[number]) for number in path],
             )
         )
     return turns
