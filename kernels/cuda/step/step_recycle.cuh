@@ -57,12 +57,12 @@ DEVICE void draft_rows(int* memory, const int* state, int position, int* scratch
   const int follows = word & 31, rank = word >> 8 & 255, depth = word < 0 ? 0 : word >> 16 & 255;
   const bool beside = word >> 24 & 1;
   const int deepest = state[RECYCLE_LIMIT] - length - 1;
+  const int trunk = same && depth ? text[from + (depth - 1) % (length - from)] : -1;  // at the row's depth
   int token = lane ? -1 : text[length - 1];
 #pragma unroll 1
   for (int d = 1; d < SHAPE_ROWS && __any_sync(EVERY_LANE, depth >= d); ++d) {
     const int before = __shfl_sync(EVERY_LANE, token, follows);
     if (depth != d || before < 0 || d > deepest) continue;
-    const int trunk = same ? text[from + (d - 1) % (length - from)] : -1;
     if (rank == ON_TRUNK) {
       token = trunk;
       continue;
