@@ -104,9 +104,11 @@ class Ahead:
         Raises:
             ModelOutputError: the model's output for one means nothing.
         """
-        step = self._steps.popleft()
+        step = self._steps[0]
+        done = step.round(position)
+        self._steps.popleft()
         self._run += step.plan is None
-        return step.round(position), step.turn.choices[-1]
+        return done, step.turn.choices[-1]
 
     def begin(self, turns: Sequence[Turn], plan: DraftPlan, *, seconds: float, bytes_read: int) -> None:
         """Keep the turns of a pass that drafted by itself under a plan: all rounds are still to be taken."""

@@ -184,8 +184,15 @@ def test_a_choice_that_means_nothing_ends_the_answer(knowing, monkeypatch):
 
     broken.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(fake_runtime, "choice_of", broken)
-    with pytest.raises(ModelOutputError):
-        specdec.generate(model_of(), PROMPT, max_tokens=90, policy=Turning(16, 8))
+    model, taken = model_of(), list[int]()
+    model.prompt_cache = specdec.PromptCache()
+    stream = specdec.stream(model, PROMPT, max_tokens=90, policy=Turning(16, 8))
+    with pytest.raises(ModelOutputError), stream as answer:
+        for piece in answer:
+            taken += piece.tokens
+    assert taken == knowing[: len(taken)]
+    again = specdec.generate(model, [*PROMPT, *knowing[:40]], max_tokens=20, speculate=False)
+    assert again.tokens == knowing[40:60]
 
 
 def test_rows_that_recycle_are_checked():
