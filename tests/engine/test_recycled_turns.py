@@ -186,10 +186,11 @@ def test_a_choice_that_means_nothing_ends_the_answer(knowing, monkeypatch):
     monkeypatch.setattr(fake_runtime, "choice_of", broken)
     model, taken = model_of(), list[int]()
     model.prompt_cache = specdec.PromptCache()
-    stream = specdec.stream(model, PROMPT, max_tokens=90, policy=Turning(16, 8))
-    with pytest.raises(ModelOutputError), stream as answer:
-        for piece in answer:
-            taken += piece.tokens
+    with (
+        specdec.stream(model, PROMPT, max_tokens=90, policy=Turning(16, 8)) as answer,
+        pytest.raises(ModelOutputError),
+    ):
+        taken.extend(token for piece in answer for token in piece.tokens)
     assert taken == knowing[: len(taken)]
     again = specdec.generate(model, [*PROMPT, *knowing[:40]], max_tokens=20, speculate=False)
     assert again.tokens == knowing[40:60]
