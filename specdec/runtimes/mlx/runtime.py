@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from specdec.runtimes.share import Share as DeviceShare
     from specdec.store import Store
 
+_USUALLY_KEPT = 4  # rows of a turn that a launch drafts itself
 _MOST_TIERS = 4  # two bits a weight
 
 
@@ -289,7 +290,8 @@ class MlxRuntime:
         kind, ahead = self._turn_kind(share.mode, wanted.rows), min(rows.ahead, MOST_AHEAD)
         if self._recycler is None:
             self._recycler = recycler_of(self._mx, whole, self.config)
-        cache.reserve(min(cache.capacity, cache.length + (1 + ahead) * wanted.rows))
+        # Room for the rows of a turn, and for what turns usually keep: the launch ends where there is no more.
+        cache.reserve(min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead)))
         state = state_of([share.piece(0, 1, 0)], [cache.positions])
         show_choices(state, ahead=ahead, ends=rows.ends)
         self._recycler.tell(state, cache, wanted)
