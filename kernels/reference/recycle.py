@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 TOP = 8  # successors of a token that are kept
 LONGEST_MATCH = 24  # tokens of the text's end that are compared
 MOST_ROWS = 16  # of a tree, the pending token included
+_NARROW = 4  # rows at least of a tree after a match of less than `_SHORT` tokens, which has half as many
+_SHORT = 2
 
 # The rows of a tree after the first, likeliest first, by the length of the match: 0, 1, 2, 3, 4 and 5, 6 to 8, and more
 # tokens. A row is written as the way to it from the end of the text: "t" goes on along the trunk, with what followed
@@ -64,7 +66,8 @@ class Recycled:
 
         Args:
             text: tokens so far, the pending one included.
-            rows: of the tree, the pending token's included.
+            rows: of the tree, the pending token's included; half as many, but at least 4, after a match of less than two
+                tokens.
             limit: most tokens that the text may have after the turn.
 
         Returns:
@@ -73,6 +76,8 @@ class Recycled:
         match, place = longest_match(text)
         trunk = [text[place + step % (len(text) - place)] for step in range(MOST_ROWS)] if match else []
         known, tokens, parents = {"": (-1, text[-1])}, list[int](), list[int]()
+        if match < _SHORT:
+            rows = min(rows, max(_NARROW, rows // 2))
         for path in shape_of(match)[: rows - 1]:
             before, last = path[:-1], path[-1]
             if before not in known or len(path) > limit - len(text) - 1:

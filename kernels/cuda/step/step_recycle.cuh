@@ -5,7 +5,7 @@
 namespace specdec {
 #if RECYCLES
 
-constexpr int SHAPE_ROWS = 16, PLAN_AT = 128, TEXT_AT = 192, LONGEST_MATCH = 24, ON_TRUNK = 255;
+constexpr int NARROW = 4, SHAPE_ROWS = 16, PLAN_AT = 128, TEXT_AT = 192, LONGEST_MATCH = 24, ON_TRUNK = 255;
 constexpr int RECYCLE_WIDTH = STATE_RECYCLE, RECYCLE_TEXT = STATE_RECYCLE + 1, RECYCLE_MEMORY = STATE_RECYCLE + 2;
 constexpr int RECYCLE_RESET = STATE_RECYCLE + 4, RECYCLE_SLOTS = STATE_RECYCLE + 5, RECYCLE_LIMIT = STATE_RECYCLE + 6;
 constexpr int RECYCLE_ROOM = STATE_RECYCLE + 7;
@@ -47,13 +47,15 @@ DEVICE int find_match(const int* text, int length, int* scratch) {
 // Block 0: the rows of the next turn, to the plan: their number, tokens, and the row that each follows. A row of a shape is
 // the row that it follows | rank << 8 | depth << 16 | 1 << 24 where it follows the trunk, or -1. On the trunk lies what
 // followed the match; another row is the token of its rank among the successors of the one that it follows, those on the
-// trunk left out. Rows whose token is not known go.
+// trunk left out. Rows whose token is not known go. After a match of less than two tokens half the rows do.
 DEVICE void draft_rows(int* memory, const int* state, int position, int* scratch) {
   int* text = memory + TEXT_AT;
   const int length = state[RECYCLE_TEXT], match = find_match(text, length, scratch);
   if (threadIdx.x >= 32) return;
   const int lane = threadIdx.x, same = match >> 26, from = match & ((1 << 26) - 1);
-  const int word = lane > 0 && lane < state[RECYCLE_WIDTH] ? memory[match_class(same) * SHAPE_ROWS + lane] : -1;
+  const int kind = match_class(same), wide = state[RECYCLE_WIDTH], half = wide / 2 < NARROW ? NARROW : wide / 2;
+  const int width = kind >= 2 || half > wide ? wide : half;
+  const int word = lane > 0 && lane < width ? memory[kind * SHAPE_ROWS + lane] : -1;
   const int follows = word & 31, rank = word >> 8 & 255, depth = word < 0 ? 0 : word >> 16 & 255;
   const bool beside = word >> 24 & 1;
   const int deepest = state[RECYCLE_LIMIT] - length - 1;
