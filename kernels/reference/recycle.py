@@ -66,8 +66,8 @@ class Recycled:
 
         Args:
             text: tokens so far, the pending one included.
-            rows: of the tree, the pending token's included; half as many, but at least 4, after a match of less than two
-                tokens.
+            rows: of the tree, the pending token's included; half as many, but at least 4, after a match of less than
+                two tokens.
             limit: most tokens that the text may have after the turn.
 
         Returns:
