@@ -33,9 +33,9 @@ from specdec.policies.goodput.policy import GoodputPolicy
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
 from specdec.drafters.registry import create
-from specdec.drafters.suffix_index import SuffixIndex
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
+from specdec.engine.text_match import TextMatch
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
@@ -209,13 +209,12 @@ def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) 
     policy.begin(Knowledge(costs=table, memory={}))
     option = DraftOption("recycle", None, takes_effort=False, turn_rows=max(costs))
     prompt, text = answer["prompt"], [*answer["prompt"], *answer["tokens"]]
-    at, run, rounds, lookup = len(prompt), 0, 0, SuffixIndex()
+    at, run, rounds, lookup = len(prompt), 0, 0, TextMatch()
     while at < len(text):
-        lookup.follow(text[:at])
         state = RoundState(
             round_index=rounds, position=at, max_draft_tokens=len(text) - at - 1, draft_len=4, draft_effort=1.0,
             verify_effort=1.0, options=(option,), is_effort_asked=False,
-            matches={"ngram": length if (length := lookup.end().length) > 1 else 0, "recycle": 1},
+            matches={"recycle": lookup.length(text[:at])},
         )  # fmt: skip
         plan = policy.plan(state)
         kept: list[int] = []

@@ -44,7 +44,7 @@ class TurnPlanner:
         if option is None or now.state.max_draft_tokens < 1:
             return None
         results, best = results_of(now.learnt, option.drafter), Prospect(tokens=0.0)
-        match = max((found for name, found in now.state.matches.items() if name != option.drafter), default=0)
+        match = now.state.matches.get(option.drafter, 0)
         chances = match_of(now.learnt, option.drafter).chances
         for place, width in enumerate(WIDTHS):
             if width > option.turn_rows:
@@ -85,7 +85,9 @@ def match_of(learnt: Learnt, drafter: str) -> MatchAcceptance:
 
 def _by_match(chances: list[float], match: int, width: int) -> float:
     """Tokens of the next turn, which follows a match of that length."""
-    chance, tokens = float(match > 0), 1.0
+    if not match:
+        return 1.0
+    chance, tokens = 1.0, 1.0
     for step in range(width - 1):
         chance *= chances[min(match + step, LONGEST_MATCH)]
         tokens += chance

@@ -312,7 +312,7 @@ class Sequence:
             options=speculation.options,
             temperature=speculation.temperature,
             is_effort_asked=speculation.is_effort_asked,
-            matches=speculation.matches(),
+            matches=speculation.matches(alone=not self.rows_beside),
             distribution=self._last_distribution,
             rows_beside=self.rows_beside,
             named=speculation.named,

@@ -31,6 +31,7 @@ from specdec.engine.options import Options
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, Learner, Policy
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
+from specdec.engine.text_match import TextMatch
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
@@ -73,6 +74,7 @@ class Speculation:
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
         turn_rows: of the drafters that the runtime stands in for, turn after turn, the most rows of a turn, by name.
+        text_match: of the text.
     """
 
     drafters: Mapping[str, Drafter]
@@ -93,6 +95,7 @@ class Speculation:
     observers: Mapping[str, Observer] = field(init=False)
     choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
     turn_rows: Mapping[str, int] = field(init=False)
+    text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
 
     def __post_init__(self) -> None:
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
@@ -113,9 +116,15 @@ class Speculation:
         if isinstance(runtime, Compiler):
             runtime.compile([Planned(1, self.context.efforts(effort), view)])
 
-    def matches(self) -> dict[str, int]:
-        """What the drafters that can tell beforehand have found, by name."""
-        return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
+    def matches(self, *, alone: bool) -> dict[str, int]:
+        """What the drafters that can tell beforehand have found, by name. For a sequence alone whose runtime drafts
+        turn after turn, the length of the match that its turns follow, and what those found that the caller named."""
+        if not (alone and self.turn_rows):
+            return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
+        found = dict.fromkeys(self.turn_rows, self.text_match.length(self.context.history))
+        for name in self.named & self.foretellers.keys() - found.keys():
+            found[name] = match_length(name, self.foretellers[name], self.context)
+        return found
 
     def verified(self, tokens: Tokens[int], logits: np.ndarray, kept: Tokens[int]) -> None:
         """Show the drafters that learn from it what the verifier computed; see `Observer.verified`.

@@ -29,7 +29,7 @@ def state_at(position: int, number: int, match: int, **more: Any) -> RoundState:
     options = more.pop("options", OPTIONS)
     return RoundState(
         round_index=number, position=position, max_draft_tokens=400 - position, draft_len=4, draft_effort=1.0,
-        verify_effort=1.0, options=options, is_effort_asked=False, matches={"ngram": match, "recycle": 1}, **more,
+        verify_effort=1.0, options=options, is_effort_asked=False, matches={"recycle": match}, **more,
     )  # fmt: skip
 
 
