@@ -223,8 +223,7 @@ class Scheduler:
         decoding = sum(share.count for share in shares) - sum(share.count for share in prompts)
         decoding_s = pass_s
         if not any(isinstance(reply, Exception) for reply in replies):
-            is_long = ahead or any(isinstance(reply, Reply) and reply.result.turns for reply in replies)
-            decoding_s = pass_s if is_long else self._observe(decoding, prompts, pass_s)
+            decoding_s = pass_s if ahead else self._observe(decoding, prompts, pass_s)
         events = []
         for share, reply in zip(shares, replies, strict=True):
             sequence = share.sequence

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from specdec.drafters.base import Ask, Draft, Reply
@@ -23,11 +23,11 @@ from specdec.engine.ahead import Ahead
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
 from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
 from specdec.engine.logprobs import TokenLogprob, token_logprob
-from specdec.engine.open_round import OpenRound
 from specdec.engine.outcomes import OthersTimes, outcome_of, outcome_of_turns
 from specdec.engine.policy import Distribution, DraftPlan, RoundState
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
+from specdec.engine.turns_ahead import TurnsAhead
 from specdec.runtimes.base import Cache, Choice, Logits, Pass, Recycling, Rows, Runtime
 
 if TYPE_CHECKING:
@@ -39,6 +39,31 @@ ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
 _CHOSEN = ChosenRows()
+
+
+@dataclass(slots=True)
+class _Open:
+    """A round under way.
+
+    Attributes:
+        plan: what the policy decided; None for a plain step.
+        draft: the proposal, once it is there.
+        plan_s: seconds spent planning.
+        ready_s: seconds spent making a draft view that was left until now.
+        draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
+        others_s: the rest of those passes' time.
+        steps: the drafter's passes, while it wants any.
+        is_first: the pass read the end of the prompt as well, and no policy was asked.
+    """
+
+    plan: DraftPlan | None = None
+    draft: Draft = field(default_factory=Draft)
+    plan_s: float = 0.0
+    ready_s: float = 0.0
+    draft_s: float = 0.0
+    others_s: float = 0.0
+    steps: Generator[Ask, Reply, Draft] | None = None
+    is_first: bool = False
 
 
 class Sequence:
@@ -108,14 +133,14 @@ class Sequence:
         self._takes_choices = (
             runtime.info.chooses and self.chooser is sampler and sampler.params.temperature == 0 and logprobs is None
         )
-        self._ahead = Ahead(runtime.info.most_ahead)
+        self._ahead, self._turns = Ahead(runtime.info.most_ahead), TurnsAhead()
         self._last_distribution: Distribution | None = None
-        self._open: OpenRound | None = None
+        self._open: _Open | None = None
 
     @property
     def unread(self) -> int:
         """Tokens of the prompt that are still to be read before the first round."""
-        if self._open is not None or self._ahead:
+        if self._open is not None or self.is_ahead:
             return 0
         return len(self.tokens) - (not self.reads_only) - self.cache.length
 
@@ -141,7 +166,7 @@ class Sequence:
         """
         start, unread, wants = self.cache.length, self.unread, self._prompt_logprobs is not None
         if begins and self._may_begin and 0 < unread < most:
-            self._open = OpenRound(is_first=True)
+            self._open = _Open(is_first=True)
             return Rows(self.cache, self.tokens[start:], self.efforts, logits="last")
         count = min(most, unread, _SHOWN_ROWS if wants else most)
         return Rows(self.cache, self.tokens[start : start + count], self.efforts, logits="all" if wants else "none")
@@ -157,13 +182,12 @@ class Sequence:
         """Begin a round: plan and draft. A generator that asks for the drafter's passes and returns the rows of the
         verify pass: the pending token, then the draft. `settle` ends the round, `rewind` takes it back."""
         began_s = time.perf_counter()
-        opened = self._open = OpenRound()
+        opened = self._open = _Open()
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
         opened.plan = plan = self._plan(position)
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None and (turn_rows := self._turn_rows(plan)):
-            opened.recycles = True
             wish = Recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
             pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
             return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
@@ -190,7 +214,10 @@ class Sequence:
 
     def most_ahead(self, rows: Rows) -> int:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
-        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1)
+        if rows.recycling is not None:
+            return rows.ahead
+        asks = self.speculation is not None and not self.speculation.turn_rows  # turns are looked at now and then
+        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=asks)
 
     def going_ahead(self, rows: Rows, count: int) -> Rows:
         """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`."""
@@ -199,12 +226,13 @@ class Sequence:
     @property
     def is_ahead(self) -> bool:
         """Whether the next round needs no pass: `take_ahead` ends it."""
-        return bool(self._ahead)
+        return bool(self._ahead or self._turns)
 
     def take_ahead(self) -> Round:
         """The next round, a plain step, from a pass that went ahead."""
         try:
-            done, self._last_distribution = self._ahead.take(len(self.tokens))
+            source = self._turns or self._ahead
+            done, self._last_distribution = source.take(len(self.tokens))
         except BaseException:
             self.rewind()
             raise
@@ -247,16 +275,16 @@ class Sequence:
             self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
         return done
 
-    def _settle_turns(self, opened: OpenRound, result: Pass, position: int, seconds: float) -> Round:
+    def _settle_turns(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
         """End the first of the rounds that the runtime ran by itself; `take_ahead` ends the others."""
         turns, plan, speculation = result.turns, opened.plan, self.speculation
         assert turns
         assert plan is not None
         assert speculation is not None
         try:
-            self._ahead.begin(turns, plan, seconds=seconds, bytes_read=result.bytes_read)
-            done, distribution = self._ahead.take(position)
-            self.cache.trim(position + len(done.kept) + len(self._ahead))
+            self._turns.begin(turns, plan, seconds=seconds, bytes_read=result.bytes_read)
+            done, distribution = self._turns.take(position)
+            self.cache.trim(position + len(done.kept) + len(self._turns))
             self.tokens.extend(done.tokens)
             self._open = None
             round_s = opened.plan_s + seconds
@@ -273,8 +301,9 @@ class Sequence:
     def rewind(self) -> None:
         """Take back a round that was begun and not settled: one token is pending, the cache holds those before it."""
         opened, self._open = self._open, None
-        is_ahead = bool(self._ahead)
+        is_ahead = self.is_ahead
         self._ahead.clear()
+        self._turns.clear()
         if opened is None:
             if is_ahead:
                 self.cache.trim(len(self.tokens) - 1)
@@ -334,7 +363,7 @@ class Sequence:
         views = speculation.drafters[name].views
         speculation.make_ready(name, plan.view or (views[0] if views else None), plan.effort)
 
-    def _draft(self, opened: OpenRound, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
+    def _draft(self, opened: _Open, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
         """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
         speculation = self.speculation
         assert speculation is not None
@@ -363,7 +392,7 @@ class Sequence:
         opened.draft = checked_draft(name, draft, plan, most=most, vocab_size=self.runtime.config.vocab_size)
         opened.draft_s += time.perf_counter() - start_s
 
-    def _decide(self, opened: OpenRound, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
+    def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
         """What the verifier keeps. Row j + 1 of the pass saw draft token j; a trusted token is in the pass as well, so
         that its keys and values are those of the verify effort."""
         began_s = time.perf_counter()
@@ -403,7 +432,7 @@ class Sequence:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
 
-    def _report(self, opened: OpenRound, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
+    def _report(self, opened: _Open, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
         """Tell the policy what came of the round, in the times of whole passes.
 
         `others_s`: seconds of the verify pass that are the share of other sequences.
