@@ -70,11 +70,11 @@ class Speculation:
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
+        turn_rows: of the drafters that the runtime stands in for, turn after turn, the most rows of a turn, by name.
+        text_match: of the text.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
-        turn_rows: of the drafters that the runtime stands in for, turn after turn, the most rows of a turn, by name.
-        text_match: of the text.
     """
 
     drafters: Mapping[str, Drafter]
@@ -91,21 +91,21 @@ class Speculation:
     rules: LenientRules | None = None
     usual_draft: tuple[str, float] | None = None
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
+    turn_rows: Mapping[str, int] = field(init=False)
+    text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
     choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
-    turn_rows: Mapping[str, int] = field(init=False)
-    text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
+        object.__setattr__(self, "turn_rows", turns)
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
         watching = {name: drafter for name, drafter in self.drafters.items() if wants_logits(drafter)}
         object.__setattr__(self, "observers", watching)
         choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
         object.__setattr__(self, "choice_observers", choices)
-        turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
-        object.__setattr__(self, "turn_rows", turns)
 
     def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
         """Make the view of a draft step that a policy wants, where that was left until now."""

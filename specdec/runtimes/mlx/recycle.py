@@ -1,4 +1,4 @@
-"""Drafts that a launch makes of its own, seen from the host: `Recycler`. The kernel's part is in `step_recycle.cuh`.
+"""Drafts that a launch makes of its own, from the host: `Recycler`, `Turning`. The kernel has them in `step_recycle.cuh`.
 
 Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: what followed the end of the
 text when it occurred before, and tokens that the verifier found likeliest after a token lately. So nothing waits for
@@ -8,22 +8,33 @@ the host between one turn and the next.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from specdec.kernels.reference.recycle import MOST_ROWS, SHAPES, TOP
-from specdec.runtimes.base import Recycling, Turn
+from specdec.runtimes.base import Pass, Recycling, Rows, Turn
 from specdec.runtimes.mlx import addresses
 from specdec.runtimes.mlx.cache import GpuCache
 from specdec.runtimes.mlx.chosen import choice_of
-from specdec.runtimes.mlx.state import LOGITS_FROM, RECYCLE, RECYCLE_SIZE
+from specdec.runtimes.mlx.model import Kind, Transformer
+from specdec.runtimes.mlx.state import (
+    LOGITS_FROM,
+    MAX_ROWS,
+    MOST_AHEAD,
+    RECYCLE,
+    RECYCLE_SIZE,
+    show_choices,
+    state_of,
+)
 
 if TYPE_CHECKING:
-    from specdec.model.architecture import ModelConfig
+    from specdec.model.effort import Efforts
+    from specdec.runtimes.mlx.batch import Share
     from specdec.runtimes.mlx.device import CudaDriver
-    from specdec.runtimes.mlx.step import WholeStep
 
+_USUALLY_KEPT = 4  # rows of a turn
 TEXT_AT = 192  # of the memory: shapes and the plan of a turn come before the text
 ON_TRUNK = 255
 
@@ -100,17 +111,6 @@ class Recycler:
         state[RECYCLE + 2 : RECYCLE + 4] = np.array([self._place], np.int64).view(np.int32)
 
 
-def recycler_of(mx: Any, whole: WholeStep, config: ModelConfig) -> Recycler:
-    """The memory for launches of a model's steps."""
-    return Recycler(
-        whole.driver,
-        lambda count: whole.own((count,), mx.int32),
-        lambda array: addresses.addresses_of(mx, [array])[0],
-        vocab_size=config.vocab_size,
-        most_tokens=config.max_context,
-    )
-
-
 def turns_of(found: np.ndarray) -> list[Turn]:
     """What the turns of a launch did.
 
@@ -135,3 +135,62 @@ def turns_of(found: np.ndarray) -> list[Turn]:
             )
         )
     return turns
+
+
+class Turning:
+    """Passes that draft and verify turn after turn, in one launch each.
+
+    Args:
+        mx: MLX.
+        transformer: of the model.
+        mode: `Kind.mode` of the exact view at an effort of 1.
+        weight_bytes: `(mode, efforts)` to the bytes of a step's weights.
+
+    Attributes:
+        most_rows: of a turn; 0 where steps are not launched.
+    """
+
+    def __init__(
+        self, mx: Any, transformer: Transformer, mode: str, weight_bytes: Callable[[str, Efforts], int]
+    ) -> None:
+        self._transformer, self._mode, self._weight_bytes = transformer, mode, weight_bytes
+        whole, config = transformer.whole, transformer.config
+        rows = 0 if whole is None else min(MAX_ROWS, transformer.most_rows)
+        self.most_rows = rows if whole is not None and rows > 1 and whole.has_code(self.kind(rows)) else 0
+        self._history = 4 * sum(layer.attention.kv_width for layer in config.layers)
+        self._no_logits = np.empty((0, config.vocab_size), np.float32)
+        if whole is not None:
+            self._recycler = Recycler(
+                whole.driver,
+                lambda count: whole.own((count,), mx.int32),
+                lambda array: addresses.addresses_of(mx, [array])[0],
+                vocab_size=config.vocab_size,
+                most_tokens=config.max_context,
+            )
+
+    def kind(self, rows: int) -> Kind:
+        """The kind of step that a turn of so many rows is."""
+        built = self._transformer.row_step(rows)
+        return Kind(self._mode, False, built, 0, built, tree=True)
+
+    def takes(self, rows: Rows, share: Share) -> bool:
+        """Whether a pass over these rows alone is one of turns."""
+        return rows.recycling is not None and self.most_rows > 0 and not share.selects and share.cache.length > 0
+
+    def run(self, rows: Rows, share: Share) -> Pass:
+        """Run such a pass."""
+        whole, asked, cache = self._transformer.whole, rows.recycling, share.cache
+        assert whole is not None  # `takes`
+        assert asked is not None
+        wanted = replace(asked, rows=min(asked.rows, self.most_rows))
+        kind, ahead = self.kind(wanted.rows), min(rows.ahead, MOST_AHEAD)
+        # Room for the rows of a turn, and for what turns usually keep: the launch ends where there is no more.
+        cache.reserve(min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead)))
+        state = state_of([share.piece(0, 1, 0)], [cache.positions])
+        show_choices(state, ahead=ahead, ends=rows.ends)
+        self._recycler.tell(state, cache, wanted)
+        self._transformer.launch(kind, state, [cache], [])
+        turns = turns_of(whole.choices(kind.rows, ahead))
+        read = self._weight_bytes(share.mode, rows.efforts) + self._history * cache.length
+        cache.advance(sum(1 + len(turn.kept) for turn in turns))
+        return Pass(self._no_logits, read * len(turns), turns=turns)

@@ -11,8 +11,6 @@ from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, resolve_efforts
@@ -42,9 +40,9 @@ from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
-from specdec.runtimes.mlx.recycle import Recycler, recycler_of, turns_of
+from specdec.runtimes.mlx.recycle import Turning
 from specdec.runtimes.mlx.shared import SharedArrays
-from specdec.runtimes.mlx.state import MAX_ROWS, MOST_AHEAD, show_choices, state_of
+from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
 from specdec.runtimes.mlx.steps import Shown, Steps
@@ -56,7 +54,6 @@ if TYPE_CHECKING:
     from specdec.runtimes.share import Share as DeviceShare
     from specdec.store import Store
 
-_USUALLY_KEPT = 4  # rows of a turn that a launch drafts itself
 _MOST_TIERS = 4  # two bits a weight
 
 
@@ -125,8 +122,9 @@ class MlxRuntime:
         )
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
         if self._transformer.whole is not None:
-            self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD, recycles=self._most_recycled())
-        self._recycler: Recycler | None = None
+            self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
+        self._turning = Turning(self._mx, self._transformer, self._mode(EXACT, selects=False), self._weight_bytes)
+        self.info = replace(self.info, recycles=self._turning.most_rows)
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:
@@ -183,7 +181,7 @@ class MlxRuntime:
             selects = self._takes.selects(efforts, view)
             mode = self._mode(view, selects)
             if recycles and not selects:
-                kinds.append(self._turn_kind(mode, rows))
+                kinds.append(self._turning.kind(rows))
                 continue
             for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
                 built = self._transformer.row_step(min(count, self._most_rows(view)))
@@ -239,8 +237,9 @@ class MlxRuntime:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
         with self._lock:
             shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
-            if batch[0].recycling is not None and len(batch) == 1 and self._can_recycle(shares[0], view):
-                return [self._recycled(batch[0], shares[0])]
+            if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
+                self._begin(batch[0].efforts, shared=False)
+                return [self._turning.run(batch[0], shares[0])]
             self.prepare(view)
             if view == EXACT and not self._store.quantised and any(share.selects for share in shares):
                 self._need_tiers()
@@ -265,43 +264,6 @@ class MlxRuntime:
         if len(kinds) > 1 or len(shares) > self._most_rows(view) or any(len(share.ids) > 1 for share in shares):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
-
-    def _most_recycled(self) -> int:
-        """Rows of the turns that launches draft themselves; 0 where steps are not launched."""
-        whole, mode = self._transformer.whole, self._mode(EXACT, selects=False)
-        rows = min(MAX_ROWS, self._transformer.most_rows)
-        return rows if whole is not None and rows > 1 and whole.has_code(self._turn_kind(mode, rows)) else 0
-
-    def _turn_kind(self, mode: str, rows: int) -> Kind:
-        """The kind of step that turns of a launch are which drafts itself."""
-        built = self._transformer.row_step(rows)
-        return Kind(mode, False, built, 0, built, tree=True)
-
-    def _can_recycle(self, share: Share, view: str) -> bool:
-        return view == EXACT and not share.selects and self.info.recycles > 0 and share.cache.length > 0
-
-    def _recycled(self, rows: Rows, share: Share) -> Pass:
-        """A launch that drafts and verifies turn after turn."""
-        whole, wanted, cache = self._transformer.whole, rows.recycling, share.cache
-        assert whole is not None  # `_can_recycle`
-        assert wanted is not None
-        self._begin(rows.efforts, shared=False)
-        wanted = replace(wanted, rows=min(wanted.rows, self.info.recycles))
-        kind, ahead = self._turn_kind(share.mode, wanted.rows), min(rows.ahead, MOST_AHEAD)
-        if self._recycler is None:
-            self._recycler = recycler_of(self._mx, whole, self.config)
-        # Room for the rows of a turn, and for what turns usually keep: the launch ends where there is no more.
-        cache.reserve(min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead)))
-        state = state_of([share.piece(0, 1, 0)], [cache.positions])
-        show_choices(state, ahead=ahead, ends=rows.ends)
-        self._recycler.tell(state, cache, wanted)
-        self._transformer.launch(kind, state, [cache], [])
-        turns = turns_of(whole.choices(kind.rows, ahead))
-        held = self._weight_bytes(share.mode, rows.efforts)
-        held += 4 * sum(layer.attention.kv_width for layer in self.config.layers) * cache.length
-        cache.advance(sum(1 + len(turn.kept) for turn in turns))
-        empty = np.empty((0, self.config.vocab_size), np.float32)
-        return Pass(empty, held * len(turns), turns=turns)
 
     def _run_wide(self, shares: list[Share], shown: list[Shown]) -> None:
         """Run many rows in wide passes, where this model has them; what they show of each share goes to `shown`."""
