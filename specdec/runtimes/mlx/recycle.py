@@ -1,4 +1,4 @@
-"""Drafts that a launch makes of its own, from the host: `Recycler`, `Turning`. The kernel has them in `step_recycle.cuh`.
+"""Drafts that a launch makes of its own, from the host: `Recycler`, `Turning`. The kernel: `step_recycle.cuh`.
 
 Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: what followed the end of the
 text when it occurred before, and tokens that the verifier found likeliest after a token lately. So nothing waits for
