@@ -22,9 +22,9 @@ from specdec.engine.accept import ChosenRows, Verdict, accept
 from specdec.engine.ahead import Ahead
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
 from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
-from specdec.engine.logprobs import TokenLogprob, token_logprob
+from specdec.engine.logprobs import TokenLogprob, path_logprobs, token_logprob
 from specdec.engine.outcomes import OthersTimes, outcome_of, outcome_of_turns
-from specdec.engine.policy import Distribution, DraftPlan, RoundState
+from specdec.engine.policy import Distribution, DraftPlan
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
 from specdec.engine.turns_ahead import TurnsAhead
@@ -330,21 +330,13 @@ class Sequence:
         """The policy's plan for this round; None for a plain step."""
         if (speculation := self.speculation) is None:
             return None
-        state = RoundState(
+        state = speculation.state(
             round_index=self.rounds,
             position=position,
             # A round emits one token more than it accepts, so the last one before the limit needs no draft.
             max_draft_tokens=self.limit - position - 1,
-            draft_len=speculation.draft_len,
-            draft_effort=speculation.draft_effort,
-            verify_effort=speculation.verify_effort,
-            options=speculation.options,
-            temperature=speculation.temperature,
-            is_effort_asked=speculation.is_effort_asked,
-            matches=speculation.matches(alone=not self.rows_beside),
             distribution=self._last_distribution,
             rows_beside=self.rows_beside,
-            named=speculation.named,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
@@ -408,7 +400,7 @@ class Sequence:
             else:
                 self.speculation.chosen(seen, [choice.token for choice in choices], verdict.kept)
         tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
-        logprobs = [] if self._logprobs is None else _logprobs(tokens, verdict, result, self._logprobs)
+        logprobs = [] if self._logprobs is None else path_logprobs(result.logits, verdict.kept, tokens, self._logprobs)
         done = Round(
             position=position,
             plan=opened.plan,
@@ -421,7 +413,7 @@ class Sequence:
             verify_bytes_read=result.bytes_read,
             trusted=trusted,
             logprobs=logprobs,
-            complete_at=None if self._ruled is None else _complete_at(self._ruled, tokens),
+            complete_at=None if self._ruled is None else self._ruled.complete_at(tokens),
         )
         return done, verdict
 
@@ -456,14 +448,3 @@ class Sequence:
 def first_of(result: Pass, rows: int) -> Pass:
     """The first round's part of a pass that read the end of the prompt in `rows` rows with it."""
     return Pass(result.logits, result.bytes_read // rows)
-
-
-def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:
-    """Log-probabilities of a round's tokens, each from the row of the token before it."""
-    rows = [0, *(index + 1 for index in verdict.kept)]
-    return [token_logprob(result.logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]
-
-
-def _complete_at(chooser: TokenChooser, tokens: Tokens[int]) -> int | None:
-    """How many of a round's tokens make the answer one that nothing can be added to."""
-    return next((count for count in range(1, len(tokens) + 1) if chooser.is_complete(tokens[:count])), None)

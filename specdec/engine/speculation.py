@@ -28,7 +28,7 @@ from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import CostTable, DraftOption, Knowledge, Learner, Policy
+from specdec.engine.policy import CostTable, Distribution, DraftOption, Knowledge, Learner, Policy, RoundState
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.engine.text_match import TextMatch
@@ -125,6 +125,32 @@ class Speculation:
         for name in self.named & self.foretellers.keys() - found.keys():
             found[name] = match_length(name, self.foretellers[name], self.context)
         return found
+
+    def state(
+        self,
+        *,
+        round_index: int,
+        position: int,
+        max_draft_tokens: int,
+        distribution: Distribution | None,
+        rows_beside: int,
+    ) -> RoundState:
+        """What the policy gets before a round; see `RoundState`."""
+        return RoundState(
+            round_index=round_index,
+            position=position,
+            max_draft_tokens=max_draft_tokens,
+            draft_len=self.draft_len,
+            draft_effort=self.draft_effort,
+            verify_effort=self.verify_effort,
+            options=self.options,
+            temperature=self.temperature,
+            is_effort_asked=self.is_effort_asked,
+            matches=self.matches(alone=not rows_beside),
+            distribution=distribution,
+            rows_beside=rows_beside,
+            named=self.named,
+        )
 
     def verified(self, tokens: Tokens[int], logits: np.ndarray, kept: Tokens[int]) -> None:
         """Show the drafters that learn from it what the verifier computed; see `Observer.verified`.
