@@ -219,23 +219,8 @@ auto joined_at = [&](int layer, int site) { return layer == LAYERS ? 1 : site ==
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
-#if RECYCLES
-// A launch that drafts has the rows of its first turn from there as well.
-int *recycled = state[RECYCLE_WIDTH] ? recycle_memory(state) : nullptr, *parents = chosen + SHAPE_ROWS;
-int* path = parents + SHAPE_ROWS;
-uint2* tops = recycled ? reinterpret_cast<uint2*>(scratch + AT_TOPS) : nullptr;
-if (recycled) {
-  if (state[RECYCLE_RESET]) {
-    forget_successors(recycled, state);
-    grid_barrier.wait();
-  }
-  if (block == 0) draft_rows(recycled, state, position, reinterpret_cast<int*>(scratch_sums));
-  grid_barrier.wait();
-  rows = take_plan(recycled, state, parents, position);
-}
-#else
-constexpr uint2* tops = nullptr;
-#endif
+[[maybe_unused]] int* numbers = reinterpret_cast<int*>(scratch_sums);  // in shared memory, one for each warp
+#include "step_turns_begin"
 #pragma unroll 1
 for (;; ++token_turn) {
 fill_for(0, 0);
@@ -310,22 +295,7 @@ for (int row = 0; row < rows - logits_from; ++row) {
 }
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
-#if RECYCLES
-if (recycled) {
-  float* turn_choices = choices + token_turn * ROWS * CHOICE_WORDS;
-  choose_rows(rows, found, chosen, turn_choices);
-  find_path(state, parents, chosen, rows, path);
-  keep_path(const_cast<half_t*>(cache), capacity, position, path);
-  if (block == 0) learn_rows(recycled, state, parents, chosen, path, rows, tops, turn_choices, reinterpret_cast<int*>(room));
-  const bool goes = drafts_on(state, token_turn, chosen, path, position);
-  position += path[0];
-  if (!goes) break;
-  if (block == 0) draft_rows(recycled, state, position, reinterpret_cast<int*>(scratch_sums));
-  grid_barrier.wait();
-  rows = take_plan(recycled, state, parents, position);
-  continue;
-}
-#endif
+#include "step_turns_end"
 choose_rows(rows - logits_from, found, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
 if (!goes_on(state, rows, token_turn, chosen)) break;
 ++position;

@@ -128,7 +128,7 @@ class WholeStep:
         return [*inputs, Typed(mx.int32, 1), Typed(mx.uint32, 1), Typed(mx.float32, 2), Typed(mx.float32, 2)]
 
     def has_code(self, kind: Kind) -> bool:
-        """Whether a kind of step has, or will have, machine code that is launched without MLX."""
+        """Whether a kind of step is launched without MLX, by machine code of its own."""
         return isinstance(self._kernel(kind)[0], Compiled)
 
     def row_step(self, rows: int) -> int:
@@ -403,10 +403,9 @@ class WholeStep:
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         joined = 3 if kind.mode == "verify" else 1
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
-        squares = rows * padded(c.hidden_size) // 128
+        squares, looked = rows * padded(c.hidden_size) // 128, rows * self.grid
         blocks += [("AT_VALUES", rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
-        blocks.append(("AT_CHOICES", rows * self.grid * CHOICE_WORDS))
-        blocks.append(("AT_TOPS", rows * self.grid * TOP_WORDS * kind.recycles))
+        blocks += [("AT_CHOICES", looked * CHOICE_WORDS), ("AT_TOPS", looked * TOP_WORDS * kind.recycles)]
         place = 0
         for name, size in blocks:
             constants[name] = place
