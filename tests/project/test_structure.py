@@ -27,6 +27,7 @@ ORDER = (
     "tokenizers",
     "formats",
     "store",
+    "runtimes.choices",
     "runtimes.base",
     "runtimes.checks",
     "kernels",
