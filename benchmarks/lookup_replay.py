@@ -6,26 +6,39 @@ The model answers `--prompts` prompts of each of seven kinds and keeps the token
 The drafters and the default policy then go through these answers as the engine would; a draft token is kept where the
 answer has the same one. So the result depends on drafters and policy only, not on how busy the machine is. `--earlier`
 counts all answers as those of one owner. `recycle` learns nothing from the verifier's logits here.
+
+--turns 4:1.28 8:1.36 16:1.58 --launch 0.2
+
+replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
+launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
+trees learn only from rows that were kept, since the model is not asked about others. A second table has the tokens of
+a turn if every round were one, with the successors of tokens and by the trunk alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import print_table
+from specdec.kernels.reference.recycle import TOP, Recycled
 from specdec.policies.goodput.policy import GoodputPolicy
 
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
 from specdec.drafters.registry import create
 from specdec.engine.drafter_guard import options_of
-from specdec.engine.policy import CostTable, Knowledge, RoundOutcome, RoundState
+from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
+from specdec.engine.text_match import TextMatch
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.loaded import Model
+from specdec.runtimes.base import forward_one
 
 # Cost of a verify pass by rows, in dense steps, then that of each further row.
 COSTS: dict[str, tuple[Sequence[float], float]] = {
@@ -45,12 +58,19 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=6, metavar="N", help="prompts a kind (default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default %(default)s)")
     parser.add_argument("--drafters", nargs="+", default=["ngram", "recycle"], metavar="NAME")
+    parser.add_argument("--turns", nargs="+", type=_point, metavar="ROWS:COST", help="of the runtime's own turns")
+    parser.add_argument("--launch", type=float, default=0.2, metavar="STEPS", help="host's time of a launch")
     parser.add_argument("--earlier", action="store_true", help="look up earlier answers, too")
     args = parser.parse_args()
     model = specdec.load(args.model)
     if not args.answers.exists():
         record(model, args.answers, args.prompts, args.max_tokens)
     answers = [json.loads(line) for line in args.answers.read_text().splitlines()]
+    if args.turns:
+        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args))
+        kinds = list(dict.fromkeys(answer["task"] for answer in answers))
+        print_table(["rows", "all", "trunk alone", *kinds], [always(answers, width, kinds) for width, _ in args.turns])
+        return
     rows = [[name, *replay(model, answers, args.drafters, name, earlier=args.earlier)] for name in COSTS]
     print_table(["a row costs", "tokens/round", "drafted", "kept", "speed over plain"], rows)
 
@@ -61,8 +81,22 @@ def record(model: Model, path: Path, prompts: int, most: int) -> None:
         for prompt in load_prompts(["spec-bench", "humaneval"], per_task=prompts):
             messages = [{"role": "user", "content": prompt.content}]
             ids = list(model.tokenizer.encode(model.tokenizer.apply_chat_template(messages), add_bos=False))
-            result = specdec.generate(model, ids, max_tokens=most, temperature=0)
-            file.write(json.dumps({"task": prompt.task, "prompt": ids, "tokens": list(result.tokens)}) + "\n")
+            tokens, likeliest = _answered(model, ids, most)
+            answer = {"task": prompt.task, "prompt": ids, "tokens": tokens, "top": likeliest}
+            file.write(json.dumps(answer) + "\n")
+
+
+def _answered(model: Model, ids: list[int], most: int) -> tuple[list[int], list[list[int]]]:
+    """A greedy answer, and the likeliest tokens at each of its places."""
+    held, tokens, likeliest = model.runtime.new_cache(len(ids) + most), list[int](), list[list[int]]()
+    for first in range(0, len(ids), 256):
+        logits = forward_one(model.runtime, ids[first : first + 256], held, logits="last").logits
+    while True:
+        likeliest.append(np.argsort(-logits[-1], kind="stable")[:TOP].tolist())
+        tokens.append(likeliest[-1][0])
+        if len(tokens) == most or tokens[-1] in model.tokenizer.eos_ids:
+            return tokens, likeliest
+        logits = forward_one(model.runtime, tokens[-1:], held).logits
 
 
 def replay(
@@ -110,6 +144,126 @@ def replay(
         policy.summary()
         tokens, rounds = tokens + len(answer["tokens"]), rounds + count
     return [f"{tokens / rounds:.3f}", str(drafted), str(kept), f"{tokens / spent:.3f}"]
+
+
+def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[list[str]]:
+    """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and that of all."""
+    kinds: dict[str, list[Launches]] = {}
+    for answer in answers:
+        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch))
+    rows = []
+    for kind, found in kinds.items():
+        turns, kept = sum(one.turns for one in found), sum(one.kept for one in found)
+        least = min(one.plain / one.cost for one in found)
+        speed = sum(one.plain for one in found) / sum(one.cost for one in found)
+        rows.append([kind, f"{1 + kept / max(1, turns):.2f}", str(turns), f"{least:.3f}", f"{speed:.3f}"])
+    every = [one for found in kinds.values() for one in found]
+    speeds = [float(row[-1]) for row in rows]
+    rows.append(
+        [
+            "mean",
+            f"{1 + sum(one.kept for one in every) / max(1, sum(one.turns for one in every)):.2f}",
+            str(sum(one.turns for one in every)),
+            f"{min(float(row[-2]) for row in rows):.3f}",
+            f"{statistics.fmean(speeds):.3f}",
+        ]
+    )
+    return rows
+
+
+def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str]) -> list[str]:
+    """Tokens of a turn where every round is one: of all answers, by the trunk alone, and of each kind."""
+    tokens: dict[tuple[str, bool], int] = {}
+    turns: dict[tuple[str, bool], int] = {}
+    for answer in answers:
+        text = [*answer["prompt"], *answer["tokens"]]
+        for learns in (True, False):
+            rule, at, count = Recycled(), len(answer["prompt"]), 0
+            while at < len(text):
+                at += 1 + _turn(rule, answer, text, at, width)
+                count += 1
+                if not learns:
+                    rule.successors.clear()
+            for kind in (answer["task"], ""):
+                key = kind, learns
+                tokens[key] = tokens.get(key, 0) + len(answer["tokens"])
+                turns[key] = turns.get(key, 0) + count
+    wanted = [("", True), ("", False), *((kind, True) for kind in kinds)]
+    return [str(width), *(f"{tokens[key] / turns[key]:.2f}" for key in wanted)]
+
+
+@dataclass
+class Launches:
+    """One answer in launches of a GPU: what they cost in dense steps, and what plain decoding does."""
+
+    cost: float = 0.0
+    plain: float = 0.0
+    turns: int = 0
+    kept: int = 0
+
+
+def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) -> Launches:
+    """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
+    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(), 0.001
+    table = CostTable(verify_s={1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s})
+    policy.begin(Knowledge(costs=table, memory={}))
+    option = DraftOption("recycle", None, takes_effort=False, turn_rows=max(costs))
+    prompt, text = answer["prompt"], [*answer["prompt"], *answer["tokens"]]
+    at, run, rounds, lookup = len(prompt), 0, 0, TextMatch()
+    while at < len(text):
+        state = RoundState(
+            round_index=rounds, position=at, max_draft_tokens=len(text) - at - 1, draft_len=4, draft_effort=1.0,
+            verify_effort=1.0, options=(option,), is_effort_asked=False,
+            matches={"recycle": lookup.length(text[:at])},
+        )  # fmt: skip
+        plan = policy.plan(state)
+        kept: list[int] = []
+        if plan.num_draft_tokens:
+            width = max((one for one in costs if one <= plan.num_draft_tokens + 1), default=min(costs))
+            for _ in range(plan.turns):
+                count = _turn(rule, answer, text, at, width)
+                kept.append(count)
+                at += count + 1
+                if at >= len(text):
+                    break
+            cost = launch + costs[width] * len(kept)
+            done.turns, done.kept = done.turns + len(kept), done.kept + sum(kept)
+            seconds = step_s * cost
+        else:
+            ahead = min(15, run, len(text) - at - 1)
+            run, cost = run + 1 + ahead, launch + 1.0 + ahead
+            at += 1 + ahead
+            seconds = step_s * cost / (1 + ahead)
+        policy.observe(
+            RoundOutcome(
+                drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
+                drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
+                round_s=seconds, turns=tuple(kept),
+            )
+        )  # fmt: skip
+        done.cost, rounds = done.cost + cost, rounds + 1
+    run, left = 0, len(answer["tokens"])
+    while left:
+        count = min(16, run + 1, left)
+        done.plain, run, left = done.plain + launch + count, run + count, left - count
+    return done
+
+
+def _turn(rule: Recycled, answer: dict[str, Any], text: list[int], at: int, width: int) -> int:
+    """Tokens that a turn after `at` tokens keeps; the rule learns from the rows that were kept."""
+    tokens, parents = rule.draft(text[:at], width, len(text))
+    kept, last = 0, -1
+    for number, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+        if parent == last and token == text[at + kept]:
+            kept, last = kept + 1, number
+    first = at - len(answer["prompt"])
+    rule.learn(text[at - 1 : at + kept], answer["top"][first : first + kept + 1])
+    return kept
+
+
+def _point(text: str) -> tuple[int, float]:
+    rows, _, cost = text.partition(":")
+    return int(rows), float(cost)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from specdec.policies.goodput.acceptance import DraftAcceptance, MatchAcceptance
 from specdec.policies.goodput.costs import CostModel
+from specdec.policies.goodput.turn_results import TurnResults
 
 Way: TypeAlias = tuple[str, str | None]
 """A way to draft: drafter and view."""
@@ -88,6 +89,7 @@ class Learnt:
         results: by way of drafting.
         pace: results of all rounds but trials and lookups: its tokens over its cost are the going rate.
         trials: by arm.
+        turns: what rounds bring that the runtime runs by itself, by drafter; see `turns`.
         rounds: rounds so far, over all generations.
         spent: cost of all rounds so far, in dense steps.
         lost: cost that trials added, in dense steps.
@@ -100,6 +102,7 @@ class Learnt:
     results: dict[Way, Results] = field(default_factory=dict)
     pace: Results = field(default_factory=Results)
     trials: dict[Arm, Trial] = field(default_factory=dict)
+    turns: dict[str, TurnResults] = field(default_factory=dict)
     rounds: int = 0
     spent: float = 0.0
     lost: float = 0.0
@@ -111,6 +114,8 @@ class Learnt:
             acceptance.new_text()
         for match in self.matches.values():
             match.new_text()
+        for turns in self.turns.values():
+            turns.new_text()
         for results in (*self.results.values(), self.pace):
             results.tokens, results.cost, results.rounds = (
                 0.2 * value for value in (results.tokens, results.cost, results.rounds)

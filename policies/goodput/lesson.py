@@ -8,6 +8,7 @@ from specdec.policies.goodput.costs import MOST_ROWS
 from specdec.policies.goodput.learnt import PLAIN, Learnt, Results
 from specdec.policies.goodput.log import RoundLog
 from specdec.policies.goodput.prospect import Prospect
+from specdec.policies.goodput.turns import match_of, results_of
 
 from specdec.engine.policy import DraftOption, RoundOutcome
 
@@ -30,6 +31,7 @@ class Lesson:
         round_s: seconds of the whole round.
         beside: rows of other sequences in the verify pass.
         share: this sequence's share of `draft_s`.
+        turns: tokens that each of the runtime's own turns kept; empty for a round of the engine's.
     """
 
     prospect: Prospect
@@ -42,6 +44,7 @@ class Lesson:
     round_s: float
     beside: int = 0
     share: float = 1.0
+    turns: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, outcome: RoundOutcome, prospect: Prospect, number: int) -> Lesson:
@@ -50,13 +53,16 @@ class Lesson:
         steps = [(one.effort, one.seconds) for one in outcome.signals]
         return cls(
             prospect, number, way, outcome.drafted, outcome.accepted, steps, outcome.draft_s, outcome.round_s,
-            outcome.rows_beside, outcome.draft_share,
+            outcome.rows_beside, outcome.draft_share, outcome.turns,
         )  # fmt: skip
 
 
 def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     """Learn costs, acceptance and results from a round, and note in `log` what it brought."""
     now, costs, rows = lesson.prospect, learnt.costs, lesson.drafted + 1
+    if lesson.turns:
+        _learn_turns(learnt, lesson, log)
+        return
     costs.observe_verify(lesson.beside + rows, lesson.round_s - lesson.draft_s)
     if costs.has_changed():  # which costs did, only trials tell
         learnt.machine_changed(lesson.number)
@@ -88,6 +94,25 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     log.finished(
         real, lesson.round_s, expected=expected, cost=cost, plain_cost=verify[1],
         plain_s=plain_s, is_plain=not lesson.drafted,
+    )  # fmt: skip
+
+
+def _learn_turns(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
+    """Learn from a pass that the runtime drafted and verified by itself. Its costs are apart from those of other
+    passes, between which the host has its time."""
+    now, count = lesson.prospect, len(lesson.turns)
+    plain_s = learnt.costs.seconds_of_plain_step(0)
+    assert now.option is not None
+    results = results_of(learnt, now.option.drafter)
+    if plain_s:
+        results.learn(now.length + 1, lesson.turns, lesson.round_s / count / plain_s * learnt.costs.verify[1])
+    if now.match:
+        match_of(learnt, now.option.drafter).learn(now.match, now.length, lesson.turns[0])
+    cost, tokens = count * now.cost, float(count + sum(lesson.turns))
+    learnt.spent += cost
+    log.finished(
+        tokens, lesson.round_s, expected=count * now.tokens, cost=cost, plain_cost=learnt.costs.verify[1],
+        plain_s=plain_s, is_plain=False,
     )  # fmt: skip
 
 

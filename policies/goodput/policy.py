@@ -28,6 +28,7 @@ from specdec.policies.goodput.menu import Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
+from specdec.policies.goodput.turns import TurnPlanner, turn_option
 
 from specdec.engine.policy import (
     CostTable,
@@ -47,6 +48,7 @@ _PLAIN = DraftPlan(num_draft_tokens=0, effort=1.0)
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _LESSONS = 2  # rounds that are learnt from at once: between passes this code is in no cache, and two cost little more
 _EARLY_ROUNDS = 24  # up to which every round teaches at once
+_LOOKS, _BRIEF_STEP_S = 8, 0.004  # rounds from one look at a model's drafts to the next where plain steps are shorter
 _KNOWN_ROUNDS = 8.0  # rounds after which the going rate is what was seen alone
 
 
@@ -81,6 +83,8 @@ class GoodputPolicy:
     _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
     _lessons: list[Lesson] = field(default_factory=list, init=False, repr=False)
     _shared: Shared = field(default_factory=Shared, init=False, repr=False)
+    _model_drafts: bool = field(default=False, init=False, repr=False)  # were the best at the last look
+    _turns: TurnPlanner = field(default_factory=TurnPlanner, init=False, repr=False)
     _log: RoundLog = field(default_factory=RoundLog, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +100,7 @@ class GoodputPolicy:
     def begin(self, knowledge: Knowledge) -> None:
         """Take measured costs, and what earlier generations of the model have taught."""
         self._knowledge = knowledge
+        self._costs()
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
@@ -104,14 +109,18 @@ class GoodputPolicy:
             self._log.rested(state)
             return _PLAIN
         now = Situation(learnt, state, self._shared.verify(learnt, state), self._now)
-        now.rate = self._rate(now)
         plain_cost = now.verify[1]
-        best_draft = self._best_draft(now)
+        is_brief = self._is_brief(now)
+        now.rate = 1.0 / plain_cost if is_brief else self._rate(now)
+        best_draft = None if is_brief else self._best_draft(now)
         if best_draft is not None and best_draft.net > 1.0 - now.rate * plain_cost + MARGIN:
             best = best_draft
         else:
             best = Prospect(rate=now.rate, tokens=1.0, cost=plain_cost, verify=now.verify)
-        chosen = self._trials.choose(now, best) if state.max_draft_tokens else best
+        self._model_drafts = best.option is not None
+        best = self._turns.choose(now, best)
+        tries = state.max_draft_tokens and not best.turns and not is_brief
+        chosen = self._trials.choose(now, best) if tries else best
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
@@ -126,6 +135,7 @@ class GoodputPolicy:
             effort=chosen.effort,
             drafter=chosen.option.drafter,
             view=chosen.option.view,
+            turns=max(1, chosen.turns),
         )
 
     def next_step(self, signals: StepSignals) -> float | None:
@@ -202,12 +212,7 @@ class GoodputPolicy:
 
     def _recall(self, state: RoundState) -> Learnt:
         """What is known for this model and temperature."""
-        memory = self._knowledge.memory
-        costs = memory.get(("goodput", "costs"))
-        if costs is None:
-            costs = memory["goodput", "costs"] = CostModel(self._knowledge.costs)
-        elif costs.source is not self._knowledge.costs:
-            costs.absorb(self._knowledge.costs)
+        memory, costs = self._knowledge.memory, self._costs()
         key = ("goodput", round(state.temperature, 1), round(state.verify_effort, 2))
         self._shared.prices = memory.setdefault((*key, "prices"), {})
         learnt: Learnt | None = memory.get(key)
@@ -217,6 +222,16 @@ class GoodputPolicy:
             learnt.new_text()
         self._learnt = learnt
         return learnt
+
+    def _costs(self) -> CostModel:
+        """What is known of costs."""
+        memory = self._knowledge.memory
+        costs: CostModel | None = memory.get(("goodput", "costs"))
+        if costs is None:
+            costs = memory["goodput", "costs"] = CostModel(self._knowledge.costs)
+        elif costs.source is not self._knowledge.costs:
+            costs.absorb(self._knowledge.costs)
+        return costs
 
     def _rate(self, now: Situation) -> float:
         """Tokens that a dense step brings lately, at least what plain decoding gives."""
@@ -235,6 +250,16 @@ class GoodputPolicy:
         missing = _KNOWN_ROUNDS - pace.rounds
         return max(plain, (pace.tokens + missing * rate) / (pace.cost + _KNOWN_ROUNDS - pace.rounds))
 
+    def _is_brief(self, now: Situation) -> bool:
+        """Whether a look at turns and plain steps is enough: where a step of the GPU is short, a look at the drafts of
+        a model as well takes a good part of it, and shows the same for a while."""
+        return (
+            turn_option(now.state) is not None
+            and now.state.round_index % _LOOKS > 0
+            and not self._model_drafts
+            and now.learnt.costs.scale < _BRIEF_STEP_S
+        )
+
     def _best_draft(self, now: Situation) -> Prospect | None:
         """The most profitable way to draft; None when there is nothing to propose.
 
@@ -243,7 +268,10 @@ class GoodputPolicy:
         """
         best: Prospect | None = None
         longest = 0
+        turns = turn_option(now.state)
         for option in sorted(now.state.options, key=lambda one: -now.state.matches.get(one.drafter, 0)):
+            if turns is not None and option.view is None and option.drafter not in now.state.named:
+                continue  # the runtime's own turns follow a match as well, for less of the host's time
             match = 0 if option.view is not None else now.state.matches.get(option.drafter, 0)
             if match and match < longest:
                 continue

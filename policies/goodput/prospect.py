@@ -23,6 +23,7 @@ class Prospect:
         option: what drafts; None for a plain step.
         effort: of the first step, or of all of a trial.
         length: most tokens to draft.
+        turns: that the runtime runs by itself, of which the rest is said of one; 0 for a round of the engine's.
         menu: efforts to choose from, for drafters that run a model.
         match: length of the match that a lookup found.
         acceptance: of the lookup.
@@ -42,6 +43,7 @@ class Prospect:
     option: DraftOption | None = None
     effort: float = 1.0
     length: int = 0
+    turns: int = 0
     menu: Menu | None = None
     match: int = 0
     acceptance: MatchAcceptance | None = None

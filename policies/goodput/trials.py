@@ -10,6 +10,7 @@ from specdec.policies.goodput.length import best_length
 from specdec.policies.goodput.lookup import match_length
 from specdec.policies.goodput.menu import Menu, Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
+from specdec.policies.goodput.turns import turn_option
 
 from specdec.engine.policy import RoundState
 
@@ -84,7 +85,7 @@ class Trials:
             drafter, view = option.drafter, option.view
             if drafter in self._tried or drafter not in state.named:
                 continue
-            if view is None and not state.matches.get(drafter, 1):
+            if view is None and (option is turn_option(state) or not state.matches.get(drafter, 1)):
                 continue
             self._tried.add(drafter)
             if any(arm[0] == drafter and trial.last_used >= 0 for arm, trial in learnt.trials.items()):
@@ -139,7 +140,7 @@ class Trials:
             if option.view is not None:
                 efforts = sorted(self.menus.efforts(option, state), reverse=True)  # what high ones show bounds low ones
                 arms += [(option.drafter, option.view, effort) for effort in efforts]
-            elif state.matches.get(option.drafter, 1):
+            elif turn_option(state) is None and state.matches.get(option.drafter, 1):
                 arms.append((option.drafter, None, 1.0))
         return arms
 

@@ -36,6 +36,7 @@ class RecycleDrafter:
             raise InvalidArgumentError(f"drafter 'recycle' takes no argument, not {argument!r}")
         self._earlier = None if setup is None or setup.owner is None else setup.memory.answers.of(setup.owner)
         self._successors = Successors()
+        self.turn_rows = 0 if setup is None else setup.runtime.info.recycles
         self._read = 0  # tokens of the text that were noted
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:

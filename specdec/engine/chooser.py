@@ -163,6 +163,10 @@ class TokenChooser:
         """Whether nothing can be added to the answer and `drafted`."""
         return self._rules.constraint is not None and self._rules.constraint.is_complete(drafted)
 
+    def complete_at(self, tokens: Sequence[int]) -> int | None:
+        """How many of a round's tokens make the answer one that nothing can be added to; None if not all do."""
+        return next((count for count in range(1, len(tokens) + 1) if self.is_complete(tokens[:count])), None)
+
     def _rulers(self) -> str:
         rules = self._rules
         named = {

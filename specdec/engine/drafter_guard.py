@@ -39,13 +39,13 @@ def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
     """
     with faults_of(name, "views and takes_effort"):
         views, takes_effort = drafter.views, bool(drafter.takes_effort)
-        most = getattr(drafter, "most_tokens", None)
+        most, turn_rows = getattr(drafter, "most_tokens", None), getattr(drafter, "turn_rows", 0)
     if not isinstance(views, tuple | list) or not all(isinstance(view, str) for view in views):
         raise _wrong(name, f"views must be a tuple of names, not {views!r}")
     if most is not None and (not _is_whole(most) or most < 1):
         raise _wrong(name, f"most_tokens must be None or a whole number of at least 1, not {most!r}")
     return [
-        DraftOption(name, view, takes_effort, most, waits=late_in(drafter, view) is not None)
+        DraftOption(name, view, takes_effort, most, waits=late_in(drafter, view) is not None, turn_rows=turn_rows)
         for view in views or (None,)
     ]
 

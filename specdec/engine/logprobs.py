@@ -62,3 +62,16 @@ def token_logprob(logits: np.ndarray, token: int, count: int) -> TokenLogprob:
         ids = top_k_ids(logits, min(count, len(logits)))
         likeliest = ids[np.argsort(-logits[ids], kind="stable")].tolist()
     return TokenLogprob(token, logprob(token), tuple(TokenLogprob(one, logprob(one)) for one in likeliest))
+
+
+def path_logprobs(logits: np.ndarray, kept: Sequence[int], tokens: Sequence[int], count: int) -> list[TokenLogprob]:
+    """Log-probabilities of a round's tokens, each from the row of the token before it.
+
+    Args:
+        logits: float32 (M, V), of the pending token and the draft.
+        kept: numbers of the draft tokens that were kept.
+        tokens: those, and the verifier's own.
+        count: likeliest tokens that come with each.
+    """
+    rows = [0, *(index + 1 for index in kept)]
+    return [token_logprob(logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]

@@ -48,6 +48,8 @@ class DraftOption:
         view: draft view that it would read; None for a drafter that reads no weights.
         takes_effort: the plan's effort means something to it.
         most_tokens: most tokens that it ever drafts in a round; None for as many as it is asked for.
+        turn_rows: the runtime drafts and verifies by itself, in turns of at most this number of rows; 0 where it does
+            not.
         waits: the view has yet to be made, which takes up to seconds when a round first drafts with it; its costs in
             the table are the least that they can be.
     """
@@ -57,6 +59,7 @@ class DraftOption:
     takes_effort: bool
     most_tokens: int | None = None
     waits: bool = False
+    turn_rows: int = 0
 
 
 class Distribution(Protocol):
@@ -124,12 +127,14 @@ class DraftPlan:
         effort: effort in (0, 1] of the first draft step.
         drafter: who drafts, by name; None: the first option's drafter.
         view: draft view to read; None: the first one that is offered for the drafter.
+        turns: of an option with `turn_rows`, rounds that the runtime runs by itself, at most; it may run fewer.
     """
 
     num_draft_tokens: int
     effort: float
     drafter: str | None = None
     view: str | None = None
+    turns: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +180,8 @@ class RoundOutcome:
             that a grammar left no choice about. Times are those of whole passes.
         draft_share: this sequence's share of `draft_s`, above 0: 1 when it drafted alone, 1/k when k sequences drafted
             in the same passes.
+        turns: drafted tokens that were kept in each of the rounds that the runtime ran by itself, of which the numbers
+            above are the sums; empty for a round of the engine's.
     """
 
     drafted: int
@@ -188,6 +195,7 @@ class RoundOutcome:
     round_s: float
     rows_beside: int = 0
     draft_share: float = 1.0
+    turns: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

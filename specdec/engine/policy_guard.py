@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import numbers
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from specdec.engine.policy import (
@@ -76,6 +77,8 @@ class GuardedPolicy:
             raise self._error("num_draft_tokens must be a whole number of at least 0", length)
         if length:
             self._check_effort(plan.effort)
+        if not isinstance(plan.turns, int) or plan.turns < 1:
+            raise self._error("turns must be a whole number of at least 1", plan.turns)
         length = min(int(length), state.max_draft_tokens)
         if plan.num_draft_tokens == 0 and plan.drafter is plan.view is None:
             return plan
@@ -83,7 +86,7 @@ class GuardedPolicy:
             if plan.drafter in (None, option.drafter) and plan.view in (None, option.view):
                 if length == plan.num_draft_tokens and plan.drafter is not None and plan.view == option.view:
                     return plan
-                return DraftPlan(num_draft_tokens=length, effort=plan.effort, drafter=option.drafter, view=option.view)
+                return replace(plan, num_draft_tokens=length, drafter=option.drafter, view=option.view)
         offered = ", ".join(f"{option.drafter} with view {option.view}" for option in state.options)
         raise self._error(f"drafter and view must be on offer ({offered})", (plan.drafter, plan.view))
 

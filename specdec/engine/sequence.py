@@ -16,17 +16,19 @@ from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from specdec.drafters.base import GRAMMAR, Ask, Draft, Reply
+from specdec.drafters.base import Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import ChosenRows, Verdict, accept
 from specdec.engine.ahead import Ahead
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
 from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
-from specdec.engine.logprobs import TokenLogprob, token_logprob
-from specdec.engine.policy import Distribution, DraftPlan, RoundOutcome, RoundState
+from specdec.engine.logprobs import TokenLogprob, path_logprobs, token_logprob
+from specdec.engine.outcomes import OthersTimes, outcome_of, outcome_of_turns
+from specdec.engine.policy import Distribution, DraftPlan
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
-from specdec.runtimes.base import Cache, Choice, Logits, Pass, Rows, Runtime
+from specdec.engine.turns_ahead import TurnsAhead
+from specdec.runtimes.base import Cache, Choice, Logits, Pass, Recycling, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
@@ -134,7 +136,7 @@ class Sequence:
         self._takes_choices = (
             runtime.info.chooses and self.chooser is sampler and sampler.params.temperature == 0 and logprobs is None
         )
-        self._ahead = Ahead(runtime.info.most_ahead)
+        self._ahead, self._turns = Ahead(runtime.info.most_ahead), TurnsAhead()
         self._last_distribution: Distribution | None = None
         self._open: _Open | None = None
         self._due = self._quiet = 0  # tokens from which on the policy is asked where others wait; how many it lets pass
@@ -142,7 +144,7 @@ class Sequence:
     @property
     def unread(self) -> int:
         """Tokens of the prompt that are still to be read before the first round."""
-        if self._open is not None or self._ahead:
+        if self._open is not None or self.is_ahead:
             return 0
         return len(self.tokens) - (not self.reads_only) - self.cache.length
 
@@ -204,6 +206,10 @@ class Sequence:
         opened.is_asked = asks
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
+        if plan is not None and (turn_rows := self._turn_rows(plan)):
+            wish = Recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
+            pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
+            return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
         if plan is not None:
             self._make_ready(plan)
             opened.ready_s = time.perf_counter() - drafting_s
@@ -217,13 +223,20 @@ class Sequence:
             opened.draft_s += time.perf_counter() - ruled_s
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
-        takes_choices = self._takes_choices and (self.speculation is None or not self.speculation.observers)
-        shown: Logits = "choices" if takes_choices else "all"
+        shown: Logits = "choices" if self.takes_choices else "all"
         return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents, logits=shown)
+
+    @property
+    def takes_choices(self) -> bool:
+        """Whether the runtime's choices are all that is wanted of a verify pass."""
+        return self._takes_choices and (self.speculation is None or not self.speculation.observers)
 
     def most_ahead(self, rows: Rows) -> int:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
-        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=self.speculation is not None)
+        if rows.recycling is not None:
+            return rows.ahead
+        asks = self.speculation is not None and not self.speculation.turn_rows  # turns are looked at now and then
+        return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=asks)
 
     def room_ahead(self, rows: Rows) -> int:
         """The same in a pass that others share: where a policy has to be asked, as `most_ahead` says; else all that
@@ -240,16 +253,17 @@ class Sequence:
     @property
     def is_ahead(self) -> bool:
         """Whether the next round needs no pass: `take_ahead` ends it."""
-        return bool(self._ahead)
+        return bool(self._ahead or self._turns)
 
     def take_ahead(self) -> Round:
         """The next round, a plain step, from a pass that went ahead."""
         try:
-            done, self._last_distribution = self._ahead.take(len(self.tokens))
+            source = self._turns or self._ahead
+            done, self._last_distribution = source.take(len(self.tokens))
         except BaseException:
             self.rewind()
             raise
-        self.tokens.append(done.bonus_token)
+        self.tokens.extend(done.tokens)
         return done
 
     def settle_all(self, result: Pass, *, seconds: float, pass_s: float, rows_beside: int = 0) -> Round:
@@ -281,6 +295,8 @@ class Sequence:
         opened = self._open
         assert opened is not None  # propose comes first
         position = len(self.tokens)
+        if result.turns:
+            return self._settle_turns(opened, result, position, seconds)
         try:
             whole_s = seconds
             result, seconds = self._ahead.split(result, 1 + len(opened.draft.tokens), whole_s)
@@ -304,11 +320,35 @@ class Sequence:
             self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
         return done
 
+    def _settle_turns(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
+        """End the first of the rounds that the runtime ran by itself; `take_ahead` ends the others."""
+        turns, plan, speculation = result.turns, opened.plan, self.speculation
+        assert turns
+        assert plan is not None
+        assert speculation is not None
+        try:
+            self._turns.begin(turns, plan, seconds=seconds, bytes_read=result.bytes_read)
+            done, distribution = self._turns.take(position)
+            self.cache.trim(position + len(done.kept) + len(self._turns))
+            self.tokens.extend(done.tokens)
+            self._open = None
+            round_s = opened.plan_s + seconds
+            speculation.policy.observe(outcome_of_turns(turns, plan, position, verify_s=seconds, round_s=round_s))
+            self._last_distribution = distribution
+        except BaseException:
+            del self.tokens[position:]
+            self._open = self._open or opened
+            self.rewind()
+            raise
+        self.rounds += 1
+        return done
+
     def rewind(self) -> None:
         """Take back a round that was begun and not settled: one token is pending, the cache holds those before it."""
         opened, self._open = self._open, None
-        is_ahead = bool(self._ahead)
+        is_ahead = self.is_ahead
         self._ahead.clear()
+        self._turns.clear()
         if opened is None:
             if is_ahead:
                 self.cache.trim(len(self.tokens) - 1)
@@ -335,24 +375,23 @@ class Sequence:
         """The policy's plan for this round; None for a plain step."""
         if (speculation := self.speculation) is None:
             return None
-        state = RoundState(
+        state = speculation.state(
             round_index=self.rounds,
             position=position,
             # A round emits one token more than it accepts, so the last one before the limit needs no draft.
             max_draft_tokens=self.limit - position - 1,
-            draft_len=speculation.draft_len,
-            draft_effort=speculation.draft_effort,
-            verify_effort=speculation.verify_effort,
-            options=speculation.options,
-            temperature=speculation.temperature,
-            is_effort_asked=speculation.is_effort_asked,
-            matches=speculation.matches(),
             distribution=self._last_distribution,
             rows_beside=self.rows_beside,
-            named=speculation.named,
         )
         plan = speculation.policy.plan(state)
         return plan if plan.num_draft_tokens else None
+
+    def _turn_rows(self, plan: DraftPlan) -> int:
+        """Rows of the turns that the runtime drafts itself under a plan; 0 where the drafter does."""
+        if self.rows_beside or not self.takes_choices:
+            return 0
+        assert self.speculation is not None
+        return self.speculation.turn_rows.get(self._drafter_of(plan), 0)
 
     def _make_ready(self, plan: DraftPlan) -> None:
         """Make the view that the plan drafts with, if it was left until now."""
@@ -406,7 +445,7 @@ class Sequence:
             else:
                 self.speculation.chosen(seen, [choice.token for choice in choices], verdict.kept)
         tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
-        logprobs = [] if self._logprobs is None else _logprobs(tokens, verdict, result, self._logprobs)
+        logprobs = [] if self._logprobs is None else path_logprobs(result.logits, verdict.kept, tokens, self._logprobs)
         done = Round(
             position=position,
             plan=opened.plan,
@@ -419,7 +458,7 @@ class Sequence:
             verify_bytes_read=result.bytes_read,
             trusted=trusted,
             logprobs=logprobs,
-            complete_at=None if self._ruled is None else _complete_at(self._ruled, tokens),
+            complete_at=None if self._ruled is None else self._ruled.complete_at(tokens),
         )
         return done, verdict
 
@@ -446,39 +485,11 @@ class Sequence:
         if opened.is_first or not opened.is_asked:
             self._last_distribution = distribution
             return
-        # What a grammar left no choice about is not the drafter's: to the policy these are rows of others.
-        draft, forced = done.draft, done.draft.forced
-        draft_s = done.draft_s + opened.others_s
-        forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
-        speculation.policy.observe(
-            RoundOutcome(
-                drafted=len(draft.tokens) - forced,
-                accepted=len(done.kept) - forced_kept,
-                signals=tuple(draft.signals),
-                drafter=None if done.plan is None else done.plan.drafter,
-                view=None if done.plan is None else done.plan.view,
-                context_length=done.position - 1,
-                draft_s=draft_s,
-                verify_s=done.verify_s + others_s,
-                round_s=done.round_s - opened.ready_s + opened.others_s + others_s,
-                rows_beside=rows_beside + forced,
-                draft_share=done.draft_s / draft_s if opened.others_s > 0 and done.draft_s > 0 else 1.0,
-            )
-        )
+        others = OthersTimes(opened.others_s, others_s, opened.ready_s)
+        speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside))
         self._last_distribution = distribution
 
 
 def first_of(result: Pass, rows: int) -> Pass:
     """The first round's part of a pass that read the end of the prompt in `rows` rows with it."""
     return Pass(result.logits, result.bytes_read // rows)
-
-
-def _logprobs(tokens: Tokens[int], verdict: Verdict, result: Pass, count: int) -> list[TokenLogprob]:
-    """Log-probabilities of a round's tokens, each from the row of the token before it."""
-    rows = [0, *(index + 1 for index in verdict.kept)]
-    return [token_logprob(result.logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]
-
-
-def _complete_at(chooser: TokenChooser, tokens: Tokens[int]) -> int | None:
-    """How many of a round's tokens make the answer one that nothing can be added to."""
-    return next((count for count in range(1, len(tokens) + 1) if chooser.is_complete(tokens[:count])), None)

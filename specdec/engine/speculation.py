@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
@@ -28,9 +28,10 @@ from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import CostTable, DraftOption, Knowledge, Learner, Policy
+from specdec.engine.policy import CostTable, Distribution, DraftOption, Knowledge, Learner, Policy, RoundState
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
+from specdec.engine.text_match import TextMatch
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
 AUTO_DRAFTERS = ("effort", "ngram", "recycle")  # what the drafter "auto" offers
+TURN_WIDTHS = (4, 8, 16)  # rows of the turns that a runtime drafts by itself, for which it compiles beforehand
 TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
 _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
@@ -68,6 +70,8 @@ class Speculation:
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
+        turn_rows: of the drafters that the runtime stands in for, turn after turn, the most rows of a turn, by name.
+        text_match: of the text.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
@@ -88,12 +92,16 @@ class Speculation:
     rules: LenientRules | None = None
     usual_draft: tuple[str, float] | None = None
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
+    turn_rows: Mapping[str, int] = field(init=False)
+    text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
     choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
     may_wait: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
+        object.__setattr__(self, "turn_rows", turns)
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
         watching = {name: drafter for name, drafter in self.drafters.items() if wants_logits(drafter)}
@@ -111,9 +119,41 @@ class Speculation:
         if isinstance(runtime, Compiler):
             runtime.compile([Planned(1, self.context.efforts(effort), view)])
 
-    def matches(self) -> dict[str, int]:
-        """What the drafters that can tell beforehand have found, by name."""
-        return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
+    def matches(self, *, alone: bool) -> dict[str, int]:
+        """What the drafters that can tell beforehand have found, by name. For a sequence alone whose runtime drafts
+        turn after turn, the length of the match that its turns follow, and what those found that the caller named."""
+        if not (alone and self.turn_rows):
+            return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
+        found = dict.fromkeys(self.turn_rows, self.text_match.length(self.context.history))
+        for name in self.named & self.foretellers.keys() - found.keys():
+            found[name] = match_length(name, self.foretellers[name], self.context)
+        return found
+
+    def state(
+        self,
+        *,
+        round_index: int,
+        position: int,
+        max_draft_tokens: int,
+        distribution: Distribution | None,
+        rows_beside: int,
+    ) -> RoundState:
+        """What the policy gets before a round; see `RoundState`."""
+        return RoundState(
+            round_index=round_index,
+            position=position,
+            max_draft_tokens=max_draft_tokens,
+            draft_len=self.draft_len,
+            draft_effort=self.draft_effort,
+            verify_effort=self.verify_effort,
+            options=self.options,
+            temperature=self.temperature,
+            is_effort_asked=self.is_effort_asked,
+            matches=self.matches(alone=not rows_beside),
+            distribution=distribution,
+            rows_beside=rows_beside,
+            named=self.named,
+        )
 
     def verified(self, tokens: Tokens[int], logits: np.ndarray, kept: Tokens[int]) -> None:
         """Show the drafters that learn from it what the verifier computed; see `Observer.verified`.
@@ -224,6 +264,7 @@ class Drafting:
         With `measures` False costs that are known are not measured again.
         """
         options, model = self.options, self.model
+        offered = self._offered_for(sequence)
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
             heads = {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
@@ -233,7 +274,7 @@ class Drafting:
         rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
         return Speculation(
             drafters=self.drafters,
-            options=self.offered,
+            options=offered,
             policy=self.policy,
             context=DraftContext(
                 history=sequence.tokens,
@@ -256,6 +297,19 @@ class Drafting:
             usual_draft=(model.auto_draft[0], model.auto_draft[1].mean(model.config)),
             keep_costs=partial(keep_costs, model),
         )
+
+    def _offered_for(self, sequence: Sequence) -> tuple[DraftOption, ...]:
+        """The options of a sequence: the runtime drafts by itself where its own choices are the tokens, and all weights
+        are read."""
+        rows, runtime = max((option.turn_rows for option in self.offered), default=0), self.model.runtime
+        if not rows:
+            return self.offered
+        chooses = sequence.takes_choices and not any(wants_logits(one) for one in self.drafters.values())
+        if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
+            return tuple(replace(option, turn_rows=0) for option in self.offered)
+        if self.policy.learns and isinstance(runtime, Compiler):
+            runtime.compile([Planned(count, sequence.efforts, recycles=True) for count in TURN_WIDTHS if count <= rows])
+        return self.offered
 
 
 def choose_drafting(

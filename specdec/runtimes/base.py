@@ -18,6 +18,9 @@ from specdec.errors import UnknownNameError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 from specdec.progress import Count
+from specdec.runtimes.choices import Choice as Choice
+from specdec.runtimes.choices import Recycling as Recycling
+from specdec.runtimes.choices import Turn as Turn
 from specdec.runtimes.window import Window as Window
 from specdec.weights.base import EXACT as EXACT
 
@@ -122,6 +125,9 @@ class Rows:
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
         window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
+        recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others. A
+            runtime that does not, or a pass of several sequences, takes it for a plain row. The cache grows by the rows
+            kept.
     """
 
     cache: Cache
@@ -133,26 +139,8 @@ class Rows:
     head: DraftHead | None = None
     ahead: int = 0
     ends: frozenset[int] = frozenset()
+    recycling: Recycling | None = None
     window: Window | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What greedy decoding needs of a row of logits: the likeliest token, and the shape of the distribution.
-
-    Attributes:
-        token: of the largest logit, the first of equal ones; NaN counts as largest.
-        highest: the largest logit.
-        entropy: at temperature 1, in nats.
-        top_probability: the largest probability, at temperature 1.
-        margin: largest minus second largest logit.
-    """
-
-    token: int
-    highest: float
-    entropy: float
-    top_probability: float
-    margin: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,12 +154,14 @@ class Pass:
         states: float32 (layers, M, hidden), the residual stream after each layer, if asked for.
         choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
             are (0, V) then.
+        turns: at least one, where the pass drafted by itself; there are no `choices` then.
     """
 
     logits: NDArray[np.float32]
     bytes_read: int
     states: NDArray[np.float32] | None = None
     choices: Sequence[Choice] | None = None
+    turns: Sequence[Turn] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +221,7 @@ class RuntimeInfo:
         narrows: passes may attend to a part of the context, `Rows.window`.
         chooses: `forward` returns choices where `Rows.logits` asks for them.
         most_ahead: most tokens that it goes on for; see `Rows.ahead`.
+        recycles: most rows of a turn that `forward` drafts itself; 0 where it does not. See `Rows.recycling`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
     """
@@ -246,6 +237,7 @@ class RuntimeInfo:
     narrows: bool = False
     chooses: bool = False
     most_ahead: int = 0
+    recycles: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()
 
     def view_at(self, effort: float) -> str:
@@ -260,11 +252,13 @@ class Planned(NamedTuple):
         rows: of the pass.
         efforts: of the rows.
         view: form of the weights.
+        recycles: it drafts by itself.
     """
 
     rows: int
     efforts: Efforts
     view: str = EXACT
+    recycles: bool = False
 
 
 @runtime_checkable

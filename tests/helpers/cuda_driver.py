@@ -14,7 +14,7 @@ import numpy as np
 
 from specdec.runtimes.mlx import addresses, device, runtime, step
 from specdec.runtimes.mlx.kernels import Compiled, KernelText
-from specdec.runtimes.mlx.state import AHEAD, LOGITS_FROM
+from specdec.runtimes.mlx.state import AHEAD, LOGITS_FROM, RECYCLE, STATE_SIZE
 
 
 @dataclass
@@ -26,6 +26,8 @@ class FakeDriver:
         launched: of each launch the kernel's name, its addresses and its numbers.
         told: the state of each.
         shortened: turns that a launch makes at most, as it does after an end token.
+        trees: of each turn of a launch that drafts: its rows' tokens, the rows that they follow, and what each chose.
+        sent: everything that was sent to the device, by address; the state of a launch is in `told` as well.
     """
 
     multiprocessors = 132
@@ -36,12 +38,16 @@ class FakeDriver:
     launched: list[tuple[str, list[int], list[int]]] = field(default_factory=list)
     told: list[np.ndarray] = field(default_factory=list)
     shortened: int = 99
+    trees: list[tuple[list[int], list[int], list[int]]] = field(default_factory=list)
+    sent: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def pinned(self, nbytes: int) -> np.ndarray:
         return np.zeros(nbytes, np.uint8)
 
     def send(self, address: int, array: np.ndarray) -> None:
-        self.told.append(array.copy())
+        self.sent.append((address, array.copy()))
+        if len(array) == STATE_SIZE:
+            self.told.append(array.copy())
 
     def function(self, code: bytes, name: str, *, shared_bytes: int) -> str:
         return name
@@ -60,12 +66,25 @@ class FakeDriver:
             array[:] = np.arange(array.shape[1], dtype=np.float32)
             return
         state = self.told[-1]
+        if state[RECYCLE]:
+            self._turns(array)
+            return
         rows = int(state[1] - state[LOGITS_FROM])
         turns = min(1 + int(state[AHEAD]), self.shortened)
         array[0].view(np.int32)[0] = turns
         for row in array[1 : 1 + turns * rows]:
             row[:4] = 3.0, 1.0, 2.0, -0.5
             row.view(np.int32)[4] = self.tokens.pop(0) if self.tokens else 7
+
+    def _turns(self, array: np.ndarray) -> None:
+        """What a launch that drafts writes: a turn for each of `trees`."""
+        each = (len(array) - 1) // (1 + int(self.told[-1][AHEAD]))
+        array[0].view(np.int32)[0] = len(self.trees)
+        for number, (tokens, parents, chosen) in enumerate(self.trees):
+            for place, row in enumerate(zip(chosen, tokens, parents, strict=True)):
+                words = array[1 + number * each + place]
+                words[:4] = 3.0, 1.0, 2.0, -0.5
+                words.view(np.int32)[4:8] = *row, len(tokens)
 
 
 class _Compiler:

@@ -20,7 +20,7 @@ from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.loaded import Model
 from specdec.progress import Count, reported
-from specdec.runtimes.base import Choice, DraftHead, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.base import Choice, DraftHead, Pass, Recycling, Rows, RuntimeInfo, Turn, ViewInfo, check_view
 from specdec.runtimes.checks import check_batch, check_capacity, check_fork, check_keep, check_trim, checked_tokens
 from specdec.tokenizers.messages import checked_messages
 
@@ -89,6 +89,7 @@ class FakeRuntime:
         draft_noise: standard deviation of what a draft view adds at effort 0, by view. Leaving out all layers adds as
             much again.
         most_ahead: the runtime chooses, and goes ahead for at most so many tokens; None has it show logits alone.
+        recycles: rows of the turns that it drafts itself: what followed the last token last time, and wrong siblings.
     """
 
     info = RuntimeInfo(name="fake", auto_draft=("int4", 0.5))
@@ -101,9 +102,10 @@ class FakeRuntime:
         sharpness: float = 3.0,
         draft_noise: Mapping[str, float] | None = None,
         most_ahead: int | None = None,
+        recycles: int = 0,
     ) -> None:
         if most_ahead is not None:
-            self.info = replace(self.info, chooses=True, most_ahead=most_ahead)
+            self.info = replace(self.info, chooses=True, most_ahead=most_ahead, recycles=recycles)
         self.config = config or fake_config()
         self.seed, self.sharpness = seed, sharpness
         self.draft_noise = dict(draft_noise or {"bucket": 2.0, "int4": 1.0})
@@ -138,16 +140,45 @@ class FakeRuntime:
         check_view(view, self.views())
         held = [(rows.cache, list(rows.cache.entries)) for rows in batch]  # type: ignore[attr-defined]
         try:
-            return [self._shown(rows, view, states) for rows in batch]
+            return [self._shown(rows, view, states, alone=len(batch) == 1) for rows in batch]
         except BaseException:
             for cache, entries in held:
                 cache.entries[:] = entries
             raise
 
-    def _shown(self, rows: Rows, view: str, states: bool) -> Pass:
+    def _recycled(self, rows: Rows, wanted: Recycling) -> Pass:
+        """Turns: a chain of what followed the last token, and a token after each that hardly comes."""
+        text, turns, read = list(wanted.text), list[Turn](), 0
+        for _ in range(1 + rows.ahead):
+            tokens, parents, base = (
+                drafted_of(text, min(wanted.rows, wanted.limit - len(text))),
+                list[int](),
+                rows.cache.length,
+            )
+            parents = [-1 if number < 2 else number - 2 for number in range(len(tokens))]
+            tree = [-1, *(parent + 1 for parent in parents)]
+            rows_of = replace(rows, tokens=[text[-1], *tokens], parents=tree, logits="all", ahead=0, recycling=None)
+            result = self._forward(rows_of, "exact", states=False)
+            choices, kept, last = [choice_of(result.logits[0])], list[int](), -1
+            for number, (token, parent) in enumerate(zip(tokens, parents, strict=True)):
+                if parent == last and token == choices[-1].token:
+                    kept.append(number)
+                    choices.append(choice_of(result.logits[number + 1]))
+                    last = number
+            rows.cache.keep(base, [0, *(number + 1 for number in kept)])
+            turns.append(Turn(tokens, parents, kept, choices))
+            new, read = [choice.token for choice in choices], read + result.bytes_read
+            text += new
+            if rows.ends & set(new) or len(text) >= wanted.limit:
+                break
+        return Pass(np.empty((0, self.config.vocab_size), np.float32), read, turns=turns)
+
+    def _shown(self, rows: Rows, view: str, states: bool, *, alone: bool) -> Pass:
         """A sequence's part of a pass, and the steps that it goes ahead for."""
         if rows.logits != "choices":
             return self._forward(rows, view, states)
+        if rows.recycling is not None and self.info.recycles and alone:
+            return self._recycled(rows, rows.recycling)
         result = self._forward(replace(rows, logits="all", ahead=0), view, states)
         logits, read = [*result.logits], result.bytes_read
         room = min(self.info.most_ahead, rows.ahead, rows.cache.capacity - rows.cache.length)
@@ -210,6 +241,17 @@ class FakeRuntime:
         key = hashlib.blake2b(b"|".join([*parts, str(self.seed).encode()]), digest_size=16).digest()
         generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
         return generator.standard_normal(self.config.vocab_size)
+
+
+def drafted_of(text: Sequence[int], rows: int) -> list[int]:
+    """A chain of what followed the last token, each with a sibling that hardly comes."""
+    tokens: list[int] = []
+    last = text[-1]
+    while len(tokens) + 2 < rows and last in text[:-1]:
+        place = len(text) - 2 - text[-2::-1].index(last)
+        last = text[place + 1]
+        tokens += [last, (last + 1) % 200]
+    return tokens
 
 
 def choice_of(logits: np.ndarray) -> Choice:

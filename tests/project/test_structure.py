@@ -28,6 +28,7 @@ ORDER = (
     "formats",
     "store",
     "runtimes.window",
+    "runtimes.choices",
     "runtimes.base",
     "runtimes.checks",
     "kernels",

@@ -59,15 +59,57 @@ DEVICE Choice read_choice(const float* from) {
   return Choice{from[0], from[1], from[2], from[3], __float_as_int(from[4])};
 }
 
+#if RECYCLES
+// The likeliest tokens of rows, for drafts: `step_recycle.cuh`. A candidate is a rank and a token.
+constexpr int TOP = 8;
+
+// A number that is larger the larger the logit, and equal for equal ones; above 0, and NaN is the largest.
+DEVICE unsigned rank_of(float logit) {
+  const unsigned bits = bits_of(__fadd_rn(logit, 0.0f));
+  return logit != logit ? 0xffffffffu : bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// Lane j gets the candidate that is number j of those of all lanes: by rank, of equal ones by the lower token. Rank 0 is
+// none. Takes the candidates away.
+template <int COUNT>
+DEVICE uint2 warp_top(unsigned (&rank)[COUNT], int (&token)[COUNT]) {
+  const int lane = threadIdx.x % 32;
+  uint2 mine = {0, 0xffffffffu};
+#pragma unroll 1
+  for (int j = 0; j < TOP; ++j) {
+    unsigned most = 0, first = 0xffffffffu;
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c) most = rank[c] > most ? rank[c] : most;
+    most = __reduce_max_sync(EVERY_LANE, most);
+    if (most == 0) break;
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c) first = rank[c] == most && unsigned(token[c]) < first ? unsigned(token[c]) : first;
+    first = __reduce_min_sync(EVERY_LANE, first);
+#pragma unroll
+    for (int c = 0; c < COUNT; ++c) {
+      if (rank[c] == most && unsigned(token[c]) == first) rank[c] = 0;
+    }
+    if (lane == j) mine = uint2{most, first};
+  }
+  return mine;
+}
+#endif
+
 // The block's part of a row's logits: `four` gives those of token 4 i and the three after it. Where they are wanted they
-// go to `logits`, and the row's choice so far to `found`. `scratch` holds WARPS * CHOICE_WORDS floats.
+// go to `logits`, the row's choice so far to `found`, and its likeliest tokens so far to `tops`. `scratch` holds
+// WARPS * (CHOICE_WORDS + 2 * TOP) floats.
 template <class F>
-DEVICE void look_at_row(int row, F four, float* logits, float* found, float* scratch) {
+DEVICE void look_at_row(int row, F four, float* logits, float* found, [[maybe_unused]] uint2* tops, float* scratch) {
   const int tid = threadIdx.x;
   Choice choice = Choice::none();
+#if RECYCLES
+  const int lane = tid % 32;
+  uint2 top = {0, 0xffffffffu};
+#endif
 #pragma unroll 1
-  for (int i = (blockIdx.x * THREADS + tid) * 4; i < VOCAB; i += GRID * THREADS * 4) {
-    const float4 v = four(row, i);
+  for (int start = blockIdx.x * THREADS * 4; start < VOCAB; start += GRID * THREADS * 4) {
+    const int i = start + tid * 4;
+    const float4 v = i < VOCAB ? four(row, i) : float4{0, 0, 0, 0};
     const float value[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -75,15 +117,43 @@ DEVICE void look_at_row(int row, F four, float* logits, float* found, float* scr
       if (logits) logits[(size_t)row * VOCAB + i + e] = value[e];
       if (found) choice = together(choice, Choice::of(value[e], i + e));
     }
+#if RECYCLES
+    if (tops) {
+      unsigned rank[5];
+      int token[5];
+#pragma unroll
+      for (int e = 0; e < 4; ++e) rank[e] = i + e < VOCAB ? rank_of(value[e]) : 0, token[e] = i + e;
+      rank[4] = top.x, token[4] = int(top.y);
+      top = warp_top(rank, token);
+    }
+#endif
   }
   if (!found) return;
   choice = lane_choice(choice);
   if (tid % 32 == 0) put_choice(scratch + tid / 32 * CHOICE_WORDS, choice);
+#if RECYCLES
+  uint2* held = reinterpret_cast<uint2*>(scratch + WARPS * CHOICE_WORDS);
+  if (tops && lane < TOP) held[tid / 32 * TOP + lane] = top;
+#endif
   BARRIER();
   if (tid < 32) {
     choice = lane_choice(tid < WARPS ? read_choice(scratch + tid * CHOICE_WORDS) : Choice::none());
     if (tid == 0) put_choice(found + (size_t)(row * GRID + blockIdx.x) * CHOICE_WORDS, choice);
   }
+#if RECYCLES
+  if (tops && tid / 32 == 1) {
+    constexpr int EACH = (WARPS * TOP + 31) / 32;
+    unsigned rank[EACH];
+    int token[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; ++e) {
+      const uint2 one = e * 32 + lane < WARPS * TOP ? held[e * 32 + lane] : uint2{0, 0};
+      rank[e] = one.x, token[e] = int(one.y);
+    }
+    top = warp_top(rank, token);
+    if (lane < TOP) tops[(size_t)(row * GRID + blockIdx.x) * TOP + lane] = top;
+  }
+#endif
   BARRIER();
 }
 

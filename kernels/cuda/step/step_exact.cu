@@ -7,7 +7,12 @@
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
-const int rows = told[1], logits_from = told[STATE_LOGITS];
+#if RECYCLES
+int rows = told[1];
+#else
+const int rows = told[1];
+#endif
+const int logits_from = told[STATE_LOGITS];
 const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
 int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
@@ -223,6 +228,8 @@ auto fill_for = [&](int layer, int site) {
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
+[[maybe_unused]] int* numbers = reinterpret_cast<int*>(scratch_sums);  // in shared memory, one for each warp
+#include "step_turns_begin"
 #pragma unroll 1
 for (;; ++token_turn) {
 fill_for(0, 0);
@@ -319,10 +326,11 @@ float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
 for (int row = 0; row < rows - logits_from; ++row) {
   look_at_row(row, [&](int r, int i) { return sum4(matrix_at(0, true), parts_of(0), r, i); }, shows_logits ? logits : nullptr, found,
-              room);
+              tops, room);
 }
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
+#include "step_turns_end"
 choose_rows(rows - logits_from, found, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
 if (!goes_on(state, rows, token_turn, chosen)) break;
 ++position;

@@ -12,7 +12,12 @@
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
-const int rows = ROWS == 1 ? 1 : told[1], logits_from = ROWS == 1 ? 0 : told[STATE_LOGITS];
+#if RECYCLES
+int rows = told[1];
+#else
+const int rows = ROWS == 1 ? 1 : told[1];
+#endif
+const int logits_from = ROWS == 1 ? 0 : told[STATE_LOGITS];
 const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
 int position = told[0], token_turn = 0;
 const int capacity = cache_shape[3], splits = capacity / SPAN;
@@ -345,6 +350,8 @@ auto take_in = [&](const Portion& share, int layer, int site, int which, int, co
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
+[[maybe_unused]] int* numbers = counting;  // in shared memory, one for each warp
+#include "step_turns_begin"
 #pragma unroll 1
 for (;; ++token_turn) {
 fill_for(0, 0, FILL_FIRST);
@@ -428,10 +435,11 @@ float* found = chooses ? scratch + AT_CHOICES : nullptr;
 #pragma unroll 1
 for (int row = 0; row < rows - logits_from; ++row) {
   look_at_row(row, [&](int r, int i) { return sum4(segment_at(7), products + OTHER_PARTS, r, i); },
-              shows_logits ? logits : nullptr, found, reinterpret_cast<float*>(room));
+              shows_logits ? logits : nullptr, found, tops, reinterpret_cast<float*>(room));
 }
 if (!chooses || logits_from >= rows) break;
 grid_barrier.wait();
+#include "step_turns_end"
 choose_rows(rows - logits_from, found, chosen, choices + token_turn * (rows - logits_from) * CHOICE_WORDS);
 if (!goes_on(state, rows, token_turn, chosen)) break;
 ++position;

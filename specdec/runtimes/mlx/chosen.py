@@ -13,12 +13,14 @@ def choices_of(found: np.ndarray) -> list[Choice]:
     """Choices of rows, from float32 (rows, CHOICE_WORDS): the two largest logits, sum of weights, sum of weighted
     distances from the largest, and the bits of the token."""
     tokens = found[:, 4].copy().view(np.int32).tolist()
-    return [
-        Choice(token, most, max(0.0, math.log(weight) - moment / weight), 1.0 / weight, most - second)
-        if math.isfinite(most)
-        else Choice(token, most, math.nan, math.nan, math.nan)
-        for token, (most, second, weight, moment) in zip(tokens, found[:, :4].tolist(), strict=True)
-    ]
+    return [choice_of(token, *numbers) for token, numbers in zip(tokens, found[:, :4].tolist(), strict=True)]
+
+
+def choice_of(token: int, most: float, second: float, weight: float, moment: float) -> Choice:
+    """A choice from the two largest logits, the sum of weights, and that of weighted distances from the largest."""
+    if not math.isfinite(most):
+        return Choice(token, most, math.nan, math.nan, math.nan)
+    return Choice(token, most, max(0.0, math.log(weight) - moment / weight), 1.0 / weight, most - second)
 
 
 def words_of(logits: np.ndarray) -> np.ndarray:

@@ -58,6 +58,12 @@ class Kind:
     gathers: bool = False
     shared: bool = False
 
+    @property
+    def recycles(self) -> bool:
+        """Whether its kernel can draft for further turns of a launch: that of a tree of one sequence, all weights
+        taken."""
+        return self.tree and not self.shared and not self.selects and self.mode in ("dense", "quant")
+
 
 class Transformer:
     """Steps of one model.

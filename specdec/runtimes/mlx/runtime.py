@@ -45,6 +45,7 @@ from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.prompt import Part
 from specdec.runtimes.mlx.prompt_quant import prompts_of
 from specdec.runtimes.mlx.rank_step import rank_step
+from specdec.runtimes.mlx.recycle import Turning
 from specdec.runtimes.mlx.shared import SharedArrays
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
@@ -137,6 +138,8 @@ class MlxRuntime:
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
         if self._transformer.whole is not None or self._transformer.ranks is not None:
             self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
+        self._turning = Turning(self._mx, self._transformer, self._mode(EXACT, selects=False), self._weight_bytes)
+        self.info = replace(self.info, recycles=self._turning.most_rows)
 
     @classmethod
     def missing(cls, config: ModelConfig) -> frozenset[str]:
@@ -188,10 +191,13 @@ class MlxRuntime:
         if whole is None:
             return
         kinds = []
-        for rows, efforts, view in passes:
+        for rows, efforts, view, recycles in passes:
             check_view(view, self.views())
             selects = self._takes.selects(efforts, view)
             mode = self._mode(view, selects)
+            if recycles and not selects:
+                kinds.append(self._turning.kind(rows))
+                continue
             for count in (rows, self._most_rows(EXACT)) if view == EXACT else (1,):
                 built = self._transformer.row_step(min(count, self._most_rows(view, mode)))
                 kinds.append(Kind(mode, selects, built, 0, built))
@@ -246,6 +252,9 @@ class MlxRuntime:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
         with self._lock:
             shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
+            if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
+                self._begin(batch[0].efforts, shared=False)
+                return [self._turning.run(batch[0], shares[0])]
             self.prepare(view)
             if view == EXACT and not self._store.quantised:
                 self._need_forms({share.mode for share in shares})

@@ -14,6 +14,7 @@ import numpy as np
 from specdec.runtimes.base import MAX_TREE_ROWS
 
 MAX_ROWS = 16  # of a step
+RECYCLE_SIZE = 8
 LOGITS_FROM = 2 + MAX_ROWS  # the first row whose logits are wanted
 CHOICES = LOGITS_FROM + 1  # for each row, which line of the numbers of weights to take is its own
 PLACES = CHOICES + MAX_ROWS  # for each row, its position
@@ -25,14 +26,15 @@ SHOWS = PIECES + MAX_ROWS * PIECE_SIZE  # of the wanted rows 0: logits, 1: choic
 AHEAD = SHOWS + 1  # tokens that every row goes on for, each with its own choice
 ENDS = AHEAD + 1  # 1 more than tokens that nothing follows, 0 for none
 MOST_ENDS = 8
-PATHS = ENDS + MOST_ENDS  # for each row, a byte for each position from the root on: a row's number
+RECYCLE = ENDS + MOST_ENDS  # drafts of the launch's own: see `recycle`
+PATHS = RECYCLE + RECYCLE_SIZE  # for each row, a byte for each position from the root on: a row's number
 STATE_SIZE = PATHS + MAX_ROWS * PATH_WORDS  # before `LOGITS_FROM`: slot of the first row, rows, tokens
 MOST_AHEAD = 15
 
 STATE_CONSTANTS: dict[str, int] = {"STATE_PLACES": PLACES, "STATE_PIECES": PIECES, "PIECE_SIZE": PIECE_SIZE}
 STATE_CONSTANTS |= {"MOST_PIECES": MAX_ROWS, "STATE_PATHS": PATHS, "PATH_WORDS": PATH_WORDS, "STATE_CHOICES": CHOICES}
 CHOOSING_CONSTANTS: dict[str, int] = {"STATE_SHOWS": SHOWS, "STATE_AHEAD": AHEAD, "STATE_ENDS": ENDS}
-CHOOSING_CONSTANTS |= {"MOST_ENDS": MOST_ENDS, "STATE_SIZE": STATE_SIZE}
+CHOOSING_CONSTANTS |= {"MOST_ENDS": MOST_ENDS, "STATE_SIZE": STATE_SIZE, "STATE_RECYCLE": RECYCLE}
 
 
 @dataclass(frozen=True, slots=True)

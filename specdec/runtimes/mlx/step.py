@@ -52,9 +52,10 @@ _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
 # Of the ring through which weights reach a warp.
 _STAGES = {"dense": 4, "inputs": 1, "verify": 2, "int4": 2, "bucket": 4}
-PARTS = ("step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_choose.cuh")
-CHOICE_WORDS = 8  # of a row: the two largest logits, sums of weights and of their moments, the token
-STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
+PARTS = tuple(f"step_{part}.cuh" for part in ("grid", "rows", "choice", "attention", "choose", "recycle"))
+# Of a row: the two largest logits, sums of weights and of their moments, the token; 8 likeliest ranks and tokens.
+CHOICE_WORDS, TOP_WORDS = 8, 16
+STATE_WORDS = padded(STATE_SIZE + 3 * MAX_ROWS + 1, 4)  # of a block's copy of the state, tokens chosen, and a tree
 _MULTIPLY = {mode: f"step_{mode}.cuh" for mode in ("dense", "inputs", "verify", "int4", "bucket")}
 # Outputs of a tile and inputs of a step of a share's units.
 _UNITS = {"dense": (16, 32), "inputs": (LINE, 32), "verify": (32, 32), "int4": (128, 32), "bucket": (256, 32)}
@@ -133,6 +134,10 @@ class WholeStep:
         mx = self.mx
         inputs = [Typed(mx.int64, 1), Typed(mx.float16, 5), Typed(mx.float32, 3), Typed(mx.int32, 2)]
         return [*inputs, Typed(mx.int32, 1), Typed(mx.uint32, 1), Typed(mx.float32, 2), Typed(mx.float32, 2)]
+
+    def has_code(self, kind: Kind) -> bool:
+        """Whether a kind of step is launched without MLX, by machine code of its own."""
+        return isinstance(self._kernel(kind)[0], Compiled)
 
     def row_step(self, rows: int) -> int:
         """Rows of the kernel that runs a pass of `rows`."""
@@ -315,9 +320,8 @@ class WholeStep:
         key = self._key(kind)
         if key not in self._kernels:
             constants = self._constants(kind) | STATE_CONSTANTS | CHOOSING_CONSTANTS | {"STATE_WORDS": STATE_WORDS}
-            constants["CHOICE_WORDS"] = CHOICE_WORDS
-            constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared}
-            constants["TAKES"] = 7 * self.config.num_layers + 1  # numbers of a line: one for each matrix
+            constants |= {"TREE": kind.tree or kind.shared, "SHARED_STEP": kind.shared, "RECYCLES": kind.recycles}
+            constants |= {"CHOICE_WORDS": CHOICE_WORDS, "TAKES": 7 * self.config.num_layers + 1}  # numbers of a line
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
             body, *products = self._files(kind)
@@ -405,8 +409,9 @@ class WholeStep:
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0
         squares, constants["VALUES_EACH"] = rows * padded(c.hidden_size) // 128, rows * widest
+        looked = rows * self.grid
         blocks += [("AT_VALUES", 2 * rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
-        blocks.append(("AT_CHOICES", rows * self.grid * CHOICE_WORDS))
+        blocks += [("AT_CHOICES", looked * CHOICE_WORDS), ("AT_TOPS", looked * TOP_WORDS * kind.recycles)]
         place = 0
         for name, size in blocks:
             constants[name] = place

@@ -23,6 +23,7 @@ from specdec.runtimes.mlx.step import (
     SHARED_KB,
     STATE_WORDS,
     THREADS,
+    TOP_WORDS,
     WholeStep,
     attention_bytes,
 )
@@ -153,6 +154,7 @@ class QuantStep(WholeStep):
             ("AT_WORDS", 2 * int(constants["WORDS_EACH"])),
             ("AT_GROUPS", 2 * int(constants["WORDS_EACH"]) // 4),
             ("AT_CHOICES", rows * self.grid * CHOICE_WORDS),
+            ("AT_TOPS", rows * self.grid * TOP_WORDS * kind.recycles),
         ):
             constants[name] = place
             place += padded(size, 64)

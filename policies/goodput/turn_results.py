@@ -1,0 +1,82 @@
+"""What rounds bring that the runtime drafts and verifies by itself: `TurnResults`. Who asks for them is in `turns`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+WIDTHS = (4, 8, 16)  # rows of a turn
+# Tokens kept in a turn of each width, about what small models showed on seven kinds of prompts.
+_USUAL_KEPT = (0.2, 0.25, 0.3)
+_LOST = (
+    0.8,
+    0.93,
+    1.0,
+)  # share of the tokens kept by the widest turn, up to the depth of a tree, that narrower ones keep
+_USUAL_COST = (1.25, 1.4, 1.65)  # dense steps of a turn, until it is seen
+_USUAL_TURNS = 3.0  # turns that the usual numbers count for
+_MEMORY, _COST_MEMORY = 24.0, 6.0  # turns, and passes
+_NEW_TEXT = 0.15  # share of what was seen that counts for the next text
+
+
+@dataclass(slots=True)
+class TurnResults:
+    """What turns brought lately.
+
+    Attributes:
+        kept: tokens kept, counted up to the depth of a tree of each of `WIDTHS`; discounted sums.
+        seen: turns, discounted.
+        costs: dense steps of a turn by its width.
+    """
+
+    kept: list[float] = field(default_factory=lambda: [0.0] * len(WIDTHS))
+    seen: float = 0.0
+    costs: dict[int, float] = field(default_factory=dict)
+
+    def tokens(self, place: int) -> float:
+        """Expected of a turn of width number `place`, the verifier's own included."""
+        usual, lost = _USUAL_KEPT[place], _LOST[place]
+        return 1.0 + (_USUAL_TURNS * usual + lost * self.kept[place]) / (_USUAL_TURNS + self.seen)
+
+    def cost(self, place: int, verify: Sequence[float]) -> float:
+        """Of a turn of width number `place`, in dense steps: what was seen, or what is thought beside what was.
+
+        Args:
+            place: number of the width.
+            verify: cost of the engine's passes by their rows, with the host's time for each.
+        """
+        thought = [
+            max(usual, verify[min(width, len(verify) - 1)]) for usual, width in zip(_USUAL_COST, WIDTHS, strict=True)
+        ]
+        seen = [number for number, width in enumerate(WIDTHS) if width in self.costs]
+        if not seen:
+            return thought[place]
+        nearest = min(seen, key=lambda number: abs(number - place))
+        found = self.costs[WIDTHS[nearest]]
+        return (
+            found if nearest == place else 1.0 + max(0.0, found - 1.0) * (thought[place] - 1) / (thought[nearest] - 1)
+        )
+
+    def learn(self, width: int, kept: Sequence[int], cost: float) -> None:
+        """Count the turns of a pass.
+
+        Args:
+            width: rows of a turn.
+            kept: drafted tokens that each of them kept.
+            cost: of a turn, in dense steps.
+        """
+        place = WIDTHS.index(width) if width in WIDTHS else len(WIDTHS) - 1
+        for count in kept:
+            self.seen += 1.0 - self.seen / _MEMORY
+            for number, other in enumerate(WIDTHS):
+                # A draft kept whole would have gone on, in a wider tree.
+                longer = count + 2 * (number - place) if count >= width - 1 and number > place else count
+                found = min(longer, other - 1) / (_LOST[place] if number <= place else 1.0)
+                self.kept[number] += found - self.kept[number] / _MEMORY
+        known = self.costs.get(width)
+        self.costs[width] = cost if known is None else known + (min(cost, 1.5 * known) - known) / _COST_MEMORY
+
+    def new_text(self) -> None:
+        """Another text begins; costs do not depend on it."""
+        self.seen *= _NEW_TEXT
+        self.kept = [_NEW_TEXT * one for one in self.kept]

@@ -1,0 +1,37 @@
+"""How long the end of a text is that occurred before: `TextMatch`, for policies whose drafts follow it on a GPU.
+
+A lookup that proposes something indexes every token (`specdec.drafters.suffix_index`), which takes microseconds each.
+Where only the length is asked for, now and then, comparing with the whole text takes less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_MOST = 9  # tokens that are compared: longer matches are as good
+
+
+class TextMatch:
+    """Follows a text that only grows, or loses tokens at its end."""
+
+    def __init__(self) -> None:
+        self._tokens = np.empty(256, np.int32)
+        self._known = 0
+
+    def length(self, text: Sequence[int]) -> int:
+        """Tokens at the end of the text that occurred before in the same order, at most 9."""
+        count, known = len(text), min(self._known, len(text))
+        if count > len(self._tokens):
+            self._tokens = np.concatenate([self._tokens[:known], np.empty(count + 256, np.int32)])
+        tokens = self._tokens
+        tokens[known:count] = text[known:]
+        self._known = count
+        places = np.flatnonzero(tokens[: count - 1] == tokens[count - 1])
+        length = 0
+        while len(places) and length < _MOST:
+            length += 1
+            places = places[places >= length]
+            places = places[tokens[places - length] == tokens[count - 1 - length]]
+        return length

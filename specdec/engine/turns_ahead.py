@@ -1,0 +1,61 @@
+"""Rounds of a pass in which the runtime drafted and verified turn after turn: `TurnsAhead` has those to come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from specdec.checks import check_finite
+from specdec.drafters.base import Draft
+from specdec.engine.policy import DraftPlan
+from specdec.engine.round import Round
+from specdec.runtimes.base import Choice, Turn, is_chain
+
+
+class _Kept(NamedTuple):
+    """A turn, the plan that it was made under, and its share of the pass."""
+
+    turn: Turn
+    plan: DraftPlan
+    seconds: float
+    bytes_read: int
+
+
+class TurnsAhead:
+    """The turns of one sequence whose rounds are still to come."""
+
+    def __init__(self) -> None:
+        self._turns: deque[_Kept] = deque()
+
+    def __len__(self) -> int:
+        """Tokens of them all."""
+        return sum(len(one.turn.choices) for one in self._turns)
+
+    def clear(self) -> None:
+        """Forget them: the text takes another way, or ends."""
+        self._turns.clear()
+
+    def begin(self, turns: Sequence[Turn], plan: DraftPlan, *, seconds: float, bytes_read: int) -> None:
+        """Keep the turns of a pass, of which none has been taken."""
+        share_s, share = seconds / len(turns), bytes_read // len(turns)
+        self._turns.extend(_Kept(turn, plan, share_s, share) for turn in turns)
+
+    def take(self, position: int) -> tuple[Round, Choice]:
+        """The next round, which emits tokens from `position` on, and the choice of its last one. It stays where an
+        error is raised.
+
+        Raises:
+            ModelOutputError: the model's output for a token means nothing.
+        """
+        turn, plan, seconds, bytes_read = self._turns[0]
+        for number, choice in enumerate(turn.choices):
+            check_finite(choice.highest, position + number)
+        parents = None if is_chain(turn.parents) else list(turn.parents)
+        draft = Draft(list(turn.tokens), sources=[plan.drafter or "draft"] * len(turn.tokens), parents=parents)
+        done = Round(
+            position=position, plan=plan, draft=draft, kept=turn.kept, bonus_token=turn.choices[-1].token, draft_s=0.0,
+            verify_s=seconds, round_s=seconds, verify_bytes_read=bytes_read,
+        )  # fmt: skip
+        self._turns.popleft()
+        return done, turn.choices[-1]

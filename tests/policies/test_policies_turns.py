@@ -1,0 +1,136 @@
+"""When the default policy asks for turns of the runtime's own, by what they bring and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from specdec.policies.goodput.policy import GoodputPolicy
+from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
+
+from specdec.engine.policy import CostTable, DraftOption, DraftPlan, Knowledge, RoundOutcome, RoundState
+
+STEP_S = 0.001
+OPTIONS = (
+    DraftOption("ngram", None, takes_effort=False),
+    DraftOption("recycle", None, takes_effort=False, most_tokens=2, turn_rows=16),
+)
+
+
+def begun(memory: dict[Any, Any] | None = None, rows: dict[int, float] | None = None) -> GoodputPolicy:
+    policy = GoodputPolicy()
+    steps = {1: 1.2} | (rows or {3: 1.4, 5: 1.5, 9: 1.8})
+    table = CostTable(verify_s={count: one * STEP_S for count, one in steps.items()})
+    policy.begin(Knowledge(costs=table, memory={} if memory is None else memory))
+    return policy
+
+
+def state_at(position: int, number: int, match: int, **more: Any) -> RoundState:
+    options = more.pop("options", OPTIONS)
+    return RoundState(
+        round_index=number, position=position, max_draft_tokens=400 - position, draft_len=4, draft_effort=1.0,
+        verify_effort=1.0, options=options, is_effort_asked=False, matches={"recycle": match}, **more,
+    )  # fmt: skip
+
+
+def run(
+    policy: GoodputPolicy, kept: int, costs: dict[int, float], *, rounds: int = 60, match: int = 0, every: int = 1
+) -> list[DraftPlan]:
+    """Rounds of a text each of whose turns keeps `kept` tokens; every so many rounds there is a match."""
+    position, plans = 50, []
+    for number in range(rounds):
+        plan = policy.plan(state_at(position, number, match if number % every == 0 else 0))
+        plans.append(plan)
+        if plan.num_draft_tokens:
+            assert plan.drafter == "recycle"
+            turns = (min(kept, plan.num_draft_tokens),) * plan.turns
+            seconds = STEP_S * (0.2 + len(turns) * costs[plan.num_draft_tokens + 1])
+            drafted = plan.num_draft_tokens * len(turns)
+        else:
+            turns, seconds, drafted = (), STEP_S, 0
+        policy.observe(
+            RoundOutcome(
+                drafted=drafted, accepted=sum(turns), signals=(), drafter=plan.drafter, view=None,
+                context_length=position, draft_s=0.0, verify_s=seconds, round_s=seconds, turns=turns,
+            )
+        )  # fmt: skip
+        position += 1 + len(turns) + sum(turns) if turns else 1
+        if position > 390:
+            break
+    return plans
+
+
+CHEAP = {4: 1.15, 8: 1.2, 16: 1.3}
+
+
+def test_a_text_begins_without_turns():
+    plans = run(begun(), 0, CHEAP, match=0)
+    assert not any(plan.num_draft_tokens for plan in plans)
+
+
+def test_turns_that_pay_become_many():
+    plans = run(begun(), 6, CHEAP, match=5)
+    turns = [plan.turns for plan in plans if plan.num_draft_tokens]
+    assert turns[0] <= 2
+    assert max(turns) == 16
+    assert len(turns) >= len(plans) - 2
+    assert max(plan.num_draft_tokens for plan in plans) >= 7
+
+
+def test_turns_that_bring_nothing_end_soon():
+    plans = run(begun(), 0, {4: 1.3, 8: 1.6, 16: 2.0}, match=3, every=2)
+    turns = sum(plan.turns for plan in plans if plan.num_draft_tokens)
+    assert 1 <= turns <= 10
+    assert not any(plan.num_draft_tokens for plan in plans[-10:])
+
+
+def test_dear_rows_make_narrow_trees():
+    wide = run(begun(), 3, {4: 1.3, 8: 1.32, 16: 1.35}, match=8)
+    narrow = run(begun(rows={3: 1.5, 5: 2.0, 9: 3.5}), 3, {4: 1.3, 8: 2.6, 16: 5.2}, match=8)
+    assert narrow[-1].num_draft_tokens == 3
+    assert wide[-1].num_draft_tokens > 3
+
+
+def test_what_turns_cost_is_remembered_and_what_they_bring_hardly():
+    memory: dict[Any, Any] = {}
+    run(begun(memory), 6, CHEAP, match=5)
+    plan = begun(memory).plan(state_at(50, 0, 0))
+    assert plan.turns <= 4
+    (results,) = (one.turns["recycle"] for key, one in memory.items() if key[0] == "goodput" and hasattr(one, "turns"))
+    assert results.costs
+    before = results.tokens(2)
+    results.new_text()
+    assert results.tokens(2) < before
+    assert results.costs
+
+
+@pytest.mark.parametrize("more", [{"rows_beside": 2}, {"options": tuple(OPTIONS[:1])}], ids=str)
+def test_there_are_none_beside_others_or_where_the_runtime_drafts_nothing(more):
+    policy = begun()
+    for number in range(30):
+        plan = policy.plan(state_at(50 + number, number, 9, **more))
+        assert plan.turns == 1
+        policy.observe(
+            RoundOutcome(
+                drafted=plan.num_draft_tokens, accepted=0, signals=(), drafter=plan.drafter, view=None,
+                context_length=50, draft_s=1e-6, verify_s=STEP_S, round_s=STEP_S,
+                rows_beside=more.get("rows_beside", 0),
+            )
+        )  # fmt: skip
+
+
+def test_narrow_turns_say_what_wide_ones_would_keep():
+    results = TurnResults()
+    for _ in range(20):
+        results.learn(4, (3, 3), 1.2)
+    kept = [results.tokens(place) - 1 for place in range(len(WIDTHS))]
+    assert kept == sorted(kept)
+    assert kept[0] == pytest.approx(3, rel=0.2)
+    verify = [0.0, 1.0, 1.02, 1.05, *[1.1] * 30]
+    assert results.cost(0, verify) == pytest.approx(1.2)
+    assert results.cost(2, verify) > results.cost(1, verify) > 1.2
+    dear = [0.0, *[1.0 + 0.3 * rows for rows in range(24)]]
+    assert results.cost(2, dear) > 1.8
+    for _ in range(100):
+        results.learn(16, (1,), 1.5)
+    assert results.tokens(2) - 1 == pytest.approx(1, rel=0.3)
