@@ -36,11 +36,12 @@ def read(runtime: Any, ids: list[int]) -> tuple[np.ndarray, float]:
 
 def in_steps(runtime: Any, run: Callable[[], Any]) -> Any:
     """What `run` gives when the runtime reads prompts in steps."""
-    kept, runtime._prompts = runtime._prompts, None
+    wide = runtime._wide
+    kept, wide._prompts = wide._prompts, None
     try:
         return run()
     finally:
-        runtime._prompts = kept
+        wide._prompts = kept
 
 
 def kernels(runtime: Any, ids: list[int]) -> dict[str, tuple[int, float]]:

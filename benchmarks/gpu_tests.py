@@ -16,7 +16,8 @@ from specdec.errors import RuntimeUnavailableError
 from specdec.runtimes.mlx.device import find_gpu
 
 FILES = ("test_gpu_features.py", "test_gpu_runtime.py", "test_gpu_quantised.py", "test_gpu_batch.py")
-FILES += ("test_gpu_choices.py", "test_gpu_prompts.py", "test_gpu_decode.py", "test_gpu_ranks.py")
+FILES += ("test_gpu_choices.py", "test_gpu_prompts.py", "test_gpu_decode.py")
+FILES += ("test_gpu_recycle.py", "test_gpu_ranks.py")
 TESTS = [str(Path(__file__).resolve().parent.parent / "tests" / "runtimes" / "mlx" / name) for name in FILES]
 
 

@@ -18,6 +18,7 @@ from specdec.runtimes.base import Choice, Pass, Rows
 _MOST_S = 0.03  # of a pass that goes ahead: a stream shows its tokens when it ends
 _MOST_LOST = 0.02  # share of the time that asking policies may cost when it does not pay
 _STRETCH = 512  # turns without asking, at most
+_QUIET = 4, 32  # tokens without asking a policy whose last draft was in vain: at first, and at most
 _REMEASURED = 128  # rounds of asking, after which plain ones are measured again
 
 
@@ -109,6 +110,22 @@ class Ahead:
             verify_s=token.seconds, round_s=token.seconds, verify_bytes_read=token.bytes_read,
         )  # fmt: skip
         return done, token.choice
+
+
+class Asking:
+    """When the policy of one sequence is asked while others share its passes: seldom where it drafted in vain."""
+
+    def __init__(self) -> None:
+        self._due = self._quiet = 0  # tokens from which on it is asked; how many it lets pass
+
+    def is_due(self, length: int) -> bool:
+        """Whether it is to be asked for a text of that length."""
+        return length >= self._due
+
+    def noted(self, length: int, *, kept: bool) -> None:
+        """It was asked, and the text has that length now; `kept`: some of its draft."""
+        self._quiet = 0 if kept else min(_QUIET[1], max(_QUIET[0], 2 * self._quiet))
+        self._due = length + self._quiet
 
 
 class Pace:

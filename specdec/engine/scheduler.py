@@ -17,7 +17,7 @@ from specdec.drafters.base import Ask, Reply
 from specdec.engine.ahead import Pace
 from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
-from specdec.engine.sequence import Proposal, Sequence, first_of
+from specdec.engine.sequence import Proposal, Sequence
 from specdec.errors import InvalidArgumentError
 from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
@@ -301,7 +301,8 @@ def _prompt_event(share: _Share, reply: Reply) -> Event:
     if share.rows.logits != "last":
         sequence.note_prompt(result)
         return Event(sequence, bytes_read=result.bytes_read, seconds=reply.seconds)
-    own, seconds = first_of(result, share.count), reply.seconds / share.count
+    own = Pass(result.logits, result.bytes_read // share.count)  # the first round's part
+    seconds = reply.seconds / share.count
     try:
         done = sequence.settle(own, seconds=seconds)
     except Exception as error:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from specdec.drafters.base import Ask, Draft, Reply
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.accept import ChosenRows, Verdict, accept
-from specdec.engine.ahead import Ahead
+from specdec.engine.ahead import Ahead, Asking
 from specdec.engine.chooser import Chooser, Rules, TokenChooser
 from specdec.engine.drafter_guard import checked_ask, checked_draft, checked_drafting, faults_of, refused_pass
 from specdec.engine.logprobs import TokenLogprob, path_logprobs, token_logprob
+from specdec.engine.open_round import OpenRound
 from specdec.engine.outcomes import OthersTimes, outcome_of, outcome_of_turns
 from specdec.engine.policy import Distribution, DraftPlan
 from specdec.engine.round import Round
@@ -38,35 +39,7 @@ Proposal: TypeAlias = Generator[Ask, Reply, Rows]
 ChooserMaker: TypeAlias = Callable[[Tokens[int]], Chooser]
 
 _SHOWN_ROWS = 64  # of a prompt in a pass whose logits are wanted: a large vocabulary's take 40 MB
-_QUIET = 4, 32  # tokens without asking a policy whose last draft was in vain: at first, and at most
 _CHOSEN = ChosenRows()
-
-
-@dataclass(slots=True)
-class _Open:
-    """A round under way.
-
-    Attributes:
-        plan: what the policy decided; None for a plain step.
-        draft: the proposal, once it is there.
-        plan_s: seconds spent planning.
-        ready_s: seconds spent making a draft view that was left until now.
-        draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
-        others_s: the rest of those passes' time.
-        steps: the drafter's passes, while it wants any.
-        is_first: the pass read the end of the prompt as well, and no policy was asked.
-        is_asked: a policy was asked, if there is one.
-    """
-
-    plan: DraftPlan | None = None
-    draft: Draft = field(default_factory=Draft)
-    plan_s: float = 0.0
-    ready_s: float = 0.0
-    draft_s: float = 0.0
-    others_s: float = 0.0
-    steps: Generator[Ask, Reply, Draft] | None = None
-    is_first: bool = False
-    is_asked: bool = True
 
 
 class Sequence:
@@ -118,10 +91,8 @@ class Sequence:
     ) -> None:
         self.runtime, self.efforts = runtime, efforts
         self.tokens, self.limit, self.reads_only = list(prompt), limit, reads_only
-        self.chooser: Chooser = sampler
         self._ruled = TokenChooser(sampler, rules, self.tokens, runtime.config.vocab_size) if rules else None
-        if self._ruled is not None:
-            self.chooser = self._ruled
+        self.chooser: Chooser = self._ruled or sampler
         self.draft_chooser = self.chooser
         if chooser is not None:
             self.chooser = chooser(self.tokens)
@@ -129,8 +100,7 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprob | None] | None = None if prompt_logprobs is None else [None]
         self.cache = runtime.new_cache(limit) if cache is None else cache
         self.speculation: Speculation | None = None
-        self.rows_beside = 0
-        self.rounds = 0
+        self.rows_beside = self.rounds = 0
         self.end_tokens: frozenset[int] = frozenset()
         # Greedy decoding without rules needs no logits where the runtime chooses.
         self._takes_choices = (
@@ -138,8 +108,8 @@ class Sequence:
         )
         self._ahead, self._turns = Ahead(runtime.info.most_ahead), TurnsAhead()
         self._last_distribution: Distribution | None = None
-        self._open: _Open | None = None
-        self._due = self._quiet = 0  # tokens from which on the policy is asked where others wait; how many it lets pass
+        self._open: OpenRound | None = None
+        self._asking = Asking()
 
     @property
     def unread(self) -> int:
@@ -170,7 +140,7 @@ class Sequence:
         """
         start, unread, wants = self.cache.length, self.unread, self._prompt_logprobs is not None
         if begins and self._may_begin and 0 < unread < most:
-            self._open = _Open(is_first=True)
+            self._open = OpenRound(is_first=True)
             return Rows(self.cache, self.tokens[start:], self.efforts, logits="last")
         count = min(most, unread, _SHOWN_ROWS if wants else most)
         return Rows(self.cache, self.tokens[start : start + count], self.efforts, logits="all" if wants else "none")
@@ -185,7 +155,7 @@ class Sequence:
     @property
     def is_due(self) -> bool:
         """Whether the policy is to be asked in a round of asking: seldom where it did not draft, or in vain."""
-        return self.speculation is not None and (not self.may_wait or len(self.tokens) >= self._due)
+        return self.speculation is not None and (not self.may_wait or self._asking.is_due(len(self.tokens)))
 
     @property
     def may_wait(self) -> bool:
@@ -200,7 +170,7 @@ class Sequence:
             asks: False leaves the policy out, so that the round is a plain step.
         """
         began_s = time.perf_counter()
-        opened = self._open = _Open()
+        opened = self._open = OpenRound()
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
         opened.plan = plan = self._plan(position) if asks else None
         opened.is_asked = asks
@@ -211,7 +181,8 @@ class Sequence:
             pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
             return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
         if plan is not None:
-            self._make_ready(plan)
+            assert self.speculation is not None
+            self.speculation.make_ready(plan)
             opened.ready_s = time.perf_counter() - drafting_s
             drafting_s += opened.ready_s
             yield from self._draft(opened, plan, drafting_s)
@@ -314,13 +285,12 @@ class Sequence:
             raise
         self.rounds += opened.is_asked and not opened.is_first
         if opened.is_asked and self.speculation is not None:
-            self._quiet = 0 if done.kept else min(_QUIET[1], max(_QUIET[0], 2 * self._quiet))
-            self._due = len(self.tokens) + self._quiet
+            self._asking.noted(len(self.tokens), kept=bool(done.kept))
         if not opened.is_first:
             self._ahead.noted(drafted=bool(done.draft.tokens), seconds=seconds)
         return done
 
-    def _settle_turns(self, opened: _Open, result: Pass, position: int, seconds: float) -> Round:
+    def _settle_turns(self, opened: OpenRound, result: Pass, position: int, seconds: float) -> Round:
         """End the first of the rounds that the runtime ran by itself; `take_ahead` ends the others."""
         turns, plan, speculation = result.turns, opened.plan, self.speculation
         assert turns
@@ -355,7 +325,8 @@ class Sequence:
             return
         try:
             if opened.steps is not None:
-                with faults_of(self._drafter_of(opened.plan), "draft, which was to end"):
+                assert self.speculation is not None
+                with faults_of(self.speculation.drafter_of(opened.plan), "draft, which was to end"):
                     opened.steps.close()
         finally:
             length = len(self.tokens) - 1
@@ -364,12 +335,9 @@ class Sequence:
 
     def refused(self, error: Exception) -> Exception:
         """The error of a pass that the drafter asked for, under the drafter's name where it asked for nonsense."""
-        return error if self._open is None else refused_pass(self._drafter_of(self._open.plan), error)
-
-    def _drafter_of(self, plan: DraftPlan | None) -> str:
-        assert plan is not None
-        assert self.speculation is not None
-        return plan.drafter or self.speculation.options[0].drafter
+        if self._open is None or self.speculation is None:
+            return error
+        return refused_pass(self.speculation.drafter_of(self._open.plan), error)
 
     def _plan(self, position: int) -> DraftPlan | None:
         """The policy's plan for this round; None for a plain step."""
@@ -388,24 +356,16 @@ class Sequence:
 
     def _turn_rows(self, plan: DraftPlan) -> int:
         """Rows of the turns that the runtime drafts itself under a plan; 0 where the drafter does."""
-        if self.rows_beside or not self.takes_choices:
+        if self.rows_beside or not self.takes_choices or self.speculation is None:
             return 0
-        assert self.speculation is not None
-        return self.speculation.turn_rows.get(self._drafter_of(plan), 0)
+        return self.speculation.turn_rows.get(self.speculation.drafter_of(plan), 0)
 
-    def _make_ready(self, plan: DraftPlan) -> None:
-        """Make the view that the plan drafts with, if it was left until now."""
-        speculation, name = self.speculation, self._drafter_of(plan)
-        assert speculation is not None
-        views = speculation.drafters[name].views
-        speculation.make_ready(name, plan.view or (views[0] if views else None), plan.effort)
-
-    def _draft(self, opened: _Open, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
+    def _draft(self, opened: OpenRound, plan: DraftPlan, start_s: float) -> Generator[Ask, Reply, None]:
         """Let the drafter propose under a plan; its time is its own and its share of the passes that it asks for."""
         speculation = self.speculation
         assert speculation is not None
         policy = speculation.policy
-        name = self._drafter_of(plan)
+        name = speculation.drafter_of(plan)
         with faults_of(name, "draft"):
             outcome = speculation.drafters[name].draft(plan, speculation.context, policy=policy)
         if isinstance(outcome, Draft):
@@ -429,7 +389,7 @@ class Sequence:
         opened.draft = checked_draft(name, draft, plan, most=most, vocab_size=self.runtime.config.vocab_size)
         opened.draft_s += time.perf_counter() - start_s
 
-    def _decide(self, opened: _Open, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
+    def _decide(self, opened: OpenRound, result: Pass, position: int, seconds: float) -> tuple[Round, Verdict]:
         """What the verifier keeps. Row j + 1 of the pass saw draft token j; a trusted token is in the pass as well, so
         that its keys and values are those of the verify effort."""
         began_s = time.perf_counter()
@@ -469,7 +429,7 @@ class Sequence:
             self.cache.keep(done.position - 1, [0, *(index + 1 for index in done.kept)])
         self.tokens.extend(done.tokens)
 
-    def _report(self, opened: _Open, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
+    def _report(self, opened: OpenRound, done: Round, verdict: Verdict, *, others_s: float, rows_beside: int) -> None:
         """Tell the policy what came of the round, in the times of whole passes.
 
         `others_s`: seconds of the verify pass that are the share of other sequences.
@@ -488,8 +448,3 @@ class Sequence:
         others = OthersTimes(opened.others_s, others_s, opened.ready_s)
         speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside))
         self._last_distribution = distribution
-
-
-def first_of(result: Pass, rows: int) -> Pass:
-    """The first round's part of a pass that read the end of the prompt in `rows` rows with it."""
-    return Pass(result.logits, result.bytes_read // rows)

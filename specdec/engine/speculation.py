@@ -28,7 +28,16 @@ from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.options import Options
-from specdec.engine.policy import CostTable, Distribution, DraftOption, Knowledge, Learner, Policy, RoundState
+from specdec.engine.policy import (
+    CostTable,
+    Distribution,
+    DraftOption,
+    DraftPlan,
+    Knowledge,
+    Learner,
+    Policy,
+    RoundState,
+)
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
 from specdec.engine.text_match import TextMatch
@@ -110,14 +119,21 @@ class Speculation:
         object.__setattr__(self, "choice_observers", choices)
         object.__setattr__(self, "may_wait", self.policy.learns)
 
-    def make_ready(self, drafter: str, view: str | None, effort: float) -> None:
-        """Make the view of a draft step that a policy wants, where that was left until now."""
-        runtime = late_in(self.drafters[drafter], view)
+    def drafter_of(self, plan: DraftPlan | None) -> str:
+        """Name of the drafter of a plan: the first option's where the plan names none."""
+        assert plan is not None
+        return plan.drafter or self.options[0].drafter
+
+    def make_ready(self, plan: DraftPlan) -> None:
+        """Make the view that a plan drafts with, where it was left until now."""
+        drafter = self.drafters[self.drafter_of(plan)]
+        view = plan.view or (drafter.views[0] if drafter.views else None)
+        runtime = late_in(drafter, view)
         if runtime is None or view is None:
             return
         runtime.prepare(view)
         if isinstance(runtime, Compiler):
-            runtime.compile([Planned(1, self.context.efforts(effort), view)])
+            runtime.compile([Planned(1, self.context.efforts(plan.effort), view)])
 
     def matches(self, *, alone: bool) -> dict[str, int]:
         """What the drafters that can tell beforehand have found, by name. For a sequence alone whose runtime drafts

@@ -30,11 +30,8 @@ from specdec.runtimes.base import (
 )
 from specdec.runtimes.checks import check_batch, check_capacity, checked_layers, checked_tokens
 from specdec.runtimes.features import check_missing
-from specdec.runtimes.mlx.batch import Share, decoded, share_of, steps_of, wide_passes
+from specdec.runtimes.mlx.batch import Share, share_of, steps_of
 from specdec.runtimes.mlx.cache import GpuCache
-from specdec.runtimes.mlx.chosen import choices_of
-from specdec.runtimes.mlx.decode import MOST_ROWS as MOST_DECODED
-from specdec.runtimes.mlx.decode import Decoder
 from specdec.runtimes.mlx.device import find_gpu
 from specdec.runtimes.mlx.exact_forms import ExactForms
 from specdec.runtimes.mlx.features import missing_features
@@ -42,8 +39,6 @@ from specdec.runtimes.mlx.layers import Layer, LayerLoader
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import Ops
 from specdec.runtimes.mlx.pack import BUCKET, RUN
-from specdec.runtimes.mlx.prompt import Part
-from specdec.runtimes.mlx.prompt_quant import prompts_of
 from specdec.runtimes.mlx.rank_step import rank_step
 from specdec.runtimes.mlx.recycle import Turning
 from specdec.runtimes.mlx.shared import SharedArrays
@@ -54,6 +49,7 @@ from specdec.runtimes.mlx.step_sizes import MOST_CHOOSING
 from specdec.runtimes.mlx.steps import Shown, Steps
 from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader
+from specdec.runtimes.mlx.wide import WidePasses
 from specdec.store.share import StoreShare
 
 if TYPE_CHECKING:
@@ -61,10 +57,6 @@ if TYPE_CHECKING:
     from specdec.store import Store
 
 _MOST_TIERS = 4  # two bits a weight
-_STEP_ROWS = {
-    False: 16,
-    True: 8,
-}  # rows of a pass of choices that steps take less time for, by whether weights are quantised
 
 
 def check_available() -> None:
@@ -122,10 +114,6 @@ class MlxRuntime:
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
         self._forms = ExactForms(self._mx, self._loader, self._transformer)
-        self._prompts = prompts_of(self._mx, self._transformer)
-        self._decoder: Decoder | None = None
-        if self._prompts is not None:
-            self._decoder = Decoder(self._mx, self._prompts, self._transformer.new_cache(1 + MOST_AHEAD, self._lock))
         self._takes = Takes(
             self._mx,
             self.config,
@@ -134,6 +122,9 @@ class MlxRuntime:
             by_inputs=store.selection == "inputs",
             quantised=store.quantised,
             whole=self._transformer.whole is not None,
+        )
+        self._wide = WidePasses(
+            self._mx, self._transformer, self._lock, quantised=store.quantised, weight_bytes=self._weight_bytes
         )
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
         if self._transformer.whole is not None or self._transformer.ranks is not None:
@@ -263,10 +254,7 @@ class MlxRuntime:
             for share in shares:
                 share.cache.reserve(share.cache.length + len(share.ids) + ahead)
             shown = [Shown(rows) for rows in batch]
-            if self._decodes(shares):
-                self._run_decoder(shares, shown, ahead)
-            else:
-                self._run_wide(shares, shown)
+            self._wide.run(shares, shown, ahead)
             for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
                 self._steps.run(step, view, shown, ahead)
             for share in shares:
@@ -279,53 +267,10 @@ class MlxRuntime:
             return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1
-        fits = len(shares) <= self._most_rows(view, shares[0].mode) or self._decodes(shares)
+        fits = len(shares) <= self._most_rows(view, shares[0].mode) or self._wide.decodes(shares)
         if len(kinds) > 1 or not fits or any(len(share.ids) > 1 for share in shares):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
-
-    def _decodes(self, shares: list[Share]) -> bool:
-        """Whether a pass is one of `Decoder`."""
-        most_step = _STEP_ROWS[self._store.quantised]
-        return self._decoder is not None and decoded(shares, most_step, MOST_DECODED)
-
-    def _run_decoder(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
-        """Run a pass and the tokens ahead of it as graphs; `steps_of` finds nothing left."""
-        assert self._decoder is not None  # `_decodes`
-        parts = [Part(share.cache, share.ids, share.cache.length, len(share.ids)) for share in shares]
-        angles, _ = self._transformer.angles(max(share.cache.positions for share in shares))
-        found = self._decoder.run(parts, angles[0], ahead)
-        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
-        rows, row = found.shape[1], 0
-        for share in shares:
-            weights, last = self._weight_bytes(share.mode, share.efforts), row + len(share.ids)
-            to, share.begun = shown[share.number], len(share.ids)
-            to.choices += choices_of(found[:, row:last].reshape(-1, found.shape[2]))
-            to.ahead = ahead
-            shared = weights * last // rows - weights * row // rows
-            to.bytes_read += (1 + ahead) * (shared + history * (share.cache.length + len(share.ids)))
-            row = last
-
-    def _run_wide(self, shares: list[Share], shown: list[Shown]) -> None:
-        """Run many rows in wide passes, where this model has them; what they show of each share goes to `shown`."""
-        if self._prompts is None:
-            return
-        history = 4 * sum(layer.attention.kv_width for layer in self.config.layers)
-        for wide in wide_passes(shares, self._prompts.most_rows):
-            pieces = [part.piece(first, last, 0) for part, first, last in wide]
-            parts = [
-                Part(part.cache, piece.tokens, piece.slot, piece.wanted)
-                for (part, _, _), piece in zip(wide, pieces, strict=True)
-            ]
-            angles, _ = self._transformer.angles(max(part.cache.positions for part in parts))
-            rows, row = sum(len(part.tokens) for part in parts), 0
-            made = self._prompts.run(parts, angles[0])
-            for (part, first, last), found in zip(wide, made, strict=True):
-                weights, until = self._weight_bytes(part.mode, part.efforts), row + last - first
-                shown[part.number].logits.append(found)
-                shown[part.number].bytes_read += weights * until // rows - weights * row // rows
-                shown[part.number].bytes_read += history * (part.cache.length + last)
-                row = until
 
     def _share(self, number: int, rows: Rows, view: str) -> Share:
         """What a sequence brings to a pass, checked."""

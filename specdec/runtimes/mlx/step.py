@@ -33,12 +33,14 @@ from specdec.runtimes.mlx.state import (
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
+    attention_bytes,
     lines_constants,
     model_sizes,
     own_places,
     verify_stage_bytes,
     widest_row,
 )
+from specdec.runtimes.mlx.step_sizes import THREADS as THREADS
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -46,7 +48,6 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.model import Kind
     from specdec.runtimes.mlx.weights import Linear
 
-THREADS = 512
 _ENTRIES = 17  # addresses of a layer: norms, bias, q and k norms; weights, their companions, scores; its window
 _MOST_ADDRESSED = 256  # arrays whose addresses are remembered
 SPLIT_SIZE = 4  # floats of a split in addition to its values
@@ -70,12 +71,6 @@ def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
     if driver is None or driver.generation < 8 or config.hidden_size % 4 or not runs_as_one_kernel(config):
         return False
     return driver.shared_bytes >= SHARED_KB * 1024
-
-
-def attention_bytes(rows: int, size: int) -> int:
-    """Shared memory of a block for attention."""
-    warps = THREADS // 32
-    return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))
 
 
 _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights

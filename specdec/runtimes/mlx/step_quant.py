@@ -25,8 +25,8 @@ from specdec.runtimes.mlx.step import (
     THREADS,
     TOP_WORDS,
     WholeStep,
-    attention_bytes,
 )
+from specdec.runtimes.mlx.step_sizes import attention_bytes
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver

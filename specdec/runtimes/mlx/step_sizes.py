@@ -6,6 +6,7 @@ from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import LINE, padded
 
+THREADS = 512  # of a block
 MOST_CHOOSING = 8  # rows of a step that take whole inputs of 16-bit weights: sums of more do not fit
 ARRIVALS = 64  # where counters of blocks begin, after the barrier's
 _UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
@@ -57,3 +58,9 @@ def own_places(config: ModelConfig, *, split: int) -> dict[str, Constant]:
 def arrivals(config: ModelConfig) -> int:
     """Counters of the blocks that have added to 128 inputs of a row."""
     return (padded(config.hidden_size) + padded(config.intermediate_size)) // 128
+
+
+def attention_bytes(rows: int, size: int) -> int:
+    """Shared memory of a block for attention."""
+    warps = THREADS // 32
+    return 4 * (warps * size + rows * size * 2 + -(-rows // 4) * warps * (size + 2))

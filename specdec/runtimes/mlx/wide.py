@@ -1,0 +1,107 @@
+"""Passes of many rows, which are run by ordinary kernels, one after the other, and not in steps: `WidePasses`.
+
+Prompts are read so (`prompt`), and so are many answers at once (`decode`). Their bits are those of steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from specdec.runtimes.mlx.batch import Share, decoded, wide_passes
+from specdec.runtimes.mlx.chosen import choices_of
+from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
+from specdec.runtimes.mlx.prompt import Part
+from specdec.runtimes.mlx.prompt_quant import prompts_of
+from specdec.runtimes.mlx.state import MOST_AHEAD
+
+if TYPE_CHECKING:
+    from threading import RLock
+
+    from specdec.model.effort import Efforts
+    from specdec.runtimes.mlx.model import Transformer
+    from specdec.runtimes.mlx.steps import Shown
+
+_STEP_ROWS, _QUANTISED_STEP_ROWS = 16, 8  # of a pass of choices that steps take less time for
+
+
+class WidePasses:
+    """Wide passes of a model; models whose steps are not one kernel have none.
+
+    Args:
+        mx: MLX.
+        transformer: the model.
+        lock: of the runtime's caches.
+        quantised: whether its weights are.
+        weight_bytes: bytes of weights that a row reads, by the mode of its step and its efforts.
+    """
+
+    def __init__(
+        self,
+        mx: Any,
+        transformer: Transformer,
+        lock: RLock,
+        *,
+        quantised: bool,
+        weight_bytes: Callable[[str, Efforts], int],
+    ) -> None:
+        self._transformer, self._weight_bytes = transformer, weight_bytes
+        self._prompts = prompts_of(mx, transformer)
+        self._decoder: Decoder | None = None
+        if self._prompts is not None:
+            self._decoder = Decoder(mx, self._prompts, transformer.new_cache(1 + MOST_AHEAD, lock))
+        self._most_step = _QUANTISED_STEP_ROWS if quantised else _STEP_ROWS
+        layers = transformer.config.layers
+        self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # of a position
+
+    def decodes(self, shares: list[Share]) -> bool:
+        """Whether a pass is one of `Decoder`, which goes ahead by itself."""
+        return self._decoder is not None and decoded(shares, self._most_step, MOST_ROWS)
+
+    def run(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
+        """Run what of a pass wide passes run; what they show of each share goes to `shown`, and steps run the rest.
+
+        Args:
+            shares: of the sequences.
+            shown: of each.
+            ahead: tokens to go ahead for.
+        """
+        if self.decodes(shares):
+            self._decode(shares, shown, ahead)
+        elif self._prompts is not None:
+            self._read(shares, shown)
+
+    def _decode(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
+        """Run a pass and the tokens ahead of it as graphs; `steps_of` finds nothing left."""
+        assert self._decoder is not None  # `decodes`
+        parts = [Part(share.cache, share.ids, share.cache.length, len(share.ids)) for share in shares]
+        angles, _ = self._transformer.angles(max(share.cache.positions for share in shares))
+        found = self._decoder.run(parts, angles[0], ahead)
+        rows, row = found.shape[1], 0
+        for share in shares:
+            weights, last = self._weight_bytes(share.mode, share.efforts), row + len(share.ids)
+            to, share.begun = shown[share.number], len(share.ids)
+            to.choices += choices_of(found[:, row:last].reshape(-1, found.shape[2]))
+            to.ahead = ahead
+            shared = weights * last // rows - weights * row // rows
+            to.bytes_read += (1 + ahead) * (shared + self._history_bytes * (share.cache.length + len(share.ids)))
+            row = last
+
+    def _read(self, shares: list[Share], shown: list[Shown]) -> None:
+        """Run many rows in wide passes."""
+        assert self._prompts is not None  # `run`
+        for wide in wide_passes(shares, self._prompts.most_rows):
+            pieces = [part.piece(first, last, 0) for part, first, last in wide]
+            parts = [
+                Part(part.cache, piece.tokens, piece.slot, piece.wanted)
+                for (part, _, _), piece in zip(wide, pieces, strict=True)
+            ]
+            angles, _ = self._transformer.angles(max(part.cache.positions for part in parts))
+            rows, row = sum(len(part.tokens) for part in parts), 0
+            made = self._prompts.run(parts, angles[0])
+            for (part, first, last), found in zip(wide, made, strict=True):
+                weights, until = self._weight_bytes(part.mode, part.efforts), row + last - first
+                shown[part.number].logits.append(found)
+                shown[part.number].bytes_read += weights * until // rows - weights * row // rows
+                shown[part.number].bytes_read += self._history_bytes * (part.cache.length + last)
+                row = until
