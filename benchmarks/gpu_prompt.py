@@ -46,8 +46,8 @@ def in_steps(runtime: Any, run: Callable[[], Any]) -> Any:
 
 def kernels(runtime: Any, ids: list[int]) -> dict[str, tuple[int, float]]:
     """Launches and milliseconds of each kernel when each is waited for, which adds some 10 us to every launch."""
-    driver, found = runtime._prompts._step.driver, dict[str, tuple[int, float]]()
-    names = {function.value: name for name, (function, _, _) in runtime._prompts._functions.items()}
+    driver, found = runtime._wide._prompts._step.driver, dict[str, tuple[int, float]]()
+    names = {function.value: name for name, (function, _, _) in runtime._wide._prompts._functions.items()}
     begin = driver.begin
 
     def timed(launch: Any) -> None:
@@ -80,7 +80,7 @@ def main() -> None:
     table: list[tuple[Any, ...]] = []
     for name in arguments.models:
         runtime: Any = specdec.load(name, runtime="mlx").runtime
-        if runtime._prompts is None:
+        if runtime._wide._prompts is None:
             sys.exit(f"{name}: this runtime has no wide passes")
         longest = max(arguments.rows)
         ids = [int(token) for token in np.random.default_rng(0).integers(0, runtime.config.vocab_size, longest)]
