@@ -18,7 +18,7 @@ from thread_ranks import ThreadExchange, on_threads
 
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Rows
-from specdec.runtimes.mlx import addresses, rank_step, runtime
+from specdec.runtimes.mlx import addresses, rank_step, runtime, wide
 from specdec.runtimes.mlx.kernels import Compiled, KernelText
 from specdec.runtimes.reference.runtime import ReferenceRuntime
 from specdec.runtimes.share import Share
@@ -55,7 +55,7 @@ def use_host(monkeypatch: Any) -> Any:
         return Compiled(mx, text, compiler, shared_bytes)
 
     monkeypatch.setattr(runtime, "find_gpu", lambda: device.Gpu(mx, "cuda", "host", "0", here.driver))
-    monkeypatch.setattr(runtime, "prompts_of", lambda *_: None)
+    monkeypatch.setattr(wide, "prompts_of", lambda *_: None)
     for module in (addresses, rank_step):
         monkeypatch.setattr(module, "addresses_of", addresses_of)
     monkeypatch.setattr(rank_step, "build", build)
