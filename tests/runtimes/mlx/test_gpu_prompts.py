@@ -68,7 +68,7 @@ def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]
                 quantised_source(quantised_config(**({"max_context": 2048} | shape)), *types), folder, quantised="keep"
             )
         made = MlxRuntime(Store.open(store, verify=False))
-        if made._prompts is None:
+        if made._wide._prompts is None:
             pytest.skip("this GPU reads prompts in steps")
         return made
 
@@ -88,7 +88,7 @@ def held(runtime: Any, kv: Any) -> list[np.ndarray]:
 def by_steps(runtime: Any, monkeypatch: pytest.MonkeyPatch, ids: list[int], kv: Any) -> np.ndarray:
     """Logits of the last token, read in steps of few rows."""
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "_prompts", None)
+        patch.setattr(runtime._wide, "_prompts", None)
         return forward_one(runtime, ids, kv, effort=FULL, logits="last").logits
 
 
@@ -110,8 +110,8 @@ def test_a_prompt_leaves_the_bits_of_its_tokens_in_steps(runtime_of, monkeypatch
 
 def test_the_rows_really_are_read_in_wide_passes(runtime_of, monkeypatch):
     runtime, runs = runtime_of("tiny"), []
-    run = runtime._prompts.run
-    monkeypatch.setattr(runtime._prompts, "run", lambda parts, angles: (runs.append(parts), run(parts, angles))[1])
+    run = runtime._wide._prompts.run
+    monkeypatch.setattr(runtime._wide._prompts, "run", lambda parts, angles: (runs.append(parts), run(parts, angles))[1])
     kv = runtime.new_cache(700)
     assert forward_one(runtime, tokens(600), kv, effort=FULL, logits="last").logits.shape == (1, 47)
     assert [len(part.tokens) for parts in runs for part in parts] == [512, 88]
@@ -151,6 +151,6 @@ def test_a_prefix_may_be_reused_at_any_length(runtime_of):
 def test_logits_of_all_rows_are_those_of_steps(runtime_of, monkeypatch, name):
     runtime, ids = runtime_of(name), tokens(150)
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "_prompts", None)
+        patch.setattr(runtime._wide, "_prompts", None)
         wanted = forward_one(runtime, ids, runtime.new_cache(200), effort=FULL).logits
     assert np.array_equal(forward_one(runtime, ids, runtime.new_cache(200), effort=FULL).logits, wanted)
