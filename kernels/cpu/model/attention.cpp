@@ -74,6 +74,7 @@ RowTiles Pass::query_tiles(int layer, const Sequence& s) const {
 // One region for all sequences; then a row's chunks are joined, by whoever ends the last of them where that is little work.
 void Pass::attend(int layer) {
   const LayerShape& shape = shape_of(layer);
+  if (shape.kv_heads == 0) return finish_attended(layer);  // other ranks have the heads of this layer
   const int64_t stride = model_.cache_shape_->layer(layer).value_stride;
   const int threads = model_.pool_->threads() / static_cast<int>(active_);
   int64_t floats = 0, queries = 0, work = 0, joined_work = 0;
