@@ -244,7 +244,7 @@ class _Draw:
         kind = (view, effort, layers)
         start = sequence.held if is_draft and sequence.drafts == kind else sequence.verified
         if start == sequence.capacity:  # full: go back a little, which is what a rejected answer does
-            start = self.random.randint(max(0, sequence.verified - 3), sequence.verified - 1)
+            start = self.random.randint(max(0, sequence.verified - 3), max(0, sequence.verified - 1))
         count, parents = self.rows(min(most, sequence.capacity - start))
         kept, by_trim = self.kept(count, parents)
         trim = None if start == sequence.held else start
