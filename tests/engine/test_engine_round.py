@@ -281,7 +281,7 @@ def test_unknown_view_or_drafter_lists_what_exists():
         specdec.generate(fake_model(), [1], draft_view="nested")
     with pytest.raises(UnknownNameError, match="unknown drafter 'oracle': choose from chain, early-exit, effort"):
         specdec.generate(fake_model(), [1], drafter="oracle")
-    with pytest.raises(InvalidArgumentError, match="drafter 'effort' takes head=\\.\\.\\., window=\\.\\.\\., not '0\\.3'"):
+    with pytest.raises(InvalidArgumentError, match="takes head=\\.\\.\\., window=\\.\\.\\., not '0\\.3'"):
         specdec.generate(fake_model(), [1], drafter="effort:0.3")
 
 

@@ -110,8 +110,9 @@ def test_a_prompt_leaves_the_bits_of_its_tokens_in_steps(runtime_of, monkeypatch
 
 def test_the_rows_really_are_read_in_wide_passes(runtime_of, monkeypatch):
     runtime, runs = runtime_of("tiny"), []
-    run = runtime._wide._prompts.run
-    monkeypatch.setattr(runtime._wide._prompts, "run", lambda parts, angles: (runs.append(parts), run(parts, angles))[1])
+    prompts = runtime._wide._prompts
+    run = prompts.run
+    monkeypatch.setattr(prompts, "run", lambda parts, angles: (runs.append(parts), run(parts, angles))[1])
     kv = runtime.new_cache(700)
     assert forward_one(runtime, tokens(600), kv, effort=FULL, logits="last").logits.shape == (1, 47)
     assert [len(part.tokens) for parts in runs for part in parts] == [512, 88]
