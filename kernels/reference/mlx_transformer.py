@@ -96,8 +96,8 @@ class Segment:
         layers: run this number of first layers, then the final norm and the logits layer.
         logits: rows whose logits are wanted, ascending.
         observe: gets the hidden states (M, hidden) after each layer, or None.
-        parts: for each row how many of the first positions it attends to, and from which one on to all of them; None
-            for all of its history.
+        parts: for each row the number of first positions it attends to, and the position from which on it attends
+            to all; None for all of its history.
     """
 
     cache: History

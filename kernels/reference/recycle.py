@@ -1,4 +1,4 @@
-"""Drafts without a model, as a tree: what followed the end of the text before, and the likeliest successors of tokens.
+"""Drafts without a model, as a tree: the tokens after an earlier occurrence of the text's end, and likely successors.
 
 The rule by which launches on a GPU draft for themselves (`kernels/cuda/step/step_recycle.cuh`), and the shapes of its
 trees. Sources: prompt lookup decoding (Saxena 2023); token recycling (Luo et al. 2408.08696) for successors by the
@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-TOP = 8  # successors of a token that are kept
+TOP = 8  # successors noted for a token
 LONGEST_MATCH = 24  # tokens of the text's end that are compared
-MOST_ROWS = 16  # of a tree, the pending token included
+MOST_ROWS = 16  # rows of a tree, the pending token's included
 _NARROW = 4  # rows at least of a tree after a match of less than `_SHORT` tokens, which has half as many
 _SHORT = 2
 
@@ -36,10 +36,10 @@ def shape_of(match: int) -> tuple[str, ...]:
 
 
 def longest_match(text: Sequence[int]) -> tuple[int, int]:
-    """The longest end of the text that occurred before, of several the latest.
+    """Find the longest end of the text that occurred before; among several occurrences the latest.
 
     Returns:
-        Its length, at most `LONGEST_MATCH`, and the place of what followed it; (0, -1) where the last token is new.
+        Its length, at most `LONGEST_MATCH`, and the index of the token after it; (0, -1) where the last token is new.
     """
     best, place = 0, -1
     for at in range(1, len(text)):
@@ -62,16 +62,16 @@ class Recycled:
         self.successors: dict[int, Sequence[int]] = {}
 
     def draft(self, text: Sequence[int], rows: int, limit: int) -> tuple[list[int], list[int]]:
-        """A tree after the text.
+        """Draft a tree that continues the text.
 
         Args:
             text: tokens so far, the pending one included.
-            rows: of the tree, the pending token's included; half as many, but at least 4, after a match of less than
-                two tokens.
-            limit: most tokens that the text may have after the turn.
+            rows: rows of the tree, the pending token's included. After a match of less than two tokens the tree has
+                half of them, but at least 4.
+            limit: maximum number of tokens of the text after the turn.
 
         Returns:
-            Tokens, and for each the number of the one that it follows, -1 for the pending token. Siblings differ.
+            Tokens, and for each the index of its parent, -1 for the pending token. Siblings differ.
         """
         match, place = longest_match(text)
         trunk = [text[place + step % (len(text) - place)] for step in range(MOST_ROWS)] if match else []

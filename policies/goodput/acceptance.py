@@ -73,7 +73,7 @@ class LogOdds:
 
     Args:
         slope: log-odds that a class of signals is assumed to add to the one below it.
-        view: that drafts; what is guessed of it until tokens are judged depends on it.
+        view: the draft view; it selects the guess that is used until tokens have been judged.
     """
 
     __slots__ = ("_classes", "_efforts", "_guessed", "_model", "_seen", "_spread", "_text", "_unit")
@@ -156,7 +156,7 @@ class LogOdds:
         return part
 
     def _guess(self, effort: float) -> float:
-        """Log-odds of a token at that effort, about what small and middling models showed."""
+        """Log-odds of a token at that effort, close to those measured with small and medium models."""
         most, power = self._guessed
         chance = most * (1.0 - (1.0 - effort) ** power)
         return math.log(chance / (1.0 - chance))
@@ -178,7 +178,7 @@ class DraftAcceptance:
 
     @classmethod
     def of(cls, view: str | None) -> DraftAcceptance:
-        """Of a view that has judged no token yet."""
+        """Acceptance of a view of which no token has been judged yet."""
         return cls(LogOdds(0.1, view), LogOdds(0.55, view))
 
     def learn_token(self, effort: float, before: int, own: int, is_kept: bool) -> None:

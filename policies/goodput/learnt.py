@@ -89,7 +89,7 @@ class Learnt:
         results: by way of drafting.
         pace: results of all rounds but trials and lookups: its tokens over its cost are the going rate.
         trials: by arm.
-        turns: what rounds bring that the runtime runs by itself, by drafter; see `turns`.
+        turns: results of rounds that the runtime runs by itself, by drafter; see `turns`.
         rounds: rounds so far, over all generations.
         spent: cost of all rounds so far, in dense steps.
         lost: cost that trials added, in dense steps.

@@ -31,7 +31,7 @@ class Lesson:
         round_s: seconds of the whole round.
         beside: rows of other sequences in the verify pass.
         share: this sequence's share of `draft_s`.
-        turns: tokens that each of the runtime's own turns kept; empty for a round of the engine's.
+        turns: tokens that each of the runtime's own turns kept; empty for a round run by the engine.
     """
 
     prospect: Prospect
@@ -98,8 +98,8 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
 
 
 def _learn_turns(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
-    """Learn from a pass that the runtime drafted and verified by itself. Its costs are apart from those of other
-    passes, between which the host has its time."""
+    """Learn from a pass that the runtime drafted and verified by itself. Its costs are kept apart from those of other
+    passes, which include the host's time between them."""
     now, count = lesson.prospect, len(lesson.turns)
     plain_s = learnt.costs.seconds_of_plain_step(0)
     assert now.option is not None

@@ -48,7 +48,7 @@ _PLAIN = DraftPlan(num_draft_tokens=0, effort=1.0)
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _LESSONS = 2  # rounds that are learnt from at once: between passes this code is in no cache, and two cost little more
 _EARLY_ROUNDS = 24  # up to which every round teaches at once
-_LOOKS, _BRIEF_STEP_S = 8, 0.004  # rounds from one look at a model's drafts to the next where plain steps are shorter
+_LOOKS, _BRIEF_STEP_S = 8, 0.004  # rounds between considering a model's drafts, where plain steps are shorter
 _KNOWN_ROUNDS = 8.0  # rounds after which the going rate is what was seen alone
 
 
@@ -224,7 +224,7 @@ class GoodputPolicy:
         return learnt
 
     def _costs(self) -> CostModel:
-        """What is known of costs."""
+        """The cost model, with all measurements so far."""
         memory = self._knowledge.memory
         costs: CostModel | None = memory.get(("goodput", "costs"))
         if costs is None:
@@ -251,8 +251,8 @@ class GoodputPolicy:
         return max(plain, (pace.tokens + missing * rate) / (pace.cost + _KNOWN_ROUNDS - pace.rounds))
 
     def _is_brief(self, now: Situation) -> bool:
-        """Whether a look at turns and plain steps is enough: where a step of the GPU is short, a look at the drafts of
-        a model as well takes a good part of it, and shows the same for a while."""
+        """Whether to consider turns and plain steps only: where a GPU step is short, considering a model's drafts as
+        well takes a good part of that time, and the result stays the same for a while."""
         return (
             turn_option(now.state) is not None
             and now.state.round_index % _LOOKS > 0

@@ -23,7 +23,8 @@ class Prospect:
         option: what drafts; None for a plain step.
         effort: of the first step, or of all of a trial.
         length: most tokens to draft.
-        turns: that the runtime runs by itself, of which the rest is said of one; 0 for a round of the engine's.
+        turns: turns that the runtime runs by itself; the other fields are for one of them. 0 for a round run by the
+            engine.
         menu: efforts to choose from, for drafters that run a model.
         match: length of the match that a lookup found.
         acceptance: of the lookup.

@@ -1,4 +1,4 @@
-"""What rounds bring that the runtime drafts and verifies by itself: `TurnResults`. Who asks for them is in `turns`."""
+"""Results of rounds that the runtime drafts and verifies by itself: `TurnResults`. `turns` asks for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 WIDTHS = (4, 8, 16)  # rows of a turn
-# Tokens kept in a turn of each width, about what small models showed on seven kinds of prompts.
+# Tokens kept in a turn of each width, close to those measured with small models on seven kinds of prompts.
 _USUAL_KEPT = (0.2, 0.25, 0.3)
 _LOST = (
     0.8,
@@ -21,7 +21,7 @@ _NEW_TEXT = 0.15  # share of what was seen that counts for the next text
 
 @dataclass(slots=True)
 class TurnResults:
-    """What turns brought lately.
+    """Results of recent turns.
 
     Attributes:
         kept: tokens kept, counted up to the depth of a tree of each of `WIDTHS`; discounted sums.
@@ -34,12 +34,12 @@ class TurnResults:
     costs: dict[int, float] = field(default_factory=dict)
 
     def tokens(self, place: int) -> float:
-        """Expected of a turn of width number `place`, the verifier's own included."""
+        """Expected tokens of a turn of width number `place`, the verifier's own included."""
         usual, lost = _USUAL_KEPT[place], _LOST[place]
         return 1.0 + (_USUAL_TURNS * usual + lost * self.kept[place]) / (_USUAL_TURNS + self.seen)
 
     def cost(self, place: int, verify: Sequence[float]) -> float:
-        """Of a turn of width number `place`, in dense steps: what was seen, or what is thought beside what was.
+        """Cost of a turn of width number `place`, in dense steps: measured, or estimated from the measured ones.
 
         Args:
             place: number of the width.
@@ -63,13 +63,13 @@ class TurnResults:
         Args:
             width: rows of a turn.
             kept: drafted tokens that each of them kept.
-            cost: of a turn, in dense steps.
+            cost: cost of a turn, in dense steps.
         """
         place = WIDTHS.index(width) if width in WIDTHS else len(WIDTHS) - 1
         for count in kept:
             self.seen += 1.0 - self.seen / _MEMORY
             for number, other in enumerate(WIDTHS):
-                # A draft kept whole would have gone on, in a wider tree.
+                # A draft that was kept whole might have been longer in a wider tree.
                 longer = count + 2 * (number - place) if count >= width - 1 and number > place else count
                 found = min(longer, other - 1) / (_LOST[place] if number <= place else 1.0)
                 self.kept[number] += found - self.kept[number] / _MEMORY

@@ -1,8 +1,8 @@
 """Rounds that the runtime drafts and verifies by itself, several in a pass: whether they pay, and how many to ask for.
 
-Where such a turn costs little more than a plain step, a few tokens kept pay for it. How many are kept differs from text
-to text far more than what a turn costs. So a text begins with plain steps; where its end occurred before, a few turns
-show what they bring, and as long as they pay, more of them follow.
+Where such a turn costs little more than a plain step, a few tokens kept pay for it. The number of tokens kept differs
+from text to text far more than the cost of a turn. So a text begins with plain steps; where its end occurred before, a
+few turns are tried, and as long as they pay, more of them follow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from specdec.engine.policy import DraftOption, RoundState
 
 _MARGIN = 1.1  # tokens for each dense step, over the going rate, from which turns pay
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
-_FEW = 2  # turns of a pass where only a match promises a gain, one of so many tokens
+_FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.2  # dense steps of the host's time for such a pass
 
@@ -64,7 +64,7 @@ class TurnPlanner:
 
 
 def turn_option(state: RoundState) -> DraftOption | None:
-    """What the runtime drafts by itself, for a sequence that is alone."""
+    """The option that the runtime drafts by itself, for a sequence that is alone."""
     if state.rows_beside:
         return None
     return next((option for option in state.options if option.turn_rows >= WIDTHS[0]), None)

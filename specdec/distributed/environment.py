@@ -83,7 +83,7 @@ def may_share_memory() -> bool:
     """Whether GPUs may write into each other's memory: unless `SPECDEC_PEER_MEMORY` is 0.
 
     Raises:
-        InvalidArgumentError: the environment holds something else than 0 or 1.
+        InvalidArgumentError: the variable is neither 0 nor 1.
     """
     text = os.environ.get(PEERS_VARIABLE, "1")
     if text not in ("0", "1"):

@@ -1,6 +1,6 @@
 """The part of a long context that a model's draft steps attend to: `DraftWindow`.
 
-Verification attends to all of it, so a window changes the speed of an answer alone. Sources: StreamingLLM (Xiao et al.
+Verification attends to all of it, so a window changes only the speed of an answer. Sources: StreamingLLM (Xiao et al.
 2309.17453) for the first positions and a window, MagicDec (Chen et al. 2408.11049, section 4) for drafts with it.
 """
 
@@ -12,18 +12,18 @@ from specdec.runtimes.base import Runtime, Window
 
 ARGUMENT = {"window": "auto"}
 SINKS = 4
-LONG = 2048  # tokens of context from which on "auto" attends to a part: before, attention is a small share of a step
-RECENT, SHARE = 1024, 8  # "auto" attends to so many latest positions, or to one in so many of all where that is more
+LONG = 2048  # tokens of context from which on "auto" attends to a part: below, attention is a small share of a step
+RECENT, SHARE = 1024, 8  # "auto" attends to RECENT latest positions, or to context / SHARE where that is more
 _MOST = 1 << 30
 
 
 class DraftWindow:
-    """What the draft steps of a model attend to.
+    """The positions that the draft steps of a model attend to.
 
     Args:
         drafter: name of the drafter, for messages.
         asked: "auto", "all", or the number of latest positions.
-        runtime: that runs the drafts.
+        runtime: the runtime that runs the drafts.
 
     Raises:
         InvalidArgumentError: `asked` is something else, or a number on a runtime that attends to everything.

@@ -1,4 +1,4 @@
-"""Passes that go ahead: how far (`Ahead`, `Pace`), and the tokens until their rounds come (`Ahead`).
+"""How far passes go ahead (`Ahead`, `Pace`), and the tokens whose rounds are still to come (`Ahead`).
 
 A runtime that chooses greedy tokens itself goes on with them in the same launch. Each is a plain step's token; its
 round needs no pass.
@@ -85,8 +85,8 @@ class Ahead:
             self._step_s = seconds
 
     def take_with(self, done: Round) -> tuple[Round, Choice | None]:
-        """The round whose pass has just ended, with all that the pass went ahead for, and the last choice; tokens from
-        one on whose logits mean nothing stay for `take` to refuse."""
+        """The round whose pass has just ended, with the tokens that the pass went ahead for, and the last choice.
+        From the first token with logits that are not finite, tokens stay for `take` to refuse."""
         tokens: list[int] = []
         seconds, read, last = 0.0, 0, None
         while self._tokens and isfinite(self._tokens[0].choice.highest):
@@ -100,7 +100,7 @@ class Ahead:
         """The next token's round, which emits it at `position`, and its choice.
 
         Raises:
-            ModelOutputError: the model's output for it means nothing.
+            ModelOutputError: the token's logits are not finite.
         """
         token = self._tokens.popleft()
         check_finite(token.choice.highest, position)
@@ -113,25 +113,25 @@ class Ahead:
 
 
 class Asking:
-    """When the policy of one sequence is asked while others share its passes: seldom where it drafted in vain."""
+    """Decides when to ask the policy of one sequence while others share its passes: seldom where it drafted in vain."""
 
     def __init__(self) -> None:
-        self._due = self._quiet = 0  # tokens from which on it is asked; how many it lets pass
+        self._due = self._quiet = 0  # tokens from which on the policy is asked; tokens that it lets pass
 
     def is_due(self, length: int) -> bool:
-        """Whether it is to be asked for a text of that length."""
+        """Whether to ask the policy about a text of that length."""
         return length >= self._due
 
     def noted(self, length: int, *, kept: bool) -> None:
-        """It was asked, and the text has that length now; `kept`: some of its draft."""
+        """The policy was asked, and the text has that length now; `kept`: some of its draft was kept."""
         self._quiet = 0 if kept else min(_QUIET[1], max(_QUIET[0], 2 * self._quiet))
         self._due = length + self._quiet
 
 
 class Pace:
-    """How sequences that share passes go ahead, and when they ask their policies instead: a draft of one sequence keeps
-    all others from going ahead, and asking takes time on the host. Both are measured as they come, in turns: a turn is
-    a token of every sequence.
+    """Decides how far sequences that share passes go ahead, and when they ask their policies instead: a draft of one
+    sequence keeps all others from going ahead, and asking takes time on the host. Both are measured while they run, in
+    turns: a turn is a token of every sequence.
 
     Args:
         most: tokens that the runtime goes ahead for; with 0 policies are always asked.
@@ -139,9 +139,9 @@ class Pace:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._turn_s = 0.0  # of plain passes, all time between them included
+        self._turn_s = 0.0  # seconds of a turn in plain passes, all time between them included
         self._measured = 0  # plain passes so far, the first of which may compile kernels
-        self._lost: float | None = None  # turns that a round of asking has cost lately, less what it brought
+        self._lost: float | None = None  # turns that a round of asking has cost lately, less its gain
         self._left = 2.0 if most else 0.0  # turns until policies are asked again: plain passes are measured first
         self._asked = 0  # rounds of asking in a row
 
@@ -183,7 +183,7 @@ class Pace:
         self._asked = 0
 
     def _judge(self, lost: float) -> None:
-        """Set when to ask again, by what a round of asking has lost."""
+        """Set when to ask again, from the loss of a round of asking."""
         self._asked += 1
         self._lost = lost if self._lost is None else (self._lost + lost) / 2
         if self._lost > 0:

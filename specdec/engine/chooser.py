@@ -164,7 +164,7 @@ class TokenChooser:
         return self._rules.constraint is not None and self._rules.constraint.is_complete(drafted)
 
     def complete_at(self, tokens: Sequence[int]) -> int | None:
-        """How many of a round's tokens make the answer one that nothing can be added to; None if not all do."""
+        """Number of a round's tokens after which nothing can be added to the answer; None if something always can."""
         return next((count for count in range(1, len(tokens) + 1) if self.is_complete(tokens[:count])), None)
 
     def _rulers(self) -> str:

@@ -68,10 +68,10 @@ def path_logprobs(logits: np.ndarray, kept: Sequence[int], tokens: Sequence[int]
     """Log-probabilities of a round's tokens, each from the row of the token before it.
 
     Args:
-        logits: float32 (M, V), of the pending token and the draft.
-        kept: numbers of the draft tokens that were kept.
-        tokens: those, and the verifier's own.
-        count: likeliest tokens that come with each.
+        logits: float32 (M, V), rows of the pending token and the draft.
+        kept: indices of the draft tokens that were kept.
+        tokens: the kept tokens, then the verifier's own.
+        count: number of likeliest tokens to report with each.
     """
     rows = [0, *(index + 1 for index in kept)]
     return [token_logprob(logits[row], token, count) for row, token in zip(rows, tokens, strict=True)]

@@ -1,4 +1,4 @@
-"""A round under way: `OpenRound`. What comes of it is a `Round`."""
+"""A round under way: `OpenRound`. Its result is a `Round`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class OpenRound:
     """A round under way.
 
     Attributes:
-        plan: what the policy decided; None for a plain step.
-        draft: the proposal, once it is there.
+        plan: the policy's decision; None for a plain step.
+        draft: the proposal, once it is made.
         plan_s: seconds spent planning.
         ready_s: seconds spent making a draft view that was left until now.
-        draft_s: seconds spent drafting; of passes shared with other sequences the share of its rows.
+        draft_s: seconds spent drafting; for passes shared with other sequences, the share of this sequence's rows.
         others_s: the rest of those passes' time.
         steps: the drafter's passes, while it wants any.
         is_first: the pass read the end of the prompt as well, and no policy was asked.

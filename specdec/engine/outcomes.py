@@ -1,4 +1,4 @@
-"""What a policy is told of a finished round: `outcome_of`; of rounds that the runtime ran: `outcome_of_turns`."""
+"""Reports to policies: `outcome_of` for a finished round, `outcome_of_turns` for rounds that the runtime ran."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from specdec.runtimes.base import Turn
 
 
 class OthersTimes(NamedTuple):
-    """Seconds of a round that are not its own.
+    """Seconds of a round that belong to other sequences or to preparation.
 
     Attributes:
-        draft_s: of the drafter's passes, the share of other sequences.
-        verify_s: the same of the verify pass.
-        ready_s: making a draft view that was left until now.
+        draft_s: share of other sequences in the drafter's passes.
+        verify_s: share of other sequences in the verify pass.
+        ready_s: seconds spent making a draft view that was left until now.
     """
 
     draft_s: float
@@ -26,8 +26,8 @@ class OthersTimes(NamedTuple):
 
 
 def outcome_of(done: Round, others: OthersTimes, *, rows_beside: int) -> RoundOutcome:
-    """A round in the times of whole passes. What a grammar left no choice about is not the drafter's: to the policy
-    these are rows of others."""
+    """A round in the times of whole passes. Tokens forced by a grammar do not count as drafted: for the policy they are
+    rows of others."""
     draft, forced = done.draft, done.draft.forced
     draft_s = done.draft_s + others.draft_s
     forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
@@ -49,7 +49,7 @@ def outcome_of(done: Round, others: OthersTimes, *, rows_beside: int) -> RoundOu
 def outcome_of_turns(
     turns: Sequence[Turn], plan: DraftPlan, position: int, *, verify_s: float, round_s: float
 ) -> RoundOutcome:
-    """All turns of a pass that drafted by itself under a plan; the first one emitted tokens from `position` on."""
+    """Outcome of all turns of a pass that drafted by itself under a plan; the first emits tokens from `position` on."""
     kept = tuple(len(turn.kept) for turn in turns)
     return RoundOutcome(
         drafted=sum(len(turn.tokens) for turn in turns),

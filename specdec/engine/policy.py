@@ -127,7 +127,7 @@ class DraftPlan:
         effort: effort in (0, 1] of the first draft step.
         drafter: who drafts, by name; None: the first option's drafter.
         view: draft view to read; None: the first one that is offered for the drafter.
-        turns: of an option with `turn_rows`, rounds that the runtime runs by itself, at most; it may run fewer.
+        turns: for an option with `turn_rows`, most rounds that the runtime runs by itself; it may run fewer.
     """
 
     num_draft_tokens: int
@@ -180,8 +180,8 @@ class RoundOutcome:
             that a grammar left no choice about. Times are those of whole passes.
         draft_share: this sequence's share of `draft_s`, above 0: 1 when it drafted alone, 1/k when k sequences drafted
             in the same passes.
-        turns: drafted tokens that were kept in each of the rounds that the runtime ran by itself, of which the numbers
-            above are the sums; empty for a round of the engine's.
+        turns: drafted tokens that were kept in each of the rounds that the runtime ran by itself; the numbers above are
+            their sums. Empty for a round run by the engine.
     """
 
     drafted: int

@@ -71,7 +71,7 @@ class Round:
         return [*origins, BONUS, *[BONUS] * len(self.further)]
 
     def with_further(self, tokens: Sequence[int], *, seconds: float, bytes_read: int) -> Round:
-        """The round and the plain steps after it that its pass went ahead for, with what these cost."""
+        """The round and the plain steps after it that its pass went ahead for, with the cost of these steps."""
         return replace(
             self,
             further=tokens,

@@ -55,13 +55,13 @@ class _Share:
 
 @dataclass(slots=True)
 class _Measured:
-    """A round as it is measured.
+    """Measurement of the current round.
 
     Attributes:
-        began_s: when.
+        began_s: time of its beginning.
         asked: policies were asked that may also wait.
         others: prompts were read, or something failed.
-        turns: tokens of a sequence, in the mean.
+        turns: mean number of tokens of a sequence.
     """
 
     began_s: float = 0.0
@@ -161,7 +161,7 @@ class Scheduler:
         return events
 
     def _take_ahead(self) -> list[Event]:
-        """Rounds of a pass that went ahead which were not taken with it. Others wait for them."""
+        """Rounds that a pass went ahead for and that were not taken with it. Other sequences wait for them."""
         events = []
         for sequence in self._running:
             if sequence.is_ahead:

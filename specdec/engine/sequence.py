@@ -154,12 +154,12 @@ class Sequence:
 
     @property
     def is_due(self) -> bool:
-        """Whether the policy is to be asked in a round of asking: seldom where it did not draft, or in vain."""
+        """Whether to ask the policy in a round of asking: seldom where it did not draft, or drafted in vain."""
         return self.speculation is not None and (not self.may_wait or self._asking.is_due(len(self.tokens)))
 
     @property
     def may_wait(self) -> bool:
-        """Whether rounds may pass without asking: a policy that learns decides by what pays, another by its rule."""
+        """Whether rounds may pass without asking: yes for a policy that learns, no for one with a fixed rule."""
         return self.speculation is not None and self.speculation.may_wait
 
     def propose(self, *, asks: bool = True) -> Proposal:
@@ -199,19 +199,18 @@ class Sequence:
 
     @property
     def takes_choices(self) -> bool:
-        """Whether the runtime's choices are all that is wanted of a verify pass."""
+        """Whether a verify pass needs only the runtime's choices, and no logits."""
         return self._takes_choices and (self.speculation is None or not self.speculation.observers)
 
     def most_ahead(self, rows: Rows) -> int:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
         if rows.recycling is not None:
             return rows.ahead
-        asks = self.speculation is not None and not self.speculation.turn_rows  # turns are looked at now and then
+        asks = self.speculation is not None and not self.speculation.turn_rows  # turns are considered only now and then
         return self._ahead.room(rows, left=self.limit - len(self.tokens) - 1, asks=asks)
 
     def room_ahead(self, rows: Rows) -> int:
-        """The same in a pass that others share: where a policy has to be asked, as `most_ahead` says; else all that
-        fit."""
+        """Tokens to go ahead for in a shared pass: `most_ahead` where a policy has to be asked, else all that fit."""
         if self.speculation is not None and not self.may_wait:
             return self.most_ahead(rows)
         alone = rows.logits == "choices" and len(rows.tokens) == 1
@@ -355,7 +354,7 @@ class Sequence:
         return plan if plan.num_draft_tokens else None
 
     def _turn_rows(self, plan: DraftPlan) -> int:
-        """Rows of the turns that the runtime drafts itself under a plan; 0 where the drafter does."""
+        """Rows of the turns that the runtime drafts itself under a plan; 0 where the drafter drafts."""
         if self.rows_beside or not self.takes_choices or self.speculation is None:
             return 0
         return self.speculation.turn_rows.get(self.speculation.drafter_of(plan), 0)

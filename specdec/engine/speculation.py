@@ -79,8 +79,8 @@ class Speculation:
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
-        turn_rows: of the drafters that the runtime stands in for, turn after turn, the most rows of a turn, by name.
-        text_match: of the text.
+        turn_rows: most rows of a turn, by the name of the drafter that the runtime's turns replace.
+        text_match: match of the text's end with the text before.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
@@ -136,8 +136,8 @@ class Speculation:
             runtime.compile([Planned(1, self.context.efforts(plan.effort), view)])
 
     def matches(self, *, alone: bool) -> dict[str, int]:
-        """What the drafters that can tell beforehand have found, by name. For a sequence alone whose runtime drafts
-        turn after turn, the length of the match that its turns follow, and what those found that the caller named."""
+        """Lengths of the matches of drafters that know them before drafting, by name. For a sequence alone whose
+        runtime drafts turn after turn: the match of its turns, and the matches of drafters that the caller named."""
         if not (alone and self.turn_rows):
             return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
         found = dict.fromkeys(self.turn_rows, self.text_match.length(self.context.history))
@@ -154,7 +154,7 @@ class Speculation:
         distribution: Distribution | None,
         rows_beside: int,
     ) -> RoundState:
-        """What the policy gets before a round; see `RoundState`."""
+        """The policy's input before a round; see `RoundState`."""
         return RoundState(
             round_index=round_index,
             position=position,

@@ -143,7 +143,7 @@ class Stats:
             wall_s: its whole time, text and trace included.
         """
         drafted, accepted = len(done.draft.tokens), len(done.kept)
-        further = max(0, min(len(done.further), emitted - accepted - 1))  # what comes after the end was never a round
+        further = max(0, min(len(done.further), emitted - accepted - 1))  # tokens after the end do not count as rounds
         self.rounds += 1 + further
         self.drafted += drafted
         self.accepted += accepted

@@ -1,7 +1,7 @@
-"""How long the end of a text is that occurred before: `TextMatch`, for policies whose drafts follow it on a GPU.
+"""Length of the longest end of a text that occurred before: `TextMatch`, for policies whose drafts follow it on a GPU.
 
 A lookup that proposes something indexes every token (`specdec.drafters.suffix_index`), which takes microseconds each.
-Where only the length is asked for, now and then, comparing with the whole text takes less.
+Where only the length is needed, now and then, comparing with the whole text takes less time.
 """
 
 from __future__ import annotations

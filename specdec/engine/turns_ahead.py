@@ -1,4 +1,4 @@
-"""Rounds of a pass in which the runtime drafted and verified turn after turn: `TurnsAhead` has those to come."""
+"""Rounds of a pass in which the runtime drafted and verified turn after turn: `TurnsAhead` holds the next ones."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class TurnsAhead:
         self._turns: deque[_Kept] = deque()
 
     def __len__(self) -> int:
-        """Tokens of them all."""
+        """Number of tokens of all turns."""
         return sum(len(one.turn.choices) for one in self._turns)
 
     def clear(self) -> None:
-        """Forget them: the text takes another way, or ends."""
+        """Forget the turns: the text continues differently, or ends."""
         self._turns.clear()
 
     def begin(self, turns: Sequence[Turn], plan: DraftPlan, *, seconds: float, bytes_read: int) -> None:
@@ -42,11 +42,11 @@ class TurnsAhead:
         self._turns.extend(_Kept(turn, plan, share_s, share) for turn in turns)
 
     def take(self, position: int) -> tuple[Round, Choice]:
-        """The next round, which emits tokens from `position` on, and the choice of its last one. It stays where an
-        error is raised.
+        """The next round, which emits tokens from `position` on, and the choice of its last one. After an error the
+        round is still there.
 
         Raises:
-            ModelOutputError: the model's output for a token means nothing.
+            ModelOutputError: a token's logits are not finite.
         """
         turn, plan, seconds, bytes_read = self._turns[0]
         for number, choice in enumerate(turn.choices):

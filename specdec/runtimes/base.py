@@ -125,9 +125,8 @@ class Rows:
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
         window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
-        recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others. A
-            runtime that does not, or a pass of several sequences, takes it for a plain row. The cache grows by the rows
-            kept.
+        recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others.
+            Other runtimes, and passes of several sequences, take it for a plain row. The cache grows by the rows kept.
     """
 
     cache: Cache
@@ -154,7 +153,7 @@ class Pass:
         states: float32 (layers, M, hidden), the residual stream after each layer, if asked for.
         choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
             are (0, V) then.
-        turns: at least one, where the pass drafted by itself; there are no `choices` then.
+        turns: at least one if the pass drafted by itself, and then `choices` is empty.
     """
 
     logits: NDArray[np.float32]
@@ -252,7 +251,7 @@ class Planned(NamedTuple):
         rows: of the pass.
         efforts: of the rows.
         view: form of the weights.
-        recycles: it drafts by itself.
+        recycles: the pass drafts by itself.
     """
 
     rows: int

@@ -1,4 +1,4 @@
-"""What a runtime that chooses tokens shows of rows, and of turns that it drafts itself; `base` has the passes."""
+"""Results of a runtime that chooses tokens: of rows, and of turns that it drafts itself; `base` has the passes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What greedy decoding needs of a row of logits: the likeliest token, and the shape of the distribution.
+    """Summary of a row of logits for greedy decoding: the likeliest token, and the shape of the distribution.
 
     Attributes:
-        token: of the largest logit, the first of equal ones; NaN counts as largest.
+        token: token of the largest logit, the first of equal ones; NaN counts as largest.
         highest: the largest logit.
-        entropy: at temperature 1, in nats.
+        entropy: entropy at temperature 1, in nats.
         top_probability: the largest probability, at temperature 1.
         margin: largest minus second largest logit.
     """
@@ -30,10 +30,10 @@ class Turn:
     """A turn that a pass drafted and verified by itself.
 
     Attributes:
-        tokens: drafted.
-        parents: for each the number of the one that it follows, -1 for the pending token.
-        kept: numbers of those that the verifier chose, from the first on: one path.
-        choices: of the rows of the pending token and of each that was kept; the last one is the next pending token.
+        tokens: drafted tokens.
+        parents: for each token the index of its parent, -1 for the pending token.
+        kept: indices of the tokens that the verifier chose, from the first on: one path.
+        choices: choices of the pending token's row and of each kept row; the last is the next pending token.
     """
 
     tokens: Sequence[int]
@@ -44,12 +44,12 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Recycling:
-    """A wish that a pass drafts and verifies by itself, turn after turn: trees of what followed the end of the text
-    before, and of tokens that were likeliest after others lately.
+    """Request that a pass drafts and verifies by itself, turn after turn. Its trees hold the tokens after an earlier
+    occurrence of the text's end, and tokens that were likeliest after others lately.
 
     Attributes:
-        text: all tokens so far, the pending one included: the sequence's own list, which grows. What was learnt of it
-            serves the passes with the same list.
+        text: all tokens so far, the pending one included: the sequence's own list, which grows. Successors learnt from
+            it are used by later passes with the same list.
         rows: most rows of a turn.
         limit: most tokens that the text may have.
     """

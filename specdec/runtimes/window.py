@@ -11,12 +11,12 @@ WINDOW_BLOCK = 128  # positions: the later part of a window begins at a multiple
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of the context, which is all that a row of a draft attends to: the first positions, on which attention
-    rests whatever they hold (Xiao et al. 2309.17453, section 3), and the latest ones.
+    """The part of the context that a row of a draft attends to: the first positions, which receive much attention
+    whatever tokens they hold (Xiao et al. 2309.17453, section 3), and the latest ones.
 
     A row at position p sees position q <= p if q < `sinks` or q >= (p + 1 - `recent`) rounded down to a multiple of
-    `WINDOW_BLOCK`, so that a part begins where attention kernels begin. Layers with a window of their own see what both
-    allow. In a context of up to `recent` tokens a row sees everything.
+    `WINDOW_BLOCK`, so that a part begins where attention kernels begin. Layers that have a window themselves see the
+    positions that both allow. In a context of up to `recent` tokens a row sees everything.
 
     Attributes:
         recent: positions, itself included, that a row sees at least; 1 or more.

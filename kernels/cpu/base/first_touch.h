@@ -1,4 +1,4 @@
-// Where memory that threads share out lies on machines with several memories (NUMA).
+// Places memory near the threads that use it, on machines with several memories (NUMA).
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Lines of memory that other threads have just written, asked for together: they arrive in the time of one, where reading
-// them in order waits for one after the other.
+// Prefetches lines of memory that other threads have just written. Together they arrive in the time of one; reading
+// them in order would wait for each in turn.
 #pragma once
 
 #include <cstddef>

@@ -19,8 +19,8 @@ static_assert(Pool::kMaxParts == kPartMask);
 constexpr auto kSpin = std::chrono::microseconds(1000);
 // A thread that waits longer lets others have its processor in between.
 constexpr auto kSpinBeforeYield = std::chrono::microseconds(50);
-// A thread that waits longer takes parts of other shares. Looking at a share takes its line of memory from the thread that
-// works on it.
+// A thread that waits longer takes parts of other shares. Reading a share's word takes its line of memory from the
+// thread that works on it.
 constexpr auto kSpinBeforeHelp = std::chrono::microseconds(2);
 
 inline void relax() {
@@ -31,7 +31,7 @@ inline void relax() {
 #endif
 }
 
-// Says what to do in a wait; reads the clock only now and then.
+// Decides what a waiting thread does next; reads the clock only now and then.
 class Patience {
  public:
   enum class Next { look, help, sleep };
@@ -59,10 +59,10 @@ class Patience {
 
 }  // namespace
 
-// The rest of a range that a thread asks for while it waits.
+// The rest of a range that a thread prefetches while it waits.
 class Pool::Ahead {
  public:
-  // Whether there was something left to ask for.
+  // Returns whether anything was left to prefetch.
   bool step() {
     if (left_ == 0) return false;
     for (int line = 0; line < kLines; ++line) __builtin_prefetch(at_ + 64 * line, 0, 2);
@@ -124,7 +124,8 @@ void Pool::run_erased(int parts, Erased body, void* self, const Range* ahead) {
   Ahead rest;
   work(region, 0, 0, false);
   if (ahead != nullptr) rest.take(ahead[0]);
-  // Whoever goes to sleep counts itself, then looks for a region. Both write the counter, so one of the two sees the other.
+  // A thread that goes to sleep counts itself, then looks for a region. It and the caller both write the counter, so
+  // one of the two sees the other.
   if (sleepers_.fetch_add(0, std::memory_order_acq_rel) > 0) wake_sleepers();
   wait_for_parts(region, rest);
 }

@@ -42,8 +42,8 @@ class Pool {
   // Thread t begins with parts [parts * t / threads(), parts * (t + 1) / threads()), in ascending order.
   // `thread` is below threads() and belongs to one running thread at a time: an index for scratch memory.
   // `body` must not throw, and must not call run.
-  // `ahead`, unless null, has a range for each thread, which one that ran a part asks for while it waits, into its
-  // second-level cache.
+  // `ahead`, unless null, has a range for each thread. While a thread that ran a part waits, it prefetches its range
+  // into its second-level cache.
   template <class Body>
   void run(int parts, Body&& body, const Range* ahead = nullptr) {
     if (parts <= 0) return;
@@ -70,8 +70,8 @@ class Pool {
     alignas(64) std::atomic<uint64_t> done{0};  // parts of all regions that this share's thread has run
   };
 
-  // What some threads wait for: region_, and what it runs. Whoever has claimed a part may read all of it: nothing changes
-  // until the part is done.
+  // The line that some threads wait for: region_, and what it runs. A thread that has claimed a part may read all of
+  // it: nothing changes until the part is done.
   static constexpr int kReaders = 4;
   struct Signal {
     alignas(64) std::atomic<uint64_t> region{0};

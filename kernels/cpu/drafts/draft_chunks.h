@@ -1,4 +1,4 @@
-// In how many chunks a draft view cuts the inputs of matrices, so that many threads find equal work.
+// Number of chunks into which a draft view cuts the inputs of matrices, so that many threads get equal work.
 #pragma once
 
 #include <algorithm>
@@ -6,9 +6,9 @@
 
 namespace specdec {
 
-// Chunks of at least kChunkGroups groups of inputs, for `blocks` blocks of outputs, that one row multiplies together: the
-// most that one of 16 threads has to do is least, and, which matters less, one of 64. The threads that there are do not
-// matter: sums would follow them.
+// Number of chunks, each of at least kChunkGroups groups of inputs, for `blocks` blocks of outputs that one row
+// multiplies together. Minimises the largest share of 16 threads, then that of 64. The actual number of threads is not
+// used, because it would change the sums.
 inline int64_t chunk_count(int64_t blocks, int64_t groups) {
   constexpr int64_t kMaxChunks = 16, kChunkGroups = 4;
   auto most = [&](int64_t chunks, int64_t threads) {

@@ -249,8 +249,8 @@ bool Int4View::complete() const {
   return std::all_of(packed_.begin(), packed_.end(), [](const Packed& packed) { return !packed.data.empty(); });
 }
 
-// Fills taken_ for rows_. Returns twice the bytes that one output needs: a level per input that a row has chosen, a scale
-// per group that has any.
+// Fills taken_ for rows_. Returns twice the bytes that one output needs: a level for each input that a row takes, and a
+// scale for each group with such inputs.
 uint64_t Int4View::choose(Pool& pool, const Packed& packed, const float* scores, const DraftRows& in, int effort,
                           int count) {
   const auto groups = static_cast<size_t>(packed.groups);

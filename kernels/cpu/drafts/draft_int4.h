@@ -54,7 +54,7 @@ class Int4View : public DraftView {
     std::vector<int64_t> starts;            // first output of each matrix
     std::vector<uint32_t> all_masks;        // of a row that takes every input
     std::vector<int64_t> all_bounds;
-    std::vector<Pool::Range> shares;        // what each thread of the pool multiplies of such a row
+    std::vector<Pool::Range> shares;        // weights that each thread of the pool multiplies by such a row
     std::vector<Buffer<float>> own_scores;  // of each matrix
     Buffer<float> scores;                   // mean |w| over all the outputs
   };

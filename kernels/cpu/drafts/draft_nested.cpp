@@ -49,7 +49,7 @@ uint64_t NestedView::choose(Pool& pool, int count, const int* matrices, const Dr
   return bytes;
 }
 
-// How a multiplication is cut: by outputs into the tiles of its matrices, and by inputs where those are few.
+// Cuts a multiplication: by outputs into the tiles of its matrices, and by inputs where there are few tiles.
 NestedView::Job NestedView::job(int count, const int* matrices, const DraftRows& in, const DraftAfter* after) const {
   Job job{count, matrices, in, after, 1, model_.matrix(matrices[0]).in / kQuantGroup, 0, 0, after != nullptr && after->paired};
   int64_t blocks = 0;
@@ -78,7 +78,7 @@ void NestedView::split_masks(const Job& job) {
     }
 }
 
-// Parts lie unit after unit. Within a thread's share of them (see Pool::run) one part fetches for the next.
+// Parts lie unit after unit. Within a thread's share of them (see Pool::run) one part prefetches for the next.
 void NestedView::plan(int threads, const Job& job) {
   parts_.clear();
   calls_.clear();
@@ -123,7 +123,7 @@ void NestedView::add_part(const Job& job, int m, int tile, int unit) {
   }
 }
 
-// Who ends the last part of a unit adds up its chunks.
+// The thread that ends the last part of a unit adds up its chunks.
 void NestedView::run_part(const Job& job, int p, int thread) {
   const Part& part = parts_[static_cast<size_t>(p)];
   const int rows = job.in.rows;
@@ -140,7 +140,7 @@ void NestedView::run_part(const Job& job, int p, int thread) {
   if (left_[static_cast<size_t>(part.unit)].fetch_sub(1, std::memory_order_acq_rel) == 1) finish_unit(job, part);
 }
 
-// Hands out the results of a unit, of which `part` is one part, and what follows them.
+// Writes the results of the unit that `part` belongs to, and runs the steps that follow them.
 void NestedView::finish_unit(const Job& job, const Part& part) {
   const int first = job.paired ? 0 : part.matrix, last = job.paired ? job.count : part.matrix + 1;
   const QuantMatrix& matrix = model_.matrix(job.matrices[part.matrix]).quantised;
@@ -169,7 +169,7 @@ uint64_t NestedView::multiply_whole(Pool& pool, const PackedMatrix& matrix, int 
 uint64_t NestedView::multiply(Pool& pool, int count, const int* matrices, const DraftRows& in, const DraftAfter* after) {
   uint64_t bytes = 0;
   int64_t outs[3];
-  bool at_once = true;  // what follows can follow the tiles
+  bool at_once = true;  // later steps can run tile by tile
   for (int m = 0; m < count; ++m) {
     const PackedMatrix& matrix = model_.matrix(matrices[m]);
     outs[m] = matrix.out;

@@ -25,10 +25,10 @@ class NestedView : public DraftView {
   struct Part {  // of one multiplication
     int matrix;     // which of the `count`
     int tile, chunk;
-    int unit;       // what is finished together: a tile, or equal tiles of a pair
+    int unit;       // outputs finished together: a tile, or equal tiles of a pair
     int64_t first;  // output
   };
-  // One multiplication of matrices that are all quantised, or of those that are.
+  // One multiplication of matrices that are all quantised, or of the quantised ones among them.
   struct Job {
     int count;
     const int* matrices;

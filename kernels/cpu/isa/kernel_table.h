@@ -110,7 +110,7 @@ struct AttentionCall {
   float* total;    // out, per row: sum of exp(score - peak)
   float* sums;     // out, row r at sums + r * value_stride: sum of exp(score - peak) * value
   float* scratch;  // attention_scratch_floats()
-  const void* next = nullptr;  // keys that this thread multiplies next, to be asked for with the values; null: no asking
+  const void* next = nullptr;  // keys that this thread multiplies next, prefetched with the values; null: none
 };
 
 SPECDEC_INLINE constexpr int64_t attention_scratch_floats() { return int64_t{kMaxTile} * kChunk + 64; }

@@ -3,7 +3,7 @@
 // Scores and weighted sums are matrix products over the cache (keys as panels of 32 positions, values as lines of
 // positions), under the same contract as dense.inl: one accumulator, ascending dimension or position. The chunk
 // boundaries are multiples of kChunk, so a row's result is the same alone and among others. The cache comes from memory:
-// while keys are multiplied the values are asked for, and while values are the next keys.
+// values are prefetched while keys are multiplied, and the next keys while values are multiplied.
 
 namespace specdec::SPECDEC_ISA {
 
@@ -17,7 +17,7 @@ constexpr int tiles_side_by_side() {
   return R <= kRowsOfTwoTiles ? 2 : 1;
 }
 
-// Lines of memory that are asked for while others are multiplied; a step of 0 asks for nothing new.
+// Lines of memory that are prefetched while others are multiplied; a step of 0 prefetches nothing new.
 struct AskedLines {
   const char* line;
   int64_t step;
@@ -46,7 +46,8 @@ template <class W, int R, int P>
   }
 }
 
-// Keys and values: W is how they are read. Scores of the panels that hold positions [from, to), which asks for the values.
+// Keys and values: W reads them. Computes scores of the panels that hold positions [from, to), and prefetches the
+// values.
 template <class W, int R>
 static void score_tile(const AttentionCall& call, int from, int to, float* scores) {
   constexpr int P = tiles_side_by_side<R>();
@@ -65,7 +66,7 @@ static void score_tile(const AttentionCall& call, int from, int to, float* score
     }
 }
 
-// Sums of values over positions [from, to), for P tiles of dimensions from `first` on. Asks for the keys that come next.
+// Sums of values over positions [from, to), for P tiles of dimensions from `first` on. Prefetches the next keys.
 template <class W, int R, int P>
 [[gnu::always_inline]] static inline void value_part(const AttentionCall& call, const float* weights, int from, int to,
                                                      int64_t first, float* sums) {
@@ -141,7 +142,8 @@ static constexpr ValueTile value_of() {
 #define SPECDEC_SCORE(rows) score_of<W, rows>()
 #define SPECDEC_VALUE(rows) value_of<W, rows>()
 
-// All rows step by step, so that the processor works on several: what joins lanes takes long and hardly anything else.
+// All rows step by step, so that the processor works on several at once: joining lanes has a long latency, and takes
+// most of the time.
 template <bool kCapped>
 static void soften_rows(const AttentionCall& call, float* scores) {
   F32 lanes[kMaxTile];

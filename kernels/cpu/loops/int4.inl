@@ -143,7 +143,7 @@ struct Int4Row {
   inline void start(const Int4Call* own) {
     call = own;
     room = 0;
-    // Other threads have just written the activations: asked for together they arrive in the time of one line.
+    // Other threads have just written the activations; prefetched together, they arrive in the time of one line.
     for (int64_t i = call->first * kGroup; i < call->last * kGroup; i += 16) SPECDEC_PREFETCH_NEAR(call->x + i);
     for (int64_t o = call->first_out; o < call->last_out; o += kLanes) store(call->sums + o, zero());
     here = find_group(call, call->first, rooms);

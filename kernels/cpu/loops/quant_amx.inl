@@ -28,7 +28,7 @@ struct alignas(64) TileShapes {
   }
 };
 
-// Instructions on tiles, with numbers that templates compute; and GCC's own do not say what memory they read and write.
+// Instructions on tiles, numbered by template arguments. GCC's own intrinsics do not declare the memory they access.
 template <int Tile, int Bytes>
 [[gnu::always_inline]] static inline void tile_load(const void* from, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(Tile),
@@ -56,7 +56,7 @@ struct AmxSums {
 
 // The products of one part with n rows, whose words lie row by row: 8 of high bytes each, then 8 of low bytes. Sums take
 // turns in four tiles, and a tile is stored when two others have been begun since: a store waits for its products, and
-// whatever follows for the store.
+// later instructions wait for the store.
 template <int Quads>
 static void amx_products(const uint8_t (*codes)[kQuads][64], int first_quad, const int32_t* x, int n, AmxSums* sums) {
   constexpr int64_t kRowBytes = 4 * kQuads;

@@ -26,7 +26,7 @@ Pass::AttentionTile Pass::attention_tile(int layer, const Sequence& s, int kv_he
   return {kv_head, tiles.start(index), tiles.start(index + 1)};
 }
 
-// What a row sees: [sink, sinks), which may be empty, and from `first` on to its own position.
+// Positions that a row sees: [sink, sinks), which may be empty, and from `first` to its own.
 struct Pass::Seen {
   int64_t sink, sinks, first;
 };
@@ -55,8 +55,8 @@ int64_t Pass::tree_floats() const {
   return any ? kChunk * (size + padded(size)) * model_.cache_shape_->value_bytes() / 4 + 64 : 0;
 }
 
-// How a sequence's attention is cut: chunks of a few rows' context, of which several threads may share the query heads where
-// there are many threads; or tiles of many rows.
+// The parts of a sequence's attention. With few rows: chunks of the context, whose query heads several threads may
+// share where there are many threads. With many rows: tiles of rows.
 void Pass::cut_attention(int layer, Sequence& s, int threads) const {
   const LayerShape& shape = shape_of(layer);
   const int queries = s.rows * shape.group();
@@ -71,7 +71,8 @@ RowTiles Pass::query_tiles(int layer, const Sequence& s) const {
   return RowTiles(s.rows * shape_of(layer).group(), s.tile_rows);
 }
 
-// One region for all sequences; then a row's chunks are joined, by whoever ends the last of them where that is little work.
+// One region for all sequences; then a row's chunks are joined, by the thread that ends the last one where that is
+// cheap.
 void Pass::attend(int layer) {
   const LayerShape& shape = shape_of(layer);
   if (shape.kv_heads == 0) return finish_attended(layer);  // other ranks have the heads of this layer
@@ -176,7 +177,7 @@ void Pass::gather_queries(int layer, const Sequence& s) {
       gather_q(layer, s, {kv_head, tiles.start(t), tiles.start(t + 1)}, q + tiles.start(t) * shape.head_dim);
 }
 
-// A tile over one chunk, whose values lie behind its keys; `next` are the keys that this thread reads after them.
+// A tile over one chunk, whose values lie after its keys; `next` are the keys that this thread reads after them.
 void Pass::attend_tile(int layer, const Sequence& s, const AttentionTile& tile, int64_t chunk, uint8_t* keys,
                        const uint8_t* next, const float* q, float* scratch, float* peak, float* total, float* sums) {
   int32_t from[kMaxTile], to[kMaxTile];

@@ -84,8 +84,8 @@ void Pass::turn(const LayerParts& parts, int row, float* x, int64_t heads, int64
   rotate(x, heads, size, pairs, scratch_.cosines[kind].data() + row * pairs, scratch_.sines[kind].data() + row * pairs);
 }
 
-// Whether heads of queries, keys and values are finished one by one, by the threads that multiply. Norms over all heads have
-// to wait; of many rows each is finished as a whole.
+// Whether heads of queries, keys and values are finished one by one, by the threads that multiply. Norms over all heads
+// have to wait. With many rows each row is finished as a whole.
 bool Pass::heads_finish_early(int layer) const {
   constexpr int kMostRows = 16;
   return rows_ <= kMostRows && shape_of(layer).qk_norm != QkNorm::full;
@@ -151,7 +151,7 @@ void Pass::append_row(int layer, int row) {
     for (int head = 0; head < (which == 0 ? shape.heads : shape.kv_heads); ++head) finish_head(layer, which, row, head);
 }
 
-// Where a row's keys of a head lie in the cache, or its values.
+// Place of a row's keys of a head in the cache, or of its values.
 struct Pass::CachePlace {
   const CacheShape& shape;
   const CacheShape::Layer& layer;

@@ -125,7 +125,7 @@ class Model {
       int64_t start;        // position behind what the cache holds
       int64_t last;         // position of the deepest row
       bool tree, by_chunk;  // how attention spreads over threads
-      // Of the attention of the present layer: chunks, and what lies before it of parts, partial results, queries and joined rows.
+      // Attention of the present layer: chunks, and offsets of its parts, partial results, queries and joined rows.
       bool sinks;  // chunk 0 is read before the others
       int64_t first_chunk, chunks, partial, queries;
       int64_t chunk(int64_t index) const { return !sinks ? first_chunk + index : index == 0 ? 0 : first_chunk + index - 1; }

@@ -197,8 +197,8 @@ void Pass::pack_inputs(Input in, Plan& plan, int j, int tile) {
   if (tile == 0) call.x = all;
 }
 
-// A few rows in tiles of a thread's own, made for its first part of a multiplication: no thread waits for another, and no
-// line of them comes from another core.
+// Puts a few rows into tiles of a thread's own, for its first part of a multiplication: no thread waits for another,
+// and no line of the tiles comes from another core.
 const float* Pass::thread_tiles(Input in, int64_t width, RowTiles tiles, int thread) {
   float* to = scratch_.own_tiles.data() + thread * own_tiles_floats_;
   uint64_t& made = scratch_.tiles_made[static_cast<size_t>(thread)].number;

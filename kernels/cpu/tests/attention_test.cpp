@@ -73,7 +73,7 @@ std::vector<float> attend(const KernelTable& table, const Context& c, const std:
       first[r] = static_cast<int32_t>(std::clamp<int64_t>(from[r] - chunk * kChunk, 0, kChunk));
       last[r] = static_cast<int32_t>(std::clamp<int64_t>(to[r] - chunk * kChunk, 0, kChunk));
     }
-    const void* next = rows % 2 == 0 ? nullptr : c.keys_of(0);  // which is asked for, and changes nothing
+    const void* next = rows % 2 == 0 ? nullptr : c.keys_of(0);  // prefetched only: must not change the result
     table.attention.chunk({c.keys_of(chunk), c.values_of(chunk), c.single, c.stride, static_cast<int>(c.size),
                            1 / std::sqrt(static_cast<float>(c.size)), softcap, tile.data(), rows, first.data(), last.data(),
                            chunk_peak.data(), chunk_total.data(), chunk_sums.data(), scratch.data(), next});

@@ -124,9 +124,9 @@ def decoded(shares: Sequence[Share], most_step: int, most: int) -> bool:
     """Whether a pass goes to `Decoder` as a whole: chains at effort 1 whose choices alone are wanted, and enough rows.
 
     Args:
-        shares: of the pass.
-        most_step: rows that are left to steps.
-        most: rows of `Decoder`.
+        shares: shares of the pass.
+        most_step: most rows that are left to steps.
+        most: most rows of `Decoder`.
     """
     return most_step < sum(len(share.ids) for share in shares) <= most and all(
         share.mode in _WIDE_MODES and not share.selects and share.chooses and share.parents is None for share in shares

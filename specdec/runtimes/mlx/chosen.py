@@ -24,7 +24,7 @@ def choice_of(token: int, most: float, second: float, weight: float, moment: flo
 
 
 def words_of(logits: np.ndarray) -> np.ndarray:
-    """What a step would write of rows of logits float32 (rows, V): float32 (rows, 8), see `choices_of`."""
+    """The words that a step would write for rows of logits float32 (rows, V): float32 (rows, 8), see `choices_of`."""
     made = np.zeros((len(logits), 8), np.float32)
     for words, row in zip(made, logits, strict=True):
         wrong = np.isnan(row)

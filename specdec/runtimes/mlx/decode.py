@@ -1,8 +1,9 @@
-"""Passes over the next rows of many answers on CUDA, more than a step as one kernel takes: `Decoder`.
+"""Passes over the next rows of many answers on CUDA, more rows than a one-kernel step takes: `Decoder`.
 
-The kernels are those of wide passes over prompts (`prompt`), with attention of single rows over histories of their own
-and the choice of tokens (`kernels/cuda/prompt/prompt_decode.cuh`). A pass leaves the bits of a step. It is a graph of
-launches, which moves every row on to the token that it has chosen, so that passes follow each other without the host.
+The kernels are those of wide passes over prompts (`prompt`), with attention of single rows, each over its own
+history, and the choice of tokens (`kernels/cuda/prompt/prompt_decode.cuh`). A pass leaves the bits of a step. It is a
+graph of launches, which moves every row on to the token that it has chosen. So passes follow each other without the
+host.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from specdec.runtimes.mlx.prompt import ROW_BAND, Part, Prompts, Work
 from specdec.runtimes.mlx.state import MOST_AHEAD
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 
-MOST_ROWS = ROW_BAND  # of a pass
+MOST_ROWS = ROW_BAND  # rows of a pass
 _MOST_GRAPHS = 32
 _ROWS = (12, 16, 24, 32, 48, 64)  # of a graph: answers come and go, and a graph takes milliseconds to make
 
@@ -29,14 +30,14 @@ class Decoder:
     Args:
         mx: MLX.
         prompts: the model's wide passes.
-        spare: a cache for rows that are there to fill a graph.
+        spare: a cache for rows that only fill a graph.
     """
 
     def __init__(self, mx: Any, prompts: Prompts, spare: GpuCache) -> None:
         self._mx, self._prompts, self._spare, self._driver = mx, prompts, spare, prompts.step.driver
         self._graphs: dict[tuple[int, ...], ctypes.c_void_p] = {}
         self._kept: list[Any] = []
-        self._choices = 0  # their address
+        self._choices = 0  # address of the device's choices
         self._host: np.ndarray | None = None
 
     def run(self, parts: Sequence[Part], angles: Any, ahead: int) -> np.ndarray:
@@ -45,7 +46,7 @@ class Decoder:
         Args:
             parts: at most `MOST_ROWS` rows in all, all wanted.
             angles: float32 (positions, D / 2, 2).
-            ahead: passes more, each over the tokens that the one before has chosen; above 0 every part has one row.
+            ahead: further passes, each over the tokens that the one before has chosen; above 0 every part has one row.
 
         Returns:
             Choices float32 (1 + ahead, rows, CHOICE_WORDS): see `step_choose.cuh`.
@@ -74,7 +75,7 @@ class Decoder:
         return self._graphs[key]
 
     def _memory(self) -> np.ndarray:
-        """Memory of the host for all choices, once the device has some, too."""
+        """Host memory for all choices; the first call allocates memory on the device as well."""
         if self._host is None:
             self._spare.reserve(1 + MOST_AHEAD)
             lines = (1 + MOST_AHEAD) * MOST_ROWS

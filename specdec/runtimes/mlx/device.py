@@ -18,7 +18,7 @@ HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
 
 
 class _Handle(ctypes.Structure):
-    """By which another process opens memory of this one."""
+    """Handle with which another process opens memory of this one."""
 
     _fields_ = (("held", ctypes.c_ubyte * HANDLE_BYTES),)
 
@@ -119,7 +119,7 @@ class PlainLaunch:
 
 
 class _Attribute(ctypes.Structure):
-    """CUlaunchAttribute: its number, and a value of 64 bytes."""
+    """CUlaunchAttribute: a number and a value of 64 bytes."""
 
     _fields_ = (("number", ctypes.c_int), ("pad", ctypes.c_int), ("value", ctypes.c_int), ("rest", ctypes.c_int * 15))
 
@@ -205,7 +205,7 @@ class CudaDriver:
         return np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(place.value))
 
     def shared_memory(self, nbytes: int) -> int:
-        """Address of memory on the device that other processes may open, zeros; never given back."""
+        """Allocate zeroed device memory that other processes may open; never freed. Returns its address."""
         self._call("cuCtxSetCurrent", self._context)
         place = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(place), ctypes.c_size_t(nbytes))
@@ -214,7 +214,7 @@ class CudaDriver:
         return place.value
 
     def handle_of(self, address: int) -> bytes:
-        """What another process of this host opens `shared_memory` with."""
+        """The handle with which another process of this host opens `shared_memory`."""
         handle = _Handle()
         self._call("cuIpcGetMemHandle", ctypes.byref(handle), ctypes.c_uint64(address))
         return bytes(handle.held)
@@ -273,7 +273,7 @@ class CudaDriver:
             raise OSError(f"the CUDA driver's cuLaunchKernel failed with code {code}")
 
     def graph(self, launches: Sequence[PlainLaunch], *, overlaps: bool = True) -> ctypes.c_void_p:
-        """These kernels, one after the other, as a graph that `replay` begins in one call and `forget` frees.
+        """Capture kernels, one after the other, as a graph that `replay` begins in one call and `forget` frees.
 
         Args:
             launches: the kernels.

@@ -1,7 +1,7 @@
 """The forms of 16-bit weights that the exact view reads: for effort 1, and for whole inputs at efforts below it.
 
-Both are held where the GPU's memory has room for two. Else the one that passes need is made, matrix by matrix, in the
-place of the other. Where a step is one kernel, both are always held: tables of addresses and prompts name the first.
+Both are held where the GPU's memory has room for two. Otherwise the form that passes need replaces the other, matrix by
+matrix. Where a step is one kernel, both are always held, because tables of addresses and prompts refer to the first.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 from specdec.runtimes.mlx.model import Transformer
 from specdec.runtimes.mlx.weights import Linear, Loader
 
-_ROOM = 0.9  # of the memory that weights may fill: caches and activations need the rest
-_LIMITS = ("max_recommended_working_set_size", "total_memory", "memory_size")  # what MLX calls a GPU's memory
+_ROOM = 0.9  # share of the memory that weights may fill: caches and activations need the rest
+_LIMITS = ("max_recommended_working_set_size", "total_memory", "memory_size")  # MLX's names of a GPU's memory size
 
 
 class ExactForms:
@@ -21,7 +21,7 @@ class ExactForms:
     Args:
         mx: MLX.
         loader: packs matrices.
-        transformer: of the model; its form for effort 1 is there.
+        transformer: the model's transformer, which holds the form for effort 1.
     """
 
     def __init__(self, mx: Any, loader: Loader, transformer: Transformer) -> None:
@@ -32,7 +32,7 @@ class ExactForms:
         """Make the form for whole inputs.
 
         Args:
-            alone: the form for effort 1 may go.
+            alone: the form for effort 1 may be dropped.
         """
         if self._has_inputs:
             return
@@ -47,7 +47,7 @@ class ExactForms:
         self._has_inputs = True
 
     def need_dense(self) -> None:
-        """Make the form for effort 1; the other goes where it took its place."""
+        """Make the form for effort 1; drop the other where it had replaced this one."""
         if not self._lacks_dense:
             return
         for linear in self._transformer.linears:
@@ -58,11 +58,11 @@ class ExactForms:
         self._has_inputs = self._lacks_dense = False
 
     def _is_table(self, linear: Linear) -> bool:
-        """Whether a matrix is the table of embeddings, too."""
+        """Whether a matrix is also the table of embeddings."""
         return linear is self._transformer.head and self._transformer.embeddings is None
 
     def _has_room(self) -> bool:
-        """Whether the memory has room for another form; it has where MLX does not say."""
+        """Whether the memory has room for another form; assumed where MLX does not report its size."""
         info: dict[str, Any] = getattr(self._mx, "device_info", dict)()
         limits = [int(info[name]) for name in _LIMITS if name in info]
         more = sum(linear.weights.nbytes for linear in self._transformer.linears)

@@ -60,8 +60,8 @@ class Kind:
 
     @property
     def recycles(self) -> bool:
-        """Whether its kernel can draft for further turns of a launch: that of a tree of one sequence, all weights
-        taken."""
+        """Whether its kernel can draft for further turns of a launch: only trees of one sequence that take all
+        weights."""
         return self.tree and not self.shared and not self.selects and self.mode in ("dense", "quant")
 
 
@@ -79,7 +79,7 @@ class Transformer:
         tier_sizes: of the store's buckets.
         whole: runs every step as one kernel; None for a kernel for each phase.
         shared: puts rows together where several devices divide the model, which takes a kernel for each phase.
-        ranks: runs steps of one sequence on those devices as one kernel each, where they can; None for none.
+        ranks: runs steps of one sequence as one kernel on each device, where that is possible; None for none.
     """
 
     def __init__(
@@ -178,11 +178,11 @@ class Transformer:
         return step
 
     def forget_graphs(self) -> None:
-        """Forget all graphs: they hold the weights that they were made with."""
+        """Forget all graphs, because they hold the weights that they were made with."""
         self._steps.clear()
 
     def logits(self, out: Any, rows: int) -> np.ndarray:
-        """Logits float32 (rows, V), the first of what a step has made that was waited for; `out` is None where it was
+        """Logits float32 (rows, V), the first output of a step that has ended; `out` is None where the step was
         launched."""
         if out is None and self.ranks is not None:
             return self.ranks.logits(rows)

@@ -68,7 +68,7 @@ def pack_lines(mx: Any, bits: Any) -> Any:
 
 
 def unpack_dense(mx: Any, packed: Any, outputs: int) -> Any:
-    """What `pack_dense` has packed for CUDA: (outputs, padded in), outputs as padded there."""
+    """Undo `pack_dense` for CUDA: (outputs, padded in), outputs as padded there."""
     lanes = packed.reshape(outputs // 16, -1, 2, 8, 4, 2, 2, 2)
     return mx.contiguous(lanes.transpose(0, 6, 3, 1, 4, 2, 5, 7)).reshape(outputs, -1)
 
@@ -141,12 +141,12 @@ def pack_int4(mx: Any, backend: str, levels: Any, scales: Any, scores: Any) -> P
 
 
 def unpack_int4(mx: Any, packed: PackedInt4, inputs: int) -> tuple[Any, Any]:
-    """Levels uint8 (out, in), 0 to 15, and scales float16 (in / 32, out), of what `pack_int4` has made for CUDA.
+    """Undo `pack_int4` for CUDA: levels uint8 (out, in), 0 to 15, and scales float16 (in / 32, out).
 
     Args:
         mx: MLX.
-        packed: a matrix.
-        inputs: padded.
+        packed: a packed matrix.
+        inputs: number of inputs, padded.
     """
     pairs = packed.levels.reshape(-1, inputs, 8, 8)
     both = mx.stack([pairs & mx.array(15, mx.uint8), pairs >> mx.array(4, mx.uint8)], axis=-1)

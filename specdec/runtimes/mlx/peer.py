@@ -1,8 +1,8 @@
 """Gathers between the GPUs of one host through each other's memory: `PeerMemory`, `PeerGather`.
 
-A process allocates memory by the driver, hands out its handle over the connection that ranks have anyway, and opens the
+A process allocates memory by the driver, sends its handle over the existing connection between ranks, and opens the
 others' memory. Kernels then write into it over NVLink or PCIe. A call of NCCL inside a graph costs ten times as much as
-the few kilobytes of a row take.
+copying the few kilobytes of a row.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from specdec.runtimes.mlx.device import HANDLE_BYTES, CudaDriver
 from specdec.runtimes.mlx.kernels import Constant, build, kernel_text
 from specdec.runtimes.share import Exchange
 
-AT_RECORDS = 4096  # bytes in front of the records of gathers
+AT_RECORDS = 4096  # bytes before the records of gathers
 _THREADS = 256
 _MOST_BLOCKS = 32
 _RECORD_WORDS = 2  # in 16 bytes
 
 
 class PeerMemory:
-    """Memory of this GPU that the others write into, and theirs.
+    """Memory of this GPU that the others write into, and the same memory of the others.
 
     Attributes:
-        rank: of this process.
-        addresses: of every rank's memory, as this process sees it.
-        nbytes: of each.
+        rank: rank of this process.
+        addresses: address of every rank's memory, as this process sees it.
+        nbytes: size of each.
     """
 
     def __init__(self, rank: int, addresses: Sequence[int], nbytes: int) -> None:
@@ -43,12 +43,12 @@ class PeerMemory:
 
 
 def open_peers(driver: CudaDriver, exchange: Exchange, nbytes: int) -> PeerMemory | str:
-    """Memory of all ranks, or why there is none; all ranks come to the same end. To be called on all of them.
+    """Memory of all ranks, or the reason why there is none; the same on all ranks. To be called on all of them.
 
     Args:
-        driver: of this process's GPU.
+        driver: driver of this process's GPU.
         exchange: connects the ranks.
-        nbytes: that each gives, zeros at first.
+        nbytes: size of each rank's memory, zeros at first.
     """
     problem, own, handle = "", 0, bytes(HANDLE_BYTES)
     try:
@@ -77,8 +77,8 @@ class PeerGather:
 
     Args:
         mx: MLX.
-        memory: of all ranks.
-        patience_s: after which a gather that is waited for ends the process.
+        memory: memory of all ranks.
+        patience_s: seconds after which a waiting gather ends the process.
     """
 
     def __init__(self, mx: Any, memory: PeerMemory, *, patience_s: float) -> None:
@@ -95,7 +95,7 @@ class PeerGather:
         return AT_RECORDS + 2 * ranks * 16 * -(-values // _RECORD_WORDS)
 
     def fits(self, own: Any, bounds: Sequence[int]) -> bool:
-        """Whether a gather has whole words, and room."""
+        """Whether a gather has whole words and fits the memory."""
         each = own.dtype.size
         lines = own.size // own.shape[-1]
         widest = max(high - low for low, high in pairwise(bounds))

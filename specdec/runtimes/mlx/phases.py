@@ -22,7 +22,7 @@ from specdec.runtimes.mlx.weights import Linear, bucket_selection, int4_selectio
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.model import Kind
 
-_APART = ("quant", "nested", "inputs")  # joined matrices lie apart, each perhaps with a choice of its own
+_APART = ("quant", "nested", "inputs")  # joined matrices lie apart, since each may have its own choice of inputs
 _DRAFTS = ("int4", "bucket")
 
 

@@ -2,7 +2,7 @@
 
 The kernels (`kernels/cuda/prompt`) add every sum in the order of a step (`step`), so a prompt leaves the bits in the
 cache that its tokens would leave one by one. They are launched through the driver, one after the other; the addresses
-of weights are those of the step's table. Here is what all models have in common; 16-bit weights are in
+of weights are those of the step's table. This file holds the parts that all models share; 16-bit weights are in
 `prompt_dense`, quantised ones in `prompt_quant`.
 """
 
@@ -26,7 +26,7 @@ from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeSt
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
-_HEADS_EACH = 4  # of a block of attention where every row has a history of its own
+_HEADS_EACH = 4  # heads of a block of attention where every row has its own history
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
 _WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
@@ -68,7 +68,7 @@ class Work:
         which: address of the list of rows whose logits are wanted.
         wanted: how many these are.
         places: addresses of what the pass keeps in device memory, by name.
-        decodes: every row has a history of its own; see `decode`.
+        decodes: every row has its own history; see `decode`.
     """
 
     rows: int
@@ -108,7 +108,7 @@ class Prompts(ABC):
         self._about: tuple[Any, int] = (None, 0)
         self._host: np.ndarray | None = None
         self._launched: list[PlainLaunch] = []
-        self._records = False  # launches are kept, not begun
+        self._records = False  # launches are recorded, not begun
         self._launches: dict[tuple[int, ...], list[PlainLaunch]] = {}  # of a pass, by its shape
 
     @property
@@ -177,7 +177,7 @@ class Prompts(ABC):
 
     @abstractmethod
     def text(self, *, decodes: bool = False) -> str:
-        """The kernels with the model's sizes: those of prompts, or those that passes of `decode` need besides."""
+        """The kernels with the model's sizes: those of prompts, or the further ones for passes of `decode`."""
 
     @abstractmethod
     def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
@@ -247,7 +247,7 @@ class Prompts(ABC):
 
         Args:
             work: the pass; all its rows are wanted.
-            choices: address of float32 (passes since the rows were told, rows, CHOICE_WORDS).
+            choices: address of float32 (passes since the rows were copied to the device, rows, CHOICE_WORDS).
         """
         self._records, self._launched = True, []
         try:
@@ -261,7 +261,7 @@ class Prompts(ABC):
             self._records, self._launched = False, []
 
     def work(self, parts: Sequence[Part], angles: Any, *, decodes: bool = False, ahead: int = 0) -> Work:
-        """A pass over these rows, told to the device.
+        """A pass over these rows, copied to the device.
 
         Args:
             parts: see `run`.
@@ -340,7 +340,7 @@ class Prompts(ABC):
         self._load(decodes=False)
 
     def _load(self, *, decodes: bool) -> None:
-        """Compile kernels, unless that was done."""
+        """Compile the kernels on first use."""
         made = self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
         if made.keys() <= self._functions.keys():
             return

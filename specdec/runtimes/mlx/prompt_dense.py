@@ -12,7 +12,7 @@ from specdec.runtimes.mlx.prompt import ROW_BAND, Prompts, Work
 from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
 from specdec.runtimes.mlx.step import CHOICE_WORDS, WholeStep
 
-# Tiles of a block that multiplies, and stages of its ring: for matrices of many outputs and of few.
+# Tiles of a block that multiplies, and stages of its ring, for matrices of many outputs and of few.
 _MANY, _FEW = (8, 3), (4, 4)
 _MULTIPLY_THREADS, _STAGE_UNITS = 256, 2  # a unit is 32 inputs
 
@@ -46,7 +46,7 @@ class DensePrompts(Prompts):
         self._down = _Matrix(-(-c.hidden_size // 16), inner // 32)
         self._logits = _Matrix(-(-c.vocab_size // 16), hidden // 32)
         self._widest = max(hidden, mixed, inner)
-        self._parts = 2 if step.weight_type == "bfloat_t" else 1  # of an activation
+        self._parts = 2 if step.weight_type == "bfloat_t" else 1  # parts of an activation
 
     def text(self, *, decodes: bool = False) -> str:
         """See `Prompts.text`."""

@@ -164,8 +164,8 @@ class QuantPrompts(Prompts):
             self._begin(work.rows, tiles, arguments)
 
     def _begin_parts(self, rows: int, tiles: int, sharing: int, arguments: Sequence[int]) -> None:
-        """Begin a multiplication whose sums stay in parts, with as many blocks as run at the same time: of those of the
-        step, `sharing` have a part of a tile."""
+        """Begin a multiplication whose sums stay in parts, with as many blocks as run at the same time. `sharing`
+        blocks of the step have a part of a tile."""
         most = 2 * self._step.grid
         name, bands = next(
             (name, bands)

@@ -1,7 +1,7 @@
 """Steps of one sequence at effort 1.0 as one CUDA kernel on each of several GPUs: `RankStep`.
 
-The kernels (`kernels/cuda/peer`) write the columns that a GPU has of a row into the memory of all, so a step has no
-gathers. In the exact view they give the bits of the kernels for each phase, which run all other steps: those of several
+The kernels (`kernels/cuda/peer`) write a GPU's columns of a row into the memory of all GPUs, so a step has no gathers.
+In the exact view they give the same bits as the kernels for each phase, which run all other steps: steps of several
 sequences, of trees, and at efforts below 1.
 """
 
@@ -71,7 +71,7 @@ def rank_step(
     mx: Any, config: ModelConfig, *, dtype: str, share: Share, shared: SharedArrays, driver: CudaDriver | None,
     layers: Sequence[Layer], head: Linear, final_norm: Any, embeddings: Any,
 ) -> RankStep | None:  # fmt: skip
-    """Steps of a model as one kernel on each of its devices; None where that cannot be done. See `RankStep`.
+    """Steps of a model as one kernel on each of its devices; None where that is not possible. See `RankStep`.
 
     To be called on all ranks, like `SharedArrays`.
     """
@@ -92,15 +92,15 @@ class RankStep:
     Args:
         mx: MLX.
         config: shape of the whole model.
-        dtype: "float16" or "bfloat16", of the weights.
-        share: what this GPU holds.
-        memory: of all GPUs, `bytes_for` each.
-        driver: of this GPU.
+        dtype: "float16" or "bfloat16", dtype of the weights.
+        share: this GPU's share of the model.
+        memory: memory of all GPUs, `bytes_for` each.
+        driver: driver of this GPU.
         layers: this GPU's part of them; see `suits`.
         head: its part of the logits layer.
         final_norm: float32 (hidden,).
         embeddings: 16-bit (vocabulary, hidden).
-        patience_s: after which a barrier that is waited for ends the process.
+        patience_s: seconds after which a waiting barrier ends the process.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class RankStep:
         """Begin a step; `logits`, or the driver's `wait`, waits for it. False where the kernels do not run such a step.
 
         Args:
-            kind: of the step.
+            kind: kind of step.
             told: the state of the pass, int32 (STATE_SIZE,).
-            caches: of the sequences, evaluated; written.
+            caches: caches of the sequences, evaluated; written.
             angles: float32 (positions, D / 2, 2), evaluated.
         """
         if kind.mode not in ("dense", "int4") or kind.selects or kind.tree or len(caches) != 1:
@@ -166,7 +166,7 @@ class RankStep:
         return read[1 : 1 + turns * rows].reshape(turns, rows, CHOICE_WORDS).copy()
 
     def _addresses(self, cache: GpuCache) -> list[int]:
-        """Addresses of a cache's arrays, which are asked for again when it has moved."""
+        """Addresses of a cache's arrays, looked up again when the cache has moved."""
         found = self._caches.get(id(cache))
         if found is None or cache.address != found[0]:
             if len(self._caches) > 256:
@@ -200,9 +200,9 @@ class RankStep:
         return self._tables[mode][2]
 
     def _launch(self, mode: str, rows: int) -> tuple[Launch, int]:
-        """The kernel for steps of up to `rows`, and floats of scratch memory beside those of attention's splits."""
+        """The kernel for steps of up to `rows`, and floats of scratch memory besides those of attention's splits."""
         if (mode, rows) not in self._launches:
-            # All that a mode will need, at the same time: each takes seconds to compile.
+            # Compile all kernels of a mode at the same time: each takes seconds.
             counts = ROW_STEPS if mode == "dense" else (1,)
             with ThreadPoolExecutor(len(counts), "specdec-compile") as pool:
                 made = list(pool.map(lambda count: self._compiled(mode, count), counts))
@@ -274,12 +274,12 @@ class RankStep:
         return sizes, self._room(mode, rows, sizes, wide), floats
 
     def _room(self, mode: str, rows: int, sizes: dict[str, Constant], wide: list[int]) -> int:
-        """Shared memory of a block; puts its parts among the constants."""
+        """Shared memory of a block; adds the offsets of its parts to the constants."""
         size, together = self._attention.head_dim, min(rows, 4)
         columns = 1 if rows == 1 else 8 * (1 + (rows > 8))
         sums = _WARPS * columns * (16 if columns == 1 else 20)
         attending = 4 * (_WARPS * size + together * (size + SPAN + _ATTENDED) + 32 + 4) + 4 * rows * size
-        # A row alone lies beside the sums; attention, which comes after them, takes their place otherwise.
+        # A single row lies next to the sums. With several rows, attention reuses the memory of the sums after them.
         room = padded(max(attending, 2 * int(sizes["SPLIT"]) * max(map(padded, wide)) if rows == 1 else 0), 16)
         addresses = padded(self._config.num_layers * _ENTRIES + _LAST + self._share.ranks, 2)
         step_bytes = _INT4_BYTES if mode == "int4" else 1024
@@ -312,7 +312,7 @@ _PATHS = {"MIXED": "attn.q", "HIDDEN": "attn.o", "INNER": "mlp.gate"}
 
 
 def _places(config: ModelConfig, split: int) -> tuple[dict[str, int], int]:
-    """Where rows lie in the memory that others write into, in bytes, and all of it."""
+    """Offsets of rows in the memory that others write into, and its size, in bytes."""
     mixed, inner = padded(config.num_heads * config.head_dim), padded(config.intermediate_size)
     sizes = {"AT_MIXED": 2 * split * mixed, "AT_INNER": 2 * split * inner, "AT_OUT": 4 * config.hidden_size}
     sizes |= {"AT_DOWN": 4 * config.hidden_size, "AT_LOGITS": 4 * config.vocab_size}

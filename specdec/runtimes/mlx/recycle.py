@@ -1,7 +1,7 @@
-"""Drafts that a launch makes of its own, from the host: `Recycler`, `Turning`. The kernel: `step_recycle.cuh`.
+"""Host side of launches that draft by themselves: `Recycler`, `Turning`. The kernel: `step_recycle.cuh`.
 
-Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: what followed the end of the
-text when it occurred before, and tokens that the verifier found likeliest after a token lately. So nothing waits for
+Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: the tokens after an earlier
+occurrence of the text's end, and tokens that the verifier lately found likeliest after a token. So nothing waits for
 the host between one turn and the next.
 """
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.batch import Share
     from specdec.runtimes.mlx.device import CudaDriver
 
-_USUALLY_KEPT = 4  # rows of a turn
-TEXT_AT = 192  # of the memory: shapes and the plan of a turn come before the text
+_USUALLY_KEPT = 4  # kept rows of a turn
+TEXT_AT = 192  # word of the memory where the text begins, after the shapes and the plan of a turn
 ON_TRUNK = 255
 
 
@@ -52,14 +52,14 @@ def shape_words(shape: tuple[str, ...]) -> list[int]:
 
 
 class Recycler:
-    """The memory of launches that draft, about the text of the last one: that of another sequence begins with nothing.
+    """Memory of launches that draft. It is about the text of the last launch, and is cleared for another sequence.
 
     Args:
-        driver: of the GPU.
-        own: makes zeros in device memory of their own.
-        address: of such an array.
-        vocab_size: of the model.
-        most_tokens: of a text.
+        driver: driver of the GPU.
+        own: allocates an array of zeros in its own device memory.
+        address: returns the address of such an array.
+        vocab_size: vocabulary size of the model.
+        most_tokens: most tokens of a text.
     """
 
     def __init__(
@@ -75,18 +75,18 @@ class Recycler:
         self._room = -(-most_tokens // TOP) * TOP  # tokens of a text
         self._words = TEXT_AT + self._room + vocab_size * TOP
         self._memory: Any = None
-        self._place = 0  # of it on the device
+        self._place = 0  # its address on the device
         self._told = np.empty(0, np.int32)
-        self._text: Sequence[int] = ()  # that the memory is about
+        self._text: Sequence[int] = ()  # the text that the memory is about
         self._known = 0  # tokens of its text that the device has
 
     def tell(self, state: np.ndarray, cache: GpuCache, wanted: Recycling) -> None:
-        """Put what the kernel needs into the state of a launch, and the text where it reads it; no step may be running.
+        """Write the kernel's inputs into the state of a launch, and the text to the device; no step may be running.
 
         Args:
-            state: int32 (STATE_SIZE,), of a single row; changed.
-            cache: of the sequence.
-            wanted: what it asks for.
+            state: int32 (STATE_SIZE,), state of a single row; changed.
+            cache: cache of the sequence.
+            wanted: the sequence's request.
         """
         if self._memory is None:
             self._memory = self._own(self._words)
@@ -112,11 +112,11 @@ class Recycler:
 
 
 def turns_of(found: np.ndarray) -> list[Turn]:
-    """What the turns of a launch did.
+    """The turns of a launch, from its output.
 
     Args:
-        found: what it wrote of each row, float32 (turns, rows, CHOICE_WORDS): its choice, and the bits of its own
-            token, of the row that it follows, and of the number of rows.
+        found: output of the launch, float32 (turns, rows, CHOICE_WORDS): a row's choice, and the bits of its own
+            token, of its parent row, and of the number of rows.
     """
     # All at once: the host's time between launches counts, and a call on a small array is most of what it costs.
     words, numbers, turns = found[:, :, 4:].copy().view(np.int32).tolist(), found[:, :, :4].tolist(), list[Turn]()
@@ -142,12 +142,12 @@ class Turning:
 
     Args:
         mx: MLX.
-        transformer: of the model.
+        transformer: the model's transformer.
         mode: `Kind.mode` of the exact view at an effort of 1.
         weight_bytes: `(mode, efforts)` to the bytes of a step's weights.
 
     Attributes:
-        most_rows: of a turn; 0 where steps are not launched.
+        most_rows: most rows of a turn; 0 where steps are not launched.
     """
 
     def __init__(
@@ -169,22 +169,22 @@ class Turning:
             )
 
     def kind(self, rows: int) -> Kind:
-        """The kind of step that a turn of so many rows is."""
+        """The kind of step for a turn of `rows` rows."""
         built = self._transformer.row_step(rows)
         return Kind(self._mode, False, built, 0, built, tree=True)
 
     def takes(self, rows: Rows, share: Share) -> bool:
-        """Whether a pass over these rows alone is one of turns."""
+        """Whether a pass over these rows alone runs as turns."""
         return rows.recycling is not None and self.most_rows > 0 and not share.selects and share.cache.length > 0
 
     def run(self, rows: Rows, share: Share) -> Pass:
-        """Run such a pass."""
+        """Run a pass as turns."""
         whole, asked, cache = self._transformer.whole, rows.recycling, share.cache
         assert whole is not None  # `takes`
         assert asked is not None
         wanted = replace(asked, rows=min(asked.rows, self.most_rows))
         kind, ahead = self.kind(wanted.rows), min(rows.ahead, MOST_AHEAD)
-        # Room for the rows of a turn, and for what turns usually keep: the launch ends where there is no more.
+        # Room for the rows of a turn, and for the rows that turns usually keep: the launch ends when it is full.
         cache.reserve(min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead)))
         state = state_of([share.piece(0, 1, 0)], [cache.positions])
         show_choices(state, ahead=ahead, ends=rows.ends)

@@ -36,7 +36,7 @@ class SharedArrays:
         driver: of this device, for gathers through the memory of the others; None leaves all to the exchange.
 
     Attributes:
-        way: how rows get from one device to another, for people: "peer memory" or the reason why not.
+        way: transport of rows between devices, for display: "peer memory" or the reason why not.
 
     Raises:
         InvalidArgumentError: a device would hold nothing of some matrix, or norms of queries span all heads.
@@ -60,7 +60,7 @@ class SharedArrays:
         self.way = self._opened(driver)
 
     def _opened(self, driver: CudaDriver | None) -> str:
-        """Open the memory of the other devices where that can be done; says how rows travel."""
+        """Open the memory of the other devices where that is possible; returns the transport of rows."""
         share, exchange = self._share, self._share.exchange
         backend = getattr(exchange, "backend", "")
         if driver is None or share.ranks == 1 or not getattr(exchange, "reaches_memory", False):

@@ -348,7 +348,7 @@ class WholeStep:
         return widest_row(self.config)
 
     def _is_alone(self, kind: Kind) -> bool:
-        """Whether a step has one row, which takes all weights: its blocks make their inputs by themselves."""
+        """Whether a step has one row that takes all weights. Each block then makes its inputs by itself."""
         return kind.mode == "dense" and kind.rows == 1
 
     def sizes(self, rows: int) -> dict[str, Constant]:
@@ -372,7 +372,7 @@ class WholeStep:
         if exact:
             sizes["STEP_UNROLL"] = 2 if narrow or rows > 8 else 4
             sizes |= {"INPUTS": kind.mode == "inputs", "SYNC_ARRIVALS": ARRIVALS}
-            seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at whole multiples of it
+            seam = LINE if kind.mode == "inputs" else 16  # outputs of q, k and v begin at multiples of it
             if kind.mode == "inputs":
                 sizes |= lines_constants(c) | own_places(c, split=self._split)
             sizes["SECOND_TILE"], sizes["THIRD_TILE"] = (int(sizes[name]) // seam for name in ("KEYS_AT", "VALUES_AT"))
@@ -399,7 +399,7 @@ class WholeStep:
         blocks.append(("AT_PARTS", other + max(slots.values())))
         joined = 3 if kind.mode in ("inputs", "verify") else 1
         if kind.mode in _EXACT:
-            copies = joined if kind.mode == "inputs" else 1  # of a row: each matrix takes inputs of its own
+            copies = joined if kind.mode == "inputs" else 1  # copies of a row: each matrix takes its own inputs
             blocks.append(("AT_ACTIVATION", copies * rows * int(constants["SPLIT"]) * widest // 2))
             blocks.append(("AT_PREFIX", 3 * rows * widest // 4))
         bins = 3 * joined * rows * (32 << int(constants["BIN_BITS"])) if constants["TIERS"] else 0

@@ -1,4 +1,4 @@
-"""Sizes that the texts of one-kernel steps are given; those of a step's memory are in `step`."""
+"""Sizes that are constants in the source of one-kernel steps; sizes of a step's memory are in `step`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import LINE, padded
 
-THREADS = 512  # of a block
+THREADS = 512  # threads of a block
 MOST_CHOOSING = 8  # rows of a step that take whole inputs of 16-bit weights: sums of more do not fit
-ARRIVALS = 64  # where counters of blocks begin, after the barrier's
-_UNITS_EACH = 8  # fewest of a block, but for the last units of a matrix: its warps take them side by side
+ARRIVALS = 64  # offset of the counters of blocks, after the barrier's
+_UNITS_EACH = 8  # fewest units of a block, except for the last of a matrix: its warps take them at the same time
 
 
 def model_sizes(config: ModelConfig) -> dict[str, Constant]:
@@ -36,21 +36,21 @@ def widest_row(config: ModelConfig) -> int:
 
 
 def lines_constants(config: ModelConfig) -> dict[str, Constant]:
-    """Where the outputs of joined matrices begin: at whole lines, gates and ups in turn by a line; and fewest units of
-    a block."""
+    """Offsets of the outputs of joined matrices, at whole lines, gates and ups alternating by a line; and the fewest
+    units of a block."""
     keys = padded(config.num_heads * config.head_dim, LINE)
     values = keys + padded(config.num_kv_heads * config.head_dim, LINE)
     return {"PAIR": LINE, "KEYS_AT": keys, "VALUES_AT": values, "UNITS_EACH": _UNITS_EACH}
 
 
 def own_places(config: ModelConfig, *, split: int) -> dict[str, Constant]:
-    """Where a block keeps what it chooses of a row alone, in bytes: inputs of joined matrices, a bit for each.
+    """Byte offsets of the inputs that a block chooses from a single row, in joined matrices, a bit for each.
 
     Args:
         config: of the model.
         split: parts of an activation.
     """
-    most = max(3 * padded(config.hidden_size), widest_row(config))  # of joined matrices together
+    most = max(3 * padded(config.hidden_size), widest_row(config))  # inputs of joined matrices together
     words = 2 * split * most
     return {"OWN_WORDS_AT": words, "OWN_BYTES": words + padded(most // 8, 16)}
 

@@ -81,11 +81,11 @@ class Linear:
         used: experts of a row.
         weights: packed exact weights; None in a quantised store.
         quant: of a quantised store, the exact weights of each joined matrix; else empty.
-        scores: by which whole inputs are chosen, float32 (joined, in, 1); of a mixture (experts * joined, in, 1). Of a
+        scores: scores that choose whole inputs, float32 (joined, in, 1); for a mixture (experts * joined, in, 1). For a
             store in 16 bits, once needed.
         tiers: for efforts below 1 by tiers, once needed.
-        plain: for efforts below 1 by inputs, once needed: exact weights in 16 bits as quantised ones lie, of each
-            joined matrix; empty where a step is one kernel.
+        plain: for efforts below 1 by inputs, once needed: exact 16-bit weights of each joined matrix, in the layout of
+            quantised ones; empty where a step is one kernel.
         lines: the same where a step is one kernel, see `lines_of`.
         int4: for that draft view, once needed.
         bucket: for that draft view, once needed.
@@ -248,7 +248,7 @@ class Loader:
         self.mx.eval(planes, linear.tiers.scores)
 
     def inputs(self, linear: Linear, *, whole: bool) -> None:
-        """Pack what the exact view needs below effort 1 where whole inputs are chosen: a step is one kernel, or not."""
+        """Pack the weights of the exact view for efforts below 1 by whole inputs, for one-kernel steps or phases."""
         scores = np.stack([self.store.input_scores(name) for name in linear.names])
         linear.scores = self._on_device(self.mx.array(scores))
         if whole:
@@ -331,9 +331,9 @@ class Loader:
 
 
 def lines_of(mx: Any, linear: Linear) -> Any:
-    """The exact weights of a multiplication with those of an input side by side: `pack_lines`.
+    """The exact weights of a multiplication, the weights of an input next to each other: `pack_lines`.
 
-    Gate and up lie in turn by `LINE` outputs, other joined matrices one after the other, each padded to whole lines.
+    Gate and up alternate by `LINE` outputs; other joined matrices follow one another, each padded to whole lines.
     """
     bits = unpack_dense(mx, linear.weights, linear.rows)
     if linear.paired:

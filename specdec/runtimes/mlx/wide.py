@@ -1,6 +1,6 @@
-"""Passes of many rows, which are run by ordinary kernels, one after the other, and not in steps: `WidePasses`.
+"""Passes of many rows, which run as ordinary kernels, one after the other, instead of steps: `WidePasses`.
 
-Prompts are read so (`prompt`), and so are many answers at once (`decode`). Their bits are those of steps.
+They read prompts (`prompt`) and decode many answers at once (`decode`). Their bits are equal to those of steps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.model import Transformer
     from specdec.runtimes.mlx.steps import Shown
 
-_STEP_ROWS, _QUANTISED_STEP_ROWS = 16, 8  # of a pass of choices that steps take less time for
+_STEP_ROWS, _QUANTISED_STEP_ROWS = 16, 8  # most rows of a pass of choices for which steps take less time
 
 
 class WidePasses:
@@ -31,8 +31,8 @@ class WidePasses:
     Args:
         mx: MLX.
         transformer: the model.
-        lock: of the runtime's caches.
-        quantised: whether its weights are.
+        lock: lock of the runtime's caches.
+        quantised: whether the weights are quantised.
         weight_bytes: bytes of weights that a row reads, by the mode of its step and its efforts.
     """
 
@@ -52,18 +52,18 @@ class WidePasses:
             self._decoder = Decoder(mx, self._prompts, transformer.new_cache(1 + MOST_AHEAD, lock))
         self._most_step = _QUANTISED_STEP_ROWS if quantised else _STEP_ROWS
         layers = transformer.config.layers
-        self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # of a position
+        self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # bytes of a position
 
     def decodes(self, shares: list[Share]) -> bool:
         """Whether a pass is one of `Decoder`, which goes ahead by itself."""
         return self._decoder is not None and decoded(shares, self._most_step, MOST_ROWS)
 
     def run(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
-        """Run what of a pass wide passes run; what they show of each share goes to `shown`, and steps run the rest.
+        """Run the rows of a pass that suit wide passes, and put their results into `shown`; steps run the rest.
 
         Args:
-            shares: of the sequences.
-            shown: of each.
+            shares: shares of the sequences.
+            shown: results of each share.
             ahead: tokens to go ahead for.
         """
         if self.decodes(shares):

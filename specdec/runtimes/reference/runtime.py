@@ -381,7 +381,7 @@ class ReferenceRuntime:
 
 
 def _parts(window: Window, position: int) -> tuple[int, int]:
-    """How many of the first positions a row at that position attends to, and from which one on to all of them."""
+    """Number of first positions that a row attends to, and the position from which on it attends to all."""
     return window.sinks, window.first(position)
 
 
