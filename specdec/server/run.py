@@ -161,6 +161,7 @@ def serve(
         server = make_server(model, batch, settings, log_level=log_level)
         host, port = listener.getsockname()[:2]
         listener.listen(BACKLOG)
-        started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
-        server.run(sockets=[listener])
+        with server.capture_signals():  # whoever knows the address may send one
+            started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+            server.run(sockets=[listener])
     return not server.force_exit

@@ -1,0 +1,33 @@
+"""Signals that end a server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from threading import Timer
+
+import pytest
+
+import specdec
+from specdec.server.run import open_socket, serve
+from specdec.server.settings import ServerSettings
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_as_soon_as_the_address_is_known(text_model: Path, number: signal.Signals) -> None:
+    """One that came before the event loop took signals used to be lost."""
+    settings, model = ServerSettings(name="tiny", port=0), specdec.load(text_model, runtime="reference")
+    guard = Timer(20, os.kill, (os.getpid(), signal.SIGTERM))  # a server that misses the first one ends late
+    guard.start()
+    began = time.monotonic()
+    try:
+        with open_socket(settings) as listener, specdec.Batch(model) as batch:
+            ended = serve(
+                model, batch, settings, listener, log_level="error", started=lambda _: os.kill(os.getpid(), number)
+            )
+    finally:
+        guard.cancel()
+    assert ended
+    assert time.monotonic() - began < 20
