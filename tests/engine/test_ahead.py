@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,20 +24,6 @@ def model_of(
 ) -> Model:
     runtime = FakeRuntime(seed=seed, sharpness=sharpness, most_ahead=most_ahead)
     return Model(runtime, ByteTokenizer(eos=eos))
-
-
-@pytest.fixture
-def shown(monkeypatch) -> list[Rows]:
-    """The rows of every pass."""
-    seen: list[Rows] = []
-    forward = FakeRuntime.forward
-
-    def noted(self: FakeRuntime, batch: Any, **options: Any) -> Any:
-        seen.extend(replace(rows, tokens=list(rows.tokens)) for rows in batch)
-        return forward(self, batch, **options)
-
-    monkeypatch.setattr(FakeRuntime, "forward", noted)
-    return seen
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -69,20 +69,6 @@ def knowing(monkeypatch):
     return answer
 
 
-@pytest.fixture
-def shown(monkeypatch) -> list[Rows]:
-    """The rows of every pass."""
-    seen: list[Rows] = []
-    forward = FakeRuntime.forward
-
-    def noted(self: FakeRuntime, batch: Any, **options: Any) -> Any:
-        seen.extend(replace(rows, tokens=list(rows.tokens)) for rows in batch)
-        return forward(self, batch, **options)
-
-    monkeypatch.setattr(FakeRuntime, "forward", noted)
-    return seen
-
-
 @pytest.mark.parametrize(("turns", "rows"), [(1, 16), (4, 8), (16, 5)])
 @pytest.mark.parametrize("count", [60, 23, 2])
 def test_tokens_are_those_of_plain_decoding(knowing, shown, turns, rows, count):
