@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _is_equal(first: dict[str, Any], one: dict[str, Any], name: str, way: str) -> str:
-    """Whether logits are those of one rank, and how many rows are not; exact steps are compared with phases."""
+    """Whether logits equal one rank's, and how many rows differ; exact steps are compared with phases."""
     if way == WAYS[2]:
         return ""
     ours, theirs = one["rows"][name][way], first["rows"][name]["phases" if name.startswith("dense") else way]

@@ -53,7 +53,7 @@ class Round:
 
     @property
     def tokens(self) -> list[int]:
-        """The accepted tokens, the bonus token, and those of further steps."""
+        """The accepted tokens, the bonus token, and the tokens of further steps."""
         drafted = self.draft.tokens
         return [*[drafted[index] for index in self.kept], self.bonus_token, *self.further]
 

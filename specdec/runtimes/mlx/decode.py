@@ -1,6 +1,6 @@
 """Passes over the next rows of many answers on CUDA, more rows than a one-kernel step takes: `Decoder`.
 
-The kernels are those of wide passes over prompts (`prompt`), with attention of single rows, each over its own
+They use the kernels of wide passes over prompts (`prompt`), with attention of single rows, each over its own
 history, and the choice of tokens (`kernels/cuda/prompt/prompt_decode.cuh`). A pass leaves the bits of a step. It is a
 graph of launches, which moves every row on to the token that it has chosen. So passes follow each other without the
 host.

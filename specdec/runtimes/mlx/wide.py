@@ -1,6 +1,6 @@
 """Passes of many rows, which run as ordinary kernels, one after the other, instead of steps: `WidePasses`.
 
-They read prompts (`prompt`) and decode many answers at once (`decode`). Their bits are equal to those of steps.
+They read prompts (`prompt`) and decode many answers at once (`decode`). They give the same bits as steps.
 """
 
 from __future__ import annotations
