@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from batches import Company
 from featured_models import FEATURED
+from gpu_models import needed_gpu
 from models import real_model_path
 from passes import logits_of
 from places import DATA
@@ -23,23 +24,17 @@ from synthetic import SyntheticSource, quantised_config, tiny_config
 from text_model import VOCAB_SIZE, tokenizer_files
 
 import specdec
-from specdec.errors import RuntimeUnavailableError
 from specdec.formats import open_source
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import EffortSchedule
 from specdec.model.features import Feature, features_of
 from specdec.model.layers import Attention, Layer, Mlp, Rope
 from specdec.runtimes.base import forward_one
+from specdec.runtimes.mlx.runtime import MlxRuntime
 from specdec.store import Store, convert
 from specdec.weights.dtypes import to_float32
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+needed_gpu()
 
 IDS = [int(token) for token in np.random.default_rng(1).integers(0, 47, 40)]
 FAMILIES = sorted(path.parent.name for path in DATA.glob("families/*/expected.json"))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpu_models import needed_gpu
 from models import real_model_path
 from passes import logits_of
 from places import DATA
@@ -22,23 +23,18 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
+from specdec.runtimes.mlx import model as mlx_model
+from specdec.runtimes.mlx.pack import LINE, int4_parts, padded
+from specdec.runtimes.mlx.runtime import MlxRuntime
+from specdec.runtimes.mlx.step import BIN_BITS
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.dtypes import to_float32
 
-try:
-    from specdec.runtimes.mlx import model as mlx_model
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.pack import LINE, int4_parts, padded
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-    from specdec.runtimes.mlx.step import BIN_BITS
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+GPU = needed_gpu()
 
 TINY = sorted(path.name for path in DATA.glob("tiny-*"))
 FULL = EffortSchedule(1.0)
@@ -208,12 +204,12 @@ def test_inputs_that_no_row_takes_are_not_read(store_of, name, dtype):
             left_out = np.random.default_rng(number).random(linear.inputs) < 0.3
             scores = np.array(linear.scores)
             scores[:, left_out] = 0  # the last ones to be taken
-            linear.scores = find_gpu().mx.array(scores) + find_gpu().mx.zeros(())
+            linear.scores = GPU.mx.array(scores) + GPU.mx.zeros(())
             padding = np.zeros(padded(linear.inputs) - linear.inputs, bool)
-            lines = np.array(linear.lines.astype(find_gpu().mx.float32)).reshape(-1, padded(linear.inputs), LINE)
+            lines = np.array(linear.lines.astype(GPU.mx.float32)).reshape(-1, padded(linear.inputs), LINE)
             lines[:, np.concatenate([left_out, padding])] = poison
-            linear.lines = find_gpu().mx.array(lines.reshape(-1)).astype(linear.lines.dtype)
-            find_gpu().mx.eval(linear.scores, linear.lines)
+            linear.lines = GPU.mx.array(lines.reshape(-1)).astype(linear.lines.dtype)
+            GPU.mx.eval(linear.scores, linear.lines)
         return [logits_of(runtime, IDS, piece, effort=0.5) for piece in (1, 5, 16)]
 
     poisoned = logits(np.nan)
