@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from float64 import stored_logits
 from gpu_models import needed_gpu
 from models import real_model_path
 from passes import logits_of
@@ -95,13 +96,7 @@ def test_tiny_logits_and_continuations_are_the_golden_ones(store_of, monkeypatch
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_random_models_match_float64(store_of, runtime_of, name, dtype):
-    store = store_of(name, dtype)
-
-    def dense(matrix: str) -> np.ndarray:
-        bits = store.table(matrix) if matrix in store.config.tables() else store.exact(matrix).dense_bits()
-        return to_float32(bits, dtype)
-
-    wanted = DenseTransformer(store.config, dense, store.vector).logits(IDS)
+    wanted = stored_logits(store_of(name, dtype), IDS)
     # Activations and cache in float16: 2^-12 for each of a few dozen roundings; random models amplify them a little.
     assert np.abs(logits_of(runtime_of(name, dtype), IDS, 30) - wanted).max() < 1e-2 * max(1.0, np.abs(wanted).max())
 
