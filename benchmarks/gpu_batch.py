@@ -1,6 +1,7 @@
 """Passes over several sequences on the GPU: milliseconds by sequences and rows, as one kernel a step and one by one.
 
-With choices the GPU chooses the tokens itself; what goes ahead counts by the turn, a token of every sequence.
+With choices the GPU chooses the tokens itself; what goes ahead counts by the turn, a token of every sequence. A launch
+that drafts by itself counts by the turn as well, which verifies a tree of rows.
 
 python benchmarks/gpu_batch.py smollm2-135m --json results/gpu_batch-DEVICE.json
 """
@@ -20,7 +21,7 @@ from gpu_common import device
 
 import specdec
 from specdec.model.effort import EffortSchedule, resolve_efforts
-from specdec.runtimes.base import Rows, forward_one
+from specdec.runtimes.base import Recycling, Rows, forward_one
 from specdec.runtimes.mlx import runtime as mlx_runtime
 from specdec.runtimes.mlx.device import find_gpu
 
@@ -54,13 +55,32 @@ def milliseconds(runtime: Any, batch: list[Rows], repeat: int) -> tuple[float, f
     took = []
     for _ in range(repeat + 5):  # the first compile
         start = time.perf_counter()
-        choices = runtime.forward(batch)[0].choices
-        turns = 1 + len(choices) - len(batch[0].tokens) if choices else 1
+        found = runtime.forward(batch)[0]
+        turns = 1 + len(found.choices) - len(batch[0].tokens) if found.choices else len(found.turns or [0])
         took.append(1e3 * (time.perf_counter() - start) / turns)
         for rows in batch:
             rows.cache.trim(CONTEXT)
     low, middle, high = np.quantile(took[5:], (0.25, 0.5, 0.75))
     return float(middle), float(high - low)
+
+
+def passes_of(runtime: Any, caches: list[Any], efforts: Any) -> dict[str, list[Rows]]:
+    """What to time, by label; all caches hold CONTEXT tokens."""
+    passes = {f"{n} sequences, a row each": [Rows(c, [1], efforts) for c in caches[:n]] for n in (1, 4, 8, 16)}
+    for ahead in (0, AHEAD) if runtime.info.chooses else ():
+        for n in (1, 4, 8, 16, 32, 64):
+            chosen = [Rows(c, [1], efforts, logits="choices", ahead=ahead) for c in caches[:n]]
+            passes[f"{n} sequences, choices, {ahead} ahead"] = chosen
+    text = [*range(1, CONTEXT + 1), 1]
+    for most in (4, 8, 16):
+        if most <= runtime.info.recycles:
+            wish = Recycling(text, most, 2 * CONTEXT - 2 * most)
+            passes[f"turns of up to {most} rows"] = [
+                Rows(caches[0], [1], efforts, logits="choices", ahead=AHEAD, recycling=wish)
+            ]
+    passes["a chain of 5"] = [Rows(caches[0], [1] * 5, efforts)]
+    passes["a tree of 5"] = [Rows(caches[0], [1] * 5, efforts, TREE)]
+    return passes
 
 
 def main() -> None:
@@ -79,15 +99,8 @@ def main() -> None:
                 caches.append(runtime.new_cache(2 * CONTEXT))
                 forward_one(runtime, range(1, CONTEXT + 1), caches[-1], logits="none")
             check(runtime, caches[:16], efforts)
-            passes = {f"{n} sequences, a row each": [Rows(c, [1], efforts) for c in caches[:n]] for n in (1, 4, 8, 16)}
-            for ahead in (0, AHEAD) if runtime.info.chooses else ():
-                for n in (1, 4, 8, 16, 32, 64):
-                    chosen = [Rows(c, [1], efforts, logits="choices", ahead=ahead) for c in caches[:n]]
-                    passes[f"{n} sequences, choices, {ahead} ahead"] = chosen
-            passes["a chain of 5"] = [Rows(caches[0], [1] * 5, efforts)]
-            passes["a tree of 5"] = [Rows(caches[0], [1] * 5, efforts, TREE)]
             base = 0.0
-            for label, batch in passes.items():
+            for label, batch in passes_of(runtime, caches, efforts).items():
                 middle, spread = milliseconds(runtime, batch, arguments.repeat)
                 base = base or middle
                 rows.append((name.rsplit("/", 1)[-1], way, label, middle, spread, middle / base))

@@ -14,6 +14,7 @@ import json
 import random
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=SHAPE_7B.num_layers, help="blocks (default %(default)s)")
     add_json_option(parser)
     arguments = parser.parse_args()
-    config = ModelConfig.from_dict(SHAPE_7B.to_dict() | {"num_layers": arguments.layers})
+    config = replace(SHAPE_7B, layers=SHAPE_7B.layers[:1] * arguments.layers)
     transformer, plain, _ = random_transformer(config, views=("int4",))
     steps = Steps(transformer)
     decoder = Decoder(steps, int(np.prod(steps.cache[0].shape[-2:-1])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 from specdec.errors import InvalidArgumentError, ModelOutputError
@@ -40,6 +41,11 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
         wanted = f"a number of at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise InvalidArgumentError(f"{name} must be {wanted}, not {value!r}")
     return float(value)
+
+
+def as_number(value: object) -> float:
+    """`value` as a float if it is a real number, else NaN, which fails every comparison."""
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
 
 
 def check_finite(highest: float, position: int) -> None:

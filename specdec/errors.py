@@ -78,7 +78,7 @@ class QueueFullError(SpecdecError, RuntimeError):
 
 class UnknownNameError(InvalidArgumentError):
     """A policy, view, drafter, runtime or model name that is not registered, or that is not for this model; the message
-    lists those that there are.
+    lists the existing names.
 
     Args:
         kind: of the thing, such as "view".

@@ -1,4 +1,4 @@
-"""Licences that have to be accepted before a model of the catalogue is fetched, and a record of those that were.
+"""Licences that have to be accepted before a model of the catalogue is fetched, and a record of accepted ones.
 
 Who is asked, and how, is the caller's business: `specdec.cli.consent` asks on a terminal.
 """

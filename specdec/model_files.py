@@ -25,7 +25,7 @@ _PART = re.compile(r"(.*-)\d{5}(-of-\d{5}\.gguf)")
 
 
 def folder_files(folder: Path) -> list[Path]:
-    """Files of a Hugging Face folder that a conversion reads, those that are there.
+    """Files of a Hugging Face folder that a conversion reads, as far as they exist.
 
     Raises:
         ModelFormatError: the index of the weights cannot be read.

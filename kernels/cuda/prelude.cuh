@@ -4,8 +4,6 @@
 #include <cuda_fp16.h>
 
 #define DEVICE __device__ __forceinline__
-#define GLOBAL
-#define LOCAL
 #define SHARED __shared__
 #define BARRIER() __syncthreads()
 #define WARP_BARRIER() __syncwarp()
@@ -20,6 +18,20 @@ using bfloat_t = __nv_bfloat16;
 DEVICE float to_float(__half value) { return __half2float(value); }
 DEVICE float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
 DEVICE float to_float(float value) { return value; }
+
+// What other blocks may have written since this kernel began.
+DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
+
+// Counts the blocks that have come to a point by themselves: whether this one is the last of `expected`, which sees what
+// all of them wrote before and resets the counter for the next time, after a grid barrier.
+DEVICE bool comes_last(unsigned* counter, int expected) {
+  if (expected == 1) return true;
+  unsigned before;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  const bool last = before + 1 == unsigned(expected);
+  if (last) *counter = 0;
+  return last;
+}
 
 // Activations enter a multiplication in 16 bits: float16 as one part, bfloat16 as two that add up to 16 bits of
 // mantissa. float16 saturates, so that no activation becomes infinite. For quantised matrices they stay as they are.

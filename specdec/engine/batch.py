@@ -8,12 +8,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
-import numbers
 import threading
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from specdec.checks import as_number
 from specdec.engine.admission import Admission
 from specdec.engine.generation import Generation
 from specdec.engine.result import Piece
@@ -118,7 +118,7 @@ class Batch:
 
         if not isinstance(owner, str):
             raise InvalidArgumentError(f"owner must be text, not {owner!r}")
-        if deadline_s is not None and not (_is_number(deadline_s) and deadline_s > 0):
+        if deadline_s is not None and not 0 < as_number(deadline_s) < math.inf:
             raise InvalidArgumentError(f"deadline_s must be a number of seconds above 0, not {deadline_s!r}")
         with self._changed:
             self._check_open()
@@ -150,7 +150,7 @@ class Batch:
         Raises:
             InvalidArgumentError: `timeout_s` is not a number of at least 0.
         """
-        if timeout_s is not None and not (_is_number(timeout_s) and timeout_s >= 0):
+        if timeout_s is not None and not 0 <= as_number(timeout_s) < math.inf:
             raise InvalidArgumentError(f"timeout_s must be a number of seconds of at least 0, not {timeout_s!r}")
         with self._changed:
             self._is_closing = True
@@ -392,7 +392,3 @@ def _half_of_memory() -> int:
 def _check_whole(name: str, value: object, least: int, unit: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InvalidArgumentError(f"{name} must be a whole number of {unit} of at least {least}, not {value!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specdec.checks import as_number
 from specdec.errors import OptionError
 
 
@@ -35,9 +35,9 @@ class Penalties:
 
     def __post_init__(self) -> None:
         for name, value in (("presence_penalty", self.presence), ("frequency_penalty", self.frequency)):
-            if not -2 <= _number(value) <= 2:
+            if not -2 <= as_number(value) <= 2:
                 raise OptionError(name, f"must be a number from -2 to 2, not {value!r}")
-        if not 0 < _number(self.repetition) < math.inf:
+        if not 0 < as_number(self.repetition) < math.inf:
             raise OptionError("repetition_penalty", f"must be a number above 0, not {self.repetition!r}")
 
     def __bool__(self) -> bool:
@@ -133,7 +133,3 @@ class _Distinct:
         if len(self._array) < len(self._ids):
             self._array = np.array(self._ids, np.intp)
         return np.concatenate([self._array, np.array(tokens, np.intp)]) if tokens else self._array
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan

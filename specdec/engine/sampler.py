@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specdec.checks import check_finite
+from specdec.checks import as_number, check_finite
 from specdec.errors import OptionError
 
 _REMEMBERED_POSITIONS = 32  # a round draws at each of its positions up to twice: drafting, then verifying
@@ -51,10 +51,10 @@ class SamplingParams:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("temperature", self.temperature, 0 <= _number(self.temperature) < math.inf, "a number of at least 0")
+        _require("temperature", self.temperature, 0 <= as_number(self.temperature) < math.inf, "a number of at least 0")
         _require("top_k", self.top_k, _whole(self.top_k) >= 0, "a whole number of at least 0 (0 keeps every token)")
-        _require("top_p", self.top_p, 0 < _number(self.top_p) <= 1, "a number above 0 and at most 1")
-        _require("min_p", self.min_p, 0 <= _number(self.min_p) <= 1, "a number from 0 to 1")
+        _require("top_p", self.top_p, 0 < as_number(self.top_p) <= 1, "a number above 0 and at most 1")
+        _require("min_p", self.min_p, 0 <= as_number(self.min_p) <= 1, "a number from 0 to 1")
         _require("seed", self.seed, 0 <= _whole(self.seed) < 2**64, "a whole number from 0 to 2**64 - 1")
 
 
@@ -181,10 +181,6 @@ def _top_p(logits: np.ndarray, kept: np.ndarray | None, p: float, highest: float
     inside = bins < edge
     inside[within[: reached + 1]] = True
     return np.asarray(np.flatnonzero(inside) if kept is None else kept[inside])
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
 
 
 def _whole(value: object) -> int:

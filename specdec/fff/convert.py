@@ -17,7 +17,7 @@ _NAMES = ("node_weights", "node_biases", "w1s", "b1s", "w2s", "b2s")
 def from_fastfeedforward(
     state: Mapping[str, Any], *, activation: Activation = "relu", prefix: str = "", output_bias: bool = True
 ) -> TreeWeights:
-    """The layer whose `state_dict` this is; outputs are those of the package's `training_forward` with hard decisions.
+    """The layer whose `state_dict` this is; outputs equal the package's `training_forward` with hard decisions.
 
     Args:
         state: name to array, or to a tensor on the CPU: node_weights (N, in), node_biases (N, 1), w1s (L, in, W),

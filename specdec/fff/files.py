@@ -53,7 +53,7 @@ def load_layer(path: str | Path) -> TreeWeights:
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise LayerFileError(
-            f"{path} is not a layer that specdec wrote (`specdec fff convert` reads those of fastfeedforward)"
+            f"{path} is not a layer that specdec wrote (`specdec fff convert` reads layers of fastfeedforward)"
         )
     if metadata.get("version") != VERSION:
         raise LayerFileError(

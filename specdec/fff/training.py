@@ -146,7 +146,7 @@ def train(examples: Examples, options: TrainOptions | None = None, *, progress: 
 
 
 def score(found: NDArray[Any], wanted: NDArray[Any], classifies: bool) -> float:
-    """Share of right classes, or R^2: 1 less the squared error over that of the mean."""
+    """Share of right classes, or R^2: 1 less the squared error over the squared error of the mean."""
     if classifies:
         return float((found.argmax(axis=1) == wanted).mean())
     around = np.square(wanted - wanted.mean(axis=0), dtype=np.float64).sum()

@@ -135,7 +135,7 @@ class TreeWeights:
 
     @property
     def multiplications(self) -> int:
-        """Products of weights that one row takes, those of nodes that only choose included."""
+        """Products of weights that one row takes, including nodes that only choose."""
         both = self.inputs + self.outputs
         return self.trees * (
             self.depth * (both if self.node_output is not None else self.inputs) + self.leaf_width * both
@@ -147,7 +147,7 @@ class TreeWeights:
         return sum(array.nbytes for array in self.arrays().values())
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """All arrays by name, without those that are None."""
+        """All arrays by name, without fields that are None."""
         return {name: array for name in NAMES if (array := getattr(self, name)) is not None}
 
     def astype(self, dtype: Any) -> TreeWeights:
@@ -160,7 +160,7 @@ class TreeWeights:
             return self.replaced({name: array.astype(dtype) for name, array in self.arrays().items()})
 
     def replaced(self, arrays: dict[str, NDArray[Any]]) -> TreeWeights:
-        """A copy with other arrays; those that are not named become None."""
+        """A copy with other arrays; arrays that are not named become None."""
         return TreeWeights(**arrays, activation=self.activation)
 
     def scaled(self, shift: NDArray[Any], scale: NDArray[Any]) -> TreeWeights:

@@ -155,7 +155,7 @@ class Mlp:
     Attributes:
         width: inner width (of one expert, if there are experts).
         activation: of the gate: silu, GELU in its tanh form, or gpt-oss's clamped SwiGLU: gates are at most 7, the
-            other factors -7 to 7 and then 1 more, and the gate's sigmoid is that of 1.702 times the gate.
+            other factors -7 to 7 and then 1 more, and the gate's sigmoid is taken of 1.702 times the gate.
         bias: all projections have a bias.
         experts: 0, or the number of experts of a mixture.
         experts_used: experts that each token uses.
@@ -216,7 +216,7 @@ class Layer:
 
 
 def to_values(part: Any) -> dict[str, Any]:
-    """Plain JSON values of a layer or a part of one, without those that equal the default."""
+    """Plain JSON values of a layer or a part of one, without values that equal the default."""
     values: dict[str, Any] = {}
     for one in fields(part):
         value = getattr(part, one.name)

@@ -63,7 +63,7 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Weights in matrices, tables and vectors; those of tied embeddings once."""
+        """Weights in matrices, tables and vectors; tied embeddings count once."""
         config = self.config
         shapes = (config.matrices() | config.tables()).values()
         return sum(rows * columns for rows, columns in shapes) + sum(config.vectors().values())

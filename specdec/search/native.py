@@ -35,7 +35,7 @@ def kernels(user: str = "vector search") -> ModuleType:
 
 
 def instruction_set() -> str:
-    """The instruction set to use: that of SPECDEC_CPU, or the best one that this machine can run.
+    """The instruction set to use: SPECDEC_CPU, or the best one that this machine can run.
 
     Raises:
         InvalidArgumentError: this machine cannot run the one that was asked for.

@@ -40,7 +40,7 @@ async def completions(request: Request) -> Any:
 async def _events(
     site: Site, asked: CompletionRequest, prompts: list[EncodedPrompt]
 ) -> AsyncGenerator[tuple[int, ChatEvent], None]:
-    """Events of all choices, those of one prompt side by side in their numbers."""
+    """Events of all choices; the choices of one prompt have consecutive numbers."""
     asked_s = time.perf_counter()
     describe = describer(site.model.tokenizer)
     streams = []

@@ -42,7 +42,7 @@ def json_response(value: Any) -> Response:
 
 
 def error_response(error: ApiError, path: str) -> Response:
-    """An error in OpenAI's form, or that of the interface which the request's path belongs to."""
+    """An error in the form of the interface that the request's path belongs to, OpenAI's for all other paths."""
     value = error_dict(error) if path.startswith(PATH) else error.to_dict()
     return Response(to_json(value), error.status, headers=error.headers, media_type="application/json")
 

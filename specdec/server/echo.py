@@ -28,7 +28,7 @@ class Echo:
     has_logprobs: bool
 
     def event(self, logprobs: Sequence[Found | None] | None) -> TextDelta:
-        """The event that comes before those of the answer.
+        """The event that comes before the answer's.
 
         Args:
             logprobs: of the prompt's tokens, None for the first one.

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token, its log-probability, and those of its likeliest rivals.
+    """A token, its log-probability, and its likeliest rivals with theirs.
 
     Attributes:
         token: id.
@@ -84,7 +84,7 @@ class Usage:
     Attributes:
         prompt_tokens: of the prompt.
         completion_tokens: of the answer, end token included.
-        cached_tokens: of the prompt, those that were not read again.
+        cached_tokens: number of prompt tokens that were not read again.
         reasoning_tokens: of the answer, those before its text.
     """
 

@@ -51,6 +51,13 @@ class Fields:
             raise bad_request(f"Missing required parameter: '{field}'.", field, code="missing_required_parameter")
         return value
 
+    def required_text(self, name: str) -> str:
+        """A string, which must be there."""
+        value = self.required(name)
+        if not isinstance(value, str):
+            raise self.wrong(name, "a string", value)
+        return value
+
     def flag(self, name: str) -> bool | None:
         """True or false."""
         return self._of_kind(name, bool, "true or false")

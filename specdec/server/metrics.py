@@ -49,7 +49,7 @@ class Metrics:
             "time_to_first_token_seconds", "From a request to its first token.", _FIRST_TOKEN_S
         )
         self._token = self._histogram(
-            "inter_token_latency_seconds", "Between tokens; those of one pass share its time.", _TOKEN_S
+            "inter_token_latency_seconds", "Between tokens; tokens of one pass share its time.", _TOKEN_S
         )
         self._request = self._histogram("e2e_request_latency_seconds", "From a request to its last token.", _REQUEST_S)
 

@@ -123,7 +123,7 @@ def rule(name: str) -> Rule:
     """The rule of this name.
 
     Raises:
-        ModelFormatError: unknown; the message lists those that exist.
+        ModelFormatError: unknown; the message lists the known names.
     """
     if name not in RULES:
         raise ModelFormatError(f"unknown pre-tokenizer {name!r}: this version knows {', '.join(sorted(RULES))}")
@@ -147,7 +147,7 @@ def build_byte_level(
         rule: how text is prepared.
         special: tokens of `vocabulary` that steer the model.
         user_defined: other tokens of `vocabulary` that are found in text before anything else.
-        strip_right: those of `special` that take the spaces after them.
+        strip_right: members of `special` that take the spaces after them.
 
     Raises:
         ModelFormatError: a merge makes a token that is not in the vocabulary, or tokens that are found in text are

@@ -137,7 +137,7 @@ def _is_control(model: SentencePieceProcessor, token: int) -> bool:
 
 
 def _table(model: SentencePieceProcessor, meta: TokenizerMeta) -> tuple[PieceTable, list[int]]:
-    """The vocabulary, and those of its control tokens that are the model's own."""
+    """The vocabulary, and the control tokens in it that are the model's own."""
     size = max([model.vocab_size(), *(token.id + 1 for token in meta.added_tokens)])
     pieces, special = [b""] * size, set()
     for token in range(model.vocab_size()):

@@ -75,7 +75,7 @@ def piece_types(content: bytes) -> list[int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Numbers and values of the fields of a message, those of fixed width as bytes."""
+    """Numbers and values of the fields of a message; values of fixed width are bytes."""
     position = 0
     while position < len(message):
         key, position = _read_varint(message, position)

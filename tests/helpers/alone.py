@@ -72,7 +72,7 @@ class Alone:
     """
 
     def __init__(self, runtime: Runtime, *, capacity: int, caches: int = 12) -> None:
-        self.runtime, self.capacity, self.computed = runtime, capacity, 0
+        self.runtime, self.capacity = runtime, capacity
         self._most_caches = caches
         self.clear()
 
@@ -135,7 +135,6 @@ class Alone:
         assert entry is not None
         rows = Rows(cache, [entry.token], entry.efforts, None, entry.layers, logits)  # type: ignore[arg-type]
         found = self.runtime.forward([rows], view=entry.view, states=states)[0]
-        self.computed += 1
         shown = None if found.states is None else found.states[:, 0].copy()
         return (found.logits[0].copy() if logits == "all" else found.logits), shown
 

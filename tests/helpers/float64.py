@@ -6,6 +6,7 @@ import numpy as np
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource
 
+from specdec.store import Store
 from specdec.weights.dtypes import to_float32
 
 
@@ -19,3 +20,13 @@ def float64_logits(source: SyntheticSource, tokens: list[int]) -> np.ndarray:
     return DenseTransformer(source.config, {name: weights(name) for name in names}.__getitem__, source.vector).logits(
         tokens
     )
+
+
+def stored_logits(store: Store, tokens: list[int]) -> np.ndarray:
+    """The same of a store whose weights have 16 bits."""
+
+    def weights(name: str) -> np.ndarray:
+        bits = store.table(name) if name in store.config.tables() else store.exact(name).dense_bits()
+        return to_float32(bits, store.dtype)
+
+    return DenseTransformer(store.config, weights, store.vector).logits(tokens)

@@ -11,6 +11,7 @@ from float64 import float64_logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from identity import DRAFTERS, POLICIES, assert_identical
+from passes import in_passes
 from synthetic import SyntheticSource, quantised_config, quantised_source, synthetic_source
 
 from specdec.errors import UnknownNameError
@@ -66,14 +67,6 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return build
 
 
-def in_passes(runtime: Runtime, sizes: list[int], *, capacity: int, effort: EffortSchedule, view: str) -> np.ndarray:
-    cache, logits = runtime.new_cache(capacity), []
-    for size in sizes:
-        part = TOKENS[cache.length : cache.length + size]
-        logits.append(forward_one(runtime, part, cache, effort=effort, view=view).logits)
-    return np.concatenate(logits)
-
-
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_at_effort_one_are_those_of_the_dequantised_weights(make: Make, name: str, runtime: str) -> None:
@@ -95,9 +88,9 @@ def test_rows_of_a_pass_equal_single_rows_bit_for_bit(make: Make, name: str, vie
         pytest.skip(f"{runtime} has no view {view!r}")
     for effort in (1.0, 0.6, 0.15):
         schedule = EffortSchedule(effort)
-        alone = in_passes(made, [1] * 16, capacity=16, effort=schedule, view=view)
-        together = in_passes(made, [16], capacity=300, effort=schedule, view=view)
-        mixed = in_passes(made, [7, 1, 2, 6], capacity=100, effort=schedule, view=view)
+        alone = in_passes(made, TOKENS, [1] * 16, effort=schedule, view=view)
+        together = in_passes(made, TOKENS, [16], capacity=300, effort=schedule, view=view)
+        mixed = in_passes(made, TOKENS, [7, 1, 2, 6], capacity=100, effort=schedule, view=view)
         assert np.array_equal(alone, together)
         assert np.array_equal(alone, mixed)
 

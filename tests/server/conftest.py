@@ -20,8 +20,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Scripted) -> Iterator[Any]:
-    """OpenAI's own."""
+def client(server: Any) -> Iterator[Any]:
+    """OpenAI's own, of the test file's server."""
     import openai
 
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:

@@ -25,12 +25,6 @@ def server(text_model: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
-
-
 def plain(server: Running, messages: Any = None, **options: Any) -> specdec.Result:
     return specdec.generate(server.model, messages or MESSAGES, speculate=False, **{"max_tokens": 20, **options})
 

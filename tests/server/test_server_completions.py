@@ -23,12 +23,6 @@ def server(text_model: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
-
-
 def plain(server: Running, prompt: Any, **options: Any) -> specdec.Result:
     return specdec.generate(server.model, prompt, speculate=False, chat=False, **{"max_tokens": 8, **options})
 

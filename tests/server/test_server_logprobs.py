@@ -26,12 +26,6 @@ def server(text_model: Path) -> Iterator[Running]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(server: Running) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
-
-
 def by_hand(server: Running, ids: list[int]) -> np.ndarray:
     """float64 (T, V): log-softmax of the model's logits behind every token."""
     logits = server.model.logits(ids).astype(np.float64)

@@ -156,7 +156,6 @@ struct SelectCall {
   uint8_t* chosen;      // out: n(i)
   uint32_t* keys;       // scratch: K * in
 };
-constexpr int kMaxTiers = 64;
 
 struct KernelTable {
   const char* name;

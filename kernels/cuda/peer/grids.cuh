@@ -1,8 +1,6 @@
 // Barriers of a step in one kernel on several GPUs: over this GPU's grid, and over the grids of all.
 namespace specdec {
 
-DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
-
 // Counters only grow, by the same numbers on all GPUs; where they stand is kept in the memory from one launch to the next.
 struct GridsBarrier {
   unsigned* own;  // of this GPU: [0] of all grids, [32] of this one, [64] and [65] where they stand
@@ -56,16 +54,5 @@ struct GridsBarrier {
     if (blockIdx.x == 0 && threadIdx.x == 0) own[64] = all, own[65] = here;
   }
 };
-
-// Counts the blocks that have come to a point by themselves: whether this one is the last of `expected`, which sees what
-// all of them wrote before and resets the counter for the next time, after a grid barrier.
-DEVICE bool comes_last(unsigned* counter, int expected) {
-  if (expected == 1) return true;
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  const bool last = before + 1 == unsigned(expected);
-  if (last) *counter = 0;
-  return last;
-}
 
 }  // namespace specdec

@@ -260,6 +260,23 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
   BARRIER();
 }
 
+// Attention of a step's rows: the items of all pieces, by all blocks in turn.
+DEVICE void attend_all(const Matrix& qkv, int rows, half_t* cache, int capacity, int position, int layer, const float* parts,
+                       const float* angles, const float* bias, const float* norms, int window, const int* state, float* out,
+                       AttentionMemory& m) {
+  int item = blockIdx.x;
+#pragma unroll 1
+  for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
+    const Piece piece = piece_at(state, number, cache, capacity, position, rows);
+    const int items = piece.rows ? piece.items() : 0;
+#pragma unroll 1
+    for (; item < items; item += GRID) {
+      attend(qkv, item, piece, layer, capacity / SPAN, parts, angles, bias, norms, window, state, out, m);
+    }
+    item -= items;
+  }
+}
+
 // Four outputs of attention of one row, of `used` splits.
 DEVICE float4 mixed4(const float* all, int row, int output, int used, int splits) {
   const float* from = all + (size_t)(row * HEADS + output / SIZE) * splits * SLOT;

@@ -99,6 +99,28 @@ DEVICE int find_cut(const Counts& counts, int wanted, int* scratch, unsigned* tu
   return scratch[32];
 }
 
+// Counts the keys of four inputs of a row of `width`, by the sizes of their tiers.
+DEVICE void count_keys(unsigned* histogram, const float (&v)[4], const float (&score)[4][TIERS], int input, int width) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    if (input + e >= width) break;
+#pragma unroll
+    for (int k = 0; k < TIERS; ++k) atomicAdd(histogram + place_of(bin_of(fabsf(v[e]) * score[e][k])), size_of(k));
+  }
+}
+
+// Calls `each(row, matrix, input, stride)` for every row and joined matrix of a choice: some blocks have each pair, a thread
+// four inputs from `input` on, and again after every `stride`.
+template <class F>
+DEVICE void spread_pairs(int rows, int joined, F each) {
+  const int block = blockIdx.x, pairs = rows * joined, step = pairs < GRID ? pairs : GRID;
+#pragma unroll 1
+  for (int pair = block % step; pair < pairs; pair += step) {
+    const int sharing = (GRID - pair % step + step - 1) / step;
+    each(pair / joined, pair % joined, (block / step * THREADS + int(threadIdx.x)) * 4, sharing * THREADS * 4);
+  }
+}
+
 // Bits of four inputs of every lane, those of eight lanes in one word: given to all eight.
 DEVICE unsigned word_of(unsigned four) {
   unsigned word = four << (threadIdx.x % 8 * 4);
@@ -124,6 +146,24 @@ DEVICE void spread(int rows, int padded, F each) {
     const int row = job / jobs;
     each(row, (job - row * jobs) * 128 + int(threadIdx.x % 32) * 4);
   }
+}
+
+// Four inputs of a row that has a norm, before its scale, by a warp that has 128 of them: of the residual stream `x`, to which
+// what `product` gives is added with `adds`. Their squares' sum goes to `squares`.
+template <class F>
+DEVICE float4 normed4(float* x, const float* weight, float* squares, int i, bool adds, F product) {
+  float4 value = {0, 0, 0, 0}, w = value;
+  if (i < HIDDEN) {
+    w = *reinterpret_cast<const float4*>(weight + i);
+    value = load_float4(x + i);
+    if (adds) {
+      add(value, product());
+      *reinterpret_cast<float4*>(x + i) = value;
+    }
+  }
+  const float square = lane_sum(four_squares(value));
+  if (threadIdx.x % 32 == 0) squares[i / 128] = square;
+  return float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
 }
 
 // The scale of an RMS norm, from sums of squares of a row's parts of 128: first what a lane has of them.

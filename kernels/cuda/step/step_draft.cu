@@ -7,15 +7,7 @@
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
-const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
-int position = told[0], token_turn = 0;
-const int capacity = cache_shape[3], splits = capacity / SPAN;
-GridBarrier grid_barrier(const_cast<unsigned*>(sync));
-float *logits = const_cast<float*>(logits_out), *choices = const_cast<float*>(choices_out) + CHOICE_WORDS;
-unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
-// The block's own copy of the state: a launch that goes on with its own tokens moves it on.
-int* state = reinterpret_cast<int*>(address + ADDRESSES);
-int* chosen = state + STATE_SIZE;
+#include "step_begin"
 int* counting = state + STATE_WORDS;
 // The activation, and what goes with it: for bucketMul halves and how many runs of each input are taken, for 4-bit weights
 // two planes of bytes and groups.
@@ -29,8 +21,6 @@ Beside* beside = reinterpret_cast<Beside*>(activation + 2 * WIDEST);
 char* room = reinterpret_cast<char*>(beside + (COUNTS ? WIDEST : WIDEST / 32));
 char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
-for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
-for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *values = scratch + AT_VALUES;
 float *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
 #if TIERS
@@ -70,18 +60,7 @@ auto make = [&](int layer, int site, bool adds) {
     load_scores4(scores, i, width, score);
 #endif
     if (site % 2 == 0) {
-      float4 w = value;
-      if (i < HIDDEN) {
-        w = *reinterpret_cast<const float4*>(weight + i);
-        value = load_float4(x + i);
-        if (adds) {
-          add(value, sum4(matrix_at(site ? 1 : 3, false), products, 0, i));
-          *reinterpret_cast<float4*>(x + i) = value;
-        }
-      }
-      const float square = lane_sum(four_squares(value));
-      if (lane == 0) squares[i / 128] = square;
-      value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+      value = normed4(x, weight, squares, i, adds, [&] { return sum4(matrix_at(site ? 1 : 3, false), products, 0, i); });
     }
 #if TIERS
     if (site == 1 && i < MIXED) value = mixed4(attended, 0, i, ROW_SPLITS(0), splits);
@@ -91,12 +70,7 @@ auto make = [&](int layer, int site, bool adds) {
 #if TIERS
     if (i >= width) return;
     const float v[4] = {value.x, value.y, value.z, value.w};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (i + e >= width) break;
-#pragma unroll
-      for (int k = 0; k < TIERS; ++k) atomicAdd(counted + place_of(bin_of(fabsf(v[e]) * score[e][k])), size_of(k));
-    }
+    count_keys(counted, v, score, i, width);
 #endif
   });
 };
@@ -212,18 +186,8 @@ for (int number = 0;; ++number) {
       fill_for(next / 4, next % 4);
       look_ahead(next / 4, next % 4);
     });
-    int item = block;
-#pragma unroll 1
-    for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
-      const Piece piece = piece_at(state, number, all, capacity, position, 1);
-      const int items = piece.rows ? piece.items() : 0;
-#pragma unroll 1
-      for (; item < items; item += GRID) {
-        attend(m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
+    attend_all(m, 1, all, capacity, position, layer, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
                POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), state, attended, memory);
-      }
-      item -= items;
-    }
     grid_barrier.wait();
   } else {
     grid_barrier.wait([&] {

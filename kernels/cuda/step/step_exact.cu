@@ -13,21 +13,11 @@ int rows = told[1];
 const int rows = told[1];
 #endif
 const int logits_from = told[STATE_LOGITS];
-const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
-int position = told[0], token_turn = 0;
-const int capacity = cache_shape[3], splits = capacity / SPAN;
-GridBarrier grid_barrier(const_cast<unsigned*>(sync));
-float *logits = const_cast<float*>(logits_out), *choices = const_cast<float*>(choices_out) + CHOICE_WORDS;
-unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
-// The block's own copy of the state: a launch that goes on with its own tokens moves it on.
-int* state = reinterpret_cast<int*>(address + ADDRESSES);
-int* chosen = state + STATE_SIZE;
+#include "step_begin"
 float* scratch_sums = reinterpret_cast<float*>(state + STATE_WORDS);
 float* room = scratch_sums + 64;
 char* ring = reinterpret_cast<char*>(room + RING_AT);
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
-for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
-for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *attended = scratch + AT_SPLITS;
 act_t* activation = reinterpret_cast<act_t*>(scratch + AT_ACTIVATION);
 // What a multiplication leaves; a row alone makes inputs of it while others leave what comes next.
@@ -78,19 +68,8 @@ auto make_four = [&](int layer, int site, int joined, int first, bool adds, int 
     if (m < joined) load_scores4(scores + (size_t)m * width * TIERS, i, width, score[m]);
   }
   if (site % 2 == 0) {
-    float* from = x + (first + row) * HIDDEN + i;
-    float4 w = value;
-    if (i < HIDDEN) {
-      w = *reinterpret_cast<const float4*>(weight + i);
-      value = load_float4(from);
-      if (adds) {
-        add(value, sum4(matrix_at(site ? 1 : 3, false), products, first + row, i));
-        *reinterpret_cast<float4*>(from) = value;
-      }
-    }
-    const float square = lane_sum(four_squares(value));
-    if (tid % 32 == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
-    value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+    auto product = [&] { return sum4(matrix_at(site ? 1 : 3, false), products, first + row, i); };
+    value = normed4(x + (first + row) * HIDDEN, weight, squares + row * (HIDDEN_PAD / 128), i, adds, product);
   } else {
     value = plain4(site, row, i);
   }
@@ -100,19 +79,14 @@ auto make_four = [&](int layer, int site, int joined, int first, bool adds, int 
 #pragma unroll
   for (int m = 0; m < 3; ++m) {
     if (m >= joined) break;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (i + e >= width) break;
-#pragma unroll
-      for (int k = 0; k < TIERS; ++k) {
-        atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][k])), size_of(k));
-      }
-    }
+    count_keys(counted + (size_t)(m * ROWS + row) * BINS, v, score[m], i, width);
   }
 };
+// Empties the histograms of the turn after the one that is counted.
+auto clear_next = [&] { clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS); };
 // Makes the rows of a multiplication, from `first` on, by all blocks together.
 auto make = [&](int layer, int site, int joined, int first, bool adds) {
-  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
+  clear_next();
   spread(rows - first, padded_at(site), [&](int row, int i) { make_four(layer, site, joined, first, adds, row, i); });
 };
 
@@ -124,13 +98,9 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
   const unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
   const float* scores = scores_at(layer, site);
   const int width = width_at(site), padded = padded_at(site);
-  const int pairs = count * joined, step = pairs < GRID ? pairs : GRID;
-#pragma unroll 1
-  for (int pair = block % step; pair < pairs; pair += step) {
-    const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
+  spread_pairs(count, joined, [&](int row, int m, int from, int stride) {
     // All that is needed is asked for before any of it is used.
     const Counts under_way(counted + (size_t)(m * ROWS + row) * BINS);
-    const int from = (block / step * THREADS + tid) * 4;
     const float4 early = from < padded ? load_float4(values_at(site) + (size_t)row * padded + from) : float4{0, 0, 0, 0};
     float score[4][TIERS];
     load_scores4(scores + (size_t)m * width * TIERS, from, width, score);
@@ -139,7 +109,7 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
                              reinterpret_cast<unsigned*>(room));
     const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
 #pragma unroll 1
-    for (int i = from; i < padded; i += sharing * THREADS * 4) {
+    for (int i = from; i < padded; i += stride) {
       float4 value = early;
       if (i != from) {
         value = load_float4(values_at(site) + (size_t)row * padded + i);
@@ -158,7 +128,7 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
       if (m == 0) put4(activation, row, padded, i, float4{v[0] * scale, v[1] * scale, v[2] * scale, v[3] * scale});
     }
     BARRIER();
-  }
+  });
   ++turn;
 };
 #endif
@@ -297,18 +267,8 @@ for (int number = 0, choice = 0;; ++number) {
 #endif
       meanwhile();
     });
-    int item = block;
-#pragma unroll 1
-    for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
-      const Piece piece = piece_at(state, number, all, capacity, position, rows);
-      const int items = piece.rows ? piece.items() : 0;
-#pragma unroll 1
-      for (; item < items; item += GRID) {
-        attend(m, item, piece, layer, splits, parts_of(0), angles, POINTER(float, layer, 2), POINTER(float, layer, 3),
-               int(address[layer * ENTRIES + 16]), state, attended, memory);
-      }
-      item -= items;
-    }
+    attend_all(m, rows, all, capacity, position, layer, parts_of(0), angles, POINTER(float, layer, 2),
+               POINTER(float, layer, 3), int(address[layer * ENTRIES + 16]), state, attended, memory);
     grid_barrier.wait();
 #if INPUTS
     make(layer, 1, 1, 0, false);

@@ -38,17 +38,6 @@ struct GridBarrier {
   }
 };
 
-// Counts the blocks that have come to a point by themselves: whether this one is the last of `expected`, which sees what
-// all of them wrote before and resets the counter for the next time, after a grid barrier.
-DEVICE bool comes_last(unsigned* counter, int expected) {
-  if (expected == 1) return true;
-  unsigned before;
-  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-  const bool last = before + 1 == unsigned(expected);
-  if (last) *counter = 0;
-  return last;
-}
-
 // Waits for the kernels before this one, where it was begun ahead of their end, and lets the next one begin ahead of its own.
 DEVICE void after_others() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -151,7 +140,6 @@ constexpr int FEWEST = least(least(HIDDEN, QKV_SIZE), least(VOCAB, 2 * INNER_PAD
 constexpr int MOST = GRID / ((FEWEST + TILE - 1) / TILE) + 2;
 #endif
 
-DEVICE float4 load_float4(const float* from) { return __ldcg(reinterpret_cast<const float4*>(from)); }
 DEVICE void add(float4& sum, const float4& value) {
   sum.x += value.x, sum.y += value.y, sum.z += value.z, sum.w += value.w;
 }

@@ -12,7 +12,7 @@ auto make_of_tiles = [&](const Matrix& m, int layer, int site) {
   const int begin = m.first(block), end = m.first(block + 1);
   const int low = begin / m.steps / each, pieces = begin < end ? (end - 1) / m.steps / each - low + 1 : 0;
   int* last = reinterpret_cast<int*>(scratch_sums);
-  clear(histograms + (size_t)((turn + 1) % 3) * HISTOGRAMS * BINS, HISTOGRAMS);
+  clear_next();
   BARRIER();
   if (tid < pieces) {
     const int from = (low + tid) * each * m.steps, sharing = m.block_of(from + each * m.steps - 1) - m.block_of(from) + 1;
@@ -89,20 +89,16 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
   const unsigned* counted = histograms + (size_t)(turn % 3) * HISTOGRAMS * BINS;
   const float *scores = scores_at(layer, site), *values = values_at(site);
   const int width = width_at(site), padded = padded_at(site);
-  const int pairs = count * joined, step = pairs < GRID ? pairs : GRID;
-#pragma unroll 1
-  for (int pair = block % step; pair < pairs; pair += step) {
-    const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
+  spread_pairs(count, joined, [&](int row, int m, int from, int stride) {
     // All that is needed is asked for before any of it is used.
     const Counts under_way(counted + (size_t)(m * ROWS + row) * BINS);
-    const int from = (block / step * THREADS + tid) * 4;
     float4 value = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
     const float square = site % 2 == 0 ? load_squares(squares + row * (HIDDEN_PAD / 128)) : 0.0f;
     const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], reinterpret_cast<int*>(scratch_sums),
                              reinterpret_cast<unsigned*>(room));
     const float scale = site % 2 == 0 ? norm_scale(square) : 1.0f;
 #pragma unroll 1
-    for (int i = from; i < padded; i += sharing * THREADS * 4) {
+    for (int i = from; i < padded; i += stride) {
       if (i != from) value = load_float4(values + (size_t)row * padded + i);
       float score[4][TIERS], v[4] = {value.x, value.y, value.z, value.w};
       load_scores4(scores + (size_t)m * width, i, width, score);
@@ -111,7 +107,7 @@ auto choose = [&](int layer, int site, int joined, int count, const int* wanted)
       put4(activation, m * ROWS + row, padded, i, float4{v[0], v[1], v[2], v[3]});
     }
     BARRIER();
-  }
+  });
   ++turn;
 };
 #endif

@@ -18,15 +18,7 @@ int rows = told[1];
 const int rows = ROWS == 1 ? 1 : told[1];
 #endif
 const int logits_from = ROWS == 1 ? 0 : told[STATE_LOGITS];
-const bool chooses = told[STATE_SHOWS] != 0, shows_logits = told[STATE_SHOWS] != 1;
-int position = told[0], token_turn = 0;
-const int capacity = cache_shape[3], splits = capacity / SPAN;
-GridBarrier grid_barrier(const_cast<unsigned*>(sync));
-float *logits = const_cast<float*>(logits_out), *choices = const_cast<float*>(choices_out) + CHOICE_WORDS;
-unsigned long long* address = reinterpret_cast<unsigned long long*>(shared_memory);
-// The block's own copy of the state: a launch that goes on with its own tokens moves it on.
-int* state = reinterpret_cast<int*>(address + ADDRESSES);
-int* chosen = state + STATE_SIZE;
+#include "step_begin"
 int* counting = state + STATE_WORDS;
 float* scales = reinterpret_cast<float*>(counting + 64);  // of the rows' norms
 Portions& portions = *reinterpret_cast<Portions*>(scales + 16);
@@ -37,8 +29,6 @@ float* ends = reinterpret_cast<float*>(room + ENDS_AT);
 char* ring = room + RING_AT;
 AttentionMemory& memory = *reinterpret_cast<AttentionMemory*>(room);
 const Gathering gathering{ends, reinterpret_cast<float*>(room)};
-for (int i = tid; i < ADDRESSES; i += THREADS) address[i] = (unsigned long long)table[i];
-for (int i = tid; i < STATE_SIZE; i += THREADS) state[i] = told[i];
 float *x = scratch + AT_X, *products = scratch + AT_PARTS, *squares = scratch + AT_SQUARES, *attended = scratch + AT_SPLITS;
 unsigned* arrivals = const_cast<unsigned*>(sync) + SYNC_ARRIVALS;  // at tiles of HIDDEN outputs, then of INNER
 #if TIERS
@@ -103,19 +93,10 @@ auto make_four = [&](int layer, int site, int first, bool adds, int row, int i) 
   }
 #endif
   if (site % 2 == 0) {
-    float* from = x + (first + row) * HIDDEN + i;
-    float4 w = value;
-    if (i < HIDDEN) {
-      w = *reinterpret_cast<const float4*>(weight_at(layer, site) + i);
-      value = load_float4(from);
-      if (adds) {
-        add(value, site ? sum4(segment_at(3), products, first + row, i) : sum4(segment_at(6), products, first + row, i));
-        *reinterpret_cast<float4*>(from) = value;
-      }
-    }
-    const float square = lane_sum(four_squares(value));
-    if (lane == 0) squares[row * (HIDDEN_PAD / 128) + i / 128] = square;
-    value = float4{value.x * w.x, value.y * w.y, value.z * w.z, value.w * w.w};
+    auto product = [&] {
+      return site ? sum4(segment_at(3), products, first + row, i) : sum4(segment_at(6), products, first + row, i);
+    };
+    value = normed4(x + (first + row) * HIDDEN, weight_at(layer, site), squares + row * (HIDDEN_PAD / 128), i, adds, product);
   } else {
     value = plain4(site, row, i);
   }
@@ -129,10 +110,7 @@ auto make_four = [&](int layer, int site, int first, bool adds, int row, int i) 
 #pragma unroll
   for (int m = 0; m < 3; ++m) {
     if (m >= joined) break;
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (i + e < width) atomicAdd(counted + (size_t)(m * ROWS + row) * BINS + place_of(bin_of(fabsf(v[e]) * score[m][e][0])), 1u);
-    }
+    count_keys(counted + (size_t)(m * ROWS + row) * BINS, v, score[m], i, width);
   }
 #endif
 };
@@ -171,19 +149,15 @@ auto make_of_tiles = [&](const Portion& share, int layer, int site) {
 // Chooses inputs of rows that were made, and makes whole numbers of them: some blocks for every row and matrix.
 auto choose = [&](int layer, int site, int count, const int* wanted) {
   const int joined = joined_at(layer, site), width = width_at(site), padded = padded_at(site);
-  const int pairs = count * joined, step = pairs < GRID ? pairs : GRID;
-#pragma unroll 1
-  for (int pair = block % step; pair < pairs; pair += step) {
-    const int row = pair / joined, m = pair % joined, sharing = (GRID - pair % step + step - 1) / step;
+  spread_pairs(count, joined, [&](int row, int m, int from, int stride) {
     const Counts under_way(histograms + ((size_t)(turn % 3) * HISTOGRAMS + m * ROWS + row) * BINS);
     const float* scores = scores_at(layer, layer == LAYERS ? 0 : first_segment(site) + m);
-    const int from = (block / step * THREADS + tid) * 4;
     const float* values = values_at(site);
     float4 value = from < padded ? load_float4(values + (size_t)row * padded + from) : float4{0, 0, 0, 0};
     const int cut = find_cut(under_way, wanted[m + WANTED_OF(rows - count + row)], counting,
                              reinterpret_cast<unsigned*>(room));
 #pragma unroll 1
-    for (int i = from; i - tid * 4 < padded; i += sharing * THREADS * 4) {
+    for (int i = from; i - tid * 4 < padded; i += stride) {
       if (i != from && i < padded) value = load_float4(values + (size_t)row * padded + i);
       float score[4][TIERS];
       load_scores4(scores, i, width, score);
@@ -194,7 +168,7 @@ auto choose = [&](int layer, int site, int count, const int* wanted) {
       }
       put_group(words_at(site), groups_at(site), (m * (padded / 32) + i / 32) * count + row, i % 32 / 4, v, i < padded);
     }
-  }
+  });
   ++turn;
 };
 #endif
@@ -408,18 +382,8 @@ for (int number = 0, choice = 0;; ++number) {
 #endif
       fill_for(next / 4, next % 4, FILL_FIRST);
     });
-    int item = block;
-#pragma unroll 1
-    for (int number = 0; number < (SHARED_STEP ? MOST_PIECES : 1); ++number) {
-      const Piece piece = piece_at(state, number, all, capacity, position, rows);
-      const int items = piece.rows ? piece.items() : 0;
-#pragma unroll 1
-      for (; item < items; item += GRID) {
-        attend(share.m, item, piece, layer, splits, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
+    attend_all(share.m, rows, all, capacity, position, layer, products + OTHER_PARTS, angles, POINTER(float, layer, 2),
                POINTER(float, layer, 3), int(address[layer * ENTRIES + 19]), state, attended, memory);
-      }
-      item -= items;
-    }
 #if TIERS
     grid_barrier.wait();
     make(layer, 1);

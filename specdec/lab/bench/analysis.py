@@ -1,6 +1,6 @@
 """What the answers say: rates, speed-ups with their intervals, acceptance, time, by task and over all. No output here.
 
-Time is that of all rounds after the prompt was read, and only emitted tokens count. Of the repetitions of an answer the
+Time counts all rounds after the prompt was read, and only emitted tokens count. Of the repetitions of an answer the
 median time counts. A rate over several prompts is all their tokens over all that time, which weighs each by its tokens;
 a speed-up is the plain time over the contender's, for the same tokens.
 """

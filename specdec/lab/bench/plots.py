@@ -242,7 +242,7 @@ PLOTS = (
     Plot(
         "efforts",
         "Draft steps chosen",
-        "Share of the drafted tokens; blue: those that were kept. Efforts that are many are rounded to tenths.",
+        "Share of the drafted tokens; blue: kept tokens. Where there are many efforts, they are rounded to tenths.",
         efforts,
     ),
     Plot(

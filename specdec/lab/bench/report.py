@@ -60,7 +60,7 @@ _NOTES = (
     ),
     (
         "Speed-up",
-        "Time of plain decoding over that of the way, for the same tokens of the same prompts: weighted by tokens. "
+        "Time of plain decoding over the contender's, for the same tokens of the same prompts: weighted by tokens. "
         "Intervals come from a seeded bootstrap over prompts within their task, and over repetitions. "
         "“Mean of tasks” counts every task the same.",
     ),
@@ -121,7 +121,7 @@ class Drawing:
 
 
 def draw(findings: Findings, *, plots: Sequence[Plot] = PLOTS) -> list[Drawing]:
-    """Every plot under every condition, but for those that have nothing to show."""
+    """Every plot under every condition, except plots that have nothing to show."""
     drawings = []
     for condition, plot in itertools.product(findings.conditions, plots):
         figure = _figure(plot, findings, condition, NAMED)

@@ -27,7 +27,7 @@ _RELEARN = 2  # prompts that learning contenders answer again, uncounted, when a
 
 
 def measure(model: Model, plan: Plan, journal: Journal[Sample], *, progress: Progress | None = None) -> list[Sample]:
-    """Every answer of the plan, in its order; those that the journal holds are not asked for again.
+    """Every answer of the plan, in its order; answers that the journal holds are not asked for again.
 
     Args:
         model: answers. Its memory and prompt cache are replaced: each contender has a memory of its own.

@@ -1,4 +1,4 @@
-"""Next-token distributions on a text, against those of the dense model: what one passage shows at one setting.
+"""Next-token distributions on a text, against the dense model's: what one passage shows at one setting.
 
 The whole passage runs at the setting's effort, the history included: this is the model that a user would talk to at
 that effort. (How often a single draft step agrees after a history of full quality is another question, and

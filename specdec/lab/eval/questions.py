@@ -126,7 +126,7 @@ def answer_questions(
 def _score(
     first: NDArray[np.float64], tail: Sequence[int], rows: Callable[[Sequence[int]], NDArray[np.float64]], cache: Cache
 ) -> float:
-    """Log-probability of a choice, in nats; `first` is that of the token after the question."""
+    """Log-probability of a choice, in nats; `first` is the log-probability of the token after the question."""
     held = cache.length
     score = float(first[tail[0]])
     if len(tail) > 1:

@@ -59,7 +59,7 @@ def best_speedup(agreement: float, draft_s: float, verify_s: dict[int, float]) -
 
 
 def rows_seconds(verify_s: dict[int, float], rows: int) -> float:
-    """Seconds of a pass over `rows`, on the straight lines between and beyond those that were timed."""
+    """Seconds of a pass over `rows`, on the straight lines between and beyond the numbers that were timed."""
     known = sorted(verify_s)
     upper = next((index for index, count in enumerate(known) if count >= rows), len(known) - 1)
     upper = max(upper, 1)

@@ -31,7 +31,7 @@ class Sums:
     """Sums over what is done: place by place, and unit by unit within a place.
 
     Args:
-        journal: results by their number; those that are in it count.
+        journal: results by their number; what it holds is not measured again.
         units: number of units.
         levels: number of levels.
 
@@ -74,7 +74,7 @@ class Sums:
 
 
 def open_sums(path: Path, settings: Mapping[str, Any], *, units: int, levels: int, restart: bool = False) -> Sums:
-    """The sums that a file holds for these settings; empty if it holds none, or those of other settings.
+    """The sums that a file holds for these settings; empty if it holds none, or sums of other settings.
 
     Raises:
         InvalidArgumentError: the file cannot be read or written.

@@ -17,7 +17,6 @@ INPUT_STEP = 128  # inputs are padded with zeros to a multiple of it
 RUN = 4  # weights of a bucket that one record of bucketMul holds
 BUCKET = 16  # the bucket size that the bucketMul kernel knows
 BUCKET_TILE = 256  # outputs that a block of the bucketMul kernel makes
-RECORD = BUCKET_TILE // BUCKET * (RUN * 2 + 2)  # bytes: 16 lanes of four values and of four 4-bit positions
 LINE = 128  # outputs to which an input's weights lie together, for `step_inputs`
 INT4_TILE = {"cuda": 128, "metal": 256}
 
@@ -208,7 +207,9 @@ def bucket_parts(matrix: BucketedMatrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_bucket(mx: Any, values: Any, places: Any) -> Any:
-    """Records for `bucket`, the same for both backends: uint8 (tiles, runs, padded in, RECORD), flat.
+    """Records for `bucket`, the same for both backends: uint8 (tiles, runs, padded in, 160), flat.
+
+    A record has 16 lanes of four 16-bit values and of four 4-bit positions.
 
     Args:
         mx: MLX.

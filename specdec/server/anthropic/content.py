@@ -68,7 +68,7 @@ def _read_user(blocks: Sequence[Any], path: str) -> list[Message]:
             done.append(
                 {
                     "role": "tool",
-                    "tool_call_id": _required_text(fields, "tool_use_id"),
+                    "tool_call_id": fields.required_text("tool_use_id"),
                     "content": "" if content is None else _texts(content, fields.name("content")),
                 }
             )
@@ -84,7 +84,7 @@ def _read_assistant(blocks: Sequence[Any], path: str) -> list[Message]:
         if kind == "text":
             message["content"] += _text(fields)
         elif kind == "thinking":
-            message["reasoning_content"] = message.get("reasoning_content", "") + _required_text(fields, "thinking")
+            message["reasoning_content"] = message.get("reasoning_content", "") + fields.required_text("thinking")
         elif kind == "tool_use":
             message.setdefault("tool_calls", []).append(_call(fields))
         elif kind != "redacted_thinking":
@@ -96,8 +96,8 @@ def _call(fields: Fields) -> dict[str, Any]:
     arguments = fields.required("input")
     if not isinstance(arguments, dict):
         raise fields.wrong("input", "an object", arguments)
-    function = {"name": _required_text(fields, "name"), "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return {"id": _required_text(fields, "id"), "type": "function", "function": function}
+    function = {"name": fields.required_text("name"), "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return {"id": fields.required_text("id"), "type": "function", "function": function}
 
 
 def _append(messages: list[Message], message: Message) -> None:
@@ -136,7 +136,7 @@ def _texts(content: Any, path: str) -> str:
 
 
 def _text(fields: Fields) -> str:
-    return _required_text(fields, "text")
+    return fields.required_text("text")
 
 
 def _document(fields: Fields) -> str:
@@ -145,15 +145,8 @@ def _document(fields: Fields) -> str:
     if source is None or source.any("type") != "text":
         raise bad_request(f"'{fields.name('source')}' must be of type 'text': this model reads no other documents")
     title = fields.text("title")
-    text = _required_text(source, "data")
+    text = source.required_text("data")
     return f"{title}\n\n{text}" if title else text
-
-
-def _required_text(fields: Fields, name: str) -> str:
-    value = fields.required(name)
-    if not isinstance(value, str):
-        raise fields.wrong(name, "a string", value)
-    return value
 
 
 def _unsupported(fields: Fields, kind: str) -> ApiError:

@@ -81,13 +81,13 @@ def _read_item(item: Any, path: str) -> Item:
         return _read_message(fields)
     given = fields.text("id")
     if kind == "function_call":
-        names = {name: _required_text(fields, name) for name in ("call_id", "name", "arguments")}
+        names = {name: fields.required_text(name) for name in ("call_id", "name", "arguments")}
         return {"id": given or new_id("fc"), "type": kind, **names, "status": "completed"}
     if kind == "function_call_output":
         output = fields.required("output")
         if not isinstance(output, (str, list)):
             raise fields.wrong("output", "a string or an array of texts", output)
-        call_id = _required_text(fields, "call_id")
+        call_id = fields.required_text("call_id")
         output = output if isinstance(output, str) else _read_parts(output, fields.name("output"))
         return {"id": given or new_id("fco"), "type": kind, "call_id": call_id, "output": output, "status": "completed"}
     if kind == "reasoning":
@@ -125,9 +125,9 @@ def _read_parts(parts: Sequence[Any], path: str) -> list[Item]:
         fields = Fields(part, where)
         kind = fields.text("type")
         if kind in _TEXTS:
-            found.append({"type": kind, "text": _required_text(fields, "text")})
+            found.append({"type": kind, "text": fields.required_text("text")})
         elif kind == "refusal":
-            found.append({"type": kind, "refusal": _required_text(fields, "refusal")})
+            found.append({"type": kind, "refusal": fields.required_text("refusal")})
         else:
             raise _unsupported(fields, kind)
     return found
@@ -140,7 +140,7 @@ def _read_thoughts(fields: Fields, name: str) -> list[Item]:
         where = f"{fields.name(name)}[{number}]"
         if not isinstance(part, dict):
             raise bad_request(f"'{where}' must be an object with a 'text'", where, code="invalid_type")
-        found.append({"type": kind, "text": _required_text(Fields(part, where), "text")})
+        found.append({"type": kind, "text": Fields(part, where).required_text("text")})
     return found
 
 
@@ -155,13 +155,6 @@ def _output(output: str | Sequence[Mapping[str, Any]]) -> str:
 
 def _text(parts: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(part["text"] if "text" in part else part["refusal"] for part in parts)
-
-
-def _required_text(fields: Fields, name: str) -> str:
-    value = fields.required(name)
-    if not isinstance(value, str):
-        raise fields.wrong(name, "a string", value)
-    return value
 
 
 def _unsupported(fields: Fields, kind: str | None) -> ApiError:

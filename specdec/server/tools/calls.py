@@ -71,7 +71,7 @@ class Calls:
             known: only a function that there is counts, since nothing else shows that this is a call.
 
         Raises:
-            CallError: the name cannot be that of a function.
+            CallError: the name cannot name a function.
         """
         if not (name in self.tools.names if known else _NAME.fullmatch(name) or name in self.tools.names):
             raise CallError

@@ -141,8 +141,8 @@ def tool_format(chat_template: str | None) -> ToolFormat:
     """The way in which the model of a chat template writes tool calls.
 
     Args:
-        chat_template: Jinja source. One that shows no way of its own, or none, gets that of Hermes and Qwen, which
-            `ToolPrompt` then explains to the model.
+        chat_template: Jinja source. A template that shows no format of its own, or None, gets the format of Hermes and
+            Qwen, which `ToolPrompt` then explains to the model.
     """
     text = chat_template or ""
     if "<|channel|>" in text and "<|message|>" in text:

@@ -48,7 +48,7 @@ class HarmonyParser:
         self._name = ""
         self._scan = JsonScan()
         self._raw: list[Piece] = []  # of a call
-        self._uncounted = 0  # first token that is not among those of reasoning
+        self._uncounted = 0  # first token that is not counted as reasoning
         self.reasoning_tokens = 0
 
     def push(self, piece: Piece) -> None:

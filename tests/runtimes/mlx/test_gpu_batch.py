@@ -6,7 +6,6 @@ Skipped where MLX has no GPU, saying so. The same on the host is in `test_metal_
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from threading import Thread
 from typing import Any
@@ -14,50 +13,24 @@ from typing import Any
 import numpy as np
 import pytest
 from batches import Company
-from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
+from gpu_models import STEP_MODELS, WAYS, needed_gpu, random_store, runtime_in
 
-from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
-from specdec.store import Store, convert
 
-try:
-    from specdec.runtimes.mlx import runtime as mlx_runtime
-    from specdec.runtimes.mlx.device import find_gpu
+needed_gpu()
 
-    GPU = find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
-
-WAYS = ("one kernel", "one by one")
-# Shapes with and without biases, a window, an embedding table of its own.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "float16": {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1, "tie_embeddings": False},
-    "bfloat16": {"architecture": "qwen2", "qkv_bias": True},
-}
 EFFORTS = (1.0, 0.6, 0.3)
 LENGTHS = (3, 250, 17, 200, 30)  # splits of attention end at 256
 
 
 @pytest.fixture(scope="module")
 def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Any]:
-    """A runtime of a model that runs a step in one of `WAYS`; made once."""
+    """A runtime of one of `STEP_MODELS` that runs a step in one of `WAYS`; made once."""
 
     @cache
     def build(name: str, way: str) -> Any:
-        folder = tmp_path_factory.mktemp("stores") / "store"
-        if name in CONFIGS:
-            store = convert(SyntheticSource(tiny_config(max_context=512, **CONFIGS[name]), dtype=name), folder)
-        else:
-            config = quantised_config(max_context=512, tie_embeddings=False)
-            store = convert(quantised_source(config, "q4_k", "q8_0", "q6_k"), folder, quantised="keep")
-        with pytest.MonkeyPatch.context() as patch:
-            if way == "one by one":
-                patch.setattr(mlx_runtime, "find_gpu", lambda: replace(GPU, driver=None))
-            made = mlx_runtime.MlxRuntime(Store.open(store, verify=False))
-        if way == "one kernel" and made._transformer.whole is None:
-            pytest.skip("this model or GPU takes kernels one by one")
-        return made
+        return runtime_in(way, random_store(tmp_path_factory.mktemp("stores") / "store", STEP_MODELS[name]))
 
     return build
 
@@ -70,7 +43,7 @@ def play(company: Company, rounds: int) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", [*CONFIGS, "quantised"])
+@pytest.mark.parametrize("name", STEP_MODELS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_batch_equals_its_parts(runtime_of, name, way, seed):
     play(Company(runtime_of(name, way), seed, efforts=EFFORTS, lengths=LENGTHS, most=9), 8)
@@ -97,7 +70,7 @@ def test_twenty_sequences_share_steps(runtime_of, way):
     play(company, 3)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "quantised"])
+@pytest.mark.parametrize("name", STEP_MODELS)
 def test_a_model_uses_one_family_of_kernels_for_every_pass(runtime_of, monkeypatch, name):
     runtime = runtime_of(name, "one kernel")
 
@@ -109,7 +82,7 @@ def test_a_model_uses_one_family_of_kernels_for_every_pass(runtime_of, monkeypat
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", [*CONFIGS, "quantised"])
+@pytest.mark.parametrize("name", STEP_MODELS)
 def test_other_threads_get_the_same_bits(runtime_of, name, way):
     runtime, ids, found = runtime_of(name, way), list(range(40)), []
     wanted = forward_one(runtime, ids, runtime.new_cache(300), effort=EffortSchedule()).logits

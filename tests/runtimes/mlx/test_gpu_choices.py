@@ -6,31 +6,18 @@ Skipped where MLX has no GPU, saying so. What the engine makes of them is in `te
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
+from gpu_models import STEP_MODELS, needed_gpu, runtimes_of
 
 from specdec.drafters.signals import LogitDistribution
-from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Rows, forward_one
-from specdec.store import Store, convert
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.runtime import MlxRuntime
+needed_gpu()
 
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "float16": {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1, "tie_embeddings": False},
-    "bfloat16": {"architecture": "qwen2", "qkv_bias": True},
-}
 CASES = [
     ("float16", "exact", 1.0), ("float16", "exact", 0.5), ("float16", "int4", 1.0), ("float16", "int4", 0.4),
     ("float16", "bucket", 0.3), ("bfloat16", "exact", 1.0), ("bfloat16", "exact", 0.6), ("quantised", "exact", 1.0),
@@ -40,22 +27,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A runtime of a random model, made once."""
-
-    @cache
-    def build(name: str) -> Any:
-        folder = tmp_path_factory.mktemp("stores") / "store"
-        if name in CONFIGS:
-            store = convert(SyntheticSource(tiny_config(max_context=512, **CONFIGS[name]), dtype=name), folder)
-        else:
-            config = quantised_config(max_context=512, tie_embeddings=False)
-            store = convert(quantised_source(config, "q4_k", "q8_0", "q6_k"), folder, quantised="keep")
-        made = MlxRuntime(Store.open(store, verify=False))
-        if not made.info.chooses:
-            pytest.skip("this model or GPU takes kernels one by one")
-        return made
-
-    return build
+    return runtimes_of(STEP_MODELS, tmp_path_factory, needs=lambda runtime: runtime.info.chooses)
 
 
 def ids_of(runtime: Any, count: int, seed: int = 0) -> list[int]:
@@ -106,7 +78,7 @@ def test_going_ahead_gives_the_tokens_of_single_steps(runtime_of, name, view, ef
         assert np.array_equal(forward_one(runtime, [1], held).logits, after)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "quantised"])
+@pytest.mark.parametrize("name", STEP_MODELS)
 def test_sequences_go_ahead_together_as_alone(runtime_of, name):
     runtime = runtime_of(name)
     efforts, lengths = resolve_efforts(1.0, runtime.config), (3, 250, 120, 17, 255)

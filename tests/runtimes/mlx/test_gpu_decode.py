@@ -6,32 +6,21 @@ Skipped where MLX has no GPU, saying so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
+from gpu_models import STEP_MODELS, Model, needed_gpu, runtimes_of
 
-from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Rows, forward_one
-from specdec.store import Store, convert
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+needed_gpu()
 
 # Odd sizes, a window, biases and norms of heads; a wide model has many blocks of the step for a tile.
-CONFIGS: dict[str, dict[str, Any]] = {
-    "float16": {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1, "tie_embeddings": False},
-    "bfloat16": {"architecture": "qwen2", "qkv_bias": True},
-    "q4_k q8_0 q6_k": {"tie_embeddings": False},
-    "q5_0 q8_0": {"architecture": "qwen2", "qkv_bias": True, "intermediate_size": 2336},
+MODELS: dict[str, Model] = {
+    **STEP_MODELS,
+    "q5_0 q8_0": (("q5_0", "q8_0"), {"architecture": "qwen2", "qkv_bias": True, "intermediate_size": 2336}),
 }
 LENGTHS = [3, 250, 120, 17, 255, 256, 301, 1, 99, 64]
 PLACES = 400
@@ -39,22 +28,12 @@ PLACES = 400
 
 @pytest.fixture(scope="module")
 def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A runtime of a random model, made once."""
-
-    @cache
-    def build(name: str) -> Any:
-        folder = tmp_path_factory.mktemp("stores") / "store"
-        if "float16" in name:
-            store = convert(SyntheticSource(tiny_config(max_context=512, **CONFIGS[name]), dtype=name), folder)
-        else:
-            config = quantised_config(max_context=512, **CONFIGS[name])
-            store = convert(quantised_source(config, *name.split()), folder, quantised="keep")
-        made = MlxRuntime(Store.open(store, verify=False))
-        if made._wide._decoder is None:
-            pytest.skip("this model or GPU has no wide passes")
-        return made
-
-    return build
+    return runtimes_of(
+        MODELS,
+        tmp_path_factory,
+        needs=lambda runtime: runtime._wide._decoder is not None,
+        without="this model or GPU has no wide passes",
+    )
 
 
 def begun(runtime: Any, count: int) -> list[Any]:
@@ -79,7 +58,7 @@ def kept(runtime: Any, held: Any) -> np.ndarray:
     return logits
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("count", "ahead"), [(9, 15), (17, 15), (20, 0), (33, 7), (64, 9)])
 def test_many_answers_go_on_as_each_alone(runtime_of, name: str, count: int, ahead: int) -> None:
     runtime = runtime_of(name)
@@ -93,7 +72,7 @@ def test_many_answers_go_on_as_each_alone(runtime_of, name: str, count: int, ahe
         assert np.array_equal(kept(runtime, held), kept(runtime, other))
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", MODELS)
 def test_drafts_of_many_answers_are_verified_as_each_alone(runtime_of, name: str) -> None:
     runtime, counts = runtime_of(name), [1, 5, 1, 2, 9, 1, 1, 3, 4, 1]
     caches, others = begun(runtime, len(counts)), begun(runtime, len(counts))

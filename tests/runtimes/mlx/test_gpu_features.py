@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from batches import Company
 from featured_models import FEATURED
+from float64 import stored_logits
+from gpu_models import needed_gpu
 from models import real_model_path
 from passes import logits_of
 from places import DATA
@@ -23,23 +25,16 @@ from synthetic import SyntheticSource, quantised_config, tiny_config
 from text_model import VOCAB_SIZE, tokenizer_files
 
 import specdec
-from specdec.errors import RuntimeUnavailableError
 from specdec.formats import open_source
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import EffortSchedule
 from specdec.model.features import Feature, features_of
 from specdec.model.layers import Attention, Layer, Mlp, Rope
 from specdec.runtimes.base import forward_one
+from specdec.runtimes.mlx.runtime import MlxRuntime
 from specdec.store import Store, convert
-from specdec.weights.dtypes import to_float32
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+needed_gpu()
 
 IDS = [int(token) for token in np.random.default_rng(1).integers(0, 47, 40)]
 FAMILIES = sorted(path.parent.name for path in DATA.glob("families/*/expected.json"))
@@ -112,13 +107,7 @@ def test_nothing_is_missing() -> None:
     ("name", "dtype"), [*((name, "float16") for name in CONFIGS), ("gemma", "bfloat16"), ("clamped", "bfloat16")]
 )
 def test_logits_match_float64(store_of, runtime_of, name, dtype):
-    store = store_of(name, dtype)
-
-    def dense(matrix: str) -> np.ndarray:
-        bits = store.table(matrix) if matrix in store.config.tables() else store.exact(matrix).dense_bits()
-        return to_float32(bits, dtype)
-
-    wanted = DenseTransformer(store.config, dense, store.vector).logits(IDS)
+    wanted = stored_logits(store_of(name, dtype), IDS)
     found = logits_of(runtime_of(name, dtype), IDS, 16)
     # As in test_gpu_runtime.py: activations and cache in float16. Rounding may change a close choice of a router.
     errors = np.abs(found - wanted).max(axis=1) / max(1.0, np.abs(wanted).max())
@@ -181,10 +170,7 @@ def test_windows_leave_out_splits_that_no_row_sees(store_of, runtime_of):
     alone = [forward_one(runtime, [token], kv, effort=full).logits[0] for token in ids[1090:]]
     assert np.array_equal(np.array(alone), together[1090:])
 
-    def dense(name: str) -> np.ndarray:
-        return to_float32(store.exact(name).dense_bits(), "float16")
-
-    wanted = DenseTransformer(store.config, dense, store.vector).logits(ids)
+    wanted = stored_logits(store, ids)
     assert np.abs(together[-8:] - wanted[-8:]).max() < 1e-2 * np.abs(wanted).max()
 
 

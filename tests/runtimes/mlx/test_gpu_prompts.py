@@ -6,73 +6,44 @@ Skipped where MLX has no GPU, saying so, and where it has no wide passes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
+from gpu_models import Model, needed_gpu, runtimes_of
 
-from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule, resolve_efforts
 from specdec.runtimes.base import Rows, forward_one
-from specdec.store import Store, convert
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+needed_gpu()
 
 FULL = EffortSchedule(1.0)
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "num_heads": 8, "num_kv_heads": 4, "head_dim": 64}
 # Shapes with a window, biases and norms of heads, whose sizes are not multiples of each other, and heads of 40 to 128.
-CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "tiny": ("float16", {"tie_embeddings": False}),
-    "window": ("float16", {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1}),
-    "bias": ("bfloat16", {"architecture": "qwen2", "qkv_bias": True}),
-    "heads of 40": ("float16", {"hidden_size": 116, "intermediate_size": 300, "head_dim": 40}),
-    "wide": ("float16", WIDE | {"architecture": "qwen2", "qkv_bias": True, "num_layers": 3}),
-    "wide bfloat16": ("bfloat16", WIDE),
-    "heads of 128": ("float16", WIDE | {"architecture": "qwen3", "qk_norm": True, "head_dim": 128, "num_layers": 3}),
-    "flat": (
-        "float16",
-        {"hidden_size": 2048, "intermediate_size": 256, "num_heads": 2, "head_dim": 64},
-    ),
-}
-# Types of matrices in turn, and what makes a shape of its own.
-QUANTISED: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+MODELS: dict[str, Model] = {
+    "tiny": (("float16",), {"tie_embeddings": False}),
+    "window": (("float16",), {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1}),
+    "bias": (("bfloat16",), {"architecture": "qwen2", "qkv_bias": True}),
+    "heads of 40": (("float16",), {"hidden_size": 116, "intermediate_size": 300, "head_dim": 40}),
+    "wide": (("float16",), WIDE | {"architecture": "qwen2", "qkv_bias": True, "num_layers": 3}),
+    "wide bfloat16": (("bfloat16",), WIDE),
+    "heads of 128": (("float16",), WIDE | {"architecture": "qwen3", "qk_norm": True, "head_dim": 128, "num_layers": 3}),
+    "flat": (("float16",), {"hidden_size": 2048, "intermediate_size": 256, "num_heads": 2, "head_dim": 64}),
     "q4_k q8_0 q6_k": (("q4_k", "q8_0", "q6_k"), {"tie_embeddings": False}),
     "q5_0 q4_1 q5_k": (("q5_0", "q4_1", "q5_k"), {"architecture": "qwen2", "qkv_bias": True, "num_layers": 3}),
     "q4_0 q5_1": (("q4_0", "q5_1"), {"hidden_size": 576, "intermediate_size": 96, "num_heads": 9, "num_kv_heads": 3}),
     "affine": (("affine4-g64", "affine8-g32"), {"head_dim": 64, "sliding_window": 90, "architecture": "mistral"}),
 }
-NAMES = (*CONFIGS, *QUANTISED)
 
 
 @pytest.fixture(scope="module")
 def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A runtime of one of `NAMES`; made once."""
-
-    @cache
-    def build(name: str) -> Any:
-        folder = tmp_path_factory.mktemp("stores") / "store"
-        if name in CONFIGS:
-            dtype, shape = CONFIGS[name]
-            store = convert(SyntheticSource(tiny_config(**({"max_context": 2048} | shape)), dtype=dtype), folder)
-        else:
-            types, shape = QUANTISED[name]
-            store = convert(
-                quantised_source(quantised_config(**({"max_context": 2048} | shape)), *types), folder, quantised="keep"
-            )
-        made = MlxRuntime(Store.open(store, verify=False))
-        if made._wide._prompts is None:
-            pytest.skip("this GPU reads prompts in steps")
-        return made
-
-    return build
+    return runtimes_of(
+        MODELS,
+        tmp_path_factory,
+        needs=lambda runtime: runtime._wide._prompts is not None,
+        without="this GPU reads prompts in steps",
+    )
 
 
 def tokens(count: int, seed: int = 1) -> list[int]:
@@ -92,7 +63,7 @@ def by_steps(runtime: Any, monkeypatch: pytest.MonkeyPatch, ids: list[int], kv: 
         return forward_one(runtime, ids, kv, effort=FULL, logits="last").logits
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("cut", [(33,), (64, 1, 65), (7, 100), (257,), (250, 300), (600, 41)])
 def test_a_prompt_leaves_the_bits_of_its_tokens_in_steps(runtime_of, monkeypatch, name, cut):
     runtime, ids = runtime_of(name), tokens(sum(cut))
@@ -148,7 +119,7 @@ def test_a_prefix_may_be_reused_at_any_length(runtime_of):
         assert np.array_equal(forward_one(runtime, ids[length:], kv, effort=FULL, logits="last").logits, wanted)
 
 
-@pytest.mark.parametrize("name", [*NAMES])
+@pytest.mark.parametrize("name", MODELS)
 def test_logits_of_all_rows_are_those_of_steps(runtime_of, monkeypatch, name):
     runtime, ids = runtime_of(name), tokens(150)
     with monkeypatch.context() as patch:

@@ -6,21 +6,21 @@ Skipped where MLX has no GPU, saying so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from gpu_models import WAYS, needed_gpu, runtime_in
 from passes import logits_of
 from specdec.kernels.reference import transformer
 from specdec.kernels.reference.layers import rms_norm
 from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import quantised_config, quantised_source
+from test_gpu_runtime import ChoosingTransformer
 
 import specdec
-from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import EffortSchedule
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
@@ -30,15 +30,7 @@ from specdec.weights.dtypes import to_float32
 from specdec.weights.nested import NestedMatrix
 from specdec.weights.quantised import UpperMatrix
 
-try:
-    from test_gpu_runtime import ChoosingTransformer
-
-    from specdec.runtimes.mlx import runtime as mlx_runtime
-    from specdec.runtimes.mlx.device import find_gpu
-
-    GPU = find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+needed_gpu()
 
 # Types of matrices in turn; shapes with joined matrices of several types, biases, norms of queries and keys, an
 # embedding table of its own, rows that 32 divides and 64 does not, and matrices in 16 bits, which the one kernel
@@ -59,7 +51,6 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 # of some beside a table of its own, which stays whole.
 SHARES = {"q8_0, in part": 0.5, "all block types, in part": 0.85, "q4_k with q6_k, in part": 0.9}
 MODELS |= {name: MODELS[name.removesuffix(", in part")] for name in SHARES}
-WAYS = ("one kernel", "one by one")
 VIEWS = ("exact", "nested")
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 47, 40)]
 
@@ -82,20 +73,7 @@ def store_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
 @pytest.fixture(scope="module")
 def runtime_of(store_of: Callable[[str], tuple[Any, Store]]) -> Callable[[str, str], Any]:
     """A runtime of `store_of`'s store that runs a step in one of `WAYS`; made once."""
-
-    @cache
-    def build(name: str, way: str) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            if way == "one by one":
-                patch.setattr(mlx_runtime, "find_gpu", lambda: replace(GPU, driver=None))
-            made = mlx_runtime.MlxRuntime(store_of(name)[1])
-        whole = made._transformer.whole
-        assert way == "one kernel" or whole is None
-        if way == "one kernel" and whole is None:
-            pytest.skip("this model or GPU takes kernels one by one")
-        return made
-
-    return build
+    return cache(lambda name, way: runtime_in(way, store_of(name)[1]))
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -13,17 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gpu_models import needed_gpu
 from synthetic import SyntheticSource, tiny_config
 
-from specdec.errors import RuntimeUnavailableError
 from specdec.store import convert
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-
-    GPU = find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+GPU = needed_gpu()
 if GPU.driver is None or GPU.driver.generation < 9:
     pytest.skip("needs a GPU of the Hopper generation", allow_module_level=True)
 

@@ -5,52 +5,22 @@ that the rule gives. Skipped where MLX has no GPU, saying so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from gpu_models import STEP_MODELS, needed_gpu, runtimes_of
 from specdec.kernels.reference.recycle import Recycled
-from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
 
-from specdec.errors import RuntimeUnavailableError
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Recycling, Rows, Turn, forward_one
-from specdec.store import Store, convert
 
-try:
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "float16": {"architecture": "mistral", "sliding_window": 90, "first_sliding_layer": 1, "tie_embeddings": False},
-    "bfloat16": {"architecture": "qwen2", "qkv_bias": True},
-}
-NAMES = [*CONFIGS, "quantised"]
+needed_gpu()
 
 
 @pytest.fixture(scope="module")
 def runtime_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
-    """A runtime of a random model, made once."""
-
-    @cache
-    def build(name: str) -> Any:
-        folder = tmp_path_factory.mktemp("stores") / "store"
-        if name in CONFIGS:
-            store = convert(SyntheticSource(tiny_config(max_context=512, **CONFIGS[name]), dtype=name), folder)
-        else:
-            config = quantised_config(max_context=512, tie_embeddings=False)
-            store = convert(quantised_source(config, "q4_k", "q8_0", "q6_k"), folder, quantised="keep")
-        made = MlxRuntime(Store.open(store, verify=False))
-        if not made.info.recycles:
-            pytest.skip("this model or GPU takes kernels one by one")
-        return made
-
-    return build
+    return runtimes_of(STEP_MODELS, tmp_path_factory, needs=lambda runtime: runtime.info.recycles)
 
 
 def text_of(runtime: Any, length: int) -> list[int]:
@@ -90,7 +60,7 @@ def tokens_of(turn: Turn) -> list[int]:
     return [choice.token for choice in turn.choices]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STEP_MODELS)
 @pytest.mark.parametrize(("length", "rows", "ahead"), [(40, 16, 15), (250, 16, 3), (33, 8, 15), (120, 5, 0)])
 def test_tokens_are_those_of_single_steps(runtime_of, name, length, rows, ahead):
     runtime, count = runtime_of(name), 60
@@ -110,7 +80,7 @@ def test_tokens_are_those_of_single_steps(runtime_of, name, length, rows, ahead)
     assert np.array_equal(after, forward_one(runtime, grown[-1:], again).logits)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", STEP_MODELS)
 @pytest.mark.parametrize("rows", [16, 6])
 def test_drafts_are_those_of_the_rule(runtime_of, name, rows):
     runtime, efforts = runtime_of(name), resolve_efforts(1.0, runtime_of(name).config)

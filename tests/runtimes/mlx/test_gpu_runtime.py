@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from float64 import stored_logits
+from gpu_models import needed_gpu
 from models import real_model_path
 from passes import logits_of
 from places import DATA
@@ -22,23 +24,18 @@ from specdec.kernels.reference.transformer import DenseTransformer
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError, UnknownNameError
+from specdec.errors import InvalidArgumentError, UnknownNameError
 from specdec.formats import open_source
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import forward_one
+from specdec.runtimes.mlx import model as mlx_model
+from specdec.runtimes.mlx.pack import LINE, int4_parts, padded
+from specdec.runtimes.mlx.runtime import MlxRuntime
+from specdec.runtimes.mlx.step import BIN_BITS
 from specdec.store import BucketLayout, Store, convert
 from specdec.weights.dtypes import to_float32
 
-try:
-    from specdec.runtimes.mlx import model as mlx_model
-    from specdec.runtimes.mlx.device import find_gpu
-    from specdec.runtimes.mlx.pack import LINE, int4_parts, padded
-    from specdec.runtimes.mlx.runtime import MlxRuntime
-    from specdec.runtimes.mlx.step import BIN_BITS
-
-    find_gpu()
-except (ImportError, RuntimeUnavailableError) as error:
-    pytest.skip(f"needs a GPU that MLX can use: {error}", allow_module_level=True)
+GPU = needed_gpu()
 
 TINY = sorted(path.name for path in DATA.glob("tiny-*"))
 FULL = EffortSchedule(1.0)
@@ -99,13 +96,7 @@ def test_tiny_logits_and_continuations_are_the_golden_ones(store_of, monkeypatch
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_random_models_match_float64(store_of, runtime_of, name, dtype):
-    store = store_of(name, dtype)
-
-    def dense(matrix: str) -> np.ndarray:
-        bits = store.table(matrix) if matrix in store.config.tables() else store.exact(matrix).dense_bits()
-        return to_float32(bits, dtype)
-
-    wanted = DenseTransformer(store.config, dense, store.vector).logits(IDS)
+    wanted = stored_logits(store_of(name, dtype), IDS)
     # Activations and cache in float16: 2^-12 for each of a few dozen roundings; random models amplify them a little.
     assert np.abs(logits_of(runtime_of(name, dtype), IDS, 30) - wanted).max() < 1e-2 * max(1.0, np.abs(wanted).max())
 
@@ -208,12 +199,12 @@ def test_inputs_that_no_row_takes_are_not_read(store_of, name, dtype):
             left_out = np.random.default_rng(number).random(linear.inputs) < 0.3
             scores = np.array(linear.scores)
             scores[:, left_out] = 0  # the last ones to be taken
-            linear.scores = find_gpu().mx.array(scores) + find_gpu().mx.zeros(())
+            linear.scores = GPU.mx.array(scores) + GPU.mx.zeros(())
             padding = np.zeros(padded(linear.inputs) - linear.inputs, bool)
-            lines = np.array(linear.lines.astype(find_gpu().mx.float32)).reshape(-1, padded(linear.inputs), LINE)
+            lines = np.array(linear.lines.astype(GPU.mx.float32)).reshape(-1, padded(linear.inputs), LINE)
             lines[:, np.concatenate([left_out, padding])] = poison
-            linear.lines = find_gpu().mx.array(lines.reshape(-1)).astype(linear.lines.dtype)
-            find_gpu().mx.eval(linear.scores, linear.lines)
+            linear.lines = GPU.mx.array(lines.reshape(-1)).astype(linear.lines.dtype)
+            GPU.mx.eval(linear.scores, linear.lines)
         return [logits_of(runtime, IDS, piece, effort=0.5) for piece in (1, 5, 16)]
 
     poisoned = logits(np.nan)

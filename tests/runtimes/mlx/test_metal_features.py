@@ -15,6 +15,7 @@ import pytest
 from batches import Company
 from cuda_texts import compile_text, nvcc, use_cuda_texts
 from featured_models import FEATURED
+from kernel_arrays import close
 from metal_host_kernels import compiler
 from metal_runtime import use_host
 from passes import logits_of
@@ -36,7 +37,6 @@ from specdec.weights.dtypes import from_float32, to_float32
 pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
-ROUNDING = 2e-6  # float32, relative to the largest value
 MIXTURE: dict[str, Any] = {"num_experts": 4, "experts_per_token": 2, "architecture": "mixtral", "tie_embeddings": False}
 IDS = [int(token) for token in np.random.default_rng(0).integers(0, 47, 16)]
 
@@ -55,12 +55,6 @@ def ops(mx) -> Any:
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
-
-
-def close(found: Any, wanted: np.ndarray, tolerance: float = ROUNDING) -> None:
-    found = np.array(found)
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 def step_state(mx: Any, rows: int, position: int = 0, *, lines: Sequence[int] | None = None) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kernel_arrays import activations, close
 from metal_host_kernels import HostKernels, compiler
 from metal_runtime import use_host
 from passes import logits_of
@@ -45,7 +46,6 @@ pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=Impo
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
 TIERS = (4, 4, 4, 4)
-EXACT = 2e-6  # float32 sums of up to 256 products, relative to the largest output
 
 
 @pytest.fixture
@@ -66,22 +66,8 @@ def random_matrix(shape: tuple[int, int], dtype: str = "float16") -> tuple[np.nd
     return bits, to_float32(bits, dtype)
 
 
-def activations(mx: Any, rows: int, width: int) -> tuple[Any, np.ndarray]:
-    """As the kernels take them, (rows, 1, padded), and the rows."""
-    values = np.random.default_rng(width).standard_normal((16, width)).astype(np.float32)[:rows]
-    wide = np.zeros((rows, 1, padded(width)), np.float32)
-    wide[:, 0, :width] = values
-    return mx.array(wide), values
-
-
 def state_of(mx: Any, rows: int, position: int = 0) -> Any:
     return mx.array(state_array([chain(range(rows), position)], [512]))
-
-
-def close(found: Any, wanted: np.ndarray, tolerance: float = EXACT) -> None:
-    found = np.array(found)
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize(("size", "dtype"), [((48, 96), "bfloat16"), ((33, 200), "float16")])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from float64 import float64_logits
 from identity import assert_identical
+from kernel_arrays import activations, close
 from metal_host_kernels import compiler
 from metal_runtime import use_host
 from passes import logits_of
@@ -86,20 +87,6 @@ def packed(mx: Any, matrix: QuantisedMatrix) -> PackedQuant:
     return pack_quant(mx, matrix, mx.array(matrix.scores))
 
 
-def rows_of(mx: Any, rows: int, width: int) -> tuple[Any, np.ndarray]:
-    """As the kernels take them, (rows, 1, padded), and the rows."""
-    values = np.random.default_rng(width).standard_normal((16, width)).astype(np.float32)[:rows]
-    wide = np.zeros((rows, 1, padded(width)), np.float32)
-    wide[:, 0, :width] = values
-    return mx.array(wide), values
-
-
-def close(found: Any, wanted: np.ndarray) -> None:
-    found = np.array(found)
-    assert found.shape == wanted.shape
-    assert np.abs(found - wanted).max() <= CLOSE * np.abs(wanted).max()
-
-
 def product(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return rows.astype(np.float64) @ weights.T.astype(np.float64)
 
@@ -110,10 +97,10 @@ def test_every_type_alone_and_in_company(mx, names):
 
     matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
     weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
-    x, rows = rows_of(mx, 8, 256)
+    x, rows = activations(mx, 8, 256)
     together = np.array(multiply(ops, weights, x, state_of(mx, 5)))
     wanted = np.concatenate([product(rows[:5], matrix.dequantise()) for matrix in matrices], axis=1)
-    close(together[:, :5].sum(axis=0), wanted)
+    close(together[:, :5].sum(axis=0), wanted, CLOSE)
     assert np.isnan(together[:, 5:]).all()  # rows that are not in use stay as they were
     alone = np.array(multiply(ops, weights, x[3:4], state_of(mx, 1)))
     assert np.array_equal(alone[:, 0], together[:, 3])
@@ -125,7 +112,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
 
     matrices = [matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 128, 47), strict=False)]
     weights, ops = [packed(mx, matrix) for matrix in matrices], make_ops(mx)
-    x, rows = rows_of(mx, 8, 256)
+    x, rows = activations(mx, 8, 256)
     scores = mx.stack([part.scores for part in weights])
     take = mx.array([[weights_to_take(effort, 256) for effort in (0.3, 0.6, 0.1)][: len(names)]])
     taken = [
@@ -136,7 +123,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
     assert np.array_equal(np.array(chosen)[..., :256], [rows * prefix for prefix in taken])
     together = np.array(multiply(ops, weights, chosen, state_of(mx, 8), chosen=True))
     wanted = [product(rows * prefix, matrix.dequantise()) for prefix, matrix in zip(taken, matrices, strict=True)]
-    close(together.sum(axis=0), np.concatenate(wanted, axis=1))
+    close(together.sum(axis=0), np.concatenate(wanted, axis=1), CLOSE)
     one = ops.choose(x[2:3], scores, take, state_of(mx, 1), joined=len(scores))[0]
     alone = np.array(multiply(ops, weights, one, state_of(mx, 1), chosen=True))
     assert np.array_equal(alone[:, 0], together[:, 2])  # what the row does not read when alone adds nothing in a batch
@@ -145,7 +132,7 @@ def test_effort_takes_inputs_and_nested_upper_bits(mx, names):
         product((rows * prefix)[2:3], NestedMatrix(matrix).dequantise())
         for prefix, matrix in zip(taken, matrices, strict=True)
     ]
-    close(nested.sum(axis=0), np.concatenate(wanted, axis=1))
+    close(nested.sum(axis=0), np.concatenate(wanted, axis=1), CLOSE)
 
 
 @pytest.mark.parametrize("backend", ["metal", "cuda"])
@@ -156,12 +143,12 @@ def test_upper_bits_alone_are_what_a_nested_draft_sees_of_the_whole(mx, names, b
     from specdec.runtimes.mlx.quant_ops import embed, multiply
 
     first, second = (matrix_of(name, (outputs, 256)) for name, outputs in zip(names, (150, 47), strict=True))
-    ops, (x, rows) = make_ops(mx, backend), rows_of(mx, 8, 256)
+    ops, (x, rows) = make_ops(mx, backend), activations(mx, 8, 256)
     # Beside one that is there as a whole, and in the draft that reads no lower bits of either.
     weights = [packed(mx, upper(first)), packed(mx, second)]
     together = np.array(multiply(ops, weights, x, state_of(mx, 6)))
     wanted = np.concatenate([product(rows[:6], m.dequantise()) for m in (NestedMatrix(first), second)], axis=1)
-    close(together[:, :6].sum(axis=0), wanted)
+    close(together[:, :6].sum(axis=0), wanted, CLOSE)
     alone = np.array(multiply(ops, weights, x[4:5], state_of(mx, 1)))
     assert np.array_equal(alone[:, 0], together[:, 4])
     whole = [packed(mx, first), packed(mx, second)]
@@ -189,18 +176,18 @@ def test_cuda_kernels_do_as_metal_does(mx, names):
         for name, shape in zip(names, shapes, strict=True)
     ]
     metal, cuda = make_ops(mx), make_ops(mx, "cuda")
-    x, _ = rows_of(mx, 8, width)
+    x, _ = activations(mx, 8, width)
     x[:, 0, 3:50:3] = 0  # not read by a row that is alone and chooses
     found = np.array(multiply(cuda, weights, x, state_of(mx, 8)))
     wanted = np.array(multiply(metal, weights, x, state_of(mx, 8)))
     # More warps share the inputs, so sums meet elsewhere.
-    close(found.sum(axis=0), wanted.sum(axis=0))
+    close(found.sum(axis=0), wanted.sum(axis=0), CLOSE)
     alone = mx.stack([x[5]] * 3)
     for nested in (False, True):
         one = np.array(multiply(cuda, weights, alone, state_of(mx, 1), chosen=True, nested=nested))
         if nested:
             wanted = np.array(multiply(metal, weights, alone, state_of(mx, 1), chosen=True, nested=True))
-            close(one.sum(axis=0), wanted.sum(axis=0))
+            close(one.sum(axis=0), wanted.sum(axis=0), CLOSE)
         else:
             assert np.array_equal(one[:, 0], found[:, 5])
     tokens = [46, 0, 13, *range(13)]
@@ -216,12 +203,12 @@ def test_sixteen_rows_and_matrices_in_sixteen_bits(mx, dtype):
     bits = from_float32(np.random.default_rng(2).standard_normal((140, 160)).astype(np.float32), dtype)
     other, ops = matrix_of("q5_0", (60, 160)), make_ops(mx)  # five groups; activations are padded to 256
     weights = [pack_plain(mx, mx.array(bits), dtype, mx.ones((160, 1))), packed(mx, other)]
-    x, rows = rows_of(mx, 16, 160)
+    x, rows = activations(mx, 16, 160)
     together = np.array(multiply(ops, weights, x, state_of(mx, 13)))
     wanted = np.concatenate(
         [product(rows[:13], to_float32(bits, dtype)), product(rows[:13], other.dequantise())], axis=1
     )
-    close(together[:, :13].sum(axis=0), wanted)
+    close(together[:, :13].sum(axis=0), wanted, CLOSE)
     for row in (2, 11):
         alone = np.array(multiply(ops, weights, x[row : row + 1], state_of(mx, 1)))
         assert np.array_equal(alone[:, 0], together[:, row])
@@ -232,7 +219,7 @@ def test_inputs_that_no_row_takes_are_not_read(mx, backend):
     from specdec.runtimes.mlx.quant_ops import multiply
 
     values = np.random.default_rng(3).standard_normal((140, 160)).astype(np.float32)
-    x, rows = rows_of(mx, 16, 160)
+    x, rows = activations(mx, 16, 160)
     left_out = np.array([*range(32, 64), *range(100, 160, 3)])
     held = np.array(x)
     held[..., left_out] = 0  # of all rows
@@ -246,7 +233,7 @@ def test_inputs_that_no_row_takes_are_not_read(mx, backend):
     for count in (1, 5, 13):
         given = mx.array(held[None, :count, 0]) if count == 1 else mx.array(held[None, : 8 if count < 9 else 16, 0])
         found = np.array(multiply(ops, weights, given, state_of(mx, count), chosen=True)).sum(axis=0)
-        close(found[:count], wanted[:count])
+        close(found[:count], wanted[:count], CLOSE)
 
 
 @pytest.mark.parametrize("name", ["q5_1", "q6_k", "affine8-g32-bf16", "float16"])

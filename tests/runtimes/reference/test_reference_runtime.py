@@ -12,6 +12,7 @@ import pytest
 from featured_models import FEATURED
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes import in_passes
 from specdec.kernels.reference.bucketmul import bucketmul
 from specdec.kernels.reference.selection import select_tiers
 from specdec.kernels.reference.transformer import DenseTransformer
@@ -76,17 +77,6 @@ def float64_logits(source: SyntheticSource, tokens: list[int]) -> np.ndarray:
     return DenseTransformer(source.config, weights.__getitem__, source.vector).logits(tokens)
 
 
-def in_passes(
-    runtime: ReferenceRuntime, sizes: list[int], *, capacity: int, effort: EffortSchedule, view: str
-) -> np.ndarray:
-    """Logits of TOKENS fed in passes of the given numbers of rows."""
-    cache, logits = runtime.new_cache(capacity), []
-    for size in sizes:
-        part = TOKENS[cache.length : cache.length + size]
-        logits.append(forward_one(runtime, part, cache, effort=effort, view=view).logits)
-    return np.concatenate(logits)
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_at_effort_one_equal_the_float64_model(make: Make, name: str, dtype: str) -> None:
@@ -110,9 +100,9 @@ def test_rows_of_a_pass_equal_single_rows_bit_for_bit(make: Make, name: str, vie
     _, runtime = make(name)
     for effort in (1.0, 0.6, 0.3, 0.15):
         schedule = EffortSchedule(effort)
-        alone = in_passes(runtime, [1] * 24, capacity=24, effort=schedule, view=view)
-        together = in_passes(runtime, [24], capacity=600, effort=schedule, view=view)
-        mixed = in_passes(runtime, [11, 1, 1, 5, 6], capacity=300, effort=schedule, view=view)
+        alone = in_passes(runtime, TOKENS, [1] * 24, effort=schedule, view=view)
+        together = in_passes(runtime, TOKENS, [24], capacity=600, effort=schedule, view=view)
+        mixed = in_passes(runtime, TOKENS, [11, 1, 1, 5, 6], capacity=300, effort=schedule, view=view)
         assert np.array_equal(alone, together)
         assert np.array_equal(alone, mixed)
 
@@ -125,7 +115,7 @@ def test_any_split_any_history_of_drafts_gives_the_same_bits(make: Make, data: s
     schedule = EffortSchedule(
         data.draw(st.sampled_from([1.0, 0.7, 0.3])), {"head": data.draw(st.sampled_from([1.0, 0.5]))}
     )
-    expected = in_passes(runtime, [24], capacity=24, effort=schedule, view="exact")
+    expected = in_passes(runtime, TOKENS, [24], effort=schedule, view="exact")
     cache, rows = runtime.new_cache(data.draw(st.integers(24, 700))), []
     while cache.length < 24:
         length = cache.length
@@ -148,11 +138,11 @@ def test_any_split_any_history_of_drafts_gives_the_same_bits(make: Make, data: s
 )
 def test_other_layouts(make: Make, layout: BucketLayout) -> None:
     source, runtime = make("llama", layout=layout)
-    logits = in_passes(runtime, [24], capacity=24, effort=FULL, view="bucket")
+    logits = in_passes(runtime, TOKENS, [24], effort=FULL, view="bucket")
     np.testing.assert_allclose(logits, float64_logits(source, TOKENS), rtol=0, atol=1.5e-5)  # as above
     for view in ("exact", "bucket"):
-        low = in_passes(runtime, [24], capacity=24, effort=EffortSchedule(0.4), view=view)
-        assert np.array_equal(low, in_passes(runtime, [1] * 24, capacity=24, effort=EffortSchedule(0.4), view=view))
+        low = in_passes(runtime, TOKENS, [24], effort=EffortSchedule(0.4), view=view)
+        assert np.array_equal(low, in_passes(runtime, TOKENS, [1] * 24, effort=EffortSchedule(0.4), view=view))
         assert not np.array_equal(low, logits)
 
 
@@ -160,9 +150,9 @@ def test_two_runtimes_and_repeated_passes_agree_bit_for_bit(make: Make) -> None:
     _, runtime = make("mixtral")
     other = ReferenceRuntime(runtime._store)
     for view, effort in (("exact", 1.0), ("exact", 0.5), ("bucket", 0.2), ("int4", 0.5)):
-        first = in_passes(runtime, [24], capacity=24, effort=EffortSchedule(effort), view=view)
-        assert np.array_equal(first, in_passes(runtime, [24], capacity=24, effort=EffortSchedule(effort), view=view))
-        assert np.array_equal(first, in_passes(other, [24], capacity=24, effort=EffortSchedule(effort), view=view))
+        first = in_passes(runtime, TOKENS, [24], effort=EffortSchedule(effort), view=view)
+        assert np.array_equal(first, in_passes(runtime, TOKENS, [24], effort=EffortSchedule(effort), view=view))
+        assert np.array_equal(first, in_passes(other, TOKENS, [24], effort=EffortSchedule(effort), view=view))
 
 
 @pytest.mark.parametrize("view", ["exact", "bucket", "int4"])
@@ -213,13 +203,13 @@ def test_every_matrix_is_multiplied_by_bucketmul_at_its_own_effort(
 
 def test_built_and_stored_draft_views_give_the_same_bits(make: Make) -> None:
     stored, built = make("llama", views=("int4",))[1], make("llama", views=())[1]
-    results = [in_passes(r, [24], capacity=24, effort=EffortSchedule(0.5), view="int4") for r in (stored, built)]
+    results = [in_passes(r, TOKENS, [24], effort=EffortSchedule(0.5), view="int4") for r in (stored, built)]
     assert np.array_equal(*results)
 
 
 def test_full_effort_of_the_bucket_view_is_the_exact_model(make: Make) -> None:
     _, runtime = make("qwen3")
-    exact, bucket = (in_passes(runtime, [24], capacity=24, effort=FULL, view=view) for view in ("exact", "bucket"))
+    exact, bucket = (in_passes(runtime, TOKENS, [24], effort=FULL, view=view) for view in ("exact", "bucket"))
     assert np.array_equal(exact, bucket)
 
 
@@ -260,9 +250,9 @@ def test_a_view_of_another_package_runs(make: Make, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(view_registry._views._own, "halved", _Halved)
     assert "halved" in runtime.views()
     schedule = EffortSchedule(0.5, {"layers.*": 1.0})
-    low = in_passes(runtime, [24], capacity=24, effort=schedule, view="halved")
-    assert np.array_equal(low, in_passes(runtime, [1] * 24, capacity=24, effort=schedule, view="halved"))
-    assert not np.array_equal(low, in_passes(runtime, [24], capacity=24, effort=FULL, view="halved"))
+    low = in_passes(runtime, TOKENS, [24], effort=schedule, view="halved")
+    assert np.array_equal(low, in_passes(runtime, TOKENS, [1] * 24, effort=schedule, view="halved"))
+    assert not np.array_equal(low, in_passes(runtime, TOKENS, [24], effort=FULL, view="halved"))
 
 
 def test_a_view_whose_tiers_cannot_be_seen_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,7 +345,7 @@ def test_schedules_with_the_same_rules_in_another_order_are_told_apart(make: Mak
     rules = {"layers.*": 0.3, "*.down": 0.9}
     one, two = EffortSchedule(1.0, rules), EffortSchedule(1.0, dict(reversed(rules.items())))
     assert one != two  # equal as mappings, but the last matching rule wins
-    logits = [in_passes(runtime, [24], capacity=24, effort=schedule, view="exact") for schedule in (one, two)]
+    logits = [in_passes(runtime, TOKENS, [24], effort=schedule, view="exact") for schedule in (one, two)]
     assert not np.array_equal(*logits)
 
 
