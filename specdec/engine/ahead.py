@@ -150,6 +150,10 @@ class Pace:
         """Whether policies are asked in the next round."""
         return self._most == 0 or self._left <= 0
 
+    def asks_after(self, turns: int) -> bool:
+        """Whether policies are asked after a plain pass of that many turns."""
+        return self._most == 0 or self._left <= turns
+
     def room(self, least: int) -> int:
         """Tokens that the next pass may go ahead for.
 

@@ -98,6 +98,7 @@ class Scheduler:
         self.costs = PassCosts()
         self._pace = Pace(runtime.info.most_ahead)
         self._round = _Measured()
+        self._has_begun = False  # the runtime works on the next tokens of the sequences of the last pass
 
     def add(self, sequence: Sequence) -> None:
         """Schedule a sequence from the next step on."""
@@ -135,7 +136,9 @@ class Scheduler:
         try:
             shares = self._propose(events)
             self._last_rows = {id(share.sequence): share.count for share in shares}
-            shares += self._prompt_pieces(sum(self._last_rows.values()))
+            if not (self._has_begun and shares):  # prompts come after what is under way, which would be lost
+                shares += self._prompt_pieces(sum(self._last_rows.values()))
+            self._has_begun = False
             for group in _cut(shares, [share.count for share in shares], self._max_rows):
                 events += self._run(group)
         except BaseException:
@@ -249,8 +252,9 @@ class Scheduler:
         """One pass in the exact view, and what it means for each sequence."""
         prompts = [share for share in shares if share.is_prompt]
         ahead = 0 if prompts else self._ahead(shares)
+        further = self._further(shares, ahead) if ahead else 0
         start_s = time.perf_counter()
-        batch = [share.sequence.going_ahead(share.rows, ahead) for share in shares]
+        batch = [share.sequence.going_ahead(share.rows, ahead, further) for share in shares]
         replies = _forward(self._runtime, batch, EXACT)
         pass_s = time.perf_counter() - start_s
         decoding = sum(share.count for share in shares) - sum(share.count for share in prompts)
@@ -266,6 +270,7 @@ class Scheduler:
             elif share.is_prompt:
                 events.append(_prompt_event(share, reply))
             else:
+                self._has_begun |= reply.result.begun > 0
                 try:
                     beside, own_s = decoding - share.count, min(reply.seconds, decoding_s)
                     done = sequence.settle_all(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
@@ -279,6 +284,14 @@ class Scheduler:
         if len(shares) == 1:
             return shares[0].sequence.most_ahead(shares[0].rows)
         return self._pace.room(min(share.sequence.room_ahead(share.rows) for share in shares))
+
+    def _further(self, shares: list[_Share], ahead: int) -> int:
+        """Tokens that the next pass will ask for if it has the same sequences, as far as can be known."""
+        asks = self._pace.asks_after(1 + ahead)
+        reads = len(shares) < len(self._running)
+        if reads or any(one.sequence.speculation and (asks or not one.sequence.may_wait) for one in shares):
+            return 0
+        return max(0, min(share.sequence.room_ahead(share.rows) for share in shares) - ahead)
 
     def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
         """Learn what a pass cost that has just run. Policies are told the part of it that pieces of prompts do not
