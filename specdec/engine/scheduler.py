@@ -62,12 +62,14 @@ class _Measured:
         asked: policies were asked that may also wait.
         others: prompts were read, or something failed.
         turns: mean number of tokens of a sequence.
+        sequences: number of them.
     """
 
     began_s: float = 0.0
     asked: bool = False
     others: bool = False
     turns: float = 0.0
+    sequences: int = 0
 
 
 class Scheduler:
@@ -151,7 +153,8 @@ class Scheduler:
         """End the measurement of the round before, where it was one of decoding alone, and begin that of the next."""
         last, self._round = self._round, _Measured(time.perf_counter())
         if last.turns and not last.others:
-            self._pace.note(asked=last.asked, turns=last.turns, seconds=self._round.began_s - last.began_s)
+            seconds = self._round.began_s - last.began_s
+            self._pace.note(asked=last.asked, turns=last.turns, seconds=seconds, sequences=last.sequences)
 
     def _ended(self, events: list[Event]) -> list[Event]:
         """The events of a step; sequences with errors leave."""
@@ -160,6 +163,7 @@ class Scheduler:
                 self._round.others = True
                 self.remove(event.sequence)
         if events and not self._round.others:
+            self._round.sequences = len(events)
             self._round.turns = sum(len(event.done.tokens) for event in events if event.done) / len(events)
         return events
 
