@@ -162,3 +162,10 @@ def test_time_of_prompts_is_told_apart():
     costs.observe(0.3, rows=4, prompts=[(40, 0)])
     assert costs.share_of_prompts(4, [(40, 0)]) == pytest.approx(2 / 3)
     assert costs.share_of_prompts(4, [(10, 0), (10, 0)]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("row_s", "least", "most"), [(0.00002, 400, 512), (0.002, 20, 125)])
+def test_prompts_fill_passes_before_any_pass_was_one_of_decoding_alone(row_s: float, least: int, most: int) -> None:
+    costs = PassCosts()
+    costs.observe(512 * row_s, rows=0, prompts=[(128, 0)] * 4)
+    assert least <= costs.room(12).fits(0, 512) <= most

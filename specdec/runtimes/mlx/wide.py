@@ -74,9 +74,10 @@ class WidePasses:
             ahead: tokens to go ahead for.
             further: tokens of the next pass to begin with.
         """
-        if self.decodes(shares):
-            self._decode(shares, shown, ahead, further)
-        elif self._prompts is not None:
+        choosing = [share for share in shares if share.chooses]
+        if self.decodes(choosing):
+            self._decode(choosing, shown, ahead, further)
+        if self._prompts is not None and len(choosing) < len(shares):
             self._read(shares, shown)
 
     def _decode(self, shares: list[Share], shown: list[Shown], ahead: int, further: int) -> None:

@@ -155,3 +155,25 @@ def test_answers_go_on_alike_where_the_next_tokens_are_begun(runtime_of, monkeyp
         assert seen[number] == expected[number][: len(seen[number])]
         other.trim(held.length)
         assert np.array_equal(kept(runtime, held), kept(runtime, other))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_many_answers_share_a_pass_with_prompts(runtime_of, monkeypatch, name: str) -> None:
+    runtime, count = runtime_of(name), 20
+    caches, others = begun(runtime, count), begun(runtime, count)
+    texts = [list(range(5, 105)), list(range(40, 60))]
+    new, apart = ([runtime.new_cache(PLACES) for _ in texts] for _ in range(2))
+    full, turns = resolve_efforts(1.0, runtime.config), []
+    decoder = runtime._wide._decoder
+    begin = decoder._begin
+    monkeypatch.setattr(decoder, "_begin", lambda *given: (turns.append(len(given[0])), begin(*given))[1])
+    prompts = [Rows(held, text, full, logits="last") for held, text in zip(new, texts, strict=True)]
+    rows = [rows_of(runtime, held, n, 1, 0) for n, held in enumerate(caches)]
+    together = runtime.forward([prompts[0], *rows, prompts[1]])
+    assert turns == [count]
+    for number, found in enumerate(together[1:-1]):
+        (alone,) = runtime.forward([rows_of(runtime, others[number], number, 1, 0)])
+        assert list(found.choices) == list(alone.choices)
+        assert np.array_equal(kept(runtime, caches[number]), kept(runtime, others[number]))
+    for found, held, text in zip((together[0], together[-1]), apart, texts, strict=True):
+        assert np.array_equal(found.logits, forward_one(runtime, text, held, logits="last").logits)
