@@ -1,5 +1,5 @@
 // Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and sixteen
-// rows. Its warps are four groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed
+// rows. Its warps are four groups of four, each warp with a quarter of a tile's outputs. The units of a warp of the step are summed
 // by one group; four of these warps at a time leave their sums, which all threads add in their order. What the step's blocks
 // have of a tile stays apart: the consumer adds it, as in the step.
 namespace specdec {
@@ -34,9 +34,10 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
                            float* parts, char* room) {
   using P = Place<F>;
   using Ask = Asking<F, BAND_ROWS>;
-  constexpr int QUADS = BAND_ROWS / 4;
-  const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / 64, word = tid / 32 % 2;
-  const int mine = tid % 64;  // of the threads of the group
+  constexpr int QUADS = BAND_ROWS / 4, GROUP_THREADS = 128;
+  const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / GROUP_THREADS;
+  const int word = tid / 32 % 2, later = tid / 64 % 2;  // of the outputs of the warp
+  const int mine = tid % GROUP_THREADS;
   const Packed from = packed_of<F>(m, data);
   const int begin = m.first(block), count = m.first(block + 1) - begin;
   char* ring = room + group * DEPTH * Ask::STAGE;
@@ -46,12 +47,9 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
   auto ask_weights = [&](int unit, char* to) {
     const int tile = unit / m.steps, step = unit - tile * m.steps;
     const char* heads = from.heads + (size_t)(tile * from.spans + step / P::form.span) * P::STRIDE;
-#pragma unroll
-    for (int at = mine; at < 128; at += 64) {
-      copy16(to + Ask::turned(at), from.upper + (size_t)unit * 2048 + at * 16);
-      if (P::SEEN == 4) copy16(to + 2048 + Ask::turned(at), from.rest + (size_t)unit * 2048 + at * 16);
-    }
-    if (P::SEEN == 2) {
+    copy16(to + Ask::turned(mine), from.upper + (size_t)unit * 2048 + mine * 16);
+    if (P::SEEN == 4) copy16(to + 2048 + Ask::turned(mine), from.rest + (size_t)unit * 2048 + mine * 16);
+    if (P::SEEN == 2 && mine < 64) {
       const int input = mine / 2;
       copy16(to + 2048 + (input ^ input / 4 % 4) * 32 + mine % 2 * 16, from.rest + (size_t)unit * 1024 + mine * 16);
     }
@@ -63,8 +61,9 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
   };
   auto ask_rows = [&](int unit, char* to) {
     const size_t place = (size_t)(unit % m.steps) * rows.all_rows;
-    copy16(to + WEIGHTS_ROOM + mine * 16, rows.words + place * (GROUP_WORDS * 4) + mine * 16);
-    if (mine < BAND_ROWS) copy16(to + WEIGHTS_ROOM + Ask::WORDS_ROOM + mine * 16, rows.groups + place * 16 + mine * 16);
+    if (mine < 64) copy16(to + WEIGHTS_ROOM + mine * 16, rows.words + place * (GROUP_WORDS * 4) + mine * 16);
+    const int row = mine - 64;
+    if (row >= 0 && row < BAND_ROWS) copy16(to + WEIGHTS_ROOM + Ask::WORDS_ROOM + row * 16, rows.groups + (place + row) * 16);
   };
 
   Walk first(begin, count, group), ahead(begin, count, group);
@@ -76,26 +75,24 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     if (!ahead.done()) ask_rows(ahead.unit, ring + i * Ask::STAGE), ahead.next();
     end_stage();
   }
-  float row_scale[QUADS], total[QUADS][4][2] = {};
+  float row_scale[QUADS], total[QUADS][2][2] = {};
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
   auto leave = [&](float* to, int apart) {
 #pragma unroll
-    for (int i = 0; i < QUADS * 8; ++i) {
-      float& sum = total[i / 8][i / 2 % 4][i % 2];
-      to[(i / 8 * 4 + q) * apart + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g] = sum;
+    for (int i = 0; i < QUADS * 4; ++i) {
+      float& sum = total[i / 4][i / 2 % 2][i % 2];
+      to[(i / 4 * 4 + q) * apart + (word * 4 + later * 2 + i / 2 % 2) * 16 + i % 2 * 8 + g] = sum;
       sum = 0;
     }
   };
   auto slot_of = [&](int tile) { return parts + (size_t)m.slot(block, tile) * rows.all_rows * TILE; };
-  // What this thread adds up: eight outputs of a row of the tile `under_way`.
-  const int row = tid / 16, output = tid % 16 * 8;
-  float4 sums[2] = {};
+  // What this thread adds up: four outputs of a row of the tile `under_way`.
+  const int row = tid / 32, output = lane * 4;
+  float4 sum = {};
   int under_way = -1, done = 0;
   auto finish = [&] {
-    if (under_way < 0) return;
-    float4* to = reinterpret_cast<float4*>(slot_of(under_way) + row * TILE + output);
-    to[0] = sums[0], to[1] = sums[1];
+    if (under_way >= 0) *reinterpret_cast<float4*>(slot_of(under_way) + row * TILE + output) = sum;
   };
 
 #pragma unroll 1
@@ -106,15 +103,16 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
 #pragma unroll 1
     for (int unit = low; unit < high; ++unit, ++done) {
       asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
-      asm volatile("bar.sync %0, 64;" ::"r"(group + 1) : "memory");
+      asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(GROUP_THREADS) : "memory");
       if (done > 0) {
         char* to = ring + (done - 1) % DEPTH * Ask::STAGE;
         if (!ahead.done()) ask_weights(ahead.unit, to), ask_rows(ahead.unit, to), ahead.next();
         end_stage();
       }
       const char* at = ring + done % DEPTH * Ask::STAGE;
-      multiply_unit<F, QUADS>(at, reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM),
-                              reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM), word, row_scale, total);
+      multiply_unit<F, QUADS, 2>(at, reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM),
+                                 reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM), word, later, row_scale,
+                                 total);
       const int tile = unit / m.steps, tile_low = tile * m.steps, tile_high = tile_low + m.steps;
       if (unit + 1 < high && unit + 1 < tile_high) continue;
       if (low <= (tile_low > begin ? tile_low : begin) && high >= (tile_high < begin + count ? tile_high : begin + count)) {
@@ -130,12 +128,12 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     for (int which = 0; which < 2 * GROUPS_HERE; ++which) {
       const int tile = left_tile[which];
       if (tile < 0) continue;
-      const float4* value = reinterpret_cast<const float4*>(left + (which * BAND_ROWS + row) * SUMS_ROW + output);
+      const float4 value = *reinterpret_cast<const float4*>(left + (which * BAND_ROWS + row) * SUMS_ROW + output);
       if (tile == under_way) {
-        add(sums[0], value[0]), add(sums[1], value[1]);
+        add(sum, value);
       } else {
         finish();
-        under_way = tile, sums[0] = value[0], sums[1] = value[1];
+        under_way = tile, sum = value;
       }
     }
     BARRIER();
@@ -170,7 +168,7 @@ DEVICE float4 parts4(int which, const float* parts, int rows, int row, int outpu
 }  // namespace specdec
 
 // Blocks: (bands of BAND_ROWS rows, blocks of the step of all matrices). The columns of `job` are slots.
-extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply(const __grid_constant__ Multiplication job) {
+extern "C" __global__ void __launch_bounds__(512, 1) decode_multiply(const __grid_constant__ Multiplication job) {
   extern __shared__ uint4 shared_memory[];
   int which = 0, block = blockIdx.y;
   while (block >= job.matrices[which].blocks) block -= job.matrices[which++].blocks;

@@ -64,7 +64,7 @@ class QuantPrompts(Prompts):
             made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
             made["decode_turn"] = 256, 0
             stages = _GROUPS * _DEPTH * (self._unit_bytes + _BAND_ROWS * (64 + 16))
-            made["decode_multiply"] = 256, stages + 2 * _GROUPS * (_BAND_ROWS * (TILE + 8) * 4 + 4)
+            made["decode_multiply"] = 512, stages + 2 * _GROUPS * (_BAND_ROWS * (TILE + 8) * 4 + 4)
             multiplications = {}
         for name, rows in multiplications.items():
             stage = self._unit_bytes + rows * (64 + 16)
