@@ -76,8 +76,9 @@ class PassCosts:
             return Room(self._prompt, math.inf, _FIRST_ROWS)
         decoding_s = self.seconds(rows)
         if decoding_s is None:  # rows of prompts are as much work
-            return Room(self._prompt, _LEAST_S - self._prompt.seconds(rows, 0), max(_FIRST_ROWS, self._longest))
-        seconds = max(_STRETCH * decoding_s, _LEAST_S) - decoding_s
+            seconds = _LEAST_S - self._prompt.seconds(rows, 0)
+        else:
+            seconds = max(_STRETCH * decoding_s, _LEAST_S) - decoding_s
         return Room(self._prompt, seconds, max(_FIRST_ROWS, _GROWTH * self._longest))
 
     def _observe_decoding(self, rows: int, seconds: float) -> None:

@@ -81,12 +81,20 @@ class Scheduler:
         runtime: of all sequences.
         max_sequences: most sequences that run; others wait for their turn, first come, first served.
         max_rows: most rows of a pass.
+        costs: what is known of passes of this runtime, which the scheduler learns more of; None for nothing.
 
     Raises:
         InvalidArgumentError: a number is out of range.
     """
 
-    def __init__(self, runtime: Runtime, *, max_sequences: int = MAX_SEQUENCES, max_rows: int = MAX_PASS_ROWS) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        max_sequences: int = MAX_SEQUENCES,
+        max_rows: int = MAX_PASS_ROWS,
+        costs: PassCosts | None = None,
+    ) -> None:
         for name, value, most in (
             ("max_sequences", max_sequences, MAX_SEQUENCES),
             ("max_rows", max_rows, MAX_PASS_ROWS),
@@ -97,7 +105,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
         self._last_rows: dict[int, int] = {}  # rows of each sequence in the last verify pass, by id
-        self.costs = PassCosts()
+        self.costs = PassCosts() if costs is None else costs
         self._pace = Pace(runtime.info.most_ahead)
         self._round = _Measured()
         self._has_begun = False  # the runtime works on the next tokens of the sequences of the last pass
