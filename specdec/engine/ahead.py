@@ -143,6 +143,7 @@ class Pace:
         self._most = most
         self._turn_s = 0.0  # seconds of a turn in plain passes, all time between them included
         self._measured = 0  # plain passes so far, the first of which may compile kernels
+        self._tried = False  # policies were asked once: they may have had long texts to look through
         self._lost: float | None = None  # turns that a round of asking has cost lately, less its gain
         self._left = 2.0 if most else 0.0  # turns until policies are asked again: plain passes are measured first
         self._asked = 0  # rounds of asking in a row
@@ -202,6 +203,9 @@ class Pace:
 
     def _judge(self, lost: float) -> None:
         """Set when to ask again, from the loss of a round of asking."""
+        if not self._tried:
+            self._tried = True
+            return
         self._asked += 1
         self._waited = 0.0
         self._lost = lost if self._lost is None else (self._lost + lost) / 2
