@@ -1,10 +1,10 @@
-// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and sixteen
-// rows. Its warps are four groups of four, each warp with a quarter of a tile's outputs. The units of a warp of the step are summed
+// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and 16 or 32
+// rows. Its warps are four groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed
 // by one group; four of these warps at a time leave their sums, which all threads add in their order. What the step's blocks
 // have of a tile stays apart: the consumer adds it, as in the step.
 namespace specdec {
 
-constexpr int GROUPS_HERE = 4, DEPTH = 4, BAND_ROWS = 16, SUMS_ROW = TILE + 8;
+constexpr int GROUPS_HERE = 4, SUMS_ROW = TILE + 8;
 
 // The units of a group's warps of the step, one after the other.
 struct Walk {
@@ -29,15 +29,14 @@ struct Walk {
 };
 
 // The share of block `block` of the step: sums go to parts (slots, all_rows, TILE).
-template <int F>
+template <int F, int BAND_ROWS>
 DEVICE void multiply_share(const Matrix& m, int block, const char* data, const ManyRows& rows, const float* scales,
                            float* parts, char* room) {
   using P = Place<F>;
   using Ask = Asking<F, BAND_ROWS>;
-  constexpr int QUADS = BAND_ROWS / 4, GROUP_THREADS = 128;
-  const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / GROUP_THREADS;
-  const int word = tid / 32 % 2, later = tid / 64 % 2;  // of the outputs of the warp
-  const int mine = tid % GROUP_THREADS;
+  constexpr int QUADS = BAND_ROWS / 4, DEPTH = BAND_ROWS == 16 ? 4 : 3, AGAIN = BAND_ROWS / 16;
+  const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / 64, word = tid / 32 % 2;
+  const int mine = tid % 64;  // of the threads of the group
   const Packed from = packed_of<F>(m, data);
   const int begin = m.first(block), count = m.first(block + 1) - begin;
   char* ring = room + group * DEPTH * Ask::STAGE;
@@ -47,9 +46,12 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
   auto ask_weights = [&](int unit, char* to) {
     const int tile = unit / m.steps, step = unit - tile * m.steps;
     const char* heads = from.heads + (size_t)(tile * from.spans + step / P::form.span) * P::STRIDE;
-    copy16(to + Ask::turned(mine), from.upper + (size_t)unit * 2048 + mine * 16);
-    if (P::SEEN == 4) copy16(to + 2048 + Ask::turned(mine), from.rest + (size_t)unit * 2048 + mine * 16);
-    if (P::SEEN == 2 && mine < 64) {
+#pragma unroll
+    for (int at = mine; at < 128; at += 64) {
+      copy16(to + Ask::turned(at), from.upper + (size_t)unit * 2048 + at * 16);
+      if (P::SEEN == 4) copy16(to + 2048 + Ask::turned(at), from.rest + (size_t)unit * 2048 + at * 16);
+    }
+    if (P::SEEN == 2) {
       const int input = mine / 2;
       copy16(to + 2048 + (input ^ input / 4 % 4) * 32 + mine % 2 * 16, from.rest + (size_t)unit * 1024 + mine * 16);
     }
@@ -61,9 +63,11 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
   };
   auto ask_rows = [&](int unit, char* to) {
     const size_t place = (size_t)(unit % m.steps) * rows.all_rows;
-    if (mine < 64) copy16(to + WEIGHTS_ROOM + mine * 16, rows.words + place * (GROUP_WORDS * 4) + mine * 16);
-    const int row = mine - 64;
-    if (row >= 0 && row < BAND_ROWS) copy16(to + WEIGHTS_ROOM + Ask::WORDS_ROOM + row * 16, rows.groups + (place + row) * 16);
+#pragma unroll
+    for (int at = mine; at < BAND_ROWS * 4; at += 64) {
+      copy16(to + WEIGHTS_ROOM + at * 16, rows.words + place * (GROUP_WORDS * 4) + at * 16);
+    }
+    if (mine < BAND_ROWS) copy16(to + WEIGHTS_ROOM + Ask::WORDS_ROOM + mine * 16, rows.groups + place * 16 + mine * 16);
   };
 
   Walk first(begin, count, group), ahead(begin, count, group);
@@ -75,24 +79,29 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     if (!ahead.done()) ask_rows(ahead.unit, ring + i * Ask::STAGE), ahead.next();
     end_stage();
   }
-  float row_scale[QUADS], total[QUADS][2][2] = {};
+  float row_scale[QUADS], total[QUADS][4][2] = {};
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
   auto leave = [&](float* to, int apart) {
 #pragma unroll
-    for (int i = 0; i < QUADS * 4; ++i) {
-      float& sum = total[i / 4][i / 2 % 2][i % 2];
-      to[(i / 4 * 4 + q) * apart + (word * 4 + later * 2 + i / 2 % 2) * 16 + i % 2 * 8 + g] = sum;
+    for (int i = 0; i < QUADS * 8; ++i) {
+      float& sum = total[i / 8][i / 2 % 4][i % 2];
+      to[(i / 8 * 4 + q) * apart + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g] = sum;
       sum = 0;
     }
   };
   auto slot_of = [&](int tile) { return parts + (size_t)m.slot(block, tile) * rows.all_rows * TILE; };
-  // What this thread adds up: four outputs of a row of the tile `under_way`.
-  const int row = tid / 32, output = lane * 4;
-  float4 sum = {};
+  // What this thread adds up: eight outputs of a row of every 16, of the tile `under_way`.
+  const int row = tid / 16, output = tid % 16 * 8;
+  float4 sums[AGAIN][2] = {};
   int under_way = -1, done = 0;
   auto finish = [&] {
-    if (under_way >= 0) *reinterpret_cast<float4*>(slot_of(under_way) + row * TILE + output) = sum;
+    if (under_way < 0) return;
+#pragma unroll
+    for (int a = 0; a < AGAIN; ++a) {
+      float4* to = reinterpret_cast<float4*>(slot_of(under_way) + (a * 16 + row) * TILE + output);
+      to[0] = sums[a][0], to[1] = sums[a][1];
+    }
   };
 
 #pragma unroll 1
@@ -103,16 +112,15 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
 #pragma unroll 1
     for (int unit = low; unit < high; ++unit, ++done) {
       asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
-      asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(GROUP_THREADS) : "memory");
+      asm volatile("bar.sync %0, 64;" ::"r"(group + 1) : "memory");
       if (done > 0) {
         char* to = ring + (done - 1) % DEPTH * Ask::STAGE;
         if (!ahead.done()) ask_weights(ahead.unit, to), ask_rows(ahead.unit, to), ahead.next();
         end_stage();
       }
       const char* at = ring + done % DEPTH * Ask::STAGE;
-      multiply_unit<F, QUADS, 2>(at, reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM),
-                                 reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM), word, later, row_scale,
-                                 total);
+      multiply_unit<F, QUADS>(at, reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM),
+                              reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM), word, row_scale, total);
       const int tile = unit / m.steps, tile_low = tile * m.steps, tile_high = tile_low + m.steps;
       if (unit + 1 < high && unit + 1 < tile_high) continue;
       if (low <= (tile_low > begin ? tile_low : begin) && high >= (tile_high < begin + count ? tile_high : begin + count)) {
@@ -128,12 +136,18 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     for (int which = 0; which < 2 * GROUPS_HERE; ++which) {
       const int tile = left_tile[which];
       if (tile < 0) continue;
-      const float4 value = *reinterpret_cast<const float4*>(left + (which * BAND_ROWS + row) * SUMS_ROW + output);
-      if (tile == under_way) {
-        add(sum, value);
-      } else {
-        finish();
-        under_way = tile, sum = value;
+      const bool goes_on = tile == under_way;
+      if (!goes_on) finish();
+      under_way = tile;
+#pragma unroll
+      for (int a = 0; a < AGAIN; ++a) {
+        const float* from = left + (which * BAND_ROWS + a * 16 + row) * SUMS_ROW + output;
+        const float4* value = reinterpret_cast<const float4*>(from);
+        if (goes_on) {
+          add(sums[a][0], value[0]), add(sums[a][1], value[1]);
+        } else {
+          sums[a][0] = value[0], sums[a][1] = value[1];
+        }
       }
     }
     BARRIER();
@@ -165,11 +179,9 @@ DEVICE float4 parts4(int which, const float* parts, int rows, int row, int outpu
   return sum;
 }
 
-}  // namespace specdec
-
 // Blocks: (bands of BAND_ROWS rows, blocks of the step of all matrices). The columns of `job` are slots.
-extern "C" __global__ void __launch_bounds__(512, 1) decode_multiply(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
+template <int BAND_ROWS>
+DEVICE void multiply_shares(const Multiplication& job, uint4* room) {
   int which = 0, block = blockIdx.y;
   while (block >= job.matrices[which].blocks) block -= job.matrices[which++].blocks;
   const ManyMatrix& matrix = job.matrices[which];
@@ -177,9 +189,20 @@ extern "C" __global__ void __launch_bounds__(512, 1) decode_multiply(const __gri
   const size_t row = blockIdx.x * BAND_ROWS;
   const ManyRows rows{job.words + row * GROUP_WORDS * 4, job.groups + row * 16, int(job.all_rows)};
   with_form(int(matrix.form), [&](auto chosen) {
-    multiply_share<decltype(chosen)::value>(m, int(matrix.begin) + block, matrix.data, rows, job.scales + row,
-                                            job.sums + row * TILE, reinterpret_cast<char*>(shared_memory));
+    multiply_share<decltype(chosen)::value, BAND_ROWS>(m, int(matrix.begin) + block, matrix.data, rows, job.scales + row,
+                                                       job.sums + row * TILE, reinterpret_cast<char*>(room));
   });
+}
+
+}  // namespace specdec
+
+extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply_16(const __grid_constant__ Multiplication job) {
+  extern __shared__ uint4 shared_memory[];
+  multiply_shares<16>(job, shared_memory);
+}
+extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply_32(const __grid_constant__ Multiplication job) {
+  extern __shared__ uint4 shared_memory[];
+  multiply_shares<32>(job, shared_memory);
 }
 
 // The same after matrix `site` of the step, whose sums are in parts.

@@ -68,32 +68,10 @@ struct Asking {
   static DEVICE int by_four(int piece) { return (piece % 4 * 8 + piece / 4) * 16; }
 };
 
-// Words of shared memory, loaded by fours or twos; `place(i)` says where word i lies.
-template <int COUNT>
-struct Words {
-  unsigned held[COUNT] = {};
-
-  template <class P>
-  DEVICE void load(P place) {
-    constexpr int TOGETHER = COUNT % 4 ? 2 : 4;
-#pragma unroll
-    for (int i = 0; i < COUNT; i += TOGETHER) {
-      if constexpr (TOGETHER == 4) {
-        const uint4 four = *reinterpret_cast<const uint4*>(place(i));
-        held[i] = four.x, held[i + 1] = four.y, held[i + 2] = four.z, held[i + 3] = four.w;
-      } else {
-        const uint2 two = *reinterpret_cast<const uint2*>(place(i));
-        held[i] = two.x, held[i + 1] = two.y;
-      }
-    }
-  }
-};
-
-// Half `word` of a unit's outputs times 4 QUADS rows; the unit lies at `at` as a stage has it. With EACH = 2 it is a half of
-// that half, the second one if `later`.
-template <int F, int QUADS, int EACH>
-DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group* own_groups, int word, bool later,
-                          const float (&row_scale)[QUADS], float (&total)[QUADS][EACH][2]) {
+// Half `word` of a unit's outputs times 4 QUADS rows; the unit lies at `at` as a stage has it.
+template <int F, int QUADS>
+DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group* own_groups, int word,
+                          const float (&row_scale)[QUADS], float (&total)[QUADS][4][2]) {
   using P = Place<F>;
   constexpr int PARTS = Sums<F>::PARTS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -112,26 +90,24 @@ DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group
   }
   Codes<P::SEEN> codes;
   codes.load(at, word, even, odd, g, q);
-  if constexpr (EACH == 2) codes.keep_two(later);
-  constexpr int WORDS = P::form.offset ? 2 : 1;  // of an output's head
-  Words<EACH * WORDS> heads;
-  Words<EACH> owns;
-  const int first = later ? EACH : 0;  // of the four
-  heads.load([&](int i) {
-    const int number = first * WORDS + i;
-    return at + P::HEAD_AT + ((WORDS * word + number / 4) * 8 + g) * 16 + number % 4 * 4;
-  });
-  if (P::form.own) owns.load([&](int i) { return at + P::OWN_AT + (word * 8 + g) * 16 + (first + i) * 4; });
+  uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
 #pragma unroll
-  for (int b = 0; b < EACH; ++b) {
+  for (int j = 0; j < (P::form.offset ? 2 : 1); ++j) {
+    pieces[j] = *reinterpret_cast<const uint4*>(at + P::HEAD_AT + ((P::form.offset ? 2 * word + j : word) * 8 + g) * 16);
+  }
+  if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
+  const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
+  const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
+#pragma unroll
+  for (int b = 0; b < 4; ++b) {
     unsigned w[4];
     codes.take(b, w);
-    const Worth<F> worth(heads.held + WORDS * b, owns.held[b]);
+    const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
 #pragma unroll
     for (int band = 0; band < QUADS; ++band) {
       Sums<F> found;
       found.multiply(w, x[band]);
-      found.add_to(total[band][b], worth, owns.held[b], scale[band], weight[band], centre[band]);
+      found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
     }
   }
 }
@@ -179,7 +155,7 @@ DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const Man
     const char* at = ring + step % PROMPT_STAGES * Ask::STAGE;
     const unsigned* own_words = reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM) + front * GROUP_WORDS;
     const Group* own_groups = reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM) + front;
-    multiply_unit<F, QUADS, 4>(at, own_words, own_groups, word, false, row_scale, total);
+    multiply_unit<F, QUADS>(at, own_words, own_groups, word, row_scale, total);
     const int end = ends[step];
     if (end == 0) continue;
 #pragma unroll

@@ -72,19 +72,6 @@ struct Codes {
       }
     }
   }
-  // Keeps two of the four outputs, the second two if `later`, as the first ones.
-  DEVICE void keep_two(bool later) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        low[half][b] = later ? low[half][b + 2] : low[half][b];
-        if constexpr (SEEN == 4) rest_low[half][b] = later ? rest_low[half][b + 2] : rest_low[half][b];
-      }
-      if constexpr (SEEN == 2) rest_low[half][0] = later ? rest_low[half][1] : rest_low[half][0];
-      if constexpr (SEEN == 1) rest_low[half][0] = later ? rest_low[half][0] >> 4 : rest_low[half][0];
-    }
-  }
   // Of outputs b of the four: registers of both halves of 16 outputs, inputs 0 to 15 and 16 to 31.
   DEVICE void take(int b, unsigned (&w)[4]) const {
 #pragma unroll
