@@ -5,7 +5,7 @@ Nothing of an answer reaches anyone but its owner, not even as a draft: how fast
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from specdec.drafters.successors import Successors
@@ -19,31 +19,55 @@ _ALL_TOKENS = 1 << 19  # of all owners: about 130 bytes each
 class EarlierAnswers:
     """What followed which tokens in the latest answers of one owner.
 
-    There are two indices: when the newer one is full it becomes the older, which is forgotten.
+    There are two indices: when the newer one is full it becomes the older, which is forgotten. An answer is indexed
+    when something is looked up after it: where many answers are decoded together, that may never be.
 
     Attributes:
-        newer: index of the latest answers.
-        older: index of those before them.
         successors: what followed single tokens.
     """
 
     def __init__(self) -> None:
-        self.newer, self.older = SuffixIndex(), SuffixIndex()
+        self._newer, self._older = SuffixIndex(), SuffixIndex()
+        self._waiting: deque[tuple[list[int], int]] = deque()  # texts to be indexed, and where each answer begins
+        self._waiting_tokens = 0
         self.successors = Successors()
+
+    @property
+    def newer(self) -> SuffixIndex:
+        """Index of the latest answers."""
+        self._index()
+        return self._newer
+
+    @property
+    def older(self) -> SuffixIndex:
+        """Index of the answers before those."""
+        self._index()
+        return self._older
 
     @property
     def tokens(self) -> int:
         """Tokens that are kept, of answers and their contexts, and successors of tokens."""
-        return self.newer.tokens + self.older.tokens + len(self.successors)
+        return self._newer.tokens + self._older.tokens + self._waiting_tokens + len(self.successors)
 
     def add(self, text: Sequence[int], first: int) -> None:
-        """Index an answer: the tokens of `text` from `first` on. What came before is context, and nobody's draft."""
+        """Keep an answer: the tokens of `text` from `first` on. What came before is context, and nobody's draft."""
         first = max(first, len(text) - _TOKENS)
-        self.newer.begin()
-        self.newer.add(text[max(0, first - _CONTEXT) : first], counts=False)
-        self.newer.add(text, first)
-        if self.newer.tokens >= _TOKENS:
-            self.older, self.newer = self.newer, SuffixIndex()
+        begin = max(0, first - _CONTEXT)
+        self._waiting.append((list(text[begin:]), first - begin))
+        self._waiting_tokens += len(text) - begin
+        while self._waiting_tokens - len(self._waiting[0][0]) >= 2 * _TOKENS:  # it would be forgotten
+            self._waiting_tokens -= len(self._waiting.popleft()[0])
+
+    def _index(self) -> None:
+        """Index what waits for it."""
+        while self._waiting:
+            text, first = self._waiting.popleft()
+            self._waiting_tokens -= len(text)
+            self._newer.begin()
+            self._newer.add(text[:first], counts=False)
+            self._newer.add(text, first)
+            if self._newer.tokens >= _TOKENS:
+                self._older, self._newer = self._newer, SuffixIndex()
 
 
 class Archive:

@@ -19,6 +19,8 @@ _MOST_S = 0.03  # of a pass that goes ahead: a stream shows its tokens when it e
 _MOST_LOST = 0.02  # share of the time that asking policies may cost when it does not pay
 _STRETCH = 512  # turns without asking, at most
 _QUIET = 4, 32  # tokens without asking a policy whose last draft was in vain: at first, and at most
+_ASK_S = 0.0005  # of asking one policy, until that is measured
+_HOPED = 3.0  # tokens that a round of asking brings each sequence at best, until that is measured
 _REMEASURED = 128  # rounds of asking, after which plain ones are measured again
 
 
@@ -141,14 +143,20 @@ class Pace:
         self._most = most
         self._turn_s = 0.0  # seconds of a turn in plain passes, all time between them included
         self._measured = 0  # plain passes so far, the first of which may compile kernels
+        self._tried = False  # policies were asked once: they may have had long texts to look through
         self._lost: float | None = None  # turns that a round of asking has cost lately, less its gain
         self._left = 2.0 if most else 0.0  # turns until policies are asked again: plain passes are measured first
         self._asked = 0  # rounds of asking in a row
+        self._waited = 0.0  # turns since policies were asked
 
     @property
     def asks(self) -> bool:
         """Whether policies are asked in the next round."""
         return self._most == 0 or self._left <= 0
+
+    def asks_after(self, turns: int) -> bool:
+        """Whether policies are asked after a plain pass of that many turns."""
+        return self._most == 0 or self._left <= turns
 
     def room(self, least: int) -> int:
         """Tokens that the next pass may go ahead for.
@@ -160,18 +168,20 @@ class Pace:
             return 0
         return max(0, min(self._most, least, int(_MOST_S / self._turn_s) - 1 if self._turn_s else 0))
 
-    def note(self, *, asked: bool, turns: float, seconds: float) -> None:
+    def note(self, *, asked: bool, turns: float, seconds: float, sequences: int = 1) -> None:
         """A round has ended.
 
         Args:
             asked: policies were asked.
             turns: tokens of a sequence, in the mean.
             seconds: from its beginning to that of the next round.
+            sequences: of the round.
         """
         if not self._most or turns <= 0:
             return
         if not asked:
             self._plain(turns, seconds)
+            self._expect(sequences)
         elif self._turn_s:
             self._judge(seconds / self._turn_s - turns)
 
@@ -180,11 +190,24 @@ class Pace:
         self._turn_s = found if found < self._turn_s or not self._measured else 0.8 * self._turn_s + 0.2 * found
         self._measured += 1
         self._left -= turns
+        self._waited += turns
         self._asked = 0
+
+    def _expect(self, sequences: int) -> None:
+        """Put off asking for the first time, where it is bound to take longer than it can bring."""
+        if self._lost is not None or self._measured < 2:
+            return
+        lost = sequences * _ASK_S / self._turn_s - _HOPED
+        if lost > 0:
+            self._left = max(self._left, min(_STRETCH, lost / _MOST_LOST) - self._waited)
 
     def _judge(self, lost: float) -> None:
         """Set when to ask again, from the loss of a round of asking."""
+        if not self._tried:
+            self._tried = True
+            return
         self._asked += 1
+        self._waited = 0.0
         self._lost = lost if self._lost is None else (self._lost + lost) / 2
         if self._lost > 0:
             self._left = min(_STRETCH, max(1 + self._most, self._lost / _MOST_LOST))

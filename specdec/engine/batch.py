@@ -73,7 +73,8 @@ class Batch:
         if queue is not None:
             _check_whole("queue", queue, 0, "requests")
         self._model, self._queue, self._max_sequences = model, queue, max_sequences
-        self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows)
+        costs = model.memory.passes
+        self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows, costs=costs)
         self._admission = Admission(max_sequences=max_sequences, cache_bytes=cache_bytes)
         self._rates = Rates()
         self._tickets: dict[int, Ticket] = {}  # by id of the sequence; the thread's own, as the next

@@ -7,6 +7,7 @@ from typing import Any
 
 from specdec.drafters.base import DrafterMemory
 from specdec.engine.grammar_tables import Grammars
+from specdec.engine.pass_costs import PassCosts
 from specdec.engine.policy import CostTable
 
 
@@ -42,12 +43,14 @@ class Memory:
         drafters: tables and other models that drafters have read.
         policies: what policies have learnt, by their class.
         grammars: tables and compiled grammars.
+        passes: seconds of passes that several sequences shared.
     """
 
     costs: MachineCosts = field(default_factory=MachineCosts)
     drafters: DrafterMemory = field(default_factory=DrafterMemory)
     policies: dict[type, dict[Any, Any]] = field(default_factory=dict)
     grammars: Grammars = field(default_factory=Grammars)
+    passes: PassCosts = field(default_factory=PassCosts)
 
     def of_policy(self, policy: object) -> dict[Any, Any]:
         """What policies of the class of `policy` have learnt; theirs to change."""
@@ -56,4 +59,4 @@ class Memory:
     def fresh(self) -> Memory:
         """A memory in which no policy has learnt anything. Costs and what drafters have read stay shared with this one,
         because they are the same for every way of decoding."""
-        return Memory(costs=self.costs, drafters=self.drafters, grammars=self.grammars)
+        return Memory(costs=self.costs, drafters=self.drafters, grammars=self.grammars, passes=self.passes)

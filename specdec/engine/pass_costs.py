@@ -72,10 +72,13 @@ class PassCosts:
         if not rows:
             alone_s = _ALONE_S if self._prompt.is_known else math.inf
             return Room(self._prompt, alone_s, MAX_PASS_ROWS)
-        decoding_s = self.seconds(rows)
-        if decoding_s is None or not self._prompt.is_known:
+        if not self._prompt.is_known:
             return Room(self._prompt, math.inf, _FIRST_ROWS)
-        seconds = max(_STRETCH * decoding_s, _LEAST_S) - decoding_s
+        decoding_s = self.seconds(rows)
+        if decoding_s is None:  # rows of prompts are as much work
+            seconds = _LEAST_S - self._prompt.seconds(rows, 0)
+        else:
+            seconds = max(_STRETCH * decoding_s, _LEAST_S) - decoding_s
         return Room(self._prompt, seconds, max(_FIRST_ROWS, _GROWTH * self._longest))
 
     def _observe_decoding(self, rows: int, seconds: float) -> None:

@@ -62,12 +62,14 @@ class _Measured:
         asked: policies were asked that may also wait.
         others: prompts were read, or something failed.
         turns: mean number of tokens of a sequence.
+        sequences: number of them.
     """
 
     began_s: float = 0.0
     asked: bool = False
     others: bool = False
     turns: float = 0.0
+    sequences: int = 0
 
 
 class Scheduler:
@@ -79,12 +81,20 @@ class Scheduler:
         runtime: of all sequences.
         max_sequences: most sequences that run; others wait for their turn, first come, first served.
         max_rows: most rows of a pass.
+        costs: what is known of passes of this runtime, which the scheduler learns more of; None for nothing.
 
     Raises:
         InvalidArgumentError: a number is out of range.
     """
 
-    def __init__(self, runtime: Runtime, *, max_sequences: int = MAX_SEQUENCES, max_rows: int = MAX_PASS_ROWS) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        max_sequences: int = MAX_SEQUENCES,
+        max_rows: int = MAX_PASS_ROWS,
+        costs: PassCosts | None = None,
+    ) -> None:
         for name, value, most in (
             ("max_sequences", max_sequences, MAX_SEQUENCES),
             ("max_rows", max_rows, MAX_PASS_ROWS),
@@ -95,9 +105,10 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []
         self._last_rows: dict[int, int] = {}  # rows of each sequence in the last verify pass, by id
-        self.costs = PassCosts()
+        self.costs = PassCosts() if costs is None else costs
         self._pace = Pace(runtime.info.most_ahead)
         self._round = _Measured()
+        self._has_begun = False  # the runtime works on the next tokens of the sequences of the last pass
 
     def add(self, sequence: Sequence) -> None:
         """Schedule a sequence from the next step on."""
@@ -135,7 +146,9 @@ class Scheduler:
         try:
             shares = self._propose(events)
             self._last_rows = {id(share.sequence): share.count for share in shares}
-            shares += self._prompt_pieces(sum(self._last_rows.values()))
+            if not (self._has_begun and shares):  # prompts come after what is under way, which would be lost
+                shares += self._prompt_pieces(sum(self._last_rows.values()))
+            self._has_begun = False
             for group in _cut(shares, [share.count for share in shares], self._max_rows):
                 events += self._run(group)
         except BaseException:
@@ -148,7 +161,8 @@ class Scheduler:
         """End the measurement of the round before, where it was one of decoding alone, and begin that of the next."""
         last, self._round = self._round, _Measured(time.perf_counter())
         if last.turns and not last.others:
-            self._pace.note(asked=last.asked, turns=last.turns, seconds=self._round.began_s - last.began_s)
+            seconds = self._round.began_s - last.began_s
+            self._pace.note(asked=last.asked, turns=last.turns, seconds=seconds, sequences=last.sequences)
 
     def _ended(self, events: list[Event]) -> list[Event]:
         """The events of a step; sequences with errors leave."""
@@ -157,6 +171,7 @@ class Scheduler:
                 self._round.others = True
                 self.remove(event.sequence)
         if events and not self._round.others:
+            self._round.sequences = len(events)
             self._round.turns = sum(len(event.done.tokens) for event in events if event.done) / len(events)
         return events
 
@@ -249,8 +264,9 @@ class Scheduler:
         """One pass in the exact view, and what it means for each sequence."""
         prompts = [share for share in shares if share.is_prompt]
         ahead = 0 if prompts else self._ahead(shares)
+        further = self._further(shares, ahead) if ahead else 0
         start_s = time.perf_counter()
-        batch = [share.sequence.going_ahead(share.rows, ahead) for share in shares]
+        batch = [share.sequence.going_ahead(share.rows, ahead, further) for share in shares]
         replies = _forward(self._runtime, batch, EXACT)
         pass_s = time.perf_counter() - start_s
         decoding = sum(share.count for share in shares) - sum(share.count for share in prompts)
@@ -266,6 +282,7 @@ class Scheduler:
             elif share.is_prompt:
                 events.append(_prompt_event(share, reply))
             else:
+                self._has_begun |= reply.result.begun > 0
                 try:
                     beside, own_s = decoding - share.count, min(reply.seconds, decoding_s)
                     done = sequence.settle_all(reply.result, seconds=own_s, pass_s=decoding_s, rows_beside=beside)
@@ -279,6 +296,14 @@ class Scheduler:
         if len(shares) == 1:
             return shares[0].sequence.most_ahead(shares[0].rows)
         return self._pace.room(min(share.sequence.room_ahead(share.rows) for share in shares))
+
+    def _further(self, shares: list[_Share], ahead: int) -> int:
+        """Tokens that the next pass will ask for if it has the same sequences, as far as can be known."""
+        asks = self._pace.asks_after(1 + ahead)
+        reads = len(shares) < len(self._running)
+        if reads or any(one.sequence.speculation and (asks or not one.sequence.may_wait) for one in shares):
+            return 0
+        return max(0, min(share.sequence.room_ahead(share.rows) for share in shares) - ahead)
 
     def _observe(self, decoding: int, prompts: list[_Share], pass_s: float) -> float:
         """Learn what a pass cost that has just run. Policies are told the part of it that pieces of prompts do not

@@ -216,9 +216,9 @@ class Sequence:
         alone = rows.logits == "choices" and len(rows.tokens) == 1
         return self.limit - len(self.tokens) - 1 if alone else 0
 
-    def going_ahead(self, rows: Rows, count: int) -> Rows:
-        """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`."""
-        return replace(rows, ahead=count, ends=self.end_tokens) if count else rows
+    def going_ahead(self, rows: Rows, count: int, further: int = 0) -> Rows:
+        """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`, and may begin with others."""
+        return replace(rows, ahead=count, ends=self.end_tokens, further=further) if count else rows
 
     @property
     def is_ahead(self) -> bool:

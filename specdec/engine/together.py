@@ -33,7 +33,7 @@ def generate_all(model: Model, answers: list[Answer]) -> list[Result]:
     Raises:
         Exception: of the first answer that fails.
     """
-    scheduler = Scheduler(model.runtime)
+    scheduler = Scheduler(model.runtime, costs=model.memory.passes)
     open_answers: dict[int, Answer] = {}
     try:
         for answer in answers:

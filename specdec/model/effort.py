@@ -100,6 +100,8 @@ class EffortSchedule:
 
     def mean(self, config: ModelConfig) -> float:
         """Share of all the model's multiplications that this schedule performs."""
+        if not self.rules:
+            return self.default
         sizes = {name: out * inputs for name, (out, inputs) in config.matrices().items()}
         efforts = self.resolve(config)
         return sum(sizes[name] * efforts[name] for name in sizes) / sum(sizes.values())

@@ -124,6 +124,8 @@ class Rows:
         ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
+        further: with `ahead`, most tokens after those that the next pass over these answers will ask for, unless they
+            end before. The runtime may begin with them, so that it works while the caller does.
         window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
         recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others.
             Other runtimes, and passes of several sequences, take it for a plain row. The cache grows by the rows kept.
@@ -140,6 +142,7 @@ class Rows:
     ends: frozenset[int] = frozenset()
     recycling: Recycling | None = None
     window: Window | None = None
+    further: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +157,7 @@ class Pass:
         choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
             are (0, V) then.
         turns: at least one if the pass drafted by itself, and then `choices` is empty.
+        begun: tokens that the runtime works on already; see `Rows.further`. They are lost to a pass over anything else.
     """
 
     logits: NDArray[np.float32]
@@ -161,6 +165,7 @@ class Pass:
     states: NDArray[np.float32] | None = None
     choices: Sequence[Choice] | None = None
     turns: Sequence[Turn] | None = None
+    begun: int = 0
 
 
 @dataclass(frozen=True, slots=True)

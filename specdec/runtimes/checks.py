@@ -43,6 +43,8 @@ def check_batch(
             raise InvalidArgumentError("this runtime makes no choices: ask for logits")
         if rows.ahead and (rows.logits != "choices" or len(rows.tokens) != 1 or rows.ahead < 0):
             raise InvalidArgumentError("a pass goes ahead by its own choices from a single row, by at least 0 tokens")
+        if rows.further and (not rows.ahead or rows.further < 0):
+            raise InvalidArgumentError("further tokens follow those that a pass goes ahead for, at least 0 of them")
         if rows.recycling is not None and (rows.logits != "choices" or len(rows.tokens) != 1):
             raise InvalidArgumentError("a pass drafts by itself from a single row, and by its own choices")
         if rows.window is not None and not narrows:

@@ -189,6 +189,8 @@ def profile_stamp(store: Store) -> tuple[int, ...] | None:
     """Changes whenever the profiles of a store do; None when it has none."""
     try:
         stat = (store.path / PROFILE_FILE).stat()
+    except FileNotFoundError:  # every answer comes here
+        return None
     except unless_signalled(OSError):
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino

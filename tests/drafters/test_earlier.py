@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from drafting import context_of, setup_of
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
@@ -156,3 +157,21 @@ def test_a_drafter_that_fails_at_the_end_is_named():
     assert len([token for piece in generation for token in piece.tokens]) == 3
     with pytest.raises(SpecdecError, match="'Untidy' failed in ended: RuntimeError: no room"):
         generation.result()
+
+
+def test_answers_are_indexed_when_they_are_looked_up() -> None:
+    at_once, later = EarlierAnswers(), EarlierAnswers()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        text = rng.integers(0, 9, 60).tolist()
+        at_once.add(text, 20)
+        assert at_once.newer.tokens
+        later.add(text, 20)
+        assert not later._newer.tokens
+        assert later.tokens == at_once.tokens
+    for one in (at_once, later):
+        one.newer.begin()
+    text = rng.integers(0, 9, 200).tolist()
+    for end in range(1, 200):
+        places = [SuffixReader(16).at(one.newer, text[:end]) for one in (at_once, later)]
+        assert places[0] == places[1]

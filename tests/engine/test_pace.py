@@ -66,6 +66,27 @@ def test_asking_begins_again_when_it_pays_again() -> None:
         assert (np.mean(rounds[100:]) > 0.9) == pays
 
 
+@pytest.mark.parametrize(
+    ("sequences", "turn_s", "waits"), [(4, 0.001, 0), (16, 0.001, 250), (64, 0.002, 500), (64, 0.1, 0)]
+)
+def test_asking_that_cannot_pay_is_put_off(sequences: int, turn_s: float, waits: int) -> None:
+    pace, turns = Pace(15), 0
+    while not pace.asks:
+        step = 16 if pace.room(15) else 1
+        pace.note(asked=False, turns=step, seconds=step * turn_s, sequences=sequences)
+        turns += step
+    assert waits <= turns <= waits + 18
+
+
+def test_asking_that_cannot_pay_is_judged_by_what_it_costs_once_it_was_tried() -> None:
+    pace = Pace(15)
+    while not pace.asks:
+        pace.note(asked=False, turns=16, seconds=0.016, sequences=16)
+    for _ in range(9):
+        pace.note(asked=True, turns=4.0, seconds=0.002, sequences=16)
+        assert pace.asks
+
+
 def test_a_pass_that_compiles_does_not_count() -> None:
     pace = Pace(15)
     assert not pace.asks
@@ -73,6 +94,8 @@ def test_a_pass_that_compiles_does_not_count() -> None:
     pace.note(asked=False, turns=1, seconds=5.0)
     pace.note(asked=False, turns=16, seconds=0.016)
     assert pace.asks
+    pace.note(asked=True, turns=1, seconds=0.5)
+    assert pace.asks  # the first one may have looked through long texts
     pace.note(asked=True, turns=1, seconds=0.003)
     assert not pace.asks  # three turns for one
     assert pace.room(99) == 15

@@ -8,6 +8,7 @@ import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_config
 from scripted_model import Clock
 
+import specdec
 from specdec.engine.begin import begin
 from specdec.engine.pass_costs import PassCosts
 from specdec.engine.scheduler import Scheduler
@@ -162,3 +163,26 @@ def test_time_of_prompts_is_told_apart():
     costs.observe(0.3, rows=4, prompts=[(40, 0)])
     assert costs.share_of_prompts(4, [(40, 0)]) == pytest.approx(2 / 3)
     assert costs.share_of_prompts(4, [(10, 0), (10, 0)]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("row_s", "least", "most"), [(0.00002, 400, 512), (0.002, 20, 125)])
+def test_prompts_fill_passes_before_any_pass_was_one_of_decoding_alone(row_s: float, least: int, most: int) -> None:
+    costs = PassCosts()
+    costs.observe(512 * row_s, rows=0, prompts=[(128, 0)] * 4)
+    assert least <= costs.room(12).fits(0, 512) <= most
+
+
+def test_pieces_grow_where_answers_decode_beside_every_prompt() -> None:
+    costs, rows = PassCosts(), []
+    for _ in range(6):
+        rows.append(costs.room(9).fits(0, 512))
+        costs.observe(0.004 + 0.00002 * rows[-1], rows=9, prompts=[(rows[-1], 0)])
+    assert rows == [32, 64, 128, 256, 512, 512]
+
+
+def test_answers_of_one_model_share_what_is_known_of_passes() -> None:
+    model = Model(FakeRuntime(seed=3), ByteTokenizer(eos=frozenset()))
+    specdec.generate(model, [[1, 2, 3] * 9, [4, 5, 6] * 9], max_tokens=5, speculate=False)
+    assert model.memory.passes.seconds(2)
+    with specdec.Batch(model) as batch:
+        assert batch._scheduler.costs is model.memory.passes

@@ -2,12 +2,11 @@
 // that the next pass can begin without the host. Both as in a step of few rows (step_attention.cuh, step_choose.cuh).
 namespace specdec {
 
-constexpr int HEADS_EACH = HEADS / KV_HEADS < 4 ? HEADS / KV_HEADS : 4;  // of a block; its warps read keys and values once
-constexpr int CHUNKS = (HEADS / KV_HEADS + HEADS_EACH - 1) / HEADS_EACH;
+constexpr int HEADS_EACH = HEADS / KV_HEADS < 4 ? HEADS / KV_HEADS : 4;  // of a block, at most: its warps read keys once
 
 }  // namespace specdec
 
-// queries (rows, HEADS, SIZE) -> splits (rows, HEADS, splits, SLOT); blocks: (rows, KV_HEADS * CHUNKS, splits)
+// queries (rows, HEADS, SIZE) -> splits (rows, HEADS, splits, SLOT); blocks: (rows, KV_HEADS times parts of a group of heads, splits)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     decode_attend(const float* queries, const PromptRow* about, long long layer, long long window, long long splits,
                   float* out) {
@@ -15,8 +14,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   constexpr int GROUP = HEADS / KV_HEADS;
   after_others();
   const PromptRow of = about[blockIdx.x];
-  const int kv_head = blockIdx.y / CHUNKS, begin = blockIdx.y % CHUNKS * HEADS_EACH;
-  const int heads = GROUP - begin < HEADS_EACH ? GROUP - begin : HEADS_EACH, head = kv_head * GROUP + begin;
+  const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks;
+  const int kv_head = blockIdx.y / chunks, begin = blockIdx.y % chunks * each;
+  const int heads = GROUP - begin < each ? GROUP - begin : each, head = kv_head * GROUP + begin;
   const int split = blockIdx.z, start = split * SPAN, tid = threadIdx.x, warp = tid / 32, lane = tid % 32, mine = lane * 4;
   if (start > of.place) return;
   const int first = start + warp * EACH_WARP, at = first + lane / 2;
@@ -52,15 +52,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
   }
 }
 
-// Looks at logits (rows, columns); blocks: (GRID, rows), as the blocks of a step would.
-extern "C" __global__ void __launch_bounds__(THREADS) decode_look(const float* logits, long long columns, float* found) {
+namespace specdec {
+
+// Looks at a row's logits as the blocks of a step would; blocks: (GRID, rows). `four(row, i)` gives those of token i and the
+// three after it.
+template <class F>
+DEVICE void look_at_logits(F four_of, float* found) {
   __shared__ float scratch[WARPS * CHOICE_WORDS];
   const int tid = threadIdx.x, row = blockIdx.y;
   after_others();
   Choice choice = Choice::none();
 #pragma unroll 1
   for (int i = (blockIdx.x * THREADS + tid) * 4; i < VOCAB; i += GRID * THREADS * 4) {
-    const float4 four = load_float4(logits + row * columns + i);
+    const float4 four = four_of(row, i);
     const float value[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
@@ -73,6 +77,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) decode_look(const float* l
   if (tid >= 32) return;
   choice = lane_choice(tid < WARPS ? read_choice(scratch + tid * CHOICE_WORDS) : Choice::none());
   if (tid == 0) put_choice(found + (size_t)(row * GRID + blockIdx.x) * CHOICE_WORDS, choice);
+}
+
+}  // namespace specdec
+
+// logits (rows, columns)
+extern "C" __global__ void __launch_bounds__(THREADS) decode_look(const float* logits, long long columns, float* found) {
+  look_at_logits([&](int row, int i) { return load_float4(logits + row * columns + i); }, found);
 }
 
 // Chooses the token of every row, a block each, and moves the row on to it. choices (turns, rows, CHOICE_WORDS): a row counts

@@ -68,90 +68,94 @@ struct Asking {
   static DEVICE int by_four(int piece) { return (piece % 4 * 8 + piece / 4) * 16; }
 };
 
-// A tile of 128 outputs times ROWS_HERE rows, units from `low` to `high` of it; sums (ROWS_HERE, columns). With IN_PARTS,
-// sums of each block of the step stay apart, for the consumer to add: (slots, columns, TILE), where columns are rows.
-template <int F, int ROWS_HERE, bool IN_PARTS>
-DEVICE void multiply_many(const Matrix& m, int tile, int low, int high, const char* data, const ManyRows& rows,
-                          const float* scales, float* sums, int columns, char* ring) {
+// Half `word` of a unit's outputs times 4 QUADS rows; the unit lies at `at` as a stage has it.
+template <int F, int QUADS>
+DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group* own_groups, int word,
+                          const float (&row_scale)[QUADS], float (&total)[QUADS][4][2]) {
+  using P = Place<F>;
+  constexpr int PARTS = Sums<F>::PARTS;
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
+  uint2 x[QUADS];
+  float scale[QUADS], weight[QUADS];
+  int centre[QUADS][PARTS];
+#pragma unroll
+  for (int band = 0; band < QUADS; ++band) {
+    x[band] = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
+    const Group group = own_groups[band * 4 + q];
+    scale[band] = group.scale * row_scale[band];
+    weight[band] = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale[band] * float(group.sum[0] + group.sum[1]);
+    centre[band][0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
+    if constexpr (PARTS == 2) centre[band][1] = group.sum[1] * P::CENTRE;
+  }
+  Codes<P::SEEN> codes;
+  codes.load(at, word, even, odd, g, q);
+  uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
+#pragma unroll
+  for (int j = 0; j < (P::form.offset ? 2 : 1); ++j) {
+    pieces[j] = *reinterpret_cast<const uint4*>(at + P::HEAD_AT + ((P::form.offset ? 2 * word + j : word) * 8 + g) * 16);
+  }
+  if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
+  const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
+  const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
+#pragma unroll
+  for (int b = 0; b < 4; ++b) {
+    unsigned w[4];
+    codes.take(b, w);
+    const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
+#pragma unroll
+    for (int band = 0; band < QUADS; ++band) {
+      Sums<F> found;
+      found.multiply(w, x[band]);
+      found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
+    }
+  }
+}
+
+// A tile of 128 outputs times ROWS_HERE rows; sums (ROWS_HERE, columns).
+template <int F, int ROWS_HERE>
+DEVICE void multiply_many(const Matrix& m, int tile, const char* data, const ManyRows& rows, const float* scales, float* sums,
+                          int columns, char* ring) {
   using P = Place<F>;
   using Ask = Asking<F, ROWS_HERE>;
-  constexpr int PARTS = Sums<F>::PARTS, QUADS = ROWS_HERE / 16;  // of rows of a warp
+  constexpr int QUADS = ROWS_HERE / 16;  // of rows of a warp
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int word = warp % 2, front = warp / 2 * (4 * QUADS);  // of the warp: a half of the tile's outputs, its first row
   const Packed from = packed_of<F>(m, data);
-  const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
   float* totals = reinterpret_cast<float*>(ring + PROMPT_STAGES * Ask::STAGE);
   unsigned char* ends = reinterpret_cast<unsigned char*>(totals + ROWS_HERE * TILE);
   totals += warp * (QUADS * 256) + lane;
   const Ask pieces_of{rows, from, tile, m.steps};
   auto ask = [&](int step) {
     char* to = ring + step % PROMPT_STAGES * Ask::STAGE;
-    if (step < high) pieces_of.weights_of(step, to), pieces_of.rows_of(step, to);
+    if (step < m.steps) pieces_of.weights_of(step, to), pieces_of.rows_of(step, to);
     end_stage();
   };
 #pragma unroll 1
-  for (int step = low; step < low + PROMPT_STAGES - 1 && step < high; ++step) {
+  for (int step = 0; step < PROMPT_STAGES - 1 && step < m.steps; ++step) {
     pieces_of.weights_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
   }
   find_ends(m, tile, ends);
   after_others();  // the weights were there before
 #pragma unroll 1
-  for (int step = low; step < low + PROMPT_STAGES - 1; ++step) {
-    if (step < high) pieces_of.rows_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
+  for (int step = 0; step < PROMPT_STAGES - 1; ++step) {
+    if (step < m.steps) pieces_of.rows_of(step, ring + step % PROMPT_STAGES * Ask::STAGE);
     end_stage();
   }
-  [[maybe_unused]] int block = IN_PARTS ? m.block_of(tile * m.steps + low) : 0;
   float total[QUADS][4][2] = {}, of_block[QUADS][4][2] = {}, row_scale[QUADS];
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[front + band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
-  [[maybe_unused]] bool begun = false;
-  // Where a lane's sum lies, with `apart` floats from row to row.
-  auto place_of_sum = [&](int i, int apart) {
-    return (size_t)(front + i / 8 * 4 + q) * apart + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g;
-  };
+  bool begun = false;
 
 #pragma unroll 1
-  for (int step = low; step < high; ++step) {
+  for (int step = 0; step < m.steps; ++step) {
     asm volatile("cp.async.wait_group %0;" ::"n"(PROMPT_STAGES - 2) : "memory");
     BARRIER();
     ask(step + PROMPT_STAGES - 1);
     const char* at = ring + step % PROMPT_STAGES * Ask::STAGE;
     const unsigned* own_words = reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM) + front * GROUP_WORDS;
     const Group* own_groups = reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM) + front;
-    uint2 x[QUADS];
-    float scale[QUADS], weight[QUADS];
-    int centre[QUADS][PARTS];
-#pragma unroll
-    for (int band = 0; band < QUADS; ++band) {
-      x[band] = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
-      const Group group = own_groups[band * 4 + q];
-      scale[band] = group.scale * row_scale[band];
-      weight[band] = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale[band] * float(group.sum[0] + group.sum[1]);
-      centre[band][0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
-      if constexpr (PARTS == 2) centre[band][1] = group.sum[1] * P::CENTRE;
-    }
-    Codes<P::SEEN> codes;
-    codes.load(at, word, even, odd, g, q);
-    uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
-#pragma unroll
-    for (int j = 0; j < (P::form.offset ? 2 : 1); ++j) {
-      pieces[j] = *reinterpret_cast<const uint4*>(at + P::HEAD_AT + ((P::form.offset ? 2 * word + j : word) * 8 + g) * 16);
-    }
-    if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
-    const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
-    const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
-#pragma unroll
-    for (int b = 0; b < 4; ++b) {
-      unsigned w[4];
-      codes.take(b, w);
-      const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
-#pragma unroll
-      for (int band = 0; band < QUADS; ++band) {
-        Sums<F> found;
-        found.multiply(w, x[band]);
-        found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
-      }
-    }
+    multiply_unit<F, QUADS>(at, own_words, own_groups, word, row_scale, total);
     const int end = ends[step];
     if (end == 0) continue;
 #pragma unroll
@@ -160,26 +164,18 @@ DEVICE void multiply_many(const Matrix& m, int tile, int low, int high, const ch
       of_block[i / 8][i / 2 % 4][i % 2] += sum, sum = 0;
     }
     if (end == 1) continue;
-    if constexpr (IN_PARTS) {
-      float* to = sums + (size_t)m.slot(block++, tile) * columns * TILE;
 #pragma unroll
-      for (int i = 0; i < QUADS * 8; ++i) {
-        float& sum = of_block[i / 8][i / 2 % 4][i % 2];
-        to[place_of_sum(i, TILE)] = sum, sum = 0;
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < QUADS * 8; ++i) {
-        float& sum = of_block[i / 8][i / 2 % 4][i % 2];
-        totals[i * 32] = begun ? totals[i * 32] + sum : sum;
-        sum = 0;
-      }
-      begun = true;
+    for (int i = 0; i < QUADS * 8; ++i) {
+      float& sum = of_block[i / 8][i / 2 % 4][i % 2];
+      totals[i * 32] = begun ? totals[i * 32] + sum : sum;
+      sum = 0;
     }
+    begun = true;
   }
-  if constexpr (!IN_PARTS) {
 #pragma unroll
-    for (int i = 0; i < QUADS * 8; ++i) sums[tile * TILE + place_of_sum(i, columns)] = totals[i * 32];
+  for (int i = 0; i < QUADS * 8; ++i) {
+    const int row = front + i / 8 * 4 + q, output = (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g;
+    sums[(size_t)row * columns + tile * TILE + output] = totals[i * 32];
   }
 }
 
@@ -198,30 +194,6 @@ struct Inputs {
     put_group(words, groups, i / 32 * int(rows) + row, i % 32 / 4, v, true);
   }
 };
-
-// Four outputs of a row of matrix `which` of the step, from sums in parts.
-DEVICE float4 parts4(int which, const float* parts, int rows, int row, int output) {
-  const Matrix m = segment_at(which);
-  const int tile = output / TILE, first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
-  const size_t apart = (size_t)rows * TILE;
-  const float* from = parts + m.slot(first, tile) * apart + row * TILE + output % TILE;
-  float4 sum = *reinterpret_cast<const float4*>(from);
-  constexpr int AT_ONCE = 8;
-#pragma unroll 1
-  for (int block = first + 1; block <= last; block += AT_ONCE) {
-    float4 more[AT_ONCE];
-#pragma unroll
-    for (int j = 0; j < AT_ONCE; ++j) {
-      from += apart;
-      more[j] = block + j <= last ? *reinterpret_cast<const float4*>(from) : float4{0, 0, 0, 0};
-    }
-#pragma unroll
-    for (int j = 0; j < AT_ONCE; ++j) {
-      if (block + j <= last) add(sum, more[j]);
-    }
-  }
-  return sum;
-}
 
 // A matrix: its type, tiles of 128 outputs, first block and blocks of the step, and its first column of the sums; of sums in
 // parts, its first slot.
@@ -242,42 +214,29 @@ struct Multiplication {
 
 }  // namespace specdec
 
-// A block of a multiplication: a band of rows, a tile, and with IN_PARTS some of the step's blocks that share the tile.
-template <int ROWS_HERE, bool IN_PARTS = false>
+// A block of a multiplication: a band of rows, and a tile.
+template <int ROWS_HERE>
 DEVICE void multiply_block(const Multiplication& job, uint4* room) {
   int which = 0, tile = blockIdx.y;
   while (tile >= job.matrices[which].tiles) tile -= job.matrices[which++].tiles;
   const ManyMatrix& matrix = job.matrices[which];
-  const Matrix m{int(matrix.tiles), int(job.steps), int(matrix.begin), int(matrix.blocks), IN_PARTS ? int(matrix.column) : 0};
-  int low = 0, high = m.steps;
-  if (IN_PARTS) {
-    const int first = m.block_of(tile * m.steps), last = m.block_of(tile * m.steps + m.steps - 1);
-    const int each = (last - first + gridDim.z) / gridDim.z, own = first + blockIdx.z * each;
-    if (own > last) return after_others();
-    low = own == first ? 0 : m.first(own) - tile * m.steps;
-    high = own + each > last ? m.steps : m.first(own + each) - tile * m.steps;
-  }
+  const Matrix m{int(matrix.tiles), int(job.steps), int(matrix.begin), int(matrix.blocks), 0};
   const size_t row = blockIdx.x * ROWS_HERE;
   const ManyRows rows{job.words + row * GROUP_WORDS * 4, job.groups + row * 16, int(job.all_rows)};
-  float* sums = IN_PARTS ? job.sums + row * TILE : job.sums + row * job.columns + matrix.column;
   with_form(int(matrix.form), [&](auto chosen) {
-    multiply_many<decltype(chosen)::value, ROWS_HERE, IN_PARTS>(m, tile, low, high, matrix.data, rows, job.scales + row, sums,
-                                                                int(job.columns), reinterpret_cast<char*>(room));
+    multiply_many<decltype(chosen)::value, ROWS_HERE>(m, tile, matrix.data, rows, job.scales + row,
+                                                      job.sums + row * job.columns + matrix.column, int(job.columns),
+                                                      reinterpret_cast<char*>(room));
   });
 }
-#define MULTIPLICATION(name, rows_here, in_parts)                                                        \
+#define MULTIPLICATION(name, rows_here)                                                                  \
   extern "C" __global__ void __launch_bounds__(256, 2) name(const __grid_constant__ Multiplication job) { \
     extern __shared__ uint4 shared_memory[];                                                             \
-    multiply_block<rows_here, in_parts>(job, shared_memory);                                             \
+    multiply_block<rows_here>(job, shared_memory);                                                       \
   }
-#if DECODES
-MULTIPLICATION(decode_finish_16, 16, false)
-MULTIPLICATION(decode_multiply_16, 16, true)
-MULTIPLICATION(decode_multiply_32, 32, true)
-MULTIPLICATION(decode_multiply_64, 64, true)
-#else
-MULTIPLICATION(prompt_multiply, 64, false)
-MULTIPLICATION(prompt_multiply_few, 32, false)
+#if !DECODES
+MULTIPLICATION(prompt_multiply, 64)
+MULTIPLICATION(prompt_multiply_few, 32)
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -361,30 +320,3 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Inputs{words, groups, all_rows}.put(
       row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
 }
-
-#if DECODES
-// The same after matrix `site` of the step, whose sums are in parts.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    decode_norm(float* x, const float* parts, long long site, const float* weight, unsigned* words, Group* groups,
-                long long all_rows, float* scales) {
-  const int row = blockIdx.x;
-  norm_in_wholes(row, x, parts != nullptr, [&](int i) { return parts4(int(site), parts, int(all_rows), row, i); }, weight,
-                 Inputs{words, groups, all_rows}, scales);
-}
-extern "C" __global__ void __launch_bounds__(THREADS)
-    decode_gate(const float* parts, long long rows, unsigned* words, Group* groups, long long all_rows, float* scales) {
-  after_others();
-  const int at = blockIdx.x * THREADS + threadIdx.x, row = at / (INNER_PAD / 4), i = at % (INNER_PAD / 4) * 4;
-  if (row >= rows) return;
-  const float4 gate = parts4(4, parts, int(all_rows), row, i), up = parts4(5, parts, int(all_rows), row, i);
-  if (i == 0) scales[row] = 1;
-  Inputs{words, groups, all_rows}.put(
-      row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
-}
-extern "C" __global__ void __launch_bounds__(256)
-    decode_turn(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
-                const float* norms, long long layer, float* queries) {
-  turn_vector(about, angles, bias, norms, layer, queries,
-              [&](int kind, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); });
-}
-#endif

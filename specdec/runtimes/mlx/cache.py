@@ -98,10 +98,10 @@ class GpuCache:
         return made
 
     def reserve(self, length: int) -> None:
-        """Have memory for `length` tokens, at most the capacity."""
+        """Have memory for `length` tokens, at most the capacity. What lies past the tokens held stays, too."""
         if length > self.positions:
             with self._lock:
-                self.arrays, self.address = self._grown(self.arrays, self._length, length), None
+                self.arrays, self.address = self._grown(self.arrays, self.positions, length), None
 
     def advance(self, count: int) -> None:
         """Count `count` tokens more, which a pass has put there."""

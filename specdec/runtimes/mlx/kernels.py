@@ -152,6 +152,11 @@ class Compiled:
         self._shapes = [name for name in text.inputs if f"{name}_shape" in text.source]
         self._codes: dict[tuple[Any, ...], bytes] = {}
 
+    @property
+    def has_code(self) -> bool:
+        """Whether there is machine code for inputs of some types: a step's are always the same."""
+        return bool(self._codes)
+
     def code(self, inputs: Sequence[Any], output_dtypes: Sequence[Any]) -> bytes:
         """Machine code for inputs of these types, arrays or `Typed`; from any thread."""
         text, types = self._text, (*(one.dtype for one in inputs), *output_dtypes)

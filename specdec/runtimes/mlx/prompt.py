@@ -89,7 +89,7 @@ class Work:
 
 
 class Prompts(ABC):
-    """Passes over prompts of one model.
+    """Passes over prompts of one model, and what passes of `decode` launch.
 
     Args:
         mx: MLX.
@@ -97,6 +97,8 @@ class Prompts(ABC):
         entries: what the table of a step says; see `WholeStep.entries`.
         compiler: of the kernels.
     """
+
+    _looks_at_parts = False  # logits that tokens are chosen from are left in parts
 
     def __init__(self, mx: Any, step: WholeStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
         self._mx, self._step, self._compiler, self.config = mx, step, compiler, step.config
@@ -195,6 +197,11 @@ class Prompts(ABC):
     def _head(self, work: Work, which: int, count: int) -> None:
         """The last norm and the logits layer of the rows in a list at this address."""
 
+    def _look(self, work: Work) -> None:
+        """What each block of a step would see of the logits of a row."""
+        places, grid = work.places, (self._step.grid, work.rows, 1)
+        self._launch("decode_look", grid, places["logits"], self._head_columns, places["found"])
+
     @property
     @abstractmethod
     def _head_columns(self) -> int:
@@ -226,10 +233,17 @@ class Prompts(ABC):
         c, places = self.config, work.places
         name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
         if work.decodes:
-            group = c.num_heads // c.num_kv_heads
-            chunks = -(-group // min(group, _HEADS_EACH))
+            chunks = self._chunks(work.rows)
             name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
         self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
+
+    def _chunks(self, rows: int) -> int:
+        """Into how many parts heads that share keys are cut, where every row has a history of its own: a block has few
+        heads while all blocks run at the same time."""
+        c, grid = self.config, self._step.grid
+        group = c.num_heads // c.num_kv_heads
+        counts = sorted({-(-group // each) for each in range(1, min(group, _HEADS_EACH) + 1)}, reverse=True)
+        return next((count for count in counts if rows * c.num_kv_heads * count <= grid), counts[-1])
 
     def _threads_for(self, count: int) -> Grid:
         """Blocks for a thread each."""
@@ -253,9 +267,8 @@ class Prompts(ABC):
         try:
             self._layers(work)
             self._head(work, 0, work.rows)
-            places, columns = work.places, self._head_columns
-            self._launch("decode_look", (self._step.grid, work.rows, 1), places["logits"], columns, places["found"])
-            self._launch("decode_choose", (work.rows, 1, 1), places["found"], work.about, choices)
+            self._look(work)
+            self._launch("decode_choose", (work.rows, 1, 1), work.places["found"], work.about, choices)
             return self._launched
         finally:
             self._records, self._launched = False, []
@@ -283,7 +296,8 @@ class Prompts(ABC):
             self._about = array, self._step.addresses([array])[0]
         about, wanted = self._about[1], sum(each.wanted for each in parts)
         tile_count = self._tell(parts, about)
-        places = self._places(padded(rows, ROW_BAND), splits, logits=wanted > 0, decodes=decodes)
+        logits = wanted > 0 and not (decodes and self._looks_at_parts)
+        places = self._places(padded(rows, ROW_BAND), splits, logits=logits, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
         return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes)
 

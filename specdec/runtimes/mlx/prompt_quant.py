@@ -18,11 +18,8 @@ from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
-_LEAST_ROWS = 16
-# Rows of a block by kernel.
-_PARTS = {"decode_multiply_16": 16, "decode_multiply_32": 32, "decode_multiply_64": ROW_BAND}
-_DECODING = {"decode_finish_16": _LEAST_ROWS} | _PARTS
-_MULTIPLICATIONS = {"prompt_multiply": ROW_BAND, "prompt_multiply_few": _FEW_ROWS}
+_GROUPS = 4  # of warps of a block of `decode_multiply`
+_DEPTHS = {16: 4, 32: 3}  # units under way of such a group, by rows of the block
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
 
@@ -31,6 +28,7 @@ class QuantPrompts(Prompts):
     """Passes over prompts of a quantised model; see `Prompts`."""
 
     _step: QuantStep
+    _looks_at_parts = True
 
     def __init__(self, mx: Any, step: QuantStep, entries: list[list[Any]], compiler: CudaCompiler) -> None:
         super().__init__(mx, step, entries, compiler)
@@ -50,7 +48,7 @@ class QuantPrompts(Prompts):
         files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
         files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh"]
         files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else []
-        files.append("prompt_quant.cuh")
+        files += ["prompt_quant.cuh", *(["decode_quant.cuh"] if decodes else [])]
         return "".join((prelude("cuda"), define(constants), *(part("cuda", name) for name in files)))
 
     @property
@@ -61,8 +59,16 @@ class QuantPrompts(Prompts):
 
     def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         steps = max(steps for _, steps, _, _ in self._step.segments)
-        made = {"decode_norm": (THREADS, 0), "decode_gate": (THREADS, 0), "decode_turn": (256, 0)} if decodes else {}
-        for name, rows in (_DECODING if decodes else _MULTIPLICATIONS).items():
+        made = {}
+        multiplications = {"prompt_multiply": ROW_BAND, "prompt_multiply_few": _FEW_ROWS}
+        if decodes:
+            made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
+            made["decode_turn"] = 256, 0
+            for band, depth in _DEPTHS.items():
+                stages = _GROUPS * depth * (self._unit_bytes + band * (64 + 16))
+                made[f"decode_multiply_{band}"] = 256, stages + 2 * _GROUPS * (band * (TILE + 8) * 4 + 4)
+            multiplications = {}
+        for name, rows in multiplications.items():
             stage = self._unit_bytes + rows * (64 + 16)
             made[name] = 256, _STAGES * stage + rows * TILE * 4 + steps
         return made
@@ -71,7 +77,8 @@ class QuantPrompts(Prompts):
         segments = self._step.segments
         columns = max(self._columns(which) for which in _SITES)
         if decodes:
-            columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in _SITES)
+            sites = (*_SITES, (7,))
+            columns = max(TILE * sum(segments[number][0] + segments[number][3] for number in which) for which in sites)
         return {
             "sums": rows * columns,
             "words": rows * self._widest // 2,
@@ -90,14 +97,19 @@ class QuantPrompts(Prompts):
     def _head(self, work: Work, which: int, count: int) -> None:
         self._norm(work, self._table[-1][1], (6,), (which, count))
         (tiles, steps, begin, blocks), places, last = self._step.segments[7], work.places, self._table[-1]
+        if work.decodes:
+            about = (steps, *self._inputs(work), places["scales"], places["sums"], work.padded_rows)
+            matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
+            self._begin_shares(count, blocks, (*about, *matrix, *[0] * 12))
+            return
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
         arguments = (*about, *matrix, *[0] * 12)
-        if work.decodes and count <= _FEW_ROWS:
-            name = "decode_finish_16" if count <= _LEAST_ROWS else "prompt_multiply_few"
-            self._launch(name, (1, tiles, 1), *arguments)
-        else:
-            self._begin(count, tiles, arguments)
+        self._begin(count, tiles, arguments)
+
+    def _look(self, work: Work) -> None:
+        places, grid = work.places, (self._step.grid, work.rows, 1)
+        self._launch("decode_look_parts", grid, places["sums"], work.padded_rows, places["found"])
 
     @property
     def _head_columns(self) -> int:
@@ -156,23 +168,16 @@ class QuantPrompts(Prompts):
         matrices += [0] * (18 - len(matrices))
         columns = work.padded_rows if work.decodes else column
         arguments = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], columns, *matrices)
-        tiles = sum(segments[number][0] for number in which)
         if work.decodes:
-            sharing = max(segments[number][3] // segments[number][0] + 1 for number in which)
-            self._begin_parts(work.rows, tiles, sharing, arguments)
+            blocks = sum(segments[number][3] for number in which)
+            self._begin_shares(work.rows, blocks, arguments)
         else:
-            self._begin(work.rows, tiles, arguments)
+            self._begin(work.rows, sum(segments[number][0] for number in which), arguments)
 
-    def _begin_parts(self, rows: int, tiles: int, sharing: int, arguments: Sequence[int]) -> None:
-        """Begin a multiplication whose sums stay in parts, with as many blocks as run at the same time. `sharing`
-        blocks of the step have a part of a tile."""
-        most = 2 * self._step.grid
-        name, bands = next(
-            (name, bands)
-            for name, each in _PARTS.items()
-            if (bands := -(-rows // each)) * tiles <= most or each == ROW_BAND
-        )
-        self._launch(name, (bands, tiles, max(1, min(sharing, most // (bands * tiles)))), *arguments)
+    def _begin_shares(self, rows: int, blocks: int, arguments: Sequence[int]) -> None:
+        """Begin a multiplication by the blocks of the step, for as many rows at a time as there are, if possible."""
+        band = next((band for band in _DEPTHS if band >= rows), max(_DEPTHS))
+        self._launch(f"decode_multiply_{band}", (-(-rows // band), blocks, 1), *arguments)
 
     def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
         """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""

@@ -243,6 +243,7 @@ class MlxRuntime:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
         with self._lock:
             shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
+            self._wide.finish(shares)
             if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
                 self._begin(batch[0].efforts, shared=False)
                 return [self._turning.run(batch[0], shares[0])]
@@ -251,10 +252,11 @@ class MlxRuntime:
                 self._need_forms({share.mode for share in shares})
             self._begin(batch[0].efforts, shared=len(batch) > 1)
             ahead = self._ahead(batch, shares, view)
+            further = self._further(batch, shares, ahead)
             for share in shares:
-                share.cache.reserve(share.cache.length + len(share.ids) + ahead)
+                share.cache.reserve(share.cache.length + len(share.ids) + ahead + further)
             shown = [Shown(rows) for rows in batch]
-            self._wide.run(shares, shown, ahead)
+            self._wide.run(shares, shown, ahead, further)
             for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
                 self._steps.run(step, view, shown, ahead)
             for share in shares:
@@ -271,6 +273,13 @@ class MlxRuntime:
         if len(kinds) > 1 or not fits or any(len(share.ids) > 1 for share in shares):
             return 0
         return max(0, min(MOST_AHEAD, room, asked))
+
+    def _further(self, batch: Sequence[Rows], shares: list[Share], ahead: int) -> int:
+        """Tokens of the next pass that are begun in this one."""
+        if not ahead or not self._wide.decodes(shares):
+            return 0
+        room = min(share.cache.capacity - share.cache.length for share in shares) - 1 - ahead
+        return max(0, min(1 + ahead, room, *(rows.further for rows in batch)))
 
     def _share(self, number: int, rows: Rows, view: str) -> Share:
         """What a sequence brings to a pass, checked."""

@@ -118,7 +118,7 @@ class WholeStep:
         """Compile the kernels of these kinds at the same time, or read their machine code; MLX may compile them later
         instead."""
         mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
-        compiled = [kernel for kernel in made if isinstance(kernel, Compiled)]
+        compiled = [kernel for kernel in made if isinstance(kernel, Compiled) and not kernel.has_code]
         if compiled:
             with ThreadPoolExecutor(len(compiled), "specdec-compile") as pool:
                 list(pool.map(lambda kernel: kernel.code(self._inputs, (mx.float32, mx.uint32)), compiled))

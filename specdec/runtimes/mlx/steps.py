@@ -32,6 +32,7 @@ class Shown:
         choices: of all steps, where `rows` asks for them.
         bytes_read: by all steps.
         ahead: tokens that the last step went on for.
+        begun: tokens after those that are under way.
     """
 
     rows: Rows
@@ -39,6 +40,7 @@ class Shown:
     choices: list[Choice] = field(default_factory=list)
     bytes_read: int = 0
     ahead: int = 0
+    begun: int = 0
 
     @property
     def chooses(self) -> bool:
@@ -48,7 +50,8 @@ class Shown:
     def result(self, vocab_size: int, *, alone: bool) -> Pass:
         """Of the pass; each sequence owns its logits, so that a part of a step's is copied."""
         if self.chooses:
-            return Pass(np.empty((0, vocab_size), np.float32), self.bytes_read, None, self.choices)
+            logits = np.empty((0, vocab_size), np.float32)
+            return Pass(logits, self.bytes_read, None, self.choices, begun=self.begun)
         joined = self.logits[0] if len(self.logits) == 1 and alone else np.concatenate(self.logits)
         return Pass(joined, self.bytes_read)
 

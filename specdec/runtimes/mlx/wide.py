@@ -58,33 +58,42 @@ class WidePasses:
         """Whether a pass is one of `Decoder`, which goes ahead by itself."""
         return self._decoder is not None and decoded(shares, self._most_step, MOST_ROWS)
 
-    def run(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
+    def finish(self, shares: list[Share]) -> None:
+        """Wait for what was begun ahead of this pass, and forget it where the pass cannot use it."""
+        if self._decoder is not None:
+            self._decoder.finish()
+            if not self.decodes(shares):
+                self._decoder.forget()
+
+    def run(self, shares: list[Share], shown: list[Shown], ahead: int, further: int) -> None:
         """Run the rows of a pass that suit wide passes, and put their results into `shown`; steps run the rest.
 
         Args:
             shares: shares of the sequences.
             shown: results of each share.
             ahead: tokens to go ahead for.
+            further: tokens of the next pass to begin with.
         """
-        if self.decodes(shares):
-            self._decode(shares, shown, ahead)
-        elif self._prompts is not None:
+        choosing = [share for share in shares if share.chooses]
+        if self.decodes(choosing):
+            self._decode(choosing, shown, ahead, further)
+        if self._prompts is not None and len(choosing) < len(shares):
             self._read(shares, shown)
 
-    def _decode(self, shares: list[Share], shown: list[Shown], ahead: int) -> None:
+    def _decode(self, shares: list[Share], shown: list[Shown], ahead: int, further: int) -> None:
         """Run a pass and the tokens ahead of it as graphs; `steps_of` finds nothing left."""
         assert self._decoder is not None  # `decodes`
         parts = [Part(share.cache, share.ids, share.cache.length, len(share.ids)) for share in shares]
         angles, _ = self._transformer.angles(max(share.cache.positions for share in shares))
-        found = self._decoder.run(parts, angles[0], ahead)
-        rows, row = found.shape[1], 0
+        found = self._decoder.run(parts, angles[0], ahead, further)
+        turns, rows, row = *found.shape[:2], 0
         for share in shares:
             weights, last = self._weight_bytes(share.mode, share.efforts), row + len(share.ids)
             to, share.begun = shown[share.number], len(share.ids)
             to.choices += choices_of(found[:, row:last].reshape(-1, found.shape[2]))
-            to.ahead = ahead
+            to.ahead, to.begun = turns - 1, further
             shared = weights * last // rows - weights * row // rows
-            to.bytes_read += (1 + ahead) * (shared + self._history_bytes * (share.cache.length + len(share.ids)))
+            to.bytes_read += turns * (shared + self._history_bytes * (share.cache.length + len(share.ids)))
             row = last
 
     def _read(self, shares: list[Share], shown: list[Shown]) -> None:

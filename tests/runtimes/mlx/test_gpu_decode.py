@@ -6,6 +6,7 @@ Skipped where MLX has no GPU, saying so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,3 +93,66 @@ def test_choices_are_those_of_logits(runtime_of) -> None:
     for choices, logits in zip(chosen, shown, strict=True):
         assert [choice.token for choice in choices.choices] == logits.logits.argmax(axis=1).tolist()
         assert choices.choices[0].highest == logits.logits.max()
+
+
+def alone(runtime: Any, held: Any, number: int, count: int) -> list[Any]:
+    """Choices of one sequence, as many at least."""
+    made = list(runtime.forward([rows_of(runtime, held, number, 1, 15)])[0].choices)
+    while len(made) < count:
+        rows = replace(rows_of(runtime, held, number, 1, 15), tokens=[made[-1].token])
+        made += runtime.forward([rows])[0].choices
+    return made
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_answers_go_on_alike_where_the_next_tokens_are_begun(runtime_of, monkeypatch, name: str) -> None:
+    runtime, count = runtime_of(name), 24
+    caches, others = begun(runtime, count), begun(runtime, count)
+    expected = [alone(runtime, held, number, 60) for number, held in enumerate(others)]
+    decoder, turns = runtime._wide._decoder, []
+    begin = decoder._begin
+    monkeypatch.setattr(decoder, "_begin", lambda *given: (turns.append(given[2]), begin(*given))[1])
+    seen: list[list[Any]] = [[] for _ in range(count)]
+    alive = list(range(count))
+    # Ahead, further, those that leave then, and turns that begin: what was begun before is taken, as far as it goes.
+    for ahead, further, lost, begins in (
+        (0, 0, (), [1]), (3, 4, (), [4, 4]), (9, 9, (4, 11), [9]), (5, 6, (), [6]), (5, 0, (0, 1), []),
+        (15, 15, (), [16, 15]), (2, 0, (), []), (4, 0, (), [5]),
+    ):  # fmt: skip
+        batch = []
+        for number in alive:
+            rows = rows_of(runtime, caches[number], number, 1, ahead)
+            tokens = [seen[number][-1].token] if seen[number] else rows.tokens
+            batch.append(replace(rows, tokens=tokens, further=further))
+        turns.clear()
+        for number, found in zip(alive, runtime.forward(batch), strict=True):
+            seen[number] += found.choices
+            assert found.begun == (begins[-1] if further else 0)
+        assert turns == begins
+        alive = [number for number in alive if number not in lost]
+    for number, (held, other) in enumerate(zip(caches, others, strict=True)):
+        assert seen[number] == expected[number][: len(seen[number])]
+        other.trim(held.length)
+        assert np.array_equal(kept(runtime, held), kept(runtime, other))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_many_answers_share_a_pass_with_prompts(runtime_of, monkeypatch, name: str) -> None:
+    runtime, count = runtime_of(name), 20
+    caches, others = begun(runtime, count), begun(runtime, count)
+    texts = [list(range(5, 105)), list(range(40, 60))]
+    new, apart = ([runtime.new_cache(PLACES) for _ in texts] for _ in range(2))
+    full, turns = resolve_efforts(1.0, runtime.config), []
+    decoder = runtime._wide._decoder
+    begin = decoder._begin
+    monkeypatch.setattr(decoder, "_begin", lambda *given: (turns.append(len(given[0])), begin(*given))[1])
+    prompts = [Rows(held, text, full, logits="last") for held, text in zip(new, texts, strict=True)]
+    rows = [rows_of(runtime, held, n, 1, 0) for n, held in enumerate(caches)]
+    together = runtime.forward([prompts[0], *rows, prompts[1]])
+    assert turns == [count]
+    for number, found in enumerate(together[1:-1]):
+        (alone,) = runtime.forward([rows_of(runtime, others[number], number, 1, 0)])
+        assert list(found.choices) == list(alone.choices)
+        assert np.array_equal(kept(runtime, caches[number]), kept(runtime, others[number]))
+    for found, held, text in zip((together[0], together[-1]), apart, texts, strict=True):
+        assert np.array_equal(found.logits, forward_one(runtime, text, held, logits="last").logits)

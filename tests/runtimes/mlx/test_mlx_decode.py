@@ -6,6 +6,7 @@ What they compute is in `test_gpu_decode.py`; that the kernels compile, in `test
 from __future__ import annotations
 
 import itertools
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from test_mlx_prompts import Driver, dense, part, quantised, share
 
 from specdec.runtimes.mlx.batch import decoded
 from specdec.runtimes.mlx.decode import MOST_ROWS, Decoder
-from specdec.runtimes.mlx.prompt import Prompts
+from specdec.runtimes.mlx.prompt import Part, Prompts
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 
 SPARE = 99 << 33
@@ -52,7 +53,7 @@ def decoder_of(prompts: Prompts, monkeypatch: pytest.MonkeyPatch) -> tuple[Decod
     # Launches take numbers: entries of the table are told apart by them.
     monkeypatch.setattr(prompts._step, "addresses", lambda entries: [next(numbers) for _ in entries])
     monkeypatch.setattr(prompts._step, "address", lambda cache: cache.address)
-    spare: Any = SimpleNamespace(positions=256, address=SPARE, reserve=lambda _: None)
+    spare: Any = SimpleNamespace(positions=256, address=SPARE, arrays=[], reserve=lambda _: None)
     return Decoder(MX, prompts, spare), driver
 
 
@@ -93,23 +94,27 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     (graph,) = driver.graphs.values()
     assert driver.replayed == [0] * 4
     assert not driver.launches  # nothing runs but by the graph
-    names = [name.partition("_")[2].rstrip("_0123456789").removesuffix("_few") for name, *_ in graph]
+    names = [name.split("_")[1] for name, *_ in graph]
     layer = ["norm", "multiply", "turn", "attend", "mix", "multiply", "norm", "multiply", "gate", "multiply"]
-    ends = ["norm", "finish" if kind == "quantised" and count <= 16 else "multiply", "look", "choose"]
+    ends = ["norm", "multiply", "look", "choose"]
     assert names == ["embed", *layer * prompts.config.num_layers, *ends]
     grids = {name: grid for name, grid, _ in graph}
     c = prompts.config
     assert grids["decode_attend"][0] == rows
-    heads = -(-c.num_heads // c.num_kv_heads // 4)
-    assert grids["decode_attend"][1:] == (c.num_kv_heads * heads, 4 if count > 52 else 2 if count > 26 else 1)
-    assert grids["decode_look"][:2] == (132, rows)
+    chunks, splits = grids["decode_attend"][1] // c.num_kv_heads, 4 if count > 52 else 2 if count > 26 else 1
+    assert grids["decode_attend"][1:] == (c.num_kv_heads * chunks, splits)
+    each = -(-c.num_heads // c.num_kv_heads // chunks)
+    assert each <= 4
+    assert rows * c.num_kv_heads * chunks <= 132 or chunks == -(-c.num_heads // c.num_kv_heads // 4)
+    assert grids["decode_look" if kind == "dense" else "decode_look_parts"] == (132, rows, 1)
     assert grids["decode_choose"] == (rows, 1, 1)
     if kind == "quantised":
-        most = 16 if count <= 16 else 32 if count <= 32 else 64
-        parts = [(name, grid) for name, grid, _ in graph if name.startswith("decode_multiply")]
-        assert all(grid[0] * int(name.rsplit("_", 1)[1]) >= count for name, grid in parts)
-        assert all(grid[0] * grid[1] * grid[2] <= 2 * 132 or name.endswith("64") for name, grid in parts)
-        assert max(int(name.rsplit("_", 1)[1]) for name, _ in parts) <= most
+        blocks = [segment[3] for segment in prompts._step.segments]  # type: ignore[attr-defined]
+        band = 16 if count <= 16 else 32
+        made = [grid for name, grid, _ in graph if name == f"decode_multiply_{band}"]
+        sites = [sum(blocks[:3]), blocks[3], sum(blocks[4:6]), blocks[6]]
+        wanted_grids = [(-(-rows // band), site, 1) for site in [*sites * c.num_layers, blocks[7]]]
+        assert made == wanted_grids
 
 
 def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,3 +142,75 @@ def test_every_pass_begins_with_its_own_tables(monkeypatch: pytest.MonkeyPatch) 
         addresses = np.ascontiguousarray(rows[:, 4:6]).view(np.int64)[:, 0].tolist()
         assert addresses == [*[(1 + number) << 33 for number in range(17)], *[SPARE] * 7]
         assert not rows[:, 3].any()
+
+
+def further(parts: list[Any], found: np.ndarray) -> list[Any]:
+    """What follows passes over these parts."""
+    tokens = found[-1, :, 4].copy().view(np.int32).tolist()
+    return [Part(one.cache, [token], one.place + len(found), 1) for one, token in zip(parts, tokens, strict=True)]
+
+
+def test_what_is_begun_is_taken_by_those_who_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    angles, parts = object(), [wanted(1, 40 + number, number) for number in range(20)]
+    found = decoder.run(parts, angles, 3, 5)
+    assert len(driver.replayed) == 4 + 5
+    next_parts = further(parts, found)
+    about = driver.written[-1][: 20 * 8].reshape(20, 8)
+    assert about[:, 0].tolist() == [one.tokens[0] for one in next_parts]
+    assert about[:, 1].tolist() == [44 + number for number in range(20)]
+    decoder.finish()
+    some = [next_parts[number] for number in (17, 2, 5, 9, 1, 0, 19, 3, 4)]  # others have ended
+    taken = decoder.run(some, angles, 15, 0)
+    assert len(driver.replayed) == 4 + 5
+    assert taken[:, :, 0].tolist() == [[24 * turn + row for row in (17, 2, 5, 9, 1, 0, 19, 3, 4)] for turn in range(5)]
+    decoder.run(further(some, taken), angles, 2)  # nothing is under way any more
+    assert len(driver.replayed) == 4 + 5 + 3
+
+
+def test_fewer_tokens_than_were_begun_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _ = decoder_of(dense(), monkeypatch)
+    angles, parts = object(), [wanted(1, 40, number) for number in range(20)]
+    parts = further(parts, decoder.run(parts, angles, 3, 4))
+    decoder.finish()
+    found = decoder.run(parts, angles, 1, 2)
+    assert len(found) == 2
+    parts = further(parts, found)
+    decoder.finish()
+    assert len(decoder.run(parts, angles, 9)) == 2
+
+
+@pytest.mark.parametrize("change", ["token", "place", "cache", "rows", "forgotten"])
+def test_what_is_begun_is_lost_to_other_passes(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    decoder, driver = decoder_of(dense(), monkeypatch)
+    angles, parts = object(), [wanted(1, 40, number) for number in range(20)]
+    parts = further(parts, decoder.run(parts, angles, 3, 4))
+    decoder.finish()
+    one = parts[7]
+    if change == "forgotten":
+        decoder.forget()
+    else:
+        parts[7] = {
+            "token": Part(one.cache, [one.tokens[0] + 1], one.place, 1),
+            "place": Part(one.cache, one.tokens, one.place - 1, 1),
+            "cache": Part(wanted(1, 40, 30).cache, one.tokens, one.place, 1),
+            "rows": Part(one.cache, [*one.tokens, 5], one.place, 2),
+        }[change]
+    assert len(decoder.run(parts, angles, 0)) == 1
+    assert len(driver.replayed) == 4 + 4 + 1
+
+
+def test_memory_of_passes_under_way_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Array:
+        """Stands for keys and values."""
+
+    decoder, _ = decoder_of(dense(), monkeypatch)
+    parts = [wanted(1, 40, number) for number in range(20)]
+    parts[3].cache.arrays = [Array()]
+    alive = weakref.ref(parts[3].cache.arrays[0])
+    decoder.run(parts, object(), 3, 4)
+    parts[3].cache.arrays = []
+    assert alive() is not None
+    decoder.finish()
+    decoder.forget()
+    assert alive() is None

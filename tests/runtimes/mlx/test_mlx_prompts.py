@@ -120,7 +120,7 @@ def run(prompts: Prompts, monkeypatch: pytest.MonkeyPatch, parts: list[Part]) ->
 
 
 def part(count: int, place: int, address: int, wanted: int = 0) -> Part:
-    cache: Any = SimpleNamespace(positions=1024, address=address)
+    cache: Any = SimpleNamespace(positions=1024, address=address, arrays=[])
     return Part(cache, list(range(100, 100 + count)), place, wanted)
 
 
