@@ -205,7 +205,9 @@ class Launches:
 def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) -> Launches:
     """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
     done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(), 0.001
-    table = CostTable(verify_s={1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s})
+    turn_s = {1: step_s * (1 + launch / 16)} | {rows: step_s * (cost + launch / 8) for rows, cost in costs.items()}
+    verify_s = {1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s}
+    table = CostTable(verify_s=verify_s, turn_s=turn_s)
     policy.begin(Knowledge(costs=table, memory={}))
     option = DraftOption("recycle", None, takes_effort=False, turn_rows=max(costs))
     prompt, text = answer["prompt"], [*answer["prompt"], *answer["tokens"]]
@@ -218,6 +220,7 @@ def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) 
         )  # fmt: skip
         plan = policy.plan(state)
         kept: list[int] = []
+        ahead = 0
         if plan.num_draft_tokens:
             width = max((one for one in costs if one <= plan.num_draft_tokens + 1), default=min(costs))
             for _ in range(plan.turns):
@@ -238,7 +241,7 @@ def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) 
             RoundOutcome(
                 drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
                 drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
-                round_s=seconds, turns=tuple(kept),
+                round_s=seconds, turns=tuple(kept), ahead=ahead,
             )
         )  # fmt: skip
         done.cost, rounds = done.cost + cost, rounds + 1

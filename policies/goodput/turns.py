@@ -21,12 +21,18 @@ _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, 
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.2  # dense steps of the host's time for such a pass
+NEVER = 1 << 30  # no match is that long
 
 
 @dataclass(slots=True)
 class TurnPlanner:
-    """Decides for one generation whether turns of the runtime's own pay, of what width, and how many of them."""
+    """Decides for one generation whether turns of the runtime's own pay, of what width, and how many of them.
 
+    Attributes:
+        results: of its turns; None before the first decision, and where the runtime drafts none.
+    """
+
+    results: TurnResults | None = None
     _last: int = 0  # turns of the last pass, where they paid
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
@@ -38,12 +44,30 @@ class TurnPlanner:
         self._last = turns.turns if turns.turns > _FEW else 0
         return turns
 
+    def pays_from(self, now: Situation) -> dict[str, int]:
+        """By the drafter that turns replace, the least length of a match from which a first turn would pay."""
+        option = turn_option(now.state)
+        if option is None:
+            return {}
+        results, chances = results_of(now.learnt, option.drafter), match_of(now.learnt, option.drafter).chances
+        least = NEVER
+        for place, width in enumerate(WIDTHS):
+            if width > option.turn_rows:
+                break
+            needed = _MARGIN * now.rate * results.cost(place, now.verify) + _LAUNCH
+            for match in range(1, min(least, len(chances))):
+                if _by_match(chances, match, width) > needed:
+                    least = match
+                    break
+        return {option.drafter: least}
+
     def _prospect(self, now: Situation) -> Prospect | None:
         """The best turns, whether they pay or not; None where the runtime drafts none."""
         option = turn_option(now.state)
         if option is None or now.state.max_draft_tokens < 1:
             return None
         results, best = results_of(now.learnt, option.drafter), Prospect(tokens=0.0)
+        self.results = results
         match = now.state.matches.get(option.drafter, 0)
         chances = match_of(now.learnt, option.drafter).chances
         for place, width in enumerate(WIDTHS):
@@ -74,7 +98,7 @@ def results_of(learnt: Learnt, drafter: str) -> TurnResults:
     """The results of a drafter's turns, begun on first use."""
     found = learnt.turns.get(drafter)
     if found is None:
-        found = learnt.turns[drafter] = TurnResults()
+        found = learnt.turns[drafter] = TurnResults.measured(learnt.costs.source.turn_s)
     return found
 
 

@@ -445,5 +445,5 @@ class Sequence:
             self._last_distribution = distribution
             return
         others = OthersTimes(opened.others_s, others_s, opened.ready_s)
-        speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside))
+        speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside, ahead=len(self._ahead)))
         self._last_distribution = distribution

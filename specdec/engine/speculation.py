@@ -27,6 +27,7 @@ from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
+from specdec.engine.measure_turns import TURN_WIDTHS
 from specdec.engine.options import Options
 from specdec.engine.policy import (
     CostTable,
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from specdec.model.loaded import Model
 
 AUTO_DRAFTERS = ("effort", "ngram", "recycle")  # what the drafter "auto" offers
-TURN_WIDTHS = (4, 8, 16)  # rows of the turns that a runtime drafts by itself, for which it compiles beforehand
 TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
 _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
@@ -284,7 +284,7 @@ class Drafting:
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
             heads = {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
-            costs = machine_costs(model, self.offered, self.efforts, tried, heads=heads, measures=measures)
+            costs = machine_costs(model, offered, self.efforts, tried, heads=heads, measures=measures)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
         chooser = sequence.chooser
         rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
