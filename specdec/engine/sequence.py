@@ -177,7 +177,8 @@ class Sequence:
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None and (turn_rows := self._turn_rows(plan)):
-            wish = Recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
+            rows = min(turn_rows, plan.num_draft_tokens + 1)
+            wish = Recycling(self.tokens, rows, self.limit, self.speculation.owner if self.speculation else None)
             pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
             return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
         if plan is not None:

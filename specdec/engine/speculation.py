@@ -75,6 +75,7 @@ class Speculation:
         temperature: of the sampling.
         is_effort_asked: the caller named the draft effort.
         usual_draft: draft view and mean effort that the model drafts with where the caller names none.
+        owner: whose earlier answers drafts may come from; None for nobody's.
         keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
@@ -100,6 +101,7 @@ class Speculation:
     trust: float | None = None
     rules: LenientRules | None = None
     usual_draft: tuple[str, float] | None = None
+    owner: str | None = None
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     turn_rows: Mapping[str, int] = field(init=False)
     text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
@@ -259,6 +261,7 @@ class Drafting:
         chosen: the policy as it is.
         policy: the same, guarded.
         efforts: of all matrices for a mean draft effort.
+        owner: whose earlier answers drafts may come from; None for nobody's.
     """
 
     model: Model
@@ -268,6 +271,7 @@ class Drafting:
     chosen: Policy
     policy: GuardedPolicy
     efforts: EffortScale
+    owner: str | None = None
 
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
@@ -311,6 +315,7 @@ class Drafting:
             trust=options.trust,
             rules=rules,
             usual_draft=(model.auto_draft[0], model.auto_draft[1].mean(model.config)),
+            owner=self.owner,
             keep_costs=partial(keep_costs, model),
         )
 
@@ -360,6 +365,7 @@ def choose_drafting(
         chosen=chosen,
         policy=GuardedPolicy(chosen, policy_name),
         efforts=efforts,
+        owner=owner,
     )
 
 

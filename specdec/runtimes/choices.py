@@ -52,8 +52,11 @@ class Recycling:
             it are used by later passes with the same list.
         rows: most rows of a turn.
         limit: most tokens that the text may have.
+        owner: whose text it is: successors learnt from the owner's text just before are used as well. None
+            for nobody's: the text begins with nothing, and leaves nothing.
     """
 
     text: Sequence[int]
     rows: int
     limit: int
+    owner: str | None = None

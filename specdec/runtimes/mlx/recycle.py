@@ -52,7 +52,8 @@ def shape_words(shape: tuple[str, ...]) -> list[int]:
 
 
 class Recycler:
-    """Memory of launches that draft. It is about the text of the last launch, and is cleared for another sequence.
+    """Memory of launches that draft. It holds the text of the last launch, and successors of tokens, which are cleared
+    for another sequence, unless both have the same owner: nothing of a text reaches anyone else, not even as a draft.
 
     Args:
         driver: driver of the GPU.
@@ -79,6 +80,7 @@ class Recycler:
         self._told = np.empty(0, np.int32)
         self._text: Sequence[int] = ()  # the text that the memory is about
         self._known = 0  # tokens of its text that the device has
+        self._owner: str | None = None  # of the text
 
     def tell(self, state: np.ndarray, cache: GpuCache, wanted: Recycling) -> None:
         """Write the kernel's inputs into the state of a launch, and the text to the device; no step may be running.
@@ -98,7 +100,8 @@ class Recycler:
                 self._told[number * MOST_ROWS + 1 : number * MOST_ROWS + 1 + len(words)] = words
             self._driver.send(self._place, self._told[:TEXT_AT])
         text, begins = wanted.text, wanted.text is not self._text
-        self._text, self._known = text, 0 if begins else min(self._known, len(text))
+        forgets = begins and (wanted.owner is None or wanted.owner != self._owner)
+        self._text, self._known, self._owner = text, 0 if begins else min(self._known, len(text)), wanted.owner
         first = TEXT_AT + self._known
         fresh = self._told[first : TEXT_AT + len(text)]
         fresh[:] = text[self._known :]
@@ -106,7 +109,7 @@ class Recycler:
         self._known = len(text)
         state[LOGITS_FROM] = 0
         state[RECYCLE : RECYCLE + RECYCLE_SIZE] = (
-            wanted.rows, len(text), 0, 0, begins, cache.positions, min(wanted.limit, self._room), self._room,
+            wanted.rows, len(text), 0, 0, forgets, cache.positions, min(wanted.limit, self._room), self._room,
         )  # fmt: skip
         state[RECYCLE + 2 : RECYCLE + 4] = np.array([self._place], np.int64).view(np.int32)
 

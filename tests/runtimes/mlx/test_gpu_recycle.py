@@ -79,7 +79,7 @@ def launch(
     runtime: Any, held: Any, text: Sequence[int], *, rows: int = 16, ahead: int = 0, **options: Any
 ) -> list[Turn]:
     limit = options.pop("limit", 500)
-    wish = Recycling(text, rows, limit)
+    wish = Recycling(text, rows, limit, options.pop("owner", None))
     asked = Rows(
         held, text[-1:], resolve_efforts(1.0, runtime.config), logits="choices", ahead=ahead, recycling=wish, **options
     )
@@ -146,6 +146,31 @@ def test_another_sequence_begins_with_nothing(runtime_of):
     launch(runtime, cache_of(runtime, other), other, ahead=6)
     assert launch(runtime, cache_of(runtime, text), text, ahead=6) == alone
     assert launch(runtime, cache_of(runtime, text), list(text), ahead=6) == alone
+
+
+def test_a_text_of_the_same_owner_begins_with_what_the_last_one_taught(runtime_of):
+    runtime = runtime_of("float16")
+    text, other = text_of(runtime, 60), text_of(runtime, 90)
+
+    def drafted(owner: str | None) -> list[Turn]:
+        return launch(runtime, cache_of(runtime, text), list(text), ahead=6, owner=owner)
+
+    def after(owner: str | None) -> None:
+        launch(runtime, cache_of(runtime, other), list(other), ahead=15, owner="a")
+        launch(runtime, cache_of(runtime, text), list(text), ahead=15, owner=owner)
+
+    cold = drafted(None)
+    after("a")
+    warm = drafted("a")
+    assert sum(len(turn.tokens) for turn in warm) > sum(len(turn.tokens) for turn in cold)
+    assert [token for turn in warm for token in tokens_of(turn)][:7] == [
+        token for turn in cold for token in tokens_of(turn)
+    ][:7]
+    for owner in (None, "b"):
+        after("a")
+        assert drafted(owner) == cold
+    after(None)
+    assert drafted("a") == cold
 
 
 def test_it_ends_at_an_end_token_and_at_the_limit(runtime_of):

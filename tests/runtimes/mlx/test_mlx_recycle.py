@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,3 +130,23 @@ def test_shapes_are_trees_whose_likeliest_rows_come_first():
             assert bool(word >> 24) == (set(path[:-1]) <= {"t"})
         assert ("t" in shape) == (number > 0)
     assert np.array(shape_words(SHAPES[-1])).max() < 1 << 31
+
+
+@pytest.mark.parametrize(
+    ("owners", "resets"),
+    [((None, None), [1, 1]), (("a", "a"), [1, 0]), (("a", "b"), [1, 1]), (("a", None, "a"), [1, 1, 1])],
+    ids=str,
+)
+def test_successors_stay_with_their_owner(made, owners, resets):
+    runtime, driver = made
+    found = []
+    for owner in owners:
+        held, text = held_of(runtime, 20), list(range(10, 31))
+        wish = Recycling(text, 8, 90, owner)
+        rows = asked(runtime, held, text)
+        for _ in range(2):
+            driver.trees = [([30, 4], [-1, 0], [5, 9])]
+            runtime.forward([replace(rows, ahead=0, recycling=wish)])
+            found.append(int(driver.told[-1][RECYCLE + 4]))
+            held.trim(20)
+    assert found == [flag for reset in resets for flag in (reset, 0)]
