@@ -28,7 +28,7 @@ from specdec.policies.goodput.menu import Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
-from specdec.policies.goodput.turns import TurnPlanner, turn_option
+from specdec.policies.goodput.turns import TurnPlanner, is_early, turn_option
 
 from specdec.engine.policy import (
     CostTable,
@@ -105,6 +105,9 @@ class GoodputPolicy:
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
+        if self._learnt is None and is_early(state) and not state.named:
+            self._log.waited(state)
+            return _PLAIN
         learnt = self._learnt or self._recall(state)
         if self._shared.is_known_not_to_pay(learnt, state):
             self._log.rested(state)
@@ -128,7 +131,7 @@ class GoodputPolicy:
             turns = {} if best.option is not None else self._turns.pays_from(now)
             is_settled = state.rows_beside or turns or (learnt.rounds >= _EARLY_ROUNDS and state.max_draft_tokens)
             if is_settled and best.option is None and not chosen.is_trial:
-                self._shared.looked(learnt, state, now.verify, now.rate, turns)
+                self._shared.looked(learnt, state, now.verify, now.rate, turns, self._turns.due)
             return _PLAIN
         if chosen.option.view is not None and state.distribution is not None:
             chosen.classes = [signal_class(state.distribution, greedy=chosen.greedy)]
@@ -172,10 +175,13 @@ class GoodputPolicy:
     def observe(self, outcome: RoundOutcome) -> None:
         """Keep what the round has shown, and learn from several rounds at once."""
         now, learnt = self._now, self._learnt
-        assert learnt is not None  # plan has run
+        if learnt is None:  # nothing was decided yet
+            return
         learnt.rounds += 1
         if outcome.ahead and self._turns.results is not None:
             self._turns.results.saw_plain(outcome.verify_s, outcome.ahead)
+        if outcome.turns:
+            self._turns.ran(len(outcome.turns), outcome.accepted, self._now.cost)
         if not self._shared.is_lesson(learnt.rounds):
             learnt.spent += now.cost
             self._log.passed(outcome.round_s, now.cost)

@@ -47,6 +47,7 @@ class Shared:
     _until: int = 0  # and of the next one
     _beside: int = 0  # rows of others at the last one
     _turns: bool = False  # the last look knew from which match turns of the runtime's own pay
+    _due: int = 0  # position from which to try them
     _pays_from: dict[str, int] = field(default_factory=dict)  # length of a match, by drafter
 
     def verify(self, learnt: Learnt, state: RoundState) -> Sequence[float]:
@@ -65,6 +66,7 @@ class Shared:
         self.rests = (
             (beside > 0 or self._turns or learnt.rounds % _ALONE_REST > 0)
             and self._looked < state.round_index < self._until
+            and (not self._turns or state.position < self._due)
             and abs(beside - self._beside) <= self._beside // 4
             and all(length < self._pays_from.get(name, 1) for name, length in state.matches.items())
         )
@@ -75,11 +77,18 @@ class Shared:
         return not self.rests or not number % (self._beside + 1 if self._beside else _ALONE_LESSON)
 
     def looked(
-        self, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float, turns: Mapping[str, int]
+        self,
+        learnt: Learnt,
+        state: RoundState,
+        verify: Sequence[float],
+        rate: float,
+        turns: Mapping[str, int],
+        due: int,
     ) -> None:
         """A look has shown that drafting does not pay now. `turns`: length of a match from which turns of the runtime's
-        own pay, by the drafter that they replace."""
+        own pay, by the drafter that they replace; `due`: position from which to try them."""
         beside = state.rows_beside
+        self._due = due
         self._looked, self._beside, self._turns = state.round_index, beside, bool(turns)
         self._until = state.round_index + (_REST if beside else _TURN_REST if turns else _ALONE_REST)
         price = rate * (verify[2] - verify[1]) * (1.0 if beside else _HOPE)

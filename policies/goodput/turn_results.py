@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 WIDTHS = (4, 8, 16)  # rows of a turn
 PLAIN = 1  # key of a plain step among measured seconds
 # Tokens kept in a turn of each width, close to those measured with small models on seven kinds of prompts.
-_USUAL_KEPT = (0.2, 0.25, 0.3)
+_USUAL_KEPT = (0.25, 0.3, 0.35)
+# The same where the prompt is long: answers to such prompts often quote them.
+LONG_PROMPT, _QUOTED_KEPT = 256, (0.5, 0.65, 0.8)
 _LOST = (
     0.8,
     0.93,
     1.0,
 )  # share of the tokens kept by the widest turn, up to the depth of a tree, that narrower ones keep
 _USUAL_COST = (1.25, 1.4, 1.65)  # plain steps of a turn, until it is measured or seen
-_USUAL_TURNS = 3.0  # turns that the usual numbers count for
+_USUAL_TURNS = 4.0  # turns that the usual numbers count for
+_APART, _EACH = 0.4, 0.8  # standard deviations of the tokens kept, from text to text and from turn to turn
 _MEMORY, _COST_MEMORY = 24.0, 6.0  # turns, and passes
 _LEAST_AHEAD = 7  # plain steps that a pass has to go ahead for to say what one costs
 _NEW_TEXT = 0.15  # share of what was seen that counts for the next text
@@ -30,12 +33,14 @@ class TurnResults:
         seen: turns, discounted.
         costs: plain steps of a turn by its width, as far as they are measured or seen.
         plain_s: seconds of a plain step of a pass that goes ahead; 0 where that is not known.
+        usual: tokens kept by a turn of each of `WIDTHS` in texts such as this one.
     """
 
     kept: list[float] = field(default_factory=lambda: [0.0] * len(WIDTHS))
     seen: float = 0.0
     costs: dict[int, float] = field(default_factory=dict)
     plain_s: float = 0.0
+    usual: tuple[float, ...] = _USUAL_KEPT
 
     @classmethod
     def measured(cls, turn_s: Mapping[int, float]) -> TurnResults:
@@ -46,8 +51,12 @@ class TurnResults:
 
     def tokens(self, place: int) -> float:
         """Expected tokens of a turn of width number `place`, the verifier's own included."""
-        usual, lost = _USUAL_KEPT[place], _LOST[place]
+        usual, lost = self.usual[place], _LOST[place]
         return 1.0 + (_USUAL_TURNS * usual + lost * self.kept[place]) / (_USUAL_TURNS + self.seen)
+
+    def hopeful(self, place: int) -> float:
+        """The same for a text that keeps a standard deviation more than is known of it."""
+        return self.tokens(place) + (_APART**-2 + self.seen * _EACH**-2) ** -0.5
 
     def cost(self, place: int, verify: Sequence[float]) -> float:
         """Cost of a turn of width number `place`, in plain steps: measured, or estimated from the measured ones.
@@ -92,6 +101,10 @@ class TurnResults:
                 self.kept[number] += found - self.kept[number] / _MEMORY
         known = self.costs.get(width)
         self.costs[width] = cost if known is None else known + (min(cost, 1.5 * known) - known) / _COST_MEMORY
+
+    def begin(self, prompt_tokens: int) -> None:
+        """A text whose prompt has that many tokens begins to be answered."""
+        self.usual = _QUOTED_KEPT if prompt_tokens >= LONG_PROMPT else _USUAL_KEPT
 
     def new_text(self) -> None:
         """Another text begins; costs do not depend on it."""
