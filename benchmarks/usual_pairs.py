@@ -106,6 +106,7 @@ def answer(model: specdec.Model, file: Path, count: int, most: int) -> None:
             found = specdec.generate(model, part, chat=True, max_tokens=most, temperature=0)
             for prompt, one in zip(part, found, strict=True):
                 kept.write(json.dumps({"model": model.name, "prompt": prompt, "text": one.text}) + "\n")
+            kept.flush()  # what is there stays, whatever ends the run
 
 
 def write(model: specdec.Model, texts: list[str], file: Path) -> None:

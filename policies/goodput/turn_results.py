@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -56,7 +57,7 @@ class TurnResults:
 
     def hopeful(self, place: int) -> float:
         """The same for a text that keeps a standard deviation more than is known of it."""
-        return self.tokens(place) + (_APART**-2 + self.seen * _EACH**-2) ** -0.5
+        return self.tokens(place) + 1 / math.sqrt(_APART**-2 + self.seen * _EACH**-2)
 
     def cost(self, place: int, verify: Sequence[float]) -> float:
         """Cost of a turn of width number `place`, in plain steps: measured, or estimated from the measured ones.
