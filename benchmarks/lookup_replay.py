@@ -12,7 +12,8 @@ counts all answers as those of one owner. `recycle` learns nothing from the veri
 replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
 launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
 trees learn only from rows that were kept, since the model is not asked about others. A second table has the tokens of
-a turn if every round were one, with the successors of tokens and by the trunk alone.
+a turn if every round were one: with successors of tokens, without the usual ones that a text begins with, and by the
+trunk alone.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from common import print_table
@@ -33,12 +34,15 @@ from specdec.policies.goodput.policy import GoodputPolicy
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
 from specdec.drafters.registry import create
+from specdec.drafters.usual import usual_successors
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
 from specdec.engine.text_match import TextMatch
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
+
+Usual: TypeAlias = Mapping[int, Sequence[int]]  # successors of tokens
 
 # Cost of a verify pass by rows, in dense steps, then that of each further row.
 COSTS: dict[str, tuple[Sequence[float], float]] = {
@@ -67,9 +71,13 @@ def main() -> None:
         record(model, args.answers, args.prompts, args.max_tokens)
     answers = [json.loads(line) for line in args.answers.read_text().splitlines()]
     if args.turns:
-        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args))
+        usual = usual_of(model)
+        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args, usual))
         kinds = list(dict.fromkeys(answer["task"] for answer in answers))
-        print_table(["rows", "all", "trunk alone", *kinds], [always(answers, width, kinds) for width, _ in args.turns])
+        print_table(
+            ["rows", "all", "none usual", "trunk alone", *kinds],
+            [always(answers, width, kinds, usual) for width, _ in args.turns],
+        )
         return
     rows = [[name, *replay(model, answers, args.drafters, name, earlier=args.earlier)] for name in COSTS]
     print_table(["a row costs", "tokens/round", "drafted", "kept", "speed over plain"], rows)
@@ -146,11 +154,18 @@ def replay(
     return [f"{tokens / rounds:.3f}", str(drafted), str(kept), f"{tokens / spent:.3f}"]
 
 
-def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[list[str]]:
+def usual_of(model: Model) -> Usual:
+    """What texts of the model begin with, as a GPU has it."""
+    pieces = () if model.tokenizer is None else model.tokenizer.pieces
+    found = usual_successors(pieces, model.config.vocab_size)
+    return {token: [one for one in found[token].tolist() if one >= 0] for token in np.flatnonzero(found[:, 0] >= 0)}
+
+
+def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace, usual: Usual) -> list[list[str]]:
     """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and that of all."""
     kinds: dict[str, list[Launches]] = {}
     for answer in answers:
-        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch))
+        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch, usual))
     rows = []
     for kind, found in kinds.items():
         turns, kept = sum(one.turns for one in found), sum(one.kept for one in found)
@@ -171,24 +186,25 @@ def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> li
     return rows
 
 
-def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str]) -> list[str]:
-    """Tokens of a turn where every round is one: of all answers, by the trunk alone, and of each kind."""
-    tokens: dict[tuple[str, bool], int] = {}
-    turns: dict[tuple[str, bool], int] = {}
+def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str], usual: Usual) -> list[str]:
+    """Tokens of a turn where every round is one: of all answers, without usual successors, by the trunk alone, and of
+    each kind."""
+    tokens: dict[tuple[str, str], int] = {}
+    turns: dict[tuple[str, str], int] = {}
     for answer in answers:
         text = [*answer["prompt"], *answer["tokens"]]
-        for learns in (True, False):
-            rule, at, count = Recycled(), len(answer["prompt"]), 0
+        for way in ("usual", "none", "trunk"):
+            rule, at, count = Recycled(usual if way == "usual" else None), len(answer["prompt"]), 0
             while at < len(text):
                 at += 1 + _turn(rule, answer, text, at, width)
                 count += 1
-                if not learns:
+                if way == "trunk":
                     rule.successors.clear()
             for kind in (answer["task"], ""):
-                key = kind, learns
+                key = kind, way
                 tokens[key] = tokens.get(key, 0) + len(answer["tokens"])
                 turns[key] = turns.get(key, 0) + count
-    wanted = [("", True), ("", False), *((kind, True) for kind in kinds)]
+    wanted = [("", "usual"), ("", "none"), ("", "trunk"), *((kind, "usual") for kind in kinds)]
     return [str(width), *(f"{tokens[key] / turns[key]:.2f}" for key in wanted)]
 
 
@@ -202,10 +218,12 @@ class Launches:
     kept: int = 0
 
 
-def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) -> Launches:
+def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float, usual: Usual) -> Launches:
     """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
-    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(), 0.001
-    table = CostTable(verify_s={1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s})
+    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(usual), 0.001
+    turn_s = {1: step_s * (1 + launch / 16)} | {rows: step_s * (cost + launch / 8) for rows, cost in costs.items()}
+    verify_s = {1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s}
+    table = CostTable(verify_s=verify_s, turn_s=turn_s)
     policy.begin(Knowledge(costs=table, memory={}))
     option = DraftOption("recycle", None, takes_effort=False, turn_rows=max(costs))
     prompt, text = answer["prompt"], [*answer["prompt"], *answer["tokens"]]
@@ -218,6 +236,7 @@ def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) 
         )  # fmt: skip
         plan = policy.plan(state)
         kept: list[int] = []
+        ahead = 0
         if plan.num_draft_tokens:
             width = max((one for one in costs if one <= plan.num_draft_tokens + 1), default=min(costs))
             for _ in range(plan.turns):
@@ -238,7 +257,7 @@ def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) 
             RoundOutcome(
                 drafted=plan.num_draft_tokens * max(1, len(kept)) if kept else 0, accepted=sum(kept), signals=(),
                 drafter=plan.drafter if kept else None, view=None, context_length=at, draft_s=0.0, verify_s=seconds,
-                round_s=seconds, turns=tuple(kept),
+                round_s=seconds, turns=tuple(kept), ahead=ahead,
             )
         )  # fmt: skip
         done.cost, rounds = done.cost + cost, rounds + 1

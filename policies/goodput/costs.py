@@ -318,6 +318,7 @@ class CostModel:
             verify_spread={m: self.doubt_of_rows(m) for m in rows},
             draft_s={key: self.scale * cost for key, cost in steps.items()},
             draft_spread={key: self.doubt_of_draft(*key) for key in steps},
+            turn_s=self.source.turn_s,
         )
 
     def seconds_of_dense_step(self) -> float:

@@ -101,11 +101,11 @@ def _learn_turns(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     """Learn from a pass that the runtime drafted and verified by itself. Its costs are kept apart from those of other
     passes, which include the host's time between them."""
     now, count = lesson.prospect, len(lesson.turns)
-    plain_s = learnt.costs.seconds_of_plain_step(0)
     assert now.option is not None
     results = results_of(learnt, now.option.drafter)
+    plain_s = results.plain_s or learnt.costs.seconds_of_plain_step(0)
     if plain_s:
-        results.learn(now.length + 1, lesson.turns, lesson.round_s / count / plain_s * learnt.costs.verify[1])
+        results.learn(now.length + 1, lesson.turns, lesson.round_s / count / plain_s)
     if now.match:
         match_of(learnt, now.option.drafter).learn(now.match, now.length, lesson.turns[0])
     cost, tokens = count * now.cost, float(count + sum(lesson.turns))

@@ -28,7 +28,7 @@ from specdec.policies.goodput.menu import Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
-from specdec.policies.goodput.turns import TurnPlanner, turn_option
+from specdec.policies.goodput.turns import TurnPlanner, is_early, turn_option
 
 from specdec.engine.policy import (
     CostTable,
@@ -84,6 +84,7 @@ class GoodputPolicy:
     _lessons: list[Lesson] = field(default_factory=list, init=False, repr=False)
     _shared: Shared = field(default_factory=Shared, init=False, repr=False)
     _model_drafts: bool = field(default=False, init=False, repr=False)  # were the best at the last look
+    _whole_from: int = field(default=_LOOKS, init=False, repr=False)  # round from which to consider them again
     _turns: TurnPlanner = field(default_factory=TurnPlanner, init=False, repr=False)
     _log: RoundLog = field(default_factory=RoundLog, init=False, repr=False)
 
@@ -104,6 +105,9 @@ class GoodputPolicy:
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
+        if self._learnt is None and is_early(state) and not state.named:
+            self._log.waited(state)
+            return _PLAIN
         learnt = self._learnt or self._recall(state)
         if self._shared.is_known_not_to_pay(learnt, state):
             self._log.rested(state)
@@ -124,9 +128,10 @@ class GoodputPolicy:
         self._log.planned(state, best=best, chosen=chosen, plain_cost=plain_cost, best_draft=best_draft)
         self._now = chosen
         if not chosen.option or not chosen.length:
-            is_settled = state.rows_beside or (learnt.rounds >= _EARLY_ROUNDS and state.max_draft_tokens)
+            turns = {} if best.option is not None else self._turns.pays_from(now)
+            is_settled = state.rows_beside or turns or (learnt.rounds >= _EARLY_ROUNDS and state.max_draft_tokens)
             if is_settled and best.option is None and not chosen.is_trial:
-                self._shared.looked(learnt, state, now.verify, now.rate)
+                self._shared.looked(learnt, state, now.verify, now.rate, turns, self._turns.due)
             return _PLAIN
         if chosen.option.view is not None and state.distribution is not None:
             chosen.classes = [signal_class(state.distribution, greedy=chosen.greedy)]
@@ -170,8 +175,13 @@ class GoodputPolicy:
     def observe(self, outcome: RoundOutcome) -> None:
         """Keep what the round has shown, and learn from several rounds at once."""
         now, learnt = self._now, self._learnt
-        assert learnt is not None  # plan has run
+        if learnt is None:  # nothing was decided yet
+            return
         learnt.rounds += 1
+        if outcome.ahead and self._turns.results is not None:
+            self._turns.results.saw_plain(outcome.verify_s, outcome.ahead)
+        if outcome.turns:
+            self._turns.ran(len(outcome.turns), outcome.accepted, self._now.cost)
         if not self._shared.is_lesson(learnt.rounds):
             learnt.spent += now.cost
             self._log.passed(outcome.round_s, now.cost)
@@ -253,12 +263,13 @@ class GoodputPolicy:
     def _is_brief(self, now: Situation) -> bool:
         """Whether to consider turns and plain steps only: where a GPU step is short, considering a model's drafts as
         well takes a good part of that time, and the result stays the same for a while."""
-        return (
-            turn_option(now.state) is not None
-            and now.state.round_index % _LOOKS > 0
-            and not self._model_drafts
-            and now.learnt.costs.scale < _BRIEF_STEP_S
-        )
+        option, index = turn_option(now.state), now.state.round_index
+        if option is None or self._model_drafts or now.learnt.costs.scale >= _BRIEF_STEP_S:
+            return False
+        if index < self._whole_from and (index or not now.state.named - {option.drafter}):
+            return True
+        self._whole_from = index + _LOOKS
+        return False
 
     def _best_draft(self, now: Situation) -> Prospect | None:
         """The most profitable way to draft; None when there is nothing to propose.

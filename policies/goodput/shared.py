@@ -6,12 +6,13 @@ neighbouring differences are averaged, unless one stands out, as where a kernel 
 
 Where drafting does not pay in shared passes, it rarely pays in the next round: a check every few rounds is enough, and
 checks of many sequences, pass after pass, are time that all of them wait. A sequence alone checks at every third round
-then, and learns from every fourth round without a check: both take a fiftieth of a step of a small model.
+then, and learns from every fourth round without a check: both take a fiftieth of a step of a small model. Where the
+runtime drafts by itself, steps are shorter still, and a check is only due after a longer match, or many rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -26,6 +27,7 @@ _STANDS_OUT = 3.0  # errors by which a difference has to differ from its neighbo
 _REST = 8  # rounds from one look to the next
 _ALONE_REST = 3  # the same for a sequence alone, at rounds whose number this divides
 _ALONE_LESSON = 4
+_TURN_REST = 12  # rounds from one look to the next where the runtime drafts by itself
 _HOPE = 0.8  # share of the price of a row that a match's chance must have for a sequence alone to look
 
 
@@ -44,6 +46,8 @@ class Shared:
     _looked: int = -1  # number of the round of the last look
     _until: int = 0  # and of the next one
     _beside: int = 0  # rows of others at the last one
+    _turns: bool = False  # the last look knew from which match turns of the runtime's own pay
+    _due: int = 0  # position from which to try them
     _pays_from: dict[str, int] = field(default_factory=dict)  # length of a match, by drafter
 
     def verify(self, learnt: Learnt, state: RoundState) -> Sequence[float]:
@@ -60,8 +64,9 @@ class Shared:
         """Whether a look a few rounds ago speaks for this one, too."""
         beside = state.rows_beside
         self.rests = (
-            (beside > 0 or learnt.rounds % _ALONE_REST > 0)
+            (beside > 0 or self._turns or learnt.rounds % _ALONE_REST > 0)
             and self._looked < state.round_index < self._until
+            and (not self._turns or state.position < self._due)
             and abs(beside - self._beside) <= self._beside // 4
             and all(length < self._pays_from.get(name, 1) for name, length in state.matches.items())
         )
@@ -71,13 +76,26 @@ class Shared:
         """Whether the `number`-th round of all has anything to teach: of those without a look, about one in a pass."""
         return not self.rests or not number % (self._beside + 1 if self._beside else _ALONE_LESSON)
 
-    def looked(self, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float) -> None:
-        """A look has shown that drafting does not pay now."""
+    def looked(
+        self,
+        learnt: Learnt,
+        state: RoundState,
+        verify: Sequence[float],
+        rate: float,
+        turns: Mapping[str, int],
+        due: int,
+    ) -> None:
+        """A look has shown that drafting does not pay now. `turns`: length of a match from which turns of the runtime's
+        own pay, by the drafter that they replace; `due`: position from which to try them."""
         beside = state.rows_beside
-        self._looked, self._beside = state.round_index, beside
-        self._until = state.round_index + (_REST if beside else _ALONE_REST)
+        self._due = due
+        self._looked, self._beside, self._turns = state.round_index, beside, bool(turns)
+        self._until = state.round_index + (_REST if beside else _TURN_REST if turns else _ALONE_REST)
         price = rate * (verify[2] - verify[1]) * (1.0 if beside else _HOPE)
         for name in state.matches:
+            if name in turns:
+                self._pays_from[name] = turns[name]
+                continue
             chances = learnt.match(name).chances
             self._pays_from[name] = next((n for n in range(1, LONGEST_MATCH + 1) if chances[n] > price), 1 << 30)
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 WIDTHS = (4, 8, 16)  # rows of a turn
+PLAIN = 1  # key of a plain step among measured seconds
 # Tokens kept in a turn of each width, close to those measured with small models on seven kinds of prompts.
-_USUAL_KEPT = (0.2, 0.25, 0.3)
+_USUAL_KEPT = (0.25, 0.3, 0.35)
+# The same where the prompt is long: answers to such prompts often quote them.
+LONG_PROMPT, _QUOTED_KEPT = 256, (0.5, 0.65, 0.8)
 _LOST = (
     0.8,
     0.93,
     1.0,
 )  # share of the tokens kept by the widest turn, up to the depth of a tree, that narrower ones keep
-_USUAL_COST = (1.25, 1.4, 1.65)  # dense steps of a turn, until it is seen
-_USUAL_TURNS = 3.0  # turns that the usual numbers count for
+_USUAL_COST = (1.25, 1.4, 1.65)  # plain steps of a turn, until it is measured or seen
+_USUAL_TURNS = 4.0  # turns that the usual numbers count for
+_APART, _EACH = 0.4, 0.8  # standard deviations of the tokens kept, from text to text and from turn to turn
 _MEMORY, _COST_MEMORY = 24.0, 6.0  # turns, and passes
+_LEAST_AHEAD = 7  # plain steps that a pass has to go ahead for to say what one costs
 _NEW_TEXT = 0.15  # share of what was seen that counts for the next text
 
 
@@ -26,25 +32,42 @@ class TurnResults:
     Attributes:
         kept: tokens kept, counted up to the depth of a tree of each of `WIDTHS`; discounted sums.
         seen: turns, discounted.
-        costs: dense steps of a turn by its width.
+        costs: plain steps of a turn by its width, as far as they are measured or seen.
+        plain_s: seconds of a plain step of a pass that goes ahead; 0 where that is not known.
+        usual: tokens kept by a turn of each of `WIDTHS` in texts such as this one.
     """
 
     kept: list[float] = field(default_factory=lambda: [0.0] * len(WIDTHS))
     seen: float = 0.0
     costs: dict[int, float] = field(default_factory=dict)
+    plain_s: float = 0.0
+    usual: tuple[float, ...] = _USUAL_KEPT
+
+    @classmethod
+    def measured(cls, turn_s: Mapping[int, float]) -> TurnResults:
+        """Results of which only costs are known: seconds of a turn by width, those of a plain step under `PLAIN`."""
+        plain_s = turn_s.get(PLAIN, 0.0)
+        costs = {width: turn_s[width] / plain_s for width in WIDTHS if plain_s and width in turn_s}
+        return cls(costs=costs, plain_s=plain_s)
 
     def tokens(self, place: int) -> float:
         """Expected tokens of a turn of width number `place`, the verifier's own included."""
-        usual, lost = _USUAL_KEPT[place], _LOST[place]
+        usual, lost = self.usual[place], _LOST[place]
         return 1.0 + (_USUAL_TURNS * usual + lost * self.kept[place]) / (_USUAL_TURNS + self.seen)
 
+    def hopeful(self, place: int) -> float:
+        """The same for a text that keeps a standard deviation more than is known of it."""
+        return self.tokens(place) + 1 / math.sqrt(_APART**-2 + self.seen * _EACH**-2)
+
     def cost(self, place: int, verify: Sequence[float]) -> float:
-        """Cost of a turn of width number `place`, in dense steps: measured, or estimated from the measured ones.
+        """Cost of a turn of width number `place`, in plain steps: measured, or estimated from the measured ones.
 
         Args:
             place: number of the width.
             verify: cost of the engine's passes by their rows, with the host's time for each.
         """
+        if (known := self.costs.get(WIDTHS[place])) is not None:
+            return known
         thought = [
             max(usual, verify[min(width, len(verify) - 1)]) for usual, width in zip(_USUAL_COST, WIDTHS, strict=True)
         ]
@@ -53,9 +76,13 @@ class TurnResults:
             return thought[place]
         nearest = min(seen, key=lambda number: abs(number - place))
         found = self.costs[WIDTHS[nearest]]
-        return (
-            found if nearest == place else 1.0 + max(0.0, found - 1.0) * (thought[place] - 1) / (thought[nearest] - 1)
-        )
+        return 1.0 + max(0.0, found - 1.0) * (thought[place] - 1) / (thought[nearest] - 1)
+
+    def saw_plain(self, seconds: float, ahead: int) -> None:
+        """A plain step took `seconds` in a pass that went ahead for `ahead` more."""
+        if ahead >= _LEAST_AHEAD and seconds > 0:
+            known = self.plain_s
+            self.plain_s = known + (min(seconds, 1.5 * known) - known) / _COST_MEMORY if known else seconds
 
     def learn(self, width: int, kept: Sequence[int], cost: float) -> None:
         """Count the turns of a pass.
@@ -63,7 +90,7 @@ class TurnResults:
         Args:
             width: rows of a turn.
             kept: drafted tokens that each of them kept.
-            cost: cost of a turn, in dense steps.
+            cost: cost of a turn, in plain steps.
         """
         place = WIDTHS.index(width) if width in WIDTHS else len(WIDTHS) - 1
         for count in kept:
@@ -75,6 +102,10 @@ class TurnResults:
                 self.kept[number] += found - self.kept[number] / _MEMORY
         known = self.costs.get(width)
         self.costs[width] = cost if known is None else known + (min(cost, 1.5 * known) - known) / _COST_MEMORY
+
+    def begin(self, prompt_tokens: int) -> None:
+        """A text whose prompt has that many tokens begins to be answered."""
+        self.usual = _QUOTED_KEPT if prompt_tokens >= LONG_PROMPT else _USUAL_KEPT
 
     def new_text(self) -> None:
         """Another text begins; costs do not depend on it."""

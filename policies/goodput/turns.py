@@ -2,7 +2,8 @@
 
 Where such a turn costs little more than a plain step, a few tokens kept pay for it. The number of tokens kept differs
 from text to text far more than the cost of a turn. So a text begins with plain steps; where its end occurred before, a
-few turns are tried, and as long as they pay, more of them follow.
+few turns are tried, and as long as they pay, more of them follow. A text that goes on without such a match is tried
+now and then as well, for as many turns as may be lost by then.
 """
 
 from __future__ import annotations
@@ -12,31 +13,69 @@ from dataclasses import dataclass
 from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.prospect import Prospect, Situation
-from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
+from specdec.policies.goodput.turn_results import LONG_PROMPT, WIDTHS, TurnResults
 
 from specdec.engine.policy import DraftOption, RoundState
 
-_MARGIN = 1.1  # tokens for each dense step, over the going rate, from which turns pay
+_MARGIN = 1.03  # tokens for each dense step, over the going rate, from which turns pay
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
-_LAUNCH = 0.2  # dense steps of the host's time for such a pass
+_LAUNCH = 0.3  # dense steps of the host's time for such a pass
+_QUIET = 2  # rounds of an answer to a short prompt before the first decision, which takes long for the first tokens
+_TRIED = 8  # turns of a pass that is run to find out
+_TRIED_FROM = 28  # tokens of an answer before the first such pass
+_SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, the next trial included
+NEVER = 1 << 30  # no text, and no match, is that long
 
 
 @dataclass(slots=True)
 class TurnPlanner:
-    """Decides for one generation whether turns of the runtime's own pay, of what width, and how many of them."""
+    """Decides for one generation whether turns of the runtime's own pay, of what width, and how many of them.
 
+    Attributes:
+        results: of its turns; None before the first decision, and where the runtime drafts none.
+        due: position from which a trial is affordable and could show a gain.
+    """
+
+    results: TurnResults | None = None
+    due: int = NEVER
+    _begun: int = -1  # position at the first decision
+    _lost: float = 0.0  # dense steps that turns have cost, less their tokens
     _last: int = 0  # turns of the last pass, where they paid
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
-        """Turns where they are better than `best`; else `best`."""
+        """Turns where they are better than `best`, or a trial of them; else `best`."""
+        option = turn_option(now.state)
+        if self._begun < 0 and option is not None:
+            self._begun = now.state.position
+            results_of(now.learnt, option.drafter).begin(self._begun)
         turns = self._prospect(now)
-        if turns is None or turns.tokens <= _MARGIN * now.rate * turns.cost or turns.net <= best.net:
-            self._last = 0
-            return best
-        self._last = turns.turns if turns.turns > _FEW else 0
-        return turns
+        if turns is not None and turns.tokens > _MARGIN * now.rate * turns.cost and turns.net > best.net:
+            self._last = turns.turns if turns.turns > _FEW else 0
+            return turns
+        self._last = 0
+        trial = None if turns is None or best.option is not None else self._trial(now)
+        return best if trial is None else trial
+
+    def ran(self, count: int, kept: int, cost: float) -> None:
+        """Count the turns of a pass: their number, the tokens that they kept, and the dense steps of one."""
+        self._lost = max(0.0, self._lost + count * (cost - 1.0) - kept)
+
+    def pays_from(self, now: Situation) -> dict[str, int]:
+        """By the drafter that turns replace, the least length of a match from which a first turn would pay."""
+        option = turn_option(now.state)
+        if option is None:
+            return {}
+        results, chances = results_of(now.learnt, option.drafter), match_of(now.learnt, option.drafter).chances
+        least = NEVER
+        for place, width in _widths(option):
+            needed = _MARGIN * now.rate * results.cost(place, now.verify) + _LAUNCH
+            for match in range(1, min(least, len(chances))):
+                if _by_match(chances, match, width) > needed:
+                    least = match
+                    break
+        return {option.drafter: least}
 
     def _prospect(self, now: Situation) -> Prospect | None:
         """The best turns, whether they pay or not; None where the runtime drafts none."""
@@ -44,11 +83,10 @@ class TurnPlanner:
         if option is None or now.state.max_draft_tokens < 1:
             return None
         results, best = results_of(now.learnt, option.drafter), Prospect(tokens=0.0)
+        self.results = results
         match = now.state.matches.get(option.drafter, 0)
         chances = match_of(now.learnt, option.drafter).chances
-        for place, width in enumerate(WIDTHS):
-            if width > option.turn_rows:
-                break
+        for place, width in _widths(option):
             tokens, cost = results.tokens(place), results.cost(place, now.verify)
             turns = min(_MOST, max(_FIRST, 2 * self._last))
             if tokens <= _MARGIN * now.rate * cost:
@@ -62,6 +100,35 @@ class TurnPlanner:
                 )  # fmt: skip
         return best
 
+    def _trial(self, now: Situation) -> Prospect | None:
+        """Turns that could bring more than is expected of them, once the text is long enough for what they may lose."""
+        option, results = turn_option(now.state), self.results
+        assert option is not None
+        assert results is not None
+        best, hope = None, 0.0
+        for place, width in _widths(option):
+            cost = results.cost(place, now.verify)
+            found = results.hopeful(place) / (now.rate * cost)
+            if found > max(hope, _MARGIN):
+                hope, best = found, (results.tokens(place), cost, width)
+        if best is None:
+            self.due = NEVER
+            return None
+        tokens, cost, width = best
+        lost = self._lost + _LAUNCH + _TRIED * max(0.0, now.rate * cost - tokens)
+        self.due = self._begun + max(_TRIED_FROM, int(lost / _SHARE))
+        if now.state.position < self.due:
+            return None
+        return Prospect(
+            rate=now.rate, tokens=tokens, cost=cost, option=option, length=width - 1, turns=_TRIED, is_trial=True,
+            match=now.state.matches.get(option.drafter, 0), verify=now.verify,
+        )  # fmt: skip
+
+
+def is_early(state: RoundState) -> bool:
+    """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
+    return state.round_index < _QUIET and state.position < LONG_PROMPT and turn_option(state) is not None
+
 
 def turn_option(state: RoundState) -> DraftOption | None:
     """The option that the runtime drafts by itself, for a sequence that is alone."""
@@ -74,13 +141,18 @@ def results_of(learnt: Learnt, drafter: str) -> TurnResults:
     """The results of a drafter's turns, begun on first use."""
     found = learnt.turns.get(drafter)
     if found is None:
-        found = learnt.turns[drafter] = TurnResults()
+        found = learnt.turns[drafter] = TurnResults.measured(learnt.costs.source.turn_s)
     return found
 
 
 def match_of(learnt: Learnt, drafter: str) -> MatchAcceptance:
     """Acceptance of a drafter's turns by the length of the match that the first one followed."""
     return learnt.match(f"turns of {drafter}")
+
+
+def _widths(option: DraftOption) -> list[tuple[int, int]]:
+    """Number and rows of the widths that the runtime has."""
+    return [(place, width) for place, width in enumerate(WIDTHS) if width <= option.turn_rows]
 
 
 def _by_match(chances: list[float], match: int, width: int) -> float:

@@ -69,9 +69,11 @@ def read_costs(file: Path) -> CostTable:
             (str(name), None if view is None else str(view), float(effort)): (float(seconds), float(spread))
             for name, view, effort, seconds, spread in kept["draft"]
         }
+        turn = {int(rows): float(seconds) for rows, seconds in kept.get("turn", ())}
     except unless_signalled(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return CostTable()
     entries = [*verify.values(), *draft.values()]
+    entries += [(seconds, 0.0) for seconds in turn.values()]
     if not all(0 < seconds < math.inf and 0 <= spread <= _MOST_SPREAD for seconds, spread in entries):
         return CostTable()
     table = CostTable(
@@ -79,6 +81,7 @@ def read_costs(file: Path) -> CostTable:
         draft_s={key: seconds for key, (seconds, _) in draft.items()},
         verify_spread={rows: math.hypot(spread, aged) for rows, (_, spread) in verify.items()},
         draft_spread={key: math.hypot(spread, aged) for key, (_, spread) in draft.items()},
+        turn_s=turn,
     )
     return CostTable() if faults(table) else table
 
@@ -90,6 +93,7 @@ def write_costs(file: Path, table: CostTable) -> None:
         "at": time.time(),
         "verify": [[rows, s, _bounded(table.verify_spread.get(rows))] for rows, s in table.verify_s.items()],
         "draft": [[*key, s, _bounded(table.draft_spread.get(key))] for key, s in table.draft_s.items()],
+        "turn": [[rows, s] for rows, s in table.turn_s.items()],
     }
     with contextlib.suppress(OSError, SpecdecError):
         paths.private_folder(file.parent)

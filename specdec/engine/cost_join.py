@@ -36,6 +36,7 @@ def joined(old: CostTable, new: CostTable) -> CostTable:
         draft_s={key: math.exp(entries[key][0]) for key in steps},
         verify_spread={key: entries[key][1] for key in rows},
         draft_spread={key: entries[key][1] for key in steps},
+        turn_s=new.turn_s or old.turn_s,
     )
     return made_plausible(table) if faults(table) else table
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from specdec.engine.cost_file import cost_file, read_costs, write_costs
 from specdec.engine.cost_join import disagreement, joined
 from specdec.engine.measure_costs import measure
+from specdec.engine.measure_turns import measure_turns, widths_of
 from specdec.engine.plausible import faults, made_plausible
 from specdec.engine.policy import CostTable, DraftKey, DraftOption
 from specdec.model.effort import Efforts, EffortSchedule
@@ -59,7 +60,8 @@ def machine_costs(
     ]
     late = _late_views(model)
     ready = [key for key in steps if key[1] not in late]
-    table = _measured(model, efforts, ready, heads, file, measures=measures)
+    turns = any(one.turn_rows for one in options) and bool(widths_of(model.runtime, model.config))
+    table = _measured(model, efforts, ready, heads, file, turns=turns, measures=measures)
     bounds = {
         key: late[key[1]].least_s(table.verify_s[1], key[2])
         for key in steps
@@ -87,9 +89,10 @@ def _measured(
     heads: Mapping[str, DraftHead | None],
     file: Path,
     *,
+    turns: bool,
     measures: bool,
 ) -> CostTable:
-    """Measured costs, those kept included; see `machine_costs`."""
+    """Measured costs, those kept included; see `machine_costs`. `turns`: turns of the runtime's own count."""
     costs = model.memory.costs
     table = costs.table
     if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
@@ -104,9 +107,11 @@ def _measured(
         table = joined(table, measure(model, efforts, wanted, heads=heads))
     elif missing:
         table = joined(table, measure(model, efforts, missing, rows=_REFERENCE, heads=heads))
-    else:
+    elif table.turn_s or not turns:
         costs.table = table
         return table
+    if turns and not table.turn_s:
+        table = replace(table, turn_s=measure_turns(model.runtime, model.config))
     costs.table, costs.is_doubtful = table, False
     if costs.is_kept:
         write_costs(file, table)

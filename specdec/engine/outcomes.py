@@ -25,9 +25,9 @@ class OthersTimes(NamedTuple):
     ready_s: float
 
 
-def outcome_of(done: Round, others: OthersTimes, *, rows_beside: int) -> RoundOutcome:
+def outcome_of(done: Round, others: OthersTimes, *, rows_beside: int, ahead: int) -> RoundOutcome:
     """A round in the times of whole passes. Tokens forced by a grammar do not count as drafted: for the policy they are
-    rows of others."""
+    rows of others. `ahead`: plain steps that its pass went ahead for."""
     draft, forced = done.draft, done.draft.forced
     draft_s = done.draft_s + others.draft_s
     forced_kept = sum(draft.sources[index] == GRAMMAR for index in done.kept) if forced else 0
@@ -43,6 +43,7 @@ def outcome_of(done: Round, others: OthersTimes, *, rows_beside: int) -> RoundOu
         round_s=done.round_s - others.ready_s + others.draft_s + others.verify_s,
         rows_beside=rows_beside + forced,
         draft_share=done.draft_s / draft_s if others.draft_s > 0 and done.draft_s > 0 else 1.0,
+        ahead=ahead,
     )
 
 

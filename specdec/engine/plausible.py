@@ -69,7 +69,9 @@ def made_plausible(table: CostTable) -> CostTable:
         seconds, spread = _moved(steps, pooled, table.draft_s, spreads)
         draft_s |= seconds
         draft_spread |= spread
-    return CostTable(verify_s=verify_s, verify_spread=verify_spread, draft_s=draft_s, draft_spread=draft_spread)
+    return CostTable(
+        verify_s=verify_s, verify_spread=verify_spread, draft_s=draft_s, draft_spread=draft_spread, turn_s=table.turn_s
+    )
 
 
 def isotonic(values: Sequence[float], spreads: Sequence[float]) -> list[float]:

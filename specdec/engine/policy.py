@@ -182,6 +182,8 @@ class RoundOutcome:
             in the same passes.
         turns: drafted tokens that were kept in each of the rounds that the runtime ran by itself; the numbers above are
             their sums. Empty for a round run by the engine.
+        ahead: plain steps that the pass of this round went ahead for, which the policy is not asked about; the times
+            are those of one of its steps.
     """
 
     drafted: int
@@ -196,6 +198,7 @@ class RoundOutcome:
     rows_beside: int = 0
     draft_share: float = 1.0
     turns: tuple[int, ...] = ()
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,12 +213,15 @@ class CostTable:
         draft_s: seconds of one draft step, by drafter, view, and effort.
         verify_spread: by number of rows.
         draft_spread: by drafter, view, and effort.
+        turn_s: seconds of one of several turns that the runtime drafts and verifies by itself in a pass, by the rows of
+            a turn; under 1, those of a plain step of a pass that goes ahead. Empty where the runtime has no turns.
     """
 
     verify_s: Mapping[int, float] = field(default_factory=dict)
     draft_s: Mapping[DraftKey, float] = field(default_factory=dict)
     verify_spread: Mapping[int, float] = field(default_factory=dict)
     draft_spread: Mapping[DraftKey, float] = field(default_factory=dict)
+    turn_s: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,7 @@ from specdec.engine.policy import Distribution, DraftPlan
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
 from specdec.engine.turns_ahead import TurnsAhead
-from specdec.runtimes.base import Cache, Choice, Logits, Pass, Recycling, Rows, Runtime
+from specdec.runtimes.base import Cache, Choice, Logits, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
@@ -177,7 +177,8 @@ class Sequence:
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None and (turn_rows := self._turn_rows(plan)):
-            wish = Recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
+            assert self.speculation is not None
+            wish = self.speculation.recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
             pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
             return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
         if plan is not None:
@@ -445,5 +446,5 @@ class Sequence:
             self._last_distribution = distribution
             return
         others = OthersTimes(opened.others_s, others_s, opened.ready_s)
-        speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside))
+        speculation.policy.observe(outcome_of(done, others, rows_beside=rows_beside, ahead=len(self._ahead)))
         self._last_distribution = distribution

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +57,14 @@ class Recycling:
             it are used by later passes with the same list.
         rows: most rows of a turn.
         limit: most tokens that the text may have.
+        owner: whose text it is: successors learnt from the owner's text just before are used as well. None
+            for nobody's: the text leaves nothing.
+        usual: likely successors of tokens in any text, int32 (V, 8), likeliest first, -1 for none: what a text begins
+            with otherwise. None for nothing.
     """
 
     text: Sequence[int]
     rows: int
     limit: int
+    owner: str | None = None
+    usual: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)

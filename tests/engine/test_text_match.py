@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from specdec.kernels.reference.recycle import Recycled, longest_match
 
+from specdec.engine import text_match
 from specdec.engine.text_match import TextMatch
 
 
+@pytest.mark.parametrize("short", [0, 300, 2048])
 @pytest.mark.parametrize("vocab", [1, 2, 5, 300])
-def test_it_is_that_of_the_longest_end_that_occurred_before(vocab):
+def test_it_is_that_of_the_longest_end_that_occurred_before(vocab, short, monkeypatch):
+    monkeypatch.setattr(text_match, "_SHORT", short)
     generator, text, match = np.random.default_rng(vocab), list[int](), TextMatch()
     while len(text) < 700:
         text += generator.integers(0, vocab, int(generator.integers(1, 30))).tolist()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from specdec.policies.goodput.policy import GoodputPolicy
 from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
+from specdec.policies.goodput.turns import TurnPlanner
 
 from specdec.engine.policy import CostTable, DraftOption, DraftPlan, Knowledge, RoundOutcome, RoundState
 
@@ -17,10 +18,15 @@ OPTIONS = (
 )
 
 
-def begun(memory: dict[Any, Any] | None = None, rows: dict[int, float] | None = None) -> GoodputPolicy:
+def begun(
+    memory: dict[Any, Any] | None = None, rows: dict[int, float] | None = None, turns: dict[int, float] | None = None
+) -> GoodputPolicy:
     policy = GoodputPolicy()
     steps = {1: 1.2} | (rows or {3: 1.4, 5: 1.5, 9: 1.8})
-    table = CostTable(verify_s={count: one * STEP_S for count, one in steps.items()})
+    table = CostTable(
+        verify_s={count: one * STEP_S for count, one in steps.items()},
+        turn_s={count: one * STEP_S for count, one in (turns or {}).items()},
+    )
     policy.begin(Knowledge(costs=table, memory={} if memory is None else memory))
     return policy
 
@@ -63,9 +69,41 @@ def run(
 CHEAP = {4: 1.15, 8: 1.2, 16: 1.3}
 
 
-def test_a_text_begins_without_turns():
-    plans = run(begun(), 0, CHEAP, match=0)
-    assert not any(plan.num_draft_tokens for plan in plans)
+def test_a_text_begins_without_turns_and_tries_as_many_as_may_be_lost():
+    plans = run(begun(), 0, CHEAP, match=0, rounds=300)
+    tried = [number for number, plan in enumerate(plans) if plan.num_draft_tokens]
+    assert len(tried) >= 1
+    assert tried[0] >= 28
+    assert all(plans[number].turns == 8 for number in tried)
+    lost, tokens = 0.0, 0
+    for plan in plans:
+        width = plan.num_draft_tokens + 1
+        tokens += plan.turns
+        lost += plan.turns * (CHEAP[width] - 1) + 0.2 if width > 1 else 0.0
+        assert lost <= 0.045 * tokens + 0.5
+
+
+def test_trials_find_that_turns_pay():
+    plans = run(begun(), 3, CHEAP, match=0, rounds=100)
+    first = next(number for number, plan in enumerate(plans) if plan.num_draft_tokens)
+    assert 28 <= first <= 60
+    assert all(plan.num_draft_tokens for plan in plans[first:])
+
+
+def test_a_long_prompt_is_likely_to_be_quoted():
+    turns = {1: 1.0, 4: 1.25, 8: 1.25, 16: 1.4}
+    assert not begun(turns=turns).plan(state_at(50, 0, 0)).num_draft_tokens
+    assert begun(turns=turns).plan(state_at(300, 0, 0)).num_draft_tokens
+
+
+def test_the_first_tokens_of_a_short_prompt_do_not_wait_for_a_decision():
+    policy = begun()
+    for number in range(2):
+        assert policy.plan(state_at(50 + number, number, 24)).num_draft_tokens == 0
+        observed(policy, 50 + number, STEP_S)
+    assert policy.plan(state_at(52, 2, 24)).num_draft_tokens > 0
+    assert policy.summary()["parked_rounds"] == 2
+    assert begun().plan(state_at(50, 0, 24, named=frozenset({"recycle"}))).num_draft_tokens > 0
 
 
 def test_turns_that_pay_become_many():
@@ -134,3 +172,66 @@ def test_narrow_turns_say_what_wide_ones_would_keep():
     for _ in range(100):
         results.learn(16, (1,), 1.5)
     assert results.tokens(2) - 1 == pytest.approx(1, rel=0.3)
+
+
+def observed(policy: GoodputPolicy, position: int, seconds: float, *, ahead: int = 0) -> None:
+    policy.observe(
+        RoundOutcome(
+            drafted=0, accepted=0, signals=(), drafter=None, view=None, context_length=position, draft_s=0.0,
+            verify_s=seconds, round_s=seconds, ahead=ahead,
+        )
+    )  # fmt: skip
+
+
+def test_measured_costs_decide_which_match_is_worth_a_turn():
+    cheap, dear = ({1: 0.8, 4: cost, 8: cost, 16: cost} for cost in (0.9, 4.0))
+    plans = [begun(turns=turns).plan(state_at(50, 2, 3)) for turns in (cheap, dear)]
+    assert plans[0].num_draft_tokens > 0
+    assert plans[1].num_draft_tokens == 0
+    results = TurnResults.measured(dear)
+    assert results.costs == pytest.approx({4: 5.0, 8: 5.0, 16: 5.0})
+    assert results.plain_s == 0.8
+
+
+def test_after_a_look_only_a_match_that_pays_or_many_rounds_bring_the_next_one(monkeypatch):
+    looks: list[int] = []
+    choose = TurnPlanner.choose
+
+    def counted(planner: TurnPlanner, now: Any, best: Any) -> Any:
+        looks.append(now.state.round_index)
+        return choose(planner, now, best)
+
+    monkeypatch.setattr(TurnPlanner, "choose", counted)
+    policy = begun(turns={1: 1.0, 4: 1.3, 8: 1.5, 16: 1.6})
+    for number in range(27):
+        match = 12 if number == 5 else number % 2
+        plan = policy.plan(state_at(50 + number, number, match))
+        assert (plan.num_draft_tokens > 0) == (number == 5)
+        if number == 5:
+            assert looks == [2, 5]
+            turns = (0,) * plan.turns
+            policy.observe(
+                RoundOutcome(
+                    drafted=3 * len(turns), accepted=0, signals=(), drafter="recycle", view=None, context_length=54,
+                    draft_s=0.0, verify_s=STEP_S, round_s=STEP_S, turns=turns,
+                )
+            )  # fmt: skip
+        else:
+            observed(policy, 50 + number, STEP_S)
+    assert looks == [2, 5, 14, 26]
+    assert policy.summary()["parked_rounds"] == 26
+
+
+def test_turns_are_measured_against_plain_steps_of_passes_that_go_ahead():
+    results = TurnResults(plain_s=1.0)
+    for _ in range(50):
+        results.saw_plain(5.0, 0)
+        results.saw_plain(1.2, 15)
+    assert results.plain_s == pytest.approx(1.2, rel=0.01)
+    results.saw_plain(100.0, 15)  # a stall
+    assert results.plain_s < 1.4
+    policy = begun(turns={1: 1.0, 4: 1.3, 8: 1.5, 16: 1.6})
+    policy.plan(state_at(50, 2, 0))
+    observed(policy, 50, 0.9 * STEP_S, ahead=15)
+    assert policy._turns.results is not None
+    assert 0.9 * STEP_S < policy._turns.results.plain_s < STEP_S

@@ -49,7 +49,7 @@ def launch(
     runtime: Any, held: Any, text: Sequence[int], *, rows: int = 16, ahead: int = 0, **options: Any
 ) -> list[Turn]:
     limit = options.pop("limit", 500)
-    wish = Recycling(text, rows, limit)
+    wish = Recycling(text, rows, limit, options.pop("owner", None), options.pop("usual", None))
     asked = Rows(
         held, text[-1:], resolve_efforts(1.0, runtime.config), logits="choices", ahead=ahead, recycling=wish, **options
     )
@@ -80,14 +80,27 @@ def test_tokens_are_those_of_single_steps(runtime_of, name, length, rows, ahead)
     assert np.array_equal(after, forward_one(runtime, grown[-1:], again).logits)
 
 
+def usual_of(runtime: Any) -> np.ndarray:
+    """Successors that a text may begin with: none for some tokens, fewer than eight for others, none twice."""
+    draw = np.random.default_rng(7)
+    size = runtime.config.vocab_size
+    found = np.stack([draw.permutation(size)[:8] for _ in range(size)]).astype(np.int32)
+    found[np.arange(8) >= draw.integers(0, 9, (size, 1))] = -1
+    return found
+
+
 @pytest.mark.parametrize("name", STEP_MODELS)
-@pytest.mark.parametrize("rows", [16, 6])
-def test_drafts_are_those_of_the_rule(runtime_of, name, rows):
+@pytest.mark.parametrize(("rows", "begins"), [(16, False), (6, False), (16, True), (8, True)])
+def test_drafts_are_those_of_the_rule(runtime_of, name, rows, begins):
     runtime, efforts = runtime_of(name), resolve_efforts(1.0, runtime_of(name).config)
     text, rule, seen = text_of(runtime, 60), Recycled(), 0
+    usual = usual_of(runtime) if begins else None
+    if usual is not None:
+        every = range(len(usual))
+        rule.learn(every, [[int(one) for one in usual[token] if one >= 0] for token in every])
     held = cache_of(runtime, text)
     for ahead in (0, 4, 15, 2):
-        for turn in launch(runtime, held, text, rows=rows, ahead=ahead):
+        for turn in launch(runtime, held, text, rows=rows, ahead=ahead, usual=usual):
             tokens, parents = rule.draft(text, rows, 500)
             room = held.positions - len(text)  # for rows besides the pending token's
             tokens, parents = tokens[:room], parents[:room]
@@ -116,6 +129,31 @@ def test_another_sequence_begins_with_nothing(runtime_of):
     launch(runtime, cache_of(runtime, other), other, ahead=6)
     assert launch(runtime, cache_of(runtime, text), text, ahead=6) == alone
     assert launch(runtime, cache_of(runtime, text), list(text), ahead=6) == alone
+
+
+def test_a_text_of_the_same_owner_begins_with_what_the_last_one_taught(runtime_of):
+    runtime = runtime_of("float16")
+    text, other = text_of(runtime, 60), text_of(runtime, 90)
+
+    def drafted(owner: str | None) -> list[Turn]:
+        return launch(runtime, cache_of(runtime, text), list(text), ahead=6, owner=owner)
+
+    def after(owner: str | None) -> None:
+        launch(runtime, cache_of(runtime, other), list(other), ahead=15, owner="a")
+        launch(runtime, cache_of(runtime, text), list(text), ahead=15, owner=owner)
+
+    cold = drafted(None)
+    after("a")
+    warm = drafted("a")
+    assert sum(len(turn.tokens) for turn in warm) > sum(len(turn.tokens) for turn in cold)
+    assert [token for turn in warm for token in tokens_of(turn)][:7] == [
+        token for turn in cold for token in tokens_of(turn)
+    ][:7]
+    for owner in (None, "b"):
+        after("a")
+        assert drafted(owner) == cold
+    after(None)
+    assert drafted("a") == cold
 
 
 def test_it_ends_at_an_end_token_and_at_the_limit(runtime_of):
