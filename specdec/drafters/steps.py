@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specdec.checks import check_finite
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafting
 from specdec.drafters.signals import LogitDistribution
 from specdec.engine.policy import Distribution, DraftPlan, Policy, StepSignals
-from specdec.runtimes.base import Cache, DraftHead, Pass, Runtime
+from specdec.runtimes.base import Cache, DraftHead, Logits, Pass, Runtime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,8 +23,9 @@ class ModelSteps:
     Attributes:
         name: of the drafter.
         view: draft view.
+        runtime: runs the model.
         cache: holds the history without its last token before the first step; grows with every step.
-        ask: `(tokens, effort, head)` to the pass that appends the tokens to `cache`.
+        ask: `(tokens, effort, head, shown rows)` to the pass that appends the tokens to `cache`.
         fixed_effort: effort of every step whatever the policy says; None follows the policy.
         vocab_size: logits that count; None for all.
         head: tokens to score; None for all.
@@ -33,7 +34,8 @@ class ModelSteps:
     name: str
     view: str
     cache: Cache
-    ask: Callable[[Sequence[int], float, DraftHead | None], Ask]
+    ask: Callable[[Sequence[int], float, DraftHead | None, Logits], Ask]
+    runtime: Runtime
     fixed_effort: float | None = None
     vocab_size: int | None = None
     head: DraftHead | None = None
@@ -43,7 +45,7 @@ class ModelSteps:
         or an end token comes up. `effort` is that of the first step. What a grammar leaves no choice about comes
         without a step, and beyond the plan."""
         pending, rules = [draft.tokens[-1] if draft.tokens else context.history[-1]], context.rules
-        own = len(draft.tokens)
+        own, chooses = len(draft.tokens), self._takes_choices(context)
         while own < plan.num_draft_tokens:
             if rules is not None:
                 forced = rules.forced(draft.tokens)
@@ -53,17 +55,15 @@ class ModelSteps:
                     break
             context_length = self.cache.length
             effort = self.fixed_effort or effort
-            ask = self.ask(pending, effort, self.head)
-            if self._takes_choices(ask.runtime, context):
-                ask = ask._replace(rows=replace(ask.rows, logits="choices"))
-            reply = yield ask
+            shown: Logits = "choices" if chooses else "all" if len(pending) == 1 else "last"
+            reply = yield self.ask(pending, effort, self.head, shown)
             start_s, pass_s = time.perf_counter(), reply.pass_s
             draft.bytes_read += reply.result.bytes_read
             chosen = self._chosen(reply.result, draft, context)
             if chosen is None and self.head is not None:
                 # The caller's rules allow none of the tokens that were scored: the step again, with all of them.
                 self.cache.trim(context_length)
-                reply = yield self.ask(pending, effort, None)
+                reply = yield self.ask(pending, effort, None, shown)
                 start_s, pass_s = time.perf_counter(), pass_s + time.perf_counter() - start_s
                 draft.bytes_read += reply.result.bytes_read
                 chosen = self._chosen(reply.result, draft, context)
@@ -79,14 +79,13 @@ class ModelSteps:
             effort = next_effort
         return draft
 
-    def _takes_choices(self, runtime: Runtime, context: DraftContext) -> bool:
+    def _takes_choices(self, context: DraftContext) -> bool:
         """Whether a step's token is the one that the runtime chooses, so that no logits are needed."""
         return (
-            runtime.info.chooses
+            self.runtime.info.chooses
             and context.is_greedy
             and context.rules is None
-            and self.head is None
-            and self.vocab_size in (None, runtime.config.vocab_size)
+            and self.vocab_size in (None, self.runtime.config.vocab_size)
         )
 
     def _chosen(self, result: Pass, draft: Draft, context: DraftContext) -> tuple[Distribution, int] | None:

@@ -98,10 +98,6 @@ class DraftHead(Protocol):
         """
         ...
 
-    def add_likely(self, logits: NDArray[np.float32], count: int) -> None:
-        """Score the `count` most likely tokens of every row of logits, float32 (M, V), too."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -127,6 +123,8 @@ class Rows:
         window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
         recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others.
             Other runtimes, and passes of several sequences, take it for a plain row. The cache grows by the rows kept.
+        likely: tokens of largest logits to return for every row that has logits or a choice, on runtimes that make
+            draft heads.
     """
 
     cache: Cache
@@ -140,6 +138,7 @@ class Rows:
     ends: frozenset[int] = frozenset()
     recycling: Recycling | None = None
     window: Window | None = None
+    likely: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +153,8 @@ class Pass:
         choices: of the M rows, then of those that the runtime went on for, where `Rows.logits` asked for them; `logits`
             are (0, V) then.
         turns: at least one if the pass drafted by itself, and then `choices` is empty.
+        likely: for every row, the tokens of its largest logits in no order, as many as `Rows.likely` asked for; fewer
+            where there are no more, none where a logit is NaN.
     """
 
     logits: NDArray[np.float32]
@@ -161,6 +162,7 @@ class Pass:
     states: NDArray[np.float32] | None = None
     choices: Sequence[Choice] | None = None
     turns: Sequence[Turn] | None = None
+    likely: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +217,8 @@ class RuntimeInfo:
         threads: threads that it computes with; None where it does not choose them.
         device: name of the GPU; None on a CPU.
         shows_states: `forward` can return hidden states.
-        prunes_head: `draft_head` makes heads; where it does not, drafts score all tokens.
+        prunes_head: `draft_head` makes heads, and passes return `Pass.likely`; where it does not, drafts score all
+            tokens.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
         narrows: passes may attend to a part of the context, `Rows.window`.
         chooses: `forward` returns choices where `Rows.logits` asks for them.

@@ -423,6 +423,7 @@ void Model::check_rows(const SequenceRows& rows) const {
         "the cache has no room for these rows");
   check(rows.head == nullptr || (&rows.head->model() == this && !shape_.divided),
         "the draft head belongs to another model, or the model is divided");
+  check(rows.choices == nullptr || !shape_.divided, "a model that is divided makes no choices");
   check(rows.layers >= 0 && rows.layers <= shape_.layer_count(), "there are not so many layers");
   check(rows.recent >= 0 && rows.sinks >= 0 && rows.sinks <= kChunk, "a window has at most 128 sinks");
   check(rows.parents == nullptr || rows.rows <= kMaxTreeRows, "a tree has at most 64 rows");

@@ -157,11 +157,24 @@ class Model {
       int row;
       const double* efforts;
       DraftHead* head;
-      float* logits;
+      float* logits;  // null: of a draft head, where only the choice is asked for
+      RowChoice* choice;
+      int likely;
+      int32_t* likeliest;
     };
     std::vector<ShownRow> shown;
     HeadInput head_input;
     Buffer<float> head_sums;
+    Buffer<float> choice_logits;  // of rows that score all tokens and show only their choice
+    struct ScoredRow {  // one whose choice or likeliest tokens are asked for, and its logits
+      const ShownRow* shown;
+      const float* values;
+      int64_t count;
+    };
+    std::vector<ScoredRow> scored;
+    std::vector<LogitSummary> summaries;  // of each row's stretches
+    std::unique_ptr<std::atomic<int>[]> stretches_left;  // parts of each row that are not done
+    size_t stretch_room = 0;
   };
 
   void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft, Choice choice) const;
