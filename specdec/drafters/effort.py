@@ -9,13 +9,13 @@ from specdec.drafters.arguments import read_options, whole_number
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
 from specdec.drafters.head import ARGUMENT as HEAD
 from specdec.drafters.head import Head
-from specdec.drafters.steps import ModelSteps
+from specdec.drafters.steps import ModelSteps, Wish
 from specdec.drafters.window import ARGUMENT as WINDOW
 from specdec.drafters.window import DraftWindow
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.progress import Progress
-from specdec.runtimes.base import EXACT, DraftHead, Logits, Rows, Runtime, missing_view
+from specdec.runtimes.base import EXACT, Runtime, missing_view
 
 
 class EffortDrafter:
@@ -53,17 +53,9 @@ class EffortDrafter:
         view = plan.view or self.views[0]
         self.head.follow(context.history, self.runtime.config.vocab_size)
 
-        def ask(tokens: Sequence[int], effort: float, head: DraftHead | None, shown: Logits) -> Ask:
+        def ask(wish: Wish) -> Ask:
             window = self.window.after(context.cache.length)
-            rows = Rows(
-                context.cache,
-                tokens,
-                context.efforts(effort),
-                layers=self.layers,
-                logits=shown,
-                head=head,
-                window=window,
-            )
+            rows = wish.rows(context.cache, context.efforts(wish.effort), layers=self.layers, window=window)
             return Ask(self.runtime, rows, view)
 
         steps = ModelSteps(

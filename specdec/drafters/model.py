@@ -9,12 +9,12 @@ from specdec.checks import check_effort
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
 from specdec.drafters.effort import draft_views
 from specdec.drafters.head import Head
-from specdec.drafters.steps import ModelSteps
+from specdec.drafters.steps import ModelSteps, Wish
 from specdec.drafters.window import DraftWindow
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import EXACT, Cache, DraftHead, Logits, Rows
+from specdec.runtimes.base import EXACT, Cache, Rows
 
 _OPTIONS = ("view", "effort", "head", "window")
 _CHUNK = 512  # tokens a pass when catching up: bounds its memory, and how long an interrupt waits
@@ -109,11 +109,10 @@ class ModelDrafter:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
-        def ask(tokens: Sequence[int], _effort: float, head: DraftHead | None, shown: Logits) -> Ask:
+        def ask(wish: Wish) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
-            self._read[cache.length :] = tokens
-            window = self._window.after(cache.length)
-            rows = Rows(cache, tokens, self._efforts, logits=shown, head=head, window=window)
+            self._read[cache.length :] = wish.tokens
+            rows = wish.rows(cache, self._efforts, window=self._window.after(cache.length))
             return Ask(self.runtime, rows, self.views[0])
 
         return ModelSteps(
@@ -122,6 +121,7 @@ class ModelDrafter:
             runtime=self.runtime,
             cache=cache,
             ask=ask,
+            note=self._read.extend,
             fixed_effort=self._effort,
             vocab_size=self._vocab_size,
             head=self._head.rows,

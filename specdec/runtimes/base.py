@@ -120,6 +120,7 @@ class Rows:
         ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
+        least_margin: nor does it after a choice with a smaller margin, in a draft view.
         window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
         recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others.
             Other runtimes, and passes of several sequences, take it for a plain row. The cache grows by the rows kept.
@@ -139,6 +140,7 @@ class Rows:
     recycling: Recycling | None = None
     window: Window | None = None
     likely: int = 0
+    least_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +225,7 @@ class RuntimeInfo:
         narrows: passes may attend to a part of the context, `Rows.window`.
         chooses: `forward` returns choices where `Rows.logits` asks for them.
         most_ahead: most tokens that it goes on for; see `Rows.ahead`.
+        drafts_ahead: the same in draft views, for one sequence alone.
         recycles: most rows of a turn that `forward` drafts itself; 0 where it does not. See `Rows.recycling`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
@@ -239,6 +242,7 @@ class RuntimeInfo:
     narrows: bool = False
     chooses: bool = False
     most_ahead: int = 0
+    drafts_ahead: int = 0
     recycles: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()
 

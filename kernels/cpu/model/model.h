@@ -96,6 +96,16 @@ class Model {
   // cache is as it was then.
   void forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits, Choice choice = Choice::tiers);
 
+  // How a pass over one row goes on with the tokens that it chooses.
+  struct GoingOn {
+    int most;                  // further rows at most
+    std::vector<int32_t> ends;  // not after these tokens
+    float least_margin;        // nor after a choice with a smaller margin, or one that is not finite
+  };
+  // A pass over one row, then over rows of the tokens chosen; the cache grows by all of them. Returns their choices; `row` gets
+  // the bytes of all. Otherwise as above.
+  std::vector<RowChoice> go_on(SequenceRows& row, DraftView* draft, Choice choice, const GoingOn& going);
+
   // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
   // The caller has checked that what `draft` and `effort` need is loaded.
   uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y,

@@ -124,13 +124,13 @@ nb::list list_of(const std::vector<int32_t>& tokens, int likely) {
 
 // Lists have an item for each sequence; `parents`, `states`, `heads`, `windows` (recent positions and sinks, 0 for all) and
 // `likely` (tokens of largest logits that are asked for) may be empty, and so may a sequence's parents. Returns the bytes
-// read, the choices of rows and their likeliest tokens for each.
+// read, the choices of rows and their likeliest tokens for each. See Model::GoingOn for the last three.
 nb::tuple forward(Model& model, const std::vector<KvCache*>& caches, const Array<int32_t, 1>& tokens,
                               const std::vector<int>& counts, const std::vector<Array<double, 1>>& efforts,
                               const std::vector<std::vector<int32_t>>& parents, const std::vector<int>& layers,
                               const std::vector<int>& shown, specdec::DraftView* draft, const Logits& logits,
                               const std::vector<States>& states, const std::vector<specdec::DraftHead*>& heads,
-                              bool inputs, const std::vector<std::pair<int64_t, int64_t>>& windows, const std::vector<int>& likely) {
+                              bool inputs, const std::vector<std::pair<int64_t, int64_t>>& windows, const std::vector<int>& likely, int ahead, const std::vector<int32_t>& ends, float least_margin) {
   const auto& shape = model.shape();
   const size_t count = caches.size();
   check(counts.size() == count && efforts.size() == count && layers.size() == count && shown.size() == count &&
@@ -182,7 +182,12 @@ nb::tuple forward(Model& model, const std::vector<KvCache*>& caches, const Array
         "the array of logits has the wrong shape");
   {
     nb::gil_scoped_release release;
-    model.forward(batch, draft, logits.data(), choice_of(inputs));
+    if (ahead == 0) {
+      model.forward(batch, draft, logits.data(), choice_of(inputs));
+    } else {
+      check(ahead > 0 && count == 1 && shown[0] == kChoices, "a pass goes on alone, by its own choices");
+      choices[0] = model.go_on(batch[0], draft, choice_of(inputs), {ahead, ends, least_margin});
+    }
   }
   nb::list bytes, chosen, tokens_of_rows;
   for (size_t j = 0; j < count; ++j) {
@@ -301,10 +306,12 @@ nb::class_<Model> bind_model(nb::module_& module) {
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "caches"_a, "tokens"_a.noconvert(), "counts"_a, "efforts"_a.noconvert(), "parents"_a,
            "layers"_a, "shown"_a, "draft"_a.none(), "logits"_a.noconvert(), "states"_a.noconvert(), "heads"_a,
-           "inputs"_a = false, "windows"_a = std::vector<std::pair<int64_t, int64_t>>{}, "likely"_a = std::vector<int>{},
+           "inputs"_a = false, "windows"_a = std::vector<std::pair<int64_t, int64_t>>{}, "likely"_a = std::vector<int>{}, "ahead"_a = 0,
+           "ends"_a = std::vector<int32_t>{}, "least_margin"_a = 0.0F,
            "One pass over the rows of some sequences. An effort below 1 chooses whole inputs or tiers. Layers 0 runs all of "
            "them; logits are of no row (0), the last (1) or all (2), or rows have choices (3). Returns, for each, the bytes "
-           "read, the choices, and the likeliest tokens of its rows.");
+           "read, the choices, and the likeliest tokens of its rows. With `ahead` a pass over one row goes on for so many rows "
+           "with the tokens that it chooses, but not after one of `ends` or a margin below `least_margin`.");
   return model;
 }
 

@@ -51,6 +51,7 @@ CPU_VARIABLE = "SPECDEC_CPU"
 # Tiers of 8-bit values lose less than whole inputs of int4 where little is taken (benchmarks/agreement.py).
 _AGREEING = ((0.3, "bucket8"),)
 _ALL, _CHOICES = 2, 3
+_AHEAD = 15  # further draft steps in one call, which an interrupt waits for
 _BELOW_ONE = "an effort below 1 on the exact weights"
 _SHOWN = {"none": 0, "last": 1, "all": _ALL, "choices": _CHOICES}  # what rows show, as C++ takes it
 
@@ -139,6 +140,7 @@ class NativeRuntime:
             prunes_head=share is None,
             narrows=True,
             chooses=share is None,
+            drafts_ahead=_AHEAD if share is None else 0,
         )
         self._heads = Heads(module, self._model, self.config)
 
@@ -276,6 +278,9 @@ class NativeRuntime:
             inputs,
             [] if rows.window is None else [_window(rows)],
             [rows.likely] if rows.likely else [],
+            rows.ahead,
+            list(rows.ends) if rows.ahead else [],
+            rows.least_margin,
         )
         choices = [Choice(*one) for one in chosen[0]] if shown == _CHOICES else None
         return Pass(logits, read[0], hidden[0] if states else None, choices, None, likely[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,7 @@ from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_
 
 import specdec
 from specdec.drafters.signals import LogitDistribution
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, ModelOutputError
 from specdec.model.loaded import Model
 from specdec.runtimes.base import Choice, Pass, Rows, forward_one, resolve_efforts
 from specdec.store import Store, convert
@@ -115,21 +116,15 @@ def test_a_pass_in_pieces_shows_choices_of_all_rows(runtime_of: Callable[..., An
 
 
 def test_numbers_that_are_not_finite_are_chosen_and_refused(runtime_of: Callable[..., Any]) -> None:
-    runtime = runtime_of("16 bits")
-    scored = runtime.config
-    vectors: Any = runtime._model
-    names = [name for name in vectors.vector_names if name == "final_norm"]
-    kept = np.ones(scored.hidden_size, np.float32)
-    try:
-        vectors.load_vector(names[0], np.full(scored.hidden_size, np.nan, np.float32))
-        found = shown(runtime, "exact", logits="choices", likely=3)
-        assert all(math.isnan(choice.highest) and math.isnan(choice.margin) for choice in found.choices)
-        assert [choice.token for choice in found.choices] == [0] * len(PROMPT)
-        assert found.likely == [[]] * len(PROMPT)
-        with pytest.raises(specdec.ModelOutputError):
-            specdec.generate(Model(runtime), PROMPT, max_tokens=4)
-    finally:
-        vectors.load_vector(names[0], kept)
+    runtime = native.NativeRuntime(runtime_of("16 bits")._store, threads=3)
+    runtime._model.load_vector("final_norm", np.full(runtime.config.hidden_size, np.nan, np.float32))
+    found = shown(runtime, "exact", logits="choices", likely=3)
+    assert found.choices is not None
+    assert all(math.isnan(choice.highest) and math.isnan(choice.margin) for choice in found.choices)
+    assert [choice.token for choice in found.choices] == [0] * len(PROMPT)
+    assert found.likely == [[]] * len(PROMPT)
+    with pytest.raises(ModelOutputError):
+        specdec.generate(Model(runtime), PROMPT, max_tokens=4)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -171,3 +166,72 @@ def test_a_choice_is_asked_for_by_name(runtime_of: Callable[..., Any]) -> None:
     assert Choice(1, 2.0, 3.0, 0.5, 0.1).margin == 0.1
     with pytest.raises(InvalidArgumentError, match="logits must be"):
         shown(runtime_of("16 bits"), "exact", logits="some")
+
+
+@pytest.mark.parametrize("head", [False, True])
+@pytest.mark.parametrize(("model", "view"), VIEWS)
+def test_a_pass_goes_on_as_single_passes_would(
+    runtime_of: Callable[..., Any], model: str, view: str, head: bool
+) -> None:
+    runtime = runtime_of(model)
+    efforts = resolve_efforts(0.7, runtime.config)
+    listed = runtime.draft_head(tuple(range(3, VOCAB, 2))) if head else None
+
+    def cache(capacity: int = 64) -> Any:
+        held = runtime.new_cache(capacity)
+        forward_one(runtime, PROMPT, held, logits="none")
+        return held
+
+    held, token, single, read = cache(), 7, list[Choice](), 0
+    for _ in range(9):
+        one = runtime.forward([Rows(held, [token], efforts, logits="choices", head=listed)], view=view)[0]
+        single, token, read = [*single, *one.choices], one.choices[0].token, read + one.bytes_read
+
+    def going_on(ahead: int, room: int = 64, **options: Any) -> tuple[list[Choice], int]:
+        held = cache(room)
+        rows = Rows(held, [7], efforts, logits="choices", head=listed, ahead=ahead, **options)
+        found = runtime.forward([rows], view=view)[0]
+        assert held.length == len(PROMPT) + len(found.choices)
+        if len(found.choices) == 9:
+            assert found.bytes_read == read
+        return found.choices, held.length
+
+    for ahead in (1, 4, 8):
+        assert going_on(ahead)[0] == single[: 1 + ahead]
+    assert going_on(8, room=len(PROMPT) + 3)[0] == single[:3]
+    assert (
+        going_on(8, ends=frozenset({single[4].token}))[0]
+        == single[: 1 + [one.token for one in single].index(single[4].token)]
+    )
+    least = sorted(one.margin for one in single)[3]
+    unsure = next(place for place, one in enumerate(single) if one.margin < least)
+    assert going_on(8, least_margin=least)[0] == single[: unsure + 1]
+    assert (
+        len(
+            runtime.forward([Rows(cache(), [7], efforts, logits="choices", ahead=3), Rows(cache(), [8], efforts)])[
+                0
+            ].choices
+        )
+        == 1
+    )
+
+
+def test_drafts_made_at_once_are_those_made_one_by_one(
+    runtime_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = runtime_of("16 bits")
+    asked, answers = list[int](), []
+    forward = runtime.forward
+
+    def noted(batch: Any, **options: Any) -> list[Pass]:
+        asked.extend(rows.ahead for rows in batch)
+        return forward(batch, **options)
+
+    monkeypatch.setattr(runtime, "forward", noted)
+    for ahead in (15, 2, 0):
+        monkeypatch.setattr(runtime, "info", replace(runtime.info, drafts_ahead=ahead))
+        asked.clear()
+        found = specdec.generate(Model(runtime), PROMPT, max_tokens=30, policy="fixed:length=5", drafter="effort")
+        answers.append((found.tokens, found.stats.drafted, found.stats.accepted, found.stats.by_effort))
+        assert max(asked) == min(ahead, 4)
+    assert answers[0] == answers[1] == answers[2]
