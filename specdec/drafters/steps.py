@@ -42,8 +42,8 @@ class Wish(NamedTuple):
     def rows(self, cache: Cache, efforts: Efforts, *, layers: int | None = None, window: Window | None = None) -> Rows:
         """The rows of the pass."""
         return Rows(
-            cache, self.tokens, efforts, None, layers, self.shown, self.head, self.ahead, self.ends, window,
-            least_margin=self.least_margin,
+            cache, self.tokens, efforts, None, layers, self.shown, self.head, self.ahead, self.ends,
+            window=window, least_margin=self.least_margin,
         )  # fmt: skip
 
 
