@@ -23,7 +23,8 @@ from common import print_machine, print_table
 import specdec
 from specdec.drafters.base import DrafterSetup
 from specdec.drafters.head import Head
-from specdec.runtimes.base import forward_one
+from specdec.model.effort import resolve_efforts
+from specdec.runtimes.base import Rows, forward_one
 
 LONGEST, CHOICES = 6, 3
 ROWS = {"GPU, 0.02 a row": 0.02, "0.05 a row": 0.05, "small CPU, 0.15 a row": 0.15}
@@ -65,6 +66,7 @@ def drafted(
     """The rounds of one answer, each with the steps up to the first refused token, or `LONGEST`."""
     runtime, prompt, tokens = model.runtime, answer["prompt"], answer["tokens"]
     text, cache = [*prompt, *tokens], runtime.new_cache(len(prompt) + len(tokens) + LONGEST)
+    full = resolve_efforts(1.0, model.config)
     head = Head("effort", asked, DrafterSetup(runtime, "auto"), runtime, model.tokenizer)
     forward_one(runtime, prompt[:-1], cache, logits="none")
     at, rounds = len(prompt), list[list[Step]]()
@@ -78,7 +80,9 @@ def drafted(
                 break
         cache.trim(held)
         kept = sum(one.right == 0 for one in steps)
-        head.verified(forward_one(runtime, text[at - 1 : at + kept], cache).logits, range(kept))
+        verified = runtime.forward([Rows(cache, text[at - 1 : at + kept], full, likely=head.likely)])[0]
+        if verified.likely:
+            head.ranked(verified.likely, range(kept))
         rounds.append(steps)
         at += kept + 1
     return rounds

@@ -40,7 +40,8 @@ class FixedPolicy:
         """The fixed length, cut to what the budget allows."""
         self._current = state.draft_effort if self.effort is None else self.effort
         length = state.draft_len if self.length is None else self.length
-        return DraftPlan(num_draft_tokens=min(length, state.max_draft_tokens), effort=self._current)
+        length = min(length, state.max_draft_tokens)
+        return DraftPlan(num_draft_tokens=length, effort=self._current, at_once=max(1, length))
 
     def next_step(self, signals: StepSignals) -> float | None:  # noqa: ARG002
         """The same effort again."""

@@ -194,6 +194,14 @@ class DraftAcceptance:
         self.after.learn(effort, before, is_kept)
         self.own.learn(effort, own, is_kept)
 
+    def least_margin(self, effort: float, price: float) -> float:
+        """Least margin of a greedy token, to the edge of a class, after which the next one is kept (and so is this one)
+        with a chance of at least `price`."""
+        for signal, margin in enumerate((0.0, *_MARGINS)):
+            if self.own.chance(effort, signal) * self.after.chance(effort, signal) >= price:
+                return margin
+        return _MARGINS[-1]
+
     def new_text(self) -> None:
         """Another text begins."""
         self.after.new_text()

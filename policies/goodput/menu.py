@@ -29,6 +29,8 @@ class Menu:
         best: one of them.
         made: number of the generation's round for which the menu was made.
         beside: rows of other sequences in the pass then.
+        at_once: tokens that a draft at the best effort has where every token is as good as the average.
+        least_margin: margin after whose token one more pays for itself at that effort, early in a draft.
         candidates: the efforts alone.
     """
 
@@ -38,6 +40,8 @@ class Menu:
     best: tuple[float, float, float]
     made: int
     beside: int = 0
+    at_once: int = 1
+    least_margin: float = 0.0
     candidates: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,10 +103,11 @@ class Menus:
             if one[2] > highest:
                 useful.append(one)
                 highest = one[2]
-        best, most = useful[0], -1e9
+        best, most, at_once = useful[0], -1e9, 1
         for one in useful:
-            _, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
+            length, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
             if tokens - rate * cost > most:
-                best, most = one, tokens - rate * cost
-        menu = self._made[way] = Menu(option, acceptance, useful, best, state.round_index, beside)
+                best, most, at_once = one, tokens - rate * cost, max(1, length)
+        least = acceptance.least_margin(best[0], rate * (best[1] + verify[3] - verify[2]))
+        menu = self._made[way] = Menu(option, acceptance, useful, best, state.round_index, beside, at_once, least)
         return menu

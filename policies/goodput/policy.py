@@ -135,12 +135,15 @@ class GoodputPolicy:
             return _PLAIN
         if chosen.option.view is not None and state.distribution is not None:
             chosen.classes = [signal_class(state.distribution, greedy=chosen.greedy)]
+        at_once, least_margin = _at_once(chosen)
         return DraftPlan(
             num_draft_tokens=min(chosen.length, state.max_draft_tokens),
             effort=chosen.effort,
             drafter=chosen.option.drafter,
             view=chosen.option.view,
             turns=max(1, chosen.turns),
+            at_once=at_once,
+            least_margin=least_margin,
         )
 
     def next_step(self, signals: StepSignals) -> float | None:
@@ -325,3 +328,13 @@ class GoodputPolicy:
         now.chance *= acceptance.own.chance(signals.effort if option.takes_effort else 1.0, last)
         now.expected += now.chance
         return last
+
+
+def _at_once(chosen: Prospect) -> tuple[int, float]:
+    """Tokens of a round to draft before `next_step` is asked, and the margin below which it is asked earlier. Margins
+    tell little of tokens that are drawn at random."""
+    if chosen.option is None or chosen.option.view is None or not chosen.greedy:
+        return 1, 0.0
+    if chosen.menu is None:  # a trial, of one length and effort
+        return chosen.length, 0.0
+    return chosen.menu.at_once, chosen.menu.least_margin

@@ -317,6 +317,26 @@ class ChoiceObserver(Protocol):
 
 
 @runtime_checkable
+class LikelyObserver(Protocol):
+    """A drafter that learns from the likeliest tokens of every row, on runtimes that return them (`Pass.likely`)."""
+
+    @property
+    def likely(self) -> int:
+        """Tokens of a row that it wants to see of the next verify pass; with 0 it is not called about it."""
+        ...
+
+    def ranked(self, likely: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
+        """A verify pass has been judged. Called in every round in which it wants something, and its time counts.
+
+        Args:
+            likely: for each row of the pass (the pending token, then the draft) its likeliest tokens, before masks and
+                penalties, in no order: at least as many as it wants, unless there are no more.
+            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
+        """
+        ...
+
+
+@runtime_checkable
 class Archivist(Protocol):
     """A drafter that keeps answers for later ones of the same owner."""
 

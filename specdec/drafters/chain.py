@@ -18,6 +18,7 @@ from specdec.drafters.base import (
     Drafting,
     Extender,
     Foreteller,
+    LikelyObserver,
     Observer,
     Rememberer,
     finish,
@@ -86,6 +87,17 @@ class ChainDrafter:
         for _, level in self.levels:
             if isinstance(level, Observer) and wants_logits(level):
                 level.verified(tokens, logits, kept)
+
+    @property
+    def likely(self) -> int:
+        """Likely tokens of a row that a level learns from, at most."""
+        return max(level.likely if isinstance(level, LikelyObserver) else 0 for _, level in self.levels)
+
+    def ranked(self, likely: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
+        """Show the levels what the verifier thought likely."""
+        for _, level in self.levels:
+            if isinstance(level, LikelyObserver) and level.likely:
+                level.ranked(likely, kept)
 
     def ended(self, context: DraftContext) -> None:
         """Tell the levels."""

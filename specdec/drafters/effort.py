@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
 from specdec.drafters.arguments import read_options, whole_number
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting
 from specdec.drafters.head import ARGUMENT as HEAD
 from specdec.drafters.head import Head
-from specdec.drafters.steps import ModelSteps
+from specdec.drafters.steps import ModelSteps, Wish
 from specdec.drafters.window import ARGUMENT as WINDOW
 from specdec.drafters.window import DraftWindow
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.progress import Progress
-from specdec.runtimes.base import EXACT, DraftHead, Logits, Rows, Runtime, missing_view
+from specdec.runtimes.base import EXACT, Runtime, missing_view
 
 
 class EffortDrafter:
@@ -55,35 +53,24 @@ class EffortDrafter:
         view = plan.view or self.views[0]
         self.head.follow(context.history, self.runtime.config.vocab_size)
 
-        def ask(tokens: Sequence[int], effort: float, head: DraftHead | None) -> Ask:
+        def ask(wish: Wish) -> Ask:
             window = self.window.after(context.cache.length)
-            rows = Rows(
-                context.cache,
-                tokens,
-                context.efforts(effort),
-                layers=self.layers,
-                logits=shown_rows(tokens),
-                head=head,
-                window=window,
-            )
+            rows = wish.rows(context.cache, context.efforts(wish.effort), layers=self.layers, window=window)
             return Ask(self.runtime, rows, view)
 
-        steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask, head=self.head.rows)
+        steps = ModelSteps(
+            name=self.name, view=view, runtime=self.runtime, cache=context.cache, ask=ask, head=self.head.rows
+        )
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
 
     @property
-    def wants_logits(self) -> bool:
-        """Whether there is a head, which learns from logits."""
-        return self.head.rows is not None
+    def likely(self) -> int:
+        """Likely tokens of a row that the head learns from."""
+        return self.head.likely
 
-    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
+    def ranked(self, likely: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
         """Note what the verifier thought likely."""
-        self.head.verified(logits, kept)
-
-
-def shown_rows(tokens: Sequence[int]) -> Logits:
-    """Rows whose logits a draft step needs: the last one's."""
-    return "all" if len(tokens) == 1 else "last"
+        self.head.ranked(likely, kept)
 
 
 class EarlyExitDrafter(EffortDrafter):

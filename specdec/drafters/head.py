@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from specdec.drafters.arguments import whole_number
 from specdec.drafters.frequent import frequent_tokens
 from specdec.errors import InvalidArgumentError
@@ -25,7 +23,7 @@ AUTO = 8192  # frequent tokens that a head begins with
 _LEAST_SHARE = 2  # times as many as that a vocabulary must have for a head to be worth it
 _LIKELY = 8  # tokens of a row of the verifier's logits
 _IDLE_ROUNDS = 2  # without a draft, after which nothing is noted
-_ROWS = 4  # of a verify pass that are looked at, the last ones: a look takes a tenth of a millisecond
+_ROWS = 4  # of a verify pass whose likely tokens are noted, the last ones: a new token takes microseconds
 _MOST = 1 << 20
 ARGUMENT = {"head": "auto"}
 
@@ -80,16 +78,19 @@ class Head:
             self.rows.add([token for token in dict.fromkeys(history[self._read :]) if token < vocab_size])
             self._read = len(history)
 
-    def verified(self, logits: np.ndarray, kept: Sequence[int]) -> None:
-        """Score what the verifier thought likely after the tokens that were kept. Where this drafts nothing, nothing is
-        noted.
+    @property
+    def likely(self) -> int:
+        """Likely tokens of a row of the verifier's logits that are worth knowing; 0 where this drafts nothing."""
+        return _LIKELY if self.rows is not None and self._idle < _IDLE_ROUNDS else 0
+
+    def ranked(self, likely: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
+        """Score what the verifier thought likely after the tokens that were kept.
 
         Args:
-            logits: float32 (M, V), of the pending token and the draft.
+            likely: tokens of the pending token's row and of the draft's.
             kept: numbers of the draft tokens that were kept.
         """
         self._idle += 1
-        if self.rows is not None and self._idle <= _IDLE_ROUNDS:
+        if self.rows is not None:
             path = [0, *(index + 1 for index in kept)][-_ROWS:]
-            is_chain = path[-1] - path[0] == len(path) - 1
-            self.rows.add_likely(logits[path[0] : path[-1] + 1] if is_chain else logits[path], _LIKELY)
+            self.rows.add([token for row in path for token in likely[row]])

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from specdec.checks import check_effort
 from specdec.drafters.base import Ask, Draft, DraftContext, DrafterSetup, Drafting, LoadedModel, Reply
-from specdec.drafters.effort import draft_views, shown_rows
+from specdec.drafters.effort import draft_views
 from specdec.drafters.head import Head
-from specdec.drafters.steps import ModelSteps
+from specdec.drafters.steps import ModelSteps, Wish
 from specdec.drafters.window import DraftWindow
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import EXACT, Cache, DraftHead, Rows
+from specdec.runtimes.base import EXACT, Cache, Rows
 
 _OPTIONS = ("view", "effort", "head", "window")
 _CHUNK = 512  # tokens a pass when catching up: bounds its memory, and how long an interrupt waits
@@ -53,6 +51,7 @@ class ModelDrafter:
         self._full = resolve_efforts(1.0, self.runtime.config)
         # Logits layers are padded to round sizes: ids that only one of the two models has mean nothing.
         self._vocab_size = min(self.runtime.config.vocab_size, setup.runtime.config.vocab_size)
+        self._knows_all = self.runtime.config.vocab_size == setup.runtime.config.vocab_size
         self._head = Head(self.name, options.get("head", "auto"), setup, self.runtime, model.tokenizer)
         self._window = DraftWindow(self.name, options.get("window", "auto"), self.runtime)
         self._cache: Cache | None = None
@@ -73,14 +72,13 @@ class ModelDrafter:
         return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
 
     @property
-    def wants_logits(self) -> bool:
-        """Whether there is a head, which learns from logits."""
-        return self._head.rows is not None
+    def likely(self) -> int:
+        """Likely tokens of a row that the head learns from, where the two models know equally many tokens."""
+        return self._head.likely if self._knows_all else 0
 
-    def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:  # noqa: ARG002
-        """Note what the verifier thought likely, where the two models know equally many tokens."""
-        if logits.shape[1] == self.runtime.config.vocab_size:
-            self._head.verified(logits, kept)
+    def ranked(self, likely: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
+        """Note what the verifier thought likely."""
+        self._head.ranked(likely, kept)
 
     def _within_context(self, plan: DraftPlan, context: DraftContext) -> DraftPlan:
         """The plan, its length cut to what fits into this model's own context."""
@@ -111,18 +109,19 @@ class ModelDrafter:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
-        def ask(tokens: Sequence[int], _effort: float, head: DraftHead | None) -> Ask:
+        def ask(wish: Wish) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
-            self._read[cache.length :] = tokens
-            window = self._window.after(cache.length)
-            rows = Rows(cache, tokens, self._efforts, logits=shown_rows(tokens), head=head, window=window)
+            self._read[cache.length :] = wish.tokens
+            rows = wish.rows(cache, self._efforts, window=self._window.after(cache.length))
             return Ask(self.runtime, rows, self.views[0])
 
         return ModelSteps(
             name=self.name,
             view=self.views[0],
+            runtime=self.runtime,
             cache=cache,
             ask=ask,
+            note=self._read.extend,
             fixed_effort=self._effort,
             vocab_size=self._vocab_size,
             head=self._head.rows,

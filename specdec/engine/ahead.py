@@ -7,6 +7,7 @@ round needs no pass.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
 
@@ -78,7 +79,7 @@ class Ahead:
             return result, seconds
         share_s, share = seconds / turns, result.bytes_read // turns
         self._tokens.extend(_Token(choice, share_s, share) for choice in choices[rows:])
-        return Pass(result.logits, share, None, choices[:rows]), share_s
+        return replace(result, bytes_read=share, choices=choices[:rows]), share_s
 
     def noted(self, *, drafted: bool, seconds: float) -> None:
         """A round has ended, in which a pass took `seconds` for each of its steps."""

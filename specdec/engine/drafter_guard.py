@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from types import TracebackType
 
 from specdec.drafters.base import Ask, Draft, DraftContext, Drafter, Drafting, Foreteller, late_in
 from specdec.engine.policy import DraftOption, DraftPlan, StepSignals
 from specdec.errors import InvalidArgumentError, MemoryShortError, ModelOutputError, PluginError, SpecdecError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import Rows, is_chain
 from specdec.runtimes.checks import check_parents
 
 
-@contextmanager
-def faults_of(name: str, doing: str) -> Iterator[None]:
+class faults_of:  # noqa: N801  # reads as a statement, and is entered several times for each token
     """Around a call of a drafter. A plug-in that the drafter itself calls, such as the policy, is blamed under its own
     name.
 
     Raises:
         PluginError: the drafter raises anything but that, a shortage of memory, or what a damaged model brings about.
     """
-    try:
-        yield
-    except (PluginError, MemoryShortError, ModelOutputError):
-        raise
-    except unless_signalled(Exception) as error:
-        raise PluginError.raised("drafter", name, error, doing=doing) from error
+
+    __slots__ = ("_doing", "_name")
+
+    def __init__(self, name: str, doing: str) -> None:
+        self._name, self._doing = name, doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not isinstance(error, Exception) or isinstance(error, PluginError | MemoryShortError | ModelOutputError):
+            return
+        if not is_from_signal_handler(error):
+            raise PluginError.raised("drafter", self._name, error, doing=self._doing) from error
 
 
 def options_of(name: str, drafter: Drafter) -> list[DraftOption]:

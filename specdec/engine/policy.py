@@ -128,6 +128,10 @@ class DraftPlan:
         drafter: who drafts, by name; None: the first option's drafter.
         view: draft view to read; None: the first one that is offered for the drafter.
         turns: for an option with `turn_rows`, most rounds that the runtime runs by itself; it may run fewer.
+        at_once: tokens that the runtime may draft at the effort of the first before it asks `next_step` about them, one
+            by one; an answer to stop drops those that follow. It may draft fewer, or ask after each.
+        least_margin: where tokens are drafted at once, the largest logit that is drafted after has at least this margin
+            over the second; 0 drafts on in any case.
     """
 
     num_draft_tokens: int
@@ -135,6 +139,8 @@ class DraftPlan:
     drafter: str | None = None
     view: str | None = None
     turns: int = 1
+    at_once: int = 1
+    least_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

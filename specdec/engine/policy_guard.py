@@ -79,6 +79,10 @@ class GuardedPolicy:
             self._check_effort(plan.effort)
         if not isinstance(plan.turns, int) or plan.turns < 1:
             raise self._error("turns must be a whole number of at least 1", plan.turns)
+        if not isinstance(plan.at_once, int) or plan.at_once < 1:
+            raise self._error("at_once must be a whole number of at least 1", plan.at_once)
+        if not isinstance(plan.least_margin, numbers.Real) or not plan.least_margin >= 0:
+            raise self._error("least_margin must be a number of at least 0", plan.least_margin)
         length = min(int(length), state.max_draft_tokens)
         if plan.num_draft_tokens == 0 and plan.drafter is plan.view is None:
             return plan

@@ -196,7 +196,10 @@ class Sequence:
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         shown: Logits = "choices" if self.takes_choices else "all"
-        return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents, logits=shown)
+        likely = 0
+        if asks and self.speculation is not None and self.runtime.info.prunes_head:
+            likely = self.speculation.likely
+        return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents, logits=shown, likely=likely)
 
     @property
     def takes_choices(self) -> bool:
@@ -404,6 +407,8 @@ class Sequence:
                 self.speculation.verified(seen, result.logits, verdict.kept)
             else:
                 self.speculation.chosen(seen, [choice.token for choice in choices], verdict.kept)
+            if result.likely:
+                self.speculation.ranked(result.likely, verdict.kept)
         tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
         logprobs = [] if self._logprobs is None else path_logprobs(result.logits, verdict.kept, tokens, self._logprobs)
         done = Round(

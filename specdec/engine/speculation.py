@@ -16,6 +16,7 @@ from specdec.drafters.base import (
     Drafter,
     DrafterSetup,
     Foreteller,
+    LikelyObserver,
     Observer,
     Rememberer,
     late_in,
@@ -88,6 +89,7 @@ class Speculation:
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from the verifier's logits, by name.
         choice_observers: of the drafters, those that learn from its choices alone, by name.
+        likely_observers: of the drafters, those that learn from its likeliest tokens, by name.
         may_wait: rounds of shared passes may go by without the policy: it decides by what pays, not by a rule.
     """
 
@@ -112,6 +114,7 @@ class Speculation:
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Mapping[str, Observer] = field(init=False)
     choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
+    likely_observers: Mapping[str, LikelyObserver] = field(init=False)
     may_wait: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -123,6 +126,8 @@ class Speculation:
         object.__setattr__(self, "observers", watching)
         choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
         object.__setattr__(self, "choice_observers", choices)
+        ranking = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, LikelyObserver)}
+        object.__setattr__(self, "likely_observers", ranking)
         object.__setattr__(self, "may_wait", self.policy.learns)
 
     def drafter_of(self, plan: DraftPlan | None) -> str:
@@ -201,6 +206,30 @@ class Speculation:
         for name, drafter in self.choice_observers.items():
             with faults_of(name, "chosen"):
                 drafter.chosen(tokens, choices, kept)
+
+    @property
+    def likely(self) -> int:
+        """Likely tokens of a row of the next verify pass that a drafter wants to see, at most.
+
+        Raises:
+            PluginError: one of them fails.
+        """
+        most = 0
+        for name, drafter in self.likely_observers.items():
+            with faults_of(name, "likely"):
+                most = max(most, drafter.likely)
+        return most
+
+    def ranked(self, likely: Tokens[Tokens[int]], kept: Tokens[int]) -> None:
+        """Show the drafters that learn from it what the verifier thought likely; see `LikelyObserver.ranked`.
+
+        Raises:
+            PluginError: one of them fails.
+        """
+        for name, drafter in self.likely_observers.items():
+            with faults_of(name, "ranked"):
+                if drafter.likely:
+                    drafter.ranked(likely, kept)
 
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.

@@ -98,10 +98,6 @@ class DraftHead(Protocol):
         """
         ...
 
-    def add_likely(self, logits: NDArray[np.float32], count: int) -> None:
-        """Score the `count` most likely tokens of every row of logits, float32 (M, V), too."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
@@ -124,11 +120,14 @@ class Rows:
         ahead: with "choices", and one row: most tokens to go on for, each row with the token that the one before it
             chose. The runtime may do fewer; the cache grows by M and by as many as it did.
         ends: tokens after which it does not go on.
+        least_margin: nor does it after a choice with a smaller margin, in a draft view.
         further: with `ahead`, most tokens after those that the next pass over these answers will ask for, unless they
             end before. The runtime may begin with them, so that it works while the caller does.
         window: part of the context that the rows attend to; None for all of it. For drafts, on runtimes that narrow.
         recycling: with "choices", and one row: the pass drafts by itself, in a first turn and at most `ahead` others.
             Other runtimes, and passes of several sequences, take it for a plain row. The cache grows by the rows kept.
+        likely: tokens of largest logits to return for every row that has logits or a choice, on runtimes that make
+            draft heads.
     """
 
     cache: Cache
@@ -143,6 +142,8 @@ class Rows:
     recycling: Recycling | None = None
     window: Window | None = None
     further: int = 0
+    likely: int = 0
+    least_margin: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ class Pass:
             are (0, V) then.
         turns: at least one if the pass drafted by itself, and then `choices` is empty.
         begun: tokens that the runtime works on already; see `Rows.further`. They are lost to a pass over anything else.
+        likely: for every row, the tokens of its largest logits in no order, as many as `Rows.likely` asked for; fewer
+            where there are no more, none where a logit is NaN.
     """
 
     logits: NDArray[np.float32]
@@ -166,6 +169,7 @@ class Pass:
     choices: Sequence[Choice] | None = None
     turns: Sequence[Turn] | None = None
     begun: int = 0
+    likely: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +224,13 @@ class RuntimeInfo:
         threads: threads that it computes with; None where it does not choose them.
         device: name of the GPU; None on a CPU.
         shows_states: `forward` can return hidden states.
-        prunes_head: `draft_head` makes heads; where it does not, drafts score all tokens.
+        prunes_head: `draft_head` makes heads, and passes return `Pass.likely`; where it does not, drafts score all
+            tokens.
         compiles: a kind of pass is compiled when it is first needed, which takes seconds.
         narrows: passes may attend to a part of the context, `Rows.window`.
         chooses: `forward` returns choices where `Rows.logits` asks for them.
         most_ahead: most tokens that it goes on for; see `Rows.ahead`.
+        drafts_ahead: the same in draft views, for one sequence alone.
         recycles: most rows of a turn that `forward` drafts itself; 0 where it does not. See `Rows.recycling`.
         agreeing: up to an effort, the draft view that agrees most with the target there, where it is not that of
             `auto_draft`; ascending.
@@ -241,6 +247,7 @@ class RuntimeInfo:
     narrows: bool = False
     chooses: bool = False
     most_ahead: int = 0
+    drafts_ahead: int = 0
     recycles: int = 0
     agreeing: tuple[tuple[float, str], ...] = ()
 

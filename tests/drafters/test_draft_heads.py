@@ -79,11 +79,11 @@ def test_tokens_are_added_and_the_likely_ones_of_rows(runtime_of: Callable[[str,
     head.add([7, 7, 5, 8])
     before = logits_of(runtime, head)
     assert set(np.flatnonzero(np.isfinite(before))) == {*LISTED, 7, 8}
-    rows = np.random.default_rng(1).standard_normal((3, VOCAB)).astype(np.float32)
-    rows[2, 40:] = -np.inf
-    head.add_likely(rows, 8)
+    held = runtime.new_cache(16)
+    shown = runtime.forward([Rows(held, PROMPT[:3], resolve_efforts(1.0, runtime.config), likely=8)])[0]
+    head.add([token for row in shown.likely for token in row])
     after = logits_of(runtime, head)
-    likely = {int(token) for row in rows for token in np.argsort(row)[-8:]}
+    likely = {int(token) for row in shown.logits for token in np.argsort(row)[-8:]}
     assert set(np.flatnonzero(np.isfinite(after))) == {*LISTED, 7, 8} | likely
     assert np.array_equal(before[np.isfinite(before)], after[np.isfinite(before)])
     with pytest.raises(InvalidArgumentError, match="token id 300 is outside the vocabulary of 300"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import fake_runtime
@@ -166,7 +165,7 @@ def test_a_choice_that_means_nothing_ends_the_answer(knowing, monkeypatch):
     def broken(logits: np.ndarray) -> Any:
         broken.calls += 1  # type: ignore[attr-defined]
         choice = chosen(logits)
-        return replace(choice, highest=float("nan")) if broken.calls == 30 else choice  # type: ignore[attr-defined]
+        return choice._replace(highest=float("nan")) if broken.calls == 30 else choice  # type: ignore[attr-defined]
 
     broken.calls = 0  # type: ignore[attr-defined]
     monkeypatch.setattr(fake_runtime, "choice_of", broken)

@@ -90,6 +90,7 @@ class FakeRuntime:
             much again.
         most_ahead: the runtime chooses, and goes ahead for at most so many tokens; None has it show logits alone.
         recycles: rows of the turns that it drafts itself: what followed the last token last time, and wrong siblings.
+        drafts_ahead: as `most_ahead`, in draft views.
     """
 
     info = RuntimeInfo(name="fake", auto_draft=("int4", 0.5))
@@ -103,9 +104,12 @@ class FakeRuntime:
         draft_noise: Mapping[str, float] | None = None,
         most_ahead: int | None = None,
         recycles: int = 0,
+        drafts_ahead: int = 0,
     ) -> None:
         if most_ahead is not None:
-            self.info = replace(self.info, chooses=True, most_ahead=most_ahead, recycles=recycles)
+            self.info = replace(
+                self.info, chooses=True, most_ahead=most_ahead, recycles=recycles, drafts_ahead=drafts_ahead
+            )
         self.config = config or fake_config()
         self.seed, self.sharpness = seed, sharpness
         self.draft_noise = dict(draft_noise or {"bucket": 2.0, "int4": 1.0})
@@ -181,10 +185,10 @@ class FakeRuntime:
             return self._recycled(rows, rows.recycling)
         result = self._forward(replace(rows, logits="all", ahead=0), view, states)
         logits, read = [*result.logits], result.bytes_read
-        room = min(self.info.most_ahead, rows.ahead, rows.cache.capacity - rows.cache.length)
-        for _ in range(room):
+        most = self.info.most_ahead if view == "exact" else self.info.drafts_ahead * alone
+        for _ in range(min(most, rows.ahead, rows.cache.capacity - rows.cache.length)):
             token = int(logits[-1].argmax())
-            if token in rows.ends:
+            if token in rows.ends or choice_of(logits[-1]).margin < rows.least_margin:
                 break
             further = self._forward(replace(rows, tokens=[token], logits="all", ahead=0), view, states)
             logits, read = [*logits, *further.logits], read + further.bytes_read

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from fake_runtime import choice_of
 
 import specdec
 from specdec.model.loaded import Model
@@ -37,7 +39,7 @@ DRAFTERS = (
 
 
 class RecordingRuntime:
-    """Passes everything on, and remembers the last exact logits of every position."""
+    """Passes everything on, and remembers the last exact logits of every position. Choices are made of the logits."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime, self.config, self.info = runtime, runtime.config, runtime.info
@@ -47,10 +49,17 @@ class RecordingRuntime:
 
     def forward(self, batch: Sequence[Rows], *, view: str = "exact", states: bool = False) -> list[Pass]:
         starts = [rows.cache.length for rows in batch]
-        results = self.runtime.forward(batch, view=view, states=states)
-        for rows, start, result in zip(batch, starts, results, strict=True):
+        chosen = [view == "exact" and rows.logits == "choices" and rows.recycling is None for rows in batch]
+        shown = [
+            replace(rows, logits="all", ahead=0) if hides else rows for rows, hides in zip(batch, chosen, strict=True)
+        ]
+        results = self.runtime.forward(shown, view=view, states=states)
+        for number, (rows, start, result) in enumerate(zip(shown, starts, results, strict=True)):
             if view == "exact" and rows.logits == "all":
                 self.rows |= {start + 1 + index: row.copy() for index, row in enumerate(result.logits)}
+            if chosen[number]:
+                choices = [choice_of(row) for row in result.logits]
+                results[number] = replace(result, logits=result.logits[:0], choices=choices)
         return results
 
 

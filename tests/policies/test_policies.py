@@ -76,22 +76,23 @@ def outcome(**values) -> RoundOutcome:
 def test_fixed_takes_length_and_effort_from_the_caller():
     policy = FixedPolicy()
     assert isinstance(policy, Policy)
-    assert policy.plan(state()) == DraftPlan(num_draft_tokens=4, effort=0.15)
+    assert policy.plan(state()) == DraftPlan(num_draft_tokens=4, effort=0.15, at_once=4)
     assert policy.next_step(signals()) == 0.15
     policy.observe(outcome())
-    assert policy.plan(state(draft_len=7, draft_effort=0.3)) == DraftPlan(num_draft_tokens=7, effort=0.3)
+    assert policy.plan(state(draft_len=7, draft_effort=0.3)) == DraftPlan(num_draft_tokens=7, effort=0.3, at_once=7)
     assert policy.next_step(signals()) == 0.3
 
 
 def test_fixed_prefers_its_own_parameters():
     policy = FixedPolicy(length=6, effort=0.25)
-    assert policy.plan(state()) == DraftPlan(num_draft_tokens=6, effort=0.25)
+    assert policy.plan(state()) == DraftPlan(num_draft_tokens=6, effort=0.25, at_once=6)
     assert policy.next_step(signals()) == 0.25
 
 
 @pytest.mark.parametrize("room", [0, 1, 3])
 def test_fixed_respects_the_room(room):
-    assert FixedPolicy().plan(state(max_draft_tokens=room)).num_draft_tokens == room
+    plan = FixedPolicy().plan(state(max_draft_tokens=room))
+    assert (plan.num_draft_tokens, plan.at_once) == (room, max(1, room))
 
 
 def test_create_reads_parameters():

@@ -9,7 +9,7 @@
 namespace specdec {
 namespace {
 
-constexpr int64_t kLine = 64, kBlockLogits = 256;
+constexpr int64_t kLine = 64;
 constexpr int64_t kWorthSharing = 8;  // rows that are made by all threads
 
 int64_t round_up(int64_t n) { return (n + kLine - 1) / kLine * kLine; }
@@ -67,16 +67,6 @@ void HeadRows::set(Model& model, int64_t row, int32_t token, float* weights) {
 DraftHead::DraftHead(Model& model, std::shared_ptr<const HeadRows> common, int64_t most)
     : model_(model), common_(std::move(common)), own_(model.shape().vocab, model.shape().hidden, most) {}
 
-void DraftHead::add_likely(const float* logits, int64_t rows, int64_t count) {
-  const int64_t vocab = model_.shape().vocab;
-  std::vector<std::vector<int32_t>> found(static_cast<size_t>(rows));
-  model_.pool().run(static_cast<int>(rows),
-                    [&](int row, int) { largest(logits + row * vocab, vocab, count, &found[static_cast<size_t>(row)]); });
-  std::vector<int32_t> all;
-  for (const auto& one : found) all.insert(all.end(), one.begin(), one.end());
-  add(all.data(), static_cast<int64_t>(all.size()));
-}
-
 void HeadInput::set(const std::vector<const float*>& x, int64_t inputs) {
   stride_ = round_up(inputs);
   whole_.reserve(x.size() * static_cast<size_t>(stride_));
@@ -103,40 +93,6 @@ void HeadInput::give(HeadCall* call, int first, int rows) const {
   call->rows = rows;
   call->x = whole_.data() + first * stride_;
   call->steps = steps_.data() + first;
-}
-
-void largest(const float* logits, int64_t n, int64_t count, std::vector<int32_t>* found) {
-  // The count-th largest maximum of blocks is not larger than the count-th largest logit: only blocks that reach it matter.
-  const int64_t blocks = (n + kBlockLogits - 1) / kBlockLogits;
-  std::vector<float> maxima(static_cast<size_t>(blocks));
-  for (int64_t b = 0; b < blocks; ++b) {
-    const float* block = logits + b * kBlockLogits;
-    const int64_t size = std::min(kBlockLogits, n - b * kBlockLogits);
-    float lanes[16];
-    std::fill_n(lanes, 16, -std::numeric_limits<float>::infinity());
-    int64_t i = 0;
-    for (; i + 16 <= size; i += 16)
-      for (int l = 0; l < 16; ++l) lanes[l] = block[i + l] > lanes[l] ? block[i + l] : lanes[l];
-    for (; i < size; ++i) lanes[0] = block[i] > lanes[0] ? block[i] : lanes[0];
-    maxima[static_cast<size_t>(b)] = *std::max_element(lanes, lanes + 16);
-  }
-  found->clear();
-  const int64_t wanted = std::min(count, n);
-  if (wanted < 1) return;
-  std::vector<float> order = maxima;
-  const int64_t rank = std::min(wanted, blocks) - 1;
-  std::nth_element(order.begin(), order.begin() + rank, order.end(), [](float a, float b) { return a > b; });
-  const float least = wanted <= blocks ? order[static_cast<size_t>(rank)] : -std::numeric_limits<float>::infinity();
-  for (int64_t b = 0; b < blocks; ++b) {
-    if (!(maxima[static_cast<size_t>(b)] >= least)) continue;
-    for (int64_t i = b * kBlockLogits; i < std::min((b + 1) * kBlockLogits, n); ++i)
-      if (logits[i] >= least) found->push_back(static_cast<int32_t>(i));
-  }
-  const auto larger = [logits](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
-  if (static_cast<int64_t>(found->size()) > wanted) {
-    std::nth_element(found->begin(), found->begin() + (wanted - 1), found->end(), larger);
-    found->resize(static_cast<size_t>(wanted));
-  }
 }
 
 }  // namespace specdec

@@ -50,8 +50,6 @@ class DraftHead {
 
   // Tokens to score from now on, in the vocabulary.
   void add(const int32_t* tokens, int64_t count) { own_.add(model_, tokens, count, common_.get()); }
-  // The `count` most likely tokens of each row of logits (rows, vocab).
-  void add_likely(const float* logits, int64_t rows, int64_t count);
   const Model& model() const { return model_; }
   const HeadRows& common() const { return *common_; }
   const HeadRows& own() const { return own_; }
@@ -74,8 +72,5 @@ class HeadInput {
   Buffer<int16_t> whole_;
   std::vector<float> steps_;
 };
-
-// The `count` largest of n logits, by index, in no order.
-void largest(const float* logits, int64_t n, int64_t count, std::vector<int32_t>* found);
 
 }  // namespace specdec

@@ -122,6 +122,13 @@ struct AttentionKernels {
                   int64_t value_stride);
 };
 
+// A stretch of logits, summed up. Weights are e^(logit - highest).
+struct LogitSummary {
+  float highest, second;  // the two largest; equal ones count twice; NaN and anything where a logit is NaN
+  float weight, moment;   // sum of the weights, and of weight * (logit - highest)
+};
+constexpr int64_t kLogitStretch = 1024;
+
 struct ElementKernels {
   // y = x / sqrt(mean(x^2) + eps) * weight, over n values.
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* y);
@@ -143,6 +150,8 @@ struct ElementKernels {
   void (*to_half)(const float* x, uint16_t* y, int64_t n);
   // Exact values of 16-bit weights.
   void (*widen)(const uint16_t* bits, Dtype dtype, int64_t n, float* y);
+  // Sums up 1 to kLogitStretch logits.
+  void (*summarise)(const float* logits, int64_t n, LogitSummary* summary);
 };
 
 // Tiers that one row takes of each input of a matrix, as kernels/reference/selection.py defines them.

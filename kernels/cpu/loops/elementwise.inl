@@ -173,8 +173,66 @@ static void widen(const uint16_t* bits, Dtype dtype, int64_t n, float* y) {
   }
 }
 
+static bool holds_nan(const float* x, int64_t n) {
+  uint32_t found = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, x + i, sizeof bits);
+    found |= (bits & 0x7fffffffU) > 0x7f800000U ? 1U : 0U;
+  }
+  return found != 0;
+}
+
+// The two largest values: of each lane, then of all lanes.
+static void two_largest(const float* x, int64_t n, float* highest, float* second) {
+  const float least = -__builtin_inff();
+  F32 most = set1(least), next = set1(least);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F32 one = load(x + i);
+    next = vmax(next, vmin(most, one));
+    most = vmax(most, one);
+  }
+  float firsts[kLanes], seconds[kLanes], a = least, b = least;
+  const auto add_one = [&](float one) {
+    const float smaller = one < a ? one : a;
+    b = smaller > b ? smaller : b;
+    a = one > a ? one : a;
+  };
+  store(firsts, most);
+  store(seconds, next);
+  for (int j = 0; j < kLanes; ++j) add_one(firsts[j]), add_one(seconds[j]);
+  for (; i < n; ++i) add_one(x[i]);
+  *highest = a;
+  *second = b;
+}
+
+static void summarise(const float* logits, int64_t n, LogitSummary* summary) {
+  *summary = {__builtin_nanf(""), 0.0F, 0.0F, 0.0F};
+  if (holds_nan(logits, n)) return;
+  two_largest(logits, n, &summary->highest, &summary->second);
+  if (__builtin_isinf(summary->highest)) return;
+  const F32 most = set1(summary->highest), least = set1(-87.0F);  // e^-87 adds nothing that a float could show
+  F32 weights[4] = {zero(), zero(), zero(), zero()}, moments[4] = {zero(), zero(), zero(), zero()};
+  const auto add_vector = [&](F32 one, int k) {
+    const F32 below = vmax(sub(one, most), least), weight = exponential(below);
+    weights[k] = add(weights[k], weight);
+    moments[k] = fma(weight, below, moments[k]);
+  };
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int k = 0; k < 4; ++k) add_vector(load(logits + i + k * kLanes), k);
+  for (int k = 0; i < n; i += kLanes, ++k) {
+    float rest[kLanes];
+    for (int j = 0; j < kLanes; ++j) rest[j] = i + j < n ? logits[i + j] : -__builtin_inff();
+    add_vector(load(rest), k);
+  }
+  summary->weight = sum_lanes(add(add(weights[0], weights[1]), add(weights[2], weights[3])));
+  summary->moment = sum_lanes(add(add(moments[0], moments[1]), add(moments[2], moments[3])));
+}
+
 inline ElementKernels element_kernels() {
-  return {rms_norm, rope, rope_interleaved, silu_mul, gelu_mul, clamped_mul, sigmoid_mul, cap, to_half, widen};
+  return {rms_norm, rope, rope_interleaved, silu_mul, gelu_mul, clamped_mul, sigmoid_mul, cap, to_half, widen, summarise};
 }
 
 }  // namespace specdec::SPECDEC_ISA

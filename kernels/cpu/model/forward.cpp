@@ -195,7 +195,8 @@ void Pass::run_matrix(int index, const float* x, float* y) {
 void Pass::embed() {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
   const Model::QuantEmbedding& blocks = model_.quant_embedding_;
-  each(rows_, rows_ * hidden * 4, [&](int row, int) {
+  // A row of a tied embedding has a value in each line of its panel, which is far more to wait for.
+  each(rows_, rows_ * hidden * (shape_.tie_embeddings ? 64 : 4), [&](int row, int) {
     const Sequence& s = sequences_[static_cast<size_t>(scratch_.sequence_of[static_cast<size_t>(row)])];
     const int64_t token = s.given->tokens[row - s.first] - shape_.first_token;
     float* x = scratch_.x.data() + row * stride;

@@ -94,6 +94,7 @@ class Pass {
   };
   using Sequence = Model::Scratch::Sequence;
   using ShownRow = Model::Scratch::ShownRow;
+  using ScoredRow = Model::Scratch::ScoredRow;
 
   // forward.cpp
   void place_rows();
@@ -108,8 +109,12 @@ class Pass {
   void head(float* logits);
   void whole_head(int rows);
   void draft_heads(int first);
-  void score(const HeadRows& rows, int first, int from, int count);
+  void score(const HeadRows& rows, int first, int from, int count, int64_t column);
   void finish_logits(float* logits, int64_t n) const;
+  // choices.cpp
+  void choose_rows();
+  void choose_row(const ScoredRow& row, const LogitSummary* summaries);
+  int32_t token_of(const ScoredRow& row, int64_t place) const;
   // divided.cpp
   void gather(int matrix, int rows, const float* own, int64_t own_stride, float* all, int64_t stride,
               const int32_t* tokens = nullptr);
@@ -229,6 +234,7 @@ class Pass {
   int rows_ = 0;      // that run through the present layer
   size_t active_ = 0;  // sequences that do
   int64_t thread_floats_ = 0, own_tiles_floats_ = 0;
+  int64_t own_column_ = 0, head_width_ = 0;  // of scratch_.head_sums: where a sequence's own rows begin, and all
   uint64_t shared_bytes_ = 0;  // read by these rows together, not yet shared out
 };
 

@@ -1,7 +1,8 @@
-// The end of a pass: logits of all tokens, or of a draft head's tokens.
+// The end of a pass: logits of all tokens, or of a draft head's tokens. What is made of them is in choices.cpp.
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <utility>
 
 #include "forward.h"
 #include "multiply.h"
@@ -20,13 +21,25 @@ void Pass::head(float* logits) {
   const int64_t hidden = shape_.hidden, stride = padded(hidden);
   std::vector<ShownRow>& shown = scratch_.shown;
   shown.clear();
+  size_t hidden_rows = 0;  // that score all tokens and show only their choice
+  for (const SequenceRows& given : batch_)
+    if (given.choices != nullptr && given.head == nullptr) hidden_rows += static_cast<size_t>(given.shown_rows());
+  scratch_.choice_logits.reserve(hidden_rows * static_cast<size_t>(shape_.vocab));
+  float* hidden_logits = scratch_.choice_logits.data();
   for (const SequenceRows& given : batch_) {
     size_t j = 0;
     while (sequences_[j].given != &given) ++j;
     const Sequence& s = sequences_[j];
-    for (int row = s.rows - given.shown_rows(); row < s.rows; ++row) {
-      float* to = logits + static_cast<int64_t>(shown.size()) * shape_.vocab;
-      shown.push_back({s.first + row, given.efforts, given.head, to});
+    const int count = given.shown_rows();
+    for (int row = 0; row < count; ++row) {
+      float* to = nullptr;
+      if (given.choices == nullptr)
+        to = std::exchange(logits, logits + shape_.vocab);
+      else if (given.head == nullptr)
+        to = std::exchange(hidden_logits, hidden_logits + shape_.vocab);
+      shown.push_back({s.first + s.rows - count + row, given.efforts, given.head, to,
+                       given.choices == nullptr ? nullptr : given.choices + row, given.likely,
+                       given.likely == 0 ? nullptr : given.likeliest + row * given.likely});
     }
   }
   const auto rows = static_cast<int>(shown.size());
@@ -45,6 +58,7 @@ void Pass::head(float* logits) {
   while (whole < rows && shown[static_cast<size_t>(whole)].head == nullptr) ++whole;
   if (!shape_.divided) whole_head(whole);
   draft_heads(whole);
+  choose_rows();
   uint64_t before = 0;
   for (SequenceRows& given : batch_) {
     const uint64_t after = before + static_cast<uint64_t>(given.shown_rows()), all = static_cast<uint64_t>(rows);
@@ -86,29 +100,45 @@ void Pass::draft_heads(int first) {
   if (x.empty()) return;
   scratch_.head_input.set(x, shape_.hidden);
   const auto count = static_cast<int>(x.size());
-  each(count, count * shape_.vocab * 4, [&](int j, int) {
-    std::fill_n(shown[static_cast<size_t>(first + j)].logits, shape_.vocab, -std::numeric_limits<float>::infinity());
-  });
+  int64_t common = 0, own = 0, filled = 0;
+  for (size_t j = static_cast<size_t>(first); j < shown.size(); ++j) {
+    common = std::max(common, shown[j].head->common().count());
+    own = std::max(own, shown[j].head->own().count());
+    filled += shown[j].logits != nullptr;
+  }
+  own_column_ = padded(common);
+  head_width_ = own_column_ + padded(own);
+  scratch_.head_sums.reserve(static_cast<size_t>(count * head_width_));
+  for (int j = 0; j < count; ++j) {
+    float* sums = scratch_.head_sums.data() + j * head_width_;
+    std::fill(sums + shown[static_cast<size_t>(first + j)].head->common().count(), sums + own_column_,
+              -std::numeric_limits<float>::infinity());
+  }
+  if (filled > 0)
+    each(count, filled * shape_.vocab * 4, [&](int j, int) {
+      float* logits = shown[static_cast<size_t>(first + j)].logits;
+      if (logits != nullptr) std::fill_n(logits, shape_.vocab, -std::numeric_limits<float>::infinity());
+    });
   // Rows that several heads share are read once for all of them.
-  const auto alike = [&](const HeadRows& (DraftHead::*part)() const) {
+  const auto alike = [&](const HeadRows& (DraftHead::*part)() const, int64_t column) {
     for (int from = 0, to = 0; from < count; from = to) {
       const HeadRows& rows = (shown[static_cast<size_t>(first + from)].head->*part)();
       for (to = from + 1; to < count && &(shown[static_cast<size_t>(first + to)].head->*part)() == &rows;) ++to;
-      score(rows, first, from, to - from);
+      score(rows, first, from, to - from, column);
     }
   };
-  alike(&DraftHead::common);
-  alike(&DraftHead::own);
+  alike(&DraftHead::common, 0);
+  alike(&DraftHead::own, own_column_);
 }
 
-// Logits of the tokens of `rows`, for `count` rows that are shown, from number first + from on.
-void Pass::score(const HeadRows& rows, int first, int from, int count) {
-  const int64_t tokens = rows.count(), wide = padded(tokens);
+// Logits of the tokens of `rows`, for `count` rows that are shown, from number first + from on: to columns of head_sums from
+// `column` on, and to the logits of those that show them.
+void Pass::score(const HeadRows& rows, int first, int from, int count, int64_t column) {
+  const int64_t tokens = rows.count(), wide = head_width_;
   if (tokens == 0) return;
   HeadCall call = rows.call();
   scratch_.head_input.give(&call, from, count);
-  scratch_.head_sums.reserve(static_cast<size_t>(count * wide));
-  call.y = scratch_.head_sums.data();
+  call.y = scratch_.head_sums.data() + from * wide + column;
   call.y_stride = wide;
   constexpr int64_t kRows = 128;  // of a part
   const int64_t parts = (tokens + kRows - 1) / kRows;
@@ -119,7 +149,7 @@ void Pass::score(const HeadRows& rows, int first, int from, int count) {
       float* sums = call.y + j * wide;
       finish_logits(sums + start, end - start);
       float* logits = scratch_.shown[static_cast<size_t>(first + from + j)].logits;
-      for (int64_t o = start; o < end; ++o) logits[rows.token(o)] = sums[o];
+      for (int64_t o = start; logits != nullptr && o < end; ++o) logits[rows.token(o)] = sums[o];
     }
   });
   shared_bytes_ += rows.bytes_read();

@@ -96,6 +96,16 @@ class Model {
   // cache is as it was then.
   void forward(std::vector<SequenceRows>& batch, DraftView* draft, float* logits, Choice choice = Choice::tiers);
 
+  // How a pass over one row goes on with the tokens that it chooses.
+  struct GoingOn {
+    int most;                  // further rows at most
+    std::vector<int32_t> ends;  // not after these tokens
+    float least_margin;        // nor after a choice with a smaller margin, or one that is not finite
+  };
+  // A pass over one row, then over rows of the tokens chosen; the cache grows by all of them. Returns their choices; `row` gets
+  // the bytes of all. Otherwise as above.
+  std::vector<RowChoice> go_on(SequenceRows& row, DraftView* draft, Choice choice, const GoingOn& going);
+
   // One matrix alone, x (rows, in) to y (rows, out), for benchmarks and tests: what forward does, without the biases.
   // The caller has checked that what `draft` and `effort` need is loaded.
   uint64_t multiply(int index, const float* x, int rows, DraftView* draft, double effort, float* y,
@@ -157,11 +167,24 @@ class Model {
       int row;
       const double* efforts;
       DraftHead* head;
-      float* logits;
+      float* logits;  // null: of a draft head, where only the choice is asked for
+      RowChoice* choice;
+      int likely;
+      int32_t* likeliest;
     };
     std::vector<ShownRow> shown;
     HeadInput head_input;
     Buffer<float> head_sums;
+    Buffer<float> choice_logits;  // of rows that score all tokens and show only their choice
+    struct ScoredRow {  // one whose choice or likeliest tokens are asked for, and its logits
+      const ShownRow* shown;
+      const float* values;
+      int64_t count;
+    };
+    std::vector<ScoredRow> scored;
+    std::vector<LogitSummary> summaries;  // of each row's stretches
+    std::unique_ptr<std::atomic<int>[]> stretches_left;  // parts of each row that are not done
+    size_t stretch_room = 0;
   };
 
   void check_pass(const std::vector<SequenceRows>& batch, const DraftView* draft, Choice choice) const;

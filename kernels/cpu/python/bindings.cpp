@@ -98,34 +98,72 @@ specdec::Choice choice_of(bool inputs) { return inputs ? specdec::Choice::inputs
 using States = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-// Lists have an item for each sequence; `parents`, `states`, `heads` and `windows` (recent positions and sinks, 0 for all)
-// may be empty, and so may a sequence's parents.
-std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches, const Array<int32_t, 1>& tokens,
+// A sequence's rows, `Shown` and, from 3 on, a choice of every row in place of its logits.
+constexpr int kChoices = 3;
+constexpr int kMostLikely = 1024;
+
+// (token, highest logit, entropy, top probability, margin) of every row.
+nb::list list_of(const std::vector<specdec::RowChoice>& choices) {
+  nb::list found;
+  for (const specdec::RowChoice& one : choices)
+    found.append(nb::make_tuple(one.token, one.highest, one.entropy, one.top_probability, one.margin));
+  return found;
+}
+
+// The likeliest tokens of every row, without what stands for those that there are not.
+nb::list list_of(const std::vector<int32_t>& tokens, int likely) {
+  nb::list found;
+  for (size_t first = 0; first < tokens.size(); first += static_cast<size_t>(likely)) {
+    nb::list row;
+    for (size_t j = first; j < first + static_cast<size_t>(likely); ++j)
+      if (tokens[j] >= 0) row.append(tokens[j]);
+    found.append(row);
+  }
+  return found;
+}
+
+// Lists have an item for each sequence; `parents`, `states`, `heads`, `windows` (recent positions and sinks, 0 for all) and
+// `likely` (tokens of largest logits that are asked for) may be empty, and so may a sequence's parents. Returns the bytes
+// read, the choices of rows and their likeliest tokens for each. See Model::GoingOn for the last three.
+nb::tuple forward(Model& model, const std::vector<KvCache*>& caches, const Array<int32_t, 1>& tokens,
                               const std::vector<int>& counts, const std::vector<Array<double, 1>>& efforts,
                               const std::vector<std::vector<int32_t>>& parents, const std::vector<int>& layers,
                               const std::vector<int>& shown, specdec::DraftView* draft, const Logits& logits,
                               const std::vector<States>& states, const std::vector<specdec::DraftHead*>& heads,
-                              bool inputs, const std::vector<std::pair<int64_t, int64_t>>& windows) {
+                              bool inputs, const std::vector<std::pair<int64_t, int64_t>>& windows, const std::vector<int>& likely, int ahead, const std::vector<int32_t>& ends, float least_margin) {
   const auto& shape = model.shape();
   const size_t count = caches.size();
   check(counts.size() == count && efforts.size() == count && layers.size() == count && shown.size() == count &&
             (parents.empty() || parents.size() == count) && (states.empty() || states.size() == count) &&
-            (heads.empty() || heads.size() == count) && (windows.empty() || windows.size() == count),
+            (heads.empty() || heads.size() == count) && (windows.empty() || windows.size() == count) &&
+            (likely.empty() || likely.size() == count),
         "every list needs an item for each sequence");
   std::vector<specdec::SequenceRows> batch;
+  std::vector<std::vector<specdec::RowChoice>> choices(count);
+  std::vector<std::vector<int32_t>> likeliest(count);
   size_t rows = 0, logit_rows = 0;
   for (size_t j = 0; j < count; ++j) {
     check(caches[j] != nullptr, "a cache is missing");
     check(counts[j] >= 1 && static_cast<size_t>(counts[j]) <= tokens.size() - rows, "there are not so many tokens");
     check(efforts[j].size() == static_cast<size_t>(shape.matrix_count()), "there must be one effort a matrix");
-    check(shown[j] >= 0 && shown[j] <= 2, "logits are of no row, the last or all");
+    check(shown[j] >= 0 && shown[j] <= kChoices, "logits are of no row, the last or all, or there are choices");
     specdec::SequenceRows one{caches[j], tokens.data() + rows, counts[j], efforts[j].data()};
     if (!parents.empty() && !parents[j].empty()) {
       check(parents[j].size() == static_cast<size_t>(counts[j]), "there must be one parent a row");
       one.parents = parents[j].data();
     }
     one.layers = layers[j];
-    one.shown = static_cast<specdec::Shown>(shown[j]);
+    one.shown = shown[j] == kChoices ? specdec::Shown::all : static_cast<specdec::Shown>(shown[j]);
+    if (shown[j] == kChoices) {
+      choices[j].resize(static_cast<size_t>(counts[j]));
+      one.choices = choices[j].data();
+    }
+    if (!likely.empty() && likely[j] != 0) {
+      check(likely[j] > 0 && likely[j] <= kMostLikely, "up to 1024 likely tokens come with a row");
+      likeliest[j].resize(static_cast<size_t>(one.shown_rows()) * static_cast<size_t>(likely[j]));
+      one.likely = likely[j];
+      one.likeliest = likeliest[j].data();
+    }
     if (!heads.empty()) one.head = heads[j];
     if (!windows.empty()) std::tie(one.recent, one.sinks) = windows[j];
     if (!states.empty()) {
@@ -136,7 +174,7 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
       one.states = states[j].data();
     }
     rows += static_cast<size_t>(counts[j]);
-    logit_rows += static_cast<size_t>(one.shown_rows());
+    if (one.choices == nullptr) logit_rows += static_cast<size_t>(one.shown_rows());
     batch.push_back(one);
   }
   check(rows == tokens.size(), "there are tokens left over");
@@ -144,11 +182,20 @@ std::vector<uint64_t> forward(Model& model, const std::vector<KvCache*>& caches,
         "the array of logits has the wrong shape");
   {
     nb::gil_scoped_release release;
-    model.forward(batch, draft, logits.data(), choice_of(inputs));
+    if (ahead == 0) {
+      model.forward(batch, draft, logits.data(), choice_of(inputs));
+    } else {
+      check(ahead > 0 && count == 1 && shown[0] == kChoices, "a pass goes on alone, by its own choices");
+      choices[0] = model.go_on(batch[0], draft, choice_of(inputs), {ahead, ends, least_margin});
+    }
   }
-  std::vector<uint64_t> bytes;
-  for (const auto& one : batch) bytes.push_back(one.bytes);
-  return bytes;
+  nb::list bytes, chosen, tokens_of_rows;
+  for (size_t j = 0; j < count; ++j) {
+    bytes.append(batch[j].bytes);
+    chosen.append(list_of(choices[j]));
+    tokens_of_rows.append(list_of(likeliest[j], batch[j].likely));
+  }
+  return nb::make_tuple(bytes, chosen, tokens_of_rows);
 }
 
 // How rows of a divided model are put together: a function (matrix, own, all, tokens) that fills in `all`, float32 (rows,
@@ -259,9 +306,12 @@ nb::class_<Model> bind_model(nb::module_& module) {
            "One matrix alone, for benchmarks and tests; returns the bytes of weights read.")
       .def("forward", &forward, "caches"_a, "tokens"_a.noconvert(), "counts"_a, "efforts"_a.noconvert(), "parents"_a,
            "layers"_a, "shown"_a, "draft"_a.none(), "logits"_a.noconvert(), "states"_a.noconvert(), "heads"_a,
-           "inputs"_a = false, "windows"_a = std::vector<std::pair<int64_t, int64_t>>{},
-           "One pass over the rows of some sequences. An effort below 1 chooses whole inputs or tiers. Layers 0 runs all of them; logits are of no row (0), the last (1) or "
-           "all (2). Returns the bytes read for each.");
+           "inputs"_a = false, "windows"_a = std::vector<std::pair<int64_t, int64_t>>{}, "likely"_a = std::vector<int>{}, "ahead"_a = 0,
+           "ends"_a = std::vector<int32_t>{}, "least_margin"_a = 0.0F,
+           "One pass over the rows of some sequences. An effort below 1 chooses whole inputs or tiers. Layers 0 runs all of "
+           "them; logits are of no row (0), the last (1) or all (2), or rows have choices (3). Returns, for each, the bytes "
+           "read, the choices, and the likeliest tokens of its rows. With `ahead` a pass over one row goes on for so many rows "
+           "with the tokens that it chooses, but not after one of `ends` or a margin below `least_margin`.");
   return model;
 }
 

@@ -130,12 +130,6 @@ void add_tokens(DraftHead& head, const Tokens& tokens) {
   head.add(tokens.data(), static_cast<int64_t>(tokens.size()));
 }
 
-void add_likely(DraftHead& head, const Array<float, 2>& logits, int64_t count) {
-  check(logits.shape(1) == static_cast<size_t>(head.model().shape().vocab) && count >= 1, "the logits have the wrong shape");
-  nb::gil_scoped_release release;
-  head.add_likely(logits.data(), static_cast<int64_t>(logits.shape(0)), count);
-}
-
 std::vector<int32_t> tokens_of(const DraftHead& head) {
   std::vector<int32_t> tokens;
   for (const HeadRows* rows : {&head.common(), &head.own()})
@@ -157,7 +151,6 @@ void bind_head(nb::module_& module) {
           },
           "model"_a, "common"_a, "most"_a, nb::keep_alive<1, 2>())
       .def("add", &add_tokens, "tokens"_a.noconvert())
-      .def("add_likely", &add_likely, "logits"_a.noconvert(), "count"_a, "The most likely tokens of each row of logits.")
       .def_prop_ro("tokens", &tokens_of, "In the order of their rows.");
 }
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.base import DraftHead
@@ -35,10 +32,6 @@ class NativeHead:
             InvalidArgumentError: one is outside the vocabulary.
         """
         self.handle.add(head_tokens(tokens, self._vocab_size))
-
-    def add_likely(self, logits: NDArray[np.float32], count: int) -> None:
-        """Score the `count` most likely tokens of every row of logits, too."""
-        self.handle.add_likely(np.ascontiguousarray(logits), count)
 
     @property
     def tokens(self) -> list[int]:

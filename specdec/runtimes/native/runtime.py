@@ -19,7 +19,18 @@ from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import resolve_efforts
 from specdec.progress import Count, reported
-from specdec.runtimes.base import EXACT, Cache, DraftHead, Logits, Pass, Rows, RuntimeInfo, ViewInfo, check_view
+from specdec.runtimes.base import (
+    EXACT,
+    Cache,
+    Choice,
+    DraftHead,
+    Logits,
+    Pass,
+    Rows,
+    RuntimeInfo,
+    ViewInfo,
+    check_view,
+)
 from specdec.runtimes.checks import check_batch, check_capacity, checked_tokens
 from specdec.runtimes.cores import usable_cores
 from specdec.runtimes.features import check_missing
@@ -39,9 +50,10 @@ if TYPE_CHECKING:
 CPU_VARIABLE = "SPECDEC_CPU"
 # Tiers of 8-bit values lose less than whole inputs of int4 where little is taken (benchmarks/agreement.py).
 _AGREEING = ((0.3, "bucket8"),)
-_ALL = 2
+_ALL, _CHOICES = 2, 3
+_AHEAD = 15  # further draft steps in one call, which an interrupt waits for
 _BELOW_ONE = "an effort below 1 on the exact weights"
-_SHOWN = {"none": 0, "last": 1, "all": _ALL}  # rows whose logits are computed, as C++ takes them
+_SHOWN = {"none": 0, "last": 1, "all": _ALL, "choices": _CHOICES}  # what rows show, as C++ takes it
 
 
 def native_module() -> Any:
@@ -127,6 +139,8 @@ class NativeRuntime:
             threads=self.threads,
             prunes_head=share is None,
             narrows=True,
+            chooses=share is None,
+            drafts_ahead=_AHEAD if share is None else 0,
         )
         self._heads = Heads(module, self._model, self.config)
 
@@ -213,7 +227,7 @@ class NativeRuntime:
         A single long sequence runs in pieces (the bits do not depend on it), so that an interrupt is noticed between
         them.
         """
-        check_batch(batch, self.config, NativeCache, narrows=True)
+        check_batch(batch, self.config, NativeCache, chooses=self._share is None, narrows=True)
         check_view(view, self._views)
         draft, inputs = None, self._by_inputs(view)
         if view != EXACT and not self._views[view].reads_exact:
@@ -246,9 +260,9 @@ class NativeRuntime:
         """A pass of one sequence: what `_pass` does, with less work around the call, which every token waits for."""
         count, shown, layers = len(ids), _SHOWN[rows.logits], rows.layers or self._layers
         parents = [] if rows.parents is None else [[int(parent) for parent in rows.parents]]
-        logits = np.empty((count if shown == _ALL else shown, self._vocab), np.float32)
+        logits = np.empty((_logit_rows(shown, count), self._vocab), np.float32)
         hidden = [self._states(layers, count)] if states else []
-        read = with_memory(
+        read, chosen, likely = with_memory(
             self._model.forward,
             [rows.cache.handle],  # type: ignore[attr-defined]
             ids.astype(np.int32),
@@ -263,24 +277,29 @@ class NativeRuntime:
             [] if rows.head is None else [NativeHead.handle_of(rows.head)],
             inputs,
             [] if rows.window is None else [_window(rows)],
+            [rows.likely] if rows.likely else [],
+            rows.ahead,
+            list(rows.ends) if rows.ahead else [],
+            rows.least_margin,
         )
-        return Pass(logits, read[0], hidden[0] if states else None)
+        choices = [Choice(*one) for one in chosen[0]] if shown == _CHOICES else None
+        return Pass(logits, read[0], hidden[0] if states else None, choices, None, likely[0])
 
     def _pass(
         self, batch: Sequence[Rows], ids: list[NDArray[np.int64]], draft: Any, states: bool, inputs: bool
     ) -> list[Pass]:
         """One pass over all rows, in one call."""
-        counts = [len(tokens) for tokens in ids]
+        counts, shown = [len(tokens) for tokens in ids], [_SHOWN[rows.logits] for rows in batch]
         layers = [rows.layers or self._layers for rows in batch]
         parents: list[list[int]] = []
         if any(rows.parents is not None for rows in batch):
             parents = [[int(parent) for parent in rows.parents or ()] for rows in batch]
         ends = [0]
-        for rows, count in zip(batch, counts, strict=True):
-            ends.append(ends[-1] + (count if rows.logits == "all" else _SHOWN[rows.logits]))
+        for kind, count in zip(shown, counts, strict=True):
+            ends.append(ends[-1] + _logit_rows(kind, count))
         logits = np.empty((ends[-1], self._vocab), np.float32)
         hidden = [self._states(depth, count) for depth, count in zip(layers, counts, strict=True)] if states else []
-        read = with_memory(
+        read, chosen, likely = with_memory(
             self._model.forward,
             [rows.cache.handle for rows in batch],  # type: ignore[attr-defined]
             np.concatenate(ids).astype(np.int32),
@@ -288,17 +307,25 @@ class NativeRuntime:
             [rows.efforts.values for rows in batch],
             parents,
             layers,
-            [_SHOWN[rows.logits] for rows in batch],
+            shown,
             draft,
             logits,
             hidden,
             [NativeHead.handle_of(rows.head) for rows in batch],
             inputs,
             [_window(rows) for rows in batch] if any(rows.window is not None for rows in batch) else [],
+            [rows.likely for rows in batch],
         )
         return [
-            Pass(logits[ends[j] : ends[j + 1]], bytes_read, hidden[j] if states else None)
-            for j, bytes_read in enumerate(read)
+            Pass(
+                logits[ends[j] : ends[j + 1]],
+                bytes_read,
+                hidden[j] if states else None,
+                [Choice(*one) for one in chosen[j]] if kind == _CHOICES else None,
+                None,
+                likely[j],
+            )
+            for j, (bytes_read, kind) in enumerate(zip(read, shown, strict=True))
         ]
 
     def _states(self, layers: int, rows: int) -> NDArray[np.float32]:
@@ -311,14 +338,16 @@ class NativeRuntime:
             for first in range(0, len(ids), self._max_rows):
                 piece = ids[first : first + self._max_rows]
                 last = first + len(piece) == len(ids)
-                logits: Logits = rows.logits if last or rows.logits == "all" else "none"
+                logits: Logits = "none" if rows.logits == "last" and not last else rows.logits
                 passes.append(self._single_pass(replace(rows, logits=logits), piece, draft, states, inputs))
         except BaseException:
             rows.cache.trim(held)
             raise
         hidden = np.concatenate([one.states for one in passes], axis=1) if states else None
         logits_of_all = np.concatenate([one.logits for one in passes])
-        return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden)
+        choices = None if passes[0].choices is None else [choice for one in passes for choice in one.choices or ()]
+        likely = [tokens for one in passes for tokens in one.likely]
+        return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden, choices, None, likely)
 
     def _need_lines(self, batch: Sequence[Rows]) -> None:
         """See that there is room for plain lines, which choosing inputs needs, where weights are in 12 bits.
@@ -354,6 +383,11 @@ class NativeRuntime:
             self._model.load_masks(self._index[name], list(matrix.values), list(matrix.masks), matrix.scores)
         self._has_masks = True
         self._store.release_pages()
+
+
+def _logit_rows(shown: int, count: int) -> int:
+    """Rows of logits that `count` rows return."""
+    return count if shown == _ALL else 0 if shown == _CHOICES else shown
 
 
 def _window(rows: Rows) -> tuple[int, int]:

@@ -60,12 +60,6 @@ class ReferenceHead:
         else:
             self._parts = [self._gathered(head_tokens(list(self._own), self._vocab_size))]
 
-    def add_likely(self, logits: NDArray[np.float32], count: int) -> None:
-        """Score the `count` most likely tokens of every row of logits, too."""
-        first = max(0, self._vocab_size - count)
-        for row in logits:
-            self.add(np.argpartition(row, first)[first:].tolist())
-
     def multiply(self, row: Any) -> Any:
         """row (1, in) times the weights of the head's tokens: (1, V), with 0 for the others."""
         found = np.zeros((1, self._vocab_size), np.float32)

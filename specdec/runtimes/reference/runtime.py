@@ -223,8 +223,8 @@ class ReferenceRuntime:
                     cache.evaluate()
                 raise
         return [
-            Pass(one, count, np.stack(shown) if states else None)
-            for one, count, shown in zip(logits, read, hidden, strict=True)
+            Pass(one, count, np.stack(shown) if states else None, likely=_likeliest(one, rows.likely))
+            for rows, one, count, shown in zip(batch, logits, read, hidden, strict=True)
         ]
 
     def _run(
@@ -383,6 +383,14 @@ class ReferenceRuntime:
 def _parts(window: Window, position: int) -> tuple[int, int]:
     """Number of first positions that a row attends to, and the position from which on it attends to all."""
     return window.sinks, window.first(position)
+
+
+def _likeliest(logits: NDArray[np.float32], count: int) -> list[list[int]]:
+    """The tokens of the `count` largest logits of every row; see `Pass.likely`."""
+    if not count:
+        return []
+    first = max(0, logits.shape[1] - count)
+    return [[] if np.isnan(row).any() else np.argpartition(row, first)[first:].tolist() for row in logits]
 
 
 def _slots(length: int, count: int, parents: Sequence[int] | None) -> list[Sequence[int]]:

@@ -104,7 +104,7 @@ def alone(runtime: Any, held: Any, number: int, count: int) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("name", STEP_MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_answers_go_on_alike_where_the_next_tokens_are_begun(runtime_of, monkeypatch, name: str) -> None:
     runtime, count = runtime_of(name), 24
     caches, others = begun(runtime, count), begun(runtime, count)
@@ -136,7 +136,7 @@ def test_answers_go_on_alike_where_the_next_tokens_are_begun(runtime_of, monkeyp
         assert np.array_equal(kept(runtime, held), kept(runtime, other))
 
 
-@pytest.mark.parametrize("name", STEP_MODELS)
+@pytest.mark.parametrize("name", MODELS)
 def test_many_answers_share_a_pass_with_prompts(runtime_of, monkeypatch, name: str) -> None:
     runtime, count = runtime_of(name), 20
     caches, others = begun(runtime, count), begun(runtime, count)
