@@ -56,7 +56,7 @@ class EffortDrafter:
         self.head.follow(context.history, self.runtime.config.vocab_size)
 
         def ask(tokens: Sequence[int], effort: float, head: DraftHead | None) -> Ask:
-            window = self.window.after(context.cache.length)
+            window = self.window.after(context.cache.length, windowed=plan.windowed)
             rows = Rows(
                 context.cache,
                 tokens,
@@ -70,6 +70,11 @@ class EffortDrafter:
 
         steps = ModelSteps(name=self.name, view=view, cache=context.cache, ask=ask, head=self.head.rows)
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
+
+    @property
+    def windowed_from(self) -> int | None:
+        """Tokens of context from which a plan may choose whether steps attend to a window or to all of it."""
+        return self.window.chosen_from
 
     @property
     def wants_logits(self) -> bool:

@@ -70,7 +70,12 @@ class ModelDrafter:
             return Draft()
         self._head.follow(context.history, self._vocab_size)
         draft = Draft(bytes_read=(yield from self._catch_up(context)))
-        return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
+        return (yield from self._steps(plan).go_on(draft, self._effort, plan, context, policy))
+
+    @property
+    def windowed_from(self) -> int | None:
+        """Tokens of context from which a plan may choose whether steps attend to a window or to all of it."""
+        return self._window.chosen_from
 
     @property
     def wants_logits(self) -> bool:
@@ -107,14 +112,14 @@ class ModelDrafter:
             self._read = list(history[: cache.length])
         return bytes_read
 
-    def _steps(self) -> ModelSteps:
+    def _steps(self, plan: DraftPlan) -> ModelSteps:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
         def ask(tokens: Sequence[int], _effort: float, head: DraftHead | None) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
             self._read[cache.length :] = tokens
-            window = self._window.after(cache.length)
+            window = self._window.after(cache.length, windowed=plan.windowed)
             rows = Rows(cache, tokens, self._efforts, logits=shown_rows(tokens), head=head, window=window)
             return Ask(self.runtime, rows, self.views[0])
 

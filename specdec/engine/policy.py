@@ -52,6 +52,8 @@ class DraftOption:
             not.
         waits: the view has yet to be made, which takes up to seconds when a round first drafts with it; its costs in
             the table are the least that they can be.
+        windowed_from: tokens of context from which a plan may choose whether draft steps attend to a window of it or
+            to all of it; None where there is no choice.
     """
 
     drafter: str
@@ -60,6 +62,7 @@ class DraftOption:
     most_tokens: int | None = None
     waits: bool = False
     turn_rows: int = 0
+    windowed_from: int | None = None
 
 
 class Distribution(Protocol):
@@ -128,6 +131,8 @@ class DraftPlan:
         drafter: who drafts, by name; None: the first option's drafter.
         view: draft view to read; None: the first one that is offered for the drafter.
         turns: for an option with `turn_rows`, most rounds that the runtime runs by itself; it may run fewer.
+        windowed: for an option with `windowed_from`, whether draft steps attend to a window of a long context rather
+            than to all of it; None leaves it to the drafter.
     """
 
     num_draft_tokens: int
@@ -135,6 +140,7 @@ class DraftPlan:
     drafter: str | None = None
     view: str | None = None
     turns: int = 1
+    windowed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -79,6 +79,8 @@ class GuardedPolicy:
             self._check_effort(plan.effort)
         if not isinstance(plan.turns, int) or plan.turns < 1:
             raise self._error("turns must be a whole number of at least 1", plan.turns)
+        if not isinstance(plan.windowed, bool | None):
+            raise self._error("windowed must be True, False or None", plan.windowed)
         length = min(int(length), state.max_draft_tokens)
         if plan.num_draft_tokens == 0 and plan.drafter is plan.view is None:
             return plan
