@@ -24,6 +24,7 @@ import numpy as np
 from common import add_json_option, log_softmax, print_machine, print_table, write_json
 
 import specdec
+from specdec.drafters.window import RECENT, SHARE
 from specdec.engine.prompt_cache import PromptCache
 from specdec.engine.speculation import AUTO_DRAFTERS
 from specdec.model.effort import resolve_efforts
@@ -101,28 +102,31 @@ def agreement(model: Model, texts: dict[str, list[int]], arguments: argparse.Nam
     ]
 
 
-def ways(model: Model, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def ways(model: Model, arguments: argparse.Namespace, context: int) -> dict[str, dict[str, Any]]:
     """Ways of decoding to compare: their options by name."""
     found: dict[str, dict[str, Any]] = {"plain": {"speculate": False}, "auto": {}}
-    if arguments.whole and model.runtime.info.narrows:
+    if arguments.fixed and model.runtime.info.narrows:
         others = [one for one in AUTO_DRAFTERS if one != "effort"]
-        found["auto, all of the context"] = {"drafter": ["effort:window=all", *others]}
+        for name, window in (("auto, windows", max(RECENT, context // SHARE)), ("auto, all of the context", "all")):
+            found[name] = {"drafter": [f"effort:window={window}", *others]}
     return found
 
 
 def decoding(model: Model, texts: dict[str, list[int]], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of the table: tokens a second by context, over all texts, and of `auto` the geometric mean of its gains."""
     options: dict[str, Any] = {"max_tokens": arguments.max_tokens, "ignore_eos": True}
+    memories = {way: model.memory.fresh() for way in ways(model, arguments, 0)}  # none knows what another has learnt
     found = []
     for context in arguments.contexts:
-        speeds: dict[str, list[float]] = {name: [] for name in ways(model, arguments)}
+        speeds: dict[str, list[float]] = {way: [] for way in memories}
         for name, tokens in texts.items():
             model.prompt_cache = PromptCache()
             specdec.generate(model, tokens[:context], **options)  # reads the prompt, and lets costs be learnt
             for number in range(arguments.rounds):
                 answers = {}
-                compared = list(ways(model, arguments).items())
-                for way, more in compared if number % 2 == 0 else compared[::-1]:  # what is learnt helps later answers
+                compared = list(ways(model, arguments, context).items())
+                for way, more in compared if number % 2 == 0 else compared[::-1]:  # machines change meanwhile
+                    model.memory = memories[way]
                     answers[way] = specdec.generate(model, tokens[:context], **options, **more)
                     speeds[way].append(answers[way].stats.tok_per_s)
                 if len({tuple(answer.tokens) for answer in answers.values()}) > 1:
@@ -147,7 +151,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, metavar="N")
     parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=2, help="answers of each way (default %(default)s)")
-    parser.add_argument("--whole", action="store_true", help="also time drafts that attend to all of the context")
+    parser.add_argument(
+        "--fixed", action="store_true", help="also time drafts that always have a window, and that never have one"
+    )
     parser.add_argument("--agreement", action="store_true", help="compare drafts that attend to a part of the context")
     parser.add_argument("--windows", type=int, nargs="+", default=[256, 512, 1024], metavar="TOKENS")
     parser.add_argument("--sinks", type=int, default=4, metavar="TOKENS", help="first positions (default %(default)s)")

@@ -25,6 +25,8 @@ _UNIT_GROWTH = 1.0 + 1.0 / 300.0  # a token's weight among the classes, over tha
 # Variances of parts of log-odds before anything was seen, and what a token adds to them.
 _MODEL_VARIANCE, _EFFORT_VARIANCE, _CLASS_VARIANCE, _TEXT_VARIANCE = 0.5, 0.1, 0.3, 0.3
 _SPREAD_VARIANCE = 0.25
+# Log-odds that a window of a long context costs: between 0.2 and 1 were measured. Every text has its own.
+_GAP, _GAP_VARIANCE = 0.4, 0.8
 _CENTRE = 0.7  # effort whose chance the model's own part stands for
 _GROWTH, _TEXT_GROWTH = 2e-5, 1e-3
 # Guesses of views: how often a token is kept at effort 1, and the power of the share that lower efforts leave out. A
@@ -66,17 +68,20 @@ class Rate:
 class LogOdds:
     """Log-odds of a token being kept: what is known of the model, the effort, a signal's class, and the text, added up.
 
-    Every judged token teaches all of them, so an effort that is hardly used profits from what the others show: easy
-    text is easy for all of them, and what a class of signals means differs little between them. Each part has a value
-    and a variance, moved by one step of an extended Kalman filter with a Bernoulli likelihood; the variances grow a
-    little with every token, which is how old tokens are forgotten.
+    Drafts in long contexts have a further part, by whether they attend to a window or to all of it. Every judged token
+    teaches all of them, so an effort that is hardly used profits from what the others show: easy text is easy for all
+    of them, and what a class of signals means differs little between them. Each part has a value and a variance, moved
+    by one step of an extended Kalman filter with a Bernoulli likelihood; the variances grow a little with every token,
+    which is how old tokens are forgotten.
+
+    In long contexts methods take `lean`, see `Reach.lean`; else it is 0.
 
     Args:
         slope: log-odds that a class of signals is assumed to add to the one below it.
         view: the draft view; it selects the guess that is used until tokens have been judged.
     """
 
-    __slots__ = ("_classes", "_efforts", "_guessed", "_model", "_seen", "_spread", "_text", "_unit")
+    __slots__ = ("_classes", "_efforts", "_gap", "_guessed", "_model", "_seen", "_spread", "_text", "_unit")
 
     def __init__(self, slope: float, view: str | None = None) -> None:
         self._guessed = _COPIES if view is None else _GUESSES.get(view, _COPIES)
@@ -84,21 +89,26 @@ class LogOdds:
         self._spread = [1.0, _SPREAD_VARIANCE]  # how much of the guessed differences between efforts is true
         self._efforts: dict[float, tuple[list[float], float]] = {}  # and the guessed difference from _CENTRE
         self._text = [0.0, _TEXT_VARIANCE]
+        self._gap = [_GAP, _GAP_VARIANCE]
         self._classes = [[slope * (one - (CLASSES - 1) / 2), _CLASS_VARIANCE] for one in range(CLASSES)]
         self._classes.append([0.0, _CLASS_VARIANCE])  # nothing shown
         self._seen = [1.0] * CLASSES  # tokens by class; later ones weigh more, in ever larger units
         self._unit = 1.0
 
-    def chance(self, effort: float, signal: int) -> float:
+    def chance(self, effort: float, signal: int, lean: float = 0.0) -> float:
         """Chance that a token is kept, given the class of a signal."""
         own, distance = self._efforts.get(effort) or self._effort(effort)
         base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
+        if lean:
+            base += lean * self._gap[0]
         return 1.0 / (1.0 + math.exp(-base - self._classes[signal][0]))
 
-    def chances(self, efforts: Sequence[float], signal: int) -> list[float]:
+    def chances(self, efforts: Sequence[float], signal: int, lean: float = 0.0) -> list[float]:
         """`chance` for several efforts."""
         known, slope = self._efforts, self._spread[0]
         common, of_text, of_class = self._model[0], self._text[0], self._classes[signal][0]
+        if lean:
+            common += lean * self._gap[0]
         found = []
         for effort in efforts:
             own, distance = known.get(effort) or self._effort(effort)
@@ -106,27 +116,35 @@ class LogOdds:
             found.append(1.0 / (1.0 + math.exp(-base - of_class)))
         return found
 
-    def mean(self, effort: float, deviations: float = 0.0) -> float:
+    def mean(self, effort: float, deviations: float = 0.0, *, lean: float = 0.0, other_reach: bool = False) -> float:
         """The same over all classes as they occur, with `deviations` standard deviations of the effort's own part
-        added."""
+        added; with `other_reach` also of what a window costs, for comparison with drafts that attend to something
+        else."""
         own, distance = self._efforts.get(effort) or self._effort(effort)
         base = self._model[0] + self._spread[0] * distance + own[0] + self._text[0]
+        if lean:
+            base += lean * self._gap[0]
         if deviations:
-            base += deviations * math.sqrt(own[1] + distance * distance * self._spread[1])
+            doubt = own[1] + distance * distance * self._spread[1] + other_reach * self._gap[1]
+            base += deviations * math.sqrt(doubt)
         chances = [1.0 / (1.0 + math.exp(-base - value)) for value, _ in self._classes[:CLASSES]]
         total: float = sum(map(mul, self._seen, chances))
         return total / sum(self._seen)
 
-    def learn(self, effort: float, signal: int, is_kept: bool) -> None:
+    def learn(self, effort: float, signal: int, is_kept: bool, lean: float = 0.0) -> None:
         """Count a token."""
         own, distance = self._efforts.get(effort) or self._effort(effort)
         model, of_class, text, spread = self._model, self._classes[signal], self._text, self._spread
         base = model[0] + spread[0] * distance + own[0] + text[0]
+        gap = self._gap
+        if lean:
+            base += lean * gap[0]
         chance = 1.0 / (1.0 + math.exp(-base - of_class[0]))
         error, weight = is_kept - chance, max(chance * (1.0 - chance), 0.01)
         share = spread[1] * distance
         variance, of_own, of_signal, of_text = model[1], own[1], of_class[1], text[1]
-        total = 1.0 + weight * (variance + of_own + of_signal + of_text + share * distance)
+        of_gap = lean * gap[1]
+        total = 1.0 + weight * (variance + of_own + of_signal + of_text + of_gap * lean + share * distance)
         error, weight = error / total, weight / total
         # One part after the other, written out: this runs twice for every token.
         model[0] += variance * error
@@ -137,6 +155,9 @@ class LogOdds:
         of_class[1] = of_signal + _GROWTH - of_signal * of_signal * weight
         text[0] += of_text * error
         text[1] = of_text + _TEXT_GROWTH - of_text * of_text * weight
+        if lean:
+            gap[0] += of_gap * error
+            gap[1] += _GROWTH - of_gap * of_gap * weight
         spread[0] += share * error
         spread[1] += _GROWTH - share * share * weight
         if signal < CLASSES:
@@ -149,6 +170,7 @@ class LogOdds:
         """Another text begins, about which little is known."""
         self._text[0] *= 0.3
         self._text[1] = _TEXT_VARIANCE
+        self._gap[1] = _GAP_VARIANCE
 
     def _effort(self, effort: float) -> tuple[list[float], float]:
         """The part of an effort that was not asked about before."""
@@ -169,19 +191,19 @@ class DraftAcceptance:
     Attributes:
         after: by the class of the signal before a token: for tokens that are not drafted yet.
         own: by the class of the token's own signal, which tells far more.
-        tried: tokens judged at each effort.
+        tried: tokens judged, by effort and lean.
     """
 
     after: LogOdds = field(default_factory=lambda: LogOdds(0.1))
     own: LogOdds = field(default_factory=lambda: LogOdds(0.55))
-    tried: dict[float, int] = field(default_factory=dict)
+    tried: dict[tuple[float, float], int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, view: str | None) -> DraftAcceptance:
         """Acceptance of a view of which no token has been judged yet."""
         return cls(LogOdds(0.1, view), LogOdds(0.55, view))
 
-    def learn_token(self, effort: float, before: int, own: int, is_kept: bool) -> None:
+    def learn_token(self, effort: float, before: int, own: int, is_kept: bool, lean: float = 0.0) -> None:
         """Count a token whose forerunners were all kept; what follows a rejected one is never judged.
 
         Args:
@@ -189,16 +211,17 @@ class DraftAcceptance:
             before: class of the signal before it.
             own: class of its own signal.
             is_kept: the verifier agreed.
+            lean: of what the step attended to.
         """
-        self.tried[effort] = self.tried.get(effort, 0) + 1
-        self.after.learn(effort, before, is_kept)
-        self.own.learn(effort, own, is_kept)
+        self.tried[effort, lean] = self.tried.get((effort, lean), 0) + 1
+        self.after.learn(effort, before, is_kept, lean)
+        self.own.learn(effort, own, is_kept, lean)
 
-    def least_margin(self, effort: float, price: float) -> float:
+    def least_margin(self, effort: float, price: float, lean: float = 0.0) -> float:
         """Least margin of a greedy token, to the edge of a class, after which the next one is kept (and so is this one)
         with a chance of at least `price`."""
         for signal, margin in enumerate((0.0, *_MARGINS)):
-            if self.own.chance(effort, signal) * self.after.chance(effort, signal) >= price:
+            if self.own.chance(effort, signal, lean) * self.after.chance(effort, signal, lean) >= price:
                 return margin
         return _MARGINS[-1]
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 from specdec.policies.goodput.curve import MOST_ROWS, curve, tail, variances
 from specdec.policies.goodput.related import Related, View
+from specdec.policies.goodput.ways import SHORT, Way
 
 from specdec.engine.policy import CostTable
 
@@ -46,7 +47,7 @@ _LOOKUP_OWN = 0.05  # share of the error of such a draft that its cost takes in
 
 
 class CostModel:
-    """Costs of verify passes by rows and of draft steps by drafter, view and effort.
+    """Costs of verify passes by rows and of draft steps by way of drafting and effort.
 
     Logarithms of the scale and of each cost are Gaussian, and an observation's error is shared between the two by their
     variances (a Kalman filter without correlations). Costs of several rows, and those of the steps of a view, are
@@ -82,13 +83,13 @@ class CostModel:
         self._tail_variance = _squared(table.verify_spread.get(most)) if most > MOST_ROWS else _UNKNOWN
         self._many: set[int] = set()  # numbers of rows beyond MOST_ROWS that passes have had
         self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
-        self._views: dict[tuple[str, str | None], View] = {}
+        self._views: dict[Way, View] = {}
         # Of draft steps in shared passes: 0 if all sequences draft in one pass, 1 if only this one does.
         self._solitude = 0.0
         if self._has_scale:
             for (drafter, view, effort), value in table.draft_s.items():
                 variance = _squared(table.draft_spread.get((drafter, view, effort)))
-                self._view(drafter, view, variance).add(round(effort, 2), value / unit, variance)
+                self._view(Way(drafter, view), variance).add(round(effort, 2), value / unit, variance)
 
     def beside(self, rows: int) -> list[float]:
         """Cost of this sequence's rows, 0 to `MOST_ROWS`, in a pass that holds `rows` of other sequences.
@@ -104,20 +105,20 @@ class CostModel:
         first, plain, unit = self.verify[1], several[0], self._unit(rows)
         return [0.0, *[first + unit * max(0.0, cost - plain) for cost in several]]
 
-    def draft(self, drafter: str, view: str | None, effort: float) -> float:
+    def draft(self, way: Way, effort: float) -> float:
         """Cost of a draft step; of a whole draft, for a drafter that reads no weights (`view` None)."""
-        steps = self._views.get((drafter, view))
+        steps = self._views.get(way)
         index = None if steps is None else steps.index.get(round(effort, 2))
-        return self._guess(drafter, view, effort) if steps is None or index is None else steps.costs[index]
+        return self._guess(way, effort) if steps is None or index is None else steps.costs[index]
 
-    def draft_beside(self, drafter: str, view: str | None, effort: float, rows: int) -> float:
+    def draft_beside(self, way: Way, effort: float, rows: int) -> float:
         """Cost of a draft step in units of this sequence's plain step in a pass with `rows` rows of others.
 
         Sequences that draft in the same pass share it as they share verify passes. While one drafts alone, the others
         wait: then the step counts whole against a plain step that is a part of a pass. What is expected lies between
         the two as steps did lately.
         """
-        return self.draft(drafter, view, effort) * self._waiting(rows)
+        return self.draft(way, effort) * self._waiting(rows)
 
     def observe_verify(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows, of all its sequences, took `seconds`."""
@@ -156,30 +157,28 @@ class CostModel:
         if not self._rows.is_seen(MOST_ROWS):
             self.verify[MOST_ROWS] *= math.exp(0.5 * step)
 
-    def observe_draft(self, drafter: str, view: str | None, effort: float, seconds: float) -> float:
+    def observe_draft(self, way: Way, effort: float, seconds: float) -> float:
         """A draft step (a whole draft, for a drafter that reads no weights) took `seconds`; returns what it is now
         thought to cost."""
         if not self._has_scale or seconds <= 0:
-            return self.draft(drafter, view, effort)
+            return self.draft(way, effort)
         effort = round(effort, 2)
-        steps = self._view(drafter, view, _MEASURED)
+        steps = self._view(way, _MEASURED)
         index = steps.index.get(effort)
         if index is None:
-            index = steps.add(effort, self._guess(drafter, view, effort), _variance_of_guess(steps, effort))
-        if view is None:  # no pass: it tells nothing of the scale
+            index = steps.add(effort, self._guess(way, effort), _variance_of_guess(steps, effort, way))
+        if way.view is None:  # no pass: it tells nothing of the scale
             error = math.log(seconds / (self.scale * steps.costs[index]))
             steps.costs[index] *= math.exp(_LOOKUP_OWN * max(-1.0, min(1.0, error)))
         else:
             self._observe(steps, index, seconds)
         return steps.costs[index]
 
-    def observe_draft_beside(
-        self, drafter: str, view: str, effort: float, seconds: float, *, share: float, rows: int
-    ) -> float:
+    def observe_draft_beside(self, way: Way, effort: float, seconds: float, *, share: float, rows: int) -> float:
         """A draft step's pass, of which `share` was this sequence's, took `seconds`, while the verify pass had `rows`
         rows of others; returns what the step cost in units of this sequence's plain step there."""
         together = max(1, round(1 / share))
-        alone = self.observe_draft(drafter, view, effort, seconds / self._pass(together) * self.verify[1])
+        alone = self.observe_draft(way, effort, seconds / self._pass(together) * self.verify[1])
         alike, unit = self._pass(together) / (together * self.verify[1]), self._unit(rows)
         if unit > 1:
             solitude = min(1.0, max(0.0, (alike * unit - 1) / (unit - 1)))
@@ -198,11 +197,11 @@ class CostModel:
         """Cost of a pass over `rows` rows, at least 1."""
         return self.verify[min(rows, MOST_ROWS)] + max(0, rows - MOST_ROWS) * self._tail
 
-    def _view(self, drafter: str, view: str | None, variance: float) -> View:
-        """Draft steps of a drafter and view; one with nothing in it before the first."""
-        found = self._views.get((drafter, view))
+    def _view(self, way: Way, variance: float) -> View:
+        """Draft steps of a way of drafting; one with nothing in it before the first."""
+        found = self._views.get(way)
         if found is None:
-            found = self._views[drafter, view] = View(common=_SHARED * variance)
+            found = self._views[way] = View(common=_SHARED * variance)
         return found
 
     def _take(self, cost: float, variance: float, seconds: float, last_s: float) -> tuple[float, float]:
@@ -259,21 +258,27 @@ class CostModel:
         """Whether a pass over `rows` rows has run in this process."""
         return rows in self._many if rows > MOST_ROWS else self._rows.is_seen(rows)
 
+    def has_seen_reach(self, way: Way) -> bool:
+        """Whether steps that attend to as much have run in this process, in long contexts of any length."""
+        return bool(self._like(way))
+
     def doubt_of_rows(self, rows: int) -> float:
         """Standard deviation of the logarithm of the cost of a pass over `rows` rows."""
         return math.sqrt(self._tail_variance if rows > MOST_ROWS else self._rows.variance(rows, self._passes))
 
-    def doubt_of_draft(self, drafter: str, view: str | None, effort: float) -> float:
+    def doubt_of_draft(self, way: Way, effort: float) -> float:
         """Standard deviation of the logarithm of a draft step's cost."""
-        steps = self._views.get((drafter, view))
+        steps = self._views.get(way)
         if steps is None:
-            return math.sqrt(_UNKNOWN)
+            return math.sqrt(_UNKNOWN if way.reach == SHORT else _GUESSED)
         index = steps.index.get(round(effort, 2))
-        return math.sqrt(_variance_of_guess(steps, effort) if index is None else steps.variance(index, self._passes))
+        return math.sqrt(
+            _variance_of_guess(steps, effort, way) if index is None else steps.variance(index, self._passes)
+        )
 
-    def cheapest_draft(self, drafter: str, view: str | None, effort: float) -> float:
+    def cheapest_draft(self, way: Way, effort: float) -> float:
         """The least that a draft step may cost, for all that is known."""
-        return self.draft(drafter, view, effort) * _least_share(self.doubt_of_draft(drafter, view, effort))
+        return self.draft(way, effort) * _least_share(self.doubt_of_draft(way, effort))
 
     def cheapest(self, verify: Sequence[float], beside: int) -> Sequence[float]:
         """`verify`, the costs in a pass with `beside` rows of others, at the lowest plausible price of further rows."""
@@ -289,10 +294,10 @@ class CostModel:
         entries = [(costs, index, seconds, _squared(spread)) for costs, index, seconds, spread in rows]
         for (drafter, view, effort), seconds in table.draft_s.items():
             variance = _squared(table.draft_spread.get((drafter, view, effort)))
-            steps, place = self._view(drafter, view, variance), round(effort, 2)
+            steps, place = self._view(Way(drafter, view), variance), round(effort, 2)
             index = steps.index.get(place)
             if index is None:
-                index = steps.add(place, self._guess(drafter, view, effort), _GUESSED)
+                index = steps.add(place, self._guess(Way(drafter, view), effort), _GUESSED)
             entries.append((steps, index, seconds, variance))
         if not self._has_scale or not entries:
             return
@@ -308,16 +313,16 @@ class CostModel:
         if not self._has_scale or not any(map(self._rows.is_seen, rows)):
             return None
         steps = {
-            (*way, effort): view.costs[index]
+            (way.drafter, way.view, effort): view.costs[index]
             for way, view in self._views.items()
             for effort, index in view.index.items()
-            if way[1] is not None
+            if way.view is not None and way.reach == SHORT
         }
         return CostTable(
             verify_s={m: self.scale * self.verify[m] for m in rows},
             verify_spread={m: self.doubt_of_rows(m) for m in rows},
             draft_s={key: self.scale * cost for key, cost in steps.items()},
-            draft_spread={key: self.doubt_of_draft(*key) for key in steps},
+            draft_spread={key: self.doubt_of_draft(Way(*key[:2]), key[2]) for key in steps},
             turn_s=self.source.turn_s,
         )
 
@@ -329,13 +334,13 @@ class CostModel:
         """Seconds of a pass over one row of this sequence and `beside` of others; 0 before any was seen."""
         return self.scale * self._pass(beside + 1)
 
-    def _guess(self, drafter: str, view: str | None, effort: float) -> float:
-        """From the nearest effort of the same drafter and view that is known, or from nothing."""
-        if view is None:
+    def _guess(self, way: Way, effort: float) -> float:
+        """From the nearest known effort of the same way, or from contexts of another length, or from nothing."""
+        if way.view is None:
             return _LOOKUP
-        steps = self._views.get((drafter, view))
+        steps = self._views.get(way)
         if steps is None or not steps.costs:
-            return _typical(effort)
+            return _typical(effort) if way.reach == SHORT else self._guess_long(way, effort)
         known = {one: steps.costs[index] for one, index in steps.index.items()}
         below = max((e for e in known if e <= effort), default=None)
         above = min((e for e in known if e >= effort), default=None)
@@ -344,16 +349,30 @@ class CostModel:
         nearest = min(known, key=lambda e: abs(e - effort))
         return known[nearest] * _typical(effort) / _typical(nearest)
 
+    def _like(self, way: Way) -> list[Way]:
+        """The ways in long contexts that attend to as much, whose steps were seen."""
+        long = [one for one, view in self._views.items() if one[:2] == way[:2] and one.reach.context and view.index]
+        return [one for one in long if one.reach.windowed == way.reach.windowed]
+
+    def _guess_long(self, way: Way, effort: float) -> float:
+        """From the nearest length of the context in which drafts that attend to as much were seen."""
+        short, reach = self.draft(Way(way.drafter, way.view), effort), way.reach
+        like = [one for one in self._like(way) if one != way]
+        if not like:
+            return reach.cost(short)
+        nearest = min(like, key=lambda one: abs(math.log(one.reach.context / reach.context)))
+        return self.draft(nearest, effort) * reach.cost(short) / nearest.reach.cost(short)
+
 
 def _typical(effort: float) -> float:
     """Share of a dense step that a step of a 4-bit view costs."""
     return 0.12 + 0.25 * effort
 
 
-def _variance_of_guess(steps: View, effort: float) -> float:
+def _variance_of_guess(steps: View, effort: float, way: Way) -> float:
     """Variance of the logarithm of the cost of an effort that is guessed from others."""
     if not steps.index:
-        return _UNKNOWN
+        return _UNKNOWN if way.reach == SHORT else _GUESSED
     return 2.0 * _MEASURED if min(steps.index) < effort < max(steps.index) else _GUESSED
 
 

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from specdec.policies.goodput.acceptance import DraftAcceptance, MatchAcceptance
 from specdec.policies.goodput.costs import CostModel
 from specdec.policies.goodput.turn_results import TurnResults
-
-Way: TypeAlias = tuple[str, str | None]
-"""A way to draft: drafter and view."""
-Arm: TypeAlias = tuple[str, str | None, float]
-"""A way to draft at an effort; `PLAIN` is not to draft."""
-PLAIN: Arm = ("", None, 0.0)
+from specdec.policies.goodput.ways import ANY, PLAIN, Arm, Way
 
 _MEMORY = 40.0  # rounds after which a result has forgotten two thirds
 _IDLE = 100.0  # rounds without use after which it has forgotten as much
 FIRST_INTERVAL, LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL = 8, 1024, 96
+_SOON = 3  # rounds after which windows that were never tried are
 _PRIOR_ROUNDS = 4.0  # rounds that a computed expectation is worth against observed ones
 
 
@@ -84,7 +79,7 @@ class Learnt:
 
     Attributes:
         costs: shared by all temperatures.
-        acceptance: by way of drafting.
+        acceptance: by drafter and view.
         matches: by drafter that tells how long its match is.
         results: by way of drafting.
         pace: results of all rounds but trials and lookups: its tokens over its cost are the going rate.
@@ -97,7 +92,7 @@ class Learnt:
     """
 
     costs: CostModel
-    acceptance: dict[Way, DraftAcceptance] = field(default_factory=dict)
+    acceptance: dict[tuple[str, str | None], DraftAcceptance] = field(default_factory=dict)
     matches: dict[str, MatchAcceptance] = field(default_factory=dict)
     results: dict[Way, Results] = field(default_factory=dict)
     pace: Results = field(default_factory=Results)
@@ -138,7 +133,8 @@ class Learnt:
         """When the arm is due; a new one after a while, the more the later it was thought of."""
         found = self.trials.get(arm)
         if found is None:
-            found = self.trials[arm] = Trial(due=self.rounds + 12 + 6 * len(self.trials))
+            wait = _SOON if arm.effort == ANY and arm != PLAIN else 12 + 6 * len(self.trials)
+            found = self.trials[arm] = Trial(due=self.rounds + wait)
         return found
 
     def match(self, drafter: str) -> MatchAcceptance:
@@ -149,8 +145,8 @@ class Learnt:
         return found
 
     def accepted(self, way: Way) -> DraftAcceptance:
-        """Acceptance of a way of drafting, created on first use."""
-        found = self.acceptance.get(way)
+        """Acceptance of a way of drafting, whatever it attends to; created on first use."""
+        found = self.acceptance.get((way.drafter, way.view))
         if found is None:
-            found = self.acceptance[way] = DraftAcceptance.of(way[1])
+            found = self.acceptance[way.drafter, way.view] = DraftAcceptance.of(way.view)
         return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from specdec.policies.goodput.costs import MOST_ROWS
-from specdec.policies.goodput.learnt import PLAIN, Learnt, Results
+from specdec.policies.goodput.learnt import Learnt, Results
 from specdec.policies.goodput.log import RoundLog
 from specdec.policies.goodput.prospect import Prospect
 from specdec.policies.goodput.turns import match_of, results_of
+from specdec.policies.goodput.ways import ANY, PLAIN, Arm, Way
 
 from specdec.engine.policy import DraftOption, RoundOutcome
 
@@ -23,7 +24,7 @@ class Lesson:
     Attributes:
         prospect: what the round was planned as.
         number: of the round, over all generations, from 1.
-        way: drafter and view that were asked; None after a plain step.
+        way: that was asked to draft; None after a plain step.
         drafted: tokens proposed.
         accepted: how many of them were kept.
         steps: effort and seconds of every draft step.
@@ -36,7 +37,7 @@ class Lesson:
 
     prospect: Prospect
     number: int
-    way: tuple[str, str | None] | None
+    way: Way | None
     drafted: int
     accepted: int
     steps: list[tuple[float, float]]
@@ -49,7 +50,7 @@ class Lesson:
     @classmethod
     def of(cls, outcome: RoundOutcome, prospect: Prospect, number: int) -> Lesson:
         """From what the engine tells."""
-        way = None if outcome.drafter is None else (outcome.drafter, outcome.view)
+        way = None if outcome.drafter is None else prospect.way
         steps = [(one.effort, one.seconds) for one in outcome.signals]
         return cls(
             prospect, number, way, outcome.drafted, outcome.accepted, steps, outcome.draft_s, outcome.round_s,
@@ -76,7 +77,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
             plain.due = min(plain.due, lesson.number + _AGAIN)
             plain.last_used = lesson.number - plain.interval
     elif now.option is not None:
-        cost += _learn_draft(learnt, now.option, lesson)
+        cost += _learn_draft(learnt, now.option, lesson.way, lesson)
         expected = now.expected if lesson.steps else min(now.tokens, lesson.drafted + 1.0)
     learnt.spent += cost
     tokens = 0.5 * (expected + real)
@@ -116,14 +117,14 @@ def _learn_turns(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
     )  # fmt: skip
 
 
-def _learn_draft(learnt: Learnt, option: DraftOption, lesson: Lesson) -> float:
+def _learn_draft(learnt: Learnt, option: DraftOption, way: Way, lesson: Lesson) -> float:
     """Learn from a draft; returns what it cost, in dense steps."""
-    now, costs, drafter, view = lesson.prospect, learnt.costs, option.drafter, option.view
+    now, costs, drafter, view = lesson.prospect, learnt.costs, way.drafter, way.view
     if view is None or not lesson.steps:
         if now.acceptance is not None:
             now.acceptance.learn(now.match, lesson.drafted, lesson.accepted)
-        learnt.trial((drafter, view, 1.0)).last_used = lesson.number
-        return costs.observe_draft(drafter, None, 0.0, lesson.draft_s)
+        learnt.trial(Arm(drafter, view, 1.0)).last_used = lesson.number
+        return costs.observe_draft(Way(drafter, None), 0.0, lesson.draft_s)
     timed = 0.0
     efforts: dict[float, tuple[int, float]] = {}
     for effort, seconds in lesson.steps:
@@ -135,15 +136,17 @@ def _learn_draft(learnt: Learnt, option: DraftOption, lesson: Lesson) -> float:
         # What the policy's own questions cost belongs to the steps, too.
         seconds = seconds / count * lesson.draft_s / (timed or 1.0)
         total += count * (
-            costs.observe_draft_beside(drafter, view, effort, seconds, share=lesson.share, rows=lesson.beside)
+            costs.observe_draft_beside(way, effort, seconds, share=lesson.share, rows=lesson.beside)
             if lesson.beside
-            else costs.observe_draft(drafter, view, effort, seconds)
+            else costs.observe_draft(way, effort, seconds)
         )
-        arm = (drafter, view, effort if option.takes_effort else 1.0)
-        learnt.trial(arm).last_used = lesson.number
+        for tried in (effort if option.takes_effort else 1.0, *[ANY] * bool(way.reach.context)):
+            learnt.trial(Arm(drafter, view, tried, way.reach.windowed)).last_used = lesson.number
     # Every judged token counts for the effort that drafted it.
-    acceptance = learnt.accepted((drafter, view))
+    acceptance = learnt.accepted(way)
     for index in range(min(lesson.accepted + 1, len(lesson.steps))):
         effort = lesson.steps[index][0] if option.takes_effort else 1.0
-        acceptance.learn_token(effort, now.classes[index], now.classes[index + 1], index < lesson.accepted)
+        acceptance.learn_token(
+            effort, now.classes[index], now.classes[index + 1], index < lesson.accepted, way.reach.lean
+        )
     return total

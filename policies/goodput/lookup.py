@@ -5,6 +5,7 @@ from __future__ import annotations
 from specdec.policies.goodput.acceptance import LONGEST_MATCH
 from specdec.policies.goodput.costs import MOST_ROWS
 from specdec.policies.goodput.prospect import Prospect, Situation
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
 
@@ -34,9 +35,10 @@ def lookup_prospect(now: Situation, option: DraftOption, *, longest: int) -> Pro
             length, best_tokens, best_gain = k, tokens, gain
     if not length:
         return None
-    cost = verify[length + 1] + now.learnt.costs.draft(option.drafter, None, 0.0)
+    way = Way(option.drafter, None)
+    cost = verify[length + 1] + now.learnt.costs.draft(way, 0.0)
     return Prospect(
-        rate=rate, tokens=best_tokens, cost=cost, option=option, effort=1.0, length=length, match=match,
+        rate=rate, tokens=best_tokens, cost=cost, option=option, way=way, effort=1.0, length=length, match=match,
         acceptance=acceptance, verify=verify,
     )  # fmt: skip
 

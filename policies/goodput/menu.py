@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 
 from specdec.policies.goodput.acceptance import DraftAcceptance
-from specdec.policies.goodput.learnt import Learnt, Way
+from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.length import best_length
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
 
@@ -23,7 +24,8 @@ class Menu:
     An effort comes with the cost of its step and the chance that its token is kept.
 
     Attributes:
-        option: the way of drafting.
+        option: what drafts.
+        way: how it drafts.
         acceptance: of it.
         efforts: those worth having, cheapest first.
         best: one of them.
@@ -35,6 +37,7 @@ class Menu:
     """
 
     option: DraftOption
+    way: Way
     acceptance: DraftAcceptance
     efforts: list[tuple[float, float, float]]
     best: tuple[float, float, float]
@@ -74,18 +77,19 @@ class Menus:
         return self._made.get(way)
 
     def of(
-        self, option: DraftOption, *, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float
+        self, option: DraftOption, way: Way, *, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float
     ) -> Menu:
         """Efforts of a way of drafting, less those that cost as much as a better one.
 
         Args:
-            option: the way of drafting.
+            option: what drafts.
+            way: how it drafts.
             learnt: of the model.
             state: before the round.
             verify: cost of the verify pass by this sequence's rows.
             rate: tokens that a dense step is worth.
         """
-        way, beside = (option.drafter, option.view), state.rows_beside
+        beside = state.rows_beside
         menu = self._made.get(way)
         if (
             menu is not None
@@ -95,7 +99,11 @@ class Menus:
             return menu
         acceptance = learnt.accepted(way)
         entries = [
-            (effort, learnt.costs.draft_beside(*way, effort, beside), acceptance.after.mean(effort))
+            (
+                effort,
+                learnt.costs.draft_beside(way, effort, beside),
+                acceptance.after.mean(effort, lean=way.reach.lean),
+            )
             for effort in self.efforts(option, state)
         ]
         useful, highest = [], 0.0
@@ -108,6 +116,6 @@ class Menus:
             length, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
             if tokens - rate * cost > most:
                 best, most, at_once = one, tokens - rate * cost, max(1, length)
-        least = acceptance.least_margin(best[0], rate * (best[1] + verify[3] - verify[2]))
-        menu = self._made[way] = Menu(option, acceptance, useful, best, state.round_index, beside, at_once, least)
+        least = acceptance.least_margin(best[0], rate * (best[1] + verify[3] - verify[2]), way.reach.lean)
+        menu = self._made[way] = Menu(option, way, acceptance, useful, best, state.round_index, beside, at_once, least)
         return menu

@@ -29,6 +29,7 @@ from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
 from specdec.policies.goodput.turns import TurnPlanner, is_early, turn_option
+from specdec.policies.goodput.ways import Way, ways_of
 
 from specdec.engine.policy import (
     CostTable,
@@ -144,6 +145,7 @@ class GoodputPolicy:
             turns=max(1, chosen.turns),
             at_once=at_once,
             least_margin=least_margin,
+            windowed=chosen.way.reach.windowed if chosen.way is not None and chosen.way.reach.context else None,
         )
 
     def next_step(self, signals: StepSignals) -> float | None:
@@ -157,7 +159,8 @@ class GoodputPolicy:
             return None
         base, base_cost, mean = now.menu.best
         after = now.menu.acceptance.after
-        chance = after.chance(base, last)
+        lean = now.menu.way.reach.lean
+        chance = after.chance(base, last, lean)
         # What may follow the next token, if it is kept, at average acceptance.
         prefix, gain, ahead = now.chance * chance, 0.0, 0.0
         for rows in range(drafted + 2, min(drafted + 2 + _LOOKAHEAD, MOST_ROWS)):
@@ -166,7 +169,7 @@ class GoodputPolicy:
             if gain > ahead:
                 ahead = gain
         worth, effort = -1e9, 0.0
-        shares = after.chances(now.menu.candidates, last)
+        shares = after.chances(now.menu.candidates, last, lean)
         for (candidate, cost, _), share in zip(now.menu.efforts, shares, strict=True):
             value = share * now.chance + ahead * share / chance - rate * cost
             if value > worth:
@@ -211,9 +214,11 @@ class GoodputPolicy:
             return {}
         self._learn(self._learnt)
         acceptance = {
-            f"{drafter}{'' if view is None else ' ' + view} {effort:g}": round(one.after.mean(effort), 3)
+            f"{drafter}{'' if view is None else ' ' + view} {effort:g}{' windowed' * (lean < 0)}": round(
+                one.after.mean(effort, lean=lean), 3
+            )
             for (drafter, view), one in sorted(self._learnt.acceptance.items(), key=str)
-            for effort in sorted(one.tried)
+            for effort, lean in sorted(one.tried)
         }
         return self._log.summary() | {"acceptance_learnt": acceptance}
 
@@ -254,8 +259,8 @@ class GoodputPolicy:
         if pace.rounds >= _KNOWN_ROUNDS:
             return max(plain, pace.tokens / pace.cost)
         for option in now.state.options:  # not enough seen: what average acceptance promises
-            if option.view is not None:
-                menu = self._menus.of(option, learnt=learnt, state=now.state, verify=verify, rate=rate)
+            for way in ways_of(option, now.state) if option.view is not None else ():
+                menu = self._menus.of(option, way, learnt=learnt, state=now.state, verify=verify, rate=rate)
                 _, cost, mean = menu.best
                 for _ in range(2):
                     _, tokens, total = best_length(verify, cost, mean, rate, min(self.longest, 8))
@@ -289,30 +294,32 @@ class GoodputPolicy:
             match = 0 if option.view is not None else now.state.matches.get(option.drafter, 0)
             if match and match < longest:
                 continue
-            prospect = self._prospect(now, option)
-            if prospect is not None:
-                longest = max(longest, match)
-                if best is None or prospect.net > best.net:
-                    best = prospect
+            if option.view is None:
+                prospects = [lookup_prospect(now, option, longest=self.longest_match)]
+            else:
+                prospects = [self._prospect(now, option, way) for way in ways_of(option, now.state)]
+            for prospect in prospects:
+                if prospect is not None:
+                    longest = max(longest, match)
+                    if best is None or prospect.net > best.net:
+                        best = prospect
         return best
 
-    def _prospect(self, now: Situation, option: DraftOption) -> Prospect | None:
-        """What a round with this option is expected to bring; None when it has nothing to propose."""
-        if option.view is None:
-            return lookup_prospect(now, option, longest=self.longest_match)
+    def _prospect(self, now: Situation, option: DraftOption, way: Way) -> Prospect | None:
+        """What a round in which a model drafts this way is expected to bring; None when it has nothing to propose."""
         learnt, state, verify, rate = now.learnt, now.state, now.verify, now.rate
-        menu = self._menus.of(option, learnt=learnt, state=state, verify=verify, rate=rate)
+        menu = self._menus.of(option, way, learnt=learnt, state=state, verify=verify, rate=rate)
         effort, cost, mean = menu.best
         limit = min(self.longest, state.max_draft_tokens)
         length, tokens, total = best_length(verify, cost, mean, rate, limit)
-        results = learnt.results.get((option.drafter, option.view))
+        results = learnt.results.get(way)
         if not length and results is None:
             return None
         if results is not None and limit > 2:
             tokens, total = results.expect(tokens, total, learnt.rounds)
         return Prospect(
-            rate=rate, tokens=tokens, cost=total, option=option, effort=effort, length=limit, menu=menu, counts=True,
-            greedy=not state.temperature, verify=verify,
+            rate=rate, tokens=tokens, cost=total, option=option, way=way, effort=effort, length=limit, menu=menu,
+            counts=True, greedy=not state.temperature, verify=verify,
         )  # fmt: skip
 
     def _read(self, now: Prospect, signals: StepSignals) -> int:
@@ -321,11 +328,13 @@ class GoodputPolicy:
             now.classes.append(UNKNOWN)
         last = signal_class(signals.distribution, greedy=now.greedy)
         now.classes.append(last)
-        option = now.option
+        option, way = now.option, now.way
         assert option is not None
+        assert way is not None
         assert self._learnt is not None
-        acceptance = now.menu.acceptance if now.menu else self._learnt.accepted((option.drafter, option.view))
-        now.chance *= acceptance.own.chance(signals.effort if option.takes_effort else 1.0, last)
+        acceptance = now.menu.acceptance if now.menu else self._learnt.accepted(way)
+        effort = signals.effort if option.takes_effort else 1.0
+        now.chance *= acceptance.own.chance(effort, last, way.reach.lean)
         now.expected += now.chance
         return last
 

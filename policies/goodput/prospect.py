@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from specdec.policies.goodput.acceptance import UNKNOWN, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.menu import Menu
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
 
@@ -21,6 +22,7 @@ class Prospect:
         tokens: expected, the verifier's own included.
         cost: expected, in dense steps.
         option: what drafts; None for a plain step.
+        way: how it drafts; None for a plain step.
         effort: of the first step, or of all of a trial.
         length: most tokens to draft.
         turns: turns that the runtime runs by itself; the other fields are for one of them. 0 for a round run by the
@@ -42,6 +44,7 @@ class Prospect:
     tokens: float = 1.0
     cost: float = 1.0
     option: DraftOption | None = None
+    way: Way | None = None
     effort: float = 1.0
     length: int = 0
     turns: int = 0

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL, PLAIN, Arm
+from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL
 from specdec.policies.goodput.length import best_length
 from specdec.policies.goodput.lookup import match_length
 from specdec.policies.goodput.menu import Menu, Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.turns import turn_option
+from specdec.policies.goodput.ways import ANY, PLAIN, Arm, Way, ways_of
 
-from specdec.engine.policy import RoundState
+from specdec.engine.policy import DraftOption, RoundState
 
 _ROUNDS, _LOOKUP_TOKENS = 2, 3
 _EVERY = 3  # rounds between looks at whether one is due
 _ALLOWANCE = 1.5  # dense steps that trials may lose before anything was earned
 _UNCONFIRMED_ROUNDS, _CONFIRM_EVERY = 16, 3  # rounds of a process in which costs are confirmed, and between such
 _CONFIRM_TOKENS = 2  # to draft in such a round
+_PROBE_TOKENS = 1  # to draft where only the cost of a step is asked
 _GOOD_MATCH = 2.0  # tokens that a lookup has to bring for the confirmation to wait
 # Speed over the going rate that drafts may reach at best, from which costs of theirs are confirmed early.
 _PROMISE = 1.2
@@ -61,7 +63,7 @@ class Trials:
             return first
         if learnt.rounds % _EVERY:
             return best
-        for arm in self._all_arms(now.state):
+        for arm in self._all_arms(now.state, best):
             trial = learnt.trial(arm)
             if learnt.rounds < trial.due:
                 continue
@@ -71,6 +73,8 @@ class Trials:
                 if (longer := self._longer(now, arm, best)) is not None:
                     return longer
                 continue
+            if arm != PLAIN and arm.effort == ANY and (probe := self._probe(now, arm, best)) is not None:
+                return probe
             trial.postpone(learnt.rounds, longest)
             if arm == PLAIN or self._could_win(now, arm, best):
                 if arm != PLAIN:
@@ -88,12 +92,13 @@ class Trials:
             if view is None and (option is turn_option(state) or not state.matches.get(drafter, 1)):
                 continue
             self._tried.add(drafter)
-            if any(arm[0] == drafter and trial.last_used >= 0 for arm, trial in learnt.trials.items()):
+            if any(arm.drafter == drafter and trial.last_used >= 0 for arm, trial in learnt.trials.items()):
                 continue
             if view is None:
-                return (drafter, None, 1.0)
-            menu = self.menus.of(option, learnt=learnt, state=state, verify=now.verify, rate=best.rate)
-            return (drafter, view, menu.best[0])
+                return Arm(drafter, None, 1.0)
+            way = ways_of(option, state)[0]
+            menu = self.menus.of(option, way, learnt=learnt, state=state, verify=now.verify, rate=best.rate)
+            return Arm(drafter, view, menu.best[0], way.reach.windowed)
         return None
 
     def _confirmation(self, now: Situation, best: Prospect) -> Prospect | None:
@@ -108,19 +113,19 @@ class Trials:
                 return None
             self._confirm_from = learnt.rounds + _CONFIRM_EVERY
             return self._forced(now, PLAIN, best)
-        for option in now.state.options:
-            menu = self.menus.get((option.drafter, option.view))
+        for option, way in _model_ways(now.state):
+            menu = self.menus.get(way)
             if menu is None:
                 continue
-            arm = option.drafter, option.view, menu.best[0]
+            effort = menu.best[0]
             asked = option.waits or costs.scale < _SHORT_STEP_S
             if asked and self._promise(now, menu, best.rate) < _PROMISE:
                 continue
             rows = beside + 1 + _CONFIRM_TOKENS
-            doubt = max(costs.doubt_of_draft(*arm), costs.doubt_of_rows(rows))
+            doubt = max(costs.doubt_of_draft(way, effort), costs.doubt_of_rows(rows))
             if doubt > certain or not costs.has_seen_rows(rows):
                 self._confirm_from = learnt.rounds + _CONFIRM_EVERY
-                prospect = self._forced(now, arm, best)
+                prospect = self._forced(now, Arm(way.drafter, way.view, effort, way.reach.windowed), best)
                 prospect.menu, prospect.length = None, min(_CONFIRM_TOKENS, prospect.length)
                 return prospect
         return None
@@ -130,25 +135,41 @@ class Trials:
         little, finding out costs a short answer more than it can bring: later trials will."""
         effort, cost, mean = menu.best
         known = menu.option.waits  # the least that it costs
-        doubt = 0.0 if known else now.learnt.costs.doubt_of_draft(menu.option.drafter, menu.option.view, effort)
+        doubt = 0.0 if known else now.learnt.costs.doubt_of_draft(menu.way, effort)
         _, tokens, total = best_length(now.verify, cost * math.exp(-_HOPED * doubt), mean, rate, self.menus.longest)
         return tokens / (rate * total)
 
-    def _all_arms(self, state: RoundState) -> list[Arm]:
+    def _all_arms(self, state: RoundState, best: Prospect) -> list[Arm]:
+        """All efforts of what a model's drafts attend to now; of what else they may attend to, the best effort."""
         arms: list[Arm] = [PLAIN]
         for option in state.options:
-            if option.view is not None:
+            drafter, view = option.drafter, option.view
+            if view is not None:
+                ways = ways_of(option, state)
+                used = best.way if best.way in ways else ways[0]
+                arms += [Arm(drafter, view, ANY, way.reach.windowed) for way in ways if way != used]
                 efforts = sorted(self.menus.efforts(option, state), reverse=True)  # what high ones show bounds low ones
-                arms += [(option.drafter, option.view, effort) for effort in efforts]
-            elif turn_option(state) is None and state.matches.get(option.drafter, 1):
-                arms.append((option.drafter, None, 1.0))
+                arms += [Arm(drafter, view, effort, used.reach.windowed) for effort in efforts]
+            elif turn_option(state) is None and state.matches.get(drafter, 1):
+                arms.append(Arm(drafter, None, 1.0))
         return arms
+
+    def _probe(self, now: Situation, arm: Arm, best: Prospect) -> Prospect | None:
+        """A short draft that attends to what none has attended to yet, in contexts of any length: what it costs is
+        hardly known, and one step tells."""
+        _, way = _option_of(arm, now.state)
+        if now.learnt.costs.has_seen_reach(way):
+            return None
+        prospect = self._forced(now, arm, best)
+        prospect.menu, prospect.length = None, min(_PROBE_TOKENS, prospect.length)
+        return prospect
 
     def _longer(self, now: Situation, arm: Arm, best: Prospect) -> Prospect | None:
         """A longer draft than pays, whose rows may be cheaper than thought; without it they would never be measured."""
-        drafter, view, effort = arm
         menu = best.menu
-        if menu is None or view is None or menu.best[0] != effort or menu is not self.menus.get((drafter, view)):
+        if menu is None or arm.view is None or menu.best[0] != arm.effort or menu is not self.menus.get(menu.way):
+            return None
+        if arm[:2] != menu.way[:2] or arm.windowed != menu.way.reach.windowed:
             return None
         _, step, mean = menu.best
         cheapest = now.learnt.costs.cheapest(now.verify, now.state.rows_beside)
@@ -162,25 +183,25 @@ class Trials:
 
     def _could_win(self, now: Situation, arm: Arm, best: Prospect) -> bool:
         """Whether the arm would be better than `best` if it were as good as it may be."""
-        drafter, view, effort = arm
         learnt, rate, longest = now.learnt, best.rate, self.menus.longest
-        if view is None:
-            match = match_length(drafter, now.state, now.last)
-            chance = learnt.match(drafter).hopeful(match, _LUCKIER)
-            option = next(one for one in now.state.options if one.drafter == drafter)
+        if arm.view is None:
+            match = match_length(arm.drafter, now.state, now.last)
+            chance = learnt.match(arm.drafter).hopeful(match, _LUCKIER)
+            option = next(one for one in now.state.options if one.drafter == arm.drafter)
             most = min(_LOOKUP_TOKENS, option.most_tokens or _LOOKUP_TOKENS)
             _, tokens, total = best_length(now.verify, 0.0, chance, rate, most)
             return tokens - rate * total > best.net + MARGIN
-        waits = any(one.waits for one in now.state.options if (one.drafter, one.view) == (drafter, view))
-        cost = (learnt.costs.draft if waits else learnt.costs.cheapest_draft)(drafter, view, effort)
-        highest = learnt.accepted((drafter, view)).after.mean(effort, _OPTIMISM)
+        option, way = _option_of(arm, now.state)
+        effort = arm.effort if arm.effort != ANY else self._menu(now, option, way, best).best[0]
+        cost = (learnt.costs.draft if option.waits else learnt.costs.cheapest_draft)(way, effort)
+        rival = best.menu if best.menu is not None and best.menu.way[:2] == way[:2] else None
+        other = rival is not None and rival.way != way
+        highest = learnt.accepted(way).after.mean(effort, _OPTIMISM, lean=way.reach.lean, other_reach=other)
         verify = learnt.costs.cheapest(now.verify, now.state.rows_beside)
         _, tokens, total = best_length(verify, cost, highest, rate, longest)
         to_beat = best.net
-        if (
-            best.menu is not None and self.menus.get((drafter, view)) is best.menu
-        ):  # one computed figure against another
-            _, step, mean = best.menu.best
+        if rival is not None and self.menus.get(rival.way) is rival:  # one computed figure against another
+            _, step, mean = rival.best
             _, mean_tokens, mean_cost = best_length(now.verify, step, mean, rate, longest)
             to_beat = mean_tokens - rate * mean_cost
         return tokens - rate * total > to_beat + MARGIN
@@ -190,22 +211,38 @@ class Trials:
         learnt, state, verify = now.learnt, now.state, now.verify
         if arm == PLAIN:
             return Prospect(rate=best.rate, tokens=1.0, cost=verify[1], is_trial=True, verify=verify)
-        drafter, view, effort = arm
-        option = next(one for one in state.options if (one.drafter, one.view) == (drafter, view))
-        length = min(_LOOKUP_TOKENS if view is None else self.menus.longest, state.max_draft_tokens)
+        option, way = _option_of(arm, state)
+        length = min(_LOOKUP_TOKENS if arm.view is None else self.menus.longest, state.max_draft_tokens)
         length = min(length, option.most_tokens or length)
         prospect = Prospect(
-            rate=best.rate, tokens=best.tokens, cost=best.cost, option=option, effort=effort, length=length,
-            is_trial=True, greedy=not state.temperature, verify=verify,
+            rate=best.rate, tokens=best.tokens, cost=best.cost, option=option, way=way, effort=arm.effort,
+            length=length, is_trial=True, greedy=not state.temperature, verify=verify,
         )  # fmt: skip
-        if view is None:
-            prospect.match = match_length(drafter, state, now.last)
-            prospect.acceptance = learnt.match(drafter)
-        else:
-            menu = self.menus.of(option, learnt=learnt, state=state, verify=verify, rate=best.rate)
-            cost = learnt.costs.draft_beside(*arm, state.rows_beside)
-            acceptance = learnt.accepted((drafter, view))
-            only = (effort, cost, acceptance.after.mean(effort, _OPTIMISM))
-            prospect.menu = Menu(option, acceptance, [only], only, learnt.rounds)
-            prospect.counts = effort == menu.best[0]
+        if arm.view is None:
+            prospect.match = match_length(arm.drafter, state, now.last)
+            prospect.acceptance = learnt.match(arm.drafter)
+            return prospect
+        menu = self._menu(now, option, way, best)
+        prospect.effort = effort = arm.effort if arm.effort != ANY else menu.best[0]
+        cost, acceptance = learnt.costs.draft_beside(way, effort, state.rows_beside), learnt.accepted(way)
+        only = (effort, cost, acceptance.after.mean(effort, _OPTIMISM, lean=way.reach.lean))
+        prospect.menu = Menu(option, way, acceptance, [only], only, learnt.rounds)
+        prospect.counts = effort == menu.best[0]
         return prospect
+
+    def _menu(self, now: Situation, option: DraftOption, way: Way, best: Prospect) -> Menu:
+        return self.menus.of(option, way, learnt=now.learnt, state=now.state, verify=now.verify, rate=best.rate)
+
+
+def _model_ways(state: RoundState) -> list[tuple[DraftOption, Way]]:
+    """All ways in which models may draft."""
+    models = [option for option in state.options if option.view is not None]
+    return [(option, way) for option in models for way in ways_of(option, state)]
+
+
+def _option_of(arm: Arm, state: RoundState) -> tuple[DraftOption, Way]:
+    """The option and the way of an arm. A context that is short by now, or long, has other ways than that of the trial
+    which began."""
+    option = next(one for one in state.options if (one.drafter, one.view) == arm[:2])
+    ways = ways_of(option, state)
+    return option, next((way for way in ways if way.reach.windowed == arm.windowed), ways[0])

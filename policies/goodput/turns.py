@@ -14,6 +14,7 @@ from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.turn_results import LONG_PROMPT, WIDTHS, TurnResults
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
 
@@ -95,8 +96,8 @@ class TurnPlanner:
                 tokens = (first - _LAUNCH + (turns - 1) * tokens) / turns
             if tokens * best.cost > best.tokens * cost:
                 best = Prospect(
-                    rate=now.rate, tokens=tokens, cost=cost, option=option, length=width - 1, turns=turns, match=match,
-                    verify=now.verify,
+                    rate=now.rate, tokens=tokens, cost=cost, option=option, way=Way(option.drafter, None),
+                    length=width - 1, turns=turns, match=match, verify=now.verify,
                 )  # fmt: skip
         return best
 

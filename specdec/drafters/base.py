@@ -227,7 +227,9 @@ Drafting: TypeAlias = Generator[Ask, Reply, Draft]
 class Drafter(Protocol):
     """Proposes tokens. May be stateful; one object serves one generation.
 
-    One that never drafts more than a few tokens in a round may say so in an attribute `most_tokens`.
+    One that never drafts more than a few tokens in a round may say so in an attribute `most_tokens`. One whose steps
+    attend to a window of long contexts or to all of them, as `plan.windowed` says, has the least length of such
+    contexts in an attribute `windowed_from`.
     """
 
     @property

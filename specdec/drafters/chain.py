@@ -66,6 +66,8 @@ class ChainDrafter:
         # The last level that reads weights does most of the work: its views are the chain's.
         self.views = next((level.views for _, level in reversed(self.levels) if level.views), ())
         self.takes_effort = any(level.takes_effort for _, level in self.levels)
+        reading = [level for _, level in self.levels if level.views]
+        self.windowed_from: int | None = getattr(reading[-1], "windowed_from", None) if reading else None
 
     def match_length(self, context: DraftContext) -> int:
         """The longest match of a level; a level that cannot tell has always something to propose, and counts as 1."""

@@ -54,7 +54,7 @@ class EffortDrafter:
         self.head.follow(context.history, self.runtime.config.vocab_size)
 
         def ask(wish: Wish) -> Ask:
-            window = self.window.after(context.cache.length)
+            window = self.window.after(context.cache.length, windowed=plan.windowed)
             rows = wish.rows(context.cache, context.efforts(wish.effort), layers=self.layers, window=window)
             return Ask(self.runtime, rows, view)
 
@@ -62,6 +62,11 @@ class EffortDrafter:
             name=self.name, view=view, runtime=self.runtime, cache=context.cache, ask=ask, head=self.head.rows
         )
         return steps.go_on(Draft(), plan.effort, plan, context, policy)
+
+    @property
+    def windowed_from(self) -> int | None:
+        """Tokens of context from which a plan may choose whether steps attend to a window or to all of it."""
+        return self.window.chosen_from
 
     @property
     def likely(self) -> int:

@@ -69,7 +69,12 @@ class ModelDrafter:
             return Draft()
         self._head.follow(context.history, self._vocab_size)
         draft = Draft(bytes_read=(yield from self._catch_up(context)))
-        return (yield from self._steps().go_on(draft, self._effort, plan, context, policy))
+        return (yield from self._steps(plan).go_on(draft, self._effort, plan, context, policy))
+
+    @property
+    def windowed_from(self) -> int | None:
+        """Tokens of context from which a plan may choose whether steps attend to a window or to all of it."""
+        return self._window.chosen_from
 
     @property
     def likely(self) -> int:
@@ -105,14 +110,14 @@ class ModelDrafter:
             self._read = list(history[: cache.length])
         return bytes_read
 
-    def _steps(self) -> ModelSteps:
+    def _steps(self, plan: DraftPlan) -> ModelSteps:
         cache = self._cache
         assert cache is not None  # _catch_up comes first
 
         def ask(wish: Wish) -> Ask:
             # What the pass appends is compared with the history before the next draft, whether or not it ran.
             self._read[cache.length :] = wish.tokens
-            rows = wish.rows(cache, self._efforts, window=self._window.after(cache.length))
+            rows = wish.rows(cache, self._efforts, window=self._window.after(cache.length, windowed=plan.windowed))
             return Ask(self.runtime, rows, self.views[0])
 
         return ModelSteps(

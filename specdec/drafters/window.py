@@ -42,8 +42,13 @@ class DraftWindow:
             )
         self._asked = Window(recent, SINKS)
 
-    def after(self, length: int) -> Window | None:
-        """The window of a step after `length` tokens; None where it sees all of them."""
-        if self._asked is not None or not self._narrows or length < LONG:
+    @property
+    def chosen_from(self) -> int | None:
+        """Tokens of context from which a plan may choose between a window and all of it; None where it may not."""
+        return LONG if self._narrows and self._asked is None else None
+
+    def after(self, length: int, *, windowed: bool | None = None) -> Window | None:
+        """The window of a step after `length` tokens, of a plan's choice; None where it sees all of them."""
+        if self._asked is not None or not self._narrows or length < LONG or windowed is False:
             return self._asked
         return Window(max(RECENT, length // SHARE), SINKS)

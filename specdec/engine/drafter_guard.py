@@ -43,20 +43,25 @@ def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
     """The drafter with each of its views, as the policy is offered it.
 
     Raises:
-        PluginError: its properties fail, `views` is not a sequence of names, or `most_tokens`, which it may lack, is
-            neither None nor a whole number of at least 1.
+        PluginError: its properties fail, `views` is not a sequence of names, or `most_tokens` or `windowed_from`,
+            which it may lack, is neither None nor a whole number of at least 1.
     """
     with faults_of(name, "views and takes_effort"):
         views, takes_effort = drafter.views, bool(drafter.takes_effort)
         most, turn_rows = getattr(drafter, "most_tokens", None), getattr(drafter, "turn_rows", 0)
+        windowed_from = getattr(drafter, "windowed_from", None)
     if not isinstance(views, tuple | list) or not all(isinstance(view, str) for view in views):
         raise _wrong(name, f"views must be a tuple of names, not {views!r}")
-    if most is not None and (not _is_whole(most) or most < 1):
-        raise _wrong(name, f"most_tokens must be None or a whole number of at least 1, not {most!r}")
+    for what, value in (("most_tokens", most), ("windowed_from", windowed_from)):
+        if value is not None and (not _is_whole(value) or value < 1):
+            raise _wrong(name, f"{what} must be None or a whole number of at least 1, not {value!r}")
     return [
-        DraftOption(name, view, takes_effort, most, waits=late_in(drafter, view) is not None, turn_rows=turn_rows)
+        DraftOption(
+            name, view, takes_effort, most, waits=late_in(drafter, view) is not None, turn_rows=turn_rows,
+            windowed_from=windowed_from,
+        )
         for view in views or (None,)
-    ]
+    ]  # fmt: skip
 
 
 def match_length(name: str, drafter: Foreteller, context: DraftContext) -> int:

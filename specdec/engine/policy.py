@@ -52,6 +52,8 @@ class DraftOption:
             not.
         waits: the view has yet to be made, which takes up to seconds when a round first drafts with it; its costs in
             the table are the least that they can be.
+        windowed_from: tokens of context from which a plan may choose whether draft steps attend to a window of it or
+            to all of it; None where there is no choice.
     """
 
     drafter: str
@@ -60,6 +62,7 @@ class DraftOption:
     most_tokens: int | None = None
     waits: bool = False
     turn_rows: int = 0
+    windowed_from: int | None = None
 
 
 class Distribution(Protocol):
@@ -132,6 +135,8 @@ class DraftPlan:
             by one; an answer to stop drops those that follow. It may draft fewer, or ask after each.
         least_margin: where tokens are drafted at once, the largest logit that is drafted after has at least this margin
             over the second; 0 drafts on in any case.
+        windowed: for an option with `windowed_from`, whether draft steps attend to a window of a long context rather
+            than to all of it; None leaves it to the drafter.
     """
 
     num_draft_tokens: int
@@ -141,6 +146,7 @@ class DraftPlan:
     turns: int = 1
     at_once: int = 1
     least_margin: float = 0.0
+    windowed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

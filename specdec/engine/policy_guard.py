@@ -83,6 +83,8 @@ class GuardedPolicy:
             raise self._error("at_once must be a whole number of at least 1", plan.at_once)
         if not isinstance(plan.least_margin, numbers.Real) or not plan.least_margin >= 0:
             raise self._error("least_margin must be a number of at least 0", plan.least_margin)
+        if not isinstance(plan.windowed, bool | None):
+            raise self._error("windowed must be True, False or None", plan.windowed)
         length = min(int(length), state.max_draft_tokens)
         if plan.num_draft_tokens == 0 and plan.drafter is plan.view is None:
             return plan

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from drafting import EveryStep, context_of, drafted, setup_of
 from fake_runtime import FakeRuntime
+from specdec.policies.fixed import FixedPolicy
 from synthetic import SyntheticSource, tiny_config
 
 import specdec
 from specdec.drafters import window as windows
 from specdec.drafters.base import LoadedModel
+from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.registry import create
-from specdec.engine.policy import DraftPlan
-from specdec.errors import InvalidArgumentError
+from specdec.engine.drafter_guard import options_of
+from specdec.engine.policy import DraftPlan, RoundState
+from specdec.errors import InvalidArgumentError, PluginError
 from specdec.model.loaded import Model
 from specdec.runtimes.base import Rows, Window
 from specdec.runtimes.choose import create_runtime
@@ -39,13 +42,14 @@ class Narrowing(FakeRuntime):
         return super().forward([replace(rows, window=None) for rows in batch], **options)
 
 
-def windows_of(spec: str, length: int) -> list[Window | None]:
+def windows_of(spec: str, length: int, windowed: bool | None = None) -> list[Window | None]:
     """Windows of the steps of a draft after a text of that length."""
     runtime = Narrowing()
     drafter: Any = create(spec, setup_of(runtime))
     context = context_of(runtime, PROMPT[:length])
     runtime.seen.clear()
-    drafted(drafter.draft(DraftPlan(num_draft_tokens=3, effort=0.7), context, policy=EveryStep()))
+    plan = DraftPlan(num_draft_tokens=3, effort=0.7, windowed=windowed)
+    drafted(drafter.draft(plan, context, policy=EveryStep()))
     return [window for _, window in runtime.seen]
 
 
@@ -60,6 +64,63 @@ def test_long_contexts_are_seen_in_part(monkeypatch):
     assert windows_of("effort:window=all", 250) == [None] * 3
     assert windows_of("effort:window=70", 100) == [Window(70, windows.SINKS)] * 3
     assert windows_of("early-exit:1,window=70,head=all", 100) == [Window(70, windows.SINKS)] * 3
+
+
+def test_a_plan_may_choose_in_long_contexts(monkeypatch):
+    monkeypatch.setattr(windows, "LONG", 200)
+    monkeypatch.setattr(windows, "RECENT", 30)
+    usual, other = Window(windows.RECENT, windows.SINKS), setup_of(Narrowing())
+    for spec in ("effort", "early-exit:1", "chain:ngram,effort"):
+        drafter: Any = create(spec, other)
+        assert [option.windowed_from for option in options_of(spec, drafter)] == [200] * len(drafter.views)
+    assert windows_of("effort", 230, windowed=True) == [usual] * 3
+    assert windows_of("effort", 230, windowed=False) == windows_of("effort", 100, windowed=True) == [None] * 3
+    for spec in ("effort:window=70", "effort:window=all", "ngram"):
+        assert {option.windowed_from for option in options_of(spec, create(spec, other))} == {None}
+    assert windows_of("effort:window=70", 230, windowed=False) == [Window(70, windows.SINKS)] * 3
+    assert {option.windowed_from for option in options_of("effort", create("effort", setup_of(FakeRuntime())))} == {
+        None
+    }
+
+
+class Boundless(NgramDrafter):
+    """Its drafts may have a window in contexts of any length, it says."""
+
+    windowed_from = 0
+
+
+class Alternating(FixedPolicy):
+    """Answers `choices` to the question whether drafts have a window, in turns."""
+
+    choices: tuple[Any, ...] = (True, False)
+
+    def plan(self, state: RoundState) -> DraftPlan:
+        return replace(super().plan(state), windowed=self.choices[state.round_index % len(self.choices)])
+
+
+def test_choices_that_are_none_are_refused():
+    model = Model(Narrowing())
+    with pytest.raises(PluginError, match="windowed_from must be None or a whole number of at least 1, not 0"):
+        specdec.generate(model, [1], max_tokens=3, drafter=Boundless("", setup_of(FakeRuntime())))
+    undecided = Alternating(length=2)
+    undecided.choices = (30,)
+    with pytest.raises(PluginError, match="windowed must be True, False or None, not 30"):
+        specdec.generate(model, [1], max_tokens=3, policy=undecided)
+
+
+@pytest.mark.parametrize("policy", ["auto", Alternating(length=2)], ids=["auto", "in turns"])
+def test_answers_do_not_depend_on_the_choice(policy, monkeypatch):
+    monkeypatch.setattr(windows, "LONG", 200)
+    monkeypatch.setattr(windows, "RECENT", 30)
+    model = Model(Narrowing())
+    plain = specdec.generate(model, PROMPT, max_tokens=60, speculate=False)
+    model.runtime.seen.clear()
+    found = specdec.generate(model, PROMPT, max_tokens=60, policy=policy, drafter="effort")
+    assert found.tokens == plain.tokens
+    if policy != "auto":
+        seen = [window for length, window in model.runtime.seen if length >= LENGTH]
+        assert None in seen
+        assert any(seen)
 
 
 def test_another_models_drafts_see_a_part_of_its_context():

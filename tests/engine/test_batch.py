@@ -222,12 +222,22 @@ def test_a_stop_button_ends_the_answer_quietly_and_the_next_one_is_right(specula
 
 
 def test_a_prompt_that_is_being_read_can_be_stopped():
-    model = Model(SlowRuntime(specdec_config(), seed=1), ENDLESS)
-    model.runtime.pause_s = 0.05
+    begun, closing = threading.Event(), threading.Event()
+
+    class Gated(SlowRuntime):
+        pause_s = 0.05  # from the call of `close` to the end of a pass
+
+        def forward(self, batch, *, view="exact", states=False):
+            begun.set()
+            assert closing.wait(60)
+            return super().forward(batch, view=view, states=states)
+
+    model = Model(Gated(specdec_config(), seed=1), ENDLESS)
     answer = specdec.stream(model, [1] * 3000, max_tokens=5)
     reader = threading.Thread(target=lambda: list(answer))
     reader.start()
-    time.sleep(0.08)
+    assert begun.wait(60)
+    closing.set()
     answer.close()
     reader.join(60)
     assert answer.result().tokens == []

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from specdec.engine.policy import (
     CostTable,
     DraftOption,
+    DraftPlan,
     Knowledge,
     Learner,
     Policy,
@@ -26,6 +27,7 @@ from specdec.engine.policy import (
 MODEL = DraftOption("effort", "int4", takes_effort=True)
 LOOKUP = DraftOption("ngram", None, takes_effort=False)
 RECYCLE = DraftOption("recycle", None, takes_effort=False, most_tokens=2)
+LONG, SEEN = 2048, 1024  # tokens of context from which drafts may have a window, and that it holds
 STAIRS = {1: 1.0, 2: 1.15, 3: 1.2, 4: 1.25, 5: 1.3, 6: 1.5, 7: 1.65, 8: 1.8, 9: 1.9}
 
 
@@ -57,6 +59,10 @@ class World:
         hardness: mean of the exponential margin of a token.
         beside: rows of other sequences in every verify pass. `verify` then costs for the rows of all.
         drafts_alone: none of the other sequences drafts, so that they wait; else all draft in the same passes.
+        context: tokens of the prompt.
+        attention: of one row to a position of the context, in dense steps of an empty context.
+        blind: what a window of a long context adds to `noise`; None where drafts have none.
+        reach: whether drafts have the window, where the policy has no choice; None leaves it to the policy.
         dense_s: seconds of a dense step.
         jitter: standard deviation of the logarithm of every cost.
         spikes: chance that a pass takes ten times as long.
@@ -71,6 +77,10 @@ class World:
     hardness: float = 3.0
     beside: int = 0
     drafts_alone: bool = False
+    context: int = 9
+    attention: float = 0.0
+    blind: float | None = None
+    reach: bool | None = None
     dense_s: float = 0.01
     jitter: float = 0.0
     spikes: float = 0.0
@@ -82,13 +92,23 @@ class World:
 
     @property
     def options(self) -> tuple[DraftOption, ...]:
-        found = (MODEL,) * self.drafts + (LOOKUP,) * (self.matches is not None)
+        chosen_from = LONG if self.blind is not None and self.reach is None else None
+        found = (replace(MODEL, windowed_from=chosen_from),) * self.drafts + (LOOKUP,) * (self.matches is not None)
         return (*found, RECYCLE) if self.recycles else found
 
     @property
     def together(self) -> int:
         """Sequences whose draft steps share a pass."""
         return 1 if self.drafts_alone else self.beside + 1
+
+    def attends(self, position: int, windowed: bool) -> float:
+        """Cost of a row's attention."""
+        return self.attention * (min(SEEN, position) if windowed else position)
+
+    def is_windowed(self, plan: DraftPlan, position: int) -> bool:
+        """Whether the drafts of a plan have a window."""
+        asked = self.reach if self.reach is not None else plan.windowed is not False
+        return self.blind is not None and position > LONG and asked
 
     def seconds(self, dense_steps: float) -> float:
         factor = math.exp(self.random.gauss(0, self.jitter)) * (10 if self.random.random() < self.spikes else 1)
@@ -122,6 +142,7 @@ class Tally:
     drafted: int = 0
     efforts: dict[float, int] = field(default_factory=dict)
     drafters: dict[str | None, int] = field(default_factory=dict)
+    windowed: int = 0  # rounds
 
     @property
     def rate(self) -> float:
@@ -154,7 +175,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
         matches["recycle"] = 1
     state = RoundState(
         round_index=tally.rounds,
-        position=10 + tally.tokens,
+        position=world.context + 1 + tally.tokens,
         max_draft_tokens=tokens - tally.tokens - 1,
         draft_len=4,
         draft_effort=1.0,
@@ -178,14 +199,18 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
         while accepted < drafted and world.random.random() < kept:
             accepted += 1
     effort: float | None = plan.effort
+    windowed = drafter == "effort" and world.is_windowed(plan, state.position)
+    whole = world.attends(state.position, windowed=False)
     while drafter == "effort" and drafted < length and effort is not None:
         margin = world.random.expovariate(1 / world.hardness)
         cost = world.step(effort) * world.verify(world.together) / world.verify(1)
+        cost += world.attends(state.position, windowed)
         seconds = world.seconds(cost)
-        chance = 0.5 * (1 + math.erf(margin / max(world.noise(effort), 1e-9) / math.sqrt(2)))
+        noise = world.noise(effort) + (world.blind or 0.0) * windowed
+        chance = 0.5 * (1 + math.erf(margin / max(noise, 1e-9) / math.sqrt(2)))
         alive = alive and world.random.random() < chance
         accepted += alive
-        shown = max(0.0, margin + world.random.gauss(0, world.noise(effort)))
+        shown = max(0.0, margin + world.random.gauss(0, noise))
         one = StepSignals(
             index=drafted,
             position=state.position + drafted,
@@ -201,7 +226,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
         draft_s, dense = draft_s + seconds, dense + cost
         tally.efforts[effort] = tally.efforts.get(effort, 0) + 1
         effort = policy.next_step(one) if drafted < length else None
-    verify = world.verify(world.beside + drafted + 1)
+    verify = world.verify(world.beside + drafted + 1) * (1 + whole)
     verify_s = world.seconds(verify)
     policy.observe(
         RoundOutcome(
@@ -222,6 +247,7 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
     tally.seconds += draft_s + verify_s
     tally.dense += dense + verify
     tally.rounds += 1
+    tally.windowed += windowed
     tally.drafted += drafted
     tally.drafters[drafter] = tally.drafters.get(drafter, 0) + 1
 

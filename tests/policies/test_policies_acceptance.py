@@ -16,6 +16,7 @@ from specdec.policies.goodput.acceptance import (
 )
 from specdec.policies.goodput.costs import CostModel
 from specdec.policies.goodput.learnt import Learnt
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import CostTable
 
@@ -50,7 +51,7 @@ def test_chances_are_recovered_by_effort_and_class():
 @pytest.mark.parametrize("view", ["nested", "own"])
 def test_a_models_own_bits_are_guessed_to_agree_more_than_copies(view):
     learnt = Learnt(CostModel(CostTable()))
-    own, copies = learnt.accepted(("effort", view)), learnt.accepted(("effort", "int4"))
+    own, copies = learnt.accepted(Way("effort", view)), learnt.accepted(Way("effort", "int4"))
     for effort in (0.5, 0.7, 1.0):
         assert copies.after.mean(effort) + 0.04 < own.after.mean(effort) < 0.97
         assert own.own.mean(effort) > copies.own.mean(effort)

@@ -8,6 +8,7 @@ import pytest
 from policy_simulator import LOOKUP, MODEL, RECYCLE, Level, World, best_fixed, run
 from specdec.policies.goodput.costs import CostModel
 from specdec.policies.goodput.policy import GoodputPolicy
+from specdec.policies.goodput.ways import Way
 from specdec.policies.registry import create
 
 from specdec.engine.policy import (
@@ -361,8 +362,8 @@ def test_costs_follow_medians_and_not_stalls():
         costs.observe_verify(5, 0.5 if index % 20 == 0 else 0.014)
     assert costs.scale * costs.verify[5] == pytest.approx(0.014, rel=0.05)  # a mean would say 0.038
     for _ in range(200):
-        costs.observe_draft("effort", "int4", 1.0, 0.004)
-    assert costs.scale * costs.draft("effort", "int4", 1.0) == pytest.approx(0.004, rel=0.05)
+        costs.observe_draft(Way("effort", "int4"), 1.0, 0.004)
+    assert costs.scale * costs.draft(Way("effort", "int4"), 1.0) == pytest.approx(0.004, rel=0.05)
 
 
 def test_costs_without_a_measurement_come_from_the_first_rounds():

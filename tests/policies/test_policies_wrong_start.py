@@ -15,6 +15,7 @@ import pytest
 from policy_simulator import Tally, World, best_fixed, rounds
 from specdec.policies.goodput.costs import CostModel
 from specdec.policies.goodput.policy import GoodputPolicy
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import CostTable, Knowledge
 
@@ -195,10 +196,10 @@ def test_efforts_that_were_not_seen_follow_those_that_were() -> None:
     costs = CostModel(wrong(table(), "drafts", 3.0))
     for _ in range(8):
         costs.observe_verify(1, 0.01)
-        costs.observe_draft("effort", "int4", 0.5, 0.002)
-    assert costs.draft("effort", "int4", 0.5) * costs.scale == pytest.approx(0.002, rel=0.1)
-    assert costs.draft("effort", "int4", 1.0) * costs.scale < 0.0045  # where 0.009 was kept
-    assert costs.doubt_of_draft("effort", "int4", 1.0) > 2 * costs.doubt_of_draft("effort", "int4", 0.5)
+        costs.observe_draft(Way("effort", "int4"), 0.5, 0.002)
+    assert costs.draft(Way("effort", "int4"), 0.5) * costs.scale == pytest.approx(0.002, rel=0.1)
+    assert costs.draft(Way("effort", "int4"), 1.0) * costs.scale < 0.0045  # where 0.009 was kept
+    assert costs.doubt_of_draft(Way("effort", "int4"), 1.0) > 2 * costs.doubt_of_draft(Way("effort", "int4"), 0.5)
 
 
 def test_a_stall_is_forgotten_and_a_change_is_believed() -> None:
@@ -234,7 +235,7 @@ def test_what_is_learnt_says_how_well_it_is_known() -> None:
     for _ in range(50):
         costs.observe_verify(1, 0.01)
         costs.observe_verify(3, 0.012)
-        costs.observe_draft("effort", "int4", 0.5, 0.002)
+        costs.observe_draft(Way("effort", "int4"), 0.5, 0.002)
     learnt = costs.table()
     assert learnt is not None
     assert learnt.verify_spread[1] < 0.06
