@@ -57,7 +57,7 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
         try:
             schema = parse_json(text)
         except ParseError as error:
-            raise InvalidArgumentError(f"--json-schema {arguments.json_schema} is not JSON: {error}") from None
+            raise InvalidArgumentError(f"--json-schema {arguments.json_schema} {error}") from None
         options["response_format"] = {"type": "json_schema", "schema": schema}
     if arguments.grammar_file is not None:
         options["grammar"] = _text_of("--grammar-file", arguments.grammar_file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 from specdec.server.errors import ApiError, bad_request
 
 T = TypeVar("T")
+_MOST_SHOWN, _MOST_ITEMS = 60, 8  # characters, and items or fields, of a wrong value in an error
 
 
 class Fields:
@@ -146,9 +148,7 @@ class Fields:
 
 def shown(value: Any) -> str:
     """A value of a request in a few characters."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "an array"
-    text = {True: "true", False: "false"}.get(value, "") if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if isinstance(value, (list, dict)) and len(value) > _MOST_ITEMS:
+        return f"an array of {len(value)} items" if isinstance(value, list) else f"an object of {len(value)} fields"
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, list, dict)) else repr(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."

@@ -15,6 +15,7 @@ from specdec.server.settings import ServerSettings
 
 MOST_STOPS = 64
 _MOST_STOP_CHARACTERS = 1000
+_FILTERS = ("top_k", "top_p", "min_p")  # none of them changes the most likely token
 _SEED_BITS = 53  # a seed that JavaScript reads back without loss
 # These read files or load other models by what follows their names, which is not for a request to choose.
 _OPERATORS_DRAFTERS = frozenset({"chain", "model", "replay"})
@@ -45,6 +46,8 @@ def read_options(fields: Fields, config: ModelConfig, settings: ServerSettings) 
         **_speculation(fields, settings),
     }
     options |= {name: value for name, value in given.items() if value is not None}
+    if options["temperature"] == 0:  # clients send their usual filters, too; OpenAI and vLLM take them
+        return {name: value for name, value in options.items() if name not in _FILTERS}
     if options.get("top_k") == -1:
         options["top_k"] = 0
     if options.get("top_p") == 0:  # the fewest tokens that hold nothing: the likeliest one

@@ -70,7 +70,7 @@ async def tokenizer_info(request: Request) -> Response:
     return json_response(
         {
             "bos_token": named(tokenizer.bos_id),
-            "eos_token": named(min(tokenizer.eos_ids, default=None)),
+            "eos_token": tokenizer.named_tokens.get("eos_token", named(min(tokenizer.eos_ids, default=None))),
             "pad_token": None,
             "add_bos_token": tokenizer.add_bos,
             "chat_template": tokenizer.chat_template,

@@ -250,7 +250,7 @@ def _bytes_of(path: Path) -> dict[str, int]:
         (("--response-format", "xml"), "--response-format: must be text, json_object, or a JSON object"),
         (("--response-format", '{"type": "xml"}'), "--response-format must have the"),
         (("--json-schema", "nosuch.json"), "--json-schema: cannot read nosuch.json: No such file"),
-        (("--json-schema", __file__), "--json-schema .* is not JSON"),
+        (("--json-schema", __file__), r"--json-schema \S+ is not valid JSON"),
         (("--grammar-file", "nosuch"), "--grammar-file: cannot read nosuch"),
         (("--regex", "a", "--grammar", "start: /a/"), "not allowed with argument"),
         (("--response-format", '{"type": "json_schema", "schema": {"not": {}}}'),

@@ -48,6 +48,14 @@ def test_an_answer_is_that_of_plain_decoding(server: Running, client: Any) -> No
         assert answer.choices[0].specdec["identical_to"] == "dense"
 
 
+@pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"top_p": 0}, {"top_k": 5}, {"min_p": 0.1}, {"top_k": -1}])
+def test_filters_change_nothing_at_temperature_0(server: Running, filters: dict[str, float]) -> None:
+    answer = server.chat(MESSAGES[-1]["content"], temperature=0, max_tokens=8, **filters)
+    assert answer.status_code == 200, answer.text
+    plainly = server.chat(MESSAGES[-1]["content"], temperature=0, max_tokens=8).json()
+    assert answer.json()["choices"][0]["message"] == plainly["choices"][0]["message"]
+
+
 def test_a_stream_holds_the_same_text(server: Running, client: Any) -> None:
     expected = plain(server, temperature=0.8, seed=5)
     stream = client.chat.completions.create(
@@ -217,6 +225,25 @@ def test_what_is_wrong_is_said_in_openais_form(
     if "stream_options" not in fields:  # the same before a stream begins
         streamed = server.post("/v1/chat/completions", {**request, "stream": True, **fields})
         assert (streamed.status_code, streamed.json()) == (status, response.json())
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"messages": []}, "at least one message, not []"),
+        ({"stop": ["a", 1]}, 'an array of strings, not ["a", 1]'),
+        ({"stop": [1] * 9}, "an array of strings, not an array of 9 items"),
+        ({"tools": [{"type": "web_search"}]}, """an object 'function', not {"type": "web_search"}"""),
+        ({"stream": {str(i): i for i in range(9)}}, "true or false, not an object of 9 fields"),
+        ({"n": True}, "a whole number, not true"),
+        ({"n": ["x" * 100]}, f'a whole number, not ["{"x" * 55}...'),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_errors_show_what_came(server: Running, fields: dict[str, Any], told: str) -> None:
+    response = server.post("/v1/chat/completions", {"model": NAME, "messages": MESSAGES, **fields})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].endswith(told)
 
 
 def test_a_prompt_beyond_the_context(server: Running, client: Any) -> None:

@@ -129,13 +129,17 @@ def test_tokens_as_vllm_gives_them(server: Running) -> None:
     assert counted["count"] == server.chat("Hi", max_tokens=1).json()["usage"]["prompt_tokens"]
 
 
-def test_the_tokenizer_describes_itself(server: Running) -> None:
+def test_the_tokenizer_describes_itself(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = server.model.tokenizer
     info = server.get("/tokenizer_info").json()
     ends = server.post("/tokenize", {"prompt": info["eos_token"], "add_special_tokens": False}).json()["tokens"]
     assert ends == [min(tokenizer.eos_ids)]
     begins = None if tokenizer.bos_id is None else tokenizer.decode([tokenizer.bos_id], continues=True)
     assert info["bos_token"] == begins
+    named = {"eos_token": "<|user|>"}  # a model may have several end tokens; its files name one
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tokenizer), "named_tokens", property(lambda _: named))
+        assert server.get("/tokenizer_info").json()["eos_token"] == "<|user|>"
     assert info["chat_template"] == tokenizer.chat_template
     assert info["model_max_length"] == server.get("/v1/models").json()["data"][0]["max_model_len"]
 
