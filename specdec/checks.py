@@ -44,8 +44,13 @@ def check_number(name: str, value: object, low: float, high: float = math.inf) -
 
 
 def as_number(value: object) -> float:
-    """`value` as a float if it is a real number, else NaN, which fails every comparison."""
-    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    """`value` as a float if it is a real number, infinite beyond a float's range; else NaN, which fails comparisons."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, 1 if value > 0 else -1)
 
 
 def check_finite(highest: float, position: int) -> None:

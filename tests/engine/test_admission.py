@@ -291,7 +291,7 @@ def test_deadlines_end_answers_that_run_and_that_wait():
             assert (one.result().stopped_by, one.result().finish_reason) == ("deadline", "length")
         assert tokens_of(waiting) == waiting.result().tokens == []
         assert len(tokens_of(other)) == 4
-        for value in (0, -1, True, "1", float("nan")):
+        for value in (0, -1, True, "1", float("nan"), 10**400):
             with pytest.raises(InvalidArgumentError, match="deadline_s must be a number of seconds above 0"):
                 batch.submit([1], deadline_s=value)
 

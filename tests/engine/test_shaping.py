@@ -194,6 +194,8 @@ def test_drafts_are_cut_before_a_banned_token() -> None:
         ({"frequency_penalty": "a"}, "frequency_penalty must be a number from -2 to 2"),
         ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0, not 0"),
         ({"repetition_penalty": float("inf")}, "repetition_penalty must be"),
+        ({"presence_penalty": -(10**400)}, "presence_penalty must be a number from -2 to 2"),
+        ({"temperature": 10**400}, "temperature must be a number of at least 0"),
         ({"logit_bias": [1]}, "logit_bias must be a mapping"),
         ({"logit_bias": {"x": 1}}, "logit_bias must have token ids for keys, not 'x'"),
         ({"logit_bias": {-1: 1}}, "logit_bias must have token ids"),
