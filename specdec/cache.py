@@ -81,9 +81,10 @@ def replace_older(store: Path, source: str) -> None:
     """Remove the other stores that were made from `source`, what killed conversions left, and stores whose model was
     removed. A store is left alone where the disk of its model may only be away: where the model's folder is gone too.
     """
+    key = store.name.rpartition("-")[2]
     for folder in _folders(store.parent):
         origin = read_origin(folder)
-        if folder == store or origin is None:
+        if origin is None or folder.name.endswith(f"-{key}"):  # it, or made at the same time under another name
             continue
         if origin == source or _is_gone(Path(origin)):
             with contextlib.suppress(SpecdecError):  # what cannot be removed now is an orphan of the list

@@ -169,15 +169,28 @@ def resolve_model(model: str | Path, *, progress: Progress | None = None, consen
             return _pull_from_hub(on_hub, report, force=False)
     if (path / DESCRIPTION_FILE).is_file():
         return path
-    origin, files = str(path.resolve()), _source_files(path)
-    # The key holds all that the converted store depends on, so a changed file is converted again.
-    described = [[file.name, state.st_size, state.st_mtime_ns] for file in files for state in [file.stat()]]
-    target = paths.home() / "stores" / f"{path.stem or 'model'}-{_key({'path': origin, 'files': described})}"
+    origin, files = path.resolve(), _source_files(path)
+    # The key holds all that the converted store depends on, so a changed file is converted again. A link has the key of
+    # its target.
+    names = [origin.name] if files == [path] else [file.name for file in files]
+    described = [
+        [name, state.st_size, state.st_mtime_ns]
+        for name, file in zip(names, files, strict=True)
+        for state in [file.stat()]
+    ]
+    target = _store_of(path.stem or "model", _key({"path": str(origin), "files": described}))
     if (target / DESCRIPTION_FILE).is_file():
         return target  # nothing is written, so a cache that cannot be written will do
     paths.stores_folder()
     with _reported(progress) as report, _lock(target.name, report):
-        return _converted(path, target, report, origin=origin)
+        return _converted(path, target, report, origin=str(origin))
+
+
+def _store_of(stem: str, key: str) -> Path:
+    """Where the store of this key lies, whatever it was called when it was made; else where it is to lie."""
+    stores = paths.home() / "stores"
+    made = (found for found in sorted(stores.glob(f"*-{key}")) if (found / DESCRIPTION_FILE).is_file())
+    return next(made, stores / f"{stem}-{key}")
 
 
 def source_file(model: str, *, progress: Progress, consent: Consent = licence.refused) -> tuple[Path, dict[str, str]]:
@@ -208,9 +221,13 @@ def _local(model: str | Path) -> Path | None:
     Raises:
         UnknownNameError, ModelFormatError: there is no such path, and it is not a name on a hub.
     """
+    if model == "":
+        raise ModelFormatError("a model needs a name: give a path, ORG/NAME of a hub, or a name of the catalogue")
     path = Path(model).expanduser()
     if path.exists():
         return path
+    if path.is_symlink():
+        raise ModelFormatError(f"{model} is a link to {path.readlink()}, which leads to no file: name one that exists")
     on_hub = parse_hub_name(model) if isinstance(model, str) else None
     if on_hub is not None and not Path(on_hub.repo).is_dir():
         return None

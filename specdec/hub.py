@@ -267,8 +267,15 @@ def _sentence(name: HubName, error: Exception) -> SpecdecError:
 
 
 def _endpoint() -> str | None:
-    """The hub of the environment, also where it was set after the client was imported."""
-    return os.environ.get("HF_ENDPOINT") or None
+    """The hub of the environment, also where it was set after the client was imported.
+
+    Raises:
+        DownloadError: it is not an address.
+    """
+    named = os.environ.get("HF_ENDPOINT") or None
+    if named is not None and not named.startswith(("http://", "https://")):
+        raise DownloadError(f"HF_ENDPOINT must begin with http:// or https://, not {named!r}")
+    return named
 
 
 def _client_cache() -> str | None:

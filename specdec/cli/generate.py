@@ -23,7 +23,7 @@ from specdec.cli.common import (
 )
 from specdec.cli.explain import Shown
 from specdec.cli.options import add_option, add_shaping, check_options, given_options
-from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.cli.output import add_json_option, check_different, check_json, write_json_output
 from specdec.cli.prompt import add_prompt_options
 from specdec.cli.prompt import prompt_text as _prompt_text
 from specdec.cli.statistics import report, summary
@@ -195,6 +195,7 @@ def _check_early(arguments: argparse.Namespace, options: dict[str, Any]) -> None
         raise InvalidArgumentError("--explain colours the text, which --json leaves out: give one of the two")
     if arguments.trace is not None:
         check_writable("--trace", arguments.trace)
+        check_different(arguments, "trace")
     check_options(options)
     check_useful(options if arguments.draft_schedule is None else {**options, "draft_effort": 1.0})
     policy = create_policy(options.get("policy", DEFAULTS["policy"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from specdec.cli.common import check_writable
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import unless_signalled
 from specdec.whole_file import write_output
 
 STANDARD_OUTPUT = "-"
@@ -48,21 +49,35 @@ def check_outputs(arguments: argparse.Namespace) -> None:
     if arguments.out is None:
         return
     check_writable("--out", arguments.out)
-    named = arguments.json not in (None, STANDARD_OUTPUT)
-    if named and Path(arguments.json).resolve() == Path(arguments.out).resolve():
-        raise InvalidArgumentError("--json and --out need different files")
+    check_different(arguments, "out")
+
+
+def check_different(arguments: argparse.Namespace, name: str) -> None:
+    """Refuse one file for `--json` and for another option.
+
+    Raises:
+        InvalidArgumentError: both name the same file.
+    """
+    other = getattr(arguments, name)
+    named = arguments.json not in (None, STANDARD_OUTPUT) and other is not None
+    if named and Path(arguments.json).resolve() == Path(other).resolve():
+        raise InvalidArgumentError(f"--json and --{name} need different files")
 
 
 def write_json_output(arguments: argparse.Namespace, value: Any) -> None:
     """Write `value` where `--json` said, as one object on one line; nothing without `--json`.
 
     Raises:
-        OSError: it cannot be written.
+        InvalidArgumentError: the file cannot be written.
+        OSError: standard output cannot be written.
     """
     if arguments.json is None:
         return
     text = json.dumps(value) + "\n"
     if arguments.json == STANDARD_OUTPUT:
         print(text, end="")
-    else:
+        return
+    try:
         write_output(Path(arguments.json), text.encode())
+    except unless_signalled(OSError) as error:
+        raise InvalidArgumentError(f"cannot write --json {arguments.json}: {error.strerror or error}") from None

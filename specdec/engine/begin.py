@@ -43,6 +43,8 @@ def begin(
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
+    if not hasattr(model, "prompt_cache"):
+        raise InvalidArgumentError(f"{caller} needs a model that specdec.load returned, not {model!r}")
     answer = ask(model, prompt, arguments, caller=caller, progress=progress, prompt_cache=model.prompt_cache)
     sequence, kept = answer.sequence, model.prompt_cache
     assert sequence is not None

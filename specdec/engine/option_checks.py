@@ -144,8 +144,8 @@ def check_variables(value: object) -> None:
 
 def check_whole(
     name: str, value: object, *, least: int, most: float = math.inf, instead: tuple[str, str] | None = None
-) -> None:
-    """Refuse what is not a whole number from `least` to `most`.
+) -> int:
+    """`value`, a whole number from `least` to `most`, as Python's own.
 
     Raises:
         OptionError: it is not.
@@ -153,6 +153,7 @@ def check_whole(
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not least <= int(value) <= most:
         wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise OptionError(name, f"must be a whole number {wanted}, not {value!r}", instead=instead)
+    return int(value)
 
 
 def is_number(value: object) -> bool:

@@ -268,9 +268,11 @@ class Options:
     def __post_init__(self) -> None:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name), least=0, most=MOST_LOGPROBS)
-        check_whole("max_tokens", self.max_tokens, least=1 if self.prompt_logprobs is None else 0)
-        check_whole("draft_len", self.draft_len, least=1, instead=("speculate", "to decode without drafts"))
+                _set(self, name, check_whole(name, getattr(self, name), least=0, most=MOST_LOGPROBS))
+        least = 1 if self.prompt_logprobs is None else 0
+        _set(self, "max_tokens", check_whole("max_tokens", self.max_tokens, least=least))
+        instead = ("speculate", "to decode without drafts")
+        _set(self, "draft_len", check_whole("draft_len", self.draft_len, least=1, instead=instead))
         if self.draft_effort is not None:
             _set(self, "draft_effort", effort_schedule("draft_effort", self.draft_effort))
         _set(self, "verify_effort", effort_schedule("verify_effort", self.verify_effort))
@@ -283,6 +285,8 @@ class Options:
         _set(self, "logits_processors", checked_processors(self.logits_processors))
         check_variables(self.chat_template_kwargs)
         _ = self.sampling, self.penalties  # checks them
+        if self.seed is not None:
+            _set(self, "seed", int(self.seed))
         if self.ignore_eos and self.asked_grammar is not None:
             raise OptionError("ignore_eos", "cannot be combined with a grammar, whose end is the answer's")
 

@@ -102,7 +102,7 @@ def token_ids(ids: Iterable[object], config: ModelConfig) -> list[int]:
 
 def _items(prompt: Sequence[object]) -> list[object]:
     try:
-        return list(prompt)
+        return list(None if isinstance(prompt, (bytes, bytearray, memoryview)) else prompt)  # type: ignore[arg-type]
     except TypeError:
         raise InvalidArgumentError(f"a prompt must be text, token ids, or chat messages, not {prompt!r}") from None
 

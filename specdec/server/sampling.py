@@ -17,8 +17,8 @@ MOST_STOPS = 64
 _MOST_STOP_CHARACTERS = 1000
 _FILTERS = ("top_k", "top_p", "min_p")  # none of them changes the most likely token
 _SEED_BITS = 53  # a seed that JavaScript reads back without loss
-# These read files or load other models by what follows their names, which is not for a request to choose.
-_OPERATORS_DRAFTERS = frozenset({"chain", "model", "replay"})
+# These need an argument after their names, most of them a file or a model, which is not for a request to choose.
+_OPERATORS_DRAFTERS = frozenset({"chain", "early-exit", "model", "replay"})
 
 
 def read_options(fields: Fields, config: ModelConfig, settings: ServerSettings) -> dict[str, Any]:

@@ -209,6 +209,14 @@ def test_without_the_network(
         says(run(capsys, "pull", GGUF), "the connection to the hub failed .* connect to the network")
 
 
+@needs_client
+def test_an_endpoint_that_is_not_an_address(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hub.example")
+    says(run(capsys, "pull", GGUF), "HF_ENDPOINT must begin with http:// or https://, not 'hub.example'")
+
+
 def test_without_the_client(
     stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

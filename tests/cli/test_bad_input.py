@@ -61,6 +61,7 @@ ASK = ("generate", "--model", "MODEL", "--prompt", "x")
         (("--raw", "--system", "x"), "--system needs the chat template"),
         (("--trace", "nosuch/trace.jsonl"), "--trace nosuch/trace.jsonl: the folder nosuch does not exist"),
         (("--trace", "."), "--trace . is a folder"),
+        (("--trace", "one.json", "--json", "./one.json"), "--json and --trace need different files"),
         (("--nosuch",), "unrecognized arguments: --nosuch"),
     ],
 )
@@ -86,6 +87,8 @@ def test_a_trace_on_a_full_disk(text_model: Path, capsys: pytest.CaptureFixture[
         pytest.skip("needs /dev/full")
     ran = run(capsys, "generate", "--model", text_model, "--prompt", "x", "--json", "--trace", "/dev/full")
     says(ran, "cannot write the trace '/dev/full': No space left on device")
+    ran = run(capsys, "generate", "--model", text_model, "--prompt", "x", "--json", "/dev/full")
+    assert (ran.code, ran.err) == (2, "specdec: error: cannot write --json /dev/full: No space left on device\n")
 
 
 class Terminal(io.StringIO):
@@ -116,14 +119,23 @@ def test_prompts(
     says(run(capsys, *generate, "--prompt", "x" * 200), "the prompt has 203 tokens and the model's context holds 128")
 
 
-def test_models(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     says(run(capsys, "generate", "--model", "nosuch", "--prompt", "x"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "pull", "nosuch"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "pull"), f"pull needs the name of a model: one of .*{MODELS[:10]}")
     says(run(capsys, "generate", "--model", "./nosuch", "--prompt", "x"), "no model at ./nosuch: give a store")
     says(run(capsys, "generate", "--model", "nosuch.gguf", "--prompt", "x"), "no model at nosuch.gguf")
     says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
+    says(run(capsys, "generate", "--model", "", "--prompt", "x"), "a model needs a name: give a path")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "links").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, target in (("gone", "nosuch.gguf"), ("loop", "loop")):  # names that a model on a hub could have
+        (tmp_path / "links" / name).symlink_to(target)
+        ran = run(capsys, "generate", "--model", f"links/{name}", "--prompt", "x")
+        says(ran, f"links/{name} is a link to {target}, which leads to no file: name one that exists")
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -312,4 +324,7 @@ def test_output_that_cannot_be_written(text_model: Path) -> None:
             timeout=60,
             check=False,
         )
-    assert (ran.returncode, ran.stderr) == (2, "specdec: error: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "specdec: error: cannot write to standard output: No space left on device\n",
+    )

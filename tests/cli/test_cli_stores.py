@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, quantize
 from model_files import DATA, gguf_parts, write_gguf
 
 import specdec
-from specdec import catalogue, download
+from specdec import cache, catalogue, download
 from specdec.cli import doctor
 from specdec.errors import DownloadError, RuntimeUnavailableError
 from specdec.store import BucketLayout, Store, conversion
@@ -141,6 +141,29 @@ def test_a_model_file_is_converted_once(
     metadata, tensors = gguf_parts("tiny-llama")
     write_gguf(gguf, metadata | {"general.name": "another"}, tensors)
     assert catalogue.resolve_model(gguf) != first
+
+
+def test_links_to_a_model_share_its_store(
+    gguf: Path, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.gguf").symlink_to(gguf)
+    (tmp_path / "blob").symlink_to(gguf)  # as in the cache of a hub, where names without endings hold the files
+    first = catalogue.resolve_model(tmp_path / "other.gguf")
+    written = (first / "store.json").stat().st_ino
+    capsys.readouterr()
+    for name in (gguf, tmp_path / "blob", tmp_path / "other.gguf", gguf):
+        assert catalogue.resolve_model(name) == first
+    assert capsys.readouterr().err == ""
+    assert (first / "store.json").stat().st_ino == written
+
+    again = shutil.copytree(first, first.with_name(f"another-{first.name.rpartition('-')[2]}"))
+    cache.replace_older(first, str(gguf.resolve()))  # as where two processes made it under two names at once
+    assert again.exists()
+
+    metadata, tensors = gguf_parts("tiny-llama")
+    write_gguf(gguf, metadata | {"general.name": "another"}, tensors)
+    second = catalogue.resolve_model(tmp_path / "other.gguf")
+    assert [one.name for one in (home / "stores").iterdir() if not one.name.startswith(".")] == [second.name]
 
 
 def test_folders_and_stores_as_models(home: Path, text_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

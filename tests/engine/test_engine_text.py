@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -160,6 +161,29 @@ def test_wrong_messages(message):
     prompt = [{"role": "user", "content": "x"}, message]
     with pytest.raises(InvalidArgumentError, match="chat message 1 must have a 'role' and a 'content', both text"):
         specdec.generate(fake_model(tokenizer=ByteTokenizer(has_chat_template=True)), prompt)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_bytes_are_not_token_ids(kind):
+    with pytest.raises(InvalidArgumentError, match="a prompt must be text, token ids, or chat messages, not "):
+        specdec.generate(fake_model(), kind(b"abc"))
+
+
+def test_numbers_of_numpy():
+    options = {"max_tokens": np.int64(4), "draft_len": np.uint8(2), "seed": np.uint64(2**63), "logprobs": np.int8(1)}
+    given = specdec.generate(fake_model(), "ab", temperature=np.float32(0.5), policy="fixed", **options)
+    same = specdec.generate(
+        fake_model(), "ab", temperature=0.5, max_tokens=4, draft_len=2, seed=2**63, logprobs=1, policy="fixed"
+    )
+    assert given.tokens == same.tokens
+    assert json.loads(json.dumps(given.to_dict()))["seed"] == 2**63
+
+
+@pytest.mark.parametrize("call", [specdec.generate, specdec.stream])
+def test_a_name_in_place_of_a_model(call):
+    told = f"{call.__name__} needs a model that specdec.load returned, not 'm'"
+    with pytest.raises(InvalidArgumentError, match=told):
+        call("m", "Why?")
 
 
 def test_a_model_without_a_tokenizer_takes_ids_and_gives_ids():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,17 @@ def test_an_answer_is_that_of_plain_decoding(server: Running, client: Any) -> No
         assert cached == (0 if options["temperature"] == 0 else expected.stats.prompt_tokens - 1)
         assert (answer.timings["cache_n"], answer.timings["prompt_n"]) == (cached, answer.usage.prompt_tokens - cached)
         assert answer.choices[0].specdec["identical_to"] == "dense"
+
+
+def test_every_drafter_that_a_request_may_name_can_draft(server: Running) -> None:
+    told = server.chat(drafter="nosuch").json()["error"]["message"]
+    names = re.findall(r"'([a-z-]+)'", told.removeprefix("'drafter' must be ").removesuffix(", not 'nosuch'"))
+    assert names[:1] == ["auto"]
+    expected = server.chat(temperature=0, max_tokens=8, speculate=False).json()["choices"][0]["message"]
+    for name in names:
+        answer = server.chat(temperature=0, max_tokens=8, drafter=name)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["message"] == expected
 
 
 @pytest.mark.parametrize("filters", [{"top_p": 0.9}, {"top_p": 0}, {"top_k": 5}, {"min_p": 0.1}, {"top_k": -1}])
