@@ -20,8 +20,8 @@ _MOST_S = 0.03  # of a pass that goes ahead: a stream shows its tokens when it e
 _MOST_LOST = 0.02  # share of the time that asking policies may cost when it does not pay
 _STRETCH = 512  # turns without asking, at most
 _QUIET = 4, 32  # tokens without asking a policy whose last draft was in vain: at first, and at most
-_ASK_S = 0.0005  # of asking one policy, until that is measured
-_HOPED = 3.0  # tokens that a round of asking brings each sequence at best, until that is measured
+_ASK_S = 0.0015  # of asking one policy, until that is measured
+_HOPED = 6.0  # tokens that a round of asking brings each sequence at best, until that is measured
 _REMEASURED = 128  # rounds of asking, after which plain ones are measured again
 
 

@@ -68,7 +68,7 @@ def test_asking_begins_again_when_it_pays_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sequences", "turn_s", "waits"), [(4, 0.001, 0), (16, 0.001, 250), (64, 0.002, 500), (64, 0.1, 0)]
+    ("sequences", "turn_s", "waits"), [(4, 0.001, 0), (16, 0.002, 300), (64, 0.002, 512), (64, 0.1, 0)]
 )
 def test_asking_that_cannot_pay_is_put_off(sequences: int, turn_s: float, waits: int) -> None:
     pace, turns = Pace(15), 0
