@@ -57,7 +57,10 @@ class TurnPlanner:
             return turns
         self._last = 0
         trial = None if turns is None or best.option is not None else self._trial(now)
-        return best if trial is None else trial
+        if trial is None:
+            return best
+        self._last = trial.turns // 2
+        return trial
 
     def ran(self, count: int, kept: int, cost: float) -> None:
         """Count the turns of a pass: their number, the tokens that they kept, and the dense steps of one."""
