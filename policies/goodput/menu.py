@@ -13,9 +13,8 @@ from specdec.policies.goodput.length import best_length
 from specdec.engine.policy import DraftOption, RoundState
 
 EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)  # ascending
-_AT_ONCE = (
-    2  # tokens drafted before signals are looked at, where average drafts are twice as long: more are too often dropped
-)
+# Tokens drafted before signals are looked at, where average drafts are twice as long. More would too often be dropped.
+_AT_ONCE = 2
 _REFRESH = 4  # rounds between looks at which efforts are worth having
 
 
