@@ -47,7 +47,8 @@ class HeuristicPolicy:
         if not self._next:
             self._next = min(self.longest, state.draft_len if self.length is None else self.length)
         self._current = state.draft_effort if self.effort is None else self.effort
-        return DraftPlan(num_draft_tokens=min(self._next, state.max_draft_tokens), effort=self._current)
+        length = min(self._next, state.max_draft_tokens)
+        return DraftPlan(num_draft_tokens=length, effort=self._current, at_once=max(1, length))
 
     def next_step(self, signals: StepSignals) -> float | None:  # noqa: ARG002
         """The same effort again."""

@@ -14,6 +14,8 @@ from specdec.policies.goodput.ways import Way
 from specdec.engine.policy import DraftOption, RoundState
 
 EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)  # ascending
+# Tokens drafted before signals are looked at, where average drafts are twice as long. More would too often be dropped.
+_AT_ONCE = 2
 _REFRESH = 4  # rounds between looks at which efforts are worth having
 
 
@@ -31,7 +33,7 @@ class Menu:
         best: one of them.
         made: number of the generation's round for which the menu was made.
         beside: rows of other sequences in the pass then.
-        at_once: tokens that a draft at the best effort has where every token is as good as the average.
+        at_once: tokens that a draft at the best effort has in nearly any case.
         least_margin: margin after whose token one more pays for itself at that effort, early in a draft.
         candidates: the efforts alone.
     """
@@ -115,7 +117,7 @@ class Menus:
         for one in useful:
             length, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
             if tokens - rate * cost > most:
-                best, most, at_once = one, tokens - rate * cost, max(1, length)
+                best, most, at_once = one, tokens - rate * cost, _AT_ONCE if length >= 2 * _AT_ONCE else 1
         least = acceptance.least_margin(best[0], rate * (best[1] + verify[3] - verify[2]), way.reach.lean)
         menu = self._made[way] = Menu(option, way, acceptance, useful, best, state.round_index, beside, at_once, least)
         return menu

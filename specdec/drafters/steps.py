@@ -117,7 +117,7 @@ class ModelSteps:
     def _go_on_by_choices(
         self, draft: Draft, effort: float, plan: DraftPlan, context: DraftContext, policy: Policy
     ) -> Drafting:
-        """`go_on` where tokens are the runtime's choices: it drafts several at once where the plan says so."""
+        """`go_on` where tokens are the runtime's choices: it drafts the first ones at once where the plan says so."""
         own, at_once = len(draft.tokens), 1 + min(plan.at_once - 1, self.runtime.info.drafts_ahead)
         pending = draft.tokens[-1] if draft.tokens else context.history[-1]
         next_effort: float | None = effort
@@ -131,6 +131,7 @@ class ModelSteps:
             choices = reply.result.choices
             assert choices
             draft.bytes_read += reply.result.bytes_read
+            at_once = 1
             if self.note is not None:
                 self.note([choice.token for choice in choices[:-1]])
             seconds = reply.pass_s / len(choices)

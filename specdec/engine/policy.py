@@ -131,8 +131,8 @@ class DraftPlan:
         drafter: who drafts, by name; None: the first option's drafter.
         view: draft view to read; None: the first one that is offered for the drafter.
         turns: for an option with `turn_rows`, most rounds that the runtime runs by itself; it may run fewer.
-        at_once: tokens that the runtime may draft at the effort of the first before it asks `next_step` about them, one
-            by one; an answer to stop drops those that follow. It may draft fewer, or ask after each.
+        at_once: first tokens of the draft that the runtime may draft at the effort of the first before it asks
+            `next_step` about them, one by one; an answer to stop drops those that follow. It may draft fewer.
         least_margin: where tokens are drafted at once, the largest logit that is drafted after has at least this margin
             over the second; 0 drafts on in any case.
         windowed: for an option with `windowed_from`, whether draft steps attend to a window of a long context rather

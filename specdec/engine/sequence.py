@@ -196,15 +196,13 @@ class Sequence:
         draft = opened.draft
         parents = None if draft.parents is None else [-1, *(parent + 1 for parent in draft.parents)]
         shown: Logits = "choices" if self.takes_choices else "all"
-        likely = 0
-        if asks and self.speculation is not None and self.runtime.info.prunes_head:
-            likely = self.speculation.likely
+        likely = self.speculation.observers.likely if asks and self.speculation is not None else 0
         return Rows(self.cache, [self.tokens[-1], *draft.tokens], self.efforts, parents, logits=shown, likely=likely)
 
     @property
     def takes_choices(self) -> bool:
         """Whether a verify pass needs only the runtime's choices, and no logits."""
-        return self._takes_choices and (self.speculation is None or not self.speculation.observers)
+        return self._takes_choices and (self.speculation is None or not self.speculation.observers.want_logits)
 
     def most_ahead(self, rows: Rows) -> int:
         """Tokens that the pass over the rows of `propose` may go ahead for."""
@@ -403,12 +401,7 @@ class Sequence:
         verdict = accept(draft.tokens, rows, chooser, position=position, parents=draft.parents, trusted=trusted)
         if self.speculation is not None and opened.is_asked and not opened.is_first:
             seen = [self.tokens[-1], *draft.tokens]
-            if choices is None:
-                self.speculation.verified(seen, result.logits, verdict.kept)
-            else:
-                self.speculation.chosen(seen, [choice.token for choice in choices], verdict.kept)
-            if result.likely:
-                self.speculation.ranked(result.likely, verdict.kept)
+            self.speculation.observers.judged(seen, result, verdict.kept)
         tokens = [*(draft.tokens[index] for index in verdict.kept), verdict.bonus_token]
         logprobs = [] if self._logprobs is None else path_logprobs(result.logits, verdict.kept, tokens, self._logprobs)
         done = Round(

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from specdec.drafters.base import (
     Archivist,
-    ChoiceObserver,
     Draft,
     DraftContext,
     Drafter,
     DrafterSetup,
     Foreteller,
-    LikelyObserver,
-    Observer,
     Rememberer,
     late_in,
     wants_logits,
@@ -30,6 +26,7 @@ from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
 from specdec.engine.efforts import EffortScale
 from specdec.engine.measure_turns import TURN_WIDTHS
+from specdec.engine.observers import Observers
 from specdec.engine.options import Options
 from specdec.engine.policy import (
     CostTable,
@@ -87,9 +84,7 @@ class Speculation:
         turn_rows: most rows of a turn, by the name of the drafter that the runtime's turns replace.
         text_match: match of the text's end with the text before.
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
-        observers: of the drafters, those that learn from the verifier's logits, by name.
-        choice_observers: of the drafters, those that learn from its choices alone, by name.
-        likely_observers: of the drafters, those that learn from its likeliest tokens, by name.
+        observers: of the drafters, those that learn from verify passes.
         may_wait: rounds of shared passes may go by without the policy: it decides by what pays, not by a rule.
     """
 
@@ -112,9 +107,7 @@ class Speculation:
     turn_rows: Mapping[str, int] = field(init=False)
     text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
-    observers: Mapping[str, Observer] = field(init=False)
-    choice_observers: Mapping[str, ChoiceObserver] = field(init=False)
-    likely_observers: Mapping[str, LikelyObserver] = field(init=False)
+    observers: Observers = field(init=False, repr=False)
     may_wait: bool = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,12 +115,7 @@ class Speculation:
         object.__setattr__(self, "turn_rows", turns)
         told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
-        watching = {name: drafter for name, drafter in self.drafters.items() if wants_logits(drafter)}
-        object.__setattr__(self, "observers", watching)
-        choices = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, ChoiceObserver)}
-        object.__setattr__(self, "choice_observers", choices)
-        ranking = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, LikelyObserver)}
-        object.__setattr__(self, "likely_observers", ranking)
+        object.__setattr__(self, "observers", Observers(self.drafters))
         object.__setattr__(self, "may_wait", self.policy.learns)
 
     def drafter_of(self, plan: DraftPlan | None) -> str:
@@ -186,51 +174,6 @@ class Speculation:
             named=self.named,
         )
 
-    def verified(self, tokens: Tokens[int], logits: np.ndarray, kept: Tokens[int]) -> None:
-        """Show the drafters that learn from it what the verifier computed; see `Observer.verified`.
-
-        Raises:
-            PluginError: one of them fails.
-        """
-        for name, drafter in self.observers.items():
-            with faults_of(name, "verified"):
-                drafter.verified(tokens, logits, kept)
-        self.chosen(tokens, _Likeliest(logits), kept)
-
-    def chosen(self, tokens: Tokens[int], choices: Tokens[int], kept: Tokens[int]) -> None:
-        """Show the drafters that learn from it what the verifier chose; see `ChoiceObserver.chosen`.
-
-        Raises:
-            PluginError: one of them fails.
-        """
-        for name, drafter in self.choice_observers.items():
-            with faults_of(name, "chosen"):
-                drafter.chosen(tokens, choices, kept)
-
-    @property
-    def likely(self) -> int:
-        """Likely tokens of a row of the next verify pass that a drafter wants to see, at most.
-
-        Raises:
-            PluginError: one of them fails.
-        """
-        most = 0
-        for name, drafter in self.likely_observers.items():
-            with faults_of(name, "likely"):
-                most = max(most, drafter.likely)
-        return most
-
-    def ranked(self, likely: Tokens[Tokens[int]], kept: Tokens[int]) -> None:
-        """Show the drafters that learn from it what the verifier thought likely; see `LikelyObserver.ranked`.
-
-        Raises:
-            PluginError: one of them fails.
-        """
-        for name, drafter in self.likely_observers.items():
-            with faults_of(name, "ranked"):
-                if drafter.likely:
-                    drafter.ranked(likely, kept)
-
     def end(self) -> None:
         """Tell the drafters that keep answers that this one has ended.
 
@@ -266,24 +209,6 @@ class Speculation:
             return []
         with faults_of(draft.sources[0] if draft.sources else "draft", "the entropy of a signal"):
             return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
-
-
-class _Likeliest(Tokens[int]):
-    """The likeliest token of every row of logits, float32 (M, V), found when it is looked at."""
-
-    def __init__(self, logits: np.ndarray) -> None:
-        self._logits = logits
-
-    @overload
-    def __getitem__(self, row: int) -> int: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[int]: ...
-    def __getitem__(self, row: int | slice) -> int | list[int]:
-        found = self._logits[row].argmax(axis=-1)
-        return found.tolist() if isinstance(row, slice) else int(found)
-
-    def __len__(self) -> int:
-        return len(self._logits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,7 @@ class World:
         attention: of one row to a position of the context, in dense steps of an empty context.
         blind: what a window of a long context adds to `noise`; None where drafts have none.
         reach: whether drafts have the window, where the policy has no choice; None leaves it to the policy.
+        at_once: the runtime drafts several tokens before it asks, where a plan says so.
         dense_s: seconds of a dense step.
         jitter: standard deviation of the logarithm of every cost.
         spikes: chance that a pass takes ten times as long.
@@ -81,6 +82,7 @@ class World:
     attention: float = 0.0
     blind: float | None = None
     reach: bool | None = None
+    at_once: bool = False
     dense_s: float = 0.01
     jitter: float = 0.0
     spikes: float = 0.0
@@ -202,30 +204,20 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
     windowed = drafter == "effort" and world.is_windowed(plan, state.position)
     whole = world.attends(state.position, windowed=False)
     while drafter == "effort" and drafted < length and effort is not None:
-        margin = world.random.expovariate(1 / world.hardness)
-        cost = world.step(effort) * world.verify(world.together) / world.verify(1)
-        cost += world.attends(state.position, windowed)
-        seconds = world.seconds(cost)
-        noise = world.noise(effort) + (world.blind or 0.0) * windowed
-        chance = 0.5 * (1 + math.erf(margin / max(noise, 1e-9) / math.sqrt(2)))
-        alive = alive and world.random.random() < chance
-        accepted += alive
-        shown = max(0.0, margin + world.random.gauss(0, noise))
-        one = StepSignals(
-            index=drafted,
-            position=state.position + drafted,
-            effort=effort,
-            context_length=state.position - 1 + drafted,
-            drafter="effort",
-            view="int4",
-            seconds=seconds,
-            distribution=Level(shown),
-        )
-        signals.append(one)
-        drafted += 1
-        draft_s, dense = draft_s + seconds, dense + cost
-        tally.efforts[effort] = tally.efforts.get(effort, 0) + 1
-        effort = policy.next_step(one) if drafted < length else None
+        made = [_step(world, effort, state, drafted, windowed)]
+        most = min(plan.at_once if world.at_once and not drafted else 1, length)
+        while len(made) < most and made[-1].signals.distribution.margin >= plan.least_margin:
+            made.append(_step(world, effort, state, drafted + len(made), windowed))
+        tally.efforts[effort] = tally.efforts.get(effort, 0) + len(made)
+        draft_s, dense = draft_s + sum(one.signals.seconds for one in made), dense + sum(one.cost for one in made)
+        for one in made:
+            alive = alive and one.is_right
+            accepted += alive
+            signals.append(one.signals)
+            drafted += 1
+            effort = policy.next_step(one.signals) if drafted < length else None
+            if effort is None:
+                break
     verify = world.verify(world.beside + drafted + 1) * (1 + whole)
     verify_s = world.seconds(verify)
     policy.observe(
@@ -250,6 +242,36 @@ def _round(policy: Policy, world: World, tally: Tally, tokens: int, temperature:
     tally.windowed += windowed
     tally.drafted += drafted
     tally.drafters[drafter] = tally.drafters.get(drafter, 0) + 1
+
+
+@dataclass
+class _Step:
+    """A draft step: what it shows, its cost in dense steps, and whether the verifier would draw its token."""
+
+    signals: StepSignals
+    cost: float
+    is_right: bool
+
+
+def _step(world: World, effort: float, state: RoundState, index: int, windowed: bool) -> _Step:
+    margin = world.random.expovariate(1 / world.hardness)
+    cost = world.step(effort) * world.verify(world.together) / world.verify(1)
+    cost += world.attends(state.position, windowed)
+    seconds = world.seconds(cost)
+    noise = world.noise(effort) + (world.blind or 0.0) * windowed
+    chance = 0.5 * (1 + math.erf(margin / max(noise, 1e-9) / math.sqrt(2)))
+    is_right = world.random.random() < chance
+    signals = StepSignals(
+        index=index,
+        position=state.position + index,
+        effort=effort,
+        context_length=state.position - 1 + index,
+        drafter="effort",
+        view="int4",
+        seconds=seconds,
+        distribution=Level(max(0.0, margin + world.random.gauss(0, noise))),
+    )
+    return _Step(signals, cost, is_right)
 
 
 def best_fixed(world: World, tokens: int = 6000) -> tuple[float, str]:

@@ -49,6 +49,19 @@ def test_goodput_is_as_good_as_the_best_fixed_setting(name):
     assert run(policy, world, 5000).rate > (0.93 if name == "hard" else 0.97) * best, setting
 
 
+@pytest.mark.parametrize("name", WORLDS)
+def test_drafting_at_once_costs_goodput_little(name):
+    """What is drafted and dropped, or at an effort chosen beforehand, costs less than 4% of the tokens a second."""
+    rates = []
+    for at_once in (False, True):
+        world = World(**WORLDS[name], at_once=at_once)
+        world.random.seed(2)
+        policy = GoodputPolicy()
+        run(policy, world, 1000)
+        rates.append(run(policy, world, 5000).rate)
+    assert rates[1] > 0.96 * rates[0]
+
+
 @pytest.mark.parametrize("name", ["typical", "easy", "hard"])
 def test_goodput_needs_no_measured_costs(name):
     world = World(**WORLDS[name], jitter=0.05)

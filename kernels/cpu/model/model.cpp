@@ -367,32 +367,6 @@ void Model::forward(std::vector<SequenceRows>& batch, DraftView* draft, float* l
   for (const SequenceRows& rows : batch) rows.cache->set_length(rows.cache->length() + rows.rows);
 }
 
-std::vector<RowChoice> Model::go_on(SequenceRows& row, DraftView* draft, Choice choice, const GoingOn& going) {
-  check(row.rows == 1 && row.parents == nullptr && row.states == nullptr && row.likely == 0,
-        "a pass goes on from a single row, and shows its choices alone");
-  const int64_t held = row.cache->length();
-  std::vector<RowChoice> choices;
-  std::vector<SequenceRows> batch = {row};
-  RowChoice chosen{};
-  try {
-    for (;;) {
-      batch[0].choices = &chosen;
-      batch[0].shown = Shown::all;
-      forward(batch, draft, nullptr, choice);
-      row.bytes += batch[0].bytes;
-      choices.push_back(chosen);
-      const bool ended = std::find(going.ends.begin(), going.ends.end(), chosen.token) != going.ends.end();
-      if (static_cast<int>(choices.size()) > going.most || ended || !(chosen.margin >= going.least_margin)) break;
-      if (row.cache->length() == row.cache->capacity) break;
-      batch[0].tokens = &chosen.token;
-    }
-  } catch (...) {
-    row.cache->trim(held);
-    throw;
-  }
-  return choices;
-}
-
 void Model::logits_row(int64_t token, float* weights) const {
   const PackedMatrix& head = matrices_.back();
   if (head.is_quantised()) return head.quantised.row(token, weights);
