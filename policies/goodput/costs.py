@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from specdec.policies.goodput.curve import MOST_ROWS, curve, tail, variances
 from specdec.policies.goodput.related import Related, View
-from specdec.policies.goodput.ways import SHORT, Way
+from specdec.policies.goodput.ways import ATTENTION, SHORT, Way
 
 from specdec.engine.policy import CostTable
 
@@ -338,9 +338,11 @@ class CostModel:
         """From the nearest known effort of the same way, or from contexts of another length, or from nothing."""
         if way.view is None:
             return _LOOKUP
+        if way.reach != SHORT:
+            return self._guess_long(way, effort)
         steps = self._views.get(way)
         if steps is None or not steps.costs:
-            return _typical(effort) if way.reach == SHORT else self._guess_long(way, effort)
+            return _typical(effort)
         known = {one: steps.costs[index] for one, index in steps.index.items()}
         below = max((e for e in known if e <= effort), default=None)
         above = min((e for e in known if e >= effort), default=None)
@@ -355,13 +357,20 @@ class CostModel:
         return [one for one in long if one.reach.windowed == way.reach.windowed]
 
     def _guess_long(self, way: Way, effort: float) -> float:
-        """From the nearest length of the context in which drafts that attend to as much were seen."""
-        short, reach = self.draft(Way(way.drafter, way.view), effort), way.reach
-        like = [one for one in self._like(way) if one != way]
+        """From the cost in short contexts, and what attention costs by the nearest step that was seen in a long one: of
+        drafts that attend to as much, or else of others."""
+        short, reach = Way(way.drafter, way.view), way.reach
+        like = self._like(way) or self._like(way._replace(reach=reach._replace(windowed=not reach.windowed)))
         if not like:
-            return reach.cost(short)
+            return reach.cost(self.draft(short, effort), ATTENTION)
         nearest = min(like, key=lambda one: abs(math.log(one.reach.context / reach.context)))
-        return self.draft(nearest, effort) * reach.cost(short) / nearest.reach.cost(short)
+        seen = self._views[nearest]
+        known = min(seen.index, key=lambda one: abs(one - effort))
+        cost, base = seen.costs[seen.index[known]], self.draft(short, known)
+        attention = nearest.reach.attention(base, cost)
+        alike = nearest.reach.windowed == reach.windowed
+        error = cost / nearest.reach.cost(base, attention) if alike else 1.0
+        return error * reach.cost(self.draft(short, effort), attention)
 
 
 def _typical(effort: float) -> float:
@@ -373,7 +382,8 @@ def _variance_of_guess(steps: View, effort: float, way: Way) -> float:
     """Variance of the logarithm of the cost of an effort that is guessed from others."""
     if not steps.index:
         return _UNKNOWN if way.reach == SHORT else _GUESSED
-    return 2.0 * _MEASURED if min(steps.index) < effort < max(steps.index) else _GUESSED
+    is_told = way.reach != SHORT or min(steps.index) < effort < max(steps.index)  # by short contexts, or both sides
+    return 2.0 * _MEASURED if is_told else _GUESSED
 
 
 def _least_share(doubt: float) -> float:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 from specdec.engine.policy import DraftOption, RoundState
 
-# Positions' attention in plain steps of an empty context, and positions that a window holds, before anything was
-# seen: between those measured with small and medium models on few and on many cores.
-_ATTENTION, _SEEN = 1e-4, 1024
+# A row's attention to a position, in plain steps of an empty context, and its precision before anything was seen: small
+# and medium models on few and on many cores have shown 1e-5 to 2.5e-4.
+ATTENTION, _PRECISION = 1e-4, 1e8
+_SEEN = 1024  # positions that a window holds, about
+_ERROR = 0.1  # of a cost that the attention is inferred from
 
 
 class Reach(NamedTuple):
@@ -33,10 +35,21 @@ class Reach(NamedTuple):
         or half of it less; 0 where there is no choice."""
         return (-0.5 if self.windowed else 0.5) if self.context else 0.0
 
-    def cost(self, short: float) -> float:
-        """The cost of a step that takes `short` dense steps where the context is short, in dense steps, guessed."""
-        seen = min(self.context, _SEEN) if self.windowed else self.context
-        return (short + _ATTENTION * seen) / (1.0 + _ATTENTION * self.context)
+    @property
+    def seen(self) -> int:
+        """Positions that a step attends to."""
+        return min(self.context, _SEEN) if self.windowed else self.context
+
+    def cost(self, short: float, attention: float) -> float:
+        """The cost in dense steps of a step that takes `short` ones where the context is short."""
+        return (short + attention * self.seen) / (1.0 + attention * self.context)
+
+    def attention(self, short: float, cost: float) -> float:
+        """A row's attention to a position, by the cost of a step that takes `short` dense steps where the context is
+        short: `cost` solved for it, and drawn towards `ATTENTION` where that says little."""
+        slope, precision = cost * self.context - self.seen, 1.0 / (_ERROR * cost) ** 2
+        known = slope * slope * precision
+        return max(0.0, (_PRECISION * ATTENTION + slope * precision * (short - cost)) / (_PRECISION + known))
 
 
 SHORT = Reach()

@@ -22,7 +22,8 @@ class TraceWriter:
     ids), `entropies` (nats) and `efforts` (one per token of the drafter's own, so none for those that a grammar
     forced; both empty when it has no distribution to show), `accepted`, `bonus_token`, `emitted` (fewer than
     accepted + 1 when the answer ended inside the round), `drafter` and `view` that the policy chose (null in a
-    plain round), `producers` (who produced each emitted token: "bonus", or a drafter with its effort, as
+    plain round), `windowed` (whether it had draft steps attend to a window of the context; null where it left that to
+    the drafter), `producers` (who produced each emitted token: "bonus", or a drafter with its effort, as
     "effort@0.5"; a "!" after it marks a trusted token), `parts` (the text that came out with each), `draft_s` and
     `verify_s`.
 
@@ -50,6 +51,7 @@ class TraceWriter:
             "emitted": len(piece.tokens),
             "drafter": None if done.plan is None else done.plan.drafter,
             "view": None if done.plan is None else done.plan.view,
+            "windowed": None if done.plan is None else done.plan.windowed,
             "producers": [origin.label for origin in piece.origins],
             "parts": piece.parts,
             "draft_s": round(done.draft_s, 9),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -109,18 +110,20 @@ def test_choices_that_are_none_are_refused():
 
 
 @pytest.mark.parametrize("policy", ["auto", Alternating(length=2)], ids=["auto", "in turns"])
-def test_answers_do_not_depend_on_the_choice(policy, monkeypatch):
+def test_answers_do_not_depend_on_the_choice(policy, monkeypatch, tmp_path):
     monkeypatch.setattr(windows, "LONG", 200)
     monkeypatch.setattr(windows, "RECENT", 30)
     model = Model(Narrowing())
     plain = specdec.generate(model, PROMPT, max_tokens=60, speculate=False)
     model.runtime.seen.clear()
-    found = specdec.generate(model, PROMPT, max_tokens=60, policy=policy, drafter="effort")
+    trace = tmp_path / "trace"
+    found = specdec.generate(model, PROMPT, max_tokens=60, policy=policy, drafter="effort", trace=trace)
     assert found.tokens == plain.tokens
     if policy != "auto":
-        seen = [window for length, window in model.runtime.seen if length >= LENGTH]
-        assert None in seen
-        assert any(seen)
+        lines = [json.loads(line) for line in trace.read_text().splitlines()]
+        chosen = [line["windowed"] for line in lines if line["drafted"]]
+        assert chosen == [number % 2 == 0 for number in range(len(chosen))]
+        assert any(window for _, window in model.runtime.seen)
 
 
 def test_another_models_drafts_see_a_part_of_its_context():

@@ -44,14 +44,14 @@ def answers(world: World, tokens: int, count: int = 1) -> Tally:
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_better_of_window_and_whole_is_taken(name):
-    """Within 4% of what the better gives alone, in five answers of 200 tokens; what is found out is remembered."""
+    """Within 5% of what the better gives alone, in four answers of 200 tokens; what is found out is remembered."""
     rates: dict[bool | None, float] = {}
     shares = []
     for reach in (None, True, False):
-        tallies = [answers(world_of(name, seed=seed, reach=reach), 200, 5) for seed in range(3)]
+        tallies = [answers(world_of(name, seed=seed, reach=reach), 200, 4) for seed in range(6)]
         rates[reach] = sum(tally.rate for tally in tallies)
         shares += [tally.windowed / tally.rounds for tally in tallies] if reach is None else []
-    assert rates[None] > 0.96 * max(rates[True], rates[False])
+    assert rates[None] > 0.95 * max(rates[True], rates[False])
     better = WORLDS[name][1]
     if better is not None:
         assert better == ("windowed" if rates[True] > rates[False] else "whole")
@@ -141,6 +141,20 @@ def test_costs_are_kept_apart_by_the_length_of_the_context():
     assert table is not None
     assert table.draft_s["effort", "int4", 0.5] / table.verify_s[1] == pytest.approx(0.2, rel=0.1)  # after a short
     assert set(table.draft_s) == {("effort", "int4", effort) for effort in (0.2, 0.5, 1.0)}
+
+
+@pytest.mark.parametrize("attention", [1e-5, 1e-4, 2.5e-4])
+def test_one_step_in_a_long_context_tells_what_others_cost(attention):
+    """The costs of steps that were not seen follow from those in short contexts and from one constant."""
+    costs = CostModel(World(step=lambda effort: 0.45 + 0.3 * effort).costs(spread=0.05))
+    seen = Way("effort", "int4", Reach(6144, windowed=True))
+    for _ in range(20):
+        costs.observe_verify(1, 0.01)
+        costs.observe_draft(seen, 0.5, 0.01 * seen.reach.cost(0.6, attention))
+    for reach, tolerance in ((seen.reach, 0.1), (Reach(12_288, windowed=True), 0.2), (Reach(6144), 0.3)):
+        for effort, short in ((0.2, 0.51), (1.0, 0.75)):
+            guessed = costs.draft(Way("effort", "int4", reach), effort)
+            assert guessed == pytest.approx(reach.cost(short, attention), rel=tolerance)
 
 
 def test_nothing_measured_is_no_obstacle():

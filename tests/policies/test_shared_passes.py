@@ -78,9 +78,9 @@ def test_looks_are_few_where_drafting_does_not_pay(monkeypatch):
     looks = []
     original = GoodputPolicy._prospect
 
-    def prospect(self, now, option):
+    def prospect(self, now, option, way):
         looks.append(now.state.round_index)
-        return original(self, now, option)
+        return original(self, now, option, way)
 
     monkeypatch.setattr(GoodputPolicy, "_prospect", prospect)
     assert rounds(policy, 80) == [0] * 80
