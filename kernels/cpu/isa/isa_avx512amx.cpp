@@ -1,4 +1,4 @@
-// The kernels of avx512vbmi2, and AMX where many rows meet quantised matrices; its compiler flags are in CMakeLists.txt.
+// The kernels of avx512vbmi2, and AMX where several rows meet quantised matrices; its compiler flags are in CMakeLists.txt.
 #define SPECDEC_ISA avx512amx
 #include "simd_avx512.h"
 
@@ -15,7 +15,7 @@ const KernelTable& avx512vbmi2_table();
 namespace avx512amx {
 
 static void multiply(const QuantCall& call) {
-  if (call.rows[0] < kAmxFewestRows)  // then there is one tile of rows
+  if (!amx_pays(call.rows[0], call.choices != nullptr))  // then there is one tile of rows
     avx512vbmi2_table().quant.multiply(call);
   else
     amx_multiply(call);
@@ -23,7 +23,7 @@ static void multiply(const QuantCall& call) {
 
 static void activations(const QuantRowsCall& call) {
   avx512vbmi2_table().quant.activations(call);
-  if (call.rows >= kAmxFewestRows) to_row_order(call);
+  if (amx_pays(call.rows, call.choices != nullptr)) to_row_order(call);
 }
 
 }  // namespace avx512amx

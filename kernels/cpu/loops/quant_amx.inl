@@ -1,7 +1,8 @@
-// Quantised matrices times 7 to 16 rows with AMX: a tile of codes times a tile of both bytes of every row's activations.
+// Quantised matrices times up to 16 rows with AMX: a tile of codes times a tile of both bytes of every row's activations.
 //
 // What is added is the same whole numbers as in quant.inl, so the bits are. Codes are unpacked once for all rows and go
-// through the first-level cache, as the sums do: with few rows that costs more than it saves.
+// through the first-level cache, as the sums do: with few rows that costs more than it saves. All inputs: see
+// quant_amx_all.inl; chosen ones: below, one step after the other.
 
 #include <immintrin.h>
 
@@ -9,7 +10,9 @@
 
 namespace specdec::SPECDEC_ISA {
 
-constexpr int kAmxFewestRows = 7, kAmxRows = 16;
+constexpr int kAmxRows = 16;
+// From how many rows on it is faster. The same for all types: matrices of several types share a pass's activations.
+static inline bool amx_pays(int rows, bool chosen) { return rows >= (chosen ? 7 : 5); }
 
 // Shapes of the tiles: 0 and 1 activations (both bytes of up to 8 rows in one), 2 and 3 codes, 4 to 7 sums.
 struct alignas(64) TileShapes {
@@ -150,6 +153,13 @@ static void amx_rows(int n, const QuantBlock& block, const int32_t* x, float* sp
   }
 }
 
+}  // namespace specdec::SPECDEC_ISA
+
+#include "quant_amx_all.inl"
+
+namespace specdec::SPECDEC_ISA {
+
+// One step after the other: of chosen inputs, and of codes without their lower bits.
 template <int Bits, class Scales>
 static void amx_multiply_as(const QuantCall& call) {
   int shaped = 0;
@@ -167,7 +177,11 @@ static void amx_multiply_as(const QuantCall& call) {
 
 template <int Bits, class Scales>
 struct AmxMultiply {
-  static void run(const QuantCall& call) { amx_multiply_as<Bits, Scales>(call); }
+  static void run(const QuantCall& call) {
+    if (call.choices != nullptr) return amx_multiply_as<Bits, Scales>(call);
+    if (call.spans == nullptr) quant_clear(call);
+    AmxAll<Bits, Scales>(call).run();
+  }
 };
 template <int Bits, class Scales>
 struct AmxMultiplyUpper {
