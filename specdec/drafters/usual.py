@@ -1,7 +1,7 @@
 """What usually follows a token, for any vocabulary: `usual_successors`.
 
 Turns of a GPU runtime draft tokens that were likeliest after others lately (`specdec.runtimes.choices.Recycling`). A
-new text has taught none yet, so it begins with those that often follow each other in prose, code and answers.
+new text has taught none yet, so it begins with those that often follow each other in prose and code.
 `specdec/data/usual_pairs.txt` holds pieces of text, each with the pieces that followed it most often;
 `benchmarks/usual_pairs.py` made it. Pieces that are no tokens of a vocabulary are left out.
 """
