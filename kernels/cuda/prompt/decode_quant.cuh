@@ -1,10 +1,10 @@
-// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and 16 or 32
+// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and sixteen
 // rows. Its warps are four groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed
 // by one group; four of these warps at a time leave their sums, which all threads add in their order. What the step's blocks
 // have of a tile stays apart: the consumer adds it, as in the step.
 namespace specdec {
 
-constexpr int GROUPS_HERE = 4, SUMS_ROW = TILE + 8;
+constexpr int GROUPS_HERE = 4, DEPTH = 4, BAND_ROWS = 16, SUMS_ROW = TILE + 8;
 
 // The units of a group's warps of the step, one after the other.
 struct Walk {
@@ -29,12 +29,12 @@ struct Walk {
 };
 
 // The share of block `block` of the step: sums go to parts (slots, all_rows, TILE).
-template <int F, int BAND_ROWS>
+template <int F>
 DEVICE void multiply_share(const Matrix& m, int block, const char* data, const ManyRows& rows, const float* scales,
                            float* parts, char* room) {
   using P = Place<F>;
   using Ask = Asking<F, BAND_ROWS>;
-  constexpr int QUADS = BAND_ROWS / 4, DEPTH = BAND_ROWS == 16 ? 4 : 3, AGAIN = BAND_ROWS / 16;
+  constexpr int QUADS = BAND_ROWS / 4;
   const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / 64, word = tid / 32 % 2;
   const int mine = tid % 64;  // of the threads of the group
   const Packed from = packed_of<F>(m, data);
@@ -63,10 +63,7 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
   };
   auto ask_rows = [&](int unit, char* to) {
     const size_t place = (size_t)(unit % m.steps) * rows.all_rows;
-#pragma unroll
-    for (int at = mine; at < BAND_ROWS * 4; at += 64) {
-      copy16(to + WEIGHTS_ROOM + at * 16, rows.words + place * (GROUP_WORDS * 4) + at * 16);
-    }
+    copy16(to + WEIGHTS_ROOM + mine * 16, rows.words + place * (GROUP_WORDS * 4) + mine * 16);
     if (mine < BAND_ROWS) copy16(to + WEIGHTS_ROOM + Ask::WORDS_ROOM + mine * 16, rows.groups + place * 16 + mine * 16);
   };
 
@@ -91,17 +88,14 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     }
   };
   auto slot_of = [&](int tile) { return parts + (size_t)m.slot(block, tile) * rows.all_rows * TILE; };
-  // What this thread adds up: eight outputs of a row of every 16, of the tile `under_way`.
+  // What this thread adds up: eight outputs of a row of the tile `under_way`.
   const int row = tid / 16, output = tid % 16 * 8;
-  float4 sums[AGAIN][2] = {};
+  float4 sums[2] = {};
   int under_way = -1, done = 0;
   auto finish = [&] {
     if (under_way < 0) return;
-#pragma unroll
-    for (int a = 0; a < AGAIN; ++a) {
-      float4* to = reinterpret_cast<float4*>(slot_of(under_way) + (a * 16 + row) * TILE + output);
-      to[0] = sums[a][0], to[1] = sums[a][1];
-    }
+    float4* to = reinterpret_cast<float4*>(slot_of(under_way) + row * TILE + output);
+    to[0] = sums[0], to[1] = sums[1];
   };
 
 #pragma unroll 1
@@ -136,18 +130,12 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     for (int which = 0; which < 2 * GROUPS_HERE; ++which) {
       const int tile = left_tile[which];
       if (tile < 0) continue;
-      const bool goes_on = tile == under_way;
-      if (!goes_on) finish();
-      under_way = tile;
-#pragma unroll
-      for (int a = 0; a < AGAIN; ++a) {
-        const float* from = left + (which * BAND_ROWS + a * 16 + row) * SUMS_ROW + output;
-        const float4* value = reinterpret_cast<const float4*>(from);
-        if (goes_on) {
-          add(sums[a][0], value[0]), add(sums[a][1], value[1]);
-        } else {
-          sums[a][0] = value[0], sums[a][1] = value[1];
-        }
+      const float4* value = reinterpret_cast<const float4*>(left + (which * BAND_ROWS + row) * SUMS_ROW + output);
+      if (tile == under_way) {
+        add(sums[0], value[0]), add(sums[1], value[1]);
+      } else {
+        finish();
+        under_way = tile, sums[0] = value[0], sums[1] = value[1];
       }
     }
     BARRIER();
@@ -179,9 +167,11 @@ DEVICE float4 parts4(int which, const float* parts, int rows, int row, int outpu
   return sum;
 }
 
+}  // namespace specdec
+
 // Blocks: (bands of BAND_ROWS rows, blocks of the step of all matrices). The columns of `job` are slots.
-template <int BAND_ROWS>
-DEVICE void multiply_shares(const Multiplication& job, uint4* room) {
+extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply(const __grid_constant__ Multiplication job) {
+  extern __shared__ uint4 shared_memory[];
   int which = 0, block = blockIdx.y;
   while (block >= job.matrices[which].blocks) block -= job.matrices[which++].blocks;
   const ManyMatrix& matrix = job.matrices[which];
@@ -189,20 +179,9 @@ DEVICE void multiply_shares(const Multiplication& job, uint4* room) {
   const size_t row = blockIdx.x * BAND_ROWS;
   const ManyRows rows{job.words + row * GROUP_WORDS * 4, job.groups + row * 16, int(job.all_rows)};
   with_form(int(matrix.form), [&](auto chosen) {
-    multiply_share<decltype(chosen)::value, BAND_ROWS>(m, int(matrix.begin) + block, matrix.data, rows, job.scales + row,
-                                                       job.sums + row * TILE, reinterpret_cast<char*>(room));
+    multiply_share<decltype(chosen)::value>(m, int(matrix.begin) + block, matrix.data, rows, job.scales + row,
+                                            job.sums + row * TILE, reinterpret_cast<char*>(shared_memory));
   });
-}
-
-}  // namespace specdec
-
-extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply_16(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
-  multiply_shares<16>(job, shared_memory);
-}
-extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply_32(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
-  multiply_shares<32>(job, shared_memory);
 }
 
 // The same after matrix `site` of the step, whose sums are in parts.

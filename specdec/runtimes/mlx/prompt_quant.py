@@ -18,8 +18,7 @@ from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
-_GROUPS = 4  # of warps of a block of `decode_multiply`
-_DEPTHS = {16: 4, 32: 3}  # units under way of such a group, by rows of the block
+_BAND_ROWS, _GROUPS, _DEPTH = 16, 4, 4  # of `decode_multiply`: rows of a block, groups of warps, units of a group
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
 
@@ -64,9 +63,8 @@ class QuantPrompts(Prompts):
         if decodes:
             made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
             made["decode_turn"] = 256, 0
-            for band, depth in _DEPTHS.items():
-                stages = _GROUPS * depth * (self._unit_bytes + band * (64 + 16))
-                made[f"decode_multiply_{band}"] = 256, stages + 2 * _GROUPS * (band * (TILE + 8) * 4 + 4)
+            stages = _GROUPS * _DEPTH * (self._unit_bytes + _BAND_ROWS * (64 + 16))
+            made["decode_multiply"] = 256, stages + 2 * _GROUPS * (_BAND_ROWS * (TILE + 8) * 4 + 4)
             multiplications = {}
         for name, rows in multiplications.items():
             stage = self._unit_bytes + rows * (64 + 16)
@@ -100,7 +98,7 @@ class QuantPrompts(Prompts):
         if work.decodes:
             about = (steps, *self._inputs(work), places["scales"], places["sums"], work.padded_rows)
             matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
-            self._begin_shares(count, blocks, (*about, *matrix, *[0] * 12))
+            self._launch("decode_multiply", (-(-count // _BAND_ROWS), blocks, 1), *about, *matrix, *[0] * 12)
             return
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
@@ -170,14 +168,9 @@ class QuantPrompts(Prompts):
         arguments = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], columns, *matrices)
         if work.decodes:
             blocks = sum(segments[number][3] for number in which)
-            self._begin_shares(work.rows, blocks, arguments)
+            self._launch("decode_multiply", (-(-work.rows // _BAND_ROWS), blocks, 1), *arguments)
         else:
             self._begin(work.rows, sum(segments[number][0] for number in which), arguments)
-
-    def _begin_shares(self, rows: int, blocks: int, arguments: Sequence[int]) -> None:
-        """Begin a multiplication by the blocks of the step, for as many rows at a time as there are, if possible."""
-        band = next((band for band in _DEPTHS if band >= rows), max(_DEPTHS))
-        self._launch(f"decode_multiply_{band}", (-(-rows // band), blocks, 1), *arguments)
 
     def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
         """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""

@@ -110,10 +110,9 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     assert grids["decode_choose"] == (rows, 1, 1)
     if kind == "quantised":
         blocks = [segment[3] for segment in prompts._step.segments]  # type: ignore[attr-defined]
-        band = 16 if count <= 16 else 32
-        made = [grid for name, grid, _ in graph if name == f"decode_multiply_{band}"]
+        made = [grid for name, grid, _ in graph if name == "decode_multiply"]
         sites = [sum(blocks[:3]), blocks[3], sum(blocks[4:6]), blocks[6]]
-        wanted_grids = [(-(-rows // band), site, 1) for site in [*sites * c.num_layers, blocks[7]]]
+        wanted_grids = [(-(-rows // 16), site, 1) for site in [*sites * c.num_layers, blocks[7]]]
         assert made == wanted_grids
 
 
