@@ -50,7 +50,7 @@ def as_number(value: object) -> float:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, 1 if value > 0 else -1)
+        return -math.inf if value < 0 else math.inf
 
 
 def check_finite(highest: float, position: int) -> None:

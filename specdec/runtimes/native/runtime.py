@@ -347,7 +347,7 @@ class NativeRuntime:
         logits_of_all = np.concatenate([one.logits for one in passes])
         choices = None if passes[0].choices is None else [choice for one in passes for choice in one.choices or ()]
         likely = [tokens for one in passes for tokens in one.likely]
-        return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden, choices, None, likely)
+        return Pass(logits_of_all, sum(one.bytes_read for one in passes), hidden, choices, likely=likely)
 
     def _need_lines(self, batch: Sequence[Rows]) -> None:
         """See that there is room for plain lines, which choosing inputs needs, where weights are in 12 bits.
