@@ -283,7 +283,7 @@ class NativeRuntime:
             rows.least_margin,
         )
         choices = [Choice(*one) for one in chosen[0]] if shown == _CHOICES else None
-        return Pass(logits, read[0], hidden[0] if states else None, choices, None, likely[0])
+        return Pass(logits, read[0], hidden[0] if states else None, choices, likely=likely[0])
 
     def _pass(
         self, batch: Sequence[Rows], ids: list[NDArray[np.int64]], draft: Any, states: bool, inputs: bool
@@ -322,8 +322,7 @@ class NativeRuntime:
                 bytes_read,
                 hidden[j] if states else None,
                 [Choice(*one) for one in chosen[j]] if kind == _CHOICES else None,
-                None,
-                likely[j],
+                likely=likely[j],
             )
             for j, (bytes_read, kind) in enumerate(zip(read, shown, strict=True))
         ]
