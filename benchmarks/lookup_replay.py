@@ -12,8 +12,7 @@ counts all answers as those of one owner. `recycle` learns nothing from the veri
 replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
 launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
 trees learn only from rows that were kept, since the model is not asked about others. A second table has the tokens of
-a turn if every round were one: with successors of tokens, without the usual ones that a text begins with, and by the
-trunk alone.
+a turn if every round were one, with the successors of tokens and by the trunk alone.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from common import print_table
@@ -34,15 +33,12 @@ from specdec.policies.goodput.policy import GoodputPolicy
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
 from specdec.drafters.registry import create
-from specdec.drafters.usual import usual_successors
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
 from specdec.engine.text_match import TextMatch
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
-
-Usual: TypeAlias = Mapping[int, Sequence[int]]  # successors of tokens
 
 # Cost of a verify pass by rows, in dense steps, then that of each further row.
 COSTS: dict[str, tuple[Sequence[float], float]] = {
@@ -71,13 +67,9 @@ def main() -> None:
         record(model, args.answers, args.prompts, args.max_tokens)
     answers = [json.loads(line) for line in args.answers.read_text().splitlines()]
     if args.turns:
-        usual = usual_of(model)
-        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args, usual))
+        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args))
         kinds = list(dict.fromkeys(answer["task"] for answer in answers))
-        print_table(
-            ["rows", "all", "none usual", "trunk alone", *kinds],
-            [always(answers, width, kinds, usual) for width, _ in args.turns],
-        )
+        print_table(["rows", "all", "trunk alone", *kinds], [always(answers, width, kinds) for width, _ in args.turns])
         return
     rows = [[name, *replay(model, answers, args.drafters, name, earlier=args.earlier)] for name in COSTS]
     print_table(["a row costs", "tokens/round", "drafted", "kept", "speed over plain"], rows)
@@ -154,18 +146,11 @@ def replay(
     return [f"{tokens / rounds:.3f}", str(drafted), str(kept), f"{tokens / spent:.3f}"]
 
 
-def usual_of(model: Model) -> Usual:
-    """What texts of the model begin with, as a GPU has it."""
-    pieces = () if model.tokenizer is None else model.tokenizer.pieces
-    found = usual_successors(pieces, model.config.vocab_size)
-    return {token: [one for one in found[token].tolist() if one >= 0] for token in np.flatnonzero(found[:, 0] >= 0)}
-
-
-def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace, usual: Usual) -> list[list[str]]:
+def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[list[str]]:
     """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and that of all."""
     kinds: dict[str, list[Launches]] = {}
     for answer in answers:
-        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch, usual))
+        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch))
     rows = []
     for kind, found in kinds.items():
         turns, kept = sum(one.turns for one in found), sum(one.kept for one in found)
@@ -186,25 +171,24 @@ def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace, usual
     return rows
 
 
-def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str], usual: Usual) -> list[str]:
-    """Tokens of a turn where every round is one: of all answers, without usual successors, by the trunk alone, and of
-    each kind."""
-    tokens: dict[tuple[str, str], int] = {}
-    turns: dict[tuple[str, str], int] = {}
+def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str]) -> list[str]:
+    """Tokens of a turn where every round is one: of all answers, by the trunk alone, and of each kind."""
+    tokens: dict[tuple[str, bool], int] = {}
+    turns: dict[tuple[str, bool], int] = {}
     for answer in answers:
         text = [*answer["prompt"], *answer["tokens"]]
-        for way in ("usual", "none", "trunk"):
-            rule, at, count = Recycled(usual if way == "usual" else None), len(answer["prompt"]), 0
+        for learns in (True, False):
+            rule, at, count = Recycled(), len(answer["prompt"]), 0
             while at < len(text):
                 at += 1 + _turn(rule, answer, text, at, width)
                 count += 1
-                if way == "trunk":
+                if not learns:
                     rule.successors.clear()
             for kind in (answer["task"], ""):
-                key = kind, way
+                key = kind, learns
                 tokens[key] = tokens.get(key, 0) + len(answer["tokens"])
                 turns[key] = turns.get(key, 0) + count
-    wanted = [("", "usual"), ("", "none"), ("", "trunk"), *((kind, "usual") for kind in kinds)]
+    wanted = [("", True), ("", False), *((kind, True) for kind in kinds)]
     return [str(width), *(f"{tokens[key] / turns[key]:.2f}" for key in wanted)]
 
 
@@ -218,9 +202,9 @@ class Launches:
     kept: int = 0
 
 
-def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float, usual: Usual) -> Launches:
+def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) -> Launches:
     """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
-    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(usual), 0.001
+    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(), 0.001
     turn_s = {1: step_s * (1 + launch / 16)} | {rows: step_s * (cost + launch / 8) for rows, cost in costs.items()}
     verify_s = {1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s}
     table = CostTable(verify_s=verify_s, turn_s=turn_s)

@@ -7,7 +7,7 @@ verifier's own logits; trees of drafts (Miao et al. 2305.09781).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 TOP = 8  # successors noted for a token
 LONGEST_MATCH = 24  # tokens of the text's end that are compared
@@ -54,15 +54,12 @@ def longest_match(text: Sequence[int]) -> tuple[int, int]:
 class Recycled:
     """The drafts of one text.
 
-    Args:
-        usual: likely successors of tokens in any text.
-
     Attributes:
-        successors: of tokens, likeliest first and `TOP` at most: those that the verifier found, else the usual ones.
+        successors: for tokens that the verifier has seen, the likeliest ones after them, `TOP` at most.
     """
 
-    def __init__(self, usual: Mapping[int, Sequence[int]] | None = None) -> None:
-        self.successors: dict[int, Sequence[int]] = dict(usual or {})
+    def __init__(self) -> None:
+        self.successors: dict[int, Sequence[int]] = {}
 
     def draft(self, text: Sequence[int], rows: int, limit: int) -> tuple[list[int], list[int]]:
         """Draft a tree that continues the text.

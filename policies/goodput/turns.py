@@ -26,7 +26,7 @@ _LAUNCH = 0.3  # dense steps of the host's time for such a pass
 _QUIET = 2  # rounds of an answer to a short prompt before the first decision, which takes long for the first tokens
 _TRIED = 8  # turns of a pass that is run to find out
 _TRIED_FROM = 28  # tokens of an answer before the first such pass
-_SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, the next trial included
+_SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, with the next trial's expected loss
 NEVER = 1 << 30  # no text, and no match, is that long
 
 

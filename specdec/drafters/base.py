@@ -22,8 +22,6 @@ from specdec.progress import Progress
 from specdec.runtimes.base import Cache, Pass, Rows, Runtime
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from specdec.tokenizers import Tokenizer
 
 
@@ -52,7 +50,6 @@ class DrafterMemory:
         models: other models, by the name that was asked for.
         answers: that ended, by owner.
         frequent: tokens that draft heads begin with, by vocabulary and number.
-        usual: usual successors of tokens, by vocabulary; see `usual_successors`.
         lock: held while drafters are built.
     """
 
@@ -60,7 +57,6 @@ class DrafterMemory:
     models: dict[str, LoadedModel] = field(default_factory=dict)
     answers: Archive = field(default_factory=Archive)
     frequent: dict[tuple[int, str | None, int], tuple[int, ...]] = field(default_factory=dict)
-    usual: dict[tuple[int, str | None], NDArray[np.int32]] = field(default_factory=dict)
     lock: Lock = field(default_factory=Lock)
 
 

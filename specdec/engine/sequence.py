@@ -29,7 +29,7 @@ from specdec.engine.policy import Distribution, DraftPlan
 from specdec.engine.round import Round
 from specdec.engine.sampler import Sampler
 from specdec.engine.turns_ahead import TurnsAhead
-from specdec.runtimes.base import Cache, Choice, Logits, Pass, Rows, Runtime
+from specdec.runtimes.base import Cache, Choice, Logits, Pass, Recycling, Rows, Runtime
 
 if TYPE_CHECKING:
     from specdec.engine.speculation import Speculation
@@ -177,8 +177,8 @@ class Sequence:
         drafting_s = time.perf_counter()
         opened.plan_s = drafting_s - began_s
         if plan is not None and (turn_rows := self._turn_rows(plan)):
-            assert self.speculation is not None
-            wish = self.speculation.recycling(self.tokens, min(turn_rows, plan.num_draft_tokens + 1), self.limit)
+            rows = min(turn_rows, plan.num_draft_tokens + 1)
+            wish = Recycling(self.tokens, rows, self.limit, self.speculation.owner if self.speculation else None)
             pending = Rows(self.cache, self.tokens[-1:], self.efforts, logits="choices")
             return replace(pending, ahead=plan.turns - 1, ends=self.end_tokens, recycling=wish)
         if plan is not None:

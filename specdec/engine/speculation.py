@@ -21,7 +21,6 @@ from specdec.drafters.base import (
 )
 from specdec.drafters.effort import EffortDrafter
 from specdec.drafters.registry import create as create_drafter
-from specdec.drafters.usual import usual_successors
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
@@ -47,12 +46,11 @@ from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.progress import Progress
-from specdec.runtimes.base import Compiler, Planned, Recycling
+from specdec.runtimes.base import Compiler, Planned
 from specdec.warn import warn
 
 if TYPE_CHECKING:
     import numpy as np
-    from numpy.typing import NDArray
 
     from specdec.model.loaded import Model
 
@@ -77,7 +75,6 @@ class Speculation:
         is_effort_asked: the caller named the draft effort.
         usual_draft: draft view and mean effort that the model drafts with where the caller names none.
         owner: whose earlier answers drafts may come from; None for nobody's.
-        usual: successors of tokens that turns of the runtime begin with; None where it has no turns.
         keep_costs: keeps what the policy has learnt of costs, at the end.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
@@ -103,7 +100,6 @@ class Speculation:
     rules: LenientRules | None = None
     usual_draft: tuple[str, float] | None = None
     owner: str | None = None
-    usual: NDArray[np.int32] | None = field(default=None, repr=False)
     keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
     turn_rows: Mapping[str, int] = field(init=False)
     text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
@@ -123,10 +119,6 @@ class Speculation:
         """Name of the drafter of a plan: the first option's where the plan names none."""
         assert plan is not None
         return plan.drafter or self.options[0].drafter
-
-    def recycling(self, text: Tokens[int], rows: int, limit: int) -> Recycling:
-        """The request for turns of at most `rows` rows over a text of at most `limit` tokens."""
-        return Recycling(text, rows, limit, self.owner, self.usual)
 
     def make_ready(self, plan: DraftPlan) -> None:
         """Make the view that a plan drafts with, where it was left until now."""
@@ -279,17 +271,8 @@ class Drafting:
             rules=rules,
             usual_draft=(model.auto_draft[0], model.auto_draft[1].mean(model.config)),
             owner=self.owner,
-            usual=self._usual() if any(option.turn_rows for option in offered) else None,
             keep_costs=partial(keep_costs, model),
         )
-
-    def _usual(self) -> NDArray[np.int32]:
-        """Usual successors of the vocabulary's tokens, read when they are first wanted."""
-        known, tokenizer, size = self.model.memory.drafters.usual, self.model.tokenizer, self.model.config.vocab_size
-        key = size, None if tokenizer is None else tokenizer.fingerprint
-        if key not in known:
-            known[key] = usual_successors(() if tokenizer is None else tokenizer.pieces, size)
-        return known[key]
 
     def _offered_for(self, sequence: Sequence) -> tuple[DraftOption, ...]:
         """The options of a sequence: the runtime drafts by itself where its own choices are the tokens, and all weights

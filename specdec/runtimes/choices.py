@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+from dataclasses import dataclass
+from typing import NamedTuple
 
 
 class Choice(NamedTuple):
@@ -57,13 +53,10 @@ class Recycling:
         rows: most rows of a turn.
         limit: most tokens that the text may have.
         owner: whose text it is: successors learnt from the owner's text just before are used as well. None
-            for nobody's: the text leaves nothing.
-        usual: likely successors of tokens in any text, int32 (V, 8), likeliest first, -1 for none: what a text begins
-            with otherwise. None for nothing.
+            for nobody's: the text begins with nothing, and leaves nothing.
     """
 
     text: Sequence[int]
     rows: int
     limit: int
     owner: str | None = None
-    usual: NDArray[np.int32] | None = field(default=None, compare=False, repr=False)

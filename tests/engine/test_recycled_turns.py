@@ -190,15 +190,10 @@ def test_rows_that_recycle_are_checked():
             check_batch([rows], runtime.config, type(cache), chooses=True)
 
 
-def test_turns_know_whose_text_it_is_and_what_usually_follows(shown):
+def test_turns_know_whose_text_it_is(shown):
     model = model_of()
     specdec.generate(model, PROMPT, max_tokens=12, policy=Turning())
     with specdec.Batch(model) as batch:
         list(batch.submit(PROMPT, owner="someone", max_tokens=12, policy=Turning()))
     wishes = [one.recycling for one in shown if one.recycling is not None]
     assert {wish.owner for wish in wishes} == {None, "someone"}
-    usual = wishes[0].usual
-    assert usual is not None
-    assert usual.shape == (model.config.vocab_size, 8)
-    assert all(wish.usual is usual for wish in wishes)
-    assert (usual < model.config.vocab_size).all()

@@ -49,9 +49,6 @@ class FakeDriver:
         if len(array) == STATE_SIZE:
             self.told.append(array.copy())
 
-    def write(self, address: int, array: np.ndarray) -> None:
-        self.sent.append((address, array.copy()))
-
     def function(self, code: bytes, name: str, *, shared_bytes: int) -> str:
         return name
 

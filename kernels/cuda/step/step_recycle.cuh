@@ -1,15 +1,14 @@
 // Drafts that a launch makes of its own: a tree of tokens for the next turn, from what followed the end of the text before
 // and from the tokens that were likeliest after each token lately. Block 0 drafts and learns; all blocks verify.
 // Sources: prompt lookup (Saxena 2023), token recycling (Luo et al. 2408.08696), SpecInfer's trees (Miao et al. 2305.09781).
-// Memory, int32: a shape for each class of matches, the plan of a turn, the text, TOP successors of every token, and those that
-// a text begins with.
+// Memory, int32: a shape for each class of matches, the plan of a turn, the text, and TOP successors of every token.
 namespace specdec {
 #if RECYCLES
 
 constexpr int NARROW = 4, SHAPE_ROWS = 16, PLAN_AT = 128, TEXT_AT = 192, LONGEST_MATCH = 24, ON_TRUNK = 255;
 constexpr int RECYCLE_WIDTH = STATE_RECYCLE, RECYCLE_TEXT = STATE_RECYCLE + 1, RECYCLE_MEMORY = STATE_RECYCLE + 2;
 constexpr int RECYCLE_RESET = STATE_RECYCLE + 4, RECYCLE_SLOTS = STATE_RECYCLE + 5, RECYCLE_LIMIT = STATE_RECYCLE + 6;
-constexpr int RECYCLE_ROOM = STATE_RECYCLE + 7, TO_USUAL = 2;
+constexpr int RECYCLE_ROOM = STATE_RECYCLE + 7;
 
 DEVICE int* recycle_memory(const int* state) {
   const unsigned low = state[RECYCLE_MEMORY], high = state[RECYCLE_MEMORY + 1];
@@ -17,13 +16,11 @@ DEVICE int* recycle_memory(const int* state) {
 }
 DEVICE int* successors_in(int* memory, const int* state) { return memory + TEXT_AT + state[RECYCLE_ROOM]; }
 
-// Forgets what followed which token, and takes what a text begins with where that was sent; all blocks together.
+// Forgets what followed which token; all blocks together.
 DEVICE void forget_successors(int* memory, const int* state) {
   int4* table = reinterpret_cast<int4*>(successors_in(memory, state));
-  const int4* usual = table + (size_t)VOCAB * (TOP / 4);
-  const bool takes = state[RECYCLE_RESET] == TO_USUAL;
   for (int at = blockIdx.x * THREADS + threadIdx.x; at < VOCAB * (TOP / 4); at += GRID * THREADS) {
-    table[at] = takes ? usual[at] : int4{-1, -1, -1, -1};
+    table[at] = int4{-1, -1, -1, -1};
   }
 }
 

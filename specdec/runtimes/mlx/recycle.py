@@ -30,8 +30,6 @@ from specdec.runtimes.mlx.state import (
 )
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from specdec.model.effort import Efforts
     from specdec.runtimes.mlx.batch import Share
     from specdec.runtimes.mlx.device import CudaDriver
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 _USUALLY_KEPT = 4  # kept rows of a turn
 TEXT_AT = 192  # word of the memory where the text begins, after the shapes and the plan of a turn
 ON_TRUNK = 255
-_TO_NOTHING, _TO_USUAL = 1, 2  # what a launch makes of the successors first; 0 leaves them
 
 
 def shape_words(shape: tuple[str, ...]) -> list[int]:
@@ -77,15 +74,13 @@ class Recycler:
     ) -> None:
         self._driver, self._address, self._own = driver, address, own
         self._room = -(-most_tokens // TOP) * TOP  # tokens of a text
-        self._table = vocab_size * TOP
-        self._words = TEXT_AT + self._room + 2 * self._table
+        self._words = TEXT_AT + self._room + vocab_size * TOP
         self._memory: Any = None
         self._place = 0  # its address on the device
         self._told = np.empty(0, np.int32)
         self._text: Sequence[int] = ()  # the text that the memory is about
         self._known = 0  # tokens of its text that the device has
         self._owner: str | None = None  # of the text
-        self._usual: NDArray[np.int32] | None = None  # what texts begin with, as the device has it
 
     def tell(self, state: np.ndarray, cache: GpuCache, wanted: Recycling) -> None:
         """Write the kernel's inputs into the state of a launch, and the text to the device; no step may be running.
@@ -104,13 +99,8 @@ class Recycler:
                 words = shape_words(shape)
                 self._told[number * MOST_ROWS + 1 : number * MOST_ROWS + 1 + len(words)] = words
             self._driver.send(self._place, self._told[:TEXT_AT])
-        if wanted.usual is not None and wanted.usual is not self._usual:
-            self._driver.write(self._place + 4 * (TEXT_AT + self._room + self._table), wanted.usual)
-            self._usual = wanted.usual
         text, begins = wanted.text, wanted.text is not self._text
-        forgets = 0
-        if begins and (wanted.owner is None or wanted.owner != self._owner):
-            forgets = _TO_NOTHING if wanted.usual is None else _TO_USUAL
+        forgets = begins and (wanted.owner is None or wanted.owner != self._owner)
         self._text, self._known, self._owner = text, 0 if begins else min(self._known, len(text)), wanted.owner
         first = TEXT_AT + self._known
         fresh = self._told[first : TEXT_AT + len(text)]

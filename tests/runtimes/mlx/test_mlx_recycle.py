@@ -150,20 +150,3 @@ def test_successors_stay_with_their_owner(made, owners, resets):
             found.append(int(driver.told[-1][RECYCLE + 4]))
             held.trim(20)
     assert found == [flag for reset in resets for flag in (reset, 0)]
-
-
-def test_usual_successors_are_sent_once(made):
-    runtime, driver = made
-    size = runtime.config.vocab_size
-    usual = np.arange(size * 8, dtype=np.int32).reshape(size, 8)
-    resets = []
-    for begins in (usual, usual, None, usual):
-        held, text = held_of(runtime, 20), list(range(10, 31))
-        driver.trees = [([30, 4], [-1, 0], [5, 9])]
-        runtime.forward([replace(asked(runtime, held, text), recycling=Recycling(text, 8, 90, usual=begins))])
-        resets.append(int(driver.told[-1][RECYCLE + 4]))
-    assert resets == [2, 2, 1, 2]
-    low, high, room = (int(driver.told[-1][RECYCLE + place]) for place in (2, 3, 7))
-    memory = (high << 32) | (low & 0xFFFFFFFF)
-    (sent,) = (array for address, array in driver.sent if address == memory + 4 * (TEXT_AT + room + 8 * size))
-    assert np.array_equal(sent, usual)
