@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -50,7 +49,6 @@ from specdec.runtimes.base import Compiler, Planned
 from specdec.warn import warn
 
 if TYPE_CHECKING:
-    import numpy as np
 
     from specdec.model.loaded import Model
 
