@@ -86,7 +86,7 @@ def test_drafts_of_many_answers_are_verified_as_each_alone(runtime_of, name: str
 
 
 def test_choices_are_those_of_logits(runtime_of) -> None:
-    runtime = runtime_of("q4_k q8_0 q6_k")
+    runtime = runtime_of("quantised")
     caches, others = begun(runtime, 30), begun(runtime, 30)
     chosen = runtime.forward([rows_of(runtime, held, n, 1, 0) for n, held in enumerate(caches)])
     shown = runtime.forward([rows_of(runtime, held, n, 1, 0, "all") for n, held in enumerate(others)])
