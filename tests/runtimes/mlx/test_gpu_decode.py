@@ -140,7 +140,9 @@ def test_answers_go_on_alike_where_the_next_tokens_are_begun(runtime_of, monkeyp
 def test_many_answers_share_a_pass_with_prompts(runtime_of, monkeypatch, name: str) -> None:
     runtime, count = runtime_of(name), 20
     caches, others = begun(runtime, count), begun(runtime, count)
-    texts = [list(range(5, 105)), list(range(40, 60))]
+    texts = [
+        [token % runtime.config.vocab_size for token in range(first, last)] for first, last in ((5, 105), (40, 60))
+    ]
     new, apart = ([runtime.new_cache(PLACES) for _ in texts] for _ in range(2))
     full, turns = resolve_efforts(1.0, runtime.config), []
     decoder = runtime._wide._decoder
