@@ -49,7 +49,6 @@ from specdec.runtimes.base import Compiler, Planned
 from specdec.warn import warn
 
 if TYPE_CHECKING:
-
     from specdec.model.loaded import Model
 
 AUTO_DRAFTERS = ("effort", "ngram", "recycle")  # what the drafter "auto" offers
