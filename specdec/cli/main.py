@@ -151,14 +151,13 @@ def _told(argv: Sequence[str] | None, signalled: Ending) -> int:
         drop(sys.stdout, sys.stderr)
         return EXIT_CLOSED_PIPE
     except OSError as error:
-        what, where = "", f" ({error.filename})" if error.filename else ""
+        where = f" ({error.filename})" if error.filename else ""
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
         except OSError:  # it is the output that cannot be written: the interpreter's last flush would say so again
             drop(sys.stdout)
-            what = "cannot write to standard output: " * (not where)
-        return _complain(f"{what}{error.strerror or error}{where}")
+        return _complain(f"{error.strerror or error}{where}")
     except MemoryError:
         return _complain("not enough memory for this model")
     except Exception as error:

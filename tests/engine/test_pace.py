@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,7 +163,7 @@ def test_what_means_nothing_ends_its_answer_alone(monkeypatch) -> None:
         for rows, one in zip(batch, made, strict=True):
             if one.choices and len(one.choices) > 5 and rows.cache.capacity == len(PROMPTS[1]) + 40:
                 spoilt = [*one.choices]
-                spoilt[4] = replace(spoilt[4], highest=float("nan"))
+                spoilt[4] = spoilt[4]._replace(highest=float("nan"))
                 object.__setattr__(one, "choices", spoilt)
         return made
 
