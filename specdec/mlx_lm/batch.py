@@ -132,7 +132,9 @@ class _Run:
         self._growing = max(check_step("completion_batch_size", completion_batch_size), self._reading)
         step_size = check_step("prefill_step_size", prefill_step_size)
         rows = min(MAX_PASS_ROWS, max(MAX_TREE_ROWS, step_size))
-        self._scheduler = Scheduler(model.runtime, max_sequences=min(self._growing, MAX_SEQUENCES), max_rows=rows)
+        self._scheduler = Scheduler(
+            model.runtime, max_sequences=min(self._growing, MAX_SEQUENCES), max_rows=rows, costs=model.memory.passes
+        )
 
     def answers(
         self, prompts: Sequence[Sequence[int]], caches: Sequence[list[KVCache]] | None, limits: Sequence[int]
