@@ -46,13 +46,13 @@ def measure_turns(runtime: Runtime, config: ModelConfig) -> dict[int, float]:
     text = [index % _PERIOD * 997 % config.vocab_size for index in range(_CONTEXT)]
     cache = runtime.new_cache(room)
     forward_one(runtime, text[:-1], cache, logits="none")
-    pending = Rows(cache, text[-1:], resolve_efforts(1.0, config), logits="choices")
+    efforts = resolve_efforts(1.0, config)
     found: dict[int, float] = {}
     for number in range(_TIMES + 1):
         for width in (PLAIN, *widths):
             count = _STEPS if width == PLAIN else _TURNS
             wish = None if width == PLAIN else Recycling(list(text), width, room)
-            rows = Rows(cache, pending.tokens, pending.efforts, logits="choices", ahead=count - 1, recycling=wish)
+            rows = Rows(cache, text[-1:], efforts, logits="choices", ahead=count - 1, recycling=wish)
             start_s = time.perf_counter()
             result = runtime.forward([rows])[0]
             seconds = (time.perf_counter() - start_s) / len(result.turns or result.choices or (0,))
