@@ -147,7 +147,7 @@ def replay(
 
 
 def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[list[str]]:
-    """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and that of all."""
+    """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and the speed of all."""
     kinds: dict[str, list[Launches]] = {}
     for answer in answers:
         kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch))

@@ -99,7 +99,7 @@ def learn(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
 
 
 def _learn_turns(learnt: Learnt, lesson: Lesson, log: RoundLog) -> None:
-    """Learn from a pass that the runtime drafted and verified by itself. Its costs are kept apart from those of other
+    """Learn from a pass that the runtime drafted and verified by itself. Its costs are kept apart from costs of other
     passes, which include the host's time between them."""
     now, count = lesson.prospect, len(lesson.turns)
     assert now.option is not None

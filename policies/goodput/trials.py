@@ -241,8 +241,8 @@ def _model_ways(state: RoundState) -> list[tuple[DraftOption, Way]]:
 
 
 def _option_of(arm: Arm, state: RoundState) -> tuple[DraftOption, Way]:
-    """The option and the way of an arm. A context that is short by now, or long, has other ways than that of the trial
-    which began."""
+    """The option and the way of an arm. A context that is short by now, or long, has other ways than
+    when the trial began."""
     option = next(one for one in state.options if (one.drafter, one.view) == arm[:2])
     ways = ways_of(option, state)
     return option, next((way for way in ways if way.reach.windowed == arm.windowed), ways[0])

@@ -45,7 +45,7 @@ class TurnResults:
 
     @classmethod
     def measured(cls, turn_s: Mapping[int, float]) -> TurnResults:
-        """Results of which only costs are known: seconds of a turn by width, those of a plain step under `PLAIN`."""
+        """Results of which only costs are known: seconds of a turn by width, and of a plain step under `PLAIN`."""
         plain_s = turn_s.get(PLAIN, 0.0)
         costs = {width: turn_s[width] / plain_s for width in WIDTHS if plain_s and width in turn_s}
         return cls(costs=costs, plain_s=plain_s)

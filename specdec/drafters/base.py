@@ -294,7 +294,7 @@ class Observer(Protocol):
         Args:
             tokens: of the pass's rows, M: the pending token, then the draft.
             logits: float32 (M, V), before masks and penalties; not the drafter's to change.
-            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
+            kept: numbers of the draft tokens that were kept, ascending; token j is in row j + 1.
         """
         ...
 
@@ -309,7 +309,7 @@ class ChoiceObserver(Protocol):
         Args:
             tokens: of the pass's rows, M: the pending token, then the draft.
             choices: M tokens, the likeliest after each, before masks and penalties; some are only found when looked at.
-            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
+            kept: numbers of the draft tokens that were kept, ascending; token j is in row j + 1.
         """
         ...
 
@@ -329,7 +329,7 @@ class LikelyObserver(Protocol):
         Args:
             likely: for each row of the pass (the pending token, then the draft) its likeliest tokens, before masks and
                 penalties, in no order: at least as many as it wants, unless there are no more.
-            kept: numbers of the draft tokens that were kept, ascending; token j is that of row j + 1.
+            kept: numbers of the draft tokens that were kept, ascending; token j is in row j + 1.
         """
         ...
 

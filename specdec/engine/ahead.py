@@ -175,7 +175,7 @@ class Pace:
         Args:
             asked: policies were asked.
             turns: tokens of a sequence, in the mean.
-            seconds: from its beginning to that of the next round.
+            seconds: from its beginning to the beginning of the next round.
             sequences: of the round.
         """
         if not self._most or turns <= 0:

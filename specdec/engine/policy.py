@@ -195,7 +195,7 @@ class RoundOutcome:
         turns: drafted tokens that were kept in each of the rounds that the runtime ran by itself; the numbers above are
             their sums. Empty for a round run by the engine.
         ahead: plain steps that the pass of this round went ahead for, which the policy is not asked about; the times
-            are those of one of its steps.
+            are of one of its steps.
     """
 
     drafted: int
@@ -226,7 +226,7 @@ class CostTable:
         verify_spread: by number of rows.
         draft_spread: by drafter, view, and effort.
         turn_s: seconds of one of several turns that the runtime drafts and verifies by itself in a pass, by the rows of
-            a turn; under 1, those of a plain step of a pass that goes ahead. Empty where the runtime has no turns.
+            a turn; under 1, of a plain step of a pass that goes ahead. Empty where the runtime has no turns.
     """
 
     verify_s: Mapping[int, float] = field(default_factory=dict)

@@ -158,7 +158,7 @@ class Scheduler:
         return self._ended(events)
 
     def _measure(self) -> None:
-        """End the measurement of the round before, where it was one of decoding alone, and begin that of the next."""
+        """End the measurement of the round before, where it was one of decoding alone, and begin the next one."""
         last, self._round = self._round, _Measured(time.perf_counter())
         if last.turns and not last.others:
             seconds = self._round.began_s - last.began_s

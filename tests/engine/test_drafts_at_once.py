@@ -1,4 +1,4 @@
-"""Drafts of several tokens in one pass, where a policy asks for them: those of single steps, and the same questions."""
+"""Drafts of several tokens in one pass, where a policy asks for them: as by single steps, with the same questions."""
 
 from __future__ import annotations
 

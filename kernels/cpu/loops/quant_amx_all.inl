@@ -1,5 +1,5 @@
-// All inputs of quantised matrices, whole codes, times rows with AMX, in three steps that overlap: while the codes of a block's group are
-// multiplied, those of the next are unpacked, and the sums of the one before are scaled.
+// All inputs of quantised matrices, whole codes, times rows with AMX, in three steps that overlap: while the codes of a
+// block's group are multiplied, the next codes are unpacked, and the sums of the vector before are scaled.
 //
 // A loop that works on tiles starts one multiply-add of 512 bits a cycle instead of two, and storing a tile occupies the
 // unit that interleaves bytes for 16 cycles. So each step waits for other units than the others do. For quant_amx.inl.
@@ -114,7 +114,7 @@ class AmxAll {
   // Sums of a vector: high bytes of all rows, then low bytes.
   int32_t* vector_sums(int v) { return products_ + v * (2 * most_ + 2) * 16; }
 
-  // Scales a vector's sums and adds them to those of the span, as quant_vectors does.
+  // Scales a vector's sums and adds them to the span's, as quant_vectors does.
   template <int V>
   [[gnu::always_inline]] inline void scale(const Turn& turn) {
     constexpr int o = 16 * V;

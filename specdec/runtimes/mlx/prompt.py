@@ -179,7 +179,7 @@ class Prompts(ABC):
 
     @abstractmethod
     def text(self, *, decodes: bool = False) -> str:
-        """The kernels with the model's sizes: those of prompts, or the further ones for passes of `decode`."""
+        """The kernels with the model's sizes: for prompts, or the further ones for passes of `decode`."""
 
     @abstractmethod
     def _kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:

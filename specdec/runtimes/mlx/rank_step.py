@@ -200,7 +200,7 @@ class RankStep:
         return self._tables[mode][2]
 
     def _launch(self, mode: str, rows: int) -> tuple[Launch, int]:
-        """The kernel for steps of up to `rows`, and floats of scratch memory besides those of attention's splits."""
+        """The kernel for steps of up to `rows`, and floats of scratch memory besides attention's splits."""
         if (mode, rows) not in self._launches:
             # Compile all kernels of a mode at the same time: each takes seconds.
             counts = ROW_STEPS if mode == "dense" else (1,)

@@ -1,4 +1,4 @@
-"""Choices of the native runtime: those of the logits, whatever shares the pass and however many threads run; answers
+"""Choices of the native runtime follow from the logits, whatever shares the pass and however many threads run; answers
 by choices are those by logits."""
 
 from __future__ import annotations
