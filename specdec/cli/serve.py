@@ -11,13 +11,13 @@ from pathlib import Path
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli.common import (
-    EXIT_INTERRUPTED,
     MODEL_HELP,
     Subparsers,
     add_runtime_options,
     examples,
     load_model,
 )
+from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.errors import InvalidArgumentError
 from specdec.hub_name import parse_hub_name
 
