@@ -6,8 +6,8 @@ Names are imported when they are first used, so that a command of `specdec` hand
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in `typing`, which takes long to import
 if TYPE_CHECKING:
     from specdec.engine.batch import Batch
     from specdec.engine.generate import generate, stream

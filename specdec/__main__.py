@@ -2,7 +2,7 @@
 
 import sys
 
-from specdec.cli.main import main
+from specdec.cli.startup import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -42,6 +42,17 @@ def unless_signalled(*kinds: type[_Error]) -> tuple[type[_Error], ...]:
     return () if error is not None and is_from_signal_handler(error) else kinds
 
 
+def take_interrupt(interrupt: KeyboardInterrupt) -> None:
+    """Say that an interrupt ends here: it was meant for a part of the command, and the rest goes on. The command line
+    raises one again that is dropped by anybody else.
+    """
+    one: BaseException | None = interrupt
+    while one is not None:  # and the earlier ones that it came after
+        if isinstance(one, KeyboardInterrupt):
+            one.is_taken = True  # type: ignore[attr-defined]
+        one = one.__context__
+
+
 def _is_handler(frame: FrameType, interrupted: FrameType) -> bool:
     """Whether `frame` was called with the frame below it as an argument, which only Python itself does."""
     code = frame.f_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,7 +85,12 @@ class TerminalReader:
             EOFError: Ctrl-D.
             KeyboardInterrupt: Ctrl-C.
         """
-        text: str = self._session.prompt("> ")
+        wakeup = signal.set_wakeup_fd(-1)  # the session takes it, and does not give it back
+        signal.set_wakeup_fd(wakeup)
+        try:
+            text: str = self._session.prompt("> ")
+        finally:
+            signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
         return text
 
 

@@ -10,6 +10,7 @@ from specdec.chat.conversation import Conversation, Turn
 from specdec.engine.prompt import EncodedPrompt, encode_prompt
 from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import take_interrupt
 from specdec.server.answer_form import AnswerForm
 from specdec.server.chat_reader import FormReader
 from specdec.server.events import ChatRequest, ReasoningDelta, TextDelta
@@ -89,7 +90,8 @@ class Session:
             try:
                 for piece in generation:
                     take(reader.read(piece))
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
+                take_interrupt(interrupt)
                 generation.close()
             self.last = generation.result()
         take(reader.finish(self.last))

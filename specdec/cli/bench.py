@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specdec.cli.common import (
-    EXIT_INTERRUPTED,
     Subparsers,
     add_model_argument,
     add_remeasure_option,
@@ -18,8 +17,10 @@ from specdec.cli.common import (
     load_model,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.engine.options import CONDITION_OPTIONS, DRAFT_OPTIONS, FLAGS, flag_of
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import take_interrupt
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -134,7 +135,8 @@ def run(arguments: argparse.Namespace) -> int:
     journal, progress = _journal(arguments, plan, model), StreamProgress()
     try:
         samples = measure(model, plan, journal, progress=progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        take_interrupt(interrupt)
         progress.close()
         print(f"specdec: interrupted after {len(journal.results)} answers; the same command continues", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -21,6 +21,7 @@ from specdec.cli.statistics import report
 from specdec.engine.option_checks import check_useful
 from specdec.engine.options import FLAGS
 from specdec.errors import SpecdecError
+from specdec.interrupts import take_interrupt
 from specdec.server.events import ReasoningDelta, TextDelta
 
 _OPTIONS = (
@@ -93,7 +94,8 @@ def _converse(talk: _Talk, ask: Callable[[], str]) -> None:
             line = ask()
         except EOFError:
             return
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
+            take_interrupt(interrupt)
             if has_interrupted:
                 return
             print("(Ctrl-C again, Ctrl-D or /exit leaves)", file=sys.stderr)
@@ -111,7 +113,8 @@ def _told() -> Iterator[None]:
         yield
     except SpecdecError as error:
         print(f"specdec: {' '.join(str(error).split())}", file=sys.stderr)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        take_interrupt(interrupt)
         print(file=sys.stderr)
 
 

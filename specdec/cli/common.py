@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.distributed.environment import SPLITS
 from specdec.errors import InvalidArgumentError
+from specdec.interrupts import take_interrupt
 from specdec.progress import StreamProgress
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
-EXIT_INTERRUPTED = 130
 Outcome = TypeVar("Outcome")
 MODEL_HELP = (
     "a catalogue name, ORG/NAME[:FILE] of the Hugging Face hub, a .gguf file, a Hugging Face folder, or a store"
@@ -107,7 +107,8 @@ def interruptible(work: Callable[[StreamProgress], Outcome]) -> Outcome | None:
     progress = StreamProgress()
     try:
         return work(progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        take_interrupt(interrupt)
         progress.close()
         print("specdec: interrupted; the same command continues from here", file=sys.stderr)
         return None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.cli.common import (
-    EXIT_INTERRUPTED,
     Subparsers,
     add_model_argument,
     add_runtime_options,
@@ -18,6 +17,7 @@ from specdec.cli.common import (
     load_model,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.errors import InvalidArgumentError
 from specdec.runtimes.base import EXACT
 

@@ -12,7 +12,6 @@ import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli import check
 from specdec.cli.common import (
-    EXIT_INTERRUPTED,
     MODEL_HELP,
     Subparsers,
     add_remeasure_option,
@@ -26,11 +25,13 @@ from specdec.cli.options import add_option, add_shaping, check_options, given_op
 from specdec.cli.output import add_json_option, check_different, check_json, write_json_output
 from specdec.cli.prompt import add_prompt_options
 from specdec.cli.prompt import prompt_text as _prompt_text
+from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.cli.statistics import report, summary
 from specdec.engine.option_checks import check_useful, plain_options
 from specdec.engine.options import DEFAULTS
 from specdec.engine.policy import Learner
 from specdec.errors import InvalidArgumentError, OptionError, UnknownNameError
+from specdec.interrupts import take_interrupt
 from specdec.model.effort import EffortSchedule
 from specdec.policies.registry import create as create_policy
 from specdec.progress import StreamProgress
@@ -151,7 +152,8 @@ def _answer(
                 for piece in generation:
                     if show is not None:
                         show.piece(piece)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as interrupt:
+                take_interrupt(interrupt)
                 interrupted = True
                 progress.close()
             result = generation.result()

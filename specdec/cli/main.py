@@ -15,7 +15,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from specdec.cli.signals import Ended, Ending, ending
+from specdec.cli.signals import Ended, Ending, ending, is_signals_doing
+from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.cli.streams import drop, prepared
 from specdec.errors import InvalidArgumentError, OptionError, PluginError, SpecdecError
 from specdec.version import version
@@ -43,9 +44,10 @@ COMMANDS = (
 # With this variable set, an unexpected error prints its traceback.
 TRACEBACK_VARIABLE = "SPECDEC_TRACEBACK"
 
+_FORESEEN = (SpecdecError, OSError, MemoryError)
+
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
 EXIT_CLOSED_PIPE = 141
 
 
@@ -112,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with prepared(), ending(for_good=argv is None) as signalled:
         try:
+            signalled.begin()
             code = _told(argv, signalled)
             signalled.is_over = True
         except KeyboardInterrupt:
@@ -139,18 +142,31 @@ def _told(argv: Sequence[str] | None, signalled: Ending) -> int:
         if sys.stdout is not None:  # it is None when the caller closed it
             sys.stdout.flush()
         return code
-    except OptionError as error:
+    except Exception as error:
+        # Code on the way may have made something else of the exception; code in C does not say of what.
+        if is_signals_doing(error) or (signalled.has_just_come and not isinstance(error, _FORESEEN)):
+            raise signalled.exception() from None
+        return _failure(error)
+
+
+def _failure(error: Exception) -> int:
+    """Say in a sentence what went wrong.
+
+    Returns:
+        The exit code.
+    """
+    if isinstance(error, OptionError):
         from specdec.engine.options import flag_of
 
         return _complain(error.worded(flag_of))
-    except PluginError as error:
+    if isinstance(error, PluginError):
         return _complain(str(error), code=EXIT_FAILED)
-    except SpecdecError as error:
+    if isinstance(error, SpecdecError):
         return _complain(str(error))
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         drop(sys.stdout, sys.stderr)
         return EXIT_CLOSED_PIPE
-    except OSError as error:
+    if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         try:
             if sys.stdout is not None:
@@ -158,20 +174,19 @@ def _told(argv: Sequence[str] | None, signalled: Ending) -> int:
         except OSError:  # it is the output that cannot be written: the interpreter's last flush would say so again
             drop(sys.stdout)
         return _complain(f"{error.strerror or error}{where}")
-    except MemoryError:
+    if isinstance(error, MemoryError):
         return _complain("not enough memory for this model")
-    except Exception as error:
-        if signalled.has_just_come:  # a library made something else of the interrupt
-            raise (KeyboardInterrupt() if signalled.number is None else Ended(signalled.number)) from None
-        if os.environ.get(TRACEBACK_VARIABLE):
-            raise
-        said = str(error).encode(errors="replace").decode()[:300]
-        return _complain(f"unexpected {type(error).__name__}: {said} ({TRACEBACK_VARIABLE}=1 shows where)")
+    if os.environ.get(TRACEBACK_VARIABLE):
+        raise error
+    said = str(error).encode(errors="replace").decode()[:300]
+    return _complain(f"unexpected {type(error).__name__}: {said} ({TRACEBACK_VARIABLE}=1 shows where)")
 
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+    except Ended:
+        raise
     except SystemExit as stop:  # argparse's way to end after --help and --version
         return stop.code if isinstance(stop.code, int) else 0
     arguments.words = list(sys.argv[1:] if argv is None else argv)  # for records of what was asked

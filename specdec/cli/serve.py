@@ -11,13 +11,13 @@ from pathlib import Path
 import specdec
 from specdec.catalogue import DEFAULT_MODEL
 from specdec.cli.common import (
-    EXIT_INTERRUPTED,
     MODEL_HELP,
     Subparsers,
     add_runtime_options,
     examples,
     load_model,
 )
+from specdec.cli.startup import EXIT_INTERRUPTED
 from specdec.errors import InvalidArgumentError
 from specdec.hub_name import parse_hub_name
 
@@ -102,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise InvalidArgumentError(f"serve needs {', '.join(missing)}: pip install 'specdec-mlx[serve]'")
+    from specdec.engine.limits import check_limits
     from specdec.server.guard import is_loopback
     from specdec.server.run import open_socket, serve
     from specdec.server.settings import ServerSettings
@@ -118,11 +119,12 @@ def run(arguments: argparse.Namespace) -> int:
         max_body_bytes=arguments.max_body_bytes,
         timeout_s=arguments.timeout_s,
     )
-    if not is_loopback(settings.host) and not settings.api_keys:
-        _say(f"warning: everybody who can reach {settings.host} may use this server; --api-key requires a key")
     named = ("max_sequences", "max_rows", "cache_bytes", "queue")
     limits = {name: value for name in named if (value := getattr(arguments, name)) is not None}
+    check_limits(**limits)
     with open_socket(settings) as listener:
+        if not is_loopback(settings.host) and not settings.api_keys:
+            _say(f"warning: everybody who can reach {settings.host} may use this server; --api-key requires a key")
         model = load_model(arguments)
         with specdec.Batch(model, **limits) as batch:
             ended = serve(

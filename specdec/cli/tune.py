@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from specdec.cli.common import (
-    EXIT_INTERRUPTED,
     Subparsers,
     add_model_argument,
     add_runtime_options,
@@ -16,6 +15,7 @@ from specdec.cli.common import (
     load_model,
 )
 from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.cli.startup import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from specdec.store.profile import DraftProfile

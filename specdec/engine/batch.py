@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from specdec.checks import as_number
 from specdec.engine.admission import Admission
 from specdec.engine.generation import Generation
+from specdec.engine.limits import check_limits
 from specdec.engine.result import Piece
 from specdec.engine.scheduler import Event, Scheduler
 from specdec.engine.status import BatchStatus, Rates
@@ -67,11 +68,9 @@ class Batch:
         cache_bytes: int | None = None,
         queue: int | None = None,
     ) -> None:
+        check_limits(max_sequences=max_sequences, max_rows=max_rows, cache_bytes=cache_bytes, queue=queue)
         if cache_bytes is None:
             cache_bytes = _half_of_memory()
-        _check_whole("cache_bytes", cache_bytes, 1, "bytes")
-        if queue is not None:
-            _check_whole("queue", queue, 0, "requests")
         self._model, self._queue, self._max_sequences = model, queue, max_sequences
         costs = model.memory.passes
         self._scheduler = Scheduler(model.runtime, max_sequences=max_sequences, max_rows=max_rows, costs=costs)
@@ -388,8 +387,3 @@ def _half_of_memory() -> int:
 
     free = available_bytes()
     return _BYTES if free is None else max(1, free // 2)
-
-
-def _check_whole(name: str, value: object, least: int, unit: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidArgumentError(f"{name} must be a whole number of {unit} of at least {least}, not {value!r}")

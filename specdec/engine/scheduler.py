@@ -15,10 +15,10 @@ from typing import NamedTuple, TypeVar
 
 from specdec.drafters.base import Ask, Reply
 from specdec.engine.ahead import Pace
+from specdec.engine.limits import check_limits
 from specdec.engine.pass_costs import PassCosts, Room
 from specdec.engine.round import Round
 from specdec.engine.sequence import Proposal, Sequence
-from specdec.errors import InvalidArgumentError
 from specdec.interrupts import is_from_signal_handler
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, MAX_SEQUENCES, Pass, Rows, Runtime
 
@@ -95,12 +95,7 @@ class Scheduler:
         max_rows: int = MAX_PASS_ROWS,
         costs: PassCosts | None = None,
     ) -> None:
-        for name, value, most in (
-            ("max_sequences", max_sequences, MAX_SEQUENCES),
-            ("max_rows", max_rows, MAX_PASS_ROWS),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-                raise InvalidArgumentError(f"{name} must be a whole number from 1 to {most}, not {value!r}")
+        check_limits(max_sequences=max_sequences, max_rows=max_rows)
         self._runtime, self._most, self._max_rows = runtime, max_sequences, max_rows
         self._running: list[Sequence] = []
         self._waiting: list[Sequence] = []

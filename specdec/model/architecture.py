@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from specdec.errors import InvalidArgumentError, ModelFormatError
+from specdec.errors import ModelFormatError, OptionError
 from specdec.interrupts import unless_signalled
 from specdec.model.checks import check_flags, check_numbers, check_sizes, is_number, is_whole
 from specdec.model.layers import Attention, Layer, Mlp, Rope, layer_from, to_values
@@ -153,9 +153,9 @@ class ModelConfig:
         """
         longest = self.longest_context or self.max_context
         if not is_whole(context) or context <= 0:
-            raise InvalidArgumentError(f"context must be a whole number of at least 1, not {context!r}")
+            raise OptionError("context", f"must be a whole number of at least 1, not {context!r}")
         if context > longest:
-            raise InvalidArgumentError(f"context must be at most {longest} tokens for this model, not {context}")
+            raise OptionError("context", f"must be at most {longest} tokens for this model, not {context}")
         loaded = {kind: replace(kind, attention=kind.attention.for_context(context)) for kind in self._kinds}
         return replace(
             self,

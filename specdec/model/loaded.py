@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
 from specdec.store.profile import find_profile, profile_stamp
 from specdec.turns import Turns
+from specdec.workers import Workers
 
 if TYPE_CHECKING:
     from specdec.drafters.base import LoadedModel
@@ -175,15 +176,18 @@ def load(
     from specdec.distributed.follower import follow_if_told
     from specdec.distributed.opening import open_runtime
     from specdec.licence import accepted, refused
+    from specdec.runtimes.choose import check_request
     from specdec.runtimes.memory import release_free_memory
     from specdec.store import Store
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
     follow_if_told()
+    check_request(runtime, threads=threads, context=context)
     consent = accept_licence if callable(accept_licence) else (accepted if accept_licence else refused)
     store = Store.open(resolve_model(model, consent=consent), load_share=load_share, context=context)
-    with ThreadPoolExecutor(1, "specdec-tokenizer") as beside:  # weights are packed meanwhile
-        reading = beside.submit(load_tokenizer, store.tokenizer_path) if has_tokenizer(store.tokenizer_path) else None
+    with Workers(1) as beside:  # weights are packed meanwhile
+        found = has_tokenizer(store.tokenizer_path)
+        reading = beside.submit(partial(load_tokenizer, store.tokenizer_path)) if found else None
         multiplies = open_runtime(
             store, name=str(model), runtime=runtime, threads=threads, load_share=load_share, context=context
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.errors import InvalidArgumentError, OptionError, RuntimeUnavailableError, UnknownNameError
+from specdec.model.checks import is_whole
 from specdec.runtimes.features import lack
 from specdec.warn import warn
 
@@ -138,6 +139,24 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None, share
             of the model.
         RuntimeUnavailableError: the runtime cannot run here; the message says what to install.
     """
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise OptionError("threads", f"must be a whole number of at least 1, not {threads!r}")
+    check_request(name, threads=threads)
     return _RUNTIMES[chosen_runtime(name, store)](store, threads, share)
+
+
+def check_request(name: str, *, threads: int | None = None, context: int | None = None) -> None:
+    """Refuse what no model could be loaded with, before one is fetched and converted.
+
+    Args:
+        name: of a runtime, or "auto".
+        threads: see `create_runtime`.
+        context: tokens of prompt and answer to load a model for.
+
+    Raises:
+        UnknownNameError: no runtime has this name.
+        OptionError: a number is not a whole one of at least 1.
+    """
+    if name not in ("auto", *_RUNTIMES):
+        raise UnknownNameError("runtime", name, ["auto", *_RUNTIMES])
+    for option, value in (("threads", threads), ("context", context)):
+        if value is not None and (not is_whole(value) or value < 1):
+            raise OptionError(option, f"must be a whole number of at least 1, not {value!r}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from specdec.engine.logprobs import MOST_LOGPROBS
 from specdec.model.architecture import ModelConfig
-from specdec.server.errors import ApiError, bad_request
+from specdec.server.errors import ApiError, bad_request, missing
 from specdec.server.events import ChatRequest
 from specdec.server.fields import Fields
 from specdec.server.sampling import read_max_tokens, read_options
@@ -173,7 +173,7 @@ def read_messages(fields: Fields) -> list[dict[str, Any]]:
             raise fields.wrong(name, "an object with 'role' and 'content'", message)
         role = Fields(message, name).choice("role", _ROLES)
         if role is None:
-            raise bad_request(f"Missing required parameter: '{name}.role'.", f"{name}.role")
+            raise missing(f"{name}.role")
         calls = message.get("tool_calls")
         if calls is not None and not (isinstance(calls, list) and all(_is_call(call) for call in calls)):
             raise bad_request(f"'{name}.tool_calls' must be an array of calls of functions", f"{name}.tool_calls")

@@ -120,7 +120,9 @@ class ChatService:
 
 def _of_request(error: GrammarError, request: ChatRequest) -> GrammarError:
     """The error, about the field from which the grammar was made."""
-    if request.options.get(error.option) is not None:
-        return error
-    field = "response_format" if request.tool_choice == "auto" or not request.tools else "tools"
+    field = error.option
+    if field == "response_format":
+        field = request.schema_field
+    elif request.options.get(field) is None:
+        field = request.schema_field if request.tool_choice == "auto" or not request.tools else "tools"
     return GrammarError(field, error.problem, keywords=error.keywords)

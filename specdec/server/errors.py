@@ -53,6 +53,11 @@ def bad_request(message: str, param: str | None = None, *, code: str | None = No
     return ApiError(400, message, param=param, code=code)
 
 
+def missing(field: str) -> ApiError:
+    """The error of a request that lacks a field."""
+    return bad_request(f"Missing required parameter: '{field}'.", field, code="missing_required_parameter")
+
+
 def shutting_down() -> ApiError:
     """The server takes no further requests."""
     return ApiError(

@@ -135,6 +135,7 @@ class ChatRequest:
         options: keyword arguments of `specdec.stream` (`max_tokens`, `temperature`, `seed`, `stop`, ...).
         owner: the client that asks; prefixes are shared between requests of one owner only.
         deadline_s: seconds from now after which the answer ends where it is; None for no limit.
+        schema_field: what the interface calls the schema that the answer must follow, for errors.
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -146,3 +147,4 @@ class ChatRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     owner: str = ""
     deadline_s: float | None = None
+    schema_field: str = "response_format"

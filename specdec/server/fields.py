@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from specdec.server.errors import ApiError, bad_request
+from specdec.server.errors import ApiError, bad_request, missing
 
 T = TypeVar("T")
+_HUGE = 2**40  # an upper bound above this says nothing to a reader, unless a value is above it
 _MOST_SHOWN, _MOST_ITEMS = 60, 8  # characters, and items or fields, of a wrong value in an error
 
 
@@ -50,7 +51,7 @@ class Fields:
         value = self.any(name)
         if value is None:
             field = self.name(name)
-            raise bad_request(f"Missing required parameter: '{field}'.", field, code="missing_required_parameter")
+            raise missing(field)
         return value
 
     def required_text(self, name: str) -> str:
@@ -142,13 +143,22 @@ class Fields:
         return value
 
     def _out_of_range(self, name: str, value: float, low: float, high: float) -> ApiError:
-        wanted = f"at least {low:g}" if high == math.inf or high > 2**40 else f"from {low:g} to {high:g}"
+        if high == math.inf or (high > _HUGE and value < low):
+            wanted = f"at least {_written(low)}"
+        else:
+            wanted = f"from {_written(low)} to {_written(high)}"
         return self.wrong(name, wanted, value)
+
+
+def _written(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def shown(value: Any) -> str:
     """A value of a request in a few characters."""
     if isinstance(value, (list, dict)) and len(value) > _MOST_ITEMS:
         return f"an array of {len(value)} items" if isinstance(value, list) else f"an object of {len(value)} fields"
-    text = json.dumps(value, ensure_ascii=False) if isinstance(value, (bool, list, dict)) else repr(value)
+    text = (
+        json.dumps(value, ensure_ascii=False) if value is None or isinstance(value, (bool, list, dict)) else repr(value)
+    )
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."

@@ -9,7 +9,7 @@ from typing import Any
 from specdec.drafters.registry import names as drafter_names
 from specdec.model.architecture import ModelConfig
 from specdec.policies.registry import names as policy_names
-from specdec.server.errors import bad_request
+from specdec.server.errors import bad_request, missing
 from specdec.server.fields import Fields, shown
 from specdec.server.settings import ServerSettings
 
@@ -39,7 +39,7 @@ def read_options(fields: Fields, config: ModelConfig, settings: ServerSettings) 
         "logit_bias": _logit_bias(fields, config.vocab_size),
         "presence_penalty": fields.number("presence_penalty", -2, 2),
         "frequency_penalty": fields.number("frequency_penalty", -2, 2),
-        "repetition_penalty": fields.number("repetition_penalty", 0, 10),
+        "repetition_penalty": _positive(fields, "repetition_penalty", 10),
         "response_format": _response_format(fields),
         "grammar": fields.text("grammar"),
         "regex": fields.text("regex"),
@@ -73,6 +73,14 @@ def read_max_tokens(fields: Fields, *names: str, least: int = 1) -> int | None:
     """Most tokens of the answer, under the first of the names that the request has."""
     found = [fields.whole(name, least, 2**63) for name in names]
     return next((value for value in found if value is not None), None)
+
+
+def _positive(fields: Fields, name: str, high: float) -> float | None:
+    """A number above 0 and at most `high`."""
+    value = fields.number(name, 0, high)
+    if value == 0:
+        raise fields.wrong(name, f"above 0 and at most {high:g}", value)
+    return value
 
 
 def _stops(fields: Fields) -> tuple[str, ...] | None:
@@ -132,11 +140,7 @@ def _response_format(fields: Fields) -> dict[str, Any] | None:
         described = inner.inner("json_schema")
         schema = None if described is None else described.any("schema")
         if not isinstance(schema, (dict, bool)):
-            raise bad_request(
-                "Missing required parameter: 'response_format.json_schema.schema'.",
-                "response_format.json_schema.schema",
-                code="missing_required_parameter",
-            )
+            raise missing("response_format.json_schema.schema")
     return None if kind == "text" else given
 
 
@@ -146,9 +150,7 @@ def _speculation(fields: Fields, settings: ServerSettings) -> dict[str, Any]:
     if effort is not None and effort not in settings.efforts:
         allowed = ", ".join(f"{one:g}" for one in settings.efforts)
         raise fields.wrong("verify_effort", f"one of those that this server allows ({allowed})", effort)
-    draft_effort = fields.number("draft_effort", 0, 1)
-    if draft_effort == 0:
-        raise fields.wrong("draft_effort", "above 0 and at most 1", draft_effort)
+    draft_effort = _positive(fields, "draft_effort", 1)
     drafters = sorted({*drafter_names(), "auto"} - _OPERATORS_DRAFTERS)
     return {
         "verify_effort": effort,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from specdec.checks import check_effort, check_number
-from specdec.errors import InvalidArgumentError
+from specdec.checks import as_number
+from specdec.errors import InvalidArgumentError, OptionError
+from specdec.model.checks import is_whole
 
 DEFAULT_PORT = 8080
 DEFAULT_BODY_BYTES = 16 << 20
@@ -44,20 +46,27 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.name:
             raise InvalidArgumentError("the model's name in requests must have at least one character")
-        check_number("port", self.port, 0, 65535)
+        if not self.host:
+            raise OptionError("host", "must be an address of this machine, such as 127.0.0.1; 0.0.0.0 is all of them")
+        if not is_whole(self.port) or not 0 <= self.port <= 65535:
+            raise OptionError("port", f"must be a whole number from 0 to 65535, not {self.port!r}")
         if not self.efforts:
-            raise InvalidArgumentError("efforts must hold at least one verify effort")
+            raise OptionError("efforts", "must hold at least one verify effort")
         for effort in self.efforts:
-            check_effort(effort, "each of efforts")
+            if not 0 < as_number(effort) <= 1:
+                raise OptionError("efforts", f"must be numbers above 0 and at most 1, not {effort!r}")
         for key in self.api_keys:
             if not key or not key.isascii() or not key.isprintable() or " " in key:
                 raise InvalidArgumentError("an API key must be printable ASCII characters without spaces")
         for origin in self.cors:
             if origin != "*" and not origin.startswith(("http://", "https://")):
                 raise InvalidArgumentError(f"a CORS origin must be * or begin with http:// or https://, not {origin!r}")
-        check_number("max_body_bytes", self.max_body_bytes, 1, MOST_BODY_BYTES)
-        if self.timeout_s is not None and not 0 < check_number("timeout_s", self.timeout_s, 0) < float("inf"):
-            raise InvalidArgumentError(f"timeout_s must be a number of seconds above 0, not {self.timeout_s!r}")
+        if not is_whole(self.max_body_bytes) or not 1 <= self.max_body_bytes <= MOST_BODY_BYTES:
+            raise OptionError(
+                "max_body_bytes", f"must be a whole number from 1 to {MOST_BODY_BYTES}, not {self.max_body_bytes!r}"
+            )
+        if self.timeout_s is not None and not 0 < as_number(self.timeout_s) < math.inf:
+            raise OptionError("timeout_s", f"must be a number of seconds above 0, not {self.timeout_s!r}")
 
     @property
     def default_effort(self) -> float:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from specdec.engine.prompt import EncodedPrompt
 from specdec.server.chat_request import read_messages, read_model, read_template, read_tools
 from specdec.server.connection import json_response
-from specdec.server.errors import bad_request
+from specdec.server.errors import bad_request, missing
 from specdec.server.events import ChatRequest
 from specdec.server.fields import Fields
 from specdec.server.site import Site, site_of
@@ -28,7 +28,11 @@ async def tokenize(request: Request) -> Response:
         return await _tokenize_content(site, fields)
     text = fields.text("prompt")
     if text is None:
-        raise bad_request("Missing required parameter: 'prompt', 'messages' or 'content'.", "prompt")
+        raise bad_request(
+            "Missing required parameter: 'prompt', 'messages' or 'content'.",
+            "prompt",
+            code="missing_required_parameter",
+        )
     special, strings = fields.flag("add_special_tokens"), bool(fields.flag("return_token_strs"))
     fields.finish()
     add_bos = False if special is False else None
@@ -44,7 +48,7 @@ async def detokenize(request: Request) -> Response:
     read_model(fields, site.settings)
     tokens = fields.array("tokens")
     if tokens is None:
-        raise bad_request("Missing required parameter: 'tokens'.", "tokens")
+        raise missing("tokens")
     size = site.model.config.vocab_size
     for token in tokens:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < size:

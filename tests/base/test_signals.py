@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tomllib
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +19,14 @@ from typing import Any
 import pytest
 from command_line import start
 from fake_runtime import fake_config, fake_model
-from places import HELPERS
+from places import HELPERS, ROOT
 from synthetic import synthetic_source
 
 import specdec
 from specdec.cli import main as main_module
 from specdec.cli.signals import Ended, ending
 from specdec.errors import ModelFormatError, PluginError, StoreError
-from specdec.interrupts import is_from_signal_handler, unless_signalled
+from specdec.interrupts import is_from_signal_handler, take_interrupt, unless_signalled
 from specdec.parse import foreign
 from specdec.store import Store, convert
 from specdec.store.staging import writing
@@ -137,23 +142,161 @@ def test_ignored_signals_stay_ignored(text_model: Path) -> None:
 
 
 def test_handlers_are_put_back_and_the_first_signal_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    numbers = (*ENDINGS, signal.SIGURG)
+    before = [signal.getsignal(number) for number in numbers], sys.unraisablehook, threading.active_count()
 
     def told(argv: Any, signalled: Any) -> int:
         for _ in range(2):  # each interrupt is one
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt) as interrupt:
                 signal.raise_signal(signal.SIGINT)
-        with pytest.raises(Ended):
+            take_interrupt(interrupt.value)
+        with pytest.raises(Ended) as first:
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGHUP)  # while it clears up: nothing happens
         signalled._came_s -= 10
         with pytest.raises(Ended) as ended:  # clearing up takes long
             signal.raise_signal(signal.SIGHUP)
+        assert first.value.name == "SIGTERM"
         raise ended.value
 
     monkeypatch.setattr(main_module, "_told", told)
     assert main_module.main(["doctor"]) == 143
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert ([signal.getsignal(number) for number in numbers], sys.unraisablehook, threading.active_count()) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def in_callback(number: signal.Signals) -> None:
+    class Dying:
+        pass
+
+    dying = Dying()
+    _ = weakref.ref(dying, lambda _: signal.raise_signal(number))
+    del dying
+
+
+def in_finaliser(number: signal.Signals) -> None:
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    Dying()
+
+
+def in_library(number: signal.Signals) -> None:
+    with contextlib.suppress(BaseException):
+        signal.raise_signal(number)
+
+
+def in_library_again(number: signal.Signals) -> None:
+    deadline_s = time.monotonic() + 0.2  # longer than until it is raised again
+    while time.monotonic() < deadline_s:
+        in_library(number)
+        with contextlib.suppress(BaseException):
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+@pytest.mark.parametrize("lose", [in_callback, in_finaliser, in_library, in_library_again])
+def test_a_signal_ends_the_command_though_its_exception_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lose: Any, number: signal.Signals
+) -> None:
+    def run(argv: Any) -> int:
+        lose(number)
+        time.sleep(20)
+        return 0
+
+    monkeypatch.setattr(main_module, "_run", run)
+    assert main_module.main(["doctor"]) == ENDINGS[number]
+    told = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+    assert capsys.readouterr().err == f"specdec: {told}\n"
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_signal_ends_a_wait_that_it_did_not_interrupt(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """The system may give it to another thread; one just before the wait begins has the same effect."""
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    rescue = threading.Timer(20, waiting.put, ["rescued"])
+
+    def run(argv: Any) -> int:
+        threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), number)).start()
+        waiting.get()
+        return 0
+
+    monkeypatch.setattr(main_module, "_run", run)
+    rescue.start()
+    code = main_module.main(["doctor"])
+    assert rescue.is_alive(), "the wait went on"
+    rescue.cancel()
+    assert code == ENDINGS[number]
+
+
+def test_interrupts_that_are_taken_do_not_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: Any) -> int:
+        for _ in range(2):
+            try:
+                try:
+                    signal.raise_signal(signal.SIGINT)
+                finally:
+                    signal.raise_signal(signal.SIGINT)  # impatience
+            except KeyboardInterrupt as interrupt:
+                take_interrupt(interrupt)
+            time.sleep(0.3)  # longer than until it would be raised again
+        return 7
+
+    monkeypatch.setattr(main_module, "_run", run)
+    assert main_module.main(["doctor"]) == 7
+
+
+def test_an_error_that_a_signal_caused_is_not_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(argv: Any) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise StoreError("cannot go on") from error
+        return 0
+
+    monkeypatch.setattr(main_module, "_run", run)
+    assert main_module.main(["doctor"]) == 143
+    assert capsys.readouterr().err == "specdec: ended by SIGTERM\n"
+
+
+# The command line as `specdec` and `python -m specdec` run it; an interrupt comes when a module is imported.
+STARTING = """
+import importlib, signal, sys
+
+class Interrupting:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting)
+{start}
+"""
+RUN_MODULE = "import runpy; runpy.run_module('specdec', run_name='__main__', alter_sys=True)"
+
+
+def run_script() -> str:
+    """What the installed script does."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        module, name = tomllib.load(file)["project"]["scripts"]["specdec"].split(":")
+    return f"from {module} import {name}; sys.exit({name}())"
+
+
+@pytest.mark.parametrize("start", [RUN_MODULE, run_script()])
+@pytest.mark.parametrize("module", ["specdec.cli.main", "argparse", "specdec.cli.chat", "yaml", "numpy"])
+def test_an_interrupt_while_a_command_starts_is_quiet(start: str, module: str) -> None:
+    script = STARTING.format(module=module, start=start)
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--help"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in (130, -signal.SIGINT), done.stderr  # see above for the second one
+    assert done.stderr == "specdec: interrupted\n"
+    assert done.stdout == ""
 
 
 @pytest.mark.parametrize("number", ENDINGS)

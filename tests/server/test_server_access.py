@@ -113,13 +113,16 @@ def test_loopback_names(name: str, expected: bool) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"port": 70000}, "port must be"),
+        ({"port": 70000}, "port must be a whole number from 0 to 65535, not 70000"),
+        ({"port": 80.5}, "port must be a whole number"),
+        ({"host": ""}, "host must be an address"),
         ({"efforts": ()}, "at least one"),
-        ({"efforts": (0.5, 2)}, "each of efforts"),
+        ({"efforts": (0.5, 2)}, "efforts must be numbers above 0 and at most 1, not 2"),
         ({"api_keys": ("a b",)}, "API key"),
         ({"cors": ("page.example",)}, "begin with http"),
         ({"max_body_bytes": 0}, "max_body_bytes"),
-        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": 0}, "timeout_s must be a number of seconds above 0, not 0"),
+        ({"timeout_s": float("nan")}, "timeout_s must be a number of seconds above 0, not nan"),
         ({"name": ""}, "name"),
     ],
 )

@@ -185,7 +185,7 @@ def test_who_produced_each_token(server: Running) -> None:
         ({"model": "other"}, 404, "model", "model_not_found"),
         ({"messages": None}, 400, "messages", "missing_required_parameter"),
         ({"messages": []}, 400, "messages", "invalid_value"),
-        ({"messages": [{"content": "x"}]}, 400, "messages[0].role", None),
+        ({"messages": [{"content": "x"}]}, 400, "messages[0].role", "missing_required_parameter"),
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "user", "content": 5}]}, 400, "messages", None),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages", None),
@@ -205,13 +205,19 @@ def test_who_produced_each_token(server: Running) -> None:
         ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs", "invalid_value"),
         ({"stream_options": {"include_usage": True}}, 400, "stream_options", None),
         ({"response_format": {"type": "xml"}}, 400, "response_format.type", "invalid_value"),
-        ({"response_format": {"type": "json_schema"}}, 400, "response_format.json_schema.schema", None),
+        (
+            {"response_format": {"type": "json_schema"}},
+            400,
+            "response_format.json_schema.schema",
+            "missing_required_parameter",
+        ),
         ({"tool_choice": "required"}, 400, "tool_choice", None),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, 400, "tools[0]", None),
         ({"functions": []}, 400, "functions", "unsupported_parameter"),
         ({"nonsense": 1}, 400, None, "unknown_parameter"),
         ({"verify_effort": 0.5}, 400, "verify_effort", "invalid_value"),
         ({"draft_effort": 0}, 400, "draft_effort", "invalid_value"),
+        ({"repetition_penalty": 0}, 400, "repetition_penalty", "invalid_value"),
         ({"policy": "/etc/passwd.yaml"}, 400, "policy", "invalid_value"),
         ({"policy": "fixed:a=1"}, 400, "policy", "invalid_value"),
         ({"drafter": "ngram:/etc/passwd"}, 400, "drafter", "invalid_value"),
@@ -237,6 +243,47 @@ def test_what_is_wrong_is_said_in_openais_form(
     if "stream_options" not in fields:  # the same before a stream begins
         streamed = server.post("/v1/chat/completions", {**request, "stream": True, **fields})
         assert (streamed.status_code, streamed.json()) == (status, response.json())
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"seed": 2**64}, "'seed' must be from -9223372036854775808 to 18446744073709551615, not 18446744073709551616"),
+        ({"max_tokens": -1}, "'max_tokens' must be at least 1, not -1"),
+        ({"top_p": 1.5}, "'top_p' must be from 0 to 1, not 1.5"),
+        ({"repetition_penalty": 0}, "'repetition_penalty' must be above 0 and at most 10, not 0.0"),
+        ({"logit_bias": {"5": None}}, "'logit_bias' must hold numbers from -100 to 100, not null"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nosuch"}}}},
+            'response_format has a schema that cannot be used because of "type": Invalid type: nosuch',
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_requests_own_words(server: Running, fields: dict[str, Any], told: str) -> None:
+    request = {"model": NAME, "messages": [{"role": "user", "content": "Hi"}], **fields}
+    response = server.post("/v1/chat/completions", request)
+    assert (response.status_code, response.json()["error"]["message"]) == (400, told)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "field"),
+    [
+        ("/v1/messages", {"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
+        ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+    ],
+)
+def test_a_schema_is_named_as_the_interface_does(
+    server: Running, path: str, fields: dict[str, dict[str, Any]], field: str
+) -> None:
+    next(iter(fields.values()))["format"]["schema"] = {"type": "nosuch"}
+    content = (
+        {"input": "Hi"}
+        if path == "/v1/responses"
+        else {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    )
+    response = server.post(path, {"model": NAME, **content, **fields})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["message"].startswith(f"{field} has a schema that cannot be used because of")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ sequences, of trees, and at efforts below 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from specdec.runtimes.mlx.state import (
 )
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 from specdec.runtimes.share import Share
+from specdec.workers import Workers
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -204,8 +205,9 @@ class RankStep:
         if (mode, rows) not in self._launches:
             # Compile all kernels of a mode at the same time: each takes seconds.
             counts = ROW_STEPS if mode == "dense" else (1,)
-            with ThreadPoolExecutor(len(counts), "specdec-compile") as pool:
-                made = list(pool.map(lambda count: self._compiled(mode, count), counts))
+            with Workers(len(counts)) as workers:
+                jobs = [workers.submit(partial(self._compiled, mode, count)) for count in counts]
+                made = [job.result() for job in jobs]
             for count, (code, name, shared_bytes, floats) in zip(counts, made, strict=True):
                 launch = Launch(
                     self._driver, code, name, grid=self._grid, threads=THREADS, shared_bytes=shared_bytes,

@@ -8,7 +8,7 @@ can run it that way too, which is what the tests compare with. Shapes and order 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from specdec.runtimes.mlx.step_sizes import (
     widest_row,
 )
 from specdec.runtimes.mlx.step_sizes import THREADS as THREADS
+from specdec.workers import Workers
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -120,8 +121,10 @@ class WholeStep:
         mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
         compiled = [kernel for kernel in made if isinstance(kernel, Compiled) and not kernel.has_code]
         if compiled:
-            with ThreadPoolExecutor(len(compiled), "specdec-compile") as pool:
-                list(pool.map(lambda kernel: kernel.code(self._inputs, (mx.float32, mx.uint32)), compiled))
+            with Workers(len(compiled)) as workers:
+                codes = (partial(kernel.code, self._inputs, (mx.float32, mx.uint32)) for kernel in compiled)
+                for job in [workers.submit(code) for code in codes]:
+                    job.result()
 
     @property
     def _inputs(self) -> list[Typed]:

@@ -9,7 +9,7 @@ from typing import Any
 from specdec.model.architecture import ModelConfig
 from specdec.server.anthropic.content import read_conversation
 from specdec.server.chat_request import MOST_TOOLS, read_model, read_tools, refuse_unsupported
-from specdec.server.errors import bad_request
+from specdec.server.errors import bad_request, missing
 from specdec.server.events import ChatRequest
 from specdec.server.fields import Fields
 from specdec.server.sampling import read_options
@@ -61,12 +61,12 @@ def read_messages_request(
     renamed, effort = _renamed(body)
     fields = Fields(renamed)
     if "model" not in fields:
-        raise bad_request("Missing required parameter: 'model'.", "model", code="missing_required_parameter")
+        raise missing("model")
     model = read_model(fields, settings)
     refuse_unsupported(fields, _UNSUPPORTED)
     max_tokens = fields.whole("max_tokens", 1, 2**63)
     if max_tokens is None and not counts:
-        raise bad_request("Missing required parameter: 'max_tokens'.", "max_tokens", code="missing_required_parameter")
+        raise missing("max_tokens")
     messages = read_conversation(fields.any("system"), fields.required("messages"))
     tools = _tools(fields)
     choice, parallel = _tool_choice(fields, tools)
@@ -90,6 +90,7 @@ def read_messages_request(
         options=options,
         owner=owner,
         deadline_s=settings.timeout_s,
+        schema_field="output_config.format.schema",
     )
     return request, MessageForm(model=model, stream=stream, shows_thinking=shows_thinking)
 
@@ -128,7 +129,7 @@ def _tool_choice(fields: Fields, tools: list[dict[str, Any]]) -> tuple[str | Map
     name = choice.text("name")
     choice.finish()
     if kind is None:
-        raise bad_request("Missing required parameter: 'tool_choice.type'.", "tool_choice.type")
+        raise missing("tool_choice.type")
     if kind in ("any", "tool") and not tools:
         raise bad_request(f"'tool_choice' of type {kind!r} needs at least one of 'tools'", "tool_choice")
     if kind != "tool":
@@ -145,12 +146,12 @@ def _thinking(fields: Fields, max_tokens: int | None) -> tuple[dict[str, Any], b
         return {"enable_thinking": False, "thinking": False}, True
     kind = thinking.choice("type", ("enabled", "disabled", "adaptive", "between_tools"))
     if kind is None:
-        raise bad_request("Missing required parameter: 'thinking.type'.", "thinking.type")
+        raise missing("thinking.type")
     budget = thinking.whole("budget_tokens", 1, 2**63)
     display = thinking.choice("display", ("summarized", "omitted"))
     thinking.finish()
     if kind == "enabled" and budget is None:
-        raise bad_request("Missing required parameter: 'thinking.budget_tokens'.", "thinking.budget_tokens")
+        raise missing("thinking.budget_tokens")
     if kind == "enabled" and budget is not None and max_tokens is not None and budget >= max_tokens:
         raise bad_request("'thinking.budget_tokens' must be less than 'max_tokens'", "thinking.budget_tokens")
     is_on = kind != "disabled"
@@ -177,6 +178,6 @@ def _renamed(body: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
         schema = form.object("schema")
         form.finish()
         if schema is None:
-            raise bad_request("Missing required parameter: 'output_config.format.schema'.", "output_config.format")
+            raise missing("output_config.format.schema")
         done["response_format"] = {"type": "json_schema", "json_schema": {"name": "output", "schema": schema}}
     return done, _EFFORTS.get(effort or "")

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specdec.server.errors import ApiError, bad_request
+from specdec.server.errors import ApiError, bad_request, missing
 from specdec.server.fields import Fields
 
 Item = dict[str, Any]
@@ -100,7 +100,7 @@ def _read_message(fields: Fields) -> Item:
     role = fields.choice("role", _ROLES)
     if role is None:
         name = fields.name("role")
-        raise bad_request(f"Missing required parameter: '{name}'.", name, code="missing_required_parameter")
+        raise missing(name)
     given, content = fields.text("id"), fields.required("content")
     if isinstance(content, str):
         parts = [{"type": "output_text" if role == "assistant" else "input_text", "text": content}]
@@ -160,7 +160,7 @@ def _text(parts: Sequence[Mapping[str, Any]]) -> str:
 def _unsupported(fields: Fields, kind: str | None) -> ApiError:
     name = fields.name("type")
     if kind is None:
-        return bad_request(f"Missing required parameter: '{name}'.", name, code="missing_required_parameter")
+        return missing(name)
     what = "this model reads text only" if kind.startswith(("input_image", "input_file", "input_audio")) else ""
     more = f": {what}" if what else ""
     return bad_request(f"'{name}' {kind[:60]!r} is not supported{more}", name, code="unsupported_value")

@@ -123,6 +123,7 @@ def read_response_request(
         options=options,
         owner=owner,
         deadline_s=settings.timeout_s,
+        schema_field="text.format.schema",
     )
     form = ResponseForm(
         model=model, stream=stream, store=store, logprobs=logprobs is not None, input=items, before=before, echo=echo

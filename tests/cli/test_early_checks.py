@@ -1,0 +1,57 @@
+"""Options that need no model to be refused are refused before one is looked for, fetched or converted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import run, says
+
+import specdec
+from specdec.errors import InvalidArgumentError, UnknownNameError
+
+MISSING = "no-such-model"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--queue", "-1"), "--queue must be a whole number of requests of at least 0, not -1"),
+        (("--max-sequences", "0"), "--max-sequences must be a whole number from 1 to 64, not 0"),
+        (("--max-rows", "-3"), "--max-rows must be a whole number from 1 to 512, not -3"),
+        (("--cache-bytes", "0"), "--cache-bytes must be a whole number of bytes of at least 1, not 0"),
+        (("--efforts", "nan"), "--efforts must be numbers above 0 and at most 1, not nan"),
+        (("--timeout-s", "inf"), "--timeout-s must be a number of seconds above 0, not inf"),
+        (("--max-body-bytes", "2G"), "--max-body-bytes must be a whole number from 1 to 1073741824, not 2000000000"),
+        (("--port", "70000"), "--port must be a whole number from 0 to 65535, not 70000"),
+        (("--host", ""), "--host must be an address of this machine"),
+    ],
+)
+def test_options_of_serve(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], told: str) -> None:
+    says(run(capsys, "serve", MISSING, *arguments), told)
+
+
+@pytest.mark.parametrize("command", [("serve", MISSING), ("generate", "--model", MISSING, "--prompt", "x")])
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--runtime", "fast"), "unknown runtime 'fast': choose from auto"),
+        (("--threads", "0"), "--threads must be a whole number of at least 1, not 0"),
+        (("--context", "-4"), "--context must be a whole number of at least 1, not -4"),
+    ],
+)
+def test_options_of_loading(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], arguments: tuple[str, ...], told: str
+) -> None:
+    options = ("--port", "0") * (command[0] == "serve")
+    says(run(capsys, *command, *options, *arguments), told)
+
+
+def test_arguments_of_load(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"  # is not read at all
+    with pytest.raises(UnknownNameError, match="unknown runtime 'fast'"):
+        specdec.load(model, runtime="fast")
+    with pytest.raises(InvalidArgumentError, match="context must be a whole number of at least 1, not True"):
+        specdec.load(model, context=True)
+    with pytest.raises(InvalidArgumentError, match=r"threads must be a whole number of at least 1, not 1\.0"):
+        specdec.load(model, threads=1.0)  # type: ignore[arg-type]
