@@ -22,7 +22,7 @@ class MachineCosts:
         is_doubtful: what a policy has learnt disagrees with the table: the next answer measures again.
         is_doubted: that has happened, which is enough for a process.
         bounded: a table, and the same with bounds for the steps of views that have yet to be made.
-        keep_from_s: time, as of `time.monotonic`, before which nothing is written again.
+        keep_from_s: time, as of `time.monotonic`, before which policies are not asked again.
     """
 
     table: CostTable = field(default_factory=CostTable)

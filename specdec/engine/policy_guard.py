@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from specdec.conforms import conforms
 from specdec.engine.policy import (
     CostTable,
     DraftPlan,
@@ -37,16 +38,16 @@ class GuardedPolicy:
     @property
     def learns(self) -> bool:
         """Whether the policy wants measured costs and a memory."""
-        return isinstance(self._policy, Learner)
+        return conforms(self._policy, Learner)
 
     def begin(self, knowledge: Knowledge) -> None:
         """Hand the policy what it starts from, if it wants it."""
-        if isinstance(self._policy, Learner):
+        if conforms(self._policy, Learner):
             self._ask("begin", self._policy.begin, knowledge)
 
     def costs(self) -> CostTable | None:
         """What passes cost, by what the policy has learnt; None where it does not tell."""
-        if not isinstance(self._policy, Estimator):
+        if not conforms(self._policy, Estimator):
             return None
         try:
             table = self._policy.costs()
@@ -58,7 +59,7 @@ class GuardedPolicy:
 
     def summary(self) -> dict[str, Any]:
         """What the policy has to say in the statistics."""
-        if not isinstance(self._policy, Reporter):
+        if not conforms(self._policy, Reporter):
             return {}
         try:
             summary = dict(self._policy.summary())
