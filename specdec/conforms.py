@@ -18,10 +18,8 @@ def conforms(value: object, protocol: type[T]) -> TypeGuard[T]:
 
     Members that are properties of the class are not evaluated. What they raise, they raise when they are used.
     """
-    for name in _missing(type(value), protocol):
-        if getattr(value, name, None) is None:
-            return False
-    return True
+    missing = _missing(type(value), protocol)
+    return not missing or all(getattr(value, name, None) is not None for name in missing)
 
 
 @lru_cache(maxsize=_KINDS)

@@ -8,7 +8,9 @@ from specdec.conforms import conforms
 from specdec.drafters.base import Archivist, ChoiceObserver, Drafter, Foreteller, LikelyObserver, Observer
 from specdec.engine.policy import Estimator, Learner, Policy, Reporter
 
-PROTOCOLS = (Archivist, ChoiceObserver, Drafter, Estimator, Foreteller, Learner, LikelyObserver, Observer, Policy, Reporter)  # fmt: skip
+PROTOCOLS = (
+    Archivist, ChoiceObserver, Drafter, Estimator, Foreteller, Learner, LikelyObserver, Observer, Policy, Reporter,
+)  # fmt: skip
 
 
 class Whole:
