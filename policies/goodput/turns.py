@@ -47,10 +47,12 @@ class TurnPlanner:
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
         """Turns where they are better than `best`, or a trial of them; else `best`."""
-        option = turn_option(now.state)
-        if self._begun < 0 and option is not None:
+        if now.turns is None:
+            self._last = 0
+            return best
+        if self._begun < 0:
             self._begun = now.state.position
-            results_of(now.learnt, option.drafter).begin(self._begun)
+            results_of(now.learnt, now.turns.drafter).begin(self._begun)
         turns = self._prospect(now)
         if turns is not None and turns.tokens > _MARGIN * now.rate * turns.cost and turns.net > best.net:
             self._last = turns.turns if turns.turns > _FEW else 0
@@ -68,7 +70,7 @@ class TurnPlanner:
 
     def pays_from(self, now: Situation) -> dict[str, int]:
         """By the drafter that turns replace, the least length of a match from which a first turn would pay."""
-        option = turn_option(now.state)
+        option = now.turns
         if option is None:
             return {}
         results, chances = results_of(now.learnt, option.drafter), match_of(now.learnt, option.drafter).chances
@@ -83,7 +85,7 @@ class TurnPlanner:
 
     def _prospect(self, now: Situation) -> Prospect | None:
         """The best turns, whether they pay or not; None where the runtime drafts none."""
-        option = turn_option(now.state)
+        option = now.turns
         if option is None or now.state.max_draft_tokens < 1:
             return None
         results, best = results_of(now.learnt, option.drafter), Prospect(tokens=0.0)
@@ -106,7 +108,7 @@ class TurnPlanner:
 
     def _trial(self, now: Situation) -> Prospect | None:
         """Turns that could bring more than is expected of them, once the text is long enough for what they may lose."""
-        option, results = turn_option(now.state), self.results
+        option, results = now.turns, self.results
         assert option is not None
         assert results is not None
         best, hope = None, 0.0
@@ -131,14 +133,7 @@ class TurnPlanner:
 
 def is_early(state: RoundState) -> bool:
     """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
-    return state.round_index < _QUIET and state.position < LONG_PROMPT and turn_option(state) is not None
-
-
-def turn_option(state: RoundState) -> DraftOption | None:
-    """The option that the runtime drafts by itself, for a sequence that is alone."""
-    if state.rows_beside:
-        return None
-    return next((option for option in state.options if option.turn_rows >= WIDTHS[0]), None)
+    return state.round_index < _QUIET and state.position < LONG_PROMPT
 
 
 def results_of(learnt: Learnt, drafter: str) -> TurnResults:
