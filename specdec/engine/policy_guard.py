@@ -11,6 +11,7 @@ from typing import Any
 from specdec.conforms import conforms
 from specdec.engine.policy import (
     CostTable,
+    DraftOption,
     DraftPlan,
     Estimator,
     Knowledge,
@@ -34,6 +35,7 @@ class GuardedPolicy:
 
     def __init__(self, policy: Policy, name: str) -> None:
         self._policy, self._name = policy, name
+        self._valid: tuple[DraftPlan | None, tuple[DraftOption, ...]] = None, ()  # a plan that fits its options
 
     @property
     def learns(self) -> bool:
@@ -71,6 +73,15 @@ class GuardedPolicy:
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
         plan = self._ask("plan", self._policy.plan, state)
+        valid, options = self._valid
+        if plan is valid and options is state.options and plan.num_draft_tokens <= state.max_draft_tokens:
+            return plan
+        found = self._checked(plan, state)
+        if found is plan:
+            self._valid = plan, state.options
+        return found
+
+    def _checked(self, plan: object, state: RoundState) -> DraftPlan:
         if not isinstance(plan, DraftPlan):
             raise self._error("plan must answer a DraftPlan", plan)
         length = plan.num_draft_tokens
