@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.prospect import Prospect, Situation
-from specdec.policies.goodput.turn_results import LONG_PROMPT, WIDTHS, TurnResults
+from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
@@ -23,8 +23,8 @@ _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, 
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.3  # dense steps of the host's time for such a pass
-_QUIET = 2  # rounds of an answer to a short prompt before the first decision, which takes long for the first tokens
-_TRIED = 8  # turns of a pass that is run to find out
+_QUIET = 2  # rounds of an answer before the first decision: many answers are that short
+_TRIED = 4  # turns of a pass that is run to find out
 _TRIED_FROM = 28  # tokens of an answer before the first such pass
 _SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, with the next trial's expected loss
 NEVER = 1 << 30  # no text, and no match, is that long
@@ -54,7 +54,8 @@ class TurnPlanner:
             self._begun = now.state.position
             results_of(now.learnt, now.turns.drafter).begin(self._begun)
         turns = self._prospect(now)
-        if turns is not None and turns.tokens > _MARGIN * now.rate * turns.cost and turns.net > best.net:
+        pays = turns is not None and turns.tokens > _MARGIN * now.rate * turns.cost and turns.net > best.net
+        if turns is not None and pays and _pays_back(now, turns.tokens, turns.cost):
             self._last = turns.turns if turns.turns > _FEW else 0
             return turns
         self._last = 0
@@ -121,6 +122,8 @@ class TurnPlanner:
             self.due = NEVER
             return None
         tokens, cost, width = best
+        if not _pays_back(now, hope * now.rate * cost, cost):
+            return None
         lost = self._lost + _LAUNCH + _TRIED * max(0.0, now.rate * cost - tokens)
         self.due = self._begun + max(_TRIED_FROM, int(lost / _SHARE))
         if now.state.position < self.due:
@@ -131,9 +134,16 @@ class TurnPlanner:
         )  # fmt: skip
 
 
+def _pays_back(now: Situation, tokens: float, cost: float) -> bool:
+    """Whether turns that bring this number of tokens at this cost save the launch of a pass with them before the answer
+    can be as long as it may be."""
+    left = now.state.max_draft_tokens + 1
+    return left / now.rate - max(1.0, left / tokens) * cost > _LAUNCH
+
+
 def is_early(state: RoundState) -> bool:
     """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
-    return state.round_index < _QUIET and state.position < LONG_PROMPT
+    return state.round_index < _QUIET
 
 
 def results_of(learnt: Learnt, drafter: str) -> TurnResults:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_text_begins_without_turns_and_tries_as_many_as_may_be_lost():
     tried = [number for number, plan in enumerate(plans) if plan.num_draft_tokens]
     assert len(tried) >= 1
     assert tried[0] >= 28
-    assert all(plans[number].turns == 8 for number in tried)
+    assert all(plans[number].turns == 4 for number in tried)
     lost, tokens = 0.0, 0
     for plan in plans:
         width = plan.num_draft_tokens + 1
@@ -92,8 +93,8 @@ def test_trials_find_that_turns_pay():
 
 def test_a_long_prompt_is_likely_to_be_quoted():
     turns = {1: 1.0, 4: 1.25, 8: 1.25, 16: 1.4}
-    assert not begun(turns=turns).plan(state_at(50, 0, 0)).num_draft_tokens
-    assert begun(turns=turns).plan(state_at(300, 0, 0)).num_draft_tokens
+    assert not begun(turns=turns).plan(state_at(50, 2, 0)).num_draft_tokens
+    assert begun(turns=turns).plan(state_at(300, 2, 0)).num_draft_tokens
 
 
 def test_the_first_tokens_of_a_short_prompt_do_not_wait_for_a_decision():
@@ -235,3 +236,14 @@ def test_turns_are_measured_against_plain_steps_of_passes_that_go_ahead():
     observed(policy, 50, 0.9 * STEP_S, ahead=15)
     assert policy._turns.results is not None
     assert 0.9 * STEP_S < policy._turns.results.plain_s < STEP_S
+
+
+@pytest.mark.parametrize("position", [50, 300])
+def test_answers_of_few_tokens_are_not_delayed(position):
+    """The first two rounds wait for no decision, and nothing is drafted that could not pay for its launch any more."""
+    turns = {1: 1.0, 4: 1.25, 8: 1.25, 16: 1.4}
+    policy = begun(turns=turns)
+    assert not any(policy.plan(state_at(position, number, 9)).num_draft_tokens for number in (0, 1))
+    long = state_at(position, 2, 9)
+    assert begun(turns=turns).plan(long).num_draft_tokens
+    assert not begun(turns=turns).plan(replace(long, max_draft_tokens=1)).num_draft_tokens
