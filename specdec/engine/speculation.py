@@ -281,8 +281,10 @@ class Drafting:
         chooses = sequence.takes_choices and not any(wants_logits(one) for one in self.drafters.values())
         if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
             return tuple(replace(option, turn_rows=0) for option in self.offered)
-        if self.policy.learns and conforms(runtime, Compiler):
+        wanted, compiled = (rows, sequence.efforts), self.model.memory.turns_compiled
+        if self.policy.learns and wanted not in compiled and conforms(runtime, Compiler):
             runtime.compile([Planned(count, sequence.efforts, recycles=True) for count in TURN_WIDTHS if count <= rows])
+            compiled.add(wanted)
         return self.offered
 
 
