@@ -15,6 +15,7 @@ from specdec.policies.fixed import FixedPolicy
 from specdec.policies.goodput.policy import GoodputPolicy
 from specdec.policies.heuristic import HeuristicPolicy
 
+from specdec.conforms import conforms
 from specdec.engine.policy import Policy
 from specdec.errors import PluginError
 from specdec.plugin_spec import construct, read_spec
@@ -36,7 +37,7 @@ def create(spec: str) -> Policy:
     """
     wanted = read_spec(spec, kind="policy", presets="policies")
     policy = construct(_registry.get(wanted.name), wanted, kind="policy")
-    if not isinstance(policy, Policy):
+    if not conforms(policy, Policy):
         raise PluginError("policy", wanted.name, "must have the methods plan, next_step and observe")
     return policy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import platformdirs
@@ -16,7 +17,15 @@ HOME_VARIABLE = "SPECDEC_HOME"
 def home() -> Path:
     """The cache folder: `$SPECDEC_HOME`, or the platform's cache folder for specdec. It need not exist yet."""
     chosen = os.environ.get(HOME_VARIABLE)
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_path("specdec"))
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    return _of_platform(os.environ.get("HOME"), os.environ.get("XDG_CACHE_HOME"))
+
+
+@lru_cache(maxsize=8)
+def _of_platform(*_: str | None) -> Path:
+    """The platform's cache folder, while the variables that it depends on stay the same: every answer asks."""
+    return Path(platformdirs.user_cache_path("specdec"))
 
 
 def models_folder() -> Path:

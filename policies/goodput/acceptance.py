@@ -60,10 +60,6 @@ class Rate:
         self.kept = self.kept * stay + is_kept
         self.seen = self.seen * stay + 1.0
 
-    def estimate(self, prior: float, weight: float) -> float:
-        """The share, drawn towards `prior` as if `weight` tokens had said so."""
-        return (self.kept + weight * prior) / (self.seen + weight)
-
 
 class LogOdds:
     """Log-odds of a token being kept: what is known of the model, the effort, a signal's class, and the text, added up.
@@ -114,6 +110,21 @@ class LogOdds:
             own, distance = known.get(effort) or self._effort(effort)
             base = common + slope * distance + own[0] + of_text
             found.append(1.0 / (1.0 + math.exp(-base - of_class)))
+        return found
+
+    def means(self, efforts: Sequence[float], lean: float) -> list[float]:
+        """`mean` for several efforts."""
+        known, slope = self._efforts, self._spread[0]
+        common, of_text = self._model[0], self._text[0]
+        values, seen, exp = [value for value, _ in self._classes[:CLASSES]], self._seen, math.exp
+        count, found = sum(seen), []
+        for effort in efforts:
+            own, distance = known.get(effort) or self._effort(effort)
+            base = common + slope * distance + own[0] + of_text
+            if lean:
+                base += lean * self._gap[0]
+            total: float = sum(map(mul, seen, [1.0 / (1.0 + exp(-base - value)) for value in values]))
+            found.append(total / count)
         return found
 
     def mean(self, effort: float, deviations: float = 0.0, *, lean: float = 0.0, other_reach: bool = False) -> float:
@@ -239,13 +250,16 @@ class MatchAcceptance:
     matches are counted in classes: they are rare, and nearly all are right.
     """
 
-    rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in _MATCH_CLASSES])
-    chances: list[float] = field(init=False)
+    rates: list[Rate] = field(default_factory=lambda: [Rate() for _ in _MATCH_CLASSES], init=False)
+    chances: list[float] = field(default_factory=lambda: [_estimate(0.0, 0.0, one) for one in _GUESSED], init=False)
     """Chance that a token after a match of this length, 0 to `LONGEST_MATCH`, is kept if those before it are."""
 
-    def __post_init__(self) -> None:
-        self.chances = [0.0] * (LONGEST_MATCH + 1)
-        self._refresh(range(len(_MATCH_CLASSES)))
+    def run(self, match: int, most: int) -> list[float]:
+        """Chances of the first `most` tokens of a draft that begins with a match of `match` tokens."""
+        found = self.chances[match : match + most]
+        if len(found) < most:
+            found += self.chances[-1:] * (most - len(found))
+        return found
 
     def learn(self, match: int, drafted: int, accepted: int) -> None:
         """Count a draft that began with a match of `match` tokens."""
@@ -258,10 +272,11 @@ class MatchAcceptance:
 
     def new_text(self) -> None:
         """Another text begins, where matches may mean something else: what was seen counts for half."""
-        for rate in self.rates:
-            rate.kept *= 0.5
-            rate.seen *= 0.5
-        self._refresh(range(len(_MATCH_CLASSES)))
+        known = [place for place, rate in enumerate(self.rates) if rate.seen]
+        for place in known:
+            self.rates[place].kept *= 0.5
+            self.rates[place].seen *= 0.5
+        self._refresh(known)
 
     def hopeful(self, match: int, deviations: float) -> float:
         """The chance after a match, with as many standard deviations of what is not known of it added."""
@@ -270,12 +285,22 @@ class MatchAcceptance:
         return min(1.0, chance + deviations * math.sqrt(chance * (1.0 - chance) / (seen + 1.0)))
 
     def _refresh(self, classes: Iterable[int]) -> None:
+        rates, chances = self.rates, self.chances
         for place in classes:
-            rate = self.rates[place]
+            rate = rates[place]
+            kept, seen = rate.kept, rate.seen
             for length in _MATCH_CLASSES[place]:
-                self.chances[length] = rate.estimate(_guessed_match(length), 3.0)
+                chances[length] = _estimate(kept, seen, _GUESSED[length])
+
+
+def _estimate(kept: float, seen: float, guessed: float) -> float:
+    """The share of kept tokens, drawn towards a guess as if three tokens had said so."""
+    return (kept + 3.0 * guessed) / (seen + 3.0)
 
 
 def _guessed_match(length: int) -> float:
     """Chance of a token after a match of that many tokens, about what small models showed on seven kinds of prompts."""
     return max(min(0.9, 1.0 - math.exp(-0.25 * length)), 1.0 - 1.6 / max(length, 1))
+
+
+_GUESSED = tuple(map(_guessed_match, range(LONGEST_MATCH + 1)))

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 from specdec.policies.goodput.curve import MOST_ROWS, curve, tail, variances
+from specdec.policies.goodput.length import least_row
 from specdec.policies.goodput.related import Related, View
 from specdec.policies.goodput.ways import ATTENTION, SHORT, Way
 
@@ -82,6 +83,7 @@ class CostModel:
         most = max(known)
         self._tail_variance = _squared(table.verify_spread.get(most)) if most > MOST_ROWS else _UNKNOWN
         self._many: set[int] = set()  # numbers of rows beyond MOST_ROWS that passes have had
+        self._row, self._row_of = 0.0, -1  # the least cost of a further row, and the changes that it knows
         self._scale_variance, self._noise, self._passes = _SCALE, _NOISE, 0
         self._views: dict[Way, View] = {}
         # Of draft steps in shared passes: 0 if all sequences draft in one pass, 1 if only this one does.
@@ -90,6 +92,12 @@ class CostModel:
             for (drafter, view, effort), value in table.draft_s.items():
                 variance = _squared(table.draft_spread.get((drafter, view, effort)))
                 self._view(Way(drafter, view), variance).add(round(effort, 2), value / unit, variance)
+
+    def row(self) -> float:
+        """The least that a further row of a pass of this sequence alone costs."""
+        if self._row_of != self._rows.changes:
+            self._row, self._row_of = least_row(self.verify), self._rows.changes
+        return self._row
 
     def beside(self, rows: int) -> list[float]:
         """Cost of this sequence's rows, 0 to `MOST_ROWS`, in a pass that holds `rows` of other sequences.
@@ -108,8 +116,9 @@ class CostModel:
     def draft(self, way: Way, effort: float) -> float:
         """Cost of a draft step; of a whole draft, for a drafter that reads no weights (`view` None)."""
         steps = self._views.get(way)
-        index = None if steps is None else steps.index.get(round(effort, 2))
-        return self._guess(way, effort) if steps is None or index is None else steps.costs[index]
+        if steps is not None and (index := steps.index.get(round(effort, 2))) is not None:
+            return steps.costs[index]
+        return self._guess(way, effort)
 
     def draft_beside(self, way: Way, effort: float, rows: int) -> float:
         """Cost of a draft step in units of this sequence's plain step in a pass with `rows` rows of others.
@@ -118,7 +127,7 @@ class CostModel:
         wait: then the step counts whole against a plain step that is a part of a pass. What is expected lies between
         the two as steps did lately.
         """
-        return self.draft(way, effort) * self._waiting(rows)
+        return self.draft(way, effort) * self._waiting(rows) if rows else self.draft(way, effort)
 
     def observe_verify(self, rows: int, seconds: float) -> None:
         """A pass over `rows` rows, of all its sequences, took `seconds`."""
@@ -155,7 +164,7 @@ class CostModel:
         step, self._tail_variance = self._take(self._pass(rows), self._tail_variance, seconds, 0.0)
         self._tail *= math.exp(step)
         if not self._rows.is_seen(MOST_ROWS):
-            self.verify[MOST_ROWS] *= math.exp(0.5 * step)
+            self._rows.suppose(MOST_ROWS, self.verify[MOST_ROWS] * math.exp(0.5 * step))
 
     def observe_draft(self, way: Way, effort: float, seconds: float) -> float:
         """A draft step (a whole draft, for a drafter that reads no weights) took `seconds`; returns what it is now
@@ -280,12 +289,14 @@ class CostModel:
         """The least that a draft step may cost, for all that is known."""
         return self.draft(way, effort) * _least_share(self.doubt_of_draft(way, effort))
 
-    def cheapest(self, verify: Sequence[float], beside: int) -> Sequence[float]:
-        """`verify`, the costs in a pass with `beside` rows of others, at the lowest plausible price of further rows."""
+    def cheapest(self, verify: Sequence[float], beside: int, most: int) -> list[float]:
+        """`verify`, the costs in a pass with `beside` rows of others, at the lowest plausible price of further rows, at
+        most `most` rows."""
         plain = verify[1]
-        shares = [_least_share(self.doubt_of_rows(beside + rows)) for rows in range(2, MOST_ROWS + 1)]
-        rest = [max(plain, cost * share) for cost, share in zip(verify[2:], shares, strict=True)]
-        return [0.0, plain, *rest]
+        found = [0.0, plain]
+        for rows in range(2, min(most, MOST_ROWS) + 1):
+            found.append(max(plain, verify[rows] * _least_share(self.doubt_of_rows(beside + rows))))
+        return found
 
     def absorb(self, table: CostTable) -> None:
         """Costs were measured again: take over those that the table knows better."""
@@ -343,13 +354,13 @@ class CostModel:
         steps = self._views.get(way)
         if steps is None or not steps.costs:
             return _typical(effort)
-        known = {one: steps.costs[index] for one, index in steps.index.items()}
-        below = max((e for e in known if e <= effort), default=None)
-        above = min((e for e in known if e >= effort), default=None)
+        below, above = steps.around(effort)
         if below is not None and above is not None:
-            return known[below] + (known[above] - known[below]) * (effort - below) / (above - below)
-        nearest = min(known, key=lambda e: abs(e - effort))
-        return known[nearest] * _typical(effort) / _typical(nearest)
+            low, high = steps.cost(below), steps.cost(above)
+            return low + (high - low) * (effort - below) / (above - below)
+        nearest = below if below is not None else above
+        assert nearest is not None
+        return steps.cost(nearest) * _typical(effort) / _typical(nearest)
 
     def _like(self, way: Way) -> list[Way]:
         """The ways in long contexts that attend to as much, whose steps were seen."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from specdec.policies.goodput.acceptance import LONGEST_MATCH
 from specdec.policies.goodput.costs import MOST_ROWS
+from specdec.policies.goodput.length import ROUNDING
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.ways import Way
 
@@ -23,16 +24,19 @@ def lookup_prospect(now: Situation, option: DraftOption, *, longest: int) -> Pro
         return None
     acceptance = now.learnt.match(option.drafter)
     verify, rate = now.verify, now.rate
-    chances = acceptance.chances
     chance, tokens, gain = 1.0, 1.0, 0.0
     length, best_tokens, best_gain = 0, 1.0, 0.0
     most = min(longest, now.state.max_draft_tokens, MOST_ROWS - 1, option.most_tokens or MOST_ROWS)
-    for k in range(1, most + 1):
-        chance *= chances[min(match + k - 1, LONGEST_MATCH)]
+    pays_from, before = rate * now.row - ROUNDING, verify[1]
+    for number, (kept, after) in enumerate(zip(acceptance.run(match, most), verify[2:], strict=False), 1):
+        chance *= kept
         tokens += chance
-        gain += chance - rate * (verify[k + 1] - verify[k])
+        gain += chance - rate * (after - before)
+        before = after
         if gain > best_gain:
-            length, best_tokens, best_gain = k, tokens, gain
+            length, best_tokens, best_gain = number, tokens, gain
+        if chance < pays_from:  # nor will any later token bring what its row costs
+            break
     if not length:
         return None
     way = Way(option.drafter, None)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 from specdec.policies.goodput.acceptance import DraftAcceptance
-from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.length import best_length
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
+
+if TYPE_CHECKING:
+    from specdec.policies.goodput.prospect import Situation
 
 EFFORTS = (0.2, 0.35, 0.5, 0.7, 1.0)  # ascending
 # Tokens drafted before signals are looked at, where average drafts are twice as long. More would too often be dropped.
@@ -78,46 +80,39 @@ class Menus:
         """The menu that was made last; None before the first."""
         return self._made.get(way)
 
-    def of(
-        self, option: DraftOption, way: Way, *, learnt: Learnt, state: RoundState, verify: Sequence[float], rate: float
-    ) -> Menu:
+    def of(self, option: DraftOption, way: Way, now: Situation, rate: float) -> Menu:
         """Efforts of a way of drafting, less those that cost as much as a better one.
 
         Args:
             option: what drafts.
             way: how it drafts.
-            learnt: of the model.
-            state: before the round.
-            verify: cost of the verify pass by this sequence's rows.
+            now: before the round.
             rate: tokens that a dense step is worth.
         """
-        beside = state.rows_beside
-        menu = self._made.get(way)
+        state = now.state
+        beside, menu = state.rows_beside, self._made.get(way)
         if (
             menu is not None
             and state.round_index < menu.made + _REFRESH
             and abs(beside - menu.beside) <= menu.beside // 4
         ):
             return menu
-        acceptance = learnt.accepted(way)
+        acceptance, costs, lean = now.learnt.accepted(way), now.learnt.costs, way.reach.lean
+        efforts = self.efforts(option, state)
+        means = acceptance.after.means(efforts, lean)
         entries = [
-            (
-                effort,
-                learnt.costs.draft_beside(way, effort, beside),
-                acceptance.after.mean(effort, lean=way.reach.lean),
-            )
-            for effort in self.efforts(option, state)
+            (effort, costs.draft_beside(way, effort, beside), mean) for effort, mean in zip(efforts, means, strict=True)
         ]
         useful, highest = [], 0.0
         for one in sorted(entries, key=itemgetter(1)):  # a dearer effort has to agree more
             if one[2] > highest:
                 useful.append(one)
                 highest = one[2]
-        best, most, at_once = useful[0], -1e9, 1
+        best, most, at_once, verify = useful[0], -1e9, 1, now.verify
         for one in useful:
-            length, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest)
+            length, tokens, cost = best_length(verify, one[1], one[2], rate, self.longest, now.row)
             if tokens - rate * cost > most:
                 best, most, at_once = one, tokens - rate * cost, _AT_ONCE if length >= 2 * _AT_ONCE else 1
-        least = acceptance.least_margin(best[0], rate * (best[1] + verify[3] - verify[2]), way.reach.lean)
+        least = acceptance.least_margin(best[0], rate * (best[1] + verify[3] - verify[2]), lean)
         menu = self._made[way] = Menu(option, way, acceptance, useful, best, state.round_index, beside, at_once, least)
         return menu

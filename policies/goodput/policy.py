@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from specdec.policies.goodput.acceptance import UNKNOWN, signal_class
@@ -25,11 +26,12 @@ from specdec.policies.goodput.lesson import Lesson, learn
 from specdec.policies.goodput.log import RoundLog
 from specdec.policies.goodput.lookup import lookup_prospect
 from specdec.policies.goodput.menu import Menus
+from specdec.policies.goodput.offer import Offer
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
-from specdec.policies.goodput.turns import TurnPlanner, is_early, turn_option
-from specdec.policies.goodput.ways import Way, ways_of
+from specdec.policies.goodput.turns import TurnPlanner, is_early
+from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import (
     CostTable,
@@ -79,6 +81,7 @@ class GoodputPolicy:
     explore: float = 0.01
     _knowledge: Knowledge = field(default_factory=Knowledge, init=False, repr=False)
     _learnt: Learnt | None = field(default=None, init=False, repr=False)
+    _offer: Offer = field(default_factory=lambda: Offer(()), init=False, repr=False, compare=False)
     _menus: Menus = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
@@ -106,14 +109,18 @@ class GoodputPolicy:
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
-        if self._learnt is None and is_early(state) and not state.named:
-            self._log.waited(state)
-            return _PLAIN
-        learnt = self._learnt or self._recall(state)
-        if self._shared.is_known_not_to_pay(learnt, state):
+        if not self._offer.are(state.options):
+            self._offer = Offer(state.options)
+        offer, learnt = self._offer, self._learnt
+        if learnt is None:
+            if not state.named and offer.turns(state) is not None and is_early(state):
+                self._log.waited(state)
+                return _PLAIN
+            learnt = self._recall(state)
+        elif self._shared.is_known_not_to_pay(learnt, state):
             self._log.rested(state)
             return _PLAIN
-        now = Situation(learnt, state, self._shared.verify(learnt, state), self._now)
+        now = Situation(learnt, state, offer, self._shared.verify(learnt, state), self._now)
         plain_cost = now.verify[1]
         is_brief = self._is_brief(now)
         now.rate = 1.0 / plain_cost if is_brief else self._rate(now)
@@ -136,17 +143,7 @@ class GoodputPolicy:
             return _PLAIN
         if chosen.option.view is not None and state.distribution is not None:
             chosen.classes = [signal_class(state.distribution, greedy=chosen.greedy)]
-        at_once, least_margin = _at_once(chosen)
-        return DraftPlan(
-            num_draft_tokens=min(chosen.length, state.max_draft_tokens),
-            effort=chosen.effort,
-            drafter=chosen.option.drafter,
-            view=chosen.option.view,
-            turns=max(1, chosen.turns),
-            at_once=at_once,
-            least_margin=least_margin,
-            windowed=chosen.way.reach.windowed if chosen.way is not None and chosen.way.reach.context else None,
-        )
+        return _plan_of(chosen, chosen.option, min(chosen.length, state.max_draft_tokens))
 
     def next_step(self, signals: StepSignals) -> float | None:
         """The effort of one more token, if one more token pays."""
@@ -258,20 +255,18 @@ class GoodputPolicy:
         rate, pace = plain, learnt.pace
         if pace.rounds >= _KNOWN_ROUNDS:
             return max(plain, pace.tokens / pace.cost)
-        for option in now.state.options:  # not enough seen: what average acceptance promises
-            for way in ways_of(option, now.state) if option.view is not None else ():
-                menu = self._menus.of(option, way, learnt=learnt, state=now.state, verify=verify, rate=rate)
-                _, cost, mean = menu.best
-                for _ in range(2):
-                    _, tokens, total = best_length(verify, cost, mean, rate, min(self.longest, 8))
-                    rate = max(rate, tokens / total)
+        for option, way in now.offer.model_ways(now.state):  # not enough seen: what average acceptance promises
+            _, cost, mean = self._menus.of(option, way, now, rate).best
+            for _ in range(2):
+                _, tokens, total = best_length(verify, cost, mean, rate, min(self.longest, 8), now.row)
+                rate = max(rate, tokens / total)
         missing = _KNOWN_ROUNDS - pace.rounds
         return max(plain, (pace.tokens + missing * rate) / (pace.cost + _KNOWN_ROUNDS - pace.rounds))
 
     def _is_brief(self, now: Situation) -> bool:
         """Whether to consider turns and plain steps only: where a GPU step is short, considering a model's drafts as
         well takes a good part of that time, and the result stays the same for a while."""
-        option, index = turn_option(now.state), now.state.round_index
+        option, index = now.turns, now.state.round_index
         if option is None or self._model_drafts or now.learnt.costs.scale >= _BRIEF_STEP_S:
             return False
         if index < self._whole_from and (index or not now.state.named - {option.drafter}):
@@ -286,32 +281,29 @@ class GoodputPolicy:
         to compare several of them, and the best would be the luckiest.
         """
         best: Prospect | None = None
-        longest = 0
-        turns = turn_option(now.state)
-        for option in sorted(now.state.options, key=lambda one: -now.state.matches.get(one.drafter, 0)):
-            if turns is not None and option.view is None and option.drafter not in now.state.named:
+        state, longest = now.state, 0
+        for option in now.offer.by_match(state.matches):
+            if option.view is not None:
+                for way in now.offer.ways(option, state):
+                    best = _better(best, self._prospect(now, option, way))
+                continue
+            if now.turns is not None and option.drafter not in state.named:
                 continue  # the runtime's own turns follow a match as well, for less of the host's time
-            match = 0 if option.view is not None else now.state.matches.get(option.drafter, 0)
+            match = state.matches.get(option.drafter, 0)
             if match and match < longest:
                 continue
-            if option.view is None:
-                prospects = [lookup_prospect(now, option, longest=self.longest_match)]
-            else:
-                prospects = [self._prospect(now, option, way) for way in ways_of(option, now.state)]
-            for prospect in prospects:
-                if prospect is not None:
-                    longest = max(longest, match)
-                    if best is None or prospect.net > best.net:
-                        best = prospect
+            found = lookup_prospect(now, option, longest=self.longest_match)
+            if found is not None:
+                longest, best = max(longest, match), _better(best, found)
         return best
 
     def _prospect(self, now: Situation, option: DraftOption, way: Way) -> Prospect | None:
         """What a round in which a model drafts this way is expected to bring; None when it has nothing to propose."""
         learnt, state, verify, rate = now.learnt, now.state, now.verify, now.rate
-        menu = self._menus.of(option, way, learnt=learnt, state=state, verify=verify, rate=rate)
+        menu = self._menus.of(option, way, now, rate)
         effort, cost, mean = menu.best
         limit = min(self.longest, state.max_draft_tokens)
-        length, tokens, total = best_length(verify, cost, mean, rate, limit)
+        length, tokens, total = best_length(verify, cost, mean, rate, limit, now.row)
         results = learnt.results.get(way)
         if not length and results is None:
             return None
@@ -337,6 +329,33 @@ class GoodputPolicy:
         now.chance *= acceptance.own.chance(effort, last, way.reach.lean)
         now.expected += now.chance
         return last
+
+
+def _better(best: Prospect | None, other: Prospect | None) -> Prospect | None:
+    """The one with more to gain, the first of equals."""
+    if best is None or other is None:
+        return best or other
+    return other if other.net > best.net else best
+
+
+def _plan_of(chosen: Prospect, option: DraftOption, length: int) -> DraftPlan:
+    """A prospect, as the engine is told of it."""
+    windowed = chosen.way.reach.windowed if chosen.way is not None and chosen.way.reach.context else None
+    return _plan(
+        length, chosen.effort, option.drafter, option.view, max(1, chosen.turns), *_at_once(chosen), windowed
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=512, typed=True)
+def _plan(
+    length: int, effort: float, drafter: str, view: str | None, turns: int, at_once: int, least_margin: float,
+    windowed: bool | None,
+) -> DraftPlan:  # fmt: skip
+    """A plan: of the same few one in nearly every round, so they are kept."""
+    return DraftPlan(
+        num_draft_tokens=length, effort=effort, drafter=drafter, view=view, turns=turns, at_once=at_once,
+        least_margin=least_margin, windowed=windowed,
+    )  # fmt: skip
 
 
 def _at_once(chosen: Prospect) -> tuple[int, float]:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from specdec.policies.goodput.acceptance import UNKNOWN, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
+from specdec.policies.goodput.length import least_row
 from specdec.policies.goodput.menu import Menu
+from specdec.policies.goodput.offer import Offer
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
@@ -73,13 +75,30 @@ class Situation:
     Attributes:
         learnt: of the model.
         state: what the engine tells.
+        offer: the options of `state`.
         verify: cost of the verify pass by this sequence's rows, 0 to `MOST_ROWS`.
         last: the round before.
         rate: tokens that a dense step is worth.
+        turns: the option that the runtime drafts by itself in the round to come.
+        cheapest: `verify` at the lowest plausible price, once a trial has asked for it.
     """
 
     learnt: Learnt
     state: RoundState
+    offer: Offer
     verify: Sequence[float]
     last: Prospect
     rate: float = 1.0
+    turns: DraftOption | None = field(init=False)
+    cheapest: Sequence[float] | None = None
+    _row: float | None = None
+
+    def __post_init__(self) -> None:
+        self.turns = self.offer.turns(self.state)
+
+    @property
+    def row(self) -> float:
+        """The least that a further row costs."""
+        if self._row is None:
+            self._row = least_row(self.verify) if self.state.rows_beside else self.learnt.costs.row()
+        return self._row

@@ -8,7 +8,7 @@ busy moment, or a machine that changes, is off in whole stretches. Once a cost i
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 
 _FOLLOWS = 0.8  # share of a correction that costs take over which were not seen
@@ -17,6 +17,9 @@ AGE = 1e-5  # variance that a cost gains with each pass that does not show it
 
 class Related:
     """Costs by index, with what is known of each.
+
+    Attributes:
+        changes: of costs so far.
 
     Args:
         places: of the costs on their axis, ascending.
@@ -27,13 +30,14 @@ class Related:
     """
 
     __slots__ = (
-        "_alone", "_common", "_followers", "_leaders", "_places", "_seen", "_shifts", "_variances", "costs", "last_s",
+        "_alone", "_common", "_followers", "_leaders", "_places", "_seen", "_shifts", "_variances", "changes", "costs",
+        "last_s",
     )  # fmt: skip
 
     def __init__(
         self, places: Sequence[float], costs: list[float], variances: Sequence[float], *, common: float, alone: int = 0
     ) -> None:
-        self.costs, self._common, self._alone = costs, common, alone
+        self.costs, self._common, self._alone, self.changes = costs, common, alone, 0
         self.last_s = [0.0] * len(costs)
         """Seconds of the last pass of each."""
         self._places, self._variances = list(places), list(variances)
@@ -61,6 +65,7 @@ class Related:
 
     def see(self, index: int, step: float, variance: float, now: int) -> None:
         """The `now`-th pass has shown a cost: its logarithm moves by `step` and has `variance` now."""
+        self.changes += 1
         is_new = not self._seen[index]
         self._seen[index], self._variances[index] = now, variance
         if is_new:
@@ -73,9 +78,12 @@ class Related:
                 self.costs[follower] *= math.exp(taken)
                 self._shifts[follower] += taken
 
-    def suppose(self, index: int, cost: float, variance: float) -> None:
-        """A cost was measured outside of rounds."""
-        self.costs[index], self._variances[index] = cost, variance
+    def suppose(self, index: int, cost: float, variance: float | None = None) -> None:
+        """A cost follows from something else than a pass of its own; with None it is known as well as before."""
+        self.changes += 1
+        self.costs[index] = cost
+        if variance is not None:
+            self._variances[index] = variance
 
     def widen(self, variance: float, most: float, lately: int) -> None:
         """Costs that were not seen since the pass `lately` may be off by more."""
@@ -120,13 +128,26 @@ class Related:
 class View(Related):
     """Costs of the steps of a drafter and view, by `index` of the effort."""
 
-    __slots__ = ("index",)
+    __slots__ = ("_efforts", "index")
 
     def __init__(self, *, common: float) -> None:
         super().__init__([], [], [], common=common)
         self.index: dict[float, int] = {}
+        self._efforts: list[float] = []  # ascending
 
     def add(self, place: float, cost: float, variance: float) -> int:
         """An effort; returns its index."""
         self.index[place] = super().add(place, cost, variance)
+        insort(self._efforts, place)
         return self.index[place]
+
+    def cost(self, effort: float) -> float:
+        """The cost of an effort that was added."""
+        return self.costs[self.index[effort]]
+
+    def around(self, effort: float) -> tuple[float | None, float | None]:
+        """The nearest efforts that were added up to this one, and from this one on; None where there is none."""
+        efforts = self._efforts
+        right = bisect_left(efforts, effort)
+        above = efforts[right] if right < len(efforts) else None
+        return (above if above == effort else efforts[right - 1] if right else None), above

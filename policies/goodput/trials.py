@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from specdec.policies.goodput.learnt import LONGEST_INTERVAL, LONGEST_PLAIN_INTERVAL
@@ -10,8 +11,7 @@ from specdec.policies.goodput.length import best_length
 from specdec.policies.goodput.lookup import match_length
 from specdec.policies.goodput.menu import Menu, Menus
 from specdec.policies.goodput.prospect import Prospect, Situation
-from specdec.policies.goodput.turns import turn_option
-from specdec.policies.goodput.ways import ANY, PLAIN, Arm, Way, ways_of
+from specdec.policies.goodput.ways import ANY, PLAIN, Arm, Way
 
 from specdec.engine.policy import DraftOption, RoundState
 
@@ -45,6 +45,7 @@ class Trials:
     explore: float
     _confirm_from: int = 1  # number of the round
     _running: tuple[Arm, int] | None = None  # and the rounds that it still has
+    _arms: dict[Way, list[Arm]] = field(default_factory=dict)  # of options that run a model, by the way in use
     _tried: set[str] = field(default_factory=set)  # drafters that the caller named, once they have drafted
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
@@ -63,7 +64,7 @@ class Trials:
             return first
         if learnt.rounds % _EVERY:
             return best
-        for arm in self._all_arms(now.state, best):
+        for arm in self._all_arms(now, best):
             trial = learnt.trial(arm)
             if learnt.rounds < trial.due:
                 continue
@@ -85,19 +86,19 @@ class Trials:
     def _untried(self, now: Situation, best: Prospect) -> Arm | None:
         """A drafter that the caller named, that has something to propose and never drafted for this model."""
         learnt, state = now.learnt, now.state
-        for option in state.options:
+        for option in now.offer.options:
             drafter, view = option.drafter, option.view
             if drafter in self._tried or drafter not in state.named:
                 continue
-            if view is None and (option is turn_option(state) or not state.matches.get(drafter, 1)):
+            if view is None and (option is now.turns or not state.matches.get(drafter, 1)):
                 continue
             self._tried.add(drafter)
             if any(arm.drafter == drafter and trial.last_used >= 0 for arm, trial in learnt.trials.items()):
                 continue
             if view is None:
                 return Arm(drafter, None, 1.0)
-            way = ways_of(option, state)[0]
-            menu = self.menus.of(option, way, learnt=learnt, state=state, verify=now.verify, rate=best.rate)
+            way = now.offer.ways(option, state)[0]
+            menu = self.menus.of(option, way, now, best.rate)
             return Arm(drafter, view, menu.best[0], way.reach.windowed)
         return None
 
@@ -113,7 +114,7 @@ class Trials:
                 return None
             self._confirm_from = learnt.rounds + _CONFIRM_EVERY
             return self._forced(now, PLAIN, best)
-        for option, way in _model_ways(now.state):
+        for option, way in now.offer.model_ways(now.state):
             menu = self.menus.get(way)
             if menu is None:
                 continue
@@ -136,28 +137,38 @@ class Trials:
         effort, cost, mean = menu.best
         known = menu.option.waits  # the least that it costs
         doubt = 0.0 if known else now.learnt.costs.doubt_of_draft(menu.way, effort)
-        _, tokens, total = best_length(now.verify, cost * math.exp(-_HOPED * doubt), mean, rate, self.menus.longest)
+        least = cost * math.exp(-_HOPED * doubt)
+        _, tokens, total = best_length(now.verify, least, mean, rate, self.menus.longest, now.row)
         return tokens / (rate * total)
 
-    def _all_arms(self, state: RoundState, best: Prospect) -> list[Arm]:
+    def _all_arms(self, now: Situation, best: Prospect) -> list[Arm]:
         """All efforts of what a model's drafts attend to now; of what else they may attend to, the best effort."""
         arms: list[Arm] = [PLAIN]
-        for option in state.options:
+        state = now.state
+        for option in now.offer.options:
             drafter, view = option.drafter, option.view
             if view is not None:
-                ways = ways_of(option, state)
-                used = best.way if best.way in ways else ways[0]
-                arms += [Arm(drafter, view, ANY, way.reach.windowed) for way in ways if way != used]
-                efforts = sorted(self.menus.efforts(option, state), reverse=True)  # what high ones show bounds low ones
-                arms += [Arm(drafter, view, effort, used.reach.windowed) for effort in efforts]
-            elif turn_option(state) is None and state.matches.get(drafter, 1):
+                ways = now.offer.ways(option, state)
+                used = best.way if len(ways) > 1 and best.way in ways else ways[0]
+                found = self._arms.get(used)
+                if found is None:
+                    found = self._arms[used] = [
+                        *(Arm(drafter, view, ANY, way.reach.windowed) for way in ways if way != used),
+                        *(Arm(drafter, view, effort, used.reach.windowed) for effort in self._efforts(option, state)),
+                    ]
+                arms += found
+            elif now.turns is None and state.matches.get(drafter, 1):
                 arms.append(Arm(drafter, None, 1.0))
         return arms
+
+    def _efforts(self, option: DraftOption, state: RoundState) -> list[float]:
+        """Efforts to try in order: what high ones show bounds low ones."""
+        return sorted(self.menus.efforts(option, state), reverse=True)
 
     def _probe(self, now: Situation, arm: Arm, best: Prospect) -> Prospect | None:
         """A short draft that attends to what none has attended to yet, in contexts of any length: what it costs is
         hardly known, and one step tells."""
-        _, way = _option_of(arm, now.state)
+        _, way = _option_of(arm, now)
         if now.learnt.costs.has_seen_reach(way):
             return None
         prospect = self._forced(now, arm, best)
@@ -172,8 +183,8 @@ class Trials:
         if arm[:2] != menu.way[:2] or arm.windowed != menu.way.reach.windowed:
             return None
         _, step, mean = menu.best
-        cheapest = now.learnt.costs.cheapest(now.verify, now.state.rows_beside)
-        length, tokens, total = best_length(now.verify, step, mean, best.rate, self.menus.longest)
+        cheapest = self._cheapest(now)
+        length, tokens, total = best_length(now.verify, step, mean, best.rate, self.menus.longest, now.row)
         longer, more, dearer = best_length(cheapest, step, mean, best.rate, self.menus.longest)
         if longer <= length or more - best.rate * dearer <= tokens - best.rate * total + MARGIN:
             return None
@@ -191,27 +202,33 @@ class Trials:
             most = min(_LOOKUP_TOKENS, option.most_tokens or _LOOKUP_TOKENS)
             _, tokens, total = best_length(now.verify, 0.0, chance, rate, most)
             return tokens - rate * total > best.net + MARGIN
-        option, way = _option_of(arm, now.state)
-        effort = arm.effort if arm.effort != ANY else self._menu(now, option, way, best).best[0]
+        option, way = _option_of(arm, now)
+        effort = arm.effort if arm.effort != ANY else self.menus.of(option, way, now, best.rate).best[0]
         cost = (learnt.costs.draft if option.waits else learnt.costs.cheapest_draft)(way, effort)
         rival = best.menu if best.menu is not None and best.menu.way[:2] == way[:2] else None
         other = rival is not None and rival.way != way
         highest = learnt.accepted(way).after.mean(effort, _OPTIMISM, lean=way.reach.lean, other_reach=other)
-        verify = learnt.costs.cheapest(now.verify, now.state.rows_beside)
-        _, tokens, total = best_length(verify, cost, highest, rate, longest)
+        _, tokens, total = best_length(self._cheapest(now), cost, highest, rate, longest)
         to_beat = best.net
         if rival is not None and self.menus.get(rival.way) is rival:  # one computed figure against another
             _, step, mean = rival.best
-            _, mean_tokens, mean_cost = best_length(now.verify, step, mean, rate, longest)
+            _, mean_tokens, mean_cost = best_length(now.verify, step, mean, rate, longest, now.row)
             to_beat = mean_tokens - rate * mean_cost
         return tokens - rate * total > to_beat + MARGIN
+
+    def _cheapest(self, now: Situation) -> Sequence[float]:
+        """Costs of passes at their lowest plausible price, worked out once for all arms of a round."""
+        if now.cheapest is None:
+            most = self.menus.longest + 1
+            now.cheapest = now.learnt.costs.cheapest(now.verify, now.state.rows_beside, most)
+        return now.cheapest
 
     def _forced(self, now: Situation, arm: Arm, best: Prospect) -> Prospect:
         """A round with this arm, whatever it is thought to be worth."""
         learnt, state, verify = now.learnt, now.state, now.verify
         if arm == PLAIN:
             return Prospect(rate=best.rate, tokens=1.0, cost=verify[1], is_trial=True, verify=verify)
-        option, way = _option_of(arm, state)
+        option, way = _option_of(arm, now)
         length = min(_LOOKUP_TOKENS if arm.view is None else self.menus.longest, state.max_draft_tokens)
         length = min(length, option.most_tokens or length)
         prospect = Prospect(
@@ -222,7 +239,7 @@ class Trials:
             prospect.match = match_length(arm.drafter, state, now.last)
             prospect.acceptance = learnt.match(arm.drafter)
             return prospect
-        menu = self._menu(now, option, way, best)
+        menu = self.menus.of(option, way, now, best.rate)
         prospect.effort = effort = arm.effort if arm.effort != ANY else menu.best[0]
         cost, acceptance = learnt.costs.draft_beside(way, effort, state.rows_beside), learnt.accepted(way)
         only = (effort, cost, acceptance.after.mean(effort, _OPTIMISM, lean=way.reach.lean))
@@ -230,19 +247,10 @@ class Trials:
         prospect.counts = effort == menu.best[0]
         return prospect
 
-    def _menu(self, now: Situation, option: DraftOption, way: Way, best: Prospect) -> Menu:
-        return self.menus.of(option, way, learnt=now.learnt, state=now.state, verify=now.verify, rate=best.rate)
 
-
-def _model_ways(state: RoundState) -> list[tuple[DraftOption, Way]]:
-    """All ways in which models may draft."""
-    models = [option for option in state.options if option.view is not None]
-    return [(option, way) for option in models for way in ways_of(option, state)]
-
-
-def _option_of(arm: Arm, state: RoundState) -> tuple[DraftOption, Way]:
+def _option_of(arm: Arm, now: Situation) -> tuple[DraftOption, Way]:
     """The option and the way of an arm. A context that is short by now, or long, has other ways than
     when the trial began."""
-    option = next(one for one in state.options if (one.drafter, one.view) == arm[:2])
-    ways = ways_of(option, state)
+    option = next(one for one in now.offer.options if (one.drafter, one.view) == arm[:2])
+    ways = now.offer.ways(option, now.state)
     return option, next((way for way in ways if way.reach.windowed == arm.windowed), ways[0])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.prospect import Prospect, Situation
-from specdec.policies.goodput.turn_results import LONG_PROMPT, WIDTHS, TurnResults
+from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
@@ -23,8 +23,8 @@ _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, 
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.3  # dense steps of the host's time for such a pass
-_QUIET = 2  # rounds of an answer to a short prompt before the first decision, which takes long for the first tokens
-_TRIED = 8  # turns of a pass that is run to find out
+_QUIET = 2  # rounds of an answer before the first decision: many answers are that short
+_TRIED = 4  # turns of a pass that is run to find out
 _TRIED_FROM = 28  # tokens of an answer before the first such pass
 _SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, with the next trial's expected loss
 NEVER = 1 << 30  # no text, and no match, is that long
@@ -47,12 +47,15 @@ class TurnPlanner:
 
     def choose(self, now: Situation, best: Prospect) -> Prospect:
         """Turns where they are better than `best`, or a trial of them; else `best`."""
-        option = turn_option(now.state)
-        if self._begun < 0 and option is not None:
+        if now.turns is None:
+            self._last = 0
+            return best
+        if self._begun < 0:
             self._begun = now.state.position
-            results_of(now.learnt, option.drafter).begin(self._begun)
+            results_of(now.learnt, now.turns.drafter).begin(self._begun)
         turns = self._prospect(now)
-        if turns is not None and turns.tokens > _MARGIN * now.rate * turns.cost and turns.net > best.net:
+        pays = turns is not None and turns.tokens > _MARGIN * now.rate * turns.cost and turns.net > best.net
+        if turns is not None and pays and _pays_back(now, turns.tokens, turns.cost):
             self._last = turns.turns if turns.turns > _FEW else 0
             return turns
         self._last = 0
@@ -68,7 +71,7 @@ class TurnPlanner:
 
     def pays_from(self, now: Situation) -> dict[str, int]:
         """By the drafter that turns replace, the least length of a match from which a first turn would pay."""
-        option = turn_option(now.state)
+        option = now.turns
         if option is None:
             return {}
         results, chances = results_of(now.learnt, option.drafter), match_of(now.learnt, option.drafter).chances
@@ -83,7 +86,7 @@ class TurnPlanner:
 
     def _prospect(self, now: Situation) -> Prospect | None:
         """The best turns, whether they pay or not; None where the runtime drafts none."""
-        option = turn_option(now.state)
+        option = now.turns
         if option is None or now.state.max_draft_tokens < 1:
             return None
         results, best = results_of(now.learnt, option.drafter), Prospect(tokens=0.0)
@@ -106,7 +109,7 @@ class TurnPlanner:
 
     def _trial(self, now: Situation) -> Prospect | None:
         """Turns that could bring more than is expected of them, once the text is long enough for what they may lose."""
-        option, results = turn_option(now.state), self.results
+        option, results = now.turns, self.results
         assert option is not None
         assert results is not None
         best, hope = None, 0.0
@@ -119,6 +122,8 @@ class TurnPlanner:
             self.due = NEVER
             return None
         tokens, cost, width = best
+        if not _pays_back(now, hope * now.rate * cost, cost):
+            return None
         lost = self._lost + _LAUNCH + _TRIED * max(0.0, now.rate * cost - tokens)
         self.due = self._begun + max(_TRIED_FROM, int(lost / _SHARE))
         if now.state.position < self.due:
@@ -129,16 +134,16 @@ class TurnPlanner:
         )  # fmt: skip
 
 
+def _pays_back(now: Situation, tokens: float, cost: float) -> bool:
+    """Whether turns that bring this number of tokens at this cost save the launch of a pass with them before the answer
+    can be as long as it may be."""
+    left = now.state.max_draft_tokens + 1
+    return left / now.rate - max(1.0, left / tokens) * cost > _LAUNCH
+
+
 def is_early(state: RoundState) -> bool:
     """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
-    return state.round_index < _QUIET and state.position < LONG_PROMPT and turn_option(state) is not None
-
-
-def turn_option(state: RoundState) -> DraftOption | None:
-    """The option that the runtime drafts by itself, for a sequence that is alone."""
-    if state.rows_beside:
-        return None
-    return next((option for option in state.options if option.turn_rows >= WIDTHS[0]), None)
+    return state.round_index < _QUIET
 
 
 def results_of(learnt: Learnt, drafter: str) -> TurnResults:

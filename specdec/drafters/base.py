@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast, runtime
 
 import numpy as np
 
+from specdec.conforms import conforms
 from specdec.drafters.earlier import Archive
 from specdec.drafters.suffix_index import SuffixIndex
 from specdec.engine.policy import DraftPlan, Policy, StepSignals
@@ -354,7 +355,7 @@ class Rememberer(Protocol):
 
 def wants_logits(drafter: Drafter) -> bool:
     """Whether a drafter learns from the verifier's logits."""
-    return isinstance(drafter, Observer) and bool(getattr(drafter, "wants_logits", True))
+    return conforms(drafter, Observer) and bool(getattr(drafter, "wants_logits", True))
 
 
 def late_in(drafter: Drafter, view: str | None) -> Runtime | None:

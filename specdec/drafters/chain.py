@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from specdec.conforms import conforms
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import (
     Archivist,
@@ -61,7 +62,7 @@ class ChainDrafter:
         self.levels: list[tuple[str, Drafter]] = [(spec.partition(":")[0], create(spec, setup)) for spec in specs]
         self._book = ProposalBook(_UNTRIED)  # by level
         for name, level in self.levels[1:]:
-            if not level.views and not isinstance(level, Extender):
+            if not level.views and not conforms(level, Extender):
                 raise InvalidArgumentError(f"drafter {name!r} can only come first in a chain: it has no method extend")
         # The last level that reads weights does most of the work: its views are the chain's.
         self.views = next((level.views for _, level in reversed(self.levels) if level.views), ())
@@ -71,7 +72,7 @@ class ChainDrafter:
 
     def match_length(self, context: DraftContext) -> int:
         """The longest match of a level; a level that cannot tell has always something to propose, and counts as 1."""
-        return max(one.match_length(context) if isinstance(one, Foreteller) else 1 for _, one in self.levels)
+        return max(one.match_length(context) if conforms(one, Foreteller) else 1 for _, one in self.levels)
 
     @property
     def wants_logits(self) -> bool:
@@ -81,35 +82,35 @@ class ChainDrafter:
     def chosen(self, tokens: Sequence[int], choices: Sequence[int], kept: Sequence[int]) -> None:
         """Show the levels what the verifier chose."""
         for _, level in self.levels:
-            if isinstance(level, ChoiceObserver):
+            if conforms(level, ChoiceObserver):
                 level.chosen(tokens, choices, kept)
 
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """Show the levels what the verifier computed."""
         for _, level in self.levels:
-            if isinstance(level, Observer) and wants_logits(level):
+            if conforms(level, Observer) and wants_logits(level):
                 level.verified(tokens, logits, kept)
 
     @property
     def likely(self) -> int:
         """Likely tokens of a row that a level learns from, at most."""
-        return max(level.likely if isinstance(level, LikelyObserver) else 0 for _, level in self.levels)
+        return max(level.likely if conforms(level, LikelyObserver) else 0 for _, level in self.levels)
 
     def ranked(self, likely: Sequence[Sequence[int]], kept: Sequence[int]) -> None:
         """Show the levels what the verifier thought likely."""
         for _, level in self.levels:
-            if isinstance(level, LikelyObserver) and level.likely:
+            if conforms(level, LikelyObserver) and level.likely:
                 level.ranked(likely, kept)
 
     def ended(self, context: DraftContext) -> None:
         """Tell the levels."""
         for _, level in self.levels:
-            if isinstance(level, Archivist):
+            if conforms(level, Archivist):
                 level.ended(context)
 
     def cache_bytes(self, capacity: int) -> int:
         """Bytes of the levels' own keys and values."""
-        return sum(level.cache_bytes(capacity) for _, level in self.levels if isinstance(level, Rememberer))
+        return sum(level.cache_bytes(capacity) for _, level in self.levels if conforms(level, Rememberer))
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """What the levels make of it together."""
@@ -117,7 +118,7 @@ class ChainDrafter:
         held, draft = context.cache.length, Draft()
         for number, (name, level) in enumerate(self.levels):
             own = replace(plan, view=plan.view if plan.view in level.views else None)
-            if draft.tokens and isinstance(level, Extender):
+            if draft.tokens and conforms(level, Extender):
                 draft = level.extend(draft, own, context, policy=policy)
             elif not draft.tokens or not self._is_worth_keeping(draft, number - 1):
                 read = draft.bytes_read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from specdec.conforms import conforms
 from specdec.drafters.base import Drafter, DrafterSetup
 from specdec.drafters.chain import ChainDrafter
 from specdec.drafters.effort import EarlyExitDrafter, EffortDrafter
@@ -33,7 +34,7 @@ def create(spec: str, setup: DrafterSetup) -> Drafter:
     constructor = _registry.get(name)
     try:
         drafter = constructor(argument, setup)
-        if isinstance(drafter, Drafter):
+        if conforms(drafter, Drafter):
             return drafter
     except Exception as error:
         kind: type = type(error)

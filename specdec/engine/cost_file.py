@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import time
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,18 +43,27 @@ def cost_file(model: Model) -> Path | None:
     if model.store is None:
         return None
     runtime: Any = model.runtime
-    parts = (
+    parts: tuple[object, ...] = (
         model.store.checksum,
         model.store.loaded_share,
         runtime.info.name,
         runtime.info.build,
         runtime.info.threads,
-        platform.node(),
-        platform.processor(),
-        os.cpu_count(),
+        *_machine(),
         version(),
     )
-    return paths.home() / "costs" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
+    return paths.home() / f"costs/{_name_of(parts)}.json"
+
+
+@lru_cache(maxsize=64)
+def _name_of(parts: tuple[object, ...]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+@cache
+def _machine() -> tuple[str, str, int | None]:
+    """Name, processor and number of cores; the system takes a tenth of a millisecond to say."""
+    return platform.node(), platform.processor(), os.cpu_count()
 
 
 def read_costs(file: Path) -> CostTable:

@@ -123,17 +123,25 @@ def _is_doubtful(table: CostTable) -> bool:
     return max([*table.verify_spread.values(), *table.draft_spread.values()], default=0.0) > _DOUBTFUL
 
 
-def keep_costs(model: Model, learnt: CostTable) -> None:
-    """Keep what a policy has learnt, for the next process. Where it disagrees with what was known before, the next
-    answer measures again: what the policy did not see may be as wrong. Nothing that goes wrong here is an error.
+def keep_costs(model: Model, ask: Callable[[], CostTable | None]) -> None:
+    """Keep what a policy has learnt, for the next process, every few seconds: it takes as long as a short answer. Where
+    it disagrees with what was known before, the next answer measures again: what the policy did not see may be as
+    wrong. Nothing that goes wrong here is an error.
 
     Args:
         model: whose passes cost that.
-        learnt: the policy's table, measured costs that it did not see included.
+        ask: the policy's table, measured costs that it did not see included; None where it has learnt nothing.
+
+    Raises:
+        PluginError: the policy cannot say.
     """
-    file, costs = cost_file(model), model.memory.costs
-    if file is None or not learnt.verify_s:
+    costs, now_s = model.memory.costs, time.monotonic()
+    if now_s < costs.keep_from_s or (file := cost_file(model)) is None:
         return
+    learnt = ask()
+    if learnt is None or not learnt.verify_s:
+        return
+    costs.keep_from_s = now_s + _KEEP_EVERY_S
     if late := _late_views(model):  # what was only bounded is not known
         learnt = replace(learnt, draft_s={key: s for key, s in learnt.draft_s.items() if key[1] not in late})
     if faults(learnt):
@@ -141,7 +149,5 @@ def keep_costs(model: Model, learnt: CostTable) -> None:
     if not costs.is_doubted and disagreement(costs.table, learnt) > _DISAGREES:
         costs.is_doubtful = costs.is_doubted = True
         costs.table = learnt
-    now_s = time.monotonic()
-    if costs.is_kept and now_s >= costs.keep_from_s:
-        costs.keep_from_s = now_s + _KEEP_EVERY_S
+    if costs.is_kept:
         write_costs(file, learnt)

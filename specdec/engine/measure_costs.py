@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from specdec.conforms import conforms
 from specdec.engine.plausible import faults, made_plausible
 from specdec.engine.policy import CostTable, DraftKey
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
@@ -60,7 +61,7 @@ def measure(
     counts = [count for count in rows if context + count <= cache.capacity]
     passes = [Timed(count, warm_up=False) for count in counts]
     passes += [Timed(1, efforts(effort), view or EXACT, head=heads.get(drafter)) for drafter, view, effort in drafts]
-    if isinstance(runtime, Compiler):
+    if conforms(runtime, Compiler):
         runtime.compile([Planned(one.rows, resolve_efforts(one.effort, model.config), one.view) for one in passes])
     if context:
         forward_one(runtime, tokens[:context], cache, logits="last")

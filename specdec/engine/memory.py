@@ -9,6 +9,7 @@ from specdec.drafters.base import DrafterMemory
 from specdec.engine.grammar_tables import Grammars
 from specdec.engine.pass_costs import PassCosts
 from specdec.engine.policy import CostTable
+from specdec.model.effort import Efforts
 
 
 @dataclass(slots=True)
@@ -22,7 +23,7 @@ class MachineCosts:
         is_doubtful: what a policy has learnt disagrees with the table: the next answer measures again.
         is_doubted: that has happened, which is enough for a process.
         bounded: a table, and the same with bounds for the steps of views that have yet to be made.
-        keep_from_s: time, as of `time.monotonic`, before which nothing is written again.
+        keep_from_s: time, as of `time.monotonic`, before which policies are not asked again.
     """
 
     table: CostTable = field(default_factory=CostTable)
@@ -44,6 +45,7 @@ class Memory:
         policies: what policies have learnt, by their class.
         grammars: tables and compiled grammars.
         passes: seconds of passes that several sequences shared.
+        turns_compiled: rows and efforts of verification for which the runtime has compiled its own turns.
     """
 
     costs: MachineCosts = field(default_factory=MachineCosts)
@@ -51,6 +53,7 @@ class Memory:
     policies: dict[type, dict[Any, Any]] = field(default_factory=dict)
     grammars: Grammars = field(default_factory=Grammars)
     passes: PassCosts = field(default_factory=PassCosts)
+    turns_compiled: set[tuple[int, Efforts]] = field(default_factory=set)
 
     def of_policy(self, policy: object) -> dict[Any, Any]:
         """What policies of the class of `policy` have learnt; theirs to change."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as Tokens
 from typing import TYPE_CHECKING, overload
 
+from specdec.conforms import conforms
 from specdec.drafters.base import ChoiceObserver, Drafter, LikelyObserver, Observer, wants_logits
 from specdec.engine.drafter_guard import faults_of
 
@@ -27,11 +28,11 @@ class Observers:
         self._of_choices: dict[str, ChoiceObserver] = {}
         self._of_likely: dict[str, LikelyObserver] = {}
         for name, drafter in drafters.items():
-            if isinstance(drafter, Observer) and wants_logits(drafter):
+            if conforms(drafter, Observer) and wants_logits(drafter):
                 self._of_logits[name] = drafter
-            if isinstance(drafter, ChoiceObserver):
+            if conforms(drafter, ChoiceObserver):
                 self._of_choices[name] = drafter
-            if isinstance(drafter, LikelyObserver):
+            if conforms(drafter, LikelyObserver):
                 self._of_likely[name] = drafter
 
     @property

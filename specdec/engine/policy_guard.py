@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from specdec.conforms import conforms
 from specdec.engine.policy import (
     CostTable,
+    DraftOption,
     DraftPlan,
     Estimator,
     Knowledge,
@@ -33,20 +35,21 @@ class GuardedPolicy:
 
     def __init__(self, policy: Policy, name: str) -> None:
         self._policy, self._name = policy, name
+        self._valid: tuple[DraftPlan | None, tuple[DraftOption, ...]] = None, ()  # a plan that fits its options
 
     @property
     def learns(self) -> bool:
         """Whether the policy wants measured costs and a memory."""
-        return isinstance(self._policy, Learner)
+        return conforms(self._policy, Learner)
 
     def begin(self, knowledge: Knowledge) -> None:
         """Hand the policy what it starts from, if it wants it."""
-        if isinstance(self._policy, Learner):
+        if conforms(self._policy, Learner):
             self._ask("begin", self._policy.begin, knowledge)
 
     def costs(self) -> CostTable | None:
         """What passes cost, by what the policy has learnt; None where it does not tell."""
-        if not isinstance(self._policy, Estimator):
+        if not conforms(self._policy, Estimator):
             return None
         try:
             table = self._policy.costs()
@@ -58,7 +61,7 @@ class GuardedPolicy:
 
     def summary(self) -> dict[str, Any]:
         """What the policy has to say in the statistics."""
-        if not isinstance(self._policy, Reporter):
+        if not conforms(self._policy, Reporter):
             return {}
         try:
             summary = dict(self._policy.summary())
@@ -70,6 +73,15 @@ class GuardedPolicy:
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
         plan = self._ask("plan", self._policy.plan, state)
+        valid, options = self._valid
+        if plan is valid and options is state.options and plan.num_draft_tokens <= state.max_draft_tokens:
+            return plan
+        found = self._checked(plan, state)
+        if found is plan:
+            self._valid = plan, state.options
+        return found
+
+    def _checked(self, plan: object, state: RoundState) -> DraftPlan:
         if not isinstance(plan, DraftPlan):
             raise self._error("plan must answer a DraftPlan", plan)
         length = plan.num_draft_tokens

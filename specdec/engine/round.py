@@ -11,7 +11,7 @@ from specdec.engine.origin import BONUS, Origin
 from specdec.engine.policy import DraftPlan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Round:
     """A finished round.
 

@@ -220,7 +220,9 @@ class Sequence:
 
     def going_ahead(self, rows: Rows, count: int, further: int = 0) -> Rows:
         """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`, and may begin with others."""
-        return replace(rows, ahead=count, ends=self.end_tokens, further=further) if count else rows
+        if count == rows.ahead and not further:
+            return rows
+        return replace(rows, ahead=count, ends=self.end_tokens, further=further)
 
     @property
     def is_ahead(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from specdec.conforms import conforms
 from specdec.drafters.base import (
     Archivist,
     Draft,
@@ -72,7 +73,7 @@ class Speculation:
         is_effort_asked: the caller named the draft effort.
         usual_draft: draft view and mean effort that the model drafts with where the caller names none.
         owner: whose earlier answers drafts may come from; None for nobody's.
-        keep_costs: keeps what the policy has learnt of costs, at the end.
+        keep_costs: asks what the policy has learnt of costs, at the end, and keeps it.
         trust: entropy in nats under which a draft token is kept without a check; None checks all.
         options: the drafters with the views that the policy may choose from, the default first.
         named: drafters that the caller named.
@@ -97,7 +98,7 @@ class Speculation:
     rules: LenientRules | None = None
     usual_draft: tuple[str, float] | None = None
     owner: str | None = None
-    keep_costs: Callable[[CostTable], None] = field(default=lambda _: None, repr=False)
+    keep_costs: Callable[[Callable[[], CostTable | None]], None] = field(default=lambda _: None, repr=False)
     turn_rows: Mapping[str, int] = field(init=False)
     text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
     foretellers: Mapping[str, Foreteller] = field(init=False)
@@ -107,7 +108,7 @@ class Speculation:
     def __post_init__(self) -> None:
         turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
         object.__setattr__(self, "turn_rows", turns)
-        told = {name: drafter for name, drafter in self.drafters.items() if isinstance(drafter, Foreteller)}
+        told = {name: drafter for name, drafter in self.drafters.items() if conforms(drafter, Foreteller)}
         object.__setattr__(self, "foretellers", told)
         object.__setattr__(self, "observers", Observers(self.drafters))
         object.__setattr__(self, "may_wait", self.policy.learns)
@@ -125,7 +126,7 @@ class Speculation:
         if runtime is None or view is None:
             return
         runtime.prepare(view)
-        if isinstance(runtime, Compiler):
+        if conforms(runtime, Compiler):
             runtime.compile([Planned(1, self.context.efforts(plan.effort), view)])
 
     def matches(self, *, alone: bool) -> dict[str, int]:
@@ -171,7 +172,7 @@ class Speculation:
             PluginError: one of them raises something that is not an error of specdec.
         """
         for name, drafter in self.drafters.items():
-            if isinstance(drafter, Archivist):
+            if conforms(drafter, Archivist):
                 try:
                     drafter.ended(self.context)
                 except SpecdecError:
@@ -185,9 +186,7 @@ class Speculation:
         Raises:
             PluginError: it cannot say.
         """
-        costs = self.policy.costs()
-        if costs is not None:
-            self.keep_costs(costs)
+        self.keep_costs(self.policy.costs)
         return self.policy.summary()
 
     def trusted(self, draft: Draft) -> list[bool]:
@@ -213,6 +212,7 @@ class Drafting:
         chosen: the policy as it is.
         policy: the same, guarded.
         efforts: of all matrices for a mean draft effort.
+        usual: draft view and efforts that the model drafts with where the caller names none.
         owner: whose earlier answers drafts may come from; None for nobody's.
     """
 
@@ -223,11 +223,12 @@ class Drafting:
     chosen: Policy
     policy: GuardedPolicy
     efforts: EffortScale
+    usual: tuple[str, EffortSchedule]
     owner: str | None = None
 
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
-        return sum(one.cache_bytes(capacity) for one in self.drafters.values() if isinstance(one, Rememberer))
+        return sum(one.cache_bytes(capacity) for one in self.drafters.values() if conforms(one, Rememberer))
 
     def begin(self, sequence: Sequence, end_tokens: frozenset[int], *, measures: bool = True) -> Speculation:
         """Everything that the rounds of a sequence need to draft; the caller holds the model's lock.
@@ -266,7 +267,7 @@ class Drafting:
             named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
             trust=options.trust,
             rules=rules,
-            usual_draft=(model.auto_draft[0], model.auto_draft[1].mean(model.config)),
+            usual_draft=(self.usual[0], self.usual[1].mean(model.config)),
             owner=self.owner,
             keep_costs=partial(keep_costs, model),
         )
@@ -280,8 +281,10 @@ class Drafting:
         chooses = sequence.takes_choices and not any(wants_logits(one) for one in self.drafters.values())
         if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
             return tuple(replace(option, turn_rows=0) for option in self.offered)
-        if self.policy.learns and isinstance(runtime, Compiler):
+        wanted, compiled = (rows, sequence.efforts), self.model.memory.turns_compiled
+        if self.policy.learns and wanted not in compiled and conforms(runtime, Compiler):
             runtime.compile([Planned(count, sequence.efforts, recycles=True) for count in TURN_WIDTHS if count <= rows])
+            compiled.add(wanted)
         return self.offered
 
 
@@ -298,7 +301,8 @@ def choose_drafting(
     Warns:
         UserWarning: drafting at a higher effort than verification.
     """
-    base = options.draft_schedule or _default_effort(model, options.draft_view)
+    usual = model.auto_draft
+    base = options.draft_schedule or _default_effort(model, options.draft_view, usual)
     efforts = EffortScale(base, model.config)
     verify_effort = options.verify_schedule.mean(model.config)
     if options.draft_effort is not None and efforts.mean > verify_effort:
@@ -307,7 +311,8 @@ def choose_drafting(
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
     with model.memory.drafters.lock:
-        drafters = _drafters(model, options, owner, progress, waits=isinstance(chosen, Learner))
+        view = _auto_view(model, options, usual[0]) if options.draft_view == "auto" else options.draft_view
+        drafters = _drafters(model, options, owner, progress, view=view, waits=conforms(chosen, Learner))
     offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
     return Drafting(
         model=model,
@@ -317,28 +322,29 @@ def choose_drafting(
         chosen=chosen,
         policy=GuardedPolicy(chosen, policy_name),
         efforts=efforts,
+        usual=usual,
         owner=owner,
     )
 
 
-def _default_effort(model: Model, view: str) -> EffortSchedule:
+def _default_effort(model: Model, view: str, usual: tuple[str, EffortSchedule]) -> EffortSchedule:
     """What to draft at where the caller leaves it open: its proportions, and its mean where the policy takes that."""
     first = view.split(",")[0]
     if first not in ("auto", model.runtime.info.auto_draft[0]):
         return EffortSchedule(_OTHER_EFFORT)
-    fastest, efforts = model.auto_draft
+    fastest, efforts = usual
     return efforts if first in ("auto", fastest) else EffortSchedule(model.runtime.info.auto_draft[1])
 
 
-def _auto_view(model: Model, options: Options) -> str:
+def _auto_view(model: Model, options: Options, usual: str) -> str:
     """The view that "auto" stands for: that of a profile; else where the caller named an effort, what agrees most."""
-    if options.draft_schedule is None or model.auto_draft[0] != model.runtime.info.auto_draft[0]:
-        return model.auto_draft[0]
+    if options.draft_schedule is None or usual != model.runtime.info.auto_draft[0]:
+        return usual
     return model.runtime.info.view_at(options.draft_schedule.mean(model.config))
 
 
 def _drafters(
-    model: Model, options: Options, owner: str | None, progress: Progress | None, *, waits: bool
+    model: Model, options: Options, owner: str | None, progress: Progress | None, *, view: str, waits: bool
 ) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
@@ -348,7 +354,7 @@ def _drafters(
     tokenizer = model.tokenizer
     setup = DrafterSetup(
         model.runtime,
-        _auto_view(model, options) if options.draft_view == "auto" else options.draft_view,
+        view,
         vocabulary=None if tokenizer is None else tokenizer.fingerprint,
         tokenizer=tokenizer,
         load_model=model.load_other,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,20 @@ class _Count:
             self.of_drafter["accepted"] += 1
             if self.of_effort:
                 self.of_effort["accepted"] += 1
+
+    def add_draft(self, places: Sequence[int], checked: Sequence[int], accepted: int) -> None:
+        """Count a whole draft without an effort: the place of each token, of each that was checked, and how many were
+        kept, at the first places."""
+        by_place = self.by_place
+        if (missing := max(places) + 1 - len(by_place["drafted"])) > 0:
+            for counts in by_place.values():
+                counts.extend([0] * missing)
+        for name, of_them in (("drafted", places), ("checked", checked), ("accepted", range(accepted))):
+            counts = by_place[name]
+            for place in of_them:
+                counts[place] += 1
+        self.of_drafter["drafted"] += len(places)
+        self.of_drafter["accepted"] += accepted
 
 
 @dataclass(slots=True)
@@ -154,9 +169,11 @@ class Stats:
         self.rounds_by_accepted[accepted] += 1
         self.rounds_by_accepted[0] += further
         self.plain_rounds += further
+        places: Sequence[int] = ()
         if drafted:
             parents = done.draft.parents
-            deepest = drafted if parents is None else max(depths(parents)) + 1
+            places = range(drafted) if parents is None else depths(parents)
+            deepest = max(places) + 1
             for counts, length in ((self.drafted_per_position, deepest), (self.accepted_per_position, accepted)):
                 counts.extend([0] * (deepest - len(counts)))
                 for position in range(length):
@@ -166,30 +183,35 @@ class Stats:
         else:
             self.plain_rounds += 1
         if done.plan is not None or drafted:
-            self._add_sources(done)
+            self._add_sources(done, places)
         self.draft_s += done.draft_s
         self.verify_s += done.verify_s
         self.overhead_s += wall_s - done.draft_s - done.verify_s
         self.draft_bytes_read += done.draft.bytes_read
         self.verify_bytes_read += done.verify_bytes_read
 
-    def _add_sources(self, done: Round) -> None:
-        draft, kept = done.draft, done.kept
-        accepted = len(kept)
-        parents = draft.parents
-        places = [] if parents is None else depths(parents)
+    def _add_sources(self, done: Round, places: Sequence[int]) -> None:
+        """Count the tokens of a draft, which are at `places`, by what drafted them."""
+        draft, kept, sources = done.draft, done.kept, done.draft.sources
         if done.plan is not None and done.plan.drafter is not None:
             asked = self._of_drafter(done.plan.drafter)
             asked["rounds"] += 1
             asked["draft_s"] += done.draft_s
-        for index, (source, signals) in enumerate(zip(draft.sources, draft.aligned, strict=False)):
+        if not places or not sources:
+            return
+        parents = range(-1, len(places) - 1) if draft.parents is None else draft.parents
+        if not draft.signals and len(sources) == len(places) and sources.count(sources[0]) == len(sources):
+            on_path = {-1, *kept}
+            checked = [place for place, parent in zip(places, parents, strict=True) if parent in on_path]
+            self._count_of(sources[0], None, None).add_draft(places, checked, len(kept))
+            return
+        for index, (source, signals) in enumerate(zip(sources, draft.aligned, strict=False)):
             view, effort = (None, None) if signals is None else (signals.view, signals.effort)
-            count = self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
-            if parents is None:
-                count.add(index, checked=index <= accepted, accepted=index < accepted)
-            else:
-                parent = parents[index]
-                count.add(places[index], checked=parent < 0 or parent in kept, accepted=index in kept)
+            count, parent = self._count_of(source, view, effort), parents[index]
+            count.add(places[index], checked=parent < 0 or parent in kept, accepted=index in kept)
+
+    def _count_of(self, source: str, view: str | None, effort: float | None) -> _Count:
+        return self._counts.get((source, view, effort)) or self._begin_count(source, view, effort)
 
     def _of_drafter(self, name: str) -> dict[str, float]:
         found = self.by_drafter.get(name)

@@ -27,19 +27,22 @@ class TurnsAhead:
 
     def __init__(self) -> None:
         self._turns: deque[_Kept] = deque()
+        self._tokens = 0
 
     def __len__(self) -> int:
         """Number of tokens of all turns."""
-        return sum(len(one.turn.choices) for one in self._turns)
+        return self._tokens
 
     def clear(self) -> None:
         """Forget the turns: the text continues differently, or ends."""
         self._turns.clear()
+        self._tokens = 0
 
     def begin(self, turns: Sequence[Turn], plan: DraftPlan, *, seconds: float, bytes_read: int) -> None:
         """Keep the turns of a pass, of which none has been taken."""
         share_s, share = seconds / len(turns), bytes_read // len(turns)
         self._turns.extend(_Kept(turn, plan, share_s, share) for turn in turns)
+        self._tokens += sum(len(turn.choices) for turn in turns)
 
     def take(self, position: int) -> tuple[Round, Choice]:
         """The next round, which emits tokens from `position` on, and the choice of its last one. After an error the
@@ -58,4 +61,5 @@ class TurnsAhead:
             verify_s=seconds, round_s=seconds, verify_bytes_read=bytes_read,
         )  # fmt: skip
         self._turns.popleft()
+        self._tokens -= len(turn.choices)
         return done, turn.choices[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_text_begins_without_turns_and_tries_as_many_as_may_be_lost():
     tried = [number for number, plan in enumerate(plans) if plan.num_draft_tokens]
     assert len(tried) >= 1
     assert tried[0] >= 28
-    assert all(plans[number].turns == 8 for number in tried)
+    assert all(plans[number].turns == 4 for number in tried)
     lost, tokens = 0.0, 0
     for plan in plans:
         width = plan.num_draft_tokens + 1
@@ -91,9 +92,9 @@ def test_trials_find_that_turns_pay():
 
 
 def test_a_long_prompt_is_likely_to_be_quoted():
-    turns = {1: 1.0, 4: 1.25, 8: 1.25, 16: 1.4}
-    assert not begun(turns=turns).plan(state_at(50, 0, 0)).num_draft_tokens
-    assert begun(turns=turns).plan(state_at(300, 0, 0)).num_draft_tokens
+    turns = {1: 1.0, 4: 1.3, 8: 1.35, 16: 1.45}
+    assert not begun(turns=turns).plan(state_at(50, 2, 0)).num_draft_tokens
+    assert begun(turns=turns).plan(state_at(300, 2, 0)).num_draft_tokens
 
 
 def test_the_first_tokens_of_a_short_prompt_do_not_wait_for_a_decision():
@@ -235,3 +236,15 @@ def test_turns_are_measured_against_plain_steps_of_passes_that_go_ahead():
     observed(policy, 50, 0.9 * STEP_S, ahead=15)
     assert policy._turns.results is not None
     assert 0.9 * STEP_S < policy._turns.results.plain_s < STEP_S
+
+
+def test_answers_of_few_tokens_are_not_delayed():
+    """The first two rounds wait for no decision, and nothing is drafted that could not pay for its launch any more."""
+    policy = begun(turns={1: 1.0, 4: 1.4, 8: 1.5, 16: 1.7})
+    assert not any(policy.plan(state_at(300, number, 9)).num_draft_tokens for number in (0, 1))
+    quoted = state_at(300, 2, 0)
+    plans = [
+        begun(turns={1: 1.0, 4: 1.4, 8: 1.5, 16: 1.7}).plan(replace(quoted, max_draft_tokens=most))
+        for most in (100, 20, 1, 0)
+    ]
+    assert [bool(plan.num_draft_tokens) for plan in plans] == [True, True, False, False]

@@ -52,6 +52,7 @@ ORDER = (
 # Modules directly in `specdec`, by room.
 MODULES = {
     "checks": "tools",
+    "conforms": "tools",
     "interrupts": "tools",
     "lock_file": "tools",
     "message_stream": "tools",

@@ -64,6 +64,7 @@ class Heads:
     def __init__(self, module: Any, model: Any, config: ModelConfig) -> None:
         self._module, self._model, self._config = module, model, config
         self._shared: dict[tuple[int, ...], Any] = {}
+        self._last: tuple[tuple[int, ...], Any] = (), None  # thousands of tokens take as long to hash as a short pass
 
     @property
     def nbytes(self) -> int:
@@ -77,11 +78,12 @@ class Heads:
             InvalidArgumentError: there is none, or one is outside the vocabulary.
             MemoryShortError: there is no memory for it.
         """
-        rows = self._shared.get(tokens)
+        rows = self._last[1] if tokens is self._last[0] else self._shared.get(tokens)
         if rows is None:
             if not tokens:
                 raise InvalidArgumentError("a draft head needs at least one token")
             ids = head_tokens(tokens, self._config.vocab_size)
             check_room("a draft head", (len(ids) + OWN_TOKENS) * (self._config.hidden_size + 64), available_bytes())
             rows = self._shared[tokens] = self._module.head_rows(self._model, ids)
+        self._last = tokens, rows
         return NativeHead(self._module.DraftHead(self._model, rows, OWN_TOKENS), self._config.vocab_size)
