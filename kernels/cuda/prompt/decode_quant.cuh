@@ -1,85 +1,126 @@
-// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and sixteen
-// rows. Its warps are four groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed
-// by one group; four of these warps at a time leave their sums, which all threads add in their order. What the step's blocks
-// have of a tile stays apart: the consumer adds it, as in the step.
+// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and 8, 16 or
+// 32 rows. Its warps are groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed by
+// one group. The sums of warps that share a tile meet in shared memory, where all threads add them in their order. What the
+// step's blocks have of a tile stays apart: the consumer adds it, as in the step.
 namespace specdec {
 
-constexpr int GROUPS_HERE = 4, DEPTH = 4, BAND_ROWS = 16, SUMS_ROW = TILE + 8;
+constexpr int SUMS_ROW = TILE + 8;
 
-// The units of a group's warps of the step, one after the other.
+// Where a group of warps is among its units: those of the step's warps `group`, group + GROUPS, and so on.
+template <int GROUPS>
 struct Walk {
-  int from, count, warp, unit, until;
+  int from, count, steps;
+  float inverse;  // of steps
+  int warp, unit, until, tile, step;
 
-  DEVICE Walk(int from_, int count_, int group) : from(from_), count(count_), warp(group) {
-    unit = start(warp), until = start(warp + 1);
+  DEVICE Walk(const Matrix& m, int from_, int count_, int group)
+      : from(from_), count(count_), steps(m.steps), inverse(1.0f / m.steps), warp(group) {
     settle();
   }
   DEVICE int start(int w) const { return from + count * w / WARPS; }
   DEVICE bool done() const { return warp >= WARPS; }
   DEVICE void next() {
-    ++unit;
-    settle();
-  }
-  DEVICE void settle() {
-    while (unit >= until && warp < WARPS) {
-      warp += GROUPS_HERE;
-      unit = start(warp), until = start(warp + 1);
+    if (++unit < until) {
+      if (++step == steps) ++tile, step = 0;
+    } else {
+      warp += GROUPS;
+      settle();
     }
+  }
+  // The tile of a unit, without a division.
+  DEVICE int tile_of(int which) const {
+    const int near = int(float(which) * inverse), left = which - near * steps;
+    return left < 0 ? near - 1 : left < steps ? near : near + 1;
+  }
+
+ private:
+  DEVICE void settle() {
+    while (!done() && (unit = start(warp), until = start(warp + 1), unit >= until)) warp += GROUPS;
+    tile = tile_of(unit), step = unit - tile * steps;
+  }
+};
+
+// Asks for units and their rows, as a thread of a group does: its pieces lie at the same places in every unit.
+template <int F, int BAND>
+struct Pieces {
+  using P = Place<F>;
+  using Ask = Asking<F, BAND>;
+  static constexpr int THREADS_HERE = 64;
+  const char *upper, *rest, *own, *head, *words, *groups;
+  int mine, spans, row_words, row_groups;  // rows in bytes, of a step
+  int upper_at[2], rest_at, own_at, head_at;
+
+  DEVICE Pieces(const Packed& from, const ManyRows& rows)
+      : upper(from.upper), rest(from.rest), mine(threadIdx.x % THREADS_HERE), spans(from.spans) {
+    upper += mine * 16, rest += mine * 16;
+    own = from.heads + P::HEAD + mine * 16, head = from.heads + mine * 16;
+    words = rows.words + mine * 16, groups = rows.groups + mine * 16;
+    row_words = rows.all_rows * (GROUP_WORDS * 4), row_groups = rows.all_rows * 16;
+    upper_at[0] = Ask::turned(mine), upper_at[1] = Ask::turned(mine + THREADS_HERE);
+    const int input = mine / 2;
+    rest_at = 2048 + (P::SEEN == 2 ? (input ^ input / 4 % 4) * 32 + mine % 2 * 16 : mine * 16);
+    own_at = P::OWN_AT + Ask::by_two(mine), head_at = P::HEAD_AT + (P::form.offset ? Ask::by_four(mine) : Ask::by_two(mine));
+  }
+  DEVICE void weights_of(int unit, int tile, int step, char* to) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      copy16(to + upper_at[i], upper + (size_t)unit * 2048 + i * (THREADS_HERE * 16));
+      if (P::SEEN == 4) copy16(to + 2048 + upper_at[i], rest + (size_t)unit * 2048 + i * (THREADS_HERE * 16));
+    }
+    if (P::SEEN == 2 || (P::SEEN == 1 && mine < 32)) copy16(to + rest_at, rest + (size_t)unit * (P::SEEN * 512));
+    const size_t at = (size_t)(tile * spans + step / P::form.span) * P::STRIDE;
+    if (mine < Ask::OWN) copy16(to + own_at, own + at + step % P::form.span * 256);
+    if (mine < Ask::HEADS_HERE) copy16(to + head_at, head + at);
+  }
+  DEVICE void rows_of(int step, char* to) const {
+    to += WEIGHTS_ROOM + mine * 16;
+#pragma unroll
+    for (int at = 0; at < BAND * 4; at += THREADS_HERE) {
+      if (at + mine < BAND * 4) copy16(to + at * 16, words + (size_t)step * row_words + at * 16);
+    }
+    if (mine < BAND) copy16(to + Ask::WORDS_ROOM, groups + (size_t)step * row_groups);
   }
 };
 
 // The share of block `block` of the step: sums go to parts (slots, all_rows, TILE).
-template <int F>
+template <int F, int BAND, int GROUPS, int DEPTH, int SLOTS>
 DEVICE void multiply_share(const Matrix& m, int block, const char* data, const ManyRows& rows, const float* scales,
                            float* parts, char* room) {
   using P = Place<F>;
-  using Ask = Asking<F, BAND_ROWS>;
-  constexpr int QUADS = BAND_ROWS / 4;
+  using Ask = Asking<F, BAND>;
+  constexpr int QUADS = BAND / 4, EACH = BAND * (TILE / 4) / (GROUPS * 64);
   const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / 64, word = tid / 32 % 2;
-  const int mine = tid % 64;  // of the threads of the group
-  const Packed from = packed_of<F>(m, data);
-  const int begin = m.first(block), count = m.first(block + 1) - begin;
+  const bool leads = tid % 64 == 0;
+  const int begin = m.first(block), count = m.first(block + 1) - begin, end = begin + count;
   char* ring = room + group * DEPTH * Ask::STAGE;
-  float* left = reinterpret_cast<float*>(room + GROUPS_HERE * DEPTH * Ask::STAGE);  // (2 GROUPS_HERE, BAND_ROWS, SUMS_ROW)
-  int* left_tile = reinterpret_cast<int*>(left + 2 * GROUPS_HERE * BAND_ROWS * SUMS_ROW);
+  float* left = reinterpret_cast<float*>(room + GROUPS * DEPTH * Ask::STAGE);  // (SLOTS, BAND, SUMS_ROW)
+  int2* left_tile = reinterpret_cast<int2*>(left + SLOTS * BAND * SUMS_ROW);  // of a warp: the tile that ends, the other one
 
-  auto ask_weights = [&](int unit, char* to) {
-    const int tile = unit / m.steps, step = unit - tile * m.steps;
-    const char* heads = from.heads + (size_t)(tile * from.spans + step / P::form.span) * P::STRIDE;
+  const Pieces<F, BAND> pieces(packed_of<F>(m, data), rows);
+  Walk<GROUPS> ahead(m, begin, count, group);
+  // Sums of a tile's end have a slot of their own; so many warps of the step take their turn that all find one.
+  const int block_tile = ahead.tile_of(begin), tiles = count > 0 ? ahead.tile_of(end - 1) - block_tile + 1 : 0;
+  int turn = WARPS;
+  while (turn > GROUPS && turn + (tiles < turn ? tiles : turn) > SLOTS) turn /= 2;
+  const bool by_tile = tiles < turn;
+  int step_of[DEPTH];
 #pragma unroll
-    for (int at = mine; at < 128; at += 64) {
-      copy16(to + Ask::turned(at), from.upper + (size_t)unit * 2048 + at * 16);
-      if (P::SEEN == 4) copy16(to + 2048 + Ask::turned(at), from.rest + (size_t)unit * 2048 + at * 16);
-    }
-    if (P::SEEN == 2) {
-      const int input = mine / 2;
-      copy16(to + 2048 + (input ^ input / 4 % 4) * 32 + mine % 2 * 16, from.rest + (size_t)unit * 1024 + mine * 16);
-    }
-    if (P::SEEN == 1 && mine < 32) copy16(to + 2048 + mine * 16, from.rest + (size_t)unit * 512 + mine * 16);
-    if (mine < Ask::OWN) copy16(to + P::OWN_AT + Ask::by_two(mine), heads + P::HEAD + step % P::form.span * 256 + mine * 16);
-    if (mine < Ask::HEADS_HERE) {
-      copy16(to + P::HEAD_AT + (P::form.offset ? Ask::by_four(mine) : Ask::by_two(mine)), heads + mine * 16);
-    }
-  };
-  auto ask_rows = [&](int unit, char* to) {
-    const size_t place = (size_t)(unit % m.steps) * rows.all_rows;
-    copy16(to + WEIGHTS_ROOM + mine * 16, rows.words + place * (GROUP_WORDS * 4) + mine * 16);
-    if (mine < BAND_ROWS) copy16(to + WEIGHTS_ROOM + Ask::WORDS_ROOM + mine * 16, rows.groups + place * 16 + mine * 16);
-  };
-
-  Walk first(begin, count, group), ahead(begin, count, group);
-#pragma unroll 1
-  for (int i = 0; i < DEPTH && !first.done(); ++i, first.next()) ask_weights(first.unit, ring + i * Ask::STAGE);
-  after_others();  // the weights were there before
-#pragma unroll 1
   for (int i = 0; i < DEPTH; ++i) {
-    if (!ahead.done()) ask_rows(ahead.unit, ring + i * Ask::STAGE), ahead.next();
+    step_of[i] = -1;
+    if (ahead.done()) continue;
+    pieces.weights_of(ahead.unit, ahead.tile, step_of[i] = ahead.step, ring + i * Ask::STAGE);
+    ahead.next();
+  }
+  after_others();  // the weights were there before
+#pragma unroll
+  for (int i = 0; i < DEPTH; ++i) {
+    if (step_of[i] >= 0) pieces.rows_of(step_of[i], ring + i * Ask::STAGE);
     end_stage();
   }
-  float row_scale[QUADS], total[QUADS][4][2] = {};
+  float row_scale[QUADS];
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
-  auto leave = [&](float* to, int apart) {
+  auto leave = [&](float (&total)[QUADS][4][2], float* to, int apart) {
 #pragma unroll
     for (int i = 0; i < QUADS * 8; ++i) {
       float& sum = total[i / 8][i / 2 % 4][i % 2];
@@ -88,57 +129,95 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
     }
   };
   auto slot_of = [&](int tile) { return parts + (size_t)m.slot(block, tile) * rows.all_rows * TILE; };
-  // What this thread adds up: eight outputs of a row of the tile `under_way`.
-  const int row = tid / 16, output = tid % 16 * 8;
-  float4 sums[2] = {};
-  int under_way = -1, done = 0;
+  // What this thread adds up: four outputs of some rows of the tile `under_way`.
+  const int row = tid / 32, output = lane * 4;
+  constexpr int ROWS_APART = GROUPS * 2, AT_ONCE = EACH < 4 ? 4 : 2;
+  float4 sums[EACH] = {};
+  int under_way = -1, done = 0, stage = 0;
   auto finish = [&] {
     if (under_way < 0) return;
-    float4* to = reinterpret_cast<float4*>(slot_of(under_way) + row * TILE + output);
-    to[0] = sums[0], to[1] = sums[1];
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+      *reinterpret_cast<float4*>(slot_of(under_way) + (row + j * ROWS_APART) * TILE + output) = sums[j];
+    }
+  };
+  auto load = [&](int slot, float4 (&value)[EACH]) {
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+      value[j] = *reinterpret_cast<const float4*>(left + (slot * BAND + row + j * ROWS_APART) * SUMS_ROW + output);
+    }
+  };
+  auto take = [&](int tile, const float4 (&value)[EACH]) {
+    const bool goes_on = tile == under_way;
+    if (!goes_on) finish();
+    under_way = tile;
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+      if (goes_on) {
+        add(sums[j], value[j]);
+      } else {
+        sums[j] = value[j];
+      }
+    }
   };
 
 #pragma unroll 1
-  for (int warp = group; warp < WARPS; warp += GROUPS_HERE) {
-    const int low = begin + count * warp / WARPS, high = begin + count * (warp + 1) / WARPS;
-    if (mine == 0) left_tile[2 * group] = left_tile[2 * group + 1] = -1;
-    int pieces = 0;
+  for (int first = 0; first < WARPS; first += turn) {
 #pragma unroll 1
-    for (int unit = low; unit < high; ++unit, ++done) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
-      asm volatile("bar.sync %0, 64;" ::"r"(group + 1) : "memory");
-      if (done > 0) {
-        char* to = ring + (done - 1) % DEPTH * Ask::STAGE;
-        if (!ahead.done()) ask_weights(ahead.unit, to), ask_rows(ahead.unit, to), ahead.next();
-        end_stage();
+    for (int warp = first + group; warp < first + turn; warp += GROUPS) {
+      const int low = ahead.start(warp), high = ahead.start(warp + 1), place = warp - first;
+      int2 left_of{-1, -1};
+      float total[QUADS][4][2] = {};
+      int tile = ahead.tile_of(low), last = (tile + 1) * m.steps - 1;  // the tile's last unit
+#pragma unroll 1
+      for (int unit = low; unit < high; ++unit, ++done) {
+        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
+        asm volatile("bar.sync %0, 64;" ::"r"(group + 1) : "memory");
+        if (done > 0) {
+          char* to = ring + (stage > 0 ? stage - 1 : DEPTH - 1) * Ask::STAGE;
+          if (!ahead.done()) {
+            pieces.weights_of(ahead.unit, ahead.tile, ahead.step, to);
+            pieces.rows_of(ahead.step, to);
+            ahead.next();
+          }
+          end_stage();
+        }
+        const char* at = ring + stage * Ask::STAGE;
+        stage = stage + 1 < DEPTH ? stage + 1 : 0;
+        multiply_unit<F, QUADS>(at, reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM),
+                                reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM), word, row_scale, total);
+        const bool ends = unit == last;
+        if (!ends && unit + 1 < high) continue;
+        const int tile_low = last + 1 - m.steps;
+        if (low <= (tile_low > begin ? tile_low : begin) && high >= (last + 1 < end ? last + 1 : end)) {
+          leave(total, slot_of(tile), TILE);  // no other warp of the block has a part of it
+        } else {
+          const int slot = !ends ? place : turn + (by_tile ? tile - block_tile : place);
+          leave(total, left + slot * BAND * SUMS_ROW, SUMS_ROW);
+          (ends ? left_of.x : left_of.y) = tile;
+        }
+        if (ends) ++tile, last += m.steps;
       }
-      const char* at = ring + done % DEPTH * Ask::STAGE;
-      multiply_unit<F, QUADS>(at, reinterpret_cast<const unsigned*>(at + WEIGHTS_ROOM),
-                              reinterpret_cast<const Group*>(at + WEIGHTS_ROOM + Ask::WORDS_ROOM), word, row_scale, total);
-      const int tile = unit / m.steps, tile_low = tile * m.steps, tile_high = tile_low + m.steps;
-      if (unit + 1 < high && unit + 1 < tile_high) continue;
-      if (low <= (tile_low > begin ? tile_low : begin) && high >= (tile_high < begin + count ? tile_high : begin + count)) {
-        leave(slot_of(tile), TILE);  // no other warp of the block has a part of it
-      } else {
-        leave(left + (2 * group + pieces) * BAND_ROWS * SUMS_ROW, SUMS_ROW);
-        if (mine == 0) left_tile[2 * group + pieces] = tile;
-        ++pieces;
-      }
+      if (leads) left_tile[place] = left_of;
     }
     BARRIER();
 #pragma unroll 1
-    for (int which = 0; which < 2 * GROUPS_HERE; ++which) {
-      const int tile = left_tile[which];
-      if (tile < 0) continue;
-      const float4* value = reinterpret_cast<const float4*>(left + (which * BAND_ROWS + row) * SUMS_ROW + output);
-      if (tile == under_way) {
-        add(sums[0], value[0]), add(sums[1], value[1]);
-      } else {
-        finish();
-        under_way = tile, sums[0] = value[0], sums[1] = value[1];
+    for (int place = 0; place < turn; place += AT_ONCE) {
+      float4 own[AT_ONCE][EACH];
+      int2 tile[AT_ONCE];
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) tile[i] = left_tile[place + i], load(place + i, own[i]);
+#pragma unroll
+      for (int i = 0; i < AT_ONCE; ++i) {
+        if (tile[i].x >= 0) {
+          float4 value[EACH];
+          load(turn + (by_tile ? tile[i].x - block_tile : place + i), value);
+          take(tile[i].x, value);
+        }
+        if (tile[i].y >= 0) take(tile[i].y, own[i]);
       }
     }
-    BARRIER();
+    if (first + turn < WARPS) BARRIER();
   }
   finish();
 }
@@ -167,22 +246,34 @@ DEVICE float4 parts4(int which, const float* parts, int rows, int row, int outpu
   return sum;
 }
 
-}  // namespace specdec
-
-// Blocks: (bands of BAND_ROWS rows, blocks of the step of all matrices). The columns of `job` are slots.
-extern "C" __global__ void __launch_bounds__(256, 1) decode_multiply(const __grid_constant__ Multiplication job) {
-  extern __shared__ uint4 shared_memory[];
+// The columns of `job` are slots.
+template <int BAND, int GROUPS, int DEPTH, int SLOTS>
+DEVICE void multiply_shares(const Multiplication& job, uint4* room) {
   int which = 0, block = blockIdx.y;
   while (block >= job.matrices[which].blocks) block -= job.matrices[which++].blocks;
   const ManyMatrix& matrix = job.matrices[which];
   const Matrix m{int(matrix.tiles), int(job.steps), int(matrix.begin), int(matrix.blocks), int(matrix.column)};
-  const size_t row = blockIdx.x * BAND_ROWS;
+  const size_t row = blockIdx.x * BAND;
   const ManyRows rows{job.words + row * GROUP_WORDS * 4, job.groups + row * 16, int(job.all_rows)};
   with_form(int(matrix.form), [&](auto chosen) {
-    multiply_share<decltype(chosen)::value>(m, int(matrix.begin) + block, matrix.data, rows, job.scales + row,
-                                            job.sums + row * TILE, reinterpret_cast<char*>(shared_memory));
+    multiply_share<decltype(chosen)::value, BAND, GROUPS, DEPTH, SLOTS>(m, int(matrix.begin) + block, matrix.data, rows,
+                                                                        job.scales + row, job.sums + row * TILE,
+                                                                        reinterpret_cast<char*>(room));
   });
 }
+
+}  // namespace specdec
+
+// Blocks: (bands of rows, blocks of the step of all matrices).
+#define SHARES(band, groups, depth, slots)                                                                     \
+  extern "C" __global__ void __launch_bounds__(groups * 64, 1)                                                 \
+      decode_multiply_##band(const __grid_constant__ Multiplication job) {                                     \
+    extern __shared__ uint4 shared_memory[];                                                                   \
+    multiply_shares<band, groups, depth, slots>(job, shared_memory);                                           \
+  }
+SHARES(8, DECODE_GROUPS_8, DECODE_DEPTH_8, DECODE_SLOTS_8)
+SHARES(16, DECODE_GROUPS_16, DECODE_DEPTH_16, DECODE_SLOTS_16)
+SHARES(32, DECODE_GROUPS_32, DECODE_DEPTH_32, DECODE_SLOTS_32)
 
 // The same after matrix `site` of the step, whose sums are in parts.
 extern "C" __global__ void __launch_bounds__(THREADS)

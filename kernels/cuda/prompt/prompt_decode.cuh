@@ -2,7 +2,49 @@
 // that the next pass can begin without the host. Both as in a step of few rows (step_attention.cuh, step_choose.cuh).
 namespace specdec {
 
-constexpr int HEADS_EACH = HEADS / KV_HEADS < 4 ? HEADS / KV_HEADS : 4;  // of a block, at most: its warps read keys once
+constexpr int AT_ONCE = SIZE > 64 ? 1 : 2;                      // heads that a warp takes at a time: half of its lanes each
+constexpr int MOST_EACH = SIZE > 64 ? 4 : 8;                    // heads of a block, at most: its warps read keys once
+constexpr int HEADS_EACH = HEADS / KV_HEADS < MOST_EACH ? HEADS / KV_HEADS : MOST_EACH;
+
+// Two heads of `weigh` at a time. A half of the lanes has four dimensions each of keys, values and its own query, and lane a
+// of it says whether position a is seen. What was added over all lanes there, with zeros of half of them, is added here over
+// half of the lanes, in the same order.
+DEVICE void weigh_two(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], const float (&q)[4], bool seen,
+                      float (&mixed)[4], float& most, float& weight) {
+  const int lane = threadIdx.x % 32;
+  float score[EACH_WARP];
+#pragma unroll
+  for (int a = 0; a < EACH_WARP; ++a) {
+    float wide[4];
+    widen(k[a], wide);
+    score[a] = fmaf(q[3], wide[3], fmaf(q[2], wide[2], fmaf(q[1], wide[1], q[0] * wide[0])));
+  }
+#pragma unroll
+  for (int mask = EACH_WARP / 2; mask > 0; mask /= 2) {
+#pragma unroll
+    for (int a = 0; a < mask; ++a) {
+      const float kept = lane & mask ? score[a + mask] : score[a], sent = lane & mask ? score[a] : score[a + mask];
+      score[a] = kept + shuffle_xor(sent, mask);
+    }
+  }
+  most = seen ? score[0] : MINUS_INFINITY;
+#pragma unroll
+  for (int mask = EACH_WARP / 2; mask > 0; mask /= 2) most = fmaxf(most, shuffle_xor(most, mask));
+  const float part = seen ? exponential(score[0] - most) : 0.0f;
+  weight = part;
+#pragma unroll
+  for (int mask = EACH_WARP / 2; mask > 0; mask /= 2) weight += shuffle_xor(weight, mask);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) mixed[e] = 0;
+#pragma unroll
+  for (int a = 0; a < EACH_WARP; ++a) {
+    const float share = __shfl_sync(EVERY_LANE, part, lane / 16 * 16 + a);
+    float wide[4];
+    widen(v[a], wide);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) mixed[e] = fmaf(share, wide[e], mixed[e]);
+  }
+}
 
 }  // namespace specdec
 
@@ -11,39 +53,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     decode_attend(const float* queries, const PromptRow* about, long long layer, long long window, long long splits,
                   float* out) {
   __shared__ float sides[HEADS_EACH][WARPS][SIZE], most_of[HEADS_EACH][WARPS], weight_of[HEADS_EACH][WARPS];
-  constexpr int GROUP = HEADS / KV_HEADS;
-  after_others();
-  const PromptRow of = about[blockIdx.x];
+  constexpr int GROUP = HEADS / KV_HEADS, LANES = 32 / AT_ONCE;
   const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks;
   const int kv_head = blockIdx.y / chunks, begin = blockIdx.y % chunks * each;
   const int heads = GROUP - begin < each ? GROUP - begin : each, head = kv_head * GROUP + begin;
-  const int split = blockIdx.z, start = split * SPAN, tid = threadIdx.x, warp = tid / 32, lane = tid % 32, mine = lane * 4;
-  if (start > of.place) return;
-  const int first = start + warp * EACH_WARP, at = first + lane / 2;
-  const half_t* keys = of.cache + ((size_t)(2 * layer) * KV_HEADS + kv_head) * of.capacity * SIZE;
-  const half_t* values = keys + (size_t)KV_HEADS * of.capacity * SIZE;
+  const int split = blockIdx.z, start = split * SPAN, tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+  const int mine = lane % LANES * 4, own = lane / LANES, first = start + warp * EACH_WARP;
+  // Only the newest position is the work of the kernel before, which began after all others had ended.
+  const PromptRow* row = about + blockIdx.x;
+  const int place = __ldcg(&row->place);
+  const long long address = __ldcg(reinterpret_cast<const long long*>(&row->cache));
+  const half_t* keys = reinterpret_cast<const half_t*>(address) + ((size_t)(2 * layer) * KV_HEADS + kv_head) * row->capacity * SIZE;
+  const half_t* values = keys + (size_t)KV_HEADS * row->capacity * SIZE;
   uint2 k[EACH_WARP], v[EACH_WARP];
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
-    const bool past = first + a <= of.place && mine < SIZE;
-    const size_t place = (size_t)(first + a) * SIZE + mine;
-    k[a] = past ? *reinterpret_cast<const uint2*>(keys + place) : uint2{0, 0};
-    v[a] = past ? *reinterpret_cast<const uint2*>(values + place) : uint2{0, 0};
+    const bool past = first + a < place && mine < SIZE;
+    const size_t at = (size_t)(first + a) * SIZE + mine;
+    k[a] = past ? __ldcg(reinterpret_cast<const uint2*>(keys + at)) : uint2{0, 0};
+    v[a] = past ? __ldcg(reinterpret_cast<const uint2*>(values + at)) : uint2{0, 0};
   }
+  after_others();
+  if (start > place) return;
+#pragma unroll
+  for (int a = 0; a < EACH_WARP; ++a) {
+    if (first + a == place && mine < SIZE) {
+      const size_t at = (size_t)place * SIZE + mine;
+      k[a] = __ldcg(reinterpret_cast<const uint2*>(keys + at)), v[a] = __ldcg(reinterpret_cast<const uint2*>(values + at));
+    }
+  }
+  const int at = first + (AT_ONCE == 2 ? lane % LANES : lane / 2);
+  const bool seen = at <= place && at > place - window;
 #pragma unroll 1
-  for (int h = 0; h < heads; ++h) {
+  for (int front = 0; front < heads; front += AT_ONCE) {
+    const int h = front + own < heads ? front + own : front;
     const float4 four = mine < SIZE ? load_float4(queries + ((size_t)blockIdx.x * HEADS + head + h) * SIZE + mine) : float4{0, 0, 0, 0};
     const float q[4] = {four.x, four.y, four.z, four.w};
     float mixed[4], most, weight;
-    weigh(k, v, q, at <= of.place && at > of.place - window, mixed, most, weight);
-    for (int e = 0; e < 4; ++e) {
-      if (mine < SIZE) sides[h][warp][mine + e] = mixed[e];
+    if constexpr (AT_ONCE == 2) {
+      weigh_two(k, v, q, seen, mixed, most, weight);
+    } else {
+      weigh(k, v, q, seen, mixed, most, weight);
     }
-    if (lane == 0) most_of[h][warp] = most, weight_of[h][warp] = weight;
+    if (front + own >= heads) continue;
+    if (mine < SIZE) *reinterpret_cast<float4*>(&sides[h][warp][mine]) = float4{mixed[0], mixed[1], mixed[2], mixed[3]};
+    if (lane % LANES == 0) most_of[h][warp] = most, weight_of[h][warp] = weight;
   }
   BARRIER();
-  for (int place = tid; place < heads * SIZE; place += THREADS) {
-    const int h = place / SIZE, d = place % SIZE;
+  for (int where = tid; where < heads * SIZE; where += THREADS) {
+    const int h = where / SIZE, d = where % SIZE;
     float most, mixed, weight;
     join(most_of[h], weight_of[h], &sides[h][0][d], most, mixed, weight);
     float* to = out + (((size_t)blockIdx.x * HEADS + head + h) * splits + split) * SLOT;
@@ -61,7 +119,12 @@ DEVICE void look_at_logits(F four_of, float* found) {
   __shared__ float scratch[WARPS * CHOICE_WORDS];
   const int tid = threadIdx.x, row = blockIdx.y;
   after_others();
+  float* to = found + (size_t)(row * GRID + blockIdx.x) * CHOICE_WORDS;
   Choice choice = Choice::none();
+  if (blockIdx.x * THREADS * 4 >= VOCAB) {  // nothing to look at
+    if (tid == 0) put_choice(to, choice);
+    return;
+  }
 #pragma unroll 1
   for (int i = (blockIdx.x * THREADS + tid) * 4; i < VOCAB; i += GRID * THREADS * 4) {
     const float4 four = four_of(row, i);
@@ -76,7 +139,7 @@ DEVICE void look_at_logits(F four_of, float* found) {
   BARRIER();
   if (tid >= 32) return;
   choice = lane_choice(tid < WARPS ? read_choice(scratch + tid * CHOICE_WORDS) : Choice::none());
-  if (tid == 0) put_choice(found + (size_t)(row * GRID + blockIdx.x) * CHOICE_WORDS, choice);
+  if (tid == 0) put_choice(to, choice);
 }
 
 }  // namespace specdec

@@ -76,18 +76,6 @@ DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group
   constexpr int PARTS = Sums<F>::PARTS;
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int even = q * 256 + (g * 8 ^ q / 2 * 32) + q % 2 * 64, odd = even ^ 64;
-  uint2 x[QUADS];
-  float scale[QUADS], weight[QUADS];
-  int centre[QUADS][PARTS];
-#pragma unroll
-  for (int band = 0; band < QUADS; ++band) {
-    x[band] = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
-    const Group group = own_groups[band * 4 + q];
-    scale[band] = group.scale * row_scale[band];
-    weight[band] = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale[band] * float(group.sum[0] + group.sum[1]);
-    centre[band][0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
-    if constexpr (PARTS == 2) centre[band][1] = group.sum[1] * P::CENTRE;
-  }
   Codes<P::SEEN> codes;
   codes.load(at, word, even, odd, g, q);
   uint4 pieces[P::form.offset ? 2 : 1], owned = {0, 0, 0, 0};  // of four t
@@ -98,16 +86,27 @@ DEVICE void multiply_unit(const char* at, const unsigned* own_words, const Group
   if (P::form.own) owned = *reinterpret_cast<const uint4*>(at + P::OWN_AT + (word * 8 + g) * 16);
   const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
   const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
+  unsigned w[4][4];
+  Worth<F> worth[4];
 #pragma unroll
   for (int b = 0; b < 4; ++b) {
-    unsigned w[4];
-    codes.take(b, w);
-    const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
+    codes.take(b, w[b]);
+    worth[b] = Worth<F>(heads + (P::form.offset ? 2 * b : b), owns[b]);
+  }
 #pragma unroll
-    for (int band = 0; band < QUADS; ++band) {
-      Sums<F> found;
-      found.multiply(w, x[band]);
-      found.add_to(total[band][b], worth, owns[b], scale[band], weight[band], centre[band]);
+  for (int band = 0; band < QUADS; ++band) {
+    const uint2 x = *reinterpret_cast<const uint2*>(own_words + band * 4 * GROUP_WORDS + g * 8 + q * 2);
+    const Group group = own_groups[band * 4 + q];
+    const float scale = group.scale * row_scale[band];
+    const float weight = (P::HIDDEN_BITS ? 2.0f : 1.0f) * scale * float(group.sum[0] + group.sum[1]);
+    int centre[PARTS];
+    centre[0] = (PARTS == 2 ? group.sum[0] : group.sum[0] + group.sum[1]) * P::CENTRE;
+    if constexpr (PARTS == 2) centre[1] = group.sum[1] * P::CENTRE;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+      Sums<F> found(centre);
+      found.multiply(w[b], x);
+      found.add_to(total[band][b], worth[b], owns[b], scale, weight, centre);
     }
   }
 }

@@ -134,6 +134,7 @@ template <int F>
 struct Worth {
   float by[2], off[2];
 
+  Worth() = default;
   // Of outputs (t, 0) and (t, 1), from one or two words of the head and one of the group's own.
   DEVICE Worth(const unsigned* head, unsigned own) {
     constexpr Form form = FORMS[F];
@@ -156,9 +157,16 @@ struct Worth {
 template <int F>
 struct Sums {
   static constexpr int PARTS = FORMS[F].own == INT8 ? 2 : 1;  // by inputs 0 to 15 and 16 to 31
+  static constexpr bool BEGINS = Place<F>::SHIFT == 0;  // a sum begins with what the code of zero comes to
   int of[PARTS][4];
 
-  DEVICE Sums() : of() {}
+  // `centre`: what the code of zero comes to.
+  DEVICE Sums(const int (&centre)[PARTS]) : of() {
+#pragma unroll
+    for (int part = 0; part < PARTS; ++part) {
+      if (BEGINS) of[part][1] = centre[part], of[part][3] = Place<F>::SEEN == 0 ? centre[part] * 16 : centre[part];
+    }
+  }
   DEVICE void multiply(const unsigned (&w)[4], const uint2& x) {
     if constexpr (PARTS == 2) {
       multiply_bytes(of[0], w[0], w[1], x.x);
@@ -167,7 +175,7 @@ struct Sums {
       multiply_bytes(of[0], w, x);
     }
   }
-  // `scale`: of the activation; `weight`: its sum; `centre`: what the code of zero comes to.
+  // `scale`: of the activation; `weight`: its sum.
   DEVICE void add_to(float (&total)[2], const Worth<F>& worth, unsigned own, float scale, float weight,
                      const int (&centre)[PARTS]) const {
     using P = Place<F>;
@@ -177,9 +185,10 @@ struct Sums {
       for (int part = 0; part < PARTS; ++part) {
         int sum = of[part][2 * half] * 256 + of[part][2 * half + 1];
         if (P::SEEN == 0 && half == 1) sum >>= 4;
+        if (!BEGINS) sum = (sum << P::SHIFT) + centre[part];
         float by = worth.by[half];
         if (PARTS == 2) by *= float(int(own << (24 - 16 * half - 8 * part)) >> 24);
-        total[half] = fmaf(float((sum << P::SHIFT) + centre[part]), by * scale, total[half]);
+        total[half] = fmaf(float(sum), by * scale, total[half]);
       }
       if (P::form.offset) total[half] = fmaf(-worth.off[half], weight, total[half]);
     }
@@ -274,7 +283,7 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
       }
       const unsigned* heads = reinterpret_cast<const unsigned*>(pieces);
       const unsigned* owns = reinterpret_cast<const unsigned*>(&owned);
-      Sums<F> alone_sums;
+      Sums<F> alone_sums(centre[ROW_BANDS - 1]);
 #pragma unroll
       for (int b = 0; b < 4; ++b) {
         codes.take(b, w);
@@ -282,7 +291,7 @@ DEVICE void multiply_form(const Portion& share, const char* data, const unsigned
           const Worth<F> worth(heads + (P::form.offset ? 2 * b : b), owns[b]);
 #pragma unroll
           for (int band = 0; band < FULL; ++band) {
-            Sums<F> sums;
+            Sums<F> sums(centre[band]);
             sums.multiply(w, x[band]);
             sums.add_to(total[band][word * 4 + b], worth, owns[b], scale[band], weight[band], centre[band]);
           }

@@ -22,7 +22,7 @@ from specdec.runtimes.mlx.step import CHOICE_WORDS
 
 MOST_ROWS = ROW_BAND  # rows of a pass
 _MOST_GRAPHS = 32
-_ROWS = (12, 16, 24, 32, 48, 64)  # of a graph: answers come and go, and a graph takes milliseconds to make
+_ROWS = (2, 4, 8, 12, 16, 24, 32, 48, 64)  # of a graph: answers come and go, and a graph takes milliseconds to make
 
 
 @dataclass(slots=True)

@@ -26,7 +26,6 @@ from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeSt
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
 TILE_ROWS = 32  # rows of a sequence that a block of attention has
-_HEADS_EACH = 4  # heads of a block of attention where every row has its own history
 _ENTRY = 8  # whole numbers of a row or tile in the tables that the kernels read
 _TILES = MOST_ROWS * _ENTRY  # of the whole numbers on the device, where the table of tiles begins
 _WHICH = 2 * MOST_ROWS * _ENTRY  # and the list of rows whose logits are wanted
@@ -233,17 +232,27 @@ class Prompts(ABC):
         c, places = self.config, work.places
         name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
         if work.decodes:
-            chunks = self._chunks(work.rows)
+            chunks = self._chunks(work.rows * work.splits)
             name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
         self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
 
-    def _chunks(self, rows: int) -> int:
-        """Into how many parts heads that share keys are cut, where every row has a history of its own: a block has few
-        heads while all blocks run at the same time."""
+    def _chunks(self, splits: int) -> int:
+        """Into how many parts heads that share keys are cut, where every row has a history of its own.
+
+        Args:
+            splits: of all rows.
+        """
         c, grid = self.config, self._step.grid
         group = c.num_heads // c.num_kv_heads
-        counts = sorted({-(-group // each) for each in range(1, min(group, _HEADS_EACH) + 1)}, reverse=True)
-        return next((count for count in counts if rows * c.num_kv_heads * count <= grid), counts[-1])
+        at_once, most = (2, 8) if c.head_dim <= 64 else (1, 4)
+        counts = sorted({-(-group // each) for each in range(1, min(group, most) + 1)})
+
+        def cost(count: int) -> int:
+            """Of the blocks of a multiprocessor. Reading keys and values takes as long as three passes over heads."""
+            each = -(-group // count)
+            return -(-(splits * c.num_kv_heads * count) // grid) * (3 + -(-each // at_once))
+
+        return min(counts, key=cost)
 
     def _threads_for(self, count: int) -> Grid:
         """Blocks for a thread each."""

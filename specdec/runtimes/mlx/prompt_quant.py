@@ -13,12 +13,14 @@ from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.prompt import ROW_BAND, Prompts, Work
 from specdec.runtimes.mlx.prompt_dense import DensePrompts
 from specdec.runtimes.mlx.state import CHOOSING_CONSTANTS, STATE_CONSTANTS
-from specdec.runtimes.mlx.step import CHOICE_WORDS, THREADS
+from specdec.runtimes.mlx.step import CHOICE_WORDS, SHARED_KB, THREADS
 from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
-_BAND_ROWS, _GROUPS, _DEPTH = 16, 4, 4  # of `decode_multiply`: rows of a block, groups of warps, units of a group
+_BANDS = {8: (4, 32), 16: (4, 18), 32: (4, 8)}  # of `decode_multiply`: groups of warps and slots for sums, by rows
+_MOST_DEPTH = 4  # units under way of a group of warps
+_WARPS = THREADS // 32  # of a block of the step
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
 _KIND = Kind("quant", False, 16, 0, 16)
 
@@ -44,6 +46,9 @@ class QuantPrompts(Prompts):
         constants |= {"TREE": 0, "SHARED_STEP": 0, "PROMPT_UNIT_BYTES": self._unit_bytes} | CHOOSING_CONSTANTS
         constants |= {"CHOICE_WORDS": CHOICE_WORDS, "DECODES": decodes}
         constants |= {"TURN_KEYS": tiles[0] * TILE, "TURN_VALUES": (tiles[0] + tiles[1]) * TILE}
+        for band, (groups, slots) in _BANDS.items() if decodes else ():
+            sizes = {"GROUPS": groups, "DEPTH": self._depth(band), "SLOTS": slots}
+            constants |= {f"DECODE_{name}_{band}": size for name, size in sizes.items()}
         files = ["step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh", "step_portions.cuh"]
         files += ["step_quant_units.cuh", "step_quant.cuh", "prompt_attention.cuh"]
         files += ["step_choose.cuh", "prompt_decode.cuh"] if decodes else []
@@ -63,8 +68,9 @@ class QuantPrompts(Prompts):
         if decodes:
             made = dict.fromkeys(("decode_norm", "decode_gate", "decode_look_parts"), (THREADS, 0))
             made["decode_turn"] = 256, 0
-            stages = _GROUPS * _DEPTH * (self._unit_bytes + _BAND_ROWS * (64 + 16))
-            made["decode_multiply"] = 256, stages + 2 * _GROUPS * (_BAND_ROWS * (TILE + 8) * 4 + 4)
+            for band, (groups, slots) in _BANDS.items():
+                stages = groups * self._depth(band) * (self._unit_bytes + band * (64 + 16))
+                made[f"decode_multiply_{band}"] = groups * 64, stages + slots * band * (TILE + 8) * 4 + 2 * _WARPS * 4
             multiplications = {}
         for name, rows in multiplications.items():
             stage = self._unit_bytes + rows * (64 + 16)
@@ -98,7 +104,7 @@ class QuantPrompts(Prompts):
         if work.decodes:
             about = (steps, *self._inputs(work), places["scales"], places["sums"], work.padded_rows)
             matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
-            self._launch("decode_multiply", (-(-count // _BAND_ROWS), blocks, 1), *about, *matrix, *[0] * 12)
+            self._begin_shares(count, blocks, (*about, *matrix, *[0] * 12))
             return
         about = (steps, places["words"], places["groups"], ROW_BAND, places["scales"], places["logits"], tiles * TILE)
         matrix = (last[0], last[4] & 255, tiles, begin, blocks, 0)
@@ -168,9 +174,22 @@ class QuantPrompts(Prompts):
         arguments = (segments[which[0]][1], *self._inputs(work), places["scales"], places["sums"], columns, *matrices)
         if work.decodes:
             blocks = sum(segments[number][3] for number in which)
-            self._launch("decode_multiply", (-(-work.rows // _BAND_ROWS), blocks, 1), *arguments)
+            self._begin_shares(work.rows, blocks, arguments)
         else:
             self._begin(work.rows, sum(segments[number][0] for number in which), arguments)
+
+    def _begin_shares(self, rows: int, blocks: int, arguments: Sequence[int]) -> None:
+        """Begin a multiplication by the blocks of the step. Decoding weights takes as long as multiplying 16 rows: so
+        blocks have more rows, unless multiprocessors would be idle."""
+        grid = self._step.grid
+        band = min(_BANDS, key=lambda band: -(-(-(-rows // band) * blocks) // grid) * (16 + band))
+        self._launch(f"decode_multiply_{band}", (-(-rows // band), blocks, 1), *arguments)
+
+    def _depth(self, band: int) -> int:
+        """Units that a group of warps asks for at a time, as far as a block has memory."""
+        groups, slots = _BANDS[band]
+        room = SHARED_KB * 1024 - slots * band * (TILE + 8) * 4 - 2 * _WARPS * 4
+        return min(_MOST_DEPTH, room // (groups * (self._unit_bytes + band * (64 + 16))))
 
     def _begin(self, rows: int, tiles: int, arguments: Sequence[int]) -> None:
         """Begin a multiplication, with smaller blocks where large ones would leave multiprocessors idle."""
