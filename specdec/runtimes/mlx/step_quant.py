@@ -24,6 +24,7 @@ from specdec.runtimes.mlx.step import (
     STATE_WORDS,
     THREADS,
     TOP_WORDS,
+    PARTS,
     WholeStep,
 )
 from specdec.runtimes.mlx.step_sizes import attention_bytes
@@ -112,7 +113,7 @@ class QuantStep(WholeStep):
         return self._constants(kind)
 
     def _files(self, kind: Kind) -> tuple[str, ...]:  # noqa: ARG002
-        return "step_quant", "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh"
+        return "step_quant", *PARTS, "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh"
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         rows, nested = kind.rows, kind.mode == "nested"
