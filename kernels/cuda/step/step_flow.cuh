@@ -56,7 +56,35 @@ DEVICE bool has_come(unsigned counter, unsigned phase) {
   return there != 0;
 }
 
-// Chunks of CHUNK_UNITS units follow each other through CHUNKS places. A chunk ends with its matrix.
+// A chunk of the weights of a block, in the order of use: up to CHUNK_UNITS units of one matrix.
+struct Cursor {
+  const unsigned long long* address;
+  int turns, number, unit, units;
+  const char* from;
+
+  // The first of `turns` tokens more than one.
+  DEVICE Cursor(const unsigned long long* address_, int turns_) : address(address_), turns(turns_), number(-1) { open(); }
+  DEVICE bool is_over() const { return turns < 0; }
+  DEVICE int count() const { return units - unit < CHUNK_UNITS ? units - unit : CHUNK_UNITS; }
+  DEVICE void next() {
+    unit += CHUNK_UNITS, from += CHUNK_BYTES;
+    if (unit >= units) open();
+  }
+  // Goes to the next matrix of which the block has any.
+  DEVICE void open() {
+    for (units = 0; units == 0;) {
+      if (++number > 4 * LAYERS) number = 0, --turns;
+      if (turns < 0) return;
+      const int site = number == 4 * LAYERS ? 4 : number % 4;
+      const Work work(site);
+      from = reinterpret_cast<const char*>(address[site == 4 ? LAYERS * ENTRIES : number / 4 * ENTRIES + 4 + site]);
+      from += (size_t)work.first * work.steps * UNIT_BYTES;
+      unit = 0, units = work.units();
+    }
+  }
+};
+
+// Chunks follow each other through CHUNKS places.
 struct Ring {
   const char* places;
   unsigned to, full, empty;  // shared addresses: of the places, of what counts a chunk's bytes, and the units used
@@ -74,28 +102,36 @@ struct Ring {
   // what it asked for has come.
   DEVICE void feed(const unsigned long long* address, int turns, const volatile int* over) const {
     int chunk = 0;
+#if L2_AHEAD
+    Cursor later(address, turns);
+    int later_chunk = 0;
+    unsigned last_asked = 0;
+#endif
 #pragma unroll 1
-    for (int number = 0; turns >= 0 && !*over; number == 4 * LAYERS ? (number = 0, --turns) : ++number) {
-      const int site = number == 4 * LAYERS ? 4 : number % 4;
-      const Work work(site);
-      const char* from = reinterpret_cast<const char*>(address[site == 4 ? LAYERS * ENTRIES : number / 4 * ENTRIES + 4 + site]);
-      from += (size_t)work.first * work.steps * UNIT_BYTES;
-      const int units = work.units();
-#pragma unroll 1
-      for (int unit = 0; unit < units; unit += CHUNK_UNITS, ++chunk, from += CHUNK_BYTES) {
-        const int place = chunk % CHUNKS, count = units - unit < CHUNK_UNITS ? units - unit : CHUNK_UNITS;
-        bool there;
-        while (!(there = has_come(empty + 8 * place, ~(chunk / CHUNKS) & 1)) && !*over) {
+    for (Cursor at(address, turns); !at.is_over(); at.next(), ++chunk) {
+      const int place = chunk % CHUNKS, count = at.count();
+      bool there;
+      while (!(there = has_come(empty + 8 * place, ~(chunk / CHUNKS) & 1)) && !*over) {
+#if L2_AHEAD
+        // While there is no room, the next chunks come as far as the second cache, one by one.
+        for (; later_chunk < chunk; ++later_chunk) later.next();
+        if (later_chunk < chunk + L2_AHEAD && !later.is_over() && unsigned(clock64()) - last_asked > L2_PACE) {
+          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(later.from), "r"(later.count() * UNIT_BYTES) : "memory");
+          later.next(), ++later_chunk, last_asked = unsigned(clock64());
         }
-        if (!there) break;
-        if (FLIGHT < CHUNKS && chunk >= FLIGHT) wait_full(chunk - FLIGHT);
-        if (count < CHUNK_UNITS) arrive(empty + 8 * place, CHUNK_UNITS - count);
-        const unsigned counter = full + 8 * place;
-        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(counter), "r"(count * UNIT_BYTES) : "memory");
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to + place * CHUNK_BYTES),
-                     "l"(from), "r"(count * UNIT_BYTES), "r"(counter)
-                     : "memory");
+#endif
       }
+      if (!there) break;
+      if (FLIGHT < CHUNKS && chunk >= FLIGHT) wait_full(chunk - FLIGHT);
+      if (count < CHUNK_UNITS) arrive(empty + 8 * place, CHUNK_UNITS - count);
+      const unsigned counter = full + 8 * place;
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(counter), "r"(count * UNIT_BYTES) : "memory");
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to + place * CHUNK_BYTES),
+                   "l"(at.from), "r"(count * UNIT_BYTES), "r"(counter)
+                   : "memory");
+#if L2_AHEAD
+      last_asked = unsigned(clock64());
+#endif
     }
 #pragma unroll 1
     for (int last = chunk > CHUNKS ? chunk - CHUNKS : 0; last < chunk; ++last) wait_full(last);

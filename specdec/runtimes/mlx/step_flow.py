@@ -13,6 +13,7 @@ FLOW_PARTS += ("step_choose.cuh", "step_recycle.cuh", "step_flow.cuh")
 _UNIT_INPUTS, _UNIT_BYTES = 256, 2304  # of a tile of 16 outputs: nibbles, and a scale for each 32 inputs and output
 _CHUNK_UNITS = 8  # units that are asked for together
 _CHUNKS_UNDER_WAY = 4
+_CACHED, _PACE = 0, 900  # chunks that wait in the second cache, and clocks between them
 _SUMS = 256  # units whose sums a block keeps, at least two tiles'
 _SPAN = 128  # positions that the warps of a block attend to at a time
 _SHARED_BYTES = 227 << 10
@@ -40,6 +41,7 @@ def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constan
     fixed = fixed_bytes + 4 * 64 + widest // 32 * 8 + 2 * (widest + 32) + max(64 * most, attention)
     chunks = (_SHARED_BYTES - fixed - 128) // (_CHUNK_UNITS * _UNIT_BYTES + 16)
     sizes["RING_AT"] = ring = padded(fixed + 16 * chunks, 128)
+    sizes |= {"L2_AHEAD": _CACHED, "L2_PACE": _PACE}
     sizes |= {"CHUNKS": chunks, "FLIGHT": min(chunks, _CHUNKS_UNDER_WAY)}
     return sizes, ring + chunks * _CHUNK_UNITS * _UNIT_BYTES
 
