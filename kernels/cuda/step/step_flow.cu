@@ -279,8 +279,9 @@ float* found = chooses ? scratch + AT_CHOICES : nullptr;
 look_at_row(0, [&](int, int i) { return load_float4(all_logits + i); }, shows_logits ? logits : nullptr, found, nullptr, sums);
 if (!chooses) break;
 grid_barrier.wait();
-choose_rows(1, found, chosen, choices + token_turn * CHOICE_WORDS);
-if (!goes_on(state, 1, token_turn, chosen)) break;
+float* margin = reinterpret_cast<float*>(chosen + 1);
+choose_rows(1, found, chosen, choices + token_turn * CHOICE_WORDS, margin);
+if (!goes_on(state, 1, token_turn, chosen, margin)) break;
 ++position;
 }
 if (tid == 0) *over = 1;

@@ -59,6 +59,30 @@ def drafts(one: Any, passes: list[tuple[str, list[int]]], position: int) -> list
     return [one.forward([Rows(cache, tokens, full)], view=view)[0].logits[-1] for view, tokens in passes]
 
 
+def chosen(one: Any, ahead: int, least_margin: float = 0.0) -> list[Any]:
+    """Choices of drafts after five tokens, by a launch or several."""
+    cache, full, made = one.new_cache(320), resolve_efforts(1.0, one.config), list[Any]()
+    for token in IDS[:5]:
+        one.forward([Rows(cache, [token], full)])
+    while len(made) < 4:
+        rows = Rows(cache, [made[-1].token if made else 9], full, logits="choices", ahead=ahead, least_margin=least_margin)
+        made += one.forward([rows], view="int4")[0].choices
+        if ahead:
+            break
+    assert cache.length == 5 + len(made)
+    return made
+
+
+def test_a_launch_drafts_until_a_choice_is_close(store: Store, use_host: Any, monkeypatch: Any, tmp_path: Path) -> None:  # noqa: F811
+    host = on_host(store, tmp_path / "host", monkeypatch, use_host, 4)
+    one_by_one = chosen(host, 0)
+    assert chosen(host, 3) == one_by_one
+    second = one_by_one[1].margin
+    assert chosen(host, 3, 1e-3 + max(second, one_by_one[0].margin)) == one_by_one[:1]
+    if second < one_by_one[0].margin:
+        assert chosen(host, 3, (second + one_by_one[0].margin) / 2) == one_by_one[:2]
+
+
 def test_a_draft_is_the_reference(store: Store, use_host: Any, monkeypatch: Any, tmp_path: Path) -> None:  # noqa: F811
     passes = [("int4", [7]), ("int4", [3]), ("exact", [11])]
     host = on_host(store, tmp_path / "host", monkeypatch, use_host, 3)
