@@ -1,7 +1,7 @@
 // A whole step of one row in the view `int4` in one kernel, through which the weights flow without stopping: step_flow.cuh.
 // Every block keeps the residual stream in its registers and makes each row for itself, of what a multiplication has left
-// whole; so there is a grid barrier after each of a layer's four multiplications and one after attention. The scale of a norm
-// is applied to products. Keys and values of the history are asked for before the barrier that the query waits for.
+// whole. What goes from block to block says by itself that it has come, so a layer has no grid barrier. The scale of a norm
+// is applied to products.
 // table (LAYERS * ENTRIES + 5) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2), take (not
 // read), told (the state), sync, logits_out (1, VOCAB), choices_out (turns made, then the choice of each),
 // which are written in place -> scratch, done
@@ -22,12 +22,16 @@ if (tid >= THREADS) {
   if (tid == THREADS) ring.feed(address, chooses ? state[STATE_AHEAD] : 0, over);
   return;
 }
-float *qkv = scratch + AT_QKV, *returned = scratch + AT_OUT, *all_logits = scratch + AT_LOGITS, *attended = scratch + AT_ATTENDED;
-half_t* inner = reinterpret_cast<half_t*>(scratch + AT_INNER);
 #include "step_sites"
+float* all_logits = scratch + AT_LOGITS;
+unsigned* exchange = const_cast<unsigned*>(LAST(unsigned, 3));  // the number of layers so far; from FROM_QKV on what goes around
+unsigned epoch = *reinterpret_cast<volatile unsigned*>(exchange);
+auto at = [&](int place) { return Exchange{exchange + place, epoch}; };
 #ifdef STAMPS
 long long* stamps = reinterpret_cast<long long*>(logits + (size_t)(block == 0 ? 8 : 9) * VOCAB);
+int number_now = 0;
 auto stamp = [&](int number, int which) {
+  number_now = number;
   if (tid == 0 && (block == 0 || block == 100) && number < 160) stamps[number * 8 + which] = clock64();
 };
 #define STAMP(number, which) stamp(number, which)
@@ -50,17 +54,30 @@ auto put = [&](int i, const float4& value, int wide) {
   const float v[4] = {value.x, value.y, value.z, value.w};
   put_whole(planes, groups, i, v, i < wide);
 };
-// Makes the row of a multiplication that has a norm, before its scale: gives that.
-auto make_normed = [&](bool adds) {
+// Makes the row of a multiplication that has a norm, before its scale: gives that. What was returned, if anything, is added to
+// the residual stream.
+auto make_normed = [&](bool adds, const Exchange& returned) {
   float4 more[QUADS];
+  if (adds) {
+    returned.expect(tid / 32 * 128 < HIDDEN ? tid / 32 * 128 : 0);
+    uint4 found[QUADS][2];
 #pragma unroll
-  for (int j = 0; j < QUADS; ++j) {
-    more[j] = adds && place_of_quad(j) < HIDDEN ? load_float4(returned + place_of_quad(j)) : float4{0, 0, 0, 0};
+    for (int j = 0; j < QUADS; ++j) {
+      const int i = place_of_quad(j) < HIDDEN ? place_of_quad(j) : 0;
+      found[j][0] = returned.look(i), found[j][1] = returned.look(i + 2);
+    }
+#pragma unroll
+    for (int j = 0; j < QUADS; ++j) {
+      const int i = place_of_quad(j) < HIDDEN ? place_of_quad(j) : 0;
+      const uint2 a = returned.take(found[j][0], i), b = returned.take(found[j][1], i + 2);
+      more[j] = float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)};
+    }
   }
+  STAMP(number_now, 4);
   float square = 0;
 #pragma unroll
   for (int j = 0; j < QUADS; ++j) {
-    add(x[j], more[j]);
+    if (adds && place_of_quad(j) < HIDDEN) add(x[j], more[j]);
     square += four_squares(x[j]);
     const float4 &a = x[j], &b = norm[j];
     put(place_of_quad(j), float4{a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w}, HIDDEN_WIDE);
@@ -70,35 +87,32 @@ auto make_normed = [&](bool adds) {
   BARRIER();
   return rms_scale(lane_sum(lane < WARPS ? partial[lane] : 0.0f), HIDDEN, EPSILON);
 };
-auto make_mixed = [&](int parts) {
-  float4 value[MIXED_QUADS];
-#pragma unroll
-  for (int j = 0; j < MIXED_QUADS; ++j) {
-    const int i = place_of_quad(j);
-    value[j] = parts == 1 && i < MIXED ? load_float4(attended + i) : float4{0, 0, 0, 0};
-  }
-#pragma unroll
-  for (int j = 0; j < MIXED_QUADS; ++j) {
-    const int i = place_of_quad(j);
-    if (parts > 1 && i < MIXED) value[j] = joined4(attended, i, parts);
-    put(i, value[j], MIXED_WIDE);
+auto make_mixed = [&](int parts, const Exchange& attended) {
+  attended.expect(tid / 32 * 128 < MIXED ? tid / 32 * 128 : 0);
+  STAMP(number_now, 4);
+#pragma unroll 1
+  for (int i = tid * 4; i < MIXED_QUADS * THREADS * 4; i += THREADS * 4) {
+    float4 value = {0, 0, 0, 0};
+    if (i < MIXED) value = parts == 1 ? attended.take4(i) : joined4(attended, i, parts);
+    put(i, value, MIXED_WIDE);
   }
   BARRIER();
 };
-auto make_inner = [&] {
-  uint2 halves[INNER_QUADS];
+// Two numbers of 16 bits go around together.
+auto make_inner = [&](const Exchange& inner) {
+  constexpr int MADE = (INNER + 15) / 16 * 16;
+  inner.expect(tid / 32 * 128 < MADE ? tid / 32 * 64 : 0);
+  STAMP(number_now, 4);
+  uint4 found[INNER_QUADS];
 #pragma unroll
-  for (int j = 0; j < INNER_QUADS; ++j) {
-    const int i = place_of_quad(j);
-    halves[j] = i < (INNER + 15) / 16 * 16 ? __ldcg(reinterpret_cast<const uint2*>(inner + i)) : uint2{0, 0};
-  }
+  for (int j = 0; j < INNER_QUADS; ++j) found[j] = inner.look(place_of_quad(j) < MADE ? place_of_quad(j) / 2 : 0);
 #pragma unroll 1
   for (int i = tid * 4; i < INNER_QUADS * THREADS * 4; i += THREADS * 4) {
     float v[4];
-    widen(halves[0], v);
-    put(i, float4{v[0], v[1], v[2], v[3]}, INNER_WIDE);
+    widen(inner.take(found[0], i < MADE ? i / 2 : 0), v);
+    put(i, i < MADE ? float4{v[0], v[1], v[2], v[3]} : float4{0, 0, 0, 0}, INNER_WIDE);
 #pragma unroll
-    for (int j = 1; j < INNER_QUADS; ++j) halves[j - 1] = halves[j];
+    for (int j = 1; j < INNER_QUADS; ++j) found[j - 1] = found[j];
   }
   BARRIER();
 };
@@ -142,7 +156,8 @@ auto make_vector = [&](int layer, int head) {
   float4 four = {0, 0, 0, 0};
   float2 angle[4] = {};
   if (d < SIZE) {
-    four = load_float4(qkv + column);
+    four = at(FROM_QKV).take4(column);
+    STAMP(number_now, 5);
     const float* turns = angles + ((size_t)position * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
@@ -179,6 +194,8 @@ auto make_vector = [&](int layer, int head) {
 };
 auto attend_flow = [&](int layer, int parts) {
   const int used = position / SPAN + 1, window = int(address[layer * ENTRIES + 16]), warp = tid / 32;
+  const Exchange attended = at(FROM_ATTENDED);
+  BARRIER();  // the sums of the multiplication have been read
 #pragma unroll 1
   for (int item = block; item < HEADS * parts; item += GRID) {
     const int head = item / parts;
@@ -218,9 +235,8 @@ auto attend_flow = [&](int layer, int parts) {
       }
     }
     if (tid < SIZE) {
-      float* to = attended + (parts == 1 ? head * SIZE : item * SLOT);
-      to[tid] = parts == 1 ? mixed / weight : mixed;
-      if (tid == 0 && parts > 1) to[SIZE] = most, to[SIZE + 1] = weight;
+      attended.put(parts == 1 ? head * SIZE + tid : item * SLOT + tid, parts == 1 ? mixed / weight : mixed);
+      if (parts > 1 && tid < 4) attended.put(item * SLOT + SIZE + tid, tid == 0 ? most : tid == 1 ? weight : 0.0f);
     }
   }
 };
@@ -242,36 +258,41 @@ for (int number = 0;; ++number) {
   float scale = 1.0f;
   STAMP(number, 0);
   if (site == 1) {
-    make_mixed(parts);
+    make_mixed(parts, at(FROM_ATTENDED));
   } else if (site == 3) {
-    make_inner();
+    make_inner(at(FROM_INNER));
   } else {
-    scale = make_normed(number > 0);
+    scale = make_normed(number > 0, site == 2 ? at(FROM_OUT) : at(FROM_DOWN));
   }
+  if (site == 0) ++epoch;
   STAMP(number, 1);
   if (site == 2) {
-    multiply_flow<true>(ring, chunk, Work(2), planes, groups, sums, [&](int tile, int output, float gate, float up) {
-      inner[tile * 8 + output] = to_half(silu(gate * scale) * (up * scale));
+    load_norm(layer + 1, 0);
+    const Exchange inner = at(FROM_INNER);
+    multiply_flow<true>(ring, chunk, Work(2), planes, groups, sums, [&](int tile, int output, float gate, float up, bool first) {
+      const float own = silu(gate * scale) * (up * scale), other = shuffle_xor(own, 1);
+      const half_t two[2] = {to_half(own), to_half(other)};
+      if (first && output % 2 == 0) inner.put(tile * 4 + output / 2, *reinterpret_cast<const unsigned*>(two));
     });
   } else {
-    float* to = head ? all_logits : site == 0 ? qkv : returned;
-    multiply_flow<false>(ring, chunk, Work(head ? 4 : site), planes, groups, sums,
-                         [&](int tile, int output, float value) { to[tile * 16 + output] = value * scale; });
+    if (site == 0 && !head) {
+      load_norm(layer, 2);
+      if (block < HEADS * parts) look_at_span(layer, block / parts, block % parts);
+    }
+    const Exchange to = at(site == 0 ? FROM_QKV : site == 1 ? FROM_OUT : FROM_DOWN);
+    multiply_flow<false>(ring, chunk, Work(head ? 4 : site), planes, groups, sums, [&](int tile, int output, float value) {
+      if (head) {
+        all_logits[tile * 16 + output] = value * scale;
+      } else {
+        to.put(tile * 16 + output, value * scale);
+      }
+    });
   }
   STAMP(number, 2);
   if (head) break;
   if (site == 0) {
-    grid_barrier.wait([&] {
-      if (block < HEADS * parts) look_at_span(layer, block / parts, block % parts);
-    });
-    STAMP(number, 3);
     attend_flow(layer, parts);
-    STAMP(number, 4);
-    grid_barrier.wait();
-  } else {
-    grid_barrier.wait([&] {
-      if (site % 2) load_norm(site == 3 ? layer + 1 : layer, site == 3 ? 0 : 2);
-    });
+    STAMP(number, 3);
   }
 }
 grid_barrier.wait();
@@ -285,4 +306,4 @@ if (!goes_on(state, 1, token_turn, chosen, margin)) break;
 ++position;
 }
 if (tid == 0) *over = 1;
-if (block == 0 && tid == 0) done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);
+if (block == 0 && tid == 0) *exchange = epoch, done[0] = 0, choices[-CHOICE_WORDS] = __int_as_float(token_turn + 1);

@@ -205,26 +205,63 @@ DEVICE void multiply_unit(const char* held, int step, const unsigned char* plane
   }
 }
 
+// Numbers on their way from block to block, each with the number of the layer that they are of: whoever reads them waits
+// until they have come, so there is no barrier. Two words, which are written together. Before a place is written again, all
+// blocks have read it, since what comes after took something of all of them.
+struct Exchange {
+  unsigned* words;
+  unsigned epoch;
+
+  DEVICE void put(int place, unsigned value) const {
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(words + 2 * (size_t)place), "r"(value), "r"(epoch) : "memory");
+  }
+  DEVICE void put(int place, float value) const { put(place, bits_of(value)); }
+  DEVICE uint4 look(int place) const {
+    uint4 two;
+    asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(two.x), "=r"(two.y), "=r"(two.z), "=r"(two.w)
+                 : "l"(words + 2 * (size_t)place)
+                 : "memory");
+    return two;
+  }
+  DEVICE bool is_here(const uint4& two) const { return two.y == epoch && two.w == epoch; }
+  // Waits for two numbers that were looked for before.
+  DEVICE uint2 take(uint4 two, int place) const {
+    while (!is_here(two)) two = look(place);
+    return uint2{two.x, two.z};
+  }
+  DEVICE float4 take4(int place) const {
+    const uint4 first = look(place), second = look(place + 2);
+    const uint2 a = take(first, place), b = take(second, place + 2);
+    return float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)};
+  }
+  // What all lanes are about to take is waited for by one of them at first, so that waiting is not what the memory does most.
+  DEVICE void expect(int place) const {
+    if (threadIdx.x % 32 == 0) take(look(place), place);
+    WARP_BARRIER();
+  }
+};
+
 // Four outputs of attention of several parts of the positions.
-DEVICE float4 joined4(const float* all, int output, int parts) {
-  const float* from = all + (size_t)(output / SIZE) * parts * SLOT;
+DEVICE float4 joined4(const Exchange& from, int output, int parts) {
+  const int first = output / SIZE * parts * SLOT, d = output % SIZE;
   float most = MINUS_INFINITY, weight = 0;
 #pragma unroll 1
-  for (int part = 0; part < parts; ++part) most = fmaxf(most, __ldcg(from + part * SLOT + SIZE));
+  for (int part = 0; part < parts; ++part) most = fmaxf(most, from.take4(first + part * SLOT + SIZE).x);
   float4 mixed = {0, 0, 0, 0};
 #pragma unroll 1
-  for (int part = 0; part < parts; ++part, from += SLOT) {
-    const float share = exponential(__ldcg(from + SIZE) - most);
-    const float4 value = load_float4(from + output % SIZE);
+  for (int part = 0; part < parts; ++part) {
+    const float4 ends = from.take4(first + part * SLOT + SIZE), value = from.take4(first + part * SLOT + d);
+    const float share = exponential(ends.x - most);
     mixed.x = fmaf(share, value.x, mixed.x), mixed.y = fmaf(share, value.y, mixed.y);
     mixed.z = fmaf(share, value.z, mixed.z), mixed.w = fmaf(share, value.w, mixed.w);
-    weight = fmaf(share, __ldcg(from + SIZE + 1), weight);
+    weight = fmaf(share, ends.y, weight);
   }
   return float4{mixed.x / weight, mixed.y / weight, mixed.z / weight, mixed.w / weight};
 }
 
 // Multiplies by all tiles of the block: `put(tile, output, value)` is called by the lanes that have one, or, where gates and
-// ups are in turn, `put(tile of the gate, output, gate, up)`. `chunk` is the first one of the matrix, and then of the next.
+// ups are in turn, `put(tile of the gate, output, gate, up, first)` by two lanes for each, the first of which `first`. `chunk` is the first one of the matrix, and then of the next.
 template <bool PAIRED, class F>
 DEVICE void multiply_flow(const Ring& ring, int& chunk, const Work& work, const unsigned char* planes, const Group* groups,
                           float* sums, F put) {
@@ -253,8 +290,8 @@ DEVICE void multiply_flow(const Ring& ring, int& chunk, const Work& work, const 
         float total = 0;
 #pragma unroll 8
         for (int s = 0; s < steps; ++s) total += own[s * 16];
-        const float up = shuffle_xor(total, 16);
-        if (side == 0) put(work.first + tile + 2 * pair, output, total, up);
+        const float other = shuffle_xor(total, 16);
+        put(work.first + tile + 2 * pair, output, side ? other : total, side ? total : other, side == 0);
       }
     } else {
       for (int one = warp; one < tiles; one += WARPS) {

@@ -30,7 +30,7 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
-from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_layout, flow_sizes
+from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_sizes
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
@@ -111,6 +111,7 @@ class WholeStep:
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
         self._flowing: dict[int, Any] = {}
+        self._exchange: Any = None
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
 
@@ -161,6 +162,8 @@ class WholeStep:
     def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
         """What the table says of the logits layer and the embeddings."""
         weights, companion, scores = self._packed(kind, head)
+        if _flows(kind):
+            companion = self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
     def address(self, cache: GpuCache) -> int:
@@ -412,7 +415,7 @@ class WholeStep:
         tile, _ = _UNITS[kind.mode]
         inner = padded(c.intermediate_size)
         qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
-        flow = flow_layout(c, self.grid) if _flows(kind) else []
+        flow = [("AT_LOGITS", padded(c.vocab_size, 16))] if _flows(kind) else []
         outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
@@ -454,7 +457,7 @@ class WholeStep:
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         if _flows(kind):
             made, shared = flow_sizes(self.config, fixed - 4 * 64)
-            constants |= made
+            constants |= made | flow_exchange(self.config, self.grid)[0]
             return shared
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes

@@ -46,11 +46,15 @@ def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constan
     return sizes, ring + chunks * _CHUNK_UNITS * _UNIT_BYTES
 
 
-def flow_layout(config: ModelConfig, grid: int) -> list[tuple[str, int]]:
-    """What the kernel keeps in scratch memory, in floats, with `grid` blocks."""
+def flow_exchange(config: ModelConfig, grid: int) -> tuple[dict[str, int], int]:
+    """Places of what `grid` blocks tell each other, in words of memory that nothing else uses, and words in all."""
     c = config
-    qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    outputs = {"AT_QKV": qkv, "AT_OUT": c.hidden_size, "AT_LOGITS": c.vocab_size}
-    attended = c.num_heads * max(1, grid // c.num_heads) * (c.head_dim + 4)
-    outputs["AT_ATTENDED"] = max(attended, c.num_heads * c.head_dim)
-    return [*((name, padded(count, 16)) for name, count in outputs.items()), ("AT_INNER", padded(c.intermediate_size, 16) // 2)]
+    mixed, qkv = c.num_heads * c.head_dim, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    attended = max(mixed, c.num_heads * max(1, grid // c.num_heads) * (c.head_dim + 4))
+    numbers = {"FROM_QKV": qkv, "FROM_OUT": c.hidden_size, "FROM_DOWN": c.hidden_size, "FROM_ATTENDED": attended}
+    numbers["FROM_INNER"] = padded(c.intermediate_size, 16) // 2
+    places, place = dict[str, int](), 64
+    for name, count in numbers.items():
+        places[name] = place
+        place += 2 * padded(count, 32)
+    return places, place

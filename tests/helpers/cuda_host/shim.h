@@ -27,6 +27,7 @@ struct __nv_bfloat16 { unsigned short v; };
 inline float __int_as_float(int i) { float f; std::memcpy(&f, &i, 4); return f; }
 inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
 inline int __float_as_int(float f) { return int(__float_as_uint(f)); }
+inline float __uint_as_float(unsigned u) { return __int_as_float(int(u)); }
 inline float __half2float(__half h) { return float(h.v); }
 inline __half __float2half_rn(float f) { return __half{_Float16(f)}; }
 inline float2 __half22float2(__half2 h) { return {float(h.x.v), float(h.y.v)}; }
