@@ -54,30 +54,37 @@ auto put = [&](int i, const float4& value, int wide) {
   const float v[4] = {value.x, value.y, value.z, value.w};
   put_whole(planes, groups, i, v, i < wide);
 };
+// Takes the numbers of this thread of a row of `width`: all are looked for before any is waited for.
+auto take_quads = [&](const Exchange& from, int width, auto& to) {
+  constexpr int COUNT = sizeof(to) / sizeof(to[0]);
+  from.expect(tid / 32 * 128 < width ? tid / 32 * 128 : 0);
+  uint4 found[COUNT][2];
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j) {
+    const int i = place_of_quad(j) < width ? place_of_quad(j) : 0;
+    found[j][0] = from.look(i), found[j][1] = from.look(i + 2);
+  }
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j) {
+    const bool inside = place_of_quad(j) < width;
+    const int i = inside ? place_of_quad(j) : 0;
+    const uint2 a = from.take(found[j][0], i), b = from.take(found[j][1], i + 2);
+    to[j] = inside ? float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)} : float4{0, 0, 0, 0};
+  }
+  STAMP(number_now, 4);
+};
 // Makes the row of a multiplication that has a norm, before its scale: gives that. What was returned, if anything, is added to
 // the residual stream.
 auto make_normed = [&](bool adds, const Exchange& returned) {
-  float4 more[QUADS];
   if (adds) {
-    returned.expect(tid / 32 * 128 < HIDDEN ? tid / 32 * 128 : 0);
-    uint4 found[QUADS][2];
+    float4 more[QUADS];
+    take_quads(returned, HIDDEN, more);
 #pragma unroll
-    for (int j = 0; j < QUADS; ++j) {
-      const int i = place_of_quad(j) < HIDDEN ? place_of_quad(j) : 0;
-      found[j][0] = returned.look(i), found[j][1] = returned.look(i + 2);
-    }
-#pragma unroll
-    for (int j = 0; j < QUADS; ++j) {
-      const int i = place_of_quad(j) < HIDDEN ? place_of_quad(j) : 0;
-      const uint2 a = returned.take(found[j][0], i), b = returned.take(found[j][1], i + 2);
-      more[j] = float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)};
-    }
+    for (int j = 0; j < QUADS; ++j) add(x[j], more[j]);
   }
-  STAMP(number_now, 4);
   float square = 0;
 #pragma unroll
   for (int j = 0; j < QUADS; ++j) {
-    if (adds && place_of_quad(j) < HIDDEN) add(x[j], more[j]);
     square += four_squares(x[j]);
     const float4 &a = x[j], &b = norm[j];
     put(place_of_quad(j), float4{a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w}, HIDDEN_WIDE);
@@ -88,14 +95,17 @@ auto make_normed = [&](bool adds, const Exchange& returned) {
   return rms_scale(lane_sum(lane < WARPS ? partial[lane] : 0.0f), HIDDEN, EPSILON);
 };
 auto make_mixed = [&](int parts, const Exchange& attended) {
-  attended.expect(tid / 32 * 128 < MIXED ? tid / 32 * 128 : 0);
-  STAMP(number_now, 4);
-#pragma unroll 1
-  for (int i = tid * 4; i < MIXED_QUADS * THREADS * 4; i += THREADS * 4) {
-    float4 value = {0, 0, 0, 0};
-    if (i < MIXED) value = parts == 1 ? attended.take4(i) : joined4(attended, i, parts);
-    put(i, value, MIXED_WIDE);
+  float4 value[MIXED_QUADS];
+  if (parts == 1) {
+    take_quads(attended, MIXED, value);
+  } else {
+#pragma unroll
+    for (int j = 0; j < MIXED_QUADS; ++j) {
+      value[j] = place_of_quad(j) < MIXED ? joined4(attended, place_of_quad(j), parts) : float4{0, 0, 0, 0};
+    }
   }
+#pragma unroll
+  for (int j = 0; j < MIXED_QUADS; ++j) put(place_of_quad(j), value[j], MIXED_WIDE);
   BARRIER();
 };
 // Two numbers of 16 bits go around together.

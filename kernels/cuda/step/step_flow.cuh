@@ -237,8 +237,10 @@ struct Exchange {
   }
   // What all lanes are about to take is waited for by one of them at first, so that waiting is not what the memory does most.
   DEVICE void expect(int place) const {
+#ifndef NO_EXPECT
     if (threadIdx.x % 32 == 0) take(look(place), place);
     WARP_BARRIER();
+#endif
   }
 };
 
