@@ -90,3 +90,13 @@ def test_a_draft_is_the_reference(store: Store, use_host: Any, monkeypatch: Any,
     wanted = drafts(ReferenceRuntime(store), passes, 5)
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
+
+
+def test_weights_by_a_ring_give_the_same_bits(
+    store: Store, use_host: Any, monkeypatch: Any, tmp_path: Path  # noqa: F811
+) -> None:
+    passes = [("exact", [7]), ("exact", [3])]
+    plain = drafts(on_host(store, tmp_path / "plain", monkeypatch, use_host, 3), passes, 3)
+    monkeypatch.setattr(step, "RING_PIECES", 5)
+    ring = drafts(on_host(store, tmp_path / "ring", monkeypatch, use_host, 3), passes, 3)
+    assert all(np.array_equal(one, other) for one, other in zip(plain, ring, strict=True))
