@@ -21,12 +21,24 @@ struct Group {
 // A block's tiles of a multiplication; the logits layer is site 4. Gates and ups are tiles in turn.
 struct Work {
   int first, tiles, steps;
+  int start, further, round;  // a warp's first step, how far its next one is, and tiles whose sums there is room for
+
+  template <int STEPS>
+  DEVICE void divide() {
+    steps = STEPS, start = threadIdx.x / 32 % STEPS, further = WARPS % STEPS, round = MOST_UNITS / (2 * STEPS) * 2;
+  }
 
   DEVICE explicit Work(int site) {
     constexpr int counts[5] = {TILE_COUNTS}, lengths[5] = {STEP_COUNTS};
     const int all = site == 0 ? counts[0] : site == 1 ? counts[1] : site == 2 ? counts[2] : site == 3 ? counts[3] : counts[4];
     const int each = site == 2 ? 2 : 1;
-    steps = site == 1 ? lengths[1] : site == 3 ? lengths[3] : lengths[0];
+    if (site == 1) {
+      divide<lengths[1]>();
+    } else if (site == 3) {
+      divide<lengths[3]>();
+    } else {
+      divide<lengths[0]>();
+    }
     first = all / each * int(blockIdx.x) / GRID * each;
     tiles = all / each * int(blockIdx.x + 1) / GRID * each - first;
   }
@@ -267,12 +279,11 @@ DEVICE float4 joined4(const Exchange& from, int output, int parts) {
 template <bool PAIRED, class F>
 DEVICE void multiply_flow(const Ring& ring, int& chunk, const Work& work, const unsigned char* planes, const Group* groups,
                           float* sums, F put) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, units = work.units(), steps = work.steps;
-  const int round = MOST_UNITS / (2 * steps) * 2, further = WARPS % steps;  // tiles at a time
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, steps = work.steps;
 #pragma unroll 1
-  for (int tile = 0; tile < work.tiles; tile += round) {
-    const int from = tile * steps, tiles = work.tiles - tile < round ? work.tiles - tile : round, until = from + tiles * steps;
-    int step = warp % steps;
+  for (int tile = 0; tile < work.tiles; tile += work.round) {
+    const int from = tile * steps, tiles = work.tiles - tile < work.round ? work.tiles - tile : work.round, until = from + tiles * steps;
+    int step = work.start;
     if (tile) BARRIER();
 #pragma unroll 1
     for (int unit = from + warp; unit < until; unit += WARPS) {
@@ -281,7 +292,7 @@ DEVICE void multiply_flow(const Ring& ring, int& chunk, const Work& work, const 
       multiply_unit(ring.places + place * CHUNK_BYTES + unit % CHUNK_UNITS * UNIT_BYTES, step, planes, groups, sums + (unit - from) * 16);
       WARP_BARRIER();
       if (lane == 0) arrive(ring.empty + 8 * place, 1);
-      step += further;
+      step += work.further;
       step -= step >= steps ? steps : 0;
     }
     BARRIER();
