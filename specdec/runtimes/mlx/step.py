@@ -231,8 +231,8 @@ class WholeStep:
         if key not in self._launches:
             code = kernel.code(self._inputs, (self.mx.float32, self.mx.uint32))
             self._launches[key] = Launch(
-                self.driver, code, kernel.name, grid=self.grid, threads=self._threads(kind), shared_bytes=kernel.shared_bytes,
-                pointers=10, numbers=5,
+                self.driver, code, kernel.name, grid=self.grid, threads=self._threads(kind),
+                shared_bytes=kernel.shared_bytes, pointers=10, numbers=5,
             )  # fmt: skip
         shape = cache.arrays[0].shape
         scratch = self._scratch_of(floats + self._split_floats(kind, shape[3]))

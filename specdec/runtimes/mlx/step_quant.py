@@ -20,11 +20,11 @@ from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
     CHOICE_WORDS,
+    PARTS,
     SHARED_KB,
     STATE_WORDS,
     THREADS,
     TOP_WORDS,
-    PARTS,
     WholeStep,
 )
 from specdec.runtimes.mlx.step_sizes import attention_bytes

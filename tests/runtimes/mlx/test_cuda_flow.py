@@ -65,7 +65,9 @@ def chosen(one: Any, ahead: int, least_margin: float = 0.0) -> list[Any]:
     for token in IDS[:5]:
         one.forward([Rows(cache, [token], full)])
     while len(made) < 4:
-        rows = Rows(cache, [made[-1].token if made else 9], full, logits="choices", ahead=ahead, least_margin=least_margin)
+        rows = Rows(
+            cache, [made[-1].token if made else 9], full, logits="choices", ahead=ahead, least_margin=least_margin
+        )
         made += one.forward([rows], view="int4")[0].choices
         if ahead:
             break
@@ -93,7 +95,10 @@ def test_a_draft_is_the_reference(store: Store, use_host: Any, monkeypatch: Any,
 
 
 def test_weights_by_a_ring_give_the_same_bits(
-    store: Store, use_host: Any, monkeypatch: Any, tmp_path: Path  # noqa: F811
+    store: Store,
+    use_host: Any,
+    monkeypatch: Any,
+    tmp_path: Path,
 ) -> None:
     passes = [("exact", [7]), ("exact", [3])]
     plain = drafts(on_host(store, tmp_path / "plain", monkeypatch, use_host, 3), passes, 3)
