@@ -1,8 +1,10 @@
 """Speculation on a 7B-shaped model on the GPU: real kernels at real sizes, acceptance from a smaller model's record.
 
 Random weights accept nothing, so acceptance comes from `acceptance_map.py`'s result of a real model: by
-place in the draft, the share that was kept where everything before it was. Every step is run and waited for, its logits
-read and its best token looked up, as decoding does; only the decision how many tokens count is drawn from the record.
+place in the draft, the share that was kept where everything before it was. Every launch is run and waited for and its
+choices are read, as decoding does: plain decoding goes on for eight tokens a launch, and a launch drafts all tokens of
+a round.
+Only the decision how many tokens count is drawn from the record.
 
     python benchmarks/gpu_replay.py results/acceptance-MODEL.json --json results/gpu_replay-DEVICE.json
 """
@@ -25,6 +27,8 @@ from gpu_step import CONTEXT, Steps, mlx_step
 
 from specdec.model.architecture import ModelConfig
 
+AT_ONCE = 8  # tokens of a launch that decodes plainly
+
 
 def kept_shares(path: Path, view: str, effort: float) -> list[float]:
     """Share of drafted tokens that were kept, by place, among those whose predecessors all were."""
@@ -43,10 +47,10 @@ class Decoder:
     def __init__(self, steps: Steps, room: int) -> None:
         self.steps, self.room, self.position = steps, room, CONTEXT
 
-    def step(self, mode: str, effort: float, tokens: list[int]) -> list[int]:
-        """Run a step at the position and give the best token of every row."""
+    def chosen(self, mode: str, effort: float, tokens: list[int], ahead: int = 0) -> list[int]:
+        """What a launch at the position chooses after every row, and `ahead` tokens further."""
         self.steps.position = self.position
-        return self.steps.logits(mode, effort, tokens).argmax(axis=1).tolist()
+        return self.steps.chosen(mode, effort, tokens, ahead)
 
     def advance(self, count: int) -> None:
         """Keep `count` more tokens; start over if the cache is full."""
@@ -57,22 +61,18 @@ class Decoder:
     def plain(self, tokens: int) -> float:
         """Seconds a token without drafts."""
         start, token = time.perf_counter(), 1
-        for _ in range(tokens):
-            token = self.step("dense", 1.0, [token])[0]
-            self.advance(1)
-        return (time.perf_counter() - start) / tokens
+        for _ in range(0, tokens, AT_ONCE):
+            token = self.chosen("dense", 1.0, [token], AT_ONCE - 1)[-1]
+            self.advance(AT_ONCE)
+        return (time.perf_counter() - start) / (-(-tokens // AT_ONCE) * AT_ONCE)
 
     def speculative(self, tokens: int, length: int, effort: float, shares: list[float]) -> tuple[float, float]:
         """Seconds a token, and tokens a round, with `length` int4 drafts a round."""
         chance = random.Random(7)
         start, made, rounds = time.perf_counter(), 0, 0
         while made < tokens:
-            drafts, begin = [1], self.position
-            for _ in range(length):
-                drafts += self.step("int4", effort, drafts[-1:])
-                self.position += 1
-            self.position = begin
-            self.step("dense", 1.0, drafts)
+            drafts = [1, *self.chosen("int4", effort, [1], length - 1)]
+            self.chosen("dense", 1.0, drafts)
             accepted = 0
             while accepted < length and chance.random() < shares[accepted]:
                 accepted += 1
@@ -110,7 +110,7 @@ def main() -> None:
     steps = Steps(transformer)
     decoder = Decoder(steps, int(np.prod(steps.cache[0].shape[-2:-1])))
     for rows in (1, 5, 9):  # kernels are compiled when they are first needed
-        decoder.step("dense", 1.0, list(range(rows)))
+        decoder.chosen("dense", 1.0, list(range(rows)))
     own = min(decoder.plain(arguments.tokens) for _ in range(2))
     theirs = mlx_plain(config, plain, transformer.embeddings, 40)
     rows_of = [("MLX dense", 0, theirs * 1e3, own / theirs, 1.0, 1.0), ("plain", 0, own * 1e3, 1.0, theirs / own, 1.0)]
@@ -118,7 +118,7 @@ def main() -> None:
         shares = kept_shares(arguments.record, "int4", effort)
         if not shares:
             continue
-        decoder.step("int4", effort, [1])
+        decoder.chosen("int4", effort, [1])
         for length in range(1, len(shares) + 1):
             taken, per_round = decoder.speculative(arguments.tokens, length, effort, shares)
             label = f"int4 at {effort}"

@@ -12,18 +12,20 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from threading import RLock
 from typing import Any
 
 import numpy as np
 from common import add_json_option, print_table, write_json
-from gpu_common import SHAPE_7B, TIERS, cache_arrays, copy_bandwidth, device, mx, on_device, random_transformer, seconds
+from gpu_common import GPU, SHAPE_7B, TIERS, copy_bandwidth, device, mx, on_device, random_transformer, seconds
 from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.cache import SPAN
 from specdec.runtimes.mlx.model import Kind, Transformer
 from specdec.runtimes.mlx.ops import row_step
-from specdec.runtimes.mlx.state import chain, state_of
+from specdec.runtimes.mlx.state import chain, show_choices, state_of
+from specdec.runtimes.mlx.step import CHOICE_WORDS
 
 CONTEXT = 200
 
@@ -88,17 +90,24 @@ def random_history(config: ModelConfig) -> list[tuple[Any, Any]]:
 
 
 class Steps:
-    """Runs single steps of a transformer at `position`, at first after a history of CONTEXT tokens."""
+    """Runs single steps of a transformer at `position`, as a runtime does: at first after CONTEXT tokens."""
 
     def __init__(self, transformer: Transformer) -> None:
         self.transformer, self.position = transformer, CONTEXT
-        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in cache_arrays(transformer, 2 * SPAN)]
+        self._held = transformer.new_cache(2 * SPAN, RLock())
+        self._held.reserve(2 * SPAN)
+        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in self._held.arrays]
         mx.eval(self.cache)
+        self.moved()
         self._takes: dict[tuple[str, float], list[Any]] = {}
 
     def state(self, tokens: list[int]) -> np.ndarray:
         """The pass's state, from the host as in decoding."""
         return state_of([chain(tokens, self.position, wanted=len(tokens))], [2 * SPAN])
+
+    def moved(self) -> None:
+        """Tell that the arrays of `cache` are others."""
+        self._held.arrays, self._held.address = self.cache, None
 
     def takes(self, mode: str, effort: float) -> list[Any]:
         """Weights to take of every multiplication."""
@@ -115,12 +124,26 @@ class Steps:
         return self._takes[mode, effort]
 
     def __call__(self, mode: str, effort: float, tokens: list[int]) -> Any:
-        """A step, to be waited for."""
+        """A step: what to wait for, or None where it has been waited for."""
+        return self._run(mode, effort, tokens, self.state(tokens))
+
+    def _run(self, mode: str, effort: float, tokens: list[int], state: np.ndarray) -> Any:
         selects = mode in ("inputs", "verify", "bucket") or effort < 1
         splits = 0 if self.transformer.whole else -(-(self.position + len(tokens)) // SPAN)
         kind = Kind(mode, selects, row_step(len(tokens)), splits, row_step(len(tokens)))
         takes = self.takes(mode, effort) if selects else []
-        return self.transformer.run(kind, self.state(tokens), [self.cache], takes)
+        if self.transformer.launch(kind, state, [self._held], takes):
+            GPU.driver.wait()
+            return None
+        return self.transformer.run(kind, state, [self.cache], takes)
+
+    def chosen(self, mode: str, effort: float, tokens: list[int], ahead: int = 0) -> list[int]:
+        """The best token after each of `tokens`; a single one goes on for `ahead` tokens. Steps are one kernel."""
+        state = self.state(tokens)
+        show_choices(state, ahead=ahead)
+        mx.eval(self._run(mode, effort, tokens, state))
+        found = self.transformer.choices(len(tokens), ahead).reshape(-1, CHOICE_WORDS)
+        return [int(token) for token in found[:, 4].copy().view(np.int32)]
 
     def logits(self, mode: str, effort: float, tokens: list[int]) -> np.ndarray:
         """Logits of a step (tokens, V)."""
@@ -146,6 +169,7 @@ def check(steps: Steps, mlx: Callable[[Any, list[Any]], Any], cache: list[Any]) 
         if steps.transformer.whole:
             steps.cache[0][number] = layer
     mx.eval(steps.cache)
+    steps.moved()
     ours = steps.logits("dense", 1.0, tokens).astype(np.float64)
     table = steps.transformer.embeddings
     theirs = np.array(mlx(table[mx.array(tokens)], cache).astype(mx.float32)).astype(np.float64)

@@ -37,26 +37,36 @@ def compiler() -> str | None:
 def _plain(instruction: str) -> str:
     """C++ of an `asm` statement."""
     given = _OPERAND.findall(instruction)
+    if "m16n8k32" in instruction:
+        return "tensor_product_of_bytes(sum, w, x0, x1);"
     if "mma.sync" in instruction:
         return f"tensor_product(sum, w, x0, x1, {'__nv_bfloat16' if '.bf16' in instruction else '__half'}());"
     if "mbarrier.init" in instruction:
-        return f"init_counter({given[0]});"
+        return f"::init_counter({given[0]}, {given[1] if len(given) > 1 else 1});"
+    if "mbarrier.arrive.shared" in instruction:
+        return f"::arrive_at({given[0]}, {given[1]});"
+    if "mbarrier.test_wait" in instruction:
+        return f"{given[0]} = ::counter_has_come({given[1]}, {given[2]}); let_others_run();"
+    if "bar.sync" in instruction:
+        return f"meet_some({given[0]});"
     if "cp.async.bulk.shared" in instruction:
         return f"copy_bulk({', '.join(given)});"
     if "try_wait" in instruction:
-        return f"wait_counter({given[0]}, {given[1]});"
+        return f"::wait_counter({given[0]}, {given[1]});"
     if "ld.acquire" in instruction:
         return f"{given[0]} = *(volatile unsigned*)({given[1]}); let_others_run();"
-    if "red." in instruction:
-        return f"*(unsigned*)({given[0]}) += 1;"
+    if copied := re.search(r"cp\.async\.c[ag]\.[^;]*, (\d+);", instruction):
+        return f"std::memcpy(shared_at({given[0]}), {given[1]}, {copied[1]});"
+    if '"red.' in instruction:
+        return f"*(unsigned*)({given[0]}) += {given[1] if len(given) > 1 else 1};"
     if "atom." in instruction:
         return f"{given[0]} = (*(unsigned*)({given[1]}))++;"
     if "globaltimer" in instruction:
         return f"{given[0]} = 0;"
     if "st.volatile" in instruction:
-        return " ".join(f"((volatile unsigned*)({given[0]}))[{n}] = {given[1 + n]};" for n in range(4))
+        return " ".join(f"((volatile unsigned*)({given[0]}))[{n}] = {value};" for n, value in enumerate(given[1:]))
     if "ld.volatile" in instruction:
-        loads = " ".join(f"{given[n]} = ((volatile unsigned*)({given[4]}))[{n}];" for n in range(4))
+        loads = " ".join(f"{to} = ((volatile unsigned*)({given[-1]}))[{n}];" for n, to in enumerate(given[:-1]))
         return f"{loads} let_others_run();"
     return ";"  # fences, prefetches, expected bytes
 
@@ -102,7 +112,7 @@ class Grids:
         blocks, threads = self._given[0][1]
         _scheduler()
         kernels = [self._kernel(self._given[rank][0]) for rank in sorted(self._given)]
-        given = [(ctypes.c_void_p * 8)(*self._given[rank][2]) for rank in sorted(self._given)]
+        given = [(ctypes.c_void_p * 16)(*self._given[rank][2]) for rank in sorted(self._given)]
         entries = (ctypes.c_void_p * len(kernels))(*[ctypes.cast(kernel, ctypes.c_void_p) for kernel in kernels])
         places = (ctypes.c_void_p * len(given))(*map(ctypes.addressof, given))
         if _scheduler().run_grids(len(kernels), blocks, threads, 0, 0, entries, places, ctypes.c_long(_MOST_TURNS)):
@@ -183,7 +193,8 @@ def _unit(text: str) -> str:
     found = re.search(r'extern "C" __global__ void (\w+)\(([^)]*)\)', plain)
     assert found
     types = [parameter.strip().rsplit(" ", 1)[0] for parameter in found[2].split(",")]
-    call = ", ".join(f"({kind})given[{number}]" for number, kind in enumerate(types))
+    casts = [f"({kind})" if "*" in kind else "(int)(std::intptr_t)" for kind in types]
+    call = ", ".join(f"{cast}given[{number}]" for number, cast in enumerate(casts))
     plain = plain.replace(found[0], f"static void {found[1]}({found[2]})")
     return f'#include "shim.h"\n{plain}\nextern "C" void run(void** given) {{ {found[1]}({call}); }}\n'
 

@@ -47,8 +47,8 @@ DEVICE Piece piece_at([[maybe_unused]] const int* state, int number, half_t* cac
 #endif
 }
 
-constexpr int EACH_WARP = SPAN / WARPS;
-static_assert(EACH_WARP == 16, "the sums over lanes are written for 16 positions");
+constexpr int EACH_WARP = SPAN / WARPS, SHARING = 32 / EACH_WARP;  // positions of a warp, and lanes that share one
+static_assert(EACH_WARP == 16 || EACH_WARP == 8, "the sums over lanes are written for 16 positions, or 8");
 
 struct AttentionMemory {
   float turning[WARPS][SIZE];
@@ -66,21 +66,23 @@ DEVICE void widen(const uint2& raw, float (&to)[4]) {
   to[0] = low.x, to[1] = low.y, to[2] = high.x, to[3] = high.y;
 }
 
-// Adds 16 values over the lanes; lanes 2 a and 2 a + 1 get the sum of value a.
-DEVICE float spread_sum(float (&value)[16], int lane) {
+// Adds values over the lanes; lanes SHARING a .. SHARING a + SHARING - 1 get the sum of value a.
+DEVICE float spread_sum(float (&value)[EACH_WARP], int lane) {
 #pragma unroll
-  for (int half = 8, mask = 16; half > 0; half /= 2, mask /= 2) {
+  for (int half = EACH_WARP / 2, mask = 16; half > 0; half /= 2, mask /= 2) {
 #pragma unroll
     for (int a = 0; a < half; ++a) {
       const float kept = lane & mask ? value[a + half] : value[a], sent = lane & mask ? value[a] : value[a + half];
       value[a] = kept + shuffle_xor(sent, mask);
     }
   }
-  return value[0] + shuffle_xor(value[0], 1);
+#pragma unroll
+  for (int mask = SHARING / 2; mask > 0; mask /= 2) value[0] += shuffle_xor(value[0], mask);
+  return value[0];
 }
 
-// What a warp makes of its 16 positions for one query: each lane has four dimensions of keys, values and query, lanes 2 a and
-// 2 a + 1 say whether position a is seen. The weighted sum of values, the largest score, and the sum of weights.
+// What a warp makes of its positions for one query: each lane has four dimensions of keys, values and query, the lanes of
+// position a say whether it is seen. The weighted sum of values, the largest score, and the sum of weights.
 DEVICE void weigh(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], const float (&q)[4], bool seen, float (&mixed)[4],
                   float& most, float& weight) {
   const int lane = threadIdx.x % 32;
@@ -94,12 +96,12 @@ DEVICE void weigh(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], cons
   const float own = spread_sum(score, lane);
   most = lane_max(seen ? own : MINUS_INFINITY);
   const float part = seen ? exponential(own - most) : 0.0f;
-  weight = lane_sum(lane % 2 ? 0.0f : part);
+  weight = lane_sum(lane % SHARING ? 0.0f : part);
 #pragma unroll
   for (int e = 0; e < 4; ++e) mixed[e] = 0;
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
-    const float share = __shfl_sync(EVERY_LANE, part, 2 * a);
+    const float share = __shfl_sync(EVERY_LANE, part, SHARING * a);
     float wide[4];
     widen(v[a], wide);
 #pragma unroll
@@ -225,7 +227,7 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
 
 #pragma unroll 1
   for (int r = 0; r < TOGETHER && base + r < rows; ++r) {
-    const int newest = ROW_PLACE(front + base + r), at = first + lane / 2;
+    const int newest = ROW_PLACE(front + base + r), at = first + lane / SHARING;
 #if TREE
 #pragma unroll
     for (int a = 0; a < EACH_WARP; ++a) {

@@ -157,9 +157,9 @@ DEVICE void look_at_row(int row, F four, float* logits, float* found, [[maybe_un
   BARRIER();
 }
 
-// What all blocks found, after a grid barrier: a warp for each row. Tokens go to `chosen`, in shared memory; block 0 writes
-// the choices to `out`.
-DEVICE void choose_rows(int rows, const float* found, int* chosen, float* out) {
+// What all blocks found, after a grid barrier: a warp for each row. Tokens go to `chosen`, in shared memory, and with
+// `margins` what they are ahead of the next ones by; block 0 writes the choices to `out`.
+DEVICE void choose_rows(int rows, const float* found, int* chosen, float* out, float* margins = nullptr) {
   const int lane = threadIdx.x % 32;
   for (int row = threadIdx.x / 32; row < rows; row += WARPS) {
     Choice choice = Choice::none();
@@ -169,19 +169,20 @@ DEVICE void choose_rows(int rows, const float* found, int* chosen, float* out) {
     choice = lane_choice(choice);
     if (lane == 0) {
       chosen[row] = choice.token;
+      if (margins) margins[row] = choice.most - choice.second;
       if (blockIdx.x == 0) put_choice(out + row * CHOICE_WORDS, choice);
     }
   }
   BARRIER();
 }
 
-// Whether a launch that may go on does: after `turn` tokens of every row, unless each row has come to an end. Then every row
-// goes on with its own token, one place further.
-DEVICE bool goes_on(int* state, int rows, int turn, const int* chosen) {
+// Whether a launch that may go on does: after `turn` tokens of every row, unless each row has come to an end, or, with
+// `margins`, to a choice that is too close. Then every row goes on with its own token, one place further.
+DEVICE bool goes_on(int* state, int rows, int turn, const int* chosen, const float* margins = nullptr) {
   if (turn >= state[STATE_AHEAD]) return false;
   bool all_ended = true;
   for (int row = 0; row < rows; ++row) {
-    bool ended = false;
+    bool ended = margins && margins[row] < __int_as_float(state[STATE_MARGIN]);
     for (int end = 0; end < MOST_ENDS; ++end) ended = ended || state[STATE_ENDS + end] == chosen[row] + 1;
     all_ended = all_ended && ended;
   }

@@ -98,19 +98,20 @@ DEVICE void turn_bytes(unsigned r0, unsigned r1, unsigned r2, unsigned r3, unsig
   to[2] = __byte_perm(c, d, 0x5410), to[3] = __byte_perm(c, d, 0x7632);
 }
 
-// The embedding of `token`, from a plain table or from the packed logits layer: see embed.cu.
-DEVICE void embed_row(const weight_t* table, size_t token, float* x) {
-  for (int i = threadIdx.x; i < HIDDEN; i += THREADS) {
+// Input i of the embedding of `token`, from a plain table or from the packed logits layer: see embed.cu.
+DEVICE float embedded(const weight_t* table, size_t token, int i) {
 #if TIED
-    const size_t step = (token / 16) * (HIDDEN_PAD / 32) + i / 32;
-    const int k = i % 32, o = token % 16;
-    const int lane = o % 8 * 4 + k / 8;
-    const size_t place = step * 512 + (k / 4 % 2) * 256 + lane * 8 + (k / 2 % 2) * 4 + o / 8 * 2 + k % 2;
+  const size_t step = (token / 16) * (HIDDEN_PAD / 32) + i / 32;
+  const int k = i % 32, o = token % 16;
+  const int lane = o % 8 * 4 + k / 8;
+  const size_t place = step * 512 + (k / 4 % 2) * 256 + lane * 8 + (k / 2 % 2) * 4 + o / 8 * 2 + k % 2;
 #else
-    const size_t place = token * HIDDEN + i;
+  const size_t place = token * HIDDEN + i;
 #endif
-    x[i] = to_float(table[place]);
-  }
+  return to_float(table[place]);
+}
+DEVICE void embed_row(const weight_t* table, size_t token, float* x) {
+  for (int i = threadIdx.x; i < HIDDEN; i += THREADS) x[i] = embedded(table, token, i);
 }
 
 }  // namespace specdec

@@ -128,7 +128,8 @@ class MlxRuntime:
         )
         self._steps = Steps(self._mx, self._transformer, self._takes, weight_bytes=self._weight_bytes, wait=self._wait)
         if self._transformer.whole is not None or self._transformer.ranks is not None:
-            self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD)
+            alone = MOST_AHEAD if self._transformer.whole is not None else 0
+            self.info = replace(self.info, chooses=True, most_ahead=MOST_AHEAD, drafts_ahead=alone)
         self._turning = Turning(self._mx, self._transformer, self._mode(EXACT, selects=False), self._weight_bytes)
         self.info = replace(self.info, recycles=self._turning.most_rows)
 
@@ -265,7 +266,7 @@ class MlxRuntime:
 
     def _ahead(self, batch: Sequence[Rows], shares: list[Share], view: str) -> int:
         """Tokens that all sequences of a pass go ahead for together: in one step, or not at all."""
-        if not (asked := min(rows.ahead for rows in batch)):
+        if not (asked := min(rows.ahead for rows in batch)) or (view != EXACT and len(batch) > 1):
             return 0
         kinds = {(share.mode, share.selects) for share in shares}
         room = min(share.cache.capacity - share.cache.length for share in shares) - 1

@@ -26,7 +26,8 @@ SHOWS = PIECES + MAX_ROWS * PIECE_SIZE  # of the wanted rows 0: logits, 1: choic
 AHEAD = SHOWS + 1  # tokens that every row goes on for, each with its own choice
 ENDS = AHEAD + 1  # 1 more than tokens that nothing follows, 0 for none
 MOST_ENDS = 8
-RECYCLE = ENDS + MOST_ENDS  # the launch's own drafts: see `recycle`
+MARGIN = ENDS + MOST_ENDS  # float32: what a choice is ahead of the next one at least, where a row goes on
+RECYCLE = MARGIN + 1  # the launch's own drafts: see `recycle`
 PATHS = RECYCLE + RECYCLE_SIZE  # for each row, a byte for each position from the root on: a row's number
 STATE_SIZE = PATHS + MAX_ROWS * PATH_WORDS  # before `LOGITS_FROM`: slot of the first row, rows, tokens
 MOST_AHEAD = 15
@@ -34,7 +35,12 @@ MOST_AHEAD = 15
 STATE_CONSTANTS: dict[str, int] = {"STATE_PLACES": PLACES, "STATE_PIECES": PIECES, "PIECE_SIZE": PIECE_SIZE}
 STATE_CONSTANTS |= {"MOST_PIECES": MAX_ROWS, "STATE_PATHS": PATHS, "PATH_WORDS": PATH_WORDS, "STATE_CHOICES": CHOICES}
 CHOOSING_CONSTANTS: dict[str, int] = {"STATE_SHOWS": SHOWS, "STATE_AHEAD": AHEAD, "STATE_ENDS": ENDS}
-CHOOSING_CONSTANTS |= {"MOST_ENDS": MOST_ENDS, "STATE_SIZE": STATE_SIZE, "STATE_RECYCLE": RECYCLE}
+CHOOSING_CONSTANTS |= {
+    "STATE_MARGIN": MARGIN,
+    "MOST_ENDS": MOST_ENDS,
+    "STATE_SIZE": STATE_SIZE,
+    "STATE_RECYCLE": RECYCLE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +104,9 @@ def state_of(pieces: Sequence[Piece], capacities: Sequence[int], addresses: Sequ
     return state
 
 
-def show_choices(state: np.ndarray, *, logits: bool = False, ahead: int = 0, ends: Iterable[int] = ()) -> None:
+def show_choices(
+    state: np.ndarray, *, logits: bool = False, ahead: int = 0, ends: Iterable[int] = (), least_margin: float = 0.0
+) -> None:
     """Make a step show the choices of the wanted rows.
 
     Args:
@@ -107,7 +115,9 @@ def show_choices(state: np.ndarray, *, logits: bool = False, ahead: int = 0, end
         ahead: tokens that every row goes on for, at most `MOST_AHEAD`; above 0 a sequence has one row.
         ends: tokens that nothing follows; once every row has come to one, the step ends. Those beyond `MOST_ENDS` do
             not count.
+        least_margin: of a choice after which a draft goes on; the exact view does not look at it.
     """
+    state[MARGIN : MARGIN + 1].view(np.float32)[0] = least_margin
     state[SHOWS], state[AHEAD] = 2 if logits else 1, ahead
     found = sorted(ends)[:MOST_ENDS]
     state[ENDS : ENDS + len(found)] = [token + 1 for token in found]

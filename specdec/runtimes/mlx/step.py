@@ -21,7 +21,7 @@ from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
-from specdec.runtimes.mlx.pack import LINE, padded
+from specdec.runtimes.mlx.pack import LINE, pack_stream_int4, padded, unpack_int4
 from specdec.runtimes.mlx.state import (
     CHOOSING_CONSTANTS,
     LOGITS_FROM,
@@ -30,6 +30,7 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
+from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_sizes
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
@@ -64,6 +65,7 @@ _UNITS = {"dense": (16, 32), "inputs": (LINE, 32), "verify": (32, 32), "int4": (
 SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
+RING_PIECES = 0  # of 2 kB, of a warp, through which a row alone gets its weights; 0: by way of registers
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
@@ -72,6 +74,11 @@ def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
     if driver is None or driver.generation < 8 or config.hidden_size % 4 or not runs_as_one_kernel(config):
         return False
     return driver.shared_bytes >= SHARED_KB * 1024
+
+
+def _flows(kind: Kind) -> bool:
+    """Whether weights flow through the kernel: see `step_flow`."""
+    return kind.mode == "int4" and not kind.selects
 
 
 _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
@@ -105,6 +112,8 @@ class WholeStep:
         self._scratch: Any = None
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
+        self._flowing: dict[int, Any] = {}
+        self._exchange: Any = None
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
 
@@ -157,6 +166,8 @@ class WholeStep:
     def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
         """What the table says of the logits layer and the embeddings."""
         weights, companion, scores = self._packed(kind, head)
+        if _flows(kind):
+            companion = self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
     def address(self, cache: GpuCache) -> int:
@@ -223,8 +234,8 @@ class WholeStep:
         if key not in self._launches:
             code = kernel.code(self._inputs, (self.mx.float32, self.mx.uint32))
             self._launches[key] = Launch(
-                self.driver, code, kernel.name, grid=self.grid, threads=THREADS, shared_bytes=kernel.shared_bytes,
-                pointers=10, numbers=5,
+                self.driver, code, kernel.name, grid=self.grid, threads=self._threads(kind),
+                shared_bytes=kernel.shared_bytes, pointers=10, numbers=5,
             )  # fmt: skip
         shape = cache.arrays[0].shape
         scratch = self._scratch_of(floats + self._split_floats(kind, shape[3]))
@@ -279,8 +290,8 @@ class WholeStep:
                 self._logits,
                 self._choices,
             ],
-            grid=(self.grid * THREADS, 1, 1),
-            threadgroup=(THREADS, 1, 1),
+            grid=(self.grid * self._threads(kind), 1, 1),
+            threadgroup=(self._threads(kind), 1, 1),
             output_shapes=[(floats + self._split_floats(kind, cache.shape[3]),), (2,)],
             output_dtypes=[self.mx.float32, self.mx.uint32],
         )
@@ -302,6 +313,8 @@ class WholeStep:
         if kind.mode == "verify":
             assert linear.tiers is not None
             return linear.weights, linear.tiers.planes, linear.tiers.scores
+        if _flows(kind):
+            return self._streamed(linear), None, None
         if kind.mode == "int4":
             assert linear.int4 is not None
             return linear.int4.levels, linear.int4.scales, linear.int4.scores
@@ -322,23 +335,38 @@ class WholeStep:
             constants |= {"CHOICE_WORDS": CHOICE_WORDS, "TAKES": 7 * self.config.num_layers + 1}  # numbers of a line
             floats = self._layout(kind, constants)
             shared_bytes = self._shared_bytes(kind, constants)
-            body, *products = self._files(kind)
+            body, *parts = self._files(kind)
             text = kernel_text(
                 "cuda",
                 body,
                 constants,
                 inputs=("table", "cache", "angles", "take", "told", "sync", "logits_out", "choices_out"),
                 outputs=("scratch", "done"),
-                bounds=(THREADS, 1),
-                parts=(*PARTS, *products),
+                bounds=(self._threads(kind), 1),
+                parts=parts,
             )
             built = build(self.mx, "cuda", text, shared_bytes=shared_bytes)
             self._kernels[key] = built, floats
         return self._kernels[key]
 
+    def _threads(self, kind: Kind) -> int:
+        return FLOW_THREADS if _flows(kind) else THREADS
+
+    def _streamed(self, linear: Linear) -> Any:
+        """The 4-bit weights of a multiplication in the order of `step_flow.cuh`."""
+        assert linear.int4 is not None
+        key = id(linear)
+        if key not in self._flowing:
+            made = pack_stream_int4(self.mx, *unpack_int4(self.mx, linear.int4, padded(linear.inputs)))
+            self.mx.eval(made)
+            self._flowing[key] = made
+        return self._flowing[key]
+
     def _files(self, kind: Kind) -> tuple[str, ...]:
-        """The files of a kind's step and of its products."""
-        return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", _MULTIPLY[kind.mode]
+        """The file of a kind's step, and those of its parts."""
+        if _flows(kind):
+            return "step_flow", *FLOW_PARTS
+        return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", *PARTS, _MULTIPLY[kind.mode]
 
     @property
     def _split(self) -> int:
@@ -391,6 +419,7 @@ class WholeStep:
         tile, _ = _UNITS[kind.mode]
         inner = padded(c.intermediate_size)
         qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
+        flow = [("AT_LOGITS", padded(c.vocab_size, 16))] if _flows(kind) else []
         outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
@@ -409,6 +438,7 @@ class WholeStep:
         squares, constants["VALUES_EACH"] = rows * padded(c.hidden_size) // 128, rows * widest
         looked = rows * self.grid
         blocks += [("AT_VALUES", 2 * rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
+        blocks += flow
         blocks += [("AT_CHOICES", looked * CHOICE_WORDS), ("AT_TOPS", looked * TOP_WORDS * kind.recycles)]
         place = 0
         for name, size in blocks:
@@ -429,6 +459,10 @@ class WholeStep:
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
+        if _flows(kind):
+            made, shared = flow_sizes(self.config, fixed - 4 * 64)
+            constants |= made | flow_exchange(self.config, self.grid)[0]
+            return shared
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes
         turned = 33 << int(constants["BIN_BITS"])  # numbers: the bins of a histogram, with room between them
@@ -447,4 +481,7 @@ class WholeStep:
             exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
         rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
-        return fixed + padded(rest, 16) + ring
+        total = fixed + padded(rest, 16) + ring
+        constants["RING_PIECES"] = pieces = RING_PIECES if self._is_alone(kind) else 0
+        constants["RINGS_AT"] = padded(total, 128)
+        return padded(total, 128) + warps * pieces * (2048 + 8) if pieces else total

@@ -20,6 +20,7 @@ from specdec.runtimes.mlx.state import LOGITS_FROM
 from specdec.runtimes.mlx.step import (
     BIN_BITS,
     CHOICE_WORDS,
+    PARTS,
     SHARED_KB,
     STATE_WORDS,
     THREADS,
@@ -112,7 +113,7 @@ class QuantStep(WholeStep):
         return self._constants(kind)
 
     def _files(self, kind: Kind) -> tuple[str, ...]:  # noqa: ARG002
-        return "step_quant", "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh"
+        return "step_quant", *PARTS, "step_portions.cuh", "step_quant_units.cuh", "step_quant.cuh"
 
     def _constants(self, kind: Kind) -> dict[str, Constant]:
         rows, nested = kind.rows, kind.mode == "nested"

@@ -10,7 +10,7 @@ import numpy as np
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts
-from specdec.runtimes.base import Choice, Pass, Rows
+from specdec.runtimes.base import EXACT, Choice, Pass, Rows
 from specdec.runtimes.mlx.batch import Share
 from specdec.runtimes.mlx.cache import SPAN, GpuCache
 from specdec.runtimes.mlx.chosen import choices_of, words_of
@@ -135,7 +135,7 @@ class Steps:
         """
         step = self._ordered(step)
         caches = [part.cache for part, _, _ in step]
-        plan = self._plan(step, caches, shown, ahead)
+        plan = self._plan(step, caches, shown, ahead, drafts=view != EXACT)
         takes = self._takes.lines(plan.efforts, view) if plan.kind.selects else []
         out = None
         if not self._transformer.launch(plan.kind, plan.state, caches, takes):
@@ -155,7 +155,9 @@ class Steps:
         order = sorted(range(len(step)), key=lambda n: (wants[n], step[n][0].cache.positions))
         return [step[n] for n in order]
 
-    def _plan(self, step: list[Part], caches: list[GpuCache], shown: Sequence[Shown], ahead: int) -> _Plan:
+    def _plan(
+        self, step: list[Part], caches: list[GpuCache], shown: Sequence[Shown], ahead: int, *, drafts: bool
+    ) -> _Plan:
         mode, selects, whole = step[0][0].mode, step[0][0].selects, self._transformer.whole
         efforts = [step[0][0].efforts]
         if len(step) > 1:
@@ -176,7 +178,8 @@ class Steps:
         with_logits = len(choosing) < len(step)
         if choosing:
             ends = frozenset[int]().union(*(one.ends for one in choosing))
-            show_choices(state, logits=with_logits, ahead=ahead, ends=ends)
+            margin = max(one.least_margin for one in choosing) if drafts else 0.0
+            show_choices(state, logits=with_logits, ahead=ahead, ends=ends, least_margin=margin)
         return _Plan(kind, state, pieces, counts, wanted, efforts, ahead, with_logits, bool(choosing))
 
     def _logits(self, plan: _Plan, out: Any) -> np.ndarray:

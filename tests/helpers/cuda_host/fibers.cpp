@@ -18,8 +18,8 @@ struct Warp {
 };
 struct Block {
   Warp warps[MOST_THREADS / 32];
-  int waiting = 0, number = 0, line = 0;
-  unsigned meetings = 0;
+  int waiting = 0, some_waiting = 0, number = 0, line = 0;
+  unsigned meetings = 0, some_meetings = 0;
   uint4* shared = nullptr;
 };
 struct Fiber {
@@ -52,6 +52,15 @@ void __syncthreads() {
     block.waiting = 0, ++block.meetings;
   } else {
     while (block.meetings == turn) let_others_run();
+  }
+}
+void meet_some(int threads) {
+  Block& block = *running->block;
+  const unsigned turn = block.some_meetings;
+  if (++block.some_waiting == threads) {
+    block.some_waiting = 0, ++block.some_meetings;
+  } else {
+    while (block.some_meetings == turn) let_others_run();
   }
 }
 void __syncwarp() {

@@ -27,6 +27,7 @@ struct __nv_bfloat16 { unsigned short v; };
 inline float __int_as_float(int i) { float f; std::memcpy(&f, &i, 4); return f; }
 inline unsigned __float_as_uint(float f) { unsigned u; std::memcpy(&u, &f, 4); return u; }
 inline int __float_as_int(float f) { return int(__float_as_uint(f)); }
+inline float __uint_as_float(unsigned u) { return __int_as_float(int(u)); }
 inline float __half2float(__half h) { return float(h.v); }
 inline __half __float2half_rn(float f) { return __half{_Float16(f)}; }
 inline float2 __half22float2(__half2 h) { return {float(h.x.v), float(h.y.v)}; }
@@ -65,6 +66,21 @@ inline int __shfl_up_sync(unsigned, int v, int delta) {
   const int lane = threadIdx.x % 32;
   return int(of_all_lanes(unsigned(v))[lane >= delta ? lane - delta : lane]);
 }
+template <class T> T __shfl_sync(unsigned, T v, int lane) {
+  unsigned bits;
+  std::memcpy(&bits, &v, 4);
+  bits = of_all_lanes(bits)[lane & 31];
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
+inline unsigned __shfl_xor_sync(unsigned, unsigned v, int mask) { return of_all_lanes(v)[threadIdx.x % 32 ^ mask]; }
+inline int __float2int_rn(float f) { return int(std::nearbyint(f)); }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+  const std::uint64_t both = std::uint64_t(b) << 32 | a;
+  unsigned made = 0;
+  for (int i = 0; i < 4; ++i) made |= unsigned(both >> (8 * (which >> (4 * i) & 7)) & 255) << (8 * i);
+  return made;
+}
 inline int __reduce_add_sync(unsigned, int v) {
   const unsigned* all = of_all_lanes(unsigned(v));
   int sum = 0;
@@ -83,16 +99,29 @@ inline unsigned __cvta_generic_to_shared(const void* p) {
   return unsigned(static_cast<const char*>(p) - reinterpret_cast<const char*>(shared_of_block));
 }
 inline char* shared_at(unsigned at) { return reinterpret_cast<char*>(shared_of_block) + at; }
-// A copy by the bulk engine, which is there at once; the counter's word says how many have come.
-inline void init_counter(unsigned at) { *reinterpret_cast<std::uint64_t*>(shared_at(at)) = 0; }
+// A counter says how many of its phases have ended, how many arrivals a phase takes, and how many it still lacks. A copy by
+// the bulk engine is there at once, and ends a phase.
+struct Counter { std::uint32_t ended; std::uint16_t expected, lacking; };
+inline Counter& counter_at(unsigned at) { return *reinterpret_cast<Counter*>(shared_at(at)); }
+inline void init_counter(unsigned at, int count) { counter_at(at) = {0, std::uint16_t(count), std::uint16_t(count)}; }
+inline void arrive_at(unsigned at, int count) {
+  Counter& counter = counter_at(at);
+  if (count > counter.lacking) std::abort();
+  if (counter.lacking -= count) return;
+  ++counter.ended, counter.lacking = counter.expected;
+}
+inline bool counter_has_come(unsigned at, unsigned parity) {
+  return (reinterpret_cast<volatile Counter*>(shared_at(at))->ended & 1) != parity;
+}
 inline void copy_bulk(unsigned to, const void* from, int count, unsigned counter) {
   if (count % 16 || to % 16) std::abort();  // arrays of the host begin anywhere
   std::memcpy(shared_at(to), from, count);
-  ++*reinterpret_cast<std::uint64_t*>(shared_at(counter));
+  arrive_at(counter, 1);
 }
 inline void wait_counter(unsigned at, unsigned parity) {
-  while ((*reinterpret_cast<volatile std::uint64_t*>(shared_at(at)) & 1) == parity) let_others_run();
+  while (!counter_has_come(at, parity)) let_others_run();
 }
+void meet_some(int threads);  // a barrier of some of a block's threads
 
 inline float to_number(__half v) { return float(v.v); }
 inline float to_number(__nv_bfloat16 v) { return __bfloat162float(v); }
@@ -122,5 +151,21 @@ void tensor_product(float (&sum)[4], const unsigned (&w)[4], unsigned x0, unsign
       }
     }
     sum[e] = float(total);
+  }
+}
+// mma.m16n8k32 of bytes, unsigned times signed: lane (g, q) has inputs 4 q .. 4 q + 3 of rows g and g + 8, then inputs 16
+// further.
+inline void tensor_product_of_bytes(int (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigned x1) {
+  unsigned weights[4][32], rows[2][32];
+  for (int r = 0; r < 4; ++r) std::memcpy(weights[r], of_all_lanes(w[r]), sizeof weights[r]);
+  std::memcpy(rows[0], of_all_lanes(x0), sizeof rows[0]);
+  std::memcpy(rows[1], of_all_lanes(x1), sizeof rows[1]);
+  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  for (int e = 0; e < 4; ++e) {
+    for (int k = 0; k < 32; ++k) {
+      const int half = k / 16, other = k % 16 / 4, byte = k % 4 * 8;
+      const auto x = static_cast<signed char>(rows[half][(2 * q + e % 2) * 4 + other] >> byte);
+      sum[e] += int(weights[e / 2 + 2 * half][g * 4 + other] >> byte & 255) * x;
+    }
   }
 }
