@@ -54,9 +54,9 @@ def _plain(instruction: str) -> str:
     if "globaltimer" in instruction:
         return f"{given[0]} = 0;"
     if "st.volatile" in instruction:
-        return " ".join(f"((volatile unsigned*)({given[0]}))[{n}] = {given[1 + n]};" for n in range(4))
+        return " ".join(f"((volatile unsigned*)({given[0]}))[{n}] = {one};" for n, one in enumerate(given[1:]))
     if "ld.volatile" in instruction:
-        loads = " ".join(f"{given[n]} = ((volatile unsigned*)({given[4]}))[{n}];" for n in range(4))
+        loads = " ".join(f"{one} = ((volatile unsigned*)({given[-1]}))[{n}];" for n, one in enumerate(given[:-1]))
         return f"{loads} let_others_run();"
     return ";"  # fences, prefetches, expected bytes
 
