@@ -2,7 +2,7 @@
 // SPAN positions, by 256 threads of a block; the last block of a group and head puts the splits together and writes the
 // result into the memory of all GPUs. Arithmetic: rotate.cu, attention.cu and attention_sum.cu.
 constexpr int GROUP = HEADS / KV_HEADS, TOGETHER = ROWS < 4 ? ROWS : 4, LANES = 256, SIDES = LANES / SIZE;
-constexpr int SHARE = (SPAN + SIDES - 1) / SIDES, EACH = (SIZE + 31) / 32, AT_ONCE = 16;
+constexpr int SHARE = (SPAN + SIDES - 1) / SIDES, EACH = (SIZE + 31) / 32, AT_ONCE = ROWS == 1 ? 32 : 16;
 struct Attending {
   float turning[WARPS][SIZE];
   float query[TOGETHER][SIZE];
@@ -84,7 +84,8 @@ auto rotate = [&](int layer, int row, int kind, int head) {
   WARP_BARRIER();
 };
 
-auto attend = [&](int layer, int base, int head, int split, int most_splits) {
+// With `alone` there is only one split, which is sent as it is.
+auto attend = [&](int layer, int base, int head, int split, int most_splits, [[maybe_unused]] bool alone) {
   const int window = int(address[layer * ENTRIES + 8]), kv_head = head / GROUP, start = split * SPAN, group = base / TOGETHER;
   half_t* keys = reinterpret_cast<half_t*>(caches[layer]) + (size_t)kv_head * capacity * SIZE;
   half_t* values = keys + (size_t)KV_HEADS * capacity * SIZE;
@@ -165,6 +166,16 @@ auto attend = [&](int layer, int base, int head, int split, int most_splits) {
     for (int r = 0; r < TOGETHER; ++r) m.sides[r][tid] = mixed[r];
   }
   BARRIER();
+#if ROWS == 1
+  if (alone && tid < (SIZE + 31) / 32 * 32) {
+    float value = m.sides[0][tid < SIZE ? tid : 0];
+    for (int other = 1; other < SIDES; ++other) value += m.sides[0][tid < SIZE ? other * SIZE + tid : 0];
+    // As `combine` would: the largest score is the split's own.
+    const float sum = fmaf(1.0f, value, 0.0f) / fmaf(1.0f, weight[0], 0.0f);
+    send_pair(tid < SIZE, AT_MIXED_WORDS, MIXED_BYTES, MIXED_FROM + head * SIZE + tid, sum);
+  }
+  if (alone) return;
+#endif
 #pragma unroll
   for (int r = 0; r < TOGETHER; ++r) {
     if (base + r < rows && tid < SIZE) {
@@ -227,7 +238,8 @@ auto attend_all = [&](int layer) {
   for (int item = GRID - 1 - block; item < items.count; item += GRID) {
     const int base = items.base(item), head = items.head(item), split = items.split(item);
     BARRIER();
-    attend(layer, base, head, split, most_splits);
+    attend(layer, base, head, split, most_splits, items.each == 1);
+    if (ROWS == 1 && items.each == 1) continue;
     BARRIER();
     if (tid == 0) m.is_last = comes_last(arrivals + base / TOGETHER * HEADS + head, items.each);
     BARRIER();
