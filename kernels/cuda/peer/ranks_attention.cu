@@ -249,7 +249,7 @@ auto attend_all = [&](int layer) {
 };
 
 // Brings the history that this block's items read near, while the row is on its way.
-[[maybe_unused]] auto ask_for_history = [&](int layer) {
+auto ask_for_history = [&](int layer) {
   const Items items(int(address[layer * ENTRIES + 8]), position, rows);
 #pragma unroll 1
   for (int item = GRID - 1 - block; item < items.count; item += GRID) {

@@ -220,9 +220,7 @@ for (;; ++token_turn) {
 #pragma unroll 1
 for (int number = 0; number <= last_number; ++number) {
   const int site = number == 4 * LAYERS ? 4 : number % 4, layer = number / 4, first = site == 4 ? logits_from : 0;
-#if ROWS == 1
   if (site == 0) ask_for_history(layer);
-#endif
   const act_t* activation = make(number, layer, site, first);
   if (site == 0) {
     ++meet.number;
