@@ -1,25 +1,33 @@
-// Barriers of a step in one kernel on several GPUs: over this GPU's grid, and over the grids of all.
+// Barriers of a step in one kernel on several GPUs: over this GPU's grid, and over the grids of all; and the numbers of what
+// GPUs send each other without a barrier.
 namespace specdec {
 
 // Counters only grow, by the same numbers on all GPUs; where they stand is kept in the memory from one launch to the next.
 struct GridsBarrier {
-  unsigned* own;  // of this GPU: [0] of all grids, [32] of this one, [64] and [65] where they stand
-  unsigned all, here;
+  unsigned* own;  // of this GPU: [0] of all grids, [32] of this one, [64] and [65] where they stand, [66] the last number
+  unsigned all, here, number;
 
-  DEVICE explicit GridsBarrier(unsigned* own_) : own(own_), all(__ldcg(own + 64)), here(__ldcg(own + 65)) {}
+  DEVICE explicit GridsBarrier(unsigned* own_)
+      : own(own_), all(__ldcg(own + 64)), here(__ldcg(own + 65)), number(__ldcg(own + 66)) {}
 
+  // Says that this block is here, after a barrier over it. Every block does.
+  DEVICE void arrive() {
+    here += GRID;
+    if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(own + 32) : "memory");
+  }
+  // One thread waits until every block of this grid has arrived; it sees what they wrote before.
+  DEVICE void wait_for_others() const {
+    wait_until([&] {
+      unsigned value;
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(own + 32) : "memory");
+      return int(value - here) >= 0;
+    });
+  }
   // Waits until every block of this grid is here; what they wrote before is seen after.
   DEVICE void wait() {
-    here += GRID;
     BARRIER();
-    if (threadIdx.x == 0) {
-      asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(own + 32) : "memory");
-      wait_until([&] {
-        unsigned value;
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(own + 32) : "memory");
-        return int(value - here) >= 0;
-      });
-    }
+    arrive();
+    if (threadIdx.x == 0) wait_for_others();
     BARRIER();
   }
   // The same of the grids of all GPUs. `counter_of(rank)` is the memory of each.
@@ -49,9 +57,9 @@ struct GridsBarrier {
     }
     BARRIER();
   }
-  // Keeps where the counters stand, after the last barrier.
+  // Keeps where the counters stand, when all blocks have read them.
   DEVICE void leave() {
-    if (blockIdx.x == 0 && threadIdx.x == 0) own[64] = all, own[65] = here;
+    if (blockIdx.x == 0 && threadIdx.x == 0) own[64] = all, own[65] = here, own[66] = number;
   }
 };
 

@@ -7,6 +7,11 @@ DEVICE void put_record(char* to, unsigned a, unsigned b, unsigned number) {
                : "memory");
 }
 
+// A word with its number: eight bytes, half of such a record.
+DEVICE void put_word(char* to, unsigned word, unsigned number) {
+  asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(word), "r"(number) : "memory");
+}
+
 DEVICE unsigned long long now_ns() {
   unsigned long long time;
   asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
@@ -35,6 +40,47 @@ DEVICE uint2 wait_record(const char* from, unsigned number) {
     return first == number && second == number;
   });
   return found;
+}
+
+// Waits for those of COUNT records of a thread whose bits are set in `missing`; number i lies `offset(i)` bytes after `from`.
+// All loads go out together.
+template <int COUNT, class F>
+DEVICE void wait_records(uint2 (&found)[COUNT], const char* from, F offset, unsigned missing, unsigned number) {
+  wait_until([&] {
+    unsigned first[COUNT], second[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (missing >> i & 1) {
+        asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(found[i].x), "=r"(first[i]), "=r"(found[i].y), "=r"(second[i])
+                     : "l"(from + offset(i))
+                     : "memory");
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if ((missing >> i & 1) && first[i] == number && second[i] == number) missing &= ~(1u << i);
+    }
+    return missing == 0;
+  });
+}
+// The same for single words.
+template <int COUNT, class F>
+DEVICE void wait_words(unsigned (&found)[COUNT], const char* from, F offset, unsigned missing, unsigned number) {
+  wait_until([&] {
+    unsigned beside[COUNT];
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if (missing >> i & 1) {
+        asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(found[i]), "=r"(beside[i]) : "l"(from + offset(i)) : "memory");
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      if ((missing >> i & 1) && beside[i] == number) missing &= ~(1u << i);
+    }
+    return missing == 0;
+  });
 }
 
 }  // namespace specdec

@@ -4,7 +4,8 @@
 // grids of all GPUs takes the place of a gather.
 // table (LAYERS * ENTRIES + 3 + RANKS) addresses: of each layer norms, bias, norms of heads, matrices, window; logits layer,
 // last norm, embeddings; memory of every GPU. caches (LAYERS) addresses, angles (., SIZE / 2, 2), told (the state) -> scratch
-// Memory: words [0] barriers of all grids, [32] of this one, [64] and [65] where both stand; from AT_MIXED on rows.
+// Memory: words [0] barriers of all grids, [32] of this one, [64] and [65] where both stand, [66] the last number; from
+// AT_MIXED on rows.
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, block = blockIdx.x;
 const int rows = told[1], logits_from = told[STATE_LOGITS], capacity = told[STATE_PIECES + 4];
@@ -40,39 +41,87 @@ act_t* made = reinterpret_cast<act_t*>(scratch + AT_MADE);
 unsigned* arrivals = reinterpret_cast<unsigned*>(scratch);
 auto meet_all = [&] { meet.wait_all([&](int rank) { return reinterpret_cast<unsigned*>(memory_of(rank)); }); };
 
+// Words with a number: where those of this layer begin in the memory of a GPU, by what they are.
+constexpr int STREAM_BYTES = 8 * ROWS * HIDDEN, MIXED_BYTES = 4 * SPLIT * MIXED_PAD, INNER_BYTES = 4 * SPLIT * INNER_PAD;
+auto words_of = [&](int rank, int at, int nbytes) { return memory_of(rank) + at + (meet.number & 1) * size_t(nbytes); };
+auto send_stream = [&](int at, int row, int output, float value) {
+  for (int rank = 0; rank < RANKS; ++rank) {
+    put_word(words_of(rank, at, STREAM_BYTES) + ((size_t)row * HIDDEN + output) * 8, bits_of(value), meet.number);
+  }
+};
+// Activations of the columns of two lanes side by side, the first of which is even: in each part one word.
+auto send_pair = [&](bool there, int at, int nbytes, int column, float value) {
+  act_t own_parts[SPLIT];
+  put_activation(own_parts, 0, 1, 0, value);
+  unsigned words[SPLIT];
+#pragma unroll
+  for (int part = 0; part < SPLIT; ++part) {
+    const unsigned mine = *reinterpret_cast<const unsigned short*>(own_parts + part);
+    words[part] = mine | unsigned(__shfl_xor_sync(EVERY_LANE, int(mine), 1)) << 16;
+  }
+  if (!there || column % 2) return;
+  for (int rank = 0; rank < RANKS; ++rank) {
+    char* to = words_of(rank, at, nbytes) + (size_t)column * 4 * SPLIT;
+#if SPLIT == 1
+    put_word(to, words[0], meet.number);
+#else
+    put_record(to, words[0], words[1], meet.number);
+#endif
+  }
+};
+
 // Makes the row of a multiplication that has a norm: what was returned is added to the residual stream. Threads stand for
 // NORM_WARPS warps of norm.cu, each for two of them where there are more than WARPS.
-auto norm_row = [&](int row, const float* from, const float* returned, float* to, const float* weight, act_t* activation, int place) {
-  constexpr int TIMES = (NORM_WARPS + WARPS - 1) / WARPS;
-  float value[TIMES][NORM_OWN], square[TIMES];
-  // All loads of a kind first: one by one each would wait for the memory.
-  auto each = [&](auto use) {
+constexpr int TIMES = (NORM_WARPS + WARPS - 1) / WARPS;
+using Part = float[TIMES][NORM_OWN];
+auto each_of = [&](Part& values, auto use) {
 #pragma unroll
-    for (int n = 0; n < TIMES; ++n) {
+  for (int n = 0; n < TIMES; ++n) {
 #pragma unroll
-      for (int j = 0; j < NORM_OWN; ++j) {
-        const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
-        use(value[n][j], i, thread < NORM_WARPS * 32 && i < HIDDEN);
-      }
+    for (int j = 0; j < NORM_OWN; ++j) {
+      const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
+      use(values[n][j], i, thread < NORM_WARPS * 32 && i < HIDDEN);
     }
-  };
-  if (from) {
-    each([&](float& v, int i, bool there) { v = there ? __ldcg(from + i) : 0.0f; });
-  } else {
-    const weight_t* table = ENTRY(weight_t, LAYERS, 2) + (size_t)state[2 + row] * HIDDEN;
-    each([&](float& v, int i, bool there) { v = there ? to_float(table[i]) : 0.0f; });
   }
-  if (returned) each([&](float& v, int i, bool there) { v = there ? fmaf(__ldcg(returned + i), 1.0f, v) : 0.0f; });
-  if (to) {
-    each([&](float& v, int i, bool there) {
-      if (there) to[i] = v;
-    });
+};
+auto add_returned = [&](Part& stream, int row, int at) {
+  constexpr int BESIDE = NORM_OWN % 2 ? 1 : 2, EACH = NORM_OWN / BESIDE;  // values of a record, records of a thread in turn
+  const char* from = words_of(RANK, at, STREAM_BYTES) + ((size_t)row * HIDDEN + tid * NORM_OWN) * 8;
+  auto offset = [](int k) { return (k / EACH * THREADS * NORM_OWN + k % EACH * BESIDE) * 8; };
+  unsigned missing = 0;
+#pragma unroll
+  for (int k = 0; k < TIMES * EACH; ++k) {
+    const int thread = k / EACH * THREADS + tid, i = thread * NORM_OWN + k % EACH * BESIDE;
+    missing |= thread < NORM_WARPS * 32 && i < HIDDEN ? 1u << k : 0u;
   }
+#if NORM_OWN % 2
+  unsigned found[TIMES * EACH];
+  wait_words(found, from, offset, missing, meet.number);
+#else
+  uint2 found[TIMES * EACH];
+  wait_records(found, from, offset, missing, meet.number);
+#endif
+#pragma unroll
+  for (int n = 0; n < TIMES; ++n) {
+#pragma unroll
+    for (int j = 0; j < NORM_OWN; ++j) {
+      const int k = n * EACH + j / BESIDE;
+#if NORM_OWN % 2
+      const unsigned word = found[k];
+#else
+      const unsigned word = j % 2 ? found[k].y : found[k].x;
+#endif
+      stream[n][j] = missing >> k & 1 ? fmaf(__int_as_float(word), 1.0f, stream[n][j]) : 0.0f;
+    }
+  }
+};
+auto norm_row = [&](Part& stream, const Part& weight, act_t* activation, int place) {
+  float square[TIMES];
 #pragma unroll
   for (int n = 0; n < TIMES; ++n) {
     square[n] = 0;
 #pragma unroll
-    for (int j = 0; j < NORM_OWN; ++j) square[n] += value[n][j] * value[n][j];
+    for (int j = 0; j < NORM_OWN; ++j) square[n] += stream[n][j] * stream[n][j];
     square[n] = lane_sum(square[n]);
   }
   BARRIER();
@@ -89,40 +138,74 @@ auto norm_row = [&](int row, const float* from, const float* returned, float* to
     for (int j = 0; j < NORM_OWN; ++j) {
       const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
       if (thread < NORM_WARPS * 32 && i < HIDDEN_PAD) {
-        put_activation(activation, place, HIDDEN_PAD, i, i < HIDDEN ? value[n][j] * scale * weight[i] : 0.0f);
+        put_activation(activation, place, HIDDEN_PAD, i, i < HIDDEN ? stream[n][j] * scale * weight[n][j] : 0.0f);
       }
     }
   }
 };
 
 // The rows that a multiplication takes, from `first` on: where they lie.
-int side = 0;
+[[maybe_unused]] Part stream;  // of a single row, which every block makes by itself
 auto make = [&](int number, int layer, int site, int first) -> const act_t* {
-  const char* other = own + (site == 1 ? AT_MIXED : AT_INNER);
   if (site == 1 || site == 3) {
 #if ROWS == 1
-    const int words = SPLIT * (site == 1 ? MIXED_PAD : INNER_PAD) / 8;
-#pragma unroll 4
-    for (int i = tid; i < words; i += THREADS) reinterpret_cast<uint4*>(room)[i] = __ldcg(reinterpret_cast<const uint4*>(other) + i);
+    constexpr int EACH = 4;
+    const int width = site == 1 ? MIXED_PAD : INNER_PAD, used = site == 1 ? MIXED : INNER, all = width * SPLIT / 4;
+    const char* from = site == 1 ? words_of(RANK, AT_MIXED_WORDS, MIXED_BYTES) : words_of(RANK, AT_INNER_WORDS, INNER_BYTES);
+#pragma unroll 1
+    for (int begin = tid; begin - tid < all; begin += EACH * THREADS) {
+      uint2 both[EACH];
+      unsigned missing = 0;
+#pragma unroll
+      for (int k = 0; k < EACH; ++k) missing |= (begin + k * THREADS) * 4 < used * SPLIT ? 1u << k : 0u;
+      wait_records(both, from + (size_t)begin * 16, [](int k) { return k * THREADS * 16; }, missing, meet.number);
+#pragma unroll
+      for (int k = 0; k < EACH; ++k) {
+        const int at = begin + k * THREADS;
+        if (at >= all) break;
+        if (!(missing >> k & 1)) both[k] = uint2{0, 0};
+#if SPLIT == 1
+        reinterpret_cast<uint2*>(room)[at] = both[k];
+#else
+        reinterpret_cast<unsigned*>(room)[at] = both[k].x;
+        reinterpret_cast<unsigned*>(room)[width / 2 + at] = both[k].y;
+#endif
+      }
+    }
     BARRIER();
     return reinterpret_cast<act_t*>(room);
 #else
-    return reinterpret_cast<const act_t*>(other);
+    return reinterpret_cast<const act_t*>(own + (site == 1 ? AT_MIXED : AT_INNER));
 #endif
   }
-  const float* weight = site == 4 ? ENTRY(float, LAYERS, 1) : ENTRY(float, layer, site / 2);
-  const float* returned = number == 0 ? nullptr : reinterpret_cast<const float*>(own + (site == 2 ? AT_OUT : AT_DOWN));
+  const float* weights = site == 4 ? ENTRY(float, LAYERS, 1) : ENTRY(float, layer, site / 2);
+  Part weight;
+  each_of(weight, [&](float& v, int i, bool there) { v = there ? weights[i] : 0.0f; });
+  const int returned = site == 2 ? AT_OUT_WORDS : AT_DOWN_WORDS;
+  auto begin = [&](Part& values, int row) {
+    const weight_t* table = ENTRY(weight_t, LAYERS, 2) + (size_t)state[2 + row] * HIDDEN;
+    each_of(values, [&](float& v, int i, bool there) { v = there ? to_float(table[i]) : 0.0f; });
+  };
 #if ROWS == 1
-  // Every block makes it by itself; block 0 writes the sum to one place while all read from the other.
-  norm_row(0, number == 0 ? nullptr : x + side * HIDDEN, returned, block == 0 ? x + (1 - side) * HIDDEN : nullptr, weight,
-           reinterpret_cast<act_t*>(room), 0);
-  side = 1 - side;
+  if (number == 0) begin(stream, 0);
+  else add_returned(stream, 0, returned);
+  norm_row(stream, weight, reinterpret_cast<act_t*>(room), 0);
   BARRIER();
   return reinterpret_cast<act_t*>(room);
 #else
-  for (int row = first + block; row < rows; row += GRID) {
-    float* stream = x + (size_t)row * HIDDEN;
-    norm_row(row, number == 0 ? nullptr : stream, returned ? returned + (size_t)row * HIDDEN : nullptr, stream, weight, made, row - first);
+  for (int row = block; row < rows; row += GRID) {
+    float* kept = x + (size_t)row * HIDDEN;
+    Part values;
+    if (number == 0) {
+      begin(values, row);
+    } else {
+      each_of(values, [&](float& v, int i, bool there) { v = there ? kept[i] : 0.0f; });
+      add_returned(values, row, returned);
+    }
+    each_of(values, [&](float& v, int i, bool there) {
+      if (there) kept[i] = v;
+    });
+    if (row >= first) norm_row(values, weight, made, row - first);
   }
   meet.wait();
   return made;
@@ -137,38 +220,51 @@ for (;; ++token_turn) {
 #pragma unroll 1
 for (int number = 0; number <= last_number; ++number) {
   const int site = number == 4 * LAYERS ? 4 : number % 4, layer = number / 4, first = site == 4 ? logits_from : 0;
+  if (site == 0) ask_for_history(layer);
   const act_t* activation = make(number, layer, site, first);
+  if (site == 0) {
+    ++meet.number;
+#if ROWS == 1
+    meet.arrive();
+#endif
+  }
   const Work work(site);
+  const Passing passing{own + AT_PARTS, 8 * meet.number + site};
   const int width = site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD;
-  multiply_all(ring, work, width, activation, rows - first, sums, turns, [&](int, int tile, int row, int o, float value, float up) {
+  multiply_all(ring, work, passing, width, activation, rows - first, sums, turns, [&](bool there, int tile, int row, int o, float value, float up) {
     const int output = tile * 16 + o;
     if (site == 0) {
-      if (output < OWN_QKV) qkv[(size_t)row * OWN_QKV + output] = value;
+      if (!there || output >= OWN_QKV) return;
+#if ROWS == 1
+      put_word(words_of(RANK, AT_QKV_WORDS, 8 * OWN_QKV) + (size_t)output * 8, bits_of(value), meet.number);
+#else
+      qkv[(size_t)row * OWN_QKV + output] = value;
+#endif
     } else if (site == 2) {
       const int column = tile * 8 + o;
       const float inner = gated<0>(value, up);
-      if (column < OWN_INNER) {
-        for (int rank = 0; rank < RANKS; ++rank) {
-          put_activation(reinterpret_cast<act_t*>(memory_of(rank) + AT_INNER), row, INNER_PAD, INNER_FROM + column, inner);
-        }
-      }
-    } else if (site == 4) {
-      if (output < OWN_HEAD) {
-        for (int rank = 0; rank < RANKS; ++rank) {
-          reinterpret_cast<float*>(memory_of(rank) + AT_LOGITS)[(size_t)row * VOCAB + HEAD_FROM + output] = value;
-        }
-      }
-    } else if (output < OWN_HIDDEN) {
+#if ROWS == 1
+      send_pair(there && column < OWN_INNER, AT_INNER_WORDS, INNER_BYTES, INNER_FROM + column, inner);
+#else
+      if (!there || column >= OWN_INNER) return;
       for (int rank = 0; rank < RANKS; ++rank) {
-        reinterpret_cast<float*>(memory_of(rank) + (site == 1 ? AT_OUT : AT_DOWN))[(size_t)row * HIDDEN + HIDDEN_FROM + output] = value;
+        put_activation(reinterpret_cast<act_t*>(memory_of(rank) + AT_INNER), row, INNER_PAD, INNER_FROM + column, inner);
       }
+#endif
+    } else if (site == 4) {
+      if (!there || output >= OWN_HEAD) return;
+      for (int rank = 0; rank < RANKS; ++rank) {
+        reinterpret_cast<float*>(memory_of(rank) + AT_LOGITS)[(size_t)row * VOCAB + HEAD_FROM + output] = value;
+      }
+    } else if (there && output < OWN_HIDDEN) {
+      send_stream(site == 1 ? AT_OUT_WORDS : AT_DOWN_WORDS, row, HIDDEN_FROM + output, value);
     }
   });
   if (site == 0) {
-    meet.wait();
+    if (ROWS > 1) meet.wait();
     attend_all(layer);
   }
-  meet_all();
+  if (site == 4 || (ROWS > 1 && site % 2 == 0)) meet_all();
 }
 if (!chooses || !scores) break;
 const bool may_go_on = token_turn < state[STATE_AHEAD];

@@ -28,6 +28,15 @@ pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=Impo
 pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
 
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, 47, 16)]
+# GPUs have different numbers of heads, which queries share by threes.
+UNEVEN = {
+    "hidden_size": 96,
+    "intermediate_size": 112,
+    "num_heads": 6,
+    "num_kv_heads": 3,
+    "head_dim": 16,
+    "vocab_size": 80,
+}
 
 
 class _Texts:
@@ -135,7 +144,12 @@ def test_gpus_go_ahead_together(store: Store, use_host: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_two_gpus_give_the_bits_of_one(store: Store, use_host: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharing", [False, True], ids=["even", "uneven, blocks share tiles"])
+def test_two_gpus_give_the_bits_of_one(sharing: bool, use_host: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    if sharing:
+        monkeypatch.setattr(rank_step, "_WORTH_SHARING", 0)
+    config = tiny_config(**UNEVEN) if sharing else wider(tiny_config())
+    store = Store.open(convert(SyntheticSource(config), tmp_path / "model.store"))
     passes = [("exact", 1), ("exact", 5), ("int4", 1), ("exact", 1)]
     alone = on_gpus(1, store, use_host, tmp_path / "one", passes)
     both = on_gpus(2, store, use_host, tmp_path / "two", passes)
