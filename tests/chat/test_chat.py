@@ -21,7 +21,7 @@ from specdec.chat.commands import Commands
 from specdec.chat.conversation import Conversation, Turn
 from specdec.chat.reader import history_file, plain_lines
 from specdec.chat.session import Session
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, UnknownNameError
 
 MOST = 12
 
@@ -108,6 +108,9 @@ def test_set_checks_names_and_values(session: Session, commands: Commands) -> No
     before = dict(session.options)
     for line in ("/set nonsense 1", "/set temperature hot", "/set top_p 7", "/set verify_effort 0"):
         with pytest.raises(InvalidArgumentError):
+            commands.run(line)
+    for line in ("/set policy nonsense", "/set drafter nonsense:3", "/set draft_view nonsense"):
+        with pytest.raises(UnknownNameError, match=r"unknown .* 'nonsense': choose from"):
             commands.run(line)
     assert session.options == before
     said(commands)
