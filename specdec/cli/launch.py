@@ -73,7 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if find_place() is not None:
         raise InvalidArgumentError("this process is one of several already: launch starts them, and is not one of them")
-    return launch(_plan(arguments), program(words))
+    plan = _plan(arguments)
+    _check_command(words)
+    return launch(plan, program(words))
+
+
+def _check_command(words: Sequence[str]) -> None:
+    """Refuse a command of specdec that cannot be parsed, here and once, instead of in every rank.
+
+    Raises:
+        InvalidArgumentError: it cannot.
+    """
+    from specdec.cli.main import COMMANDS, parse
+
+    if words[0] == "specdec":
+        parse(list(words[1:]))
+    elif words[0] in COMMANDS:
+        parse(list(words))
 
 
 def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | None:

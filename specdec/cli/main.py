@@ -78,7 +78,7 @@ class _Parser(argparse.ArgumentParser):
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 parser = action.choices[getattr(found, action.dest)]
-        close = get_close_matches(rest[0].split("=", 1)[0], parser._option_string_actions, n=1, cutoff=0.75)
+        close = get_close_matches(rest[0].split("=", 1)[0], parser._option_string_actions, n=1, cutoff=0.76)
         hint = f"; there is {close[0]}" if close else ""
         raise InvalidArgumentError(f"unrecognized arguments: {' '.join(rest)}{hint} (see {parser.prog} --help)")
 
@@ -197,7 +197,7 @@ def _failure(error: Exception) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        arguments = parse(list(sys.argv[1:] if argv is None else argv))
     except Ended:
         raise
     except SystemExit as stop:  # argparse's way to end after --help and --version
@@ -214,8 +214,13 @@ def _run(argv: Sequence[str] | None) -> int:
     return int(arguments.run(arguments))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse a command line. A word after `--json` is its file, unless the command would lack an argument then."""
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse a command line. A word after `--json` is its file, unless the command would lack an argument then.
+
+    Raises:
+        InvalidArgumentError: it has a mistake.
+        SystemExit: it asks for help or the version, which is printed.
+    """
     try:
         return build_parser().parse_args(words)
     except _MissingError:

@@ -132,6 +132,7 @@ def test_models(
     says(run(capsys, "generate", "--model", "nosuch", "--prompt", "x"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "pull", "nosuch"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "pull"), f"pull needs the name of a model: one of .*{MODELS[:10]}")
+    says(run(capsys, "pull", "--list", "nosuch"), "--list lists all models and fetches none")
     says(run(capsys, "generate", "--model", "./nosuch", "--prompt", "x"), "no model at ./nosuch: give a store")
     says(run(capsys, "generate", "--model", "nosuch.gguf", "--prompt", "x"), "no model at nosuch.gguf")
     says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
