@@ -343,6 +343,8 @@ def _source_files(path: Path) -> list[Path]:
                 return gguf_files(path)
         hint = ": give the folder that holds it" if path.suffix in (".safetensors", ".json") else ""
         raise ModelFormatError(f"{path} is not a .gguf file{hint}")
+    if not path.is_dir():
+        raise ModelFormatError(f"{path} is neither a file nor a folder: copy the model into a file")
     if not (path / "config.json").is_file():
         raise ModelFormatError(
             f"{path} is neither a store (no {DESCRIPTION_FILE} in it) nor a Hugging Face folder (no config.json)"

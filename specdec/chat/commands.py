@@ -11,6 +11,7 @@ import specdec
 from specdec.chat.conversation import Conversation
 from specdec.chat.session import Session
 from specdec.engine.options import Options, option_value
+from specdec.engine.plugin_names import check_plugins
 from specdec.errors import InvalidArgumentError, OptionError
 
 # Options of the library that make sense in a chat, under the names that /set takes.
@@ -161,7 +162,7 @@ class Commands:
         if text != "default":
             try:
                 options[name] = option_value(name, text)
-                Options(**options)
+                check_plugins(Options(**options))
             except OptionError as error:
                 raise InvalidArgumentError(error.worded(str)) from None
         self.session.options = options

@@ -10,6 +10,7 @@ from specdec import catalogue
 from specdec.cli.common import MODEL_HELP, Subparsers, examples, whole_numbers
 from specdec.cli.consent import add_licence_option, consent_of
 from specdec.cli.output import add_json_option, check_json, write_json_output
+from specdec.errors import InvalidArgumentError
 from specdec.parse import foreign
 from specdec.progress import StreamProgress
 
@@ -81,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
     from specdec.store.conversion import default_quantised
 
     check_json(arguments)
+    if not arguments.output:
+        raise InvalidArgumentError("--output needs the name of a folder to create")
     layout, views = _layout(arguments), [name.strip() for name in arguments.views.split(",") if name.strip()]
     progress = StreamProgress()
     try:
@@ -117,5 +120,7 @@ def _layout(arguments: argparse.Namespace) -> BucketLayout:
     """The layout that the options describe, in four equal tiers unless they say otherwise."""
     from specdec.store import BucketLayout
 
+    if arguments.bucket_size is None and sum(arguments.tiers or (16,)) not in range(8, 65, 8):
+        raise InvalidArgumentError(f"--tiers must add up to a multiple of 8 from 8 to 64, not {sum(arguments.tiers)}")
     size = arguments.bucket_size if arguments.bucket_size is not None else sum(arguments.tiers or (16,))
     return BucketLayout(size, arguments.tiers or (size // 4,) * 4)

@@ -73,7 +73,23 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if find_place() is not None:
         raise InvalidArgumentError("this process is one of several already: launch starts them, and is not one of them")
-    return launch(_plan(arguments), program(words))
+    plan = _plan(arguments)
+    _check_command(words)
+    return launch(plan, program(words))
+
+
+def _check_command(words: Sequence[str]) -> None:
+    """Refuse a command of specdec that cannot be parsed, here and once, instead of in every rank.
+
+    Raises:
+        InvalidArgumentError: it cannot.
+    """
+    from specdec.cli.main import COMMANDS, parse
+
+    if words[0] == "specdec":
+        parse(list(words[1:]))
+    elif words[0] in COMMANDS:
+        parse(list(words))
 
 
 def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | None:
@@ -98,7 +114,7 @@ def run_in_ranks(arguments: argparse.Namespace, words: Sequence[str]) -> int | N
         timeout_s=DEFAULT_TIMEOUT_S,
         python=None,
     )
-    return launch(_plan(namespace), program(words))
+    return launch(_plan(namespace, option="--ranks"), program(words))
 
 
 def follows(arguments: argparse.Namespace) -> bool:
@@ -119,14 +135,18 @@ def program(words: Sequence[str]) -> list[str]:
     return [sys.executable, *words] if words[0].endswith(".py") else list(words)
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
+def _plan(arguments: argparse.Namespace, *, option: str = "-n") -> Plan:
     """What the options ask for.
+
+    Args:
+        arguments: of `launch`.
+        option: that the number of processes was given with.
 
     Raises:
         InvalidArgumentError: one is out of range, or they contradict each other.
     """
     if arguments.ranks is not None and not 1 <= arguments.ranks <= _MOST_RANKS:
-        raise InvalidArgumentError(f"-n must be 1 to {_MOST_RANKS} processes, not {arguments.ranks}")
+        raise InvalidArgumentError(f"{option} must be 1 to {_MOST_RANKS} processes, not {arguments.ranks}")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         raise InvalidArgumentError(f"--port must be 1 to 65535, not {arguments.port}")
     if not arguments.timeout_s > 0:

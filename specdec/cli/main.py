@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from specdec.cli.signals import Ended, Ending, ending, is_signals_doing
@@ -68,6 +69,18 @@ class _Parser(argparse.ArgumentParser):
             "expected one argument"
         )
         raise kind(f"{message}{hint} (see {self.prog} --help)")
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, rest = self.parse_known_args(args, namespace)
+        if not rest:
+            return found
+        parser: argparse.ArgumentParser = self
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parser = action.choices[getattr(found, action.dest)]
+        close = get_close_matches(rest[0].split("=", 1)[0], parser._option_string_actions, n=1, cutoff=0.76)
+        hint = f"; there is {close[0]}" if close else ""
+        raise InvalidArgumentError(f"unrecognized arguments: {' '.join(rest)}{hint} (see {parser.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(self._joined(sys.argv[1:] if args is None else args), namespace)
@@ -184,7 +197,7 @@ def _failure(error: Exception) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        arguments = _parse(list(sys.argv[1:] if argv is None else argv))
+        arguments = parse(list(sys.argv[1:] if argv is None else argv))
     except Ended:
         raise
     except SystemExit as stop:  # argparse's way to end after --help and --version
@@ -201,8 +214,13 @@ def _run(argv: Sequence[str] | None) -> int:
     return int(arguments.run(arguments))
 
 
-def _parse(words: list[str]) -> argparse.Namespace:
-    """Parse a command line. A word after `--json` is its file, unless the command would lack an argument then."""
+def parse(words: list[str]) -> argparse.Namespace:
+    """Parse a command line. A word after `--json` is its file, unless the command would lack an argument then.
+
+    Raises:
+        InvalidArgumentError: it has a mistake.
+        SystemExit: it asks for help or the version, which is printed.
+    """
     try:
         return build_parser().parse_args(words)
     except _MissingError:

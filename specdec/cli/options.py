@@ -10,6 +10,7 @@ from typing import Any
 from specdec.engine.flags import processor_argument
 from specdec.engine.grammar import check_grammar
 from specdec.engine.options import DEFAULTS, FLAGS, Options, flag_of
+from specdec.engine.plugin_names import check_plugins
 from specdec.errors import InvalidArgumentError
 from specdec.parse import ParseError, parse_json
 from specdec.read_file import read_bytes
@@ -58,6 +59,8 @@ def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
             schema = parse_json(text)
         except ParseError as error:
             raise InvalidArgumentError(f"--json-schema {arguments.json_schema} {error}") from None
+        if not isinstance(schema, dict | bool):
+            raise InvalidArgumentError(f"--json-schema {arguments.json_schema} must hold a JSON object")
         options["response_format"] = {"type": "json_schema", "schema": schema}
     if arguments.grammar_file is not None:
         options["grammar"] = _text_of("--grammar-file", arguments.grammar_file)
@@ -69,8 +72,11 @@ def check_options(options: dict[str, Any]) -> None:
 
     Raises:
         InvalidArgumentError: one of them is out of range, or a grammar has a mistake.
+        UnknownNameError: no such policy, drafter or view.
     """
-    grammar = Options(**options).asked_grammar
+    given = Options(**options)
+    check_plugins(given)
+    grammar = given.asked_grammar
     if grammar is not None:
         check_grammar(grammar)
 

@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.name, arguments.json = arguments.json, "-"  # `pull --json NAME`
     check_json(arguments)
     if arguments.list:
+        if arguments.name is not None:
+            raise InvalidArgumentError("--list lists all models and fetches none: leave out it or the name")
         _list(arguments)
         return 0
     if arguments.name is None:

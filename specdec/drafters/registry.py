@@ -22,6 +22,16 @@ register = _registry.register
 names = _registry.names
 
 
+def check_name(spec: str) -> None:
+    """Refuse `name` or `name:argument` where there is no drafter of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+        PluginError: the drafter cannot be loaded.
+    """
+    _registry.get(spec.partition(":")[0])
+
+
 def create(spec: str, setup: DrafterSetup) -> Drafter:
     """A new drafter from `name` or `name:argument`; what the argument means is the drafter's business.
 

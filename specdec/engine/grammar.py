@@ -65,7 +65,7 @@ def asked_grammar(response_format: object, grammar: object, regex: object) -> Gr
     for option, value in (("grammar", grammar), ("regex", regex)):
         if value is not None:
             if not isinstance(value, str) or not value:
-                raise OptionError(option, f"must be text, not {value!r}")
+                raise OptionError(option, f"must be text of at least one character, not {value!r}")
             found.append(Grammar(option, value))
     if len(found) > 1:
         raise OptionError(found[1].option, f"cannot be combined with {found[0].option}: leave one of them out")

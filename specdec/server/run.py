@@ -21,7 +21,7 @@ from specdec.server.site import Site
 
 BACKLOG = 2048
 _END_S = 5.0  # for answers whose connections were closed to end at a pass boundary
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Server(uvicorn.Server):
@@ -72,11 +72,13 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while the server runs. Unlike uvicorn's, this one does not raise them again afterwards."""
+        """Handle signals while the server runs, but for those that are ignored (`nohup`, a background command of a
+        shell). Unlike uvicorn's, this one does not raise them again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in SIGNALS}
+        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self.handle_exit) for number in heard}
         try:
             yield
         finally:

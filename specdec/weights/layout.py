@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, OptionError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class BucketLayout:
             )
         object.__setattr__(self, "tier_sizes", tuple(self.tier_sizes))
         if self.bucket_size % 8 or not 8 <= self.bucket_size <= 64:
-            raise InvalidArgumentError(f"bucket_size must be a multiple of 8 from 8 to 64, not {self.bucket_size}")
+            raise OptionError("bucket_size", f"must be a multiple of 8 from 8 to 64, not {self.bucket_size}")
         if min(self.tier_sizes, default=0) < 1 or sum(self.tier_sizes) != self.bucket_size:
             raise InvalidArgumentError(
                 f"tier_sizes must be positive and add up to bucket_size {self.bucket_size}, not {self.tier_sizes}"

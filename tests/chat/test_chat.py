@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import signal
 import stat
 import subprocess
 import sys
@@ -19,9 +20,9 @@ import pytest
 import specdec
 from specdec.chat.commands import Commands
 from specdec.chat.conversation import Conversation, Turn
-from specdec.chat.reader import history_file, plain_lines
+from specdec.chat.reader import TerminalReader, history_file, plain_lines
 from specdec.chat.session import Session
-from specdec.errors import InvalidArgumentError
+from specdec.errors import InvalidArgumentError, UnknownNameError
 
 MOST = 12
 
@@ -108,6 +109,9 @@ def test_set_checks_names_and_values(session: Session, commands: Commands) -> No
     before = dict(session.options)
     for line in ("/set nonsense 1", "/set temperature hot", "/set top_p 7", "/set verify_effort 0"):
         with pytest.raises(InvalidArgumentError):
+            commands.run(line)
+    for line in ("/set policy nonsense", "/set drafter nonsense:3", "/set draft_view nonsense"):
+        with pytest.raises(UnknownNameError, match=r"unknown .* 'nonsense': choose from"):
             commands.run(line)
     assert session.options == before
     said(commands)
@@ -251,3 +255,24 @@ def test_a_terminal_asks_answers_and_survives_ctrl_c(text_model: Path, tmp_path:
         os.close(master)
     (turn,) = Conversation.load(tmp_path / "talk.json").turns
     assert turn.question == "Name a river.\nIn Asia."
+
+
+def test_asking_leaves_signals_as_they_were(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    pytest.importorskip("prompt_toolkit", reason="needs the extra `chat`")
+    reader = TerminalReader(["/help"])
+
+    def prompt(_: str) -> str:  # as the session's event loop does
+        signal.set_wakeup_fd(-1)
+        return "hello"
+
+    monkeypatch.setattr(reader._session, "prompt", prompt)
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    before = signal.set_wakeup_fd(theirs)
+    try:
+        assert reader.ask() == "hello"
+        assert signal.set_wakeup_fd(-1) == theirs
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(ours)
+        os.close(theirs)

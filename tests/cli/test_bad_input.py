@@ -62,7 +62,14 @@ ASK = ("generate", "--model", "MODEL", "--prompt", "x")
         (("--trace", "nosuch/trace.jsonl"), "--trace nosuch/trace.jsonl: the folder nosuch does not exist"),
         (("--trace", "."), "--trace . is a folder"),
         (("--trace", "one.json", "--json", "./one.json"), "--json and --trace need different files"),
-        (("--nosuch",), "unrecognized arguments: --nosuch"),
+        (("--nosuch",), r"unrecognized arguments: --nosuch \(see specdec generate --help\)"),
+        (
+            ("--max-token", "5", "--temperatur=1", "--top_k", "3"),
+            r"unrecognized arguments: --top_k 3; there is --top-k \(see",
+        ),
+        (("--ranks", "0"), "--ranks must be 1 to 256 processes, not 0"),
+        (("--threads", "5000"), "--threads must be 1 to 1024, not 5000"),
+        (("--regex", ""), "--regex must be text of at least one character"),
     ],
 )
 def test_arguments_of_generate(
@@ -125,10 +132,13 @@ def test_models(
     says(run(capsys, "generate", "--model", "nosuch", "--prompt", "x"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "pull", "nosuch"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "pull"), f"pull needs the name of a model: one of .*{MODELS[:10]}")
+    says(run(capsys, "pull", "--list", "nosuch"), "--list lists all models and fetches none")
     says(run(capsys, "generate", "--model", "./nosuch", "--prompt", "x"), "no model at ./nosuch: give a store")
     says(run(capsys, "generate", "--model", "nosuch.gguf", "--prompt", "x"), "no model at nosuch.gguf")
     says(run(capsys, "convert", "nosuch", "-o", tmp_path / "out"), f"unknown model 'nosuch': choose from {MODELS}")
     says(run(capsys, "generate", "--model", "", "--prompt", "x"), "a model needs a name: give a path")
+    says(run(capsys, "convert", DATA / "tiny-llama", "-o", ""), "--output needs the name of a folder to create")
+    says(run(capsys, "generate", "--model", "/dev/null", "--prompt", "x"), "/dev/null is neither a file nor a folder")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "links").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -160,7 +170,8 @@ def test_a_cache_folder_that_cannot_be_used(
     [
         (("--views", "nosuch"), "unknown view 'nosuch': choose from bucket, bucket8, int4, nested, own"),
         (("--dither", "-1"), "dither.*-1|seed.*-1"),
-        (("--bucket-size", "12"), "bucket_size must be a multiple of 8 from 8 to 64, not 12"),
+        (("--bucket-size", "12"), "--bucket-size must be a multiple of 8 from 8 to 64, not 12"),
+        (("--tiers", "1,2"), "--tiers must add up to a multiple of 8 from 8 to 64, not 3"),
         (("--tiers", "4,x"), "argument --tiers: must be whole numbers with commas between"),
         (("--bucket-size", "16", "--tiers", "4,4"), "tier_sizes must be positive and add up to bucket_size 16"),
         (("--dtype", "float64"), "argument --dtype: invalid choice: 'float64'"),

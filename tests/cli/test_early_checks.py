@@ -47,6 +47,12 @@ def test_options_of_loading(
     says(run(capsys, *command, *options, *arguments), told)
 
 
+@pytest.mark.parametrize("command", [("chat", MISSING), ("generate", "--model", MISSING, "--prompt", "x")])
+@pytest.mark.parametrize("option", ["policy", "drafter", "draft-view"])
+def test_plugins(capsys: pytest.CaptureFixture[str], command: tuple[str, ...], option: str) -> None:
+    says(run(capsys, *command, f"--{option}", "nosuch"), "unknown .* 'nosuch': choose from")
+
+
 def test_arguments_of_load(tmp_path: Path) -> None:
     model = tmp_path / "model.gguf"  # is not read at all
     with pytest.raises(UnknownNameError, match="unknown runtime 'fast'"):

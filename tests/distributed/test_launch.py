@@ -102,9 +102,11 @@ def test_a_port_in_use_is_named(models: list[tuple[str, str]]) -> None:
 
 
 def test_a_mistake_is_told_once(tmp_path: Path) -> None:
-    ended = run(launch_words("generate", "--model", str(tmp_path / "none.gguf"), "--prompt", "Hi", ranks=2))
-    assert ended.returncode == 2
-    assert len(sentences(ended.stderr)) == 1
+    missing = ("--model", str(tmp_path / "none.gguf"), "--prompt", "Hi")
+    for words in (("generate", *missing), ("generate", "--nosuch"), ("specdec", "nosuch")):
+        ended = run(launch_words(*words, ranks=2))
+        assert ended.returncode == 2, words
+        assert sentences(ended.stderr) == [ended.stderr.strip()], words
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specdec.errors import InvalidArgumentError, RuntimeUnavailableError
+from specdec.errors import InvalidArgumentError, OptionError, RuntimeUnavailableError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import resolve_efforts
 from specdec.progress import Count, reported
@@ -413,7 +413,7 @@ def _isa(module: Any, isa: str | None) -> str:
 
 def _new_model(module: Any, store: Store, threads: int, isa: str, share: Part | None) -> Any:
     if not 1 <= threads <= 1024:
-        raise InvalidArgumentError(f"threads must be 1 to 1024, not {threads}")
+        raise OptionError("threads", f"must be 1 to 1024, not {threads}")
     model = module.Model(shape_of(module, store, share), isa, threads)
     if share is not None:
         model.set_gather(share.put_together)
