@@ -244,7 +244,7 @@ class Sequence:
         """`settle`, and in the same round all tokens that the pass went ahead for."""
         done = self.settle(result, seconds=seconds, pass_s=pass_s, rows_beside=rows_beside)
         if self._ahead:
-            done, last = self._ahead.take_with(done)
+            last = self._ahead.take_with(done)
             self.tokens.extend(done.further)
             self._last_distribution = last or self._last_distribution
         return done
