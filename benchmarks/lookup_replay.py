@@ -35,9 +35,9 @@ from specdec.policies.goodput.turn_results import LONG_PROMPT
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
 from specdec.drafters.registry import create
+from specdec.drafters.text_match import TextMatch
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
-from specdec.engine.text_match import TextMatch
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one

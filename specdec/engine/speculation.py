@@ -21,6 +21,7 @@ from specdec.drafters.base import (
 )
 from specdec.drafters.effort import EffortDrafter
 from specdec.drafters.registry import create as create_drafter
+from specdec.drafters.text_match import TextMatch
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
@@ -40,7 +41,6 @@ from specdec.engine.policy import (
 )
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
-from specdec.engine.text_match import TextMatch
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
