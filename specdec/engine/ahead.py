@@ -7,6 +7,7 @@ round needs no pass.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 
 from specdec.checks import check_finite
@@ -71,8 +72,7 @@ class Ahead:
             return result, seconds
         self._share_s, self._share = seconds / turns, result.bytes_read // turns
         self._choices, self._taken = choices[rows:], 0
-        own = Pass(result.logits, self._share, result.states, choices[:rows], begun=result.begun, likely=result.likely)
-        return own, self._share_s
+        return replace(result, bytes_read=self._share, choices=choices[:rows]), self._share_s
 
     def noted(self, *, drafted: bool, seconds: float) -> None:
         """A round has ended, in which a pass took `seconds` for each of its steps."""
