@@ -253,3 +253,12 @@ def test_a_draft_of_one_source_counts_as_its_tokens_one_by_one(data) -> None:
     assert one.by_drafter["ngram"]["accepted"] == len(path) == sum(summed["accepted"])
     assert one.by_drafter["ngram"]["drafted"] == count == sum(summed["drafted"])
     assert one.drafted_per_position == other.drafted_per_position
+
+
+def test_a_result_keeps_the_numbers_of_its_moment():
+    stats = Stats(draft_view="int4", policy={"parked": [{"rounds": 3}]})
+    stats.add(round_of(4, 2), emitted=3, wall_s=1.0)
+    copied, wanted = stats.copied(), json.dumps(stats.to_dict())
+    stats.add(round_of(6, 1), emitted=2, wall_s=1.0)
+    stats.policy["parked"][0]["rounds"] = 4
+    assert json.dumps(copied.to_dict()) == wanted != json.dumps(stats.to_dict())
