@@ -12,7 +12,8 @@ counts all answers as those of one owner. `recycle` learns nothing from the veri
 replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
 launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
 trees learn only from rows that were kept, since the model is not asked about others. A second table has the tokens of
-a turn if every round were one, with the successors of tokens and by the trunk alone.
+a turn if every round were one, with the successors of tokens and by the trunk alone. `--ends 1 2 4 8` replays answers
+that end after so many tokens instead, by the length of their prompts.
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ import numpy as np
 from common import print_table
 from specdec.kernels.reference.recycle import TOP, Recycled
 from specdec.policies.goodput.policy import GoodputPolicy
+from specdec.policies.goodput.turn_results import LONG_PROMPT
 
 import specdec
 from specdec.drafters.base import DraftContext, DrafterMemory, DrafterSetup
 from specdec.drafters.registry import create
+from specdec.drafters.text_match import TextMatch
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
-from specdec.engine.text_match import TextMatch
 from specdec.lab.bench.prompts import load_prompts
 from specdec.model.loaded import Model
 from specdec.runtimes.base import forward_one
@@ -60,12 +62,17 @@ def main() -> None:
     parser.add_argument("--drafters", nargs="+", default=["ngram", "recycle"], metavar="NAME")
     parser.add_argument("--turns", nargs="+", type=_point, metavar="ROWS:COST", help="of the runtime's own turns")
     parser.add_argument("--launch", type=float, default=0.2, metavar="STEPS", help="host's time of a launch")
+    parser.add_argument(
+        "--ends", type=int, nargs="+", default=[], metavar="N", help="of answers that end after N tokens"
+    )
     parser.add_argument("--earlier", action="store_true", help="look up earlier answers, too")
     args = parser.parse_args()
     model = specdec.load(args.model)
     if not args.answers.exists():
         record(model, args.answers, args.prompts, args.max_tokens)
     answers = [json.loads(line) for line in args.answers.read_text().splitlines()]
+    if args.ends:
+        answers = [cut for count in args.ends for answer in answers if (cut := ended(answer, count)) is not None]
     if args.turns:
         print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args))
         kinds = list(dict.fromkeys(answer["task"] for answer in answers))
@@ -73,6 +80,15 @@ def main() -> None:
         return
     rows = [[name, *replay(model, answers, args.drafters, name, earlier=args.earlier)] for name in COSTS]
     print_table(["a row costs", "tokens/round", "drafted", "kept", "speed over plain"], rows)
+
+
+def ended(answer: dict[str, Any], count: int) -> dict[str, Any] | None:
+    """The answer, ended after that many tokens, which the policy does not know beforehand; None for a shorter one."""
+    tokens = answer["tokens"]
+    if len(tokens) < count:
+        return None
+    kind = f"{count} tokens after {'long' if len(answer['prompt']) >= LONG_PROMPT else 'short'} prompts"
+    return {**answer, "tokens": tokens[:count], "most": len(tokens), "task": kind}
 
 
 def record(model: Model, path: Path, prompts: int, most: int) -> None:
@@ -212,9 +228,10 @@ def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) 
     option = DraftOption("recycle", None, takes_effort=False, turn_rows=max(costs))
     prompt, text = answer["prompt"], [*answer["prompt"], *answer["tokens"]]
     at, run, rounds, lookup = len(prompt), 0, 0, TextMatch()
+    limit = len(prompt) + answer.get("most", len(answer["tokens"]))
     while at < len(text):
         state = RoundState(
-            round_index=rounds, position=at, max_draft_tokens=len(text) - at - 1, draft_len=4, draft_effort=1.0,
+            round_index=rounds, position=at, max_draft_tokens=limit - at - 1, draft_len=4, draft_effort=1.0,
             verify_effort=1.0, options=(option,), is_effort_asked=False,
             matches={"recycle": lookup.length(text[:at])},
         )  # fmt: skip

@@ -18,7 +18,7 @@ def conforms(value: object, protocol: type[T]) -> TypeGuard[T]:
 
     Members that are properties of the class are not evaluated. What they raise, they raise when they are used.
     """
-    missing = _missing(type(value), protocol)
+    missing = _missing(type(value), protocol)  # type: ignore[arg-type]  # types have hashes
     return not missing or all(getattr(value, name, None) is not None for name in missing)
 
 

@@ -303,4 +303,4 @@ def _guessed_match(length: int) -> float:
     return max(min(0.9, 1.0 - math.exp(-0.25 * length)), 1.0 - 1.6 / max(length, 1))
 
 
-_GUESSED = tuple(map(_guessed_match, range(LONGEST_MATCH + 1)))
+_GUESSED: tuple[float, ...] = tuple(map(_guessed_match, range(LONGEST_MATCH + 1)))

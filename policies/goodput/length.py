@@ -11,7 +11,8 @@ ROUNDING = 1e-9  # of sums: far more than they are off by
 
 def least_row(verify: Sequence[float]) -> float:
     """The least that a further row of a pass costs, by the cost of a pass by its number of rows."""
-    return min(map(sub, verify[2:], verify[1:-1]))
+    least: float = min(map(sub, verify[2:], verify[1:-1]))
+    return least
 
 
 def best_length(

@@ -30,7 +30,7 @@ from specdec.policies.goodput.offer import Offer
 from specdec.policies.goodput.prospect import Prospect, Situation
 from specdec.policies.goodput.shared import Shared
 from specdec.policies.goodput.trials import MARGIN, Trials
-from specdec.policies.goodput.turns import TurnPlanner, is_early
+from specdec.policies.goodput.turns import QUIET, TurnPlanner, is_early
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import (
@@ -101,6 +101,11 @@ class GoodputPolicy:
         self.explore = check_number("explore", self.explore, 0, 0.5)
         self._menus = Menus(self.effort, self.longest)
         self._trials = Trials(self._menus, self.explore)
+
+    @property
+    def quiet_rounds(self) -> int:
+        """Rounds before the first decision where the runtime drafts by itself."""
+        return QUIET
 
     def begin(self, knowledge: Knowledge) -> None:
         """Take measured costs, and what earlier generations of the model have taught."""

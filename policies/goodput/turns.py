@@ -23,7 +23,7 @@ _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, 
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.3  # dense steps of the host's time for such a pass
-_QUIET = 2  # rounds of an answer before the first decision: many answers are that short
+QUIET = 2  # rounds of an answer before the first decision: many answers are that short
 _TRIED = 4  # turns of a pass that is run to find out
 _TRIED_FROM = 28  # tokens of an answer before the first such pass
 _SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, with the next trial's expected loss
@@ -143,7 +143,7 @@ def _pays_back(now: Situation, tokens: float, cost: float) -> bool:
 
 def is_early(state: RoundState) -> bool:
     """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
-    return state.round_index < _QUIET
+    return state.round_index < QUIET
 
 
 def results_of(learnt: Learnt, drafter: str) -> TurnResults:

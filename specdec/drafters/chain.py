@@ -88,7 +88,7 @@ class ChainDrafter:
     def verified(self, tokens: Sequence[int], logits: np.ndarray, kept: Sequence[int]) -> None:
         """Show the levels what the verifier computed."""
         for _, level in self.levels:
-            if conforms(level, Observer) and wants_logits(level):
+            if wants_logits(level) and conforms(level, Observer):
                 level.verified(tokens, logits, kept)
 
     @property
@@ -110,7 +110,8 @@ class ChainDrafter:
 
     def cache_bytes(self, capacity: int) -> int:
         """Bytes of the levels' own keys and values."""
-        return sum(level.cache_bytes(capacity) for _, level in self.levels if conforms(level, Rememberer))
+        found = [level.cache_bytes(capacity) for _, level in self.levels if conforms(level, Rememberer)]
+        return sum(found)
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Drafting:
         """What the levels make of it together."""

@@ -15,6 +15,7 @@ from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.arguments import encode, read_options, read_text, whole_number
 from specdec.drafters.base import Draft, DraftContext, DrafterSetup
 from specdec.drafters.suffix_index import Place, SuffixIndex, SuffixReader
+from specdec.drafters.text_match import MOST, TextMatch
 from specdec.engine.policy import DraftPlan, Policy
 from specdec.errors import InvalidArgumentError
 from specdec.interrupts import unless_signalled
@@ -52,7 +53,8 @@ class NgramDrafter:
             raise InvalidArgumentError(
                 f"drafter 'ngram' needs min <= max, not min={self._shortest},max={self._longest}"
             )
-        self._own = SuffixIndex()
+        self._own = SuffixIndex()  # empty until a match is long, or drafted from
+        self._match = TextMatch()
         self._table: SuffixIndex | None = None
         self._vocab_size = 1 << 31  # of the model, where there is a table
         if options["table"]:
@@ -96,6 +98,10 @@ class NgramDrafter:
 
     def match_length(self, context: DraftContext) -> int:
         """Length of the longest end of the text that a continuation is known for, as far as it counts; else 0."""
+        if not self._own.tokens and self._earlier is None and self._table is None:
+            length = self._match.length(context.history)
+            if length < MOST:
+                return min(length, self._longest) if length >= self._shortest else 0
         return self._continuation(self._matches(context.history))[1]
 
     def ended(self, context: DraftContext) -> None:

@@ -6,10 +6,9 @@ round needs no pass.
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from math import isfinite
-from typing import NamedTuple
 
 from specdec.checks import check_finite
 from specdec.drafters.base import Draft
@@ -25,14 +24,6 @@ _HOPED = 6.0  # tokens that a round of asking brings each sequence at best, unti
 _REMEASURED = 128  # rounds of asking, after which plain ones are measured again
 
 
-class _Token(NamedTuple):
-    """A choice, and its share of the pass."""
-
-    choice: Choice
-    seconds: float
-    bytes_read: int
-
-
 class Ahead:
     """What is known of one sequence's next tokens.
 
@@ -42,16 +33,18 @@ class Ahead:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._tokens: deque[_Token] = deque()
+        self._choices: Sequence[Choice] = ()  # of the last pass that went ahead
+        self._taken = 0  # number of them
+        self._share_s, self._share = 0.0, 0  # seconds and bytes of each
         self._run = 0  # plain steps since the last draft
         self._step_s = 0.0  # of a plain step
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self._choices) - self._taken
 
     def clear(self) -> None:
         """Forget the tokens: the text takes another way, or ends."""
-        self._tokens.clear()
+        self._choices, self._taken = (), 0
 
     def room(self, rows: Rows, *, left: int, asks: bool) -> int:
         """Tokens that the pass over `rows` may go ahead for: as many as the text has gone without drafts.
@@ -77,9 +70,9 @@ class Ahead:
         turns = 1 if choices is None else 1 + len(choices) - rows
         if choices is None or turns == 1:
             return result, seconds
-        share_s, share = seconds / turns, result.bytes_read // turns
-        self._tokens.extend(_Token(choice, share_s, share) for choice in choices[rows:])
-        return replace(result, bytes_read=share, choices=choices[:rows]), share_s
+        self._share_s, self._share = seconds / turns, result.bytes_read // turns
+        self._choices, self._taken = choices[rows:], 0
+        return replace(result, bytes_read=self._share, choices=choices[:rows]), self._share_s
 
     def noted(self, *, drafted: bool, seconds: float) -> None:
         """A round has ended, in which a pass took `seconds` for each of its steps."""
@@ -87,17 +80,17 @@ class Ahead:
         if not drafted:
             self._step_s = seconds
 
-    def take_with(self, done: Round) -> tuple[Round, Choice | None]:
-        """The round whose pass has just ended, with the tokens that the pass went ahead for, and the last choice.
-        From the first token with logits that are not finite, tokens stay for `take` to refuse."""
-        tokens: list[int] = []
-        seconds, read, last = 0.0, 0, None
-        while self._tokens and isfinite(self._tokens[0].choice.highest):
-            last, share_s, share = self._tokens.popleft()
-            tokens.append(last.token)
-            seconds, read = seconds + share_s, read + share
-        self._run += len(tokens)
-        return done.with_further(tokens, seconds=seconds, bytes_read=read) if tokens else done, last
+    def take_with(self, done: Round) -> Choice | None:
+        """Add the tokens that a pass went ahead for to the round that it has just ended; returns the last choice. From
+        the first token with logits that are not finite, tokens stay for `take` to refuse."""
+        left = self._choices[self._taken :]
+        count = next((number for number, choice in enumerate(left) if not isfinite(choice.highest)), len(left))
+        if not count:
+            return None
+        self._taken, self._run = self._taken + count, self._run + count
+        tokens = [choice.token for choice in left[:count]]
+        done.add_further(tokens, seconds=count * self._share_s, bytes_read=count * self._share)
+        return left[count - 1]
 
     def take(self, position: int) -> tuple[Round, Choice]:
         """The next token's round, which emits it at `position`, and its choice.
@@ -105,14 +98,14 @@ class Ahead:
         Raises:
             ModelOutputError: the token's logits are not finite.
         """
-        token = self._tokens.popleft()
-        check_finite(token.choice.highest, position)
-        self._run += 1
+        choice = self._choices[self._taken]
+        self._taken, self._run = self._taken + 1, self._run + 1
+        check_finite(choice.highest, position)
         done = Round(
-            position=position, plan=None, draft=Draft(), kept=(), bonus_token=token.choice.token, draft_s=0.0,
-            verify_s=token.seconds, round_s=token.seconds, verify_bytes_read=token.bytes_read,
+            position=position, plan=None, draft=Draft(), kept=(), bonus_token=choice.token, draft_s=0.0,
+            verify_s=self._share_s, round_s=self._share_s, verify_bytes_read=self._share,
         )  # fmt: skip
-        return done, token.choice
+        return done, choice
 
 
 class Asking:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -220,7 +219,7 @@ class Answer:
                 finish_reason=FINISH_REASONS[stopped_by],
                 stopped_by=stopped_by,
                 stop_string=self._stops.found or stop_token,
-                stats=copy.deepcopy(self.stats),
+                stats=self.stats.copied(),
                 identical_to=identical_to,
             )
 

@@ -28,7 +28,7 @@ class Observers:
         self._of_choices: dict[str, ChoiceObserver] = {}
         self._of_likely: dict[str, LikelyObserver] = {}
         for name, drafter in drafters.items():
-            if conforms(drafter, Observer) and wants_logits(drafter):
+            if wants_logits(drafter) and conforms(drafter, Observer):
                 self._of_logits[name] = drafter
             if conforms(drafter, ChoiceObserver):
                 self._of_choices[name] = drafter

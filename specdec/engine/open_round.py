@@ -23,6 +23,7 @@ class OpenRound:
         steps: the drafter's passes, while it wants any.
         is_first: the pass read the end of the prompt as well, and no policy was asked.
         is_asked: a policy was asked, if there is one.
+        is_quiet: it had said that there would be nothing to ask.
     """
 
     plan: DraftPlan | None = None
@@ -34,3 +35,4 @@ class OpenRound:
     steps: Generator[Ask, Reply, Draft] | None = None
     is_first: bool = False
     is_asked: bool = True
+    is_quiet: bool = False

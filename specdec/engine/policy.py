@@ -27,6 +27,7 @@ __all__ = [
     "InvalidArgumentError",
     "Knowledge",
     "Learner",
+    "Patient",
     "Policy",
     "Reporter",
     "RoundOutcome",
@@ -275,6 +276,17 @@ class Learner(Protocol):
 
     def begin(self, knowledge: Knowledge) -> None:
         """Called once, before the first round."""
+        ...
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """A policy that has nothing to decide in the first rounds of an answer, where the runtime drafts by itself."""
+
+    @property
+    def quiet_rounds(self) -> int:
+        """Rounds that are plain steps, about which it is neither asked nor told, for a sequence alone whose caller
+        named no drafter: many answers are that short."""
         ...
 
 

@@ -16,6 +16,7 @@ from specdec.engine.policy import (
     Estimator,
     Knowledge,
     Learner,
+    Patient,
     Policy,
     Reporter,
     RoundOutcome,
@@ -35,12 +36,26 @@ class GuardedPolicy:
 
     def __init__(self, policy: Policy, name: str) -> None:
         self._policy, self._name = policy, name
-        self._valid: tuple[DraftPlan | None, tuple[DraftOption, ...]] = None, ()  # a plan that fits its options
+        # A plan of the policy that fits these options.
+        self._valid: tuple[DraftPlan, tuple[DraftOption, ...]] = DraftPlan(num_draft_tokens=0, effort=1.0), ()
 
     @property
     def learns(self) -> bool:
         """Whether the policy wants measured costs and a memory."""
         return conforms(self._policy, Learner)
+
+    @property
+    def quiet_rounds(self) -> int:
+        """First rounds of an answer that the policy is not asked about; see `Patient`."""
+        if not conforms(self._policy, Patient):
+            return 0
+        try:
+            found = self._policy.quiet_rounds
+        except unless_signalled(Exception) as error:
+            raise PluginError.raised("policy", self._name, error, doing="quiet_rounds") from error
+        if type(found) is not int or found < 0:
+            raise self._error("quiet_rounds must be a whole number of at least 0", found)
+        return found
 
     def begin(self, knowledge: Knowledge) -> None:
         """Hand the policy what it starts from, if it wants it."""
@@ -72,10 +87,10 @@ class GuardedPolicy:
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The policy's plan: its length capped at what the budget allows, its drafter and view named."""
-        plan = self._ask("plan", self._policy.plan, state)
+        plan: object = self._ask("plan", self._policy.plan, state)
         valid, options = self._valid
-        if plan is valid and options is state.options and plan.num_draft_tokens <= state.max_draft_tokens:
-            return plan
+        if plan is valid and options is state.options and valid.num_draft_tokens <= state.max_draft_tokens:
+            return valid
         found = self._checked(plan, state)
         if found is plan:
             self._valid = plan, state.options

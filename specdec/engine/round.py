@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from specdec.drafters.base import Draft
 from specdec.engine.logprobs import TokenLogprob
@@ -70,12 +70,9 @@ class Round:
             origins.append(Origin(source, effort, is_trusted=bool(self.trusted) and self.trusted[index]))
         return [*origins, BONUS, *[BONUS] * len(self.further)]
 
-    def with_further(self, tokens: Sequence[int], *, seconds: float, bytes_read: int) -> Round:
-        """The round and the plain steps after it that its pass went ahead for, with the cost of these steps."""
-        return replace(
-            self,
-            further=tokens,
-            verify_s=self.verify_s + seconds,
-            round_s=self.round_s + seconds,
-            verify_bytes_read=self.verify_bytes_read + bytes_read,
-        )
+    def add_further(self, tokens: Sequence[int], *, seconds: float, bytes_read: int) -> None:
+        """Add the plain steps that the round's pass went ahead for, with the cost of these steps."""
+        self.further = tokens
+        self.verify_s += seconds
+        self.round_s += seconds
+        self.verify_bytes_read += bytes_read

@@ -70,7 +70,7 @@ class Sequence:
         prompt_logprobs: of the prompt's tokens as far as it has been read; None where they are not wanted.
         speculation: None decodes one token a round.
         rows_beside: rows that other sequences are expected to have in the next verify pass; the policy gets the number.
-        rounds: rounds finished that a policy was asked about.
+        rounds: rounds finished that a policy was asked about, or did not want to be.
         end_tokens: tokens after which nothing follows.
     """
 
@@ -172,6 +172,8 @@ class Sequence:
         began_s = time.perf_counter()
         opened = self._open = OpenRound()
         position = len(self.tokens)  # of the first token to emit; the pending token sits at position - 1
+        if asks and self.speculation is not None and self.speculation.is_quiet(self.rounds, self.rows_beside):
+            asks, opened.is_quiet = False, True
         opened.plan = plan = self._plan(position) if asks else None
         opened.is_asked = asks
         drafting_s = time.perf_counter()
@@ -220,9 +222,8 @@ class Sequence:
 
     def going_ahead(self, rows: Rows, count: int, further: int = 0) -> Rows:
         """The rows for a pass that goes ahead for `count` tokens, at most `most_ahead`, and may begin with others."""
-        if count == rows.ahead and not further:
-            return rows
-        return replace(rows, ahead=count, ends=self.end_tokens, further=further)
+        is_so = count == rows.ahead and not further
+        return rows if is_so else replace(rows, ahead=count, ends=self.end_tokens, further=further)
 
     @property
     def is_ahead(self) -> bool:
@@ -232,8 +233,7 @@ class Sequence:
     def take_ahead(self) -> Round:
         """The next round, a plain step, from a pass that went ahead."""
         try:
-            source = self._turns or self._ahead
-            done, self._last_distribution = source.take(len(self.tokens))
+            done, self._last_distribution = (self._turns or self._ahead).take(len(self.tokens))
         except BaseException:
             self.rewind()
             raise
@@ -244,7 +244,7 @@ class Sequence:
         """`settle`, and in the same round all tokens that the pass went ahead for."""
         done = self.settle(result, seconds=seconds, pass_s=pass_s, rows_beside=rows_beside)
         if self._ahead:
-            done, last = self._ahead.take_with(done)
+            last = self._ahead.take_with(done)
             self.tokens.extend(done.further)
             self._last_distribution = last or self._last_distribution
         return done
@@ -286,7 +286,7 @@ class Sequence:
             self._open = self._open or opened
             self.rewind()
             raise
-        self.rounds += opened.is_asked and not opened.is_first
+        self.rounds += (opened.is_asked or opened.is_quiet) and not opened.is_first
         if opened.is_asked and self.speculation is not None:
             self._asking.noted(len(self.tokens), kept=bool(done.kept))
         if not opened.is_first:
@@ -436,10 +436,8 @@ class Sequence:
         """
         if (speculation := self.speculation) is None:
             return
-        distribution: Distribution
-        if isinstance(verdict.logits, Choice):
-            distribution = verdict.logits
-        else:
+        distribution: Distribution = verdict.logits
+        if not isinstance(distribution, Choice):
             is_top = speculation.context.is_greedy and self.chooser is self.draft_chooser
             distribution = LogitDistribution(verdict.logits, done.bonus_token if is_top else None)
         if opened.is_first or not opened.is_asked:

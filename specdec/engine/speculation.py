@@ -21,6 +21,7 @@ from specdec.drafters.base import (
 )
 from specdec.drafters.effort import EffortDrafter
 from specdec.drafters.registry import create as create_drafter
+from specdec.drafters.text_match import TextMatch
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
 from specdec.engine.drafter_guard import faults_of, match_length, options_of
@@ -40,7 +41,6 @@ from specdec.engine.policy import (
 )
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
-from specdec.engine.text_match import TextMatch
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
@@ -82,6 +82,7 @@ class Speculation:
         foretellers: of the drafters, those that can tell beforehand what they have found, by name.
         observers: of the drafters, those that learn from verify passes.
         may_wait: rounds of shared passes may go by without the policy: it decides by what pays, not by a rule.
+        quiet_rounds: first rounds, alone, that go by without the policy.
     """
 
     drafters: Mapping[str, Drafter]
@@ -104,6 +105,7 @@ class Speculation:
     foretellers: Mapping[str, Foreteller] = field(init=False)
     observers: Observers = field(init=False, repr=False)
     may_wait: bool = field(init=False)
+    quiet_rounds: int = field(init=False)
 
     def __post_init__(self) -> None:
         turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
@@ -112,6 +114,11 @@ class Speculation:
         object.__setattr__(self, "foretellers", told)
         object.__setattr__(self, "observers", Observers(self.drafters))
         object.__setattr__(self, "may_wait", self.policy.learns)
+        object.__setattr__(self, "quiet_rounds", self.policy.quiet_rounds if turns and not self.named else 0)
+
+    def is_quiet(self, rounds: int, rows_beside: int) -> bool:
+        """Whether the round after this number of rounds goes by without the policy."""
+        return rounds < self.quiet_rounds and not rows_beside
 
     def drafter_of(self, plan: DraftPlan | None) -> str:
         """Name of the drafter of a plan: the first option's where the plan names none."""
@@ -228,7 +235,8 @@ class Drafting:
 
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
-        return sum(one.cache_bytes(capacity) for one in self.drafters.values() if conforms(one, Rememberer))
+        found = [one.cache_bytes(capacity) for one in self.drafters.values() if conforms(one, Rememberer)]
+        return sum(found)
 
     def begin(self, sequence: Sequence, end_tokens: frozenset[int], *, measures: bool = True) -> Speculation:
         """Everything that the rounds of a sequence need to draft; the caller holds the model's lock.

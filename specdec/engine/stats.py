@@ -229,8 +229,23 @@ class Stats:
         )
         return count
 
+    def copied(self) -> Stats:
+        """The numbers as they are now; nothing is to be counted in the copy."""
+        found = Stats()
+        for name in self.__slots__:
+            if not name.startswith("_"):
+                setattr(found, name, _copied(getattr(self, name)))
+        return found
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, derived ones included."""
         derived = ("acceptance_rate", "mean_accepted_length", "decode_s", "tok_per_s", "gb_per_s")
         own = (name for name in self.__slots__ if not name.startswith("_"))
         return {name: getattr(self, name) for name in (*own, *derived)}
+
+
+def _copied(value: Any) -> Any:
+    """A copy of JSON values."""
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return [*map(_copied, value)] if isinstance(value, list) else value

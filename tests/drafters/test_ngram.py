@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from drafting import context_of, draft_of, setup_of
 from fake_runtime import FakeRuntime, fake_model
+from hypothesis import given
+from hypothesis import strategies as st
 
 import specdec
 from specdec.drafters.acceptance import ProposalBook
 from specdec.drafters.base import Draft, Foreteller
+from specdec.drafters.ngram import NgramDrafter
 from specdec.drafters.registry import create
 from specdec.engine.policy import DraftPlan
 
@@ -89,3 +95,16 @@ def test_acceptance_is_learnt_from_the_text_that_came():
     assert book.rate("half") == pytest.approx(0.5, abs=1e-3)  # one of two tried
     assert book.rate("too early") == 0.5  # nothing came yet
     assert book.rate("never seen") == 0.5
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=120), st.integers(1, 4), st.integers(4, 12))
+def test_matches_are_as_long_whether_the_text_is_indexed_or_not(text: list[int], shortest: int, longest: int) -> None:
+    """An index of a prompt takes milliseconds: it waits for the first draft, or a match that is long."""
+    argument = f"min={shortest},max={longest}"
+    quick, indexed = NgramDrafter(argument, None), NgramDrafter(argument, None)
+    history: list[int] = []
+    for token in text:
+        history.append(token)
+        indexed._matches(history)
+        context: Any = SimpleNamespace(history=history)
+        assert quick.match_length(context) == indexed.match_length(context)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime, fake_model
+from hypothesis import given
+from hypothesis import strategies as st
 
 import specdec
 from specdec.drafters.base import Draft
@@ -220,3 +222,43 @@ def test_the_trace_names_the_producer_of_every_token(tmp_path):
         assert set(line["producers"]) <= {"effort@0.6", "bonus"}
         assert line["drafter"] in ("effort", None)
     assert "".join(part for line in read_lines(path) for part in line["parts"]) == result.text
+
+
+@given(st.data())
+def test_a_draft_of_one_source_counts_as_its_tokens_one_by_one(data) -> None:
+    """A chain or a tree, of which a path from the root was kept."""
+    count = data.draw(st.integers(1, 12))
+    is_tree = data.draw(st.booleans())
+    parents = [data.draw(st.integers(-1, row - 1)) if is_tree else row - 1 for row in range(count)]
+    path: list[int] = []
+    while following := [row for row, parent in enumerate(parents) if parent == (path[-1] if path else -1)]:
+        if data.draw(st.booleans()):
+            break
+        path.append(data.draw(st.sampled_from(following)))
+    one, other = Stats(), Stats()
+    for stats, sources in ((one, ["ngram"] * count), (other, ["ngram"] * (count - 1) + ["other"])):
+        draft = Draft(list(range(count)), sources=sources, parents=parents if is_tree else None)
+        done = Round(
+            position=5, plan=None, draft=draft, kept=path, bonus_token=1, draft_s=0.1, verify_s=0.2, round_s=0.4,
+            verify_bytes_read=7,
+        )  # fmt: skip
+        stats.add(done, emitted=len(path) + 1, wall_s=0.4)
+    summed = {name: list(counts) for name, counts in other.by_step.get("ngram", {}).items()}
+    for name, counts in other.by_step["other"].items():
+        known = summed.setdefault(name, [])
+        known.extend([0] * (len(counts) - len(known)))
+        for place, number in enumerate(counts):
+            known[place] += number
+    assert one.by_step["ngram"] == summed
+    assert one.by_drafter["ngram"]["accepted"] == len(path) == sum(summed["accepted"])
+    assert one.by_drafter["ngram"]["drafted"] == count == sum(summed["drafted"])
+    assert one.drafted_per_position == other.drafted_per_position
+
+
+def test_a_result_keeps_the_numbers_of_its_moment():
+    stats = Stats(draft_view="int4", policy={"parked": [{"rounds": 3}]})
+    stats.add(round_of(4, 2), emitted=3, wall_s=1.0)
+    copied, wanted = stats.copied(), json.dumps(stats.to_dict())
+    stats.add(round_of(6, 1), emitted=2, wall_s=1.0)
+    stats.policy["parked"][0]["rounds"] = 4
+    assert json.dumps(copied.to_dict()) == wanted != json.dumps(stats.to_dict())

@@ -9,6 +9,7 @@ import fake_runtime
 import numpy as np
 import pytest
 from fake_runtime import ByteTokenizer, FakeRuntime
+from specdec.policies.goodput.policy import GoodputPolicy
 
 import specdec
 from specdec.engine.policy import DraftPlan, RoundOutcome, RoundState, StepSignals
@@ -197,3 +198,25 @@ def test_turns_know_whose_text_it_is(shown):
         list(batch.submit(PROMPT, owner="someone", max_tokens=12, policy=Turning()))
     wishes = [one.recycling for one in shown if one.recycling is not None]
     assert {wish.owner for wish in wishes} == {None, "someone"}
+
+
+@pytest.mark.parametrize(
+    ("options", "first"), [({}, 2), ({"drafter": "ngram;recycle"}, 0), ({"logprobs": 1}, 0)], ids=str
+)
+def test_the_first_rounds_of_an_answer_go_by_without_the_policy(options, first, monkeypatch) -> None:
+    """Where the runtime drafts by itself and the caller named no drafter; rounds are counted all the same."""
+    asked: list[int] = []
+    plan = GoodputPolicy.plan
+    monkeypatch.setattr(GoodputPolicy, "plan", lambda self, state: asked.append(state.round_index) or plan(self, state))
+    model = Model(FakeRuntime(seed=3, most_ahead=15, recycles=8), ByteTokenizer())
+    found = specdec.generate(model, PROMPT, max_tokens=40, ignore_eos=True, **options)
+    assert asked[0] == first
+    assert asked == list(range(first, first + len(asked)))
+    assert found.tokens == specdec.generate(model, PROMPT, max_tokens=40, ignore_eos=True, speculate=False).tokens
+
+
+def test_a_policy_may_not_ask_for_nonsense_quiet(monkeypatch) -> None:
+    monkeypatch.setattr(GoodputPolicy, "quiet_rounds", -1)
+    model = Model(FakeRuntime(seed=3, most_ahead=15, recycles=8), ByteTokenizer())
+    with pytest.raises(PluginError, match="quiet_rounds must be a whole number of at least 0"):
+        specdec.generate(model, PROMPT, max_tokens=4)

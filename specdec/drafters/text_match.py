@@ -1,7 +1,7 @@
-"""Length of the longest end of a text that occurred before: `TextMatch`, for policies whose drafts follow it on a GPU.
+"""Length of the longest end of a text that occurred before: `TextMatch`, where nothing is proposed yet.
 
-A lookup that proposes something indexes every token (`specdec.drafters.suffix_index`), which takes microseconds each.
-Where only the length is needed, now and then, comparing with the whole text takes less time.
+A lookup that proposes something indexes every token (`specdec.drafters.suffix_index`), which takes microseconds each,
+the prompt's included. Where only the length is needed, comparing with the whole text takes less time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_MOST = 9  # tokens that are compared: longer matches are as good
+MOST = 9  # tokens that are compared: longer matches are as good
 _SHORT = 2048  # tokens of a text up to which Python's own search takes less time than a copy
 
 
@@ -29,10 +29,10 @@ class TextMatch:
         self._known = min(self._known, count)
         longest, place, last = 0, -1, text[-1] if count else -1
         try:
-            while longest < _MOST:
+            while longest < MOST:
                 place = text.index(last, place + 1, count - 1)
                 length = 1
-                while length < _MOST and length <= place and text[place - length] == text[count - 1 - length]:
+                while length < MOST and length <= place and text[place - length] == text[count - 1 - length]:
                     length += 1
                 longest = max(longest, length)
         except ValueError:  # no other place
@@ -48,7 +48,7 @@ class TextMatch:
         self._known = count
         places = np.flatnonzero(tokens[: count - 1] == tokens[count - 1])
         length = 0
-        while len(places) and length < _MOST:
+        while len(places) and length < MOST:
             length += 1
             places = places[places >= length]
             places = places[tokens[places - length] == tokens[count - 1 - length]]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from specdec.kernels.reference.recycle import Recycled, longest_match
 
-from specdec.engine import text_match
-from specdec.engine.text_match import TextMatch
+from specdec.drafters import text_match
+from specdec.drafters.text_match import TextMatch
 
 
 @pytest.mark.parametrize("short", [0, 300, 2048])
