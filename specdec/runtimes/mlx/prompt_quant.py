@@ -18,7 +18,7 @@ from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
-_BANDS = {8: (4, 32), 16: (4, 18), 32: (4, 8)}  # of `decode_multiply`: groups of warps and slots for sums, by rows
+_BANDS = {8: (4, 32), 16: (4, 18)}  # of `decode_multiply`: groups of warps and slots for sums, by rows
 _MOST_DEPTH = 4  # units under way of a group of warps
 _WARPS = THREADS // 32  # of a block of the step
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
@@ -179,10 +179,9 @@ class QuantPrompts(Prompts):
             self._begin(work.rows, sum(segments[number][0] for number in which), arguments)
 
     def _begin_shares(self, rows: int, blocks: int, arguments: Sequence[int]) -> None:
-        """Begin a multiplication by the blocks of the step. Decoding weights takes as long as multiplying 16 rows: so
-        blocks have more rows, unless multiprocessors would be idle."""
-        grid = self._step.grid
-        band = min(_BANDS, key=lambda band: -(-(-(-rows // band) * blocks) // grid) * (16 + band))
+        """Begin a multiplication by the blocks of the step. A pass has one kernel for all of them: two do not fit the
+        instruction cache together."""
+        band = next((band for band in _BANDS if band >= rows), max(_BANDS))
         self._launch(f"decode_multiply_{band}", (-(-rows // band), blocks, 1), *arguments)
 
     def _depth(self, band: int) -> int:
