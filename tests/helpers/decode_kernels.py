@@ -35,14 +35,18 @@ void share() {
                                                 given.room());
 }
 struct Attention {
-  const float* queries;
-  const void* about;
-  long long layer, window, splits;
-  float* out;
+  const float* parts;
+  const PromptRow* about;
+  const PromptTile* tiles;
+  const float *angles, *bias, *norms;
+  float *sums, *queries, *splits, *scales;
+  unsigned* words;
+  Group* groups;
+  long long rows, all_rows, columns, layer, window, split_count, mixes, chains;
 } attention;
 // The blocks of a grid, one after the other.
-void run_each(int count, int lines, int threads, void (*body)()) {
-  host::lines = lines, host::layers = int(attention.splits);
+void run_each(int count, int lines, int layers, int threads, void (*body)()) {
+  host::lines = lines, host::layers = layers;
   for (host::first_block = 0; host::first_block < count * lines * host::layers; ++host::first_block) {
     host::run(1, threads, SHARED, false, body);
   }
@@ -83,20 +87,53 @@ void weights_of(Given* all) {
 }
 int slot_of(Given* all, int block, int tile) { return all->m.slot(block, tile); }
 int block_of(Given* all, int unit) { return all->m.block_of(unit); }
-void run_attention(Attention* all, int rows, int lines) {
+// Attention of single rows, of the sums in parts.
+void run_attention(Attention* all, int lines) {
   attention = *all;
-  run_each(rows, lines, THREADS, [] {
+  if (all->chains) {
+    run_each(int(all->rows), (HEADS + 2 * KV_HEADS + 7) / 8, 1, 256, [] {
+      const Attention& a = attention;
+      decode_turn(a.parts, a.all_rows, a.about, a.angles, a.bias, a.norms, a.layer, a.queries);
+    });
+  }
+  run_each(int(all->rows), lines, int(all->split_count), THREADS, [] {
     const Attention& a = attention;
-    decode_attend(a.queries, static_cast<const PromptRow*>(a.about), a.layer, a.window, a.splits, a.out);
+    const float* queries = a.chains ? a.queries : nullptr;
+    decode_attend(a.parts, a.all_rows, a.about, a.angles, a.bias, a.norms, a.layer, queries, a.window, a.split_count,
+                  a.splits, a.mixes ? a.words : nullptr, a.groups, a.scales);
   });
 }
-void run_prompt_attention(Attention* all, int tiles) {
+// The same by the kernels for prompts.
+void run_prompt_attention(Attention* all) {
   attention = *all;
-  run_each(tiles, HEADS, 256, [] {
+  const Attention& a = attention;
+  for (int row = 0; row < a.rows; ++row) {
+    float* to = a.sums + row * a.columns;
+    auto finish = [&](int which, int column, int i) {
+      *reinterpret_cast<float4*>(to + column + i) = parts4(which, a.parts, int(a.all_rows), row, i);
+    };
+    for (int i = 0; i < HEADS * SIZE; i += 4) finish(0, 0, i);
+    for (int i = 0; i < KV_HEADS * SIZE; i += 4) finish(1, TURN_KEYS, i), finish(2, TURN_VALUES, i);
+  }
+  run_each(int(a.rows), (HEADS + 2 * KV_HEADS + 7) / 8, 1, 256, [] {
     const Attention& a = attention;
-    prompt_attend(a.queries, static_cast<const PromptTile*>(a.about), a.layer, a.window, a.splits, a.out);
+    prompt_turn(a.sums, a.columns, a.about, a.angles, a.bias, a.norms, a.layer, a.queries);
+  });
+  run_each(int(a.rows), HEADS, int(a.split_count), 256, [] {
+    const Attention& a = attention;
+    prompt_attend(a.queries, a.tiles, a.layer, a.window, a.split_count, a.splits);
+  });
+  run_each(int(a.rows * (MIXED_PAD / 4) + THREADS - 1) / THREADS, 1, 1, THREADS, [] {
+    const Attention& a = attention;
+    prompt_mix(a.splits, a.about, a.split_count, a.rows, a.words, a.groups, a.all_rows, a.scales);
   });
 }
+int slots() {
+  int count = 0;
+  for (int which = 0; which < 3; ++which) count += segment_at(which).tiles + segment_at(which).blocks;
+  return count;
+}
+int columns() { return TURN_VALUES + segment_at(2).tiles * TILE; }
 }
 """
 
@@ -114,9 +151,11 @@ class Attention(ctypes.Structure):
     """What attention is given."""
 
     _fields_ = [
-        ("queries", ctypes.c_void_p), ("about", ctypes.c_void_p), ("layer", ctypes.c_longlong),
-        ("window", ctypes.c_longlong), ("splits", ctypes.c_longlong), ("out", ctypes.c_void_p),
-    ]  # fmt: skip
+        *((name, ctypes.c_void_p) for name in ("parts", "about", "tiles", "angles", "bias", "norms")),
+        *((name, ctypes.c_void_p) for name in ("sums", "queries", "splits", "scales", "words", "groups")),
+        *((name, ctypes.c_longlong) for name in ("rows", "all_rows", "columns", "layer", "window", "split_count")),
+        *((name, ctypes.c_longlong) for name in ("mixes", "chains")),
+    ]
 
 
 def build(folder: Path, text: str) -> Any:

@@ -300,11 +300,46 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Inputs{words, groups, all_rows}.put(
       row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
 }
+// Turns queries, keys and values in parts as prompt_turn does, for rows that follow each other in one history.
 extern "C" __global__ void __launch_bounds__(256)
     decode_turn(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
                 const float* norms, long long layer, float* queries) {
   turn_vector(about, angles, bias, norms, layer, queries,
               [&](int kind, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); });
+}
+// q, k and v in parts -> splits; or, where no history has more than one, whole numbers for the output projection.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    decode_attend(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
+                  const float* norms, long long layer, const float* queries, long long window, long long splits, float* out,
+                  unsigned* words, Group* groups, float* scales) {
+  constexpr int GROUP = HEADS / KV_HEADS;
+  __shared__ DecodeAttention memory;
+  attend_row(
+      about, queries, layer, window, memory,
+      [&](int kind, int head, int place, float (&turned)[4]) {
+        turn_four(kind, head, blockIdx.x, place, angles, bias, norms,
+                  [&](int, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); }, turned);
+      },
+      [&](int h, int head, int d, float mixed, float most, float weight) {
+        if (words) {
+          memory.query[h][d] = mixed / weight;
+        } else {
+          leave_split(out, head, d, splits, mixed, most, weight);
+        }
+      });
+  if (!words) return;
+  BARRIER();
+  const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks, begin = blockIdx.y % chunks * each;
+  const int heads = GROUP - begin < each ? GROUP - begin : each, head = blockIdx.y / chunks * GROUP + begin;
+  if (head == 0 && threadIdx.x == 0) scales[blockIdx.x] = 1;
+#pragma unroll 1
+  for (int start = 0; start < heads * SIZE / 4; start += THREADS) {
+    const int at = start + threadIdx.x, i = head * SIZE + at * 4;
+    const bool inside = at < heads * SIZE / 4;
+    const float4 four = inside ? reinterpret_cast<const float4*>(&memory.query[0][0])[at] : float4{0, 0, 0, 0};
+    const float v[4] = {four.x, four.y, four.z, four.w};
+    put_group(words, groups, i / 32 * int(all_rows) + blockIdx.x, i % 32 / 4, v, inside);
+  }
 }
 // Logits in parts.
 extern "C" __global__ void __launch_bounds__(THREADS)

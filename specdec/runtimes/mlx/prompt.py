@@ -67,7 +67,8 @@ class Work:
         which: address of the list of rows whose logits are wanted.
         wanted: how many these are.
         places: addresses of what the pass keeps in device memory, by name.
-        decodes: every row has its own history; see `decode`.
+        decodes: a pass of `decode`: every row counts its own position.
+        chains: several rows of such a pass have one history.
     """
 
     rows: int
@@ -80,6 +81,7 @@ class Work:
     wanted: int
     places: dict[str, int]
     decodes: bool = False
+    chains: bool = False
 
     @property
     def padded_rows(self) -> int:
@@ -218,23 +220,26 @@ class Prompts(ABC):
     def _mlp(self, entries: list[int], work: Work) -> None:
         """A layer's MLP; the next layer adds its sums."""
 
-    def _turn(self, number: int, entries: list[int], work: Work, columns: int) -> None:
+    def _turn(self, number: int, entries: list[int], work: Work, columns: int, *, name: str = "prompt_turn") -> None:
         """Rotate queries and keys; keys and values go into the caches."""
         c, places = self.config, work.places
         grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
-        vectors = (entries[2], entries[3])  # biases, norms of heads
-        self._launch(
-            "prompt_turn", grid, places["sums"], columns, work.about, work.angles, *vectors, number, places["queries"]
-        )
+        vectors = (entries[2], entries[3], number, places["queries"])  # biases, norms of heads
+        self._launch(name, grid, places["sums"], columns, work.about, work.angles, *vectors)
 
     def _attention(self, number: int, window: int, work: Work) -> None:
         """What each row and head sees in each split."""
+        places, grid = work.places, (work.tile_count, self.config.num_heads, work.splits)
+        about = (work.tiles, number, window, work.splits)
+        self._launch("prompt_attend", grid, places["queries"], *about, places["splits"])
+
+    def _attend_rows(self, number: int, entries: list[int], work: Work, columns: int, window: int, *to: int) -> None:
+        """The same of rows that are far from each other in the caches; unless they follow each other, `_turn`, too."""
         c, places = self.config, work.places
-        name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
-        if work.decodes:
-            chunks = self._chunks(work.rows * work.splits)
-            name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
-        self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
+        grid = (work.rows, c.num_kv_heads * self._chunks(work.rows * work.splits), work.splits)
+        vectors = (entries[2], entries[3], number, places["queries"] if work.chains else 0)
+        sums = (places["sums"], columns, work.about, work.angles)
+        self._launch("decode_attend", grid, *sums, *vectors, window, work.splits, places["splits"], *to)
 
     def _chunks(self, splits: int) -> int:
         """Into how many parts heads that share keys are cut, where every row has a history of its own.
@@ -308,7 +313,8 @@ class Prompts(ABC):
         logits = wanted > 0 and not (decodes and self._looks_at_parts)
         places = self._places(padded(rows, ROW_BAND), splits, logits=logits, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
-        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes)
+        chains = decodes and any(len(each.tokens) > 1 for each in parts)
+        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes, chains)
 
     def _tell(self, parts: Sequence[Part], about: int) -> int:
         """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""

@@ -119,32 +119,69 @@ def test_rows_of_answers_have_the_bits_of_prompts(kernels: Kernels, kind: int, s
         np.testing.assert_array_equal(made.view(np.uint32), sums[first : first + band].view(np.uint32))
 
 
-def test_attention_of_single_rows_has_the_bits_of_prompts(both: Kernels) -> None:
-    kernels = both
-    c, rng, splits, capacity = kernels.prompts.config, np.random.default_rng(0), 2, 512
-    places, size = [5, 255, 300], c.head_dim
-    rows, slot = len(places), size + 4
-    cache = aligned(rng.standard_normal((rows, 2, 2, c.num_kv_heads, capacity, size)).astype(np.float16))
-    queries = aligned((0.3 * rng.standard_normal((rows, c.num_heads, size))).astype(np.float32))
-    about, tiles = aligned(np.zeros((2, rows, 8), np.int32))
-    for row, place in enumerate(places):
-        address = np.array([cache[row].ctypes.data], np.int64).view(np.int32)
-        about[row, 1:3], about[row, 4:6] = (place, capacity), address
-        tiles[row, :4], tiles[row, 4:6] = (row, 1, place, capacity), address
-    for window in (1 << 40, 100):
-        found = []
-        most = 8 if size <= 64 else 4  # heads of a block
-        for chunks in (0, *range(-(-c.num_heads // c.num_kv_heads // most), 5)):
-            out = aligned(np.zeros((rows, c.num_heads, splits, slot), np.float32))
-            table = about if chunks else tiles
-            given = Attention(queries.ctypes.data, table.ctypes.data, 1, window, splits, out.ctypes.data)
-            if chunks:
-                kernels.library.run_attention(ctypes.byref(given), rows, c.num_kv_heads * chunks)
-            else:
-                kernels.library.run_prompt_attention(ctypes.byref(given), rows)
-            # Splits that a row does not see are not written.
-            found.append([out[row, :, : place // 256 + 1, : size + 2].copy() for row, place in enumerate(places)])
-        assert any(np.abs(one).max() > 0 for one in found[0])
-        for other in found[1:]:
-            for one, same in zip(found[0], other, strict=True):
-                np.testing.assert_array_equal(one.view(np.uint32), same.view(np.uint32))
+class Histories:
+    """Random keys and values of rows at these positions, and products of queries, keys and values in parts.
+
+    Args:
+        kernels: of a model.
+        places: of the rows.
+        chains: the rows follow each other in one history; else each has its own.
+    """
+
+    def __init__(self, kernels: Kernels, places: list[int], *, chains: bool) -> None:
+        self.chains = chains
+        self.library, self.places, self.config = kernels.library, places, kernels.prompts.config
+        c, rng, rows = self.config, np.random.default_rng(0), len(places)
+        self.cache = rng.standard_normal((rows, 2, 2, c.num_kv_heads, 512, c.head_dim)).astype(np.float16)
+        self.parts = rng.standard_normal((self.library.slots(), ROWS, TILE)).astype(np.float32)
+        self.angles = rng.uniform(-1, 1, (512, c.head_dim)).astype(np.float32)
+        self.bias = rng.standard_normal((c.num_heads + 2 * c.num_kv_heads) * c.head_dim).astype(np.float32)
+
+    def run(self, chunks: int, *, window: int, splits: int, mixes: bool) -> dict[str, np.ndarray]:
+        """What attention leaves, by kernels for prompts where `chunks` is 0."""
+        c, rows = self.config, len(self.places)
+        cache, (about, tiles) = aligned(self.cache), aligned(np.zeros((2, rows, 8), np.int32))
+        for row, place in enumerate(self.places):
+            address = np.array([cache[0 if self.chains else row].ctypes.data], np.int64).view(np.int32)
+            about[row, 1:3], about[row, 4:6] = (place, 512), address
+            tiles[row, :4], tiles[row, 4:6] = (row, 1, place, 512), address
+        made = {"sums": (ROWS, self.library.columns()), "queries": (rows, c.num_heads, c.head_dim)}
+        made |= {"splits": (rows, c.num_heads, splits, c.head_dim + 4), "scales": (ROWS,)}
+        made |= {
+            "words": (c.num_heads * c.head_dim // 32 + 4, ROWS, 16),
+            "groups": (c.num_heads * c.head_dim // 32 + 4, ROWS, 4),
+        }
+        arrays = {name: aligned(np.zeros(shape, np.float32)) for name, shape in made.items()}
+        given = {"parts": aligned(self.parts), "about": about, "tiles": tiles, "angles": aligned(self.angles)}
+        arrays |= given | {"bias": aligned(self.bias), "norms": aligned(self.bias)}
+        numbers = (rows, ROWS, made["sums"][1], 1, window, splits, int(mixes), int(self.chains))
+        names = [name for name, kind in Attention._fields_ if kind is ctypes.c_void_p]
+        asked = Attention(*(arrays[name].ctypes.data for name in names), *numbers)
+        if chunks:
+            self.library.run_attention(ctypes.byref(asked), c.num_kv_heads * chunks)
+        else:
+            self.library.run_prompt_attention(ctypes.byref(asked))
+        found = {"cache": cache.view(np.uint16)}
+        if mixes:
+            used = c.num_heads * c.head_dim // 32
+            found |= {name: arrays[name][:used, :rows].view(np.uint32) for name in ("words", "groups")}
+            return found | {"scales": arrays["scales"].view(np.uint32)}
+        for row, place in enumerate(self.places):  # splits that a row does not see are not written
+            found[f"row {row}"] = arrays["splits"][row, :, : place // 256 + 1, : c.head_dim + 2].view(np.uint32)
+        return found
+
+
+@pytest.mark.parametrize("window", [1 << 40, 100])
+@pytest.mark.parametrize("places", [[0, 5, 255], [5, 255, 300, 256], [9, 10, 11], [254, 255, 256]])
+def test_attention_of_single_rows_has_the_bits_of_prompts(both: Kernels, places: list[int], window: int) -> None:
+    histories, c = Histories(both, places, chains=places[2] - places[0] == 2), both.prompts.config
+    splits = max(places) // 256 + 1
+    least = -(-c.num_heads // c.num_kv_heads // (8 if c.head_dim <= 64 else 4))
+    for mixes in (False, True)[: 1 if splits > 1 else 2]:
+        wanted = histories.run(0, window=window, splits=splits, mixes=mixes)
+        assert (wanted["cache"] != histories.cache.view(np.uint16)).any()
+        assert any(found.any() for name, found in wanted.items() if name != "cache")
+        for chunks in range(least, 4):
+            found = histories.run(chunks, window=window, splits=splits, mixes=mixes)
+            for name, one in wanted.items():
+                np.testing.assert_array_equal(found[name], one, err_msg=f"{name}, {chunks} parts of a group")

@@ -95,7 +95,9 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
     assert driver.replayed == [0] * 4
     assert not driver.launches  # nothing runs but by the graph
     names = [name.split("_")[1] for name, *_ in graph]
-    layer = ["norm", "multiply", "turn", "attend", "mix", "multiply", "norm", "multiply", "gate", "multiply"]
+    mixes = kind == "quantised" and count <= 26  # attention does it where no history has more than one split
+    layer = ["norm", "multiply", "attend", *([] if mixes else ["mix"]), "multiply"]
+    layer += ["norm", "multiply", "gate", "multiply"]
     ends = ["norm", "multiply", "look", "choose"]
     assert names == ["embed", *layer * prompts.config.num_layers, *ends]
     grids = {name: grid for name, grid, _ in graph}
@@ -111,9 +113,8 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
         made = [(grid, int(name.rsplit("_", 1)[1])) for name, grid, _ in graph if name.startswith("decode_multiply")]
         sites = [sum(blocks[:3]), blocks[3], sum(blocks[4:6]), blocks[6]]
         assert [grid[1:] for grid, _ in made] == [(site, 1) for site in [*sites * c.num_layers, blocks[7]]]
-        for grid, band in made:
-            assert grid[0] == -(-rows // band)  # all rows
-            assert band == 8 or -(-rows // (band // 2)) * grid[1] > 132  # no idle multiprocessors
+        band = 8 if rows <= 8 else 16
+        assert all((grid[0], each) == (-(-rows // band), band) for grid, each in made)
 
 
 def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
