@@ -125,10 +125,26 @@ def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
         decoder.run([wanted(1, place, number) for number in range(count)], angles, 9)
         assert driver.replayed[-10:] == [graph] * 10
     assert decoder.run([wanted(3, 7, 0), *(wanted(1, 9, n) for n in range(1, 18))], angles, 0).shape[:2] == (1, 20)
-    assert driver.replayed[-1] == 3
+    assert driver.replayed[-1] == 4  # three rows of one history
     for count in range(1, 64):
         decoder.run([wanted(1, 3, number) for number in range(count)], angles, 0)
     assert len(driver.graphs) <= 32
+
+
+@pytest.mark.parametrize("kind", ["dense", "quantised"])
+def test_rows_that_follow_each_other_are_put_into_the_cache_before_any_looks_back(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    prompts = dense() if kind == "dense" else quantised("q4_k")
+    decoder, driver = decoder_of(prompts, monkeypatch)
+    angles, singles = object(), [wanted(1, 9, number) for number in range(1, 17)]
+    decoder.run(singles, angles, 0)
+    decoder.run([wanted(3, 7, 0), *singles[:13]], angles, 0)
+    alone, chains = ([name for name, *_ in graph] for graph in driver.graphs.values())
+    turn = "prompt_turn" if kind == "dense" else "decode_turn"
+    assert turn not in alone
+    places = [number for number, name in enumerate(chains) if name == turn]
+    assert [chains[number + 1] for number in places] == ["decode_attend"] * prompts.config.num_layers
 
 
 def test_every_pass_begins_with_its_own_tables(monkeypatch: pytest.MonkeyPatch) -> None:
