@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,7 @@ class Prompts(ABC):
         self._mx, self._step, self._compiler, self.config = mx, step, compiler, step.config
         self._entries = entries
         self._table: list[list[int]] = []
+        self._codes: dict[bool, bytes] = {}  # machine code of the texts, until it is loaded
         self._functions: dict[str, tuple[ctypes.c_void_p, int, int]] = {}
         self._room: tuple[Any, int, int] = (None, 0, 0)  # array, its address, floats
         self._angles: tuple[Any, int] = (None, 0)
@@ -118,6 +120,13 @@ class Prompts(ABC):
     def step(self) -> WholeStep:
         """The model's steps."""
         return self._step
+
+    def compile(self) -> None:
+        """Compile all kernels at the same time, or read their machine code; nothing else may need them meanwhile."""
+        missing = [decodes for decodes in (False, True) if not self._shapes(decodes).keys() <= self._functions.keys()]
+        with ThreadPoolExecutor(2, "specdec-compile") as pool:
+            made = pool.map(lambda decodes: self._compiler.code(self.text(decodes=decodes)), missing)
+            self._codes = dict(zip(missing, made, strict=True))
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -370,12 +379,17 @@ class Prompts(ABC):
 
     def _load(self, *, decodes: bool) -> None:
         """Compile the kernels on first use."""
-        made = self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
+        made = self._shapes(decodes)
         if made.keys() <= self._functions.keys():
             return
-        driver, code = self._step.driver, self._compiler.code(self.text(decodes=decodes))
+        driver, code = self._step.driver, self._codes.pop(decodes, None)
+        code = code or self._compiler.code(self.text(decodes=decodes))
         for name, (threads, shared_bytes) in made.items():
             self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
+
+    def _shapes(self, decodes: bool) -> dict[str, tuple[int, int]]:
+        """Threads and bytes of dynamic shared memory of the blocks of all kernels of a text."""
+        return self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
 
     def _common_kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""

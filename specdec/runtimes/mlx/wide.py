@@ -56,6 +56,11 @@ class WidePasses:
         layers = transformer.config.layers
         self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # bytes of a position
 
+    def compile(self) -> None:
+        """Compile what passes over several sequences need, before any pass is wide."""
+        if self._prompts is not None:
+            self._prompts.compile()
+
     def decodes(self, shares: list[Share]) -> bool:
         """Whether a pass is one of `Decoder`, which goes ahead by itself."""
         return self._decoder is not None and decoded(shares, self._most_step[len(shares) > 1], MOST_ROWS)

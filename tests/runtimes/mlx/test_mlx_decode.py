@@ -117,6 +117,18 @@ def test_a_pass_is_a_graph_of_all_layers_that_ends_with_choices(
         assert all((grid[0], each) == (-(-rows // band), band) for grid, each in made)
 
 
+def test_kernels_are_compiled_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, texts = quantised("q4_k"), []
+    monkeypatch.setattr(prompts, "_compiler", SimpleNamespace(code=lambda text: texts.append(text) or b"code"))
+    prompts.compile()
+    assert sorted(texts) == sorted(prompts.text(decodes=decodes) for decodes in (False, True))
+    decoder, _ = decoder_of(prompts, monkeypatch)
+    for _ in range(2):
+        decoder.run([wanted(1, 3, number) for number in range(9)], object(), 1)
+        prompts.compile()
+    assert len(texts) == 2
+
+
 def test_graphs_are_kept_by_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, driver = decoder_of(dense(), monkeypatch)
     angles = object()
