@@ -26,6 +26,13 @@ _BODIES = {
     r"DEVICE void multiply_tile\(.*__nv_bfloat16\) \{": "host::multiply_tile<true>(sum, w, x0, x1);",
     r"DEVICE void copy16(_shared)?\(void\* to, const void\* from\) \{": "std::memcpy(to, from, 16);",
     r"DEVICE void copy4\(void\* to, const void\* from\) \{": "std::memcpy(to, from, 4);",
+    r"DEVICE void multiply_bytes\(.*const uint2& x\) \{": "const unsigned both[2] = {x.x, x.y};\n"
+    "host::multiply_bytes<2>(sum, w, both);",
+    r"DEVICE void multiply_bytes\(.*unsigned w0, unsigned w1, unsigned x\) \{": "const unsigned w[2] = {w0, w1};\n"
+    "host::multiply_bytes<1>(sum, w, &x);",
+    r"DEVICE void wait_stages\(\) \{": "",
+    r"DEVICE void wait_group\(int group\) \{": "host::wait_pair();",
+    r"DEVICE void after_others\(\) \{": "",
     r"DEVICE void end_stage\(\) \{": "",
     r"DEVICE void wait_stage\(\) \{": "",
     r"DEVICE void ahead\(const void\* from\) \{": "",
@@ -52,7 +59,7 @@ def host_text(text: str) -> str:
                 end += 1
             text = f"{text[: match.end()]}\n{body}\n}}{text[end:]}"
     text = re.sub(r"#include <cuda_\w+\.h>|#pragma unroll.*", "", text)
-    shared = "uint4* shared_memory = reinterpret_cast<uint4*>(host::shared[blockIdx.x]);"
+    shared = "uint4* shared_memory = reinterpret_cast<uint4*>(host::shared[host::self / host::threads_of_block]);"
     return text.replace("extern __shared__ uint4 shared_memory[];", shared)
 
 

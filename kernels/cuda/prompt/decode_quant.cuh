@@ -1,10 +1,17 @@
-// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and 8, 16 or
-// 32 rows. Its warps are groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed by
+// Rows of many answers times quantised matrices. A block has the units of a block of the step (step_quant.cuh), and 8 or 16
+// rows. Its warps are groups of two, each warp with half of a tile's outputs. The units of a warp of the step are summed by
 // one group. The sums of warps that share a tile meet in shared memory, where all threads add them in their order. What the
 // step's blocks have of a tile stays apart: the consumer adds it, as in the step.
 namespace specdec {
 
 constexpr int SUMS_ROW = TILE + 8;
+
+// Waits for all but the newest COUNT stages that this thread has asked for, and for the other warp of a group.
+template <int COUNT>
+DEVICE void wait_stages() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(COUNT) : "memory");
+}
+DEVICE void wait_group(int group) { asm volatile("bar.sync %0, 64;" ::"r"(group + 1) : "memory"); }
 
 // Where a group of warps is among its units: those of the step's warps `group`, group + GROUPS, and so on.
 template <int GROUPS>
@@ -35,6 +42,7 @@ struct Walk {
 
  private:
   DEVICE void settle() {
+#pragma unroll 1
     while (!done() && (unit = start(warp), until = start(warp + 1), unit >= until)) warp += GROUPS;
     tile = tile_of(unit), step = unit - tile * steps;
   }
@@ -82,15 +90,15 @@ struct Pieces {
   }
 };
 
-// The share of block `block` of the step: sums go to parts (slots, all_rows, TILE).
+// The share of block `block` of the step: sums go to parts (slots, all_rows, TILE). Every form of blocks has machine code of
+// its own, and what does not fit the instruction cache is read again in every layer: so little is unrolled here.
 template <int F, int BAND, int GROUPS, int DEPTH, int SLOTS>
 DEVICE void multiply_share(const Matrix& m, int block, const char* data, const ManyRows& rows, const float* scales,
                            float* parts, char* room) {
   using P = Place<F>;
   using Ask = Asking<F, BAND>;
-  constexpr int QUADS = BAND / 4, EACH = BAND * (TILE / 4) / (GROUPS * 64);
+  constexpr int QUADS = BAND / 4, EACH = BAND * (TILE / 4) / (GROUPS * 64), ROWS_APART = GROUPS * 2;
   const int tid = threadIdx.x, lane = tid % 32, g = lane / 4, q = lane % 4, group = tid / 64, word = tid / 32 % 2;
-  const bool leads = tid % 64 == 0;
   const int begin = m.first(block), count = m.first(block + 1) - begin, end = begin + count;
   char* ring = room + group * DEPTH * Ask::STAGE;
   float* left = reinterpret_cast<float*>(room + GROUPS * DEPTH * Ask::STAGE);  // (SLOTS, BAND, SUMS_ROW)
@@ -101,64 +109,41 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
   // Sums of a tile's end have a slot of their own; so many warps of the step take their turn that all find one.
   const int block_tile = ahead.tile_of(begin), tiles = count > 0 ? ahead.tile_of(end - 1) - block_tile + 1 : 0;
   int turn = WARPS;
+#pragma unroll 1
   while (turn > GROUPS && turn + (tiles < turn ? tiles : turn) > SLOTS) turn /= 2;
   const bool by_tile = tiles < turn;
-  int step_of[DEPTH];
-#pragma unroll
-  for (int i = 0; i < DEPTH; ++i) {
-    step_of[i] = -1;
-    if (ahead.done()) continue;
-    pieces.weights_of(ahead.unit, ahead.tile, step_of[i] = ahead.step, ring + i * Ask::STAGE);
-    ahead.next();
-  }
-  after_others();  // the weights were there before
-#pragma unroll
-  for (int i = 0; i < DEPTH; ++i) {
-    if (step_of[i] >= 0) pieces.rows_of(step_of[i], ring + i * Ask::STAGE);
-    end_stage();
+  // Weights of the first units are asked for before others have made their rows, and then these.
+  const Walk<GROUPS> begins = ahead;
+#pragma unroll 1
+  for (int number = 0; number < 2 * DEPTH; ++number) {
+    const bool asks_rows = number >= DEPTH;
+    if (number == DEPTH) {
+      after_others();
+      ahead = begins;
+    }
+    char* to = ring + (asks_rows ? number - DEPTH : number) * Ask::STAGE;
+    if (!ahead.done()) {
+      if (asks_rows) {
+        pieces.rows_of(ahead.step, to);
+      } else {
+        pieces.weights_of(ahead.unit, ahead.tile, ahead.step, to);
+      }
+      ahead.next();
+    }
+    if (asks_rows) end_stage();
   }
   float row_scale[QUADS];
 #pragma unroll
   for (int band = 0; band < QUADS; ++band) row_scale[band] = scales[band * 4 + q] * (P::HIDDEN_BITS ? 0.5f : 1.0f);
-  auto leave = [&](float (&total)[QUADS][4][2], float* to, int apart) {
-#pragma unroll
-    for (int i = 0; i < QUADS * 8; ++i) {
-      float& sum = total[i / 8][i / 2 % 4][i % 2];
-      to[(i / 8 * 4 + q) * apart + (word * 4 + i / 2 % 4) * 16 + i % 2 * 8 + g] = sum;
-      sum = 0;
-    }
-  };
-  auto slot_of = [&](int tile) { return parts + (size_t)m.slot(block, tile) * rows.all_rows * TILE; };
   // What this thread adds up: four outputs of some rows of the tile `under_way`.
   const int row = tid / 32, output = lane * 4;
-  constexpr int ROWS_APART = GROUPS * 2, AT_ONCE = EACH < 4 ? 4 : 2;
-  float4 sums[EACH] = {};
+  float4 sums[EACH];
   int under_way = -1, done = 0, stage = 0;
+  auto slot_of = [&](int tile) { return parts + (size_t)m.slot(block, tile) * rows.all_rows * TILE; };
   auto finish = [&] {
-    if (under_way < 0) return;
+    float* to = slot_of(under_way) + row * TILE + output;
 #pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-      *reinterpret_cast<float4*>(slot_of(under_way) + (row + j * ROWS_APART) * TILE + output) = sums[j];
-    }
-  };
-  auto load = [&](int slot, float4 (&value)[EACH]) {
-#pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-      value[j] = *reinterpret_cast<const float4*>(left + (slot * BAND + row + j * ROWS_APART) * SUMS_ROW + output);
-    }
-  };
-  auto take = [&](int tile, const float4 (&value)[EACH]) {
-    const bool goes_on = tile == under_way;
-    if (!goes_on) finish();
-    under_way = tile;
-#pragma unroll
-    for (int j = 0; j < EACH; ++j) {
-      if (goes_on) {
-        add(sums[j], value[j]);
-      } else {
-        sums[j] = value[j];
-      }
-    }
+    for (int j = 0; j < EACH; ++j) *reinterpret_cast<float4*>(to + j * (ROWS_APART * TILE)) = sums[j];
   };
 
 #pragma unroll 1
@@ -166,13 +151,13 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
 #pragma unroll 1
     for (int warp = first + group; warp < first + turn; warp += GROUPS) {
       const int low = ahead.start(warp), high = ahead.start(warp + 1), place = warp - first;
-      int2 left_of{-1, -1};
       float total[QUADS][4][2] = {};
+      int2 left_of{-1, -1};
       int tile = ahead.tile_of(low), last = (tile + 1) * m.steps - 1;  // the tile's last unit
 #pragma unroll 1
       for (int unit = low; unit < high; ++unit, ++done) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2) : "memory");
-        asm volatile("bar.sync %0, 64;" ::"r"(group + 1) : "memory");
+        wait_stages<DEPTH - 2>();
+        wait_group(group);
         if (done > 0) {
           char* to = ring + (stage > 0 ? stage - 1 : DEPTH - 1) * Ask::STAGE;
           if (!ahead.done()) {
@@ -189,37 +174,60 @@ DEVICE void multiply_share(const Matrix& m, int block, const char* data, const M
         const bool ends = unit == last;
         if (!ends && unit + 1 < high) continue;
         const int tile_low = last + 1 - m.steps;
+        float* to;
+        int apart = SUMS_ROW;
         if (low <= (tile_low > begin ? tile_low : begin) && high >= (last + 1 < end ? last + 1 : end)) {
-          leave(total, slot_of(tile), TILE);  // no other warp of the block has a part of it
+          to = slot_of(tile), apart = TILE;  // no other warp of the block has a part of it
         } else {
-          const int slot = !ends ? place : turn + (by_tile ? tile - block_tile : place);
-          leave(total, left + slot * BAND * SUMS_ROW, SUMS_ROW);
+          to = left + (!ends ? place : turn + (by_tile ? tile - block_tile : place)) * BAND * SUMS_ROW;
           (ends ? left_of.x : left_of.y) = tile;
+        }
+        to += q * apart + word * 64 + g;
+#pragma unroll
+        for (int band = 0; band < QUADS; ++band, to += 4 * apart) {
+#pragma unroll
+          for (int i = 0; i < 8; ++i) to[i / 2 * 16 + i % 2 * 8] = total[band][i / 2][i % 2], total[band][i / 2][i % 2] = 0;
         }
         if (ends) ++tile, last += m.steps;
       }
-      if (leads) left_tile[place] = left_of;
+      if (tid % 64 == 0) left_tile[place] = left_of;
     }
     BARRIER();
+    // The sums that were left, in their order: of each warp those of a tile that ends, then the others. One piece is added
+    // while the next one is on its way.
+    const int entry = lane < 2 * turn ? reinterpret_cast<const int*>(left_tile)[lane] : -1;
+    unsigned those = __ballot_sync(EVERY_LANE, entry >= 0);
+    float4 next[EACH];
+    int next_tile = -1;
 #pragma unroll 1
-    for (int place = 0; place < turn; place += AT_ONCE) {
-      float4 own[AT_ONCE][EACH];
-      int2 tile[AT_ONCE];
+    while (those || next_tile >= 0) {
+      const int tile = next_tile;
+      float4 value[EACH];
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i) tile[i] = left_tile[place + i], load(place + i, own[i]);
+      for (int j = 0; j < EACH; ++j) value[j] = next[j];
+      next_tile = -1;
+      if (those) {
+        const int which = __ffs(those) - 1;
+        those &= those - 1;
+        next_tile = __shfl_sync(EVERY_LANE, entry, which);
+        const int slot = which % 2 ? which / 2 : turn + (by_tile ? next_tile - block_tile : which / 2);
+        const float* from = left + (slot * BAND + row) * SUMS_ROW + output;
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; ++i) {
-        if (tile[i].x >= 0) {
-          float4 value[EACH];
-          load(turn + (by_tile ? tile[i].x - block_tile : place + i), value);
-          take(tile[i].x, value);
-        }
-        if (tile[i].y >= 0) take(tile[i].y, own[i]);
+        for (int j = 0; j < EACH; ++j) next[j] = *reinterpret_cast<const float4*>(from + j * (ROWS_APART * SUMS_ROW));
+      }
+      if (tile < 0) continue;
+      const bool goes_on = tile == under_way;
+      if (!goes_on && under_way >= 0) finish();
+      under_way = tile;
+#pragma unroll
+      for (int j = 0; j < EACH; ++j) {
+        if (goes_on) add(value[j], sums[j]);
+        sums[j] = value[j];
       }
     }
     if (first + turn < WARPS) BARRIER();
   }
-  finish();
+  if (under_way >= 0) finish();
 }
 
 // Four outputs of a row of matrix `which` of the step, from sums in parts.
@@ -273,7 +281,6 @@ DEVICE void multiply_shares(const Multiplication& job, uint4* room) {
   }
 SHARES(8, DECODE_GROUPS_8, DECODE_DEPTH_8, DECODE_SLOTS_8)
 SHARES(16, DECODE_GROUPS_16, DECODE_DEPTH_16, DECODE_SLOTS_16)
-SHARES(32, DECODE_GROUPS_32, DECODE_DEPTH_32, DECODE_SLOTS_32)
 
 // The same after matrix `site` of the step, whose sums are in parts.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -293,11 +300,46 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   Inputs{words, groups, all_rows}.put(
       row, i, float4{silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w});
 }
+// Turns queries, keys and values in parts as prompt_turn does, for rows that follow each other in one history.
 extern "C" __global__ void __launch_bounds__(256)
     decode_turn(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
                 const float* norms, long long layer, float* queries) {
   turn_vector(about, angles, bias, norms, layer, queries,
               [&](int kind, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); });
+}
+// q, k and v in parts -> splits; or, where no history has more than one, whole numbers for the output projection.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    decode_attend(const float* parts, long long all_rows, const PromptRow* about, const float* angles, const float* bias,
+                  const float* norms, long long layer, const float* queries, long long window, long long splits, float* out,
+                  unsigned* words, Group* groups, float* scales) {
+  constexpr int GROUP = HEADS / KV_HEADS;
+  __shared__ DecodeAttention memory;
+  attend_row(
+      about, queries, layer, window, memory,
+      [&](int kind, int head, int place, float (&turned)[4]) {
+        turn_four(kind, head, blockIdx.x, place, angles, bias, norms,
+                  [&](int, int row, int output) { return parts4(kind, parts, int(all_rows), row, output); }, turned);
+      },
+      [&](int h, int head, int d, float mixed, float most, float weight) {
+        if (words) {
+          memory.query[h][d] = mixed / weight;
+        } else {
+          leave_split(out, head, d, splits, mixed, most, weight);
+        }
+      });
+  if (!words) return;
+  BARRIER();
+  const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks, begin = blockIdx.y % chunks * each;
+  const int heads = GROUP - begin < each ? GROUP - begin : each, head = blockIdx.y / chunks * GROUP + begin;
+  if (head == 0 && threadIdx.x == 0) scales[blockIdx.x] = 1;
+#pragma unroll 1
+  for (int start = 0; start < heads * SIZE / 4; start += THREADS) {
+    const int at = start + threadIdx.x, i = head * SIZE + at * 4;
+    const bool inside = at < heads * SIZE / 4;
+    const float4 four = inside ? reinterpret_cast<const float4*>(&memory.query[0][0])[at] : float4{0, 0, 0, 0};
+    const float v[4] = {four.x, four.y, four.z, four.w};
+    put_group(words, groups, i / 32 * int(all_rows) + blockIdx.x, i % 32 / 4, v, inside);
+  }
 }
 // Logits in parts.
 extern "C" __global__ void __launch_bounds__(THREADS)

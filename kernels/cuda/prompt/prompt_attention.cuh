@@ -58,25 +58,21 @@ struct Dots {
   }
 };
 
-// Turns queries and keys by their positions, puts keys and values into the caches; queries (rows, HEADS, SIZE) are times the
-// scale of scores. A warp has a vector of a row: `source(kind, row, output)` gives outputs of q, k or v.
+// Four dimensions of a head of a row's query, key or value (kind 0, 1 or 2), turned by the row's position: those of this
+// lane, from 4 times its number on, if there are any. `source(kind, row, output)` gives outputs of q, k or v.
 template <class F>
-DEVICE void turn_vector(const PromptRow* about, const float* angles, const float* bias, const float* norms, long long layer,
-                        float* queries, F source) {
-  const int lane = threadIdx.x % 32, row = blockIdx.x, vector_number = blockIdx.y * 8 + threadIdx.x / 32, d = lane * 4;
-  after_others();
-  if (vector_number >= HEADS + 2 * KV_HEADS) return;
-  const int kind = vector_number < HEADS ? 0 : vector_number < HEADS + KV_HEADS ? 1 : 2;
-  const int head = kind == 0 ? vector_number : (vector_number - HEADS) % KV_HEADS;
-  const PromptRow of = about[row];
+DEVICE void turn_four(int kind, int head, int row, int place, const float* angles, const float* bias, const float* norms,
+                      F source, float (&turned)[4]) {
+  const int lane = threadIdx.x % 32, d = lane * 4;
   float4 four = {0, 0, 0, 0};
   float2 angle[4];
   if (d < SIZE) {
-    const float* turns = angles + ((size_t)of.place * (SIZE / 2) + d % (SIZE / 2)) * 2;
+    const float* turns = angles + ((size_t)place * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
     four = source(kind, row, head * SIZE + d);
 #if BIAS
+    const int vector_number = head + (kind == 0 ? 0 : kind == 1 ? HEADS : HEADS + KV_HEADS);
     add(four, *reinterpret_cast<const float4*>(bias + vector_number * SIZE + d));
 #endif
   }
@@ -88,22 +84,41 @@ DEVICE void turn_vector(const PromptRow* about, const float* angles, const float
     for (int e = 0; e < 4; ++e) vector[e] = d < SIZE ? vector[e] * scale * norms[kind * SIZE + d + e] : 0.0f;
   }
 #endif
-  float turned[4];
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
     const int half = SIZE / 8, from = lane < half ? lane + half : lane - half;
     const float other = __shfl_sync(EVERY_LANE, vector[e], d < SIZE ? from : lane);
     turned[e] = kind < 2 ? fmaf(vector[e], angle[e].x, (d < SIZE / 2 ? -other : other) * angle[e].y) : vector[e];
   }
+}
+
+// Where the key (kind 1) or value (kind 2) of a row's position lies.
+DEVICE half_t* new_place(const PromptRow& of, int kind, int head, long long layer) {
+  half_t* past = of.cache + (size_t)(2 * layer + kind - 1) * KV_HEADS * of.capacity * SIZE;
+  return past + ((size_t)head * of.capacity + of.place) * SIZE;
+}
+
+// Turns queries and keys by their positions, puts keys and values into the caches; queries (rows, HEADS, SIZE) are times the
+// scale of scores. A warp has a vector of a row.
+template <class F>
+DEVICE void turn_vector(const PromptRow* about, const float* angles, const float* bias, const float* norms, long long layer,
+                        float* queries, F source) {
+  const int lane = threadIdx.x % 32, row = blockIdx.x, vector_number = blockIdx.y * 8 + threadIdx.x / 32, d = lane * 4;
+  after_others();
+  if (vector_number >= HEADS + 2 * KV_HEADS) return;
+  const int kind = vector_number < HEADS ? 0 : vector_number < HEADS + KV_HEADS ? 1 : 2;
+  const int head = kind == 0 ? vector_number : (vector_number - HEADS) % KV_HEADS;
+  const PromptRow of = about[row];
+  float turned[4];
+  turn_four(kind, head, row, of.place, angles, bias, norms, source, turned);
   if (d >= SIZE) return;
   if (kind == 0) {
     float* to = queries + ((size_t)row * HEADS + head) * SIZE + d;
     for (int e = 0; e < 4; ++e) to[e] = turned[e] * SCALE;
-    return;
+  } else {
+    half_t* to = new_place(of, kind, head, layer) + d;
+    for (int e = 0; e < 4; ++e) to[e] = to_half(turned[e]);
   }
-  half_t* past = of.cache + (size_t)(2 * layer + kind - 1) * KV_HEADS * of.capacity * SIZE;
-  half_t* to = past + ((size_t)head * of.capacity + of.place) * SIZE + d;
-  for (int e = 0; e < 4; ++e) to[e] = to_half(turned[e]);
 }
 
 }  // namespace specdec

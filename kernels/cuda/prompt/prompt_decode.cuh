@@ -46,69 +46,123 @@ DEVICE void weigh_two(const uint2 (&k)[EACH_WARP], const uint2 (&v)[EACH_WARP], 
   }
 }
 
-}  // namespace specdec
+struct DecodeAttention {
+  alignas(16) float sides[HEADS_EACH][WARPS][SIZE];
+  alignas(16) float query[HEADS_EACH][SIZE];  // and then what has become of it
+  alignas(16) half_t fresh[2][SIZE];          // the newest key and value
+  float most[HEADS_EACH][WARPS], weight[HEADS_EACH][WARPS];
+};
 
-// queries (rows, HEADS, SIZE) -> splits (rows, HEADS, splits, SLOT); blocks: (rows, KV_HEADS times parts of a group of heads, splits)
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    decode_attend(const float* queries, const PromptRow* about, long long layer, long long window, long long splits,
-                  float* out) {
-  __shared__ float sides[HEADS_EACH][WARPS][SIZE], most_of[HEADS_EACH][WARPS], weight_of[HEADS_EACH][WARPS];
+// The heads of a row that are the work of this block, over a split of its history; blocks: (rows, KV_HEADS times parts of a
+// group of heads, splits). Keys and values of the past are asked for before others have made the row's own: `turn(kind, head,
+// place, turned)` gives four dimensions of a query, key or value (`turn_four`). Where rows of a pass follow each other in one
+// history, a kernel before this one has put keys and values of all into it, and left `queries` (rows, HEADS, SIZE).
+// `leave(h, head, d, mixed, most, weight)` gets what has become of a dimension.
+template <class Turn, class Leave>
+DEVICE void attend_row(const PromptRow* about, const float* queries, long long layer, long long window, DecodeAttention& m,
+                       Turn turn, Leave leave) {
   constexpr int GROUP = HEADS / KV_HEADS, LANES = 32 / AT_ONCE;
+  static_assert(HEADS_EACH + 2 <= WARPS, "a warp for each query, the key and the value");
   const int chunks = gridDim.y / KV_HEADS, each = (GROUP + chunks - 1) / chunks;
   const int kv_head = blockIdx.y / chunks, begin = blockIdx.y % chunks * each;
   const int heads = GROUP - begin < each ? GROUP - begin : each, head = kv_head * GROUP + begin;
   const int split = blockIdx.z, start = split * SPAN, tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
   const int mine = lane % LANES * 4, own = lane / LANES, first = start + warp * EACH_WARP;
-  // Only the newest position is the work of the kernel before, which began after all others had ended.
-  const PromptRow* row = about + blockIdx.x;
-  const int place = __ldcg(&row->place);
-  const long long address = __ldcg(reinterpret_cast<const long long*>(&row->cache));
-  const half_t* keys = reinterpret_cast<const half_t*>(address) + ((size_t)(2 * layer) * KV_HEADS + kv_head) * row->capacity * SIZE;
-  const half_t* values = keys + (size_t)KV_HEADS * row->capacity * SIZE;
+  if (queries) after_others();
+  PromptRow of = about[blockIdx.x];  // written by a kernel that has ended
+  of.place = __ldcg(&about[blockIdx.x].place);
+  const half_t* keys = of.cache + ((size_t)(2 * layer) * KV_HEADS + kv_head) * of.capacity * SIZE;
+  const half_t* values = keys + (size_t)KV_HEADS * of.capacity * SIZE;
   uint2 k[EACH_WARP], v[EACH_WARP];
 #pragma unroll
   for (int a = 0; a < EACH_WARP; ++a) {
-    const bool past = first + a < place && mine < SIZE;
+    const bool past = first + a < of.place + (queries != nullptr) && mine < SIZE;
     const size_t at = (size_t)(first + a) * SIZE + mine;
     k[a] = past ? __ldcg(reinterpret_cast<const uint2*>(keys + at)) : uint2{0, 0};
     v[a] = past ? __ldcg(reinterpret_cast<const uint2*>(values + at)) : uint2{0, 0};
   }
-  after_others();
-  if (start > place) return;
+  if (!queries) after_others();
+  if (start > of.place) return;
+  const bool newest = !queries && of.place < start + SPAN;
+  if (queries) {
+    const float* from = queries + ((size_t)blockIdx.x * HEADS + head) * SIZE;
+    for (int where = tid; where < heads * SIZE; where += THREADS) (&m.query[0][0])[where] = from[where];
+  } else if (warp < heads || (newest && warp < heads + 2)) {
+    const int kind = warp < heads ? 0 : warp - heads + 1, d = lane * 4;
+    float turned[4];
+    turn(kind, kind ? kv_head : head + warp, of.place, turned);
+    if (d < SIZE && kind == 0) {
+      *reinterpret_cast<float4*>(&m.query[warp][d]) =
+          float4{turned[0] * SCALE, turned[1] * SCALE, turned[2] * SCALE, turned[3] * SCALE};
+    } else if (d < SIZE) {
+      half_t* to = new_place(of, kind, kv_head, layer) + d;
+      for (int e = 0; e < 4; ++e) {
+        const half_t half = m.fresh[kind - 1][d + e] = to_half(turned[e]);
+        if (begin == 0) to[e] = half;
+      }
+    }
+  }
+  BARRIER();
+  if (newest && mine < SIZE) {
 #pragma unroll
-  for (int a = 0; a < EACH_WARP; ++a) {
-    if (first + a == place && mine < SIZE) {
-      const size_t at = (size_t)place * SIZE + mine;
-      k[a] = __ldcg(reinterpret_cast<const uint2*>(keys + at)), v[a] = __ldcg(reinterpret_cast<const uint2*>(values + at));
+    for (int a = 0; a < EACH_WARP; ++a) {
+      if (first + a != of.place) continue;
+      k[a] = *reinterpret_cast<const uint2*>(&m.fresh[0][mine]), v[a] = *reinterpret_cast<const uint2*>(&m.fresh[1][mine]);
     }
   }
   const int at = first + (AT_ONCE == 2 ? lane % LANES : lane / 2);
-  const bool seen = at <= place && at > place - window;
+  const bool seen = at <= of.place && at > of.place - window;
 #pragma unroll 1
   for (int front = 0; front < heads; front += AT_ONCE) {
     const int h = front + own < heads ? front + own : front;
-    const float4 four = mine < SIZE ? load_float4(queries + ((size_t)blockIdx.x * HEADS + head + h) * SIZE + mine) : float4{0, 0, 0, 0};
-    const float q[4] = {four.x, four.y, four.z, four.w};
-    float mixed[4], most, weight;
+    float q[4], mixed[4], most, weight;
+    for (int e = 0; e < 4; ++e) q[e] = mine < SIZE ? m.query[h][mine + e] : 0.0f;
     if constexpr (AT_ONCE == 2) {
       weigh_two(k, v, q, seen, mixed, most, weight);
     } else {
       weigh(k, v, q, seen, mixed, most, weight);
     }
     if (front + own >= heads) continue;
-    if (mine < SIZE) *reinterpret_cast<float4*>(&sides[h][warp][mine]) = float4{mixed[0], mixed[1], mixed[2], mixed[3]};
-    if (lane % LANES == 0) most_of[h][warp] = most, weight_of[h][warp] = weight;
+    if (mine < SIZE) *reinterpret_cast<float4*>(&m.sides[h][warp][mine]) = float4{mixed[0], mixed[1], mixed[2], mixed[3]};
+    if (lane % LANES == 0) m.most[h][warp] = most, m.weight[h][warp] = weight;
   }
   BARRIER();
   for (int where = tid; where < heads * SIZE; where += THREADS) {
     const int h = where / SIZE, d = where % SIZE;
     float most, mixed, weight;
-    join(most_of[h], weight_of[h], &sides[h][0][d], most, mixed, weight);
-    float* to = out + (((size_t)blockIdx.x * HEADS + head + h) * splits + split) * SLOT;
-    to[d] = mixed;
-    if (d == 0) to[SIZE] = most, to[SIZE + 1] = weight;
+    join(m.most[h], m.weight[h], &m.sides[h][0][d], most, mixed, weight);
+    leave(h, head + h, d, mixed, most, weight);
   }
 }
+
+// Leaves what has become of a dimension of a head in splits (rows, HEADS, splits, SLOT).
+DEVICE void leave_split(float* all, int head, int d, long long splits, float mixed, float most, float weight) {
+  float* to = all + (((size_t)blockIdx.x * HEADS + head) * splits + blockIdx.z) * SLOT;
+  to[d] = mixed;
+  if (d == 0) to[SIZE] = most, to[SIZE + 1] = weight;
+}
+
+}  // namespace specdec
+
+#ifndef DECODES  // quantised models have a kernel of their own: decode_quant.cuh
+// sums (rows, columns) as for prompt_turn -> splits
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    decode_attend(const float* sums, long long columns, const PromptRow* about, const float* angles, const float* bias,
+                  const float* norms, long long layer, const float* queries, long long window, long long splits, float* out) {
+  __shared__ DecodeAttention memory;
+  attend_row(
+      about, queries, layer, window, memory,
+      [&](int kind, int head, int place, float (&turned)[4]) {
+        turn_four(kind, head, blockIdx.x, place, angles, bias, norms, [&](int, int row, int output) {
+          const int column = output + (kind == 0 ? 0 : kind == 1 ? TURN_KEYS : TURN_VALUES);
+          return *reinterpret_cast<const float4*>(sums + row * columns + column);
+        }, turned);
+      },
+      [&](int, int head, int d, float mixed, float most, float weight) {
+        leave_split(out, head, d, splits, mixed, most, weight);
+      });
+}
+#endif
 
 namespace specdec {
 

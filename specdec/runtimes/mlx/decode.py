@@ -126,7 +126,7 @@ class Decoder:
 
     def _graph(self, work: Work) -> ctypes.c_void_p:
         """The launches of a pass of this shape."""
-        key = (work.rows, work.splits, work.angles, *work.places.values())
+        key = (work.rows, work.splits, work.chains, work.angles, *work.places.values())
         if key not in self._graphs:
             if len(self._graphs) >= _MOST_GRAPHS:
                 for graph in self._graphs.values():

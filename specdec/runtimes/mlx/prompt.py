@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,8 @@ class Work:
         which: address of the list of rows whose logits are wanted.
         wanted: how many these are.
         places: addresses of what the pass keeps in device memory, by name.
-        decodes: every row has its own history; see `decode`.
+        decodes: a pass of `decode`: every row counts its own position.
+        chains: several rows of such a pass have one history.
     """
 
     rows: int
@@ -80,6 +82,7 @@ class Work:
     wanted: int
     places: dict[str, int]
     decodes: bool = False
+    chains: bool = False
 
     @property
     def padded_rows(self) -> int:
@@ -103,6 +106,7 @@ class Prompts(ABC):
         self._mx, self._step, self._compiler, self.config = mx, step, compiler, step.config
         self._entries = entries
         self._table: list[list[int]] = []
+        self._codes: dict[bool, bytes] = {}  # machine code of the texts, until it is loaded
         self._functions: dict[str, tuple[ctypes.c_void_p, int, int]] = {}
         self._room: tuple[Any, int, int] = (None, 0, 0)  # array, its address, floats
         self._angles: tuple[Any, int] = (None, 0)
@@ -116,6 +120,13 @@ class Prompts(ABC):
     def step(self) -> WholeStep:
         """The model's steps."""
         return self._step
+
+    def compile(self) -> None:
+        """Compile all kernels at the same time, or read their machine code; nothing else may need them meanwhile."""
+        missing = [decodes for decodes in (False, True) if not self._shapes(decodes).keys() <= self._functions.keys()]
+        with ThreadPoolExecutor(2, "specdec-compile") as pool:
+            made = pool.map(lambda decodes: self._compiler.code(self.text(decodes=decodes)), missing)
+            self._codes = dict(zip(missing, made, strict=True))
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -218,23 +229,26 @@ class Prompts(ABC):
     def _mlp(self, entries: list[int], work: Work) -> None:
         """A layer's MLP; the next layer adds its sums."""
 
-    def _turn(self, number: int, entries: list[int], work: Work, columns: int) -> None:
+    def _turn(self, number: int, entries: list[int], work: Work, columns: int, *, name: str = "prompt_turn") -> None:
         """Rotate queries and keys; keys and values go into the caches."""
         c, places = self.config, work.places
         grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
-        vectors = (entries[2], entries[3])  # biases, norms of heads
-        self._launch(
-            "prompt_turn", grid, places["sums"], columns, work.about, work.angles, *vectors, number, places["queries"]
-        )
+        vectors = (entries[2], entries[3], number, places["queries"])  # biases, norms of heads
+        self._launch(name, grid, places["sums"], columns, work.about, work.angles, *vectors)
 
     def _attention(self, number: int, window: int, work: Work) -> None:
         """What each row and head sees in each split."""
+        places, grid = work.places, (work.tile_count, self.config.num_heads, work.splits)
+        about = (work.tiles, number, window, work.splits)
+        self._launch("prompt_attend", grid, places["queries"], *about, places["splits"])
+
+    def _attend_rows(self, number: int, entries: list[int], work: Work, columns: int, window: int, *to: int) -> None:
+        """The same of rows that are far from each other in the caches; unless they follow each other, `_turn`, too."""
         c, places = self.config, work.places
-        name, about, grid = "prompt_attend", work.tiles, (work.tile_count, c.num_heads, work.splits)
-        if work.decodes:
-            chunks = self._chunks(work.rows * work.splits)
-            name, about, grid = "decode_attend", work.about, (work.rows, c.num_kv_heads * chunks, work.splits)
-        self._launch(name, grid, places["queries"], about, number, window, work.splits, places["splits"])
+        grid = (work.rows, c.num_kv_heads * self._chunks(work.rows * work.splits), work.splits)
+        vectors = (entries[2], entries[3], number, places["queries"] if work.chains else 0)
+        sums = (places["sums"], columns, work.about, work.angles)
+        self._launch("decode_attend", grid, *sums, *vectors, window, work.splits, places["splits"], *to)
 
     def _chunks(self, splits: int) -> int:
         """Into how many parts heads that share keys are cut, where every row has a history of its own.
@@ -308,7 +322,8 @@ class Prompts(ABC):
         logits = wanted > 0 and not (decodes and self._looks_at_parts)
         places = self._places(padded(rows, ROW_BAND), splits, logits=logits, decodes=decodes)
         tiles, which = about + 4 * _TILES, about + 4 * _WHICH
-        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes)
+        chains = decodes and any(len(each.tokens) > 1 for each in parts)
+        return Work(rows, splits, about, tiles, tile_count, self._angles[1], which, wanted, places, decodes, chains)
 
     def _tell(self, parts: Sequence[Part], about: int) -> int:
         """Put the tables of rows and tiles and the list of wanted rows on the device; how many tiles there are."""
@@ -364,12 +379,17 @@ class Prompts(ABC):
 
     def _load(self, *, decodes: bool) -> None:
         """Compile the kernels on first use."""
-        made = self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
+        made = self._shapes(decodes)
         if made.keys() <= self._functions.keys():
             return
-        driver, code = self._step.driver, self._compiler.code(self.text(decodes=decodes))
+        driver, code = self._step.driver, self._codes.pop(decodes, None)
+        code = code or self._compiler.code(self.text(decodes=decodes))
         for name, (threads, shared_bytes) in made.items():
             self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
+
+    def _shapes(self, decodes: bool) -> dict[str, tuple[int, int]]:
+        """Threads and bytes of dynamic shared memory of the blocks of all kernels of a text."""
+        return self._kernels(decodes=decodes) | self._common_kernels(decodes=decodes)
 
     def _common_kernels(self, *, decodes: bool) -> dict[str, tuple[int, int]]:
         """As `_kernels`, of what all models have."""

@@ -91,12 +91,16 @@ class DensePrompts(Prompts):
     def _project(self, number: int, entries: list[int], work: Work) -> None:
         self._norm(work, entries[0], self._down.columns if number else 0)
         self._multiply(self._qkv, entries[4], work)
-        self._turn(number, entries, work, self._qkv.columns)
+        if not work.decodes or work.chains:
+            self._turn(number, entries, work, self._qkv.columns)
 
     def _attend(self, number: int, entries: list[int], work: Work) -> None:
-        self._attention(number, entries[16], work)
+        places, window = work.places, entries[16]
+        if work.decodes:
+            self._attend_rows(number, entries, work, self._qkv.columns, window)
+        else:
+            self._attention(number, window, work)
         grid = self._threads_for(work.rows * self._out.steps * 8)
-        places = work.places
         self._launch("prompt_mix", grid, places["splits"], work.about, work.splits, work.rows, places["activation"])
         self._multiply(self._out, entries[5], work)
 

@@ -18,7 +18,7 @@ from specdec.runtimes.mlx.step_quant import TILE, QuantStep
 
 _STAGES = 4  # of the ring of units and rows
 _FEW_ROWS = 32  # of a block where there are few tiles
-_BANDS = {8: (4, 32), 16: (4, 18), 32: (4, 8)}  # of `decode_multiply`: groups of warps and slots for sums, by rows
+_BANDS = {8: (4, 32), 16: (4, 18)}  # of `decode_multiply`: groups of warps and slots for sums, by rows
 _MOST_DEPTH = 4  # units under way of a group of warps
 _WARPS = THREADS // 32  # of a block of the step
 _SITES = ((0, 1, 2), (3,), (4, 5), (6,))  # matrices that take the same rows
@@ -122,19 +122,23 @@ class QuantPrompts(Prompts):
     def _project(self, number: int, entries: list[int], work: Work) -> None:
         self._norm(work, entries[0], (6,) if number else ())
         self._multiply((0, 1, 2), entries, work)
-        if not work.decodes:
+        if work.chains:
+            self._turn(number, entries, work, work.padded_rows, name="decode_turn")
+        elif not work.decodes:
             self._turn(number, entries, work, self._columns((0, 1, 2)))
-            return
-        c, places = self.config, work.places
-        grid = (work.rows, -(-(c.num_heads + 2 * c.num_kv_heads) // 8), 1)
-        tables = (work.about, work.angles, entries[2], entries[3], number, places["queries"])
-        self._launch("decode_turn", grid, places["sums"], work.padded_rows, *tables)
 
     def _attend(self, number: int, entries: list[int], work: Work) -> None:
-        self._attention(number, entries[19], work)
-        grid = self._threads_for(work.rows * self._mixed // 4)
-        sums = (work.places["splits"], work.about, work.splits, work.rows)
-        self._launch("prompt_mix", grid, *sums, *self._inputs(work), work.places["scales"])
+        places, inputs = work.places, (*self._inputs(work), work.places["scales"])
+        # Attention makes whole numbers of the heads.
+        mixes = work.decodes and work.splits == 1 and self.config.head_dim % 32 == 0
+        if work.decodes:
+            to = (places["words"], places["groups"], places["scales"]) if mixes else (0, 0, 0)
+            self._attend_rows(number, entries, work, work.padded_rows, entries[19], *to)
+        else:
+            self._attention(number, entries[19], work)
+        if not mixes:
+            grid = self._threads_for(work.rows * self._mixed // 4)
+            self._launch("prompt_mix", grid, places["splits"], work.about, work.splits, work.rows, *inputs)
         self._multiply((3,), entries, work)
 
     def _mlp(self, entries: list[int], work: Work) -> None:
@@ -179,10 +183,9 @@ class QuantPrompts(Prompts):
             self._begin(work.rows, sum(segments[number][0] for number in which), arguments)
 
     def _begin_shares(self, rows: int, blocks: int, arguments: Sequence[int]) -> None:
-        """Begin a multiplication by the blocks of the step. Decoding weights takes as long as multiplying 16 rows: so
-        blocks have more rows, unless multiprocessors would be idle."""
-        grid = self._step.grid
-        band = min(_BANDS, key=lambda band: -(-(-(-rows // band) * blocks) // grid) * (16 + band))
+        """Begin a multiplication by the blocks of the step. A pass has one kernel for all of them: two do not fit the
+        instruction cache together."""
+        band = next((band for band in _BANDS if band >= rows), max(_BANDS))
         self._launch(f"decode_multiply_{band}", (-(-rows // band), blocks, 1), *arguments)
 
     def _depth(self, band: int) -> int:

@@ -7,6 +7,7 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -208,7 +209,10 @@ class MlxRuntime:
             selects = self._takes.selects(efforts, EXACT)
             mode = self._mode(EXACT, selects)
             steps = {whole.row_step(rows) for rows in range(2, self._most_rows(EXACT, mode) + 1)}
-            whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
+            with ThreadPoolExecutor(1, "specdec-compile") as pool:
+                wide = pool.submit(self._wide.compile)
+                whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
+                wide.result()
 
     def new_cache(self, capacity: int) -> Cache:
         """An empty cache for `capacity` tokens.

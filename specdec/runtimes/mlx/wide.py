@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.model import Transformer
     from specdec.runtimes.mlx.steps import Shown
 
-_STEP_ROWS, _QUANTISED_STEP_ROWS = 16, 8  # most rows of a pass of choices for which steps take less time
+# Most rows of a pass of choices that are left to steps: of one sequence, and of several. With quantised weights a graph
+# takes less time from two rows on; passes of one sequence would have to wait for its kernels to be compiled.
+_STEP_ROWS, _QUANTISED_STEP_ROWS = (16, 16), (8, 1)
 
 
 class WidePasses:
@@ -54,9 +56,14 @@ class WidePasses:
         layers = transformer.config.layers
         self._history_bytes = 4 * sum(layer.attention.kv_width for layer in layers)  # bytes of a position
 
+    def compile(self) -> None:
+        """Compile what passes over several sequences need, before any pass is wide."""
+        if self._prompts is not None:
+            self._prompts.compile()
+
     def decodes(self, shares: list[Share]) -> bool:
         """Whether a pass is one of `Decoder`, which goes ahead by itself."""
-        return self._decoder is not None and decoded(shares, self._most_step, MOST_ROWS)
+        return self._decoder is not None and decoded(shares, self._most_step[len(shares) > 1], MOST_ROWS)
 
     def finish(self, shares: list[Share]) -> None:
         """Wait for what was begun ahead of this pass, and forget it where the pass cannot use it."""

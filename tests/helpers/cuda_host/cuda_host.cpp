@@ -10,11 +10,11 @@
 namespace host {
 
 constexpr std::size_t STACK = 64 << 10;
-int self = 0, threads_of_block = 0;
+int self = 0, threads_of_block = 0, first_block = 0, blocks = 0, lines = 1, layers = 1;
 std::vector<char*> shared;
 std::uint32_t *slots = nullptr, *tiles = nullptr;
 
-enum Waiting : char { NOTHING, LANES, BLOCK, GRID_ };
+enum Waiting : char { NOTHING, LANES, PAIR, BLOCK, GRID_ };
 struct Fiber {
   ucontext_t context;
   jmp_buf here;
@@ -37,6 +37,7 @@ static void wait(Waiting what) {
 }
 void wait_lanes() { wait(LANES); }
 void wait_block() { wait(BLOCK); }
+void wait_pair() { wait(PAIR); }
 void wait_grid() { wait(GRID_); }
 
 static void enter() {
@@ -71,11 +72,29 @@ static bool run_lanes(int first) {
   }
 }
 
+// Lets those go on who all wait for one another as pairs of warps; whether there are any.
+static bool release_pairs(int first, int threads) {
+  bool moved = false;
+  for (int pair = first; pair + 64 <= first + threads; pair += 64) {
+    const auto waits = [&](int i) { return !fibers[i].done && fibers[i].waiting == PAIR; };
+    int waiting = 0;
+    for (int i = pair; i < pair + 64; ++i) waiting += waits(i);
+    if (waiting < 64) continue;
+    for (int i = pair; i < pair + 64; ++i) fibers[i].waiting = NOTHING;
+    moved = true;
+  }
+  return moved;
+}
+
 // Runs a block until all of its threads wait for the grid or have left; whether any ran.
 static bool run_block(int first, int threads) {
   bool moved = false;
   for (;;) {
     for (int warp = first; warp < first + threads; warp += 32) moved |= run_lanes(warp);
+    if (release_pairs(first, threads)) {
+      moved = true;
+      continue;
+    }
     int waiting = 0;
     for (int i = first; i < first + threads; ++i) waiting += !fibers[i].done && fibers[i].waiting == BLOCK;
     if (waiting && waiting < threads) fail("threads wait for others that wait elsewhere, or have left");
@@ -90,7 +109,7 @@ void run(int grid, int threads, std::size_t shared_bytes, bool backwards, void (
   static std::vector<char*> stacks;
   while (int(stacks.size()) < count) stacks.push_back(static_cast<char*>(std::malloc(STACK)));
   fibers.assign(count, Fiber());
-  body = what, threads_of_block = threads;
+  body = what, threads_of_block = threads, blocks = grid;
   std::vector<std::uint32_t> words(count), held(count / 32 * 192);
   slots = words.data(), tiles = held.data();
   for (char* memory : shared) std::free(memory);

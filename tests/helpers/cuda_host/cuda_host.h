@@ -35,6 +35,9 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(8) int2 {
+  int x, y;
+};
 struct __half2 {
   __half x, y;
 };
@@ -55,6 +58,7 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline int __popc(unsigned word) { return std::popcount(word); }
+inline int __ffs(unsigned word) { return word ? 1 + std::countr_zero(word) : 0; }
 template <typename T>
 T __ldcg(const T* from) {
   return *from;
@@ -78,11 +82,14 @@ inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
 namespace host {
 
 extern int self, threads_of_block;    // the fiber that runs, in the grid
+extern int first_block, blocks;       // of the grid, that run
+extern int lines, layers;             // blocks of the grid along y and z: they are numbered by z, then y, then x
 extern std::vector<char*> shared;     // memory of every block
 extern std::uint32_t *slots, *tiles;  // a word for each fiber, six for each in products
 
 void wait_lanes();
 void wait_block();
+void wait_pair();  // 64 threads, from a multiple of 64 on
 void wait_grid();
 void run(int grid, int threads, std::size_t shared_bytes, bool backwards, void (*body)());
 
@@ -129,6 +136,25 @@ void multiply_tile(float (&sum)[4], const unsigned (&w)[4], unsigned x0, unsigne
   wait_lanes();
 }
 
+// mma.m16n8k16 or .m16n8k32 of unsigned weights and signed activations, bytes.
+template <int HALVES>
+void multiply_bytes(int (&sum)[4], const unsigned* w, const unsigned* x) {
+  std::uint32_t* held = tiles + self / 32 * 192;
+  const int lane = self % 32, g = lane / 4, q = lane % 4;
+  for (int i = 0; i < 2 * HALVES; ++i) held[lane * 6 + i] = w[i];
+  for (int i = 0; i < HALVES; ++i) held[lane * 6 + 4 + i] = x[i];
+  wait_lanes();
+  for (int e = 0; e < 4; ++e) {
+    const int row = g + e / 2 * 8, column = 2 * q + e % 2;
+    for (int k = 0; k < 16 * HALVES; ++k) {
+      const std::uint32_t weights = held[(row % 8 * 4 + k % 16 / 4) * 6 + row / 8 + k / 16 * 2];
+      const std::uint32_t inputs = held[(column * 4 + k % 16 / 4) * 6 + 4 + k / 16];
+      sum[e] += int(weights >> (8 * (k % 4)) & 255) * std::int8_t(inputs >> (8 * (k % 4)));
+    }
+  }
+  wait_lanes();
+}
+
 }  // namespace host
 
 struct ThreadIndex {
@@ -137,12 +163,34 @@ struct ThreadIndex {
   } x;
 };
 struct BlockIndex {
+  static unsigned number() { return host::first_block + host::self / host::threads_of_block; }
   struct {
-    operator unsigned() const { return host::self / host::threads_of_block; }
+    operator unsigned() const { return number() / host::layers / host::lines; }
   } x;
+  struct {
+    operator unsigned() const { return number() / host::layers % host::lines; }
+  } y;
+  struct {
+    operator unsigned() const { return number() % host::layers; }
+  } z;
+};
+struct BlockSize {
+  struct {
+    operator unsigned() const { return host::threads_of_block; }
+  } x;
+};
+struct GridSize {
+  struct {
+    operator unsigned() const { return host::blocks / host::layers / host::lines; }
+  } x;
+  struct {
+    operator unsigned() const { return host::lines; }
+  } y;
 };
 static ThreadIndex threadIdx;
 static BlockIndex blockIdx;
+static BlockSize blockDim;
+static GridSize gridDim;
 inline void __syncthreads() { host::wait_block(); }
 inline void __syncwarp() { host::wait_lanes(); }
 template <typename T>
@@ -167,4 +215,7 @@ inline int __reduce_max_sync(unsigned, int value) {
 inline int __float2int_rn(float value) { return int(std::nearbyint(value)); }
 inline unsigned __reduce_or_sync(unsigned, unsigned value) {
   return host::reduce(value, [](unsigned a, unsigned b) { return a | b; });
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  return __reduce_or_sync(mask, unsigned(value) << host::self % 32);
 }

@@ -60,7 +60,7 @@ def kept(runtime: Any, held: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize(("count", "ahead"), [(9, 15), (17, 15), (20, 0), (33, 7), (64, 9)])
+@pytest.mark.parametrize(("count", "ahead"), [(3, 15), (9, 15), (17, 15), (20, 0), (33, 7), (64, 9)])
 def test_many_answers_go_on_as_each_alone(runtime_of, name: str, count: int, ahead: int) -> None:
     runtime = runtime_of(name)
     caches, others = begun(runtime, count), begun(runtime, count)
