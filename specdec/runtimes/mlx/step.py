@@ -64,7 +64,6 @@ _UNITS = {"dense": (16, 32), "inputs": (LINE, 32), "verify": (32, 32), "int4": (
 SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
-RING_PIECES = 0  # of 2 kB, of a warp, through which a row alone gets its weights; 0: by way of registers
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
@@ -478,7 +477,4 @@ class WholeStep:
             exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
         rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
-        total = fixed + padded(rest, 16) + ring
-        constants["RING_PIECES"] = pieces = RING_PIECES if self._is_alone(kind) else 0
-        constants["RINGS_AT"] = padded(total, 128)
-        return padded(total, 128) + warps * pieces * (2048 + 8) if pieces else total
+        return fixed + padded(rest, 16) + ring
