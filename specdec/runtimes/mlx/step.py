@@ -21,7 +21,7 @@ from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
-from specdec.runtimes.mlx.pack import LINE, pack_stream_int4, padded, unpack_int4
+from specdec.runtimes.mlx.pack import LINE, padded
 from specdec.runtimes.mlx.state import (
     CHOOSING_CONSTANTS,
     LOGITS_FROM,
@@ -30,7 +30,7 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
-from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_sizes
+from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_sizes, flows
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
@@ -42,6 +42,7 @@ from specdec.runtimes.mlx.step_sizes import (
     widest_row,
 )
 from specdec.runtimes.mlx.step_sizes import THREADS as THREADS
+from specdec.runtimes.mlx.step_weights import weights_of
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -72,11 +73,6 @@ def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
     if driver is None or driver.generation < 8 or config.hidden_size % 4 or not runs_as_one_kernel(config):
         return False
     return driver.shared_bytes >= SHARED_KB * 1024
-
-
-def _flows(kind: Kind) -> bool:
-    """Whether weights flow through the kernel: see `step_flow`."""
-    return kind.mode == "int4" and not kind.selects
 
 
 _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
@@ -110,7 +106,6 @@ class WholeStep:
         self._scratch: Any = None
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
-        self._flowing: dict[int, Any] = {}
         self._exchange: Any = None
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
@@ -154,15 +149,15 @@ class WholeStep:
     def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:
         """What the table says of a block: arrays, whole numbers, and None for what there is not."""
         window = self.config.window(number)
-        packed = [self._packed(kind, linear) for linear in layer.linears]
+        packed = [weights_of(self.mx, kind, linear) for linear in layer.linears]
         entries = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
         entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
         return [*entries, WINDOWLESS if window is None else window]
 
     def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
         """What the table says of the logits layer and the embeddings."""
-        weights, companion, scores = self._packed(kind, head)
-        if _flows(kind):
+        weights, companion, scores = weights_of(self.mx, kind, head)
+        if flows(kind):
             companion = self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
@@ -299,24 +294,6 @@ class WholeStep:
         self.mx.eval(array)
         return array
 
-    def _packed(self, kind: Kind, linear: Linear) -> tuple[Any, Any, Any]:
-        """Weights, what goes with them, and scores of a multiplication."""
-        if kind.mode == "dense":
-            return linear.weights, None, None
-        if kind.mode == "inputs":
-            assert linear.lines is not None
-            return linear.lines, None, linear.scores
-        if kind.mode == "verify":
-            assert linear.tiers is not None
-            return linear.weights, linear.tiers.planes, linear.tiers.scores
-        if _flows(kind):
-            return self._streamed(linear), None, None
-        if kind.mode == "int4":
-            assert linear.int4 is not None
-            return linear.int4.levels, linear.int4.scales, linear.int4.scores
-        assert linear.bucket is not None
-        return linear.bucket.records, None, linear.bucket.scores
-
     @staticmethod
     def _key(kind: Kind) -> tuple[str, bool, int, bool, bool]:
         """What decides a kernel."""
@@ -346,21 +323,11 @@ class WholeStep:
         return self._kernels[key]
 
     def _threads(self, kind: Kind) -> int:
-        return FLOW_THREADS if _flows(kind) else THREADS
-
-    def _streamed(self, linear: Linear) -> Any:
-        """The 4-bit weights of a multiplication in the order of `step_flow.cuh`."""
-        assert linear.int4 is not None
-        key = id(linear)
-        if key not in self._flowing:
-            made = pack_stream_int4(self.mx, *unpack_int4(self.mx, linear.int4, padded(linear.inputs)))
-            self.mx.eval(made)
-            self._flowing[key] = made
-        return self._flowing[key]
+        return FLOW_THREADS if flows(kind) else THREADS
 
     def _files(self, kind: Kind) -> tuple[str, ...]:
         """The file of a kind's step, and those of its parts."""
-        if _flows(kind):
+        if flows(kind):
             return "step_flow", *FLOW_PARTS
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", *PARTS, _MULTIPLY[kind.mode]
 
@@ -415,7 +382,7 @@ class WholeStep:
         tile, _ = _UNITS[kind.mode]
         inner = padded(c.intermediate_size)
         qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
-        flow = [("AT_LOGITS", padded(c.vocab_size, 16))] if _flows(kind) else []
+        flow = [("AT_LOGITS", padded(c.vocab_size, 16))] if flows(kind) else []
         outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
         outputs |= {"head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
@@ -455,7 +422,7 @@ class WholeStep:
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
-        if _flows(kind):
+        if flows(kind):
             made, shared = flow_sizes(self.config, fixed - 4 * 64)
             constants |= made | flow_exchange(self.config, self.grid)[0]
             return shared

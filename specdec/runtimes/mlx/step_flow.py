@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.step_sizes import THREADS, widest_row
+
+if TYPE_CHECKING:
+    from specdec.runtimes.mlx.model import Kind
 
 FLOW_THREADS = THREADS + 128  # one thread more asks for weights; registers are handed over by four warps
 FLOW_PARTS = ("step_team.cuh", "step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
@@ -16,6 +21,11 @@ _CHUNKS_UNDER_WAY = 3  # more at once delay what the blocks wait for
 _SUMS = 256  # units whose sums a block keeps, at least two tiles'
 _SPAN = 128  # positions that the warps of a block attend to at a time
 _SHARED_BYTES = 227 << 10
+
+
+def flows(kind: Kind) -> bool:
+    """Whether weights flow through the kernel of a kind of step."""
+    return kind.mode == "int4" and not kind.selects
 
 
 def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constant], int]:
