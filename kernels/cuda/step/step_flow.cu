@@ -1,14 +1,15 @@
 // A whole step of one row in the view `int4` in one kernel, through which the weights flow without stopping: step_flow.cuh.
-// Every block keeps the residual stream in its registers and makes each row for itself, of what a multiplication has left
+// Every block keeps the residual stream in shared memory and makes each row for itself, of what a multiplication has left
 // whole. What goes from block to block says by itself that it has come, so a layer has no grid barrier. The scale of a norm
-// is applied to products.
+// is applied to products. While weights flow, whatever else is read from memory takes microseconds: so nothing of the loop may
+// lie in local memory, and its code has to fit an instruction cache.
 // table (LAYERS * ENTRIES + 5) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2), take (not
 // read), told (the state), sync, logits_out (1, VOCAB), choices_out (turns made, then the choice of each),
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 #include "step_begin"
-float* partial = reinterpret_cast<float*>(state + STATE_WORDS);
+float* partial = reinterpret_cast<float*>(state + STATE_WORDS);  // squares of a row, by warp
 volatile int* over = reinterpret_cast<volatile int*>(partial + 32);
 unsigned long long* counters = reinterpret_cast<unsigned long long*>(partial + 64);
 Group* groups = reinterpret_cast<Group*>(counters + 2 * CHUNKS);
@@ -31,17 +32,6 @@ float* all_logits = scratch + AT_LOGITS;
 unsigned* exchange = const_cast<unsigned*>(LAST(unsigned, 3));  // the number of layers so far; from FROM_QKV on what goes around
 unsigned epoch = *reinterpret_cast<volatile unsigned*>(exchange);
 auto at = [&](int place) { return Exchange{exchange + place, epoch}; };
-#ifdef STAMPS
-long long* stamps = reinterpret_cast<long long*>(logits + (size_t)(block == 0 ? 8 : 9) * VOCAB);
-int number_now = 0;
-auto stamp = [&](int number, int which) {
-  number_now = number;
-  if (tid == 0 && (block == 0 || block == 100) && number < 160) stamps[number * 8 + which] = clock64();
-};
-#define STAMP(number, which) stamp(number, which)
-#else
-#define STAMP(number, which)
-#endif
 
 constexpr int QUADS = (HIDDEN_WIDE / 4 + THREADS - 1) / THREADS, MOST_QUADS = (WIDEST / 4 + THREADS - 1) / THREADS;
 // The residual stream and the weights of the next norm: each thread has its own places.
@@ -64,7 +54,6 @@ auto make = [&](int site, const Exchange& from, bool takes, int parts) {
   uint4 found[MOST_QUADS] = {};
   if (takes) {
     from.expect(place(inside(tid / 32 * 128)));
-    STAMP(number_now, 4);
 #pragma unroll
     for (int j = 0; j < MOST_QUADS; ++j) {
       if (j * THREADS * 4 < wide && (site != 1 || parts == 1)) found[j] = from.look(place(inside(place_of_quad(j))));
@@ -102,7 +91,7 @@ auto make = [&](int site, const Exchange& from, bool takes, int parts) {
   return normed ? rms_scale(lane_sum(lane < WARPS ? partial[lane] : 0.0f), HIDDEN, EPSILON) : 1.0f;
 };
 
-// Attention: an item is a head and every `parts`-th span of positions. A warp takes 16 positions of a span, a lane four
+// Attention: an item is a head and every `parts`-th span of positions. A warp takes EACH_WARP positions of a span, a lane four
 // dimensions of them.
 constexpr int GROUP = HEADS / KV_HEADS;
 float* sides = sums;                   // (WARPS, SIZE)
@@ -112,7 +101,7 @@ float* query = weights + WARPS;        // (SIZE,)
 half_t *new_key = reinterpret_cast<half_t*>(query + SIZE), *new_value = new_key + SIZE;
 half_t* history = const_cast<half_t*>(cache);
 auto keys_of = [&](int layer, int head) { return history + ((size_t)layer * 2 * KV_HEADS + head / GROUP) * capacity * SIZE; };
-// Asks for keys and values that will be read after the next grid barrier.
+// Asks for keys and values that will be read when the query is there.
 auto look_at_span = [&](int layer, int head, int span) {
   constexpr int LINES = SIZE / 64 < 1 ? 1 : SIZE / 64;  // of 128 bytes
   if (head % GROUP) return;  // another block asks for them
@@ -145,7 +134,6 @@ auto make_vector = [&](int layer, int head) {
     const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&halves.x));
     const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&halves.y));
     four = float4{low.x, low.y, high.x, high.y};
-    STAMP(number_now, 5);
     const float* turns = angles + ((size_t)position * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
@@ -238,10 +226,9 @@ load_norm(0, 0);
 for (int number = 0;; ++number) {
   const int layer = number / 4, site = number % 4;
   const bool head = layer == LAYERS;
-  STAMP(number, 0);
-  const float scale = make(site, at(site == 1 ? FROM_ATTENDED : site == 2 ? FROM_OUT : site == 3 ? FROM_INNER : FROM_DOWN), number > 0, parts);
+  const int from = site == 1 ? FROM_ATTENDED : site == 2 ? FROM_OUT : site == 3 ? FROM_INNER : FROM_DOWN;
+  const float scale = make(site, at(from), number > 0, parts);
   if (site == 0) ++epoch;
-  STAMP(number, 1);
   if (site % 2 == 0 && !head) load_norm(site ? layer + 1 : layer, site ? 0 : 2);
   if (site == 2) {
     const Exchange inner = at(FROM_INNER);
@@ -259,11 +246,9 @@ for (int number = 0;; ++number) {
       }
     });
   }
-  STAMP(number, 2);
   if (head) break;
   if (site == 0) {
     attend_flow(layer, parts);
-    STAMP(number, 3);
   }
 }
 grid_barrier.wait();

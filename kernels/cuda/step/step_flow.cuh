@@ -1,5 +1,6 @@
-// One row times 4-bit weights that flow through a block's ring in shared memory, whatever is waited for meanwhile: one warp
-// does nothing but ask for the next weights, of whichever multiplication, as soon as there is room for them.
+// One row times 4-bit weights that flow through a block's ring in shared memory, whatever is waited for meanwhile: one thread
+// does nothing but ask for the next weights, of whichever multiplication, as soon as there is room for them, but for no more
+// than FLIGHT chunks at a time.
 //
 // A tile is 16 outputs, a unit 256 inputs of it, 2304 bytes in the order of `pack_stream_int4`. A block has a run of whole
 // tiles, its warps take units in turn and leave a sum of each in shared memory, where the sums of a tile are added by rising

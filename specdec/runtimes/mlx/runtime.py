@@ -172,7 +172,7 @@ class MlxRuntime:
         check_view(view, self.views())
         with self._lock:
             if view in ("bucket", "int4"):
-                flows = self._transformer.whole is not None
+                flows = self._transformer.whole is not None and self._transformer.whole.flows
                 for linear in reported(self._transformer.linears, progress):
                     if view == "bucket":
                         self._loader.bucket(linear)

@@ -30,7 +30,7 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
-from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_sizes, flows
+from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_fits, flow_sizes
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
@@ -106,7 +106,7 @@ class WholeStep:
         self._scratch: Any = None
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
-        self._exchange: Any = None
+        self.flows, self._exchange = flow_fits(config), None
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
 
@@ -149,16 +149,18 @@ class WholeStep:
     def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:
         """What the table says of a block: arrays, whole numbers, and None for what there is not."""
         window = self.config.window(number)
-        packed = [weights_of(self.mx, kind, linear) for linear in layer.linears]
+        packed = [weights_of(self.mx, kind, linear, flows=self._flows(kind)) for linear in layer.linears]
         entries = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
         entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
         return [*entries, WINDOWLESS if window is None else window]
 
     def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
         """What the table says of the logits layer and the embeddings."""
-        weights, companion, scores = weights_of(self.mx, kind, head)
-        if flows(kind):
-            companion = self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
+        weights, companion, scores = weights_of(self.mx, kind, head, flows=self._flows(kind))
+        if self._flows(kind):
+            if self._exchange is None:
+                self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
+            companion = self._exchange
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
     def address(self, cache: GpuCache) -> int:
@@ -322,12 +324,16 @@ class WholeStep:
             self._kernels[key] = built, floats
         return self._kernels[key]
 
+    def _flows(self, kind: Kind) -> bool:
+        """Whether weights flow through the kernel: see `step_flow`."""
+        return self.flows and kind.mode == "int4" and not kind.selects
+
     def _threads(self, kind: Kind) -> int:
-        return FLOW_THREADS if flows(kind) else THREADS
+        return FLOW_THREADS if self._flows(kind) else THREADS
 
     def _files(self, kind: Kind) -> tuple[str, ...]:
         """The file of a kind's step, and those of its parts."""
-        if flows(kind):
+        if self._flows(kind):
             return "step_flow", *FLOW_PARTS
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", *PARTS, _MULTIPLY[kind.mode]
 
@@ -379,12 +385,9 @@ class WholeStep:
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
         """Puts the places of what the kernel keeps in scratch memory among the constants; floats in all."""
         c, rows = self.config, kind.rows
-        tile, _ = _UNITS[kind.mode]
-        inner = padded(c.intermediate_size)
+        tile, inner = _UNITS[kind.mode][0], padded(c.intermediate_size)
         qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
-        flow = [("AT_LOGITS", padded(c.vocab_size, 16))] if flows(kind) else []
-        outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
-        outputs |= {"head": c.vocab_size}
+        outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner, "head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
         widest = self._widest
         alone = self._is_alone(kind)
@@ -401,7 +404,7 @@ class WholeStep:
         squares, constants["VALUES_EACH"] = rows * padded(c.hidden_size) // 128, rows * widest
         looked = rows * self.grid
         blocks += [("AT_VALUES", 2 * rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
-        blocks += flow
+        blocks += [("AT_LOGITS", padded(c.vocab_size, 16) * self._flows(kind))]
         blocks += [("AT_CHOICES", looked * CHOICE_WORDS), ("AT_TOPS", looked * TOP_WORDS * kind.recycles)]
         place = 0
         for name, size in blocks:
@@ -422,7 +425,7 @@ class WholeStep:
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
-        if flows(kind):
+        if self._flows(kind):
             made, shared = flow_sizes(self.config, fixed - 4 * 64)
             constants |= made | flow_exchange(self.config, self.grid)[0]
             return shared

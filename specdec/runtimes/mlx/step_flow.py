@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.step_sizes import THREADS, widest_row
 
-if TYPE_CHECKING:
-    from specdec.runtimes.mlx.model import Kind
-
 FLOW_THREADS = THREADS + 128  # one thread more asks for weights; registers are handed over by four warps
-FLOW_PARTS = ("step_team.cuh", "step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh")
-FLOW_PARTS += ("step_choose.cuh", "step_recycle.cuh", "step_flow.cuh")
+FLOW_PARTS = (
+    *("step_team.cuh", "step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh"),
+    *("step_choose.cuh", "step_recycle.cuh", "step_flow.cuh"),
+)
 _UNIT_INPUTS, _UNIT_BYTES = 256, 2304  # of a tile of 16 outputs: nibbles, and a scale for each 32 inputs and output
 _CHUNK_UNITS = 8  # units that are asked for together
 _CHUNKS_UNDER_WAY = 3  # more at once delay what the blocks wait for
 _SUMS = 256  # units whose sums a block keeps, at least two tiles'
 _SPAN = 128  # positions that the warps of a block attend to at a time
 _SHARED_BYTES = 227 << 10
+_MOST_FIXED = 256  # bytes for each layer, at least, in front of what is laid out here
 
 
-def flows(kind: Kind) -> bool:
-    """Whether weights flow through the kernel of a kind of step."""
-    return kind.mode == "int4" and not kind.selects
+def flow_fits(config: ModelConfig) -> bool:
+    """Whether a block has room for the rows of a model and two chunks of weights."""
+    return int(flow_sizes(config, _MOST_FIXED * config.num_layers)[0]["CHUNKS"]) >= 2
 
 
 def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constant], int]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from cuda_host_kernels import Grids, HostCuda, compiler
+from cuda_texts import compile_text, nvcc
 from synthetic import SyntheticSource, tiny_config
 from test_metal_shares import wider
-from test_rank_step import IDS, _Texts
+from test_rank_step import IDS
 
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows
+from specdec.runtimes.base import Planned, Rows
 from specdec.runtimes.mlx import addresses, device, runtime, step
 from specdec.runtimes.mlx.kernels import Compiled
 from specdec.runtimes.reference.runtime import ReferenceRuntime
@@ -29,10 +30,20 @@ def store(tmp_path: Path) -> Store:
     return Store.open(convert(SyntheticSource(wider(tiny_config())), tmp_path / "model.store"))
 
 
+class _Kept:
+    """Stands for NVRTC: machine code is the text."""
+
+    texts: ClassVar[list[str]] = []
+
+    def code(self, text: str) -> bytes:
+        self.texts.append(text)
+        return text.encode()
+
+
 @pytest.fixture
 def on_host(store: Store, tmp_path: Path, monkeypatch: Any) -> Any:
     """Gives a runtime whose steps run on the host, on a GPU of so many multiprocessors."""
-    texts: Any = _Texts()
+    texts: Any = _Kept()
 
     def addresses_of(_: Any, arrays: Any) -> list[int]:
         mx.eval(list(arrays))
@@ -97,6 +108,14 @@ def test_a_draft_is_the_reference(store: Store, on_host: Any) -> None:
     wanted = drafts(ReferenceRuntime(store), passes, 5)
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
+
+
+@pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
+def test_the_kernel_compiles(on_host: Any, tmp_path: Path) -> None:
+    one = on_host(132)
+    one.compile([Planned(1, resolve_efforts(1.0, one.config), "int4")])
+    (text,) = [text for text in _Kept.texts if "step_flow.cuh" in text and "#define GRID 132" in text]
+    assert compile_text(tmp_path, "flow", text) == ""
 
 
 def late(one: Any, effort: float) -> np.ndarray:
