@@ -204,8 +204,8 @@ def random_transformer(
 
 
 def _copy(array: Any) -> Any:
-    """The same numbers in other memory."""
-    return array + mx.zeros((), dtype=array.dtype)
+    """The same numbers in other memory; None stays."""
+    return None if array is None else array + mx.zeros((), dtype=array.dtype)
 
 
 def copy_of(linear: Linear) -> Linear:

@@ -198,19 +198,11 @@ auto fill_for = [&](int layer, int site) {
 #if TIERS
 clear(histograms, HISTOGRAMS);
 #endif
-#if RING_PIECES
-char* rings = reinterpret_cast<char*>(shared_memory) + RINGS_AT;
-DenseRing weights_of_warp(address, rings, reinterpret_cast<unsigned long long*>(rings + WARPS * RING_PIECES * DenseRing::PIECE_BYTES),
-                          4 * LAYERS - (logits_from >= rows));
-#endif
 [[maybe_unused]] int* numbers = reinterpret_cast<int*>(scratch_sums);  // in shared memory, one for each warp
 #include "step_turns_begin"
 #pragma unroll 1
 for (;; ++token_turn) {
 fill_for(0, 0);
-#if RING_PIECES
-weights_of_warp.begin();
-#endif
 #if !TIERS && ROWS == 1
 if (block == 0) embed_row(LAST(weight_t, 2), state[2], x + side * HIDDEN);
 #else
@@ -251,9 +243,6 @@ for (int number = 0, choice = 0;; ++number) {
   make(layer, site, first, number > 0);
   grid_barrier.wait();
 #endif
-#if RING_PIECES
-  multiply_ring(m, activation, parts_of(site), room, weights_of_warp);
-#else
   multiply_exact(m, outputs_at(site, head), joined, head ? LAST(void, 0) : POINTER(void, layer, 4 + site),
                  head ? LAST(void, 3) : POINTER(void, layer, 8 + site), activation,
 #if INPUTS
@@ -262,7 +251,6 @@ for (int number = 0, choice = 0;; ++number) {
                  prefix,
 #endif
                  rows - first, parts_of(site), room, ring);
-#endif
   auto meanwhile = [&] {
     if (head) return;
     fill_for(next / 4, next % 4);

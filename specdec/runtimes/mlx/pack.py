@@ -103,17 +103,19 @@ def pack_tiers(mx: Any, backend: str, tiers: Any, outputs: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PackedInt4:
-    """A matrix for `int4`.
+    """A matrix for `int4`, in one order or in both.
 
     Attributes:
-        levels: uint8, nibbles.
-        scales: float16.
+        levels: uint8, nibbles; None in the other order.
+        scales: float16; None in the other order.
         scores: float32 (in, 1); of a mixture (experts, in, 1).
+        stream: for steps that 4-bit weights flow through: `pack_stream_int4`.
     """
 
     levels: Any
     scales: Any
     scores: Any
+    stream: Any = None
 
 
 def pack_int4(mx: Any, backend: str, levels: Any, scales: Any, scores: Any) -> PackedInt4:
@@ -154,6 +156,12 @@ def unpack_int4(mx: Any, packed: PackedInt4, inputs: int) -> tuple[Any, Any]:
     return levels, parts.reshape(inputs // GROUP, -1)
 
 
+def padded_int4(mx: Any, levels: Any, scales: Any) -> tuple[Any, Any]:
+    """Levels (in, out) and scales (ceil(in / 32), out) as `pack_stream_int4` takes them."""
+    inputs, outputs = padded(levels.shape[0]), padded(levels.shape[1], 16)
+    return pad(mx, levels, (inputs, outputs), 8).T, pad(mx, scales, (inputs // GROUP, outputs))
+
+
 def pack_stream_int4(mx: Any, levels: Any, scales: Any) -> Any:
     """4-bit weights as `stream.cuh` reads them: uint32 (tiles of 16 outputs, steps of 256 inputs, 576), flat.
 
@@ -177,6 +185,30 @@ def pack_stream_int4(mx: Any, levels: Any, scales: Any) -> Any:
     each = scales.reshape(steps, 4, 2, tiles, 2, 8).transpose(3, 0, 5, 1, 4, 2)
     each = mx.contiguous(each).reshape(tiles, steps, 128).view(mx.uint32)
     return mx.contiguous(mx.concatenate([words, each], axis=-1)).reshape(-1)
+
+
+def unpack_stream_int4(mx: Any, stream: Any, inputs: int) -> tuple[Any, Any]:
+    """Undo `pack_stream_int4`: levels uint8 (out, in), 0 to 15, and scales float16 (in / 32, out).
+
+    Args:
+        mx: MLX.
+        stream: packed weights.
+        inputs: number of inputs, a multiple of 32.
+    """
+    steps = padded(inputs, 256) // 256
+    both = stream.reshape(-1, steps, 576)
+    tiles = both.shape[0]
+    words = both[..., :512].reshape(tiles, steps, 4, 8, 4, 2, 2).transpose(0, 1, 2, 5, 6, 3, 4)
+    words = words.reshape(tiles, steps * 8, 2, 8, 4)
+    parts = [
+        (words >> mx.array(4 * (2 * pair + half) + 16 * place, mx.uint32)) & mx.array(15, mx.uint32)
+        for pair in range(2) for half in range(2) for place in range(2)
+    ]  # fmt: skip
+    lanes = mx.stack(parts, axis=-1).astype(mx.uint8).reshape(tiles, steps * 8, 2, 8, 4, 2, 2, 2)
+    levels = lanes.transpose(0, 6, 3, 1, 4, 2, 5, 7).reshape(tiles * 16, steps * 256)
+    scales = mx.contiguous(both[..., 512:]).view(mx.float16).reshape(tiles, steps, 8, 4, 2, 2)
+    scales = scales.transpose(1, 3, 5, 0, 4, 2).reshape(steps * 8, tiles * 16)
+    return levels[:, :inputs], scales[: inputs // GROUP]
 
 
 def int4_parts(matrix: Int4Matrix) -> tuple[np.ndarray, np.ndarray]:

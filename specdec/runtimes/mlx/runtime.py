@@ -173,9 +173,12 @@ class MlxRuntime:
         check_view(view, self.views())
         with self._lock:
             if view in ("bucket", "int4"):
-                pack = self._loader.bucket if view == "bucket" else self._loader.int4
+                flows = self._transformer.whole is not None and self._transformer.whole.flows
                 for linear in reported(self._transformer.linears, progress):
-                    pack(linear)
+                    if view == "bucket":
+                        self._loader.bucket(linear)
+                    else:
+                        self._loader.int4(linear, flows=flows)
             self._prepared.add(view)
 
     def compile(self, passes: Sequence[Planned]) -> None:

@@ -21,7 +21,7 @@ from specdec.runtimes.mlx.features import runs_as_one_kernel
 from specdec.runtimes.mlx.kernels import Compiled, Constant, Typed, build, kernel_text
 from specdec.runtimes.mlx.launch import Launch
 from specdec.runtimes.mlx.ops import row_step, tier_constants
-from specdec.runtimes.mlx.pack import LINE, pack_stream_int4, padded, unpack_int4
+from specdec.runtimes.mlx.pack import LINE, padded
 from specdec.runtimes.mlx.state import (
     CHOOSING_CONSTANTS,
     LOGITS_FROM,
@@ -30,7 +30,7 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
-from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_sizes
+from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_fits, flow_sizes
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
@@ -42,6 +42,7 @@ from specdec.runtimes.mlx.step_sizes import (
     widest_row,
 )
 from specdec.runtimes.mlx.step_sizes import THREADS as THREADS
+from specdec.runtimes.mlx.step_weights import weights_of
 from specdec.workers import Workers
 
 if TYPE_CHECKING:
@@ -65,7 +66,6 @@ _UNITS = {"dense": (16, 32), "inputs": (LINE, 32), "verify": (32, 32), "int4": (
 SHARED_KB = 227  # of a block on Hopper
 _RING_BYTES = {1: 184, 8: 184, 16: 144}  # KB for the ring of `verify`, by rows: the rest of 227 is for sums
 BIN_BITS = 6  # an octave of keys in 64 parts for drafts, twice as many for the exact view
-RING_PIECES = 0  # of 2 kB, of a warp, through which a row alone gets its weights; 0: by way of registers
 _LISTED = 128 * 32 * 4  # records that a block of bucketMul lists at a time
 
 
@@ -74,11 +74,6 @@ def fits(config: ModelConfig, driver: CudaDriver | None) -> bool:
     if driver is None or driver.generation < 8 or config.hidden_size % 4 or not runs_as_one_kernel(config):
         return False
     return driver.shared_bytes >= SHARED_KB * 1024
-
-
-def _flows(kind: Kind) -> bool:
-    """Whether weights flow through the kernel: see `step_flow`."""
-    return kind.mode == "int4" and not kind.selects
 
 
 _EXACT = ("dense", "inputs", "verify")  # modes of the exact view of 16-bit weights
@@ -112,8 +107,7 @@ class WholeStep:
         self._scratch: Any = None
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
-        self._flowing: dict[int, Any] = {}
-        self._exchange: Any = None
+        self.flows, self._exchange = flow_fits(config), None
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
 
@@ -158,16 +152,18 @@ class WholeStep:
     def _layer_entries(self, kind: Kind, number: int, layer: Layer) -> list[Any]:
         """What the table says of a block: arrays, whole numbers, and None for what there is not."""
         window = self.config.window(number)
-        packed = [self._packed(kind, linear) for linear in layer.linears]
+        packed = [weights_of(self.mx, kind, linear, flows=self._flows(kind)) for linear in layer.linears]
         entries = [layer.attn_norm, layer.mlp_norm, layer.attention.bias, layer.attention.norms]
         entries += [part for which in range(3) for part in (arrays[which] for arrays in packed)]
         return [*entries, WINDOWLESS if window is None else window]
 
     def _last_entries(self, kind: Kind, head: Linear, final_norm: Any, embeddings: Any) -> list[Any]:
         """What the table says of the logits layer and the embeddings."""
-        weights, companion, scores = self._packed(kind, head)
-        if _flows(kind):
-            companion = self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
+        weights, companion, scores = weights_of(self.mx, kind, head, flows=self._flows(kind))
+        if self._flows(kind):
+            if self._exchange is None:
+                self._exchange = self.own((flow_exchange(self.config, self.grid)[1],), self.mx.uint32)
+            companion = self._exchange
         return [weights, final_norm, head.weights if embeddings is None else embeddings, companion, scores]
 
     def address(self, cache: GpuCache) -> int:
@@ -303,24 +299,6 @@ class WholeStep:
         self.mx.eval(array)
         return array
 
-    def _packed(self, kind: Kind, linear: Linear) -> tuple[Any, Any, Any]:
-        """Weights, what goes with them, and scores of a multiplication."""
-        if kind.mode == "dense":
-            return linear.weights, None, None
-        if kind.mode == "inputs":
-            assert linear.lines is not None
-            return linear.lines, None, linear.scores
-        if kind.mode == "verify":
-            assert linear.tiers is not None
-            return linear.weights, linear.tiers.planes, linear.tiers.scores
-        if _flows(kind):
-            return self._streamed(linear), None, None
-        if kind.mode == "int4":
-            assert linear.int4 is not None
-            return linear.int4.levels, linear.int4.scales, linear.int4.scores
-        assert linear.bucket is not None
-        return linear.bucket.records, None, linear.bucket.scores
-
     @staticmethod
     def _key(kind: Kind) -> tuple[str, bool, int, bool, bool]:
         """What decides a kernel."""
@@ -349,22 +327,16 @@ class WholeStep:
             self._kernels[key] = built, floats
         return self._kernels[key]
 
-    def _threads(self, kind: Kind) -> int:
-        return FLOW_THREADS if _flows(kind) else THREADS
+    def _flows(self, kind: Kind) -> bool:
+        """Whether weights flow through the kernel: see `step_flow`."""
+        return self.flows and kind.mode == "int4" and not kind.selects
 
-    def _streamed(self, linear: Linear) -> Any:
-        """The 4-bit weights of a multiplication in the order of `step_flow.cuh`."""
-        assert linear.int4 is not None
-        key = id(linear)
-        if key not in self._flowing:
-            made = pack_stream_int4(self.mx, *unpack_int4(self.mx, linear.int4, padded(linear.inputs)))
-            self.mx.eval(made)
-            self._flowing[key] = made
-        return self._flowing[key]
+    def _threads(self, kind: Kind) -> int:
+        return FLOW_THREADS if self._flows(kind) else THREADS
 
     def _files(self, kind: Kind) -> tuple[str, ...]:
         """The file of a kind's step, and those of its parts."""
-        if _flows(kind):
+        if self._flows(kind):
             return "step_flow", *FLOW_PARTS
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", *PARTS, _MULTIPLY[kind.mode]
 
@@ -416,12 +388,9 @@ class WholeStep:
     def _layout(self, kind: Kind, constants: dict[str, Constant]) -> int:
         """Puts the places of what the kernel keeps in scratch memory among the constants; floats in all."""
         c, rows = self.config, kind.rows
-        tile, _ = _UNITS[kind.mode]
-        inner = padded(c.intermediate_size)
+        tile, inner = _UNITS[kind.mode][0], padded(c.intermediate_size)
         qkv = int(constants["VALUES_AT"]) + c.num_kv_heads * c.head_dim
-        flow = [("AT_LOGITS", padded(c.vocab_size, 16))] if _flows(kind) else []
-        outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner}
-        outputs |= {"head": c.vocab_size}
+        outputs = {"qkv": qkv, "out": c.hidden_size, "both": 2 * inner, "head": c.vocab_size}
         slots = {name: (-(-count // tile) + self.grid) * tile * rows for name, count in outputs.items()}
         widest = self._widest
         alone = self._is_alone(kind)
@@ -438,7 +407,7 @@ class WholeStep:
         squares, constants["VALUES_EACH"] = rows * padded(c.hidden_size) // 128, rows * widest
         looked = rows * self.grid
         blocks += [("AT_VALUES", 2 * rows * widest), ("AT_SQUARES", squares), ("AT_BINS", bins)]
-        blocks += flow
+        blocks += [("AT_LOGITS", padded(c.vocab_size, 16) * self._flows(kind))]
         blocks += [("AT_CHOICES", looked * CHOICE_WORDS), ("AT_TOPS", looked * TOP_WORDS * kind.recycles)]
         place = 0
         for name, size in blocks:
@@ -459,7 +428,7 @@ class WholeStep:
         rows, size, warps = kind.rows, self.config.head_dim, THREADS // 32
         attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
-        if _flows(kind):
+        if self._flows(kind):
             made, shared = flow_sizes(self.config, fixed - 4 * 64)
             constants |= made | flow_exchange(self.config, self.grid)[0]
             return shared
@@ -481,7 +450,4 @@ class WholeStep:
             exchange = warps * (1024 + 1) * 4 + 2 * _LISTED if kind.mode == "bucket" else exchange
         rest = max(attention, exchange, 4 * turned if constants["TIERS"] else 0)
         constants["RING_AT"] = padded(rest, 16) // unit
-        total = fixed + padded(rest, 16) + ring
-        constants["RING_PIECES"] = pieces = RING_PIECES if self._is_alone(kind) else 0
-        constants["RINGS_AT"] = padded(total, 128)
-        return padded(total, 128) + warps * pieces * (2048 + 8) if pieces else total
+        return fixed + padded(rest, 16) + ring

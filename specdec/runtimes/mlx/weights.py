@@ -27,9 +27,11 @@ from specdec.runtimes.mlx.pack import (
     pack_dense,
     pack_int4,
     pack_lines,
+    pack_stream_int4,
     pack_tiers,
     pad,
     padded,
+    padded_int4,
     unpack_dense,
 )
 from specdec.runtimes.mlx.quant import PackedQuant, pack_plain, pack_quant
@@ -271,14 +273,24 @@ class Loader:
             return matrix.scores
         return np.repeat(self.store.input_scores(name), matrix.layout.num_tiers, axis=1)
 
-    def int4(self, linear: Linear) -> None:
-        """Pack the int4 view: from the store where it is stored, else built now; of 16-bit weights on the device."""
+    def int4(self, linear: Linear, *, flows: bool = False) -> None:
+        """Pack the int4 view: from the store where it is stored, else built now; of 16-bit weights on the device.
+
+        Args:
+            linear: which multiplication.
+            flows: for steps that 4-bit weights flow through.
+        """
         packed, scores = [], []
         for names in linear.groups:
             made = [self._int4(name) for name in names]
             levels = linear.join(self.mx, [part.levels.T for part in made]).T
             scales = linear.join(self.mx, [part.scales.T for part in made]).T
             scores.append(_mean(linear, [np.array(part.scores) for part in made]))
+            if flows:  # no mixture: there is one group
+                stream = pack_stream_int4(self.mx, *padded_int4(self.mx, levels, scales))
+                linear.int4 = PackedInt4(None, None, self._scores(linear, scores), stream)
+                self.mx.eval(stream)
+                return
             packed.append(pack_int4(self.mx, self.ops.backend, levels, scales, None))
             self.mx.eval(packed[-1].levels, packed[-1].scales)
         levels = self._one_after_the_other([part.levels for part in packed])

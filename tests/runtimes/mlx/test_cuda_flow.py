@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from cuda_host_kernels import Grids, HostCuda, compiler
+from cuda_texts import compile_text, nvcc
 from synthetic import SyntheticSource, tiny_config
 from test_metal_shares import wider
-from test_rank_step import IDS, use_host  # noqa: F401 (a fixture)
+from test_rank_step import IDS
 
 from specdec.model.effort import resolve_efforts
-from specdec.runtimes.base import Rows
-from specdec.runtimes.mlx import runtime, step
+from specdec.runtimes.base import Planned, Rows
+from specdec.runtimes.mlx import addresses, device, runtime, step
 from specdec.runtimes.mlx.kernels import Compiled
 from specdec.runtimes.reference.runtime import ReferenceRuntime
 from specdec.store import Store, convert
@@ -28,25 +30,39 @@ def store(tmp_path: Path) -> Store:
     return Store.open(convert(SyntheticSource(wider(tiny_config())), tmp_path / "model.store"))
 
 
-def on_host(store: Store, folder: Path, monkeypatch: Any, use_host: Any, blocks: int) -> Any:  # noqa: F811
-    class Texts:
-        def code(self, text: str) -> bytes:
-            return text.encode()
+class _Kept:
+    """Stands for NVRTC: machine code is the text."""
+
+    texts: ClassVar[list[str]] = []
+
+    def code(self, text: str) -> bytes:
+        self.texts.append(text)
+        return text.encode()
+
+
+@pytest.fixture
+def on_host(store: Store, tmp_path: Path, monkeypatch: Any) -> Any:
+    """Gives a runtime whose steps run on the host, on a GPU of so many multiprocessors."""
+    texts: Any = _Kept()
 
     def addresses_of(_: Any, arrays: Any) -> list[int]:
         mx.eval(list(arrays))
         return [np.array(array, copy=False).ctypes.data for array in arrays]
 
     def build(_: Any, backend: str, text: Any, *, shared_bytes: int = 0) -> Compiled:
-        texts: Any = Texts()
         return Compiled(mx, text, texts, shared_bytes)
 
-    folder.mkdir()
-    use_host(HostCuda(0, Grids(1, folder), blocks))
     monkeypatch.setattr(step, "build", build)
-    monkeypatch.setattr(step, "addresses_of", addresses_of)
-    made = runtime.MlxRuntime(store)
-    assert made._transformer.whole is not None
+    for module in (step, addresses):
+        monkeypatch.setattr(module, "addresses_of", addresses_of)
+
+    def made(multiprocessors: int) -> Any:
+        driver = HostCuda(0, Grids(1, Path(tempfile.mkdtemp(dir=tmp_path))), multiprocessors)
+        monkeypatch.setattr(runtime, "find_gpu", lambda: device.Gpu(mx, "cuda", "host", "0", driver))
+        one = runtime.MlxRuntime(store)
+        assert one._transformer.whole is not None
+        return one
+
     return made
 
 
@@ -75,8 +91,8 @@ def chosen(one: Any, ahead: int, least_margin: float = 0.0) -> list[Any]:
     return made
 
 
-def test_a_launch_drafts_until_a_choice_is_close(store: Store, use_host: Any, monkeypatch: Any, tmp_path: Path) -> None:  # noqa: F811
-    host = on_host(store, tmp_path / "host", monkeypatch, use_host, 4)
+def test_a_launch_drafts_until_a_choice_is_close(on_host: Any) -> None:
+    host = on_host(4)
     one_by_one = chosen(host, 0)
     assert chosen(host, 3) == one_by_one
     second = one_by_one[1].margin
@@ -85,23 +101,39 @@ def test_a_launch_drafts_until_a_choice_is_close(store: Store, use_host: Any, mo
         assert chosen(host, 3, (second + one_by_one[0].margin) / 2) == one_by_one[:2]
 
 
-def test_a_draft_is_the_reference(store: Store, use_host: Any, monkeypatch: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_draft_is_the_reference(store: Store, on_host: Any) -> None:
     passes = [("int4", [7]), ("int4", [3]), ("exact", [11])]
-    host = on_host(store, tmp_path / "host", monkeypatch, use_host, 3)
+    host = on_host(3)
     found = drafts(host, passes, 5)
     wanted = drafts(ReferenceRuntime(store), passes, 5)
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
 
 
-def test_weights_by_a_ring_give_the_same_bits(
-    store: Store,
-    use_host: Any,
-    monkeypatch: Any,
-    tmp_path: Path,
-) -> None:
-    passes = [("exact", [7]), ("exact", [3])]
-    plain = drafts(on_host(store, tmp_path / "plain", monkeypatch, use_host, 3), passes, 3)
-    monkeypatch.setattr(step, "RING_PIECES", 5)
-    ring = drafts(on_host(store, tmp_path / "ring", monkeypatch, use_host, 3), passes, 3)
-    assert all(np.array_equal(one, other) for one, other in zip(plain, ring, strict=True))
+@pytest.mark.skipif(nvcc() is None, reason="needs nvcc")
+def test_the_kernel_compiles(on_host: Any, tmp_path: Path) -> None:
+    one = on_host(132)
+    one.compile([Planned(1, resolve_efforts(1.0, one.config), "int4")])
+    (text,) = [text for text in _Kept.texts if "step_flow.cuh" in text and "#define GRID 132" in text]
+    assert compile_text(tmp_path, "flow", text) == ""
+
+
+def late(one: Any, effort: float) -> np.ndarray:
+    """Logits of a draft after 300 random keys and values."""
+    cache = one.new_cache(384)
+    cache.reserve(384)
+    shape = cache.arrays[0].shape
+    cache.arrays = [mx.array((0.5 * np.random.default_rng(5).standard_normal(shape)).astype(np.float16))]
+    cache.address = None
+    cache.advance(300)
+    logits = one.forward([Rows(cache, [7], resolve_efforts(effort, one.config))], view="int4")[0].logits[-1]
+    return np.asarray(logits)
+
+
+def test_blocks_share_the_positions(on_host: Any) -> None:
+    few = on_host(3)
+    alone, chosen_from = late(few, 1.0), late(few, 0.999999)  # the second by the kernel that chooses inputs
+    shared = late(on_host(8), 1.0)
+    assert not np.array_equal(alone, shared)
+    for other in (chosen_from, shared):
+        assert np.abs(alone - other).max() < 0.005 * np.abs(alone).max()
