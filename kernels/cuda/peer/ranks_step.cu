@@ -1,7 +1,9 @@
 // A whole step of one sequence at effort 1.0 in one kernel, on one of RANKS GPUs that divide the outputs of every matrix.
 // The arithmetic is that of the kernels for each phase (norm.cu, dense.cu, rotate.cu, attention.cu, attention_sum.cu), bit
-// for bit. A GPU writes its columns of every row that is multiplied next into the memory of all, and a barrier over the
-// grids of all GPUs takes the place of a gather.
+// for bit. A GPU writes its columns of every row that is multiplied next into the memory of all. Of a single row every value
+// has a number beside it, by which those who wait know that it has come; of several rows a barrier over the grids of all
+// GPUs says so. Numbers count layers. There are two places for the rows of a layer in turn: before a GPU sends anything of
+// attention, all of its blocks have read the rows of the layer before, and who sends more has read what it sent.
 // table (LAYERS * ENTRIES + 3 + RANKS) addresses: of each layer norms, bias, norms of heads, matrices, window; logits layer,
 // last norm, embeddings; memory of every GPU. caches (LAYERS) addresses, angles (., SIZE / 2, 2), told (the state) -> scratch
 // Memory: words [0] barriers of all grids, [32] of this one, [64] and [65] where both stand, [66] the last number; from
@@ -42,11 +44,16 @@ unsigned* arrivals = reinterpret_cast<unsigned*>(scratch);
 auto meet_all = [&] { meet.wait_all([&](int rank) { return reinterpret_cast<unsigned*>(memory_of(rank)); }); };
 
 // Words with a number: where those of this layer begin in the memory of a GPU, by what they are.
-constexpr int STREAM_BYTES = 8 * ROWS * HIDDEN, MIXED_BYTES = 4 * SPLIT * MIXED_PAD, INNER_BYTES = 4 * SPLIT * INNER_PAD;
+constexpr int STREAM_BYTES = 8 * HIDDEN, MIXED_BYTES = 4 * SPLIT * MIXED_PAD, INNER_BYTES = 4 * SPLIT * INNER_PAD;
 auto words_of = [&](int rank, int at, int nbytes) { return memory_of(rank) + at + (meet.number & 1) * size_t(nbytes); };
-auto send_stream = [&](int at, int row, int output, float value) {
+// An output of the residual stream to all GPUs.
+auto send_stream = [&](bool down, int row, int output, float value) {
   for (int rank = 0; rank < RANKS; ++rank) {
-    put_word(words_of(rank, at, STREAM_BYTES) + ((size_t)row * HIDDEN + output) * 8, bits_of(value), meet.number);
+#if ROWS == 1
+    put_word(words_of(rank, down ? AT_DOWN_WORDS : AT_OUT_WORDS, STREAM_BYTES) + (size_t)output * 8, bits_of(value), meet.number);
+#else
+    reinterpret_cast<float*>(memory_of(rank) + (down ? AT_DOWN : AT_OUT))[(size_t)row * HIDDEN + output] = value;
+#endif
   }
 };
 // Activations of the columns of two lanes side by side, the first of which is even: in each part one word.
@@ -84,9 +91,10 @@ auto each_of = [&](Part& values, auto use) {
     }
   }
 };
-auto add_returned = [&](Part& stream, int row, int at) {
+auto add_returned = [&](Part& stream, int row, bool down) {
+#if ROWS == 1
   constexpr int BESIDE = NORM_OWN % 2 ? 1 : 2, EACH = NORM_OWN / BESIDE;  // values of a record, records of a thread in turn
-  const char* from = words_of(RANK, at, STREAM_BYTES) + ((size_t)row * HIDDEN + tid * NORM_OWN) * 8;
+  const char* from = words_of(RANK, down ? AT_DOWN_WORDS : AT_OUT_WORDS, STREAM_BYTES) + tid * NORM_OWN * 8;
   auto offset = [](int k) { return (k / EACH * THREADS * NORM_OWN + k % EACH * BESIDE) * 8; };
   unsigned missing = 0;
 #pragma unroll
@@ -114,8 +122,12 @@ auto add_returned = [&](Part& stream, int row, int at) {
       stream[n][j] = missing >> k & 1 ? fmaf(__int_as_float(word), 1.0f, stream[n][j]) : 0.0f;
     }
   }
+#else
+  const float* from = reinterpret_cast<const float*>(own + (down ? AT_DOWN : AT_OUT)) + (size_t)row * HIDDEN;
+  each_of(stream, [&](float& v, int i, bool there) { v = there ? fmaf(__ldcg(from + i), 1.0f, v) : 0.0f; });
+#endif
 };
-auto norm_row = [&](Part& stream, const Part& weight, act_t* activation, int place) {
+auto norm_row = [&](Part& stream, auto weight_of, act_t* activation, int place) {
   float square[TIMES];
 #pragma unroll
   for (int n = 0; n < TIMES; ++n) {
@@ -138,7 +150,7 @@ auto norm_row = [&](Part& stream, const Part& weight, act_t* activation, int pla
     for (int j = 0; j < NORM_OWN; ++j) {
       const int thread = n * THREADS + tid, i = thread * NORM_OWN + j;
       if (thread < NORM_WARPS * 32 && i < HIDDEN_PAD) {
-        put_activation(activation, place, HIDDEN_PAD, i, i < HIDDEN ? stream[n][j] * scale * weight[n][j] : 0.0f);
+        put_activation(activation, place, HIDDEN_PAD, i, i < HIDDEN ? stream[n][j] * scale * weight_of(n, j, i) : 0.0f);
       }
     }
   }
@@ -179,33 +191,32 @@ auto make = [&](int number, int layer, int site, int first) -> const act_t* {
 #endif
   }
   const float* weights = site == 4 ? ENTRY(float, LAYERS, 1) : ENTRY(float, layer, site / 2);
-  Part weight;
-  each_of(weight, [&](float& v, int i, bool there) { v = there ? weights[i] : 0.0f; });
-  const int returned = site == 2 ? AT_OUT_WORDS : AT_DOWN_WORDS;
   auto begin = [&](Part& values, int row) {
     const weight_t* table = ENTRY(weight_t, LAYERS, 2) + (size_t)state[2 + row] * HIDDEN;
     each_of(values, [&](float& v, int i, bool there) { v = there ? to_float(table[i]) : 0.0f; });
   };
 #if ROWS == 1
+  Part weight;  // on its way before the row is
+  each_of(weight, [&](float& v, int i, bool there) { v = there ? weights[i] : 0.0f; });
   if (number == 0) begin(stream, 0);
-  else add_returned(stream, 0, returned);
-  norm_row(stream, weight, reinterpret_cast<act_t*>(room), 0);
+  else add_returned(stream, 0, site != 2);
+  norm_row(stream, [&](int n, int j, int) { return weight[n][j]; }, reinterpret_cast<act_t*>(room), 0);
   BARRIER();
   return reinterpret_cast<act_t*>(room);
 #else
-  for (int row = block; row < rows; row += GRID) {
+  for (int row = first + block; row < rows; row += GRID) {
     float* kept = x + (size_t)row * HIDDEN;
     Part values;
     if (number == 0) {
       begin(values, row);
     } else {
-      each_of(values, [&](float& v, int i, bool there) { v = there ? kept[i] : 0.0f; });
-      add_returned(values, row, returned);
+      each_of(values, [&](float& v, int i, bool there) { v = there ? __ldcg(kept + i) : 0.0f; });
+      add_returned(values, row, site != 2);
     }
     each_of(values, [&](float& v, int i, bool there) {
       if (there) kept[i] = v;
     });
-    if (row >= first) norm_row(values, weight, made, row - first);
+    norm_row(values, [&](int, int, int i) { return weights[i]; }, made, row - first);
   }
   meet.wait();
   return made;
@@ -229,9 +240,8 @@ for (int number = 0; number <= last_number; ++number) {
 #endif
   }
   const Work work(site);
-  const Passing passing{own + AT_PARTS, 8 * meet.number + site};
   const int width = site == 1 ? MIXED_PAD : site == 3 ? INNER_PAD : HIDDEN_PAD;
-  multiply_all(ring, work, passing, width, activation, rows - first, sums, turns, [&](bool there, int tile, int row, int o, float value, float up) {
+  multiply_all(ring, work, width, activation, rows - first, sums, turns, [&](bool there, int tile, int row, int o, float value, float up) {
     const int output = tile * 16 + o;
     if (site == 0) {
       if (!there || output >= OWN_QKV) return;
@@ -257,14 +267,14 @@ for (int number = 0; number <= last_number; ++number) {
         reinterpret_cast<float*>(memory_of(rank) + AT_LOGITS)[(size_t)row * VOCAB + HEAD_FROM + output] = value;
       }
     } else if (there && output < OWN_HIDDEN) {
-      send_stream(site == 1 ? AT_OUT_WORDS : AT_DOWN_WORDS, row, HIDDEN_FROM + output, value);
+      send_stream(site == 3, row, HIDDEN_FROM + output, value);
     }
   });
   if (site == 0) {
     if (ROWS > 1) meet.wait();
     attend_all(layer);
   }
-  if (site == 4 || (ROWS > 1 && site % 2 == 0)) meet_all();
+  if (ROWS > 1 || site == 4) meet_all();
 }
 if (!chooses || !scores) break;
 const bool may_go_on = token_turn < state[STATE_AHEAD];

@@ -4,8 +4,6 @@
 //
 // Warps work in two teams of eight. A team makes a tile of 16 outputs; its warps share the inputs at places fixed by their
 // number, as in dense.cu, whose bits these are. Tiles go round the blocks; of gates and ups, each team takes one of a pair.
-// The last round, which has too few tiles for all blocks, shares each among several: a block's warps make the parts of their
-// numbers, and send them to the first of those blocks, whose other warps put them in their places.
 namespace specdec {
 
 constexpr int WARPS = THREADS / 32, TEAM = 8, TEAMS = WARPS / TEAM;
@@ -20,54 +18,23 @@ constexpr int STEP_BYTES = 1024, STEP_INPUTS = 32;
 constexpr int PIECE_BYTES = PIECE_STEPS * STEP_BYTES, SUMS = WARPS * COLUMNS * APART;
 static_assert(TEAMS == 2, "two tiles at a time");
 
-// How many blocks share a tile, or pair of tiles, of the last round: 1, 2, 4 or 8.
-DEVICE constexpr int sharing(int site) {
-  constexpr int counts[5] = {TILE_COUNTS}, lengths[5] = {STEP_COUNTS};
-  const int units = site == 2 ? counts[site] / 2 : counts[site], rest = units % GRID;
-  int blocks = 1;
-  while (rest > 0 && blocks < TEAM && rest * blocks * 2 <= GRID) blocks *= 2;
-  const int bytes = lengths[site] * STEP_BYTES * (site == 2 ? 2 : 1);
-  return bytes - bytes / blocks < WORTH_SHARING ? 1 : blocks;
-}
-
 // What a block multiplies by at a site; the logits layer is site 4.
 struct Work {
-  int steps, whole, shared, count;  // `whole` tiles or pairs of its own, then the `shared` one, -1 for none
-  int blocks, place;                // that share that one, and this one's place among them
-  int begin;
+  int tiles, steps, begin;
   bool paired;
 
-  DEVICE explicit Work(int site) : shared(-1), paired(site == 2) {
+  DEVICE explicit Work(int site) : paired(site == 2) {
     constexpr int counts[5] = {TILE_COUNTS}, lengths[5] = {STEP_COUNTS};
-    constexpr int each[5] = {sharing(0), sharing(1), sharing(2), sharing(3), sharing(4)};
-    const int tiles = site == 0 ? counts[0] : site == 1 ? counts[1] : site == 2 ? counts[2] : site == 3 ? counts[3] : counts[4];
-    blocks = site == 0 ? each[0] : site == 1 ? each[1] : site == 2 ? each[2] : site == 3 ? each[3] : each[4];
+    tiles = site == 0 ? counts[0] : site == 1 ? counts[1] : site == 2 ? counts[2] : site == 3 ? counts[3] : counts[4];
     steps = site == 1 ? lengths[1] : site == 3 ? lengths[3] : lengths[0];
     // Blocks that have a tile more than others at one site have fewer at another.
     begin = int(blockIdx.x) - (site * (GRID / 4 + 1)) % GRID;
     begin += begin < 0 ? GRID : 0;
-    const int units = paired ? tiles / 2 : tiles;
-    whole = units / GRID, place = begin % blocks;
-    if (begin / blocks < units % GRID) shared = whole * GRID + begin / blocks;
-    count = whole + (shared >= 0 ? 1 : 0);
   }
-  DEVICE bool has(int turn) const { return (paired ? turn : TEAMS * turn) < count; }
-  // Of a block's tiles the shared one comes last, but first where its sums are sent.
-  DEVICE int unit(int turn, int team) const {
-    const int at = paired ? turn : TEAMS * turn + team, number = shared >= 0 && place > 0 ? at - 1 : at;
-    return at >= count ? -1 : number < 0 || number == whole ? shared : begin + number * GRID;
-  }
+  DEVICE bool has(int turn) const { return paired ? 2 * (begin + turn * GRID) < tiles : begin + turn * TEAMS * GRID < tiles; }
   DEVICE int tile(int turn, int team) const {
-    const int found = unit(turn, team);
-    return found < 0 || !paired ? found : 2 * found + team;
+    return paired ? 2 * (begin + turn * GRID) + team : begin + (turn * TEAMS + team) * GRID;
   }
-  DEVICE bool is_shared(int turn, int team) const { return blocks > 1 && shared >= 0 && unit(turn, team) == shared; }
-  // Whether this block makes a part of a team's tile.
-  DEVICE bool makes(int turn, int team, int part) const {
-    return !is_shared(turn, team) || part * blocks / TEAM == place;
-  }
-  // Whether it adds up the tile.
-  DEVICE bool adds(int turn, int team) const { return !is_shared(turn, team) || place == 0; }
 };
 
 DEVICE unsigned shared_address(const void* from) { return unsigned(__cvta_generic_to_shared(from)); }
@@ -92,13 +59,11 @@ struct Feed {
       const int site = number == 4 * LAYERS ? 4 : number % 4;
       const Work work(site);
       step = work.steps * part / TEAM, last = work.steps * (part + 1) / TEAM;
-      for (; step < last && work.has(turn); ++turn) {
-        const int tile = work.tile(turn, team);
-        if (tile < 0 || !work.makes(turn, team, part)) continue;
-        const unsigned long long base = site == 4 ? address[LAYERS * ENTRIES] : address[number / 4 * ENTRIES + 4 + site];
-        from = reinterpret_cast<const char*>(base) + (size_t)tile * work.steps * STEP_BYTES;
-        return;
-      }
+      const int tile = work.tile(turn, team);
+      if (step == last || tile >= work.tiles) continue;
+      const unsigned long long base = site == 4 ? address[LAYERS * ENTRIES] : address[number / 4 * ENTRIES + 4 + site];
+      from = reinterpret_cast<const char*>(base) + (size_t)tile * work.steps * STEP_BYTES;
+      return;
     }
   }
   // Asks for the next piece.
@@ -280,58 +245,23 @@ DEVICE float team_sum(const float* sums, int team, int column, int output) {
   return total;
 }
 
-// A warp's sums of a part of a tile, on their way from one block to another of the same GPU.
-struct Passing {
-  char* words;  // of the last tiles of a site, by part
-  unsigned number;
-
-  // Where those of an output lie. Numbers are never used again, but for other parts of a step: so tiles of one site only.
-  DEVICE char* place(const Work& work, int team, int part, int at) const {
-    const int tile = (work.shared - work.whole * GRID) * TEAMS + (work.paired ? team : 0);
-    return words + ((size_t)(tile * TEAM + part) * COLUMNS * 16 + at) * 8;
-  }
-  DEVICE void send(const Work& work, const float* sums, int rows) const {
-    const int warp = threadIdx.x / 32;
-    WARP_BARRIER();
-    for (int at = threadIdx.x % 32; at < 16 * rows; at += 32) {
-      const float value = sums[(warp * COLUMNS + at / 16) * APART + at % 16];
-      put_word(place(work, warp / TEAM, warp % TEAM, at), bits_of(value), number);
-    }
-  }
-  DEVICE void receive(const Work& work, float* sums, int rows) const {
-    const int warp = threadIdx.x / 32;
-    for (int at = threadIdx.x % 32; at < 16 * rows; at += 32) {
-      unsigned word[1];
-      wait_words(word, place(work, warp / TEAM, warp % TEAM, at), [](int) { return 0; }, 1, number);
-      sums[(warp * COLUMNS + at / 16) * APART + at % 16] = __int_as_float(word[0]);
-    }
-  }
-};
-
 // Multiplies by all tiles of the block; `put(is there, tile, column, output, gate or value, up)` is called for each output
 // and row, once for both teams where tiles are in pairs, by whole warps: some of their outputs are not there.
 template <class F>
-DEVICE void multiply_all(Ring& ring, const Work& work, const Passing& passing, int width, const act_t* activation, int rows,
-                         float* both, int& turns, F put) {
-  const int team = threadIdx.x / 32 / TEAM, part = threadIdx.x / 32 % TEAM;
+DEVICE void multiply_all(Ring& ring, const Work& work, int width, const act_t* activation, int rows, float* both,
+                         int& turns, F put) {
+  const int team = threadIdx.x / 32 / TEAM;
 #pragma unroll 1
   for (int turn = 0; work.has(turn); ++turn, ++turns) {
     float* sums = both + (turns & 1) * SUMS;
-    if (work.tile(turn, team) >= 0) {
-      if (work.makes(turn, team, part)) {
-        multiply_part(ring, work.steps, width, activation, rows, sums);
-        if (!work.adds(turn, team)) passing.send(work, sums, rows);
-      } else if (work.adds(turn, team)) {
-        passing.receive(work, sums, rows);
-      }
-    }
+    if (work.tile(turn, team) < work.tiles) multiply_part(ring, work.steps, width, activation, rows, sums);
     BARRIER();
     // The warps take turns at adding up.
     const int mine = (threadIdx.x + THREADS - turns % WARPS * 32) % THREADS, each = 16 * COLUMNS;
-    for (int at = mine; at < TEAMS * each; at += THREADS) {
-      if (work.paired && at / 32 * 32 >= each) break;
+    const int count = work.paired ? (each + 31) / 32 * 32 : TEAMS * each;
+    for (int at = mine; at < count; at += THREADS) {
       const int which = work.paired ? 0 : at / each, column = at % each / 16, output = at % 16, tile = work.tile(turn, which);
-      const bool there = column < rows && tile >= 0 && work.adds(turn, which) && !(work.paired && at >= each);
+      const bool there = column < rows && tile < work.tiles && (!work.paired || at < each);
       const float value = team_sum(sums, which, column, output), up = work.paired ? team_sum(sums, 1, column, output) : 0.0f;
       put(there, tile, column, output, value, up);
     }

@@ -54,7 +54,6 @@ _SHARED_BYTES = 227 << 10
 _SYNC_BYTES = 1024
 _CHOICES = 1 + (1 + MOST_AHEAD) * MAX_ROWS
 _ATTENDED = 256  # threads of attention
-_WORTH_SHARING = 48 << 10  # bytes that a block has to read less for several to share its last tile
 _PARTS = ("peer.cuh", "grids.cuh", "stream.cuh", "step_choose.cuh")
 _STATE_WORDS = padded(STATE_SIZE + MAX_ROWS, 4)  # of a block's copy of the state, and the tokens chosen
 
@@ -79,7 +78,7 @@ def rank_step(
     """
     if driver is None or not suits(config, layers, driver, dtype) or cuda_compiler(Path(mx.__file__).parent) is None:
         return None
-    memory = shared.memory(RankStep.bytes_for(config, dtype, driver.multiprocessors))
+    memory = shared.memory(RankStep.bytes_for(config, dtype))
     if memory is None:
         return None
     return RankStep(
@@ -113,7 +112,7 @@ class RankStep:
         self._attention = layers[0].config.attention
         self._dtype, self._patience_ns, self._grid = dtype, int(patience_s * 1e9), driver.multiprocessors
         self._split = 1 if dtype == "float16" else 2
-        self._places, _ = _places(config, self._split, self._grid)
+        self._places, _ = _places(config, self._split)
         self._layers, self._head, self._last = layers, head, [final_norm, embeddings]
         self._tables: dict[str, tuple[Any, list[Any], int]] = {}
         self._launches: dict[tuple[str, int], tuple[Launch, int]] = {}
@@ -127,9 +126,9 @@ class RankStep:
         self._turns: tuple[Any, int] = (None, 0)
 
     @staticmethod
-    def bytes_for(config: ModelConfig, dtype: str, multiprocessors: int) -> int:
+    def bytes_for(config: ModelConfig, dtype: str) -> int:
         """Bytes of each GPU's memory that others write into."""
-        return _places(config, 1 if dtype == "float16" else 2, multiprocessors)[1]
+        return _places(config, 1 if dtype == "float16" else 2)[1]
 
     def launch(self, kind: Kind, told: np.ndarray, caches: Sequence[GpuCache], angles: Any) -> bool:
         """Begin a step; `logits`, or the driver's `wait`, waits for it. False where the kernels do not run such a step.
@@ -243,7 +242,7 @@ class RankStep:
             "SPAN": SPAN,
         }
         sizes |= {"HIDDEN": c.hidden_size, "HIDDEN_PAD": padded(c.hidden_size), "MIXED_PAD": padded(mixed)}
-        sizes |= {"MIXED": mixed, "INNER": c.intermediate_size, "WORTH_SHARING": _WORTH_SHARING}
+        sizes |= {"MIXED": mixed, "INNER": c.intermediate_size}
         sizes |= {"INNER_PAD": padded(c.intermediate_size), "VOCAB": c.vocab_size, "EPSILON": float(c.norm_eps)}
         sizes |= {"HEADS": attention.heads, "KV_HEADS": attention.kv_heads, "SIZE": attention.head_dim}
         sizes |= {"SCALE": float(attention.score_scale), "BIAS": c.qkv_bias, "QK_NORM": c.qk_norm}
@@ -315,18 +314,15 @@ def _int4_of(mx: Any, linear: Linear) -> Any:
 _PATHS = {"MIXED": "attn.q", "HIDDEN": "attn.o", "INNER": "mlp.gate"}
 
 
-def _places(config: ModelConfig, split: int, grid: int) -> tuple[dict[str, int], int]:
+def _places(config: ModelConfig, split: int) -> tuple[dict[str, int], int]:
     """Offsets of rows in the memory that others write into, and its size, in bytes."""
+    hidden, qkv = config.hidden_size, (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     mixed, inner = padded(config.num_heads * config.head_dim), padded(config.intermediate_size)
-    qkv = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
-    sizes = {"AT_MIXED": 2 * MAX_ROWS * split * mixed, "AT_INNER": 2 * MAX_ROWS * split * inner}
-    sizes["AT_LOGITS"] = 4 * MAX_ROWS * config.vocab_size
-    # Two places in turn of words with their numbers, 8 bytes together.
-    sizes |= {"AT_OUT_WORDS": 16 * MAX_ROWS * config.hidden_size, "AT_DOWN_WORDS": 16 * MAX_ROWS * config.hidden_size}
+    sizes = {"AT_MIXED": 2 * split * mixed, "AT_INNER": 2 * split * inner, "AT_OUT": 4 * hidden, "AT_DOWN": 4 * hidden}
+    sizes = {name: MAX_ROWS * size for name, size in (sizes | {"AT_LOGITS": 4 * config.vocab_size}).items()}
+    # Of a single row, two places in turn of words with their numbers, 8 bytes together.
     sizes |= {"AT_MIXED_WORDS": 8 * split * mixed, "AT_INNER_WORDS": 8 * split * inner, "AT_QKV_WORDS": 16 * qkv}
-    # Tiles that blocks share: each at least two, both tiles of a pair in parts by the warps of a team.
-    sizes["AT_PARTS"] = 8 * (grid // 2 + 1) * 2 * _TEAM * MAX_ROWS * 16
-    sizes["AT_CHOICES"] = 4 * CHOICE_WORDS * _CHOICES
+    sizes |= {"AT_OUT_WORDS": 16 * hidden, "AT_DOWN_WORDS": 16 * hidden, "AT_CHOICES": 4 * CHOICE_WORDS * _CHOICES}
     places: dict[str, int] = {}
     end = _SYNC_BYTES
     for name, size in sizes.items():

@@ -52,6 +52,7 @@ from specdec.runtimes.mlx.takes import Takes, kept
 from specdec.runtimes.mlx.weights import Linear, Loader
 from specdec.runtimes.mlx.wide import WidePasses
 from specdec.store.share import StoreShare
+from specdec.warn import warn
 
 if TYPE_CHECKING:
     from specdec.runtimes.share import Share as DeviceShare
@@ -380,6 +381,11 @@ class MlxRuntime:
                 self._mx, config, dtype=store.dtype, share=share, shared=shared, driver=self._driver, layers=layers,
                 head=head, final_norm=final_norm, embeddings=embeddings,
             )  # fmt: skip
+            if ranks is None and share.ranks > 1 and share.rank == 0 and fits(config, self._driver):
+                warn(
+                    f"{share.ranks} GPUs run a step of this model as a kernel for each phase, which takes longer than "
+                    f"the one kernel of a single GPU: divide it only if one GPU has no memory for it"
+                )
         transformer = Transformer(
             self._mx,
             self._ops,

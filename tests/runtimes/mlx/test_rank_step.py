@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host_kernels import Grids, HostCuda, compiler
-from synthetic import SyntheticSource, tiny_config
+from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
 from test_metal_shares import wider
 from thread_ranks import ThreadExchange, on_threads
 
+from specdec.model.architecture import ModelConfig
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Rows
 from specdec.runtimes.mlx import addresses, rank_step, runtime, wide
@@ -121,6 +122,23 @@ def chosen(one: Any, ahead: int, ends: frozenset[int] = frozenset()) -> list[int
     return tokens
 
 
+def test_quantised_models_are_said_to_gain_nothing(use_host: Any, tmp_path: Path) -> None:
+    source = quantised_source(quantised_config(num_kv_heads=2), "q8_0")
+    store = Store.open(convert(source, tmp_path / "model.store", quantised="keep"))
+    grids = Grids(2, tmp_path)
+
+    def work(exchange: ThreadExchange) -> list[str]:
+        exchange.reaches_memory = True
+        use_host(HostCuda(exchange.rank, grids))
+        made = runtime.MlxRuntime(store, share=Share(store.config, store.layout.bucket_size, exchange))
+        assert made._transformer.ranks is None
+        return []
+
+    with pytest.warns(UserWarning, match="2 GPUs run a step of this model as a kernel for each phase") as found:
+        on_threads(2, work)
+    assert len(found) == 1
+
+
 @pytest.mark.slow
 def test_gpus_go_ahead_together(store: Store, use_host: Any, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
@@ -144,11 +162,8 @@ def test_gpus_go_ahead_together(store: Store, use_host: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharing", [False, True], ids=["even", "uneven, blocks share tiles"])
-def test_two_gpus_give_the_bits_of_one(sharing: bool, use_host: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    if sharing:
-        monkeypatch.setattr(rank_step, "_WORTH_SHARING", 0)
-    config = tiny_config(**UNEVEN) if sharing else wider(tiny_config())
+@pytest.mark.parametrize("config", [wider(tiny_config()), tiny_config(**UNEVEN)], ids=["even", "uneven"])
+def test_two_gpus_give_the_bits_of_one(config: ModelConfig, use_host: Any, tmp_path: Path) -> None:
     store = Store.open(convert(SyntheticSource(config), tmp_path / "model.store"))
     passes = [("exact", 1), ("exact", 5), ("int4", 1), ("exact", 1)]
     alone = on_gpus(1, store, use_host, tmp_path / "one", passes)
