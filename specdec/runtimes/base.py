@@ -286,6 +286,41 @@ class Compiler(Protocol):
         ...
 
 
+@runtime_checkable
+class Surveyor(Protocol):
+    """A runtime whose turns (`Rows.recycling`) draft tokens that usually follow others, if it is told which do.
+
+    Attributes:
+        knows_successors: `use_successors` was called.
+    """
+
+    @property
+    def knows_successors(self) -> bool:
+        """Whether `use_successors` was called."""
+        ...
+
+    def survey(self, prefix: Sequence[int], tokens: Sequence[int]) -> NDArray[np.int32]:
+        """Find the likeliest tokens after a text and one further token, for each of several tokens.
+
+        Args:
+            prefix: the text, at least two tokens.
+            tokens: N token ids.
+
+        Returns:
+            int32 (N, 8), the likeliest first.
+        """
+        ...
+
+    def use_successors(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
+        """Draft with these from the next text on, until the text itself shows other ones.
+
+        Args:
+            tokens: int32 (N,), token ids.
+            successors: int32 (N, 8), for each the likeliest tokens after it.
+        """
+        ...
+
+
 class Runtime(Protocol):
     """Executes one model. One pass runs at a time: `forward` may be called from any thread and waits for its turn."""
 

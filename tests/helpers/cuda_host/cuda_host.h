@@ -35,6 +35,9 @@ struct alignas(8) uint2 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 struct __half2 {
   __half x, y;
 };
@@ -163,6 +166,12 @@ inline int __reduce_add_sync(unsigned, int value) {
 }
 inline int __reduce_max_sync(unsigned, int value) {
   return host::reduce(value, [](int a, int b) { return a > b ? a : b; });
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  return host::reduce(value, [](unsigned a, unsigned b) { return a > b ? a : b; });
+}
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return host::reduce(value, [](unsigned a, unsigned b) { return a < b ? a : b; });
 }
 inline int __float2int_rn(float value) { return int(std::nearbyint(value)); }
 inline unsigned __reduce_or_sync(unsigned, unsigned value) {
