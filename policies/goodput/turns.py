@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.prospect import Prospect, Situation
-from specdec.policies.goodput.turn_results import LONG_PROMPT, WIDTHS, TurnResults
+from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
 from specdec.policies.goodput.ways import Way
 
 from specdec.engine.policy import DraftOption, RoundState
@@ -23,7 +23,7 @@ _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, 
 _FEW = 2  # turns of a pass where only a match promises a gain, of at least `_LONG` tokens
 _LONG = 4.0
 _LAUNCH = 0.3  # dense steps of the host's time for such a pass
-_QUIET = 2  # rounds of an answer to a short prompt before the first decision, which takes long for the first tokens
+_QUIET = 1  # rounds of an answer before the first decision, which takes as long as a token: some answers have no more
 _TRIED = 8  # turns of a pass that is run to find out
 _TRIED_FROM = 28  # tokens of an answer before the first such pass
 _SHARE = 0.02  # dense steps that turns may have lost for each token of the answer, with the next trial's expected loss
@@ -131,7 +131,7 @@ class TurnPlanner:
 
 def is_early(state: RoundState) -> bool:
     """Whether it is too early in an answer for a decision to pay for the host's time, where steps are short."""
-    return state.round_index < _QUIET and state.position < LONG_PROMPT and turn_option(state) is not None
+    return state.round_index < _QUIET and turn_option(state) is not None
 
 
 def turn_option(state: RoundState) -> DraftOption | None:

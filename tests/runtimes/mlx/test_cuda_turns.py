@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import cuda_steps
@@ -44,7 +45,12 @@ class Memory:
 
 
 class Turns:
-    """Launches over one sequence of a random model."""
+    """Launches over one sequence of a random model.
+
+    Args:
+        monkeypatch: of the module.
+        folder: for kernels.
+    """
 
     def __init__(self, monkeypatch: Any, folder: Any) -> None:
         monkeypatch.setattr(cuda_steps, "GRID", ROWS)  # a block makes a row
@@ -60,11 +66,18 @@ class Turns:
         )
         self.kind = Kind("dense", False, ROWS, 0, ROWS, tree=True)
         ones = mx.ones((self.model.config.hidden_size,))
-        self.entries = self.model.steps.step.entries(self.kind, self.model.layers, self.model.head, ones, self.model.table)
+        self.entries = self.model.steps.step.entries(
+            self.kind, self.model.layers, self.model.head, ones, self.model.table
+        )
         held = np.zeros(self.model.cache.size + 8, np.float16)
         at = -held.ctypes.data % 16 // 2
         self.cache = held[at : at + self.model.cache.size].reshape(self.model.cache.shape)
         self.positions = self.cache.shape[3]
+
+    def restart(self) -> Turns:
+        """Begin again with the same history."""
+        self.cache[:] = self.model.cache
+        return self
 
     def launch(self, state: np.ndarray, *, backwards: bool = False) -> np.ndarray:
         angles = self.model.angles
@@ -104,6 +117,12 @@ class Turns:
         return found[:, 1:].reshape(-1, TOP)[: len(tokens)]
 
 
+@pytest.fixture(scope="module")
+def turns(tmp_path_factory) -> Iterator[Turns]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        yield Turns(monkeypatch, tmp_path_factory.mktemp("kernels"))
+
+
 def text_of(length: int) -> list[int]:
     """A text whose end has occurred before, twice and with different tokens after it."""
     text: list[int] = np.random.default_rng(length).integers(0, 200, length).tolist()
@@ -111,12 +130,12 @@ def text_of(length: int) -> list[int]:
     return text
 
 
-def test_turns_draft_by_the_rule_and_choose_what_single_rows_do(monkeypatch, tmp_path):
-    made, text = Turns(monkeypatch, tmp_path), text_of(24)
+def test_turns_draft_by_the_rule_and_choose_what_single_rows_do(turns):
+    made, text = turns.restart(), text_of(24)
     tokens = list(range(0, 200, 2))
     made.recycler.know(np.array(tokens, np.int32), made.survey(text, tokens))
     kept = 0
-    for number, rows in enumerate((16, 16, 9, 16, 4, 16)):
+    for number, rows in enumerate((16, 16, 9, 16, 4)):
         before, at = made.cache.copy(), len(text)
         state = made.begin(text, 0)
         made.recycler.tell(state, made, Recycling(text, rows, at + (3 if number == 3 else 99)))  # type: ignore[arg-type]
@@ -137,27 +156,27 @@ def test_turns_draft_by_the_rule_and_choose_what_single_rows_do(monkeypatch, tmp
     assert kept
 
 
-def test_turns_follow_each_other_in_one_launch(monkeypatch, tmp_path):
-    made, text = Turns(monkeypatch, tmp_path), text_of(24)
+def test_turns_follow_each_other_in_one_launch(turns):
+    made, text = turns.restart(), text_of(24)
     tokens = list(range(200))
     made.recycler.know(np.array(tokens, np.int32), made.survey(text, tokens))
     before, grown = made.cache.copy(), list(text)
-    state = made.begin(text, 4)
+    state = made.begin(text, 2)
     made.recycler.tell(state, made, Recycling(text, ROWS, 99))  # type: ignore[arg-type]
-    turns = turns_of(made.launch(state))
-    assert len(turns) == 5
-    for turn in turns:
+    found = turns_of(made.launch(state))
+    assert len(found) == 3
+    for turn in found:
         grown += [choice.token for choice in turn.choices]
-    fresh = grown[len(text) - 1 :]
+    fresh = grown[len(text) - 1 :][: ROWS + 1]
     assert fresh[1:] == [line[0] for line in made.likeliest(before, fresh[:-1], len(text) - 1)]
 
 
-@pytest.mark.parametrize("count", [15, 16, 37, 60])
-def test_a_survey_finds_what_follows_each_token_alone(monkeypatch, tmp_path, count):
-    made, text = Turns(monkeypatch, tmp_path), text_of(24)
+@pytest.mark.parametrize("count", [16, 37])
+def test_a_survey_finds_what_follows_each_token_alone(turns, count):
+    made, text = turns.restart(), text_of(24)
     tokens = np.random.default_rng(count).permutation(200)[:count].tolist()
     cache = made.cache.copy()
     found = made.survey(text, tokens, backwards=count == 37)
     assert np.array_equal(made.cache[:, :, :, : len(text) - 1], cache[:, :, :, : len(text) - 1])
-    for token, line in list(zip(tokens, found.tolist(), strict=True))[:: max(1, count // 5)]:
+    for token, line in list(zip(tokens, found.tolist(), strict=True))[:: max(1, count // 3)]:
         assert made.likeliest(cache, [text[-1], token], len(text) - 1)[1] == line
