@@ -51,22 +51,22 @@ def provide_successors(model: Model, *, surveys: bool) -> None:
     if table is None:
         if not surveys:
             return
-        tokens = _frequent(model, _TOKENS_A_ROW * model.runtime.info.recycles)
-        table = np.column_stack([np.array(tokens, np.int32), runtime.survey(_prefix(model), tokens)])
+        tokens = surveyed_tokens(model, _TOKENS_A_ROW * model.runtime.info.recycles)
+        table = np.column_stack([np.array(tokens, np.int32), runtime.survey(survey_prefix(model), tokens)])
         if file is not None:
             _write(file, table)
     runtime.use_successors(table[:, 0], table[:, 1:])
 
 
-def _frequent(model: Model, count: int) -> tuple[int, ...]:
-    """Ids of the model's most frequent tokens."""
+def surveyed_tokens(model: Model, count: int) -> tuple[int, ...]:
+    """Ids of the model's `count` most frequent tokens."""
     tokenizer, vocabulary = model.tokenizer, model.config.vocab_size
     if tokenizer is None:
         return frequent_tokens((), vocabulary, count)
     return frequent_tokens(tokenizer.pieces, vocabulary, count, always=tokenizer.eos_ids)
 
 
-def _prefix(model: Model) -> list[int]:
+def survey_prefix(model: Model) -> list[int]:
     """The text before the tokens, in the model's chat format if it has one; at least two tokens."""
     tokenizer, config = model.tokenizer, model.config
     if tokenizer is None:

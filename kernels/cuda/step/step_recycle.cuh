@@ -57,10 +57,14 @@ DEVICE void draft_rows(int* memory, const int* state, int position, int* scratch
   const int length = state[RECYCLE_TEXT], first = find_match(text, length, NONE, scratch);
   const int from = first & PLACE, second = first ? find_match(text, length, text[from], scratch) : 0;
   if (threadIdx.x >= 32) return;
+  // A turn's weights have driven the table out of the L2 cache: what may be needed soon is asked for before it is.
+  const int4* table = reinterpret_cast<const int4*>(successors_in(memory, state));
+  auto soon = [&](int token) { ahead(table + (size_t)token * 2); };
   const int lane = threadIdx.x, room = state[RECYCLE_SLOTS] - position, wide = state[RECYCLE_WIDTH];
   const int most = wide < room ? wide : room, deepest = state[RECYCLE_LIMIT] - length - 1;
   const int by_match = memory[lane < LONGEST_MATCH ? lane : LONGEST_MATCH], by_rank = memory[RANKS_AT + lane % TOP];
-  const int4* table = reinterpret_cast<const int4*>(successors_in(memory, state));
+  if (first && lane < MOST_TREE) soon(text[from + lane % (length - from)]);
+  if (second && lane == MOST_TREE) soon(text[second & PLACE]);
   int rows = 0, new_token = text[length - 1], new_parent = NONE, new_chance = CERTAIN, new_match = first, new_depth = 0;
   int token = NONE, parent = NONE, chance = 0, depth = 0, match = 0, left = 0;  // of the lane's row
   int next[TOP] = {NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE};  // successors that no row has taken
@@ -86,7 +90,10 @@ DEVICE void draft_rows(int* memory, const int* state, int position, int* scratch
       next[0] = low.x, next[1] = low.y, next[2] = low.z, next[3] = low.w;
       next[4] = high.x, next[5] = high.y, next[6] = high.z, next[7] = high.w;
 #pragma unroll
-      for (int e = 0; e < TOP; ++e) next[e] = next[e] == trunk || next[e] == other ? NONE : next[e];
+      for (int e = 0; e < TOP; ++e) {
+        if (e < TOP / 2 && next[e] >= 0) soon(next[e]);
+        next[e] = next[e] == trunk || next[e] == other ? NONE : next[e];
+      }
     }
     if (++rows >= most) break;
     int rank = TOP, offered = NONE;
