@@ -20,6 +20,7 @@ from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 from specdec.progress import Count
 from specdec.runtimes.choices import Choice as Choice
 from specdec.runtimes.choices import Recycling as Recycling
+from specdec.runtimes.choices import Surveyor as Surveyor
 from specdec.runtimes.choices import Turn as Turn
 from specdec.runtimes.window import Window as Window
 from specdec.weights.base import EXACT as EXACT
@@ -282,41 +283,6 @@ class Compiler(Protocol):
         Raises:
             RuntimeUnavailableError: something does not compile.
             UnknownNameError: unknown view.
-        """
-        ...
-
-
-@runtime_checkable
-class Surveyor(Protocol):
-    """A runtime whose turns (`Rows.recycling`) draft tokens that usually follow others, if it is told which do.
-
-    Attributes:
-        knows_successors: `use_successors` was called.
-    """
-
-    @property
-    def knows_successors(self) -> bool:
-        """Whether `use_successors` was called."""
-        ...
-
-    def survey(self, prefix: Sequence[int], tokens: Sequence[int]) -> NDArray[np.int32]:
-        """Find the likeliest tokens after a text and one further token, for each of several tokens.
-
-        Args:
-            prefix: the text, at least two tokens.
-            tokens: N token ids.
-
-        Returns:
-            int32 (N, 8), the likeliest first.
-        """
-        ...
-
-    def use_successors(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
-        """Draft with these from the next text on, until the text itself shows other ones.
-
-        Args:
-            tokens: int32 (N,), token ids.
-            successors: int32 (N, 8), for each the likeliest tokens after it.
         """
         ...
 
