@@ -51,7 +51,6 @@ COSTS: dict[str, tuple[Sequence[float], float]] = {
     "0.25 a row": ((1,), 0.25),
 }
 LOOKUP = 0.002  # dense steps of a lookup
-SURVEYED = 16384  # tokens
 
 
 def main() -> None:
@@ -109,7 +108,7 @@ def _answered(model: Model, ids: list[int], most: int) -> tuple[list[int], list[
 def surveyed(model: Model, path: Path) -> dict[int, list[int]]:
     """What the model says after each of its frequent tokens, from the file or for it."""
     if not path.exists():
-        prefix, tokens, found = survey_prefix(model), surveyed_tokens(model, SURVEYED), dict[int, list[int]]()
+        prefix, tokens, found = survey_prefix(model), surveyed_tokens(model), dict[int, list[int]]()
         held = model.runtime.new_cache(len(prefix) + MAX_TREE_ROWS)
         forward_one(model.runtime, prefix, held, logits="none")
         efforts = resolve_efforts(1.0, model.config)

@@ -11,11 +11,11 @@ PLAIN = 1  # key of a plain step among measured seconds
 # Tokens kept in a turn of each width, close to those of small models in the kinds of prompts where least is kept.
 _USUAL_KEPT = (0.45, 0.65, 0.8)
 # The same where the prompt is long: answers to such prompts often quote them.
-_LONG_PROMPT, _QUOTED_KEPT = 256, (0.9, 1.3, 1.7)
+_LONG_PROMPT, _QUOTED_KEPT = 256, (0.65, 0.95, 1.2)
 # Share of the tokens kept by the widest turn, up to the depth of a tree, that narrower ones keep.
 _LOST = (0.65, 0.85, 1.0)
 _USUAL_COST = (1.25, 1.4, 1.65)  # plain steps of a turn, until it is measured or seen
-_USUAL_TURNS = 6.0  # turns that the usual numbers count for
+_USUAL_TURNS = 4.0  # turns that the usual numbers count for
 _APART, _EACH = 0.4, 0.8  # standard deviations of the tokens kept, from text to text and from turn to turn
 _MEMORY, _COST_MEMORY = 24.0, 6.0  # turns, and passes
 _LEAST_AHEAD = 7  # plain steps that a pass has to go ahead for to say what one costs
