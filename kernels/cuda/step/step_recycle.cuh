@@ -48,82 +48,98 @@ DEVICE int find_match(const int* text, int length, int besides, int* scratch) {
   return best;
 }
 
-// Block 0: the rows of the next turn, to the plan: their number, tokens, and the row that each follows. A lane has a row,
-// and offers the likeliest token that no row has taken after it: what followed a match there, or a successor of the row's
-// token. The likeliest of all becomes the next row.
+constexpr int PLACE = (1 << 26) - 1, NONE = -1;
+
+// A row of a tree that grows, in a lane of its own, and what may follow it: what followed its match in the text, what
+// followed a second match, and successors of its token; each until a row has taken it.
+struct TreeRow {
+  int token = NONE, parent = NONE, chance = 0, depth = 0, match = 0;  // a match is its length << 26 | where it goes on
+  int trunk = NONE, trunk_chance = 0, other = NONE, other_chance = 0, left = 1 << CHANCE_BITS;
+  int next[TOP] = {NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE};
+
+  DEVICE void follow(const int* text, int its_match, int its_chance) {
+    match = its_match;
+    if (match >> 26) trunk = text[match & PLACE], trunk_chance = its_chance, left -= its_chance;
+  }
+  DEVICE void follow_second(const int* text, int second, int its_chance) {
+    other = text[second & PLACE], other_chance = its_chance * left >> CHANCE_BITS, left -= other_chance;
+  }
+  // A turn's weights have driven the table out of the L2 cache: what may be needed soon is asked for before it is.
+  DEVICE void take_successors(const int4* table) {
+    const int4 low = table[(size_t)token * 2], high = table[(size_t)token * 2 + 1];
+    const int all[TOP] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int e = 0; e < TOP; ++e) {
+      if (e < TOP / 2 && all[e] >= 0) ahead(table + (size_t)all[e] * 2);
+      next[e] = all[e] == trunk || all[e] == other ? NONE : all[e];
+    }
+  }
+  // The likeliest that is left: its chance, -1 for none, its token, and the match that goes on with it. A lane has the
+  // chance of a rank.
+  DEVICE int offer(int by_rank, int second, int& offered, int& goes_on) const {
+    int rank = TOP;
+    offered = NONE, goes_on = 0;
+#pragma unroll
+    for (int e = TOP - 1; e >= 0; --e) {
+      if (next[e] >= 0) rank = e, offered = next[e];
+    }
+    const int of_rank = __shfl_sync(EVERY_LANE, by_rank, rank % TOP);
+    int value = rank < TOP ? of_rank * left >> CHANCE_BITS : -1;
+    if (other >= 0 && other_chance >= value) value = other_chance, offered = other, goes_on = second;
+    if (trunk >= 0 && trunk_chance >= value) value = trunk_chance, offered = trunk, goes_on = match;
+    return value;
+  }
+  DEVICE void give(int offered) {
+    if (offered == trunk) trunk = NONE;
+    if (offered == other) other = NONE;
+#pragma unroll
+    for (int e = 0; e < TOP; ++e) next[e] = next[e] == offered ? NONE : next[e];
+  }
+};
+
+// Block 0: the rows of the next turn, to the plan: their number, tokens, and the row that each follows. Each lane offers the
+// likeliest token after its row, and the likeliest of all becomes the next row.
 DEVICE void draft_rows(int* memory, const int* state, int position, int* scratch) {
-  constexpr int PLACE = (1 << 26) - 1, NONE = -1;
   const int* text = memory + TEXT_AT;
   const int length = state[RECYCLE_TEXT], first = find_match(text, length, NONE, scratch);
   const int from = first & PLACE, second = first ? find_match(text, length, text[from], scratch) : 0;
   if (threadIdx.x >= 32) return;
-  // A turn's weights have driven the table out of the L2 cache: what may be needed soon is asked for before it is.
-  const int4* table = reinterpret_cast<const int4*>(successors_in(memory, state));
-  auto soon = [&](int token) { ahead(table + (size_t)token * 2); };
   const int lane = threadIdx.x, room = state[RECYCLE_SLOTS] - position, wide = state[RECYCLE_WIDTH];
   const int most = wide < room ? wide : room, deepest = state[RECYCLE_LIMIT] - length - 1;
   const int by_match = memory[lane < LONGEST_MATCH ? lane : LONGEST_MATCH], by_rank = memory[RANKS_AT + lane % TOP];
-  if (first && lane < MOST_TREE) soon(text[from + lane % (length - from)]);
-  if (second && lane == MOST_TREE) soon(text[second & PLACE]);
-  int rows = 0, new_token = text[length - 1], new_parent = NONE, new_chance = CERTAIN, new_match = first, new_depth = 0;
-  int token = NONE, parent = NONE, chance = 0, depth = 0, match = 0, left = 0;  // of the lane's row
-  int next[TOP] = {NONE, NONE, NONE, NONE, NONE, NONE, NONE, NONE};  // successors that no row has taken
-  int trunk = NONE, trunk_chance = 0, other = NONE, other_chance = 0;  // what followed its match, and the second one
+  const int4* table = reinterpret_cast<const int4*>(successors_in(memory, state));
+  if (first && lane < MOST_TREE) ahead(table + (size_t)text[from + lane % (length - from)] * 2);
+  const int second_chance = __shfl_sync(EVERY_LANE, by_match, second >> 26) * memory[SECOND_AT] >> CHANCE_BITS;
+  TreeRow row;
+  int rows = 0, token = text[length - 1], parent = NONE, chance = CERTAIN, match = first, depth = 0;  // of the new row
 #pragma unroll 1
   for (;;) {
-    // The new row, with a match that continues at its end.
-    int same = new_match >> 26, place = new_match & PLACE;
+    int same = match >> 26, place = match & PLACE;
     if (same && place >= length) place = from + (place - from) % (length - from);
     same = same < LONGEST_MATCH ? same : LONGEST_MATCH;
     const int its_chance = __shfl_sync(EVERY_LANE, by_match, same);
-    const int beside = rows == 0 && second ? second >> 26 : 0;
-    int beside_chance = __shfl_sync(EVERY_LANE, by_match, beside) * memory[SECOND_AT] >> CHANCE_BITS;
     if (lane == rows) {
-      const int4 low = table[(size_t)new_token * 2], high = table[(size_t)new_token * 2 + 1];
-      token = new_token, parent = new_parent, chance = new_chance, depth = new_depth, match = same << 26 | place;
-      left = 1 << CHANCE_BITS;
-      if (same) trunk = text[place], trunk_chance = its_chance, left -= its_chance;
-      if (beside) {
-        beside_chance = beside_chance * left >> CHANCE_BITS;
-        other = text[second & PLACE], other_chance = beside_chance, left -= beside_chance;
-      }
-      next[0] = low.x, next[1] = low.y, next[2] = low.z, next[3] = low.w;
-      next[4] = high.x, next[5] = high.y, next[6] = high.z, next[7] = high.w;
-#pragma unroll
-      for (int e = 0; e < TOP; ++e) {
-        if (e < TOP / 2 && next[e] >= 0) soon(next[e]);
-        next[e] = next[e] == trunk || next[e] == other ? NONE : next[e];
-      }
+      row.token = token, row.parent = parent, row.chance = chance, row.depth = depth;
+      row.follow(text, same << 26 | place, its_chance);
+      if (rows == 0 && second) row.follow_second(text, second, second_chance);
+      row.take_successors(table);
     }
     if (++rows >= most) break;
-    int rank = TOP, offered = NONE;
-#pragma unroll
-    for (int e = TOP - 1; e >= 0; --e) {
-      if (lane < rows && next[e] >= 0) rank = e, offered = next[e];
-    }
-    const int of_rank = __shfl_sync(EVERY_LANE, by_rank, rank % TOP);
-    int value = rank < TOP ? of_rank * left >> CHANCE_BITS : -1, goes_on = 0;
-    if (other >= 0 && other_chance >= value) value = other_chance, offered = other, goes_on = second;
-    if (trunk >= 0 && trunk_chance >= value) value = trunk_chance, offered = trunk, goes_on = match;
-    const bool offers = lane < rows && value >= 0 && depth < deepest;
-    const unsigned key = offers ? (unsigned(chance * value >> CHANCE_BITS) << 5 | (31 - lane)) + 1 : 0;
+    int offered, goes_on;
+    const int value = row.offer(by_rank, second, offered, goes_on);
+    const bool offers = lane < rows && value >= 0 && row.depth < deepest;
+    const unsigned key = offers ? (unsigned(row.chance * value >> CHANCE_BITS) << 5 | (31 - lane)) + 1 : 0;
     const unsigned best = __reduce_max_sync(EVERY_LANE, key);
     if (best == 0) break;
-    const int winner = 31 - int((best - 1) & 31);
-    new_chance = int((best - 1) >> 5), new_parent = winner, new_token = __shfl_sync(EVERY_LANE, offered, winner);
-    new_depth = __shfl_sync(EVERY_LANE, depth, winner) + 1;
-    new_match = __shfl_sync(EVERY_LANE, goes_on, winner);
-    if (new_match) new_match += (1 << 26) + 1;
-    if (lane == winner) {
-      if (offered == trunk) trunk = NONE;
-      if (offered == other) other = NONE;
-#pragma unroll
-      for (int e = 0; e < TOP; ++e) next[e] = next[e] == offered ? NONE : next[e];
-    }
+    parent = 31 - int((best - 1) & 31), chance = int((best - 1) >> 5);
+    token = __shfl_sync(EVERY_LANE, offered, parent), depth = __shfl_sync(EVERY_LANE, row.depth, parent) + 1;
+    match = __shfl_sync(EVERY_LANE, goes_on, parent);
+    if (match) match += (1 << 26) + 1;
+    if (lane == parent) row.give(offered);
   }
   int* plan = memory + PLAN_AT;
   if (lane == 0) plan[0] = rows;
-  if (lane < rows) plan[1 + lane] = token, plan[1 + MOST_TREE + lane] = parent;
+  if (lane < rows) plan[1 + lane] = row.token, plan[1 + MOST_TREE + lane] = row.parent;
 }
 
 // Block 0: the rows of a turn of a survey, to the plan: the pending token, and after it tokens of the text side by side.
