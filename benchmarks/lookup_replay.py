@@ -12,8 +12,9 @@ counts all answers as those of one owner. `recycle` learns nothing from the veri
 replays a GPU that drafts and verifies by itself, where a turn of so many rows costs so many dense steps and every
 launch a host's time: what each kind of prompt gets of plain decoding, both going ahead as the engine has them. The
 trees learn only from rows that were kept, since the model is not asked about others. A second table has the tokens of
-a turn if every round were one, with the successors of tokens and by the trunk alone. `--ends 1 2 4 8` replays answers
-that end after so many tokens instead, by the length of their prompts.
+a turn if every round were one, with the successors of tokens and by the matches alone. With `--survey FILE` texts begin
+with what the model says after its frequent tokens, which the file keeps (minutes on a processor). `--ends 1 2 4 8`
+replays answers that end after so many tokens instead, by the length of their prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,11 @@ from specdec.drafters.registry import create
 from specdec.drafters.text_match import TextMatch
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.policy import CostTable, DraftOption, Knowledge, RoundOutcome, RoundState
+from specdec.engine.successors import survey_prefix, surveyed_tokens
 from specdec.lab.bench.prompts import load_prompts
+from specdec.model.effort import resolve_efforts
 from specdec.model.loaded import Model
-from specdec.runtimes.base import forward_one
+from specdec.runtimes.base import MAX_TREE_ROWS, Rows, forward_one
 
 # Cost of a verify pass by rows, in dense steps, then that of each further row.
 COSTS: dict[str, tuple[Sequence[float], float]] = {
@@ -65,6 +68,7 @@ def main() -> None:
     parser.add_argument(
         "--ends", type=int, nargs="+", default=[], metavar="N", help="of answers that end after N tokens"
     )
+    parser.add_argument("--survey", type=Path, metavar="FILE", help="begin with likely successors of frequent tokens")
     parser.add_argument("--earlier", action="store_true", help="look up earlier answers, too")
     args = parser.parse_args()
     model = specdec.load(args.model)
@@ -74,9 +78,11 @@ def main() -> None:
     if args.ends:
         answers = [cut for count in args.ends for answer in answers if (cut := ended(answer, count)) is not None]
     if args.turns:
-        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args))
+        known = surveyed(model, args.survey) if args.survey else {}
+        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args, known))
         kinds = list(dict.fromkeys(answer["task"] for answer in answers))
-        print_table(["rows", "all", "trunk alone", *kinds], [always(answers, width, kinds) for width, _ in args.turns])
+        rows = [always(answers, width, kinds, known) for width, _ in args.turns]
+        print_table(["rows", "all", "matches alone", *kinds], rows)
         return
     rows = [[name, *replay(model, answers, args.drafters, name, earlier=args.earlier)] for name in COSTS]
     print_table(["a row costs", "tokens/round", "drafted", "kept", "speed over plain"], rows)
@@ -113,6 +119,24 @@ def _answered(model: Model, ids: list[int], most: int) -> tuple[list[int], list[
         if len(tokens) == most or tokens[-1] in model.tokenizer.eos_ids:
             return tokens, likeliest
         logits = forward_one(model.runtime, tokens[-1:], held).logits
+
+
+def surveyed(model: Model, path: Path) -> dict[int, list[int]]:
+    """What the model says after each of its frequent tokens, from the file or for it."""
+    if not path.exists():
+        prefix, tokens, found = survey_prefix(model), surveyed_tokens(model), dict[int, list[int]]()
+        held = model.runtime.new_cache(len(prefix) + MAX_TREE_ROWS)
+        forward_one(model.runtime, prefix, held, logits="none")
+        efforts = resolve_efforts(1.0, model.config)
+        for first in range(0, len(tokens), MAX_TREE_ROWS):
+            asked = tokens[first : first + MAX_TREE_ROWS]
+            logits = model.runtime.forward([Rows(held, asked, efforts, [-1] * len(asked))])[0].logits
+            held.trim(len(prefix))
+            for token, row in zip(asked, logits, strict=True):
+                best = np.argpartition(-row, TOP)[:TOP]
+                found[token] = best[np.argsort(-row[best], kind="stable")].tolist()
+        path.write_text(json.dumps(found))
+    return {int(token): line for token, line in json.loads(path.read_text()).items()}
 
 
 def replay(
@@ -162,11 +186,13 @@ def replay(
     return [f"{tokens / rounds:.3f}", str(drafted), str(kept), f"{tokens / spent:.3f}"]
 
 
-def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> list[list[str]]:
+def turn_rows(
+    answers: Sequence[dict[str, Any]], args: argparse.Namespace, known: Mapping[int, Sequence[int]]
+) -> list[list[str]]:
     """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and the speed of all."""
     kinds: dict[str, list[Launches]] = {}
     for answer in answers:
-        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch))
+        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch, known))
     rows = []
     for kind, found in kinds.items():
         turns, kept = sum(one.turns for one in found), sum(one.kept for one in found)
@@ -187,14 +213,16 @@ def turn_rows(answers: Sequence[dict[str, Any]], args: argparse.Namespace) -> li
     return rows
 
 
-def always(answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str]) -> list[str]:
-    """Tokens of a turn where every round is one: of all answers, by the trunk alone, and of each kind."""
+def always(
+    answers: Sequence[dict[str, Any]], width: int, kinds: Sequence[str], known: Mapping[int, Sequence[int]]
+) -> list[str]:
+    """Tokens of a turn where every round is one: of all answers, by matches alone, and of each kind."""
     tokens: dict[tuple[str, bool], int] = {}
     turns: dict[tuple[str, bool], int] = {}
     for answer in answers:
         text = [*answer["prompt"], *answer["tokens"]]
         for learns in (True, False):
-            rule, at, count = Recycled(), len(answer["prompt"]), 0
+            rule, at, count = Recycled(known if learns else None), len(answer["prompt"]), 0
             while at < len(text):
                 at += 1 + _turn(rule, answer, text, at, width)
                 count += 1
@@ -218,9 +246,11 @@ class Launches:
     kept: int = 0
 
 
-def launches_of(answer: dict[str, Any], costs: dict[int, float], launch: float) -> Launches:
+def launches_of(
+    answer: dict[str, Any], costs: dict[int, float], launch: float, known: Mapping[int, Sequence[int]]
+) -> Launches:
     """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
-    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(), 0.001
+    done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(known), 0.001
     turn_s = {1: step_s * (1 + launch / 16)} | {rows: step_s * (cost + launch / 8) for rows, cost in costs.items()}
     verify_s = {1: step_s * (1 + launch), 3: 1.4 * step_s, 5: 1.5 * step_s, 9: 1.7 * step_s}
     table = CostTable(verify_s=verify_s, turn_s=turn_s)

@@ -41,6 +41,7 @@ from specdec.engine.policy import (
 )
 from specdec.engine.policy_guard import GuardedPolicy
 from specdec.engine.sequence import Sequence
+from specdec.engine.successors import provide_successors
 from specdec.errors import InvalidArgumentError, MemoryShortError, PluginError, SpecdecError
 from specdec.interrupts import unless_signalled
 from specdec.model.effort import EffortSchedule
@@ -245,7 +246,7 @@ class Drafting:
         With `measures` False costs that are known are not measured again.
         """
         options, model = self.options, self.model
-        offered = self._offered_for(sequence)
+        offered = self._offered_for(sequence, measures=measures)
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
             heads = {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
@@ -280,7 +281,7 @@ class Drafting:
             keep_costs=partial(keep_costs, model),
         )
 
-    def _offered_for(self, sequence: Sequence) -> tuple[DraftOption, ...]:
+    def _offered_for(self, sequence: Sequence, *, measures: bool) -> tuple[DraftOption, ...]:
         """The options of a sequence: the runtime drafts by itself where its own choices are the tokens, and all weights
         are read."""
         rows, runtime = max((option.turn_rows for option in self.offered), default=0), self.model.runtime
@@ -293,6 +294,7 @@ class Drafting:
         if self.policy.learns and wanted not in compiled and conforms(runtime, Compiler):
             runtime.compile([Planned(count, sequence.efforts, recycles=True) for count in TURN_WIDTHS if count <= rows])
             compiled.add(wanted)
+        provide_successors(self.model, surveys=measures)
         return self.offered
 
 

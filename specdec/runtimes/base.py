@@ -20,6 +20,7 @@ from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
 from specdec.progress import Count
 from specdec.runtimes.choices import Choice as Choice
 from specdec.runtimes.choices import Recycling as Recycling
+from specdec.runtimes.choices import Surveyor as Surveyor
 from specdec.runtimes.choices import Turn as Turn
 from specdec.runtimes.window import Window as Window
 from specdec.weights.base import EXACT as EXACT

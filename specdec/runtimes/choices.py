@@ -1,10 +1,13 @@
-"""Results of a runtime that chooses tokens: of rows, and of turns that it drafts itself; `base` has the passes."""
+"""A runtime that chooses tokens: results of rows, and turns that it drafts itself; `base` has the passes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 class Choice(NamedTuple):
@@ -60,3 +63,38 @@ class Recycling:
     rows: int
     limit: int
     owner: str | None = None
+
+
+@runtime_checkable
+class Surveyor(Protocol):
+    """A runtime whose turns (`Rows.recycling`) draft tokens that usually follow others, if it is told which do.
+
+    Attributes:
+        knows_successors: `use_successors` was called.
+    """
+
+    @property
+    def knows_successors(self) -> bool:
+        """Whether `use_successors` was called."""
+        ...
+
+    def survey(self, prefix: Sequence[int], tokens: Sequence[int]) -> NDArray[np.int32]:
+        """Find the likeliest tokens after a text and one further token, for each of several tokens.
+
+        Args:
+            prefix: the text, at least two tokens.
+            tokens: N token ids.
+
+        Returns:
+            int32 (N, 8), the likeliest first.
+        """
+        ...
+
+    def use_successors(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
+        """Draft with these from the next text on, until the text itself shows other ones.
+
+        Args:
+            tokens: int32 (N,), token ids.
+            successors: int32 (N, 8), for each the likeliest tokens after it.
+        """
+        ...

@@ -36,9 +36,10 @@ def test_the_reference_follows_the_latest_of_the_longest_matches():
     text = [1, 2, 3, 7, 1, 2, 3, 8, 9, 2, 3]
     assert longest_match(text) == (2, 7)
     assert longest_match([4, 4, 4, 4]) == (3, 3)
+    assert longest_match(text, besides=8) == (2, 3)
     tokens, parents = Recycled().draft(text, 8, 100)
-    assert tokens[:4] == [8, 9, 2, 3]
-    assert parents[:4] == [-1, 0, 1, 2]
+    # On from the latest match, and from the one that another token followed.
+    assert list(zip(tokens, parents, strict=True))[:6] == [(8, -1), (9, 0), (7, -1), (2, 1), (3, 3), (1, 2)]
 
 
 def test_the_reference_drafts_successors_off_the_trunk():
@@ -55,11 +56,8 @@ def test_the_reference_drafts_successors_off_the_trunk():
     narrow, _ = rule.draft(text, 4, 100)
     assert len(narrow) == 3
     assert rule.draft(text, 16, 5) == ([], [])  # no room beside the verifier's own token
-    assert len(tokens) == 7  # half of the rows after a match of one token
-    rule.learn([3], [[1, 9]])
-    tokens, parents = rule.draft([1, 2, 3, 1, 2], 16, 100)
-    assert len(tokens) > 7
-    assert (9, tokens.index(3)) in zip(tokens, parents, strict=True)
+    assert len(tokens) == 15
+    assert (9, -1) in zip(*rule.draft([1, 2, 3, 1, 2], 16, 100), strict=True)
 
 
 def test_a_new_token_drafts_its_successors_where_they_are_known():
@@ -67,5 +65,20 @@ def test_a_new_token_drafts_its_successors_where_they_are_known():
     assert rule.draft([1, 2, 3], 16, 100) == ([], [])
     rule.learn([3], [[4, 5, 6, 7, 8, 9, 10, 11]])
     tokens, parents = rule.draft([1, 2, 3], 16, 100)
-    assert tokens == [4, 5, 6, 7, 8][: len(tokens)]
+    assert tokens == [4, 5, 6, 7, 8, 9, 10, 11]
     assert set(parents) == {-1}
+    known = Recycled({3: [4, 5], 4: [6]})
+    assert known.draft([1, 2, 3], 3, 100) == ([4, 5], [-1, -1])
+    assert known.draft([1, 2, 3], 16, 100) == ([4, 5, 6], [-1, -1, 0])
+    known.learn([3], [[9]])
+    assert known.draft([1, 2, 3], 16, 100) == ([9], [-1])
+
+
+def test_the_reference_grows_the_tree_by_the_likeliest_row():
+    rule = Recycled({token: [token + 1, token + 2, token + 3] for token in range(40)})
+    text = [50, 51, 52, 53, 54, 1, 50, 51, 52, 53, 54]
+    tokens, parents = rule.draft(text, 16, 100)
+    assert parents[:3] == [-1, 0, 1]
+    assert tokens[:2] == [1, 50]  # a long match is followed before any successor
+    wide, _ = rule.draft(text, 6, 100)
+    assert wide == tokens[:5]  # a narrow tree is the beginning of a wide one

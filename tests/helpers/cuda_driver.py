@@ -14,6 +14,7 @@ import numpy as np
 
 from specdec.runtimes.mlx import addresses, device, runtime, step
 from specdec.runtimes.mlx.kernels import Compiled, KernelText
+from specdec.runtimes.mlx.recycle import SURVEYS
 from specdec.runtimes.mlx.state import AHEAD, LOGITS_FROM, RECYCLE, STATE_SIZE
 
 
@@ -27,6 +28,7 @@ class FakeDriver:
         told: the state of each.
         shortened: turns that a launch makes at most, as it does after an end token.
         trees: of each turn of a launch that drafts: its rows' tokens, the rows that they follow, and what each chose.
+        surveyed: of each survey's launches what they find, (turns, rows, 8).
         sent: everything that was sent to the device, by address; the state of a launch is in `told` as well.
     """
 
@@ -39,6 +41,7 @@ class FakeDriver:
     told: list[np.ndarray] = field(default_factory=list)
     shortened: int = 99
     trees: list[tuple[list[int], list[int], list[int]]] = field(default_factory=list)
+    surveyed: list[np.ndarray] = field(default_factory=list)
     sent: list[tuple[int, np.ndarray]] = field(default_factory=list)
 
     def pinned(self, nbytes: int) -> np.ndarray:
@@ -79,6 +82,11 @@ class FakeDriver:
     def _turns(self, array: np.ndarray) -> None:
         """What a launch that drafts writes: a turn for each of `trees`."""
         each = (len(array) - 1) // (1 + int(self.told[-1][AHEAD]))
+        if self.told[-1][RECYCLE + 4] == SURVEYS:
+            found = self.surveyed.pop(0)
+            array[0].view(np.int32)[0] = len(found)
+            array[1 : 1 + len(found) * each].view(np.int32).reshape(len(found), each, -1)[:, : found.shape[1]] = found
+            return
         array[0].view(np.int32)[0] = len(self.trees)
         for number, (tokens, parents, chosen) in enumerate(self.trees):
             for place, row in enumerate(zip(chosen, tokens, parents, strict=True)):

@@ -131,17 +131,34 @@ class HostSteps:
         tokens: list[int], *, position: int, backwards: bool = False,
     ) -> np.ndarray:  # fmt: skip
         """Logits (tokens, V) of a step; blocks run in order, or backwards."""
+        state = state_of([chain(tokens, position, wanted=len(tokens))], [cache.shape[3]])
+        place = self._placed(cache)
+        return self._run(kind, entries, cache.shape, place, angles, take, state, backwards=backwards)[0][: len(tokens)]
+
+    def turns(
+        self, kind: Kind, entries: list[list[Any]], cache: np.ndarray, angles: np.ndarray, state: np.ndarray,
+        *, backwards: bool = False,
+    ) -> np.ndarray:  # fmt: skip
+        """Choices (turns, rows, 8) of a launch that drafts; the cache, at a whole 16 bytes, is written."""
+        given = (kind, entries, cache.shape, cache.ctypes.data, angles, np.zeros(1, np.int32), state)
+        choices = self._run(*given, backwards=backwards)[1]
+        count = int(choices[0].view(np.int32)[0])
+        return choices[1 : 1 + count * kind.rows].reshape(count, kind.rows, -1).copy()
+
+    def _run(
+        self, kind: Kind, entries: list[list[Any]], shape: tuple[int, ...], cache: int, angles: np.ndarray,
+        take: np.ndarray, state: np.ndarray, *, backwards: bool,
+    ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+        """Logits and choices of a step over the cache at an address."""
         library, floats = self._library(kind)
-        vocabulary, rows = self.step.config.vocab_size, len(tokens)
-        logits = np.zeros((MAX_ROWS, vocabulary), np.float32)
-        floats += self.step._split_floats(kind, cache.shape[3])
+        logits = np.zeros((MAX_ROWS, self.step.config.vocab_size), np.float32)
+        floats += self.step._split_floats(kind, shape[3])
         table = np.array([self._placed(entry) for line in entries for entry in line], np.int64)
-        places = [self._placed(array) for array in (table, cache, angles, take)]
-        places.append(self._placed(state_of([chain(tokens, position, wanted=rows)], [cache.shape[3]])))
+        places = [self._placed(table), cache, self._placed(angles), self._placed(take), self._placed(state)]
         places += [self._placed(np.zeros(4096, np.uint32)), logits.ctypes.data]
         choices = np.zeros((1 + (1 + MOST_AHEAD) * MAX_ROWS, mlx_step.CHOICE_WORDS), np.float32)
-        places += [self._placed(choices), self._placed(np.full(floats, np.nan, np.float32))]
+        places += [choices.ctypes.data, self._placed(np.full(floats, np.nan, np.float32))]
         places.append(self._placed(np.zeros(2, np.uint32)))
-        library.run_step((ctypes.c_void_p * 10)(*places), (ctypes.c_int * 5)(*cache.shape), int(backwards))
+        library.run_step((ctypes.c_void_p * 10)(*places), (ctypes.c_int * 5)(*shape), int(backwards))
         self._kept.clear()
-        return logits[:rows]
+        return logits, choices

@@ -1,8 +1,8 @@
 """Host side of launches that draft by themselves: `Recycler`, `Turning`. The kernel: `step_recycle.cuh`.
 
 Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: the tokens after an earlier
-occurrence of the text's end, and tokens that the verifier lately found likeliest after a token. So nothing waits for
-the host between one turn and the next.
+occurrence of the text's end, and tokens that are likely after a token: those that the verifier lately found likeliest,
+and before it has seen the token those of a survey. So nothing waits for the host between one turn and the next.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from specdec.kernels.reference.recycle import MOST_ROWS, SHAPES, TOP
+from specdec.kernels.reference.recycle import MATCH_CHANCES, RANK_CHANCES, SECOND_CHANCE, TOP
 from specdec.runtimes.base import Pass, Recycling, Rows, Turn
 from specdec.runtimes.mlx import addresses
 from specdec.runtimes.mlx.cache import GpuCache
@@ -25,6 +26,7 @@ from specdec.runtimes.mlx.state import (
     MOST_AHEAD,
     RECYCLE,
     RECYCLE_SIZE,
+    chain,
     show_choices,
     state_of,
 )
@@ -35,25 +37,15 @@ if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
 
 _USUALLY_KEPT = 4  # kept rows of a turn
-TEXT_AT = 192  # word of the memory where the text begins, after the shapes and the plan of a turn
-ON_TRUNK = 255
-
-
-def shape_words(shape: tuple[str, ...]) -> list[int]:
-    """A shape as the kernel reads it: a word for each row after the first; see `draft_rows`."""
-    rows = {"": 0} | {path: row for row, path in enumerate(shape, 1)}
-    words = []
-    for path in shape:
-        before, last = path[:-1], path[-1]
-        rank = ON_TRUNK if last == "t" else int(last)
-        follows_trunk = before == "t" * len(before)
-        words.append(rows[before] | rank << 8 | len(path) << 16 | follows_trunk << 24)
-    return words
+TEXT_AT = 128  # word of the memory where the text begins, after the chances and the plan of a turn
+RANKS_AT, SECOND_AT = 32, 40  # words of chances by rank, and of the second match
+BEGINS, SURVEYS = 1, 2  # modes of a launch: another text begins; a survey
 
 
 class Recycler:
-    """Memory of launches that draft. It holds the text of the last launch, and successors of tokens, which are cleared
-    for another sequence, unless both have the same owner: nothing of a text reaches anyone else, not even as a draft.
+    """Memory of launches that draft. It holds the text of the last launch, and successors of tokens. Another sequence
+    begins with those of `know`, unless both have the same owner: nothing of a text reaches anyone else, not even as a
+    draft.
 
     Args:
         driver: driver of the GPU.
@@ -61,6 +53,9 @@ class Recycler:
         address: returns the address of such an array.
         vocab_size: vocabulary size of the model.
         most_tokens: most tokens of a text.
+
+    Attributes:
+        knows: `know` was called.
     """
 
     def __init__(
@@ -74,13 +69,28 @@ class Recycler:
     ) -> None:
         self._driver, self._address, self._own = driver, address, own
         self._room = -(-most_tokens // TOP) * TOP  # tokens of a text
-        self._words = TEXT_AT + self._room + vocab_size * TOP
+        self._table = vocab_size * TOP
         self._memory: Any = None
         self._place = 0  # its address on the device
-        self._told = np.empty(0, np.int32)
+        self._told = self._known_at_first = np.empty(0, np.int32)
         self._text: Sequence[int] = ()  # the text that the memory is about
         self._known = 0  # tokens of its text that the device has
         self._owner: str | None = None  # of the text
+        self.knows = False
+
+    def know(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
+        """Begin texts from now on with these successors; no step may be running.
+
+        Args:
+            tokens: int32 (N,).
+            successors: int32 (N, TOP), the likeliest tokens after each of them, the likeliest first.
+        """
+        self._allocate()
+        table = self._known_at_first.reshape(-1, TOP)
+        table[:] = -1
+        table[tokens] = successors
+        self._send_known()
+        self.knows = True
 
     def tell(self, state: np.ndarray, cache: GpuCache, wanted: Recycling) -> None:
         """Write the kernel's inputs into the state of a launch, and the text to the device; no step may be running.
@@ -90,28 +100,54 @@ class Recycler:
             cache: cache of the sequence.
             wanted: the sequence's request.
         """
-        if self._memory is None:
-            self._memory = self._own(self._words)
-            self._place = self._address(self._memory)
-            self._told = self._driver.pinned(4 * (TEXT_AT + self._room)).view(np.int32)
-            self._told[:TEXT_AT] = -1
-            for number, shape in enumerate(SHAPES):
-                words = shape_words(shape)
-                self._told[number * MOST_ROWS + 1 : number * MOST_ROWS + 1 + len(words)] = words
-            self._driver.send(self._place, self._told[:TEXT_AT])
+        self._allocate()
         text, begins = wanted.text, wanted.text is not self._text
         forgets = begins and (wanted.owner is None or wanted.owner != self._owner)
         self._text, self._known, self._owner = text, 0 if begins else min(self._known, len(text)), wanted.owner
-        first = TEXT_AT + self._known
-        fresh = self._told[first : TEXT_AT + len(text)]
-        fresh[:] = text[self._known :]
-        self._driver.send(self._place + 4 * first, fresh)
+        self._send_text(text[self._known :])
         self._known = len(text)
+        limit, mode = min(wanted.limit, self._room), BEGINS if forgets else 0
+        self._put(state, wanted.rows, len(text), mode, cache.positions, limit)
+
+    def tell_survey(self, state: np.ndarray, cache: GpuCache, tokens: Sequence[int], rows: int) -> None:
+        """The same for a launch that finds the likeliest tokens after each of `tokens`, `rows` - 1 in a turn. The text
+        of the last launch is forgotten."""
+        self._allocate()
+        self._text, self._known, self._owner = (), 0, None
+        self._send_text(tokens)
+        self._put(state, rows, len(tokens), SURVEYS, cache.positions, 0)
+
+    def _put(self, state: np.ndarray, rows: int, length: int, mode: int, positions: int, limit: int) -> None:
         state[LOGITS_FROM] = 0
-        state[RECYCLE : RECYCLE + RECYCLE_SIZE] = (
-            wanted.rows, len(text), 0, 0, forgets, cache.positions, min(wanted.limit, self._room), self._room,
-        )  # fmt: skip
+        state[RECYCLE : RECYCLE + RECYCLE_SIZE] = rows, length, 0, 0, mode, positions, limit, self._room
         state[RECYCLE + 2 : RECYCLE + 4] = np.array([self._place], np.int64).view(np.int32)
+
+    def _send_text(self, tokens: Sequence[int]) -> None:
+        """Send tokens of the text, after those that the device knows."""
+        first = TEXT_AT + self._known
+        fresh = self._told[first : first + len(tokens)]
+        fresh[:] = tokens
+        self._driver.send(self._place + 4 * first, fresh)
+
+    def _send_known(self) -> None:
+        self._driver.send(self._place + 4 * (TEXT_AT + self._room + self._table), self._known_at_first)
+
+    def _allocate(self) -> None:
+        """Allocate memory, on first use, and send what does not change."""
+        if self._memory is not None:
+            return
+        self._memory = self._own(TEXT_AT + self._room + 2 * self._table)
+        self._place = self._address(self._memory)
+        self._told = self._driver.pinned(4 * (TEXT_AT + self._room)).view(np.int32)
+        chances = self._told[:TEXT_AT]
+        chances[:] = 0
+        chances[: len(MATCH_CHANCES)] = MATCH_CHANCES
+        chances[RANKS_AT : RANKS_AT + TOP] = RANK_CHANCES
+        chances[SECOND_AT] = SECOND_CHANCE
+        self._driver.send(self._place, chances)
+        self._known_at_first = self._driver.pinned(4 * self._table).view(np.int32)
+        self._known_at_first[:] = -1
+        self._send_known()
 
 
 def turns_of(found: np.ndarray) -> list[Turn]:
@@ -151,6 +187,7 @@ class Turning:
 
     Attributes:
         most_rows: most rows of a turn; 0 where steps are not launched.
+        recycler: memory of the launches; only where steps are launched.
     """
 
     def __init__(
@@ -163,7 +200,7 @@ class Turning:
         self._history = 4 * sum(layer.attention.kv_width for layer in config.layers)
         self._no_logits = np.empty((0, config.vocab_size), np.float32)
         if whole is not None:
-            self._recycler = Recycler(
+            self.recycler = Recycler(
                 whole.driver,
                 lambda count: whole.own((count,), mx.int32),
                 lambda array: addresses.addresses_of(mx, [array])[0],
@@ -191,9 +228,35 @@ class Turning:
         cache.reserve(min(cache.capacity, cache.length + wanted.rows + _USUALLY_KEPT * (1 + ahead)))
         state = state_of([share.piece(0, 1, 0)], [cache.positions])
         show_choices(state, ahead=ahead, ends=rows.ends)
-        self._recycler.tell(state, cache, wanted)
+        self.recycler.tell(state, cache, wanted)
         self._transformer.launch(kind, state, [cache], [])
         turns = turns_of(whole.choices(kind.rows, ahead))
         read = self._weight_bytes(share.mode, rows.efforts) + self._history * cache.length
         cache.advance(sum(1 + len(turn.kept) for turn in turns))
         return Pass(self._no_logits, read * len(turns), turns=turns)
+
+    def survey(self, cache: GpuCache, pending: int, tokens: Sequence[int]) -> NDArray[np.int32]:
+        """Find the likeliest tokens after each of several tokens, alone after the same text.
+
+        Args:
+            cache: holds the text but for its last token; left as it is.
+            pending: the text's last token.
+            tokens: after the text, each in a row of its own.
+
+        Returns:
+            int32 (N, TOP), the likeliest first.
+        """
+        whole, rows = self._transformer.whole, self.most_rows
+        assert whole is not None  # `most_rows` is 0
+        kind, each, found = self.kind(rows), rows - 1, []
+        length = cache.length
+        cache.reserve(length + rows)
+        for first in range(0, len(tokens), each * (1 + MOST_AHEAD)):
+            asked = tokens[first : first + each * (1 + MOST_AHEAD)]
+            state = state_of([chain([pending], length, wanted=1)], [cache.positions])
+            show_choices(state, ahead=MOST_AHEAD, ends=())
+            self.recycler.tell_survey(state, cache, asked, rows)
+            self._transformer.launch(kind, state, [cache], [])
+            turns = whole.choices(kind.rows, MOST_AHEAD).view(np.int32)
+            found.append(turns[:, 1:rows].reshape(-1, TOP)[: len(asked)])
+        return np.concatenate(found)

@@ -12,6 +12,9 @@ from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, resolve_efforts
@@ -43,7 +46,7 @@ from specdec.runtimes.mlx.pack import BUCKET, RUN
 from specdec.runtimes.mlx.rank_step import rank_step
 from specdec.runtimes.mlx.recycle import Turning
 from specdec.runtimes.mlx.shared import SharedArrays
-from specdec.runtimes.mlx.state import MOST_AHEAD
+from specdec.runtimes.mlx.state import MAX_ROWS, MOST_AHEAD
 from specdec.runtimes.mlx.step import WholeStep, fits
 from specdec.runtimes.mlx.step_quant import QuantStep, suits
 from specdec.runtimes.mlx.step_sizes import MOST_CHOOSING
@@ -200,6 +203,23 @@ class MlxRuntime:
                 kinds.append(Kind(mode, selects, built, 0, built))
         with self._lock:
             whole.compile(kinds)
+
+    @property
+    def knows_successors(self) -> bool:
+        """Whether `use_successors` was called; True where no turns would use them."""
+        return not self._turning.most_rows or self._turning.recycler.knows
+
+    def survey(self, prefix: Sequence[int], tokens: Sequence[int]) -> NDArray[np.int32]:
+        """Find the likeliest tokens after a text and one further token; see `Surveyor`. Only where `info.recycles`."""
+        held = self._transformer.new_cache(len(prefix) + MAX_ROWS, self._lock)
+        self.forward([Rows(held, prefix[:-1], resolve_efforts(1.0, self.config), logits="none")])
+        with self._lock:
+            return self._turning.survey(held, prefix[-1], tokens)
+
+    def use_successors(self, tokens: NDArray[np.int32], successors: NDArray[np.int32]) -> None:
+        """Draft with these from the next text on; see `Surveyor`. Only where `info.recycles`."""
+        with self._lock:
+            self._turning.recycler.know(tokens, successors)
 
     def _begin(self, efforts: Efforts, *, shared: bool) -> None:
         """Compile what the first passes will need: those of one sequence, or of several, which come and go."""

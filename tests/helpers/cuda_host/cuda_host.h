@@ -38,6 +38,9 @@ struct alignas(16) uint4 {
 struct alignas(8) int2 {
   int x, y;
 };
+struct alignas(16) int4 {
+  int x, y, z, w;
+};
 struct __half2 {
   __half x, y;
 };
@@ -211,6 +214,12 @@ inline int __reduce_add_sync(unsigned, int value) {
 }
 inline int __reduce_max_sync(unsigned, int value) {
   return host::reduce(value, [](int a, int b) { return a > b ? a : b; });
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned value) {
+  return host::reduce(value, [](unsigned a, unsigned b) { return a > b ? a : b; });
+}
+inline unsigned __reduce_min_sync(unsigned, unsigned value) {
+  return host::reduce(value, [](unsigned a, unsigned b) { return a < b ? a : b; });
 }
 inline int __float2int_rn(float value) { return int(std::nearbyint(value)); }
 inline unsigned __reduce_or_sync(unsigned, unsigned value) {

@@ -168,3 +168,22 @@ def test_other_passes_may_come_between(runtime_of):
         if len(grown) < 100:
             grown.append(runtime.forward([Rows(held, grown[-1:], efforts, logits="choices")])[0].choices[0].token)
     assert grown[60:] == wanted
+
+
+@pytest.mark.parametrize("name", STEP_MODELS)
+def test_a_survey_says_what_rows_alone_do_and_texts_begin_with_it(runtime_of, name):
+    runtime, efforts = runtime_of(name), resolve_efforts(1.0, runtime_of(name).config)
+    text, tokens = text_of(runtime, 60), list(range(40))
+    found = runtime.survey(text, tokens)
+    held = cache_of(runtime, text)
+    for token in tokens[::7]:
+        logits = runtime.forward([Rows(held, [text[-1], token], efforts)])[0].logits
+        held.trim(len(text) - 1)
+        assert found[token].tolist() == np.argsort(-logits[1], kind="stable")[:8].tolist()
+    try:
+        runtime.use_successors(np.array(tokens, np.int32), found)
+        turn = launch(runtime, cache_of(runtime, text), text)[0]
+        known = dict(zip(tokens, found.tolist(), strict=True))
+        assert (list(turn.tokens), list(turn.parents)) == Recycled(known).draft(text, runtime.info.recycles, 500)
+    finally:
+        runtime.use_successors(np.zeros(0, np.int32), np.zeros((0, 8), np.int32))

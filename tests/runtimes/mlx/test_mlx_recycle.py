@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_driver import FakeDriver, use_fake_driver
-from specdec.kernels.reference.recycle import SHAPES
+from specdec.kernels.reference.recycle import MATCH_CHANCES, RANK_CHANCES, SECOND_CHANCE, TOP
 from synthetic import SyntheticSource, quantised_config, quantised_source, tiny_config
 
 from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Planned, Recycling, Rows
-from specdec.runtimes.mlx.recycle import ON_TRUNK, TEXT_AT, shape_words
+from specdec.runtimes.mlx.recycle import BEGINS, RANKS_AT, SECOND_AT, SURVEYS, TEXT_AT
 from specdec.runtimes.mlx.state import AHEAD, ENDS, LOGITS_FROM, RECYCLE, RECYCLE_SIZE, SHOWS
 from specdec.store import Store, convert
 
@@ -70,8 +70,10 @@ def test_a_launch_is_told_all_that_it_needs(made):
     assert slots == held.positions
     assert room >= 512
     memory = (high << 32) | (low & 0xFFFFFFFF)
-    (shapes,) = (array for address, array in driver.sent if address == memory)
-    assert shapes.tolist()[1:16] == shape_words(SHAPES[0])
+    (chances,) = (array.tolist() for address, array in driver.sent if address == memory)
+    assert chances[: len(MATCH_CHANCES)] == list(MATCH_CHANCES)
+    assert chances[RANKS_AT : RANKS_AT + TOP] == list(RANK_CHANCES)
+    assert chances[SECOND_AT] == SECOND_CHANCE
     (sent,) = (array for address, array in driver.sent if address == memory + 4 * TEXT_AT)
     assert sent.tolist() == text
 
@@ -117,19 +119,40 @@ def test_kernels_are_compiled_beforehand(made):
     assert {key[2] for key in kinds if key[3] and not key[4]} >= {runtime._transformer.row_step(8)}
 
 
-def test_shapes_are_trees_whose_likeliest_rows_come_first():
-    for number, shape in enumerate(SHAPES):
-        assert len(shape) == len(set(shape)) == 15
-        words = shape_words(shape)
-        for row, (path, word) in enumerate(zip(shape, words, strict=True), 1):
-            follows = word & 255
-            assert follows < row
-            assert path[:-1] == ("" if follows == 0 else shape[follows - 1])
-            assert word >> 16 & 255 == len(path)
-            assert (word >> 8 & 255 == ON_TRUNK) == (path[-1] == "t")
-            assert bool(word >> 24) == (set(path[:-1]) <= {"t"})
-        assert ("t" in shape) == (number > 0)
-    assert np.array(shape_words(SHAPES[-1])).max() < 1 << 31
+def test_what_texts_begin_with_is_sent_whole(made):
+    runtime, driver = made
+    vocabulary, room = runtime.config.vocab_size, 512
+    assert not runtime.knows_successors
+    tokens, successors = np.array([3, 9], np.int32), np.arange(16, dtype=np.int32).reshape(2, TOP)
+    runtime.use_successors(tokens, successors)
+    assert runtime.knows_successors
+    runtime.forward([asked(runtime, held_of(runtime, 20), list(range(21)))])
+    low, high = driver.told[-1][RECYCLE + 2 : RECYCLE + 4].tolist()
+    place = ((high << 32) | (low & 0xFFFFFFFF)) + 4 * (TEXT_AT + room + vocabulary * TOP)
+    sent = [array.reshape(vocabulary, TOP) for address, array in driver.sent if address == place]
+    assert (sent[0] == -1).all()
+    assert sent[-1][tokens].tolist() == successors.tolist()
+    assert (np.delete(sent[-1], tokens, axis=0) == -1).all()
+
+
+def test_a_survey_asks_for_every_token_once(made):
+    runtime, driver = made
+    each, tokens = runtime.info.recycles - 1, list(range(30))
+    turns = -(-len(tokens) // each)
+    rows = np.arange(turns * (each + 1) * TOP, dtype=np.int32).reshape(turns, each + 1, TOP)
+    driver.surveyed.append(rows)
+    found = runtime.survey([1, 2, 3, 4], tokens)
+    assert found.tolist() == rows[:, 1:].reshape(-1, TOP)[: len(tokens)].tolist()
+    state = driver.told[-1]
+    assert state[RECYCLE : RECYCLE + 2].tolist() == [each + 1, len(tokens)]
+    assert state[RECYCLE + 4] == SURVEYS
+    assert state[:3].tolist() == [3, 1, 4]
+    assert driver.sent[-2][1].tolist() == tokens
+    text = list(range(21))  # the text of the last launch is gone
+    for mode in (BEGINS, 0):
+        driver.trees = [([20, 4], [-1, 0], [5, 9])]
+        runtime.forward([asked(runtime, held_of(runtime, 20), text)])
+        assert driver.told[-1][RECYCLE + 4] == mode
 
 
 @pytest.mark.parametrize(
