@@ -1,9 +1,9 @@
 """Wakes the main thread for signals that it would sleep through: `Waker`. What signals do is in `signals`.
 
-The system tells a process of a signal in any of its threads and at any moment, Python runs the handler in the main
-thread, between two steps. One that came just before the main thread began to wait, or in another thread meanwhile, is
-noticed when the wait is over, which may be never. So every signal is followed by another one for the main thread,
-which ends the wait and does nothing else; it is repeated until the main thread has looked.
+The system may deliver a signal to any thread, and Python runs its handler in the main thread, between two steps. A
+signal that comes just before the main thread begins to wait, or to another thread meanwhile, is noticed when that wait
+is over, which may be never. So every signal is followed by another one to the main thread, which interrupts the wait
+and does nothing else. It is repeated until the main thread has looked.
 """
 
 from __future__ import annotations

@@ -68,6 +68,9 @@ class Batch:
         cache_bytes: int | None = None,
         queue: int | None = None,
     ) -> None:
+        from specdec.engine.begin import check_model
+
+        check_model(model, "Batch")
         check_limits(max_sequences=max_sequences, max_rows=max_rows, cache_bytes=cache_bytes, queue=queue)
         if cache_bytes is None:
             cache_bytes = _half_of_memory()

@@ -25,6 +25,20 @@ if TYPE_CHECKING:
     from specdec.tokenizers import Tokenizer
 
 
+def check_model(model: object, caller: str) -> None:
+    """Refuse what is no model, for instance its name.
+
+    Args:
+        model: that the caller got.
+        caller: name of the function or class that it was given to.
+
+    Raises:
+        InvalidArgumentError: it is something else.
+    """
+    if not hasattr(model, "prompt_cache"):
+        raise InvalidArgumentError(f"{caller} needs a model that specdec.load returned, not {model!r}")
+
+
 def begin(
     model: Model, prompt: Prompt, arguments: OptionArguments, *, caller: str, progress: Progress | None = None
 ) -> Answer:
@@ -43,8 +57,7 @@ def begin(
         UnknownNameError: no policy, drafter or draft view of that name.
         TypeError: an argument that there is not.
     """
-    if not hasattr(model, "prompt_cache"):
-        raise InvalidArgumentError(f"{caller} needs a model that specdec.load returned, not {model!r}")
+    check_model(model, caller)
     answer = ask(model, prompt, arguments, caller=caller, progress=progress, prompt_cache=model.prompt_cache)
     sequence, kept = answer.sequence, model.prompt_cache
     assert sequence is not None

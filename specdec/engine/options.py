@@ -9,6 +9,7 @@ import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -278,6 +279,10 @@ class Options:
         _set(self, "verify_effort", effort_schedule("verify_effort", self.verify_effort))
         if self.trust is not None and not (is_number(self.trust) and self.trust > 0):
             raise OptionError("trust", f"must be an entropy above 0 nats, not {self.trust!r}")
+        if self.trace is not None and not isinstance(self.trace, (str, PathLike)):
+            raise OptionError("trace", f"must be the path of a file, not {self.trace!r}")
+        if not isinstance(self.draft_view, str):
+            raise OptionError("draft_view", f"must be the name of a view, not {self.draft_view!r}")
         self._check_drafting()
         _set(self, "stop", stop_strings(self.stop))
         _set(self, "stop_token_ids", stop_ids(self.stop_token_ids))

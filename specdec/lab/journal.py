@@ -63,7 +63,7 @@ class Journal(Generic[T]):
         self.path, self.results = path, dict[str, T]()
         self.header: dict[str, Any] = {kind: FORMAT, "of": json.loads(json.dumps(of)), **(extra or {})}
         self._kind, self._decode, self._strict, self._synced_s = kind, decode, strict, 0.0
-        self._file = -1
+        self._file, size = -1, 0
         try:
             paths.private_folder(path.parent)
             size = self._read() if path.exists() and not restart else 0
@@ -72,6 +72,11 @@ class Journal(Generic[T]):
             if not size:
                 self._write(self.header)
         except OSError as error:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+                if not size:  # not even the first line was written
+                    path.unlink(missing_ok=True)
             if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM) or paths.home() not in path.parents:
                 raise self._unwritable(error) from None
             warn(f"results of an interrupted run are not kept: cannot write {path.parent} ({error.strerror})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -168,8 +169,8 @@ def load(
         DownloadError: the model could not be fetched.
         UnknownNameError: no such model in the catalogue and no such path, or no such runtime.
         ModelFormatError: the model is damaged or of a kind that this version does not read.
-        InvalidArgumentError: `threads` is not a whole number of at least 1, or `load_share` is out of range, or below 1
-            for a store whose codes have four bits, or `context` is out of range.
+        InvalidArgumentError: `model` is not a name or a path, `accept_licence` is not of its kinds, `threads` or
+            `context` is out of range, or `load_share` is, or is below 1 for a store whose codes have four bits.
         RuntimeUnavailableError: the runtime cannot run here.
     """
     from specdec.catalogue import resolve_model
@@ -182,6 +183,10 @@ def load(
     from specdec.tokenizers import has_tokenizer, load_tokenizer
 
     follow_if_told()
+    if not isinstance(model, str | os.PathLike) or isinstance(os.fspath(model), bytes):
+        raise InvalidArgumentError(f"model must be a name or a path, not {model!r}")
+    if not isinstance(accept_licence, bool) and not callable(accept_licence):
+        raise InvalidArgumentError(f"accept_licence must be True, False or a function, not {accept_licence!r}")
     check_request(runtime, threads=threads, context=context)
     consent = accept_licence if callable(accept_licence) else (accepted if accept_licence else refused)
     store = Store.open(resolve_model(model, consent=consent), load_share=load_share, context=context)

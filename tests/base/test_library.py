@@ -53,6 +53,23 @@ def test_load_refuses_what_does_not_exist(tmp_path, monkeypatch):
         specdec.load(TINY, threads=0)
 
 
+def test_what_is_of_another_kind_is_named(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPECDEC_HOME", str(tmp_path))
+    for model in (None, 5, b"smollm2-135m"):
+        with pytest.raises(InvalidArgumentError, match=r"model must be a name or a path, not "):
+            specdec.load(model)
+    with pytest.raises(InvalidArgumentError, match="accept_licence must be True, False or a function, not 5"):
+        specdec.load("gemma-3-270m", accept_licence=5)  # no consent to anything
+    for use, name in ((specdec.generate, "generate"), (lambda model, _: specdec.Batch(model), "Batch")):
+        with pytest.raises(InvalidArgumentError, match=f"{name} needs a model that specdec.load returned, not 'tiny'"):
+            use("tiny", "hello")
+    with pytest.raises(InvalidArgumentError, match="trace must be the path of a file, not 5"):
+        specdec.generate(tiny, [1, 2], trace=5)
+    with pytest.raises(InvalidArgumentError, match="draft_view must be the name of a view, not None"):
+        specdec.generate(tiny, [1, 2], draft_view=None)
+    assert not list(tmp_path.iterdir())
+
+
 def test_logits_are_those_of_the_model(tiny):
     expected = json.loads((TINY / "expected.json").read_text())
     ids, wanted = expected["input_ids"][0], np.array(expected["logits"][0], np.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,13 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         open_journal(tmp_path / "file" / "journal")
     with pytest.raises(InvalidArgumentError, match="cannot keep results in"):
         open_journal(tmp_path)
+
+
+def test_a_full_disk_leaves_no_empty_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(InvalidArgumentError, match=r"cannot keep results in .*: No space left on device"):
+        open_journal(path)
+    assert list(path.parent.iterdir()) == []

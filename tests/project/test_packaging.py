@@ -90,7 +90,7 @@ def test_the_wheel_holds_the_package_and_its_data(built: tuple[Path, Path]) -> N
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"specdec"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
-    assert "specdec=specdec.cli.main:main" in entry_points.replace(" ", "")
+    assert "specdec=specdec.cli.startup:main" in entry_points.replace(" ", "")
     assert "Name: specdec-mlx\n" in metadata
     for extra in ("cpu", "cuda13", "report", "test"):
         assert f"Provides-Extra: {extra}\n" in metadata
