@@ -22,7 +22,7 @@ from specdec.runtimes.reference.runtime import ReferenceRuntime
 from specdec.store import Store, convert
 
 mx: Any = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc_type=ImportError)
-pytestmark = pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")]
 
 
 @pytest.fixture
@@ -76,9 +76,9 @@ def drafts(one: Any, passes: list[tuple[str, list[int]]], position: int) -> list
 
 
 def chosen(one: Any, ahead: int, least_margin: float = 0.0) -> list[Any]:
-    """Choices of drafts after five tokens, by a launch or several."""
+    """Choices of drafts after two tokens, by a launch or several."""
     cache, full, made = one.new_cache(320), resolve_efforts(1.0, one.config), list[Any]()
-    for token in IDS[:5]:
+    for token in IDS[:2]:
         one.forward([Rows(cache, [token], full)])
     while len(made) < 4:
         rows = Rows(
@@ -87,12 +87,12 @@ def chosen(one: Any, ahead: int, least_margin: float = 0.0) -> list[Any]:
         made += one.forward([rows], view="int4")[0].choices
         if ahead:
             break
-    assert cache.length == 5 + len(made)
+    assert cache.length == 2 + len(made)
     return made
 
 
 def test_a_launch_drafts_until_a_choice_is_close(on_host: Any) -> None:
-    host = on_host(4)
+    host = on_host(2)
     one_by_one = chosen(host, 0)
     assert chosen(host, 3) == one_by_one
     second = one_by_one[1].margin
