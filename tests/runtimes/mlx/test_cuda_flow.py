@@ -11,7 +11,6 @@ import pytest
 from cuda_host_kernels import Grids, HostCuda, compiler
 from cuda_texts import compile_text, nvcc
 from synthetic import SyntheticSource, tiny_config
-from test_metal_shares import wider
 from test_rank_step import IDS
 
 from specdec.model.effort import resolve_efforts
@@ -25,9 +24,23 @@ mx: Any = pytest.importorskip("mlx.core", reason="needs MLX with a backend", exc
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(compiler() is None, reason="needs a C++ compiler")]
 
 
+WIDE = {"hidden_size": 288, "intermediate_size": 528, "num_heads": 2, "num_kv_heads": 1, "head_dim": 128}
+SHAPES: dict[str, dict[str, Any]] = {
+    "small": {"head_dim": 16, "architecture": "mistral", "sliding_window": 2, "first_sliding_layer": 1},
+    "wide": WIDE | {"architecture": "qwen2", "qkv_bias": True, "tie_embeddings": False, "vocab_size": 150},
+    "normed heads": {"head_dim": 24, "architecture": "qwen3", "qk_norm": True},
+}
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store.open(convert(SyntheticSource(wider(tiny_config())), tmp_path / "model.store"))
+def shape() -> str:
+    return "small"
+
+
+@pytest.fixture
+def store(shape: str, tmp_path: Path) -> Store:
+    config = tiny_config(**SHAPES[shape])
+    return Store.open(convert(SyntheticSource(config), tmp_path / "model.store"))
 
 
 class _Kept:
@@ -101,11 +114,10 @@ def test_a_launch_drafts_until_a_choice_is_close(on_host: Any) -> None:
         assert chosen(host, 3, (second + one_by_one[0].margin) / 2) == one_by_one[:2]
 
 
+@pytest.mark.parametrize("shape", SHAPES)
 def test_a_draft_is_the_reference(store: Store, on_host: Any) -> None:
     passes = [("int4", [7]), ("int4", [3]), ("exact", [11])]
-    host = on_host(3)
-    found = drafts(host, passes, 5)
-    wanted = drafts(ReferenceRuntime(store), passes, 5)
+    found, wanted = (drafts(one, passes, 3) for one in (on_host(3), ReferenceRuntime(store)))
     for ours, theirs in zip(found, wanted, strict=True):
         assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
 
