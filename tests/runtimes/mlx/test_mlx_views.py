@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from specdec.runtimes.mlx.build_int4 import build_int4
-from specdec.runtimes.mlx.pack import LINE, pack_dense, padded, unpack_dense
+from specdec.runtimes.mlx.pack import (
+    LINE,
+    pack_dense,
+    pack_int4,
+    pack_stream_int4,
+    padded,
+    padded_int4,
+    unpack_dense,
+    unpack_stream_int4,
+)
 from specdec.runtimes.mlx.unbucket import dense_bits, tier_of_weight
 from specdec.runtimes.mlx.weights import Linear, lines_of
 from specdec.weights.bucket import BucketedMatrix
@@ -68,6 +77,19 @@ def test_the_int4_view_is_numpys(case, slice_weights, monkeypatch):
     assert np.array_equal(np.array(found.scales).view(np.uint16), wanted.scale.view(np.uint16))
     # Sums in float32 instead of float64.
     np.testing.assert_allclose(np.array(found.scores), wanted.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(320, 200), (128, 64), (33, 130)])
+def test_weights_that_flow_are_the_same_in_the_other_order(inputs, outputs):
+    rng = np.random.default_rng(inputs)
+    levels = mx.array(rng.integers(0, 16, (inputs, outputs)).astype(np.uint8))
+    scales = mx.array(rng.standard_normal((-(-inputs // 32), outputs)).astype(np.float16))
+    tiled = pack_int4(mx, "cuda", levels, scales, None)
+    stream = pack_stream_int4(mx, *padded_int4(mx, levels, scales))
+    back, back_scales = unpack_stream_int4(mx, stream, padded(inputs))
+    again = pack_int4(mx, "cuda", back.T, back_scales, None)
+    assert np.array_equal(again.levels, tiled.levels)
+    assert np.array_equal(again.scales, tiled.scales)
 
 
 @pytest.mark.parametrize(
