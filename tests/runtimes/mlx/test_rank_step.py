@@ -38,6 +38,7 @@ UNEVEN = {
     "head_dim": 16,
     "vocab_size": 80,
 }
+LARGE_HEADS = {"num_heads": 2, "head_dim": 64, "num_layers": 1}
 
 
 class _Texts:
@@ -162,10 +163,19 @@ def test_gpus_go_ahead_together(store: Store, use_host: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [wider(tiny_config()), tiny_config(**UNEVEN)], ids=["even", "uneven"])
-def test_two_gpus_give_the_bits_of_one(config: ModelConfig, use_host: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "passes"),
+    [
+        (wider(tiny_config()), [("exact", 1), ("exact", 5), ("int4", 1), ("exact", 1)]),
+        (tiny_config(**UNEVEN), [("exact", 1), ("exact", 5), ("int4", 1), ("exact", 1)]),
+        (tiny_config(**LARGE_HEADS), [("exact", 16), ("exact", 15), ("exact", 5), ("int4", 1), ("exact", 1)]),
+    ],
+    ids=["even", "uneven", "large heads"],
+)
+def test_two_gpus_give_the_bits_of_one(
+    config: ModelConfig, passes: list[tuple[str, int]], use_host: Any, tmp_path: Path
+) -> None:
     store = Store.open(convert(SyntheticSource(config), tmp_path / "model.store"))
-    passes = [("exact", 1), ("exact", 5), ("int4", 1), ("exact", 1)]
     alone = on_gpus(1, store, use_host, tmp_path / "one", passes)
     both = on_gpus(2, store, use_host, tmp_path / "two", passes)
     expected = transcript(ReferenceRuntime(store), passes)
