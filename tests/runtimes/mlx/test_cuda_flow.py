@@ -146,6 +146,5 @@ def test_blocks_share_the_positions(on_host: Any) -> None:
     few = on_host(3)
     alone, chosen_from = late(few, 1.0), late(few, 0.999999)  # the second by the kernel that chooses inputs
     shared = late(on_host(8), 1.0)
-    assert not np.array_equal(alone, shared)
     for other in (chosen_from, shared):
         assert np.abs(alone - other).max() < 0.005 * np.abs(alone).max()
