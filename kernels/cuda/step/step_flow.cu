@@ -1,99 +1,122 @@
 // A whole step of one row in the view `int4` in one kernel, through which the weights flow without stopping: step_flow.cuh.
-// Every block keeps the residual stream in shared memory and makes each row for itself, of what a multiplication has left
+// Every block keeps the residual stream in its registers and makes each row for itself, of what a multiplication has left
 // whole. What goes from block to block says by itself that it has come, so a layer has no grid barrier. The scale of a norm
-// is applied to products. While weights flow, whatever else is read from memory takes microseconds: so nothing of the loop may
-// lie in local memory, and its code has to fit an instruction cache.
+// is applied to products.
 // table (LAYERS * ENTRIES + 5) addresses, cache (LAYERS, 2, KV_HEADS, capacity, SIZE), angles (., SIZE / 2, 2), take (not
 // read), told (the state), sync, logits_out (1, VOCAB), choices_out (turns made, then the choice of each),
 // which are written in place -> scratch, done
 extern __shared__ uint4 shared_memory[];
 const int tid = threadIdx.x, lane = tid % 32, block = blockIdx.x;
 #include "step_begin"
-float* partial = reinterpret_cast<float*>(state + STATE_WORDS);  // squares of a row, by warp
+float* partial = reinterpret_cast<float*>(state + STATE_WORDS);
 volatile int* over = reinterpret_cast<volatile int*>(partial + 32);
 unsigned long long* counters = reinterpret_cast<unsigned long long*>(partial + 64);
 Group* groups = reinterpret_cast<Group*>(counters + 2 * CHUNKS);
 unsigned char* planes = reinterpret_cast<unsigned char*>(groups + WIDEST / 32);
-float* stream = reinterpret_cast<float*>(planes + 2 * PLANE);
-float *norms = stream + STREAM, *sums = norms + STREAM;
+float* sums = reinterpret_cast<float*>(planes + 2 * PLANE);
 const Ring ring(reinterpret_cast<char*>(shared_memory) + RING_AT, counters);
 ring.begin();
 if (tid == 0) *over = 0;
 __syncthreads();
-// Four warps give their registers to the others.
 if (tid >= THREADS) {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
   if (tid == THREADS) ring.feed(address, chooses ? state[STATE_AHEAD] : 0, over);
   return;
 }
-asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
 #include "step_sites"
 float* all_logits = scratch + AT_LOGITS;
 unsigned* exchange = const_cast<unsigned*>(LAST(unsigned, 3));  // the number of layers so far; from FROM_QKV on what goes around
 unsigned epoch = *reinterpret_cast<volatile unsigned*>(exchange);
 auto at = [&](int place) { return Exchange{exchange + place, epoch}; };
 
-constexpr int QUADS = (HIDDEN_WIDE / 4 + THREADS - 1) / THREADS, MOST_QUADS = (WIDEST / 4 + THREADS - 1) / THREADS;
-// The residual stream and the weights of the next norm: each thread has its own places.
+constexpr int QUADS = (HIDDEN_WIDE / 4 + THREADS - 1) / THREADS, INNER_QUADS = (INNER_WIDE / 4 + THREADS - 1) / THREADS;
+constexpr int MIXED_QUADS = (MIXED_WIDE / 4 + THREADS - 1) / THREADS;
+float4 x[QUADS], norm[QUADS];  // of the residual stream and of the next norm, the inputs of this thread
 auto place_of_quad = [&](int j) { return (j * THREADS + tid) * 4; };
 auto load_norm = [&](int layer, int site) {
   const float* from = weight_at(layer, site);
 #pragma unroll
   for (int j = 0; j < QUADS; ++j) {
-    if (place_of_quad(j) < HIDDEN) copy16(norms + place_of_quad(j), from + place_of_quad(j));
+    norm[j] = place_of_quad(j) < HIDDEN ? *reinterpret_cast<const float4*>(from + place_of_quad(j)) : float4{0, 0, 0, 0};
   }
-  end_stage();
 };
-// Makes the row of a multiplication, a row that has a norm before its scale: gives that.
-auto make = [&](int site, const Exchange& from, bool takes, int parts) {
-  const bool normed = site % 2 == 0;
-  const int width = site == 1 ? MIXED : site == 3 ? (INNER + 15) / 16 * 16 : HIDDEN;
-  const int wide = site == 1 ? MIXED_WIDE : site == 3 ? INNER_WIDE : HIDDEN_WIDE;
-  auto place = [&](int i) { return site == 1 ? i / SIZE * parts * PART_WORDS + i % SIZE / 2 : i / 2; };
-  auto inside = [&](int i) { return i < width ? i : 0; };
-  uint4 found[MOST_QUADS] = {};
-  if (takes) {
-    from.expect(place(inside(tid / 32 * 128)));
+auto put = [&](int i, const float4& value, int wide) {
+  const float v[4] = {value.x, value.y, value.z, value.w};
+  put_whole(planes, groups, i, v, i < wide);
+};
+// Takes the numbers of this thread of a row of `width`: all are looked for before any is waited for.
+auto take_quads = [&](const Exchange& from, int width, auto& to) {
+  constexpr int COUNT = sizeof(to) / sizeof(to[0]);
+  from.expect(tid / 32 * 128 < width ? tid / 32 * 128 : 0);
+  uint4 found[COUNT][2];
 #pragma unroll
-    for (int j = 0; j < MOST_QUADS; ++j) {
-      if (j * THREADS * 4 < wide && (site != 1 || parts == 1)) found[j] = from.look(place(inside(place_of_quad(j))));
-    }
+  for (int j = 0; j < COUNT; ++j) {
+    const int i = place_of_quad(j) < width ? place_of_quad(j) : 0;
+    found[j][0] = from.look(i), found[j][1] = from.look(i + 2);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+#pragma unroll
+  for (int j = 0; j < COUNT; ++j) {
+    const bool inside = place_of_quad(j) < width;
+    const int i = inside ? place_of_quad(j) : 0;
+    const uint2 a = from.take(found[j][0], i), b = from.take(found[j][1], i + 2);
+    to[j] = inside ? float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)} : float4{0, 0, 0, 0};
+  }
+};
+// Makes the row of a multiplication that has a norm, before its scale: gives that. What was returned, if anything, is added to
+// the residual stream.
+auto make_normed = [&](bool adds, const Exchange& returned) {
+  if (adds) {
+    float4 more[QUADS];
+    take_quads(returned, HIDDEN, more);
+#pragma unroll
+    for (int j = 0; j < QUADS; ++j) add(x[j], more[j]);
+  }
   float square = 0;
-#pragma unroll 1
-  for (int i = tid * 4; i - tid * 4 < wide; i += THREADS * 4) {
-    float v[4] = {0, 0, 0, 0};
-    if (takes && i < width) {
-      if (site == 1 && parts > 1) {
-        join_parts(from, i, parts, v);
-      } else {
-        widen(from.take(found[0], place(i)), v);
-      }
-    }
-    if (normed && i < HIDDEN) {
-      float4 x = *reinterpret_cast<const float4*>(stream + i);
-      x.x += v[0], x.y += v[1], x.z += v[2], x.w += v[3];
-      *reinterpret_cast<float4*>(stream + i) = x;
-      square += four_squares(x);
-      const float4 w = *reinterpret_cast<const float4*>(norms + i);
-      v[0] = x.x * w.x, v[1] = x.y * w.y, v[2] = x.z * w.z, v[3] = x.w * w.w;
-    }
-    put_whole(planes, groups, i, v, i < wide);
 #pragma unroll
-    for (int j = 1; j < MOST_QUADS; ++j) found[j - 1] = found[j];
+  for (int j = 0; j < QUADS; ++j) {
+    square += four_squares(x[j]);
+    const float4 &a = x[j], &b = norm[j];
+    put(place_of_quad(j), float4{a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w}, HIDDEN_WIDE);
   }
-  if (normed) {
-    square = lane_sum(square);
-    if (lane == 0) partial[tid / 32] = square;
+  square = lane_sum(square);
+  if (lane == 0) partial[tid / 32] = square;
+  BARRIER();
+  return rms_scale(lane_sum(lane < WARPS ? partial[lane] : 0.0f), HIDDEN, EPSILON);
+};
+auto make_mixed = [&](int parts, const Exchange& attended) {
+  float4 value[MIXED_QUADS];
+  if (parts == 1) {
+    take_quads(attended, MIXED, value);
+  } else {
+#pragma unroll
+    for (int j = 0; j < MIXED_QUADS; ++j) {
+      value[j] = place_of_quad(j) < MIXED ? joined4(attended, place_of_quad(j), parts) : float4{0, 0, 0, 0};
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < MIXED_QUADS; ++j) put(place_of_quad(j), value[j], MIXED_WIDE);
+  BARRIER();
+};
+// Two numbers of 16 bits go around together.
+auto make_inner = [&](const Exchange& inner) {
+  constexpr int MADE = (INNER + 15) / 16 * 16;
+  inner.expect(tid / 32 * 128 < MADE ? tid / 32 * 64 : 0);
+  uint4 found[INNER_QUADS];
+#pragma unroll
+  for (int j = 0; j < INNER_QUADS; ++j) found[j] = inner.look(place_of_quad(j) < MADE ? place_of_quad(j) / 2 : 0);
+#pragma unroll 1
+  for (int i = tid * 4; i < INNER_QUADS * THREADS * 4; i += THREADS * 4) {
+    float v[4];
+    widen(inner.take(found[0], i < MADE ? i / 2 : 0), v);
+    put(i, i < MADE ? float4{v[0], v[1], v[2], v[3]} : float4{0, 0, 0, 0}, INNER_WIDE);
+#pragma unroll
+    for (int j = 1; j < INNER_QUADS; ++j) found[j - 1] = found[j];
   }
   BARRIER();
-  return normed ? rms_scale(lane_sum(lane < WARPS ? partial[lane] : 0.0f), HIDDEN, EPSILON) : 1.0f;
 };
 
 // Attention: an item is a head and every `parts`-th span of positions. A warp takes EACH_WARP positions of a span, a lane four
 // dimensions of them.
-constexpr int GROUP = HEADS / KV_HEADS;
+constexpr int GROUP = HEADS / KV_HEADS, MOST_PARTS = GRID / HEADS > 1 ? GRID / HEADS : 1;
 float* sides = sums;                   // (WARPS, SIZE)
 float* mosts = sides + WARPS * SIZE;   // (WARPS,)
 float* weights = mosts + WARPS;
@@ -130,10 +153,7 @@ auto make_vector = [&](int layer, int head) {
   float4 four = {0, 0, 0, 0};
   float2 angle[4] = {};
   if (d < SIZE) {
-    const uint2 halves = at(FROM_QKV).take(at(FROM_QKV).look(column / 2), column / 2);
-    const float2 low = __half22float2(*reinterpret_cast<const __half2*>(&halves.x));
-    const float2 high = __half22float2(*reinterpret_cast<const __half2*>(&halves.y));
-    four = float4{low.x, low.y, high.x, high.y};
+    four = at(FROM_QKV).take4(column);
     const float* turns = angles + ((size_t)position * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
@@ -210,8 +230,10 @@ auto attend_flow = [&](int layer, int parts) {
         mixed = mixed * before + span_mixed * now, weight = weight * before + span_weight * now, most = larger;
       }
     }
-    attended.put_pair(item * 2 * PART_WORDS + tid, mixed / weight, tid < SIZE);
-    if (tid < 2) attended.put(item * PART_WORDS + SIZE / 2 + tid, bits_of(tid ? weight : most));
+    if (tid < SIZE) {
+      attended.put(parts == 1 ? head * SIZE + tid : item * SLOT + tid, parts == 1 ? mixed / weight : mixed);
+      if (parts > 1 && tid < 4) attended.put(item * SLOT + SIZE + tid, tid == 0 ? most : tid == 1 ? weight : 0.0f);
+    }
   }
 };
 
@@ -219,30 +241,44 @@ int chunk = 0;
 #pragma unroll 1
 for (;; ++token_turn) {
 const int spans = position / SPAN + 1, parts = spans < MOST_PARTS ? spans : MOST_PARTS;
-for (int i = tid; i < HIDDEN; i += THREADS) stream[i] = embedded(LAST(weight_t, 2), state[2], i);
-BARRIER();
+#pragma unroll
+for (int j = 0; j < QUADS; ++j) {
+  auto input = [&](int e) { return place_of_quad(j) < HIDDEN ? embedded(LAST(weight_t, 2), state[2], place_of_quad(j) + e) : 0.0f; };
+  x[j] = float4{input(0), input(1), input(2), input(3)};
+}
 load_norm(0, 0);
 #pragma unroll 1
 for (int number = 0;; ++number) {
   const int layer = number / 4, site = number % 4;
   const bool head = layer == LAYERS;
-  const int from = site == 1 ? FROM_ATTENDED : site == 2 ? FROM_OUT : site == 3 ? FROM_INNER : FROM_DOWN;
-  const float scale = make(site, at(from), number > 0, parts);
+  float scale = 1.0f;
+  if (site == 1) {
+    make_mixed(parts, at(FROM_ATTENDED));
+  } else if (site == 3) {
+    make_inner(at(FROM_INNER));
+  } else {
+    scale = make_normed(number > 0, site == 2 ? at(FROM_OUT) : at(FROM_DOWN));
+  }
   if (site == 0) ++epoch;
-  if (site % 2 == 0 && !head) load_norm(site ? layer + 1 : layer, site ? 0 : 2);
   if (site == 2) {
+    load_norm(layer + 1, 0);
     const Exchange inner = at(FROM_INNER);
     multiply_flow<true>(ring, chunk, Work(2), planes, groups, sums, [&](int tile, int output, float gate, float up, bool first) {
-      inner.put_pair(tile * 8 + output, silu(gate * scale) * (up * scale), first);
+      const float own = silu(gate * scale) * (up * scale), other = shuffle_xor(own, 1);
+      const half_t two[2] = {to_half(own), to_half(other)};
+      if (first && output % 2 == 0) inner.put(tile * 4 + output / 2, *reinterpret_cast<const unsigned*>(two));
     });
   } else {
-    if (site == 0 && block < HEADS * parts && !head) look_at_span(layer, block / parts, block % parts);
+    if (site == 0 && !head) {
+      load_norm(layer, 2);
+      if (block < HEADS * parts) look_at_span(layer, block / parts, block % parts);
+    }
     const Exchange to = at(site == 0 ? FROM_QKV : site == 1 ? FROM_OUT : FROM_DOWN);
-    multiply_flow<false>(ring, chunk, Work(head ? 4 : site), planes, groups, sums, [&](int tile, int output, float value, bool first) {
+    multiply_flow<false>(ring, chunk, Work(head ? 4 : site), planes, groups, sums, [&](int tile, int output, float value) {
       if (head) {
-        if (first) all_logits[tile * 16 + output] = value * scale;
+        all_logits[tile * 16 + output] = value * scale;
       } else {
-        to.put_pair(tile * 16 + output, value * scale, first);
+        to.put(tile * 16 + output, value * scale);
       }
     });
   }

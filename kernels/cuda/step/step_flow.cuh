@@ -202,9 +202,9 @@ DEVICE void multiply_unit(const char* held, int step, const unsigned char* plane
   }
 }
 
-// Numbers on their way from block to block, two of 16 bits in a word, each word with the number of the layer that it is of:
-// whoever reads it waits until it has come, so there is no barrier. Both words are written together. Before a place is written
-// again, all blocks have read it, since what comes after took something of all of them.
+// Numbers on their way from block to block, each with the number of the layer that they are of: whoever reads them waits
+// until they have come, so there is no barrier. Two words, which are written together. Before a place is written again, all
+// blocks have read it, since what comes after took something of all of them.
 struct Exchange {
   unsigned* words;
   unsigned epoch;
@@ -212,12 +212,7 @@ struct Exchange {
   DEVICE void put(int place, unsigned value) const {
     asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(words + 2 * (size_t)place), "r"(value), "r"(epoch) : "memory");
   }
-  // A number of every lane, two lanes a word; `mine` says which lanes' count.
-  DEVICE void put_pair(int number, float value, bool mine) const {
-    const half_t two[2] = {to_half(value), to_half(shuffle_xor(value, 1))};
-    if (mine && number % 2 == 0) put(number / 2, *reinterpret_cast<const unsigned*>(two));
-  }
-  // Two words.
+  DEVICE void put(int place, float value) const { put(place, bits_of(value)); }
   DEVICE uint4 look(int place) const {
     uint4 two;
     asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -227,10 +222,15 @@ struct Exchange {
     return two;
   }
   DEVICE bool is_here(const uint4& two) const { return two.y == epoch && two.w == epoch; }
-  // Waits for two words that were looked for before.
+  // Waits for two numbers that were looked for before.
   DEVICE uint2 take(uint4 two, int place) const {
     while (!is_here(two)) two = look(place);
     return uint2{two.x, two.z};
+  }
+  DEVICE float4 take4(int place) const {
+    const uint4 first = look(place), second = look(place + 2);
+    const uint2 a = take(first, place), b = take(second, place + 2);
+    return float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)};
   }
   // What all lanes are about to take is waited for by one of them at first, so that waiting is not what the memory does most.
   DEVICE void expect(int place) const {
@@ -239,41 +239,26 @@ struct Exchange {
   }
 };
 
-// Where the parts of a head's attention lie: numbers, then the largest score and the sum of weights.
-constexpr int PART_WORDS = SIZE / 2 + 2, MOST_PARTS = GRID / HEADS < 1 ? 1 : GRID / HEADS > 4 ? 4 : GRID / HEADS;
 // Four outputs of attention of several parts of the positions.
-DEVICE void join_parts(const Exchange& from, int output, int parts, float (&to)[4]) {
-  const int first = output / SIZE * parts * PART_WORDS;
-  uint4 ends[MOST_PARTS], values[MOST_PARTS];
-#pragma unroll
-  for (int part = 0; part < MOST_PARTS; ++part) {
-    const int place = first + (part < parts ? part : 0) * PART_WORDS;
-    ends[part] = from.look(place + SIZE / 2), values[part] = from.look(place + output % SIZE / 2);
-  }
+DEVICE float4 joined4(const Exchange& from, int output, int parts) {
+  const int first = output / SIZE * parts * SLOT, d = output % SIZE;
   float most = MINUS_INFINITY, weight = 0;
-#pragma unroll
-  for (int part = 0; part < MOST_PARTS; ++part) {
-    const int place = first + (part < parts ? part : 0) * PART_WORDS;
-    const uint2 end = from.take(ends[part], place + SIZE / 2), value = from.take(values[part], place + output % SIZE / 2);
-    ends[part].x = end.x, ends[part].z = end.y, values[part].x = value.x, values[part].z = value.y;
-    most = fmaxf(most, __uint_as_float(end.x));
+#pragma unroll 1
+  for (int part = 0; part < parts; ++part) most = fmaxf(most, from.take4(first + part * SLOT + SIZE).x);
+  float4 mixed = {0, 0, 0, 0};
+#pragma unroll 1
+  for (int part = 0; part < parts; ++part) {
+    const float4 ends = from.take4(first + part * SLOT + SIZE), value = from.take4(first + part * SLOT + d);
+    const float share = exponential(ends.x - most);
+    mixed.x = fmaf(share, value.x, mixed.x), mixed.y = fmaf(share, value.y, mixed.y);
+    mixed.z = fmaf(share, value.z, mixed.z), mixed.w = fmaf(share, value.w, mixed.w);
+    weight = fmaf(share, ends.y, weight);
   }
-  to[0] = to[1] = to[2] = to[3] = 0;
-#pragma unroll
-  for (int part = 0; part < MOST_PARTS; ++part) {
-    const float share = part < parts ? exponential(__uint_as_float(ends[part].x) - most) * __uint_as_float(ends[part].z) : 0.0f;
-    float value[4];
-    widen(uint2{values[part].x, values[part].z}, value);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) to[e] = fmaf(share, value[e], to[e]);
-    weight += share;
-  }
-#pragma unroll
-  for (int e = 0; e < 4; ++e) to[e] /= weight;
+  return float4{mixed.x / weight, mixed.y / weight, mixed.z / weight, mixed.w / weight};
 }
 
-// Multiplies by all tiles of the block: `put(tile, output, value, first)` is called by two lanes for each output, the first of
-// which is `first`, or, where gates and ups are in turn, `put(tile of the gate, output, gate, up, first)`. `chunk` is the first one of the matrix, and then of the next.
+// Multiplies by all tiles of the block: `put(tile, output, value)` is called by the lanes that have one, or, where gates and
+// ups are in turn, `put(tile of the gate, output, gate, up, first)` by two lanes for each, the first of which `first`. `chunk` is the first one of the matrix, and then of the next.
 template <bool PAIRED, class F>
 DEVICE void multiply_flow(const Ring& ring, int& chunk, const Work& work, const unsigned char* planes, const Group* groups,
                           float* sums, F put) {
@@ -311,7 +296,7 @@ DEVICE void multiply_flow(const Ring& ring, int& chunk, const Work& work, const 
 #pragma unroll 8
         for (int s = side; s < steps; s += 2) total += own[s * 16];
         total += shuffle_xor(total, 16);
-        put(work.first + tile + one, output, total, side == 0);
+        if (side == 0) put(work.first + tile + one, output, total);
       }
     }
   }
