@@ -27,17 +27,6 @@ float* all_logits = scratch + AT_LOGITS;
 unsigned* exchange = const_cast<unsigned*>(LAST(unsigned, 3));  // the number of layers so far; from FROM_QKV on what goes around
 unsigned epoch = *reinterpret_cast<volatile unsigned*>(exchange);
 auto at = [&](int place) { return Exchange{exchange + place, epoch}; };
-#ifdef STAMPS
-long long* stamps = reinterpret_cast<long long*>(logits + (size_t)(block == 0 ? 8 : 9) * VOCAB);
-int number_now = 0;
-auto stamp = [&](int number, int which) {
-  number_now = number;
-  if (tid == 0 && (block == 0 || block == 100) && number < 160) stamps[number * 8 + which] = clock64();
-};
-#define STAMP(number, which) stamp(number, which)
-#else
-#define STAMP(number, which)
-#endif
 
 constexpr int QUADS = (HIDDEN_WIDE / 4 + THREADS - 1) / THREADS, INNER_QUADS = (INNER_WIDE / 4 + THREADS - 1) / THREADS;
 constexpr int MIXED_QUADS = (MIXED_WIDE / 4 + THREADS - 1) / THREADS;
@@ -71,7 +60,6 @@ auto take_quads = [&](const Exchange& from, int width, auto& to) {
     const uint2 a = from.take(found[j][0], i), b = from.take(found[j][1], i + 2);
     to[j] = inside ? float4{__uint_as_float(a.x), __uint_as_float(a.y), __uint_as_float(b.x), __uint_as_float(b.y)} : float4{0, 0, 0, 0};
   }
-  STAMP(number_now, 4);
 };
 // Makes the row of a multiplication that has a norm, before its scale: gives that. What was returned, if anything, is added to
 // the residual stream.
@@ -112,7 +100,6 @@ auto make_mixed = [&](int parts, const Exchange& attended) {
 auto make_inner = [&](const Exchange& inner) {
   constexpr int MADE = (INNER + 15) / 16 * 16;
   inner.expect(tid / 32 * 128 < MADE ? tid / 32 * 64 : 0);
-  STAMP(number_now, 4);
   uint4 found[INNER_QUADS];
 #pragma unroll
   for (int j = 0; j < INNER_QUADS; ++j) found[j] = inner.look(place_of_quad(j) < MADE ? place_of_quad(j) / 2 : 0);
@@ -127,7 +114,7 @@ auto make_inner = [&](const Exchange& inner) {
   BARRIER();
 };
 
-// Attention: an item is a head and every `parts`-th span of positions. A warp takes 16 positions of a span, a lane four
+// Attention: an item is a head and every `parts`-th span of positions. A warp takes EACH_WARP positions of a span, a lane four
 // dimensions of them.
 constexpr int GROUP = HEADS / KV_HEADS, MOST_PARTS = GRID / HEADS > 1 ? GRID / HEADS : 1;
 float* sides = sums;                   // (WARPS, SIZE)
@@ -137,7 +124,7 @@ float* query = weights + WARPS;        // (SIZE,)
 half_t *new_key = reinterpret_cast<half_t*>(query + SIZE), *new_value = new_key + SIZE;
 half_t* history = const_cast<half_t*>(cache);
 auto keys_of = [&](int layer, int head) { return history + ((size_t)layer * 2 * KV_HEADS + head / GROUP) * capacity * SIZE; };
-// Asks for keys and values that will be read after the next grid barrier.
+// Asks for keys and values that will be read when the query is there.
 auto look_at_span = [&](int layer, int head, int span) {
   constexpr int LINES = SIZE / 64 < 1 ? 1 : SIZE / 64;  // of 128 bytes
   if (head % GROUP) return;  // another block asks for them
@@ -167,7 +154,6 @@ auto make_vector = [&](int layer, int head) {
   float2 angle[4] = {};
   if (d < SIZE) {
     four = at(FROM_QKV).take4(column);
-    STAMP(number_now, 5);
     const float* turns = angles + ((size_t)position * (SIZE / 2) + d % (SIZE / 2)) * 2;
 #pragma unroll
     for (int e = 0; e < 4; ++e) angle[e] = *reinterpret_cast<const float2*>(turns + 2 * e);
@@ -266,7 +252,6 @@ for (int number = 0;; ++number) {
   const int layer = number / 4, site = number % 4;
   const bool head = layer == LAYERS;
   float scale = 1.0f;
-  STAMP(number, 0);
   if (site == 1) {
     make_mixed(parts, at(FROM_ATTENDED));
   } else if (site == 3) {
@@ -275,7 +260,6 @@ for (int number = 0;; ++number) {
     scale = make_normed(number > 0, site == 2 ? at(FROM_OUT) : at(FROM_DOWN));
   }
   if (site == 0) ++epoch;
-  STAMP(number, 1);
   if (site == 2) {
     load_norm(layer + 1, 0);
     const Exchange inner = at(FROM_INNER);
@@ -298,11 +282,9 @@ for (int number = 0;; ++number) {
       }
     });
   }
-  STAMP(number, 2);
   if (head) break;
   if (site == 0) {
     attend_flow(layer, parts);
-    STAMP(number, 3);
   }
 }
 grid_barrier.wait();

@@ -7,14 +7,14 @@ from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.step_sizes import THREADS, widest_row
 
-FLOW_THREADS = THREADS + 128  # one thread more asks for weights; registers are handed over by four warps
+FLOW_THREADS = THREADS + 32  # a thread of one warp more asks for weights
 FLOW_PARTS = (
     *("step_team.cuh", "step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh"),
     *("step_choose.cuh", "step_recycle.cuh", "step_flow.cuh"),
 )
 _UNIT_INPUTS, _UNIT_BYTES = 256, 2304  # of a tile of 16 outputs: nibbles, and a scale for each 32 inputs and output
 _CHUNK_UNITS = 8  # units that are asked for together
-_CHUNKS_UNDER_WAY = 3  # more at once delay what the blocks wait for
+_CHUNKS_UNDER_WAY = 4  # more at once delay what the blocks wait for
 _SUMS = 256  # units whose sums a block keeps, at least two tiles'
 _SPAN = 128  # positions that the warps of a block attend to at a time
 _SHARED_BYTES = 227 << 10
@@ -45,9 +45,7 @@ def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constan
     sizes |= {"TILE_COUNTS": ", ".join(map(str, tiles)), "STEP_COUNTS": ", ".join(map(str, steps))}
     sizes["MOST_UNITS"] = most = max(_SUMS, 2 * max(steps))
     attention = 4 * (THREADS // 32 * (c.head_dim + 2) + 2 * c.head_dim)
-    sizes["STREAM"] = padded(c.hidden_size)
-    fixed = fixed_bytes + 4 * 64 + widest // 32 * 8 + 2 * (widest + 32) + 8 * padded(c.hidden_size)
-    fixed += max(64 * most, attention)
+    fixed = fixed_bytes + 4 * 64 + widest // 32 * 8 + 2 * (widest + 32) + max(64 * most, attention)
     chunks = (_SHARED_BYTES - fixed - 128) // (_CHUNK_UNITS * _UNIT_BYTES + 16)
     sizes["RING_AT"] = ring = padded(fixed + 16 * chunks, 128)
     sizes |= {"CHUNKS": chunks, "FLIGHT": min(chunks, _CHUNKS_UNDER_WAY)}
@@ -57,10 +55,10 @@ def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constan
 def flow_exchange(config: ModelConfig, grid: int) -> tuple[dict[str, int], int]:
     """Places of what `grid` blocks tell each other, in words of memory that nothing else uses, and words in all."""
     c = config
-    qkv = (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    attended = c.num_heads * max(1, min(4, grid // c.num_heads)) * (c.head_dim // 2 + 2)
-    numbers = {"FROM_QKV": qkv // 2, "FROM_OUT": c.hidden_size // 2, "FROM_DOWN": c.hidden_size // 2}
-    numbers |= {"FROM_ATTENDED": attended, "FROM_INNER": padded(c.intermediate_size, 16) // 2}
+    mixed, qkv = c.num_heads * c.head_dim, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    attended = max(mixed, c.num_heads * max(1, grid // c.num_heads) * (c.head_dim + 4))
+    numbers = {"FROM_QKV": qkv, "FROM_OUT": c.hidden_size, "FROM_DOWN": c.hidden_size, "FROM_ATTENDED": attended}
+    numbers["FROM_INNER"] = padded(c.intermediate_size, 16) // 2
     places, place = dict[str, int](), 64
     for name, count in numbers.items():
         places[name] = place
