@@ -1,5 +1,6 @@
-// One row times 4-bit weights that flow through a block's ring in shared memory, whatever is waited for meanwhile: one warp
-// does nothing but ask for the next weights, of whichever multiplication, as soon as there is room for them.
+// One row times 4-bit weights that flow through a block's ring in shared memory, whatever is waited for meanwhile: one thread
+// does nothing but ask for the next weights, of whichever multiplication, as soon as there is room for them, but for no more
+// than FLIGHT chunks at a time.
 //
 // A tile is 16 outputs, a unit 256 inputs of it, 2304 bytes in the order of `pack_stream_int4`. A block has a run of whole
 // tiles, its warps take units in turn and leave a sum of each in shared memory, where the sums of a tile are added by rising
@@ -114,24 +115,11 @@ struct Ring {
   // what it asked for has come.
   DEVICE void feed(const unsigned long long* address, int turns, const volatile int* over) const {
     int chunk = 0;
-#if L2_AHEAD
-    Cursor later(address, turns);
-    int later_chunk = 0;
-    unsigned last_asked = 0;
-#endif
 #pragma unroll 1
     for (Cursor at(address, turns); !at.is_over(); at.next(), ++chunk) {
       const int place = chunk % CHUNKS, count = at.count();
       bool there;
       while (!(there = has_come(empty + 8 * place, ~(chunk / CHUNKS) & 1)) && !*over) {
-#if L2_AHEAD
-        // While there is no room, the next chunks come as far as the second cache, one by one.
-        for (; later_chunk < chunk; ++later_chunk) later.next();
-        if (later_chunk < chunk + L2_AHEAD && !later.is_over() && unsigned(clock64()) - last_asked > L2_PACE) {
-          asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(later.from), "r"(later.count() * UNIT_BYTES) : "memory");
-          later.next(), ++later_chunk, last_asked = unsigned(clock64());
-        }
-#endif
       }
       if (!there) break;
       if (FLIGHT < CHUNKS && chunk >= FLIGHT) wait_full(chunk - FLIGHT);
@@ -141,9 +129,6 @@ struct Ring {
       asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to + place * CHUNK_BYTES),
                    "l"(at.from), "r"(count * UNIT_BYTES), "r"(counter)
                    : "memory");
-#if L2_AHEAD
-      last_asked = unsigned(clock64());
-#endif
     }
 #pragma unroll 1
     for (int last = chunk > CHUNKS ? chunk - CHUNKS : 0; last < chunk; ++last) wait_full(last);
@@ -249,10 +234,8 @@ struct Exchange {
   }
   // What all lanes are about to take is waited for by one of them at first, so that waiting is not what the memory does most.
   DEVICE void expect(int place) const {
-#ifndef NO_EXPECT
     if (threadIdx.x % 32 == 0) take(look(place), place);
     WARP_BARRIER();
-#endif
   }
 };
 

@@ -30,7 +30,7 @@ from specdec.runtimes.mlx.state import (
     STATE_CONSTANTS,
     STATE_SIZE,
 )
-from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_fits, flow_sizes
+from specdec.runtimes.mlx.step_flow import FLOW_PARTS, FLOW_THREADS, flow_exchange, flow_fits, flow_sizes, wants_flow
 from specdec.runtimes.mlx.step_sizes import (
     ARRIVALS,
     arrivals,
@@ -107,7 +107,7 @@ class WholeStep:
         self._scratch: Any = None
         self._addressed: dict[int, tuple[Any, int]] = {}
         self._launches: dict[tuple[str, bool, int, bool, bool], Launch] = {}
-        self.flows, self._exchange = flow_fits(config), None
+        self.flows, self._exchange = wants_flow() and flow_fits(config), None
         self._host: np.ndarray | None = None
         self._chosen: np.ndarray | None = None
 
@@ -124,9 +124,9 @@ class WholeStep:
         mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
         compiled = [kernel for kernel in made if isinstance(kernel, Compiled) and not kernel.has_code]
         if compiled:
+            types = self._inputs, (mx.float32, mx.uint32)
             with Workers(len(compiled)) as workers:
-                codes = (partial(kernel.code, self._inputs, (mx.float32, mx.uint32)) for kernel in compiled)
-                for job in [workers.submit(code) for code in codes]:
+                for job in [workers.submit(partial(kernel.code, *types)) for kernel in compiled]:
                     job.result()
 
     @property
@@ -275,17 +275,9 @@ class WholeStep:
             angles: float32 (positions, D / 2, 2).
         """
         kernel, floats = self._kernel(kind)
+        given = [self._tables[kind.mode, kind.selects], cache, angles, self._nothing if take is None else take]
         made = kernel(
-            inputs=[
-                self._tables[kind.mode, kind.selects],
-                cache,
-                angles,
-                self._nothing if take is None else take,
-                self._state,
-                self._sync,
-                self._logits,
-                self._choices,
-            ],
+            inputs=[*given, self._state, self._sync, self._logits, self._choices],
             grid=(self.grid * self._threads(kind), 1, 1),
             threadgroup=(self._threads(kind), 1, 1),
             output_shapes=[(floats + self._split_floats(kind, cache.shape[3]),), (2,)],
@@ -429,8 +421,8 @@ class WholeStep:
         attention = attention_bytes(rows, size)
         fixed = 8 * int(constants["ADDRESSES"]) + 4 * STATE_WORDS + 4 * 64
         if self._flows(kind):
-            made, shared = flow_sizes(self.config, fixed - 4 * 64)
-            constants |= made | flow_exchange(self.config, self.grid)[0]
+            made, shared = flow_sizes(self.config, fixed - 4 * 64, self.grid)
+            constants |= made
             return shared
         tile, _ = _UNITS[kind.mode]
         exchange, ring, unit = 4 * 2 * warps * rows * tile, 0, 1  # bytes; places in the kernel count floats or bytes

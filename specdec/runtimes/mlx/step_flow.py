@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+from specdec.errors import InvalidArgumentError
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.kernels import Constant
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.step_sizes import THREADS, widest_row
 
+FLOW_VARIABLE = "SPECDEC_INT4_FLOW"
 FLOW_THREADS = THREADS + 32  # a thread of one warp more asks for weights
 FLOW_PARTS = (
     *("step_team.cuh", "step_grid.cuh", "step_rows.cuh", "step_choice.cuh", "step_attention.cuh"),
@@ -21,17 +25,30 @@ _SHARED_BYTES = 227 << 10
 _MOST_FIXED = 256  # bytes for each layer, at least, in front of what is laid out here
 
 
+def wants_flow() -> bool:
+    """Whether the user has asked for such steps, which have run on a GPU for one shape only.
+
+    Raises:
+        InvalidArgumentError: the variable of the environment has another value than 0 or 1.
+    """
+    text = os.environ.get(FLOW_VARIABLE, "0")
+    if text not in ("0", "1"):
+        raise InvalidArgumentError(f"{FLOW_VARIABLE} must be 0 or 1, not {text!r}")
+    return text == "1"
+
+
 def flow_fits(config: ModelConfig) -> bool:
     """Whether a block has room for the rows of a model and two chunks of weights."""
-    return int(flow_sizes(config, _MOST_FIXED * config.num_layers)[0]["CHUNKS"]) >= 2
+    return int(flow_sizes(config, _MOST_FIXED * config.num_layers, 1)[0]["CHUNKS"]) >= 2
 
 
-def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constant], int]:
+def flow_sizes(config: ModelConfig, fixed_bytes: int, grid: int) -> tuple[dict[str, Constant], int]:
     """Constants of the kernel's text, and bytes of shared memory.
 
     Args:
         config: of the model.
         fixed_bytes: of shared memory in front of what is laid out here.
+        grid: blocks.
     """
     c, mixed = config, config.num_heads * config.head_dim
     kv = c.num_kv_heads * c.head_dim
@@ -49,6 +66,7 @@ def flow_sizes(config: ModelConfig, fixed_bytes: int) -> tuple[dict[str, Constan
     chunks = (_SHARED_BYTES - fixed - 128) // (_CHUNK_UNITS * _UNIT_BYTES + 16)
     sizes["RING_AT"] = ring = padded(fixed + 16 * chunks, 128)
     sizes |= {"CHUNKS": chunks, "FLIGHT": min(chunks, _CHUNKS_UNDER_WAY)}
+    sizes |= flow_exchange(config, grid)[0]
     return sizes, ring + chunks * _CHUNK_UNITS * _UNIT_BYTES
 
 
