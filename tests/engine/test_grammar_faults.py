@@ -89,8 +89,8 @@ def test_mistakes_in_grammars(asked: dict[str, Any], told: str) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": 3}}, "needs a schema"),
         ({"response_format": {"type": "json_schema", "schema": {"a": {1, 2}}}}, "a schema that JSON can hold"),
         ({"response_format": {"type": "json_schema", "schema": {}, "strict": "yes"}}, 'true or false as "strict"'),
-        ({"grammar": ""}, "grammar must be text, not ''"),
-        ({"regex": 3}, "regex must be text, not 3"),
+        ({"grammar": ""}, "grammar must be text of at least one character, not ''"),
+        ({"regex": 3}, "regex must be text of at least one character, not 3"),
         ({"regex": "a" * 100_001}, "regex has 100001 bytes: at most 100000 are allowed"),
         ({"regex": "\ud800"}, "regex is not valid Unicode: half a surrogate pair at position 0"),
         (
