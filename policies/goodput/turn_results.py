@@ -11,7 +11,7 @@ PLAIN = 1  # key of a plain step among measured seconds
 # Tokens kept in a turn of each width, close to those of small models in the kinds of prompts where least is kept.
 _USUAL_KEPT = (0.45, 0.65, 0.8)
 # The same where the prompt is long: answers to such prompts often quote them.
-_LONG_PROMPT, _QUOTED_KEPT = 256, (0.65, 0.95, 1.2)
+LONG_PROMPT, _QUOTED_KEPT = 256, (0.65, 0.95, 1.2)
 # Share of the tokens kept by the widest turn, up to the depth of a tree, that narrower ones keep.
 _LOST = (0.65, 0.85, 1.0)
 _USUAL_COST = (1.25, 1.4, 1.65)  # plain steps of a turn, until it is measured or seen
@@ -102,7 +102,7 @@ class TurnResults:
 
     def begin(self, prompt_tokens: int) -> None:
         """A text whose prompt has that many tokens begins to be answered."""
-        self.usual = _QUOTED_KEPT if prompt_tokens >= _LONG_PROMPT else _USUAL_KEPT
+        self.usual = _QUOTED_KEPT if prompt_tokens >= LONG_PROMPT else _USUAL_KEPT
 
     def new_text(self) -> None:
         """Another text begins; costs do not depend on it."""
