@@ -17,6 +17,7 @@ from specdec.model.effort import resolve_efforts
 from specdec.runtimes.base import Planned, Rows
 from specdec.runtimes.mlx import addresses, device, runtime, step
 from specdec.runtimes.mlx.kernels import Compiled
+from specdec.runtimes.mlx.step_flow import FLOW_VARIABLE
 from specdec.runtimes.reference.runtime import ReferenceRuntime
 from specdec.store import Store, convert
 
@@ -65,6 +66,7 @@ def on_host(store: Store, tmp_path: Path, monkeypatch: Any) -> Any:
     def build(_: Any, backend: str, text: Any, *, shared_bytes: int = 0) -> Compiled:
         return Compiled(mx, text, texts, shared_bytes)
 
+    monkeypatch.setenv(FLOW_VARIABLE, "1")
     monkeypatch.setattr(step, "build", build)
     for module in (step, addresses):
         monkeypatch.setattr(module, "addresses_of", addresses_of)

@@ -28,6 +28,7 @@ from specdec.runtimes.mlx.state import (
     head_state,
     state_of,
 )
+from specdec.runtimes.mlx.step_flow import FLOW_VARIABLE, wants_flow
 
 FULL = Efforts(np.ones(3))
 
@@ -170,3 +171,13 @@ def test_a_fork_is_a_copy(cache):
     assert cache.fork(0, 7).nbytes == 0
     with pytest.raises(InvalidArgumentError, match="cannot hold 12"):
         cache.fork(12, 20)
+
+
+def test_weights_flow_only_where_the_user_asks_for_it(monkeypatch):
+    monkeypatch.delenv(FLOW_VARIABLE, raising=False)
+    assert not wants_flow()
+    monkeypatch.setenv(FLOW_VARIABLE, "1")
+    assert wants_flow()
+    monkeypatch.setenv(FLOW_VARIABLE, "yes")
+    with pytest.raises(InvalidArgumentError, match="SPECDEC_INT4_FLOW must be 0 or 1, not 'yes'"):
+        wants_flow()
