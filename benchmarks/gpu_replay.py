@@ -3,8 +3,7 @@
 Random weights accept nothing, so acceptance comes from `acceptance_map.py`'s result of a real model: by
 place in the draft, the share that was kept where everything before it was. Every launch is run and waited for and its
 choices are read, as decoding does: plain decoding goes on for eight tokens a launch, and a launch drafts all tokens of
-a round.
-Only the decision how many tokens count is drawn from the record.
+a round. Only the decision how many tokens count is drawn from the record.
 
     python benchmarks/gpu_replay.py results/acceptance-MODEL.json --json results/gpu_replay-DEVICE.json
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,12 @@ def home() -> Path:
 def _of_platform(*_: str | None) -> Path:
     """The platform's cache folder, while the variables that it depends on stay the same: every answer asks."""
     return Path(platformdirs.user_cache_path("specdec"))
+
+
+@lru_cache(maxsize=64, typed=True)
+def name_of(*parts: object) -> str:
+    """32 hexadecimal digits that name a file after everything that its content depends on; `parts` have hashes."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
 def models_folder() -> Path:

@@ -68,7 +68,7 @@ class Recycled:
         known: for tokens, their likely successors before the text has shown any; `TOP` at most.
 
     Attributes:
-        successors: for tokens, the likeliest ones after them: those of `known`, and over them what the verifier shows.
+        successors: for tokens, the likeliest ones after them: from `known`, replaced by what the verifier shows.
     """
 
     def __init__(self, known: Mapping[int, Sequence[int]] | None = None) -> None:

@@ -18,7 +18,7 @@ class Offer:
 
     Attributes:
         options: the same.
-        models: those that run a model.
+        models: the options that run a model.
         turning: the one that the runtime drafts by itself, for a sequence that is alone; None where there is none.
     """
 

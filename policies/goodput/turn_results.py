@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 WIDTHS = (4, 8, 16)  # rows of a turn
 PLAIN = 1  # key of a plain step among measured seconds
-# Tokens kept in a turn of each width, close to those of small models in the kinds of prompts where least is kept.
+# Tokens kept in a turn of each width, close to small models' in the kinds of prompts where least is kept.
 _USUAL_KEPT = (0.45, 0.65, 0.8)
 # The same where the prompt is long: answers to such prompts often quote them.
 LONG_PROMPT, _QUOTED_KEPT = 256, (0.65, 0.95, 1.2)

@@ -1,6 +1,6 @@
 """Signals that ask a command to end: `ending`, around a whole command. They unwind it, so that it clears up.
 
-An exception that a handler raises may get lost: Python reports and drops those of finalisers and callbacks, a library
+An exception that a handler raises may get lost: Python reports and drops what finalisers and callbacks raise, a library
 may drop all exceptions of something that it tries. One that is lost is raised again, until the command has ended.
 """
 
@@ -62,7 +62,7 @@ class Ending:
     """Signals that came.
 
     Attributes:
-        has_begun: signals raise exceptions; those that come before wait for `begin`.
+        has_begun: signals raise exceptions; earlier ones wait for `begin`.
         is_over: the command has done all that it will do: signals change nothing any more.
         number: of the signal that ended the command; None while none has.
     """
@@ -71,7 +71,7 @@ class Ending:
     is_over: bool = False
     number: int | None = None
     _came_s: float = float("-inf")
-    _is_lost: bool = False
+    _is_due: bool = False
     _waker: Waker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class Ending:
             KeyboardInterrupt: always, until the command is over.
         """
         self._came_s = time.monotonic()
-        self._is_lost = True
+        self._is_due = True
         self.look()
 
     def end(self, number: int, _frame: FrameType | None) -> None:
@@ -112,14 +112,14 @@ class Ending:
         if self.number is not None and now - self._came_s < _PATIENCE_S:
             return
         self.number, self._came_s = self.number or number, now
-        self._is_lost = True
+        self._is_due = True
         self.look()
 
     def look(self) -> None:
         """Raise the exception that a signal has yet to raise, or that was lost."""
-        if not self._is_lost or not self.has_begun or self.is_over:
+        if not self._is_due or not self.has_begun or self.is_over:
             return
-        self._is_lost = False
+        self._is_due = False
         error = self.exception()
         error.report = self._lose
         try:
@@ -132,7 +132,7 @@ class Ending:
         return Interrupted() if self.number is None else Ended(self.number)
 
     def _lose(self) -> None:
-        self._is_lost = True
+        self._is_due = True
         self._waker.wake()
 
 

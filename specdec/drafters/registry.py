@@ -23,7 +23,7 @@ names = _registry.names
 
 
 def check_name(spec: str) -> None:
-    """Refuse `name` or `name:argument` where there is no drafter of that name.
+    """Refuse `name` or `name:argument` if no drafter has that name.
 
     Raises:
         UnknownNameError: there is none.

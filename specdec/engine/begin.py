@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def check_model(model: object, caller: str) -> None:
-    """Refuse what is no model, for instance its name.
+    """Refuse anything but a model, for instance its name.
 
     Args:
         model: that the caller got.

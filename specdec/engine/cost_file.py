@@ -7,13 +7,12 @@ again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 import os
 import platform
 import time
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +42,7 @@ def cost_file(model: Model) -> Path | None:
     if model.store is None:
         return None
     runtime: Any = model.runtime
-    parts: tuple[object, ...] = (
+    name = paths.name_of(
         model.store.checksum,
         model.store.loaded_share,
         runtime.info.name,
@@ -52,12 +51,7 @@ def cost_file(model: Model) -> Path | None:
         *_machine(),
         version(),
     )
-    return paths.home() / f"costs/{_name_of(parts)}.json"
-
-
-@lru_cache(maxsize=64)
-def _name_of(parts: tuple[object, ...]) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return paths.home() / "costs" / f"{name}.json"
 
 
 @cache

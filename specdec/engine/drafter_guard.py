@@ -50,7 +50,7 @@ def options_of(name: str, drafter: Drafter) -> list[DraftOption]:
         views, takes_effort = drafter.views, bool(drafter.takes_effort)
         most, turn_rows = getattr(drafter, "most_tokens", None), getattr(drafter, "turn_rows", 0)
         windowed_from = getattr(drafter, "windowed_from", None)
-    if not isinstance(views, (tuple, list)) or not all([isinstance(view, str) for view in views]):  # noqa: C419
+    if not isinstance(views, tuple | list) or not all(isinstance(view, str) for view in views):
         raise _wrong(name, f"views must be a tuple of names, not {views!r}")
     for what, value in (("most_tokens", most), ("windowed_from", windowed_from)):
         if value is not None and (not _is_whole(value) or value < 1):

@@ -8,7 +8,6 @@ is in it. Source of the use: token recycling (Luo et al. 2408.08696), whose tabl
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specdec import paths
+from specdec.conforms import conforms
 from specdec.drafters.frequent import frequent_tokens
 from specdec.errors import SpecdecError
 from specdec.interrupts import unless_signalled
@@ -44,7 +44,7 @@ def provide_successors(model: Model, *, surveys: bool) -> None:
         surveys: ask the model if the cache folder does not know.
     """
     runtime = model.runtime
-    if not isinstance(runtime, Surveyor) or runtime.knows_successors:
+    if not conforms(runtime, Surveyor) or runtime.knows_successors:
         return
     file, vocabulary = _file(model), model.config.vocab_size
     table = None if file is None else _read(file, vocabulary)
@@ -83,8 +83,9 @@ def _file(model: Model) -> Path | None:
     """File of the table of this model's loaded part; None for a model without a store."""
     if model.store is None:
         return None
-    parts = (_FORMAT, model.store.checksum, model.store.loaded_share, _TOKENS, _QUESTION, _ANSWER)
-    return paths.home() / "successors" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.bin"
+    store = model.store
+    name = paths.name_of(_FORMAT, store.checksum, store.loaded_share, _TOKENS, _QUESTION, _ANSWER)
+    return paths.home() / "successors" / f"{name}.bin"
 
 
 def _read(file: Path, vocabulary: int) -> NDArray[np.int32] | None:

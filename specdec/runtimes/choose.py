@@ -144,7 +144,7 @@ def create_runtime(name: str, store: Store, *, threads: int | None = None, share
 
 
 def check_request(name: str, *, threads: int | None = None, context: int | None = None) -> None:
-    """Refuse what no model could be loaded with, before one is fetched and converted.
+    """Refuse values that no model could be loaded with, before one is fetched and converted.
 
     Args:
         name: of a runtime, or "auto".

@@ -72,8 +72,8 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals while the server runs, but for those that are ignored (`nohup`, a background command of a
-        shell). Unlike uvicorn's, this one does not raise them again afterwards."""
+        """Handle signals while the server runs, except ignored ones (`nohup`, a background command of a shell). Unlike
+        uvicorn's, this one does not raise them again afterwards."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

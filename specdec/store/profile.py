@@ -188,8 +188,8 @@ def find_profile(store: Store, runtime: str) -> DraftProfile | None:
 def profile_stamp(store: Store) -> tuple[int, ...] | None:
     """Changes whenever the profiles of a store do; None when it has none."""
     try:
-        stat = os.stat(os.path.join(store.path, PROFILE_FILE))  # noqa: PTH116, PTH118  # every answer looks
-    except FileNotFoundError:
+        stat = (store.path / PROFILE_FILE).stat()
+    except FileNotFoundError:  # every answer comes here
         return None
     except unless_signalled(OSError):
         return None

@@ -1,4 +1,4 @@
-"""Kernels of passes over many answers on the host: quantised multiplications and attention, beside those of prompts."""
+"""Kernels of passes over many answers on the host: quantised multiplications and attention, and the prompts' ones."""
 
 from __future__ import annotations
 

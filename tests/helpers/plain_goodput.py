@@ -49,7 +49,7 @@ def best_length(
 
 
 def guessed(original: Any) -> Any:
-    """The cost of an effort that was not measured, from those that were, looked through one by one."""
+    """The cost of an effort that was not measured, from the measured ones, looked through one by one."""
 
     def guess(costs: CostModel, way: Any, effort: float) -> float:
         steps = costs._views.get(way)
@@ -82,7 +82,7 @@ def run(matches: MatchAcceptance, match: int, most: int) -> list[float]:
 
 
 def new_text(matches: MatchAcceptance) -> None:
-    """All lengths, those of which nothing was seen included."""
+    """All lengths, including lengths of which nothing was seen."""
     for rate, lengths in zip(matches.rates, _MATCH_CLASSES, strict=True):
         rate.kept *= 0.5
         rate.seen *= 0.5

@@ -42,7 +42,7 @@ DEVICE uint2 wait_record(const char* from, unsigned number) {
   return found;
 }
 
-// Waits for those of COUNT records of a thread whose bits are set in `missing`; number i lies `offset(i)` bytes after `from`.
+// Waits for the records, of a thread's COUNT, whose bits are set in `missing`; number i lies `offset(i)` bytes after `from`.
 // All loads go out together.
 template <int COUNT, class F>
 DEVICE void wait_records(uint2 (&found)[COUNT], const char* from, F offset, unsigned missing, unsigned number) {

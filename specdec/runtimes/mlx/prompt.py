@@ -11,8 +11,8 @@ from __future__ import annotations
 import ctypes
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from specdec.runtimes.mlx.device import PlainLaunch
 from specdec.runtimes.mlx.pack import padded
 from specdec.runtimes.mlx.state import MAX_ROWS
 from specdec.runtimes.mlx.step import CHOICE_WORDS, SPLIT_SIZE, THREADS, WholeStep
+from specdec.workers import run_together
 
 MOST_ROWS = 512  # of a pass
 ROW_BAND = 64  # rows that a block multiplies
@@ -124,9 +125,8 @@ class Prompts(ABC):
     def compile(self) -> None:
         """Compile all kernels at the same time, or read their machine code; nothing else may need them meanwhile."""
         missing = [decodes for decodes in (False, True) if not self._shapes(decodes).keys() <= self._functions.keys()]
-        with ThreadPoolExecutor(2, "specdec-compile") as pool:
-            made = pool.map(lambda decodes: self._compiler.code(self.text(decodes=decodes)), missing)
-            self._codes = dict(zip(missing, made, strict=True))
+        made = run_together([partial(self._code, decodes) for decodes in missing])
+        self._codes = dict(zip(missing, made, strict=True))
 
     def most_rows(self, place: int) -> int:
         """Most rows of a pass whose last row is at most at this position."""
@@ -382,10 +382,13 @@ class Prompts(ABC):
         made = self._shapes(decodes)
         if made.keys() <= self._functions.keys():
             return
-        driver, code = self._step.driver, self._codes.pop(decodes, None)
-        code = code or self._compiler.code(self.text(decodes=decodes))
+        driver, code = self._step.driver, self._codes.pop(decodes, None) or self._code(decodes)
         for name, (threads, shared_bytes) in made.items():
             self._functions[name] = driver.function(code, name, shared_bytes=shared_bytes), threads, shared_bytes
+
+    def _code(self, decodes: bool) -> bytes:
+        """Machine code of a text."""
+        return self._compiler.code(self.text(decodes=decodes))
 
     def _shapes(self, decodes: bool) -> dict[str, tuple[int, int]]:
         """Threads and bytes of dynamic shared memory of the blocks of all kernels of a text."""

@@ -37,7 +37,7 @@ from specdec.runtimes.mlx.state import (
 )
 from specdec.runtimes.mlx.step import CHOICE_WORDS
 from specdec.runtimes.share import Share
-from specdec.workers import Workers
+from specdec.workers import run_together
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -205,9 +205,7 @@ class RankStep:
         if (mode, rows) not in self._launches:
             # Compile all kernels of a mode at the same time: each takes seconds.
             counts = ROW_STEPS if mode == "dense" else (1,)
-            with Workers(len(counts)) as workers:
-                jobs = [workers.submit(partial(self._compiled, mode, count)) for count in counts]
-                made = [job.result() for job in jobs]
+            made = run_together([partial(self._compiled, mode, count) for count in counts])
             for count, (code, name, shared_bytes, floats) in zip(counts, made, strict=True):
                 launch = Launch(
                     self._driver, code, name, grid=self._grid, threads=THREADS, shared_bytes=shared_bytes,

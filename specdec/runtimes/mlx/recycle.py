@@ -1,8 +1,8 @@
 """Host side of launches that draft by themselves: `Recycler`, `Turning`. The kernel: `step_recycle.cuh`.
 
 Each turn of such a launch verifies a tree by the rule of `kernels/reference/recycle.py`: the tokens after an earlier
-occurrence of the text's end, and tokens that are likely after a token: those that the verifier lately found likeliest,
-and before it has seen the token those of a survey. So nothing waits for the host between one turn and the next.
+occurrence of the text's end, and likely successors of a token: the verifier's latest, or the survey's while the
+verifier has not seen the token. So nothing waits for the host between one turn and the next.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ BEGINS, SURVEYS = 1, 2  # modes of a launch: another text begins; a survey
 
 class Recycler:
     """Memory of launches that draft. It holds the text of the last launch, and successors of tokens. Another sequence
-    begins with those of `know`, unless both have the same owner: nothing of a text reaches anyone else, not even as a
-    draft.
+    begins with the successors from `know`, unless both have the same owner: nothing of a text reaches anyone else, not
+    even as a draft.
 
     Args:
         driver: driver of the GPU.
@@ -123,7 +123,7 @@ class Recycler:
         state[RECYCLE + 2 : RECYCLE + 4] = np.array([self._place], np.int64).view(np.int32)
 
     def _send_text(self, tokens: Sequence[int]) -> None:
-        """Send tokens of the text, after those that the device knows."""
+        """Send tokens of the text that follow the ones on the device."""
         first = TEXT_AT + self._known
         fresh = self._told[first : first + len(tokens)]
         fresh[:] = tokens

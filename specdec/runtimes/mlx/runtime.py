@@ -7,7 +7,6 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -56,6 +55,7 @@ from specdec.runtimes.mlx.weights import Linear, Loader
 from specdec.runtimes.mlx.wide import WidePasses
 from specdec.store.share import StoreShare
 from specdec.warn import warn
+from specdec.workers import Workers
 
 if TYPE_CHECKING:
     from specdec.runtimes.share import Share as DeviceShare
@@ -233,8 +233,8 @@ class MlxRuntime:
             selects = self._takes.selects(efforts, EXACT)
             mode = self._mode(EXACT, selects)
             steps = {whole.row_step(rows) for rows in range(2, self._most_rows(EXACT, mode) + 1)}
-            with ThreadPoolExecutor(1, "specdec-compile") as pool:
-                wide = pool.submit(self._wide.compile)
+            with Workers(1) as workers:
+                wide = workers.submit(self._wide.compile)
                 whole.compile(Kind(mode, selects, rows, 0, rows, shared=True) for rows in sorted(steps))
                 wide.result()
 

@@ -43,7 +43,7 @@ from specdec.runtimes.mlx.step_sizes import (
 )
 from specdec.runtimes.mlx.step_sizes import THREADS as THREADS
 from specdec.runtimes.mlx.step_weights import weights_of
-from specdec.workers import Workers
+from specdec.workers import run_together
 
 if TYPE_CHECKING:
     from specdec.runtimes.mlx.device import CudaDriver
@@ -123,11 +123,8 @@ class WholeStep:
         instead."""
         mx, made = self.mx, [kernel for kernel, _ in map(self._kernel, dict.fromkeys(kinds))]
         compiled = [kernel for kernel in made if isinstance(kernel, Compiled) and not kernel.has_code]
-        if compiled:
-            types = self._inputs, (mx.float32, mx.uint32)
-            with Workers(len(compiled)) as workers:
-                for job in [workers.submit(partial(kernel.code, *types)) for kernel in compiled]:
-                    job.result()
+        types = self._inputs, (mx.float32, mx.uint32)
+        run_together([partial(kernel.code, *types) for kernel in compiled])
 
     @property
     def _inputs(self) -> list[Typed]:
@@ -327,7 +324,7 @@ class WholeStep:
         return FLOW_THREADS if self._flows(kind) else THREADS
 
     def _files(self, kind: Kind) -> tuple[str, ...]:
-        """The file of a kind's step, and those of its parts."""
+        """The file of a kind's step, and the files of its parts."""
         if self._flows(kind):
             return "step_flow", *FLOW_PARTS
         return "step_draft" if kind.mode in ("int4", "bucket") else "step_exact", *PARTS, _MULTIPLY[kind.mode]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def weights_of(mx: Any, kind: Kind, linear: Linear, *, flows: bool) -> tuple[Any, Any, Any]:
-    """Weights, what goes with them, and scores of a multiplication in a kind of step; those of 4 bits may flow."""
+    """Weights, their companions and scores, of a multiplication in a kind of step. With `flows`, 4-bit weights flow."""
     if kind.mode == "dense":
         return linear.weights, None, None
     if kind.mode == "inputs":

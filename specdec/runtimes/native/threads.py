@@ -7,7 +7,6 @@ physical cores and with fewer. Results never depend on the number of threads.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import platform
 import time
@@ -114,8 +113,9 @@ def _measure(numbers: list[int], set_threads: Callable[[int], None], step: Calla
 
 
 def _file(store: Store, build: str, cores: int) -> Path:
-    parts = (store.checksum, store.loaded_share, build, cores, platform.node(), platform.processor(), version())
-    return paths.home() / "costs" / f"threads-{hashlib.sha256(repr(parts).encode()).hexdigest()[:32]}.json"
+    machine = platform.node(), platform.processor()
+    name = paths.name_of(store.checksum, store.loaded_share, build, cores, *machine, version())
+    return paths.home() / "costs" / f"threads-{name}.json"
 
 
 def _read(file: Path) -> ThreadChoice | None:

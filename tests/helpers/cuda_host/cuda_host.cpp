@@ -72,7 +72,7 @@ static bool run_lanes(int first) {
   }
 }
 
-// Lets those go on who all wait for one another as pairs of warps; whether there are any.
+// Wakes the threads that all wait for one another as pairs of warps; whether there are any.
 static bool release_pairs(int first, int threads) {
   bool moved = false;
   for (int pair = first; pair + 64 <= first + threads; pair += 64) {

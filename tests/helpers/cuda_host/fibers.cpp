@@ -45,42 +45,26 @@ uint4* shared_of_block;
 
 void let_others_run() { swapcontext(&running->context, &scheduler); }
 
-void __syncthreads() {
-  Block& block = *running->block;
-  const unsigned turn = block.meetings;
-  if (++block.waiting == threads_of_block) {
-    block.waiting = 0, ++block.meetings;
+// A barrier of `threads` threads, whose state is in `waiting` and `meetings`.
+static void meet(int threads, int& waiting, unsigned& meetings) {
+  const unsigned turn = meetings;
+  if (++waiting == threads) {
+    waiting = 0, ++meetings;
   } else {
-    while (block.meetings == turn) let_others_run();
+    while (meetings == turn) let_others_run();
   }
 }
-void meet_some(int threads) {
-  Block& block = *running->block;
-  const unsigned turn = block.some_meetings;
-  if (++block.some_waiting == threads) {
-    block.some_waiting = 0, ++block.some_meetings;
-  } else {
-    while (block.some_meetings == turn) let_others_run();
-  }
-}
+void __syncthreads() { meet(threads_of_block, running->block->waiting, running->block->meetings); }
+void meet_some(int threads) { meet(threads, running->block->some_waiting, running->block->some_meetings); }
 void __syncwarp() {
   Warp& warp = running->block->warps[running->thread / 32];
-  const unsigned turn = warp.meetings;
-  if (++warp.waiting == 32) {
-    warp.waiting = 0, ++warp.meetings;
-  } else {
-    while (warp.meetings == turn) let_others_run();
-  }
+  meet(32, warp.waiting, warp.meetings);
 }
 const unsigned* of_all_lanes(unsigned value) {
   Warp& warp = running->block->warps[running->thread / 32];
   const unsigned turn = warp.exchanges;
   warp.value[turn & 1][running->thread % 32] = value;
-  if (++warp.given == 32) {
-    warp.given = 0, ++warp.exchanges;
-  } else {
-    while (warp.exchanges == turn) let_others_run();
-  }
+  meet(32, warp.given, warp.exchanges);
   return warp.value[turn & 1];
 }
 

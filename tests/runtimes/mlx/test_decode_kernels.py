@@ -27,7 +27,7 @@ class Kernels:
         step, _ = step_of(shape, *TYPES)
         self.prompts = QuantPrompts(step.mx, step, [], None)  # type: ignore[arg-type]
         self.forms = self.prompts._step.forms
-        self.library = build(folder, self.prompts.text(decodes=True))
+        self.compiled = build(folder, self.prompts.text(decodes=True))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ class Product:
     """Random whole numbers times a random matrix of `tiles` times 128 outputs and `steps` times 32 inputs."""
 
     def __init__(self, kernels: Kernels, form: int, tiles: int, steps: int, blocks: int) -> None:
-        self.library, rng = kernels.library, np.random.default_rng(form)
+        self.compiled, rng = kernels.compiled, np.random.default_rng(form)
         kind = kernels.forms[form]
         spans, head = -(-steps // kind.span), (4 if kind.offset else 2) * TILE
         size = tiles * (spans * kind.head_bytes + steps * (2048 + 512 * kind.rest))
@@ -77,7 +77,7 @@ class Product:
     def of_prompts(self) -> np.ndarray:
         """The product (rows, outputs) as the kernels for prompts have it."""
         sums = aligned(np.full((ROWS, self.shape[0] * TILE), np.nan, np.float32))
-        self.library.run_tiles(ctypes.byref(self.given(sums)))
+        self.compiled.run_tiles(ctypes.byref(self.given(sums)))
         return sums
 
     def of_answers(self, band: int, first: int, *, backwards: bool) -> np.ndarray:
@@ -85,14 +85,16 @@ class Product:
         tiles, steps, blocks = self.shape
         parts = aligned(np.full((tiles + blocks, ROWS, TILE), np.nan, np.float32))
         given = self.given(parts, band=band, first=first)
-        self.library.run_shares(ctypes.byref(given), int(backwards))
+        self.compiled.run_shares(ctypes.byref(given), int(backwards))
         columns = []
         for tile in range(tiles):
-            ends = (self.library.block_of(ctypes.byref(given), unit) for unit in (tile * steps, (tile + 1) * steps - 1))
+            ends = (
+                self.compiled.block_of(ctypes.byref(given), unit) for unit in (tile * steps, (tile + 1) * steps - 1)
+            )
             low, high = ends
-            sums = parts[self.library.slot_of(ctypes.byref(given), low, tile), :band].copy()
+            sums = parts[self.compiled.slot_of(ctypes.byref(given), low, tile), :band].copy()
             for block in range(low + 1, high + 1):
-                sums += parts[self.library.slot_of(ctypes.byref(given), block, tile), :band]
+                sums += parts[self.compiled.slot_of(ctypes.byref(given), block, tile), :band]
             columns.append(sums)
         return np.concatenate(columns, axis=1)
 
@@ -100,7 +102,7 @@ class Product:
         """The product in float64."""
         tiles, steps, _ = self.shape
         weights = aligned(np.zeros((tiles * TILE, steps * 32), np.float32))
-        self.library.weights_of(ctypes.byref(self.given(weights)))
+        self.compiled.weights_of(ctypes.byref(self.given(weights)))
         rows = self.whole * self.group_scales[..., None].astype(np.float64) * self.row_scales[:, None, None]
         return rows.reshape(ROWS, -1) @ weights.astype(np.float64).T
 
@@ -130,10 +132,10 @@ class Histories:
 
     def __init__(self, kernels: Kernels, places: list[int], *, chains: bool) -> None:
         self.chains = chains
-        self.library, self.places, self.config = kernels.library, places, kernels.prompts.config
+        self.compiled, self.places, self.config = kernels.compiled, places, kernels.prompts.config
         c, rng, rows = self.config, np.random.default_rng(0), len(places)
         self.cache = rng.standard_normal((rows, 2, 2, c.num_kv_heads, 512, c.head_dim)).astype(np.float16)
-        self.parts = rng.standard_normal((self.library.slots(), ROWS, TILE)).astype(np.float32)
+        self.parts = rng.standard_normal((self.compiled.slots(), ROWS, TILE)).astype(np.float32)
         self.angles = rng.uniform(-1, 1, (512, c.head_dim)).astype(np.float32)
         self.bias = rng.standard_normal((c.num_heads + 2 * c.num_kv_heads) * c.head_dim).astype(np.float32)
 
@@ -145,7 +147,7 @@ class Histories:
             address = np.array([cache[0 if self.chains else row].ctypes.data], np.int64).view(np.int32)
             about[row, 1:3], about[row, 4:6] = (place, 512), address
             tiles[row, :4], tiles[row, 4:6] = (row, 1, place, 512), address
-        made = {"sums": (ROWS, self.library.columns()), "queries": (rows, c.num_heads, c.head_dim)}
+        made = {"sums": (ROWS, self.compiled.columns()), "queries": (rows, c.num_heads, c.head_dim)}
         made |= {"splits": (rows, c.num_heads, splits, c.head_dim + 4), "scales": (ROWS,)}
         made |= {
             "words": (c.num_heads * c.head_dim // 32 + 4, ROWS, 16),
@@ -158,9 +160,9 @@ class Histories:
         names = [name for name, kind in Attention._fields_ if kind is ctypes.c_void_p]
         asked = Attention(*(arrays[name].ctypes.data for name in names), *numbers)
         if chunks:
-            self.library.run_attention(ctypes.byref(asked), c.num_kv_heads * chunks)
+            self.compiled.run_attention(ctypes.byref(asked), c.num_kv_heads * chunks)
         else:
-            self.library.run_prompt_attention(ctypes.byref(asked))
+            self.compiled.run_prompt_attention(ctypes.byref(asked))
         found = {"cache": cache.view(np.uint16)}
         if mixes:
             used = c.num_heads * c.head_dim // 32
