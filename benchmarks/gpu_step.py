@@ -94,9 +94,9 @@ class Steps:
 
     def __init__(self, transformer: Transformer) -> None:
         self.transformer, self.position = transformer, CONTEXT
-        self._held = transformer.new_cache(2 * SPAN, RLock())
-        self._held.reserve(2 * SPAN)
-        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in self._held.arrays]
+        self.held = transformer.new_cache(2 * SPAN, RLock())
+        self.held.reserve(2 * SPAN)
+        self.cache = [mx.random.normal(array.shape).astype(mx.float16) for array in self.held.arrays]
         mx.eval(self.cache)
         self.moved()
         self._takes: dict[tuple[str, float], list[Any]] = {}
@@ -107,7 +107,7 @@ class Steps:
 
     def moved(self) -> None:
         """Tell that the arrays of `cache` are others."""
-        self._held.arrays, self._held.address = self.cache, None
+        self.held.arrays, self.held.address = self.cache, None
 
     def takes(self, mode: str, effort: float) -> list[Any]:
         """Weights to take of every multiplication."""
@@ -132,7 +132,7 @@ class Steps:
         splits = 0 if self.transformer.whole else -(-(self.position + len(tokens)) // SPAN)
         kind = Kind(mode, selects, row_step(len(tokens)), splits, row_step(len(tokens)))
         takes = self.takes(mode, effort) if selects else []
-        if self.transformer.launch(kind, state, [self._held], takes):
+        if self.transformer.launch(kind, state, [self.held], takes):
             GPU.driver.wait()
             return None
         return self.transformer.run(kind, state, [self.cache], takes)

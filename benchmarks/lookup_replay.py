@@ -53,6 +53,7 @@ COSTS: dict[str, tuple[Sequence[float], float]] = {
     "0.25 a row": ((1,), 0.25),
 }
 LOOKUP = 0.002  # dense steps of a lookup
+TURN_HEADER = ("kind", "tokens/turn", "turns", "least", "speed over plain")
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def main() -> None:
         answers = [cut for count in args.ends for answer in answers if (cut := ended(answer, count)) is not None]
     if args.turns:
         known = surveyed(model, args.survey) if args.survey else {}
-        print_table(["kind", "tokens/turn", "turns", "least", "speed over plain"], turn_rows(answers, args, known))
+        print_table(TURN_HEADER, turn_rows(answers, dict(args.turns), args.launch, known))
         kinds = list(dict.fromkeys(answer["task"] for answer in answers))
         rows = [always(answers, width, kinds, known) for width, _ in args.turns]
         print_table(["rows", "all", "matches alone", *kinds], rows)
@@ -187,12 +188,19 @@ def replay(
 
 
 def turn_rows(
-    answers: Sequence[dict[str, Any]], args: argparse.Namespace, known: Mapping[int, Sequence[int]]
+    answers: Sequence[dict[str, Any]], costs: Mapping[int, float], launch: float, known: Mapping[int, Sequence[int]]
 ) -> list[list[str]]:
-    """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and the speed of all."""
+    """For each kind of prompts tokens of a turn, turns, the least speed over plain decoding, and the speed of all.
+
+    Args:
+        answers: as `record` leaves them.
+        costs: of a turn by rows, in plain steps.
+        launch: the host's time of a launch, in plain steps.
+        known: likely successors of tokens before anything was decoded.
+    """
     kinds: dict[str, list[Launches]] = {}
     for answer in answers:
-        kinds.setdefault(answer["task"], []).append(launches_of(answer, dict(args.turns), args.launch, known))
+        kinds.setdefault(answer["task"], []).append(launches_of(answer, costs, launch, known))
     rows = []
     for kind, found in kinds.items():
         turns, kept = sum(one.turns for one in found), sum(one.kept for one in found)
@@ -247,7 +255,7 @@ class Launches:
 
 
 def launches_of(
-    answer: dict[str, Any], costs: dict[int, float], launch: float, known: Mapping[int, Sequence[int]]
+    answer: dict[str, Any], costs: Mapping[int, float], launch: float, known: Mapping[int, Sequence[int]]
 ) -> Launches:
     """The default policy over an answer, with turns of the runtime's own, n-grams, and plain steps that go ahead."""
     done, policy, rule, step_s = Launches(), GoodputPolicy(), Recycled(known), 0.001
