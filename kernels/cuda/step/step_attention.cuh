@@ -173,7 +173,9 @@ DEVICE void attend([[maybe_unused]] const Matrix& qkv, int item, const Piece& pi
       four = sum4(qkv, parts, front + row, column + d);
 #endif
 #if BIAS
-      add(four, *reinterpret_cast<const float4*>(bias + column + d));
+      // The biases follow each other, whatever the outputs of q, k and v begin at.
+      const int number = kind == 0 ? head : HEADS + (kind - 1) * KV_HEADS + kv_head;
+      add(four, *reinterpret_cast<const float4*>(bias + number * SIZE + d));
 #endif
     }
     float vector[4] = {four.x, four.y, four.z, four.w};

@@ -13,7 +13,7 @@ from specdec.kernels.reference.selection import weights_to_take
 
 from specdec.model.architecture import ModelConfig
 from specdec.runtimes.mlx.cache import SPAN
-from specdec.runtimes.mlx.layers import Layer, Mlp
+from specdec.runtimes.mlx.layers import AttentionVectors, Layer, Mlp
 from specdec.runtimes.mlx.model import Kind
 from specdec.runtimes.mlx.pack import LINE, pack_dense, padded
 from specdec.runtimes.mlx.step import WholeStep
@@ -28,11 +28,12 @@ TOKENS, POSITION = [3, 100, 7, 150, 42], 7
 class Model:
     """A random model; outputs of its joined matrices are no whole lines, and it has a small matrix."""
 
-    def __init__(self, monkeypatch: Any, folder: Any, dtype: str = "float16") -> None:
+    def __init__(self, monkeypatch: Any, folder: Any, dtype: str = "float16", *, bias: bool = False) -> None:
         self.dtype = getattr(mx, dtype)
         self.config = c = ModelConfig.uniform(
             family="llama", vocab_size=200, hidden_size=192, intermediate_size=320, num_layers=2, num_heads=4,
             num_kv_heads=2, head_dim=32, norm_eps=1e-5, rope_theta=10000.0, max_context=512,
+            qkv_bias=bias,
         )  # fmt: skip
         self.rng = np.random.default_rng(1)
         q, kv, hidden, inner = 128, 64, c.hidden_size, c.intermediate_size
@@ -41,9 +42,11 @@ class Model:
             qkv = self._linear([(q, hidden), (kv, hidden), (kv, hidden)])
             mlp = Mlp(inner, self._linear([(inner, hidden)] * 2, paired=True), self._linear([(hidden, inner)]))
             norms = [mx.array((1 + 0.1 * self.rng.standard_normal(hidden)).astype(np.float32)) for _ in range(2)]
-            self.layers.append(
-                Layer(c.layers[0], qkv, self._linear([(hidden, q)]), mlp, attn_norm=norms[0], mlp_norm=norms[1])
-            )
+            layer = Layer(c.layers[0], qkv, self._linear([(hidden, q)]), mlp, attn_norm=norms[0], mlp_norm=norms[1])
+            if bias:
+                biases = mx.array(self.rng.standard_normal(q + 2 * kv).astype(np.float32))
+                layer.attention = AttentionVectors(bias=biases)
+            self.layers.append(layer)
         self.table = self._weights(c.vocab_size, hidden) * 16
         self.head = self._packed([self.table], paired=False)
         self.linears = [linear for layer in self.layers for linear in layer.linears] + [self.head]
@@ -90,9 +93,9 @@ class Model:
             linear.scores, linear.lines = mx.array(scores), mx.array(lines.reshape(-1)).astype(self.dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_rows_take_their_own_inputs_alone_and_together(monkeypatch, tmp_path, dtype):
-    model = Model(monkeypatch, tmp_path, dtype)
+@pytest.mark.parametrize(("dtype", "bias"), [("float16", False), ("bfloat16", False), ("bfloat16", True)])
+def test_rows_take_their_own_inputs_alone_and_together(monkeypatch, tmp_path, dtype, bias):
+    model = Model(monkeypatch, tmp_path, dtype, bias=bias)
     dense = model.logits(8, TOKENS, 1.0)
     assert np.array_equal(model.logits(1, TOKENS[:1], 1.0)[0], dense[0])
     everything = model.logits(8, TOKENS, 0.9999)
