@@ -36,7 +36,9 @@ def front() -> tables.Table:
         rows.append([own["model"], machine, *(own[name] for name in names)])
     for cells in gpu.rows:
         own = dict(zip(gpu.columns, cells, strict=True))
-        rows.append([own["model"], f"NVIDIA {own['GPU']}", own["plain"], own["`auto`"].split(" ")[0], "-", "-", "-"])
+        auto, other = own["`auto`"].split(" ")[0], own["llama.cpp plain"]
+        ratio = "-" if other == "-" else f"{float(auto) / float(other):.2f}"
+        rows.append([own["model"], f"NVIDIA {own['GPU']}", own["plain"], auto, other, "-", ratio])
     return tables.Table(columns, rows)
 
 

@@ -267,16 +267,24 @@ def gpu_quantised(records: list[Record]) -> Table:
 
 
 def gpu_models(records: list[Record]) -> Table:
-    """Records of `gpu_generate.py`: tokens a second of real models, and the ratio to plain decoding."""
-    columns = ["model", "GPU", "plain", "fixed draft by the model", "lookup", "`auto`"]
+    """Records of `gpu_generate.py`: tokens a second of real models, the ratio to plain decoding, and llama.cpp's."""
+    columns = ["model", "GPU", "plain", "fixed draft by the model", "lookup", "`auto`", "16 at once", "llama.cpp plain"]
     rows = []
     for record in records:
-        ways = {row["decoding"].split(",")[-1].split(" at")[0].strip(): row for row in record["results"]["rows"]}
-        drafted = next(name for name in ways if name not in ("plain", "lookup", "auto"))
-        shown = [f"{ways[name]['tok/s']:.0f} ({ways[name]['of plain']:.2f})" for name in (drafted, "lookup", "auto")]
+        ways = {row["decoding"].split(" at ")[0]: row for row in record["results"]["rows"]}
+        together = {row["decoding"]: row for row in record["results"]["rows"] if " at once " in row["decoding"]}
+        drafted, lookup = (next(name for name in ways if name.startswith(fixed)) for fixed in ("fixed 4", "fixed 8"))
+        shown = [_with_ratio(ways[name]) for name in (drafted, lookup, "auto")]
+        shown[0] = f"{drafted.split(', ')[1]}: {shown[0]}"
+        shown.append(_with_ratio(together["16 at once plain"]))
+        peers = [f"{row['tok/s']:.0f}" for name, row in ways.items() if name.startswith("llama.cpp")]
         gpu = record["results"]["gpu"].removeprefix("NVIDIA ").split()[0]
-        rows.append([model_of(record), gpu, f"{ways['plain']['tok/s']:.0f}", f"{drafted}: {shown[0]}", *shown[1:]])
+        rows.append([model_of(record), gpu, f"{ways['plain']['tok/s']:.0f}", *shown, *(peers or ["-"])])
     return Table(columns, rows)
+
+
+def _with_ratio(row: dict[str, Any]) -> str:
+    return f"{row['tok/s']:.0f} ({row['of plain']:.2f})"
 
 
 TABLES: dict[str, Callable[[list[Record]], Table]] = {
