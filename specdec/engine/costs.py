@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.engine.cost_file import cost_file, read_costs, write_costs
@@ -52,8 +51,8 @@ def machine_costs(
         heads: tokens that such steps score, by drafter; drafters that are not named are not timed.
         measures: False makes do with what is known, if anything is: others wait for passes.
     """
-    file, costs = cost_file(model), model.memory.costs
-    if file is None:
+    costs = model.memory.costs
+    if not costs.table.verify_s and cost_file(model) is None:
         return CostTable()
     steps: list[DraftKey] = [
         (one.drafter, one.view, effort) for one in options if one.drafter in heads for effort in tried
@@ -61,7 +60,7 @@ def machine_costs(
     late = _late_views(model)
     ready = [key for key in steps if key[1] not in late]
     turns = any(one.turn_rows for one in options) and bool(widths_of(model.runtime, model.config))
-    table = _measured(model, efforts, ready, heads, file, turns=turns, measures=measures)
+    table = _measured(model, efforts, ready, heads, turns=turns, measures=measures)
     bounds = {
         key: late[key[1]].least_s(table.verify_s[1], key[2])
         for key in steps
@@ -87,7 +86,6 @@ def _measured(
     efforts: Callable[[float], EffortSchedule | Efforts],
     wanted: list[DraftKey],
     heads: Mapping[str, DraftHead | None],
-    file: Path,
     *,
     turns: bool,
     measures: bool,
@@ -95,7 +93,7 @@ def _measured(
     """Measured costs, those kept included; see `machine_costs`. `turns`: turns of the runtime's own count."""
     costs = model.memory.costs
     table = costs.table
-    if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
+    if not table.verify_s and costs.is_kept and not costs.is_measured_anew and (file := cost_file(model)):
         table = read_costs(file)
     missing = [key for key in wanted if key not in table.draft_s]
     if table.verify_s and not measures:
@@ -113,7 +111,7 @@ def _measured(
     if turns and not table.turn_s:
         table = replace(table, turn_s=measure_turns(model.runtime, model.config))
     costs.table, costs.is_doubtful = table, False
-    if costs.is_kept:
+    if costs.is_kept and (file := cost_file(model)):
         write_costs(file, table)
     return table
 
@@ -136,7 +134,7 @@ def keep_costs(model: Model, ask: Callable[[], CostTable | None]) -> None:
         PluginError: the policy cannot say.
     """
     costs, now_s = model.memory.costs, time.monotonic()
-    if now_s < costs.keep_from_s or (file := cost_file(model)) is None:
+    if now_s < costs.keep_from_s or not costs.table.verify_s:
         return
     learnt = ask()
     if learnt is None or not learnt.verify_s:
@@ -149,5 +147,5 @@ def keep_costs(model: Model, ask: Callable[[], CostTable | None]) -> None:
     if not costs.is_doubted and disagreement(costs.table, learnt) > _DISAGREES:
         costs.is_doubtful = costs.is_doubted = True
         costs.table = learnt
-    if costs.is_kept:
+    if costs.is_kept and (file := cost_file(model)):
         write_costs(file, learnt)
