@@ -7,7 +7,7 @@ run, and measured again where what is known is doubtful.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,9 @@ from specdec.engine.policy import CostTable, DraftKey, DraftOption
 from specdec.model.effort import Efforts, EffortSchedule
 
 if TYPE_CHECKING:
+    from specdec.engine.crew import Crew
     from specdec.model.loaded import Model
-    from specdec.runtimes.base import DraftHead, Late
+    from specdec.runtimes.base import Late
 
 _DOUBTFUL = 0.25  # spread of kept costs from which they are measured again
 _DISAGREES = 0.35  # logarithm of the factor by which what was learnt may differ from what was known
@@ -36,7 +37,7 @@ def machine_costs(
     efforts: Callable[[float], EffortSchedule | Efforts],
     tried: Sequence[float],
     *,
-    heads: Mapping[str, DraftHead | None],
+    crew: Crew,
     measures: bool = True,
 ) -> CostTable:
     """Seconds of exact passes and of the model's own draft steps.
@@ -48,19 +49,19 @@ def machine_costs(
         options: what may draft; only steps of the model itself are timed, others are known once they have drafted.
         efforts: schedule for a mean effort.
         tried: efforts whose draft steps to time.
-        heads: tokens that such steps score, by drafter; drafters that are not named are not timed.
+        crew: the drafters.
         measures: False makes do with what is known, if anything is: others wait for passes.
     """
     costs = model.memory.costs
     if not costs.table.verify_s and cost_file(model) is None:
         return CostTable()
     steps: list[DraftKey] = [
-        (one.drafter, one.view, effort) for one in options if one.drafter in heads for effort in tried
+        (one.drafter, one.view, effort) for one in options if one.drafter in crew.known.timed for effort in tried
     ]
     late = _late_views(model)
     ready = [key for key in steps if key[1] not in late]
     turns = any(one.turn_rows for one in options) and bool(widths_of(model.runtime, model.config))
-    table = _measured(model, efforts, ready, heads, turns=turns, measures=measures)
+    table = _measured(model, efforts, ready, crew, turns=turns, measures=measures)
     bounds = {
         key: late[key[1]].least_s(table.verify_s[1], key[2])
         for key in steps
@@ -85,7 +86,7 @@ def _measured(
     model: Model,
     efforts: Callable[[float], EffortSchedule | Efforts],
     wanted: list[DraftKey],
-    heads: Mapping[str, DraftHead | None],
+    crew: Crew,
     *,
     turns: bool,
     measures: bool,
@@ -100,11 +101,11 @@ def _measured(
         costs.table = table
         return table
     if not table.verify_s:
-        table = measure(model, efforts, missing, heads=heads)
+        table = measure(model, efforts, missing, heads=crew.heads())
     elif costs.is_doubtful or (not costs.table.verify_s and _is_doubtful(table)):
-        table = joined(table, measure(model, efforts, wanted, heads=heads))
+        table = joined(table, measure(model, efforts, wanted, heads=crew.heads()))
     elif missing:
-        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE, heads=heads))
+        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE, heads=crew.heads()))
     elif table.turn_s or not turns:
         costs.table = table
         return table

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.drafters.base import DrafterMemory
+from specdec.engine.crew import Known
 from specdec.engine.grammar_tables import Grammars
 from specdec.engine.pass_costs import PassCosts
 from specdec.engine.policy import CostTable
@@ -45,6 +46,7 @@ class Memory:
         policies: what policies have learnt, by their class.
         grammars: tables and compiled grammars.
         passes: seconds of passes that several sequences shared.
+        crews: what is known of the drafters of `auto`, by their kind.
         turns_compiled: rows and efforts of verification for which the runtime has compiled its own turns.
     """
 
@@ -53,6 +55,7 @@ class Memory:
     policies: dict[type, dict[Any, Any]] = field(default_factory=dict)
     grammars: Grammars = field(default_factory=Grammars)
     passes: PassCosts = field(default_factory=PassCosts)
+    crews: dict[tuple[tuple[str, ...], str, bool], Known] = field(default_factory=dict)
     turns_compiled: set[tuple[int, Efforts]] = field(default_factory=set)
 
     def of_policy(self, policy: object) -> dict[Any, Any]:
