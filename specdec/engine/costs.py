@@ -52,9 +52,11 @@ def machine_costs(
         crew: the drafters.
         measures: False makes do with what is known, if anything is: others wait for passes.
     """
-    costs = model.memory.costs
+    costs, asked = model.memory.costs, (tuple(options), tuple(tried))
     if not costs.table.verify_s and cost_file(model) is None:
         return CostTable()
+    if costs.last is not None and costs.last[:2] == (asked, costs.table) and not costs.is_doubtful:
+        return costs.last[2]
     steps: list[DraftKey] = [
         (one.drafter, one.view, effort) for one in options if one.drafter in crew.known.timed for effort in tried
     ]
@@ -67,14 +69,16 @@ def machine_costs(
         for key in steps
         if key[1] in late and key not in table.draft_s
     }
+    base, found = costs.bounded
     if not bounds:
-        return table
-    base, bounded = costs.bounded
-    if base is not table or not bounds.keys() <= bounded.draft_s.keys():
+        found = table
+    elif base is not table or not bounds.keys() <= found.draft_s.keys():
         spreads = {**table.draft_spread, **dict.fromkeys(bounds, _BOUND_SPREAD)}
-        bounded = replace(table, draft_s={**table.draft_s, **bounds}, draft_spread=spreads)
-        costs.bounded = table, bounded
-    return bounded
+        found = replace(table, draft_s={**table.draft_s, **bounds}, draft_spread=spreads)
+        costs.bounded = table, found
+    if measures:
+        costs.last = asked, table, found
+    return found
 
 
 def _late_views(model: Model) -> dict[str | None, Late]:

@@ -9,7 +9,7 @@ from specdec.drafters.base import DrafterMemory
 from specdec.engine.crew import Known
 from specdec.engine.grammar_tables import Grammars
 from specdec.engine.pass_costs import PassCosts
-from specdec.engine.policy import CostTable
+from specdec.engine.policy import CostTable, DraftOption
 from specdec.model.effort import Efforts
 
 
@@ -24,6 +24,7 @@ class MachineCosts:
         is_doubtful: what a policy has learnt disagrees with the table: the next answer measures again.
         is_doubted: that has happened, which is enough for a process.
         bounded: a table, and the same with bounds for the steps of views that have yet to be made.
+        last: what an answer that may measure asked for last, the table then, and the costs that it was given.
         keep_from_s: time, as of `time.monotonic`, before which policies are not asked again.
     """
 
@@ -33,6 +34,7 @@ class MachineCosts:
     is_doubtful: bool = False
     is_doubted: bool = False
     bounded: tuple[CostTable | None, CostTable] = (None, CostTable())
+    last: tuple[tuple[tuple[DraftOption, ...], tuple[float, ...]], CostTable, CostTable] | None = None
     keep_from_s: float = 0.0
 
 
