@@ -25,7 +25,6 @@ from specdec.engine.policy import (
     DraftOption,
     DraftPlan,
     Knowledge,
-    Learner,
     Policy,
     RoundState,
 )
@@ -311,14 +310,14 @@ def choose_drafting(
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    asked = _asked(options)
+    guarded, asked = GuardedPolicy(chosen, policy_name), _asked(options)
     return Drafting(
         model=model,
         options=options,
-        crew=_crew(model, options, asked, owner, progress, usual=usual[0], waits=conforms(chosen, Learner)),
+        crew=_crew(model, options, asked, owner, progress, usual=usual[0], waits=guarded.learns),
         named=frozenset(_name(one) for one in asked if one != "auto"),
         chosen=chosen,
-        policy=GuardedPolicy(chosen, policy_name),
+        policy=guarded,
         efforts=efforts,
         verify_effort=verify_effort,
         usual=usual,
