@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from specdec.conforms import conforms
-from specdec.drafters.base import Drafter, Foreteller, Rememberer, wants_logits
+from specdec.drafters.base import Drafter, Foreteller, Rememberer
 from specdec.drafters.effort import EffortDrafter
 from specdec.engine.drafter_guard import options_of
 from specdec.engine.observers import Observers
@@ -78,11 +78,6 @@ class Crew:
         """Tokens that the steps of the timed drafters score, by their names."""
         return {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
 
-    @property
-    def want_logits(self) -> bool:
-        """Whether a drafter that is made learns from the verifier's logits."""
-        return any(wants_logits(one) for one in self.made.values())
-
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes of their own keys and values for a sequence of `capacity` tokens."""
         found = [one.cache_bytes(capacity) for one in self.made.values() if conforms(one, Rememberer)]
@@ -91,4 +86,4 @@ class Crew:
     @property
     def may_wait(self) -> bool:
         """Whether others of the same kinds may be made late: before that, only what is `known` of them matters."""
-        return not self.want_logits and not any(conforms(one, Rememberer) for one in self.made.values())
+        return not self.observers.want_logits and not any(conforms(one, Rememberer) for one in self.made.values())

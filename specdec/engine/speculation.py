@@ -277,7 +277,7 @@ class Drafting:
         rows = max((option.turn_rows for option in offered), default=0)
         if not rows:
             return offered
-        chooses = sequence.takes_choices and not self.crew.want_logits
+        chooses = sequence.takes_choices and not self.crew.observers.want_logits
         if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
             return tuple(replace(option, turn_rows=0) for option in offered)
         wanted, compiled = (rows, sequence.efforts), self.model.memory.turns_compiled
