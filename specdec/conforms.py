@@ -18,8 +18,10 @@ def conforms(value: object, protocol: type[T]) -> TypeGuard[T]:
 
     Members that are properties of the class are not evaluated. What they raise, they raise when they are used.
     """
-    missing = _missing(type(value), protocol)  # type: ignore[arg-type]  # types have hashes
-    return not missing or all(getattr(value, name, None) is not None for name in missing)
+    for name in _missing(type(value), protocol):  # type: ignore[arg-type]  # noqa: SIM110  # all() takes twice as long
+        if getattr(value, name, None) is None:
+            return False
+    return True
 
 
 @lru_cache(maxsize=_KINDS)

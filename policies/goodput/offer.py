@@ -20,14 +20,17 @@ class Offer:
         options: the same.
         models: the options that run a model.
         turning: the one that the runtime drafts by itself, for a sequence that is alone; None where there is none.
+        widths: its widths, by their number in `WIDTHS`, and their rows.
     """
 
-    __slots__ = ("_short", "models", "options", "turning")
+    __slots__ = ("_short", "models", "options", "turning", "widths")
 
     def __init__(self, options: tuple[DraftOption, ...]) -> None:
         self.options = options
         self.models = tuple(option for option in options if option.view is not None)
         self.turning = next((option for option in options if option.turn_rows >= WIDTHS[0]), None)
+        rows = 0 if self.turning is None else self.turning.turn_rows
+        self.widths = tuple((place, width) for place, width in enumerate(WIDTHS) if width <= rows)
         self._short = {(one.drafter, one.view): (Way(one.drafter, one.view),) for one in options}
 
     def are(self, options: tuple[DraftOption, ...]) -> bool:

@@ -47,6 +47,7 @@ from specdec.engine.policy import (
     check_number,
 )
 
+_NO_OFFER = Offer(())
 _PLAIN = DraftPlan(num_draft_tokens=0, effort=1.0)
 _LOOKAHEAD = 4  # further draft steps that a decision to go on takes into account: verify costs rise in stairs
 _LESSONS = 2  # rounds that are learnt from at once: between passes this code is in no cache, and two cost little more
@@ -81,7 +82,7 @@ class GoodputPolicy:
     explore: float = 0.01
     _knowledge: Knowledge = field(default_factory=Knowledge, init=False, repr=False)
     _learnt: Learnt | None = field(default=None, init=False, repr=False)
-    _offer: Offer = field(default_factory=lambda: Offer(()), init=False, repr=False, compare=False)
+    _offer: Offer = field(default=_NO_OFFER, init=False, repr=False, compare=False)
     _menus: Menus = field(init=False, repr=False)
     _trials: Trials = field(init=False, repr=False)
     _now: Prospect = field(default_factory=Prospect, init=False, repr=False)
@@ -110,12 +111,13 @@ class GoodputPolicy:
     def begin(self, knowledge: Knowledge) -> None:
         """Take measured costs, and what earlier generations of the model have taught."""
         self._knowledge = knowledge
+        self._offer = knowledge.memory.get(("goodput", "offer"), _NO_OFFER)
         self._costs()
 
     def plan(self, state: RoundState) -> DraftPlan:
         """The most profitable round, or now and then a trial of something else."""
         if not self._offer.are(state.options):
-            self._offer = Offer(state.options)
+            self._offer = self._knowledge.memory["goodput", "offer"] = Offer(state.options)
         offer, learnt = self._offer, self._learnt
         if learnt is None:
             if not state.named and offer.turns(state) is not None and is_early(state):

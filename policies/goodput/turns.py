@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from specdec.policies.goodput.acceptance import LONGEST_MATCH, MatchAcceptance
 from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.prospect import Prospect, Situation
-from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
+from specdec.policies.goodput.turn_results import TurnResults
 from specdec.policies.goodput.ways import Way
 
-from specdec.engine.policy import DraftOption, RoundState
+from specdec.engine.policy import RoundState
 
 _MARGIN = 1.03  # tokens for each dense step, over the going rate, from which turns pay
 _FIRST, _MOST = 4, 16  # turns of a pass where they have paid lately: at first, and at most
@@ -76,7 +76,7 @@ class TurnPlanner:
             return {}
         results, chances = results_of(now.learnt, option.drafter), match_of(now.learnt, option.drafter).chances
         least = NEVER
-        for place, width in _widths(option):
+        for place, width in now.offer.widths:
             needed = _MARGIN * now.rate * results.cost(place, now.verify) + _LAUNCH
             for match in range(1, min(least, len(chances))):
                 if _by_match(chances, match, width) > needed:
@@ -89,23 +89,23 @@ class TurnPlanner:
         option = now.turns
         if option is None or now.state.max_draft_tokens < 1:
             return None
-        results, best = results_of(now.learnt, option.drafter), Prospect(tokens=0.0)
-        self.results = results
-        match = now.state.matches.get(option.drafter, 0)
+        results = self.results = results_of(now.learnt, option.drafter)
+        found = 0.0, 1.0, 0, 0  # tokens, cost, width and turns of the best
+        match, most = now.state.matches.get(option.drafter, 0), min(_MOST, max(_FIRST, 2 * self._last))
         chances = match_of(now.learnt, option.drafter).chances
-        for place, width in _widths(option):
-            tokens, cost = results.tokens(place), results.cost(place, now.verify)
-            turns = min(_MOST, max(_FIRST, 2 * self._last))
+        for place, width in now.offer.widths:
+            tokens, cost, turns = results.tokens(place), results.cost(place, now.verify), most
             if tokens <= _MARGIN * now.rate * cost:
                 first = _by_match(chances, match, width)
                 turns = 1 if first < _LONG else _FEW
                 tokens = (first - _LAUNCH + (turns - 1) * tokens) / turns
-            if tokens * best.cost > best.tokens * cost:
-                best = Prospect(
-                    rate=now.rate, tokens=tokens, cost=cost, option=option, way=Way(option.drafter, None),
-                    length=width - 1, turns=turns, match=match, verify=now.verify,
-                )  # fmt: skip
-        return best
+            if tokens * found[1] > found[0] * cost:
+                found = tokens, cost, width, turns
+        tokens, cost, width, turns = found
+        return Prospect(
+            rate=now.rate, tokens=tokens, cost=cost, option=option, way=Way(option.drafter, None), length=width - 1,
+            turns=turns, match=match, verify=now.verify,
+        )  # fmt: skip
 
     def _trial(self, now: Situation) -> Prospect | None:
         """Turns that could bring more than is expected of them, once the text is long enough for what they may lose."""
@@ -113,7 +113,7 @@ class TurnPlanner:
         assert option is not None
         assert results is not None
         best, hope = None, 0.0
-        for place, width in _widths(option):
+        for place, width in now.offer.widths:
             cost = results.cost(place, now.verify)
             found = results.hopeful(place) / (now.rate * cost)
             if found > max(hope, _MARGIN):
@@ -157,11 +157,6 @@ def results_of(learnt: Learnt, drafter: str) -> TurnResults:
 def match_of(learnt: Learnt, drafter: str) -> MatchAcceptance:
     """Acceptance of a drafter's turns by the length of the match that the first one followed."""
     return learnt.match(f"turns of {drafter}")
-
-
-def _widths(option: DraftOption) -> list[tuple[int, int]]:
-    """Number and rows of the widths that the runtime has."""
-    return [(place, width) for place, width in enumerate(WIDTHS) if width <= option.turn_rows]
 
 
 def _by_match(chances: list[float], match: int, width: int) -> float:

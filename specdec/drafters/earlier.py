@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from threading import Lock
 
 from specdec.drafters.successors import Successors
 from specdec.drafters.suffix_index import SuffixIndex
@@ -75,11 +76,13 @@ class Archive:
 
     def __init__(self) -> None:
         self._owners: OrderedDict[str, EarlierAnswers] = OrderedDict()
+        self._lock = Lock()  # requests arrive while passes run
 
     def of(self, owner: str) -> EarlierAnswers:
         """The answers of an owner."""
-        found = self._owners.setdefault(owner, EarlierAnswers())
-        self._owners.move_to_end(owner)
-        while len(self._owners) > 1 and sum(one.tokens + 1 for one in self._owners.values()) > _ALL_TOKENS:
-            self._owners.popitem(last=False)
-        return found
+        with self._lock:
+            found = self._owners.setdefault(owner, EarlierAnswers())
+            self._owners.move_to_end(owner)
+            while len(self._owners) > 1 and sum(one.tokens + 1 for one in self._owners.values()) > _ALL_TOKENS:
+                self._owners.popitem(last=False)
+            return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from specdec.drafters.acceptance import ProposalBook
@@ -46,22 +47,16 @@ class NgramDrafter:
     takes_effort = False
 
     def __init__(self, argument: str, setup: DrafterSetup) -> None:
-        options = read_options("ngram", argument, {"min": "2", "max": str(_MOST), "table": ""})
-        self._shortest = whole_number("ngram", "min", options["min"], low=1, high=_MOST)
-        self._longest = whole_number("ngram", "max", options["max"], low=1, high=_MOST)
-        if self._shortest > self._longest:
-            raise InvalidArgumentError(
-                f"drafter 'ngram' needs min <= max, not min={self._shortest},max={self._longest}"
-            )
-        self._own = SuffixIndex()  # empty until a match is long, or drafted from
+        self._shortest, self._longest, table = _read(argument)
+        self._own: SuffixIndex | None = None  # made when a match is long, or drafted from
         self._match = TextMatch()
         self._table: SuffixIndex | None = None
         self._vocab_size = 1 << 31  # of the model, where there is a table
-        if options["table"]:
-            self._table = _table(Path(options["table"]), self._shortest, setup)
+        if table:
+            self._table = _table(Path(table), self._shortest, setup)
             self._vocab_size = setup.runtime.config.vocab_size
         self._earlier = None if setup is None or setup.owner is None else setup.memory.answers.of(setup.owner)
-        self._readers = [SuffixReader(self._longest) for _ in range(3)]
+        self._readers: list[SuffixReader] = []  # of newer and older answers and the table
         self._book = ProposalBook(UNTRIED)  # by length of the match that a proposal began with
 
     def draft(self, plan: DraftPlan, context: DraftContext, *, policy: Policy) -> Draft:
@@ -98,7 +93,7 @@ class NgramDrafter:
 
     def match_length(self, context: DraftContext) -> int:
         """Length of the longest end of the text that a continuation is known for, as far as it counts; else 0."""
-        if not self._own.tokens and self._earlier is None and self._table is None:
+        if self._own is None and self._earlier is None and self._table is None:
             length = self._match.length(context.history)
             if length < MOST:
                 return min(length, self._longest) if length >= self._shortest else 0
@@ -111,8 +106,12 @@ class NgramDrafter:
 
     def _matches(self, history: Sequence[int]) -> list[_Match]:
         """Occurrences of the end of the text, in order of preference."""
-        self._own.follow(history)
-        matches = [_Match(self._own, self._own.shorten(self._own.end(), self._longest), self._shortest)]
+        own = self._own
+        if own is None:
+            own = self._own = SuffixIndex()
+            self._readers = [SuffixReader(self._longest) for _ in range(3)]
+        own.follow(history)
+        matches = [_Match(own, own.shorten(own.end(), self._longest), self._shortest)]
         newer, older, table = self._readers
         if self._earlier is not None:
             least = min(max(self._shortest, _LEAST), self._longest)
@@ -155,6 +154,21 @@ class _Match:
     place: Place
     shortest: int
     counts: float = 1.0
+
+
+@lru_cache(maxsize=64)
+def _read(argument: str) -> tuple[int, int, str]:
+    """Least and most tokens to compare, and the table's file, or nothing: every answer asks for the same.
+
+    Raises:
+        InvalidArgumentError: an unknown part, or sizes out of range.
+    """
+    options = read_options("ngram", argument, {"min": "2", "max": str(_MOST), "table": ""})
+    shortest = whole_number("ngram", "min", options["min"], low=1, high=_MOST)
+    longest = whole_number("ngram", "max", options["max"], low=1, high=_MOST)
+    if shortest > longest:
+        raise InvalidArgumentError(f"drafter 'ngram' needs min <= max, not min={shortest},max={longest}")
+    return shortest, longest, options["table"]
 
 
 def _table(path: Path, shortest: int, setup: DrafterSetup) -> SuffixIndex:

@@ -12,13 +12,14 @@ import numpy as np
 
 MOST = 9  # tokens that are compared: longer matches are as good
 _SHORT = 2048  # tokens of a text up to which Python's own search takes less time than a copy
+_NONE = np.empty(0, np.int32)
 
 
 class TextMatch:
     """Follows a text that only grows, or loses tokens at its end."""
 
     def __init__(self) -> None:
-        self._tokens = np.empty(0, np.int32)
+        self._tokens = _NONE
         self._known = 0
 
     def length(self, text: Sequence[int]) -> int:

@@ -87,7 +87,7 @@ class Answer:
         progress: Progress | None = None,
     ) -> None:
         self.sequence: Sequence | None = sequence
-        draft_view = None if drafting is None else drafting.offered[0].view
+        draft_view = None if drafting is None else drafting.crew.known.offered[0].view
         self.stats = Stats(draft_view=draft_view, seed=seed, prompt_tokens=len(sequence.tokens))
         self._prompt_logprobs, self._has_logprobs = sequence.prompt_logprobs, has_logprobs
         self.stopped_by: str | None = None

@@ -7,9 +7,8 @@ run, and measured again where what is known is doubtful.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specdec.engine.cost_file import cost_file, read_costs, write_costs
@@ -21,8 +20,9 @@ from specdec.engine.policy import CostTable, DraftKey, DraftOption
 from specdec.model.effort import Efforts, EffortSchedule
 
 if TYPE_CHECKING:
+    from specdec.engine.crew import Crew
     from specdec.model.loaded import Model
-    from specdec.runtimes.base import DraftHead, Late
+    from specdec.runtimes.base import Late
 
 _DOUBTFUL = 0.25  # spread of kept costs from which they are measured again
 _DISAGREES = 0.35  # logarithm of the factor by which what was learnt may differ from what was known
@@ -37,7 +37,7 @@ def machine_costs(
     efforts: Callable[[float], EffortSchedule | Efforts],
     tried: Sequence[float],
     *,
-    heads: Mapping[str, DraftHead | None],
+    crew: Crew,
     measures: bool = True,
 ) -> CostTable:
     """Seconds of exact passes and of the model's own draft steps.
@@ -49,32 +49,36 @@ def machine_costs(
         options: what may draft; only steps of the model itself are timed, others are known once they have drafted.
         efforts: schedule for a mean effort.
         tried: efforts whose draft steps to time.
-        heads: tokens that such steps score, by drafter; drafters that are not named are not timed.
+        crew: the drafters.
         measures: False makes do with what is known, if anything is: others wait for passes.
     """
-    file, costs = cost_file(model), model.memory.costs
-    if file is None:
+    costs, asked = model.memory.costs, (tuple(options), tuple(tried))
+    if not costs.table.verify_s and cost_file(model) is None:
         return CostTable()
+    if costs.last is not None and costs.last[:2] == (asked, costs.table) and not costs.is_doubtful:
+        return costs.last[2]
     steps: list[DraftKey] = [
-        (one.drafter, one.view, effort) for one in options if one.drafter in heads for effort in tried
+        (one.drafter, one.view, effort) for one in options if one.drafter in crew.known.timed for effort in tried
     ]
     late = _late_views(model)
     ready = [key for key in steps if key[1] not in late]
     turns = any(one.turn_rows for one in options) and bool(widths_of(model.runtime, model.config))
-    table = _measured(model, efforts, ready, heads, file, turns=turns, measures=measures)
+    table = _measured(model, efforts, ready, crew, turns=turns, measures=measures)
     bounds = {
         key: late[key[1]].least_s(table.verify_s[1], key[2])
         for key in steps
         if key[1] in late and key not in table.draft_s
     }
+    base, found = costs.bounded
     if not bounds:
-        return table
-    base, bounded = costs.bounded
-    if base is not table or not bounds.keys() <= bounded.draft_s.keys():
+        found = table
+    elif base is not table or not bounds.keys() <= found.draft_s.keys():
         spreads = {**table.draft_spread, **dict.fromkeys(bounds, _BOUND_SPREAD)}
-        bounded = replace(table, draft_s={**table.draft_s, **bounds}, draft_spread=spreads)
-        costs.bounded = table, bounded
-    return bounded
+        found = replace(table, draft_s={**table.draft_s, **bounds}, draft_spread=spreads)
+        costs.bounded = table, found
+    if measures:
+        costs.last = asked, table, found
+    return found
 
 
 def _late_views(model: Model) -> dict[str | None, Late]:
@@ -86,8 +90,7 @@ def _measured(
     model: Model,
     efforts: Callable[[float], EffortSchedule | Efforts],
     wanted: list[DraftKey],
-    heads: Mapping[str, DraftHead | None],
-    file: Path,
+    crew: Crew,
     *,
     turns: bool,
     measures: bool,
@@ -95,25 +98,25 @@ def _measured(
     """Measured costs, those kept included; see `machine_costs`. `turns`: turns of the runtime's own count."""
     costs = model.memory.costs
     table = costs.table
-    if not table.verify_s and costs.is_kept and not costs.is_measured_anew:
+    if not table.verify_s and costs.is_kept and not costs.is_measured_anew and (file := cost_file(model)):
         table = read_costs(file)
     missing = [key for key in wanted if key not in table.draft_s]
     if table.verify_s and not measures:
         costs.table = table
         return table
     if not table.verify_s:
-        table = measure(model, efforts, missing, heads=heads)
+        table = measure(model, efforts, missing, heads=crew.heads())
     elif costs.is_doubtful or (not costs.table.verify_s and _is_doubtful(table)):
-        table = joined(table, measure(model, efforts, wanted, heads=heads))
+        table = joined(table, measure(model, efforts, wanted, heads=crew.heads()))
     elif missing:
-        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE, heads=heads))
+        table = joined(table, measure(model, efforts, missing, rows=_REFERENCE, heads=crew.heads()))
     elif table.turn_s or not turns:
         costs.table = table
         return table
     if turns and not table.turn_s:
         table = replace(table, turn_s=measure_turns(model.runtime, model.config))
     costs.table, costs.is_doubtful = table, False
-    if costs.is_kept:
+    if costs.is_kept and (file := cost_file(model)):
         write_costs(file, table)
     return table
 
@@ -136,7 +139,7 @@ def keep_costs(model: Model, ask: Callable[[], CostTable | None]) -> None:
         PluginError: the policy cannot say.
     """
     costs, now_s = model.memory.costs, time.monotonic()
-    if now_s < costs.keep_from_s or (file := cost_file(model)) is None:
+    if now_s < costs.keep_from_s or not costs.table.verify_s:
         return
     learnt = ask()
     if learnt is None or not learnt.verify_s:
@@ -149,5 +152,5 @@ def keep_costs(model: Model, ask: Callable[[], CostTable | None]) -> None:
     if not costs.is_doubted and disagreement(costs.table, learnt) > _DISAGREES:
         costs.is_doubtful = costs.is_doubted = True
         costs.table = learnt
-    if costs.is_kept:
+    if costs.is_kept and (file := cost_file(model)):
         write_costs(file, learnt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 
 from specdec.model.architecture import ModelConfig
 from specdec.model.effort import Efforts, EffortSchedule, resolve_efforts
@@ -35,6 +36,16 @@ class EffortScale:
             if len(self._known) > _REMEMBERED:
                 self._known.popitem(last=False)
         return efforts
+
+
+@lru_cache(maxsize=64)
+def effort_scale(base: EffortSchedule, config: ModelConfig) -> EffortScale:
+    """The efforts of a shape for a model: answers share what has been worked out.
+
+    Raises:
+        InvalidArgumentError: as for `EffortScale`.
+    """
+    return EffortScale(base, config)
 
 
 def describe_target(schedule: EffortSchedule, config: ModelConfig) -> str:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specdec.drafters.base import DrafterMemory
+from specdec.engine.crew import Known
 from specdec.engine.grammar_tables import Grammars
 from specdec.engine.pass_costs import PassCosts
-from specdec.engine.policy import CostTable
+from specdec.engine.policy import CostTable, DraftOption
 from specdec.model.effort import Efforts
 
 
@@ -23,6 +24,7 @@ class MachineCosts:
         is_doubtful: what a policy has learnt disagrees with the table: the next answer measures again.
         is_doubted: that has happened, which is enough for a process.
         bounded: a table, and the same with bounds for the steps of views that have yet to be made.
+        last: what an answer that may measure asked for last, the table then, and the costs that it was given.
         keep_from_s: time, as of `time.monotonic`, before which policies are not asked again.
     """
 
@@ -32,6 +34,7 @@ class MachineCosts:
     is_doubtful: bool = False
     is_doubted: bool = False
     bounded: tuple[CostTable | None, CostTable] = (None, CostTable())
+    last: tuple[tuple[tuple[DraftOption, ...], tuple[float, ...]], CostTable, CostTable] | None = None
     keep_from_s: float = 0.0
 
 
@@ -45,6 +48,7 @@ class Memory:
         policies: what policies have learnt, by their class.
         grammars: tables and compiled grammars.
         passes: seconds of passes that several sequences shared.
+        crews: what is known of the drafters of `auto`, by their kind.
         turns_compiled: rows and efforts of verification for which the runtime has compiled its own turns.
     """
 
@@ -53,6 +57,7 @@ class Memory:
     policies: dict[type, dict[Any, Any]] = field(default_factory=dict)
     grammars: Grammars = field(default_factory=Grammars)
     passes: PassCosts = field(default_factory=PassCosts)
+    crews: dict[tuple[tuple[str, ...], str, bool], Known] = field(default_factory=dict)
     turns_compiled: set[tuple[int, Efforts]] = field(default_factory=set)
 
     def of_policy(self, policy: object) -> dict[Any, Any]:

@@ -21,6 +21,9 @@ class Observers:
 
     Args:
         drafters: all drafters of the answer, by name.
+
+    Attributes:
+        want_logits: one of them learns from logits, so that choices will not do.
     """
 
     def __init__(self, drafters: Mapping[str, Drafter]) -> None:
@@ -34,11 +37,7 @@ class Observers:
                 self._of_choices[name] = drafter
             if conforms(drafter, LikelyObserver):
                 self._of_likely[name] = drafter
-
-    @property
-    def want_logits(self) -> bool:
-        """Whether one of them learns from logits, so that choices will not do."""
-        return bool(self._of_logits)
+        self.want_logits = bool(self._of_logits)
 
     @property
     def likely(self) -> int:

@@ -26,23 +26,24 @@ from specdec.engine.policy import (
 from specdec.errors import PluginError
 from specdec.interrupts import unless_signalled
 
+_PLAIN = DraftPlan(num_draft_tokens=0, effort=1.0)
+
 
 class GuardedPolicy:
     """A policy whose answers can be relied on.
 
     Every method raises PluginError, with the policy's name, when the policy raises or its answer is out of range. The
     engine then takes the round back, so the cache holds what it held before.
+
+    Attributes:
+        learns: the policy wants measured costs and a memory.
     """
 
     def __init__(self, policy: Policy, name: str) -> None:
         self._policy, self._name = policy, name
+        self.learns = conforms(policy, Learner)
         # A plan of the policy that fits these options.
-        self._valid: tuple[DraftPlan, tuple[DraftOption, ...]] = DraftPlan(num_draft_tokens=0, effort=1.0), ()
-
-    @property
-    def learns(self) -> bool:
-        """Whether the policy wants measured costs and a memory."""
-        return conforms(self._policy, Learner)
+        self._valid: tuple[DraftPlan, tuple[DraftOption, ...]] = _PLAIN, ()
 
     @property
     def quiet_rounds(self) -> int:

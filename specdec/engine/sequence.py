@@ -370,7 +370,7 @@ class Sequence:
         policy = speculation.policy
         name = speculation.drafter_of(plan)
         with faults_of(name, "draft"):
-            outcome = speculation.drafters[name].draft(plan, speculation.context, policy=policy)
+            outcome = speculation.crew.drafters[name].draft(plan, speculation.context, policy=policy)
         if isinstance(outcome, Draft):
             draft = outcome
         else:

@@ -8,24 +8,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from specdec.conforms import conforms
-from specdec.drafters.base import (
-    Archivist,
-    Draft,
-    DraftContext,
-    Drafter,
-    DrafterSetup,
-    Foreteller,
-    Rememberer,
-    late_in,
-    wants_logits,
-)
-from specdec.drafters.effort import EffortDrafter
+from specdec.drafters.base import Archivist, Draft, DraftContext, Drafter, DrafterSetup, late_in
 from specdec.drafters.registry import create as create_drafter
 from specdec.drafters.text_match import TextMatch
 from specdec.engine.chooser import LenientRules, TokenChooser
 from specdec.engine.costs import keep_costs, machine_costs
-from specdec.engine.drafter_guard import faults_of, match_length, options_of
-from specdec.engine.efforts import EffortScale
+from specdec.engine.crew import Crew
+from specdec.engine.drafter_guard import faults_of, match_length
+from specdec.engine.efforts import EffortScale, effort_scale
 from specdec.engine.measure_turns import TURN_WIDTHS
 from specdec.engine.observers import Observers
 from specdec.engine.options import Options
@@ -35,7 +25,6 @@ from specdec.engine.policy import (
     DraftOption,
     DraftPlan,
     Knowledge,
-    Learner,
     Policy,
     RoundState,
 )
@@ -58,12 +47,12 @@ TRIED_EFFORTS = (0.2, 0.5, 1.0)  # whose draft steps are measured beforehand
 _OTHER_EFFORT = 0.15  # of draft views other than the fastest one
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # made for every answer: frozen ones take four times as long
 class Speculation:
     """The drafters, which propose tokens, and the policy, which decides how many at what effort.
 
     Attributes:
-        drafters: by name; the first is the default.
+        crew: the drafters.
         policy: decides; its answers are trusted here, `policy_guard` checks them.
         context: what the drafter works with; its history and cache are the engine's own.
         rules: what the caller put on the tokens; None where there is nothing.
@@ -80,13 +69,11 @@ class Speculation:
         named: drafters that the caller named.
         turn_rows: most rows of a turn, by the name of the drafter that the runtime's turns replace.
         text_match: match of the text's end with the text before.
-        foretellers: of the drafters, those that can tell beforehand what they have found, by name.
-        observers: of the drafters, those that learn from verify passes.
         may_wait: rounds of shared passes may go by without the policy: it decides by what pays, not by a rule.
         quiet_rounds: first rounds, alone, that go by without the policy.
     """
 
-    drafters: Mapping[str, Drafter]
+    crew: Crew
     options: tuple[DraftOption, ...]
     policy: GuardedPolicy
     context: DraftContext
@@ -103,19 +90,18 @@ class Speculation:
     keep_costs: Callable[[Callable[[], CostTable | None]], None] = field(default=lambda _: None, repr=False)
     turn_rows: Mapping[str, int] = field(init=False)
     text_match: TextMatch = field(default_factory=TextMatch, init=False, repr=False)
-    foretellers: Mapping[str, Foreteller] = field(init=False)
-    observers: Observers = field(init=False, repr=False)
     may_wait: bool = field(init=False)
     quiet_rounds: int = field(init=False)
 
     def __post_init__(self) -> None:
-        turns = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
-        object.__setattr__(self, "turn_rows", turns)
-        told = {name: drafter for name, drafter in self.drafters.items() if conforms(drafter, Foreteller)}
-        object.__setattr__(self, "foretellers", told)
-        object.__setattr__(self, "observers", Observers(self.drafters))
-        object.__setattr__(self, "may_wait", self.policy.learns)
-        object.__setattr__(self, "quiet_rounds", self.policy.quiet_rounds if turns and not self.named else 0)
+        self.turn_rows = {option.drafter: option.turn_rows for option in self.options if option.turn_rows}
+        self.may_wait = self.policy.learns
+        self.quiet_rounds = self.policy.quiet_rounds if self.turn_rows and not self.named else 0
+
+    @property
+    def observers(self) -> Observers:
+        """Of the drafters, those that learn from verify passes: none before a round first needs a drafter."""
+        return self.crew.observers
 
     def is_quiet(self, rounds: int, rows_beside: int) -> bool:
         """Whether the round after this number of rounds goes by without the policy."""
@@ -128,7 +114,7 @@ class Speculation:
 
     def make_ready(self, plan: DraftPlan) -> None:
         """Make the view that a plan drafts with, where it was left until now."""
-        drafter = self.drafters[self.drafter_of(plan)]
+        drafter = self.crew.drafters[self.drafter_of(plan)]
         view = plan.view or (drafter.views[0] if drafter.views else None)
         runtime = late_in(drafter, view)
         if runtime is None or view is None:
@@ -140,11 +126,13 @@ class Speculation:
     def matches(self, *, alone: bool) -> dict[str, int]:
         """Lengths of the matches of drafters that know them before drafting, by name. For a sequence alone whose
         runtime drafts turn after turn: the match of its turns, and the matches of drafters that the caller named."""
-        if not (alone and self.turn_rows):
-            return {name: match_length(name, drafter, self.context) for name, drafter in self.foretellers.items()}
-        found = dict.fromkeys(self.turn_rows, self.text_match.length(self.context.history))
-        for name in self.named & self.foretellers.keys() - found.keys():
-            found[name] = match_length(name, self.foretellers[name], self.context)
+        turns, crew = alone and bool(self.turn_rows), self.crew
+        found = dict.fromkeys(self.turn_rows, self.text_match.length(self.context.history)) if turns else {}
+        if turns and not self.named:
+            return found
+        for name in crew.drafters:
+            if name in crew.foretellers and name not in found and (not turns or name in self.named):
+                found[name] = match_length(name, crew.foretellers[name], self.context)
         return found
 
     def state(
@@ -179,7 +167,8 @@ class Speculation:
         Raises:
             PluginError: one of them raises something that is not an error of specdec.
         """
-        for name, drafter in self.drafters.items():
+        # Without an owner those that no round has needed have nothing to keep.
+        for name, drafter in (self.crew.made if self.owner is None else self.crew.drafters).items():
             if conforms(drafter, Archivist):
                 try:
                     drafter.ended(self.context)
@@ -208,36 +197,37 @@ class Speculation:
             return [one is not None and one.distribution.entropy < self.trust for one in draft.aligned]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Drafting:
     """Drafters and policy of an answer that has not begun: nothing here depends on its keys and values.
 
     Attributes:
         model: that answers.
         options: of the answer.
-        drafters: by name, the first is the default.
-        offered: the drafters with their views, the default first.
+        crew: the drafters.
+        named: drafters that the caller named.
         chosen: the policy as it is.
         policy: the same, guarded.
         efforts: of all matrices for a mean draft effort.
+        verify_effort: mean effort of verification.
         usual: draft view and efforts that the model drafts with where the caller names none.
         owner: whose earlier answers drafts may come from; None for nobody's.
     """
 
     model: Model
     options: Options
-    drafters: Mapping[str, Drafter]
-    offered: tuple[DraftOption, ...]
+    crew: Crew
+    named: frozenset[str]
     chosen: Policy
     policy: GuardedPolicy
     efforts: EffortScale
+    verify_effort: float
     usual: tuple[str, EffortSchedule]
     owner: str | None = None
 
     def cache_bytes(self, capacity: int) -> int:
         """Most bytes of keys and values that drafters have of their own for a sequence of `capacity` tokens."""
-        found = [one.cache_bytes(capacity) for one in self.drafters.values() if conforms(one, Rememberer)]
-        return sum(found)
+        return self.crew.cache_bytes(capacity)
 
     def begin(self, sequence: Sequence, end_tokens: frozenset[int], *, measures: bool = True) -> Speculation:
         """Everything that the rounds of a sequence need to draft; the caller holds the model's lock.
@@ -249,13 +239,12 @@ class Drafting:
         offered = self._offered_for(sequence, measures=measures)
         if self.policy.learns:
             tried = TRIED_EFFORTS if options.draft_effort is None else (self.efforts.mean,)
-            heads = {name: one.head.rows for name, one in self.drafters.items() if type(one) is EffortDrafter}
-            costs = machine_costs(model, offered, self.efforts, tried, heads=heads, measures=measures)
+            costs = machine_costs(model, offered, self.efforts, tried, crew=self.crew, measures=measures)
             self.policy.begin(Knowledge(costs=costs, memory=model.memory.of_policy(self.chosen)))
         chooser = sequence.chooser
         rules = LenientRules(chooser, sequence.tokens, sequence.limit) if isinstance(chooser, TokenChooser) else None
         return Speculation(
-            drafters=self.drafters,
+            crew=self.crew,
             options=offered,
             policy=self.policy,
             context=DraftContext(
@@ -270,13 +259,13 @@ class Drafting:
             ),
             draft_len=options.draft_len,
             draft_effort=self.efforts.mean,
-            verify_effort=options.verify_schedule.mean(model.config),
+            verify_effort=self.verify_effort,
             temperature=options.temperature,
             is_effort_asked=options.draft_effort is not None,
-            named=frozenset(self.drafters).difference(AUTO_DRAFTERS if "auto" in _asked(options) else ()),
+            named=self.named,
             trust=options.trust,
             rules=rules,
-            usual_draft=(self.usual[0], self.usual[1].mean(model.config)),
+            usual_draft=(self.usual[0], effort_scale(self.usual[1], model.config).mean),
             owner=self.owner,
             keep_costs=partial(keep_costs, model),
         )
@@ -284,18 +273,19 @@ class Drafting:
     def _offered_for(self, sequence: Sequence, *, measures: bool) -> tuple[DraftOption, ...]:
         """The options of a sequence: the runtime drafts by itself where its own choices are the tokens, and all weights
         are read."""
-        rows, runtime = max((option.turn_rows for option in self.offered), default=0), self.model.runtime
+        offered, runtime = self.crew.known.offered, self.model.runtime
+        rows = max((option.turn_rows for option in offered), default=0)
         if not rows:
-            return self.offered
-        chooses = sequence.takes_choices and not any(wants_logits(one) for one in self.drafters.values())
+            return offered
+        chooses = sequence.takes_choices and not self.crew.observers.want_logits
         if not chooses or self.options.trust is not None or not sequence.efforts.is_full:
-            return tuple(replace(option, turn_rows=0) for option in self.offered)
+            return tuple(replace(option, turn_rows=0) for option in offered)
         wanted, compiled = (rows, sequence.efforts), self.model.memory.turns_compiled
         if self.policy.learns and wanted not in compiled and conforms(runtime, Compiler):
             runtime.compile([Planned(count, sequence.efforts, recycles=True) for count in TURN_WIDTHS if count <= rows])
             compiled.add(wanted)
         provide_successors(self.model, surveys=measures)
-        return self.offered
+        return offered
 
 
 def choose_drafting(
@@ -313,28 +303,54 @@ def choose_drafting(
     """
     usual = model.auto_draft
     base = options.draft_schedule or _default_effort(model, options.draft_view, usual)
-    efforts = EffortScale(base, model.config)
+    efforts = effort_scale(base, model.config)
     verify_effort = options.verify_schedule.mean(model.config)
     if options.draft_effort is not None and efforts.mean > verify_effort:
         warn(f"draft effort {efforts.mean:g} is above verify effort {verify_effort:g}: drafts cost more than they save")
     policy = options.policy
     policy_name = policy.partition(":")[0] if isinstance(policy, str) else type(policy).__name__
     chosen = create_policy(policy) if isinstance(policy, str) else policy
-    with model.memory.drafters.lock:
-        view = _auto_view(model, options, usual[0]) if options.draft_view == "auto" else options.draft_view
-        drafters = _drafters(model, options, owner, progress, view=view, waits=conforms(chosen, Learner))
-    offered = tuple(option for name, drafter in drafters.items() for option in options_of(name, drafter))
+    guarded, asked = GuardedPolicy(chosen, policy_name), _asked(options)
     return Drafting(
         model=model,
         options=options,
-        drafters=drafters,
-        offered=offered,
+        crew=_crew(model, options, asked, owner, progress, usual=usual[0], waits=guarded.learns),
+        named=frozenset(_name(one) for one in asked if one != "auto"),
         chosen=chosen,
-        policy=GuardedPolicy(chosen, policy_name),
+        policy=guarded,
         efforts=efforts,
+        verify_effort=verify_effort,
         usual=usual,
         owner=owner,
     )
+
+
+def _crew(
+    model: Model,
+    options: Options,
+    asked: list[str | Drafter],
+    owner: str | None,
+    progress: Progress | None,
+    *,
+    usual: str,
+    waits: bool,
+) -> Crew:
+    """The drafters that were asked for. Those of "auto" may be made late, where an earlier answer has had them.
+
+    `usual`: draft view that the model drafts with; `waits`: the policy may never want a view.
+    """
+    memory, is_auto = model.memory, asked == ["auto"]
+    view = _auto_view(model, options, usual) if options.draft_view == "auto" else options.draft_view
+    make = partial(_drafters, model, options, asked, owner, progress, view=view, waits=waits)
+    kind = (AUTO_DRAFTERS, view, waits)
+    known = memory.crews.get(kind) if is_auto else None
+    if known is not None and known.holds(model.runtime):
+        return Crew(make, known)
+    with memory.drafters.lock:
+        crew = Crew(make)
+    if is_auto and crew.may_wait and len(crew.made) == len(AUTO_DRAFTERS):
+        memory.crews[kind] = crew.known
+    return crew
 
 
 def _default_effort(model: Model, view: str, usual: tuple[str, EffortSchedule]) -> EffortSchedule:
@@ -354,7 +370,14 @@ def _auto_view(model: Model, options: Options, usual: str) -> str:
 
 
 def _drafters(
-    model: Model, options: Options, owner: str | None, progress: Progress | None, *, view: str, waits: bool
+    model: Model,
+    options: Options,
+    asked: list[str | Drafter],
+    owner: str | None,
+    progress: Progress | None,
+    *,
+    view: str,
+    waits: bool,
 ) -> dict[str, Drafter]:
     """The drafters that were asked for, by name, in order.
 
@@ -374,9 +397,9 @@ def _drafters(
         waits=waits,
     )
     drafters: dict[str, Drafter] = {}
-    for one in _asked(options):
+    for one in asked:
         for spec in AUTO_DRAFTERS if one == "auto" else (one,):
-            name = spec if isinstance(spec, str) else type(spec).__name__
+            name = _name(spec)
             if name in drafters:
                 raise InvalidArgumentError(f"drafter {name!r} is asked for twice")
             try:
@@ -386,6 +409,11 @@ def _drafters(
                     raise
                 warn(f"{error}; drafting continues without it")
     return drafters
+
+
+def _name(spec: str | Drafter) -> str:
+    """Name of a drafter that was asked for."""
+    return spec if isinstance(spec, str) else type(spec).__name__
 
 
 def _asked(options: Options) -> list[str | Drafter]:

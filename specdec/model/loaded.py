@@ -17,7 +17,7 @@ from specdec.engine.prompt_cache import PromptCache
 from specdec.errors import InvalidArgumentError
 from specdec.model.effort import EffortSchedule
 from specdec.runtimes.base import EXACT, MAX_PASS_ROWS, forward_one
-from specdec.store.profile import find_profile, profile_stamp
+from specdec.store.profile import PROFILE_FILE, find_profile, profile_stamp
 from specdec.turns import Turns
 from specdec.workers import Workers
 
@@ -55,6 +55,7 @@ class Model:
         self.prompt_cache: PromptCache | None = None
         self.lock = Turns()
         self.load_other: Callable[[str], LoadedModel] | None = None
+        self._profile = None if store is None else store.path / PROFILE_FILE
         # What auto_draft found, and the stamp of the profile it was found in: reading one takes milliseconds.
         self._auto_draft: tuple[tuple[int, ...] | None, tuple[str, EffortSchedule]] | None = None
 
@@ -95,7 +96,7 @@ class Model:
         Warns:
             UserWarning: the profile is of other weights than the store holds now.
         """
-        stamp = None if self.store is None else profile_stamp(self.store)
+        stamp = None if self._profile is None else profile_stamp(self._profile)
         if self._auto_draft is None or self._auto_draft[0] != stamp:
             profile = None if self.store is None else find_profile(self.store, self.runtime.info.name)
             if profile is None:

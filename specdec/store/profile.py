@@ -185,12 +185,12 @@ def find_profile(store: Store, runtime: str) -> DraftProfile | None:
     return max(valid, key=lambda profile: profile.choice.speedup, default=None)
 
 
-def profile_stamp(store: Store) -> tuple[int, ...] | None:
-    """Changes whenever the profiles of a store do; None when it has none."""
-    try:
-        stat = (store.path / PROFILE_FILE).stat()
-    except FileNotFoundError:  # every answer comes here
+def profile_stamp(path: Path) -> tuple[int, ...] | None:
+    """Changes whenever the profiles in the file of a store do; None when there is no such file."""
+    if not os.access(path, os.F_OK):  # every answer comes here, and an exception takes longer
         return None
+    try:
+        stat = path.stat()
     except unless_signalled(OSError):
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from specdec.policies.goodput.learnt import Learnt
 from specdec.policies.goodput.policy import GoodputPolicy
 from specdec.policies.goodput.turn_results import WIDTHS, TurnResults
 from specdec.policies.goodput.turns import TurnPlanner
@@ -145,7 +146,7 @@ def test_what_turns_cost_is_remembered_and_what_they_bring_hardly():
     run(begun(memory), 6, CHEAP, match=5)
     plan = begun(memory).plan(state_at(50, 0, 0))
     assert plan.turns <= 4
-    (results,) = (one.turns["recycle"] for key, one in memory.items() if key[0] == "goodput" and hasattr(one, "turns"))
+    (results,) = (one.turns["recycle"] for one in memory.values() if isinstance(one, Learnt))
     assert results.costs
     before = results.tokens(2)
     results.new_text()

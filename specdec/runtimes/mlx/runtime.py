@@ -114,7 +114,7 @@ class MlxRuntime:
         self._lock = RLock()  # MLX does not allow work on several threads at a time
         self._prepared: set[str] = set()
         self._weights: dict[tuple[str, Efforts], int] = {}
-        self._bounds: dict[str, Late | None] = {}
+        self._views: dict[int, dict[str, ViewInfo]] = {}  # by the number of views that are prepared
         self._ops = Ops(self._mx, gpu.backend, store.dtype, quantised=store.quantised)
         self._loader = Loader(self._mx, self._ops, store)
         self._transformer = self._load()
@@ -145,6 +145,10 @@ class MlxRuntime:
 
     def views(self) -> Mapping[str, ViewInfo]:
         """Draft views that `forward` accepts besides "exact"; `bucket` needs buckets of 16 in tiers of fours."""
+        # Every answer and every draft step looks; only a view that was prepared changes anything.
+        return kept(self._views, len(self._prepared), self._view_infos)
+
+    def _view_infos(self) -> dict[str, ViewInfo]:
         return {name: ViewInfo(name=name, late=self._late(name)) for name in self._view_names()}
 
     def _late(self, view: str) -> Late | None:
@@ -152,11 +156,9 @@ class MlxRuntime:
         known of the memory."""
         if view in self._prepared or self._transformer.whole is None or self._driver is None:
             return None
-        if view not in self._bounds:
-            full, speed = resolve_efforts(1.0, self.config), self._driver.bytes_per_s
-            exact, own = (self._weight_bytes(self._mode(name, selects=False), full) for name in (EXACT, view))
-            self._bounds[view] = Late(exact / speed, own / speed) if speed > 0 else None
-        return self._bounds[view]
+        full, speed = resolve_efforts(1.0, self.config), self._driver.bytes_per_s
+        exact, own = (self._weight_bytes(self._mode(name, selects=False), full) for name in (EXACT, view))
+        return Late(exact / speed, own / speed) if speed > 0 else None
 
     def _view_names(self) -> tuple[str, ...]:
         if self._store.quantised:
