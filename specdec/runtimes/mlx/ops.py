@@ -414,7 +414,8 @@ class Ops:
             fit: blocks that should fit on a multiprocessor together.
             parts: files of functions that it needs.
         """
-        key = (name, *constants.items(), *inputs, *outputs, threads, fit, *parts)
+        types = [str(array.dtype) for array in inputs.values()] + [str(dtype) for _, dtype in outputs.values()]
+        key = (name, *constants.items(), *inputs, *outputs, *types, threads, fit, *parts)
         if key not in self._built:
             text = kernel_text(
                 self.backend,
@@ -424,6 +425,7 @@ class Ops:
                 outputs=list(outputs),
                 bounds=(threads, fit),
                 parts=parts,
+                types=types,
             )
             self._built[key] = build(self.mx, self.backend, text)
         return self._built[key](
