@@ -7,6 +7,7 @@ The steps are in `model`, the kernels' launch configurations in `ops`, their tex
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,8 @@ class MlxRuntime:
             return
         check_view(view, self.views())
         with self._lock:
+            if view in self._prepared:  # meanwhile: tables of addresses may refer to it already
+                return
             if view in ("bucket", "int4"):
                 flows = self._transformer.whole is not None and self._transformer.whole.flows
                 for linear in reported(self._transformer.linears, progress):
@@ -271,25 +274,34 @@ class MlxRuntime:
         if states:
             raise InvalidArgumentError("the mlx runtime does not show hidden states: use runtime 'native'")
         with self._lock:
-            shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
-            self._wide.finish(shares)
-            if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
-                self._begin(batch[0].efforts, shared=False)
-                return [self._turning.run(batch[0], shares[0])]
-            self.prepare(view)
-            if view == EXACT and not self._store.quantised:
-                self._need_forms({share.mode for share in shares})
-            self._begin(batch[0].efforts, shared=len(batch) > 1)
-            ahead = self._ahead(batch, shares, view)
-            further = self._further(batch, shares, ahead)
-            for share in shares:
-                share.cache.reserve(share.cache.length + len(share.ids) + ahead + further)
-            shown = [Shown(rows) for rows in batch]
-            self._wide.run(shares, shown, ahead, further)
-            for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
-                self._steps.run(step, view, shown, ahead)
-            for share in shares:
-                share.cache.advance(len(share.ids) + shown[share.number].ahead)
+            try:
+                return self._run(batch, view)
+            except BaseException:
+                with suppress(OSError):
+                    self._wait()  # what was launched may use memory that the caller frees
+                raise
+
+    def _run(self, batch: Sequence[Rows], view: str) -> list[Pass]:
+        """`forward` of checked rows, under the lock."""
+        shares = [self._share(number, rows, view) for number, rows in enumerate(batch)]
+        self._wide.finish(shares)
+        if len(batch) == 1 and view == EXACT and self._turning.takes(batch[0], shares[0]):
+            self._begin(batch[0].efforts, shared=False)
+            return [self._turning.run(batch[0], shares[0])]
+        self.prepare(view)
+        if view == EXACT and not self._store.quantised:
+            self._need_forms({share.mode for share in shares})
+        self._begin(batch[0].efforts, shared=len(batch) > 1)
+        ahead = self._ahead(batch, shares, view)
+        further = self._further(batch, shares, ahead)
+        for share in shares:
+            share.cache.reserve(share.cache.length + len(share.ids) + ahead + further)
+        shown = [Shown(rows) for rows in batch]
+        self._wide.run(shares, shown, ahead, further)
+        for step in steps_of(shares, min(self._most_rows(view, share.mode) for share in shares)):
+            self._steps.run(step, view, shown, ahead)
+        for share in shares:
+            share.cache.advance(len(share.ids) + shown[share.number].ahead)
         return [one.result(self.config.vocab_size, alone=len(batch) == 1) for one in shown]
 
     def _ahead(self, batch: Sequence[Rows], shares: list[Share], view: str) -> int:
