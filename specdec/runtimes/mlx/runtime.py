@@ -419,18 +419,10 @@ class MlxRuntime:
                     f"the one kernel of a single GPU: divide it only if one GPU has no memory for it"
                 )
         transformer = Transformer(
-            self._mx,
-            self._ops,
-            config,
-            layers=layers,
-            final_norm=final_norm,
-            head=head,
-            embeddings=embeddings,
-            tier_sizes=store.layout.tier_sizes,
+            self._mx, self._ops, config, layers=layers, final_norm=final_norm, head=head, embeddings=embeddings,
+            tier_sizes=store.layout.tier_sizes, shared=shared, ranks=ranks,
             whole=self._whole_step(layers, head, embeddings) if share is None else None,
-            shared=shared,
-            ranks=ranks,
-        )
+        )  # fmt: skip
         # All of it: what is not evaluated belongs to this thread, and passes may come from others.
         self._mx.eval([layer.vectors for layer in layers], transformer.final_norm)
         self._mx.clear_cache()  # what packing has used
