@@ -107,6 +107,11 @@ def define(constants: Mapping[str, Constant]) -> str:
     return "".join(f"#define {key} {_literal(value)}\n" for key, value in constants.items())
 
 
+def present(**arrays: Any) -> dict[str, Any]:
+    """Inputs of a kernel by name, in order, without those that there are not: None."""
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
 def _literal(value: Constant) -> str:
     """A constant as both languages read it."""
     if isinstance(value, float):
