@@ -61,7 +61,7 @@ DEVICE Choice read_choice(const float* from) {
 
 #if RECYCLES
 // The likeliest tokens of rows, for drafts: `step_recycle.cuh`. A candidate is a rank and a token.
-constexpr int TOP = 8;
+constexpr int TOP = SUCCESSORS;
 
 // A number that is larger the larger the logit, and equal for equal ones; above 0, and NaN is the largest.
 DEVICE unsigned rank_of(float logit) {
